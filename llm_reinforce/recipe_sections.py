@@ -391,7 +391,9 @@ class TrainingRecipe(Section):
     weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay")
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False, description="AdamW's decays")
     max_grad_norm: Positive | None = Field(default=1.0, description="the gradient is clipped to it")
-    micro_batch_size: Count | None = Field(default=None, description="episodes a backward pass; null is all")
+    micro_batch_tokens: Count = Field(
+        default=4096, description="most tokens a backward pass, a group's prompt counted once: bounds memory"
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="forward pass's type")
     checkpoint_every: Count | None = Field(default=None, description="updates between checkpoints")
     num_checkpoints_kept: Count = Field(default=2, description="the newest stay, older ones go")

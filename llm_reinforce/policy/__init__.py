@@ -1,11 +1,13 @@
 """π(a|s; θ): loading, sampling, and the log-probabilities of actions."""
 
+from llm_reinforce.policy.action_head import ActionScores
 from llm_reinforce.policy.cache import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.fetch import FETCHABLE, fetch
-from llm_reinforce.policy.language_policy import ActionScores, LanguagePolicy, TokenIds, token_log_probs
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.loading import convert_gguf, load_policy, policy_from_recipe, random_policy
 from llm_reinforce.policy.sampling import Completion, sample_completions
+from llm_reinforce.policy.scoring import token_log_probs
 
 __all__ = [
     "FETCHABLE",

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from jinja2 import TemplateError
 from torch import Tensor, nn
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy_gradient import entropy
 
 TokenIds = tuple[int, ...]
 
@@ -110,13 +109,6 @@ class LanguagePolicy:
         return token_ids
 
 
-class ActionScores(NamedTuple):
-    """What a policy says of given actions; where an episode is padded the numbers mean nothing."""
-
-    log_probs: Float[Tensor, "episode token"]
-    entropies: Float[Tensor, "episode token"] | None
-
-
 def pad_right(
     sequences: Sequence[Sequence[int]], value: int, device: torch.device
 ) -> Int[Tensor, "row column"]:
@@ -149,113 +141,3 @@ def accepted_arguments(model: nn.Module, names: Sequence[str]) -> frozenset[str]
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()
     return frozenset(names) & frozenset(inspect.signature(inner.forward).parameters)
-
-
-def token_log_probs(
-    model: nn.Module,
-    prompts: Sequence[TokenIds],
-    completions: Sequence[TokenIds],
-    *,
-    pad_token_id: int,
-    temperature: float = 1.0,
-    with_entropies: bool = False,
-) -> ActionScores:
-    """Score the actions of each completion: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
-
-    The one place where the causal shift happens. The temperature divides the logits as it does in sampling.
-
-    Where prompts repeat, as in groups, each distinct one is computed once and shared by its completions.
-
-    Args:
-        prompts: the states s_0, one a row, none empty.
-        completions: the actions, the end token included; rows may differ in length.
-        with_entropies: compute the entropy of each action's distribution too, with gradient.
-
-    Returns:
-        tensors `[episode, longest completion]`, float32, or float64 for a float64 model.
-    """
-    actions = pad_right(completions, pad_token_id, next(model.parameters()).device)
-    if len(set(prompts)) < len(prompts) and keeps_keys_and_values(model):
-        logits = _logits_sharing_prompts(model, prompts, actions, pad_token_id)
-    else:
-        logits = _logits_row_by_row(model, prompts, completions, pad_token_id)
-    # half precision is too coarse for a softmax over a vocabulary; float64 stays
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    log_distribution = (logits / temperature).log_softmax(dim=-1)
-    log_probs = log_distribution.gather(2, actions[:, :, None]).squeeze(2)
-    return ActionScores(log_probs, entropy(log_distribution) if with_entropies else None)
-
-
-def keeps_keys_and_values(model: nn.Module) -> bool:
-    """Whether what the model remembers of a prompt is keys and values, which completions can share.
-
-    A recurrent state (as of linear attention) is written in place, and no gradient survives that; nor can
-    rows be taken out of it as the sampler does. A wrapper
-    that ties processes together (DistributedDataParallel) has to be entered equally often by all of them,
-    and how often prompts repeat is each process's own matter.
-    """
-    if isinstance(getattr(model, "module", None), nn.Module):
-        return False
-    layer_types = getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"]
-    return "past_key_values" in accepted_arguments(model, ["past_key_values"]) and set(layer_types) <= {
-        "full_attention",
-        "sliding_attention",
-    }
-
-
-def _logits_row_by_row(
-    model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
-) -> Float[Tensor, "episode token vocabulary"]:
-    """The logits that each action was drawn from, prompt and completion of every row in one sequence.
-
-    Rows are right-padded: a causal model can't see what is right of a token, so no mask is needed.
-    """
-    shortest = min(len(prompt) for prompt in prompts)
-    # the last token of a row predicts nothing that was sampled
-    rows = [
-        (*prompt, *completion)[:-1] or prompt for prompt, completion in zip(prompts, completions, strict=True)
-    ]
-    input_ids = pad_right(rows, pad_token_id, next(model.parameters()).device)
-    kept = input_ids.shape[1] - (shortest - 1)
-    if accepted_arguments(model, ["logits_to_keep"]):
-        logits: Tensor = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
-    else:
-        logits = model(input_ids=input_ids, use_cache=False).logits[:, -kept:]
-    # logits[b, k] predict token shortest + k of row b; action t of row b is its token len(prompt) + t
-    num_tokens = max(len(completion) for completion in completions)
-    offsets = torch.tensor([len(prompt) - shortest for prompt in prompts], device=logits.device)
-    positions = offsets[:, None] + torch.arange(num_tokens, device=logits.device)
-    positions = positions.clamp(max=logits.shape[1] - 1)[:, :, None].expand(-1, -1, logits.shape[2])
-    return logits.gather(1, positions)
-
-
-def _logits_sharing_prompts(
-    model: nn.Module, prompts: Sequence[TokenIds], actions: Int[Tensor, "episode token"], pad_token_id: int
-) -> Float[Tensor, "episode token vocabulary"]:
-    """The same logits, each distinct prompt's keys and values computed once, with gradient.
-
-    The prompts' last logits are those of the first actions; the others follow from the actions before.
-    """
-    distinct = list(dict.fromkeys(prompts))
-    row = {prompt: index for index, prompt in enumerate(distinct)}
-    of_episode = torch.tensor([row[prompt] for prompt in prompts], device=actions.device)
-    states = pad_left(distinct, pad_token_id, actions.device)
-    accepted = accepted_arguments(model, ["position_ids", "logits_to_keep"])
-    arguments: dict[str, Any] = {"position_ids": states.positions} if "position_ids" in accepted else {}
-    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-    output = model(
-        input_ids=states.token_ids, attention_mask=states.mask, use_cache=True, **arguments, **last
-    )
-    first: Tensor = output.logits[:, -1:][of_episode]
-    if actions.shape[1] == 1:
-        return first
-    cache = output.past_key_values
-    cache.batch_select_indices(of_episode)
-    mask = torch.cat([states.mask[of_episode], torch.ones_like(actions[:, :-1])], dim=1)
-    if arguments:
-        lengths = states.mask.sum(dim=1)[of_episode]
-        arguments["position_ids"] = lengths[:, None] + torch.arange(actions.shape[1] - 1, device=mask.device)
-    rest = model(
-        input_ids=actions[:, :-1], past_key_values=cache, attention_mask=mask, use_cache=True, **arguments
-    ).logits
-    return torch.cat([first, rest], dim=1)

@@ -22,7 +22,8 @@ from llm_reinforce.hub import hub_answers
 from llm_reinforce.policy.cache import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.fetch import FETCHABLE, fetched_directory
-from llm_reinforce.policy.language_policy import LanguagePolicy, keeps_keys_and_values
+from llm_reinforce.policy.language_policy import LanguagePolicy
+from llm_reinforce.policy.scoring import keeps_keys_and_values
 from llm_reinforce.recipe import LoraRecipe, PolicyRecipe, RandomInit
 
 

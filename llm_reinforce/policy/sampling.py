@@ -1,15 +1,20 @@
 """Sample completions: the policy acts, one token after the other, until it ends or runs out of budget."""
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, accepted_arguments, pad_left
-from llm_reinforce.policy_gradient import entropy
+from llm_reinforce.policy.batches import Batch, SlotBatch, WholeBatch
+from llm_reinforce.policy.decoder import llama_like
+from llm_reinforce.policy.drawing import draw
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+
+Uniforms = Callable[[int], Float[Tensor, "completion token"]]
+"""The random numbers of a prompt's completions, in [0, 1), float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +36,6 @@ class Completion:
     terminated: bool
 
 
-@torch.no_grad()
 def sample_completions(
     policy: LanguagePolicy,
     prompts: Sequence[TokenIds],
@@ -45,8 +49,8 @@ def sample_completions(
 ) -> list[Completion]:
     """Sample completions of each prompt from softmax(logits / temperature), nothing cut off.
 
-    Each distinct prompt is computed once and its cache shared out to its completions; what has ended
-    leaves the batch.
+    What is drawn depends on the generator, the prompts and the policy; not on the batch size, but for
+    rounding.
 
     Args:
         prompts: token ids of the initial states, none empty.
@@ -58,120 +62,204 @@ def sample_completions(
     Returns:
         completions in the order of the prompts, those of one prompt next to each other.
     """
-    completions: list[Completion] = []
-    for chunk in _chunks(prompts, max(1, (batch_size or len(prompts) * num_completions) // num_completions)):
-        decoding = _Decoding(policy, chunk, num_completions)
-        completions += decoding.run(max_new_tokens, temperature, greedy, generator)
-    return completions
+    device = policy.device if generator is None else generator.device
 
+    def uniforms(prompt: int) -> Tensor:
+        size = (num_completions, max_new_tokens)
+        return torch.rand(size, generator=generator, dtype=torch.float64, device=device)
 
-def _chunks(prompts: Sequence[TokenIds], size: int) -> Iterator[Sequence[TokenIds]]:
-    for start in range(0, len(prompts), size):
-        yield prompts[start : start + size]
-
-
-class _Decoding:
-    """One batch on its way: which rows still run, their cache, and what each has written."""
-
-    def __init__(self, policy: LanguagePolicy, prompts: Sequence[TokenIds], num_completions: int) -> None:
-        self.policy = policy
-        self.device = policy.device
-        self.forward_arguments = accepted_arguments(policy.model, ["position_ids", "logits_to_keep"])
-        self.token_ids: list[list[int]] = [[] for _ in range(len(prompts) * num_completions)]
-        self.log_probs: list[list[float]] = [[] for _ in self.token_ids]
-        self.entropies: list[list[float]] = [[] for _ in self.token_ids]
-        self.terminated = [False] * len(self.token_ids)
-        self.live = list(range(len(self.token_ids)))  # the completion that each row of the batch writes
-
-        states = pad_left(prompts, policy.pad_token_id, self.device)
-        lengths = states.mask.sum(dim=1)
-        self.is_padded = bool((states.mask == 0).any())
-        self.attention_mask = states.mask
-        self.cache: Any = None
-        logits = self._forward(states.token_ids, states.positions)
-        assert self.cache is not None  # the forward pass made it
-        self.cache.batch_repeat_interleave(num_completions)
-        self.logits: Tensor = logits.repeat_interleave(num_completions, dim=0)
-        self.attention_mask = self.attention_mask.repeat_interleave(num_completions, dim=0)
-        self.next_positions: Tensor = lengths.repeat_interleave(num_completions)
-
-    def run(
-        self, max_new_tokens: int, temperature: float, greedy: bool, generator: torch.Generator | None
-    ) -> list[Completion]:
-        for num_written in range(1, max_new_tokens + 1):
-            actions, log_probs, entropies = _draw(self.logits / temperature, greedy, generator)
-            self._record(actions.tolist(), log_probs.tolist(), entropies.tolist())
-            running = [row for row, index in enumerate(self.live) if not self.terminated[index]]
-            if not running or num_written == max_new_tokens:
-                break
-            # ended rows go on unread until a quarter has ended: to cut them out costs a copy of the cache
-            if len(running) <= 0.75 * len(self.live):
-                actions = actions[self._keep_rows(running)]
-            self._advance(actions)
-        return [
-            Completion(
-                tuple(tokens), tuple(log_probs), tuple(entropies), self.policy.decode(tokens), terminated
-            )
-            for tokens, log_probs, entropies, terminated in zip(
-                self.token_ids, self.log_probs, self.entropies, self.terminated, strict=True
-            )
-        ]
-
-    def _record(self, actions: list[int], log_probs: list[float], entropies: list[float]) -> None:
-        for row, index in enumerate(self.live):
-            if not self.terminated[index]:
-                action = actions[row]
-                self.token_ids[index].append(action)
-                self.log_probs[index].append(log_probs[row])
-                self.entropies[index].append(entropies[row])
-                self.terminated[index] = action in self.policy.end_token_ids
-
-    def _keep_rows(self, rows: list[int]) -> Int[Tensor, " row"]:
-        selected = torch.tensor(rows, device=self.device)
-        self.live = [self.live[row] for row in rows]
-        self.cache.batch_select_indices(selected)
-        self.attention_mask = self.attention_mask[selected]
-        self.next_positions = self.next_positions[selected]
-        return selected
-
-    def _advance(self, actions: Int[Tensor, " row"]) -> None:
-        ones = self.attention_mask.new_ones(len(actions), 1)
-        self.attention_mask = torch.cat([self.attention_mask, ones], dim=1)
-        self.logits = self._forward(actions[:, None], self.next_positions[:, None])
-        self.next_positions = self.next_positions + 1
-
-    def _forward(
-        self, input_ids: Int[Tensor, "row column"], positions: Int[Tensor, "row column"]
-    ) -> Float[Tensor, "row vocabulary"]:
-        arguments: dict[str, Any] = {}
-        if "logits_to_keep" in self.forward_arguments:
-            arguments["logits_to_keep"] = 1
-        if self.is_padded:
-            arguments["attention_mask"] = self.attention_mask
-        if self.is_padded and "position_ids" in self.forward_arguments:
-            arguments["position_ids"] = positions
-        output = self.policy.model(
-            input_ids=input_ids, past_key_values=self.cache, use_cache=True, **arguments
+    of_prompts = dict(
+        stream_completions(
+            policy,
+            prompts,
+            num_completions=num_completions,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            uniforms=None if greedy else uniforms,
+            batch_size=batch_size,
         )
-        self.cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1]
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
+    )
+    return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
 
 
-def _draw(
-    logits: Float[Tensor, "row vocabulary"], greedy: bool, generator: torch.Generator | None
-) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"], Float[Tensor, " row"]]:
-    """One action a row, its log-probability, and the entropy of what it was drawn from.
+def stream_completions(
+    policy: LanguagePolicy,
+    prompts: Sequence[TokenIds],
+    *,
+    num_completions: int = 1,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    uniforms: Uniforms | None,
+    batch_size: int | None = None,
+) -> Iterator[tuple[int, list[Completion]]]:
+    """The same, each prompt's number and completions as soon as all of them have ended.
 
-    Logits that aren't finite make no distribution. Any action is drawn then, with a log-probability of NaN,
-    so that the gradient isn't finite and no weight moves; on a GPU to draw from NaN would be fatal.
+    Prompts are taken in their order. A prompt is computed once and shared out to its completions. What has
+    ended makes room for the next prompts where the model's cache allows it, and else leaves the batch.
+
+    Args:
+        uniforms: the random numbers of a prompt, asked for in the prompts' order; None: greedy.
     """
-    log_distribution = logits.log_softmax(dim=-1)
-    entropies = entropy(log_distribution)
-    if greedy:
-        actions = log_distribution.argmax(dim=-1)
-    else:
-        probabilities = log_distribution.exp().masked_fill_(entropies.isnan()[:, None], 1.0)
-        actions = torch.multinomial(probabilities, 1, generator=generator).squeeze(1)
-    log_probs = log_distribution.gather(1, actions[:, None]).squeeze(1)
-    return actions, log_probs.masked_fill(entropies.isnan(), torch.nan), entropies
+    size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)  # prompts at once
+    model = llama_like(policy.model)
+    per_batch = max(1, len(prompts)) if model is not None else size
+    for start in range(0, len(prompts), per_batch):
+        part = prompts[start : start + per_batch]
+        num_rows = min(size, len(part)) * num_completions
+        batch: Batch
+        if model is not None:
+            batch = SlotBatch(model, num_rows, max(len(prompt) for prompt in part), max_new_tokens)
+        else:
+            batch = WholeBatch(policy.model, policy.pad_token_id)
+        waiting = deque(range(start, start + len(part)))
+        writing = _Writing(policy, batch, num_rows, max_new_tokens)
+        ended: dict[int, dict[int, Completion]] = {}
+        while waiting or not writing.is_empty:
+            if waiting and writing.has_room_for(num_completions):
+                writing.begin(waiting, prompts, num_completions, uniforms)
+            writing.act(temperature)
+            for (prompt, number), completion in writing.take_ended():
+                ended.setdefault(prompt, {})[number] = completion
+                if len(ended[prompt]) == num_completions:
+                    yield prompt, [ended[prompt][number] for number in range(num_completions)]
+                    del ended[prompt]
+            if not writing.is_empty:
+                writing.advance(may_shrink=not waiting)
+
+
+class _Writing:
+    """Completions on their way, each in a row of the batch.
+
+    Attributes:
+        owners: each row's prompt and which of its completions; None: the row is free.
+        ages: tokens drawn in each row since its completion began, those after its end too.
+        num_written: how many of them are the completion's.
+        is_running: False where the completion has ended.
+    """
+
+    def __init__(self, policy: LanguagePolicy, batch: Batch, num_rows: int, max_new_tokens: int) -> None:
+        device = policy.device
+        self.policy, self.batch, self.max_new_tokens = policy, batch, max_new_tokens
+        self.owners: list[tuple[int, int] | None] = [None] * num_rows
+        self.ages = [0] * num_rows
+        self.num_written = torch.zeros(num_rows, dtype=torch.long, device=device)
+        self.is_running = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.end_token_ids = torch.tensor(policy.end_token_ids, device=device)
+        # one column more than is ever read: there goes what is drawn after a completion's end
+        self.token_ids = torch.zeros(num_rows, max_new_tokens + 1, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(num_rows, max_new_tokens + 1, dtype=torch.float64, device=device)
+        self.entropies = torch.zeros_like(self.log_probs)
+        self.uniforms: Tensor | None = None
+        self.logits = torch.empty(0)
+        self.actions = self.num_written
+        # to look whether something has ended, a GPU must be waited for
+        self.look_every = 1 if device.type == "cpu" else 8
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no row has an owner."""
+        return all(owner is None for owner in self.owners)
+
+    def has_room_for(self, num_completions: int) -> bool:
+        """Whether new prompts should begin now: a quarter of the rows is free, and enough for one."""
+        num_free = self.owners.count(None)
+        if self.is_empty:
+            return True
+        return self.batch.takes_more and num_free >= max(num_completions, len(self.owners) / 4)
+
+    @torch.no_grad()
+    def begin(
+        self,
+        waiting: deque[int],
+        prompts: Sequence[TokenIds],
+        num_completions: int,
+        uniforms: Uniforms | None,
+    ) -> None:
+        """Let the next prompts' completions begin in the free rows."""
+        free = [row for row, owner in enumerate(self.owners) if owner is None]
+        taken = [waiting.popleft() for _ in range(min(len(free) // num_completions, len(waiting)))]
+        rows = free[: len(taken) * num_completions]
+        distinct = {prompts[prompt]: None for prompt in taken}
+        numbers = {prompt: number for number, prompt in enumerate(distinct)}
+        owners = [(prompt, number) for prompt in taken for number in range(num_completions)]
+        for row, owner in zip(rows, owners, strict=True):
+            self.owners[row], self.ages[row] = owner, 0
+        device = self.num_written.device
+        selected = torch.tensor(rows, device=device)
+        of_prompt = torch.tensor([numbers[prompts[prompt]] for prompt, _ in owners], device=device)
+        logits = self.batch.fill(selected, list(distinct), of_prompt)
+        if len(rows) == len(self.owners):
+            self.logits = logits
+        else:
+            self.logits[selected] = logits
+        self.num_written[selected] = 0
+        self.is_running[selected] = True
+        if uniforms is not None:
+            numbers_drawn = torch.cat([uniforms(prompt) for prompt in taken]).to(device)
+            if self.uniforms is None:
+                self.uniforms = numbers_drawn.new_zeros(len(self.owners), self.max_new_tokens)
+            self.uniforms[selected] = numbers_drawn
+
+    @torch.no_grad()
+    def act(self, temperature: float) -> None:
+        """Draw the next action of every row and write it down."""
+        column = self.num_written[:, None]
+        uniforms = None
+        if self.uniforms is not None:
+            uniforms = self.uniforms.gather(1, column.clamp(max=self.max_new_tokens - 1)).squeeze(1)
+        self.actions, log_probs, entropies = draw(self.logits, temperature, uniforms)
+        self.token_ids.scatter_(1, column, self.actions[:, None])
+        self.log_probs.scatter_(1, column, log_probs[:, None].double())
+        self.entropies.scatter_(1, column, entropies[:, None].double())
+        self.num_written += self.is_running
+        self.is_running &= ~torch.isin(self.actions, self.end_token_ids)
+        self.is_running &= self.num_written < self.max_new_tokens
+        self.ages = [age + 1 for age in self.ages]
+
+    def take_ended(self) -> Iterator[tuple[tuple[int, int], Completion]]:
+        """The completions that have ended, with their owners; their rows are free."""
+        oldest = max(age for age, owner in zip(self.ages, self.owners, strict=True) if owner is not None)
+        if oldest % self.look_every and oldest < self.max_new_tokens:
+            return
+        is_running = self.is_running.tolist()
+        rows = [row for row, owner in enumerate(self.owners) if owner is not None and not is_running[row]]
+        if not rows:
+            return
+        lengths, token_ids, log_probs, entropies = (
+            values[rows].tolist()
+            for values in (self.num_written, self.token_ids, self.log_probs, self.entropies)
+        )
+        for place, row in enumerate(rows):
+            owner, self.owners[row] = self.owners[row], None
+            assert owner is not None
+            length, tokens = lengths[place], tuple(token_ids[place][: lengths[place]])
+            yield (
+                owner,
+                Completion(
+                    tokens,
+                    tuple(log_probs[place][:length]),
+                    tuple(entropies[place][:length]),
+                    self.policy.decode(tokens),
+                    terminated=tokens[-1] in self.policy.end_token_ids,
+                ),
+            )
+
+    @torch.no_grad()
+    def advance(self, *, may_shrink: bool) -> None:
+        """Compute the logits of the next actions, after rows that nobody needs any more are dropped."""
+        kept = [row for row, owner in enumerate(self.owners) if owner is not None]
+        # free rows go on unread until they are a quarter: to cut them out costs a copy of the cache
+        if may_shrink and len(kept) <= 0.75 * len(self.owners):
+            self._keep(kept)
+        oldest = max(age for age, owner in zip(self.ages, self.owners, strict=True) if owner is not None)
+        self.logits = self.batch.step(self.actions, self.num_written, oldest)
+
+    def _keep(self, rows: list[int]) -> None:
+        selected = torch.tensor(rows, device=self.num_written.device)
+        self.batch.keep(selected)
+        self.owners, self.ages = [self.owners[row] for row in rows], [self.ages[row] for row in rows]
+        self.num_written, self.is_running = self.num_written[selected], self.is_running[selected]
+        self.token_ids, self.actions = self.token_ids[selected], self.actions[selected]
+        self.log_probs, self.entropies = self.log_probs[selected], self.entropies[selected]
+        if self.uniforms is not None:
+            self.uniforms = self.uniforms[selected]

@@ -1,6 +1,7 @@
 """One gradient step: the loss of an update's episodes, its gradient in parts, and the optimiser's step."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,7 +10,7 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
 from llm_reinforce.episodes import EpisodeBatch
-from llm_reinforce.policy import token_log_probs
+from llm_reinforce.policy import TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
 from llm_reinforce.training.estimate import Estimate
 
@@ -43,7 +44,7 @@ class GradientStep:
         model, optimizer: as the accelerator has prepared them.
         temperature: that of the sampling.
         entropy_coefficient: what the entropy bonus is multiplied by.
-        micro_batch_size: episodes a backward pass; None: all.
+        micro_batch_tokens: most tokens a backward pass, prompts that several episodes share counted once.
         max_grad_norm: the gradient is clipped to it; None: not at all.
     """
 
@@ -53,7 +54,7 @@ class GradientStep:
     pad_token_id: int
     temperature: float
     entropy_coefficient: float
-    micro_batch_size: int | None
+    micro_batch_tokens: int
     max_grad_norm: float | None
 
     def __call__(self, batch: EpisodeBatch, estimate: Estimate) -> UpdateOutcome:
@@ -61,12 +62,13 @@ class GradientStep:
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if estimate.mean_return is None:
             return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
-        rows = self.rows_that_count(batch, estimate)
-        size = self.micro_batch_size or len(rows)
         loss, difference = 0.0, 0.0
         self.optimizer.zero_grad()
-        for start in range(0, len(rows), size):
-            part_loss, part_difference = self._backward(batch, estimate, rows[start : start + size])
+        micro_batches = self.micro_batches(batch, self.rows_that_count(batch, estimate))
+        for number, rows in enumerate(micro_batches, start=1):
+            is_last = number == len(micro_batches)  # then processes exchange their gradients
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                part_loss, part_difference = self._backward(batch, estimate, rows)
             loss, difference = loss + part_loss, max(difference, part_difference)
         limit = self.max_grad_norm or float("inf")
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
@@ -81,18 +83,35 @@ class GradientStep:
         """The episodes with a gradient: groups stay together to share their prompt, those of long ones first.
 
         An episode whose advantages are all zero adds nothing to the gradient and costs as much as any, so it
-        is left out; not with an entropy bonus, nor with several processes, which must go backward equally
-        often.
+        is left out; not with an entropy bonus.
         """
         lengths, groups = batch.lengths.tolist(), batch.groups.tolist()
         longest: dict[int, int] = {}
         for length, group in zip(lengths, groups, strict=True):
             longest[group] = max(length, longest.get(group, 0))
         order = sorted(range(len(batch)), key=lambda row: (-longest[groups[row]], groups[row]))
-        if self.entropy_coefficient > 0 or self.accelerator.num_processes > 1:
+        if self.entropy_coefficient > 0:
             return order
         counts = estimate.advantages.ne(0).any(dim=1).tolist()
         return [row for row in order if counts[row]] or order[:1]
+
+    def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
+        """The rows in runs of at most `micro_batch_tokens` tokens, one row at least."""
+        runs: list[list[int]] = [[]]
+        prompts: set[TokenIds] = set()
+        num_tokens = 0
+        for row in rows:
+            episode = batch.episodes[row]
+            cost = len(episode.completion.token_ids)
+            cost += 0 if episode.prompt_ids in prompts else len(episode.prompt_ids)
+            if runs[-1] and num_tokens + cost > self.micro_batch_tokens:
+                runs.append([])
+                prompts, num_tokens = set(), 0
+                cost = len(episode.prompt_ids) + len(episode.completion.token_ids)
+            runs[-1].append(row)
+            prompts.add(episode.prompt_ids)
+            num_tokens += cost
+        return runs
 
     def _backward(self, batch: EpisodeBatch, estimate: Estimate, rows: Sequence[int]) -> tuple[float, float]:
         """Add one micro-batch's share of the gradient; return its loss and its largest |Δ log π|."""

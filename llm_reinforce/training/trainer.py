@@ -90,6 +90,7 @@ class ReinforceTrainer:
             lr=training.learning_rate,
             betas=training.betas,
             weight_decay=training.weight_decay,
+            fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
         self.model, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
         self.schedule = learning_rate_schedule(
@@ -102,7 +103,7 @@ class ReinforceTrainer:
             pad_token_id=policy.pad_token_id,
             temperature=self.sampling.temperature,
             entropy_coefficient=self.reinforce.entropy_coefficient,
-            micro_batch_size=training.micro_batch_size,
+            micro_batch_tokens=training.micro_batch_tokens,
             max_grad_norm=training.max_grad_norm,
         )
         self.state = TrainState()

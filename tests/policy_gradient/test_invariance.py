@@ -23,10 +23,11 @@ from llm_reinforce.policy import (
     LanguagePolicy,
     TokenIds,
     character_tokenizer,
-    language_policy,
     sample_completions,
     token_log_probs,
 )
+from llm_reinforce.policy import scoring
+from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy_gradient import MovingAverage, action_mask, reinforce_loss
 from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe, TrainingRecipe
 from llm_reinforce.tasks import verify
@@ -173,12 +174,12 @@ def batch_of(policy: LanguagePolicy) -> EpisodeBatch:
     )
 
 
-def trainer_of(policy: LanguagePolicy, micro_batch_size: int | None, entropy_coefficient: float):
+def trainer_of(policy: LanguagePolicy, micro_batch_tokens: int, entropy_coefficient: float):
     return ReinforceTrainer(
         policy,
         [Problem(prompt="1+2=", answer="3")],
         TrainingRecipe(
-            num_updates=1, learning_rate=0.01, micro_batch_size=micro_batch_size, max_grad_norm=None
+            num_updates=1, learning_rate=0.01, micro_batch_tokens=micro_batch_tokens, max_grad_norm=None
         ),
         reinforce=ReinforceRecipe(
             discount=0.9,
@@ -197,9 +198,9 @@ def parameters_of(policy: LanguagePolicy) -> Tensor:
 @pytest.mark.parametrize("entropy_coefficient", [0.0, 0.1])
 def test_the_trainers_update_does_not_depend_on_its_micro_batches(exact_policy, entropy_coefficient):
     start, weights, losses = parameters_of(exact_policy()), [], []
-    for micro_batch_size in (None, 1, 3):
+    for micro_batch_tokens in (4096, 1, 20):
         policy = exact_policy()
-        trainer = trainer_of(policy, micro_batch_size, entropy_coefficient)
+        trainer = trainer_of(policy, micro_batch_tokens, entropy_coefficient)
         batch = batch_of(policy)
         outcome = trainer.gradient_step(batch, estimate_advantages(batch, trainer.reinforce, MovingAverage()))
         weights.append(parameters_of(policy))
@@ -314,8 +315,9 @@ def test_sharing_prompts_changes_neither_scores_nor_gradients(
     mask = action_mask(torch.tensor([len(completion) for completion in completions]), 4)
     weights = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(5, 4).masked_fill(~mask, 0.0)
 
-    def scored_and_gradient(is_shared: bool) -> tuple[Tensor, Tensor]:
-        monkeypatch.setattr(language_policy, "keeps_keys_and_values", lambda model: is_shared)
+    def scored_and_gradient(way: str) -> tuple[Tensor, Tensor]:
+        monkeypatch.setattr(scoring, "llama_like", llama_like if way == "packed" else lambda model: None)
+        monkeypatch.setattr(scoring, "keeps_keys_and_values", lambda model: way == "shared")
         policy.model.zero_grad()
         scores = token_log_probs(
             policy.model,
@@ -331,7 +333,8 @@ def test_sharing_prompts_changes_neither_scores_nor_gradients(
         gradient = torch.cat([parameter.grad.flatten() for parameter in policy.model.parameters()])
         return values.detach(), gradient
 
-    plain, plain_gradient = scored_and_gradient(False)
-    shared, shared_gradient = scored_and_gradient(True)
-    assert torch.allclose(shared, plain, rtol=0, atol=1e-12)
-    assert torch.allclose(shared_gradient, plain_gradient, rtol=0, atol=1e-12)
+    plain, plain_gradient = scored_and_gradient("row by row")
+    for way in ("shared", "packed"):
+        values, gradient = scored_and_gradient(way)
+        assert torch.allclose(values, plain, rtol=0, atol=1e-12)
+        assert torch.allclose(gradient, plain_gradient, rtol=0, atol=1e-12)

@@ -632,11 +632,11 @@ def test_where_all_rewards_are_equal_nothing_moves() -> None:
     assert [metrics["frac_reward_zero_std"] for metrics in watcher.metrics] == [1.0, 1.0]
 
 
-@pytest.mark.parametrize("micro_batch_size", [1, 5])
-def test_micro_batches_are_one_update(micro_batch_size: int) -> None:
+@pytest.mark.parametrize("micro_batch_tokens", [1, 20])
+def test_micro_batches_are_one_update(micro_batch_tokens: int) -> None:
     policies = [small_policy(), small_policy()]
-    for policy, size in zip(policies, (None, micro_batch_size), strict=True):
-        trainer(policy, num_updates=1, training={"micro_batch_size": size}).train()
+    for policy, size in zip(policies, (4096, micro_batch_tokens), strict=True):
+        trainer(policy, num_updates=1, training={"micro_batch_tokens": size}).train()
     for one, other in zip(*(policy.model.parameters() for policy in policies), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-6)
 

@@ -1,0 +1,123 @@
+"""From hidden states to log-probabilities of actions, without ever holding all logits."""
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llm_reinforce.policy.products import product
+from llm_reinforce.policy_gradient import entropy
+
+MAX_LOGITS = 1 << 23  # held at once: 32 MiB in float32, about a cache
+
+
+class ActionScores(NamedTuple):
+    """What a policy says of given actions, in nats."""
+
+    log_probs: Float[Tensor, "*action"]
+    entropies: Float[Tensor, "*action"] | None
+
+
+def score_actions(
+    head: nn.Module,
+    hidden: Float[Tensor, "action hidden"],
+    actions: Int[Tensor, " action"],
+    *,
+    temperature: float,
+    with_entropies: bool,
+) -> ActionScores:
+    """log π(a|s) of each action and the entropy of what it is drawn from, with gradients.
+
+        log π(a|s) = z_a - log Σ_b exp z_b,   z = W h / temperature
+
+    Where the head is a plain product, logits are computed a few rows at a time, and once more for the
+    gradient, so that an update's `[action, vocabulary]` never exists.
+    """
+    if type(head) is not nn.Linear or head.bias is not None:
+        return scores_of_logits(head(hidden), actions, temperature=temperature, with_entropies=with_entropies)
+    weight = head.weight
+    if torch.is_autocast_enabled(hidden.device.type):
+        dtype = torch.get_autocast_dtype(hidden.device.type)
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+    log_probs, entropies = _ChunkedHead.apply(hidden, weight, actions, temperature, with_entropies)
+    return ActionScores(log_probs, entropies if with_entropies else None)
+
+
+def scores_of_logits(
+    logits: Float[Tensor, "*action vocabulary"],
+    actions: Int[Tensor, "*action"],
+    *,
+    temperature: float,
+    with_entropies: bool,
+) -> ActionScores:
+    """The same of logits that are at hand."""
+    # half precision is too coarse for a softmax over a vocabulary; float64 stays
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    log_distribution = (logits / temperature).log_softmax(dim=-1)
+    log_probs = log_distribution.gather(-1, actions[..., None]).squeeze(-1)
+    return ActionScores(log_probs, entropy(log_distribution) if with_entropies else None)
+
+
+class _ChunkedHead(torch.autograd.Function):
+    """The equations of `score_actions` and their derivatives, some rows of logits at a time.
+
+    ∂ log π(a|s) / ∂z_b = 1[a = b] - π_b
+    ∂ H / ∂z_b = -π_b (log π_b + H)
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, actions: Tensor, temperature: float, with_entropies: bool
+    ) -> tuple[Tensor, Tensor]:
+        exact = torch.promote_types(hidden.dtype, torch.float32)
+        log_probs, log_totals, entropies = torch.zeros(3, len(hidden), dtype=exact, device=hidden.device)
+        for rows in _chunks(len(hidden), len(weight)):
+            logits = _logits(hidden[rows], weight, temperature)
+            log_totals[rows] = logits.logsumexp(dim=1)
+            log_probs[rows] = logits.gather(1, actions[rows, None]).squeeze(1) - log_totals[rows]
+            if with_entropies:
+                entropies[rows] = entropy(logits.sub_(log_totals[rows, None]))
+        ctx.save_for_backward(hidden, weight, actions, log_totals, entropies)
+        ctx.temperature, ctx.with_entropies = temperature, with_entropies
+        return log_probs, entropies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+        hidden, weight, actions, log_totals, entropies = ctx.saved_tensors
+        of_log_probs, of_entropies = (gradient[:, None] for gradient in gradients)
+        of_hidden = torch.zeros_like(hidden, dtype=log_totals.dtype)
+        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        rows = torch.arange(len(hidden), device=hidden.device)
+        # here by columns: each part of the weight's gradient is then written once
+        for columns in _chunks(len(weight), len(hidden)):
+            part = weight[columns]
+            log_distribution = _logits(hidden, part, ctx.temperature).sub_(log_totals[:, None])
+            if ctx.with_entropies:
+                probabilities = log_distribution.exp()
+                # an action of probability 0 (log -inf) has no part in it
+                of_logits = log_distribution.clamp_(min=torch.finfo(log_distribution.dtype).min / 2)
+                of_logits.add_(entropies[:, None]).mul_(of_entropies).add_(of_log_probs)
+                of_logits.mul_(probabilities).neg_()
+            else:
+                of_logits = log_distribution.exp_().mul_(-of_log_probs)
+            is_here = (actions >= columns.start) & (actions < columns.stop)
+            of_logits[rows[is_here], actions[is_here] - columns.start] += of_log_probs[is_here, 0]
+            of_logits = of_logits.div_(ctx.temperature).to(weight.dtype)
+            of_hidden += product(of_logits, part.t())
+            if of_weight is not None:
+                of_weight[columns] = product(of_logits.t(), hidden.t())
+        return of_hidden.to(hidden.dtype), of_weight, None, None, None
+
+
+def _logits(
+    hidden: Float[Tensor, "action hidden"], weight: Float[Tensor, "vocabulary hidden"], temperature: float
+) -> Float[Tensor, "action vocabulary"]:
+    logits = product(hidden, weight)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    return logits if temperature == 1.0 else logits.div_(temperature)
+
+
+def _chunks(length: int, width: int) -> list[slice]:
+    size = max(1, MAX_LOGITS // width)
+    return [slice(start, start + size) for start in range(0, length, size)]

@@ -1,0 +1,201 @@
+"""What a batch of sequences remembers while they are written, a row a sequence.
+
+`SlotBatch` is for Llama-like models: a cache that is laid out beforehand, in whose rows new sequences can
+take the place of those that have ended. `WholeBatch` is for every other causal model of transformers.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import pad, scaled_dot_product_attention
+
+from llm_reinforce.policy.decoder import decode
+from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, pad_left
+from llm_reinforce.policy.packing import pack_prompts
+from llm_reinforce.policy.products import linear
+
+MAX_PROMPT_TOKENS = 16384  # computed at once
+ROOM = 64  # tokens a row by which the cache grows
+
+
+@runtime_checkable
+class Batch(Protocol):
+    """Rows of sequences on their way."""
+
+    takes_more: bool
+    """Whether rows can be filled again while others are on their way."""
+
+    def fill(
+        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+    ) -> Float[Tensor, "filled vocabulary"]:
+        """Begin new sequences in these rows; the logits of their first actions."""
+
+    def step(
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], most_written: int
+    ) -> Float[Tensor, "row vocabulary"]:
+        """Append an action to every row; the logits of the next. `num_written` counts it already."""
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """Drop all other rows."""
+
+
+class SlotBatch:
+    """The sequences of a Llama-like model.
+
+    A row's keys and values stand in its own columns: the prompt from column 0, what is written from the
+    column behind the longest prompt on.
+
+    Args:
+        model: what `llama_like` gave.
+        prompt_width: the length of the longest prompt that may come.
+        max_new_tokens: what a row may write at most.
+    """
+
+    takes_more = True
+
+    def __init__(self, model: Any, num_rows: int, prompt_width: int, max_new_tokens: int) -> None:
+        self.model, self.prompt_width = model, prompt_width
+        self.room = min(max_new_tokens, ROOM)  # columns behind the prompts, of which more come when they are full
+        self.num_used = prompt_width
+        weight = model.model.embed_tokens.weight
+        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
+        self.rows = torch.arange(num_rows, device=weight.device)
+        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel], made when first filled
+        self.values: list[Tensor] = []
+
+    def fill(
+        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+    ) -> Float[Tensor, "filled vocabulary"]:
+        """See `Batch`."""
+        last, start = [], 0
+        for part in _parts(prompts):
+            is_of_part = (of_prompt >= start) & (of_prompt < start + len(part))
+            last.append(self._fill(rows[is_of_part], part, of_prompt[is_of_part] - start))
+            start += len(part)
+        return torch.cat(last).index_select(0, of_prompt)
+
+    def _fill(
+        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+    ) -> Float[Tensor, "prompt vocabulary"]:
+        packed = pack_prompts(prompts, rows.device)
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            mixed, prompt_keys, prompt_values = packed.attend(queries, keys, values)
+            if layer == len(self.keys):  # the very first filling
+                shape = (len(self.lengths), keys.shape[1], self.prompt_width + self.room, keys.shape[2])
+                self.keys.append(keys.new_zeros(shape))
+                self.values.append(values.new_zeros(shape))
+            width = packed.slots.shape[1]
+            for cache, new in ((self.keys, prompt_keys), (self.values, prompt_values)):
+                cache[layer][rows, :, :width] = new.transpose(1, 2).index_select(0, of_prompt)
+            return mixed
+
+        hidden = decode(self.model, packed.token_ids, packed.positions, attend)
+        self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
+        return self._logits(hidden.index_select(0, packed.last))
+
+    def step(
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], most_written: int
+    ) -> Float[Tensor, "row vocabulary"]:
+        """See `Batch`."""
+        self.num_used = used = self.prompt_width + most_written
+        if used > self.keys[0].shape[2]:
+            self.keys = [pad(keys, (0, 0, 0, self.room)) for keys in self.keys]
+            self.values = [pad(values, (0, 0, 0, self.room)) for values in self.values]
+        columns = torch.arange(used, device=actions.device)
+        written = columns - self.prompt_width
+        seen = (columns < self.lengths[:, None]) | (written >= 0) & (written < num_written[:, None])
+        mask = seen[:, None, None]
+        own_columns = self.prompt_width + num_written - 1
+
+        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            self.keys[layer][self.rows, :, own_columns] = keys
+            self.values[layer][self.rows, :, own_columns] = values
+            mixed = scaled_dot_product_attention(
+                # heads that share a key stand as queries below each other, so that no key is copied for them
+                queries.unflatten(1, (keys.shape[1], -1)),
+                self.keys[layer][:, :, :used],
+                self.values[layer][:, :, :used],
+                attn_mask=mask,
+            )
+            return mixed.flatten(1, 2)
+
+        return self._logits(decode(self.model, actions, self.lengths + num_written - 1, attend))
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """See `Batch`."""
+        for cache in (self.keys, self.values):
+            for layer, old in enumerate(cache):
+                new = old.new_zeros(len(rows), *old.shape[1:])
+                torch.index_select(old[:, :, : self.num_used], 0, rows, out=new[:, :, : self.num_used])
+                cache[layer] = new
+        self.lengths, self.rows = self.lengths[rows], self.rows[: len(rows)]
+
+    def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
+        return linear(self.model.lm_head, self.model.model.norm(hidden))
+
+
+def _parts(prompts: Sequence[TokenIds]) -> list[Sequence[TokenIds]]:
+    """The prompts in runs that are not too much to compute at once."""
+    parts: list[list[TokenIds]] = [[]]
+    for prompt in prompts:
+        if parts[-1] and (len(parts[-1]) + 1) * max(map(len, [prompt, *parts[-1]])) > MAX_PROMPT_TOKENS:
+            parts.append([])
+        parts[-1].append(prompt)
+    return list(parts)
+
+
+class WholeBatch:
+    """The sequences of any causal model, all begun together, on the cache that the model makes itself."""
+
+    takes_more = False
+
+    def __init__(self, model: nn.Module, pad_token_id: int) -> None:
+        self.model, self.pad_token_id = model, pad_token_id
+        self.accepted = accepted_arguments(model, ["position_ids", "logits_to_keep"])
+        self.cache: Any = None
+        self.is_padded = False
+        self.attention_mask = self.lengths = torch.empty(0)
+
+    def fill(
+        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+    ) -> Float[Tensor, "filled vocabulary"]:
+        """See `Batch`."""
+        states = pad_left(prompts, self.pad_token_id, rows.device)
+        self.is_padded, self.cache = bool((states.mask == 0).any()), None
+        self.attention_mask = states.mask
+        logits = self._forward(states.token_ids, states.positions)
+        self.cache.batch_select_indices(of_prompt)
+        self.attention_mask = states.mask[of_prompt]
+        self.lengths = self.attention_mask.sum(dim=1)
+        return logits[of_prompt]
+
+    def step(
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], most_written: int
+    ) -> Float[Tensor, "row vocabulary"]:
+        """See `Batch`."""
+        self.attention_mask = pad(self.attention_mask, (0, 1), value=1)
+        return self._forward(actions[:, None], (self.lengths + most_written - 1)[:, None])
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """See `Batch`."""
+        self.cache.batch_select_indices(rows)
+        self.attention_mask, self.lengths = self.attention_mask[rows], self.lengths[rows]
+
+    def _forward(
+        self, input_ids: Int[Tensor, "row column"], positions: Int[Tensor, "row column"]
+    ) -> Float[Tensor, "row vocabulary"]:
+        arguments: dict[str, Any] = {}
+        if "logits_to_keep" in self.accepted:
+            arguments["logits_to_keep"] = 1
+        if self.is_padded:
+            arguments["attention_mask"] = self.attention_mask
+        if self.is_padded and "position_ids" in self.accepted:
+            arguments["position_ids"] = positions
+        output = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, **arguments)
+        self.cache = output.past_key_values
+        logits: Tensor = output.logits[:, -1]
+        return logits

@@ -1,0 +1,93 @@
+"""The forward pass of Llama-like models over tokens that lie side by side, without padding.
+
+Embedding, norms, projections and the feed-forward part treat every token alike, so they take the tokens of
+all sequences as rows of one matrix. Only attention knows which token belongs to which sequence, and that is
+the caller's: the scorer attends within episodes, the sampler to its cache.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
+
+from llm_reinforce.policy.products import linear
+
+LLAMA_LIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+
+
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Attention: the layer's number, then queries `[token, head, channel]`, keys and values `[token, key_head,
+channel]` of all tokens; what it mixes of the values, as the queries."""
+
+
+def llama_like(model: nn.Module) -> Any:
+    """The model whose layers `decode` can walk through, adapters in them or not; None for every other.
+
+    Not those that attend to a window only, or that are spread over devices, or tied to other processes.
+    """
+    inner: Any = model
+    if hasattr(inner, "get_base_model"):
+        if inner.active_peft_config.is_prompt_learning:
+            return None
+        inner = inner.get_base_model()
+    if type(inner) not in LLAMA_LIKE or hasattr(inner, "hf_device_map"):
+        return None
+    for layer in inner.model.layers:
+        is_windowed = getattr(layer.self_attn, "sliding_window", None) is not None
+        if is_windowed or getattr(layer, "gradient_checkpointing", False):
+            return None
+    return inner
+
+
+def decode(
+    model: Any, token_ids: Int[Tensor, " token"], positions: Int[Tensor, " token"], attend: Attend
+) -> Float[Tensor, "token hidden"]:
+    """The last hidden state of every token, before the final norm and the head.
+
+    Args:
+        model: what `llama_like` gave.
+        positions: of each token in its own sequence, from 0.
+    """
+    hidden: Tensor = model.model.embed_tokens(token_ids)
+    cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
+    rotation = cosines[0, :, None], sines[0, :, None]
+    for number, layer in enumerate(model.model.layers):
+        hidden = hidden + _self_attention(layer, number, layer.input_layernorm(hidden), rotation, attend)
+        hidden = hidden + _feed_forward(layer.mlp, layer.post_attention_layernorm(hidden))
+    return hidden
+
+
+def _self_attention(
+    layer: Any,
+    number: int,
+    hidden: Float[Tensor, "token hidden"],
+    rotation: tuple[Tensor, Tensor],
+    attend: Attend,
+) -> Float[Tensor, "token hidden"]:
+    attention = layer.self_attn
+    shape = (len(hidden), -1, attention.head_dim)
+    queries = linear(attention.q_proj, hidden).view(shape)
+    keys = linear(attention.k_proj, hidden).view(shape)
+    values = linear(attention.v_proj, hidden).view(shape)
+    if hasattr(attention, "q_norm"):  # Qwen3
+        queries, keys = attention.q_norm(queries), attention.k_norm(keys)
+    mixed = attend(number, _rotate(queries, *rotation), _rotate(keys, *rotation), values)
+    return linear(attention.o_proj, mixed.reshape(len(hidden), -1))
+
+
+def _rotate(
+    vectors: Float[Tensor, "token head channel"],
+    cosines: Float[Tensor, "token 1 channel"],
+    sines: Float[Tensor, "token 1 channel"],
+) -> Float[Tensor, "token head channel"]:
+    """Rotary position embedding (Su et al. 2021), the halves of the channels paired as in transformers."""
+    first, second = vectors.chunk(2, dim=-1)
+    return vectors * cosines + torch.cat((-second, first), dim=-1) * sines
+
+
+def _feed_forward(mlp: Any, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token hidden"]:
+    gate = mlp.act_fn(linear(mlp.gate_proj, hidden))
+    return linear(mlp.down_proj, gate * linear(mlp.up_proj, hidden))

@@ -1,0 +1,81 @@
+"""Draw actions from logits: one pass over the vocabulary, one random number a draw."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from llm_reinforce.policy_gradient import entropy
+
+BLOCK = 256  # probabilities that are summed up before a draw looks for its own among them
+
+
+class Drawn(NamedTuple):
+    """One action a row, its log-probability, and the entropy of what it was drawn from, in nats."""
+
+    actions: Int[Tensor, " row"]
+    log_probs: Float[Tensor, " row"]
+    entropies: Float[Tensor, " row"]
+
+
+def draw(
+    logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
+) -> Drawn:
+    """Draw from softmax(logits / temperature), or take the likeliest action.
+
+    Logits that aren't finite make no distribution. Any action is drawn then, with a log-probability of NaN,
+    so that the gradient isn't finite and no weight moves; on a GPU to draw from NaN would be fatal.
+
+    Args:
+        uniforms: numbers in [0, 1), float64, one a row; None: take the likeliest.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
+    if temperature != 1.0:
+        logits = logits / temperature
+    shifted = logits - logits.amax(dim=1, keepdim=True)
+    weights = shifted.exp()
+    totals = weights.sum(dim=1)
+    # H = log Σ e^z - Σ π z;  0 · -inf is NaN, and so is everything of a row that isn't finite
+    entropies = totals.log() - torch.linalg.vecdot(weights, shifted) / totals
+    is_odd = entropies.isnan()
+    if uniforms is None:
+        actions = logits.argmax(dim=1)
+    else:
+        actions = invert(weights.masked_fill_(totals.isnan()[:, None], 1.0), uniforms)
+    log_probs = shifted.gather(1, actions[:, None]).squeeze(1) - totals.log()
+    if is_odd.any():  # rare, so that the usual case is spared a pass over all of it
+        entropies = torch.where(is_odd, entropy(logits.log_softmax(dim=1)), entropies)
+        log_probs = log_probs.masked_fill(entropies.isnan(), torch.nan)
+    return Drawn(actions, log_probs, entropies)
+
+
+def invert(
+    weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]
+) -> Int[Tensor, " row"]:
+    """The action at which the cumulated weights pass u · Σ weights: first the block of it, then within.
+
+    Sums are in float64. An action of weight 0 is never drawn.
+    """
+    num_rows, num_columns = weights.shape
+    if num_columns <= 4 * BLOCK:
+        return _pass(weights.double(), uniforms, None)[0]
+    if num_columns % BLOCK:
+        weights = torch.nn.functional.pad(weights, (0, -num_columns % BLOCK))
+    blocks = weights.unflatten(1, (-1, BLOCK))
+    block, rest = _pass(blocks.sum(dim=2, dtype=torch.float64), uniforms, None)
+    within, _ = _pass(blocks[torch.arange(num_rows, device=weights.device), block].double(), uniforms, rest)
+    return block * BLOCK + within
+
+
+def _pass(
+    weights: Float[Tensor, "row column"], uniforms: Tensor, targets: Tensor | None
+) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
+    """Where the cumulated weights pass the target, and what of the target is left for that column."""
+    sums = weights.cumsum(dim=1)
+    # rounding must not carry a target past the last weight that isn't zero
+    below_all = torch.nextafter(sums[:, -1], torch.zeros_like(sums[:, -1]))
+    targets = torch.minimum(uniforms * sums[:, -1] if targets is None else targets, below_all)
+    columns = torch.searchsorted(sums, targets[:, None], right=True)
+    before = sums.gather(1, columns) - weights.gather(1, columns)
+    return columns.squeeze(1), (targets[:, None] - before).squeeze(1).clamp(min=0.0)

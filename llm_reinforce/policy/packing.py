@@ -1,0 +1,209 @@
+"""Prompts and completions as one row of tokens, each computed once, and attention that keeps them apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from llm_reinforce.policy.language_policy import TokenIds
+
+
+@dataclass(frozen=True, slots=True)
+class PackedPrompts:
+    """Distinct prompts; what they all begin with, a system turn say, stands there once.
+
+    Attributes:
+        token_ids, positions: of each packed token: the common beginning, then each prompt's rest.
+        slots: where the tokens of each prompt stand in the row; past a prompt's end 0.
+        lengths: of the prompts.
+        places: the place of each packed token in the flattened `slots`, the first where there are several.
+    """
+
+    token_ids: Int[Tensor, " token"]
+    positions: Int[Tensor, " token"]
+    slots: Int[Tensor, "prompt column"]
+    lengths: Int[Tensor, " prompt"]
+    places: Int[Tensor, " token"]
+
+    @property
+    def last(self) -> Int[Tensor, " prompt"]:
+        """Where each prompt's last token stands, from which the first action is drawn."""
+        return self.slots.gather(1, self.lengths[:, None] - 1).squeeze(1)
+
+    def attend(
+        self,
+        queries: Float[Tensor, "token head channel"],
+        keys: Float[Tensor, "token key_head channel"],
+        values: Float[Tensor, "token key_head channel"],
+    ) -> tuple[
+        Float[Tensor, "token head channel"],
+        Float[Tensor, "prompt column key_head channel"],
+        Float[Tensor, "prompt column key_head channel"],
+    ]:
+        """Each prompt's tokens attend to those before them; also its keys and values, past its end any."""
+        of_queries, of_keys, of_values = (_take(packed, self.slots) for packed in (queries, keys, values))
+        mixed = scaled_dot_product_attention(
+            of_queries.transpose(1, 2),
+            of_keys.transpose(1, 2),
+            of_values.transpose(1, 2),
+            is_causal=True,  # what is past a prompt's end is to the right of all its tokens
+            enable_gqa=queries.shape[1] != keys.shape[1],
+        )
+        return mixed.transpose(1, 2).flatten(0, 1).index_select(0, self.places), of_keys, of_values
+
+
+def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPrompts:
+    """Lay distinct prompts side by side, none empty."""
+    common = _common_beginning(prompts)
+    width = max(len(prompt) for prompt in prompts)
+    token_ids, positions = list(prompts[0][:common]), list(range(common))
+    places, slots = list(range(common)), []
+    for number, prompt in enumerate(prompts):
+        start = len(token_ids) - common
+        slots.append([*range(common), *range(start + common, start + len(prompt))])
+        slots[-1] += [0] * (width - len(prompt))
+        token_ids += prompt[common:]
+        positions += range(common, len(prompt))
+        places += range(number * width + common, number * width + len(prompt))
+    lengths = [len(prompt) for prompt in prompts]
+    return PackedPrompts(
+        *(torch.tensor(rows, device=device) for rows in (token_ids, positions, slots, lengths, places))
+    )
+
+
+def _common_beginning(prompts: Sequence[TokenIds]) -> int:
+    """How many tokens all of several prompts begin with; each keeps its last for itself."""
+    if len(prompts) < 2:
+        return 0
+    longest = min(len(prompt) for prompt in prompts) - 1
+    columns = zip(*(prompt[:longest] for prompt in prompts), strict=True)
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
+
+
+@dataclass(frozen=True, slots=True)
+class PackedCompletions:
+    """Completions side by side behind their prompts, each attending to its own prompt and to itself.
+
+    The last action of a completion is not among the tokens: nothing is drawn after it.
+
+    Attributes:
+        token_ids, positions: of each packed token.
+        prompt: the number of each completion's prompt.
+        slots: where the tokens of each completion stand in the row; past its end 0.
+        places: the place of each packed token in the flattened `slots`.
+        is_own: True in `slots` where a token of the completion stands.
+    """
+
+    token_ids: Int[Tensor, " token"]
+    positions: Int[Tensor, " token"]
+    prompt: Int[Tensor, " completion"]
+    slots: Int[Tensor, "completion column"]
+    places: Int[Tensor, " token"]
+    is_own: Bool[Tensor, "completion column"]
+
+    def mask(self, prompts: PackedPrompts, num_repeats: int) -> Bool[Tensor, "completion 1 query key"]:
+        """True where a query of a completion may look: at its prompt, and at its own tokens up to itself.
+
+        The queries of the heads that share a key are one block below the other, `num_repeats` times.
+        """
+        columns = torch.arange(prompts.slots.shape[1], device=self.slots.device)
+        of_prompt = columns < prompts.lengths[self.prompt][:, None]
+        width = self.slots.shape[1]
+        before = torch.ones(width, width, dtype=torch.bool, device=self.slots.device).tril()
+        seen = torch.cat(
+            [of_prompt[:, None].expand(-1, width, -1), before.expand(len(self.slots), -1, -1)], dim=2
+        )
+        return seen.repeat(1, num_repeats, 1)[:, None]
+
+    def attend(
+        self,
+        queries: Float[Tensor, "token head channel"],
+        keys: Float[Tensor, "token key_head channel"],
+        values: Float[Tensor, "token key_head channel"],
+        prompt_keys: Float[Tensor, "prompt column key_head channel"],
+        prompt_values: Float[Tensor, "prompt column key_head channel"],
+        mask: Bool[Tensor, "completion 1 query key"],
+    ) -> Float[Tensor, "token head channel"]:
+        """Attention of each completion's tokens to its prompt's and its own."""
+        heads, key_heads = queries.shape[1], keys.shape[1]
+        own = (_Unpack.apply(packed, self.slots, self.places) for packed in (queries, keys, values))
+        of_queries, of_keys, of_values = own
+        every_key = torch.cat([prompt_keys.index_select(0, self.prompt), of_keys], dim=1)
+        every_value = torch.cat([prompt_values.index_select(0, self.prompt), of_values], dim=1)
+        # heads that share a key: their queries one below the other, so that no key is copied for them
+        of_queries = of_queries.unflatten(2, (key_heads, heads // key_heads)).permute(0, 2, 3, 1, 4)
+        mixed = scaled_dot_product_attention(
+            of_queries.flatten(2, 3), every_key.transpose(1, 2), every_value.transpose(1, 2), attn_mask=mask
+        )
+        mixed = mixed.unflatten(2, (heads // key_heads, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        mixed = mixed.masked_fill(~self.is_own[:, :, None, None], 0.0)
+        packed: Tensor = _Pack.apply(mixed, self.slots, self.places)
+        return packed
+
+
+def pack_completions(
+    completions: Sequence[TokenIds], prompts: Sequence[int], prompt_lengths: Sequence[int], device: torch.device
+) -> PackedCompletions:
+    """Lay completions side by side.
+
+    Args:
+        prompts: the number of each completion's prompt.
+        prompt_lengths: of each completion's prompt.
+    """
+    width = max(len(completion) for completion in completions) - 1
+    token_ids: list[int] = []
+    positions: list[int] = []
+    places: list[int] = []
+    slots = []
+    for row, (completion, length) in enumerate(zip(completions, prompt_lengths, strict=True)):
+        num_tokens = len(completion) - 1
+        slots.append([*range(len(token_ids), len(token_ids) + num_tokens), *[0] * (width - num_tokens)])
+        token_ids += completion[:-1]
+        positions += range(length, length + num_tokens)
+        places += range(row * width, row * width + num_tokens)
+    lengths = torch.tensor([len(completion) - 1 for completion in completions], device=device)
+    return PackedCompletions(
+        token_ids=torch.tensor(token_ids, dtype=torch.long, device=device),
+        positions=torch.tensor(positions, dtype=torch.long, device=device),
+        prompt=torch.tensor(prompts, device=device),
+        slots=torch.tensor(slots, dtype=torch.long, device=device).reshape(len(completions), width),
+        places=torch.tensor(places, dtype=torch.long, device=device),
+        is_own=torch.arange(width, device=device) < lengths[:, None],
+    )
+
+
+def _take(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
+    return packed.index_select(0, slots.flatten()).unflatten(0, slots.shape)
+
+
+class _Unpack(torch.autograd.Function):
+    """A row of tokens as rows of sequences. Each token has one place, so the gradient is a selection too."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, slots: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return _take(packed, slots)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return gradients[0].flatten(0, 1).index_select(0, places), None, None
+
+
+class _Pack(torch.autograd.Function):
+    """Back again; where no token stands the gradient is any, and the caller's to mask."""
+
+    @staticmethod
+    def forward(ctx: Any, unpacked: Tensor, slots: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(slots)
+        return unpacked.flatten(0, 1).index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        (slots,) = ctx.saved_tensors
+        return _take(gradients[0], slots), None, None

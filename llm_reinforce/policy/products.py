@@ -1,0 +1,77 @@
+"""Matrix products in the fastest way that the machine offers: the inner loop of sampling and of learning."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+SMALLEST = 1 << 21  # multiplications, below which a product is over before oneDNN has begun
+
+
+def _find_onednn() -> Any:
+    """oneDNN's float32 product, as torch's own compiler calls it; None where this torch lacks it.
+
+    On a CPU torch multiplies float32 matrices by MKL, which uses no AVX-512 on a processor that isn't
+    Intel's: on a Zen 5 oneDNN is 2 to 3.5 times faster (`tests/benchmarks/speed.py` prints both).
+    """
+    if not torch.backends.mkldnn.is_available():
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+
+
+_onednn = _find_onednn()
+
+
+def product(
+    left: Float[Tensor, "row inner"], right: Float[Tensor, "column inner"]
+) -> Float[Tensor, "row column"]:
+    """left · rightᵀ, without a gradient."""
+    is_float32_on_cpu = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
+    if _onednn is not None and is_float32_on_cpu and left.numel() * right.shape[0] >= SMALLEST:
+        result: Tensor = _onednn(left, right, None, "none", [], "")
+        return result
+    return left @ right.t()
+
+
+class _Linear(torch.autograd.Function):
+    """x · Wᵀ with its gradient, each product by `product`."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return product(inputs, weight)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        inputs, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        of_inputs = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
+        of_weight = product(gradient.t(), inputs.t()) if ctx.needs_input_grad[1] else None
+        return of_inputs, of_weight
+
+
+def linear(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> Float[Tensor, "row column"]:
+    """What the layer makes of its inputs.
+
+    A plain `nn.Linear` in float32 on a CPU goes by `product`; every other layer (an adapter's, a quantised
+    one, one under autocast) is called as it is.
+    """
+    is_plain = type(layer) is nn.Linear and inputs.dtype == torch.float32 and inputs.device.type == "cpu"
+    if not is_plain or torch.is_autocast_enabled("cpu"):
+        result: Tensor = layer(inputs)
+        return result
+    assert isinstance(layer, nn.Linear)
+    if not torch.is_grad_enabled():
+        outputs = product(inputs, layer.weight)
+    else:
+        outputs = _Linear.apply(inputs, layer.weight)
+    return outputs if layer.bias is None else outputs + layer.bias
+
+
+def linear_columns(layer: nn.Module) -> Tensor | None:
+    """The weight of a head that is nothing but a product; None for every other."""
+    if type(layer) is nn.Linear and layer.bias is None:
+        return layer.weight
+    return None
+

@@ -1,0 +1,172 @@
+"""Score given actions: the one place where the causal shift happens."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from llm_reinforce.policy.action_head import ActionScores, score_actions, scores_of_logits
+from llm_reinforce.policy.decoder import decode, llama_like
+from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, pad_left, pad_right
+from llm_reinforce.policy.packing import pack_completions, pack_prompts
+
+
+def token_log_probs(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    pad_token_id: int,
+    temperature: float = 1.0,
+    with_entropies: bool = False,
+) -> ActionScores:
+    """Score the actions of each completion: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
+
+    The temperature divides the logits as it does in sampling. Where prompts repeat, as in groups, each
+    distinct one is computed once and shared by its completions.
+
+    Args:
+        prompts: the states s_0, one a row, none empty.
+        completions: the actions, the end token included; rows may differ in length.
+        with_entropies: compute the entropy of each action's distribution too, with gradient.
+
+    Returns:
+        tensors `[episode, longest completion]`, float32, or float64 for a float64 model; where an episode is
+        padded the numbers mean nothing.
+    """
+    walked = llama_like(model)
+    if walked is not None and all(completions):
+        return _scores_of_packed(walked, prompts, completions, temperature, with_entropies)
+    actions = pad_right(completions, pad_token_id, next(model.parameters()).device)
+    if len(set(prompts)) < len(prompts) and keeps_keys_and_values(model):
+        logits = _logits_sharing_prompts(model, prompts, actions, pad_token_id)
+    else:
+        logits = _logits_row_by_row(model, prompts, completions, pad_token_id)
+    return scores_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+
+
+def _scores_of_packed(
+    model: Any,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    temperature: float,
+    with_entropies: bool,
+) -> ActionScores:
+    """All tokens in one row, no padding but within attention; a model that `llama_like` has given."""
+    device = next(model.parameters()).device
+    distinct = list(dict.fromkeys(prompts))
+    number = {prompt: index for index, prompt in enumerate(distinct)}
+    of_prompts = pack_prompts(distinct, device)
+    of_completions = pack_completions(
+        completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in prompts], device
+    )
+    num_prompt_tokens = len(of_prompts.token_ids)
+    mask = of_completions.mask(of_prompts, model.config.num_attention_heads // model.config.num_key_value_heads)
+
+    def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        parts = [tensor.tensor_split([num_prompt_tokens]) for tensor in (queries, keys, values)]
+        mixed, prompt_keys, prompt_values = of_prompts.attend(*(part[0] for part in parts))
+        if of_completions.slots.numel() == 0:  # one action each: nothing but prompts to compute
+            return mixed
+        rest = of_completions.attend(*(part[1] for part in parts), prompt_keys, prompt_values, mask)
+        return torch.cat([mixed, rest])
+
+    hidden = decode(
+        model,
+        torch.cat([of_prompts.token_ids, of_completions.token_ids]),
+        torch.cat([of_prompts.positions, of_completions.positions]),
+        attend,
+    )
+    # the causal shift: the first action is drawn behind the prompt, each other behind the action before it
+    first = of_prompts.last[of_completions.prompt]
+    shifted = torch.cat([first[:, None], num_prompt_tokens + of_completions.slots], dim=1)
+    is_action = torch.cat([torch.ones_like(first, dtype=torch.bool)[:, None], of_completions.is_own], dim=1)
+    scores = score_actions(
+        model.lm_head,
+        model.model.norm(hidden.index_select(0, shifted[is_action])),
+        torch.tensor([action for completion in completions for action in completion], device=device),
+        temperature=temperature,
+        with_entropies=with_entropies,
+    )
+    return ActionScores(*(None if part is None else _lay_out(part, is_action) for part in scores))
+
+
+def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tensor, "episode token"]:
+    return values.new_zeros(is_action.shape).masked_scatter(is_action, values)
+
+
+def keeps_keys_and_values(model: nn.Module) -> bool:
+    """Whether what the model remembers of a prompt is keys and values, which completions can share.
+
+    A recurrent state (as of linear attention) is written in place, and no gradient survives that; nor can
+    rows be taken out of it as the sampler does. A wrapper
+    that ties processes together (DistributedDataParallel) has to be entered equally often by all of them,
+    and how often prompts repeat is each process's own matter.
+    """
+    if isinstance(getattr(model, "module", None), nn.Module):
+        return False
+    layer_types = getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"]
+    return "past_key_values" in accepted_arguments(model, ["past_key_values"]) and set(layer_types) <= {
+        "full_attention",
+        "sliding_attention",
+    }
+
+
+def _logits_row_by_row(
+    model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
+) -> Float[Tensor, "episode token vocabulary"]:
+    """The logits that each action was drawn from, prompt and completion of every row in one sequence.
+
+    Rows are right-padded: a causal model can't see what is right of a token, so no mask is needed.
+    """
+    shortest = min(len(prompt) for prompt in prompts)
+    # the last token of a row predicts nothing that was sampled
+    rows = [
+        (*prompt, *completion)[:-1] or prompt for prompt, completion in zip(prompts, completions, strict=True)
+    ]
+    input_ids = pad_right(rows, pad_token_id, next(model.parameters()).device)
+    kept = input_ids.shape[1] - (shortest - 1)
+    if accepted_arguments(model, ["logits_to_keep"]):
+        logits: Tensor = model(input_ids=input_ids, use_cache=False, logits_to_keep=kept).logits
+    else:
+        logits = model(input_ids=input_ids, use_cache=False).logits[:, -kept:]
+    # logits[b, k] predict token shortest + k of row b; action t of row b is its token len(prompt) + t
+    num_tokens = max(len(completion) for completion in completions)
+    offsets = torch.tensor([len(prompt) - shortest for prompt in prompts], device=logits.device)
+    positions = offsets[:, None] + torch.arange(num_tokens, device=logits.device)
+    positions = positions.clamp(max=logits.shape[1] - 1)[:, :, None].expand(-1, -1, logits.shape[2])
+    return logits.gather(1, positions)
+
+
+def _logits_sharing_prompts(
+    model: nn.Module, prompts: Sequence[TokenIds], actions: Int[Tensor, "episode token"], pad_token_id: int
+) -> Float[Tensor, "episode token vocabulary"]:
+    """The same logits, each distinct prompt's keys and values computed once, with gradient.
+
+    The prompts' last logits are those of the first actions; the others follow from the actions before.
+    """
+    distinct = list(dict.fromkeys(prompts))
+    row = {prompt: index for index, prompt in enumerate(distinct)}
+    of_episode = torch.tensor([row[prompt] for prompt in prompts], device=actions.device)
+    states = pad_left(distinct, pad_token_id, actions.device)
+    accepted = accepted_arguments(model, ["position_ids", "logits_to_keep"])
+    arguments: dict[str, Any] = {"position_ids": states.positions} if "position_ids" in accepted else {}
+    last = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+    output = model(
+        input_ids=states.token_ids, attention_mask=states.mask, use_cache=True, **arguments, **last
+    )
+    first: Tensor = output.logits[:, -1:][of_episode]
+    if actions.shape[1] == 1:
+        return first
+    cache = output.past_key_values
+    cache.batch_select_indices(of_episode)
+    mask = torch.cat([states.mask[of_episode], torch.ones_like(actions[:, :-1])], dim=1)
+    if arguments:
+        lengths = states.mask.sum(dim=1)[of_episode]
+        arguments["position_ids"] = lengths[:, None] + torch.arange(actions.shape[1] - 1, device=mask.device)
+    rest = model(
+        input_ids=actions[:, :-1], past_key_values=cache, attention_mask=mask, use_cache=True, **arguments
+    ).logits
+    return torch.cat([first, rest], dim=1)

@@ -110,5 +110,6 @@ def _in_one_line(error: Exception) -> str:
         return f"{where}{error.strerror}"
     lines = str(error).strip().splitlines()
     if type(error).__name__ == "OutOfMemoryError":
-        return "out of memory: lower sampling.batch_size, training.micro_batch_tokens or evaluation.batch_size"
+        keys = "sampling.batch_size, training.micro_batch_tokens or evaluation.batch_size"
+        return f"out of memory: lower {keys}"
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llm_reinforce.policy.products import product
+from llm_reinforce.policy.products import is_plain, product
 from llm_reinforce.policy_gradient import entropy
 
 MAX_LOGITS = 1 << 23  # held at once: 32 MiB in float32, about a cache
@@ -34,7 +34,7 @@ def score_actions(
     Where the head is a plain product, logits are computed a few rows at a time, and once more for the
     gradient, so that an update's `[action, vocabulary]` never exists.
     """
-    if type(head) is not nn.Linear or head.bias is not None:
+    if not is_plain(head) or head.bias is not None:
         return scores_of_logits(head(hidden), actions, temperature=temperature, with_entropies=with_entropies)
     weight = head.weight
     if torch.is_autocast_enabled(hidden.device.type):

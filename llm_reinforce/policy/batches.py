@@ -58,7 +58,8 @@ class SlotBatch:
 
     def __init__(self, model: Any, num_rows: int, prompt_width: int, max_new_tokens: int) -> None:
         self.model, self.prompt_width = model, prompt_width
-        self.room = min(max_new_tokens, ROOM)  # columns behind the prompts, of which more come when they are full
+        # columns behind the prompts; when they are full, as many more come
+        self.room = min(max_new_tokens, ROOM)
         self.num_used = prompt_width
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
@@ -116,7 +117,7 @@ class SlotBatch:
             self.values[layer][self.rows, :, own_columns] = values
             mixed = scaled_dot_product_attention(
                 # heads that share a key stand as queries below each other, so that no key is copied for them
-                queries.unflatten(1, (keys.shape[1], -1)),
+                queries.view(len(queries), keys.shape[1], -1, keys.shape[2]),
                 self.keys[layer][:, :, :used],
                 self.values[layer][:, :, :used],
                 attn_mask=mask,

@@ -50,9 +50,7 @@ def draw(
     return Drawn(actions, log_probs, entropies)
 
 
-def invert(
-    weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]
-) -> Int[Tensor, " row"]:
+def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
     """The action at which the cumulated weights pass u · Σ weights: first the block of it, then within.
 
     Sums are in float64. An action of weight 0 is never drawn.
@@ -62,7 +60,7 @@ def invert(
         return _pass(weights.double(), uniforms, None)[0]
     if num_columns % BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -num_columns % BLOCK))
-    blocks = weights.unflatten(1, (-1, BLOCK))
+    blocks = weights.view(num_rows, -1, BLOCK)
     block, rest = _pass(blocks.sum(dim=2, dtype=torch.float64), uniforms, None)
     within, _ = _pass(blocks[torch.arange(num_rows, device=weights.device), block].double(), uniforms, rest)
     return block * BLOCK + within

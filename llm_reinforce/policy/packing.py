@@ -127,27 +127,36 @@ class PackedCompletions:
         values: Float[Tensor, "token key_head channel"],
         prompt_keys: Float[Tensor, "prompt column key_head channel"],
         prompt_values: Float[Tensor, "prompt column key_head channel"],
+        *,
         mask: Bool[Tensor, "completion 1 query key"],
     ) -> Float[Tensor, "token head channel"]:
         """Attention of each completion's tokens to its prompt's and its own."""
-        heads, key_heads = queries.shape[1], keys.shape[1]
-        own = (_Unpack.apply(packed, self.slots, self.places) for packed in (queries, keys, values))
-        of_queries, of_keys, of_values = own
+        num_rows, width = self.slots.shape
+        _, num_heads, num_channels = queries.shape
+        of_queries, of_keys, of_values = (
+            _Unpack.apply(packed, self.slots, self.places)  # type: ignore[no-untyped-call]
+            for packed in (queries, keys, values)
+        )
         every_key = torch.cat([prompt_keys.index_select(0, self.prompt), of_keys], dim=1)
         every_value = torch.cat([prompt_values.index_select(0, self.prompt), of_values], dim=1)
         # heads that share a key: their queries one below the other, so that no key is copied for them
-        of_queries = of_queries.unflatten(2, (key_heads, heads // key_heads)).permute(0, 2, 3, 1, 4)
+        below = of_queries.view(num_rows, width, keys.shape[1], -1, num_channels).permute(0, 2, 3, 1, 4)
         mixed = scaled_dot_product_attention(
-            of_queries.flatten(2, 3), every_key.transpose(1, 2), every_value.transpose(1, 2), attn_mask=mask
+            below.flatten(2, 3), every_key.transpose(1, 2), every_value.transpose(1, 2), attn_mask=mask
         )
-        mixed = mixed.unflatten(2, (heads // key_heads, -1)).permute(0, 3, 1, 2, 4).flatten(2, 3)
+        mixed = (
+            mixed.view(below.shape).permute(0, 3, 1, 2, 4).reshape(num_rows, width, num_heads, num_channels)
+        )
         mixed = mixed.masked_fill(~self.is_own[:, :, None, None], 0.0)
-        packed: Tensor = _Pack.apply(mixed, self.slots, self.places)
+        packed: Tensor = _Pack.apply(mixed, self.slots, self.places)  # type: ignore[no-untyped-call]
         return packed
 
 
 def pack_completions(
-    completions: Sequence[TokenIds], prompts: Sequence[int], prompt_lengths: Sequence[int], device: torch.device
+    completions: Sequence[TokenIds],
+    prompts: Sequence[int],
+    prompt_lengths: Sequence[int],
+    device: torch.device,
 ) -> PackedCompletions:
     """Lay completions side by side.
 
@@ -178,7 +187,7 @@ def pack_completions(
 
 
 def _take(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
-    return packed.index_select(0, slots.flatten()).unflatten(0, slots.shape)
+    return packed.index_select(0, slots.flatten()).view(*slots.shape, *packed.shape[1:])
 
 
 class _Unpack(torch.autograd.Function):

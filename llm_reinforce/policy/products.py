@@ -1,6 +1,6 @@
 """Matrix products in the fastest way that the machine offers: the inner loop of sampling and of learning."""
 
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,7 @@ def _find_onednn() -> Any:
     On a CPU torch multiplies float32 matrices by MKL, which uses no AVX-512 on a processor that isn't
     Intel's: on a Zen 5 oneDNN is 2 to 3.5 times faster (`tests/benchmarks/speed.py` prints both).
     """
-    if not torch.backends.mkldnn.is_available():
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
@@ -51,27 +51,23 @@ class _Linear(torch.autograd.Function):
         return of_inputs, of_weight
 
 
+def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether the layer is a product, a bias at most, and nothing that somebody has hooked into it."""
+    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+
+
 def linear(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> Float[Tensor, "row column"]:
     """What the layer makes of its inputs.
 
     A plain `nn.Linear` in float32 on a CPU goes by `product`; every other layer (an adapter's, a quantised
     one, one under autocast) is called as it is.
     """
-    is_plain = type(layer) is nn.Linear and inputs.dtype == torch.float32 and inputs.device.type == "cpu"
-    if not is_plain or torch.is_autocast_enabled("cpu"):
+    is_float32_on_cpu = inputs.dtype == torch.float32 and inputs.device.type == "cpu"
+    if not is_plain(layer) or not is_float32_on_cpu or torch.is_autocast_enabled("cpu"):
         result: Tensor = layer(inputs)
         return result
-    assert isinstance(layer, nn.Linear)
     if not torch.is_grad_enabled():
         outputs = product(inputs, layer.weight)
     else:
-        outputs = _Linear.apply(inputs, layer.weight)
+        outputs = _Linear.apply(inputs, layer.weight)  # type: ignore[no-untyped-call]
     return outputs if layer.bias is None else outputs + layer.bias
-
-
-def linear_columns(layer: nn.Module) -> Tensor | None:
-    """The weight of a head that is nothing but a product; None for every other."""
-    if type(layer) is nn.Linear and layer.bias is None:
-        return layer.weight
-    return None
-

@@ -63,14 +63,18 @@ def _scores_of_packed(
         completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in prompts], device
     )
     num_prompt_tokens = len(of_prompts.token_ids)
-    mask = of_completions.mask(of_prompts, model.config.num_attention_heads // model.config.num_key_value_heads)
+    mask = of_completions.mask(
+        of_prompts, model.config.num_attention_heads // model.config.num_key_value_heads
+    )
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         parts = [tensor.tensor_split([num_prompt_tokens]) for tensor in (queries, keys, values)]
-        mixed, prompt_keys, prompt_values = of_prompts.attend(*(part[0] for part in parts))
+        mixed, prompt_keys, prompt_values = of_prompts.attend(parts[0][0], parts[1][0], parts[2][0])
         if of_completions.slots.numel() == 0:  # one action each: nothing but prompts to compute
             return mixed
-        rest = of_completions.attend(*(part[1] for part in parts), prompt_keys, prompt_values, mask)
+        rest = of_completions.attend(
+            parts[0][1], parts[1][1], parts[2][1], prompt_keys, prompt_values, mask=mask
+        )
         return torch.cat([mixed, rest])
 
     hidden = decode(
@@ -90,7 +94,10 @@ def _scores_of_packed(
         temperature=temperature,
         with_entropies=with_entropies,
     )
-    return ActionScores(*(None if part is None else _lay_out(part, is_action) for part in scores))
+    return ActionScores(
+        _lay_out(scores.log_probs, is_action),
+        None if scores.entropies is None else _lay_out(scores.entropies, is_action),
+    )
 
 
 def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tensor, "episode token"]:

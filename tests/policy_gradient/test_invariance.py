@@ -24,9 +24,9 @@ from llm_reinforce.policy import (
     TokenIds,
     character_tokenizer,
     sample_completions,
+    scoring,
     token_log_probs,
 )
-from llm_reinforce.policy import scoring
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy_gradient import MovingAverage, action_mask, reinforce_loss
 from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe, TrainingRecipe

@@ -10,8 +10,15 @@ from jaxtyping import install_import_hook
 install_import_hook(
     [
         "llm_reinforce.policy_gradient",
+        "llm_reinforce.policy.action_head",
+        "llm_reinforce.policy.batches",
+        "llm_reinforce.policy.decoder",
+        "llm_reinforce.policy.drawing",
         "llm_reinforce.policy.language_policy",
+        "llm_reinforce.policy.packing",
+        "llm_reinforce.policy.products",
         "llm_reinforce.policy.sampling",
+        "llm_reinforce.policy.scoring",
         "llm_reinforce.episodes",
         "llm_reinforce.training.gradient_step",
         "llm_reinforce.training.trainer",

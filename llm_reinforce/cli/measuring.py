@@ -251,7 +251,6 @@ def _answer_file(
             "samples_per_problem": request.samples_per_problem,
             "temperature": request.asking.temperature,
             "seed": request.seed,
-            "batch_size": request.batch_size,
         }
     name = re.sub(r"[^\w.=+-]+", "_", data.name)[-MAX_NAME:].strip("_")
     return open_answers(output / f"answers_{name}_{request.decoding}.jsonl", identity, data.problems)

@@ -1,15 +1,16 @@
 """Accuracy on problems that training never showed, with its uncertainty."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
 import torch
+from torch import Tensor
 
 from llm_reinforce.evaluation.answers import Answer, Measure, judged, measures_of
 from llm_reinforce.evaluation.statistics import Interval
-from llm_reinforce.policy import LanguagePolicy, sample_completions
+from llm_reinforce.policy import LanguagePolicy, stream_completions
 from llm_reinforce.tasks import Problem, Verdict
 
 Decoding = Literal["greedy", "sampled"]
@@ -116,10 +117,10 @@ def evaluate(
 ) -> Evaluation:
     """Let the policy answer every problem and measure what it says.
 
-    Problems of like length are asked together, the longest first. Greedy answers do not depend on the
-    batches (but for the rounding of a padded forward pass); sampled ones depend on the seed, the problems
-    and the batch size, and on nothing else: each batch draws from a generator of its own, so an evaluation
-    that goes on where it was stopped gives what it would have given.
+    The longest prompts are asked first, and as soon as some completions have ended the next prompts take
+    their places. Each problem has random numbers of its own, so what is said to it depends on the policy, the
+    seed and its place among the problems, and but for rounding on nothing else: an evaluation that goes on
+    where it was stopped gives what it would have given.
 
     Args:
         decoding: greedy takes the likeliest token each time; sampled draws, as training does.
@@ -140,38 +141,34 @@ def evaluate(
         raise ValueError("greedy completions of a problem are all the same: samples_per_problem must be 1")
     prompts = [policy.encode_prompt(problem.prompt) for problem in problems]
     answers: dict[int, Sequence[Answer]] = dict(journal.done) if journal else {}
-    for number, batch in enumerate(_batches(prompts, max(1, batch_size // samples_per_problem))):
-        if all(index in answers for index in batch):
-            continue
-        completions = sample_completions(
-            policy,
-            [prompts[index] for index in batch],
-            num_completions=samples_per_problem,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            greedy=decoding == "greedy",
-            generator=_generator(policy.device, seed, number),
-        )
-        for place, index in enumerate(batch):
-            if index in answers:  # of a batch that was cut off while it was being written
-                continue
-            own = completions[place * samples_per_problem : (place + 1) * samples_per_problem]
-            answers[index] = tuple(judged(completion, problems[index], stop) for completion in own)
-            if journal:
-                journal.record(index, problems[index], answers[index])
+    # the longest first, so that what is too large fails at once
+    waiting = sorted(
+        set(range(len(problems))) - set(answers), key=lambda index: (-len(prompts[index]), index)
+    )
+
+    def uniforms(place: int) -> Tensor:
+        generator = _generator(seed, waiting[place])
+        return torch.rand((samples_per_problem, max_new_tokens), generator=generator, dtype=torch.float64)
+
+    for place, completions in stream_completions(
+        policy,
+        [prompts[index] for index in waiting],
+        num_completions=samples_per_problem,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        uniforms=None if decoding == "greedy" else uniforms,
+        batch_size=batch_size,
+    ):
+        index = waiting[place]
+        answers[index] = tuple(judged(completion, problems[index], stop) for completion in completions)
+        if journal:
+            journal.record(index, problems[index], answers[index])
         if progress:
             progress(len(answers))
     in_order = [answers[index] for index in range(len(problems))]
     return Evaluation(decoding, problems, in_order, measures_of(in_order, max_new_tokens))
 
 
-def _batches(prompts: Sequence[Sequence[int]], size: int) -> Iterator[Sequence[int]]:
-    """The prompts' places, sorted by length; the longest first, so that what is too large fails at once."""
-    order = sorted(range(len(prompts)), key=lambda index: (-len(prompts[index]), index))
-    for start in range(0, len(order), size):
-        yield order[start : start + size]
-
-
-def _generator(device: torch.device, seed: int, batch: int) -> torch.Generator:
-    digest = hashlib.blake2b(f"evaluation {seed} {batch}".encode(), digest_size=7).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(digest, "big"))
+def _generator(seed: int, problem: int) -> torch.Generator:
+    digest = hashlib.blake2b(f"evaluation {seed} {problem}".encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))

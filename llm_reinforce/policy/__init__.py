@@ -6,7 +6,7 @@ from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.fetch import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.loading import convert_gguf, load_policy, policy_from_recipe, random_policy
-from llm_reinforce.policy.sampling import Completion, sample_completions
+from llm_reinforce.policy.sampling import Completion, sample_completions, stream_completions
 from llm_reinforce.policy.scoring import token_log_probs
 
 __all__ = [
@@ -23,5 +23,6 @@ __all__ = [
     "policy_from_recipe",
     "random_policy",
     "sample_completions",
+    "stream_completions",
     "token_log_probs",
 ]

@@ -1,0 +1,321 @@
+"""Every fast path is the plain one: the walk through Llama-like models, packed tokens, the cache in slots."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from llm_reinforce.policy import (
+    Completion,
+    LanguagePolicy,
+    TokenIds,
+    batches,
+    character_tokenizer,
+    sample_completions,
+    sampling,
+    scoring,
+    stream_completions,
+    token_log_probs,
+)
+from llm_reinforce.policy.decoder import llama_like
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 13,
+    "bos_token_id": None,
+    "eos_token_id": 12,
+    "pad_token_id": None,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 6,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.4,
+}
+MODELS: dict[str, Callable[[], torch.nn.Module]] = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE)),
+    "llama, a key for each head": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_key_value_heads": 4})),
+    "llama, one key for all": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE | {"num_key_value_heads": 1})),
+    "llama, biases": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, attention_bias=True)),
+    "llama, tied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, tie_word_embeddings=True)),
+    "llama, scaled positions": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE, rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 500.0})
+    ),
+    "mistral": lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=None)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
+}
+PROMPTS: list[TokenIds] = [(1, 2, 3, 4), (1, 2, 5), (1, 2, 3, 4), (1, 2, 9, 9, 9, 9), (1, 2, 5), (1, 2, 5)]
+COMPLETIONS: list[TokenIds] = [(4, 6, 12), (7, 12), (4, 12), (1, 2, 3, 4), (12,), (5, 5, 5, 5, 5)]
+
+
+def model_of(name: str) -> Any:
+    """In float64 throughout, with biases that are not zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        model = MODELS[name]().eval().double()
+        for parameter_name, parameter in model.named_parameters():
+            if parameter_name.endswith("bias"):
+                torch.nn.init.normal_(parameter, std=0.5)
+    return model
+
+
+def policy_of(model: torch.nn.Module) -> LanguagePolicy:
+    return LanguagePolicy(
+        model, character_tokenizer("0123456789+="), end_token_ids=(12, 3, 7), pad_token_id=12
+    )
+
+
+def in_plain_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on no model is walked through, and nothing is shared."""
+    for module in (scoring, sampling):
+        monkeypatch.setattr(module, "llama_like", lambda model: None)
+    monkeypatch.setattr(scoring, "keeps_keys_and_values", lambda model: False)
+
+
+def scored(
+    model: Any, prompts: list[TokenIds], completions: list[TokenIds], *, with_entropies: bool
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Log-probabilities and entropies, and the gradient of a mixture of them."""
+    model.zero_grad()
+    scores = token_log_probs(
+        model, prompts, completions, pad_token_id=12, temperature=0.7, with_entropies=with_entropies
+    )
+    lengths = torch.tensor([len(completion) for completion in completions])
+    mask = torch.arange(scores.log_probs.shape[1]) < lengths[:, None]
+    entropies = torch.zeros_like(scores.log_probs) if scores.entropies is None else scores.entropies
+    values = (scores.log_probs.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
+    weights = torch.linspace(-1, 1, mask.numel(), dtype=torch.float64).reshape(mask.shape)
+    (weights * values[0] + weights.flip(0) * values[1]).sum().backward()
+    gradients = {
+        name: parameter.grad.clone()
+        for name, parameter in model.named_parameters()
+        if parameter.grad is not None
+    }
+    return values[0].detach(), values[1].detach(), gradients
+
+
+def same(one: Any, other: Any) -> None:
+    # transformers' RMSNorm rounds to float32 whatever its input is
+    torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_entropies", [False, True])
+@pytest.mark.parametrize("name", MODELS)
+def test_packed_scores_and_gradients_are_the_plain_ones(
+    name: str, with_entropies: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(name)
+    assert llama_like(model) is model
+    packed = scored(model, PROMPTS, COMPLETIONS, with_entropies=with_entropies)
+    in_plain_ways(monkeypatch)
+    plain = scored(model, PROMPTS, COMPLETIONS, with_entropies=with_entropies)
+    assert plain[2].keys() == packed[2].keys() == dict(model.named_parameters()).keys()
+    same(packed, plain)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "completions"),
+    [
+        ([(1,)], [(12,)]),
+        ([(1,), (2, 3)], [(12,), (5,)]),
+        ([(4, 4, 4)] * 3, [(12,), (1, 1, 1, 1), (2, 12)]),
+        ([(4, 4), (4, 4, 4), (4, 4, 4, 4)], [(1, 2), (2, 12), (1, 12)]),
+    ],
+    ids=["one action", "no second actions", "one prompt for all", "prompts that begin others"],
+)
+def test_packed_in_the_corners(
+    prompts: list[TokenIds], completions: list[TokenIds], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    packed = scored(model, prompts, completions, with_entropies=True)
+    in_plain_ways(monkeypatch)
+    same(packed, scored(model, prompts, completions, with_entropies=True))
+
+
+def test_an_adapter_s_gradient_is_the_plain_one_and_the_rest_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "down_proj"], task_type="CAUSAL_LM")
+    model = peft.get_peft_model(model_of("llama"), settings)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:  # zero at birth, when the adapter does nothing
+            torch.nn.init.normal_(parameter, std=0.5)
+    model = model.double().eval()
+    assert llama_like(model) is model.get_base_model()
+    packed = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
+    in_plain_ways(monkeypatch)
+    plain = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
+    assert packed[2].keys() == plain[2].keys()
+    assert all("lora" in name for name in packed[2])
+    same(packed, plain)
+
+
+def test_under_autocast_the_fast_path_computes_in_half_precision_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama").float()
+
+    def scores() -> Tensor:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return token_log_probs(model, PROMPTS[:1], COMPLETIONS[:1], pad_token_id=12).log_probs.detach()
+
+    fast, exact = scores(), token_log_probs(model, PROMPTS[:1], COMPLETIONS[:1], pad_token_id=12).log_probs
+    in_plain_ways(monkeypatch)
+    plain = scores()
+    assert fast.dtype == torch.float32
+    assert 0 < (plain - exact).abs().max() < 0.5
+    assert 0 < (fast - exact).abs().max() < 0.5
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_from_slots_is_greedy_from_the_model_s_own_cache(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(model_of(name))
+    fast = sample_completions(policy, PROMPTS, max_new_tokens=9, greedy=True)
+    in_plain_ways(monkeypatch)
+    plain = sample_completions(policy, PROMPTS, max_new_tokens=9, greedy=True)
+    check_same(fast, plain)
+
+
+def check_same(fast: list[Completion], plain: list[Completion]) -> None:
+    for one, other in zip(fast, plain, strict=True):
+        assert (one.token_ids, one.terminated, one.text) == (other.token_ids, other.terminated, other.text)
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-6)
+        assert one.entropies == pytest.approx(other.entropies, abs=1e-6)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 11, 1000])
+@pytest.mark.parametrize("is_fast", [True, False])
+def test_what_is_sampled_does_not_depend_on_the_batch(
+    batch_size: int, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, prompts = policy_of(model_of("llama")), [*PROMPTS, (9,), (8, 8, 8, 8, 8, 8, 8)] * 3
+    monkeypatch.setattr(batches, "ROOM", 2)  # the cache grows several times
+    monkeypatch.setattr(batches, "MAX_PROMPT_TOKENS", 10)  # prompts are computed in several parts
+
+    def sampled(size: int | None) -> list[Completion]:
+        return sample_completions(
+            policy,
+            prompts,
+            num_completions=3,
+            max_new_tokens=9,
+            temperature=1.2,
+            generator=torch.Generator().manual_seed(5),
+            batch_size=size,
+        )
+
+    whole = sampled(None)
+    assert len({len(completion.token_ids) for completion in whole}) == 9  # they end at all times
+    if not is_fast:
+        in_plain_ways(monkeypatch)
+    check_same(sampled(batch_size), whole)
+
+
+def test_new_prompts_take_the_places_of_what_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of(model_of("llama"))
+    filled: list[int] = []
+    plain = batches.SlotBatch.fill
+
+    def watched(batch: Any, rows: Tensor, prompts: list[TokenIds], of_prompt: Tensor) -> Tensor:
+        filled.append(len(rows))
+        return plain(batch, rows, prompts, of_prompt)
+
+    monkeypatch.setattr(batches.SlotBatch, "fill", watched)
+    steps: list[int] = []
+    step = batches.SlotBatch.step
+
+    def counted(batch: Any, actions: Tensor, *rest: Any) -> Tensor:
+        steps.append(len(actions))
+        return step(batch, actions, *rest)
+
+    monkeypatch.setattr(batches.SlotBatch, "step", counted)
+    prompts = [(number % 12,) for number in range(64)]
+    numbers = torch.rand((64, 1, 40), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    arrived = list(
+        stream_completions(policy, prompts, max_new_tokens=40, uniforms=lambda n: numbers[n], batch_size=8)
+    )
+    assert sorted(prompt for prompt, _ in arrived) == list(range(64))
+    assert [prompt for prompt, _ in arrived] != list(range(64))  # as they end
+    assert sum(filled) == 64
+    assert filled[0] == 8
+    assert max(filled[1:]) < 8  # never waits for all of a batch
+    assert min(filled[:-1]) >= 2  # nor refills for a single one
+    written = sum(len(completion.token_ids) for _, (completion,) in arrived)
+    assert sum(steps) < 1.5 * written  # most rows of a step are of use
+
+
+def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:
+    policy, asked = policy_of(model_of("llama")), []
+
+    def uniforms(prompt: int) -> Tensor:
+        asked.append(prompt)
+        return torch.full((2, 4), 0.5, dtype=torch.float64)
+
+    list(
+        stream_completions(
+            policy, PROMPTS, num_completions=2, max_new_tokens=4, uniforms=uniforms, batch_size=4
+        )
+    )
+    assert asked == list(range(6))
+
+
+def test_nothing_is_kept_for_a_gradient_and_the_caller_s_gradients_stay_on() -> None:
+    policy = policy_of(model_of("llama"))
+    stream = stream_completions(policy, PROMPTS, max_new_tokens=3, uniforms=None, batch_size=2)
+    next(stream)
+    assert torch.is_grad_enabled()
+    assert all(parameter.grad is None for parameter in policy.model.parameters())
+
+
+def test_no_prompts_no_completions() -> None:
+    assert sample_completions(policy_of(model_of("llama")), [], max_new_tokens=3) == []
+
+
+@pytest.mark.parametrize(
+    ("why", "model"),
+    [
+        ("a window", lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4))),
+        ("another architecture", lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1))),
+        ("a wrapper", lambda: torch.nn.Sequential(model_of("llama"))),
+    ],
+)
+def test_other_models_go_the_general_way(why: str, model: Callable[[], torch.nn.Module]) -> None:
+    assert llama_like(model()) is None
+
+
+def test_checkpointed_and_spread_models_go_the_general_way() -> None:
+    model = model_of("llama")
+    model.gradient_checkpointing_enable()
+    assert llama_like(model) is None
+    model.gradient_checkpointing_disable()
+    assert llama_like(model) is model
+    model.hf_device_map = {"": 0}
+    assert llama_like(model) is None
+
+
+def test_a_sliding_window_is_respected_by_the_general_way() -> None:
+    model = MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=2)).eval()
+    policy = replace(policy_of(model), end_token_ids=(99,))
+    (completion,) = sample_completions(policy, [(1, 2, 3, 4, 5)], max_new_tokens=6, greedy=True)
+    token_ids = [1, 2, 3, 4, 5]
+    for action in completion.token_ids:
+        with torch.no_grad():
+            assert int(model(torch.tensor([token_ids]), use_cache=False).logits[0, -1].argmax()) == action
+        token_ids.append(action)

@@ -1,0 +1,237 @@
+"""Matrix products, the head in chunks, and draws: against the plain equations."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from llm_reinforce.policy import action_head, products
+from llm_reinforce.policy.action_head import score_actions
+from llm_reinforce.policy.drawing import BLOCK, draw, invert
+from llm_reinforce.policy.products import is_plain, linear, product
+from llm_reinforce.policy_gradient import entropy
+
+
+def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# --------------------------------------------------------------------------------- products
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (3, 5, 7), (64, 96, 400), (200, 128, 130)])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("has_onednn", [True, False])
+def test_a_product_is_torch_s(
+    shape: tuple[int, int, int], transposed: bool, has_onednn: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    if not has_onednn:
+        monkeypatch.setattr(products, "_onednn", None)
+    rows, inner, columns = shape
+    left, right = numbers(rows, inner), numbers(columns, inner, seed=1)
+    if transposed:
+        left, right = left.t().contiguous().t(), right.t().contiguous().t()
+    exact = left.double() @ right.double().t()
+    assert (product(left, right) - exact).abs().max() <= 1e-6 * inner
+
+
+def test_this_torch_has_the_fast_product() -> None:
+    # where it is gone the plain one is taken, and everything is slower without a word
+    assert products._onednn is not None
+
+
+def test_a_linear_layer_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    layer, inputs = nn.Linear(30, 20), numbers(40, 30).requires_grad_()
+    weights = numbers(40, 20, seed=2)
+    results = []
+    for way in (layer, lambda inputs: linear(layer, inputs)):
+        layer.zero_grad()
+        inputs.grad = None
+        outputs = way(inputs)
+        (outputs * weights).sum().backward()
+        assert layer.weight.grad is not None
+        assert layer.bias.grad is not None
+        results.append((outputs.detach(), inputs.grad, layer.weight.grad.clone(), layer.bias.grad.clone()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
+
+
+def test_what_has_no_gradient_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    layer, inputs = nn.Linear(30, 20, bias=False).requires_grad_(False), numbers(4, 30).requires_grad_()
+    linear(layer, inputs).sum().backward()
+    assert layer.weight.grad is None
+    assert inputs.grad is not None
+
+
+def test_what_is_hooked_into_a_layer_is_called() -> None:
+    layer, calls = nn.Linear(3, 2), []
+    assert is_plain(layer)
+    layer.register_forward_hook(lambda *arguments: calls.append(1))
+    assert not is_plain(layer)
+    linear(layer, numbers(1, 3))
+    assert calls == [1]
+
+    class Other(nn.Linear):
+        def forward(self, input: torch.Tensor) -> torch.Tensor:
+            return torch.full((1, 2), 7.0)
+
+    assert linear(Other(3, 2), numbers(1, 3)).tolist() == [[7.0, 7.0]]
+
+
+# --------------------------------------------------------------------------------- the head
+
+
+def plain_scores(
+    weight: torch.Tensor, hidden: torch.Tensor, actions: torch.Tensor, temperature: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    log_distribution = (hidden @ weight.t() / temperature).log_softmax(dim=1)
+    return log_distribution.gather(1, actions[:, None]).squeeze(1), entropy(log_distribution)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("with_entropies", [True, False])
+@pytest.mark.parametrize("most", [1, 70, 1 << 23], ids=["row by row", "in chunks", "at once"])
+def test_the_head_in_chunks_is_the_plain_one(
+    most: int, with_entropies: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(action_head, "MAX_LOGITS", most)
+    head = nn.Linear(6, 37, bias=False, dtype=torch.float64)
+    hidden = numbers(11, 6, dtype=torch.float64).requires_grad_()
+    actions = torch.randint(37, (11,), generator=torch.Generator().manual_seed(3))
+    weights = numbers(2, 11, dtype=torch.float64, seed=4)
+    results = []
+    for is_plain_way in (True, False):
+        head.zero_grad()
+        hidden.grad = None
+        if is_plain_way:
+            log_probs, entropies = plain_scores(head.weight, hidden, actions, temperature)
+        else:
+            scores = score_actions(
+                head, hidden, actions, temperature=temperature, with_entropies=with_entropies
+            )
+            log_probs = scores.log_probs
+            assert (scores.entropies is None) != with_entropies
+            entropies = torch.zeros_like(log_probs) if scores.entropies is None else scores.entropies
+        loss = (weights[0] * log_probs).sum()
+        if with_entropies:
+            loss = loss + (weights[1] * entropies).sum()
+        loss.backward()
+        kept = entropies.detach() if with_entropies else None
+        assert head.weight.grad is not None
+        results.append((log_probs.detach(), kept, hidden.grad, head.weight.grad.clone()))
+    torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+
+
+def test_a_head_that_is_no_plain_product_is_called() -> None:
+    head, hidden, actions = nn.Linear(6, 37), numbers(4, 6), torch.tensor([0, 1, 2, 36])
+    scores = score_actions(head, hidden, actions, temperature=1.0, with_entropies=True)
+    expected = head(hidden).log_softmax(1)
+    torch.testing.assert_close(scores.log_probs, expected.gather(1, actions[:, None]).squeeze(1))
+    torch.testing.assert_close(scores.entropies, entropy(expected))
+
+
+def test_a_frozen_head_gets_no_gradient() -> None:
+    head, hidden = nn.Linear(6, 37, bias=False).requires_grad_(False), numbers(4, 6).requires_grad_()
+    actions = torch.tensor([0, 1, 2, 36])
+    score_actions(head, hidden, actions, temperature=1.0, with_entropies=False).log_probs.sum().backward()
+    assert head.weight.grad is None
+    assert hidden.grad is not None
+
+
+def test_an_action_of_probability_zero_makes_no_nan() -> None:
+    # logits of ±1e6: all others' probabilities underflow
+    weight = torch.tensor([[1e6], [-1e6], [0.0]], dtype=torch.float64)
+    head = nn.Linear(1, 3, bias=False, dtype=torch.float64)
+    head.weight.data = weight
+    hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
+    scores = score_actions(head, hidden, torch.tensor([0]), temperature=1.0, with_entropies=True)
+    assert scores.entropies is not None
+    (scores.log_probs + scores.entropies).sum().backward()
+    assert scores.log_probs.item() == 0.0
+    assert scores.entropies.item() == 0.0
+    assert hidden.grad is not None
+    assert hidden.grad.item() == 0.0
+
+
+# --------------------------------------------------------------------------------- draws
+
+
+@pytest.mark.parametrize("num_columns", [2, 13, 4 * BLOCK, 4 * BLOCK + 1, 9 * BLOCK + 17])
+def test_a_draw_inverts_the_cumulated_weights(num_columns: int) -> None:
+    weights = torch.rand(50, num_columns, generator=torch.Generator().manual_seed(0))
+    weights[:, ::3] = 0.0
+    uniforms = torch.rand(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    actions = invert(weights, uniforms)
+    sums = weights.double().cumsum(1)
+    for row, action in enumerate(actions.tolist()):
+        target = float(uniforms[row] * sums[row, -1])
+        before = float(sums[row, action] - weights[row, action])
+        assert before - 1e-9 <= target <= float(sums[row, action]) + 1e-9
+        assert weights[row, action] > 0
+
+
+@pytest.mark.parametrize("num_columns", [5, 6 * BLOCK])
+@pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53, 0.5])
+def test_an_action_of_weight_zero_is_never_drawn(num_columns: int, uniform: float) -> None:
+    weights = torch.zeros(1, num_columns)
+    only = num_columns // 2
+    weights[0, only] = 1e-30
+    assert invert(weights, torch.tensor([uniform], dtype=torch.float64)).item() == only
+    weights[0, [1, only]] = torch.tensor([1.0, 1e-45])  # the second is lost in the sum
+    assert invert(weights, torch.tensor([uniform], dtype=torch.float64)).item() == 1
+
+
+@pytest.mark.parametrize("num_columns", [7, 5 * BLOCK])
+def test_draws_follow_the_distribution(num_columns: int) -> None:
+    logits = numbers(1, num_columns) * 2
+    uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    drawn = draw(logits.expand(20_000, -1), 1.5, uniforms)
+    chances = (logits[0].double() / 1.5).softmax(0)
+    counts = torch.bincount(drawn.actions, minlength=num_columns).double()
+    often = chances > 5 / 20_000
+    observed = [*counts[often].tolist(), float(counts[~often].sum())]
+    expected = [*(chances[often] * 20_000).tolist(), float(chances[~often].sum()) * 20_000]
+    if expected[-1] == 0:
+        observed, expected = observed[:-1], expected[:-1]
+    assert stats.chisquare(observed, expected).pvalue > 1e-3
+    torch.testing.assert_close(drawn.log_probs.exp().double(), chances[drawn.actions], rtol=1e-5, atol=0)
+    assert drawn.entropies.tolist() == pytest.approx([-float((chances * chances.log()).sum())] * 20_000, abs=1e-5)
+
+
+def test_the_likeliest_is_taken_without_a_random_number() -> None:
+    logits = numbers(8, 2000)
+    drawn = draw(logits, 0.5, None)
+    assert torch.equal(drawn.actions, logits.argmax(1))
+    expected = (logits / 0.5).log_softmax(1)
+    torch.testing.assert_close(drawn.log_probs, expected.amax(1))
+    torch.testing.assert_close(drawn.entropies, entropy(expected), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("num_columns", [5, 1500])
+def test_logits_that_are_minus_infinite_are_never_drawn(num_columns: int) -> None:
+    logits = torch.full((100, num_columns), -math.inf)
+    logits[:, [1, 3]] = 0.0
+    uniforms = torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]
+    drawn = draw(logits, 1.0, uniforms)
+    assert drawn.actions.tolist() == [1] * 50 + [3] * 50
+    assert drawn.log_probs.tolist() == pytest.approx([-math.log(2)] * 100)
+    assert drawn.entropies.tolist() == pytest.approx([math.log(2)] * 100)
+
+
+@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("num_columns", [5, 1500])
+def test_logits_that_make_no_distribution_give_nan_and_some_action(odd: float, num_columns: int) -> None:
+    logits: Any = numbers(3, num_columns)
+    logits[1, 2] = odd
+    drawn = draw(logits, 1.0, torch.full((3,), 0.3, dtype=torch.float64))
+    assert 0 <= int(drawn.actions[1]) < num_columns
+    assert drawn.log_probs.isnan().tolist() == [False, True, False]
+    assert drawn.entropies.isnan().tolist() == [False, True, False]
+    alone = draw(logits[[0, 2]], 1.0, torch.full((2,), 0.3, dtype=torch.float64))
+    assert torch.equal(drawn.actions[[0, 2]], alone.actions)
+    assert torch.equal(drawn.log_probs[[0, 2]], alone.log_probs)

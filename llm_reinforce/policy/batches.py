@@ -110,7 +110,8 @@ class SlotBatch:
         written = columns - self.prompt_width
         seen = (columns < self.lengths[:, None]) | (written >= 0) & (written < num_written[:, None])
         mask = seen[:, None, None]
-        own_columns = self.prompt_width + num_written - 1
+        # a row that has ended goes on unread, and may have written more than all others
+        own_columns = (self.prompt_width + num_written - 1).clamp(max=used - 1)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self.keys[layer][self.rows, :, own_columns] = keys

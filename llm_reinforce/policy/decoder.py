@@ -35,10 +35,11 @@ def llama_like(model: nn.Module) -> Any:
         inner = inner.get_base_model()
     if type(inner) not in LLAMA_LIKE or hasattr(inner, "hf_device_map"):
         return None
-    for layer in inner.model.layers:
-        is_windowed = getattr(layer.self_attn, "sliding_window", None) is not None
-        if is_windowed or getattr(layer, "gradient_checkpointing", False):
-            return None
+    window = getattr(inner.config, "sliding_window", None)
+    layer_types = getattr(inner.config, "layer_types", None) or ["sliding" if window else "full_attention"]
+    is_checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in inner.model.layers)
+    if set(layer_types) != {"full_attention"} or is_checkpointed:
+        return None
     return inner
 
 

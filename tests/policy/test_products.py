@@ -200,7 +200,9 @@ def test_draws_follow_the_distribution(num_columns: int) -> None:
         observed, expected = observed[:-1], expected[:-1]
     assert stats.chisquare(observed, expected).pvalue > 1e-3
     torch.testing.assert_close(drawn.log_probs.exp().double(), chances[drawn.actions], rtol=1e-5, atol=0)
-    assert drawn.entropies.tolist() == pytest.approx([-float((chances * chances.log()).sum())] * 20_000, abs=1e-5)
+    assert drawn.entropies.tolist() == pytest.approx(
+        [-float((chances * chances.log()).sum())] * 20_000, abs=1e-5
+    )
 
 
 def test_the_likeliest_is_taken_without_a_random_number() -> None:

@@ -91,14 +91,15 @@ class EpisodeBatch:
         """r_{t+1} of each action, without the terminal reward; None where no episode has any."""
         if not any(episode.step_rewards for episode in self.episodes):
             return None
-        rows = [
-            torch.tensor(episode.step_rewards or (0.0,) * len(episode.completion.token_ids))
-            for episode in self.episodes
-        ]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return self._padded([episode.step_rewards for episode in self.episodes])
 
     @property
     def behavior_log_probs(self) -> Float[Tensor, "episode token"]:
         """log π(a_t | s_t) as recorded at sampling; zero in padding."""
-        rows = [torch.tensor(episode.completion.log_probs) for episode in self.episodes]
-        return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        return self._padded([episode.completion.log_probs for episode in self.episodes])
+
+    def _padded(self, rows: Sequence[Sequence[float]]) -> Float[Tensor, "episode token"]:
+        """The rows filled up with zeros to the longest episode, float32."""
+        width = max(len(episode.completion.token_ids) for episode in self.episodes)
+        # one tensor of all: a tensor a row takes longer than a small policy's forward pass
+        return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])

@@ -112,7 +112,9 @@ def untemplated_problems(recipe: Recipe, say: Callable[[str], None] = _nothing) 
         shape = settings.generate
         split = generate_problems(
             shape.operations,
-            shape.digits,
+            shape.digits if shape.operands is None else (),
+            operands=shape.operands,
+            held_out_operands=shape.held_out_operands,
             num_operands=shape.num_operands,
             form=shape.form,
             num_held_out=settings.num_held_out,

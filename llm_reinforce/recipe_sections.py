@@ -28,6 +28,7 @@ Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
 NumDigits = Annotated[int, Field(ge=1, le=12)]
+Operand = Annotated[int, Field(ge=0, lt=10**12)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 Operation = Literal["addition", "subtraction", "multiplication", "division", "chain"]
 Decoding = Literal["greedy", "sampled"]
@@ -138,6 +139,14 @@ class GenerateRecipe(Section):
     digits: tuple[NumDigits, ...] = Field(
         default=(2,), strict=False, min_length=1, description="digits an operand, mixed evenly"
     )
+    operands: tuple[Operand, Operand] | None = Field(
+        default=None, strict=False, description="instead of digits: the smallest and the largest operand"
+    )
+    held_out_operands: tuple[Operand, Operand] | None = Field(
+        default=None,
+        strict=False,
+        description="the smallest and the largest of held-out problems; null: as operands",
+    )
     num_operands: int = Field(
         default=2,
         ge=2,
@@ -159,6 +168,32 @@ class GenerateRecipe(Section):
         if len(set(values)) < len(values):
             raise ValueError("should name each one once")
         return values
+
+    @field_validator("operands")
+    @classmethod
+    def _rise(cls, values: tuple[int, int] | None) -> tuple[int, int] | None:
+        if values is not None and values[0] > values[1]:
+            raise ValueError(f"should be the smallest, then the largest, not {values[0]}, {values[1]}")
+        return values
+
+    @field_validator("held_out_operands")
+    @classmethod
+    def _lies_within(cls, values: tuple[int, int] | None, info: ValidationInfo) -> tuple[int, int] | None:
+        within: tuple[int, int] | None = info.data.get("operands")
+        if values is None:
+            return values
+        if within is None:
+            raise ValueError("read only with operands, within which they lie")
+        if not within[0] <= values[0] <= values[1] <= within[1]:
+            raise ValueError(f"should lie within operands, {within[0]} to {within[1]}, and rise")
+        return values
+
+    @model_validator(mode="after")
+    def _has_one_size(self) -> Self:
+        # the default stands in every recipe that a run writes down
+        if self.operands is not None and self.digits != type(self).model_fields["digits"].default:
+            raise ValueError("digits and operands are both given; keep one and drop the other")
+        return self
 
     @field_validator("num_operands")
     @classmethod

@@ -165,6 +165,11 @@ IMPOSSIBLE = [
     ("problems.template=hello", "problems.template", "should contain {prompt}"),
     ("problems.generate.form=hello", "problems.generate.form", "should contain {expression} or {spaced}"),
     ("problems.generate.operations=[]", "problems.generate.operations", "a list of at least 1"),
+    ("problems.generate={digits: [1], operands: [0, 9]}", "problems.generate", "both given; keep one"),
+    ("problems.generate={operands: [9, 0]}", "problems.generate.operands", "the smallest, then the largest"),
+    ("problems.generate={held_out_operands: [0, 9]}", "problems.generate.held_out_operands", "read only with"),
+    ("problems.generate={operands: [0, 5], held_out_operands: [0, 9]}",
+     "problems.generate.held_out_operands", "should lie within operands, 0 to 5"),
     ("problems.generate={operations: [chain]}", "problems.generate.num_operands", "at least 3 for a chain"),
     ("problems.generate={operations: [division, subtraction], num_operands: 3}",
      "problems.generate.num_operands", "not read for division and subtraction alone"),
@@ -232,6 +237,8 @@ def test_settings_that_cannot_work_together(tmp_path: Path, override: str, key: 
     [
         "problems.generate={operations: [chain, division], num_operands: 3}",
         "problems.generate={operations: [subtraction], num_operands: 2}",
+        "problems.generate={operands: [0, 19], held_out_operands: [0, 9]}",
+        "problems.generate={digits: [2], operands: [0, 19]}",  # as a resolved recipe has them
         "problems={train: {data: a.jsonl, split: train}}",
         "problems={train: {data: a/json, config: main, split: test}}",
         "rewards=[{function: conciseness, arguments: {max_tokens: 9}}]",

@@ -1,10 +1,10 @@
 """Seeded arithmetic problems whose train and held-out sets are disjoint by construction.
 
-A *stratum* is one operation at one digit count. Its *expressions* (`47+85`) fall into *groups* of
-those that are the same sum in another order (`85+47`), named by a canonical *key*; a group lies
-wholly on one side. Small strata are listed in full and divided; in large ones a stable hash of the
-key decides the side, and expressions are drawn until there are enough. Nothing here depends on
-PYTHONHASHSEED or on the order of a set.
+A *stratum* is one operation on one range of operands, those of a digit count say. Its *expressions*
+(`47+85`) fall into *groups* of those that are the same sum in another order (`85+47`), named by a
+canonical *key*; a group lies wholly on one side. Small strata are listed in full and divided; in large
+ones a stable hash of the key decides the side, and expressions are drawn until there are enough. Nothing
+here depends on PYTHONHASHSEED or on the order of a set.
 """
 
 import difflib
@@ -12,7 +12,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.tasks.problem import Problem
@@ -69,16 +69,14 @@ class _Expression:
 @dataclass(frozen=True, slots=True)
 class _Stratum:
     operation: str
-    digits: int
+    operands: range  # in a division, of divisor and quotient
+    held_out_operands: range  # where each lies in it, an expression may be held out
+    name: str  # of the range, for the seeds
     num_operands: int  # of additions, multiplications and chains; the others have two
     seed: int
 
-    def operand_range(self) -> range:
-        """0..9 for one digit, 10..99 for two, and so on."""
-        return range(0 if self.digits == 1 else 10 ** (self.digits - 1), 10**self.digits)
-
     def divisor_range(self) -> range:
-        return range(max(1, self.operand_range().start), self.operand_range().stop)
+        return range(max(1, self.operands.start), self.operands.stop)
 
     def symbol_rows(self) -> list[tuple[str, ...]]:
         """Every row of symbols that its expressions may have between their operands."""
@@ -90,7 +88,7 @@ class _Stratum:
 
     def size(self) -> int:
         """How many expressions there are."""
-        num_values = _length(self.operand_range())
+        num_values = _length(self.operands)
         if self.operation == "division":
             return num_values * _length(self.divisor_range())
         rows = self.symbol_rows()
@@ -101,22 +99,32 @@ class _Stratum:
         return self.size() <= _MAX_LISTED
 
     def max_held_out(self) -> int:
-        """Half of the expressions, or as many as rejection finds quickly on the held-out side."""
-        return self.size() // 2 if self.is_listed() else self.size() // (2 * _SIDES)
+        """Half of those that may be, or as many as rejection finds quickly on the held-out side."""
+        size = self.of_held_out_operands().size()
+        return size // 2 if self.is_listed() else size // (2 * _SIDES)
+
+    def of_held_out_operands(self) -> "_Stratum":
+        return replace(self, operands=self.held_out_operands)
+
+    def may_be_held_out(self, expression: _Expression) -> bool:
+        values = expression.operands
+        if self.operation == "division":
+            values = (values[0] // values[1], values[1])
+        return all(value in self.held_out_operands for value in values)
 
     def expressions(self) -> Iterator[_Expression]:
         """Every expression, in numerical order."""
         if self.operation == "division":
-            for quotient, divisor in itertools.product(self.operand_range(), self.divisor_range()):
+            for quotient, divisor in itertools.product(self.operands, self.divisor_range()):
                 yield _Expression((quotient * divisor, divisor), ("/",))
             return
         for symbols in self.symbol_rows():
-            for operands in itertools.product(self.operand_range(), repeat=len(symbols) + 1):
+            for operands in itertools.product(self.operands, repeat=len(symbols) + 1):
                 yield _Expression(operands, symbols)
 
     def draw(self, generator: random.Random) -> _Expression:
         """One expression, all being equally likely."""
-        values = self.operand_range()
+        values = self.operands
         if self.operation == "division":
             divisors = self.divisor_range()
             divisor = generator.randrange(divisors.start, divisors.stop)
@@ -127,26 +135,34 @@ class _Stratum:
 
     def generator(self, purpose: str) -> random.Random:
         """A generator of its own for each purpose, so that one draw never moves another."""
-        return random.Random(f"{self.seed} {self.operation} {self.digits} {self.num_operands} {purpose}")
+        return random.Random(f"{self.seed} {self.operation} {self.name} {self.num_operands} {purpose}")
 
     def is_held_out(self, expression: _Expression) -> bool:
         """The side of an expression where sides are hashed: a matter of the seed and its key alone."""
+        if not self.may_be_held_out(expression):
+            return False
         name = f"{self.seed} {self.operation} {expression.key()}".encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") % _SIDES == 0
 
     def divide(self, num_held_out: int) -> tuple[list[_Expression], list[_Expression]]:
         """All (train, held_out) expressions of a listed stratum."""
         groups: dict[str, list[_Expression]] = {}
+        others = []
         for expression in self.expressions():
-            groups.setdefault(expression.key(), []).append(expression)
-        return divide_groups(groups, num_held_out, self.generator("sides"))
+            if self.may_be_held_out(expression):
+                groups.setdefault(expression.key(), []).append(expression)
+            else:
+                others.append(expression)
+        train, held_out = divide_groups(groups, num_held_out, self.generator("sides"))
+        return train + others, held_out
 
     def sample(self, count: int, *, held_out: bool) -> list[_Expression]:
         """`count` different expressions of one hashed side."""
         generator = self.generator("held_out" if held_out else "train")
+        source = self.of_held_out_operands() if held_out else self
         drawn: dict[_Expression, None] = {}  # a dict, since a set has no order
         while len(drawn) < count:
-            expression = self.draw(generator)
+            expression = source.draw(generator)
             if self.is_held_out(expression) == held_out:
                 drawn[expression] = None
         return list(drawn)
@@ -154,8 +170,10 @@ class _Stratum:
 
 def generate_problems(
     operations: Sequence[str],
-    digits: Sequence[int],
+    digits: Sequence[int] = (),
     *,
+    operands: tuple[int, int] | None = None,
+    held_out_operands: tuple[int, int] | None = None,
     num_operands: int = 2,
     form: str = "{expression}=",
     num_held_out: int,
@@ -172,6 +190,9 @@ def generate_problems(
         operations: some of OPERATIONS. Division is always exact; a chain needs three operands or more.
         digits: the digit counts to mix. The operands of one problem have the same count d: 0..9 for
             d = 1, 10..99 for d = 2. In a division it bounds the divisor and the quotient.
+        operands: instead of `digits`, the smallest and the largest operand.
+        held_out_operands: with `operands`, the smallest and the largest of held-out problems: what is
+            measured can be a part of what is practised.
         num_operands: the operands of an addition, a multiplication or a chain.
         form: the prompt, with `{expression}` for `47+85` or `{spaced}` for `47 + 85`. Other braces
             stay as they are.
@@ -191,14 +212,18 @@ def generate_problems(
         InputError: an unknown operation, a digit count or number out of range, a form without a
             place for the expression, or more problems than there are.
     """
-    _check_settings(operations, digits, num_operands, form, num_held_out, num_train)
-    strata = [_Stratum(operation, d, num_operands, seed) for operation in operations for d in digits]
+    _check_settings(operations, num_operands, form, num_held_out, num_train)
+    strata = [
+        _Stratum(operation, values, held_out_values, name, num_operands, seed)
+        for operation in operations
+        for name, values, held_out_values in _operand_ranges(digits, operands, held_out_operands)
+    ]
     held_out_shares = _share_out(num_held_out, [stratum.max_held_out() for stratum in strata])
     if sum(held_out_shares) < num_held_out:
         raise InputError(
             f"num_held_out is {num_held_out:,}, but of {sum(stratum.size() for stratum in strata):,} "
             f"possible problems at most {sum(held_out_shares):,} can be held out: ask for fewer, "
-            "or add operations or digit counts"
+            "or add operations, digit counts or operands"
         )
 
     listed = {
@@ -270,26 +295,49 @@ def _share_out(total: int, capacities: Sequence[int]) -> list[int]:
     return shares
 
 
+def _operand_ranges(
+    digits: Sequence[int], operands: tuple[int, int] | None, held_out_operands: tuple[int, int] | None
+) -> list[tuple[str, range, range]]:
+    """Ranges of operands by name, each with the range of those that may be held out."""
+    if operands is None:
+        if not digits:
+            raise InputError("digits is empty: name at least one")
+        if len(set(digits)) < len(digits):
+            raise InputError(f"digits names one twice: {list(digits)}")
+        if held_out_operands is not None:
+            raise InputError("held_out_operands is read only with operands")
+        for count in digits:
+            if not 1 <= count <= MAX_DIGITS:
+                raise InputError(f"digits must lie in 1..{MAX_DIGITS}, not {count}")
+        ranges = [range(0 if count == 1 else 10 ** (count - 1), 10**count) for count in digits]
+        return [(str(count), values, values) for count, values in zip(digits, ranges, strict=True)]
+    if digits:
+        raise InputError("digits and operands are both given: keep one")
+    (low, high), (held_low, held_high) = operands, held_out_operands or operands
+    if not 0 <= low <= high < 10**MAX_DIGITS:
+        raise InputError(f"operands are the smallest and the largest, 0 or more, not {low} and {high}")
+    if not low <= held_low <= held_high <= high:
+        raise InputError(
+            f"held_out_operands, {held_low} to {held_high}, must lie within operands, {low} to {high}"
+        )
+    return [(f"{low} to {high}", range(low, high + 1), range(held_low, held_high + 1))]
+
+
 def _check_settings(
     operations: Sequence[str],
-    digits: Sequence[int],
     num_operands: int,
     form: str,
     num_held_out: int,
     num_train: int | None,
 ) -> None:
-    for name, values in (("operations", operations), ("digits", digits)):
-        if not values:
-            raise InputError(f"{name} is empty: name at least one")
-        if len(set(values)) < len(values):
-            raise InputError(f"{name} names one twice: {list(values)}")
+    if not operations:
+        raise InputError("operations is empty: name at least one")
+    if len(set(operations)) < len(operations):
+        raise InputError(f"operations names one twice: {list(operations)}")
     for operation in operations:
         if operation not in OPERATIONS:
             hint = nearest_name(operation, OPERATIONS)
             raise InputError(f"unknown operation {operation!r}{hint}: there are {', '.join(OPERATIONS)}")
-    for count in digits:
-        if not 1 <= count <= MAX_DIGITS:
-            raise InputError(f"digits must lie in 1..{MAX_DIGITS}, not {count}")
     if not 2 <= num_operands <= MAX_OPERANDS:
         raise InputError(f"num_operands must lie in 2..{MAX_OPERANDS}, not {num_operands}")
     if "chain" in operations and num_operands < 3:

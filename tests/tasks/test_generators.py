@@ -197,6 +197,44 @@ def test_half_can_be_held_out_and_no_more() -> None:
         generate_problems(["addition"], [1], num_held_out=51)
 
 
+def test_operands_lie_in_their_range_and_held_out_ones_in_theirs() -> None:
+    split = generate_problems(["addition"], operands=(0, 19), held_out_operands=(0, 9), num_held_out=20)
+    held_out = {tuple(map(int, expression(problem).split("+"))) for problem in split.held_out}
+    train = {tuple(map(int, expression(problem).split("+"))) for problem in split.train}
+    assert len(held_out) == 20
+    assert all(max(pair) <= 9 for pair in held_out)
+    mirrored = held_out | {(b, a) for a, b in held_out}
+    assert not mirrored & train
+    # all others are practised, but perhaps the mirror of the one at which the twenty were full
+    assert len({(a, b) for a in range(20) for b in range(20)} - mirrored - train) <= 1
+    with pytest.raises(InputError, match="of 400 possible problems at most 50"):
+        generate_problems(["addition"], operands=(0, 19), held_out_operands=(0, 9), num_held_out=51)
+
+
+def test_operands_of_a_digit_count_are_that_digit_count() -> None:
+    by_digits = generate_problems(["division", "addition"], [2], num_held_out=0)
+    by_range = generate_problems(["division", "addition"], operands=(10, 99), num_held_out=0)
+    assert set(by_digits.train) == set(by_range.train)
+
+
+def test_a_large_range_is_sampled_and_divided_by_the_hash() -> None:
+    split = generate_problems(
+        ["addition", "division"],
+        operands=(0, 5_000),
+        held_out_operands=(100, 299),
+        num_held_out=300,
+        num_train=20_000,
+    )
+    keys = {unordered(expression(problem)) for problem in split.held_out}
+    assert not keys & {unordered(expression(problem)) for problem in split.train}
+    for problem in split.held_out:
+        left, symbol, right = TERM.findall(expression(problem))[0][1], *TERM.findall(expression(problem))[1]
+        values = (int(left) // int(right) if symbol == "/" else int(left), int(right))
+        assert all(100 <= value <= 299 for value in values)
+    inside = [problem for problem in split.train if "+" in problem.prompt]
+    assert any(all(100 <= int(text) <= 299 for text in expression(p).split("+")) for p in inside)
+
+
 def test_too_many_training_problems_are_refused_with_their_number() -> None:
     with pytest.raises(InputError, match=r"num_train is 101, .* at most 100 can be drawn"):
         generate_problems(["addition"], [1], num_held_out=0, num_train=101)
@@ -220,6 +258,14 @@ def test_a_large_space_gives_a_hundred_thousand_by_default() -> None:
         ({"form": "{expr}="}, r"form '\{expr\}=' has no place .* \{expression\} or \{spaced\}"),
         ({"num_held_out": -1}, "num_held_out must not be negative"),
         ({"num_train": 0}, "num_train must be 1 or more, not 0"),
+        ({"operands": (0, 9)}, "digits and operands are both given"),
+        ({"held_out_operands": (0, 9)}, "held_out_operands is read only with operands"),
+        ({"digits": (), "operands": (9, 0)}, "smallest and the largest, 0 or more, not 9 and 0"),
+        ({"digits": (), "operands": (-1, 3)}, "0 or more, not -1 and 3"),
+        (
+            {"digits": (), "operands": (1, 9), "held_out_operands": (0, 5)},
+            "held_out_operands, 0 to 5, must lie within operands, 1 to 9",
+        ),
     ],
 )
 def test_a_wrong_setting_is_one_clear_error(arguments: dict[str, object], message: str) -> None:

@@ -24,19 +24,22 @@ def generated_problems(settings: str) -> tuple[Problem, ...]:
     '1+3='
 
     Args:
-        settings: any of operations and digits (several joined by +), num_operands, form, num and seed, as
-            `key=value` with commas between; a form can't hold a comma.
+        settings: any of operations and digits (several joined by +), operands and held_out_operands (0-19,
+            instead of digits), num_operands, form, num and seed, as `key=value` with commas between; a form
+            can't hold a comma.
 
     Raises:
         InputError: an unknown key, a value that is no number, or settings that can't be generated.
     """
     where = f"{GENERATE}:{settings}"
-    known = ("operations", "digits", "num_operands", "form", "num", "seed")
+    known = ("operations", "digits", "operands", "held_out_operands", "num_operands", "form", "num", "seed")
     given = _settings(where, settings, known)
-    digits = tuple(_number(where, "digits", part) for part in given.get("digits", "2").split("+"))
+    digits = given.get("digits", "" if "operands" in given else "2")
     split = generate_problems(
         given.get("operations", "addition").split("+"),
-        digits,
+        tuple(_number(where, "digits", part) for part in digits.split("+") if digits),
+        operands=_range(where, "operands", given),
+        held_out_operands=_range(where, "held_out_operands", given),
         num_operands=_number(where, "num_operands", given.get("num_operands", "2")),
         form=given.get("form", "{expression}="),
         num_held_out=_number(where, "num", given.get("num", str(NUM_PROBLEMS))),
@@ -99,6 +102,13 @@ def _settings(where: str, text: str, known: tuple[str, ...]) -> Mapping[str, str
             raise InputError(f"{where}: {key} should stand once, as {key}=VALUE")
         given[key] = value
     return given
+
+
+def _range(where: str, key: str, given: Mapping[str, str]) -> tuple[int, int] | None:
+    if key not in given:
+        return None
+    low, _, high = given[key].partition("-")
+    return _number(where, key, low), _number(where, key, high)
 
 
 def _number(where: str, key: str, text: str) -> int:

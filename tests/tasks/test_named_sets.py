@@ -17,6 +17,7 @@ from llm_reinforce.tasks import (
     doubtful_problems,
     few_shot,
     find_problems,
+    generate_problems,
     lookup,
     overlap,
     reads_split,
@@ -219,6 +220,11 @@ def test_generators_by_a_spec() -> None:
     (chain,) = find_problems("generate:operations=chain,num_operands=4,num=1,form={spaced} is")
     assert re.fullmatch(r"\d+( [-+] \d+){3} is", chain.prompt)
     assert len(find_problems("generate:")) == 500
+    small = find_problems("generate:operands=0-19,held_out_operands=0-9,num=20,seed=3")
+    recipe = generate_problems(
+        ["addition"], operands=(0, 19), held_out_operands=(0, 9), num_held_out=20, seed=3
+    )
+    assert small == recipe.held_out
     assert doubtful_problems(problems) == ()
 
 
@@ -228,6 +234,8 @@ def test_generators_by_a_spec() -> None:
         ("generate:digit=2", r"no setting 'digit' \(did you mean 'digits'\?\): there are operations, digits"),
         ("generate:digits=two", "digits should be a whole number, not 'two'"),
         ("generate:digits", "digits should stand once, as digits=VALUE"),
+        ("generate:operands=9", "operands should be a whole number, not ''"),
+        ("generate:digits=1,operands=0-9", "digits and operands are both given"),
         ("generate:digits=1,digits=2", "digits should stand once"),
         ("generate:operations=addtion", r"did you mean 'addition'\?"),
         ("generate:num=0", "num must be at least 1"),

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from llm_reinforce.policy.products import is_plain, product
 from llm_reinforce.policy_gradient import entropy
@@ -83,6 +84,7 @@ class _ChunkedHead(torch.autograd.Function):
         return log_probs, entropies
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, actions, log_totals, entropies = ctx.saved_tensors
         of_log_probs, of_entropies = (gradient[:, None] for gradient in gradients)

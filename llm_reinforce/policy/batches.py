@@ -18,7 +18,7 @@ from llm_reinforce.policy.packing import pack_prompts
 from llm_reinforce.policy.products import linear
 
 MAX_PROMPT_TOKENS = 16384  # computed at once
-ROOM = 64  # tokens a row by which the cache grows
+ROOM = 32  # columns by which the cache grows, at most
 
 
 @runtime_checkable
@@ -34,63 +34,68 @@ class Batch(Protocol):
         """Begin new sequences in these rows; the logits of their first actions."""
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], most_written: int
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """Append an action to every row; the logits of the next. `num_written` counts it already."""
+        """Append an action to every row; the logits of the next.
+
+        `num_written` counts it already; `longest` is the longest row's length, prompt and all, of those that
+        are still read.
+        """
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all other rows."""
 
 
 class SlotBatch:
-    """The sequences of a Llama-like model.
-
-    A row's keys and values stand in its own columns: the prompt from column 0, what is written from the
-    column behind the longest prompt on.
+    """The sequences of a Llama-like model: each row's keys and values in its own columns, from 0 on.
 
     Args:
         model: what `llama_like` gave.
-        prompt_width: the length of the longest prompt that may come.
         max_new_tokens: what a row may write at most.
     """
 
     takes_more = True
 
-    def __init__(self, model: Any, num_rows: int, prompt_width: int, max_new_tokens: int) -> None:
-        self.model, self.prompt_width = model, prompt_width
-        # columns behind the prompts; when they are full, as many more come
-        self.room = min(max_new_tokens, ROOM)
-        self.num_used = prompt_width
+    def __init__(self, model: Any, num_rows: int, max_new_tokens: int) -> None:
+        self.model, self.room = model, min(max_new_tokens, ROOM)
         weight = model.model.embed_tokens.weight
-        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
+        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)  # of the prompts
         self.rows = torch.arange(num_rows, device=weight.device)
-        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel], made when first filled
+        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]
         self.values: list[Tensor] = []
 
     def fill(
         self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
     ) -> Float[Tensor, "filled vocabulary"]:
         """See `Batch`."""
-        last, start = [], 0
-        for part in _parts(prompts):
-            is_of_part = (of_prompt >= start) & (of_prompt < start + len(part))
-            last.append(self._fill(rows[is_of_part], part, of_prompt[is_of_part] - start))
-            start += len(part)
-        return torch.cat(last).index_select(0, of_prompt)
+        parts = _parts(prompts)
+        computed = []
+        for part in parts:
+            place = torch.full((len(prompts),), -1, device=rows.device)
+            place[part] = torch.arange(len(part), device=rows.device)
+            is_of_part = place[of_prompt] >= 0
+            of_part = place[of_prompt[is_of_part]]
+            computed.append(self._fill(rows[is_of_part], [prompts[number] for number in part], of_part))
+        order = torch.tensor([number for part in parts for number in part], device=rows.device)
+        return torch.cat(computed).index_select(0, order.argsort()[of_prompt])
 
     def _fill(
         self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
     ) -> Float[Tensor, "prompt vocabulary"]:
         packed = pack_prompts(prompts, rows.device)
+        width = packed.slots.shape[1]
+        self._reserve(width)
+        is_used = bool(self.lengths[rows].any())
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             mixed, prompt_keys, prompt_values = packed.attend(queries, keys, values)
             if layer == len(self.keys):  # the very first filling
-                shape = (len(self.lengths), keys.shape[1], self.prompt_width + self.room, keys.shape[2])
+                shape = (len(self.lengths), keys.shape[1], width + self.room, keys.shape[2])
                 self.keys.append(keys.new_zeros(shape))
                 self.values.append(values.new_zeros(shape))
-            width = packed.slots.shape[1]
             for cache, new in ((self.keys, prompt_keys), (self.values, prompt_values)):
+                if is_used:  # a mask hides what another sequence has left there, but not if it is NaN
+                    cache[layer][rows] = 0.0
                 cache[layer][rows, :, :width] = new.transpose(1, 2).index_select(0, of_prompt)
             return mixed
 
@@ -99,19 +104,14 @@ class SlotBatch:
         return self._logits(hidden.index_select(0, packed.last))
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], most_written: int
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """See `Batch`."""
-        self.num_used = used = self.prompt_width + most_written
-        if used > self.keys[0].shape[2]:
-            self.keys = [pad(keys, (0, 0, 0, self.room)) for keys in self.keys]
-            self.values = [pad(values, (0, 0, 0, self.room)) for values in self.values]
-        columns = torch.arange(used, device=actions.device)
-        written = columns - self.prompt_width
-        seen = (columns < self.lengths[:, None]) | (written >= 0) & (written < num_written[:, None])
-        mask = seen[:, None, None]
-        # a row that has ended goes on unread, and may have written more than all others
-        own_columns = (self.prompt_width + num_written - 1).clamp(max=used - 1)
+        self._reserve(longest)
+        ends = self.lengths + num_written
+        mask = (torch.arange(longest, device=actions.device) < ends[:, None])[:, None, None]
+        # a row that has ended goes on unread, and may be longer than all others
+        own_columns = (ends - 1).clamp(max=longest - 1)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             self.keys[layer][self.rows, :, own_columns] = keys
@@ -119,35 +119,45 @@ class SlotBatch:
             mixed = scaled_dot_product_attention(
                 # heads that share a key stand as queries below each other, so that no key is copied for them
                 queries.view(len(queries), keys.shape[1], -1, keys.shape[2]),
-                self.keys[layer][:, :, :used],
-                self.values[layer][:, :, :used],
+                self.keys[layer][:, :, :longest],
+                self.values[layer][:, :, :longest],
                 attn_mask=mask,
             )
             return mixed.flatten(1, 2)
 
-        return self._logits(decode(self.model, actions, self.lengths + num_written - 1, attend))
+        return self._logits(decode(self.model, actions, ends - 1, attend))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Batch`."""
         for cache in (self.keys, self.values):
             for layer, old in enumerate(cache):
-                new = old.new_zeros(len(rows), *old.shape[1:])
-                torch.index_select(old[:, :, : self.num_used], 0, rows, out=new[:, :, : self.num_used])
-                cache[layer] = new
+                cache[layer] = old.index_select(0, rows)
         self.lengths, self.rows = self.lengths[rows], self.rows[: len(rows)]
+
+    def _reserve(self, width: int) -> None:
+        """Make the cache at least so wide, some columns more at a time."""
+        for cache in (self.keys, self.values):
+            for layer, old in enumerate(cache):
+                if old.shape[2] < width:
+                    cache[layer] = pad(old, (0, 0, 0, width + self.room - old.shape[2]))
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
         return linear(self.model.lm_head, self.model.model.norm(hidden))
 
 
-def _parts(prompts: Sequence[TokenIds]) -> list[Sequence[TokenIds]]:
-    """The prompts in runs that are not too much to compute at once."""
-    parts: list[list[TokenIds]] = [[]]
-    for prompt in prompts:
-        if parts[-1] and (len(parts[-1]) + 1) * max(map(len, [prompt, *parts[-1]])) > MAX_PROMPT_TOKENS:
+def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:
+    """The prompts' numbers in runs of like length that are not too much to compute at once."""
+    parts: list[list[int]] = []
+    num_tokens = 0
+    for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):
+        length = len(prompts[number])
+        padded = (len(parts[-1]) + 1) * length if parts else 0
+        if not parts or padded > MAX_PROMPT_TOKENS or padded > 2 * (num_tokens + length):
             parts.append([])
-        parts[-1].append(prompt)
-    return list(parts)
+            num_tokens = 0
+        parts[-1].append(number)
+        num_tokens += length
+    return parts
 
 
 class WholeBatch:
@@ -176,11 +186,11 @@ class WholeBatch:
         return logits[of_prompt]
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], most_written: int
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """See `Batch`."""
         self.attention_mask = pad(self.attention_mask, (0, 1), value=1)
-        return self._forward(actions[:, None], (self.lengths + most_written - 1)[:, None])
+        return self._forward(actions[:, None], (self.lengths + num_written - 1)[:, None])
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Batch`."""

@@ -26,7 +26,8 @@ channel]` of all tokens; what it mixes of the values, as the queries."""
 def llama_like(model: nn.Module) -> Any:
     """The model whose layers `decode` can walk through, adapters in them or not; None for every other.
 
-    Not those that attend to a window only, or that are spread over devices, or tied to other processes.
+    Not those that attend to a window only, whose positions depend on the longest sequence at hand, that are
+    spread over devices or tied to other processes, or into which somebody has hooked something.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
@@ -38,9 +39,20 @@ def llama_like(model: nn.Module) -> Any:
     window = getattr(inner.config, "sliding_window", None)
     layer_types = getattr(inner.config, "layer_types", None) or ["sliding" if window else "full_attention"]
     is_checkpointed = any(getattr(layer, "gradient_checkpointing", False) for layer in inner.model.layers)
-    if set(layer_types) != {"full_attention"} or is_checkpointed:
+    has_moving_positions = getattr(inner.model.rotary_emb, "rope_type", "") in ("dynamic", "longrope")
+    if set(layer_types) != {"full_attention"} or is_checkpointed or has_moving_positions:
         return None
-    return inner
+    return None if any(_is_hooked(module) for module in inner.modules() if module is not inner) else inner
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks) or "forward" in vars(module)
 
 
 def decode(

@@ -6,8 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from llm_reinforce.policy_gradient import entropy
-
 BLOCK = 256  # probabilities that are summed up before a draw looks for its own among them
 
 
@@ -36,24 +34,18 @@ def draw(
     shifted = logits - logits.amax(dim=1, keepdim=True)
     weights = shifted.exp()
     totals = weights.sum(dim=1)
-    # H = log Σ e^z - Σ π z;  0 · -inf is NaN, and so is everything of a row that isn't finite
+    shifted.clamp_(min=-1000.0)  # where the weight is 0 in float64 too: 0 · -inf would be NaN
+    # H = log Σ e^z - Σ π z, z shifted so that the largest is 0; NaN where the row isn't finite
     entropies = totals.log() - torch.linalg.vecdot(weights, shifted) / totals
-    is_odd = entropies.isnan()
-    if uniforms is None:
-        actions = logits.argmax(dim=1)
-    else:
-        actions = invert(weights.masked_fill_(totals.isnan()[:, None], 1.0), uniforms)
+    actions = logits.argmax(dim=1) if uniforms is None else invert(weights, uniforms)
     log_probs = shifted.gather(1, actions[:, None]).squeeze(1) - totals.log()
-    if is_odd.any():  # rare, so that the usual case is spared a pass over all of it
-        entropies = torch.where(is_odd, entropy(logits.log_softmax(dim=1)), entropies)
-        log_probs = log_probs.masked_fill(entropies.isnan(), torch.nan)
-    return Drawn(actions, log_probs, entropies)
+    return Drawn(actions, log_probs.masked_fill(entropies.isnan(), torch.nan), entropies)
 
 
 def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
     """The action at which the cumulated weights pass u · Σ weights: first the block of it, then within.
 
-    Sums are in float64. An action of weight 0 is never drawn.
+    Sums are in float64. An action of weight 0 is never drawn; of weights that are NaN any is.
     """
     num_rows, num_columns = weights.shape
     if num_columns <= 4 * BLOCK:
@@ -63,7 +55,7 @@ def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " r
     blocks = weights.view(num_rows, -1, BLOCK)
     block, rest = _pass(blocks.sum(dim=2, dtype=torch.float64), uniforms, None)
     within, _ = _pass(blocks[torch.arange(num_rows, device=weights.device), block].double(), uniforms, rest)
-    return block * BLOCK + within
+    return (block * BLOCK + within).clamp(max=num_columns - 1)
 
 
 def _pass(
@@ -74,6 +66,6 @@ def _pass(
     # rounding must not carry a target past the last weight that isn't zero
     below_all = torch.nextafter(sums[:, -1], torch.zeros_like(sums[:, -1]))
     targets = torch.minimum(uniforms * sums[:, -1] if targets is None else targets, below_all)
-    columns = torch.searchsorted(sums, targets[:, None], right=True)
+    columns = torch.searchsorted(sums, targets[:, None], right=True).clamp(max=sums.shape[1] - 1)
     before = sums.gather(1, columns) - weights.gather(1, columns)
     return columns.squeeze(1), (targets[:, None] - before).squeeze(1).clamp(min=0.0)

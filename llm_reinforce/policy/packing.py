@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm_reinforce.policy.language_policy import TokenIds
@@ -45,8 +46,12 @@ class PackedPrompts:
         Float[Tensor, "prompt column key_head channel"],
         Float[Tensor, "prompt column key_head channel"],
     ]:
-        """Each prompt's tokens attend to those before them; also its keys and values, past its end any."""
-        of_queries, of_keys, of_values = (_take(packed, self.slots) for packed in (queries, keys, values))
+        """Each prompt's tokens attend to those before them; also its keys and values, past its end zero."""
+        columns = torch.arange(self.slots.shape[1], device=self.slots.device)
+        is_own = columns < self.lengths[:, None]
+        of_queries, of_keys, of_values = (
+            _zero_elsewhere(_take(packed, self.slots), is_own) for packed in (queries, keys, values)
+        )
         mixed = scaled_dot_product_attention(
             of_queries.transpose(1, 2),
             of_keys.transpose(1, 2),
@@ -134,7 +139,7 @@ class PackedCompletions:
         num_rows, width = self.slots.shape
         _, num_heads, num_channels = queries.shape
         of_queries, of_keys, of_values = (
-            _Unpack.apply(packed, self.slots, self.places)  # type: ignore[no-untyped-call]
+            _Unpack.apply(packed, self.slots, self.places, self.is_own)  # type: ignore[no-untyped-call]
             for packed in (queries, keys, values)
         )
         every_key = torch.cat([prompt_keys.index_select(0, self.prompt), of_keys], dim=1)
@@ -147,8 +152,7 @@ class PackedCompletions:
         mixed = (
             mixed.view(below.shape).permute(0, 3, 1, 2, 4).reshape(num_rows, width, num_heads, num_channels)
         )
-        mixed = mixed.masked_fill(~self.is_own[:, :, None, None], 0.0)
-        packed: Tensor = _Pack.apply(mixed, self.slots, self.places)  # type: ignore[no-untyped-call]
+        packed: Tensor = _Pack.apply(mixed, self.slots, self.places, self.is_own)  # type: ignore[no-untyped-call]
         return packed
 
 
@@ -191,28 +195,38 @@ def _take(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
 
 
 class _Unpack(torch.autograd.Function):
-    """A row of tokens as rows of sequences. Each token has one place, so the gradient is a selection too."""
+    """A row of tokens as rows of sequences, zero where no token stands.
+
+    Each token has one place, so the gradient is a selection too.
+    """
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, slots: Tensor, places: Tensor) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, slots: Tensor, places: Tensor, is_own: Tensor) -> Tensor:
         ctx.save_for_backward(places)
-        return _take(packed, slots)
+        return _zero_elsewhere(_take(packed, slots), is_own)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (places,) = ctx.saved_tensors
-        return gradients[0].flatten(0, 1).index_select(0, places), None, None
+        return gradients[0].flatten(0, 1).index_select(0, places), None, None, None
 
 
 class _Pack(torch.autograd.Function):
-    """Back again; where no token stands the gradient is any, and the caller's to mask."""
+    """Back again; where no token stands there is no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, unpacked: Tensor, slots: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(slots)
+    def forward(ctx: Any, unpacked: Tensor, slots: Tensor, places: Tensor, is_own: Tensor) -> Tensor:
+        ctx.save_for_backward(slots, is_own)
         return unpacked.flatten(0, 1).index_select(0, places)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (slots,) = ctx.saved_tensors
-        return _take(gradients[0], slots), None, None
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        slots, is_own = ctx.saved_tensors
+        return _zero_elsewhere(_take(gradients[0], slots), is_own), None, None, None
+
+
+def _zero_elsewhere(values: Tensor, is_own: Bool[Tensor, "row column"]) -> Tensor:
+    """A key or value that nobody may look at is zero: were it NaN, no mask would keep it away."""
+    return values.masked_fill(~is_own[:, :, None, None], 0.0)

@@ -5,6 +5,7 @@ from typing import Any, TypeGuard
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 SMALLEST = 1 << 21  # multiplications, below which a product is over before oneDNN has begun
 
@@ -39,10 +40,13 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
-        ctx.save_for_backward(inputs, weight)
+        # of a frozen layer, as under an adapter, the inputs need not be kept
+        of_inputs, of_weight = ctx.needs_input_grad
+        ctx.save_for_backward(inputs if of_weight else None, weight if of_inputs else None)
         return product(inputs, weight)
 
     @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
         inputs, weight = ctx.saved_tensors
         (gradient,) = gradients
@@ -52,8 +56,8 @@ class _Linear(torch.autograd.Function):
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the layer is a product, a bias at most, and nothing that somebody has hooked into it."""
-    return type(layer) is nn.Linear and not (layer._forward_hooks or layer._forward_pre_hooks)
+    """Whether the layer is a product, and a bias at most."""
+    return type(layer) is nn.Linear
 
 
 def linear(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> Float[Tensor, "row column"]:

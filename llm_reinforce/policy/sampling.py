@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import add
 
 import torch
 from jaxtyping import Float
@@ -12,6 +13,9 @@ from llm_reinforce.policy.batches import Batch, SlotBatch, WholeBatch
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy.drawing import draw
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+
+LOOK_EVERY = {"cpu": 1}
+"""After how many tokens one looks whether something has ended; 8 for others, a GPU must be waited for."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """The random numbers of a prompt's completions, in [0, 1), float64."""
@@ -108,7 +112,7 @@ def stream_completions(
         num_rows = min(size, len(part)) * num_completions
         batch: Batch
         if model is not None:
-            batch = SlotBatch(model, num_rows, max(len(prompt) for prompt in part), max_new_tokens)
+            batch = SlotBatch(model, num_rows, max_new_tokens)
         else:
             batch = WholeBatch(policy.model, policy.pad_token_id)
         waiting = deque(range(start, start + len(part)))
@@ -132,6 +136,7 @@ class _Writing:
 
     Attributes:
         owners: each row's prompt and which of its completions; None: the row is free.
+        prompt_lengths: the tokens of each row's prompt.
         ages: tokens drawn in each row since its completion began, those after its end too.
         num_written: how many of them are the completion's.
         is_running: False where the completion has ended.
@@ -141,7 +146,7 @@ class _Writing:
         device = policy.device
         self.policy, self.batch, self.max_new_tokens = policy, batch, max_new_tokens
         self.owners: list[tuple[int, int] | None] = [None] * num_rows
-        self.ages = [0] * num_rows
+        self.prompt_lengths, self.ages = [0] * num_rows, [0] * num_rows
         self.num_written = torch.zeros(num_rows, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_rows, dtype=torch.bool, device=device)
         self.end_token_ids = torch.tensor(policy.end_token_ids, device=device)
@@ -152,8 +157,7 @@ class _Writing:
         self.uniforms: Tensor | None = None
         self.logits = torch.empty(0)
         self.actions = self.num_written
-        # to look whether something has ended, a GPU must be waited for
-        self.look_every = 1 if device.type == "cpu" else 8
+        self.look_every = LOOK_EVERY.get(device.type, 8)
 
     @property
     def is_empty(self) -> bool:
@@ -183,7 +187,7 @@ class _Writing:
         numbers = {prompt: number for number, prompt in enumerate(distinct)}
         owners = [(prompt, number) for prompt in taken for number in range(num_completions)]
         for row, owner in zip(rows, owners, strict=True):
-            self.owners[row], self.ages[row] = owner, 0
+            self.owners[row], self.prompt_lengths[row], self.ages[row] = owner, len(prompts[owner[0]]), 0
         device = self.num_written.device
         selected = torch.tensor(rows, device=device)
         of_prompt = torch.tensor([numbers[prompts[prompt]] for prompt, _ in owners], device=device)
@@ -225,9 +229,10 @@ class _Writing:
         rows = [row for row, owner in enumerate(self.owners) if owner is not None and not is_running[row]]
         if not rows:
             return
-        lengths, token_ids, log_probs, entropies = (
-            values[rows].tolist()
-            for values in (self.num_written, self.token_ids, self.log_probs, self.entropies)
+        lengths = self.num_written[rows].tolist()
+        token_ids, log_probs, entropies = (
+            values[rows, : max(lengths)].tolist()
+            for values in (self.token_ids, self.log_probs, self.entropies)
         )
         for place, row in enumerate(rows):
             owner, self.owners[row] = self.owners[row], None
@@ -251,13 +256,15 @@ class _Writing:
         # free rows go on unread until they are a quarter: to cut them out costs a copy of the cache
         if may_shrink and len(kept) <= 0.75 * len(self.owners):
             self._keep(kept)
-        oldest = max(age for age, owner in zip(self.ages, self.owners, strict=True) if owner is not None)
-        self.logits = self.batch.step(self.actions, self.num_written, oldest)
+        ends = map(add, self.prompt_lengths, self.ages)
+        longest = max(end for end, owner in zip(ends, self.owners, strict=True) if owner is not None)
+        self.logits = self.batch.step(self.actions, self.num_written, longest)
 
     def _keep(self, rows: list[int]) -> None:
         selected = torch.tensor(rows, device=self.num_written.device)
         self.batch.keep(selected)
         self.owners, self.ages = [self.owners[row] for row in rows], [self.ages[row] for row in rows]
+        self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
         self.num_written, self.is_running = self.num_written[selected], self.is_running[selected]
         self.token_ids, self.actions = self.token_ids[selected], self.actions[selected]
         self.log_probs, self.entropies = self.log_probs[selected], self.entropies[selected]

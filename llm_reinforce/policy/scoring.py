@@ -107,10 +107,9 @@ def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tenso
 def keeps_keys_and_values(model: nn.Module) -> bool:
     """Whether what the model remembers of a prompt is keys and values, which completions can share.
 
-    A recurrent state (as of linear attention) is written in place, and no gradient survives that; nor can
-    rows be taken out of it as the sampler does. A wrapper
-    that ties processes together (DistributedDataParallel) has to be entered equally often by all of them,
-    and how often prompts repeat is each process's own matter.
+    A recurrent state (as of linear attention) is written in place, and no gradient survives that. A wrapper
+    that ties processes together (DistributedDataParallel) has to be entered equally often by all of them, and
+    how often prompts repeat is each process's own matter.
     """
     if isinstance(getattr(model, "module", None), nn.Module):
         return False

@@ -14,6 +14,8 @@ from llm_reinforce.policy import TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
 from llm_reinforce.training.estimate import Estimate
 
+ATTENDED = 8  # keys and values that attention may hold for each token of a micro-batch
+
 Skipped = Literal["no episode was scored", "the gradient isn't finite"]
 
 
@@ -24,7 +26,8 @@ class UpdateOutcome:
     Attributes:
         loss: the surrogate's value, this process's share.
         grad_norm: the gradient's norm before clipping.
-        max_log_prob_difference: the largest |Δ log π| of an action between sampling and scoring.
+        max_log_prob_difference: the largest |Δ log π| between sampling and scoring, of the actions whose
+            episodes have a gradient.
         learning_rate: that of this update.
         skipped: why the weights stayed as they were; None: they didn't.
     """
@@ -96,18 +99,25 @@ class GradientStep:
         return [row for row in order if counts[row]] or order[:1]
 
     def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
-        """The rows in runs of at most `micro_batch_tokens` tokens, one row at least."""
+        """The rows in runs of at most `micro_batch_tokens` tokens, one row at least.
+
+        Attention lays keys and values of a prompt before each of its completions, padded to the longest: of
+        these, which are small beside what else a token leaves behind, there may be ATTENDED times as many.
+        """
         runs: list[list[int]] = [[]]
         prompts: set[TokenIds] = set()
-        num_tokens = 0
+        num_tokens, width = 0, 0
         for row in rows:
             episode = batch.episodes[row]
             cost = len(episode.completion.token_ids)
             cost += 0 if episode.prompt_ids in prompts else len(episode.prompt_ids)
-            if runs[-1] and num_tokens + cost > self.micro_batch_tokens:
+            length = len(episode.prompt_ids) + len(episode.completion.token_ids)
+            width = max(width, length)
+            is_full = num_tokens + cost > self.micro_batch_tokens
+            is_wide = (len(runs[-1]) + 1) * width > ATTENDED * self.micro_batch_tokens
+            if runs[-1] and (is_full or is_wide):
                 runs.append([])
-                prompts, num_tokens = set(), 0
-                cost = len(episode.prompt_ids) + len(episode.completion.token_ids)
+                prompts, num_tokens, width, cost = set(), 0, length, length
             runs[-1].append(row)
             prompts.add(episode.prompt_ids)
             num_tokens += cost

@@ -1,5 +1,7 @@
 """Every fast path is the plain one: the walk through Llama-like models, packed tokens, the cache in slots."""
 
+import math
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -206,10 +208,12 @@ def check_same(fast: list[Completion], plain: list[Completion]) -> None:
         assert one.entropies == pytest.approx(other.entropies, abs=1e-10)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 8, 11, 1000])
-@pytest.mark.parametrize("is_fast", [True, False])
-def test_what_is_sampled_does_not_depend_on_the_batch(
-    batch_size: int, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("batch_size", "is_fast", "look_every"),
+    [(1, True, 1), (3, True, 1), (8, True, 8), (11, True, 3), (1000, True, 8), (8, False, 1), (11, False, 8)],
+)
+def test_what_is_sampled_does_not_depend_on_the_batch_nor_on_when_one_looks(
+    batch_size: int, is_fast: bool, look_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, prompts = policy_of(model_of("llama")), [*PROMPTS, (9,), (8, 8, 8, 8, 8, 8, 8)] * 3
     monkeypatch.setattr(batches, "ROOM", 2)  # the cache grows several times
@@ -230,6 +234,7 @@ def test_what_is_sampled_does_not_depend_on_the_batch(
     assert len({len(completion.token_ids) for completion in whole}) == 9  # they end at all times
     if not is_fast:
         in_plain_ways(monkeypatch)
+    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": look_every})
     check_same(sampled(batch_size), whole)
 
 
@@ -283,10 +288,13 @@ def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:
 
 def test_nothing_is_kept_for_a_gradient_and_the_caller_s_gradients_stay_on() -> None:
     policy = policy_of(model_of("llama"))
-    stream = stream_completions(policy, PROMPTS, max_new_tokens=3, uniforms=None, batch_size=2)
-    next(stream)
+    writing = sampling._Writing(policy, batches.SlotBatch(policy.model, 6, 3), 6, 3)
+    writing.begin(deque(range(6)), PROMPTS, 1, None)
+    writing.act(1.0)
+    writing.advance(may_shrink=True)
     assert torch.is_grad_enabled()
-    assert all(parameter.grad is None for parameter in policy.model.parameters())
+    kept = [writing.logits, writing.log_probs, *writing.batch.keys, *writing.batch.values]
+    assert all(tensor.grad_fn is None for tensor in kept)
 
 
 def test_no_prompts_no_completions() -> None:
@@ -305,12 +313,62 @@ def test_other_models_go_the_general_way(why: str, model: Callable[[], torch.nn.
     assert llama_like(model()) is None
 
 
+@pytest.mark.parametrize("place", ["model.layers.1", "model.layers.0.self_attn", "lm_head"])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_full_backward_hook"])
+def test_models_into_which_something_is_hooked_go_the_general_way(place: str, kind: str) -> None:
+    model, calls = model_of("llama"), []
+    handle = getattr(model.get_submodule(place), kind)(lambda *arguments: calls.append(1))
+    assert llama_like(model) is None
+    scored(model, PROMPTS, COMPLETIONS, with_entropies=False)
+    assert calls
+    handle.remove()
+    assert llama_like(model) is model
+
+
+def test_positions_that_depend_on_the_company_go_the_general_way() -> None:
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 500.0}
+    assert llama_like(LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope))) is None
+
+
+def poisoned(model: Any) -> Any:
+    """The token 8 makes everything NaN that can look at it."""
+    with torch.no_grad():
+        model.model.embed_tokens.weight[8] = torch.nan
+    return model
+
+
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_what_is_not_finite_in_one_prompt_stays_there(batch_size: int | None) -> None:
+    policy = replace(policy_of(poisoned(model_of("llama"))), end_token_ids=(12,))
+    prompts: list[TokenIds] = [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)]
+    numbers = torch.rand((4, 1, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    numbers[:, :, 0] = torch.tensor([0.5, 0.3, 0.4, 0.2])[:, None]
+    stream = stream_completions(
+        policy, prompts, max_new_tokens=3, uniforms=lambda n: numbers[n], batch_size=batch_size
+    )
+    for prompt, (completion,) in stream:
+        if 8 not in completion.token_ids:
+            assert any(map(math.isnan, completion.log_probs)) == (prompt == 0)
+
+
+def test_what_is_not_finite_in_one_prompt_spoils_no_other_score() -> None:
+    scores = token_log_probs(
+        poisoned(model_of("llama")),
+        [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)],
+        [(1, 2, 12), (1, 12), (12,), (5, 5, 5)],
+        pad_token_id=12,
+    )
+    lengths = torch.tensor([3, 2, 1, 3])
+    is_action = torch.arange(3) < lengths[:, None]
+    assert scores.log_probs.isnan().logical_and(is_action).any(dim=1).tolist() == [True, False, False, False]
+
+
 def test_checkpointed_and_spread_models_go_the_general_way() -> None:
     model = model_of("llama")
+    assert llama_like(model) is model
     model.gradient_checkpointing_enable()
     assert llama_like(model) is None
-    model.gradient_checkpointing_disable()
-    assert llama_like(model) is model
+    model = model_of("llama")
     model.hf_device_map = {"": 0}
     assert llama_like(model) is None
 

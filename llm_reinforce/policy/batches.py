@@ -34,12 +34,12 @@ class Batch(Protocol):
         """Begin new sequences in these rows; the logits of their first actions."""
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], longest: int
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """Append an action to every row; the logits of the next.
 
-        `num_written` counts it already; `longest` is the longest row's length, prompt and all, of those that
-        are still read.
+        `num_written` counts it already; `shortest` and `longest` are lengths of rows, prompt and all, of
+        those that are still read.
         """
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
@@ -104,18 +104,25 @@ class SlotBatch:
         return self._logits(hidden.index_select(0, packed.last))
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], longest: int
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """See `Batch`."""
         self._reserve(longest)
         ends = self.lengths + num_written
-        mask = (torch.arange(longest, device=actions.device) < ends[:, None])[:, None, None]
+        # rows of one length write in one column, and need no mask
+        is_even = shortest == longest
+        mask = (
+            None if is_even else (torch.arange(longest, device=actions.device) < ends[:, None])[:, None, None]
+        )
         # a row that has ended goes on unread, and may be longer than all others
         own_columns = (ends - 1).clamp(max=longest - 1)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            self.keys[layer][self.rows, :, own_columns] = keys
-            self.values[layer][self.rows, :, own_columns] = values
+            for cache, new in ((self.keys[layer], keys), (self.values[layer], values)):
+                if is_even:
+                    cache[:, :, longest - 1] = new
+                else:
+                    cache[self.rows, :, own_columns] = new
             mixed = scaled_dot_product_attention(
                 # heads that share a key stand as queries below each other, so that no key is copied for them
                 queries.view(len(queries), keys.shape[1], -1, keys.shape[2]),
@@ -186,7 +193,7 @@ class WholeBatch:
         return logits[of_prompt]
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], longest: int
+        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """See `Batch`."""
         self.attention_mask = pad(self.attention_mask, (0, 1), value=1)

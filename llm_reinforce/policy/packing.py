@@ -20,7 +20,8 @@ class PackedPrompts:
 
     Attributes:
         token_ids, positions: of each packed token: the common beginning, then each prompt's rest.
-        slots: where the tokens of each prompt stand in the row; past a prompt's end 0.
+        slots: where the tokens of each prompt stand in the row; past its end its last one again, since what
+            is NaN in another sequence would pass any mask.
         lengths: of the prompts.
         places: the place of each packed token in the flattened `slots`, the first where there are several.
     """
@@ -46,12 +47,8 @@ class PackedPrompts:
         Float[Tensor, "prompt column key_head channel"],
         Float[Tensor, "prompt column key_head channel"],
     ]:
-        """Each prompt's tokens attend to those before them; also its keys and values, past its end zero."""
-        columns = torch.arange(self.slots.shape[1], device=self.slots.device)
-        is_own = columns < self.lengths[:, None]
-        of_queries, of_keys, of_values = (
-            _zero_elsewhere(_take(packed, self.slots), is_own) for packed in (queries, keys, values)
-        )
+        """Each prompt's tokens attend to those before them; also its keys and values, past its end any."""
+        of_queries, of_keys, of_values = (_take(packed, self.slots) for packed in (queries, keys, values))
         mixed = scaled_dot_product_attention(
             of_queries.transpose(1, 2),
             of_keys.transpose(1, 2),
@@ -71,7 +68,7 @@ def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPro
     for number, prompt in enumerate(prompts):
         start = len(token_ids) - common
         slots.append([*range(common), *range(start + common, start + len(prompt))])
-        slots[-1] += [0] * (width - len(prompt))
+        slots[-1] += [slots[-1][-1]] * (width - len(prompt))
         token_ids += prompt[common:]
         positions += range(common, len(prompt))
         places += range(number * width + common, number * width + len(prompt))
@@ -99,7 +96,8 @@ class PackedCompletions:
     Attributes:
         token_ids, positions: of each packed token.
         prompt: the number of each completion's prompt.
-        slots: where the tokens of each completion stand in the row; past its end 0.
+        slots: where the tokens of each completion stand in the row; past its end its last one again
+            (that of the completion before where it has none).
         places: the place of each packed token in the flattened `slots`.
         is_own: True in `slots` where a token of the completion stands.
     """
@@ -139,7 +137,7 @@ class PackedCompletions:
         num_rows, width = self.slots.shape
         _, num_heads, num_channels = queries.shape
         of_queries, of_keys, of_values = (
-            _Unpack.apply(packed, self.slots, self.places, self.is_own)  # type: ignore[no-untyped-call]
+            _Unpack.apply(packed, self.slots, self.places)  # type: ignore[no-untyped-call]
             for packed in (queries, keys, values)
         )
         every_key = torch.cat([prompt_keys.index_select(0, self.prompt), of_keys], dim=1)
@@ -175,7 +173,8 @@ def pack_completions(
     slots = []
     for row, (completion, length) in enumerate(zip(completions, prompt_lengths, strict=True)):
         num_tokens = len(completion) - 1
-        slots.append([*range(len(token_ids), len(token_ids) + num_tokens), *[0] * (width - num_tokens)])
+        last = max(len(token_ids) + num_tokens - 1, 0)
+        slots.append([*range(len(token_ids), len(token_ids) + num_tokens), *[last] * (width - num_tokens)])
         token_ids += completion[:-1]
         positions += range(length, length + num_tokens)
         places += range(row * width, row * width + num_tokens)
@@ -195,21 +194,18 @@ def _take(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
 
 
 class _Unpack(torch.autograd.Function):
-    """A row of tokens as rows of sequences, zero where no token stands.
-
-    Each token has one place, so the gradient is a selection too.
-    """
+    """A row of tokens as rows of sequences. Each token has one place, so the gradient is a selection too."""
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, slots: Tensor, places: Tensor, is_own: Tensor) -> Tensor:
+    def forward(ctx: Any, packed: Tensor, slots: Tensor, places: Tensor) -> Tensor:
         ctx.save_for_backward(places)
-        return _zero_elsewhere(_take(packed, slots), is_own)
+        return _take(packed, slots)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (places,) = ctx.saved_tensors
-        return gradients[0].flatten(0, 1).index_select(0, places), None, None, None
+        return gradients[0].flatten(0, 1).index_select(0, places), None, None
 
 
 class _Pack(torch.autograd.Function):
@@ -224,9 +220,4 @@ class _Pack(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         slots, is_own = ctx.saved_tensors
-        return _zero_elsewhere(_take(gradients[0], slots), is_own), None, None, None
-
-
-def _zero_elsewhere(values: Tensor, is_own: Bool[Tensor, "row column"]) -> Tensor:
-    """A key or value that nobody may look at is zero: were it NaN, no mask would keep it away."""
-    return values.masked_fill(~is_own[:, :, None, None], 0.0)
+        return _take(gradients[0], slots).masked_fill_(~is_own[:, :, None, None], 0.0), None, None, None

@@ -256,9 +256,9 @@ class _Writing:
         # free rows go on unread until they are a quarter: to cut them out costs a copy of the cache
         if may_shrink and len(kept) <= 0.75 * len(self.owners):
             self._keep(kept)
-        ends = map(add, self.prompt_lengths, self.ages)
-        longest = max(end for end, owner in zip(ends, self.owners, strict=True) if owner is not None)
-        self.logits = self.batch.step(self.actions, self.num_written, longest)
+        lengths = map(add, self.prompt_lengths, self.ages)
+        read = [length for length, owner in zip(lengths, self.owners, strict=True) if owner is not None]
+        self.logits = self.batch.step(self.actions, self.num_written, min(read), max(read))
 
     def _keep(self, rows: list[int]) -> None:
         selected = torch.tensor(rows, device=self.num_written.device)

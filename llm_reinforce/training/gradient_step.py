@@ -132,8 +132,10 @@ class GradientStep:
         if scores.entropies is not None:
             bonus = entropy_bonus(scores.entropies, mask, estimate.denominator)
             loss = loss - self.entropy_coefficient * bonus
+        # a loss that isn't finite may have a gradient that is: 1 + 0 · L is NaN there, and 1 else
+        whole = loss * (1.0 + 0.0 * loss.detach())
         # several processes average their gradients; the sum is what the denominator is for
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        self.accelerator.backward(whole * self.accelerator.num_processes)
         recorded = EpisodeBatch(episodes).behavior_log_probs.to(device)
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return float(loss.detach()), float(difference)

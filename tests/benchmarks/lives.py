@@ -20,7 +20,7 @@ import peft  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch
 
-import llm_reinforce.assemble  # noqa: F401
+import llm_reinforce.assemble
 import llm_reinforce.episodes.collect as collect_module
 import llm_reinforce.training.terminal_display  # noqa: F401
 import llm_reinforce.training.trainer as trainer_module
@@ -72,7 +72,7 @@ class Life:
     _rest: bytes = b""
 
     def listen(self, seconds: float | None) -> bool:
-        """Hear what it tells next, if it does within so many seconds; False where it doesn't, or has ended."""
+        """Hear what it tells next, within so many seconds; False where it says nothing, or has ended."""
         if self.has_ended or not select.select([self.pipe], [], [], seconds)[0]:
             return False
         heard = os.read(self.pipe, 65536)

@@ -60,7 +60,7 @@ def aim(life: Life, rng: random.Random, durations: dict[str, float], whole: floa
         time.sleep(rng.uniform(0, durations[target]))
 
 
-def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float) -> int:
+def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, said: Path) -> int:
     """Kill it, or ask it to stop, and wait for its end; return its exit code."""
     if by == "kill":
         life.kill(signal.SIGKILL)
@@ -78,7 +78,7 @@ def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float) -> 
     # SIGTERM before the run has begun ends the process as it ends any; a shell calls that 143, too
     right = {0} | {128 + number for number in numbers} | {-number for number in numbers}
     if code not in right:
-        tally.wrong_exits.append(f"{code} after {numbers} while {place}")
+        tally.wrong_exits.append(f"{code} after {numbers} while {place}: {said.read_text()[-800:]}")
     if code != 0:
         tally.places[place] += 1
     tally.exits[code] += 1
@@ -89,17 +89,17 @@ def disturbed(
     directory: Path, by: str, rng: random.Random, tally: Tally, durations: dict[str, float], whole: float
 ) -> int:
     """A run hit until it has come to its end; how many hits it took."""
-    num_hits = 0
+    num_hits, said = 0, directory.with_suffix(".txt")
     while True:
-        life = start(directory, directory.with_suffix(".txt"), SETTINGS, resume=directory.exists())
+        life = start(directory, said, SETTINGS, resume=directory.exists())
         aim(life, rng, durations, whole)
-        code = hit(life, by, rng, tally, 2 * durations["saving"] + durations["sampling"])
+        code = hit(life, by, rng, tally, 2 * durations["saving"] + durations["sampling"], said)
         if code == 0:
             return num_hits
         num_hits += 1
         if by == "kill":
             if code != -signal.SIGKILL:
-                tally.wrong_exits.append(f"{code}: {directory.with_suffix('.txt').read_text()[-500:]}")
+                tally.wrong_exits.append(f"{code}: {said.read_text()[-800:]}")
                 return num_hits
             tally.places[life.place()] += 1
             tally.exits[code] += 1

@@ -58,6 +58,7 @@ PLACES = (
     (RunDirectory, "append", "logging"),
     (LanguagePolicy, "save", "saving the policy"),
 )
+ASKING = (signal.SIGINT, signal.SIGTERM)  # the signals that ask a run to stop
 _trace = -1  # the pipe's end that a life writes to
 
 
@@ -127,10 +128,13 @@ def start(directory: Path, output: Path, settings: dict[str, object], *, resume:
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     arguments = ["train", "quickstart", *options, "--set", f"output_dir={directory}"]
     reader, writer = os.pipe()
+    # a signal to the child must not raise in the parent's code, of which it holds a copy
+    signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     process = os.fork()
     if process == 0:
         os.close(reader)
         _live([*arguments, *(["--resume"] if resume else [])], writer, output)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
     os.close(writer)
     return Life(process, reader)
 
@@ -143,11 +147,13 @@ def _live(arguments: list[str], writer: int, output: Path) -> NoReturn:
         said = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         os.dup2(said, 1)
         os.dup2(said, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         sys.argv = ["llm-reinforce", *arguments]
         main()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
+    except KeyboardInterrupt:  # before or after the command line's own code
+        code = 128 + signal.SIGINT
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

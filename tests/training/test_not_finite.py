@@ -1,4 +1,4 @@
-"""What isn't finite never reaches the weights, wherever it comes from: the update is left out, bit for bit."""
+"""What is not finite never reaches the weights, wherever it comes from: such an update is left out."""
 
 import math
 from collections.abc import Callable

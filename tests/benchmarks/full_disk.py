@@ -69,7 +69,7 @@ def main() -> None:
                 if size == 0:
                     _turn_read_only(life, disk)
                 code = life.wait()
-                if code == 0:
+                if code == 0 and size > 0:
                     num_whole += 1
                     continue
                 num_full += 1
@@ -84,7 +84,10 @@ def main() -> None:
                     print(f"{size} KiB: {each}", flush=True)
             finally:
                 subprocess.run(["umount", str(disk)], check=True)
-    print(f"{num_good} of {num_full} full disks lost nothing; {num_whole} held the whole run")
+    print(
+        f"{num_good} of {num_full} disks lost nothing, of which 1 turned read-only and the others filled up"
+    )
+    print(f"{num_whole} held the whole run")
     if num_good < num_full or num_full == 0:
         raise SystemExit(1)
 

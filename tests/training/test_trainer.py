@@ -593,6 +593,29 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, stop_after: int)
     assert same(weights(load_policy(stopped_run.path)), weights(load_policy(straight_run.path)))
 
 
+@pytest.mark.parametrize("stops", [(2,), (4,), (6,), (1, 2), (2, 2), (3, 5), (1, 2, 3, 4, 5, 6)])
+def test_no_problem_is_skipped_or_repeated_by_stops(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    """Two problems of four an update: epochs end after updates 2, 4 and 6, the last."""
+
+    def one(directory: RunDirectory | None, watcher: Watcher) -> ReinforceTrainer:
+        reinforce = ReinforceRecipe(problems_per_update=2, episodes_per_problem=2)
+        made = trainer(num_updates=6, reinforce=reinforce, run_directory=directory, display=watcher)
+        watcher.trainer = made
+        return made
+
+    straight = one(None, straight_watcher := Watcher())
+    straight.train()
+    directory, asked = new_run(tmp_path / "run"), []
+    for number, stop in enumerate((*stops, None)):
+        resumed = one(directory, watcher := Watcher(stop))
+        resumed.train(resume=number > 0)
+        asked += watcher.episodes
+    problems = [[episode.problem.id for episode in episodes] for episodes in asked]
+    assert problems == [[e.problem.id for e in episodes] for episodes in straight_watcher.episodes]
+    assert resumed.state.num_problems == 12
+    assert same(weights(resumed.policy), weights(straight.policy))
+
+
 def test_a_stop_where_an_evaluation_is_due_loses_none(tmp_path: Path) -> None:
     straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=2)
     straight.train()

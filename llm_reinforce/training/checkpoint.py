@@ -96,19 +96,25 @@ def save_checkpoint(
         OSError: it can't be written, or not be read back as it was written; the older ones are all there.
     """
     directory = root / f"update-{state.num_updates:06d}"
-    for left in root.glob(f"*{PARTIAL}"):  # by a kill in the midst of another save
-        shutil.rmtree(left)
     if _fault(directory) is None:
         return directory
     with whole_directory(directory) as partial:
         _write_files(partial, state, model, optimizer, schedule, scaler)
     if fault := _fault(directory):
         raise OSError(f"{directory} was written and can't be used: {fault}")
-    up_to_here = [found for found in sorted(root.glob("update-??????")) if found.name <= directory.name]
     for found in root.glob("update-??????"):
-        if found not in up_to_here[-keep:]:
+        if found.name > directory.name:
             shutil.rmtree(found)
+    tidy_up_to(directory, keep)
     return directory
+
+
+def tidy_up_to(directory: Path, keep: int) -> None:
+    """Remove what a killed save has left, and of the checkpoints up to this whole one all but `keep`."""
+    root = directory.parent
+    up_to_here = [found for found in sorted(root.glob("update-??????")) if found.name <= directory.name]
+    for found in [*root.glob(f"*{PARTIAL}"), *up_to_here[:-keep]]:
+        shutil.rmtree(found)
 
 
 def _write_files(

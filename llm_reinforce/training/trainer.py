@@ -26,7 +26,13 @@ from llm_reinforce.recipe import (
 )
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.tasks import Problem
-from llm_reinforce.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
+from llm_reinforce.training.checkpoint import (
+    TrainState,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    tidy_up_to,
+)
 from llm_reinforce.training.display import Display, Silent, visible
 from llm_reinforce.training.durable import whole_directory
 from llm_reinforce.training.estimate import Estimate, estimate_advantages
@@ -403,6 +409,8 @@ class ReinforceTrainer:
             )
             self.display.say(f"going on from {directory.name}")
         if self.accelerator.is_main_process:
+            if directory is not None:  # a kill may have come between a save and what it removes
+                tidy_up_to(directory, self.training.num_checkpoints_kept)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
         return directory is not None
 

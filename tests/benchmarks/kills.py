@@ -128,7 +128,11 @@ def main() -> None:
             while not tally.is_enough(options.hits):
                 directory = root / f"{by}-{tally.num_runs}"
                 num_hits = disturbed(directory, by, rng, tally, durations, whole)
-                is_equal = outcome(directory) == expected
+                left = outcome(directory)
+                is_equal = left == expected
+                if not is_equal:
+                    print(f"{directory.name} differs in", [key for key in left if left[key] != expected[key]])
+                    print(left["files"])
                 tally.num_runs += 1
                 tally.num_equal_runs += is_equal
                 tally.num_equal_hits += num_hits * is_equal

@@ -10,6 +10,7 @@ import select
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -127,6 +128,7 @@ def start(directory: Path, output: Path, settings: dict[str, object], *, resume:
     """Fork a process that trains there; what it says is added to the file `output`."""
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     arguments = ["train", "quickstart", *options, "--set", f"output_dir={directory}"]
+    output.touch()
     reader, writer = os.pipe()
     # a signal to the child must not raise in the parent's code, of which it holds a copy
     signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
@@ -142,9 +144,9 @@ def start(directory: Path, output: Path, settings: dict[str, object], *, resume:
 def _live(arguments: list[str], writer: int, output: Path) -> NoReturn:
     """The child's whole life; it never returns into the parent's code."""
     global _trace
-    _trace, code = writer, 1
+    _trace, code = writer, 128 + signal.SIGINT  # which may come twice, and outside of the command line
     try:
-        said = os.open(output, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        said = os.open(output, os.O_WRONLY | os.O_APPEND)
         os.dup2(said, 1)
         os.dup2(said, 2)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
@@ -152,8 +154,9 @@ def _live(arguments: list[str], writer: int, output: Path) -> NoReturn:
         main()
     except SystemExit as leaving:
         code = leaving.code if isinstance(leaving.code, int) else int(leaving.code is not None)
-    except KeyboardInterrupt:  # before or after the command line's own code
-        code = 128 + signal.SIGINT
+    except Exception:
+        traceback.print_exc()
+        code = 1
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -770,6 +770,25 @@ def test_a_run_killed_before_it_saved_its_policy_saves_it_when_resumed(
     assert same(weights(load_policy(directory.path)), weights(resumed.policy))
 
 
+def test_a_kill_between_the_last_save_and_what_it_removes_leaves_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(directory: Path, keep: int) -> None:
+        if directory.name == "update-000004":
+            raise KilledError
+
+    settings = {"checkpoint_every": 1, "num_checkpoints_kept": 2}
+    directory = new_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("llm_reinforce.training.checkpoint.tidy_up_to", killed)
+        with pytest.raises(KilledError):
+            full(directory, Watcher(), **settings).train()
+    assert len(list(directory.checkpoints.iterdir())) > 2
+    full(directory, Watcher(), **settings).train(resume=True)
+    kept = sorted(entry.name for entry in directory.checkpoints.iterdir())
+    assert kept == ["update-000003", "update-000004"]
+
+
 def test_nothing_to_resume_from_without_a_directory() -> None:
     with pytest.raises(InputError, match="without a directory"):
         trainer().train(resume=True)

@@ -1,4 +1,13 @@
-"""The exceptions that have a name: the user's to mend, a run that must not go on, and a leave at once."""
+"""The exceptions that have a name: the user's to mend, a run that must not go on, and a leave at once.
+
+And what no message, log or traceback may hold: the secrets of the environment.
+"""
+
+import os
+import re
+
+SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
+MIN_SECRET = 8  # characters: a shorter value would be found in plain text by chance
 
 
 class InputError(ValueError):
@@ -15,3 +24,14 @@ class RunStoppedError(RuntimeError):
 
 class LeaveAtOnce(SystemExit):
     """A second signal has come: whatever runs ends here, a reward function's guard included."""
+
+
+def without_secrets(text: str) -> str:
+    """The text with the values of `HF_TOKEN`, `WANDB_API_KEY` and their like replaced by `<HF_TOKEN>`.
+
+    A library's exception may quote a request with its token, and a reward function's end in a run's logs.
+    """
+    for name, value in os.environ.items():
+        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
+            text = text.replace(value, f"<{name}>")
+    return text

@@ -18,7 +18,8 @@ from llm_reinforce.cli import app
 from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.recipe import load_recipe
-from llm_reinforce.training import RunDirectory
+from llm_reinforce.training import RunDirectory, TrainState
+from llm_reinforce.training.checkpoint import BestEvaluation
 
 RECIPE = """\
 # Sums of one digit from random weights. It learns
@@ -211,6 +212,14 @@ def test_a_reward_that_always_fails_is_told(tmp_path: Path) -> None:
     assert traceback[0].strip() == "Traceback (most recent call last):"
     assert "in mine" in traceback[1]
     assert not Path("runs/tiny/checkpoints").exists()
+
+
+def test_a_better_evaluation_before_the_last_is_told() -> None:
+    rows = [{"decoding": "greedy", "accuracy": 0.5}, {"decoding": "sampled", "accuracy": 0.4}]
+    best = {"greedy": BestEvaluation(3, 0.75), "sampled": BestEvaluation(6, 0.4)}
+    state = TrainState(6, best_evaluation=best)
+    told = sys.modules["llm_reinforce.cli.train"]._better_before(rows, state)
+    assert told == ["best greedy: 75.0%, at update 3"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"resumed": 3}', "\udcff"])

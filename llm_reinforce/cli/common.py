@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.errors import InputError, RunStoppedError, without_secrets
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
 
@@ -46,13 +46,13 @@ def failures_told(what: str = "the command", *, debug: bool = False) -> Iterator
         raise typer.Exit(INTERRUPTED) from None
     except InputError as error:
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         elif is_main_process():  # the others met the same mistake
             tell(str(error))
         raise typer.Exit(USAGE) from None
     except Exception as error:
         if debug:
-            traceback.print_exc()
+            _print_traceback()
         elif isinstance(error, RunStoppedError):
             tell(str(error))
         else:
@@ -62,7 +62,11 @@ def failures_told(what: str = "the command", *, debug: bool = False) -> Iterator
 
 def tell(message: str) -> None:
     """A message on stderr, red on a terminal, never wrapped."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(message, style="red"))
+    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(without_secrets(message), style="red"))
+
+
+def _print_traceback() -> None:
+    sys.stderr.write(without_secrets(traceback.format_exc()))
 
 
 def note(message: str) -> None:

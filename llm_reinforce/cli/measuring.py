@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Changes = Mapping[Criterion, Comparison]
 
 SIDES = ("before", "after")  # of two policies; the folders of their answers
-MAX_NAME = 100  # characters of a data set's name in a file's
+MAX_NAME = 100  # bytes of a data set's name in a file's
 NUM_LISTED = 5  # ids of problems that a note lists
 
 
@@ -252,8 +252,15 @@ def _answer_file(
             "temperature": request.asking.temperature,
             "seed": request.seed,
         }
-    name = re.sub(r"[^\w.=+-]+", "_", data.name)[-MAX_NAME:].strip("_")
-    return open_answers(output / f"answers_{name}_{request.decoding}.jsonl", identity, data.problems)
+    return open_answers(output / answer_file_name(data.name, request.decoding), identity, data.problems)
+
+
+def answer_file_name(data: str, decoding: str) -> str:
+    """The file of a data set's answers: whatever the data set is called, a name in its own folder."""
+    name = re.sub(r"[^\w.=+-]+", "_", data)
+    # so many bytes of it, since that is what file systems count; the end is what tells files apart
+    name = name.encode(errors="replace")[-MAX_NAME:].decode(errors="ignore").strip("_")
+    return f"answers_{name}_{decoding}.jsonl"
 
 
 def _settings(request: Request, data: DataSet) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import FrameType
@@ -29,7 +29,7 @@ from llm_reinforce.errors import InputError, LeaveAtOnce
 from llm_reinforce.recipe import Recipe, dump_recipe, load_recipe
 
 if TYPE_CHECKING:
-    from llm_reinforce.training import ReinforceTrainer, RunDirectory
+    from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState
     from llm_reinforce.training.display import PlainDisplay, Silent
     from llm_reinforce.training.terminal_display import TerminalDisplay
 
@@ -108,7 +108,7 @@ def _train(recipe: Recipe, name: str, directory: "RunDirectory", *, resume: bool
         seconds = time.monotonic() - started
     is_done = state.num_updates == recipe.training.num_updates
     if is_main_process():
-        _print_end(recipe, directory, is_done=is_done, num_updates=state.num_updates, seconds=seconds)
+        _print_end(recipe, directory, state, is_done=is_done, seconds=seconds)
     if received and not is_done:
         raise typer.Exit(128 + received[0])
 
@@ -208,23 +208,25 @@ def _write_environment(directory: "RunDirectory", seed: int, device: str) -> Non
 
 
 def _print_end(
-    recipe: Recipe, directory: "RunDirectory", *, is_done: bool, num_updates: int, seconds: float
+    recipe: Recipe, directory: "RunDirectory", state: "TrainState", *, is_done: bool, seconds: float
 ) -> None:
     """What came of it: accuracy before → after, and where everything is."""
     from llm_reinforce.training.checkpoint import find_checkpoint
-    from llm_reinforce.training.display import duration
+    from llm_reinforce.training.display import duration, visible
 
     console = terminal_console()
     if not is_done:
         is_saved = find_checkpoint(directory.checkpoints)[0] is not None
         goes_on = "a checkpoint is saved, --resume goes on from it"
         anew = "there is no checkpoint yet, --resume starts anew"
-        console.print(f"stopped after update {num_updates}; {goes_on if is_saved else anew}")
+        console.print(f"stopped after update {state.num_updates}; {goes_on if is_saved else anew}")
         return
     rows = directory.rows("evaluations.jsonl")
     if rows:
         console.print(_before_and_after(rows))
         console.print("in brackets: the 95% intervals", style="dim")
+        for sentence in _better_before(rows, state):
+            console.print(Text(sentence, style="dim"))
         for decoding, both in compare_run(directory, recipe.sampling.max_new_tokens).items():
             console.print(Text(f"\n{decoding}, problem by problem:", style="dim"))
             for comparison in both.values():
@@ -234,11 +236,21 @@ def _print_end(
     places.add_column(style="dim", no_wrap=True)
     places.add_column(overflow="fold")
     places.add_row("done in", duration(seconds))
-    places.add_row("policy", f"{directory.policy}")
+    places.add_row("policy", Text(visible(str(directory.policy))))
     logs = ("metrics.jsonl", "evaluations.jsonl", "answers.jsonl", "episodes.jsonl")
     places.add_row("logs", ", ".join(name for name in logs if (directory.path / name).is_file()))
-    places.add_row("try it", Text(f"llm-reinforce sample --policy {directory.path} 'a prompt'"))
+    places.add_row("try it", Text(visible(f"llm-reinforce sample --policy {directory.path} 'a prompt'")))
     console.print(places)
+
+
+def _better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
+    """Where an earlier evaluation was better than the last: of how much, and when."""
+    last = {row["decoding"]: row["accuracy"] for row in rows}
+    return [
+        f"best {decoding}: {best.accuracy:.1%}, at update {best.update:,}"
+        for decoding, best in state.best_evaluation.items()
+        if best.accuracy > last.get(decoding, 1.0)
+    ]
 
 
 def _before_and_after(rows: list[dict[str, Any]]) -> Table:

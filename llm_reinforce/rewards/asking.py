@@ -12,7 +12,7 @@ from operator import index as as_index
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce.errors import LeaveAtOnce
+from llm_reinforce.errors import LeaveAtOnce, without_secrets
 from llm_reinforce.tasks import Problem
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; what is above would be infinite
@@ -175,7 +175,7 @@ def outcome(answer: object, asked: Asked) -> Outcome:
 
 def _told(error: BaseException) -> str:
     try:
-        return f"{type(error).__name__}: {error}"
+        return without_secrets(f"{type(error).__name__}: {error}")
     except Exception:  # its own __str__ fails
         return type(error).__name__
 
@@ -188,7 +188,7 @@ def _traceback(error: BaseException) -> str:
     if frames is None:
         return ""
     text = "".join(traceback.format_exception(error.with_traceback(frames)))
-    return text[-MAX_TRACEBACK:]
+    return without_secrets(text)[-MAX_TRACEBACK:]
 
 
 def number(value: object) -> float:

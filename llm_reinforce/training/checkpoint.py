@@ -3,7 +3,8 @@
 import hashlib
 import json
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.training.durable import whole_directory
+from llm_reinforce.training.durable import PARTIAL, whole_directory
 from llm_reinforce.training.schedule import set_learning_rates
 
 MANIFEST = "manifest.json"
@@ -20,11 +21,23 @@ FILES = ("optimizer.safetensors", "policy.safetensors", "state.json")  # what it
 
 
 @dataclass(frozen=True, slots=True)
-class TrainState:
-    """All that changes in a run beside weights, optimiser and schedule.
+class BestEvaluation:
+    """The highest accuracy that was measured, and after how many updates."""
 
-    Random generators need no place here: each update draws from a generator that is made anew from the
-    seed and the update's number.
+    update: int
+    accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class TrainState:
+    """All that changes in a run beside the tensors; this is the one place that lists it.
+
+    A checkpoint holds this state, the weights that are trained (an adapter's alone, where there is one), the
+    optimiser's state, the schedule's and fp16's scaler's, and that is all of a run:
+
+    - Every random generator (the sampler's; Python's, numpy's and torch's own) is made anew for each update
+      from the seed and `num_updates`, and so is the order of the problems in each epoch from the seed.
+    - Episodes live within one update, and a checkpoint is written between two: there are none in hand.
 
     Attributes:
         num_updates: updates done (a skipped one counts).
@@ -32,6 +45,8 @@ class TrainState:
         num_tokens: actions sampled so far.
         num_skipped_updates: updates left out because of a gradient that wasn't finite, or no scored episode.
         num_not_finite_in_a_row: the last so many updates had a gradient that wasn't finite.
+        moving_average: the baseline of that name.
+        best_evaluation: by decoding, the highest accuracy measured so far and the first update that had it.
     """
 
     num_updates: int = 0
@@ -40,10 +55,24 @@ class TrainState:
     num_skipped_updates: int = 0
     num_not_finite_in_a_row: int = 0
     moving_average: MovingAverage = field(default_factory=MovingAverage)
+    best_evaluation: Mapping[str, BestEvaluation] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
-        return cls(**{**values, "moving_average": MovingAverage(**values["moving_average"])})
+        best = values.get("best_evaluation", {})
+        nested = {
+            "moving_average": MovingAverage(**values["moving_average"]),
+            "best_evaluation": {decoding: BestEvaluation(**each) for decoding, each in best.items()},
+        }
+        return cls(**{**values, **nested})
+
+    def with_evaluation(self, decoding: str, accuracy: float) -> "TrainState":
+        """The state once this accuracy has been measured: the best one may be another."""
+        best = self.best_evaluation.get(decoding)
+        if best is not None and accuracy <= best.accuracy:
+            return self
+        measured = BestEvaluation(self.num_updates, accuracy)
+        return replace(self, best_evaluation={**self.best_evaluation, decoding: measured})
 
 
 def save_checkpoint(
@@ -73,11 +102,19 @@ def save_checkpoint(
         _write_files(partial, state, model, optimizer, schedule, scaler)
     if fault := _fault(directory):
         raise OSError(f"{directory} was written and can't be used: {fault}")
-    up_to_here = [found for found in sorted(root.glob("update-??????")) if found.name <= directory.name]
     for found in root.glob("update-??????"):
-        if found not in up_to_here[-keep:]:
+        if found.name > directory.name:
             shutil.rmtree(found)
+    tidy_up_to(directory, keep)
     return directory
+
+
+def tidy_up_to(directory: Path, keep: int) -> None:
+    """Remove what a killed save has left, and of the checkpoints up to this whole one all but `keep`."""
+    root = directory.parent
+    up_to_here = [found for found in sorted(root.glob("update-??????")) if found.name <= directory.name]
+    for found in [*root.glob(f"*{PARTIAL}"), *up_to_here[:-keep]]:
+        shutil.rmtree(found)
 
 
 def _write_files(

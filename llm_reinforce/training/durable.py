@@ -4,10 +4,13 @@ A rename is the only step that others see, and all that it stands for is on the 
 """
 
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 PARTIAL = ".partial"  # what is being written ends so, and is removed when it is found again
 
@@ -28,10 +31,20 @@ def whole_directory(target: Path) -> Iterator[Path]:
             sync(path)
         shutil.rmtree(target, ignore_errors=True)
         partial.rename(target)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
+        if isinstance(error, SafetensorError):
+            raise _as_os_error(error, target) from error
         raise
     sync(target.parent)
+
+
+def _as_os_error(error: SafetensorError, target: Path) -> OSError:
+    """What the file system said to safetensors, which has it in words alone."""
+    if found := re.search(r"os error (\d+)", str(error)):
+        number = int(found[1])
+        return OSError(number, os.strerror(number), str(target))
+    return OSError(f"{target}: {error}")
 
 
 def write_whole(file: Path, text: str) -> None:

@@ -7,7 +7,8 @@ from typing import Literal
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.policy import TokenIds, token_log_probs
@@ -143,7 +144,17 @@ class GradientStep:
             bonus = entropy_bonus(scores.entropies, mask, estimate.denominator)
             loss = loss - self.entropy_coefficient * bonus
         # several processes average their gradients; the sum is what the denominator is for
-        self.accelerator.backward(loss * self.accelerator.num_processes)
+        self.accelerator.backward(spoiling_its_gradient(loss) * self.accelerator.num_processes)
         recorded = EpisodeBatch(episodes).behavior_log_probs.to(device)
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return float(loss.detach()), float(difference)
+
+
+def spoiling_its_gradient(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """The same loss; its gradient is NaN where the loss isn't finite, in every process and for every scaler.
+
+    L itself may be infinite where its gradient isn't, as it is with -log 0: the derivative of a softmax is
+    finite there.
+    """
+    # 1 + 0 · L is 1 or NaN
+    return loss * (1.0 + 0.0 * loss.detach())

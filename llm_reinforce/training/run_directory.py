@@ -16,7 +16,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, without_secrets
 from llm_reinforce.evaluation import Evaluation, answer_row
 from llm_reinforce.training.durable import sync, write_whole
 
@@ -136,7 +136,8 @@ class RunDirectory:
         """Add a line of JSON to a log and flush it; a number that isn't finite is null, as JSON has none."""
         # half a surrogate pair, as an exception's text may have it, stays the \udXXX that JSON knows
         with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False) + "\n")
+            line = json.dumps(_finite(row), ensure_ascii=False, allow_nan=False)
+            file.write(without_secrets(line) + "\n")
             file.flush()
 
     def append_answers(self, where: Mapping[str, Any], evaluation: Evaluation) -> None:

@@ -1,6 +1,7 @@
 """REINFORCE: the article's STEP 0-3, to be read from top to bottom."""
 
 import hashlib
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import Tensor
 
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes
@@ -24,7 +26,13 @@ from llm_reinforce.recipe import (
 )
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.tasks import Problem
-from llm_reinforce.training.checkpoint import TrainState, find_checkpoint, load_checkpoint, save_checkpoint
+from llm_reinforce.training.checkpoint import (
+    TrainState,
+    find_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+    tidy_up_to,
+)
 from llm_reinforce.training.display import Display, Silent, visible
 from llm_reinforce.training.durable import whole_directory
 from llm_reinforce.training.estimate import Estimate, estimate_advantages
@@ -131,6 +139,7 @@ class ReinforceTrainer:
             is_stopping = self._evaluate_and_save()
         while self.state.num_updates < self.training.num_updates and not is_stopping:
             started = time.perf_counter()
+            set_seed(self._random_number("update") % 2**32)  # what a reward function may draw from
             # STEP 1: sample a fresh batch of episodes from the current policy
             problems = self._draw_problems()
             batch = self._collect(problems)
@@ -145,7 +154,7 @@ class ReinforceTrainer:
             self.schedule.step()
             self.state = self._next_state(batch, estimate, outcome)
             self._log(batch, estimate, outcome, started, sampled)
-            self._check_finite()
+            self._check_finite(outcome)
             is_stopping = self._evaluate_and_save()
         if self.state.num_updates == self.training.num_updates:
             self._save_policy()
@@ -211,10 +220,12 @@ class ReinforceTrainer:
                 raise InputError("\n".join([told, *_lines(episode.traceback)]))
 
     def _generator(self, purpose: str) -> torch.Generator:
-        """Random numbers of this update, purpose and process alone, so that a resumed run draws the same."""
+        return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))
+
+    def _random_number(self, purpose: str) -> int:
+        """A seed of this update, purpose and process alone, so that a resumed run draws the same."""
         text = f"{purpose} {self.seed} {self.state.num_updates} {self.accelerator.process_index}"
-        number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
-        return torch.Generator(self.policy.device).manual_seed(number)
+        return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=7).digest(), "big")
 
     def _gather(self, values: Tensor) -> Tensor:
         """The values of all processes, in the order of the processes, on the CPU."""
@@ -246,7 +257,7 @@ class ReinforceTrainer:
                 "the run is saved as it was before, so mend the reward function and go on with --resume"
             )
 
-    def _check_finite(self) -> None:
+    def _check_finite(self, outcome: UpdateOutcome) -> None:
         """Tell of the first of the updates in a row whose gradient wasn't finite; after some stop.
 
         Raises:
@@ -255,7 +266,8 @@ class ReinforceTrainer:
         in_a_row, limit = self.state.num_not_finite_in_a_row, self.training.max_not_finite
         if in_a_row == 1:
             self.display.say(
-                f"update {self.state.num_updates} is left out: its gradient isn't finite; the weights stay"
+                f"update {self.state.num_updates} is left out: its gradient isn't finite (norm "
+                f"{outcome.grad_norm:.3g}, loss {outcome.loss:.3g}); the weights stay"
             )
         if in_a_row >= limit:
             self._save_checkpoint()
@@ -270,7 +282,8 @@ class ReinforceTrainer:
         num_tokens = int(self._gather(batch.lengths).sum())
         is_not_finite = outcome.skipped == "the gradient isn't finite"
         average = state.moving_average
-        if estimate.mean_return is not None:
+        # the mean of huge rewards may overflow; an infinite average would never be finite again
+        if estimate.mean_return is not None and math.isfinite(estimate.mean_return):
             average = average.updated(estimate.mean_return, self.reinforce.moving_average_decay)
         return replace(
             state,
@@ -361,6 +374,7 @@ class ReinforceTrainer:
                     stop=self.evaluation.stop,
                     progress=lambda done: self.display.evaluating(done, len(problems)),
                 )
+            self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
             self.display.evaluation(self.state.num_updates, data, evaluation)
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
@@ -395,6 +409,8 @@ class ReinforceTrainer:
             )
             self.display.say(f"going on from {directory.name}")
         if self.accelerator.is_main_process:
+            if directory is not None:  # a kill may have come between a save and what it removes
+                tidy_up_to(directory, self.training.num_checkpoints_kept)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
         return directory is not None
 

@@ -16,6 +16,7 @@ from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.recipe import WarmStart
 from llm_reinforce.tasks import Problem
 from llm_reinforce.training.display import Display
+from llm_reinforce.training.gradient_step import spoiling_its_gradient
 from llm_reinforce.training.schedule import learning_rate_schedule
 
 
@@ -57,10 +58,12 @@ def warm_start(
         ones = torch.ones_like(scores.log_probs)
         loss = reinforce_loss(scores.log_probs, ones, mask, float(lengths.sum()))
         optimizer.zero_grad()
-        accelerator.backward(loss)
+        accelerator.backward(spoiling_its_gradient(loss))
         accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         if norm.isfinite() or accelerator.scaler is not None:  # the scaler leaves such a step out by itself
             optimizer.step()
+        else:
+            display.say(f"update {num_updates} of the warm start is left out: its gradient isn't finite")
         schedule.step()
         display.warm_start(num_updates, settings.num_updates, float(loss.detach()))

@@ -1,154 +1,145 @@
-"""Kill a run at random instants, resume it, and compare it with one that nobody disturbed, bit for bit.
+"""Kill a run again and again, resume it, and compare it with one that nobody disturbed, bit for bit.
 
-    python tests/benchmarks/kills.py --kills 200
+    python tests/benchmarks/kills.py --hits 200
+    python tests/benchmarks/kills.py --hits 50 --by signals
 
-A tiny run (a random policy, 30 updates, a checkpoint every third) is started, killed with SIGKILL after a
-random time, and resumed, until so many kills have hit it; then it ends, and its weights, optimiser, metrics
-(times aside), evaluations and episodes are compared with those of an undisturbed run of the same seed. What
-each kill found the run at (saving, sampling, something else) is read from its own trace.
+A tiny run (a random policy, a warm start, 30 updates, a checkpoint each) is started, hit, and resumed, until
+it comes to its end; then its weights, optimiser, train state, metrics (times aside), evaluations, answers and
+episodes are compared with those of an undisturbed run of the same seed. So many runs are made that there are
+enough hits, and a quarter of them inside a save, a quarter inside sampling.
+
+A third of the hits aim at a save, a third at sampling (a random moment within it), a third at any instant.
+`--by signals` sends SIGTERM or SIGINT, half of the time a second one soon after, and looks at the exit code.
 """
 
 import argparse
-import json
-import os
 import random
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from llm_reinforce.training.checkpoint import find_checkpoint
+from lives import SETTINGS, Life, make_traced, outcome, start
 
-NUM_UPDATES = 30
-SETTINGS = {
-    "policy.random_init.num_layers": 1,
-    "policy.random_init.num_heads": 2,
-    "policy.random_init.hidden_size": 16,
-    "policy.random_init.intermediate_size": 16,
-    "problems.num_held_out": 10,
-    "problems.generate.digits": "[1]",
-    "reinforce.problems_per_update": 8,
-    "training.num_updates": NUM_UPDATES,
-    "training.checkpoint_every": 3,
-    "training.warm_start": "null",
-    "evaluation.every": 5,
-}
-TIMES = {"step_time", "step_time/collect", "step_time/update"}
-
-# runs the command line with a trace of what it is about, so that a kill's place is known
-TRACED = """
-import os, sys, time
-path = sys.argv.pop(1)
-def traced(module, name, what):
-    call = getattr(module, name)
-    def around(*arguments, **more):
-        os.write(trace, f"+{what}\\n".encode())
-        result = call(*arguments, **more)
-        os.write(trace, f"-{what}\\n".encode())
-        return result
-    setattr(module, name, around)
-import llm_reinforce.training.trainer as trainer
-import llm_reinforce.episodes.collect as collect
-import datasets, peft, scipy.stats  # most of a short run's life is imports: they are over by now
-trace = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-traced(trainer, "save_checkpoint", "saving")
-traced(collect, "sample_completions", "sampling")
-from llm_reinforce.cli import main
-main()
-"""
+AIMS = ("saving", "sampling", None)  # None: any instant
+MOST_AWAITED = 6  # a hit aims at one of the first so many saves or samplings of a life
 
 
-def start(directory: Path, trace: Path, *, resume: bool) -> subprocess.Popen[bytes]:
-    """Start the run, or resume it where it has got so far as to have a recipe."""
-    options = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
-    options += ["--set", f"output_dir={directory}"]
-    command = [sys.executable, "-c", TRACED, str(trace), "train", "quickstart", *options]
-    return subprocess.Popen(
-        [*command, *(["--resume"] if resume else [])],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+@dataclass
+class Tally:
+    """What the hits did: where they found the run, how it left, and what came of the runs."""
+
+    places: Counter[str] = field(default_factory=Counter)
+    exits: Counter[int] = field(default_factory=Counter)
+    wrong_exits: list[str] = field(default_factory=list)
+    num_runs: int = 0
+    num_equal_runs: int = 0
+    num_equal_hits: int = 0
+
+    def is_enough(self, num_hits: int) -> bool:
+        quarter = num_hits // 4
+        return self.places.total() >= num_hits and min(self.places[aim] for aim in AIMS[:2]) >= quarter
+
+    def __str__(self) -> str:
+        return (
+            f"{self.num_equal_hits} of {self.places.total()} hits resumed to the same bits, "
+            f"{self.num_equal_runs} of {self.num_runs} runs; hits by place: {dict(self.places)}; "
+            f"exits: {dict(self.exits)}; wrong exits: {self.wrong_exits}"
+        )
 
 
-def state_of(trace: Path) -> str:
-    """What the process was about: the last thing that it began and did not end."""
-    open_ones: list[str] = []
-    for line in trace.read_text().splitlines() if trace.exists() else []:
-        if line[0] == "+":
-            open_ones.append(line[1:])
-        elif open_ones:
-            open_ones.pop()
-    return open_ones[-1] if open_ones else "something else"
+def aim(life: Life, rng: random.Random, durations: dict[str, float], whole: float) -> None:
+    """Wait for a random moment inside a save, inside a sampling, or at all."""
+    target = rng.choice(AIMS)
+    if target is None:
+        time.sleep(rng.uniform(0, whole / 3))
+    else:
+        life.wait_for(target, rng.randint(1, MOST_AWAITED))
+        time.sleep(rng.uniform(0, durations[target]))
 
 
-def outcome(directory: Path) -> dict[str, Any]:
-    """All that a run leaves, times aside."""
-    newest, _ = find_checkpoint(directory / "checkpoints")
-    assert newest is not None
-    logs = {
-        name: [
-            {key: value for key, value in json.loads(line).items() if key not in TIMES}
-            for line in (directory / name).read_text().splitlines()
-        ]
-        for name in ("metrics.jsonl", "evaluations.jsonl", "episodes.jsonl")
-    }
-    manifest = json.loads((newest / "manifest.json").read_text())
-    policy = (directory / "policy" / "model.safetensors").read_bytes()
-    return {"checkpoint": newest.name, "digests": manifest, "policy": policy, **logs}
+def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, said: Path) -> int:
+    """Kill it, or ask it to stop, and wait for its end; return its exit code."""
+    if by == "kill":
+        life.kill(signal.SIGKILL)
+        return life.wait()
+    numbers = [rng.choice((signal.SIGTERM, signal.SIGINT))]
+    life.kill(numbers[0])
+    while life.listen(0):  # what it was about when it was hit, as far as the pipe has it
+        pass
+    place = life.place()
+    if rng.random() < 0.5:
+        time.sleep(rng.uniform(0, pause))
+        numbers.append(rng.choice((signal.SIGTERM, signal.SIGINT)))
+        life.kill(numbers[1])
+    code = life.wait()
+    # SIGTERM before the run has begun ends the process as it ends any; a shell calls that 143, too
+    right = {0} | {128 + number for number in numbers} | {-number for number in numbers}
+    if code not in right:
+        tally.wrong_exits.append(f"{code} after {numbers} while {place}: {said.read_text()[-800:]}")
+    if code != 0:
+        tally.places[place] += 1
+    tally.exits[code] += 1
+    return code
 
 
 def disturbed(
-    root: Path, number: int, kills_each: int, life: float, rng: random.Random
-) -> tuple[Any, Counter[str]]:
-    """A run killed so often, and then left to end; what it left, and where the kills found it."""
-    directory, places = root / f"run-{number}", Counter[str]()
-    for _ in range(kills_each):
-        trace = root / "trace"
-        trace.unlink(missing_ok=True)
-        process = start(directory, trace, resume=directory.exists())
-        while not trace.exists() and process.poll() is None:  # most of its life is imports
-            time.sleep(0.002)
-        time.sleep(rng.uniform(0, life))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            places[state_of(trace)] += 1
-        process.wait()
-    last = start(directory, root / "trace", resume=True)
-    code = last.wait()
-    return (outcome(directory) if code == 0 else f"exit {code}"), places
+    directory: Path, by: str, rng: random.Random, tally: Tally, durations: dict[str, float], whole: float
+) -> int:
+    """A run hit until it has come to its end; how many hits it took."""
+    num_hits, said = 0, directory.with_suffix(".txt")
+    while True:
+        life = start(directory, said, SETTINGS, resume=directory.exists())
+        aim(life, rng, durations, whole)
+        code = hit(life, by, rng, tally, 2 * durations["saving"] + durations["sampling"], said)
+        if code == 0:
+            return num_hits
+        num_hits += 1
+        if by == "kill":
+            if code != -signal.SIGKILL:
+                tally.wrong_exits.append(f"{code}: {said.read_text()[-800:]}")
+                return num_hits
+            tally.places[life.place()] += 1
+            tally.exits[code] += 1
 
 
 def main() -> None:
-    """Kill, resume, compare, and say how many of how many came out the same."""
+    """Hit, resume, compare, and say how many of how many came out the same; exit 1 if not all did."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--kills", type=int, default=200)
-    parser.add_argument("--kills-each", type=int, default=5, help="kills of one run before it may end")
-    parser.add_argument(
-        "--life", type=float, default=1.0, help="a kill comes within so many seconds of the start"
-    )
+    parser.add_argument("--hits", type=int, default=200, help="how many at least")
+    parser.add_argument("--by", nargs="+", choices=("kill", "signals"), default=["kill"])
+    parser.add_argument("--updates", type=int, default=SETTINGS["training.num_updates"], help="of each run")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    rng = random.Random(options.seed)
+    SETTINGS["training.num_updates"] = options.updates
+    make_traced()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        whole = start(root / "undisturbed", root / "trace", resume=False)
-        assert whole.wait() == 0
-        expected = outcome(root / "undisturbed")
-        places, num_runs, num_equal = Counter[str](), 0, 0
-        while places.total() < options.kills:
-            found, where = disturbed(root, num_runs, options.kills_each, options.life, rng)
-            places += where
-            num_runs += 1
-            num_equal += found == expected
-            print(
-                f"{places.total()} kills ({dict(places)}), {num_equal} of {num_runs} runs the same",
-                flush=True,
-            )
+        began = time.monotonic()
+        undisturbed = start(root / "undisturbed", root / "undisturbed.txt", SETTINGS, resume=False)
+        assert undisturbed.wait() == 0, (root / "undisturbed.txt").read_text()
+        whole, durations = time.monotonic() - began, undisturbed.durations()
+        print(f"undisturbed: {whole:.2f} s;", {place: round(each, 4) for place, each in durations.items()})
+        expected, are_all_equal = outcome(root / "undisturbed"), True
+        for by in options.by:
+            rng, tally = random.Random(f"{options.seed} {by}"), Tally()
+            while not tally.is_enough(options.hits):
+                directory = root / f"{by}-{tally.num_runs}"
+                num_hits = disturbed(directory, by, rng, tally, durations, whole)
+                left = outcome(directory)
+                is_equal = left == expected
+                if not is_equal:
+                    print(f"{directory.name} differs in", [key for key in left if left[key] != expected[key]])
+                    print(left["files"])
+                tally.num_runs += 1
+                tally.num_equal_runs += is_equal
+                tally.num_equal_hits += num_hits * is_equal
+                print(f"{by}: {tally}", flush=True)
+            are_all_equal &= tally.num_equal_runs == tally.num_runs and not tally.wrong_exits
+    if not are_all_equal:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
 """Checkpoints: all of a run or nothing of it, and what is broken is passed over."""
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +18,7 @@ from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.recipe import LoraRecipe
 from llm_reinforce.training.checkpoint import (
+    BestEvaluation,
     TrainState,
     find_checkpoint,
     load_checkpoint,
@@ -183,6 +186,27 @@ def test_a_damaged_one_is_passed_over_and_told(root: Path, name: str, damage: Ca
     assert name in told or damage is not Path.unlink
 
 
+@pytest.mark.parametrize(
+    "name", ["policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
+)
+def test_every_truncation_and_every_flipped_bit_is_detected(root: Path, name: str) -> None:
+    file, rng = root / "update-000002" / name, random.Random(name)
+    whole = file.read_bytes()
+    sizes = [0, *rng.sample(range(1, len(whole) - 1), 18), len(whole) - 1]
+    damaged = [whole[:size] for size in sizes]
+    for bit in rng.sample(range(8 * len(whole)), 50):
+        flipped = bytearray(whole)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for content in damaged:
+        file.write_bytes(content)
+        directory, passed_over = find_checkpoint(root)
+        assert directory == root / "update-000001"
+        assert len(passed_over) == 1
+    file.write_bytes(whole)
+    assert find_checkpoint(root) == (root / "update-000002", [])
+
+
 @pytest.mark.parametrize("manifest", ["{}", "[]", "null", '{"state.json": 3}', '{"manifest.json": ""}'])
 def test_a_manifest_that_vouches_for_too_little(root: Path, manifest: str) -> None:
     (root / "update-000002" / "manifest.json").write_text(manifest)
@@ -197,6 +221,25 @@ def test_all_damaged(root: Path) -> None:
     found, passed_over = find_checkpoint(root)
     assert found is None
     assert [told.split(":")[0] for told in passed_over] == ["update-000002", "update-000001"]
+
+
+def test_what_a_killed_save_left_goes_with_the_next(root: Path) -> None:
+    shutil.copytree(root / "update-000002", root / "update-000007.partial")
+    run = Run(tiny())
+    run.load(root / "update-000002")
+    run.save(root, 3)
+    assert names(root) == ["update-000002", "update-000003"]
+
+
+def test_the_best_evaluation_is_kept(tmp_path: Path) -> None:
+    state = TrainState(3).with_evaluation("greedy", 0.5)
+    assert state.with_evaluation("greedy", 0.5) is state
+    later = replace(state, num_updates=6).with_evaluation("greedy", 0.4).with_evaluation("sampled", 0.1)
+    best = {"greedy": BestEvaluation(3, 0.5), "sampled": BestEvaluation(6, 0.1)}
+    assert later.best_evaluation == best
+    run = Run(tiny())
+    directory = save_checkpoint(tmp_path, later, run.model, run.optimizer, run.schedule, keep=1)
+    assert run.load(directory) == later
 
 
 def test_one_that_was_being_written_is_no_checkpoint(root: Path) -> None:

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,8 +11,10 @@ from typing import Any
 
 import pytest
 import torch
+from small_runs import new_run, rows, same, timeless, trainer, weights
 
 import llm_reinforce.training.checkpoint as checkpoint_module
+from llm_reinforce.training import ReinforceTrainer, RunDirectory
 from llm_reinforce.training.checkpoint import TrainState, find_checkpoint, save_checkpoint
 from llm_reinforce.training.durable import whole_directory, write_whole
 from llm_reinforce.training.schedule import learning_rate_schedule
@@ -102,3 +106,54 @@ def test_a_directory_is_there_when_it_is_whole(tmp_path: Path) -> None:
         (partial / "file").write_text("whole")
         assert not target.exists()
     assert (target / "file").read_text() == "whole"
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
+    """Mounts a small disk, or changes it: `disk("size=64k")`, `disk("remount,ro")`."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    is_mounted = False
+
+    def mount(options: str) -> Path:
+        nonlocal is_mounted
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", place], capture_output=True)
+        if done.returncode != 0:
+            pytest.skip("mount is not allowed here")
+        is_mounted = True
+        return place
+
+    yield mount
+    if is_mounted:
+        subprocess.run(["umount", place], check=True)
+
+
+@pytest.mark.skipif(shutil.which("mount") is None or not hasattr(os, "geteuid"), reason="no mount")
+def test_a_disk_that_fills_up_at_any_write_loses_nothing(disk: Callable[[str], Path], tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+
+    def one(path: Path) -> ReinforceTrainer:
+        return trainer(num_updates=3, training={"checkpoint_every": 1}, run_directory=RunDirectory(path))
+
+    straight = one(new_run(tmp_path / "straight").path)
+    straight.train()
+    sizes = range(60, 240, 20)
+    num_full = 0
+    for number, size in enumerate(sizes):
+        root = disk(f"size={size}k" if number == 0 else f"remount,size={size}k")
+        run = new_run(root / f"{size}")
+        try:
+            one(run.path).train()
+        except OSError as error:
+            assert error.errno == errno.ENOSPC
+            num_full += 1
+        assert not list(run.path.rglob("*.partial"))
+        assert find_checkpoint(run.checkpoints)[1] == []
+        disk("remount,size=4m")
+        resumed = one(run.path)
+        resumed.train(resume=True)
+        assert same(weights(resumed.policy), weights(straight.policy))
+        assert timeless(rows(run)) == timeless(rows(RunDirectory(tmp_path / "straight")))
+        shutil.rmtree(run.path)
+    assert num_full > 0

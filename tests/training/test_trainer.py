@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +13,28 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from small_runs import (
+    COPY,
+    KilledError,
+    Killer,
+    Watcher,
+    full,
+    new_run,
+    rows,
+    same,
+    sevens,
+    small_policy,
+    timeless,
+    trainer,
+    weights,
+)
 
-from llm_reinforce.episodes import Episode
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import Evaluation, evaluate
-from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
+from llm_reinforce.evaluation import evaluate
+from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.recipe import (
     EvaluationRecipe,
     LoraRecipe,
-    RandomInit,
     ReinforceRecipe,
     SamplingRecipe,
     TrainingRecipe,
@@ -29,92 +42,9 @@ from llm_reinforce.recipe import (
 )
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.tasks import Problem
-from llm_reinforce.training import ReinforceTrainer, RunDirectory, Silent
+from llm_reinforce.training import ReinforceTrainer, RunDirectory
 from llm_reinforce.training import trainer as trainer_module
 from llm_reinforce.training.gradient_step import GradientStep
-
-TIMES = {"step_time", "step_time/collect", "step_time/update"}
-COPY = [Problem(f"{digit}=", str(digit), id=str(digit)) for digit in range(4)]
-
-
-def small_policy(seed: int = 0) -> LanguagePolicy:
-    shape = RandomInit(
-        alphabet="0123=", num_layers=1, num_heads=2, hidden_size=16, intermediate_size=32, max_length=8
-    )
-    return random_policy(shape, seed=seed)
-
-
-def sevens(completion: str, problem: Problem) -> float:
-    """Something to compare episodes by, whatever they are like."""
-    return sum(ord(character) for character in completion) % 7 / 7
-
-
-def trainer(policy: LanguagePolicy | None = None, num_updates: int = 4, **arguments: Any) -> ReinforceTrainer:
-    """One that trains the copy task a little, with a reward that is seldom the same twice."""
-    settings = {"num_updates": num_updates, "learning_rate": 1e-2, **arguments.pop("training", {})}
-    defaults: dict[str, Any] = {
-        "reinforce": ReinforceRecipe(problems_per_update=4, episodes_per_problem=3),
-        "sampling": SamplingRecipe(max_new_tokens=4),
-        "rewards": (WeightedReward("sevens", sevens),),
-    }
-    return ReinforceTrainer(
-        policy or small_policy(), COPY, TrainingRecipe(**settings), **{**defaults, **arguments}
-    )
-
-
-def weights(policy: LanguagePolicy) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
-
-
-def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
-    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
-
-
-def rows(directory: RunDirectory, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (directory.path / name).read_text().splitlines()]
-
-
-def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
-
-
-def new_run(path: Path) -> RunDirectory:
-    directory = RunDirectory(path)
-    directory.prepare(resume=False, overwrite=False)
-    directory.write_text("recipe.yaml", "seed: 0\n")
-    return directory
-
-
-class Watcher(Silent):
-    """Keeps what it is told; stops the trainer after some updates."""
-
-    def __init__(self, stop_after: int | None = None) -> None:
-        self.stop_after = stop_after
-        self.trainer: ReinforceTrainer | None = None
-        self.said: list[str] = []
-        self.metrics: list[Mapping[str, Any]] = []
-        self.accuracies: list[float] = []
-        self.episodes: list[Sequence[Episode]] = []
-        self.warm_updates = 0
-
-    def say(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-    def warm_start(self, num_updates: int, total: int, loss: float) -> None:
-        self.warm_updates = num_updates
-
-    def update(
-        self, num_updates: int, total: int, metrics: Mapping[str, Any], episodes: Sequence[Episode]
-    ) -> None:
-        self.metrics.append(dict(metrics))
-        self.episodes.append(episodes)
-        if num_updates == self.stop_after:
-            assert self.trainer is not None
-            self.trainer.stop_requested = True
-
-    def evaluation(self, num_updates: int, data: str, evaluation: Evaluation) -> None:
-        self.accuracies.append(evaluation.accuracy)
-
 
 # --------------------------------------------------------------------------------------- it learns
 
@@ -644,24 +574,6 @@ def test_micro_batches_are_one_update(micro_batch_tokens: int) -> None:
 # --------------------------------------------------------------------------------- stop and resume
 
 
-def full(directory: RunDirectory, watcher: Watcher, every: int = 3, **training: Any) -> ReinforceTrainer:
-    """A run with all that has a state: warm start, moving average, schedule, evaluations."""
-    one = trainer(
-        reinforce=ReinforceRecipe(problems_per_update=3, episodes_per_problem=3, baseline="moving_average"),
-        training={
-            "schedule": "linear",
-            "warm_start": WarmStart(num_updates=3, batch_size=4, num_warmup_updates=1),
-            **training,
-        },
-        held_out=COPY[:2],
-        evaluation=EvaluationRecipe(every=every, decodings=("greedy", "sampled")),
-        run_directory=directory,
-        display=watcher,
-    )
-    watcher.trainer = one
-    return one
-
-
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, stop_after: int) -> None:
     straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=4)
@@ -679,6 +591,29 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, stop_after: int)
     for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"):
         assert timeless(rows(stopped_run, name)) == timeless(rows(straight_run, name)), name
     assert same(weights(load_policy(stopped_run.path)), weights(load_policy(straight_run.path)))
+
+
+@pytest.mark.parametrize("stops", [(2,), (4,), (6,), (1, 2), (2, 2), (3, 5), (1, 2, 3, 4, 5, 6)])
+def test_no_problem_is_skipped_or_repeated_by_stops(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    """Two problems of four an update: epochs end after updates 2, 4 and 6, the last."""
+
+    def one(directory: RunDirectory | None, watcher: Watcher) -> ReinforceTrainer:
+        reinforce = ReinforceRecipe(problems_per_update=2, episodes_per_problem=2)
+        made = trainer(num_updates=6, reinforce=reinforce, run_directory=directory, display=watcher)
+        watcher.trainer = made
+        return made
+
+    straight = one(None, straight_watcher := Watcher())
+    straight.train()
+    directory, asked = new_run(tmp_path / "run"), []
+    for number, stop in enumerate((*stops, None)):
+        resumed = one(directory, watcher := Watcher(stop))
+        resumed.train(resume=number > 0)
+        asked += watcher.episodes
+    problems = [[episode.problem.id for episode in episodes] for episodes in asked]
+    assert problems == [[e.problem.id for e in episodes] for episodes in straight_watcher.episodes]
+    assert resumed.state.num_problems == 12
+    assert same(weights(resumed.policy), weights(straight.policy))
 
 
 def test_a_stop_where_an_evaluation_is_due_loses_none(tmp_path: Path) -> None:
@@ -709,19 +644,6 @@ def test_a_stop_at_any_moment_is_saved(
         one.evaluation = EvaluationRecipe(every=9)
     assert one.train().num_updates == stops_after
     assert (directory.checkpoints / f"update-{stops_after:06d}" / "manifest.json").is_file()
-
-
-class KilledError(Exception):
-    """The machine went down."""
-
-
-class Killer(Watcher):
-    """Goes down in the midst of an update's log."""
-
-    def update(self, num_updates: int, *arguments: Any) -> None:
-        super().update(num_updates, *arguments)
-        if num_updates == self.stop_after:
-            raise KilledError
 
 
 def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -846,6 +768,25 @@ def test_a_run_killed_before_it_saved_its_policy_saves_it_when_resumed(
     resumed = full(directory, Watcher())
     resumed.train(resume=True)
     assert same(weights(load_policy(directory.path)), weights(resumed.policy))
+
+
+def test_a_kill_between_the_last_save_and_what_it_removes_leaves_nothing_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(directory: Path, keep: int) -> None:
+        if directory.name == "update-000004":
+            raise KilledError
+
+    settings = {"checkpoint_every": 1, "num_checkpoints_kept": 2}
+    directory = new_run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr("llm_reinforce.training.checkpoint.tidy_up_to", killed)
+        with pytest.raises(KilledError):
+            full(directory, Watcher(), **settings).train()
+    assert len(list(directory.checkpoints.iterdir())) > 2
+    full(directory, Watcher(), **settings).train(resume=True)
+    kept = sorted(entry.name for entry in directory.checkpoints.iterdir())
+    assert kept == ["update-000003", "update-000004"]
 
 
 def test_nothing_to_resume_from_without_a_directory() -> None:

@@ -1,0 +1,249 @@
+"""What comes from elsewhere stays where it belongs: names under their roots, secrets unsaid, code not run."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from typer.testing import CliRunner, Result
+
+from llm_reinforce.cli import app
+from llm_reinforce.cli.measuring import answer_file_name
+from llm_reinforce.errors import InputError, without_secrets
+from llm_reinforce.policy import fetch, random_policy
+from llm_reinforce.recipe import RandomInit
+
+SECRETS = {
+    "HF_TOKEN": "hf_plantedPLANTEDplanted",
+    "WANDB_API_KEY": "0123456789abcdef0123456789abcdef01234567",
+}
+SHORT = ("--max-new-tokens", "3")
+RECIPE = """\
+policy:
+  random_init:
+    {num_layers: 1, num_heads: 2, hidden_size: 8, intermediate_size: 16, max_length: 24,
+     alphabet: "0123456789+="}
+problems: {generate: {digits: [1]}, num_held_out: 4}
+sampling: {max_new_tokens: 3}
+reinforce: {problems_per_update: 4, episodes_per_problem: 2}
+training: {num_updates: 2, learning_rate: 1e-3}
+evaluation: {every: 1}
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current directory, with a tiny recipe."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    Path("tiny.yaml").write_text(RECIPE)
+    return tmp_path / "here"
+
+
+@pytest.fixture
+def policy(folder: Path) -> Path:
+    """The directory of a policy."""
+    shape = RandomInit(
+        alphabet="0123456789+=", num_layers=1, num_heads=2, hidden_size=8, intermediate_size=8, max_length=24
+    )
+    random_policy(shape).save(folder / "policy")
+    return folder / "policy"
+
+
+def command(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def files(root: Path) -> set[str]:
+    return {str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()}
+
+
+def contents(root: Path) -> str:
+    return "".join(path.read_bytes().decode(errors="replace") for path in root.rglob("*") if path.is_file())
+
+
+# -------------------------------------------------------------------------------- names and roots
+
+
+@given(
+    st.text(max_size=400)
+    | st.sampled_from(["..", "../../etc/passwd", "/etc/passwd", "a\0b", "~", "日" * 300])
+)
+def test_a_data_set_s_name_is_a_file_s_name(data: str) -> None:
+    name = answer_file_name(data, "greedy")
+    assert Path(name).name == name
+    assert "\0" not in name
+    assert len(name.encode()) < 200
+
+
+def test_the_answers_to_a_data_set_from_outside_stay_in_the_output(folder: Path, policy: Path) -> None:
+    outside = folder.parent / ("日" * 60 + ".jsonl")
+    outside.write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    before = files(folder.parent)
+    result = command(
+        "evaluate", "--policy", policy, "--data", f"../{outside.name}", "--output", "out", *SHORT
+    )
+    assert result.exit_code == 0, result.output
+    new = files(folder.parent) - before
+    assert len(new) == 2  # results and answers
+    assert all(name.startswith("here/o/") for name in new)
+
+
+@pytest.mark.parametrize("name", ["../../x", "/x", "smollm2-135m/../x", ""])
+def test_what_is_fetched_has_one_of_the_known_names(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LLM_REINFORCE_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(InputError, match="nothing to fetch"):
+        fetch(name, lambda gguf, directory: directory, lambda sentence: None)
+    assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize(
+    "run", ["runs/a b;rm -rf $HOME", "runs/$(touch sprung)", "runs/[bold]x[-]\u202e", "runs/-x"]
+)
+def test_a_run_s_name_is_a_folder_s_name_and_no_more(folder: Path, run: str) -> None:
+    result = command("train", "tiny.yaml", "--set", f"output_dir={json.dumps(run)}")
+    assert result.exit_code == 0, result.output
+    assert {name for name in files(folder) if not name.startswith(run + "/")} == {"tiny.yaml"}
+    assert "\u202e" not in result.output
+
+
+# --------------------------------------------------------------------------------------- secrets
+
+
+def test_secrets_are_replaced_by_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("SHORT_TOKEN", "a")
+    text = f"GET https://user:{SECRETS['HF_TOKEN']}@host a {SECRETS['WANDB_API_KEY']}"
+    assert without_secrets(text) == "GET https://user:<HF_TOKEN>@host a <WANDB_API_KEY>"
+
+
+@pytest.mark.parametrize("isolation", ["null", "{num_workers: 1}"])
+@pytest.mark.parametrize("is_hopeless", [False, True])
+def test_no_secret_is_in_what_a_run_writes_or_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, is_hopeless: bool
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    well = "False" if is_hopeless else "len(completion) % 2"
+    Path("mine.py").write_text(
+        "import os\ndef mine(completion, problem):\n"
+        f"    if {well}: return 1.0\n"
+        "    raise OSError('401 for ' + os.environ['HF_TOKEN'] + ' ' + os.environ['WANDB_API_KEY'])\n"
+    )
+    reward = f"rewards=[{{function: 'mine.py:mine', isolation: {isolation}}}]"
+    settings = ["--set", reward, "--set", "training.max_unscored_share=1.0"]
+    result = command("train", "tiny.yaml", *settings, "--debug")
+    said = result.output + (result.stderr or "")
+    assert result.exit_code == (2 if is_hopeless else 0), said
+    assert "401 for <HF_TOKEN> <WANDB_API_KEY>" in said
+    for value in SECRETS.values():
+        assert value not in said + contents(folder)
+
+
+# ------------------------------------------------------------------------------------------ canary
+
+
+def trap(sprung: Path) -> bytes:
+    """A pickle that makes a folder when it is loaded."""
+
+    class Trap:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(sprung),)
+
+    return pickle.dumps({"lm_head.weight": Trap()})
+
+
+PICKLES = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "adapter_model.bin", "tokenizer.pkl")
+
+
+def test_no_pickle_beside_a_policy_is_opened(folder: Path, policy: Path) -> None:
+    for name in PICKLES:
+        (policy / name).write_bytes(trap(folder / "sprung"))
+    result = command("sample", "--policy", policy, "1+1=", *SHORT)
+    assert result.exit_code == 0, result.output
+    (policy / "model.safetensors").unlink()
+    assert command("sample", "--policy", policy, "1+1=").exit_code == 2
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize("suffix", ["pkl", "jsonl", "json", "bin", "npy", "arrow", "parquet", "xml"])
+def test_no_pickle_is_a_data_set(folder: Path, policy: Path, suffix: str) -> None:
+    Path(f"data.{suffix}").write_bytes(trap(folder / "sprung"))
+    result = command("evaluate", "--policy", policy, "--data", f"data.{suffix}")
+    assert result.exit_code == 2, result.output
+    assert not Path("sprung").exists()
+
+
+def test_a_data_set_s_own_code_does_not_run(folder: Path, policy: Path) -> None:
+    (folder / "set").mkdir()
+    (folder / "set" / "set.py").write_text(f"import os\nos.mkdir({str(folder / 'sprung')!r})\n")
+    assert command("evaluate", "--policy", policy, "--data", folder / "set").exit_code == 2
+    assert not Path("sprung").exists()
+
+
+def test_no_code_beside_a_policy_runs(folder: Path, policy: Path) -> None:
+    for name in ("evil.py", "custom_generate/generate.py"):
+        (policy / name).parent.mkdir(exist_ok=True)
+        (policy / name).write_text(f"import os\nos.mkdir({str(folder / 'sprung')!r})\n")
+    for name, classes in (
+        ("config.json", {"AutoConfig": "evil.C", "AutoModelForCausalLM": "evil.M"}),
+        ("tokenizer_config.json", {"AutoTokenizer": ["evil.T", "evil.T"]}),
+    ):
+        values = json.loads((policy / name).read_text())
+        (policy / name).write_text(json.dumps({**values, "auto_map": classes}))
+    for arguments in (
+        ["sample", "--policy", policy, "1+1="],
+        ["train", "tiny.yaml", "--set", f"policy={{name_or_path: {policy}}}"],
+    ):
+        result = command(*arguments)
+        assert result.exit_code in (0, 2), result.output  # with the model's own class, or not at all
+    assert not Path("sprung").exists()
+
+
+def test_a_chat_template_does_nothing_but_write(folder: Path, policy: Path) -> None:
+    call = f"cycler.__init__.__globals__.os.mkdir({str(folder / 'sprung')!r})"
+    (policy / "chat_template.jinja").write_text(f"{{{{ {call} }}}}{{{{ messages[0].content }}}}")
+    result = command("sample", "--policy", policy, "1+1=", *SHORT)
+    assert result.exit_code != 0
+    assert "Traceback" not in result.output
+    assert not Path("sprung").exists()
+
+
+def test_a_run_s_reward_function_runs_in_training_alone(folder: Path, policy: Path) -> None:
+    """A run directory of somebody else's names a file in its recipe; whoever asks its policy runs nothing."""
+    Path("evil.py").write_text(f"import os\nos.mkdir({str(folder / 'sprung')!r})\n")
+    recipe = RECIPE + f"rewards: [{{function: '{folder / 'evil.py'}:f'}}]\n"
+    for name in ("recipe.yaml", "evil.yaml"):
+        Path(name).write_text(recipe)
+    sums = '{"prompt": "1+1=", "answer": "2"}\n'
+    Path("sums.jsonl").write_text(sums)
+    for arguments in (
+        ["sample", "--policy", folder, "1+1="],
+        ["evaluate", "--policy", folder, "--data", "sums.jsonl"],
+        ["recipes", "validate", "evil.yaml"],
+    ):
+        result = command(*arguments)
+        assert result.exit_code == 0, result.output
+    assert not Path("sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir"]
+)
+def test_a_yaml_tag_makes_nothing(tag: str) -> None:
+    Path("evil.yaml").write_text(RECIPE + f"output_dir: {tag} [sprung]\n")
+    for arguments in (
+        ["train", "evil.yaml"],
+        ["recipes", "validate", "evil.yaml"],
+        ["train", "tiny.yaml", "--set", f"seed={tag} [sprung]"],
+    ):
+        assert command(*arguments).exit_code == 2
+    assert files(Path()) == {"tiny.yaml", "evil.yaml"}
+    assert not Path("sprung").exists()

@@ -1,0 +1,136 @@
+"""Small runs for the tests of the loop: a tiny policy, four problems, and who watches."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llm_reinforce.episodes import Episode
+from llm_reinforce.evaluation import Evaluation
+from llm_reinforce.policy import LanguagePolicy, random_policy
+from llm_reinforce.recipe import (
+    EvaluationRecipe,
+    RandomInit,
+    ReinforceRecipe,
+    SamplingRecipe,
+    TrainingRecipe,
+    WarmStart,
+)
+from llm_reinforce.rewards import WeightedReward
+from llm_reinforce.tasks import Problem
+from llm_reinforce.training import ReinforceTrainer, RunDirectory, Silent
+
+TIMES = {"step_time", "step_time/collect", "step_time/update"}
+COPY = [Problem(f"{digit}=", str(digit), id=str(digit)) for digit in range(4)]
+
+
+def small_policy(seed: int = 0) -> LanguagePolicy:
+    shape = RandomInit(
+        alphabet="0123=", num_layers=1, num_heads=2, hidden_size=16, intermediate_size=32, max_length=8
+    )
+    return random_policy(shape, seed=seed)
+
+
+def sevens(completion: str, problem: Problem) -> float:
+    """Something to compare episodes by, whatever they are like."""
+    return sum(ord(character) for character in completion) % 7 / 7
+
+
+def trainer(policy: LanguagePolicy | None = None, num_updates: int = 4, **arguments: Any) -> ReinforceTrainer:
+    """One that trains the copy task a little, with a reward that is seldom the same twice."""
+    settings = {"num_updates": num_updates, "learning_rate": 1e-2, **arguments.pop("training", {})}
+    defaults: dict[str, Any] = {
+        "reinforce": ReinforceRecipe(problems_per_update=4, episodes_per_problem=3),
+        "sampling": SamplingRecipe(max_new_tokens=4),
+        "rewards": (WeightedReward("sevens", sevens),),
+    }
+    return ReinforceTrainer(
+        policy or small_policy(), COPY, TrainingRecipe(**settings), **{**defaults, **arguments}
+    )
+
+
+def weights(policy: LanguagePolicy) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
+
+
+def same(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+def rows(directory: RunDirectory, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (directory.path / name).read_text().splitlines()]
+
+
+def timeless(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{key: value for key, value in line.items() if key not in TIMES} for line in lines]
+
+
+def new_run(path: Path) -> RunDirectory:
+    directory = RunDirectory(path)
+    directory.prepare(resume=False, overwrite=False)
+    directory.write_text("recipe.yaml", "seed: 0\n")
+    return directory
+
+
+class Watcher(Silent):
+    """Keeps what it is told; stops the trainer after some updates."""
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        self.stop_after = stop_after
+        self.trainer: ReinforceTrainer | None = None
+        self.said: list[str] = []
+        self.metrics: list[Mapping[str, Any]] = []
+        self.accuracies: list[float] = []
+        self.episodes: list[Sequence[Episode]] = []
+        self.warm_updates = 0
+
+    def say(self, sentence: str) -> None:
+        self.said.append(sentence)
+
+    def warm_start(self, num_updates: int, total: int, loss: float) -> None:
+        self.warm_updates = num_updates
+
+    def update(
+        self, num_updates: int, total: int, metrics: Mapping[str, Any], episodes: Sequence[Episode]
+    ) -> None:
+        self.metrics.append(dict(metrics))
+        self.episodes.append(episodes)
+        if num_updates == self.stop_after:
+            assert self.trainer is not None
+            self.trainer.stop_requested = True
+
+    def evaluation(self, num_updates: int, data: str, evaluation: Evaluation) -> None:
+        self.accuracies.append(evaluation.accuracy)
+
+
+def full(directory: RunDirectory, watcher: Watcher, every: int = 3, **training: Any) -> ReinforceTrainer:
+    """A run with all that has a state: warm start, moving average, schedule, evaluations."""
+    one = trainer(
+        reinforce=ReinforceRecipe(problems_per_update=3, episodes_per_problem=3, baseline="moving_average"),
+        training={
+            "schedule": "linear",
+            "warm_start": WarmStart(num_updates=3, batch_size=4, num_warmup_updates=1),
+            **training,
+        },
+        held_out=COPY[:2],
+        evaluation=EvaluationRecipe(every=every, decodings=("greedy", "sampled")),
+        run_directory=directory,
+        display=watcher,
+    )
+    watcher.trainer = one
+    return one
+
+
+class KilledError(Exception):
+    """The machine went down."""
+
+
+class Killer(Watcher):
+    """Goes down in the midst of an update's log."""
+
+    def update(self, num_updates: int, *arguments: Any) -> None:
+        super().update(num_updates, *arguments)
+        if num_updates == self.stop_after:
+            raise KilledError

@@ -1,0 +1,96 @@
+"""Reward functions that fail in every way, over whole runs: none is lost, and every weight stays finite."""
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from small_runs import Watcher, new_run, rows, same, small_policy, timeless, trainer, weights
+
+from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
+from llm_reinforce.tasks import Problem
+from llm_reinforce.training import RunDirectory
+
+# what a function does when it is asked of the problem "0"; of the others it gives a number
+FAULTS = """\
+import math, os, sys, time
+
+def well(completion):
+    return len(completion) % 3 / 2
+
+def faulty(does):
+    def function(completion, problem):
+        return eval(does) if problem.id == "0" else well(completion)
+    return function
+
+def raises(text):
+    raise RuntimeError(text)
+
+def mixed(completion, problem):
+    does = ["raises('ill')", "math.nan", "math.inf", "-math.inf", "'1'", "sys.exit(3)", "os._exit(3)",
+            "os.abort()", "[0] * 10**9", "time.sleep(60)", "None", "10**400"]
+    turn = sum(map(ord, completion)) + len(completion)
+    return eval(does[turn % len(does)]) if problem.id == "0" else well(completion)
+
+NAMES = ["raises('ill')", "math.nan", "math.inf", "-math.inf", "'1'", "[1.0]", "sys.exit(3)", "10**400",
+         "object()", "None"]
+"""
+NAMESPACE: dict[str, Any] = {}
+exec(FAULTS, NAMESPACE)
+
+
+def whole_run(
+    path: Path, reward: Callable[..., Any] | WeightedReward, num_updates: int = 5
+) -> tuple[dict[str, Any], list[dict[str, Any]], RunDirectory]:
+    """A run in which every fourth problem fails. What became of the weights, the metrics and the rest."""
+    policy, watcher, directory = small_policy(), Watcher(), new_run(path)
+    rewards = (reward if isinstance(reward, WeightedReward) else WeightedReward("r", reward),)
+    state = trainer(policy, num_updates, rewards=rewards, run_directory=directory, display=watcher).train()
+    assert (state.num_updates, state.num_skipped_updates) == (num_updates, 0)
+    after = weights(policy)
+    assert all(bool(value.isfinite().all()) for value in after.values())
+    return after, timeless(rows(directory)), directory
+
+
+@pytest.mark.parametrize("does", NAMESPACE["NAMES"])
+def test_a_fault_over_a_whole_run(tmp_path: Path, does: str) -> None:
+    after, lines, directory = whole_run(tmp_path / "faulty", NAMESPACE["faulty"](does))
+    assert [line["num_unscored"] for line in lines] == [3] * 5
+    failures = [row["failure"] for row in rows(directory, "episodes.jsonl") if row["problem"] == "0"]
+    assert all(failures) is (does != "None")
+    # what fails counts as what does not apply, to the last bit
+    assert same(after, whole_run(tmp_path / "none", NAMESPACE["faulty"]("None"))[0])
+
+
+def test_all_of_them_in_workers_over_a_whole_run(tmp_path: Path) -> None:
+    file = tmp_path / "faults.py"
+    file.write_text(FAULTS)
+    isolation = Isolation(num_workers=2, time_limit=2.0, memory_limit=1024)
+    reward = load_reward(f"{file}:mixed", isolation=isolation)
+    try:
+        after, lines, directory = whole_run(tmp_path / "faulty", reward, 3)
+    finally:
+        reward.function.close()  # type: ignore[union-attr]
+    assert [line["num_unscored"] for line in lines] == [3] * 3
+    kinds = {row["failure"].split(":")[1] for row in rows(directory, "episodes.jsonl") if row["failure"]}
+    assert len(kinds) >= 3, kinds
+    assert same(after, whole_run(tmp_path / "none", NAMESPACE["faulty"]("None"), 3)[0])
+
+
+def test_a_function_that_draws_random_numbers_draws_the_same_again(tmp_path: Path) -> None:
+    def drawn(completion: str, problem: Problem) -> float:
+        return random.random() + float(np.random.rand()) + float(torch.rand(()))
+
+    rewards = (WeightedReward("drawn", drawn),)
+    straight = small_policy()
+    trainer(straight, 4, rewards=rewards).train()
+    stopped, watcher, directory = small_policy(), Watcher(2), new_run(tmp_path / "run")
+    watcher.trainer = trainer(stopped, 4, rewards=rewards, display=watcher, run_directory=directory)
+    assert watcher.trainer.train().num_updates == 2
+    random.random()
+    resumed = small_policy()
+    trainer(resumed, 4, rewards=rewards, run_directory=directory).train(resume=True)
+    assert same(weights(resumed), weights(straight))

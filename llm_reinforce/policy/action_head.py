@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llm_reinforce.policy.products import is_plain, product
+from llm_reinforce.policy.products import is_plain, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
 MAX_LOGITS = 1 << 23  # held at once: 32 MiB in float32, about a cache
@@ -108,7 +108,7 @@ class _ChunkedHead(torch.autograd.Function):
             of_logits = of_logits.div_(ctx.temperature).to(weight.dtype)
             of_hidden += product(of_logits, part.t())
             if of_weight is not None:
-                of_weight[columns] = product(of_logits.t(), hidden.t())
+                of_weight[columns] = outer_products(of_logits, hidden)
         return of_hidden.to(hidden.dtype), of_weight, None, None, None
 
 

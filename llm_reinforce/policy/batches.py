@@ -89,14 +89,17 @@ class SlotBatch:
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             mixed, prompt_keys, prompt_values = packed.attend(queries, keys, values)
-            if layer == len(self.keys):  # the very first filling
-                shape = (len(self.lengths), keys.shape[1], width + self.room, keys.shape[2])
-                self.keys.append(keys.new_zeros(shape))
-                self.values.append(values.new_zeros(shape))
             for cache, new in ((self.keys, prompt_keys), (self.values, prompt_values)):
+                new = new.transpose(1, 2)
+                if layer == len(cache) and len(rows) == len(self.lengths):  # all at once, in their order
+                    cache.append(pad(new, (0, 0, 0, self.room)).index_select(0, of_prompt))
+                    continue
+                if layer == len(cache):
+                    shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
+                    cache.append(new.new_zeros(shape))
                 if is_used:  # a mask hides what another sequence has left there, but not if it is NaN
                     cache[layer][rows] = 0.0
-                cache[layer][rows, :, :width] = new.transpose(1, 2).index_select(0, of_prompt)
+                cache[layer][rows, :, :width] = new.index_select(0, of_prompt)
             return mixed
 
         hidden = decode(self.model, packed.token_ids, packed.positions, attend)

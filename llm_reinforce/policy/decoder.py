@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
 from llm_reinforce.policy.products import linear
 
 LLAMA_LIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-
+ROUND, ROUNDED = 16, 256
+"""On a CPU so many tokens or more are computed as a multiple of 16, for oneDNN prepares each number of rows
+that it hasn't met: that of an update's tokens would nearly always be new."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention: the layer's number, then queries `[token, head, channel]`, keys and values `[token, key_head,
@@ -64,13 +67,24 @@ def decode(
         model: what `llama_like` gave.
         positions: of each token in its own sequence, from 0.
     """
+    num_tokens = len(token_ids)
+    is_rounded = token_ids.device.type == "cpu" and num_tokens >= ROUNDED
+    num_more = -num_tokens % ROUND if is_rounded else 0
+    if num_more:  # of a token that is there: another's might not be finite, nor its gradient 0
+        token_ids, positions = (torch.cat([ids, ids[:1].expand(num_more)]) for ids in (token_ids, positions))
+
+    def attend_to_own(layer: int, *of_tokens: Tensor) -> Tensor:
+        mixed = attend(layer, *(each[:num_tokens] for each in of_tokens))
+        return pad(mixed, (0, 0, 0, 0, 0, num_more)) if num_more else mixed
+
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
     rotation = cosines[0, :, None], sines[0, :, None]
     for number, layer in enumerate(model.model.layers):
-        hidden = hidden + _self_attention(layer, number, layer.input_layernorm(hidden), rotation, attend)
+        normed = layer.input_layernorm(hidden)
+        hidden = hidden + _self_attention(layer, number, normed, rotation, attend_to_own)
         hidden = hidden + _feed_forward(layer.mlp, layer.post_attention_layernorm(hidden))
-    return hidden
+    return hidden[:num_tokens]
 
 
 def _self_attention(

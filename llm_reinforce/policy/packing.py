@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import accumulate, takewhile
+from math import ceil
 from typing import Any
 
 import torch
@@ -12,6 +13,9 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import scaled_dot_product_attention
 
 from llm_reinforce.policy.language_policy import TokenIds
+
+BUNDLED = 32
+"""Tokens of completions that attend together where their prompt is no longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,31 +100,46 @@ class PackedCompletions:
     Attributes:
         token_ids, positions: of each packed token.
         prompt: the number of each completion's prompt.
-        slots: where the tokens of each completion stand in the row; past its end its last one again
-            (that of the completion before where it has none).
-        places: the place of each packed token in the flattened `slots`.
+        slots: where the tokens of each completion stand in the row; past its end any.
         is_own: True in `slots` where a token of the completion stands.
+        bundles: what attends together.
     """
 
     token_ids: Int[Tensor, " token"]
     positions: Int[Tensor, " token"]
     prompt: Int[Tensor, " completion"]
     slots: Int[Tensor, "completion column"]
-    places: Int[Tensor, " token"]
     is_own: Bool[Tensor, "completion column"]
+    bundles: "Bundles"
 
-    def mask(self, prompts: PackedPrompts, num_repeats: int) -> Bool[Tensor, "completion 1 query key"]:
-        """True where a query of a completion may look: at its prompt, and at its own tokens up to itself.
+
+@dataclass(frozen=True, slots=True)
+class Bundles:
+    """Completions of one prompt in a row, so that attention has few rows and lays out a prompt but once each.
+
+    Attributes:
+        prompt: the number of each bundle's prompt.
+        slots: where the tokens of each bundle stand in the row of all; past its end its last one again (any
+            where it has none).
+        places: the place of each packed token in the flattened `slots`.
+        owner: which of the bundle's completions each of its tokens is of; -1 past its end.
+    """
+
+    prompt: Int[Tensor, " bundle"]
+    slots: Int[Tensor, "bundle column"]
+    places: Int[Tensor, " token"]
+    owner: Int[Tensor, "bundle column"]
+
+    def mask(self, prompts: PackedPrompts, num_repeats: int) -> Bool[Tensor, "bundle 1 query key"]:
+        """True where a query may look: at the bundle's prompt, and at its own completion up to itself.
 
         The queries of the heads that share a key are one block below the other, `num_repeats` times.
         """
         columns = torch.arange(prompts.slots.shape[1], device=self.slots.device)
         of_prompt = columns < prompts.lengths[self.prompt][:, None]
         width = self.slots.shape[1]
-        before = torch.ones(width, width, dtype=torch.bool, device=self.slots.device).tril()
-        seen = torch.cat(
-            [of_prompt[:, None].expand(-1, width, -1), before.expand(len(self.slots), -1, -1)], dim=2
-        )
+        is_own = (self.owner[:, :, None] == self.owner[:, None, :]).tril()
+        seen = torch.cat([of_prompt[:, None].expand(-1, width, -1), is_own], dim=2)
         return seen.repeat(1, num_repeats, 1)[:, None]
 
     def attend(
@@ -131,7 +150,7 @@ class PackedCompletions:
         prompt_keys: Float[Tensor, "prompt column key_head channel"],
         prompt_values: Float[Tensor, "prompt column key_head channel"],
         *,
-        mask: Bool[Tensor, "completion 1 query key"],
+        mask: Bool[Tensor, "bundle 1 query key"],
     ) -> Float[Tensor, "token head channel"]:
         """Attention of each completion's tokens to its prompt's and its own."""
         num_rows, width = self.slots.shape
@@ -150,7 +169,7 @@ class PackedCompletions:
         mixed = (
             mixed.view(below.shape).permute(0, 3, 1, 2, 4).reshape(num_rows, width, num_heads, num_channels)
         )
-        packed: Tensor = _Pack.apply(mixed, self.slots, self.places, self.is_own)  # type: ignore[no-untyped-call]
+        packed: Tensor = _Pack.apply(mixed, self.slots, self.places, self.owner >= 0)  # type: ignore[no-untyped-call]
         return packed
 
 
@@ -166,26 +185,57 @@ def pack_completions(
         prompts: the number of each completion's prompt.
         prompt_lengths: of each completion's prompt.
     """
-    width = max(len(completion) for completion in completions) - 1
-    token_ids: list[int] = []
-    positions: list[int] = []
-    places: list[int] = []
-    slots = []
-    for row, (completion, length) in enumerate(zip(completions, prompt_lengths, strict=True)):
-        num_tokens = len(completion) - 1
-        last = max(len(token_ids) + num_tokens - 1, 0)
-        slots.append([*range(len(token_ids), len(token_ids) + num_tokens), *[last] * (width - num_tokens)])
-        token_ids += completion[:-1]
-        positions += range(length, length + num_tokens)
-        places += range(row * width, row * width + num_tokens)
-    lengths = torch.tensor([len(completion) - 1 for completion in completions], device=device)
+    lengths = [len(completion) - 1 for completion in completions]
+    starts = [0, *accumulate(lengths)]
+    columns = torch.arange(max(lengths), device=device)
+    is_own = columns < torch.tensor(lengths, device=device)[:, None]
+    slots = torch.tensor(starts[:-1], device=device)[:, None] + columns
+    token_ids = [token for completion in completions for token in completion[:-1]]
+    positions = [
+        length + step
+        for completion, length in zip(completions, prompt_lengths, strict=True)
+        for step in range(len(completion) - 1)
+    ]
     return PackedCompletions(
         token_ids=torch.tensor(token_ids, dtype=torch.long, device=device),
         positions=torch.tensor(positions, dtype=torch.long, device=device),
         prompt=torch.tensor(prompts, device=device),
-        slots=torch.tensor(slots, dtype=torch.long, device=device).reshape(len(completions), width),
+        slots=slots.masked_fill(~is_own, 0),
+        is_own=is_own,
+        bundles=_bundle(starts, prompts, prompt_lengths, device),
+    )
+
+
+def _bundle(
+    starts: Sequence[int], prompts: Sequence[int], prompt_lengths: Sequence[int], device: torch.device
+) -> Bundles:
+    """Put the completions that stand between these places together."""
+    of_prompt: dict[int, list[int]] = {}
+    for row, prompt in enumerate(prompts):
+        of_prompt.setdefault(prompt, []).append(row)
+    bundles = []
+    for rows in of_prompt.values():
+        longest = max(1, *(starts[row + 1] - starts[row] for row in rows))
+        most = max(BUNDLED, prompt_lengths[rows[0]]) // longest  # completions a bundle
+        num_bundles = ceil(len(rows) / max(1, most))
+        size = ceil(len(rows) / num_bundles)
+        bundles += [rows[first : first + size] for first in range(0, len(rows), size)]
+    width = max(sum(starts[row + 1] - starts[row] for row in rows) for rows in bundles)
+    places = [0] * starts[-1]
+    slots, owners = [], []
+    for number, rows in enumerate(bundles):
+        of_bundle = [slot for row in rows for slot in range(starts[row], starts[row + 1])]
+        owner = [row for row in rows for _ in range(starts[row], starts[row + 1])]
+        for column, slot in enumerate(of_bundle):
+            places[slot] = number * width + column
+        num_left = width - len(of_bundle)
+        slots.append(of_bundle + [of_bundle[-1] if of_bundle else 0] * num_left)
+        owners.append(owner + [-1] * num_left)
+    return Bundles(
+        prompt=torch.tensor([prompts[rows[0]] for rows in bundles], device=device),
+        slots=torch.tensor(slots, dtype=torch.long, device=device).reshape(len(bundles), width),
         places=torch.tensor(places, dtype=torch.long, device=device),
-        is_own=torch.arange(width, device=device) < lengths[:, None],
+        owner=torch.tensor(owners, dtype=torch.long, device=device).reshape(len(bundles), width),
     )
 
 

@@ -35,6 +35,18 @@ def product(
     return left @ right.t()
 
 
+def outer_products(
+    left: Float[Tensor, "row left"], right: Float[Tensor, "row right"]
+) -> Float[Tensor, "left right"]:
+    """leftᵀ · right, the outer products of their rows summed up, without a gradient.
+
+    The first factor of a product is laid out anew, transposed: the narrower of the two costs less.
+    """
+    if left.shape[1] <= right.shape[1]:
+        return product(left.t(), right.t())
+    return product(right.t(), left.t()).t()
+
+
 class _Linear(torch.autograd.Function):
     """x · Wᵀ with its gradient, each product by `product`."""
 
@@ -51,7 +63,7 @@ class _Linear(torch.autograd.Function):
         inputs, weight = ctx.saved_tensors
         (gradient,) = gradients
         of_inputs = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
-        of_weight = product(gradient.t(), inputs.t()) if ctx.needs_input_grad[1] else None
+        of_weight = outer_products(gradient, inputs) if ctx.needs_input_grad[1] else None
         return of_inputs, of_weight
 
 

@@ -30,7 +30,8 @@ def token_log_probs(
     """Score the actions of each completion: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
     The temperature divides the logits as it does in sampling. Where prompts repeat, as in groups, each
-    distinct one is computed once and shared by its completions.
+    distinct one is computed once and shared by its completions; completions that repeat, as those of a policy
+    that has made up its mind, are computed once too.
 
     Args:
         prompts: the states s_0, one a row, none empty.
@@ -41,6 +42,28 @@ def token_log_probs(
         tensors `[episode, longest completion]`, float32, or float64 for a float64 model; where an episode is
         padded the numbers mean nothing.
     """
+    episodes = list(zip(prompts, completions, strict=True))
+    distinct = list(dict.fromkeys(episodes))
+    if len(distinct) == len(episodes):
+        return _scores_of_distinct(model, prompts, completions, pad_token_id, temperature, with_entropies)
+    of_distinct = [prompt for prompt, _ in distinct], [completion for _, completion in distinct]
+    scores = _scores_of_distinct(model, *of_distinct, pad_token_id, temperature, with_entropies)
+    number = {episode: index for index, episode in enumerate(distinct)}
+    rows = torch.tensor([number[episode] for episode in episodes], device=scores.log_probs.device)
+    return ActionScores(
+        scores.log_probs.index_select(0, rows),
+        None if scores.entropies is None else scores.entropies.index_select(0, rows),
+    )
+
+
+def _scores_of_distinct(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    pad_token_id: int,
+    temperature: float,
+    with_entropies: bool,
+) -> ActionScores:
     walked = llama_like(model)
     if walked is not None and all(completions):
         return _scores_of_packed(walked, prompts, completions, temperature, with_entropies)
@@ -173,7 +196,7 @@ def _hidden_of_packed(
         completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in prompts], device
     )
     num_prompt_tokens = len(of_prompts.token_ids)
-    mask = of_completions.mask(
+    mask = of_completions.bundles.mask(
         of_prompts, model.config.num_attention_heads // model.config.num_key_value_heads
     )
 
@@ -182,7 +205,7 @@ def _hidden_of_packed(
         mixed, prompt_keys, prompt_values = of_prompts.attend(parts[0][0], parts[1][0], parts[2][0])
         if of_completions.slots.numel() == 0:  # one action each: nothing but prompts to compute
             return mixed
-        rest = of_completions.attend(
+        rest = of_completions.bundles.attend(
             parts[0][1], parts[1][1], parts[2][1], prompt_keys, prompt_values, mask=mask
         )
         return torch.cat([mixed, rest])

@@ -105,22 +105,22 @@ class GradientStep:
         these, which are small beside what else a token leaves behind, there may be ATTENDED times as many.
         """
         runs: list[list[int]] = [[]]
-        prompts: set[TokenIds] = set()
-        num_tokens, width = 0, 0
+        seen: set[tuple[TokenIds, ...]] = set()  # prompts and episodes of the run: each is computed once
+        num_tokens, num_rows, width = 0, 0, 0
         for row in rows:
             episode = batch.episodes[row]
-            cost = len(episode.completion.token_ids)
-            cost += 0 if episode.prompt_ids in prompts else len(episode.prompt_ids)
-            length = len(episode.prompt_ids) + len(episode.completion.token_ids)
-            width = max(width, length)
+            prompt, actions = episode.prompt_ids, episode.completion.token_ids
+            is_new = (prompt, actions) not in seen
+            cost = len(actions) * is_new + (0 if (prompt,) in seen else len(prompt))
+            length = len(prompt) + len(actions)
             is_full = num_tokens + cost > self.micro_batch_tokens
-            is_wide = (len(runs[-1]) + 1) * width > ATTENDED * self.micro_batch_tokens
-            if runs[-1] and (is_full or is_wide):
+            is_wide = (num_rows + 1) * max(width, length) > ATTENDED * self.micro_batch_tokens
+            if runs[-1] and is_new and (is_full or is_wide):
                 runs.append([])
-                prompts, num_tokens, width, cost = set(), 0, length, length
+                seen, num_tokens, num_rows, width, cost = set(), 0, 0, 0, length
             runs[-1].append(row)
-            prompts.add(episode.prompt_ids)
-            num_tokens += cost
+            seen |= {(prompt,), (prompt, actions)}
+            num_tokens, num_rows, width = num_tokens + cost, num_rows + is_new, max(width, length)
         return runs
 
     def _backward(self, batch: EpisodeBatch, estimate: Estimate, rows: Sequence[int]) -> tuple[float, float]:

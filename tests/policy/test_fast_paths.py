@@ -29,6 +29,8 @@ from llm_reinforce.policy import (
     TokenIds,
     batches,
     character_tokenizer,
+    decoder,
+    packing,
     sample_completions,
     sampling,
     scoring,
@@ -64,6 +66,7 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE)),
     "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE)),
 }
+GPT2 = {"n_embd": 8, "n_layer": 1, "n_head": 1}
 PROMPTS: list[TokenIds] = [(1, 2, 3, 4), (1, 2, 5), (1, 2, 3, 4), (1, 2, 9, 9, 9, 9), (1, 2, 5), (1, 2, 5)]
 COMPLETIONS: list[TokenIds] = [(4, 6, 12), (7, 12), (4, 12), (1, 2, 3, 4), (12,), (5, 5, 5, 5, 5)]
 
@@ -155,6 +158,71 @@ def test_packed_in_the_corners(
     packed = scored(model, prompts, completions, with_entropies=True)
     in_plain_ways(monkeypatch)
     same(packed, scored(model, prompts, completions, with_entropies=True))
+
+
+# several completions a prompt, out of order, of one action and of many
+GROUPED = [((1, 2, 3), (4, 6, 12)), ((5,), (7, 12)), ((1, 2, 3), (12,)), ((1, 2, 3), (1, 2, 3, 4, 5))]
+GROUPED += [((5,), (6, 6, 12)), ((1, 2, 3), (4, 7, 12)), ((5,), (8, 12)), ((1, 2, 3), (9, 9, 9, 12))]
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+@pytest.mark.parametrize("bundled", [0, 5, 8, 1000])
+def test_completions_that_attend_together_do_not_see_each_other(
+    bundled: int, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of(name)
+    prompts, completions = map(list, zip(*GROUPED, strict=True))
+    monkeypatch.setattr(packing, "BUNDLED", bundled)
+    of_bundles = packing.pack_completions(
+        completions, [len(prompt) // 2 for prompt in prompts], [*map(len, prompts)], torch.device("cpu")
+    ).bundles
+    assert len(of_bundles.slots) == {0: 8, 5: 7, 8: 4, 1000: 2}[bundled]
+    packed = scored(model, prompts, completions, with_entropies=True)
+    in_plain_ways(monkeypatch)
+    same(packed, scored(model, prompts, completions, with_entropies=True))
+
+
+@pytest.mark.parametrize("rounded", [1, 256])
+def test_tokens_that_make_the_number_round_change_nothing(
+    rounded: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = model_of("llama")
+    computed: list[int] = []
+    model.model.embed_tokens.register_forward_hook(lambda *seen: computed.append(seen[1][0].numel()))
+    monkeypatch.setattr(decoder, "_is_hooked", lambda module: False)
+    monkeypatch.setattr(decoder, "ROUNDED", rounded)
+    walked = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
+    assert computed == [{1: 32, 256: 20}[rounded]]
+    in_plain_ways(monkeypatch)
+    same(walked, scored(model, PROMPTS, COMPLETIONS, with_entropies=True))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_an_episode_that_repeats_is_computed_once(name: str) -> None:
+    models = {"llama": lambda: model_of("llama"), "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)).eval()}
+    model = models[name]().double()
+    prompts: list[TokenIds] = [(1, 2), (3,), (1, 2), (1, 2), (3,), (3,)]
+    completions: list[TokenIds] = [(4, 12), (4, 12), (4, 12), (12,), (5, 6, 12), (4, 12)]
+    width, weights = 3, torch.linspace(-1, 1, 18, dtype=torch.float64).reshape(6, 3)
+
+    def of(rows: list[int]) -> tuple[Tensor, list[Tensor]]:
+        """Their log-probabilities, and the gradient of them weighted."""
+        model.zero_grad()
+        scores = token_log_probs(
+            model, [prompts[row] for row in rows], [completions[row] for row in rows], pad_token_id=12
+        )
+        lengths = torch.tensor([len(completions[row]) for row in rows])
+        mask = torch.arange(scores.log_probs.shape[1]) < lengths[:, None]
+        log_probs = torch.zeros(len(rows), width, dtype=torch.float64)
+        log_probs[:, : mask.shape[1]] = scores.log_probs.masked_fill(~mask, 0.0)
+        (log_probs * weights[rows]).sum().backward()
+        return log_probs.detach(), [each.grad.clone() for each in model.parameters()]
+
+    together = of([*range(6)])
+    alone = [of([row]) for row in range(6)]
+    same(together[0], torch.cat([log_probs for log_probs, _ in alone]))
+    for number, gradient in enumerate(together[1]):
+        same(gradient, sum(gradients[number] for _, gradients in alone))
 
 
 def test_an_adapter_s_gradient_is_the_plain_one_and_the_rest_has_none(
@@ -306,7 +374,7 @@ def test_no_prompts_no_completions() -> None:
     ("why", "model"),
     [
         ("a window", lambda: MistralForCausalLM(MistralConfig(**SHAPE, sliding_window=4))),
-        ("another architecture", lambda: GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=1))),
+        ("another architecture", lambda: GPT2LMHeadModel(GPT2Config(**GPT2))),
         ("a wrapper", lambda: torch.nn.Sequential(model_of("llama"))),
     ],
 )

@@ -11,7 +11,7 @@ from torch import nn
 from llm_reinforce.policy import action_head, products
 from llm_reinforce.policy.action_head import score_actions
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
-from llm_reinforce.policy.products import is_plain, linear, product
+from llm_reinforce.policy.products import is_plain, linear, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
 
@@ -37,6 +37,15 @@ def test_a_product_is_torch_s(
         left, right = left.t().contiguous().t(), right.t().contiguous().t()
     exact = left.double() @ right.double().t()
     assert (product(left, right) - exact).abs().max() <= 1e-6 * inner
+
+
+@pytest.mark.parametrize("columns", [(3, 5), (5, 3), (4, 4)])
+def test_outer_products_are_torch_s(columns: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "SMALLEST", 0)
+    left, right = numbers(50, columns[0]), numbers(50, columns[1], seed=1)
+    exact = left.double().t() @ right.double()
+    assert outer_products(left, right).shape == columns
+    assert (outer_products(left, right) - exact).abs().max() <= 1e-5
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")

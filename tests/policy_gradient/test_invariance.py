@@ -210,6 +210,15 @@ def test_the_trainers_update_does_not_depend_on_its_micro_batches(exact_policy, 
         assert (other_weights - weights[0]).abs().max().item() <= 1e-10
 
 
+def test_an_episode_that_repeats_takes_no_room_in_a_micro_batch(exact_policy):
+    policy = exact_policy()
+    one, *others = batch_of(policy).episodes
+    step = trainer_of(policy, len(one.prompt_ids) + len(one.completion.token_ids), 0.0).gradient_step
+    assert step.micro_batches(EpisodeBatch([one] * 5), range(5)) == [[0, 1, 2, 3, 4]]
+    other = next(each for each in others if each.completion.token_ids != one.completion.token_ids)
+    assert step.micro_batches(EpisodeBatch([one, one, other, one]), range(4)) == [[0, 1], [2], [3]]
+
+
 def test_the_trainers_gradient_is_the_one_that_is_proved_exact(exact_policy):
     # by hand from the definition: leave_one_out over the scored, γ = 0.9, seven scored episodes of eight
     policy = exact_policy()

@@ -7,11 +7,13 @@ exact number in `numbers.py`. Here the two are compared.
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
 
 from llm_reinforce.tasks.final_answer import MAX_SLOT, FinalAnswer, find_final_answer, sentence
 from llm_reinforce.tasks.notation import plain
 from llm_reinforce.tasks.numbers import (
+    MAX_NUMBER,
     NUM_ATTEMPTS,
     Reading,
     around_last_digit,
@@ -74,14 +76,24 @@ def verify(completion: str, answer: str) -> Verdict:
 
 
 def _verify(completion: str, answer: str) -> Verdict:
-    final = find_final_answer(completion)
     right = right_answer(answer)
+    if right.value is not None and is_bare_number(completion):  # what a trained policy often says
+        return _compared(Reading(completion, Fraction(int(completion))), right.value)
+    final = find_final_answer(completion)
     if right.value is None:
         return _verify_text(final, answer)
-    reading = _read_number(final)
+    return _compared(_read_number(final), right.value)
+
+
+def is_bare_number(text: str) -> bool:
+    """Whether the text is nothing but digits, so that there is nothing to find or to undress."""
+    return len(text) <= MAX_NUMBER and text.isascii() and text.isdecimal()
+
+
+def _compared(reading: Reading, right: Fraction) -> Verdict:
     if reading.value is None:
         return Verdict(False, reading.text, reading.reason)
-    equal = reading.value == right.value
+    equal = reading.value == right
     return Verdict(equal, reading.text, "equal" if equal else "different")
 
 

@@ -105,7 +105,9 @@ class _ChunkedHead(torch.autograd.Function):
                 of_logits = log_distribution.exp_().mul_(-of_log_probs)
             is_here = (actions >= columns.start) & (actions < columns.stop)
             of_logits[rows[is_here], actions[is_here] - columns.start] += of_log_probs[is_here, 0]
-            of_logits = of_logits.div_(ctx.temperature).to(weight.dtype)
+            if ctx.temperature != 1.0:
+                of_logits.div_(ctx.temperature)
+            of_logits = of_logits.to(weight.dtype)
             of_hidden += product(of_logits, part.t())
             if of_weight is not None:
                 of_weight[columns] = outer_products(of_logits, hidden)

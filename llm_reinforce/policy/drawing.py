@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 256  # probabilities that are summed up before a draw looks for its own among them
+MAX_LOGITS = 1 << 20  # drawn from at once on a CPU: 4 MiB in float32, which a core's cache may hold
 
 
 class Drawn(NamedTuple):
@@ -35,6 +36,17 @@ def draw(
     Args:
         uniforms: numbers in [0, 1), float64, one a row; None: take the likeliest.
     """
+    num_rows = max(1, MAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
+    if len(logits) <= num_rows:
+        return _draw(logits, temperature, uniforms)
+    parts = [slice(start, start + num_rows) for start in range(0, len(logits), num_rows)]
+    drawn = [_draw(logits[rows], temperature, None if uniforms is None else uniforms[rows]) for rows in parts]
+    return Drawn(*(torch.cat(values) for values in zip(*drawn, strict=True)))
+
+
+def _draw(
+    logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
+) -> Drawn:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
     if temperature != 1.0:
         logits = logits / temperature

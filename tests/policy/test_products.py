@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from llm_reinforce.policy import action_head, products
+from llm_reinforce.policy import action_head, drawing, products
 from llm_reinforce.policy.action_head import score_actions
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
 from llm_reinforce.policy.products import is_plain, linear, outer_products, product
@@ -199,6 +199,27 @@ def test_an_action_of_weight_zero_is_never_drawn(num_columns: int, uniform: floa
     assert invert(weights, torch.tensor([uniform], dtype=torch.float64)).item() == only
     weights[0, [1, only]] = torch.tensor([1.0, 1e-45])  # the second is lost in the sum
     assert invert(weights, torch.tensor([uniform], dtype=torch.float64)).item() == 1
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("most", [1, 40, 60])
+def test_draws_a_few_rows_at_a_time_are_the_same(
+    most: int, greedy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logits = numbers(7, 20)
+    logits[3] = torch.nan
+    uniforms = None if greedy else torch.rand(7, generator=torch.Generator().manual_seed(0)).double()
+    together = drawing.draw(logits, 0.7, uniforms)
+    sizes: list[int] = []
+    plain = drawing._draw
+    monkeypatch.setattr(
+        drawing, "_draw", lambda some, *rest: (sizes.append(len(some)), plain(some, *rest))[1]
+    )
+    monkeypatch.setattr(drawing, "MAX_LOGITS", most)
+    in_parts = drawing.draw(logits, 0.7, uniforms)
+    assert sizes == {1: [1] * 7, 40: [2, 2, 2, 1], 60: [3, 3, 1]}[most]
+    for one, other in zip(together, in_parts, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("num_columns", [7, 5 * BLOCK])

@@ -1,7 +1,6 @@
 """One gradient step: the loss of an update's episodes, its gradient in parts, and the optimiser's step."""
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
+from llm_reinforce.training.processes import add_up_gradients
 
 ATTENDED = 8  # keys and values that attention may hold for each token of a micro-batch
 
@@ -44,7 +44,7 @@ class GradientStep:
     """Steps on L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t), less an entropy bonus, summed over micro-batches.
 
     Attributes:
-        model, optimizer: as the accelerator has prepared them.
+        optimizer: as the accelerator has prepared it.
         temperature: that of the sampling.
         entropy_coefficient: what the entropy bonus is multiplied by.
         micro_batch_tokens: most tokens a backward pass, prompts that several episodes share counted once.
@@ -67,12 +67,11 @@ class GradientStep:
             return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
         loss, difference = 0.0, 0.0
         self.optimizer.zero_grad()
-        micro_batches = self.micro_batches(batch, self.rows_that_count(batch, estimate))
-        for number, rows in enumerate(micro_batches, start=1):
-            is_last = number == len(micro_batches)  # then processes exchange their gradients
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                part_loss, part_difference = self._backward(batch, estimate, rows)
+        for rows in self.micro_batches(batch, self.rows_that_count(batch, estimate)):
+            part_loss, part_difference = self._backward(batch, estimate, rows)
             loss, difference = loss + part_loss, max(difference, part_difference)
+        # the sum is what the denominator is for, which counts the episodes of all processes
+        add_up_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = grad_norm < float("inf")  # False for NaN as well
@@ -142,8 +141,7 @@ class GradientStep:
         if scores.entropies is not None:
             bonus = entropy_bonus(scores.entropies, mask, estimate.denominator)
             loss = loss - self.entropy_coefficient * bonus
-        # several processes average their gradients; the sum is what the denominator is for
-        self.accelerator.backward(spoiling_its_gradient(loss) * self.accelerator.num_processes)
+        self.accelerator.backward(spoiling_its_gradient(loss))
         recorded = EpisodeBatch(episodes).behavior_log_probs.to(device)
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return float(loss.detach()), float(difference)

@@ -37,6 +37,7 @@ from llm_reinforce.training.display import Display, Silent, visible
 from llm_reinforce.training.durable import whole_directory
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.metrics import describe_episode, update_metrics
+from llm_reinforce.training.processes import begin_alike, check_kind
 from llm_reinforce.training.run_directory import RunDirectory
 from llm_reinforce.training.schedule import learning_rate_schedule
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
@@ -87,12 +88,14 @@ class ReinforceTrainer:
         self.evaluation = evaluation or EvaluationRecipe()
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = Accelerator(mixed_precision=training.mixed_precision)
+        check_kind(self.accelerator)
         if self.reinforce.problems_per_update % self.accelerator.num_processes:
             raise InputError(
                 f"reinforce.problems_per_update ({self.reinforce.problems_per_update}) must be a multiple of "
                 f"the number of processes ({self.accelerator.num_processes})"
             )
         policy.model.to(self.accelerator.device)
+        begin_alike(policy.model, self.accelerator)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.model.parameters() if parameter.requires_grad],
             lr=training.learning_rate,
@@ -100,13 +103,13 @@ class ReinforceTrainer:
             weight_decay=training.weight_decay,
             fused=self.accelerator.device.type in ("cpu", "cuda"),
         )
-        self.model, self.optimizer = self.accelerator.prepare(policy.model, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
         self.schedule = learning_rate_schedule(
             training.schedule, optimizer, training.num_warmup_updates, training.num_updates
         )
         self.gradient_step = GradientStep(
             self.accelerator,
-            self.model,
+            policy.model,
             self.optimizer,
             pad_token_id=policy.pad_token_id,
             temperature=self.sampling.temperature,
@@ -438,7 +441,6 @@ class ReinforceTrainer:
             return
         num_skipped = warm_start(
             self.policy,
-            self.model,
             self.problems,
             self.training.warm_start,
             accelerator=self.accelerator,

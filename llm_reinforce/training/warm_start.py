@@ -19,12 +19,12 @@ from llm_reinforce.recipe import WarmStart
 from llm_reinforce.tasks import Problem
 from llm_reinforce.training.display import Display
 from llm_reinforce.training.gradient_step import spoiling_its_gradient
+from llm_reinforce.training.processes import add_up_gradients
 from llm_reinforce.training.schedule import learning_rate_schedule
 
 
 def warm_start(
     policy: LanguagePolicy,
-    model: nn.Module,
     problems: Sequence[Problem],
     settings: WarmStart,
     *,
@@ -34,9 +34,10 @@ def warm_start(
     is_stopped: Callable[[], bool],
     max_not_finite: int,
 ) -> int:
-    """Train `model` on the answers (a worked solution where there is one) with an optimiser of its own.
+    """Train the policy on the answers (a worked solution where there is one) with an optimiser of its own.
 
-    Each update's loss is the mean over its actions of - log π(action), in nats. It ends early, half done,
+    Each update's loss is the mean over its actions of - log π(action), in nats; of several processes, the
+    mean of theirs. It ends early, half done,
     once `is_stopped` says so.
 
     Returns:
@@ -45,6 +46,7 @@ def warm_start(
     Raises:
         RunStoppedError: so it was with `max_not_finite` updates in a row.
     """
+    model = policy.model
     adam = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     schedule = learning_rate_schedule("cosine", adam, settings.num_warmup_updates, settings.num_updates)
     # not by accelerator.prepare: fp16's gradients would be unscaled once for each optimiser that it knows
@@ -55,9 +57,10 @@ def warm_start(
         if is_stopped():
             break
         drawn = generator.choices(problems, k=settings.batch_size)
-        loss = _loss(policy, model, drawn, accelerator)
+        loss = _loss(policy, drawn, accelerator)
         optimizer.zero_grad()
-        accelerator.backward(spoiling_its_gradient(loss))
+        accelerator.backward(spoiling_its_gradient(loss) / accelerator.num_processes)
+        add_up_gradients(model, accelerator)
         accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         is_finite = bool(norm.isfinite())
@@ -80,14 +83,12 @@ def warm_start(
     return num_skipped
 
 
-def _loss(
-    policy: LanguagePolicy, model: nn.Module, problems: Sequence[Problem], accelerator: Accelerator
-) -> Float[Tensor, ""]:
+def _loss(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Accelerator) -> Float[Tensor, ""]:
     """The mean of - log π(action) over the actions of these problems' answers."""
     completions = [policy.encode_completion(problem.solution or problem.answer) for problem in problems]
     with accelerator.autocast():
         scores = token_log_probs(
-            model,
+            policy.model,
             [policy.encode_prompt(problem.prompt) for problem in problems],
             completions,
             pad_token_id=policy.pad_token_id,

@@ -5,8 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from accelerate.utils import DistributedType
+
+from llm_reinforce.errors import InputError
+from llm_reinforce.training.processes import SHARDING, check_kind
 
 
 @pytest.mark.slow
@@ -45,30 +51,8 @@ def test_two_processes_train_to_the_end(tmp_path: Path, baseline: str) -> None:
     assert (tmp_path / "run" / "policy" / "config.json").is_file()
 
 
-@pytest.mark.slow
-def test_the_value_heads_of_two_processes_are_one(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"""
-import sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch
-from small_runs import Watcher, sevens, trainer
-from llm_reinforce.recipe import ReinforceRecipe
-from llm_reinforce.rewards import WeightedReward
-
-def picky(completion, problem):  # so that the two have different numbers of scored episodes
-    return None if problem.id == "0" else sevens(completion, problem)
-
-reinforce = ReinforceRecipe(problems_per_update=4, episodes_per_problem=3, baseline="value")
-one = trainer(num_updates=3, reinforce=reinforce, rewards=(WeightedReward("picky", picky),))
-one.train()
-head = torch.cat([value.flatten() for value in one.value_baseline.tensors().values()])
-both = one.accelerator.gather(head[None])
-assert both.shape[0] == 2 and torch.equal(both[0], both[1]) and bool(head.any())
-print("one and the same")
-"""
-    )
+def run_twice(program: Path) -> None:
+    """In two processes; each must get to its end and say so."""
     done = subprocess.run(
         [
             sys.executable,
@@ -89,5 +73,86 @@ print("one and the same")
         text=True,
         timeout=150,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("one and the same") == 2
+
+
+@pytest.mark.slow
+def test_two_processes_begin_alike_and_add_up_their_gradients(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+from small_runs import small_policy, trainer
+from llm_reinforce.policy.decoder import llama_like
+from llm_reinforce.recipe import WarmStart
+from llm_reinforce.training import gradient_step, processes, warm_start
+
+processes.MAX_EXCHANGED = 1000  # several messages
+checked = []
+
+def flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+def checking(model, accelerator):
+    own = flat([p.grad for p in model.parameters()])
+    processes.add_up_gradients(model, accelerator)
+    of_both = accelerator.gather(own[None])
+    assert not torch.equal(of_both[0], of_both[1])
+    torch.testing.assert_close(flat([p.grad for p in model.parameters()]), of_both.sum(0))
+    checked.append(own)
+
+gradient_step.add_up_gradients = warm_start.add_up_gradients = checking
+policy = small_policy(seed=int(os.environ["RANK"]))
+start = WarmStart(num_updates=2, batch_size=4, num_warmup_updates=0)
+one = trainer(policy, num_updates=3, training={{"warm_start": start, "micro_batch_tokens": 30}})
+assert llama_like(one.gradient_step.model) is policy.model  # scored in the fast way
+for run in (lambda: None, one.train):
+    run()
+    both = one.accelerator.gather(flat(policy.model.parameters())[None])
+    assert both.shape[0] == 2 and torch.equal(both[0], both[1])
+assert len(checked) == 5
+one.accelerator.wait_for_everyone()
+print("one and the same", flush=True)
+os._exit(0)  # gloo's threads may abort a process that takes itself down
+"""
+    )
+    run_twice(program)
+
+
+@pytest.mark.parametrize("kind", SHARDING)
+def test_a_policy_in_pieces_is_refused(kind: DistributedType) -> None:
+    accelerator: Any = SimpleNamespace(distributed_type=kind)
+    with pytest.raises(InputError, match=f"accelerate was told to use {kind.value}"):
+        check_kind(accelerator)
+
+
+@pytest.mark.slow
+def test_the_value_heads_of_two_processes_are_one(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+from small_runs import Watcher, sevens, trainer
+from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.rewards import WeightedReward
+
+def picky(completion, problem):  # so that the two have different numbers of scored episodes
+    return None if problem.id == "0" else sevens(completion, problem)
+
+reinforce = ReinforceRecipe(problems_per_update=4, episodes_per_problem=3, baseline="value")
+one = trainer(num_updates=3, reinforce=reinforce, rewards=(WeightedReward("picky", picky),))
+one.train()
+head = torch.cat([value.flatten() for value in one.value_baseline.tensors().values()])
+both = one.accelerator.gather(head[None])
+assert both.shape[0] == 2 and torch.equal(both[0], both[1]) and bool(head.any())
+one.accelerator.wait_for_everyone()
+print("one and the same", flush=True)
+os._exit(0)  # gloo's threads may abort a process that takes itself down
+"""
+    )
+    run_twice(program)

@@ -455,7 +455,7 @@ class TrainingRecipe(Section):
     betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False, description="AdamW's decays")
     max_grad_norm: Positive | None = Field(default=1.0, description="the gradient is clipped to it")
     micro_batch_tokens: Count = Field(
-        default=4096, description="most tokens a backward pass, a group's prompt counted once: bounds memory"
+        default=4096, description="most tokens a backward pass, what repeats counted once: bounds memory"
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="forward pass's type")
     checkpoint_every: Count | None = Field(default=None, description="updates between checkpoints")

@@ -104,7 +104,7 @@ class SlotBatch:
 
         hidden = decode(self.model, packed.token_ids, packed.positions, attend)
         self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
-        return self._logits(hidden.index_select(0, packed.last))
+        return self._logits(hidden.index_select(0, packed.last[: len(prompts)]))
 
     def step(
         self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int

@@ -30,7 +30,7 @@ def llama_like(model: nn.Module) -> Any:
     """The model whose layers `decode` can walk through, adapters in them or not; None for every other.
 
     Not those that attend to a window only, whose positions depend on the longest sequence at hand, that are
-    spread over devices or tied to other processes, or into which somebody has hooked something.
+    spread over devices, or into which somebody has hooked something.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):

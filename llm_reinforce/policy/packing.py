@@ -15,7 +15,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from llm_reinforce.policy.language_policy import TokenIds
 
 BUNDLED = 32
-"""Tokens of completions that attend together where their prompt is no longer."""
+"""Tokens of completions that attend together, where no prompt has more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +25,21 @@ class PackedPrompts:
     Attributes:
         token_ids, positions: of each packed token: the common beginning, then each prompt's rest.
         slots: where the tokens of each prompt stand in the row; past its end its last one again, since what
-            is NaN in another sequence would pass any mask.
-        lengths: of the prompts.
-        places: the place of each packed token in the flattened `slots`, the first where there are several.
+            is NaN in another sequence would pass any mask. If there is a common beginning it has a row of its
+            own, the last.
+        lengths: of the prompts, and of the common beginning.
+        places: the place of each packed token in the flattened `slots`; that of a common one in its own row.
     """
 
     token_ids: Int[Tensor, " token"]
     positions: Int[Tensor, " token"]
-    slots: Int[Tensor, "prompt column"]
-    lengths: Int[Tensor, " prompt"]
+    slots: Int[Tensor, "row column"]
+    lengths: Int[Tensor, " row"]
     places: Int[Tensor, " token"]
 
     @property
-    def last(self) -> Int[Tensor, " prompt"]:
-        """Where each prompt's last token stands, from which the first action is drawn."""
+    def last(self) -> Int[Tensor, " row"]:
+        """Where each row's last token stands: behind a prompt's the first action is drawn."""
         return self.slots.gather(1, self.lengths[:, None] - 1).squeeze(1)
 
     def attend(
@@ -48,10 +49,10 @@ class PackedPrompts:
         values: Float[Tensor, "token key_head channel"],
     ) -> tuple[
         Float[Tensor, "token head channel"],
-        Float[Tensor, "prompt column key_head channel"],
-        Float[Tensor, "prompt column key_head channel"],
+        Float[Tensor, "row column key_head channel"],
+        Float[Tensor, "row column key_head channel"],
     ]:
-        """Each prompt's tokens attend to those before them; also its keys and values, past its end any."""
+        """Each token attends to those before it; also each row's keys and values, past its end any."""
         of_queries, of_keys, of_values = (_take(packed, self.slots) for packed in (queries, keys, values))
         mixed = scaled_dot_product_attention(
             of_queries.transpose(1, 2),
@@ -68,7 +69,7 @@ def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPro
     common = _common_beginning(prompts)
     width = max(len(prompt) for prompt in prompts)
     token_ids, positions = list(prompts[0][:common]), list(range(common))
-    places, slots = list(range(common)), []
+    places, slots = list(range(len(prompts) * width, len(prompts) * width + common)), []
     for number, prompt in enumerate(prompts):
         start = len(token_ids) - common
         slots.append([*range(common), *range(start + common, start + len(prompt))])
@@ -77,6 +78,9 @@ def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPro
         positions += range(common, len(prompt))
         places += range(number * width + common, number * width + len(prompt))
     lengths = [len(prompt) for prompt in prompts]
+    if common:
+        slots.append([*range(common), *[common - 1] * (width - common)])
+        lengths.append(common)
     return PackedPrompts(
         *(torch.tensor(rows, device=device) for rows in (token_ids, positions, slots, lengths, places))
     )
@@ -117,6 +121,8 @@ class PackedCompletions:
 class Bundles:
     """Completions of one prompt in a row, so that attention has few rows and lays out a prompt but once each.
 
+    What is NaN in one of them is NaN in its whole bundle; it never leaves the completions of a prompt.
+
     Attributes:
         prompt: the number of each bundle's prompt.
         slots: where the tokens of each bundle stand in the row of all; past its end its last one again (any
@@ -147,8 +153,8 @@ class Bundles:
         queries: Float[Tensor, "token head channel"],
         keys: Float[Tensor, "token key_head channel"],
         values: Float[Tensor, "token key_head channel"],
-        prompt_keys: Float[Tensor, "prompt column key_head channel"],
-        prompt_values: Float[Tensor, "prompt column key_head channel"],
+        prompt_keys: Float[Tensor, "row column key_head channel"],
+        prompt_values: Float[Tensor, "row column key_head channel"],
         *,
         mask: Bool[Tensor, "bundle 1 query key"],
     ) -> Float[Tensor, "token head channel"]:
@@ -213,10 +219,11 @@ def _bundle(
     of_prompt: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         of_prompt.setdefault(prompt, []).append(row)
+    limit = max(BUNDLED, min(prompt_lengths))  # by the shortest: all bundles are as wide as the widest
     bundles = []
     for rows in of_prompt.values():
         longest = max(1, *(starts[row + 1] - starts[row] for row in rows))
-        most = max(BUNDLED, prompt_lengths[rows[0]]) // longest  # completions a bundle
+        most = limit // longest  # completions a bundle
         num_bundles = ceil(len(rows) / max(1, most))
         size = ceil(len(rows) / num_bundles)
         bundles += [rows[first : first + size] for first in range(0, len(rows), size)]

@@ -230,12 +230,8 @@ def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tenso
 def keeps_keys_and_values(model: nn.Module) -> bool:
     """Whether what the model remembers of a prompt is keys and values, which completions can share.
 
-    A recurrent state (as of linear attention) is written in place, and no gradient survives that. A wrapper
-    that ties processes together (DistributedDataParallel) has to be entered equally often by all of them, and
-    how often prompts repeat is each process's own matter.
+    A recurrent state (as of linear attention) is written in place, and no gradient survives that.
     """
-    if isinstance(getattr(model, "module", None), nn.Module):
-        return False
     layer_types = getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"]
     return "past_key_values" in accepted_arguments(model, ["past_key_values"]) and set(layer_types) <= {
         "full_attention",

@@ -47,7 +47,7 @@ class GradientStep:
         optimizer: as the accelerator has prepared it.
         temperature: that of the sampling.
         entropy_coefficient: what the entropy bonus is multiplied by.
-        micro_batch_tokens: most tokens a backward pass, prompts that several episodes share counted once.
+        micro_batch_tokens: most tokens a backward pass, prompts and episodes that repeat counted once.
         max_grad_norm: the gradient is clipped to it; None: not at all.
     """
 
@@ -100,8 +100,9 @@ class GradientStep:
     def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
         """The rows in runs of at most `micro_batch_tokens` tokens, one row at least.
 
-        Attention lays keys and values of a prompt before each of its completions, padded to the longest: of
-        these, which are small beside what else a token leaves behind, there may be ATTENDED times as many.
+        What repeats is computed once and counts once. Attention lays keys and values of a prompt before its
+        completions, before each where they are long, padded to the longest: of these, which are small beside
+        what else a token leaves behind, there may be ATTENDED times as many.
         """
         runs: list[list[int]] = [[]]
         seen: set[tuple[TokenIds, ...]] = set()  # prompts and episodes of the run: each is computed once

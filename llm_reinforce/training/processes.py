@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from llm_reinforce.errors import InputError
 
 MAX_EXCHANGED = 1 << 23  # numbers at once: enough to be worth a message, little beside the gradient
-SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.XLA)
+SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def check_kind(accelerator: Accelerator) -> None:
@@ -34,7 +34,7 @@ def begin_alike(model: nn.Module, accelerator: Accelerator) -> None:
     """Give every process the first one's weights: random ones may differ."""
     if accelerator.num_processes > 1:
         for tensor in (*model.parameters(), *model.buffers()):
-            broadcast(tensor.data)
+            tensor.data = broadcast(tensor.data.contiguous())  # numbers are sent as they lie in memory
 
 
 @torch.no_grad()
@@ -42,10 +42,14 @@ def add_up_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     """Let every process have the sum of all processes' gradients."""
     if accelerator.num_processes == 1:
         return
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    # an expert that no token was sent to, say; without a gradient in any process it stays as it is
+    has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters])
+    num_with = accelerator.reduce(has_gradient.to(accelerator.device, torch.long), "sum").tolist()
     gradients = []
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            if parameter.grad is None:  # another process may have one
+    for parameter, num in zip(parameters, num_with, strict=True):
+        if num:
+            if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
     for several in _at_once(gradients):

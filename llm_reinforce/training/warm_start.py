@@ -37,8 +37,7 @@ def warm_start(
     """Train the policy on the answers (a worked solution where there is one) with an optimiser of its own.
 
     Each update's loss is the mean over its actions of - log π(action), in nats; of several processes, the
-    mean of theirs. It ends early, half done,
-    once `is_stopped` says so.
+    mean of theirs. It ends early, half done, once `is_stopped` says so.
 
     Returns:
         how many updates were left out, because their gradients weren't finite.

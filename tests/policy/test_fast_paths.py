@@ -406,10 +406,11 @@ def poisoned(model: Any) -> Any:
     return model
 
 
+@pytest.mark.parametrize("beginning", [(), (2, 3)])
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
-def test_what_is_not_finite_in_one_prompt_stays_there(batch_size: int | None) -> None:
+def test_what_is_not_finite_in_one_prompt_stays_there(batch_size: int | None, beginning: TokenIds) -> None:
     policy = replace(policy_of(poisoned(model_of("llama"))), end_token_ids=(12,))
-    prompts: list[TokenIds] = [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)]
+    prompts: list[TokenIds] = [(*beginning, *rest) for rest in [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)]]
     numbers = torch.rand((4, 1, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     numbers[:, :, 0] = torch.tensor([0.5, 0.3, 0.4, 0.2])[:, None]
     stream = stream_completions(
@@ -420,10 +421,17 @@ def test_what_is_not_finite_in_one_prompt_stays_there(batch_size: int | None) ->
             assert any(map(math.isnan, completion.log_probs)) == (prompt == 0)
 
 
-def test_what_is_not_finite_in_one_prompt_spoils_no_other_score() -> None:
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)],
+        [(2, 8, 3), (2, 3, 4), (2, 4), (2, 1, 1, 1)],  # all begin alike
+    ],
+)
+def test_what_is_not_finite_in_one_prompt_spoils_no_other_score(prompts: list[TokenIds]) -> None:
     scores = token_log_probs(
         poisoned(model_of("llama")),
-        [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)],
+        prompts,
         [(1, 2, 12), (1, 12), (12,), (5, 5, 5)],
         pad_token_id=12,
     )

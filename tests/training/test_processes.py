@@ -114,6 +114,17 @@ for run in (lambda: None, one.train):
     both = one.accelerator.gather(flat(policy.model.parameters())[None])
     assert both.shape[0] == 2 and torch.equal(both[0], both[1])
 assert len(checked) == 5
+
+rank = one.accelerator.process_index
+odd = torch.nn.Module()
+odd.nobodys, odd.first_s = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+odd.register_buffer("sliced", torch.full((4, 6), float(rank))[:, ::2])
+processes.begin_alike(odd, one.accelerator)
+assert not odd.sliced.any()  # numbers that do not lie side by side in memory
+if rank == 0:
+    odd.first_s.grad = torch.full((3,), 2.0)
+processes.add_up_gradients(odd, one.accelerator)
+assert odd.nobodys.grad is None and odd.first_s.grad.tolist() == [2.0, 2.0, 2.0]
 one.accelerator.wait_for_everyone()
 print("one and the same", flush=True)
 os._exit(0)  # gloo's threads may abort a process that takes itself down

@@ -40,11 +40,13 @@ def outer_products(
 ) -> Float[Tensor, "left right"]:
     """leftᵀ · right, the outer products of their rows summed up, without a gradient.
 
-    The first factor of a product is laid out anew, transposed: the narrower of the two costs less.
+    A product's first factor is laid out anew, transposed. The narrower of the two costs less, but the result
+    is to be transposed then.
     """
-    if left.shape[1] <= right.shape[1]:
-        return product(left.t(), right.t())
-    return product(right.t(), left.t()).t()
+    num_saved = len(left) * (left.shape[1] - right.shape[1])
+    if num_saved > 2 * left.shape[1] * right.shape[1]:
+        return product(right.t(), left.t()).t()
+    return product(left.t(), right.t())
 
 
 class _Linear(torch.autograd.Function):

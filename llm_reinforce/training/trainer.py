@@ -35,6 +35,7 @@ from llm_reinforce.training.checkpoint import (
 )
 from llm_reinforce.training.display import Display, Silent, visible
 from llm_reinforce.training.durable import whole_directory
+from llm_reinforce.training.garbage import what_is_there_stays
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.processes import begin_alike, check_kind
@@ -125,6 +126,7 @@ class ReinforceTrainer:
         self._order: tuple[int, list[int]] = (-1, [])  # an epoch, and the order of its problems
         self._has_told_failure = False
 
+    @what_is_there_stays()
     def train(self, *, resume: bool = False) -> TrainState:
         """Run to the last update, or to the update in hand once `stop_requested` is set; return the state.
 

@@ -1,5 +1,6 @@
 """The loop as a whole: it learns, it can be stopped anywhere, and what goes wrong moves no weight."""
 
+import gc
 import json
 import re
 from collections import Counter
@@ -584,6 +585,23 @@ def test_micro_batches_are_one_update(micro_batch_tokens: int) -> None:
         trainer(policy, num_updates=1, training={"micro_batch_tokens": size}).train()
     for one, other in zip(*(policy.model.parameters() for policy in policies), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_collector_passes_over_what_was_there_while_a_run_lasts(fails: bool) -> None:
+    frozen: list[int] = []
+
+    def looking(completion: str, problem: Problem) -> float:
+        frozen.append(gc.get_freeze_count())
+        if fails and len(frozen) > 20:
+            raise KeyboardInterrupt
+        return sevens(completion, problem)
+
+    before = gc.get_freeze_count()
+    with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
+        trainer(num_updates=2, rewards=(WeightedReward("looking", looking),)).train()
+    assert min(frozen) > before + 10_000
+    assert gc.get_freeze_count() == 0
 
 
 # --------------------------------------------------------------------------------- stop and resume

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, takewhile
+from itertools import takewhile
 from math import ceil
 from typing import Any
 
@@ -128,7 +128,7 @@ class Bundles:
         slots: where the tokens of each bundle stand in the row of all; past its end its last one again (any
             where it has none).
         places: the place of each packed token in the flattened `slots`.
-        owner: which of the bundle's completions each of its tokens is of; -1 past its end.
+        owner: the completion that each of the bundle's tokens is of; -1 past its end.
     """
 
     prompt: Int[Tensor, " bundle"]
@@ -191,59 +191,60 @@ def pack_completions(
         prompts: the number of each completion's prompt.
         prompt_lengths: of each completion's prompt.
     """
-    lengths = [len(completion) - 1 for completion in completions]
-    starts = [0, *accumulate(lengths)]
-    columns = torch.arange(max(lengths), device=device)
-    is_own = columns < torch.tensor(lengths, device=device)[:, None]
-    slots = torch.tensor(starts[:-1], device=device)[:, None] + columns
+    lengths = torch.tensor([len(completion) - 1 for completion in completions], device=device)
+    starts = lengths.cumsum(0) - lengths
+    columns = torch.arange(int(lengths.max()), device=device)
+    is_own = columns < lengths[:, None]
+    owner = torch.arange(len(completions), device=device).repeat_interleave(lengths)
+    steps = torch.arange(len(owner), device=device) - starts[owner]
     token_ids = [token for completion in completions for token in completion[:-1]]
-    positions = [
-        length + step
-        for completion, length in zip(completions, prompt_lengths, strict=True)
-        for step in range(len(completion) - 1)
-    ]
     return PackedCompletions(
         token_ids=torch.tensor(token_ids, dtype=torch.long, device=device),
-        positions=torch.tensor(positions, dtype=torch.long, device=device),
+        positions=torch.tensor(prompt_lengths, device=device)[owner] + steps,
         prompt=torch.tensor(prompts, device=device),
-        slots=slots.masked_fill(~is_own, 0),
+        slots=(starts[:, None] + columns).masked_fill(~is_own, 0),
         is_own=is_own,
-        bundles=_bundle(starts, prompts, prompt_lengths, device),
+        bundles=_bundle(completions, prompts, prompt_lengths, owner, steps),
     )
 
 
 def _bundle(
-    starts: Sequence[int], prompts: Sequence[int], prompt_lengths: Sequence[int], device: torch.device
+    completions: Sequence[TokenIds],
+    prompts: Sequence[int],
+    prompt_lengths: Sequence[int],
+    owner: Int[Tensor, " token"],
+    steps: Int[Tensor, " token"],
 ) -> Bundles:
-    """Put the completions that stand between these places together."""
+    """Put completions together; of each token its completion and its number therein are given."""
     of_prompt: dict[int, list[int]] = {}
     for row, prompt in enumerate(prompts):
         of_prompt.setdefault(prompt, []).append(row)
     limit = max(BUNDLED, min(prompt_lengths))  # by the shortest: all bundles are as wide as the widest
-    bundles = []
-    for rows in of_prompt.values():
-        longest = max(1, *(starts[row + 1] - starts[row] for row in rows))
-        most = limit // longest  # completions a bundle
-        num_bundles = ceil(len(rows) / max(1, most))
+    prompt_of: list[int] = []  # each bundle's prompt, and how many tokens it has
+    lengths: list[int] = []
+    bundles = [0] * len(completions)  # each completion's bundle, and its first token's column there
+    offsets = [0] * len(completions)
+    for prompt, rows in of_prompt.items():
+        longest = max(1, *(len(completions[row]) - 1 for row in rows))
+        num_bundles = ceil(len(rows) / max(1, limit // longest))
         size = ceil(len(rows) / num_bundles)
-        bundles += [rows[first : first + size] for first in range(0, len(rows), size)]
-    width = max(sum(starts[row + 1] - starts[row] for row in rows) for rows in bundles)
-    places = [0] * starts[-1]
-    slots, owners = [], []
-    for number, rows in enumerate(bundles):
-        of_bundle = [slot for row in rows for slot in range(starts[row], starts[row + 1])]
-        owner = [row for row in rows for _ in range(starts[row], starts[row + 1])]
-        for column, slot in enumerate(of_bundle):
-            places[slot] = number * width + column
-        num_left = width - len(of_bundle)
-        slots.append(of_bundle + [of_bundle[-1] if of_bundle else 0] * num_left)
-        owners.append(owner + [-1] * num_left)
-    return Bundles(
-        prompt=torch.tensor([prompts[rows[0]] for rows in bundles], device=device),
-        slots=torch.tensor(slots, dtype=torch.long, device=device).reshape(len(bundles), width),
-        places=torch.tensor(places, dtype=torch.long, device=device),
-        owner=torch.tensor(owners, dtype=torch.long, device=device).reshape(len(bundles), width),
-    )
+        for place, row in enumerate(rows):
+            if place % size == 0:
+                prompt_of.append(prompt)
+                lengths.append(0)
+            bundles[row], offsets[row] = len(lengths) - 1, lengths[-1]
+            lengths[-1] += len(completions[row]) - 1
+    device, width = owner.device, max(lengths)
+    firsts = torch.tensor(bundles, device=device) * width + torch.tensor(offsets, device=device)
+    places = firsts[owner] + steps
+    owners = owner.new_full((len(lengths), width), -1)
+    owners.view(-1)[places] = owner
+    slots = owner.new_zeros(len(lengths), width)
+    slots.view(-1)[places] = torch.arange(len(owner), device=device)
+    if width:
+        last = torch.tensor(lengths, device=device).sub(1).clamp(min=0)
+        slots = slots.where(owners >= 0, slots.gather(1, last[:, None]))
+    return Bundles(torch.tensor(prompt_of, device=device), slots, places, owners)
 
 
 def _take(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:

@@ -175,7 +175,7 @@ class Bundles:
         mixed = (
             mixed.view(below.shape).permute(0, 3, 1, 2, 4).reshape(num_rows, width, num_heads, num_channels)
         )
-        packed: Tensor = _Pack.apply(mixed, self.slots, self.places, self.owner >= 0)  # type: ignore[no-untyped-call]
+        packed: Tensor = _Pack.apply(mixed, self.slots, self.places, self.owner)  # type: ignore[no-untyped-call]
         return packed
 
 
@@ -202,7 +202,7 @@ def pack_completions(
         token_ids=torch.tensor(token_ids, dtype=torch.long, device=device),
         positions=torch.tensor(prompt_lengths, device=device)[owner] + steps,
         prompt=torch.tensor(prompts, device=device),
-        slots=(starts[:, None] + columns).masked_fill(~is_own, 0),
+        slots=starts[:, None] + columns,
         is_own=is_own,
         bundles=_bundle(completions, prompts, prompt_lengths, owner, steps),
     )
@@ -270,12 +270,12 @@ class _Pack(torch.autograd.Function):
     """Back again; where no token stands there is no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, unpacked: Tensor, slots: Tensor, places: Tensor, is_own: Tensor) -> Tensor:
-        ctx.save_for_backward(slots, is_own)
+    def forward(ctx: Any, unpacked: Tensor, slots: Tensor, places: Tensor, owner: Tensor) -> Tensor:
+        ctx.save_for_backward(slots, owner)
         return unpacked.flatten(0, 1).index_select(0, places)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        slots, is_own = ctx.saved_tensors
-        return _take(gradients[0], slots).masked_fill_(~is_own[:, :, None, None], 0.0), None, None, None
+        slots, owner = ctx.saved_tensors
+        return _take(gradients[0], slots).masked_fill_((owner < 0)[:, :, None, None], 0.0), None, None, None

@@ -15,6 +15,18 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.training.processes import SHARDING, check_kind
 
 
+def launched(*program: str) -> subprocess.CompletedProcess[str]:
+    """The program after its end, in two processes of one thread each."""
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    return subprocess.run(
+        [sys.executable, *launch, *program],
+        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=150,
+    )
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["leave_one_out", "value", "greedy"])
 def test_two_processes_train_to_the_end(tmp_path: Path, baseline: str) -> None:
@@ -35,14 +47,7 @@ def test_two_processes_train_to_the_end(tmp_path: Path, baseline: str) -> None:
         "training.warm_start.num_warmup_updates": 0,
     }
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    done = subprocess.run(
-        [sys.executable, *launch, "-m", "llm_reinforce", "train", "quickstart", *options],
-        env={**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+    done = launched("-m", "llm_reinforce", "train", "quickstart", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [1, 2, 3, 4, 5, 6]  # one process writes
@@ -51,40 +56,30 @@ def test_two_processes_train_to_the_end(tmp_path: Path, baseline: str) -> None:
     assert (tmp_path / "run" / "policy" / "config.json").is_file()
 
 
-def run_twice(program: Path) -> None:
-    """In two processes; each must get to its end and say so."""
-    done = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node",
-            "2",
-            str(program),
-        ],
-        env={
-            **os.environ,
-            "ACCELERATE_USE_CPU": "true",
-            "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(Path(__file__).parents[2]),
-        },
-        capture_output=True,
-        text=True,
-        timeout=150,
+def run_twice(directory: Path, program: str) -> None:
+    """Run the program in two processes; each must get to its end. It makes the trainer `one`."""
+    path = directory / "program.py"
+    path.write_text(
+        f"""
+import os, sys
+sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
+import torch
+{program}
+one.accelerator.wait_for_everyone()
+print("one and the same", flush=True)
+os._exit(0)  # gloo's threads may abort a process that takes itself down
+"""
     )
+    done = launched(str(path))
     assert done.returncode == 0, done.stderr[-4000:]
     assert done.stdout.count("one and the same") == 2
 
 
 @pytest.mark.slow
 def test_two_processes_begin_alike_and_add_up_their_gradients(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"""
-import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch
+    run_twice(
+        tmp_path,
+        """
 from small_runs import small_policy, trainer
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.recipe import WarmStart
@@ -107,7 +102,7 @@ def checking(model, accelerator):
 gradient_step.add_up_gradients = warm_start.add_up_gradients = checking
 policy = small_policy(seed=int(os.environ["RANK"]))
 start = WarmStart(num_updates=2, batch_size=4, num_warmup_updates=0)
-one = trainer(policy, num_updates=3, training={{"warm_start": start, "micro_batch_tokens": 30}})
+one = trainer(policy, num_updates=3, training={"warm_start": start, "micro_batch_tokens": 30})
 assert llama_like(one.gradient_step.model) is policy.model  # scored in the fast way
 for run in (lambda: None, one.train):
     run()
@@ -125,12 +120,8 @@ if rank == 0:
     odd.first_s.grad = torch.full((3,), 2.0)
 processes.add_up_gradients(odd, one.accelerator)
 assert odd.nobodys.grad is None and odd.first_s.grad.tolist() == [2.0, 2.0, 2.0]
-one.accelerator.wait_for_everyone()
-print("one and the same", flush=True)
-os._exit(0)  # gloo's threads may abort a process that takes itself down
-"""
+""",
     )
-    run_twice(program)
 
 
 @pytest.mark.parametrize("kind", SHARDING)
@@ -142,12 +133,9 @@ def test_a_policy_in_pieces_is_refused(kind: DistributedType) -> None:
 
 @pytest.mark.slow
 def test_the_value_heads_of_two_processes_are_one(tmp_path: Path) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(
-        f"""
-import os, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-import torch
+    run_twice(
+        tmp_path,
+        """
 from small_runs import Watcher, sevens, trainer
 from llm_reinforce.recipe import ReinforceRecipe
 from llm_reinforce.rewards import WeightedReward
@@ -161,9 +149,5 @@ one.train()
 head = torch.cat([value.flatten() for value in one.value_baseline.tensors().values()])
 both = one.accelerator.gather(head[None])
 assert both.shape[0] == 2 and torch.equal(both[0], both[1]) and bool(head.any())
-one.accelerator.wait_for_everyone()
-print("one and the same", flush=True)
-os._exit(0)  # gloo's threads may abort a process that takes itself down
-"""
+""",
     )
-    run_twice(program)

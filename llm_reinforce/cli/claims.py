@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import DebugOption, check_one_process, failures_told, quieten
-from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, check_output, number, tell_figures
+from llm_reinforce.cli.common import DebugOption, quieten
+from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
 from llm_reinforce.cli.progress import progress
 from llm_reinforce.cli.variance import (
     MIN_PROBLEMS,
@@ -62,9 +62,7 @@ def constant(
     debug: DebugOption = False,
 ) -> None:
     """No unified baseline: a constant added to every reward, and which baselines pay for it."""
-    with failures_told("the measurement", debug=debug):
-        check_one_process("claims")
-        output = check_output(output, "constant")
+    with measuring("claims", "constant", output, debug=debug) as output:
         loaded = check_group_size(at_policy(load_recipe(recipe, overrides or []), policy))
         quieten(debug=debug)
         from llm_reinforce.laboratory import draw_constant, measure_constants
@@ -95,9 +93,7 @@ def classifier(
     seed: SeedOption = 0, output: OutputOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
     """Classification is one-step reinforcement learning: where the rewards begin decides the variance."""
-    with failures_told("the measurement", debug=debug):
-        check_one_process("claims")
-        output = check_output(output, "classifier")
+    with measuring("claims", "classifier", output, debug=debug) as output:
         from llm_reinforce.laboratory import draw_classifier, measure_classifier
 
         figures = measure_classifier(seed)
@@ -116,9 +112,7 @@ def length(
     seed: SeedOption = 0, output: OutputOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
     """Correlated returns: coins, and then the gradient's variance against the length of the episodes."""
-    with failures_told("the measurement", debug=debug):
-        check_one_process("claims")
-        output = check_output(output, "length")
+    with measuring("claims", "length", output, debug=debug) as output:
         quieten(debug=debug)
         from llm_reinforce.laboratory import NUM_TO_MEASURE, draw_length, measure_lengths, toss_coins
 

@@ -3,7 +3,8 @@
 import json
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from llm_reinforce.cli.common import note, wide_console
+from llm_reinforce.cli.common import check_one_process, failures_told, note, wide_console
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,6 +50,19 @@ def check_output(output: Path | None, name: str) -> Path | None:
         if file.exists():
             raise InputError(f"--output {output}: {file.name} is there already; remove it, or name another")
     return output
+
+
+@contextmanager
+def measuring(command: str, name: str, output: Path | None, *, debug: bool) -> Iterator[Path | None]:
+    """What every measurement begins with and is guarded by; gives what `check_output` does.
+
+    Args:
+        command: what is said to be for one process only.
+        name: that of the figures.
+    """
+    with failures_told("the measurement", debug=debug):
+        check_one_process(command)
+        yield check_output(output, name)
 
 
 def tell_figures(

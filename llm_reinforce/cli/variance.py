@@ -9,8 +9,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import DebugOption, check_one_process, failures_told, note, quieten
-from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, check_output, number, tell_figures
+from llm_reinforce.cli.common import DebugOption, note, quieten
+from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
 from llm_reinforce.cli.progress import progress
 from llm_reinforce.errors import InputError
 from llm_reinforce.recipe import Recipe, load_recipe
@@ -50,9 +50,7 @@ def variance(
     debug: DebugOption = False,
 ) -> None:
     """Measure how noisy each baseline's gradient is, on your policy and your problems; nothing is trained."""
-    with failures_told("the measurement", debug=debug):
-        check_one_process("variance")
-        output = check_output(output, "variance")
+    with measuring("variance", "variance", output, debug=debug) as output:
         loaded = check_group_size(at_policy(load_recipe(recipe, overrides or []), policy))
         quieten(debug=debug)
         figures = _measure(loaded, num_problems, sketch, seed)

@@ -22,7 +22,8 @@ class ActionScores(NamedTuple):
 
 def score_actions(
     head: nn.Module,
-    hidden: Float[Tensor, "action hidden"],
+    hidden: Float[Tensor, "state hidden"],
+    states: Int[Tensor, " action"],
     actions: Int[Tensor, " action"],
     *,
     temperature: float,
@@ -33,16 +34,21 @@ def score_actions(
         log π(a|s) = z_a - log Σ_b exp z_b,   z = W h / temperature
 
     Where the head is a plain product, logits are computed a few rows at a time, and once more for the
-    gradient, so that an update's `[action, vocabulary]` never exists.
+    gradient, so that an update's `[state, vocabulary]` never exists.
+
+    Args:
+        hidden: what the head makes the logits of a state from.
+        states: which of them each action was drawn in.
     """
     if not is_plain(head) or head.bias is not None:
-        return scores_of_logits(head(hidden), actions, temperature=temperature, with_entropies=with_entropies)
+        logits = head(hidden).index_select(0, states)
+        return scores_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
     weight = head.weight
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    log_probs, entropies = _ChunkedHead.apply(hidden, weight, actions, temperature, with_entropies)
-    return ActionScores(log_probs, entropies if with_entropies else None)
+    log_probs, entropies = _ChunkedHead.apply(hidden, weight, states, actions, temperature, with_entropies)
+    return ActionScores(log_probs, entropies.index_select(0, states) if with_entropies else None)
 
 
 def scores_of_logits(
@@ -69,28 +75,38 @@ class _ChunkedHead(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, actions: Tensor, temperature: float, with_entropies: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        states: Tensor,
+        actions: Tensor,
+        temperature: float,
+        with_entropies: bool,
     ) -> tuple[Tensor, Tensor]:
         exact = torch.promote_types(hidden.dtype, torch.float32)
-        log_probs, log_totals, entropies = torch.zeros(3, len(hidden), dtype=exact, device=hidden.device)
+        log_totals, entropies = torch.zeros(2, len(hidden), dtype=exact, device=hidden.device)
+        log_probs = torch.zeros(len(actions), dtype=exact, device=hidden.device)
         for rows in _chunks(len(hidden), len(weight)):
             logits = _logits(hidden[rows], weight, temperature)
             log_totals[rows] = logits.logsumexp(dim=1)
-            log_probs[rows] = logits.gather(1, actions[rows, None]).squeeze(1) - log_totals[rows]
+            is_here = (states >= rows.start) & (states < rows.stop)
+            log_probs[is_here] = logits[states[is_here] - rows.start, actions[is_here]]
             if with_entropies:
                 entropies[rows] = entropy(logits.sub_(log_totals[rows, None]))
-        ctx.save_for_backward(hidden, weight, actions, log_totals, entropies)
+        log_probs -= log_totals.index_select(0, states)
+        ctx.save_for_backward(hidden, weight, states, actions, log_totals, entropies)
         ctx.temperature, ctx.with_entropies = temperature, with_entropies
         return log_probs, entropies
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        hidden, weight, actions, log_totals, entropies = ctx.saved_tensors
-        of_log_probs, of_entropies = (gradient[:, None] for gradient in gradients)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, weight, states, actions, log_totals, entropies = ctx.saved_tensors
+        of_actions, of_entropies = gradients[0], gradients[1][:, None]
+        # a state's: the sum over the actions that were drawn in it
+        of_log_probs = torch.zeros_like(log_totals).index_add_(0, states, of_actions)[:, None]
         of_hidden = torch.zeros_like(hidden, dtype=log_totals.dtype)
         of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        rows = torch.arange(len(hidden), device=hidden.device)
         # here by columns: each part of the weight's gradient is then written once
         for columns in _chunks(len(weight), len(hidden)):
             part = weight[columns]
@@ -104,14 +120,15 @@ class _ChunkedHead(torch.autograd.Function):
             else:
                 of_logits = log_distribution.exp_().mul_(-of_log_probs)
             is_here = (actions >= columns.start) & (actions < columns.stop)
-            of_logits[rows[is_here], actions[is_here] - columns.start] += of_log_probs[is_here, 0]
+            places = states[is_here] * len(part) + actions[is_here] - columns.start
+            of_logits.view(-1).index_add_(0, places, of_actions[is_here])
             if ctx.temperature != 1.0:
                 of_logits.div_(ctx.temperature)
             of_logits = of_logits.to(weight.dtype)
             of_hidden += product(of_logits, part.t())
             if of_weight is not None:
                 of_weight[columns] = outer_products(of_logits, hidden)
-        return of_hidden.to(hidden.dtype), of_weight, None, None, None
+        return of_hidden.to(hidden.dtype), of_weight, None, None, None, None
 
 
 def _logits(

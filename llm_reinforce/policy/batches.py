@@ -102,9 +102,10 @@ class SlotBatch:
                 cache[layer][rows, :, :width] = new.index_select(0, of_prompt)
             return mixed
 
-        hidden = decode(self.model, packed.token_ids, packed.positions, attend)
+        read = packed.last[: len(prompts)]
+        hidden = decode(self.model, packed.token_ids, packed.positions, attend, read)
         self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
-        return self._logits(hidden.index_select(0, packed.last[: len(prompts)]))
+        return self._logits(hidden)
 
     def step(
         self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int

@@ -59,19 +59,23 @@ def _is_hooked(module: nn.Module) -> bool:
 
 
 def decode(
-    model: Any, token_ids: Int[Tensor, " token"], positions: Int[Tensor, " token"], attend: Attend
-) -> Float[Tensor, "token hidden"]:
-    """The last hidden state of every token, before the final norm and the head.
+    model: Any,
+    token_ids: Int[Tensor, " token"],
+    positions: Int[Tensor, " token"],
+    attend: Attend,
+    read: Int[Tensor, " read"] | None = None,
+) -> Float[Tensor, "read hidden"]:
+    """The last hidden states of the tokens that are read, before the final norm and the head.
 
     Args:
         model: what `llama_like` gave.
         positions: of each token in its own sequence, from 0.
+        read: the tokens' numbers; the last layer computes no others behind its attention. None: all.
     """
     num_tokens = len(token_ids)
-    is_rounded = token_ids.device.type == "cpu" and num_tokens >= ROUNDED
-    num_more = -num_tokens % ROUND if is_rounded else 0
-    if num_more:  # of a token that is there: another's might not be finite, nor its gradient 0
-        token_ids, positions = (torch.cat([ids, ids[:1].expand(num_more)]) for ids in (token_ids, positions))
+    # a round number, by a token that is there: another's might not be finite, nor its gradient 0
+    token_ids, positions = _rounded(token_ids), _rounded(positions)
+    num_more = len(token_ids) - num_tokens
 
     def attend_to_own(layer: int, *of_tokens: Tensor) -> Tensor:
         mixed = attend(layer, *(each[:num_tokens] for each in of_tokens))
@@ -80,20 +84,31 @@ def decode(
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
     rotation = cosines[0, :, None], sines[0, :, None]
+    rows = None if read is None else _rounded(read)
     for number, layer in enumerate(model.model.layers):
-        normed = layer.input_layernorm(hidden)
-        hidden = hidden + _self_attention(layer, number, normed, rotation, attend_to_own)
+        mixed = _mixed(layer, number, layer.input_layernorm(hidden), rotation, attend_to_own)
+        if rows is not None and number == len(model.model.layers) - 1:
+            hidden, mixed = hidden.index_select(0, rows), mixed.index_select(0, rows)
+        hidden = hidden + linear(layer.self_attn.o_proj, mixed)
         hidden = hidden + _feed_forward(layer.mlp, layer.post_attention_layernorm(hidden))
-    return hidden[:num_tokens]
+    return hidden[: num_tokens if read is None else len(read)]
 
 
-def _self_attention(
+def _rounded(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
+    """As many that oneDNN has them prepared; the first one stands for what is missing."""
+    is_rounded = numbers.device.type == "cpu" and len(numbers) >= ROUNDED
+    num_more = -len(numbers) % ROUND if is_rounded else 0
+    return torch.cat([numbers, numbers[:1].expand(num_more)]) if num_more else numbers
+
+
+def _mixed(
     layer: Any,
     number: int,
     hidden: Float[Tensor, "token hidden"],
     rotation: tuple[Tensor, Tensor],
     attend: Attend,
-) -> Float[Tensor, "token hidden"]:
+) -> Float[Tensor, "token mixed"]:
+    """What a layer's attention mixes of all heads' values."""
     attention = layer.self_attn
     shape = (len(hidden), -1, attention.head_dim)
     queries = linear(attention.q_proj, hidden).view(shape)
@@ -102,7 +117,7 @@ def _self_attention(
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     mixed = attend(number, _rotate(queries, *rotation), _rotate(keys, *rotation), values)
-    return linear(attention.o_proj, mixed.reshape(len(hidden), -1))
+    return mixed.reshape(len(hidden), -1)
 
 
 def _rotate(

@@ -10,9 +10,10 @@ from torch.nn.functional import pad
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionScores, score_actions, scores_of_logits
+from llm_reinforce.policy.completion_tree import pack_completions
 from llm_reinforce.policy.decoder import decode, llama_like
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, pad_left, pad_right
-from llm_reinforce.policy.packing import pack_completions, pack_prompts
+from llm_reinforce.policy.packing import integers, pack_prompts
 from llm_reinforce.policy_gradient import action_mask
 
 MAX_FEATURE_TOKENS = 16384  # of which hidden states are computed at once
@@ -30,8 +31,8 @@ def token_log_probs(
     """Score the actions of each completion: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
     The temperature divides the logits as it does in sampling. Where prompts repeat, as in groups, each
-    distinct one is computed once and shared by its completions; completions that repeat, as those of a policy
-    that has made up its mind, are computed once too.
+    distinct one is computed once and shared by its completions; and so is what completions of a prompt begin
+    with, of a Llama-like model, or completions that are the same, of any other.
 
     Args:
         prompts: the states s_0, one a row, none empty.
@@ -42,37 +43,24 @@ def token_log_probs(
         tensors `[episode, longest completion]`, float32, or float64 for a float64 model; where an episode is
         padded the numbers mean nothing.
     """
-    episodes = list(zip(prompts, completions, strict=True))
-    distinct = list(dict.fromkeys(episodes))
-    if len(distinct) == len(episodes):
-        return _scores_of_distinct(model, prompts, completions, pad_token_id, temperature, with_entropies)
-    of_distinct = [prompt for prompt, _ in distinct], [completion for _, completion in distinct]
-    scores = _scores_of_distinct(model, *of_distinct, pad_token_id, temperature, with_entropies)
-    number = {episode: index for index, episode in enumerate(distinct)}
-    rows = torch.tensor([number[episode] for episode in episodes], device=scores.log_probs.device)
-    return ActionScores(
-        scores.log_probs.index_select(0, rows),
-        None if scores.entropies is None else scores.entropies.index_select(0, rows),
-    )
-
-
-def _scores_of_distinct(
-    model: nn.Module,
-    prompts: Sequence[TokenIds],
-    completions: Sequence[TokenIds],
-    pad_token_id: int,
-    temperature: float,
-    with_entropies: bool,
-) -> ActionScores:
     walked = llama_like(model)
     if walked is not None and all(completions):
         return _scores_of_packed(walked, prompts, completions, temperature, with_entropies)
+    episodes = list(zip(prompts, completions, strict=True))
+    distinct = list(dict.fromkeys(episodes))
+    prompts, completions = [prompt for prompt, _ in distinct], [completion for _, completion in distinct]
     actions = pad_right(completions, pad_token_id, next(model.parameters()).device)
     if len(set(prompts)) < len(prompts) and keeps_keys_and_values(model):
         logits = _logits_sharing_prompts(model, prompts, actions, pad_token_id)
     else:
         logits = _logits_row_by_row(model, prompts, completions, pad_token_id)
-    return scores_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+    scores = scores_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+    number = {episode: index for index, episode in enumerate(distinct)}
+    rows = torch.tensor([number[episode] for episode in episodes], device=logits.device)
+    return ActionScores(
+        scores.log_probs.index_select(0, rows),
+        None if scores.entropies is None else scores.entropies.index_select(0, rows),
+    )
 
 
 @torch.no_grad()
@@ -105,9 +93,9 @@ def action_features(
     for rows in _rows_at_once(prompts, completions, max_tokens):
         of_rows = prompts[rows], completions[rows]
         if walked is not None and all(of_rows[1]):
-            hidden, is_action = _hidden_of_packed(walked, *of_rows)
+            hidden, states, is_action = _hidden_of_packed(walked, *of_rows)
             features = hidden.new_zeros(*is_action.shape, hidden.shape[1])
-            features[is_action] = hidden
+            features[is_action] = hidden[states]
         else:
             features = _of_actions(_inputs_of_head(model, *of_rows, pad_token_id), *of_rows)
             lengths = torch.tensor([len(completion) for completion in of_rows[1]], device=features.device)
@@ -164,11 +152,12 @@ def _scores_of_packed(
     with_entropies: bool,
 ) -> ActionScores:
     """The scores of a model that `llama_like` has given."""
-    hidden, is_action = _hidden_of_packed(model, prompts, completions)
+    hidden, states, is_action = _hidden_of_packed(model, prompts, completions)
     scores = score_actions(
         model.lm_head,
         hidden,
-        torch.tensor([action for completion in completions for action in completion], device=hidden.device),
+        states,
+        integers([action for completion in completions for action in completion], hidden.device),
         temperature=temperature,
         with_entropies=with_entropies,
     )
@@ -180,47 +169,50 @@ def _scores_of_packed(
 
 def _hidden_of_packed(
     model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
-) -> tuple[Float[Tensor, "action hidden"], Bool[Tensor, "episode token"]]:
-    """The hidden states that the actions' logits are computed from, one episode's after the other's.
+) -> tuple[Float[Tensor, "state hidden"], Int[Tensor, " action"], Bool[Tensor, "episode token"]]:
+    """The hidden states that the actions' logits are computed from, each distinct one once.
 
     All tokens in one row, no padding but within attention; a model that `llama_like` has given.
 
     Returns:
-        the hidden states, and where in `[episode, token]` they stand.
+        the hidden states, the number of each action's, one episode's after the other's, and where in
+        `[episode, token]` these actions stand.
     """
     device = next(model.parameters()).device
     distinct = list(dict.fromkeys(prompts))
     number = {prompt: index for index, prompt in enumerate(distinct)}
     of_prompts = pack_prompts(distinct, device)
-    of_completions = pack_completions(
-        completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in prompts], device
+    tree = pack_completions(
+        completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in distinct], device
     )
     num_prompt_tokens = len(of_prompts.token_ids)
-    mask = of_completions.bundles.mask(
-        of_prompts, model.config.num_attention_heads // model.config.num_key_value_heads
-    )
+    if tree.bundles is not None:
+        columns = tree.bundles.columns(of_prompts)
+        mask = tree.bundles.mask(
+            of_prompts, model.config.num_attention_heads // model.config.num_key_value_heads
+        )
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        parts = [tensor.tensor_split([num_prompt_tokens]) for tensor in (queries, keys, values)]
-        mixed, prompt_keys, prompt_values = of_prompts.attend(parts[0][0], parts[1][0], parts[2][0])
-        if of_completions.slots.numel() == 0:  # one action each: nothing but prompts to compute
+        mixed, _, _ = of_prompts.attend(queries, keys, values)
+        if tree.bundles is None:  # one action each: nothing but prompts to compute
             return mixed
-        rest = of_completions.bundles.attend(
-            parts[0][1], parts[1][1], parts[2][1], prompt_keys, prompt_values, mask=mask
-        )
-        return torch.cat([mixed, rest])
+        return torch.cat([mixed, tree.bundles.attend(queries, keys, values, columns=columns, mask=mask)])
 
+    # the causal shift: the first action is drawn behind the prompt, each other behind the action before it
+    read = torch.cat(
+        [
+            of_prompts.last[: len(distinct)],
+            torch.arange(num_prompt_tokens, num_prompt_tokens + len(tree.token_ids), device=device),
+        ]
+    )
     hidden = decode(
         model,
-        torch.cat([of_prompts.token_ids, of_completions.token_ids]),
-        torch.cat([of_prompts.positions, of_completions.positions]),
+        torch.cat([of_prompts.token_ids, tree.token_ids]),
+        torch.cat([of_prompts.positions, tree.positions]),
         attend,
+        read,
     )
-    # the causal shift: the first action is drawn behind the prompt, each other behind the action before it
-    first = of_prompts.last[of_completions.prompt]
-    shifted = torch.cat([first[:, None], num_prompt_tokens + of_completions.slots], dim=1)
-    is_action = torch.cat([torch.ones_like(first, dtype=torch.bool)[:, None], of_completions.is_own], dim=1)
-    return model.model.norm(hidden.index_select(0, shifted[is_action])), is_action
+    return model.model.norm(hidden), tree.states, tree.is_action
 
 
 def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tensor, "episode token"]:

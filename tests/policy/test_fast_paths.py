@@ -6,9 +6,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import hypothesis.strategies as st
 import peft
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import Tensor
 from transformers import (
     GPT2Config,
@@ -29,8 +31,8 @@ from llm_reinforce.policy import (
     TokenIds,
     batches,
     character_tokenizer,
+    completion_tree,
     decoder,
-    packing,
     sample_completions,
     sampling,
     scoring,
@@ -172,14 +174,37 @@ def test_completions_that_attend_together_do_not_see_each_other(
 ) -> None:
     model = model_of(name)
     prompts, completions = map(list, zip(*GROUPED, strict=True))
-    monkeypatch.setattr(packing, "BUNDLED", bundled)
-    of_bundles = packing.pack_completions(
-        completions, [len(prompt) // 2 for prompt in prompts], [*map(len, prompts)], torch.device("cpu")
-    ).bundles
-    assert len(of_bundles.slots) == {0: 8, 5: 7, 8: 4, 1000: 2}[bundled]
+    monkeypatch.setattr(completion_tree, "BUNDLED", bundled)
+    numbers = [1 - len(prompt) // 2 for prompt in prompts]
+    tree = completion_tree.pack_completions(completions, numbers, [3, 1], torch.device("cpu"))
+    assert tree.bundles is not None
+    assert len(tree.bundles.slots) == {0: 7, 5: 4, 8: 3, 1000: 2}[bundled]
     packed = scored(model, prompts, completions, with_entropies=True)
     in_plain_ways(monkeypatch)
     same(packed, scored(model, prompts, completions, with_entropies=True))
+
+
+@given(
+    groups=st.lists(
+        st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=5).map(tuple), min_size=1, max_size=6),
+        min_size=1,
+        max_size=3,
+    ),
+    bundled=st.integers(0, 12),
+    data=st.data(),
+)
+@settings(max_examples=60, deadline=None)
+def test_completions_that_begin_alike_are_a_tree_and_each_is_scored_as_if_alone(
+    groups: list[list[TokenIds]], bundled: int, data: st.DataObject
+) -> None:
+    model, starts = model_of("llama"), [(1, 2, 3), (5,), (1, 2)]
+    episodes = [(starts[number], one) for number, group in enumerate(groups) for one in group]
+    prompts, completions = map(list, zip(*data.draw(st.permutations(episodes)), strict=True))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(completion_tree, "BUNDLED", bundled)
+        packed = scored(model, prompts, completions, with_entropies=True)
+        in_plain_ways(patched)
+        same(packed, scored(model, prompts, completions, with_entropies=True))
 
 
 @pytest.mark.parametrize("rounded", [1, 256])
@@ -192,7 +217,7 @@ def test_tokens_that_make_the_number_round_change_nothing(
     monkeypatch.setattr(decoder, "_is_hooked", lambda module: False)
     monkeypatch.setattr(decoder, "ROUNDED", rounded)
     walked = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
-    assert computed == [{1: 32, 256: 20}[rounded]]
+    assert computed == [{1: 32, 256: 19}[rounded]]
     in_plain_ways(monkeypatch)
     same(walked, scored(model, PROMPTS, COMPLETIONS, with_entropies=True))
 

@@ -116,7 +116,8 @@ def test_the_head_in_chunks_is_the_plain_one(
 ) -> None:
     monkeypatch.setattr(action_head, "MAX_LOGITS", most)
     head = nn.Linear(6, 37, bias=False, dtype=torch.float64)
-    hidden = numbers(11, 6, dtype=torch.float64).requires_grad_()
+    hidden = numbers(5, 6, dtype=torch.float64).requires_grad_()
+    states = torch.tensor([4, 0, 0, 2, 1, 2, 2, 4, 0, 1, 2])  # several actions of a state, and one of none
     actions = torch.randint(37, (11,), generator=torch.Generator().manual_seed(3))
     weights = numbers(2, 11, dtype=torch.float64, seed=4)
     results = []
@@ -124,10 +125,15 @@ def test_the_head_in_chunks_is_the_plain_one(
         head.zero_grad()
         hidden.grad = None
         if is_plain_way:
-            log_probs, entropies = plain_scores(head.weight, hidden, actions, temperature)
+            log_probs, entropies = plain_scores(head.weight, hidden[states], actions, temperature)
         else:
             scores = score_actions(
-                head, hidden, actions, temperature=temperature, with_entropies=with_entropies
+                head,
+                hidden,
+                states,
+                actions,
+                temperature=temperature,
+                with_entropies=with_entropies,
             )
             log_probs = scores.log_probs
             assert (scores.entropies is None) != with_entropies
@@ -144,7 +150,7 @@ def test_the_head_in_chunks_is_the_plain_one(
 
 def test_a_head_that_is_no_plain_product_is_called() -> None:
     head, hidden, actions = nn.Linear(6, 37), numbers(4, 6), torch.tensor([0, 1, 2, 36])
-    scores = score_actions(head, hidden, actions, temperature=1.0, with_entropies=True)
+    scores = score_actions(head, hidden, torch.arange(4), actions, temperature=1.0, with_entropies=True)
     expected = head(hidden).log_softmax(1)
     torch.testing.assert_close(scores.log_probs, expected.gather(1, actions[:, None]).squeeze(1))
     torch.testing.assert_close(scores.entropies, entropy(expected))
@@ -153,7 +159,9 @@ def test_a_head_that_is_no_plain_product_is_called() -> None:
 def test_a_frozen_head_gets_no_gradient() -> None:
     head, hidden = nn.Linear(6, 37, bias=False).requires_grad_(False), numbers(4, 6).requires_grad_()
     actions = torch.tensor([0, 1, 2, 36])
-    score_actions(head, hidden, actions, temperature=1.0, with_entropies=False).log_probs.sum().backward()
+    score_actions(
+        head, hidden, torch.arange(4), actions, temperature=1.0, with_entropies=False
+    ).log_probs.sum().backward()
     assert head.weight.grad is None
     assert hidden.grad is not None
 
@@ -164,7 +172,9 @@ def test_an_action_of_probability_zero_makes_no_nan() -> None:
     head = nn.Linear(1, 3, bias=False, dtype=torch.float64)
     head.weight.data = weight
     hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
-    scores = score_actions(head, hidden, torch.tensor([0]), temperature=1.0, with_entropies=True)
+    scores = score_actions(
+        head, hidden, torch.tensor([0]), torch.tensor([0]), temperature=1.0, with_entropies=True
+    )
     assert scores.entropies is not None
     (scores.log_probs + scores.entropies).sum().backward()
     assert scores.log_probs.item() == 0.0

@@ -1,0 +1,190 @@
+"""Completions behind their prompts, what several begin with but once, and attention that keeps them apart."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from llm_reinforce.policy.language_policy import TokenIds, pad_right
+from llm_reinforce.policy.packing import PackedPrompts, integers, take
+
+BUNDLED = 32
+"""Tokens of completions that attend together, where no prompt has more."""
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionTree:
+    """The tokens of completions, each following its prompt or another token.
+
+    They are in preorder: each before all that follow it, and these before any other. The last action of a
+    completion is not among them: nothing is drawn after it.
+
+    Attributes:
+        token_ids, positions: of each token.
+        states: behind what each action was drawn, one completion's after the other's: the number of a prompt
+            or, counted on from the prompts, that of a token.
+        is_action: where in `[completion, column]` these actions stand.
+        bundles: what attends together; None if there are no tokens.
+    """
+
+    token_ids: Int[Tensor, " token"]
+    positions: Int[Tensor, " token"]
+    states: Int[Tensor, " action"]
+    is_action: Bool[Tensor, "completion column"]
+    bundles: "Bundles | None"
+
+
+@dataclass(frozen=True, slots=True)
+class Bundles:
+    """Runs of tokens behind one prompt, so that attention has few rows and lays out a prompt but once each.
+
+    What is NaN in one completion is NaN in its whole bundle; it never leaves the completions of a prompt.
+
+    Attributes:
+        prompt: the number of each bundle's prompt.
+        slots: the tokens of each bundle; past its end its last one again.
+        places: the place of each token in the flattened `slots`.
+        seen: the tokens that a bundle may look at, which are those that its first one follows and its own;
+            past their end the number of all tokens.
+        ends: behind each token the number of the first that doesn't follow it.
+    """
+
+    prompt: Int[Tensor, " bundle"]
+    slots: Int[Tensor, "bundle query"]
+    places: Int[Tensor, " token"]
+    seen: Int[Tensor, "bundle own_key"]
+    ends: Int[Tensor, " token"]
+
+    @property
+    def _gathered(self) -> Int[Tensor, "bundle own_key"]:
+        """The same, past the end the bundle's last token again."""
+        return torch.minimum(self.seen, self.slots[:, -1:])
+
+    def columns(self, prompts: PackedPrompts) -> Int[Tensor, "bundle key"]:
+        """What a bundle looks at, its prompt and then `seen`, in a row of all prompts and completions."""
+        of_prompt = prompts.slots.index_select(0, self.prompt)
+        return torch.cat([of_prompt, len(prompts.token_ids) + self._gathered], dim=1)
+
+    def mask(self, prompts: PackedPrompts, num_repeats: int) -> Bool[Tensor, "bundle 1 query key"]:
+        """True where a query may look: at the bundle's prompt, at what it follows and at itself.
+
+        The queries of the heads that share a key are one block below the other, `num_repeats` times.
+        """
+        columns = torch.arange(prompts.slots.shape[1], device=self.slots.device)
+        of_prompt = columns < prompts.lengths[self.prompt][:, None]
+        queries, keys, ends = self.slots[:, :, None], self.seen[:, None], self.ends[self._gathered][:, None]
+        seen = torch.cat(
+            [
+                of_prompt[:, None].expand(-1, self.slots.shape[1], -1),
+                (keys <= queries) & (queries < ends),
+            ],
+            dim=2,
+        )
+        return seen.repeat(1, num_repeats, 1)[:, None]
+
+    def attend(
+        self,
+        queries: Float[Tensor, "any_token head channel"],
+        keys: Float[Tensor, "any_token key_head channel"],
+        values: Float[Tensor, "any_token key_head channel"],
+        *,
+        columns: Int[Tensor, "bundle key"],
+        mask: Bool[Tensor, "bundle 1 query key"],
+    ) -> Float[Tensor, "token head channel"]:
+        """Attention of each token to its prompt, to what it follows and to itself.
+
+        Args:
+            queries, keys, values: of all prompts and completions.
+            columns, mask: what the methods of these names give, once for all layers.
+        """
+        own = self.slots + (len(queries) - len(self.places))
+        of_queries, of_keys, of_values = (
+            take(packed, slots).transpose(1, 2)
+            for packed, slots in ((queries, own), (keys, columns), (values, columns))
+        )
+        # heads that share a key: their queries one below the other, so that no key is copied for them
+        below = of_queries.reshape(len(own), keys.shape[1], -1, keys.shape[2])
+        mixed = scaled_dot_product_attention(below, of_keys, of_values, attn_mask=mask)
+        return mixed.view(of_queries.shape).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
+
+
+def pack_completions(
+    completions: Sequence[TokenIds],
+    prompts: Sequence[int],
+    prompt_lengths: Sequence[int],
+    device: torch.device,
+) -> CompletionTree:
+    """Lay completions behind their prompts, none empty.
+
+    Args:
+        prompts: the number of each completion's prompt.
+        prompt_lengths: of each prompt.
+    """
+    token_ids: list[int] = []
+    positions: list[int] = []
+    ends: list[int] = []
+    states: list[list[int]] = [[]] * len(completions)
+    runs: list[tuple[int, list[int], int]] = []  # of each bundle the prompt, what it follows, its first token
+    limit = max(BUNDLED, min(prompt_lengths))  # by the shortest: all bundles are as wide as the widest
+    path: list[int] = []  # the tokens of the completion at hand
+    last_prompt, last = -1, TokenIds()
+    # sorted, no completion before it shares more with the one at hand than the last
+    for prompt, completion, row in sorted(zip(prompts, completions, range(len(completions)), strict=True)):
+        tokens = completion[:-1]
+        num_shared = _num_alike(last, tokens) if prompt == last_prompt else 0
+        start, stop = len(token_ids), len(token_ids) + len(tokens) - num_shared
+        for token in path[num_shared:]:
+            ends[token] = start
+        path[num_shared:] = range(start, stop)
+        states[row] = [prompt - len(prompt_lengths), *path]
+        if stop > start:
+            if not runs or runs[-1][0] != prompt or stop - runs[-1][2] > limit:
+                runs.append((prompt, path[:num_shared], start))
+            token_ids += tokens[num_shared:]
+            length = prompt_lengths[prompt]
+            positions += range(length + num_shared, length + len(tokens))
+            ends += [0] * (stop - start)
+        last_prompt, last = prompt, tokens
+    for token in path:
+        ends[token] = len(token_ids)
+    lengths = integers([len(completion) for completion in completions], device)
+    return CompletionTree(
+        token_ids=integers(token_ids, device),
+        positions=integers(positions, device),
+        states=len(prompt_lengths) + integers([state for of_one in states for state in of_one], device),
+        is_action=torch.arange(int(lengths.max()), device=device) < lengths[:, None],
+        bundles=_bundles(runs, integers(ends, device)) if runs else None,
+    )
+
+
+def _num_alike(one: TokenIds, other: TokenIds) -> int:
+    """How many tokens both begin with."""
+    num = 0
+    for left, right in zip(one, other, strict=False):
+        if left != right:
+            break
+        num += 1
+    return num
+
+
+def _bundles(runs: Sequence[tuple[int, list[int], int]], ends: Int[Tensor, " token"]) -> Bundles:
+    prompts, followed, starts = zip(*runs, strict=True)
+    device, num_tokens = ends.device, len(ends)
+    stops = [*starts[1:], num_tokens]
+    seen = [
+        [*before, *range(start, stop)] for before, start, stop in zip(followed, starts, stops, strict=True)
+    ]
+    first, behind = integers(starts, device), integers(stops, device)
+    lengths = behind - first
+    columns = torch.arange(int(lengths.max()), device=device)
+    bundle = torch.arange(len(runs), device=device).repeat_interleave(lengths)
+    return Bundles(
+        prompt=integers(prompts, device),
+        slots=torch.minimum(first[:, None] + columns, behind[:, None] - 1),
+        places=bundle * len(columns) + torch.arange(num_tokens, device=device) - first[bundle],
+        seen=pad_right(seen, num_tokens, device),
+        ends=ends,
+    )

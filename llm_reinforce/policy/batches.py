@@ -34,13 +34,15 @@ class Batch(Protocol):
         """Begin new sequences in these rows; the logits of their first actions."""
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int
+        self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """Append an action to every row; the logits of the next.
 
-        `num_written` counts it already; `shortest` and `longest` are lengths of rows, prompt and all, of
-        those that are still read.
+        `shortest` and `longest` are lengths of rows with the action, prompt and all, of those that are read.
         """
+
+    def copy(self, old: Int[Tensor, " copy"], new: Int[Tensor, " copy"]) -> None:
+        """Let the rows `new`, which may be behind all others, go on as the rows `old` do."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all other rows."""
@@ -51,6 +53,7 @@ class SlotBatch:
 
     Args:
         model: what `llama_like` gave.
+        num_rows: for how many there is room at first.
         max_new_tokens: what a row may write at most.
     """
 
@@ -59,9 +62,8 @@ class SlotBatch:
     def __init__(self, model: Any, num_rows: int, max_new_tokens: int) -> None:
         self.model, self.room = model, min(max_new_tokens, ROOM)
         weight = model.model.embed_tokens.weight
-        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)  # of the prompts
-        self.rows = torch.arange(num_rows, device=weight.device)
-        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]
+        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
+        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]; of rows not begun any
         self.values: list[Tensor] = []
 
     def fill(
@@ -84,22 +86,18 @@ class SlotBatch:
     ) -> Float[Tensor, "prompt vocabulary"]:
         packed = pack_prompts(prompts, rows.device)
         width = packed.slots.shape[1]
-        self._reserve(width)
-        is_used = bool(self.lengths[rows].any())
+        self._reserve(len(self.lengths), width)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             mixed, prompt_keys, prompt_values = packed.attend(queries, keys, values)
             for cache, new in ((self.keys, prompt_keys), (self.values, prompt_values)):
                 new = new.transpose(1, 2)
-                if layer == len(cache) and len(rows) == len(self.lengths):  # all at once, in their order
-                    cache.append(pad(new, (0, 0, 0, self.room)).index_select(0, of_prompt))
-                    continue
                 if layer == len(cache):
                     shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
-                    cache.append(new.new_zeros(shape))
-                if is_used:  # a mask hides what another sequence has left there, but not if it is NaN
-                    cache[layer][rows] = 0.0
-                cache[layer][rows, :, :width] = new.index_select(0, of_prompt)
+                    cache.append(new.new_empty(shape))
+                # to its end: a mask hides what another sequence has left there, but not if it is NaN
+                new = pad(new, (0, 0, 0, cache[layer].shape[2] - width))
+                cache[layer].index_copy_(0, rows, new.index_select(0, of_prompt))
             return mixed
 
         read = packed.last[: len(prompts)]
@@ -108,49 +106,63 @@ class SlotBatch:
         return self._logits(hidden)
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int
+        self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """See `Batch`."""
-        self._reserve(longest)
-        ends = self.lengths + num_written
+        self._reserve(len(self.lengths), longest)
+        num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
+        self.lengths[:num_rows] += 1
         # rows of one length write in one column, and need no mask
         is_even = shortest == longest
-        mask = (
-            None if is_even else (torch.arange(longest, device=actions.device) < ends[:, None])[:, None, None]
+        # a row that nobody reads may be longer than all that are read
+        own_columns = positions.clamp(max=longest - 1)
+        columns, rows = (
+            torch.arange(longest, device=actions.device),
+            torch.arange(num_rows, device=actions.device),
         )
-        # a row that has ended goes on unread, and may be longer than all others
-        own_columns = (ends - 1).clamp(max=longest - 1)
+        mask = None if is_even else (columns <= positions[:, None])[:, None, None]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             for cache, new in ((self.keys[layer], keys), (self.values[layer], values)):
                 if is_even:
-                    cache[:, :, longest - 1] = new
+                    cache[:num_rows, :, longest - 1] = new
                 else:
-                    cache[self.rows, :, own_columns] = new
+                    cache[rows, :, own_columns] = new
             mixed = scaled_dot_product_attention(
                 # heads that share a key stand as queries below each other, so that no key is copied for them
-                queries.view(len(queries), keys.shape[1], -1, keys.shape[2]),
-                self.keys[layer][:, :, :longest],
-                self.values[layer][:, :, :longest],
+                queries.view(num_rows, keys.shape[1], -1, keys.shape[2]),
+                self.keys[layer][:num_rows, :, :longest],
+                self.values[layer][:num_rows, :, :longest],
                 attn_mask=mask,
             )
             return mixed.flatten(1, 2)
 
-        return self._logits(decode(self.model, actions, ends - 1, attend))
+        return self._logits(decode(self.model, actions, positions, attend))
+
+    def copy(self, old: Int[Tensor, " copy"], new: Int[Tensor, " copy"]) -> None:
+        """See `Batch`."""
+        self._reserve(int(new.max()) + 1, 0)
+        for cache in (*self.keys, *self.values, self.lengths):
+            cache.index_copy_(0, new, cache.index_select(0, old))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Batch`."""
         for cache in (self.keys, self.values):
             for layer, old in enumerate(cache):
                 cache[layer] = old.index_select(0, rows)
-        self.lengths, self.rows = self.lengths[rows], self.rows[: len(rows)]
+        self.lengths = self.lengths[rows]
 
-    def _reserve(self, width: int) -> None:
-        """Make the cache at least so wide, some columns more at a time."""
+    def _reserve(self, num_rows: int, width: int) -> None:
+        """Make the cache at least so large, some rows and columns more at a time."""
+        num_more = max(num_rows - len(self.lengths), 0)
+        if num_more:
+            num_more = max(num_more, len(self.lengths) // 4)
+            self.lengths = pad(self.lengths, (0, num_more))
         for cache in (self.keys, self.values):
             for layer, old in enumerate(cache):
-                if old.shape[2] < width:
-                    cache[layer] = pad(old, (0, 0, 0, width + self.room - old.shape[2]))
+                num_columns = width + self.room - old.shape[2] if old.shape[2] < width else 0
+                if num_more or num_columns:
+                    cache[layer] = pad(old, (0, 0, 0, num_columns, 0, 0, 0, num_more))
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
         return linear(self.model.lm_head, self.model.model.norm(hidden))
@@ -189,19 +201,23 @@ class WholeBatch:
         """See `Batch`."""
         states = pad_left(prompts, self.pad_token_id, rows.device)
         self.is_padded, self.cache = bool((states.mask == 0).any()), None
-        self.attention_mask = states.mask
+        self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
-        self.cache.batch_select_indices(of_prompt)
-        self.attention_mask = states.mask[of_prompt]
-        self.lengths = self.attention_mask.sum(dim=1)
+        self.keep(of_prompt)
         return logits[of_prompt]
 
     def step(
-        self, actions: Int[Tensor, " row"], num_written: Int[Tensor, " row"], shortest: int, longest: int
+        self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
         """See `Batch`."""
         self.attention_mask = pad(self.attention_mask, (0, 1), value=1)
-        return self._forward(actions[:, None], (self.lengths + num_written - 1)[:, None])
+        self.lengths = self.lengths + 1
+        return self._forward(actions[:, None], (self.lengths - 1)[:, None])
+
+    def copy(self, old: Int[Tensor, " copy"], new: Int[Tensor, " copy"]) -> None:
+        """See `Batch`."""
+        num_rows = max(len(self.lengths), int(new.max()) + 1)
+        self.keep(torch.arange(num_rows, device=new.device).index_copy_(0, new, old))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Batch`."""

@@ -3,11 +3,12 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from operator import add
+from itertools import count
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn.functional import pad
 
 from llm_reinforce.policy.batches import Batch, SlotBatch, WholeBatch
 from llm_reinforce.policy.decoder import llama_like
@@ -15,7 +16,7 @@ from llm_reinforce.policy.drawing import draw
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 
 LOOK_EVERY = {"cpu": 1}
-"""After how many tokens one looks whether something has ended; 8 for others, a GPU must be waited for."""
+"""After how many tokens one looks what has been drawn; 8 for others, a GPU must be waited for."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """The random numbers of a prompt's completions, in [0, 1), float64."""
@@ -101,8 +102,9 @@ def stream_completions(
 ) -> Iterator[tuple[int, list[Completion]]]:
     """The same, each prompt's number and completions as soon as all of them have ended.
 
-    Prompts are taken in their order. A prompt is computed once and shared out to its completions. What has
-    ended makes room for the next prompts where the model's cache allows it, and else leaves the batch.
+    Prompts are taken in their order. A prompt is computed once and shared out to its completions; on a CPU
+    completions stay together until their actions differ. What has ended makes room for the next prompts where
+    the model's cache allows it, and else leaves the batch.
 
     Args:
         uniforms: the random numbers of a prompt, asked for in the prompts' order; None: greedy.
@@ -121,7 +123,7 @@ def stream_completions(
         waiting = deque(range(start, start + len(part)))
         writing = _Writing(policy, batch, num_rows, max_new_tokens)
         ended: dict[int, dict[int, Completion]] = {}
-        while waiting or not writing.is_empty:
+        while waiting or writing.taken:
             if waiting and writing.has_room_for(num_completions):
                 writing.begin(waiting, prompts, num_completions, uniforms)
             writing.act(temperature)
@@ -130,48 +132,52 @@ def stream_completions(
                 if len(ended[prompt]) == num_completions:
                     yield prompt, [ended[prompt][number] for number in range(num_completions)]
                     del ended[prompt]
-            if not writing.is_empty:
+            if writing.taken:
                 writing.advance(may_shrink=not waiting)
 
 
 class _Writing:
-    """Completions on their way, each in a row of the batch.
+    """Completions on their way, each in a seat; those that are alike so far in one row of the batch.
 
     Attributes:
-        owners: each row's prompt and which of its completions; None: the row is free.
-        prompt_lengths: the tokens of each row's prompt.
-        ages: tokens drawn in each row since its completion began, those after its end too.
-        num_written: how many of them are the completion's.
+        owners: each seat's prompt and which of its completions; None: the seat is free.
+        rows: where in the batch the completion of each seat stands.
+        num_rows: how many rows the batch computes, some for nobody.
+        num_acts: how often all have acted.
+        births: how often they had when each seat's completion began.
+        prompt_lengths: the tokens of each seat's prompt.
+        num_written: the tokens of each seat's completion.
         is_running: False where the completion has ended.
+        taken: the seats that have an owner; `seats` are the same and `of_seats` their rows, on the device.
+        logits: of each row's next action.
+        actions: the last ones of `seats`.
     """
 
-    def __init__(self, policy: LanguagePolicy, batch: Batch, num_rows: int, max_new_tokens: int) -> None:
+    def __init__(self, policy: LanguagePolicy, batch: Batch, num_seats: int, max_new_tokens: int) -> None:
         device = policy.device
         self.policy, self.batch, self.max_new_tokens = policy, batch, max_new_tokens
-        self.owners: list[tuple[int, int] | None] = [None] * num_rows
-        self.prompt_lengths, self.ages = [0] * num_rows, [0] * num_rows
-        self.num_written = torch.zeros(num_rows, dtype=torch.long, device=device)
-        self.is_running = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        self.owners: list[tuple[int, int] | None] = [None] * num_seats
+        self.rows, self.num_rows = [0] * num_seats, 0
+        self.num_acts, self.births, self.prompt_lengths = 0, [0] * num_seats, [0] * num_seats
+        self.num_written = torch.zeros(num_seats, dtype=torch.long, device=device)
+        self.is_running = torch.zeros(num_seats, dtype=torch.bool, device=device)
         self.end_token_ids = torch.tensor(policy.end_token_ids, device=device)
         # one column more than is ever read: there goes what is drawn after a completion's end
-        self.token_ids = torch.zeros(num_rows, max_new_tokens + 1, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(num_rows, max_new_tokens + 1, dtype=torch.float64, device=device)
+        self.token_ids = torch.zeros(num_seats, max_new_tokens + 1, dtype=torch.long, device=device)
+        self.log_probs = torch.zeros(num_seats, max_new_tokens + 1, dtype=torch.float64, device=device)
         self.entropies = torch.zeros_like(self.log_probs)
         self.squared_score_norms = torch.zeros_like(self.log_probs)
         self.uniforms: Tensor | None = None
+        self.taken: list[int] = []
+        self.seats = self.of_seats = self.actions = torch.zeros(0, dtype=torch.long, device=device)
         self.logits = torch.empty(0)
-        self.actions = self.num_written
         self.look_every = LOOK_EVERY.get(device.type, 8)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no row has an owner."""
-        return all(owner is None for owner in self.owners)
+        self.shares = self.look_every == 1  # who acts alike must be seen after every action
 
     def has_room_for(self, num_completions: int) -> bool:
-        """Whether new prompts should begin now: a quarter of the rows is free, and enough for one."""
-        num_free = self.owners.count(None)
-        if self.is_empty:
+        """Whether new prompts should begin now: a quarter of the seats is free, and enough for one."""
+        num_free = len(self.owners) - len(self.taken)
+        if not self.taken:
             return True
         return self.batch.takes_more and num_free >= max(num_completions, len(self.owners) / 4)
 
@@ -183,98 +189,134 @@ class _Writing:
         num_completions: int,
         uniforms: Uniforms | None,
     ) -> None:
-        """Let the next prompts' completions begin in the free rows."""
-        free = [row for row, owner in enumerate(self.owners) if owner is None]
-        taken = [waiting.popleft() for _ in range(min(len(free) // num_completions, len(waiting)))]
-        rows = free[: len(taken) * num_completions]
-        distinct = {prompts[prompt]: None for prompt in taken}
+        """Let the next prompts' completions begin in the free seats."""
+        free = [seat for seat, owner in enumerate(self.owners) if owner is None]
+        begun = [waiting.popleft() for _ in range(min(len(free) // num_completions, len(waiting)))]
+        seats = free[: len(begun) * num_completions]
+        owners = [(prompt, number) for prompt in begun for number in range(num_completions)]
+        distinct = {prompts[prompt]: None for prompt in begun}
         numbers = {prompt: number for number, prompt in enumerate(distinct)}
-        owners = [(prompt, number) for prompt in taken for number in range(num_completions)]
-        for row, owner in zip(rows, owners, strict=True):
-            self.owners[row], self.prompt_lengths[row], self.ages[row] = owner, len(prompts[owner[0]]), 0
+        of_prompt = [numbers[prompts[prompt]] for prompt, _ in owners]
+        # a row for each prompt or for each completion
+        filled = [*range(len(distinct))] if self.shares else of_prompt
+        rows = [row for row, _ in zip(self._unused_rows(), filled, strict=False)]
+        for place, (seat, owner) in enumerate(zip(seats, owners, strict=True)):
+            self.owners[seat], self.prompt_lengths[seat] = owner, len(prompts[owner[0]])
+            self.births[seat] = self.num_acts
+            self.rows[seat] = rows[of_prompt[place] if self.shares else place]
         device = self.num_written.device
-        selected = torch.tensor(rows, device=device)
-        of_prompt = torch.tensor([numbers[prompts[prompt]] for prompt, _ in owners], device=device)
-        logits = self.batch.fill(selected, list(distinct), of_prompt)
-        if len(rows) == len(self.owners):
-            self.logits = logits
+        begun_rows, selected = torch.tensor(rows, device=device), torch.tensor(seats, device=device)
+        logits = self.batch.fill(begun_rows, list(distinct), torch.tensor(filled, device=device))
+        if self.taken:
+            self.num_rows = max(self.num_rows, *(row + 1 for row in rows))
+            self.logits = pad(self.logits, (0, 0, 0, self.num_rows - len(self.logits)))
+            self.logits[begun_rows] = logits
         else:
-            self.logits[selected] = logits
+            self.num_rows, self.logits = len(rows), logits
         self.num_written[selected] = 0
         self.is_running[selected] = True
         if uniforms is not None:
-            numbers_drawn = torch.cat([uniforms(prompt) for prompt in taken]).to(device)
+            numbers_drawn = torch.cat([uniforms(prompt) for prompt in begun]).to(device)
             if self.uniforms is None:
                 self.uniforms = numbers_drawn.new_zeros(len(self.owners), self.max_new_tokens)
             self.uniforms[selected] = numbers_drawn
+        self._note()
+
+    def _unused_rows(self) -> Iterator[int]:
+        in_use = {self.rows[seat] for seat in self.taken}
+        return (row for row in count() if row not in in_use)
+
+    def _note(self) -> None:
+        """Note who is there, and where."""
+        self.taken = [seat for seat, owner in enumerate(self.owners) if owner is not None]
+        self.seats = torch.tensor(self.taken, device=self.seats.device)
+        self.of_seats = torch.tensor([self.rows[seat] for seat in self.taken], device=self.seats.device)
 
     @torch.no_grad()
     def act(self, temperature: float) -> None:
-        """Draw the next action of every row and write it down."""
-        column = self.num_written[:, None]
+        """Draw the next action of every completion and write it down."""
+        seats, column = self.seats, self.num_written[self.seats]
         uniforms = None
         if self.uniforms is not None:
-            uniforms = self.uniforms.gather(1, column.clamp(max=self.max_new_tokens - 1)).squeeze(1)
-        drawn = draw(self.logits, temperature, uniforms)
+            uniforms = self.uniforms[seats, column.clamp(max=self.max_new_tokens - 1)]
+        drawn = draw(self.logits.index_select(0, self.of_seats), temperature, uniforms)
         self.actions = drawn.actions
-        self.token_ids.scatter_(1, column, self.actions[:, None])
-        self.log_probs.scatter_(1, column, drawn.log_probs[:, None].double())
-        self.entropies.scatter_(1, column, drawn.entropies[:, None].double())
-        self.squared_score_norms.scatter_(1, column, drawn.squared_score_norms[:, None].double())
-        self.num_written += self.is_running
-        self.is_running &= ~torch.isin(self.actions, self.end_token_ids)
-        self.is_running &= self.num_written < self.max_new_tokens
-        self.ages = [age + 1 for age in self.ages]
+        self.token_ids[seats, column] = drawn.actions
+        self.log_probs[seats, column] = drawn.log_probs.double()
+        self.entropies[seats, column] = drawn.entropies.double()
+        self.squared_score_norms[seats, column] = drawn.squared_score_norms.double()
+        is_running = self.is_running[seats]
+        column += is_running
+        is_running &= ~torch.isin(drawn.actions, self.end_token_ids)
+        is_running &= column < self.max_new_tokens
+        self.num_written[seats], self.is_running[seats] = column, is_running
+        self.num_acts += 1
 
     def take_ended(self) -> Iterator[tuple[tuple[int, int], Completion]]:
-        """The completions that have ended, with their owners; their rows are free."""
-        oldest = max(age for age, owner in zip(self.ages, self.owners, strict=True) if owner is not None)
+        """The completions that have ended, with their owners; their seats are free."""
+        oldest = self.num_acts - min(self.births[seat] for seat in self.taken)
         if oldest % self.look_every and oldest < self.max_new_tokens:
             return
-        is_running = self.is_running.tolist()
-        rows = [row for row, owner in enumerate(self.owners) if owner is not None and not is_running[row]]
-        if not rows:
+        is_running = self.is_running[self.seats]
+        seats = [seat for seat, runs in zip(self.taken, is_running.tolist(), strict=True) if not runs]
+        if not seats:
             return
-        lengths = self.num_written[rows].tolist()
+        self.actions = self.actions[is_running]
+        lengths = self.num_written[seats].tolist()
         token_ids, log_probs, entropies, squared_score_norms = (
-            values[rows, : max(lengths)].tolist()
+            values[seats, : max(lengths)].tolist()
             for values in (self.token_ids, self.log_probs, self.entropies, self.squared_score_norms)
         )
-        for place, row in enumerate(rows):
-            owner, self.owners[row] = self.owners[row], None
+        written = [tuple(tokens[:length]) for tokens, length in zip(token_ids, lengths, strict=True)]
+        texts = {tokens: self.policy.decode(tokens) for tokens in set(written)}
+        for place, seat in enumerate(seats):
+            owner, self.owners[seat] = self.owners[seat], None
             assert owner is not None
-            length, tokens = lengths[place], tuple(token_ids[place][: lengths[place]])
+            length, tokens = lengths[place], written[place]
             yield (
                 owner,
                 Completion(
                     tokens,
                     tuple(log_probs[place][:length]),
                     tuple(entropies[place][:length]),
-                    self.policy.decode(tokens),
+                    texts[tokens],
                     terminated=tokens[-1] in self.policy.end_token_ids,
                     squared_score_norms=tuple(squared_score_norms[place][:length]),
                 ),
             )
+        self._note()
 
     @torch.no_grad()
     def advance(self, *, may_shrink: bool) -> None:
-        """Compute the logits of the next actions, after rows that nobody needs any more are dropped."""
-        kept = [row for row, owner in enumerate(self.owners) if owner is not None]
+        """Compute the logits of the next actions, rows that nobody needs any more left out."""
+        if self.shares:
+            self._part()
+        in_use = {self.rows[seat] for seat in self.taken}
         # free rows go on unread until they are a quarter: to cut them out costs a copy of the cache
-        if may_shrink and len(kept) <= 0.75 * len(self.owners):
-            self._keep(kept)
-        lengths = map(add, self.prompt_lengths, self.ages)
-        read = [length for length, owner in zip(lengths, self.owners, strict=True) if owner is not None]
-        self.logits = self.batch.step(self.actions, self.num_written, min(read), max(read))
+        if may_shrink and len(in_use) <= 0.75 * self.num_rows:
+            self.batch.keep(torch.tensor(sorted(in_use), device=self.seats.device))
+            places = {row: place for place, row in enumerate(sorted(in_use))}
+            self.rows, self.num_rows = [places.get(row, 0) for row in self.rows], len(in_use)
+            self._note()
+        lengths = [self.prompt_lengths[seat] + self.num_acts - self.births[seat] for seat in self.taken]
+        actions = self.actions.new_zeros(self.num_rows).index_copy_(0, self.of_seats, self.actions)
+        self.logits = self.batch.step(actions, min(lengths), max(lengths))
 
-    def _keep(self, rows: list[int]) -> None:
-        selected = torch.tensor(rows, device=self.num_written.device)
-        self.batch.keep(selected)
-        self.owners, self.ages = [self.owners[row] for row in rows], [self.ages[row] for row in rows]
-        self.prompt_lengths = [self.prompt_lengths[row] for row in rows]
-        self.num_written, self.is_running = self.num_written[selected], self.is_running[selected]
-        self.token_ids, self.actions = self.token_ids[selected], self.actions[selected]
-        self.log_probs, self.entropies = self.log_probs[selected], self.entropies[selected]
-        self.squared_score_norms = self.squared_score_norms[selected]
-        if self.uniforms is not None:
-            self.uniforms = self.uniforms[selected]
+    def _part(self) -> None:
+        """Completions of a row that act alike stay together; the first action goes on in the row itself."""
+        acts = list(zip((self.rows[seat] for seat in self.taken), self.actions.tolist(), strict=True))
+        unused = self._unused_rows()
+        heirs: dict[tuple[int, int], int] = {}  # by the row until now and the action
+        stayed: set[int] = set()
+        for act in dict.fromkeys(acts):
+            heirs[act] = next(unused) if act[0] in stayed else act[0]
+            stayed.add(act[0])
+        copies = [(row, new) for (row, _), new in heirs.items() if new != row]
+        if not copies:
+            return
+        old, new = (torch.tensor(rows, device=self.seats.device) for rows in zip(*copies, strict=True))
+        self.batch.copy(old, new)
+        self.num_rows = max(self.num_rows, *(row + 1 for _, row in copies))
+        for seat, act in zip(self.taken, acts, strict=True):
+            self.rows[seat] = heirs[act]
+        self._note()

@@ -21,6 +21,7 @@ _MAX_LINE = 512
 _MAX_TRIES = 64  # marks looked at, from the last one back
 _MAX_NESTING = 8
 
+_MARK = re.compile(r"[<\\#aA]")  # what every tag, box, ####, and "answer" begin with
 _REASONING = ("think", "thinking", "reasoning", "thought")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
@@ -59,6 +60,8 @@ class FinalAnswer:
 
 def find_final_answer(completion: str) -> FinalAnswer:
     """Find it; time bounded whatever the text is."""
+    if len(completion) <= MAX_READ and not _MARK.search(completion):
+        return FinalAnswer(completion)
     text = _after_reasoning(completion)
     if len(text) > MAX_READ:
         # the cut may have left half a number

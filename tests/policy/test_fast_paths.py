@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
@@ -363,6 +364,85 @@ def test_new_prompts_take_the_places_of_what_has_ended(monkeypatch: pytest.Monke
     assert min(filled[:-1]) >= 2  # nor refills for a single one
     written = sum(len(completion.token_ids) for _, (completion,) in arrived)
     assert sum(steps) < 1.5 * written  # most rows of a step are of use
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("temperature", [0.05, 0.4, 1.0, 3.0])
+def test_completions_share_a_row_until_their_actions_differ(
+    temperature: float, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(model_of("llama"))
+    if not is_fast:
+        in_plain_ways(monkeypatch)
+    kind: Any = batches.SlotBatch if is_fast else batches.WholeBatch
+    num_rows: list[int] = []
+    step = kind.step
+
+    def counted(batch: Any, actions: Tensor, *rest: Any) -> Tensor:
+        num_rows.append(len(actions))
+        return step(batch, actions, *rest)
+
+    monkeypatch.setattr(kind, "step", counted)
+
+    def sampled() -> tuple[list[Completion], list[int]]:
+        num_rows.clear()
+        completions = sample_completions(
+            policy,
+            PROMPTS,
+            num_completions=8,
+            max_new_tokens=7,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(3),
+            batch_size=24,
+        )
+        return completions, list(num_rows)
+
+    shared, few = sampled()
+    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": 8})
+    alone, many = sampled()
+    check_same(shared, alone)
+    beginnings = {
+        (PROMPTS[number // 8], one.token_ids[:num])
+        for number, one in enumerate(shared)
+        for num in range(1, len(one.token_ids))
+    }
+    assert len(beginnings) <= sum(few) < sum(many)
+    if temperature == 0.05:  # hardly any of a group differ
+        assert sum(few) < sum(many) / 4
+
+
+class _NoWaiting(TorchDispatchMode):
+    """Fails where the CPU would have to wait for what a GPU has computed."""
+
+    waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert not any(name in func.name() for name in self.waits), func.name()
+        if "index" in func.name():
+            indices = [one for each in args[1:2] for one in (each if isinstance(each, list) else [])]
+            assert all(one is None or one.dtype == torch.long for one in indices), "by a mask: counted first"
+        return func(*args, **kwargs or {})
+
+
+def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of(model_of("llama"))
+    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": 8})
+    writing = sampling._Writing(policy, batches.SlotBatch(policy.model, 12, 9), 12, 9)
+    numbers = torch.rand((6, 2, 9), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    writing.begin(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
+
+    def read(tensor: Tensor) -> Any:
+        raise AssertionError("read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "tolist", read)
+        with _NoWaiting():
+            for _ in range(7):
+                writing.act(0.7)
+                assert list(writing.take_ended()) == []
+                writing.advance(may_shrink=True)
+    writing.act(0.7)
+    assert len(list(writing.take_ended())) > 6
 
 
 def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:

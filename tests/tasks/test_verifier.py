@@ -1,6 +1,7 @@
 r"""The verifier: literal completions with their verdicts, and laws that hold for all text."""
 
 import json
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
@@ -11,7 +12,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_reinforce.tasks import Verdict, extract_answer, verifier, verify
+from llm_reinforce.tasks import Verdict, extract_answer, final_answer, verifier, verify
+from llm_reinforce.tasks.final_answer import find_final_answer
 from llm_reinforce.tasks.verifier import UNPARSEABLE, WRONG
 
 untimed = settings(deadline=None, max_examples=200)  # time is measured below
@@ -456,3 +458,12 @@ def test_alternatives_after_any_text_are_no_answer(completion: str, value: int, 
     if value != other:
         assert not verify(f"{completion}</think>\n#### {value} or {other}", str(value)).correct
         assert not verify(f"{completion}</think>\n\\boxed{{{value}, {other}}}", str(other)).correct
+
+
+@untimed
+@given(st.text(alphabet="0123456789+=.,-/ x\nb()$%") | st.text())
+def test_what_has_no_mark_is_read_at_once_as_it_would_be_in_full(text: str) -> None:
+    at_once = find_final_answer(text)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(final_answer, "_MARK", re.compile(""))
+        assert find_final_answer(text) == at_once

@@ -2,14 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from llm_reinforce.policy.language_policy import TokenIds, pad_right
-from llm_reinforce.policy.packing import PackedPrompts, integers, take
+from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
+from llm_reinforce.policy.packing import PackedPrompts, take
 
 BUNDLED = 32
 """Tokens of completions that attend together, where no prompt has more."""
@@ -111,6 +112,14 @@ class Bundles:
         return mixed.view(of_queries.shape).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
 
 
+class _Run(NamedTuple):
+    """A bundle: its prompt, the tokens before it that its first one follows, and the number of that one."""
+
+    prompt: int
+    followed: list[int]
+    start: int
+
+
 def pack_completions(
     completions: Sequence[TokenIds],
     prompts: Sequence[int],
@@ -127,7 +136,7 @@ def pack_completions(
     positions: list[int] = []
     ends: list[int] = []
     states: list[list[int]] = [[]] * len(completions)
-    runs: list[tuple[int, list[int], int]] = []  # of each bundle the prompt, what it follows, its first token
+    runs: list[_Run] = []
     limit = max(BUNDLED, min(prompt_lengths))  # by the shortest: all bundles are as wide as the widest
     path: list[int] = []  # the tokens of the completion at hand
     last_prompt, last = -1, TokenIds()
@@ -141,8 +150,8 @@ def pack_completions(
         path[num_shared:] = range(start, stop)
         states[row] = [prompt - len(prompt_lengths), *path]
         if stop > start:
-            if not runs or runs[-1][0] != prompt or stop - runs[-1][2] > limit:
-                runs.append((prompt, path[:num_shared], start))
+            if not runs or runs[-1].prompt != prompt or stop - runs[-1].start > limit:
+                runs.append(_Run(prompt, path[:num_shared], start))
             token_ids += tokens[num_shared:]
             length = prompt_lengths[prompt]
             positions += range(length + num_shared, length + len(tokens))
@@ -170,19 +179,16 @@ def _num_alike(one: TokenIds, other: TokenIds) -> int:
     return num
 
 
-def _bundles(runs: Sequence[tuple[int, list[int], int]], ends: Int[Tensor, " token"]) -> Bundles:
-    prompts, followed, starts = zip(*runs, strict=True)
+def _bundles(runs: Sequence[_Run], ends: Int[Tensor, " token"]) -> Bundles:
     device, num_tokens = ends.device, len(ends)
-    stops = [*starts[1:], num_tokens]
-    seen = [
-        [*before, *range(start, stop)] for before, start, stop in zip(followed, starts, stops, strict=True)
-    ]
-    first, behind = integers(starts, device), integers(stops, device)
+    stops = [*(run.start for run in runs[1:]), num_tokens]
+    seen = [[*run.followed, *range(run.start, stop)] for run, stop in zip(runs, stops, strict=True)]
+    first, behind = integers([run.start for run in runs], device), integers(stops, device)
     lengths = behind - first
     columns = torch.arange(int(lengths.max()), device=device)
     bundle = torch.arange(len(runs), device=device).repeat_interleave(lengths)
     return Bundles(
-        prompt=integers(prompts, device),
+        prompt=integers([run.prompt for run in runs], device),
         slots=torch.minimum(first[:, None] + columns, behind[:, None] - 1),
         places=bundle * len(columns) + torch.arange(num_tokens, device=device) - first[bundle],
         seen=pad_right(seen, num_tokens, device),

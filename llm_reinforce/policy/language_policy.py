@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from jinja2 import TemplateError
@@ -109,13 +110,18 @@ class LanguagePolicy:
         return token_ids
 
 
+def integers(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "..."]:
+    """A tensor of them; by way of numpy, which reads Python's integers five times as fast."""
+    return torch.from_numpy(np.asarray(numbers, dtype=np.int64)).to(device)
+
+
 def pad_right(
     sequences: Sequence[Sequence[int]], value: int, device: torch.device
 ) -> Int[Tensor, "row column"]:
     """Ragged rows of token ids as one tensor, filled with `value` on the right."""
     width = max((len(sequence) for sequence in sequences), default=0)
     rows = [[*sequence, *[value] * (width - len(sequence))] for sequence in sequences]
-    return torch.tensor(rows, dtype=torch.long, device=device).reshape(len(rows), width)
+    return integers(rows, device).reshape(len(rows), width)
 
 
 class LeftPadded(NamedTuple):

@@ -12,8 +12,8 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionScores, score_actions, scores_of_logits
 from llm_reinforce.policy.completion_tree import pack_completions
 from llm_reinforce.policy.decoder import decode, llama_like
-from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, pad_left, pad_right
-from llm_reinforce.policy.packing import integers, pack_prompts
+from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
+from llm_reinforce.policy.packing import pack_prompts
 from llm_reinforce.policy_gradient import action_mask
 
 MAX_FEATURE_TOKENS = 16384  # of which hidden states are computed at once

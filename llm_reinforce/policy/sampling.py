@@ -114,14 +114,14 @@ def stream_completions(
     per_batch = max(1, len(prompts)) if model is not None else size
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
-        num_rows = min(size, len(part)) * num_completions
+        num_seats = min(size, len(part)) * num_completions
         batch: Batch
         if model is not None:
-            batch = SlotBatch(model, num_rows, max_new_tokens)
+            batch = SlotBatch(model, num_seats, max_new_tokens)
         else:
             batch = WholeBatch(policy.model, policy.pad_token_id)
         waiting = deque(range(start, start + len(part)))
-        writing = _Writing(policy, batch, num_rows, max_new_tokens)
+        writing = _Writing(policy, batch, num_seats, max_new_tokens)
         ended: dict[int, dict[int, Completion]] = {}
         while waiting or writing.taken:
             if waiting and writing.has_room_for(num_completions):

@@ -151,3 +151,52 @@ both = one.accelerator.gather(head[None])
 assert both.shape[0] == 2 and torch.equal(both[0], both[1]) and bool(head.any())
 """,
     )
+
+
+@pytest.mark.slow
+def test_two_processes_gradient_is_that_of_one_with_all_the_episodes(tmp_path: Path) -> None:
+    run_twice(
+        tmp_path,
+        """
+from accelerate.utils import gather_object
+from small_runs import COPY, trainer
+from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
+from llm_reinforce.policy_gradient import MovingAverage
+from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.training import gradient_step
+
+settings = ReinforceRecipe(
+    problems_per_update=4, episodes_per_problem=3, baseline="leave_one_out", standardize=True,
+    denominator="tokens", entropy_coefficient=0.1,
+)
+one = trainer(num_updates=2, reinforce=settings, training={"max_grad_norm": None, "micro_batch_tokens": 30})
+step, parameters, compared = one.gradient_step, list(one.policy.model.parameters()), []
+
+def gradient():
+    return torch.cat([parameter.grad.flatten() for parameter in parameters])
+
+def checking(model, accelerator):
+    adding_up(model, accelerator)
+    of_both = gradient()
+    # the same weights still; now all episodes in this process, with nobody to add
+    everyone = EpisodeBatch(tuple(gather_object(list(batches[-1].episodes))))
+    estimate = estimate_advantages(everyone, settings, MovingAverage())
+    model.zero_grad()
+    step._backward(everyone, estimate, range(len(everyone)))
+    torch.testing.assert_close(of_both, gradient(), rtol=1e-4, atol=1e-6)
+    compared.append((len(everyone), float(of_both.norm())))
+
+batches = []
+plain = gradient_step.GradientStep.__call__
+
+def watched(self, batch, estimate):
+    batches.append(batch)
+    return plain(self, batch, estimate)
+
+adding_up, gradient_step.add_up_gradients = gradient_step.add_up_gradients, checking
+gradient_step.GradientStep.__call__ = watched
+one.train()
+assert [number for number, _ in compared] == [12, 12], compared
+assert all(norm > 0.01 for _, norm in compared), compared
+""",
+    )

@@ -90,7 +90,8 @@ class _ChunkedHead(torch.autograd.Function):
             logits = _logits(hidden[rows], weight, temperature)
             log_totals[rows] = logits.logsumexp(dim=1)
             is_here = (states >= rows.start) & (states < rows.stop)
-            log_probs[is_here] = logits[states[is_here] - rows.start, actions[is_here]]
+            own = (states - rows.start).clamp(0, len(logits) - 1)
+            log_probs = torch.where(is_here, logits[own, actions], log_probs)
             if with_entropies:
                 entropies[rows] = entropy(logits.sub_(log_totals[rows, None]))
         log_probs -= log_totals.index_select(0, states)
@@ -120,8 +121,8 @@ class _ChunkedHead(torch.autograd.Function):
             else:
                 of_logits = log_distribution.exp_().mul_(-of_log_probs)
             is_here = (actions >= columns.start) & (actions < columns.stop)
-            places = states[is_here] * len(part) + actions[is_here] - columns.start
-            of_logits.view(-1).index_add_(0, places, of_actions[is_here])
+            places = states * len(part) + (actions - columns.start).clamp(0, len(part) - 1)
+            of_logits.view(-1).index_add_(0, places, of_actions.masked_fill(~is_here, 0.0))
             if ctx.temperature != 1.0:
                 of_logits.div_(ctx.temperature)
             of_logits = of_logits.to(weight.dtype)
@@ -132,8 +133,8 @@ class _ChunkedHead(torch.autograd.Function):
 
 
 def _logits(
-    hidden: Float[Tensor, "action hidden"], weight: Float[Tensor, "vocabulary hidden"], temperature: float
-) -> Float[Tensor, "action vocabulary"]:
+    hidden: Float[Tensor, "state hidden"], weight: Float[Tensor, "vocabulary hidden"], temperature: float
+) -> Float[Tensor, "state vocabulary"]:
     logits = product(hidden, weight)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits if temperature == 1.0 else logits.div_(temperature)

@@ -1,4 +1,4 @@
-"""What a batch of sequences remembers while they are written, a row a sequence.
+"""What a batch of sequences remembers while they are written, a row for all that are alike so far.
 
 `SlotBatch` is for Llama-like models: a cache that is laid out beforehand, in whose rows new sequences can
 take the place of those that have ended. `WholeBatch` is for every other causal model of transformers.
@@ -63,7 +63,7 @@ class SlotBatch:
         self.model, self.room = model, min(max_new_tokens, ROOM)
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
-        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]; of rows not begun any
+        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]
         self.values: list[Tensor] = []
 
     def fill(

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
 from llm_reinforce.policy.packing import PackedPrompts, take
 
 BUNDLED = 32
-"""Tokens of completions that attend together, where no prompt has more."""
+"""Tokens of completions that attend together, where every prompt is shorter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,8 @@ class CompletionTree:
 class Bundles:
     """Runs of tokens behind one prompt, so that attention has few rows and lays out a prompt but once each.
 
-    What is NaN in one completion is NaN in its whole bundle; it never leaves the completions of a prompt.
+    What is NaN in one completion is NaN in its whole bundle, and in those that follow it; it never leaves the
+    completions of a prompt.
 
     Attributes:
         prompt: the number of each bundle's prompt.
@@ -132,47 +134,49 @@ def pack_completions(
         prompts: the number of each completion's prompt.
         prompt_lengths: of each prompt.
     """
+    # sorted, no completion before it shares more with the one at hand than the last
+    order = sorted(zip(prompts, completions, range(len(completions)), strict=True))
+    shared = [0, *(_num_alike(one, other) for one, other in pairwise(order))]
+    num_own = [len(tokens) - 1 - num for (_, tokens, _), num in zip(order, shared, strict=True)]
+    # all bundles are as wide as the widest, and a completion's own tokens stay together
+    limit = max(BUNDLED, min(prompt_lengths), *num_own)
     token_ids: list[int] = []
     positions: list[int] = []
     ends: list[int] = []
     states: list[list[int]] = [[]] * len(completions)
     runs: list[_Run] = []
-    limit = max(BUNDLED, min(prompt_lengths))  # by the shortest: all bundles are as wide as the widest
     path: list[int] = []  # the tokens of the completion at hand
-    last_prompt, last = -1, TokenIds()
-    # sorted, no completion before it shares more with the one at hand than the last
-    for prompt, completion, row in sorted(zip(prompts, completions, range(len(completions)), strict=True)):
-        tokens = completion[:-1]
-        num_shared = _num_alike(last, tokens) if prompt == last_prompt else 0
-        start, stop = len(token_ids), len(token_ids) + len(tokens) - num_shared
+    for (prompt, tokens, row), num_shared, num_new in zip(order, shared, num_own, strict=True):
+        start, stop = len(token_ids), len(token_ids) + num_new
         for token in path[num_shared:]:
             ends[token] = start
         path[num_shared:] = range(start, stop)
         states[row] = [prompt - len(prompt_lengths), *path]
-        if stop > start:
+        if num_new:
             if not runs or runs[-1].prompt != prompt or stop - runs[-1].start > limit:
                 runs.append(_Run(prompt, path[:num_shared], start))
-            token_ids += tokens[num_shared:]
-            length = prompt_lengths[prompt]
-            positions += range(length + num_shared, length + len(tokens))
-            ends += [0] * (stop - start)
-        last_prompt, last = prompt, tokens
+            token_ids += tokens[num_shared:-1]
+            position = prompt_lengths[prompt] + num_shared
+            positions += range(position, position + num_new)
+            ends += [0] * num_new
     for token in path:
         ends[token] = len(token_ids)
-    lengths = integers([len(completion) for completion in completions], device)
+    lengths = [len(completion) for completion in completions]
     return CompletionTree(
         token_ids=integers(token_ids, device),
         positions=integers(positions, device),
         states=len(prompt_lengths) + integers([state for of_one in states for state in of_one], device),
-        is_action=torch.arange(int(lengths.max()), device=device) < lengths[:, None],
+        is_action=torch.arange(max(lengths), device=device) < integers(lengths, device)[:, None],
         bundles=_bundles(runs, integers(ends, device)) if runs else None,
     )
 
 
-def _num_alike(one: TokenIds, other: TokenIds) -> int:
-    """How many tokens both begin with."""
+def _num_alike(one: tuple[int, TokenIds, int], other: tuple[int, TokenIds, int]) -> int:
+    """How many tokens two completions begin with, their last actions not among them; 0 of two prompts."""
+    if one[0] != other[0]:
+        return 0
     num = 0
-    for left, right in zip(one, other, strict=False):
+    for left, right in zip(one[1][:-1], other[1][:-1], strict=False):
         if left != right:
             break
         num += 1
@@ -181,16 +185,16 @@ def _num_alike(one: TokenIds, other: TokenIds) -> int:
 
 def _bundles(runs: Sequence[_Run], ends: Int[Tensor, " token"]) -> Bundles:
     device, num_tokens = ends.device, len(ends)
-    stops = [*(run.start for run in runs[1:]), num_tokens]
+    starts = [run.start for run in runs]
+    stops = [*starts[1:], num_tokens]
     seen = [[*run.followed, *range(run.start, stop)] for run, stop in zip(runs, stops, strict=True)]
-    first, behind = integers([run.start for run in runs], device), integers(stops, device)
-    lengths = behind - first
-    columns = torch.arange(int(lengths.max()), device=device)
-    bundle = torch.arange(len(runs), device=device).repeat_interleave(lengths)
+    first, behind = integers(starts, device), integers(stops, device)
+    widest = max(stop - start for start, stop in zip(starts, stops, strict=True))
+    bundle = torch.arange(len(runs), device=device).repeat_interleave(behind - first, output_size=num_tokens)
     return Bundles(
         prompt=integers([run.prompt for run in runs], device),
-        slots=torch.minimum(first[:, None] + columns, behind[:, None] - 1),
-        places=bundle * len(columns) + torch.arange(num_tokens, device=device) - first[bundle],
+        slots=torch.minimum(first[:, None] + torch.arange(widest, device=device), behind[:, None] - 1),
+        places=bundle * widest + torch.arange(num_tokens, device=device) - first[bundle],
         seen=pad_right(seen, num_tokens, device),
         ends=ends,
     )

@@ -58,6 +58,14 @@ def test_a_bundle_lays_out_what_it_follows_in_another(monkeypatch: pytest.Monkey
     assert mask.tolist() == [[[1, 1, 0, 0], [1, 1, 1, 0]], [[1, 1, 1, 0], [1, 1, 1, 1]]]
 
 
+def test_where_one_completion_is_long_the_short_ones_share_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(completion_tree, "BUNDLED", 2)
+    completions = [(2, 3, 12), (1, 1, 1, 1, 1, 1, 12), (6, 7, 12), (4, 5, 12)]
+    bundles = pack_completions(completions, [0] * 4, [1], CPU).bundles
+    assert bundles is not None
+    assert bundles.slots.tolist() == [[0, 1, 2, 3, 4, 5], [6, 7, 8, 9, 10, 11]]
+
+
 def test_of_one_action_each_there_is_no_tree() -> None:
     tree = pack_completions([(4,), (5,)], [0, 0], [2], CPU)
     assert tree.bundles is None

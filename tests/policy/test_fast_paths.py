@@ -30,6 +30,7 @@ from llm_reinforce.policy import (
     Completion,
     LanguagePolicy,
     TokenIds,
+    action_head,
     batches,
     character_tokenizer,
     completion_tree,
@@ -179,7 +180,7 @@ def test_completions_that_attend_together_do_not_see_each_other(
     numbers = [1 - len(prompt) // 2 for prompt in prompts]
     tree = completion_tree.pack_completions(completions, numbers, [3, 1], torch.device("cpu"))
     assert tree.bundles is not None
-    assert len(tree.bundles.slots) == {0: 7, 5: 4, 8: 3, 1000: 2}[bundled]
+    assert len(tree.bundles.slots) == {0: 4, 5: 4, 8: 3, 1000: 2}[bundled]
     packed = scored(model, prompts, completions, with_entropies=True)
     in_plain_ways(monkeypatch)
     same(packed, scored(model, prompts, completions, with_entropies=True))
@@ -443,6 +444,16 @@ def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.M
                 writing.advance(may_shrink=True)
     writing.act(0.7)
     assert len(list(writing.take_ended())) > 6
+
+
+@pytest.mark.parametrize("most", [40, 1 << 23])
+def test_a_gradient_is_computed_without_waiting(most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(action_head, "MAX_LOGITS", most)  # logits in several parts
+    model = model_of("llama")
+    with _NoWaiting():
+        scores = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
+        assert scores.entropies is not None
+        (scores.log_probs + scores.entropies).sum().backward()
 
 
 def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:

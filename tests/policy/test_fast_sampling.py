@@ -1,0 +1,221 @@
+"""Sampling in the fast way is the plain one: the cache in slots, rows that completions share, refilling."""
+
+import math
+from collections import deque
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from small_models import (
+    MODELS,
+    PROMPTS,
+    NoWaiting,
+    in_plain_ways,
+    model_of,
+    poisoned,
+    policy_of,
+)
+from torch import Tensor
+
+from llm_reinforce.policy import (
+    Completion,
+    TokenIds,
+    batches,
+    sample_completions,
+    sampling,
+    stream_completions,
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_greedy_from_slots_is_greedy_from_the_model_s_own_cache(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(model_of(name))
+    fast = sample_completions(policy, PROMPTS, max_new_tokens=9, greedy=True)
+    in_plain_ways(monkeypatch)
+    plain = sample_completions(policy, PROMPTS, max_new_tokens=9, greedy=True)
+    check_same(fast, plain)
+
+
+def check_same(fast: list[Completion], plain: list[Completion]) -> None:
+    for one, other in zip(fast, plain, strict=True):
+        assert (one.token_ids, one.terminated, one.text) == (other.token_ids, other.terminated, other.text)
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-10)
+        assert one.entropies == pytest.approx(other.entropies, abs=1e-10)
+        assert one.squared_score_norms == pytest.approx(other.squared_score_norms, abs=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "is_fast", "look_every"),
+    [(1, True, 1), (3, True, 1), (8, True, 8), (11, True, 3), (1000, True, 8), (8, False, 1), (11, False, 8)],
+)
+def test_what_is_sampled_does_not_depend_on_the_batch_nor_on_when_one_looks(
+    batch_size: int, is_fast: bool, look_every: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, prompts = policy_of(model_of("llama")), [*PROMPTS, (9,), (8, 8, 8, 8, 8, 8, 8)] * 3
+    monkeypatch.setattr(batches, "ROOM", 2)  # the cache grows several times
+    monkeypatch.setattr(batches, "MAX_PROMPT_TOKENS", 10)  # prompts are computed in several parts
+
+    def sampled(size: int | None) -> list[Completion]:
+        return sample_completions(
+            policy,
+            prompts,
+            num_completions=3,
+            max_new_tokens=9,
+            temperature=1.2,
+            generator=torch.Generator().manual_seed(5),
+            batch_size=size,
+        )
+
+    whole = sampled(None)
+    assert len({len(completion.token_ids) for completion in whole}) == 9  # they end at all times
+    if not is_fast:
+        in_plain_ways(monkeypatch)
+    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": look_every})
+    check_same(sampled(batch_size), whole)
+
+
+def test_new_prompts_take_the_places_of_what_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of(model_of("llama"))
+    filled: list[int] = []
+    plain = batches.SlotBatch.fill
+
+    def watched(batch: Any, rows: Tensor, prompts: list[TokenIds], of_prompt: Tensor) -> Tensor:
+        filled.append(len(rows))
+        return plain(batch, rows, prompts, of_prompt)
+
+    monkeypatch.setattr(batches.SlotBatch, "fill", watched)
+    steps: list[int] = []
+    step = batches.SlotBatch.step
+
+    def counted(batch: Any, actions: Tensor, *rest: Any) -> Tensor:
+        steps.append(len(actions))
+        return step(batch, actions, *rest)
+
+    monkeypatch.setattr(batches.SlotBatch, "step", counted)
+    prompts = [(number % 12,) for number in range(64)]
+    numbers = torch.rand((64, 1, 40), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    arrived = list(
+        stream_completions(policy, prompts, max_new_tokens=40, uniforms=lambda n: numbers[n], batch_size=8)
+    )
+    assert sorted(prompt for prompt, _ in arrived) == list(range(64))
+    assert [prompt for prompt, _ in arrived] != list(range(64))  # as they end
+    assert sum(filled) == 64
+    assert filled[0] == 8
+    assert max(filled[1:]) < 8  # never waits for all of a batch
+    assert min(filled[:-1]) >= 2  # nor refills for a single one
+    written = sum(len(completion.token_ids) for _, (completion,) in arrived)
+    assert sum(steps) < 1.5 * written  # most rows of a step are of use
+
+
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("temperature", [0.05, 0.4, 1.0, 3.0])
+def test_completions_share_a_row_until_their_actions_differ(
+    temperature: float, is_fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_of(model_of("llama"))
+    if not is_fast:
+        in_plain_ways(monkeypatch)
+    kind: Any = batches.SlotBatch if is_fast else batches.WholeBatch
+    num_rows: list[int] = []
+    step = kind.step
+
+    def counted(batch: Any, actions: Tensor, *rest: Any) -> Tensor:
+        num_rows.append(len(actions))
+        return step(batch, actions, *rest)
+
+    monkeypatch.setattr(kind, "step", counted)
+
+    def sampled() -> tuple[list[Completion], list[int]]:
+        num_rows.clear()
+        completions = sample_completions(
+            policy,
+            PROMPTS,
+            num_completions=8,
+            max_new_tokens=7,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(3),
+            batch_size=24,
+        )
+        return completions, list(num_rows)
+
+    shared, few = sampled()
+    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": 8})
+    alone, many = sampled()
+    check_same(shared, alone)
+    beginnings = {
+        (PROMPTS[number // 8], one.token_ids[:num])
+        for number, one in enumerate(shared)
+        for num in range(1, len(one.token_ids))
+    }
+    assert len(beginnings) <= sum(few) < sum(many)
+    if temperature == 0.05:  # hardly any of a group differ
+        assert sum(few) < sum(many) / 4
+
+
+def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    policy = policy_of(model_of("llama"))
+    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": 8})
+    writing = sampling._Writing(policy, batches.SlotBatch(policy.model, 12, 9), 12, 9)
+    numbers = torch.rand((6, 2, 9), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    writing.begin(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
+
+    def read(tensor: Tensor) -> Any:
+        raise AssertionError("read")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Tensor, "tolist", read)
+        with NoWaiting():
+            for _ in range(7):
+                writing.act(0.7)
+                assert list(writing.take_ended()) == []
+                writing.advance(may_shrink=True)
+    writing.act(0.7)
+    assert len(list(writing.take_ended())) > 6
+
+
+def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:
+    policy, asked = policy_of(model_of("llama")), []
+
+    def uniforms(prompt: int) -> Tensor:
+        asked.append(prompt)
+        return torch.full((2, 4), 0.5, dtype=torch.float64)
+
+    list(
+        stream_completions(
+            policy, PROMPTS, num_completions=2, max_new_tokens=4, uniforms=uniforms, batch_size=4
+        )
+    )
+    assert asked == list(range(6))
+
+
+def test_nothing_is_kept_for_a_gradient_and_the_caller_s_gradients_stay_on() -> None:
+    policy = policy_of(model_of("llama"))
+    writing = sampling._Writing(policy, batches.SlotBatch(policy.model, 6, 3), 6, 3)
+    writing.begin(deque(range(6)), PROMPTS, 1, None)
+    writing.act(1.0)
+    writing.advance(may_shrink=True)
+    assert torch.is_grad_enabled()
+    kept = [writing.logits, writing.log_probs, *writing.batch.keys, *writing.batch.values]
+    assert all(tensor.grad_fn is None for tensor in kept)
+
+
+def test_no_prompts_no_completions() -> None:
+    assert sample_completions(policy_of(model_of("llama")), [], max_new_tokens=3) == []
+
+
+@pytest.mark.parametrize("beginning", [(), (2, 3)])
+@pytest.mark.parametrize("batch_size", [None, 1, 2])
+def test_what_is_not_finite_in_one_prompt_stays_there(batch_size: int | None, beginning: TokenIds) -> None:
+    policy = replace(policy_of(poisoned(model_of("llama"))), end_token_ids=(12,))
+    prompts: list[TokenIds] = [(*beginning, *rest) for rest in [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)]]
+    numbers = torch.rand((4, 1, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    numbers[:, :, 0] = torch.tensor([0.5, 0.3, 0.4, 0.2])[:, None]
+    stream = stream_completions(
+        policy, prompts, max_new_tokens=3, uniforms=lambda n: numbers[n], batch_size=batch_size
+    )
+    for prompt, (completion,) in stream:
+        if 8 not in completion.token_ids:
+            assert any(map(math.isnan, completion.log_probs)) == (prompt == 0)

@@ -5,6 +5,7 @@ take the place of those that have ended. `WholeBatch` is for every other causal 
 """
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from llm_reinforce.policy.decoder import decode
-from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, pad_left
+from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left
 from llm_reinforce.policy.packing import pack_prompts
 from llm_reinforce.policy.products import linear
 
@@ -29,9 +30,9 @@ class Batch(Protocol):
     """Whether rows can be filled again while others are on their way."""
 
     def fill(
-        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+        self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """Begin new sequences in these rows; the logits of their first actions."""
+        """Begin new sequences in these rows, each with the prompt of that number; their first logits."""
 
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
@@ -67,24 +68,30 @@ class SlotBatch:
         self.values: list[Tensor] = []
 
     def fill(
-        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+        self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
         """See `Batch`."""
-        parts = _parts(prompts)
-        computed = []
+        parts, computed = _parts(prompts), []
         for part in parts:
-            place = torch.full((len(prompts),), -1, device=rows.device)
-            place[part] = torch.arange(len(part), device=rows.device)
-            is_of_part = place[of_prompt] >= 0
-            of_part = place[of_prompt[is_of_part]]
-            computed.append(self._fill(rows[is_of_part], [prompts[number] for number in part], of_part))
-        order = torch.tensor([number for part in parts for number in part], device=rows.device)
-        return torch.cat(computed).index_select(0, order.argsort()[of_prompt])
+            place = {number: index for index, number in enumerate(part)}
+            own = [(row, number) for row, number in zip(rows, of_prompt, strict=True) if number in place]
+            computed.append(
+                self._fill(
+                    [row for row, _ in own],
+                    [prompts[number] for number in part],
+                    [place[number] for _, number in own],
+                )
+            )
+        place = {number: index for index, number in enumerate(chain.from_iterable(parts))}
+        selected = integers([place[number] for number in of_prompt], self.lengths.device)
+        return torch.cat(computed).index_select(0, selected)
 
     def _fill(
-        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+        self, filled: Sequence[int], prompts: Sequence[TokenIds], numbers: Sequence[int]
     ) -> Float[Tensor, "prompt vocabulary"]:
-        packed = pack_prompts(prompts, rows.device)
+        device = self.lengths.device
+        rows, of_prompt = integers(filled, device), integers(numbers, device)
+        packed = pack_prompts(prompts, device)
         width = packed.slots.shape[1]
         self._reserve(len(self.lengths), width)
 
@@ -196,15 +203,16 @@ class WholeBatch:
         self.attention_mask = self.lengths = torch.empty(0)
 
     def fill(
-        self, rows: Int[Tensor, " filled"], prompts: Sequence[TokenIds], of_prompt: Int[Tensor, " filled"]
+        self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
         """See `Batch`."""
-        states = pad_left(prompts, self.pad_token_id, rows.device)
+        device = next(self.model.parameters()).device
+        states, selected = pad_left(prompts, self.pad_token_id, device), integers(of_prompt, device)
         self.is_padded, self.cache = bool((states.mask == 0).any()), None
         self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
-        self.keep(of_prompt)
-        return logits[of_prompt]
+        self.keep(selected)
+        return logits[selected]
 
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int

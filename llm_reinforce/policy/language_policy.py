@@ -136,9 +136,9 @@ def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> L
     """Prompts filled up on the left, as a cache needs them; `mask` is 1 for their own tokens."""
     width = max(len(prompt) for prompt in prompts)
     rows = [[value] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-    lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
+    lengths = integers([len(prompt) for prompt in prompts], device)
     mask = (torch.arange(width, device=device) >= width - lengths[:, None]).long()
-    return LeftPadded(torch.tensor(rows, device=device), mask, (mask.cumsum(1) - 1).clamp(min=0))
+    return LeftPadded(integers(rows, device), mask, (mask.cumsum(1) - 1).clamp(min=0))
 
 
 def accepted_arguments(model: nn.Module, names: Sequence[str]) -> frozenset[str]:

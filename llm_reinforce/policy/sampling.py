@@ -13,7 +13,7 @@ from torch.nn.functional import pad
 from llm_reinforce.policy.batches import Batch, SlotBatch, WholeBatch
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy.drawing import draw
-from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
 
 LOOK_EVERY = {"cpu": 1}
 """After how many tokens one looks what has been drawn; 8 for others, a GPU must be waited for."""
@@ -161,7 +161,7 @@ class _Writing:
         self.num_acts, self.births, self.prompt_lengths = 0, [0] * num_seats, [0] * num_seats
         self.num_written = torch.zeros(num_seats, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_seats, dtype=torch.bool, device=device)
-        self.end_token_ids = torch.tensor(policy.end_token_ids, device=device)
+        self.end_token_ids = integers(policy.end_token_ids, device)
         # one column more than is ever read: there goes what is drawn after a completion's end
         self.token_ids = torch.zeros(num_seats, max_new_tokens + 1, dtype=torch.long, device=device)
         self.log_probs = torch.zeros(num_seats, max_new_tokens + 1, dtype=torch.float64, device=device)
@@ -205,12 +205,11 @@ class _Writing:
             self.births[seat] = self.num_acts
             self.rows[seat] = rows[of_prompt[place] if self.shares else place]
         device = self.num_written.device
-        begun_rows, selected = torch.tensor(rows, device=device), torch.tensor(seats, device=device)
-        logits = self.batch.fill(begun_rows, list(distinct), torch.tensor(filled, device=device))
+        logits, selected = self.batch.fill(rows, list(distinct), filled), integers(seats, device)
         if self.taken:
             self.num_rows = max(self.num_rows, *(row + 1 for row in rows))
             self.logits = pad(self.logits, (0, 0, 0, self.num_rows - len(self.logits)))
-            self.logits[begun_rows] = logits
+            self.logits[integers(rows, device)] = logits
         else:
             self.num_rows, self.logits = len(rows), logits
         self.num_written[selected] = 0
@@ -229,8 +228,8 @@ class _Writing:
     def _note(self) -> None:
         """Note who is there, and where."""
         self.taken = [seat for seat, owner in enumerate(self.owners) if owner is not None]
-        self.seats = torch.tensor(self.taken, device=self.seats.device)
-        self.of_seats = torch.tensor([self.rows[seat] for seat in self.taken], device=self.seats.device)
+        self.seats = integers(self.taken, self.seats.device)
+        self.of_seats = integers([self.rows[seat] for seat in self.taken], self.seats.device)
 
     @torch.no_grad()
     def act(self, temperature: float) -> None:
@@ -294,7 +293,7 @@ class _Writing:
         in_use = {self.rows[seat] for seat in self.taken}
         # free rows go on unread until they are a quarter: to cut them out costs a copy of the cache
         if may_shrink and len(in_use) <= 0.75 * self.num_rows:
-            self.batch.keep(torch.tensor(sorted(in_use), device=self.seats.device))
+            self.batch.keep(integers(sorted(in_use), self.seats.device))
             places = {row: place for place, row in enumerate(sorted(in_use))}
             self.rows, self.num_rows = [places.get(row, 0) for row in self.rows], len(in_use)
             self._note()
@@ -314,7 +313,7 @@ class _Writing:
         copies = [(row, new) for (row, _), new in heirs.items() if new != row]
         if not copies:
             return
-        old, new = (torch.tensor(rows, device=self.seats.device) for rows in zip(*copies, strict=True))
+        old, new = (integers(rows, self.seats.device) for rows in zip(*copies, strict=True))
         self.batch.copy(old, new)
         self.num_rows = max(self.num_rows, *(row + 1 for _, row in copies))
         for seat, act in zip(self.taken, acts, strict=True):

@@ -56,7 +56,7 @@ def token_log_probs(
         logits = _logits_row_by_row(model, prompts, completions, pad_token_id)
     scores = scores_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
     number = {episode: index for index, episode in enumerate(distinct)}
-    rows = torch.tensor([number[episode] for episode in episodes], device=logits.device)
+    rows = integers([number[episode] for episode in episodes], logits.device)
     return ActionScores(
         scores.log_probs.index_select(0, rows),
         None if scores.entropies is None else scores.entropies.index_select(0, rows),
@@ -98,7 +98,7 @@ def action_features(
             features[is_action] = hidden[states]
         else:
             features = _of_actions(_inputs_of_head(model, *of_rows, pad_token_id), *of_rows)
-            lengths = torch.tensor([len(completion) for completion in of_rows[1]], device=features.device)
+            lengths = integers([len(completion) for completion in of_rows[1]], features.device)
             is_action = action_mask(lengths, features.shape[1])
             features = features.masked_fill(~is_action[:, :, None], 0.0)
         parts.append(pad(features, (0, 0, 0, width - features.shape[1])))
@@ -261,7 +261,7 @@ def _of_actions(
     """What stands where each action was drawn, in the outputs of all columns or of the last ones."""
     # column c predicts token c + 1; action t of row b is its token len(prompt) + t
     num_left_out = max(map(len, _read(prompts, completions))) - outputs.shape[1]
-    first = torch.tensor([len(prompt) - 1 - num_left_out for prompt in prompts], device=outputs.device)
+    first = integers([len(prompt) - 1 - num_left_out for prompt in prompts], outputs.device)
     num_tokens = max(len(completion) for completion in completions)
     columns = first[:, None] + torch.arange(num_tokens, device=outputs.device)
     columns = columns.clamp(max=outputs.shape[1] - 1)[:, :, None].expand(-1, -1, outputs.shape[2])
@@ -284,7 +284,7 @@ def _logits_sharing_prompts(
     """
     distinct = list(dict.fromkeys(prompts))
     row = {prompt: index for index, prompt in enumerate(distinct)}
-    of_episode = torch.tensor([row[prompt] for prompt in prompts], device=actions.device)
+    of_episode = integers([row[prompt] for prompt in prompts], actions.device)
     states = pad_left(distinct, pad_token_id, actions.device)
     accepted = accepted_arguments(model, ["position_ids", "logits_to_keep"])
     arguments: dict[str, Any] = {"position_ids": states.positions} if "position_ids" in accepted else {}

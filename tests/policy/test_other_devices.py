@@ -1,0 +1,78 @@
+"""What a GPU is asked to do, without a GPU: tensors of torch's fake kind on a device that is no CPU.
+
+They have a shape, a type and a device but no numbers: an operation on tensors of two devices fails, and so
+does whatever must wait until a number is there. They can't show that numbers are right, nor any speed.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from torch.utils import backend_registration
+
+PROGRAM = """
+import sys
+from collections import deque
+
+sys.path.insert(0, sys.argv[1])
+import torch
+from small_models import COMPLETIONS, PROMPTS, SHAPE, policy_of
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils import backend_registration
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from llm_reinforce.policy import batches, sampling, token_log_probs
+
+
+class Backend(backend_registration._DummyBackendModule):
+    def get_amp_supported_dtype(self):
+        return [torch.bfloat16]
+
+
+backend_registration._setup_privateuseone_for_python_backend("gpu", backend_module=Backend())
+with torch.device("meta"):
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).eval()
+with FakeTensorMode():
+    for module in model.modules():
+        for kept in (module._parameters, module._buffers):
+            for name, tensor in kept.items():
+                if tensor is not None:
+                    moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="gpu")
+                    kept[name] = torch.nn.Parameter(moved) if kept is module._parameters else moved
+
+    scores = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
+    assert scores.log_probs.device.type == "gpu" and scores.log_probs.dtype == torch.float32
+    (scores.log_probs + scores.entropies).sum().backward()
+    assert all(parameter.grad.device.type == "gpu" for parameter in model.parameters())
+
+    writing = sampling._Writing(policy_of(model), batches.SlotBatch(model, 12, 20), 12, 20)
+    writing.begin(deque(range(6)), PROMPTS, 2, lambda prompt: torch.rand(2, 20, dtype=torch.float64))
+    for _ in range(7):
+        writing.act(0.7)
+        assert list(writing.take_ended()) == []
+        writing.advance(may_shrink=True)
+    assert writing.logits.device.type == "gpu" and writing.logits.dtype == torch.bfloat16
+    writing.act(0.7)
+    try:
+        list(writing.take_ended())
+    except DataDependentOutputException:
+        print("looked after 8 tokens")
+"""
+
+
+@pytest.mark.skipif(
+    not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="this torch knows no backend in Python",
+)
+def test_on_a_gpu_all_stays_there_and_is_looked_at_every_eighth_token() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.strip() == "looked after 8 tokens"

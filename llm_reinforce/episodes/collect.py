@@ -6,7 +6,7 @@ import torch
 
 from llm_reinforce.episodes.credit import lay_on_tokens
 from llm_reinforce.episodes.episode import Episode, EpisodeBatch
-from llm_reinforce.policy import Completion, LanguagePolicy, TokenIds, sample_completions
+from llm_reinforce.policy import Activations, Completion, LanguagePolicy, TokenIds, sample_completions
 from llm_reinforce.rewards import Asked, Progress, WeightedReward, score
 from llm_reinforce.tasks import Problem, judge
 
@@ -24,6 +24,7 @@ def collect_episodes(
     first_group: int = 0,
     progress: Progress | None = None,
     with_greedy: bool = False,
+    activations: Activations | None = None,
 ) -> EpisodeBatch:
     """Sample, judge and reward `episodes_per_problem` episodes of each problem.
 
@@ -31,6 +32,7 @@ def collect_episodes(
         first_group: the group number of the first problem; the others count on from it.
         progress: where the run is, for reward functions with TRL's signature.
         with_greedy: complete each problem greedily as well, once, rewarded by a call of its own.
+        activations: where what is computed as the episodes are sampled is kept; not of the greedy ones.
 
     Returns:
         the episodes in the order of the problems, those of one problem next to each other.
@@ -47,6 +49,7 @@ def collect_episodes(
             greedy=greedy,
             generator=generator,
             batch_size=batch_size,
+            activations=None if greedy else activations,
         )
         return _rewarded(policy, problems, prompts, completions, num, rewards, progress, first_group)
 

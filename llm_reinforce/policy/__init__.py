@@ -1,6 +1,7 @@
 """π(a|s; θ): loading, sampling, and the log-probabilities of actions."""
 
 from llm_reinforce.policy.action_head import ActionScores
+from llm_reinforce.policy.activations import Activations
 from llm_reinforce.policy.cache import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.fetch import FETCHABLE, fetch
@@ -13,6 +14,7 @@ from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_v
 __all__ = [
     "FETCHABLE",
     "ActionScores",
+    "Activations",
     "Completion",
     "LanguagePolicy",
     "TokenIds",

@@ -13,7 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from llm_reinforce.policy.decoder import decode
+from llm_reinforce.policy.activations import Activations
+from llm_reinforce.policy.decoder import Attend, decode, rounded
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left
 from llm_reinforce.policy.packing import pack_prompts
 from llm_reinforce.policy.products import linear
@@ -56,14 +57,19 @@ class SlotBatch:
         model: what `llama_like` gave.
         num_rows: for how many there is room at first.
         max_new_tokens: what a row may write at most.
+        activations: where what is computed shall be kept.
     """
 
     takes_more = True
 
-    def __init__(self, model: Any, num_rows: int, max_new_tokens: int) -> None:
-        self.model, self.room = model, min(max_new_tokens, ROOM)
+    def __init__(
+        self, model: Any, num_rows: int, max_new_tokens: int, activations: Activations | None = None
+    ) -> None:
+        self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
+        if activations is not None:
+            activations.begin(model)
         self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]
         self.values: list[Tensor] = []
 
@@ -108,7 +114,13 @@ class SlotBatch:
             return mixed
 
         read = packed.last[: len(prompts)]
-        hidden = decode(self.model, packed.token_ids, packed.positions, attend, read)
+        if self.activations is None:
+            hidden = decode(self.model, packed.token_ids, packed.positions, attend, read)
+        else:
+            slots = (self.activations.num_tokens + packed.slots).tolist()
+            for prompt, own in zip(prompts, slots, strict=False):
+                self.activations.note_prompt(prompt, own[: len(prompt)])
+            hidden = self._decode(packed.token_ids, packed.positions, attend).index_select(0, read)
         self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
         return self._logits(hidden)
 
@@ -144,7 +156,7 @@ class SlotBatch:
             )
             return mixed.flatten(1, 2)
 
-        return self._logits(decode(self.model, actions, positions, attend))
+        return self._logits(self._decode(actions, positions, attend))
 
     def copy(self, old: Int[Tensor, " copy"], new: Int[Tensor, " copy"]) -> None:
         """See `Batch`."""
@@ -170,6 +182,16 @@ class SlotBatch:
                 num_columns = width + self.room - old.shape[2] if old.shape[2] < width else 0
                 if num_more or num_columns:
                     cache[layer] = pad(old, (0, 0, 0, num_columns, 0, 0, 0, num_more))
+
+    def _decode(
+        self, token_ids: Int[Tensor, " token"], positions: Int[Tensor, " token"], attend: Attend
+    ) -> Float[Tensor, "token hidden"]:
+        """The last hidden states of all the tokens; what is to be kept of them is kept."""
+        if self.activations is None:
+            return decode(self.model, token_ids, positions, attend)
+        hidden = decode(self.model, token_ids, positions, attend, multiply=self.activations.multiply)
+        self.activations.end_pass(len(rounded(token_ids)))
+        return hidden
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
         return linear(self.model.lm_head, self.model.model.norm(hidden))

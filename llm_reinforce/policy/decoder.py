@@ -25,6 +25,14 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention: the layer's number, then queries `[token, head, channel]`, keys and values `[token, key_head,
 channel]` of all tokens; what it mixes of the values, as the queries."""
 
+Multiply = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+"""A product with a layer's weights: the layer, its inputs, and which of all tokens they are; None: all."""
+
+
+def anew(layer: nn.Module, inputs: Tensor, tokens: Tensor | None) -> Tensor:
+    """The product, computed."""
+    return linear(layer, inputs)
+
 
 def llama_like(model: nn.Module) -> Any:
     """The model whose layers `decode` can walk through, adapters in them or not; None for every other.
@@ -64,6 +72,7 @@ def decode(
     positions: Int[Tensor, " token"],
     attend: Attend,
     read: Int[Tensor, " read"] | None = None,
+    multiply: Multiply = anew,
 ) -> Float[Tensor, "read hidden"]:
     """The last hidden states of the tokens that are read, before the final norm and the head.
 
@@ -71,10 +80,11 @@ def decode(
         model: what `llama_like` gave.
         positions: of each token in its own sequence, from 0.
         read: the tokens' numbers; the last layer computes no others behind its attention. None: all.
+        multiply: how products are computed, of the tokens as `rounded` has them.
     """
     num_tokens = len(token_ids)
     # a round number, by a token that is there: another's might not be finite, nor its gradient 0
-    token_ids, positions = _rounded(token_ids), _rounded(positions)
+    token_ids, positions = rounded(token_ids), rounded(positions)
     num_more = len(token_ids) - num_tokens
 
     def attend_to_own(layer: int, *of_tokens: Tensor) -> Tensor:
@@ -84,17 +94,21 @@ def decode(
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
     rotation = cosines[0, :, None], sines[0, :, None]
-    rows = None if read is None else _rounded(read)
+    tokens: Tensor | None = None
     for number, layer in enumerate(model.model.layers):
-        mixed = _mixed(layer, number, layer.input_layernorm(hidden), rotation, attend_to_own)
-        if rows is not None and number == len(model.model.layers) - 1:
-            hidden, mixed = hidden.index_select(0, rows), mixed.index_select(0, rows)
-        hidden = hidden + linear(layer.self_attn.o_proj, mixed)
-        hidden = hidden + _feed_forward(layer.mlp, layer.post_attention_layernorm(hidden))
+        mixed = _mixed(layer, number, layer.input_layernorm(hidden), rotation, attend_to_own, multiply)
+        if read is not None and number == len(model.model.layers) - 1:
+            tokens = rounded(read)
+            hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
+        hidden = hidden + multiply(layer.self_attn.o_proj, mixed, tokens)
+        normed = layer.post_attention_layernorm(hidden)
+        gate = layer.mlp.act_fn(multiply(layer.mlp.gate_proj, normed, tokens))
+        gated = gate * multiply(layer.mlp.up_proj, normed, tokens)
+        hidden = hidden + multiply(layer.mlp.down_proj, gated, tokens)
     return hidden[: num_tokens if read is None else len(read)]
 
 
-def _rounded(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
+def rounded(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
     """As many that oneDNN has them prepared; the first one stands for what is missing."""
     is_rounded = numbers.device.type == "cpu" and len(numbers) >= ROUNDED
     num_more = -len(numbers) % ROUND if is_rounded else 0
@@ -107,13 +121,15 @@ def _mixed(
     hidden: Float[Tensor, "token hidden"],
     rotation: tuple[Tensor, Tensor],
     attend: Attend,
+    multiply: Multiply,
 ) -> Float[Tensor, "token mixed"]:
     """What a layer's attention mixes of all heads' values."""
     attention = layer.self_attn
     shape = (len(hidden), -1, attention.head_dim)
-    queries = linear(attention.q_proj, hidden).view(shape)
-    keys = linear(attention.k_proj, hidden).view(shape)
-    values = linear(attention.v_proj, hidden).view(shape)
+    queries, keys, values = (
+        multiply(layer, hidden, None).view(shape)
+        for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
+    )
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     mixed = attend(number, _rotate(queries, *rotation), _rotate(keys, *rotation), values)
@@ -129,7 +145,3 @@ def _rotate(
     first, second = vectors.chunk(2, dim=-1)
     return vectors * cosines + torch.cat((-second, first), dim=-1) * sines
 
-
-def _feed_forward(mlp: Any, hidden: Float[Tensor, "token hidden"]) -> Float[Tensor, "token hidden"]:
-    gate = mlp.act_fn(linear(mlp.gate_proj, hidden))
-    return linear(mlp.down_proj, gate * linear(mlp.up_proj, hidden))

@@ -50,23 +50,29 @@ def outer_products(
 
 
 class _Linear(torch.autograd.Function):
-    """x · Wᵀ with its gradient, each product by `product`."""
+    """x · Wᵀ + b with its gradient, each product by `product`, unless the result is known."""
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, weight: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor | None
+    ) -> Tensor:
         # of a frozen layer, as under an adapter, the inputs need not be kept
-        of_inputs, of_weight = ctx.needs_input_grad
+        of_inputs, of_weight, _, _ = ctx.needs_input_grad
         ctx.save_for_backward(inputs if of_weight else None, weight if of_inputs else None)
-        return product(inputs, weight)
+        return _with_bias(product(inputs, weight), bias) if known is None else known.view_as(known)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         inputs, weight = ctx.saved_tensors
         (gradient,) = gradients
-        of_inputs = product(gradient, weight.t()) if ctx.needs_input_grad[0] else None
-        of_weight = outer_products(gradient, inputs) if ctx.needs_input_grad[1] else None
-        return of_inputs, of_weight
+        of_inputs, of_weight, of_bias, _ = ctx.needs_input_grad
+        return (
+            product(gradient, weight.t()) if of_inputs else None,
+            outer_products(gradient, inputs) if of_weight else None,
+            gradient.sum(dim=0) if of_bias else None,
+            None,
+        )
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
@@ -74,18 +80,36 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return type(layer) is nn.Linear
 
 
-def linear(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> Float[Tensor, "row column"]:
+def goes_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
+    """Whether `linear` computes the layer itself: a plain one in full precision on a CPU."""
+    is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
+    return is_plain(layer) and is_full and not torch.is_autocast_enabled("cpu")
+
+
+def linear(
+    layer: nn.Module,
+    inputs: Float[Tensor, "row inner"],
+    known: Float[Tensor, "row column"] | None = None,
+) -> Float[Tensor, "row column"]:
     """What the layer makes of its inputs.
 
-    A plain `nn.Linear` in float32 on a CPU goes by `product`; every other layer (an adapter's, a quantised
-    one, one under autocast) is called as it is.
+    A plain `nn.Linear` in full precision on a CPU goes by `product`; every other layer (an adapter's, a
+    quantised one, one under autocast) is called as it is.
+
+    Args:
+        known: what it makes of them, where that need not be computed but for its gradient; no other layer
+            than one that `goes_by_product` has it.
     """
-    is_float32_on_cpu = inputs.dtype == torch.float32 and inputs.device.type == "cpu"
-    if not is_plain(layer) or not is_float32_on_cpu or torch.is_autocast_enabled("cpu"):
+    if not goes_by_product(layer, inputs):
         result: Tensor = layer(inputs)
         return result
-    if not torch.is_grad_enabled():
-        outputs = product(inputs, layer.weight)
-    else:
-        outputs = _Linear.apply(inputs, layer.weight)  # type: ignore[no-untyped-call]
-    return outputs if layer.bias is None else outputs + layer.bias
+    if torch.is_grad_enabled():
+        result = _Linear.apply(inputs, layer.weight, layer.bias, known)  # type: ignore[no-untyped-call]
+        return result
+    return _with_bias(product(inputs, layer.weight), layer.bias) if known is None else known
+
+
+def _with_bias(
+    outputs: Float[Tensor, "row column"], bias: Float[Tensor, " column"] | None
+) -> Float[Tensor, "row column"]:
+    return outputs if bias is None else outputs + bias

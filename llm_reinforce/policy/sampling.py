@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from llm_reinforce.policy.activations import Activations
 from llm_reinforce.policy.batches import Batch, SlotBatch, WholeBatch
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy.drawing import draw
@@ -54,6 +55,7 @@ def sample_completions(
     greedy: bool = False,
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
+    activations: Activations | None = None,
 ) -> list[Completion]:
     """Sample completions of each prompt from softmax(logits / temperature), nothing cut off.
 
@@ -66,6 +68,7 @@ def sample_completions(
         greedy: take the likeliest token instead of drawing; `log_probs` are still those of the policy.
         generator: where the random numbers come from, on the CPU or on the policy's device.
         batch_size: how many completions at once; None: all of them. At least one prompt's go together.
+        activations: where what is computed is kept for `token_log_probs`, of a Llama-like model on a CPU.
 
     Returns:
         completions in the order of the prompts, those of one prompt next to each other.
@@ -85,6 +88,7 @@ def sample_completions(
             temperature=temperature,
             uniforms=None if greedy else uniforms,
             batch_size=batch_size,
+            activations=activations,
         )
     )
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
@@ -99,6 +103,7 @@ def stream_completions(
     temperature: float = 1.0,
     uniforms: Uniforms | None,
     batch_size: int | None = None,
+    activations: Activations | None = None,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """The same, each prompt's number and completions as soon as all of them have ended.
 
@@ -117,11 +122,11 @@ def stream_completions(
         num_seats = min(size, len(part)) * num_completions
         batch: Batch
         if model is not None:
-            batch = SlotBatch(model, num_seats, max_new_tokens)
+            batch = SlotBatch(model, num_seats, max_new_tokens, activations)
         else:
             batch = WholeBatch(policy.model, policy.pad_token_id)
         waiting = deque(range(start, start + len(part)))
-        writing = _Writing(policy, batch, num_seats, max_new_tokens)
+        writing = _Writing(policy, batch, num_seats, max_new_tokens, activations)
         ended: dict[int, dict[int, Completion]] = {}
         while waiting or writing.taken:
             if waiting and writing.has_room_for(num_completions):
@@ -145,7 +150,8 @@ class _Writing:
         num_rows: how many rows the batch computes, some for nobody.
         num_acts: how often all have acted.
         births: how often they had when each seat's completion began.
-        prompt_lengths: the tokens of each seat's prompt.
+        prompts: the tokens of each seat's prompt.
+        numbers: of each seat's actions, among the activations that are kept.
         num_written: the tokens of each seat's completion.
         is_running: False where the completion has ended.
         taken: the seats that have an owner; `seats` are the same and `of_seats` their rows, on the device.
@@ -153,12 +159,22 @@ class _Writing:
         actions: the last ones of `seats`.
     """
 
-    def __init__(self, policy: LanguagePolicy, batch: Batch, num_seats: int, max_new_tokens: int) -> None:
+    def __init__(
+        self,
+        policy: LanguagePolicy,
+        batch: Batch,
+        num_seats: int,
+        max_new_tokens: int,
+        activations: Activations | None = None,
+    ) -> None:
         device = policy.device
         self.policy, self.batch, self.max_new_tokens = policy, batch, max_new_tokens
         self.owners: list[tuple[int, int] | None] = [None] * num_seats
         self.rows, self.num_rows = [0] * num_seats, 0
-        self.num_acts, self.births, self.prompt_lengths = 0, [0] * num_seats, [0] * num_seats
+        self.num_acts, self.births = 0, [0] * num_seats
+        self.prompts: list[TokenIds] = [()] * num_seats
+        self.activations = activations
+        self.numbers: list[list[int]] = [[] for _ in range(num_seats)]
         self.num_written = torch.zeros(num_seats, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_seats, dtype=torch.bool, device=device)
         self.end_token_ids = integers(policy.end_token_ids, device)
@@ -201,8 +217,8 @@ class _Writing:
         filled = [*range(len(distinct))] if self.shares else of_prompt
         rows = [row for row, _ in zip(self._unused_rows(), filled, strict=False)]
         for place, (seat, owner) in enumerate(zip(seats, owners, strict=True)):
-            self.owners[seat], self.prompt_lengths[seat] = owner, len(prompts[owner[0]])
-            self.births[seat] = self.num_acts
+            self.owners[seat], self.prompts[seat] = owner, prompts[owner[0]]
+            self.births[seat], self.numbers[seat] = self.num_acts, []
             self.rows[seat] = rows[of_prompt[place] if self.shares else place]
         device = self.num_written.device
         logits, selected = self.batch.fill(rows, list(distinct), filled), integers(seats, device)
@@ -272,6 +288,8 @@ class _Writing:
             owner, self.owners[seat] = self.owners[seat], None
             assert owner is not None
             length, tokens = lengths[place], written[place]
+            if self.activations is not None:
+                self.activations.note_completion(self.prompts[seat], tokens, self.numbers[seat])
             yield (
                 owner,
                 Completion(
@@ -297,7 +315,10 @@ class _Writing:
             places = {row: place for place, row in enumerate(sorted(in_use))}
             self.rows, self.num_rows = [places.get(row, 0) for row in self.rows], len(in_use)
             self._note()
-        lengths = [self.prompt_lengths[seat] + self.num_acts - self.births[seat] for seat in self.taken]
+        lengths = [len(self.prompts[seat]) + self.num_acts - self.births[seat] for seat in self.taken]
+        if self.activations is not None:
+            for seat in self.taken:
+                self.numbers[seat].append(self.activations.num_tokens + self.rows[seat])
         actions = self.actions.new_zeros(self.num_rows).index_copy_(0, self.of_seats, self.actions)
         self.logits = self.batch.step(actions, min(lengths), max(lengths))
 

@@ -11,7 +11,8 @@ from torch.nn.functional import pad
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionScores, score_actions, scores_of_logits
 from llm_reinforce.policy.completion_tree import pack_completions
-from llm_reinforce.policy.decoder import decode, llama_like
+from llm_reinforce.policy.activations import Activations
+from llm_reinforce.policy.decoder import Multiply, anew, decode, llama_like
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
 from llm_reinforce.policy.packing import pack_prompts
 from llm_reinforce.policy_gradient import action_mask
@@ -27,6 +28,7 @@ def token_log_probs(
     pad_token_id: int,
     temperature: float = 1.0,
     with_entropies: bool = False,
+    activations: Activations | None = None,
 ) -> ActionScores:
     """Score the actions of each completion: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
@@ -38,6 +40,7 @@ def token_log_probs(
         prompts: the states s_0, one a row, none empty.
         completions: the actions, the end token included; rows may differ in length.
         with_entropies: compute the entropy of each action's distribution too, with gradient.
+        activations: what sampling them has computed; it isn't computed again while the weights stay.
 
     Returns:
         tensors `[episode, longest completion]`, float32, or float64 for a float64 model; where an episode is
@@ -45,7 +48,7 @@ def token_log_probs(
     """
     walked = llama_like(model)
     if walked is not None and all(completions):
-        return _scores_of_packed(walked, prompts, completions, temperature, with_entropies)
+        return _scores_of_packed(walked, prompts, completions, temperature, with_entropies, activations)
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
     prompts, completions = [prompt for prompt, _ in distinct], [completion for _, completion in distinct]
@@ -150,9 +153,10 @@ def _scores_of_packed(
     completions: Sequence[TokenIds],
     temperature: float,
     with_entropies: bool,
+    activations: Activations | None,
 ) -> ActionScores:
     """The scores of a model that `llama_like` has given."""
-    hidden, states, is_action = _hidden_of_packed(model, prompts, completions)
+    hidden, states, is_action = _hidden_of_packed(model, prompts, completions, activations)
     scores = score_actions(
         model.lm_head,
         hidden,
@@ -168,7 +172,10 @@ def _scores_of_packed(
 
 
 def _hidden_of_packed(
-    model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+    model: Any,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    activations: Activations | None = None,
 ) -> tuple[Float[Tensor, "state hidden"], Int[Tensor, " action"], Bool[Tensor, "episode token"]]:
     """The hidden states that the actions' logits are computed from, each distinct one once.
 
@@ -186,6 +193,10 @@ def _hidden_of_packed(
         completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in distinct], device
     )
     num_prompt_tokens = len(of_prompts.token_ids)
+    known: Multiply | None = None
+    if activations is not None:
+        episodes = [*zip(prompts, completions, strict=True)]
+        known = activations.known(model, distinct, of_prompts, episodes, tree)
     if tree.bundles is not None:
         columns = tree.bundles.columns(of_prompts)
         mask = tree.bundles.mask(
@@ -211,6 +222,7 @@ def _hidden_of_packed(
         torch.cat([of_prompts.positions, tree.positions]),
         attend,
         read,
+        known or anew,
     )
     return model.model.norm(hidden), tree.states, tree.is_action
 

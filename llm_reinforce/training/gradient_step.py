@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm_reinforce.episodes import EpisodeBatch, Estimate
-from llm_reinforce.policy import TokenIds, token_log_probs
+from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
 from llm_reinforce.training.processes import add_up_gradients
 
@@ -60,16 +60,23 @@ class GradientStep:
     micro_batch_tokens: int
     max_grad_norm: float | None
 
-    def __call__(self, batch: EpisodeBatch, estimate: Estimate) -> UpdateOutcome:
-        """Take the step, or skip it where there is nothing to learn from or it would spoil the weights."""
+    def __call__(
+        self, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None = None
+    ) -> UpdateOutcome:
+        """Take the step, or skip it where there is nothing to learn from or it would spoil the weights.
+
+        `activations`, of the episodes' sampling, are used up.
+        """
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if estimate.mean_return is None:
             return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
         loss, difference = 0.0, 0.0
         self.optimizer.zero_grad()
         for rows in self.micro_batches(batch, self.rows_that_count(batch, estimate)):
-            part_loss, part_difference = self._backward(batch, estimate, rows)
+            part_loss, part_difference = self._backward(batch, estimate, rows, activations)
             loss, difference = loss + part_loss, max(difference, part_difference)
+        if activations is not None:
+            activations.clear()
         # the sum is what the denominator is for, which counts the episodes of all processes
         add_up_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")
@@ -123,7 +130,13 @@ class GradientStep:
             num_tokens, num_rows, width = num_tokens + cost, num_rows + is_new, max(width, length)
         return runs
 
-    def _backward(self, batch: EpisodeBatch, estimate: Estimate, rows: Sequence[int]) -> tuple[float, float]:
+    def _backward(
+        self,
+        batch: EpisodeBatch,
+        estimate: Estimate,
+        rows: Sequence[int],
+        activations: Activations | None,
+    ) -> tuple[float, float]:
         """Add one micro-batch's share of the gradient; return its loss and its largest |Δ log π|."""
         episodes = [batch.episodes[row] for row in rows]
         with self.accelerator.autocast():
@@ -134,6 +147,7 @@ class GradientStep:
                 pad_token_id=self.pad_token_id,
                 temperature=self.temperature,
                 with_entropies=self.entropy_coefficient > 0,
+                activations=activations,
             )
         num_tokens, device = scores.log_probs.shape[1], scores.log_probs.device
         weights = estimate.advantages[rows, :num_tokens].to(device)

@@ -14,7 +14,7 @@ from torch import Tensor
 from llm_reinforce.episodes import EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import evaluate
-from llm_reinforce.policy import LanguagePolicy
+from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.recipe import (
     NUM_TRAINING_ASKED,
     EvaluationRecipe,
@@ -155,14 +155,15 @@ class ReinforceTrainer:
             set_seed(self._random_number("update") % 2**32)  # what a reward function may draw from
             # STEP 1: sample a fresh batch of episodes from the current policy
             problems = self._draw_problems()
-            batch = self._collect(problems)
+            activations = Activations(self.training.micro_batch_tokens)
+            batch = self._collect(problems, activations)
             sampled = time.perf_counter()
             # STEP 2: the return of every action, and what it is compared with
             prediction = self.value_baseline.predict(batch) if self.value_baseline else None
             estimate = self._estimate(batch, prediction)
             self._check_scored(batch, estimate)
             # STEP 3: one gradient step, and back to sampling
-            outcome = self.gradient_step(batch, estimate)
+            outcome = self.gradient_step(batch, estimate, activations)
             # only now: what episodes are compared with must not know them
             is_fitted = self._fit_values(prediction, estimate)
             self.schedule.step()
@@ -199,7 +200,13 @@ class ReinforceTrainer:
             self._order = (epoch, order)
         return self._order[1]
 
-    def _collect(self, problems: Sequence[Problem], *, is_trial: bool = False) -> EpisodeBatch:
+    def _collect(
+        self,
+        problems: Sequence[Problem],
+        activations: Activations | None = None,
+        *,
+        is_trial: bool = False,
+    ) -> EpisodeBatch:
         """Episodes of the current policy; as a trial, a short one of each problem."""
         max_new_tokens = self.sampling.max_new_tokens
         with self.accelerator.autocast():
@@ -220,6 +227,7 @@ class ReinforceTrainer:
                     self._random_number("update"),
                 ),
                 with_greedy=self.reinforce.baseline == "greedy" and not is_trial,
+                activations=activations,
             )
 
     def _estimate(self, batch: EpisodeBatch, prediction: Prediction | None) -> Estimate:

@@ -28,6 +28,7 @@ def score_actions(
     *,
     temperature: float,
     with_entropies: bool,
+    known: ActionScores | None = None,
 ) -> ActionScores:
     """log π(a|s) of each action and the entropy of what it is drawn from, with gradients.
 
@@ -39,6 +40,7 @@ def score_actions(
     Args:
         hidden: what the head makes the logits of a state from.
         states: which of them each action was drawn in.
+        known: what the scores are, where nothing but their gradient need be computed.
     """
     if not is_plain(head) or head.bias is not None:
         logits = head(hidden).index_select(0, states)
@@ -47,7 +49,9 @@ def score_actions(
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-    log_probs, entropies = _ChunkedHead.apply(hidden, weight, states, actions, temperature, with_entropies)
+    log_probs, entropies = _ChunkedHead.apply(
+        hidden, weight, states, actions, temperature, with_entropies, known
+    )
     return ActionScores(log_probs, entropies.index_select(0, states) if with_entropies else None)
 
 
@@ -82,26 +86,29 @@ class _ChunkedHead(torch.autograd.Function):
         actions: Tensor,
         temperature: float,
         with_entropies: bool,
+        known: ActionScores | None,
     ) -> tuple[Tensor, Tensor]:
-        exact = torch.promote_types(hidden.dtype, torch.float32)
-        log_totals, entropies = torch.zeros(2, len(hidden), dtype=exact, device=hidden.device)
-        log_probs = torch.zeros(len(actions), dtype=exact, device=hidden.device)
-        for rows in _chunks(len(hidden), len(weight)):
-            logits = _logits(hidden[rows], weight, temperature)
-            log_totals[rows] = logits.logsumexp(dim=1)
-            is_here = (states >= rows.start) & (states < rows.stop)
-            own = (states - rows.start).clamp(0, len(logits) - 1)
-            log_probs = torch.where(is_here, logits[own, actions], log_probs)
-            if with_entropies:
-                entropies[rows] = entropy(logits.sub_(log_totals[rows, None]))
-        log_probs -= log_totals.index_select(0, states)
+        if known is None:
+            of_actions, log_totals, entropies = _scores(
+                hidden, weight, states, actions, temperature, with_entropies
+            )
+            log_probs = of_actions - log_totals.index_select(0, states)
+        else:
+            log_probs = known.log_probs
+            of_actions = torch.linalg.vecdot(hidden.index_select(0, states), weight.index_select(0, actions))
+            # of a state that no action is drawn in there is no gradient either
+            no_total, no_entropy = log_probs.new_tensor([[torch.inf], [0.0]]).expand(2, len(hidden))
+            log_totals = _of_states(of_actions / temperature - log_probs, states, no_total)
+            entropies = no_entropy
+            if known.entropies is not None:
+                entropies = _of_states(known.entropies, states, no_entropy)
         ctx.save_for_backward(hidden, weight, states, actions, log_totals, entropies)
         ctx.temperature, ctx.with_entropies = temperature, with_entropies
         return log_probs, entropies
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, states, actions, log_totals, entropies = ctx.saved_tensors
         of_actions, of_entropies = gradients[0], gradients[1][:, None]
         # a state's: the sum over the actions that were drawn in it
@@ -128,8 +135,39 @@ class _ChunkedHead(torch.autograd.Function):
             of_logits = of_logits.to(weight.dtype)
             of_hidden += product(of_logits, part.t())
             if of_weight is not None:
-                of_weight[columns] = outer_products(of_logits, hidden)
-        return of_hidden.to(hidden.dtype), of_weight, None, None, None, None
+                (of_weight[columns],) = outer_products([of_logits], hidden)
+        return (of_hidden.to(hidden.dtype), of_weight, *[None] * 5)
+
+
+def _scores(
+    hidden: Float[Tensor, "state hidden"],
+    weight: Float[Tensor, "vocabulary hidden"],
+    states: Int[Tensor, " action"],
+    actions: Int[Tensor, " action"],
+    temperature: float,
+    with_entropies: bool,
+) -> tuple[Float[Tensor, " action"], Float[Tensor, " state"], Float[Tensor, " state"]]:
+    """z_a of each action; log Σ_b exp z_b and, if asked for, the entropy in each state."""
+    exact = torch.promote_types(hidden.dtype, torch.float32)
+    log_totals, entropies = torch.zeros(2, len(hidden), dtype=exact, device=hidden.device)
+    of_actions = torch.zeros(len(actions), dtype=exact, device=hidden.device)
+    for rows in _chunks(len(hidden), len(weight)):
+        logits = _logits(hidden[rows], weight, temperature)
+        log_totals[rows] = logits.logsumexp(dim=1)
+        is_here = (states >= rows.start) & (states < rows.stop)
+        own = (states - rows.start).clamp(0, len(logits) - 1)
+        of_actions = torch.where(is_here, logits[own, actions], of_actions)
+        if with_entropies:
+            entropies[rows] = entropy(logits.sub_(log_totals[rows, None]))
+    return of_actions, log_totals, entropies
+
+
+def _of_states(
+    values: Float[Tensor, " action"], states: Int[Tensor, " action"], others: Float[Tensor, " state"]
+) -> Float[Tensor, " state"]:
+    """The value of each state, which all actions drawn in it have in common; `others` where there is none."""
+    # of values that differ by rounding the largest: the same bits in whichever order
+    return others.scatter_reduce(0, states, values, "amax", include_self=False)
 
 
 def _logits(

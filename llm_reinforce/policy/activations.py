@@ -1,28 +1,67 @@
 """What sampling has computed, kept for the gradient: the update needs no forward pass of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from llm_reinforce.policy.action_head import ActionScores
 from llm_reinforce.policy.completion_tree import CompletionTree
-from llm_reinforce.policy.decoder import Multiply, rounded
+from llm_reinforce.policy.decoder import rounded
 from llm_reinforce.policy.language_policy import TokenIds, integers
 from llm_reinforce.policy.packing import PackedPrompts
-from llm_reinforce.policy.products import goes_by_product, linear
+from llm_reinforce.policy.products import goes_by_product, layer_products
+
+
+class _Written(NamedTuple):
+    """A completion: the numbers of its tokens but the last, and each action's scores."""
+
+    numbers: Sequence[int]
+    log_probs: Sequence[float]
+    entropies: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What need not be computed again of some prompts and their completions.
+
+    Attributes:
+        numbers: of their tokens, as `rounded` has them.
+        scores: of the actions, one completion's after the other's.
+    """
+
+    numbers: Int[Tensor, " token"]
+    scores: ActionScores
+    _products: Mapping[nn.Module, list[Tensor]]
+
+    def multiply(
+        self,
+        layers: Sequence[nn.Module],
+        inputs: Float[Tensor, "token inner"],
+        norm: nn.Module | None,
+        tokens: Int[Tensor, " token"] | None,
+    ) -> tuple[Float[Tensor, "token _"], ...]:
+        """Products as `decode` asks for them: those that were kept, with their gradient; others anew."""
+        numbers = self.numbers if tokens is None else self.numbers.index_select(0, tokens)
+        known = [
+            torch.cat(self._products[layer]).index_select(0, numbers) if layer in self._products else None
+            for layer in layers
+        ]
+        return layer_products(layers, inputs, norm=norm, known=known)
 
 
 class Activations:
-    """The products that a Llama-like model has computed of each token while completions were sampled.
+    """What a Llama-like model computes of each token as completions are sampled: products, and scores.
 
-    They are nearly all that a forward pass costs. As long as the weights stay what they are, scoring the
-    completions takes them as they are: it computes norms, rotations and attention alone, for their gradient.
+    They are nearly all that a forward pass costs. As long as the weights stay the same, `token_log_probs`
+    takes them as they are, and computes norms, rotations and attention alone, for their gradient.
 
-    Tokens are numbered in the order in which they were computed. Of layers that `goes_by_product` leaves to
-    themselves, an adapter's say, nothing is kept.
+    Tokens are numbered in the order in which they were computed. Of a layer that is more than a product in
+    full precision on a CPU, an adapter's say, nothing is kept.
 
     Args:
         max_tokens: there is room for so many; once there are more, nothing is kept at all.
@@ -35,91 +74,95 @@ class Activations:
     def clear(self) -> None:
         """Forget everything."""
         self.num_tokens = 0
-        self._model: nn.Module | None = None
-        self._version = 0
-        self._is_full = False
+        self._sampled_by: tuple[nn.Module, int, float] | None = None
         self._products: dict[nn.Module, list[Tensor]] = {}
-        self._of_prompts: dict[TokenIds, Sequence[int]] = {}
-        self._of_completions: dict[tuple[TokenIds, TokenIds], Sequence[int]] = {}
+        self._prompts: dict[TokenIds, Sequence[int]] = {}
+        self._completions: dict[tuple[TokenIds, TokenIds], _Written] = {}
 
-    # While completions are sampled:
-
-    def begin(self, model: nn.Module) -> None:
-        """Forget everything, and note whose products come now."""
+    def begin(self, model: nn.Module, temperature: float) -> None:
+        """Forget everything, and note what samples from now on."""
         self.clear()
-        self._model, self._version = model, _version(model)
+        self._sampled_by = (model, _version(model), temperature)
 
     def multiply(
-        self, layer: nn.Module, inputs: Float[Tensor, "token inner"], tokens: Tensor | None
-    ) -> Float[Tensor, "token column"]:
-        """A product of a pass over all tokens at hand, as `decode` asks for it; it is kept."""
-        outputs = linear(layer, inputs)
-        if goes_by_product(layer, inputs) and tokens is None and not self._is_full:
-            self._products.setdefault(layer, []).append(outputs)
-        return outputs
+        self,
+        layers: Sequence[nn.Module],
+        inputs: Float[Tensor, "token inner"],
+        norm: nn.Module | None,
+        tokens: Int[Tensor, " token"] | None,
+    ) -> tuple[Float[Tensor, "token _"], ...]:
+        """Products as `decode` asks for them, of all its tokens; they are kept."""
+        results = layer_products(layers, inputs, norm=norm)
+        if tokens is None and self.num_tokens <= self.max_tokens:
+            for layer, result in zip(layers, results, strict=True):
+                if goes_by_product(layer, inputs):
+                    self._products.setdefault(layer, []).append(result)
+        return results
 
     def end_pass(self, num_tokens: int) -> None:
         """Number the tokens of a forward pass that is over."""
         self.num_tokens += num_tokens
         if self.num_tokens > self.max_tokens:
-            self._is_full, self._products = True, {}
+            self._products.clear()
 
     def note_prompt(self, prompt: TokenIds, numbers: Sequence[int]) -> None:
-        """The number of each of the prompt's tokens."""
-        self._of_prompts[prompt] = numbers
+        """The number of each token of a prompt."""
+        self._prompts[prompt] = numbers
 
-    def note_completion(self, prompt: TokenIds, completion: TokenIds, numbers: Sequence[int]) -> None:
-        """The number of each action; of the last one, behind which nothing was computed, none is needed."""
-        self._of_completions[prompt, completion] = numbers[: len(completion) - 1]
-
-    # While they are scored:
+    def note_completion(
+        self,
+        prompt: TokenIds,
+        completion: TokenIds,
+        numbers: Sequence[int],
+        log_probs: Sequence[float],
+        entropies: Sequence[float],
+    ) -> None:
+        """The numbers of the actions, needed of all but the last, and their scores."""
+        self._completions[prompt, completion] = _Written(numbers[: len(completion) - 1], log_probs, entropies)
 
     def known(
         self,
         model: nn.Module,
-        prompts: Sequence[TokenIds],
-        packed: PackedPrompts,
+        temperature: float,
         episodes: Sequence[tuple[TokenIds, TokenIds]],
+        prompts: PackedPrompts,
         tree: CompletionTree,
-    ) -> Multiply | None:
-        """How `decode` has the products of these prompts and completions, laid out so, without computing any.
+    ) -> Known | None:
+        """What need not be computed of these prompts and completions.
 
-        None where they have to be computed: one wasn't sampled here, or the weights have changed since.
+        Args:
+            episodes: prompt and completion of each.
+            prompts, tree: how their tokens are laid out, one behind the other; `Known` has them so.
+
+        Returns:
+            None where all of it has to be computed: one completion wasn't sampled here, a weight or the
+            temperature has changed since, or it was too much to be kept.
         """
-        if not self._products or model is not self._model or _version(model) != self._version:
+        is_same = self._sampled_by == (model, _version(model), temperature)
+        if not self._products or not is_same or any(one not in self._completions for one in episodes):
             return None
-        if any(episode not in self._of_completions for episode in episodes):
-            return None
-        device, width = packed.slots.device, packed.slots.shape[1]
-        numbers = integers([0] * (len(packed.token_ids) + len(tree.token_ids)), device)
-        of_prompts = [self._of_prompts[prompt] for prompt in prompts]
-        # past a prompt's end its last token again, as in `slots`
-        laid_out = [[*own, *[own[-1]] * (width - len(own))] for own in of_prompts]
-        numbers[packed.slots[: len(prompts)].flatten()] = integers(laid_out, device).flatten()
-        of_states = [(self._of_prompts[one[0]][-1], *self._of_completions[one]) for one in episodes]
-        behind = tree.states >= len(prompts)
-        places = tree.states[behind] + (len(packed.token_ids) - len(prompts))
-        numbers[places] = integers([*chain.from_iterable(of_states)], device)[behind]
-        return _Known(self._products, rounded(numbers)).multiply
-
-
-class _Known:
-    """Products that need not be computed, of the tokens of these numbers."""
-
-    def __init__(self, products: dict[nn.Module, list[Tensor]], numbers: Int[Tensor, " token"]) -> None:
-        self.products, self.numbers = products, numbers
-
-    def multiply(
-        self, layer: nn.Module, inputs: Float[Tensor, "token inner"], tokens: Tensor | None
-    ) -> Float[Tensor, "token column"]:
-        """As `decode` asks for it."""
-        pieces = self.products.get(layer)
-        if pieces is None:
-            return linear(layer, inputs)
-        numbers = self.numbers if tokens is None else self.numbers.index_select(0, tokens)
-        return linear(layer, inputs, torch.cat(pieces).index_select(0, numbers))
+        device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
+        written = [self._completions[one] for one in episodes]
+        numbers = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)
+        distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # in the order of their layout
+        width = prompts.slots.shape[1]
+        # past a prompt's end its last token again, as in its slots
+        of_prompts = [
+            [*own, *[own[-1]] * (width - len(own))] for own in (self._prompts[prompt] for prompt in distinct)
+        ]
+        numbers[prompts.slots[: prompts.num_prompts]] = integers(of_prompts, device)
+        # each action but the last of a completion is the state that the next one is drawn in
+        is_token = tree.states >= prompts.num_prompts
+        places = tree.states[is_token] + (num_prompt_tokens - prompts.num_prompts)
+        numbers[places] = integers([*chain.from_iterable(one.numbers for one in written)], device)
+        dtype = torch.promote_types(next(iter(self._products.values()))[0].dtype, torch.float32)
+        log_probs, entropies = (
+            torch.tensor([*chain.from_iterable(values)], dtype=dtype, device=device)
+            for values in ((one.log_probs for one in written), (one.entropies for one in written))
+        )
+        return Known(rounded(numbers), ActionScores(log_probs, entropies), self._products)
 
 
 def _version(model: Any) -> int:
-    """A number that grows whenever a weight changes in place."""
+    """A number that grows whenever a weight is changed in place."""
     return sum(parameter._version for parameter in model.parameters())

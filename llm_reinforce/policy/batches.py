@@ -17,7 +17,7 @@ from llm_reinforce.policy.activations import Activations
 from llm_reinforce.policy.decoder import Attend, decode, rounded
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left
 from llm_reinforce.policy.packing import pack_prompts
-from llm_reinforce.policy.products import linear
+from llm_reinforce.policy.products import layer_products
 
 MAX_PROMPT_TOKENS = 16384  # computed at once
 ROOM = 32  # columns by which the cache grows, at most
@@ -68,8 +68,6 @@ class SlotBatch:
         self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
-        if activations is not None:
-            activations.begin(model)
         self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]
         self.values: list[Tensor] = []
 
@@ -113,14 +111,13 @@ class SlotBatch:
                 cache[layer].index_copy_(0, rows, new.index_select(0, of_prompt))
             return mixed
 
-        read = packed.last[: len(prompts)]
         if self.activations is None:
-            hidden = decode(self.model, packed.token_ids, packed.positions, attend, read)
+            hidden = decode(self.model, packed.token_ids, packed.positions, attend, packed.last)
         else:
-            slots = (self.activations.num_tokens + packed.slots).tolist()
-            for prompt, own in zip(prompts, slots, strict=False):
+            numbers = (self.activations.num_tokens + packed.slots[: packed.num_prompts]).tolist()
+            for prompt, own in zip(prompts, numbers, strict=True):
                 self.activations.note_prompt(prompt, own[: len(prompt)])
-            hidden = self._decode(packed.token_ids, packed.positions, attend).index_select(0, read)
+            hidden = self._decode(packed.token_ids, packed.positions, attend)[packed.last]
         self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
         return self._logits(hidden)
 
@@ -194,7 +191,8 @@ class SlotBatch:
         return hidden
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
-        return linear(self.model.lm_head, self.model.model.norm(hidden))
+        (logits,) = layer_products([self.model.lm_head], hidden, norm=self.model.model.norm)
+        return logits
 
 
 def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:

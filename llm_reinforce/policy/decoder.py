@@ -5,16 +5,17 @@ all sequences as rows of one matrix. Only attention knows which token belongs to
 the caller's: the scorer attends within episodes, the sampler to its cache.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from llm_reinforce.policy.products import linear
+from llm_reinforce.policy.products import layer_products
 
 LLAMA_LIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROUND, ROUNDED = 16, 256
@@ -25,13 +26,16 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention: the layer's number, then queries `[token, head, channel]`, keys and values `[token, key_head,
 channel]` of all tokens; what it mixes of the values, as the queries."""
 
-Multiply = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
-"""A product with a layer's weights: the layer, its inputs, and which of all tokens they are; None: all."""
+Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | None], tuple[Tensor, ...]]
+"""Products with the weights of layers: these, their inputs, the norm before them if there is one, and which
+of all tokens the inputs are of; None: all."""
 
 
-def anew(layer: nn.Module, inputs: Tensor, tokens: Tensor | None) -> Tensor:
-    """The product, computed."""
-    return linear(layer, inputs)
+def anew(
+    layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
+) -> tuple[Tensor, ...]:
+    """The products, computed."""
+    return layer_products(layers, inputs, norm=norm)
 
 
 def llama_like(model: nn.Module) -> Any:
@@ -96,15 +100,14 @@ def decode(
     rotation = cosines[0, :, None], sines[0, :, None]
     tokens: Tensor | None = None
     for number, layer in enumerate(model.model.layers):
-        mixed = _mixed(layer, number, layer.input_layernorm(hidden), rotation, attend_to_own, multiply)
+        mixed = _mixed(layer, number, hidden, rotation, attend_to_own, multiply)
         if read is not None and number == len(model.model.layers) - 1:
             tokens = rounded(read)
             hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
-        hidden = hidden + multiply(layer.self_attn.o_proj, mixed, tokens)
-        normed = layer.post_attention_layernorm(hidden)
-        gate = layer.mlp.act_fn(multiply(layer.mlp.gate_proj, normed, tokens))
-        gated = gate * multiply(layer.mlp.up_proj, normed, tokens)
-        hidden = hidden + multiply(layer.mlp.down_proj, gated, tokens)
+        hidden = hidden + multiply([layer.self_attn.o_proj], mixed, None, tokens)[0]
+        mlp, norm = layer.mlp, layer.post_attention_layernorm
+        gate, up = multiply([mlp.gate_proj, mlp.up_proj], hidden, norm, tokens)
+        hidden = hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, None, tokens)[0]
     return hidden[: num_tokens if read is None else len(read)]
 
 
@@ -126,9 +129,9 @@ def _mixed(
     """What a layer's attention mixes of all heads' values."""
     attention = layer.self_attn
     shape = (len(hidden), -1, attention.head_dim)
+    projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     queries, keys, values = (
-        multiply(layer, hidden, None).view(shape)
-        for layer in (attention.q_proj, attention.k_proj, attention.v_proj)
+        each.view(shape) for each in multiply(projections, hidden, layer.input_layernorm, None)
     )
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
@@ -142,6 +145,29 @@ def _rotate(
     sines: Float[Tensor, "token 1 channel"],
 ) -> Float[Tensor, "token head channel"]:
     """Rotary position embedding (Su et al. 2021), the halves of the channels paired as in transformers."""
-    first, second = vectors.chunk(2, dim=-1)
-    return vectors * cosines + torch.cat((-second, first), dim=-1) * sines
+    if torch.is_grad_enabled():
+        rotated: Tensor = _Rotation.apply(vectors, cosines, sines)  # type: ignore[no-untyped-call]
+        return rotated
+    return _rotated(vectors, cosines, sines)
 
+
+def _rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    rotated, half = vectors * cosines, vectors.shape[-1] // 2
+    rotated[..., :half].addcmul_(vectors[..., half:], sines[..., :half], value=-1.0)
+    rotated[..., half:].addcmul_(vectors[..., :half], sines[..., half:])
+    return rotated
+
+
+class _Rotation(torch.autograd.Function):
+    """Its gradient is rotated back, by minus the angle."""
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+        ctx.save_for_backward(cosines, sines)
+        return _rotated(vectors, cosines, sines)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        cosines, sines = ctx.saved_tensors
+        return _rotated(gradients[0], cosines, -sines), None, None

@@ -23,6 +23,7 @@ class PackedPrompts:
             own, the last.
         lengths: of the prompts, and of the common beginning.
         places: the place of each packed token in the flattened `slots`; that of a common one in its own row.
+        num_prompts: how many there are, whose rows come first.
     """
 
     token_ids: Int[Tensor, " token"]
@@ -30,11 +31,12 @@ class PackedPrompts:
     slots: Int[Tensor, "row column"]
     lengths: Int[Tensor, " row"]
     places: Int[Tensor, " token"]
+    num_prompts: int
 
     @property
-    def last(self) -> Int[Tensor, " row"]:
-        """Where each row's last token stands: behind a prompt's the first action is drawn."""
-        return self.slots.gather(1, self.lengths[:, None] - 1).squeeze(1)
+    def last(self) -> Int[Tensor, " prompt"]:
+        """Where each prompt's last token stands, behind which the first action is drawn."""
+        return self.slots[: self.num_prompts, -1]
 
     def attend(
         self,
@@ -78,7 +80,14 @@ def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPro
     if common:
         slots.append([*range(common), *[common - 1] * (width - common)])
         lengths.append(common)
-    return PackedPrompts(*(integers(rows, device) for rows in (token_ids, positions, slots, lengths, places)))
+    return PackedPrompts(
+        token_ids=integers(token_ids, device),
+        positions=integers(positions, device),
+        slots=integers(slots, device),
+        lengths=integers(lengths, device),
+        places=integers(places, device),
+        num_prompts=len(prompts),
+    )
 
 
 def _common_beginning(prompts: Sequence[TokenIds]) -> int:

@@ -1,13 +1,19 @@
 """Matrix products in the fastest way that the machine offers: the inner loop of sampling and of learning."""
 
+from collections.abc import Sequence
 from typing import Any, TypeGuard
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.models.mistral.modeling_mistral import MistralRMSNorm
+from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
+from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 SMALLEST = 1 << 21  # multiplications, below which a product is over before oneDNN has begun
+NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 
 
 def _find_onednn() -> Any:
@@ -36,43 +42,55 @@ def product(
 
 
 def outer_products(
-    left: Float[Tensor, "row left"], right: Float[Tensor, "row right"]
-) -> Float[Tensor, "left right"]:
-    """leftᵀ · right, the outer products of their rows summed up, without a gradient.
+    lefts: Sequence[Float[Tensor, "row _"]], right: Float[Tensor, "row right"]
+) -> list[Float[Tensor, "_ right"]]:
+    """leftᵀ · right of each left, the outer products of their rows summed up, without a gradient.
 
-    A product's first factor is laid out anew, transposed. The narrower of the two costs less, but the result
-    is to be transposed then.
+    A product's first factor is laid out anew, transposed: the narrower of the two, or the one that all have
+    in common, costs less, but the results are to be transposed then.
     """
-    num_saved = len(left) * (left.shape[1] - right.shape[1])
-    if num_saved > 2 * left.shape[1] * right.shape[1]:
-        return product(right.t(), left.t()).t()
-    return product(left.t(), right.t())
+    width = sum(left.shape[1] for left in lefts)
+    if len(right) * (width - right.shape[1]) > 2 * width * right.shape[1]:
+        transposed = right.t().contiguous()
+        return [product(transposed, left.t()).t() for left in lefts]
+    return [product(left.t(), right.t()) for left in lefts]
 
 
-class _Linear(torch.autograd.Function):
-    """x · Wᵀ + b with its gradient, each product by `product`, unless the result is known."""
+def layer_products(
+    layers: Sequence[nn.Module],
+    inputs: Float[Tensor, "row inner"],
+    *,
+    norm: nn.Module | None = None,
+    known: Sequence[Float[Tensor, "row _"] | None] | None = None,
+) -> tuple[Float[Tensor, "row _"], ...]:
+    """What each of the layers makes of the same inputs.
 
-    @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, weight: Tensor, bias: Tensor | None, known: Tensor | None
-    ) -> Tensor:
-        # of a frozen layer, as under an adapter, the inputs need not be kept
-        of_inputs, of_weight, _, _ = ctx.needs_input_grad
-        ctx.save_for_backward(inputs if of_weight else None, weight if of_inputs else None)
-        return _with_bias(product(inputs, weight), bias) if known is None else known.view_as(known)
+    Plain `nn.Linear`s in full precision on a CPU are computed by `product`, together with an RMSNorm before
+    them; other layers (an adapter's, a quantised one, one under autocast) are called as they are.
 
-    @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        inputs, weight = ctx.saved_tensors
-        (gradient,) = gradients
-        of_inputs, of_weight, of_bias, _ = ctx.needs_input_grad
-        return (
-            product(gradient, weight.t()) if of_inputs else None,
-            outer_products(gradient, inputs) if of_weight else None,
-            gradient.sum(dim=0) if of_bias else None,
-            None,
-        )
+    Args:
+        norm: what the inputs go through first.
+        known: what the layers make of them, where nothing but its gradient need be computed; only of those
+            that `goes_by_product`.
+    """
+    if known is None:
+        known = [None] * len(layers)
+    epsilon = 0.0 if norm is None else _epsilon(norm)
+    if epsilon is None or not all(goes_by_product(layer, inputs) for layer in layers):
+        normed = inputs if norm is None else norm(inputs)
+        return tuple(_layer_product(layer, normed, own) for layer, own in zip(layers, known, strict=True))
+    scale: Any = None if norm is None else norm.weight
+    tensors: Any = (*(layer.weight for layer in layers), *(layer.bias for layer in layers), *known)
+    if torch.is_grad_enabled():
+        outputs: tuple[Tensor, ...] = _Products.apply(inputs, scale, epsilon, *tensors)  # type: ignore[no-untyped-call]
+        return outputs
+    return _forward(inputs, scale, epsilon, tensors)[0]
+
+
+def goes_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
+    """Whether a layer is computed by `product`: a plain one in full precision on a CPU."""
+    is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
+    return is_plain(layer) and is_full and not torch.is_autocast_enabled("cpu")
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
@@ -80,36 +98,93 @@ def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return type(layer) is nn.Linear
 
 
-def goes_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
-    """Whether `linear` computes the layer itself: a plain one in full precision on a CPU."""
-    is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
-    return is_plain(layer) and is_full and not torch.is_autocast_enabled("cpu")
+def _layer_product(
+    layer: nn.Module, inputs: Float[Tensor, "row inner"], known: Float[Tensor, "row column"] | None
+) -> Float[Tensor, "row column"]:
+    if goes_by_product(layer, inputs):
+        return layer_products([layer], inputs, known=[known])[0]
+    outputs: Tensor = layer(inputs)
+    return outputs
 
 
-def linear(
-    layer: nn.Module,
+def _epsilon(norm: nn.Module) -> float | None:
+    """What an RMSNorm adds to the mean square; None of every other norm."""
+    if type(norm) is nn.RMSNorm:
+        return norm.eps if norm.elementwise_affine else None
+    return float(norm.variance_epsilon) if type(norm) in NORMS else None  # type: ignore[arg-type]
+
+
+def _forward(
     inputs: Float[Tensor, "row inner"],
-    known: Float[Tensor, "row column"] | None = None,
-) -> Float[Tensor, "row column"]:
-    """What the layer makes of its inputs.
+    scale: Float[Tensor, " inner"] | None,
+    epsilon: float,
+    tensors: Sequence[Tensor | None],
+) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
+    """What `_Products` computes: the results, n (or x, where there is no scale) and 1 / r."""
+    num = len(tensors) // 3
+    weights, biases, known = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
+    normal, inverse_r = inputs, None
+    if scale is not None:
+        mean_squares = torch.linalg.vecdot(inputs, inputs)[:, None] / inputs.shape[1]
+        inverse_r = mean_squares.add_(epsilon).rsqrt_()
+        normal = inputs * inverse_r
+    results: list[Tensor] = []
+    scaled = None
+    for weight, bias, own in zip(weights, biases, known, strict=True):
+        if own is not None:
+            results.append(own.view_as(own))
+            continue
+        assert weight is not None
+        scaled = (normal if scale is None else normal * scale) if scaled is None else scaled
+        result = product(scaled, weight)
+        results.append(result if bias is None else result.add_(bias))
+    return tuple(results), normal, inverse_r
 
-    A plain `nn.Linear` in full precision on a CPU goes by `product`; every other layer (an adapter's, a
-    quantised one, one under autocast) is called as it is.
 
-    Args:
-        known: what it makes of them, where that need not be computed but for its gradient; no other layer
-            than one that `goes_by_product` has it.
+class _Products(torch.autograd.Function):
+    """x̂ · Wᵀ + b of several W with its gradient; a result that is known isn't computed.
+
+    x̂ is the input x, or x over its root mean square (Zhang & Sennrich 2019), scaled:
+
+        x̂ = s n,   n = x / r,   r² = mean(x²) + ε
+        ∂L/∂x = (v - n mean(v n)) / r,   v = s ∂L/∂x̂
     """
-    if not goes_by_product(layer, inputs):
-        result: Tensor = layer(inputs)
-        return result
-    if torch.is_grad_enabled():
-        result = _Linear.apply(inputs, layer.weight, layer.bias, known)  # type: ignore[no-untyped-call]
-        return result
-    return _with_bias(product(inputs, layer.weight), layer.bias) if known is None else known
 
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: Tensor, scale: Tensor | None, epsilon: float, *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        results, normal, inverse_r = _forward(inputs, scale, epsilon, tensors)
+        num = len(results)
+        # of frozen layers, as under an adapter, the inputs need not be kept
+        is_needed = scale is not None or any(ctx.needs_input_grad[3 : 3 + num])
+        ctx.save_for_backward(normal if is_needed else None, inverse_r, scale, *tensors[:num])
+        return results
 
-def _with_bias(
-    outputs: Float[Tensor, "row column"], bias: Float[Tensor, " column"] | None
-) -> Float[Tensor, "row column"]:
-    return outputs if bias is None else outputs + bias
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        normal, inverse_r, scale, *weights = ctx.saved_tensors
+        num = len(weights)
+        needs_inputs, needs_scale, _, *needs = ctx.needs_input_grad
+        of_weights: list[Tensor | None] = [None] * num
+        if needed := [number for number in range(num) if needs[number]]:
+            scaled = normal if scale is None else normal * scale
+            results = outer_products([gradients[number] for number in needed], scaled)
+            for number, result in zip(needed, results, strict=True):
+                of_weights[number] = result
+        of_biases = [
+            gradient.sum(dim=0) if is_needed else None
+            for gradient, is_needed in zip(gradients, needs[num : 2 * num], strict=True)
+        ]
+        of_inputs, of_scale = None, None
+        if needs_inputs or needs_scale:
+            of_inputs = product(gradients[0], weights[0].t())
+            for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
+                of_inputs += product(gradient, weight.t())
+        if of_inputs is not None and scale is not None:
+            of_scale = (of_inputs * normal).sum(dim=0)
+            of_normal = of_inputs.mul_(scale)
+            mean = torch.linalg.vecdot(of_normal, normal)[:, None] / normal.shape[1]
+            of_inputs = of_normal.addcmul_(normal, mean, value=-1.0).mul_(inverse_r)
+        return (of_inputs, of_scale, None, *of_weights, *of_biases, *[None] * num)

@@ -122,6 +122,8 @@ def stream_completions(
         num_seats = min(size, len(part)) * num_completions
         batch: Batch
         if model is not None:
+            if activations is not None:
+                activations.begin(model, temperature)
             batch = SlotBatch(model, num_seats, max_new_tokens, activations)
         else:
             batch = WholeBatch(policy.model, policy.pad_token_id)
@@ -288,19 +290,23 @@ class _Writing:
             owner, self.owners[seat] = self.owners[seat], None
             assert owner is not None
             length, tokens = lengths[place], written[place]
-            if self.activations is not None:
-                self.activations.note_completion(self.prompts[seat], tokens, self.numbers[seat])
-            yield (
-                owner,
-                Completion(
-                    tokens,
-                    tuple(log_probs[place][:length]),
-                    tuple(entropies[place][:length]),
-                    texts[tokens],
-                    terminated=tokens[-1] in self.policy.end_token_ids,
-                    squared_score_norms=tuple(squared_score_norms[place][:length]),
-                ),
+            completion = Completion(
+                tokens,
+                tuple(log_probs[place][:length]),
+                tuple(entropies[place][:length]),
+                texts[tokens],
+                terminated=tokens[-1] in self.policy.end_token_ids,
+                squared_score_norms=tuple(squared_score_norms[place][:length]),
             )
+            if self.activations is not None:
+                self.activations.note_completion(
+                    self.prompts[seat],
+                    tokens,
+                    self.numbers[seat],
+                    completion.log_probs,
+                    completion.entropies,
+                )
+            yield owner, completion
         self._note()
 
     @torch.no_grad()

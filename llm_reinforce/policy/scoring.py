@@ -4,17 +4,17 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionScores, score_actions, scores_of_logits
-from llm_reinforce.policy.completion_tree import pack_completions
 from llm_reinforce.policy.activations import Activations
+from llm_reinforce.policy.completion_tree import CompletionTree, pack_completions
 from llm_reinforce.policy.decoder import Multiply, anew, decode, llama_like
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
-from llm_reinforce.policy.packing import pack_prompts
+from llm_reinforce.policy.packing import PackedPrompts, pack_prompts
 from llm_reinforce.policy_gradient import action_mask
 
 MAX_FEATURE_TOKENS = 16384  # of which hidden states are computed at once
@@ -96,9 +96,10 @@ def action_features(
     for rows in _rows_at_once(prompts, completions, max_tokens):
         of_rows = prompts[rows], completions[rows]
         if walked is not None and all(of_rows[1]):
-            hidden, states, is_action = _hidden_of_packed(walked, *of_rows)
-            features = hidden.new_zeros(*is_action.shape, hidden.shape[1])
-            features[is_action] = hidden[states]
+            of_prompts, tree = _pack(walked, *of_rows)
+            hidden = _hidden_of_packed(walked, of_prompts, tree)
+            features = hidden.new_zeros(*tree.is_action.shape, hidden.shape[1])
+            features[tree.is_action] = hidden[tree.states]
         else:
             features = _of_actions(_inputs_of_head(model, *of_rows, pad_token_id), *of_rows)
             lengths = integers([len(completion) for completion in of_rows[1]], features.device)
@@ -156,47 +157,48 @@ def _scores_of_packed(
     activations: Activations | None,
 ) -> ActionScores:
     """The scores of a model that `llama_like` has given."""
-    hidden, states, is_action = _hidden_of_packed(model, prompts, completions, activations)
+    of_prompts, tree = _pack(model, prompts, completions)
+    known = None
+    if activations is not None:
+        episodes = [*zip(prompts, completions, strict=True)]
+        known = activations.known(model, temperature, episodes, of_prompts, tree)
+    hidden = _hidden_of_packed(model, of_prompts, tree, known.multiply if known else anew)
     scores = score_actions(
         model.lm_head,
         hidden,
-        states,
+        tree.states,
         integers([action for completion in completions for action in completion], hidden.device),
         temperature=temperature,
         with_entropies=with_entropies,
+        known=known.scores if known else None,
     )
     return ActionScores(
-        _lay_out(scores.log_probs, is_action),
-        None if scores.entropies is None else _lay_out(scores.entropies, is_action),
+        _lay_out(scores.log_probs, tree.is_action),
+        None if scores.entropies is None else _lay_out(scores.entropies, tree.is_action),
     )
 
 
-def _hidden_of_packed(
-    model: Any,
-    prompts: Sequence[TokenIds],
-    completions: Sequence[TokenIds],
-    activations: Activations | None = None,
-) -> tuple[Float[Tensor, "state hidden"], Int[Tensor, " action"], Bool[Tensor, "episode token"]]:
-    """The hidden states that the actions' logits are computed from, each distinct one once.
-
-    All tokens in one row, no padding but within attention; a model that `llama_like` has given.
-
-    Returns:
-        the hidden states, the number of each action's, one episode's after the other's, and where in
-        `[episode, token]` these actions stand.
-    """
+def _pack(
+    model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+) -> tuple[PackedPrompts, CompletionTree]:
+    """How the tokens are laid out: each distinct prompt's, and then the completions' that follow them."""
     device = next(model.parameters()).device
     distinct = list(dict.fromkeys(prompts))
     number = {prompt: index for index, prompt in enumerate(distinct)}
-    of_prompts = pack_prompts(distinct, device)
     tree = pack_completions(
         completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in distinct], device
     )
-    num_prompt_tokens = len(of_prompts.token_ids)
-    known: Multiply | None = None
-    if activations is not None:
-        episodes = [*zip(prompts, completions, strict=True)]
-        known = activations.known(model, distinct, of_prompts, episodes, tree)
+    return pack_prompts(distinct, device), tree
+
+
+def _hidden_of_packed(
+    model: Any, of_prompts: PackedPrompts, tree: CompletionTree, multiply: Multiply = anew
+) -> Float[Tensor, "state hidden"]:
+    """The hidden states that the actions' logits are computed from, each distinct one once.
+
+    All tokens in one row, no padding but within attention; a model that `llama_like` has given.
+    """
+    num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
     if tree.bundles is not None:
         columns = tree.bundles.columns(of_prompts)
         mask = tree.bundles.mask(
@@ -212,7 +214,7 @@ def _hidden_of_packed(
     # the causal shift: the first action is drawn behind the prompt, each other behind the action before it
     read = torch.cat(
         [
-            of_prompts.last[: len(distinct)],
+            of_prompts.last,
             torch.arange(num_prompt_tokens, num_prompt_tokens + len(tree.token_ids), device=device),
         ]
     )
@@ -222,9 +224,10 @@ def _hidden_of_packed(
         torch.cat([of_prompts.positions, tree.positions]),
         attend,
         read,
-        known or anew,
+        multiply,
     )
-    return model.model.norm(hidden), tree.states, tree.is_action
+    states: Tensor = model.model.norm(hidden)
+    return states
 
 
 def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tensor, "episode token"]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -57,8 +57,9 @@ class Known:
 class Activations:
     """What a Llama-like model computes of each token as completions are sampled: products, and scores.
 
-    They are nearly all that a forward pass costs. As long as the weights stay the same, `token_log_probs`
-    takes them as they are, and computes norms, rotations and attention alone, for their gradient.
+    They are nearly all that a forward pass costs: `token_log_probs` takes them as they are, and computes
+    norms, rotations and attention alone, for their gradient. They are those of the weights that sampled:
+    whoever changes a weight has to `clear` them first.
 
     Tokens are numbered in the order in which they were computed. Of a layer that is more than a product in
     full precision on a CPU, an adapter's say, nothing is kept.
@@ -74,7 +75,7 @@ class Activations:
     def clear(self) -> None:
         """Forget everything."""
         self.num_tokens = 0
-        self._sampled_by: tuple[nn.Module, int, float] | None = None
+        self._sampled_by: tuple[nn.Module, float] | None = None
         self._products: dict[nn.Module, list[Tensor]] = {}
         self._prompts: dict[TokenIds, Sequence[int]] = {}
         self._completions: dict[tuple[TokenIds, TokenIds], _Written] = {}
@@ -82,7 +83,7 @@ class Activations:
     def begin(self, model: nn.Module, temperature: float) -> None:
         """Forget everything, and note what samples from now on."""
         self.clear()
-        self._sampled_by = (model, _version(model), temperature)
+        self._sampled_by = (model, temperature)
 
     def multiply(
         self,
@@ -135,10 +136,10 @@ class Activations:
             prompts, tree: how their tokens are laid out, one behind the other; `Known` has them so.
 
         Returns:
-            None where all of it has to be computed: one completion wasn't sampled here, a weight or the
-            temperature has changed since, or it was too much to be kept.
+            None where all of it has to be computed: one completion wasn't sampled here, or by another model
+            or at another temperature, or it was too much to be kept.
         """
-        is_same = self._sampled_by == (model, _version(model), temperature)
+        is_same = self._sampled_by == (model, temperature)
         if not self._products or not is_same or any(one not in self._completions for one in episodes):
             return None
         device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
@@ -161,8 +162,3 @@ class Activations:
             for values in ((one.log_probs for one in written), (one.entropies for one in written))
         )
         return Known(rounded(numbers), ActionScores(log_probs, entropies), self._products)
-
-
-def _version(model: Any) -> int:
-    """A number that grows whenever a weight is changed in place."""
-    return sum(parameter._version for parameter in model.parameters())

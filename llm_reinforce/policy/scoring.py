@@ -40,7 +40,7 @@ def token_log_probs(
         prompts: the states s_0, one a row, none empty.
         completions: the actions, the end token included; rows may differ in length.
         with_entropies: compute the entropy of each action's distribution too, with gradient.
-        activations: what sampling them has computed; it isn't computed again while the weights stay.
+        activations: what sampling them has computed, with the weights as they are: it isn't computed again.
 
     Returns:
         tensors `[episode, longest completion]`, float32, or float64 for a float64 model; where an episode is

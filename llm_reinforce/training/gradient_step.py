@@ -65,7 +65,7 @@ class GradientStep:
     ) -> UpdateOutcome:
         """Take the step, or skip it where there is nothing to learn from or it would spoil the weights.
 
-        `activations`, of the episodes' sampling, are used up.
+        `activations`, of the episodes' sampling, are used up: they are those of the weights before.
         """
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if estimate.mean_return is None:

@@ -35,8 +35,8 @@ from llm_reinforce.training.checkpoint import (
 )
 from llm_reinforce.training.display import Display, Silent, visible
 from llm_reinforce.training.durable import whole_directory
-from llm_reinforce.training.garbage import what_is_there_stays
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
+from llm_reinforce.training.memory import what_is_there_stays
 from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.processes import begin_alike, check_kind
 from llm_reinforce.training.run_directory import RunDirectory

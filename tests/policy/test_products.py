@@ -9,9 +9,9 @@ from scipy import stats
 from torch import nn
 
 from llm_reinforce.policy import action_head, drawing, products
-from llm_reinforce.policy.action_head import score_actions
+from llm_reinforce.policy.action_head import ActionScores, score_actions
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
-from llm_reinforce.policy.products import is_plain, linear, outer_products, product
+from llm_reinforce.policy.products import is_plain, layer_products, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
 
@@ -42,10 +42,11 @@ def test_a_product_is_torch_s(
 @pytest.mark.parametrize("columns", [(3, 5), (5, 3), (4, 4)])
 def test_outer_products_are_torch_s(columns: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "SMALLEST", 0)
-    left, right = numbers(50, columns[0]), numbers(50, columns[1], seed=1)
-    exact = left.double().t() @ right.double()
-    assert outer_products(left, right).shape == columns
-    assert (outer_products(left, right) - exact).abs().max() <= 1e-5
+    lefts, right = [numbers(50, columns[0], seed=seed) for seed in (0, 2)], numbers(50, columns[1], seed=1)
+    results = outer_products(lefts, right)
+    assert [result.shape for result in results] == [columns, columns]
+    for left, result in zip(lefts, results, strict=True):
+        assert (result - left.double().t() @ right.double()).abs().max() <= 1e-5
 
 
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
@@ -59,7 +60,7 @@ def test_a_linear_layer_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
     layer, inputs = nn.Linear(30, 20), numbers(40, 30).requires_grad_()
     weights = numbers(40, 20, seed=2)
     results = []
-    for way in (layer, lambda inputs: linear(layer, inputs)):
+    for way in (layer, lambda inputs: layer_products([layer], inputs)[0]):
         layer.zero_grad()
         inputs.grad = None
         outputs = way(inputs)
@@ -73,7 +74,7 @@ def test_a_linear_layer_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_what_has_no_gradient_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(products, "SMALLEST", 0)
     layer, inputs = nn.Linear(30, 20, bias=False).requires_grad_(False), numbers(4, 30).requires_grad_()
-    linear(layer, inputs).sum().backward()
+    layer_products([layer], inputs)[0].sum().backward()
     assert layer.weight.grad is None
     assert inputs.grad is not None
 
@@ -85,7 +86,7 @@ def test_a_layer_of_another_kind_is_called() -> None:
 
     assert is_plain(nn.Linear(3, 2))
     assert not is_plain(Other(3, 2))
-    assert linear(Other(3, 2), numbers(1, 3)).tolist() == [[7.0, 7.0]]
+    assert layer_products([Other(3, 2)], numbers(1, 3))[0].tolist() == [[7.0, 7.0]]
 
 
 def test_a_frozen_layer_keeps_no_inputs_for_its_gradient() -> None:
@@ -94,8 +95,81 @@ def test_a_frozen_layer_keeps_no_inputs_for_its_gradient() -> None:
     with torch.autograd.graph.saved_tensors_hooks(
         lambda tensor: (kept.append(tuple(tensor.shape)), tensor)[1], lambda tensor: tensor
     ):
-        linear(layer, inputs)
+        layer_products([layer], inputs)
     assert kept == [(20, 30)]
+
+
+def normed_layers(*, bias: bool, dtype: torch.dtype) -> tuple[nn.Module, list[nn.Linear]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        layers = [nn.Linear(6, width, bias=bias, dtype=dtype) for width in (4, 9, 4)]
+        norm = nn.RMSNorm(6, eps=0.1, dtype=dtype)
+        nn.init.normal_(norm.weight)
+    return norm, layers
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("has_norm", [False, True])
+@pytest.mark.parametrize("num_known", [0, 1, 3])
+@pytest.mark.parametrize("frozen", ["", "weight", "norm", "inputs"])
+def test_products_of_the_same_inputs_and_their_gradient_are_torch_s(
+    bias: bool, has_norm: bool, num_known: int, frozen: str
+) -> None:
+    own_norm, layers = normed_layers(bias=bias, dtype=torch.float64)
+    norm = own_norm if has_norm else None
+    inputs = numbers(7, 6, dtype=torch.float64).requires_grad_(frozen != "inputs")
+    layers[1].weight.requires_grad_(frozen != "weight")
+    own_norm.requires_grad_(frozen != "norm")
+    parameters = [inputs, own_norm.weight, *(each for layer in layers for each in layer.parameters())]
+
+    def gradients(outputs: tuple[torch.Tensor, ...]) -> list[torch.Tensor | None]:
+        for parameter in parameters:
+            parameter.grad = None
+        sum((one * one.detach().cos()).sum() for one in outputs).backward()
+        return [parameter.grad for parameter in parameters]
+
+    normed = norm(inputs) if norm else inputs
+    plain = tuple(layer(normed) for layer in layers)
+    known = [one.detach().clone() if number < num_known else None for number, one in enumerate(plain)]
+    ours = layer_products(layers, inputs, norm=norm, known=known)
+    torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradients(ours), gradients(plain), rtol=1e-12, atol=1e-12)
+    with torch.no_grad():
+        torch.testing.assert_close(layer_products(layers, inputs, norm=norm), plain, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_known_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    norm, layers = normed_layers(bias=True, dtype=torch.float64)
+    widths: list[int] = []
+
+    def counted(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        widths.append(len(right))
+        return left @ right.t()
+
+    monkeypatch.setattr(products, "product", counted)
+    known = [numbers(7, 4, dtype=torch.float64), None, None]
+    outputs = layer_products(layers, numbers(7, 6, dtype=torch.float64), norm=norm, known=known)
+    assert widths == [9, 4]
+    assert torch.equal(outputs[0], known[0])
+
+
+@pytest.mark.parametrize("kind", ["no scale", "no epsilon", "another norm", "another layer", "autocast"])
+def test_norms_and_layers_of_other_kinds_are_called(kind: str) -> None:
+    norm, layers = normed_layers(bias=True, dtype=torch.float32)
+    match kind:
+        case "no scale":
+            norm = nn.RMSNorm(6, eps=0.1, elementwise_affine=False)
+        case "no epsilon":
+            norm = nn.RMSNorm(6)
+        case "another norm":
+            norm = nn.LayerNorm(6)
+        case "another layer":
+            layers[1] = nn.Sequential(layers[1], nn.Tanh())
+    inputs = numbers(7, 6)
+    with torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"):
+        plain = tuple(layer(norm(inputs)) for layer in layers)
+        ours = layer_products(layers, inputs, norm=norm)
+    torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 
 # --------------------------------------------------------------------------------- the head
@@ -120,11 +194,11 @@ def test_the_head_in_chunks_is_the_plain_one(
     states = torch.tensor([4, 0, 0, 2, 1, 2, 2, 4, 0, 1, 2])  # several actions of a state, and one of none
     actions = torch.randint(37, (11,), generator=torch.Generator().manual_seed(3))
     weights = numbers(2, 11, dtype=torch.float64, seed=4)
-    results = []
-    for is_plain_way in (True, False):
+    results: list[Any] = []
+    for way in ("plain", "computed", "known"):
         head.zero_grad()
         hidden.grad = None
-        if is_plain_way:
+        if way == "plain":
             log_probs, entropies = plain_scores(head.weight, hidden[states], actions, temperature)
         else:
             scores = score_actions(
@@ -134,6 +208,7 @@ def test_the_head_in_chunks_is_the_plain_one(
                 actions,
                 temperature=temperature,
                 with_entropies=with_entropies,
+                known=ActionScores(*results[0][:2]) if way == "known" else None,
             )
             log_probs = scores.log_probs
             assert (scores.entropies is None) != with_entropies
@@ -146,6 +221,7 @@ def test_the_head_in_chunks_is_the_plain_one(
         assert head.weight.grad is not None
         results.append((log_probs.detach(), kept, hidden.grad, head.weight.grad.clone()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(results[0], results[2], rtol=1e-12, atol=1e-12)
 
 
 def test_a_head_that_is_no_plain_product_is_called() -> None:

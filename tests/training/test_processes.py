@@ -182,16 +182,16 @@ def checking(model, accelerator):
     everyone = EpisodeBatch(tuple(gather_object(list(batches[-1].episodes))))
     estimate = estimate_advantages(everyone, settings, MovingAverage())
     model.zero_grad()
-    step._backward(everyone, estimate, range(len(everyone)))
+    step._backward(everyone, estimate, range(len(everyone)), None)
     torch.testing.assert_close(of_both, gradient(), rtol=1e-4, atol=1e-6)
     compared.append((len(everyone), float(of_both.norm())))
 
 batches = []
 plain = gradient_step.GradientStep.__call__
 
-def watched(self, batch, estimate):
+def watched(self, batch, *rest):
     batches.append(batch)
-    return plain(self, batch, estimate)
+    return plain(self, batch, *rest)
 
 adding_up, gradient_step.add_up_gradients = gradient_step.add_up_gradients, checking
 gradient_step.GradientStep.__call__ = watched

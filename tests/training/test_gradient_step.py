@@ -1,0 +1,67 @@
+"""An update takes what sampling has computed: its gradient is that of a forward pass of its own."""
+
+from typing import Any
+
+import pytest
+import torch
+from small_runs import COPY, small_policy, trainer
+
+from llm_reinforce.policy import Activations
+from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.training import ReinforceTrainer
+from llm_reinforce.training.gradient_step import GradientStep
+
+
+@pytest.mark.parametrize("entropy_coefficient", [0.0, 0.1])
+@pytest.mark.parametrize("micro_batch_tokens", [30, 4096])
+def test_the_gradient_is_that_of_a_forward_pass_of_its_own(
+    entropy_coefficient: float, micro_batch_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = ReinforceRecipe(
+        problems_per_update=4, episodes_per_problem=3, entropy_coefficient=entropy_coefficient
+    )
+    one = trainer(reinforce=settings, training={"micro_batch_tokens": micro_batch_tokens})
+    activations = Activations(4096)
+    batch = one._collect(COPY, activations)
+    estimate = one._estimate(batch, None)
+    parameters = list(one.policy.model.parameters())
+    monkeypatch.setattr(one.optimizer, "step", lambda: None)
+    gradients = []
+    num_tokens = activations.num_tokens
+    for kept in (None, activations):
+        outcome = one.gradient_step(batch, estimate, kept)
+        gradients.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
+        assert outcome.max_log_prob_difference < 1e-5
+    assert num_tokens > 20
+    assert any(gradient.abs().max() > 0.01 for gradient in gradients[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_sampling_has_computed_is_gone_before_a_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[Activations] = []
+    kept_at_step: list[int] = []
+    plain = GradientStep.__call__
+
+    def watched(self: GradientStep, batch: Any, estimate: Any, activations: Activations) -> Any:
+        given.append(activations)
+        assert activations.num_tokens > 0
+        return plain(self, batch, estimate, activations)
+
+    monkeypatch.setattr(GradientStep, "__call__", watched)
+    one = trainer(num_updates=3)
+    step = one.optimizer.step
+    monkeypatch.setattr(one.optimizer, "step", lambda: (kept_at_step.append(given[-1].num_tokens), step())[1])
+    one.train()
+    assert len(given) == 3
+    assert kept_at_step == [0, 0, 0]
+
+
+def test_a_run_is_the_same_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weights() -> torch.Tensor:
+        one: ReinforceTrainer = trainer(small_policy(seed=2), num_updates=3)
+        one.train()
+        return torch.cat([parameter.detach().flatten() for parameter in one.policy.model.parameters()])
+
+    kept = weights()
+    monkeypatch.setattr("llm_reinforce.training.trainer.Activations", lambda most: Activations(0))
+    torch.testing.assert_close(kept, weights(), rtol=1e-4, atol=1e-4)

@@ -159,7 +159,7 @@ def _rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """Its gradient is rotated back, by minus the angle."""
+    """Its gradient is rotated back, by minus the angle; the two channels of a pair have one angle."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -183,7 +183,7 @@ class _Products(torch.autograd.Function):
             for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
                 of_inputs += product(gradient, weight.t())
         if of_inputs is not None and scale is not None:
-            of_scale = (of_inputs * normal).sum(dim=0)
+            of_scale = (of_inputs * normal).sum(dim=0) if needs_scale else None
             of_normal = of_inputs.mul_(scale)
             mean = torch.linalg.vecdot(of_normal, normal)[:, None] / normal.shape[1]
             of_inputs = of_normal.addcmul_(normal, mean, value=-1.0).mul_(inverse_r)

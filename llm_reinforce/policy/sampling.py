@@ -116,6 +116,8 @@ def stream_completions(
     """
     size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)  # prompts at once
     model = llama_like(policy.model)
+    if model is None or policy.device.type != "cpu":
+        activations = None
     per_batch = max(1, len(prompts)) if model is not None else size
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
@@ -123,7 +125,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)
+                activations.begin(model, temperature)  # there is but one batch
             batch = SlotBatch(model, num_seats, max_new_tokens, activations)
         else:
             batch = WholeBatch(policy.model, policy.pad_token_id)

@@ -94,7 +94,7 @@ class Activations:
     ) -> tuple[Float[Tensor, "token _"], ...]:
         """Products as `decode` asks for them, of all its tokens; they are kept."""
         results = layer_products(layers, inputs, norm=norm)
-        if tokens is None and self.num_tokens <= self.max_tokens:
+        if tokens is None and self.num_tokens + len(inputs) <= self.max_tokens:
             for layer, result in zip(layers, results, strict=True):
                 if goes_by_product(layer, inputs):
                     self._products.setdefault(layer, []).append(result)

@@ -175,6 +175,14 @@ def test_what_is_too_much_is_not_kept() -> None:
     assert num_forward(policy.model, episodes, activations) == 0
 
 
+def test_not_even_within_a_pass_more_is_kept_than_there_is_room_for() -> None:
+    model, activations = model_of("llama"), Activations(20)
+    activations.begin(model, TEMPERATURE)
+    inputs = torch.ones(21, 16, dtype=torch.float64)
+    activations.multiply([model.model.layers[0].mlp.up_proj], inputs, None, None)
+    assert not activations._products
+
+
 def test_what_was_forgotten_is_computed() -> None:
     policy, activations = policy_of(model_of("llama")), Activations(1000)
     episodes = sampled(policy, activations)

@@ -142,6 +142,9 @@ class Activations:
         is_same = self._sampled_by == (model, temperature)
         if not self._products or not is_same or any(one not in self._completions for one in episodes):
             return None
+        # a layer that serves twice in a pass has other numbers
+        if any(sum(map(len, pieces)) != self.num_tokens for pieces in self._products.values()):
+            return None
         device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
         written = [self._completions[one] for one in episodes]
         numbers = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)

@@ -69,6 +69,8 @@ class GradientStep:
         """
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if estimate.mean_return is None:
+            if activations is not None:
+                activations.clear()
             return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
         loss, difference = 0.0, 0.0
         self.optimizer.zero_grad()

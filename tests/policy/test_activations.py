@@ -183,6 +183,14 @@ def test_not_even_within_a_pass_more_is_kept_than_there_is_room_for() -> None:
     assert not activations._products
 
 
+def test_of_a_layer_that_serves_twice_nothing_is_known() -> None:
+    model = model_of("llama")
+    model.model.layers[1].mlp = model.model.layers[0].mlp
+    activations = Activations(1000)
+    episodes = sampled(policy_of(model), activations)
+    same(scored(model, episodes, activations), scored(model, episodes, None))
+
+
 def test_what_was_forgotten_is_computed() -> None:
     policy, activations = policy_of(model_of("llama")), Activations(1000)
     episodes = sampled(policy, activations)

@@ -12,15 +12,18 @@ from transformers.models.mistral.modeling_mistral import MistralRMSNorm
 from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-SMALLEST = 1 << 21  # multiplications, below which a product is over before oneDNN has begun
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
+SMALLEST = 1 << (21 if HAS_AVX512 else 28)
+"""Multiplications, below which a product is over before oneDNN has begun, or by MKL as fast with AVX2 alone."""
 
 
 def _find_onednn() -> Any:
     """oneDNN's float32 product, as torch's own compiler calls it; None where this torch lacks it.
 
     On a CPU torch multiplies float32 matrices by MKL, which uses no AVX-512 on a processor that isn't
-    Intel's: on a Zen 5 oneDNN is 2 to 3.5 times faster (`tests/benchmarks/speed.py` prints both).
+    Intel's: on a Zen 5 oneDNN is 2 to 3.5 times faster (`tests/benchmarks/speed.py` prints both). With AVX2
+    alone it wins where many columns meet few rows, as in the head.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
@@ -46,9 +49,12 @@ def outer_products(
 ) -> list[Float[Tensor, "_ right"]]:
     """leftᵀ · right of each left, the outer products of their rows summed up, without a gradient.
 
-    A product's first factor is laid out anew, transposed: the narrower of the two, or the one that all have
-    in common, costs less, but the results are to be transposed then.
+    oneDNN lays a product's first factor out anew, transposed: the narrower of the two, or the one that all
+    have in common, costs less, but the results are to be transposed then. MKL needs no such thing, and is
+    the faster one where AVX2 is all that there is.
     """
+    if not HAS_AVX512 or right.device.type != "cpu":
+        return [left.t() @ right for left in lefts]
     width = sum(left.shape[1] for left in lefts)
     if len(right) * (width - right.shape[1]) > 2 * width * right.shape[1]:
         transposed = right.t().contiguous()

@@ -40,8 +40,12 @@ def test_a_product_is_torch_s(
 
 
 @pytest.mark.parametrize("columns", [(3, 5), (5, 3), (4, 4)])
-def test_outer_products_are_torch_s(columns: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_avx512", [True, False])
+def test_outer_products_are_torch_s(
+    columns: tuple[int, int], has_avx512: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "HAS_AVX512", has_avx512)
     lefts, right = [numbers(50, columns[0], seed=seed) for seed in (0, 2)], numbers(50, columns[1], seed=1)
     results = outer_products(lefts, right)
     assert [result.shape for result in results] == [columns, columns]

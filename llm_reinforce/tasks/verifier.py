@@ -22,7 +22,7 @@ from llm_reinforce.tasks.numbers import (
     read_slot,
 )
 
-REMEMBERED_LENGTH = 256  # characters of a completion whose verdict is kept for when it comes again
+REMEMBERED_LENGTH = 256  # characters of a completion whose number is kept for when it comes again
 
 WRONG = frozenset({"different", "several_values", "relation", "not_evaluated"})
 """The reasons of verdicts on an answer that was read and isn't the right one."""
@@ -70,19 +70,17 @@ def verify(completion: str, answer: str) -> Verdict:
     answer is no number, the slot (or the whole completion, if it has none) is compared as text, without
     regard to case, white space and surrounding punctuation. NaN and infinities equal nothing.
     """
-    is_short = len(completion) <= REMEMBERED_LENGTH
-    compare: Callable[[str, str], Verdict] = _verify_once if is_short else _verify
-    return compare(completion, answer)
-
-
-def _verify(completion: str, answer: str) -> Verdict:
     right = right_answer(answer)
-    if right.value is not None and is_bare_number(completion):  # what a trained policy often says
-        return _compared(Reading(completion, Fraction(int(completion))), right.value)
-    final = find_final_answer(completion)
     if right.value is None:
-        return _verify_text(final, answer)
-    return _compared(_read_number(final), right.value)
+        return _verify_text(find_final_answer(completion), answer)
+    read: Callable[[str], Reading] = _read_once if len(completion) <= REMEMBERED_LENGTH else _read
+    return _compared(read(completion), right.value)
+
+
+def _read(completion: str) -> Reading:
+    if is_bare_number(completion):  # what a trained policy often says
+        return Reading(completion, Fraction(int(completion)))
+    return _read_number(find_final_answer(completion))
 
 
 def is_bare_number(text: str) -> bool:
@@ -97,8 +95,8 @@ def _compared(reading: Reading, right: Fraction) -> Verdict:
     return Verdict(equal, reading.text, "equal" if equal else "different")
 
 
-# an episode's verdict and its rewards ask the same question, and short answers come again and again
-_verify_once = lru_cache(maxsize=16_384)(_verify)
+# an episode's verdict and its rewards ask of the same text, and short answers come again and again
+_read_once = lru_cache(maxsize=16_384)(_read)
 
 
 @lru_cache(maxsize=16_384)

@@ -189,7 +189,8 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
     """
     limit = getattr(getattr(policy.model, "config", None), "max_position_embeddings", None)
     longest = sorted(problems, key=lambda problem: -len(problem.prompt))[:NUM_MEASURED]
-    measured = [(len(policy.encode_prompt(problem.prompt)), problem) for problem in longest]
+    encoded = policy.encode_prompts([problem.prompt for problem in longest])
+    measured = [(len(prompt), problem) for prompt, problem in zip(encoded, longest, strict=True)]
     if not measured or not isinstance(limit, int):
         return
     length, problem = max(measured, key=lambda pair: pair[0])

@@ -59,7 +59,7 @@ def sample(
         num_completions = 1 if greedy else num or 4
         completions = sample_completions(
             loaded,
-            [loaded.encode_prompt(problem.prompt) for problem in asked],
+            loaded.encode_prompts([problem.prompt for problem in asked]),
             num_completions=num_completions,
             max_new_tokens=asking.max_new_tokens,
             temperature=asking.temperature,

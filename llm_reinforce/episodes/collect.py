@@ -37,7 +37,7 @@ def collect_episodes(
     Returns:
         the episodes in the order of the problems, those of one problem next to each other.
     """
-    prompts = [policy.encode_prompt(problem.prompt) for problem in problems]
+    prompts = policy.encode_prompts([problem.prompt for problem in problems])
 
     def collected(num: int, *, greedy: bool) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
         completions = sample_completions(

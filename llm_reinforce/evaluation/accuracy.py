@@ -139,7 +139,7 @@ def evaluate(
         raise ValueError("an evaluation needs problems")
     if decoding == "greedy" and samples_per_problem != 1:
         raise ValueError("greedy completions of a problem are all the same: samples_per_problem must be 1")
-    prompts = [policy.encode_prompt(problem.prompt) for problem in problems]
+    prompts = policy.encode_prompts([problem.prompt for problem in problems])
     answers: dict[int, Sequence[Answer]] = dict(journal.done) if journal else {}
     # the longest first, so that what is too large fails at once
     waiting = sorted(

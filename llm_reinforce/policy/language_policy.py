@@ -50,13 +50,19 @@ class LanguagePolicy:
             InputError: the prompt has no tokens, or a character that the tokenizer doesn't know, or the chat
                 template refuses it.
         """
-        if self.uses_chat_template:
-            token_ids = self._encode(self._in_chat_template(prompt), add_special_tokens=False)
-        else:
-            token_ids = self._encode(prompt)
-        if not token_ids:
+        return self.encode_prompts([prompt])[0]
+
+    def encode_prompts(self, prompts: Sequence[str]) -> list[TokenIds]:
+        """The same of each of several prompts, much faster than one by one.
+
+        Raises:
+            InputError: as for one.
+        """
+        texts = [self._in_chat_template(prompt) if self.uses_chat_template else prompt for prompt in prompts]
+        encoded = self._encode(texts, add_special_tokens=not self.uses_chat_template)
+        if not all(encoded):
             raise InputError("an empty prompt is no state to act from: a problem's prompt needs text")
-        return tuple(token_ids)
+        return [tuple(token_ids) for token_ids in encoded]
 
     def encode_completion(self, text: str) -> TokenIds:
         """The actions that write `text` and end the episode.
@@ -64,7 +70,7 @@ class LanguagePolicy:
         Raises:
             InputError: the text has a character that the tokenizer doesn't know.
         """
-        return (*self._encode(text, add_special_tokens=False), self.end_token_ids[0])
+        return (*self._encode([text], add_special_tokens=False)[0], self.end_token_ids[0])
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a completion's actions, a final end token left out.
@@ -96,18 +102,24 @@ class LanguagePolicy:
             raise InputError(f"the policy's chat template refuses a {turns} turn: {error}") from error
         return text
 
-    def _encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
         try:
-            token_ids: list[int] = self.tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
+            encoded: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)[
+                "input_ids"
+            ]
         except Exception as error:  # the tokenizers library raises plain Exception
+            if len(texts) > 1:  # which of them was it?
+                return [self._encode([text], add_special_tokens=add_special_tokens)[0] for text in texts]
             known = self.tokenizer.get_vocab()
-            foreign = sorted({character for character in text if character not in known})
+            foreign = sorted({character for character in texts[0] if character not in known})
             raise InputError(
-                f"{text!r} can't be read or written by the policy: its alphabet lacks "
+                f"{texts[0]!r} can't be read or written by the policy: its alphabet lacks "
                 f"{', '.join(map(repr, foreign))}; a policy of random weights takes it from "
                 "policy.random_init.alphabet"
             ) from error
-        return token_ids
+        return encoded
 
 
 def integers(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "..."]:

@@ -88,7 +88,7 @@ def _loss(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Acce
     with accelerator.autocast():
         scores = token_log_probs(
             policy.model,
-            [policy.encode_prompt(problem.prompt) for problem in problems],
+            policy.encode_prompts([problem.prompt for problem in problems]),
             completions,
             pad_token_id=policy.pad_token_id,
         )

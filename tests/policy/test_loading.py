@@ -122,6 +122,20 @@ def test_a_foreign_character_is_named() -> None:
             encode("1x+y")
 
 
+def test_of_many_prompts_the_foreign_one_is_named() -> None:
+    with pytest.raises(InputError, match=r"^'1x\+y' .* alphabet lacks 'x', 'y'; "):
+        random_policy(SHAPE).encode_prompts(["1+1", "1x+y", "2+2"])
+
+
+def test_many_prompts_are_encoded_as_each_of_them_is() -> None:
+    policy = random_policy(SHAPE)
+    prompts = ["1+2=", "7", "10+20=", "7"]
+    assert policy.encode_prompts(prompts) == [policy.encode_prompt(prompt) for prompt in prompts]
+    assert policy.encode_prompts([]) == []
+    with pytest.raises(InputError, match="empty prompt"):
+        policy.encode_prompts(["1", ""])
+
+
 @pytest.mark.parametrize("alphabet", ["", "aa"])
 def test_an_alphabet_holds_each_character_once(alphabet: str) -> None:
     with pytest.raises(InputError, match="alphabet"):

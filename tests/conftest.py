@@ -11,6 +11,7 @@ install_import_hook(
     [
         "llm_reinforce.policy_gradient",
         "llm_reinforce.policy.action_head",
+        "llm_reinforce.policy.attention",
         "llm_reinforce.policy.batches",
         "llm_reinforce.policy.decoder",
         "llm_reinforce.policy.drawing",

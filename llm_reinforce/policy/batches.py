@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from llm_reinforce.policy.activations import Activations
+from llm_reinforce.policy.attention import Attention, take
 from llm_reinforce.policy.decoder import Attend, decode, rounded
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left
 from llm_reinforce.policy.packing import pack_prompts
@@ -96,20 +97,21 @@ class SlotBatch:
         device = self.lengths.device
         rows, of_prompt = integers(filled, device), integers(numbers, device)
         packed = pack_prompts(prompts, device)
-        width = packed.slots.shape[1]
+        slots, width = packed.slots.index_select(0, of_prompt), packed.slots.shape[1]
+        config = self.model.config
+        attention = Attention([packed.rows], config.num_attention_heads, config.num_key_value_heads)
         self._reserve(len(self.lengths), width)
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            mixed, prompt_keys, prompt_values = packed.attend(queries, keys, values)
-            for cache, new in ((self.keys, prompt_keys), (self.values, prompt_values)):
-                new = new.transpose(1, 2)
+            for cache, new in ((self.keys, keys), (self.values, values)):
+                new = take(new, slots).transpose(1, 2)
                 if layer == len(cache):
                     shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
                     cache.append(new.new_empty(shape))
                 # to its end: a mask hides what another sequence has left there, but not if it is NaN
                 new = pad(new, (0, 0, 0, cache[layer].shape[2] - width))
-                cache[layer].index_copy_(0, rows, new.index_select(0, of_prompt))
-            return mixed
+                cache[layer].index_copy_(0, rows, new)
+            return attention(queries, keys, values)
 
         if self.activations is None:
             hidden = decode(self.model, packed.token_ids, packed.positions, attend, packed.last)
@@ -141,12 +143,12 @@ class SlotBatch:
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             for cache, new in ((self.keys[layer], keys), (self.values[layer], values)):
                 if is_even:
-                    cache[:num_rows, :, longest - 1] = new
+                    cache[:num_rows, :, longest - 1] = new[:num_rows]
                 else:
-                    cache[rows, :, own_columns] = new
+                    cache[rows, :, own_columns] = new[:num_rows]
             mixed = scaled_dot_product_attention(
                 # heads that share a key stand as queries below each other, so that no key is copied for them
-                queries.view(num_rows, keys.shape[1], -1, keys.shape[2]),
+                queries[:num_rows].view(num_rows, keys.shape[1], -1, keys.shape[2]),
                 self.keys[layer][:num_rows, :, :longest],
                 self.values[layer][:num_rows, :, :longest],
                 attn_mask=mask,

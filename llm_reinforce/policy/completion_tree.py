@@ -6,12 +6,12 @@ from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from llm_reinforce.policy.attention import Rows
 from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
-from llm_reinforce.policy.packing import PackedPrompts, take
+from llm_reinforce.policy.packing import PackedPrompts
 
 BUNDLED = 32
 """Tokens of completions that attend together, where every prompt is shorter."""
@@ -66,52 +66,28 @@ class Bundles:
         """The same, past the end the bundle's last token again."""
         return torch.minimum(self.seen, self.slots[:, -1:])
 
-    def columns(self, prompts: PackedPrompts) -> Int[Tensor, "bundle key"]:
-        """What a bundle looks at, its prompt and then `seen`, in a row of all prompts and completions."""
+    def rows(self, prompts: PackedPrompts) -> Rows:
+        """Each token attends to the bundle's prompt, to what it follows and to itself.
+
+        All tokens lie in one row, those of the prompts first.
+        """
+        first = len(prompts.token_ids)
         of_prompt = prompts.slots.index_select(0, self.prompt)
-        return torch.cat([of_prompt, len(prompts.token_ids) + self._gathered], dim=1)
-
-    def mask(self, prompts: PackedPrompts, num_repeats: int) -> Bool[Tensor, "bundle 1 query key"]:
-        """True where a query may look: at the bundle's prompt, at what it follows and at itself.
-
-        The queries of the heads that share a key are one block below the other, `num_repeats` times.
-        """
-        columns = torch.arange(prompts.slots.shape[1], device=self.slots.device)
-        of_prompt = columns < prompts.lengths[self.prompt][:, None]
+        columns = torch.arange(of_prompt.shape[1], device=self.slots.device)
+        sees_prompt = columns < prompts.lengths[self.prompt][:, None]
         queries, keys, ends = self.slots[:, :, None], self.seen[:, None], self.ends[self._gathered][:, None]
-        seen = torch.cat(
-            [
-                of_prompt[:, None].expand(-1, self.slots.shape[1], -1),
-                (keys <= queries) & (queries < ends),
-            ],
-            dim=2,
+        return Rows(
+            queries=first + self.slots,
+            keys=torch.cat([of_prompt, first + self._gathered], dim=1),
+            places=self.places,
+            mask=torch.cat(
+                [
+                    sees_prompt[:, None].expand(-1, self.slots.shape[1], -1),
+                    (keys <= queries) & (queries < ends),
+                ],
+                dim=2,
+            ),
         )
-        return seen.repeat(1, num_repeats, 1)[:, None]
-
-    def attend(
-        self,
-        queries: Float[Tensor, "any_token head channel"],
-        keys: Float[Tensor, "any_token key_head channel"],
-        values: Float[Tensor, "any_token key_head channel"],
-        *,
-        columns: Int[Tensor, "bundle key"],
-        mask: Bool[Tensor, "bundle 1 query key"],
-    ) -> Float[Tensor, "token head channel"]:
-        """Attention of each token to its prompt, to what it follows and to itself.
-
-        Args:
-            queries, keys, values: of all prompts and completions.
-            columns, mask: what the methods of these names give, once for all layers.
-        """
-        own = self.slots + (len(queries) - len(self.places))
-        of_queries, of_keys, of_values = (
-            take(packed, slots).transpose(1, 2)
-            for packed, slots in ((queries, own), (keys, columns), (values, columns))
-        )
-        # heads that share a key: their queries one below the other, so that no key is copied for them
-        below = of_queries.reshape(len(own), keys.shape[1], -1, keys.shape[2])
-        mixed = scaled_dot_product_attention(below, of_keys, of_values, attn_mask=mask)
-        return mixed.view(of_queries.shape).transpose(1, 2).flatten(0, 1).index_select(0, self.places)
 
 
 class _Run(NamedTuple):

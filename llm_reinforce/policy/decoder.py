@@ -24,7 +24,8 @@ that it hasn't met: that of an update's tokens would nearly always be new."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Attention: the layer's number, then queries `[token, head, channel]`, keys and values `[token, key_head,
-channel]` of all tokens; what it mixes of the values, as the queries."""
+channel]` of all tokens as `rounded` has them; what the first of them, which are the caller's own, mix of the
+values, as the queries."""
 
 Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | None], tuple[Tensor, ...]]
 """Products with the weights of layers: these, their inputs, the norm before them if there is one, and which
@@ -89,18 +90,12 @@ def decode(
     num_tokens = len(token_ids)
     # a round number, by a token that is there: another's might not be finite, nor its gradient 0
     token_ids, positions = rounded(token_ids), rounded(positions)
-    num_more = len(token_ids) - num_tokens
-
-    def attend_to_own(layer: int, *of_tokens: Tensor) -> Tensor:
-        mixed = attend(layer, *(each[:num_tokens] for each in of_tokens))
-        return pad(mixed, (0, 0, 0, 0, 0, num_more)) if num_more else mixed
-
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
     rotation = cosines[0, :, None], sines[0, :, None]
     tokens: Tensor | None = None
     for number, layer in enumerate(model.model.layers):
-        mixed = _mixed(layer, number, hidden, rotation, attend_to_own, multiply)
+        mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
         if read is not None and number == len(model.model.layers) - 1:
             tokens = rounded(read)
             hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
@@ -136,7 +131,7 @@ def _mixed(
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     mixed = attend(number, _rotate(queries, *rotation), _rotate(keys, *rotation), values)
-    return mixed.reshape(len(hidden), -1)
+    return pad(mixed.flatten(1), (0, 0, 0, len(hidden) - len(mixed)))
 
 
 def _rotate(

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from llm_reinforce.policy.attention import Rows
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 
@@ -38,29 +38,10 @@ class PackedPrompts:
         """Where each prompt's last token stands, behind which the first action is drawn."""
         return self.slots[: self.num_prompts, -1]
 
-    def attend(
-        self,
-        queries: Float[Tensor, "any_token head channel"],
-        keys: Float[Tensor, "any_token key_head channel"],
-        values: Float[Tensor, "any_token key_head channel"],
-    ) -> tuple[
-        Float[Tensor, "token head channel"],
-        Float[Tensor, "row column key_head channel"],
-        Float[Tensor, "row column key_head channel"],
-    ]:
-        """Each token attends to those before it; also each row's keys and values, past its end any.
-
-        Queries, keys and values may be of more tokens, which stand behind the prompts'.
-        """
-        of_queries, of_keys, of_values = (take(packed, self.slots) for packed in (queries, keys, values))
-        mixed = scaled_dot_product_attention(
-            of_queries.transpose(1, 2),
-            of_keys.transpose(1, 2),
-            of_values.transpose(1, 2),
-            is_causal=True,  # what is past a prompt's end is to the right of all its tokens
-            enable_gqa=queries.shape[1] != keys.shape[1],
-        )
-        return mixed.transpose(1, 2).flatten(0, 1).index_select(0, self.places), of_keys, of_values
+    @property
+    def rows(self) -> Rows:
+        """Each token attends to those before it and to itself: what is past a prompt's end is behind all."""
+        return Rows(self.slots, self.slots, self.places)
 
 
 def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPrompts:
@@ -97,8 +78,3 @@ def _common_beginning(prompts: Sequence[TokenIds]) -> int:
     longest = min(len(prompt) for prompt in prompts) - 1
     columns = zip(*(prompt[:longest] for prompt in prompts), strict=True)
     return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, columns))
-
-
-def take(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
-    """What stands in the slots, `[row, column, …]`."""
-    return packed.index_select(0, slots.flatten()).view(*slots.shape, *packed.shape[1:])

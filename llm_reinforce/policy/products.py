@@ -15,7 +15,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 SMALLEST = 1 << (21 if HAS_AVX512 else 28)
-"""Multiplications, below which a product is over before oneDNN has begun, or by MKL as fast with AVX2 alone."""
+"""Multiplications, below which a product is over before oneDNN has begun; with AVX2 alone MKL is as fast."""
 
 
 def _find_onednn() -> Any:

@@ -11,6 +11,7 @@ from torch.nn.functional import pad
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionScores, score_actions, scores_of_logits
 from llm_reinforce.policy.activations import Activations
+from llm_reinforce.policy.attention import Attention
 from llm_reinforce.policy.completion_tree import CompletionTree, pack_completions
 from llm_reinforce.policy.decoder import Multiply, anew, decode, llama_like
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
@@ -199,17 +200,13 @@ def _hidden_of_packed(
     All tokens in one row, no padding but within attention; a model that `llama_like` has given.
     """
     num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
-    if tree.bundles is not None:
-        columns = tree.bundles.columns(of_prompts)
-        mask = tree.bundles.mask(
-            of_prompts, model.config.num_attention_heads // model.config.num_key_value_heads
-        )
+    rows = [of_prompts.rows]
+    if tree.bundles is not None:  # None where there is one action each
+        rows.append(tree.bundles.rows(of_prompts))
+    attention = Attention(rows, model.config.num_attention_heads, model.config.num_key_value_heads)
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        mixed, _, _ = of_prompts.attend(queries, keys, values)
-        if tree.bundles is None:  # one action each: nothing but prompts to compute
-            return mixed
-        return torch.cat([mixed, tree.bundles.attend(queries, keys, values, columns=columns, mask=mask)])
+        return attention(queries, keys, values)
 
     # the causal shift: the first action is drawn behind the prompt, each other behind the action before it
     read = torch.cat(

@@ -39,13 +39,14 @@ def test_a_token_looks_at_its_prompt_at_what_it_follows_and_at_itself(
     assert bundles.prompt.tolist() == [0, 1]
     assert bundles.slots.tolist() == [[0, 1, 2], [3, 3, 3]]
     assert bundles.places.tolist() == [0, 1, 2, 3]
-    packed = pack_prompts(PROMPTS, CPU)
+    rows = bundles.rows(pack_prompts(PROMPTS, CPU))
     # the prompts' tokens are 0 to 3, the completions' 4 to 7
-    assert bundles.columns(packed).tolist() == [[0, 1, 2, 4, 5, 6], [3, 3, 3, 7, 7, 7]]
-    mask = bundles.mask(packed, 2).long()
-    first = [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1]]
-    assert mask[0, 0].tolist() == first * 2  # two heads share a key
-    assert mask[1, 0, 0].tolist() == [1, 0, 0, 1, 0, 0]
+    assert rows.queries.tolist() == [[4, 5, 6], [7, 7, 7]]
+    assert rows.keys.tolist() == [[0, 1, 2, 4, 5, 6], [3, 3, 3, 7, 7, 7]]
+    assert rows.mask is not None
+    mask = rows.mask.long()
+    assert mask[0].tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 0], [1, 1, 1, 0, 0, 1]]
+    assert mask[1, 0].tolist() == [1, 0, 0, 1, 0, 0]
 
 
 def test_a_bundle_lays_out_what_it_follows_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,8 +55,9 @@ def test_a_bundle_lays_out_what_it_follows_in_another(monkeypatch: pytest.Monkey
     assert bundles is not None
     assert bundles.slots.tolist() == [[0, 1], [2, 3]]
     assert bundles.seen.tolist() == [[0, 1, 4], [0, 2, 3]]
-    mask = bundles.mask(pack_prompts([(5,)], CPU), 1)[:, 0].long()
-    assert mask.tolist() == [[[1, 1, 0, 0], [1, 1, 1, 0]], [[1, 1, 1, 0], [1, 1, 1, 1]]]
+    mask = bundles.rows(pack_prompts([(5,)], CPU)).mask
+    assert mask is not None
+    assert mask.long().tolist() == [[[1, 1, 0, 0], [1, 1, 1, 0]], [[1, 1, 1, 0], [1, 1, 1, 1]]]
 
 
 def test_where_one_completion_is_long_the_short_ones_share_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -44,7 +44,7 @@ class Batch(Protocol):
         `shortest` and `longest` are lengths of rows with the action, prompt and all, of those that are read.
         """
 
-    def copy(self, old: Int[Tensor, " copy"], new: Int[Tensor, " copy"]) -> None:
+    def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
         """Let the rows `new`, which may be behind all others, go on as the rows `old` do."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
@@ -157,11 +157,16 @@ class SlotBatch:
 
         return self._logits(self._decode(actions, positions, attend))
 
-    def copy(self, old: Int[Tensor, " copy"], new: Int[Tensor, " copy"]) -> None:
+    def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
         """See `Batch`."""
-        self._reserve(int(new.max()) + 1, 0)
+        self._reserve(max(new) + 1, 0)
+        rows, start, stop = integers(old, self.lengths.device), new[0], new[0] + len(new)
+        is_behind = max(old) < start and [*new] == [*range(start, stop)]
         for cache in (*self.keys, *self.values, self.lengths):
-            cache.index_copy_(0, new, cache.index_select(0, old))
+            if is_behind:  # copied but once
+                torch.index_select(cache[:start], 0, rows, out=cache[start:stop])
+            else:
+                cache.index_copy_(0, integers(new, rows.device), cache.index_select(0, rows))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Batch`."""
@@ -244,10 +249,12 @@ class WholeBatch:
         self.lengths = self.lengths + 1
         return self._forward(actions[:, None], (self.lengths - 1)[:, None])
 
-    def copy(self, old: Int[Tensor, " copy"], new: Int[Tensor, " copy"]) -> None:
+    def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
         """See `Batch`."""
-        num_rows = max(len(self.lengths), int(new.max()) + 1)
-        self.keep(torch.arange(num_rows, device=new.device).index_copy_(0, new, old))
+        kept = [*range(max(len(self.lengths), max(new) + 1))]
+        for one, other in zip(old, new, strict=True):
+            kept[other] = one
+        self.keep(integers(kept, self.lengths.device))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Batch`."""

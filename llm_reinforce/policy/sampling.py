@@ -342,8 +342,7 @@ class _Writing:
         copies = [(row, new) for (row, _), new in heirs.items() if new != row]
         if not copies:
             return
-        old, new = (integers(rows, self.seats.device) for rows in zip(*copies, strict=True))
-        self.batch.copy(old, new)
+        self.batch.copy(*zip(*copies, strict=True))
         self.num_rows = max(self.num_rows, *(row + 1 for _, row in copies))
         for seat, act in zip(self.taken, acts, strict=True):
             self.rows[seat] = heirs[act]

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -122,5 +123,7 @@ class EpisodeBatch:
     def _padded(self, rows: Sequence[Sequence[float]]) -> Float[Tensor, "episode token"]:
         """The rows filled up with zeros to the longest episode, float32."""
         width = max(len(episode.completion.token_ids) for episode in self.episodes)
-        # one tensor of all: a tensor a row takes longer than a small policy's forward pass
-        return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])
+        # one tensor of all, by way of numpy: a tensor a row takes longer than a small policy's forward pass
+        return torch.from_numpy(
+            np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float32)
+        )

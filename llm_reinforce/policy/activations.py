@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -161,7 +162,7 @@ class Activations:
         numbers[places] = integers([*chain.from_iterable(one.numbers for one in written)], device)
         dtype = torch.promote_types(next(iter(self._products.values()))[0].dtype, torch.float32)
         log_probs, entropies = (
-            torch.tensor([*chain.from_iterable(values)], dtype=dtype, device=device)
+            torch.from_numpy(np.fromiter(chain.from_iterable(values), np.float64)).to(device, dtype)
             for values in ((one.log_probs for one in written), (one.entropies for one in written))
         )
         return Known(rounded(numbers), ActionScores(log_probs, entropies), self._products)

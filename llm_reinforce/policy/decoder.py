@@ -92,6 +92,7 @@ def decode(
     token_ids, positions = rounded(token_ids), rounded(positions)
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
+    sines[..., : sines.shape[-1] // 2].neg_()
     rotation = cosines[0, :, None], sines[0, :, None]
     tokens: Tensor | None = None
     for number, layer in enumerate(model.model.layers):
@@ -139,7 +140,12 @@ def _rotate(
     cosines: Float[Tensor, "token 1 channel"],
     sines: Float[Tensor, "token 1 channel"],
 ) -> Float[Tensor, "token head channel"]:
-    """Rotary position embedding (Su et al. 2021), the halves of the channels paired as in transformers."""
+    """Rotary position embedding (Su et al. 2021), the halves of the channels paired as in transformers.
+
+        x'_i = x_i cos φ_i ∓ x_j sin φ_i,   j = i ± half
+
+    The sines of the first half come with their minus.
+    """
     if torch.is_grad_enabled():
         rotated: Tensor = _Rotation.apply(vectors, cosines, sines)  # type: ignore[no-untyped-call]
         return rotated
@@ -147,10 +153,7 @@ def _rotate(
 
 
 def _rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    rotated, half = vectors * cosines, vectors.shape[-1] // 2
-    rotated[..., :half].addcmul_(vectors[..., half:], sines[..., :half], value=-1.0)
-    rotated[..., half:].addcmul_(vectors[..., :half], sines[..., half:])
-    return rotated
+    return (vectors * cosines).addcmul_(vectors.roll(vectors.shape[-1] // 2, -1), sines)
 
 
 class _Rotation(torch.autograd.Function):

@@ -281,9 +281,10 @@ class _Writing:
         if not seats:
             return
         self.actions = self.actions[is_running]
-        lengths = self.num_written[seats].tolist()
+        ended = integers(seats, self.seats.device)
+        lengths = self.num_written[ended].tolist()
         token_ids, log_probs, entropies, squared_score_norms = (
-            values[seats, : max(lengths)].tolist()
+            values[ended, : max(lengths)].tolist()
             for values in (self.token_ids, self.log_probs, self.entropies, self.squared_score_norms)
         )
         written = [tuple(tokens[:length]) for tokens, length in zip(token_ids, lengths, strict=True)]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 SMALL = 64
 """Keys a row, up to which a CPU is faster by plain products, whose probabilities take little memory then."""
@@ -91,52 +91,49 @@ class _SmallRows:
     """Where the vectors of each head stand, in tensors that are flattened to `[vector, channel]`.
 
     Attributes:
-        queries, keys: of each row the vectors of its first head, those of its second, and so on.
-        places: where among `queries` those of each token stand.
+        queries, keys: a row for each row and key's head, the queries of all heads that share the key.
+        places: where in the flattened `queries` the vectors of each token stand.
         bias: added to s_ij: 0, or -∞ where a query may not look.
     """
 
-    queries: Int[Tensor, " vector"]
+    queries: Int[Tensor, "shared query"]
     keys: Int[Tensor, "shared key"]
-    places: Int[Tensor, " vector_of_token"]
+    places: Int[Tensor, " vector"]
     bias: Float[Tensor, "shared query key"]
 
     @classmethod
     def of(cls, rows: Rows, num_heads: int, num_key_heads: int) -> "_SmallRows":
-        """The same rows; a row of the products here is a row and a key's head."""
-        (num_rows, num_queries), num_keys = rows.queries.shape, rows.keys.shape[1]
-        device = rows.queries.device
+        """The same rows, head by head."""
+        (num_rows, num_queries), device = rows.queries.shape, rows.queries.device
         heads, key_heads = (torch.arange(num, device=device) for num in (num_heads, num_key_heads))
         row, column = rows.places // num_queries, rows.places % num_queries
         mask = rows.mask
         if mask is None:
-            mask = torch.ones(1, num_queries, num_keys, dtype=torch.bool, device=device).tril()
+            mask = torch.ones(1, num_queries, num_queries, dtype=torch.bool, device=device).tril()
+        # MKL is faster with a round number of keys; nobody looks at those that are added
+        num_more = -mask.shape[2] % 8
+        keys = torch.cat([rows.keys, rows.keys[:, -1:].expand(-1, num_more)], dim=1)
+        mask = pad(mask, (0, num_more))
         bias = torch.zeros(mask.shape, device=device).masked_fill_(~mask, -torch.inf)
         bias = bias[:, None].repeat(1, 1, num_heads // num_key_heads, 1)
-        bias = bias.expand(num_rows, num_key_heads, -1, -1).reshape(num_rows * num_key_heads, -1, num_keys)
+        bias = bias.expand(num_rows, num_key_heads, -1, -1)
         return cls(
-            queries=(rows.queries[:, None] * num_heads + heads[:, None]).flatten(),
-            keys=(rows.keys[:, None] * num_key_heads + key_heads[:, None]).flatten(0, 1),
+            queries=(rows.queries[:, None] * num_heads + heads[:, None]).view(num_rows * num_key_heads, -1),
+            keys=(keys[:, None] * num_key_heads + key_heads[:, None]).flatten(0, 1),
             places=((row[:, None] * num_heads + heads) * num_queries + column[:, None]).flatten(),
-            bias=bias,
+            bias=bias.reshape(num_rows * num_key_heads, -1, keys.shape[1]),
         )
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
         """What each token mixes; and p, q / √d, k and v of all rows."""
-        (num_shared, num_keys), channels = self.keys.shape, queries.shape[-1]
-        of_queries = (
-            queries.reshape(-1, channels).index_select(0, self.queries).view(num_shared, -1, channels)
+        of_queries, of_keys, of_values = (
+            take(packed.flatten(0, 1), places)
+            for packed, places in ((queries, self.queries), (keys, self.keys), (values, self.keys))
         )
-        of_queries *= channels**-0.5
-        of_keys, of_values = (
-            each.reshape(-1, channels)
-            .index_select(0, self.keys.flatten())
-            .view(num_shared, num_keys, channels)
-            for each in (keys, values)
-        )
+        of_queries *= queries.shape[2] ** -0.5
         scores = torch.baddbmm(self.bias.to(queries.dtype), of_queries, of_keys.mT)
         probabilities = scores.softmax(dim=-1)
-        mixed = torch.bmm(probabilities, of_values).view(-1, channels).index_select(0, self.places)
+        mixed = torch.bmm(probabilities, of_values).flatten(0, 1).index_select(0, self.places)
         return mixed.view(-1, *queries.shape[1:]), (probabilities, of_queries, of_keys, of_values)
 
 
@@ -160,26 +157,25 @@ class _SmallAttention(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         shape, key_shape = ctx.shapes
-        channels = shape[-1]
-        of_mixed = gradients[0].reshape(-1, channels)
-        of_queries = of_mixed.new_zeros(shape).view(-1, channels)
-        of_keys, of_values = of_mixed.new_zeros(2, *key_shape).view(2, -1, channels)
+        of_mixed, channels = gradients[0].flatten(0, 1), shape[2]
+        of_queries = of_mixed.new_zeros(shape).flatten(0, 1)
+        of_keys, of_values = (of_mixed.new_zeros(key_shape).flatten(0, 1) for _ in range(2))
         start = 0
         for number, rows in enumerate(ctx.rows):
             probabilities, q, k, v = ctx.saved_tensors[4 * number : 4 * number + 4]
             own = slice(start, start + len(rows.places))
             start = own.stop
             # what stands at a row's end again has no gradient
-            of_outputs = torch.zeros_like(q).view(-1, channels).index_copy_(0, rows.places, of_mixed[own])
-            of_outputs = of_outputs.view(q.shape)
+            of_outputs = torch.zeros_like(q)
+            of_outputs.view(-1, channels).index_copy_(0, rows.places, of_mixed[own])
             of_scores = torch.bmm(of_outputs, v.mT)
             of_scores -= torch.linalg.vecdot(probabilities, of_scores)[:, :, None]
             of_scores *= probabilities
-            of_rows = torch.bmm(of_scores, k).mul_(channels**-0.5).view(-1, channels)
+            of_rows = torch.bmm(of_scores, k).mul_(channels**-0.5).flatten(0, 1)
             torch.index_select(of_rows, 0, rows.places, out=of_queries[own])
             places = rows.keys.flatten()
-            of_keys.index_add_(0, places, torch.bmm(of_scores.mT, q).view(-1, channels))
-            of_values.index_add_(0, places, torch.bmm(probabilities.mT, of_outputs).view(-1, channels))
+            of_keys.index_add_(0, places, torch.bmm(of_scores.mT, q).flatten(0, 1))
+            of_values.index_add_(0, places, torch.bmm(probabilities.mT, of_outputs).flatten(0, 1))
         return of_queries.view(shape), of_keys.view(key_shape), of_values.view(key_shape), None
 
 

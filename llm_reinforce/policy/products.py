@@ -38,7 +38,8 @@ def product(
 ) -> Float[Tensor, "row column"]:
     """left · rightᵀ, without a gradient."""
     is_float32_on_cpu = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
-    if _onednn is not None and is_float32_on_cpu and left.numel() * right.shape[0] >= SMALLEST:
+    pays = left.numel() * right.shape[0] >= SMALLEST and (HAS_AVX512 or right.is_contiguous())
+    if _onednn is not None and is_float32_on_cpu and pays:
         result: Tensor = _onednn(left, right, None, "none", [], "")
         return result
     return left @ right.t()

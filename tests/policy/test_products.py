@@ -29,6 +29,7 @@ def test_a_product_is_torch_s(
     shape: tuple[int, int, int], transposed: bool, has_onednn: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "HAS_AVX512", True)
     if not has_onednn:
         monkeypatch.setattr(products, "_onednn", None)
     rows, inner, columns = shape

@@ -333,7 +333,7 @@ def compare(name: str, sides: list[str], rounds: int) -> list[dict[str, Any]]:
             factors[pair[-1]] = statistics.median(
                 other["seconds"] / one["seconds"] for one, other in zip(own, others, strict=True)
             )
-    rows = [summary(workload, side, reports[side], our_rate) for side in sides]
+    rows = [summary(workload, side, reports[side], max(torch_rate, our_rate)) for side in sides]
     print("contender        seconds (least-most)   episodes/s  tokens/s  peak MiB  of peak   phases")
     for row in rows:
         print(

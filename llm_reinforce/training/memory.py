@@ -8,21 +8,26 @@ from contextlib import contextmanager
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as <malloc.h> numbers them
 LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30  # bytes: of a block, no more is allowed; of all that is free
+NUM_NEW = 20_000  # objects, some updates' worth: what is in no cycle is freed without the collector
 
 
 @contextmanager
 def what_is_there_stays() -> Iterator[None]:
-    """Within it the collector looks at new objects only, and freed tensors' memory stays the process's.
+    """Within it the collector looks at new objects only, and seldom; memory of freed tensors stays here.
 
-    An update makes thousands of small objects, so every few dozen updates the collector would go through all
-    there are: of torch and transformers half a million, a quarter of a second each time.
+    An update makes thousands of small objects, so the collector would look at the latest a dozen times in it,
+    and every few dozen updates at all there are: of torch and transformers half a million, a quarter of a
+    second each time.
     """
     keep_freed_memory()
+    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(max(thresholds[0], NUM_NEW), *thresholds[1:])
     try:
         yield
     finally:
+        gc.set_threshold(*thresholds)
         gc.unfreeze()
 
 

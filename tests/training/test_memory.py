@@ -1,5 +1,6 @@
-"""What is freed stays with the process, if its C library can be told so and nobody has told it else."""
+"""What is freed stays with the process, if its C library can be told so; the collector looks at little."""
 
+import gc
 import os
 import platform
 import subprocess
@@ -38,3 +39,19 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
         monkeypatch.delenv(name)
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
     assert not memory.keep_freed_memory()
+
+
+@pytest.mark.parametrize("before", [(700, 10, 10), (50_000, 20, 100)])
+def test_the_collector_is_left_as_it_was(before: tuple[int, int, int]) -> None:
+    from llm_reinforce.training.memory import NUM_NEW, what_is_there_stays
+
+    usual = gc.get_threshold()
+    gc.set_threshold(*before)
+    try:
+        with what_is_there_stays():
+            assert gc.get_threshold() == (max(NUM_NEW, before[0]), *before[1:])
+            assert gc.get_freeze_count()
+        assert gc.get_threshold() == before
+        assert not gc.get_freeze_count()
+    finally:
+        gc.set_threshold(*usual)

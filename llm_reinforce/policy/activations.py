@@ -75,7 +75,7 @@ class Activations:
 
     def clear(self) -> None:
         """Forget everything."""
-        self.num_tokens = 0
+        self.num_tokens = self._num_in_pass = 0
         self._sampled_by: tuple[nn.Module, float] | None = None
         self._products: dict[nn.Module, list[Tensor]] = {}
         self._prompts: dict[TokenIds, Sequence[int]] = {}
@@ -93,17 +93,23 @@ class Activations:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Products as `decode` asks for them, of all its tokens; they are kept."""
+        """Products as `decode` asks for them; they are kept."""
         results = layer_products(layers, inputs, norm=norm)
-        if tokens is None and self.num_tokens + len(inputs) <= self.max_tokens:
+        if tokens is None:
+            self._num_in_pass = len(inputs)
+        if self.num_tokens + self._num_in_pass <= self.max_tokens:
             for layer, result in zip(layers, results, strict=True):
                 if goes_by_product(layer, inputs):
-                    self._products.setdefault(layer, []).append(result)
+                    kept = result
+                    if tokens is not None:  # of the others nobody will ask
+                        kept = result.new_empty(self._num_in_pass, result.shape[1])
+                        kept.index_copy_(0, tokens, result)
+                    self._products.setdefault(layer, []).append(kept)
         return results
 
-    def end_pass(self, num_tokens: int) -> None:
+    def end_pass(self) -> None:
         """Number the tokens of a forward pass that is over."""
-        self.num_tokens += num_tokens
+        self.num_tokens += self._num_in_pass
         if self.num_tokens > self.max_tokens:
             self._products.clear()
 

@@ -15,7 +15,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from llm_reinforce.policy.activations import Activations
 from llm_reinforce.policy.attention import Attention, take
-from llm_reinforce.policy.decoder import Attend, decode, rounded
+from llm_reinforce.policy.decoder import Attend, decode
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left
 from llm_reinforce.policy.packing import pack_prompts
 from llm_reinforce.policy.products import layer_products
@@ -113,13 +113,11 @@ class SlotBatch:
                 cache[layer].index_copy_(0, rows, new)
             return attention(queries, keys, values)
 
-        if self.activations is None:
-            hidden = decode(self.model, packed.token_ids, packed.positions, attend, packed.last)
-        else:
-            numbers = (self.activations.num_tokens + packed.slots[: packed.num_prompts]).tolist()
-            for prompt, own in zip(prompts, numbers, strict=True):
+        if self.activations is not None:
+            places = (self.activations.num_tokens + packed.slots[: packed.num_prompts]).tolist()
+            for prompt, own in zip(prompts, places, strict=True):
                 self.activations.note_prompt(prompt, own[: len(prompt)])
-            hidden = self._decode(packed.token_ids, packed.positions, attend)[packed.last]
+        hidden = self._decode(packed.token_ids, packed.positions, attend, packed.last)
         self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
         return self._logits(hidden)
 
@@ -188,13 +186,17 @@ class SlotBatch:
                     cache[layer] = pad(old, (0, 0, 0, num_columns, 0, 0, 0, num_more))
 
     def _decode(
-        self, token_ids: Int[Tensor, " token"], positions: Int[Tensor, " token"], attend: Attend
-    ) -> Float[Tensor, "token hidden"]:
-        """The last hidden states of all the tokens; what is to be kept of them is kept."""
+        self,
+        token_ids: Int[Tensor, " token"],
+        positions: Int[Tensor, " token"],
+        attend: Attend,
+        read: Int[Tensor, " read"] | None = None,
+    ) -> Float[Tensor, "read hidden"]:
+        """The last hidden states of the tokens that are read; what is to be kept is kept."""
         if self.activations is None:
-            return decode(self.model, token_ids, positions, attend)
-        hidden = decode(self.model, token_ids, positions, attend, multiply=self.activations.multiply)
-        self.activations.end_pass(len(rounded(token_ids)))
+            return decode(self.model, token_ids, positions, attend, read)
+        hidden = decode(self.model, token_ids, positions, attend, read, self.activations.multiply)
+        self.activations.end_pass()
         return hidden
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,7 +47,6 @@ class Attention:
     def __init__(self, rows: Sequence[Rows], num_heads: int, num_key_heads: int) -> None:
         self.rows = rows
         self.num_heads, self.num_key_heads = num_heads, num_key_heads
-        self._small: list[_SmallRows] | None = None
 
     def __call__(
         self,
@@ -58,20 +58,34 @@ class Attention:
         is_exact = queries.dtype in (torch.float32, torch.float64) and queries.device.type == "cpu"
         is_small = all(each.keys.shape[1] <= SMALL for each in self.rows)
         if not is_exact or not is_small or torch.is_autocast_enabled("cpu"):
-            return torch.cat([self._mixed(each, queries, keys, values) for each in self.rows])
-        if self._small is None:
-            self._small = [_SmallRows.of(each, self.num_heads, self.num_key_heads) for each in self.rows]
+            mixed_by_rows = [
+                self._mixed(each, mask, queries, keys, values)
+                for each, mask in zip(self.rows, self._masks, strict=True)
+            ]
+            return torch.cat(mixed_by_rows)
         if torch.is_grad_enabled():
             mixed: Tensor = _SmallAttention.apply(queries, keys, values, self._small)  # type: ignore[no-untyped-call]
             return mixed
         return torch.cat([each.mix(queries, keys, values)[0] for each in self._small])
 
-    def _mixed(self, rows: Rows, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    @cached_property
+    def _small(self) -> "list[_SmallRows]":
+        return [_SmallRows.of(each, self.num_heads, self.num_key_heads) for each in self.rows]
+
+    @cached_property
+    def _masks(self) -> list[Tensor | None]:
+        """Those of queries of several heads below each other."""
+        repeats = self.num_heads // self.num_key_heads
+        return [None if each.mask is None else each.mask.repeat(1, repeats, 1)[:, None] for each in self.rows]
+
+    def _mixed(
+        self, rows: Rows, mask: Tensor | None, queries: Tensor, keys: Tensor, values: Tensor
+    ) -> Tensor:
         of_queries, of_keys, of_values = (
             take(packed, slots).transpose(1, 2)
             for packed, slots in ((queries, rows.queries), (keys, rows.keys), (values, rows.keys))
         )
-        if rows.mask is None:
+        if mask is None:
             mixed = scaled_dot_product_attention(
                 of_queries,
                 of_keys,
@@ -81,7 +95,6 @@ class Attention:
             )
         else:
             below = of_queries.reshape(len(of_queries), self.num_key_heads, -1, of_queries.shape[3])
-            mask = rows.mask.repeat(1, self.num_heads // self.num_key_heads, 1)[:, None]
             mixed = scaled_dot_product_attention(below, of_keys, of_values, attn_mask=mask)
         return mixed.view(of_queries.shape).transpose(1, 2).flatten(0, 1).index_select(0, rows.places)
 

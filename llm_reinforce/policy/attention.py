@@ -58,11 +58,8 @@ class Attention:
         is_exact = queries.dtype in (torch.float32, torch.float64) and queries.device.type == "cpu"
         is_small = all(each.keys.shape[1] <= SMALL for each in self.rows)
         if not is_exact or not is_small or torch.is_autocast_enabled("cpu"):
-            mixed_by_rows = [
-                self._mixed(each, mask, queries, keys, values)
-                for each, mask in zip(self.rows, self._masks, strict=True)
-            ]
-            return torch.cat(mixed_by_rows)
+            pairs = zip(self.rows, self._masks, strict=True)
+            return torch.cat([self._mixed(rows, mask, queries, keys, values) for rows, mask in pairs])
         if torch.is_grad_enabled():
             mixed: Tensor = _SmallAttention.apply(queries, keys, values, self._small)  # type: ignore[no-untyped-call]
             return mixed

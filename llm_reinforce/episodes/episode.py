@@ -124,6 +124,4 @@ class EpisodeBatch:
         """The rows filled up with zeros to the longest episode, float32."""
         width = max(len(episode.completion.token_ids) for episode in self.episodes)
         # one tensor of all, by way of numpy: a tensor a row takes longer than a small policy's forward pass
-        return torch.from_numpy(
-            np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float32)
-        )
+        return torch.from_numpy(np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows])).float()

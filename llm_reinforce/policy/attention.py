@@ -11,6 +11,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from llm_reinforce.policy.products import is_full_on_cpu
+
 SMALL = 64
 """Keys a row, up to which a CPU is faster by plain products, whose probabilities take little memory then."""
 
@@ -23,7 +25,8 @@ class Rows:
         queries: the tokens of each row, of which some may repeat at its end.
         keys: those that they look at, the same for all queries of a row but for the mask.
         places: where in the flattened `queries` each token stands.
-        mask: True where a query may look; None: at the keys up to its own column, as in a prompt.
+        mask: True where a query may look; None: keys and queries are the same tokens, and each looks at those
+            up to its own column, as in a prompt.
     """
 
     queries: Int[Tensor, "row query"]
@@ -55,9 +58,8 @@ class Attention:
         values: Float[Tensor, "any_token key_head channel"],
     ) -> Float[Tensor, "token head channel"]:
         """What each token mixes of the values; there may be more tokens behind those of the rows."""
-        is_exact = queries.dtype in (torch.float32, torch.float64) and queries.device.type == "cpu"
         is_small = all(each.keys.shape[1] <= SMALL for each in self.rows)
-        if not is_exact or not is_small or torch.is_autocast_enabled("cpu"):
+        if not is_small or not is_full_on_cpu(queries):
             pairs = zip(self.rows, self._masks, strict=True)
             return torch.cat([self._mixed(rows, mask, queries, keys, values) for rows, mask in pairs])
         if torch.is_grad_enabled():
@@ -103,13 +105,13 @@ class _SmallRows:
     Attributes:
         queries, keys: a row for each row and key's head, the queries of all heads that share the key.
         places: where in the flattened `queries` the vectors of each token stand.
-        bias: added to s_ij: 0, or -∞ where a query may not look.
+        bias: added to s_ij of all the row's heads: 0, or -∞ where a query may not look.
     """
 
     queries: Int[Tensor, "shared query"]
     keys: Int[Tensor, "shared key"]
     places: Int[Tensor, " vector"]
-    bias: Float[Tensor, "shared query key"]
+    bias: Float[Tensor, "any_row 1 query key"]
 
     @classmethod
     def of(cls, rows: Rows, num_heads: int, num_key_heads: int) -> "_SmallRows":
@@ -125,13 +127,11 @@ class _SmallRows:
         keys = torch.cat([rows.keys, rows.keys[:, -1:].expand(-1, num_more)], dim=1)
         mask = pad(mask, (0, num_more))
         bias = torch.zeros(mask.shape, device=device).masked_fill_(~mask, -torch.inf)
-        bias = bias[:, None].repeat(1, 1, num_heads // num_key_heads, 1)
-        bias = bias.expand(num_rows, num_key_heads, -1, -1)
         return cls(
             queries=(rows.queries[:, None] * num_heads + heads[:, None]).view(num_rows * num_key_heads, -1),
             keys=(keys[:, None] * num_key_heads + key_heads[:, None]).flatten(0, 1),
             places=((row[:, None] * num_heads + heads) * num_queries + column[:, None]).flatten(),
-            bias=bias.reshape(num_rows * num_key_heads, -1, keys.shape[1]),
+            bias=bias.repeat(1, num_heads // num_key_heads, 1)[:, None],
         )
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -141,7 +141,8 @@ class _SmallRows:
             for packed, places in ((queries, self.queries), (keys, self.keys), (values, self.keys))
         )
         of_queries *= queries.shape[2] ** -0.5
-        scores = torch.baddbmm(self.bias.to(queries.dtype), of_queries, of_keys.mT)
+        scores = torch.bmm(of_queries, of_keys.mT)
+        scores.view(-1, keys.shape[1], *scores.shape[1:]).add_(self.bias)
         probabilities = scores.softmax(dim=-1)
         mixed = torch.bmm(probabilities, of_values).flatten(0, 1).index_select(0, self.places)
         return mixed.view(-1, *queries.shape[1:]), (probabilities, of_queries, of_keys, of_values)

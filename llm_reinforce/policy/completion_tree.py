@@ -1,4 +1,4 @@
-"""Completions behind their prompts, what several begin with but once, and attention that keeps them apart."""
+"""Completions behind their prompts, what several begin with but once, and who attends to whom."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -92,8 +92,9 @@ def decode(
     token_ids, positions = rounded(token_ids), rounded(positions)
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
-    sines[..., : sines.shape[-1] // 2].neg_()
-    rotation = cosines[0, :, None], sines[0, :, None]
+    half = sines.shape[-1] // 2
+    signed = torch.cat([-sines[0, :, :half], sines[0, :, half:]], dim=1)
+    rotation = cosines[0, :, None], signed[:, None]
     tokens: Tensor | None = None
     for number, layer in enumerate(model.model.layers):
         mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
@@ -132,7 +133,8 @@ def _mixed(
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)
     mixed = attend(number, _rotate(queries, *rotation), _rotate(keys, *rotation), values)
-    return pad(mixed.flatten(1), (0, 0, 0, len(hidden) - len(mixed)))
+    num_more = len(hidden) - len(mixed)
+    return pad(mixed.flatten(1), (0, 0, 0, num_more)) if num_more else mixed.flatten(1)
 
 
 def _rotate(

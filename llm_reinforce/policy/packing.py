@@ -1,4 +1,4 @@
-"""Prompts as one row of tokens, each distinct one computed once, and attention that keeps them apart."""
+"""Prompts as one row of tokens, each distinct one computed once, and who attends to whom."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

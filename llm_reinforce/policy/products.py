@@ -13,8 +13,8 @@ from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
-HAS_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
-SMALLEST = 1 << (21 if HAS_AVX512 else 28)
+ONLY_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
+SMALLEST = 1 << (28 if ONLY_AVX2 else 21)
 """Multiplications, below which a product is over before oneDNN has begun; with AVX2 alone MKL is as fast."""
 
 
@@ -23,7 +23,7 @@ def _find_onednn() -> Any:
 
     On a CPU torch multiplies float32 matrices by MKL, which uses no AVX-512 on a processor that isn't
     Intel's: on a Zen 5 oneDNN is 2 to 3.5 times faster (`tests/benchmarks/speed.py` prints both). With AVX2
-    alone it wins where many columns meet few rows, as in the head.
+    alone it wins where many columns meet few rows, as in the head, unless they stand transposed.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
@@ -38,7 +38,7 @@ def product(
 ) -> Float[Tensor, "row column"]:
     """left · rightᵀ, without a gradient."""
     is_float32_on_cpu = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
-    pays = left.numel() * right.shape[0] >= SMALLEST and (HAS_AVX512 or right.is_contiguous())
+    pays = left.numel() * right.shape[0] >= SMALLEST and (not ONLY_AVX2 or right.is_contiguous())
     if _onednn is not None and is_float32_on_cpu and pays:
         result: Tensor = _onednn(left, right, None, "none", [], "")
         return result
@@ -54,7 +54,7 @@ def outer_products(
     have in common, costs less, but the results are to be transposed then. MKL needs no such thing, and is
     the faster one where AVX2 is all that there is.
     """
-    if not HAS_AVX512 or right.device.type != "cpu":
+    if ONLY_AVX2 or right.device.type != "cpu":
         return [left.t() @ right for left in lefts]
     width = sum(left.shape[1] for left in lefts)
     if len(right) * (width - right.shape[1]) > 2 * width * right.shape[1]:
@@ -96,8 +96,13 @@ def layer_products(
 
 def goes_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
     """Whether a layer is computed by `product`: a plain one in full precision on a CPU."""
+    return is_plain(layer) and is_full_on_cpu(inputs)
+
+
+def is_full_on_cpu(inputs: Tensor) -> bool:
+    """Whether they are in full precision on a CPU, and what is made of them is too."""
     is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
-    return is_plain(layer) and is_full and not torch.is_autocast_enabled("cpu")
+    return is_full and not torch.is_autocast_enabled("cpu")
 
 
 def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:

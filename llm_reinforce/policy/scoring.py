@@ -206,7 +206,7 @@ def _hidden_of_packed(
     attention = Attention(rows, model.config.num_attention_heads, model.config.num_key_value_heads)
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return attention(queries, keys, values)
+        return attention(queries, keys, values)  # the same in every layer
 
     # the causal shift: the first action is drawn behind the prompt, each other behind the action before it
     read = torch.cat(

@@ -23,7 +23,8 @@ def what_is_there_stays() -> Iterator[None]:
     thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
-    gc.set_threshold(max(thresholds[0], NUM_NEW), *thresholds[1:])
+    if thresholds[0]:  # 0: it is switched off
+        gc.set_threshold(max(thresholds[0], NUM_NEW), *thresholds[1:])
     try:
         yield
     finally:

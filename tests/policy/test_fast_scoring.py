@@ -76,6 +76,23 @@ def test_packed_in_the_corners(
     same(packed, scored(model, prompts, completions, with_entropies=True))
 
 
+def test_what_a_rotary_embedding_keeps_stays_as_it_is() -> None:
+    class Keeping(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner, self.kept = inner, {}
+
+        def forward(self, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+            key = tuple(positions.flatten().tolist())
+            return self.kept.setdefault(key, self.inner(inputs, positions))
+
+    model = model_of("llama")
+    model.model.rotary_emb = Keeping(model.model.rotary_emb)
+    first, second = (scored(model, PROMPTS, COMPLETIONS, with_entropies=True) for _ in range(2))
+    assert model.model.rotary_emb.kept
+    same(first, second)
+
+
 # several completions a prompt, out of order, of one action and of many
 GROUPED = [((1, 2, 3), (4, 6, 12)), ((5,), (7, 12)), ((1, 2, 3), (12,)), ((1, 2, 3), (1, 2, 3, 4, 5))]
 GROUPED += [((5,), (6, 6, 12)), ((1, 2, 3), (4, 7, 12)), ((5,), (8, 12)), ((1, 2, 3), (9, 9, 9, 12))]

@@ -382,7 +382,7 @@ def summary(workload: Workload, side: str, reports: list[dict[str, Any]], rate: 
 def scaling() -> None:
     """Print seconds of sampling and of the gradient, one quantity doubled at a time."""
     base = {"problems": 16, "group": 8, "prompt": 32, "length": 32, "vocabulary": 4096}
-    print("problems  group  prompt  length  vocabulary   sampling  gradient  peak MiB")
+    print("problems  group  prompt  length  vocabulary   sampling  gradient  peak MiB so far")
     for quantity, values in {
         "problems": (4, 8, 16, 32),
         "group": (1, 2, 4, 8, 16, 32),

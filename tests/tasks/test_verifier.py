@@ -250,16 +250,21 @@ WRAPPINGS = [
 INTEGERS = st.integers() | st.integers(-(10**60), 10**60)
 
 
-@given(number=st.text("0123456789", min_size=1, max_size=5) | st.integers(0, 10**450).map(str))
-@example(number="0" * 400)
-@example(number="0" * 401)
-@example(number="042")
-def test_a_bare_number_is_read_as_the_long_way_reads_it(number: str) -> None:
+@given(
+    number=st.text("0123456789", min_size=1, max_size=5) | st.integers(0, 10**450).map(str),
+    answer=st.sampled_from(["0", "7", "42", "042", "1,042", "42.0", "-42", "1/2", "50%", "x", ""]),
+)
+@example(number="0" * 400, answer="0")
+@example(number="0" * 401, answer="0")
+@example(number="042", answer="42")
+def test_a_bare_number_is_read_as_the_long_way_reads_it(number: str, answer: str) -> None:
+    verifier._read_once.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(verifier, "is_bare_number", lambda text: False)
-        long_way = verifier._read(number)
+        long_way = verifier._read(number), verifier.verify(number, answer)
+    verifier._read_once.cache_clear()
     assert verifier.is_bare_number(number) == (len(number) <= 400)
-    assert verifier._read(number) == long_way
+    assert (verifier._read(number), verifier.verify(number, answer)) == long_way
 
 
 @pytest.mark.parametrize("text", ["", "-4", "4 ", "4.", "٤", "²", "４", "1,042"])

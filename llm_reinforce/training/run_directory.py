@@ -65,7 +65,9 @@ class RunDirectory:
         found = [entry.name for entry in self._entries()]
         if resume:
             if "recipe.yaml" not in found and not self.is_begun():
-                raise InputError(f"output_dir {self.path}: no run to resume here; without --resume one begins")
+                raise InputError(
+                    f"output_dir {self.path}: no run to resume here; one begins without --resume"
+                )
             return
         if found and not overwrite:
             raise InputError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
@@ -17,6 +18,7 @@ from llm_reinforce.training.durable import PARTIAL, whole_directory
 from llm_reinforce.training.schedule import set_learning_rates
 
 MANIFEST = "manifest.json"
+NAME = re.compile(r"update-[0-9]{6,}")  # a checkpoint's
 FILES = ("optimizer.safetensors", "policy.safetensors", "state.json")  # what it vouches for, at least
 VALUE_HEAD = "value_head.safetensors"  # where there is one
 
@@ -112,8 +114,8 @@ def save_checkpoint(
         _write_files(partial, state, model, optimizer, schedule, scaler)
     if fault := _fault(directory):
         raise OSError(f"{directory} was written and can't be used: {fault}")
-    for found in root.glob("update-??????"):
-        if found.name > directory.name:
+    for found in _checkpoints(root):
+        if _num_updates(found) > state.num_updates:
             shutil.rmtree(found)
     tidy_up_to(directory, keep)
     return directory
@@ -122,7 +124,7 @@ def save_checkpoint(
 def tidy_up_to(directory: Path, keep: int) -> None:
     """Remove what a killed save has left, and of the checkpoints up to this whole one all but `keep`."""
     root = directory.parent
-    up_to_here = [found for found in sorted(root.glob("update-??????")) if found.name <= directory.name]
+    up_to_here = [found for found in _checkpoints(root) if _num_updates(found) <= _num_updates(directory)]
     for found in [*root.glob(f"*{PARTIAL}"), *up_to_here[:-keep]]:
         shutil.rmtree(found)
 
@@ -152,7 +154,7 @@ def _write_files(
 def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that is whole, and what was wrong with the newer ones."""
     passed_over: list[str] = []
-    for directory in sorted(root.glob("update-??????"), reverse=True):
+    for directory in reversed(_checkpoints(root)):
         fault = _fault(directory)
         if fault is None:
             return directory, passed_over
@@ -193,6 +195,15 @@ def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
     file = directory / VALUE_HEAD
     tensors: Mapping[str, Tensor] | None = load_file(file) if file.is_file() else None
     return tensors
+
+
+def _checkpoints(root: Path) -> list[Path]:
+    """All that are there, whole or not, by their updates; from the millionth on a name has more digits."""
+    return sorted(filter(lambda found: NAME.fullmatch(found.name), root.glob("update-*")), key=_num_updates)
+
+
+def _num_updates(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("update-"))
 
 
 def _fault(directory: Path) -> str | None:

@@ -293,6 +293,14 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     assert names(tmp_path) == ["update-000001", "update-000005", "update-000009", "update-000010"][-keep:]
 
 
+def test_the_millionth_update_is_the_newest(tmp_path: Path) -> None:
+    run = Run(tiny())
+    for num_updates in (999_000, 999_999, 1_000_000, 1_000_001):
+        run.save(tmp_path, num_updates)
+        assert find_checkpoint(tmp_path) == (tmp_path / f"update-{num_updates}", [])
+    assert names(tmp_path) == ["update-1000000", "update-1000001"]
+
+
 @pytest.mark.parametrize("keep", [1, 2])
 def test_damaged_ones_of_later_updates_do_not_push_out_good_ones(root: Path, keep: int) -> None:
     # update 9 was damaged, so that the run went on from update 2 and is at update 3 now

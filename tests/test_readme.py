@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from llm_reinforce.cli import app
 from llm_reinforce.recipe import builtin_recipes, load_recipe
 from llm_reinforce.tasks import NAMED_SETS, verify
-from llm_reinforce.tasks.verifier import right_answer
+from llm_reinforce.tasks.verifier import read_answer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -212,7 +212,7 @@ def test_the_table_of_what_is_read_and_refused() -> None:
     }
     for example in re.findall(r"`([^`]+)`", rows["read as a number"]):
         assert verify(f"#### {example}", example).reason == "equal", example
-        assert right_answer(example).value is not None, example
+        assert read_answer(example).value is not None, example
     for reason in ("several_values", "relation", "not_evaluated", "not_a_number"):
         for example in re.findall(r"`([^`]+)`", rows[f"`{reason}`"]):
             if example != "6=6":

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 
 from llm_reinforce.evaluation.extraction import exact_match, flexible_answer, strict_answer
 from llm_reinforce.evaluation.statistics import (
@@ -14,7 +13,7 @@ from llm_reinforce.evaluation.statistics import (
     standard_error,
 )
 from llm_reinforce.policy import Completion
-from llm_reinforce.tasks import Problem, Verdict, judge
+from llm_reinforce.tasks import Problem, Verdict, judge, read_answer
 
 PARSED = ("equal", "different")  # a verdict's reasons where one value was read and compared
 
@@ -126,14 +125,12 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 
 
 def _vote(answer: Answer) -> object:
-    """What it votes for: True for the right answer, a number, or a text."""
+    """What it votes for: True for the right answer, a number as the verifier reads it, or a text."""
     if answer.correct:
         return True
-    text = (answer.verdict.extracted or "").strip(" $.").replace(",", "")
-    try:
-        return "number", Fraction(text) if len(text) <= 64 else text
-    except (ValueError, ZeroDivisionError):
-        return "text", text.casefold()
+    text = answer.verdict.extracted or ""
+    value = read_answer(text).value
+    return text.strip(" $.").casefold() if value is None else value
 
 
 def _share(answers: Sequence[Sequence[Answer]], holds: Callable[[Answer], bool]) -> Measure:

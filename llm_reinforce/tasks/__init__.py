@@ -22,7 +22,7 @@ from llm_reinforce.tasks.sources import (
     write_problems,
 )
 from llm_reinforce.tasks.splits import ProblemSplit, folded_prompt
-from llm_reinforce.tasks.verifier import Verdict, extract_answer, verify
+from llm_reinforce.tasks.verifier import Verdict, extract_answer, read_answer, verify
 
 __all__ = [
     "NAMED_SETS",
@@ -42,6 +42,7 @@ __all__ = [
     "is_file_name",
     "judge",
     "load_hub_problems",
+    "read_answer",
     "read_problems",
     "reads_split",
     "split_problems",

@@ -21,7 +21,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.tasks.final_answer import find_final_answer, sentence
 from llm_reinforce.tasks.per_cent import without_sign
 from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.verifier import Verdict, right_answer, verify
+from llm_reinforce.tasks.verifier import Verdict, read_answer, verify
 
 TIME_LIMIT = 2.0  # seconds for one comparison
 START_LIMIT = 120.0  # seconds until the worker has imported its libraries
@@ -37,7 +37,7 @@ def judge(completion: str, problem: Problem) -> Verdict:
     verdict = verify(completion, problem.answer)
     if problem.in_per_cent:
         return without_sign(verdict, problem.answer)
-    if not problem.algebra or verdict.correct or right_answer(problem.answer).value is not None:
+    if not problem.algebra or verdict.correct or read_answer(problem.answer).value is not None:
         return verdict
     final = find_final_answer(completion)
     slot = final.slot if final.slot is not None else sentence(final.line or "") or _last_line(final.text)

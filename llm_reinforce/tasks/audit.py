@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from llm_reinforce.tasks.algebra import judge
 from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.verifier import right_answer
+from llm_reinforce.tasks.verifier import read_answer
 
 PLAINLY = "#### %s"
 WRAPPINGS = (
@@ -81,6 +81,6 @@ def kind_of_answer(answer: str) -> str:
     """`number`, `percentage`, `text`, `latex` or `empty`."""
     if not answer.strip():
         return "empty"
-    if right_answer(answer).value is not None:
+    if read_answer(answer).value is not None:
         return "percentage" if re.search(r"%|\bper ?cent\b", answer) else "number"
     return "latex" if _LATEX.search(answer) else "text"

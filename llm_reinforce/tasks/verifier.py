@@ -70,7 +70,7 @@ def verify(completion: str, answer: str) -> Verdict:
     answer is no number, the slot (or the whole completion, if it has none) is compared as text, without
     regard to case, white space and surrounding punctuation. NaN and infinities equal nothing.
     """
-    right = right_answer(answer)
+    right = read_answer(answer)
     if right.value is None:
         return _verify_text(find_final_answer(completion), answer)
     read: Callable[[str], Reading] = _read_once if len(completion) <= REMEMBERED_LENGTH else _read
@@ -100,10 +100,10 @@ _read_once = lru_cache(maxsize=16_384)(_read)
 
 
 @lru_cache(maxsize=16_384)
-def right_answer(answer: str) -> Reading:
-    """The right answer as a number; its value is None where it is none, and is compared as text.
+def read_answer(answer: str) -> Reading:
+    """An answer alone, the right one say, as a number; its value is None where it is none but a text.
 
-    >>> right_answer("1,042.50").value
+    >>> read_answer("1,042.50").value
     Fraction(2085, 2)
     """
     return read_slot(plain(answer[:MAX_SLOT]), may_divide=True)

@@ -84,6 +84,11 @@ def test_majorities() -> None:
     assert majority_at_k([SILENT], 1) == 0
     assert majority_at_k([RIGHT, eight, eight, eight], 1) == 0.25
     assert majority_at_k([RIGHT, RIGHT, eight, eight, RIGHT], 2) == 0.5  # two groups, one left over
+    # one number, however it is written, is one vote
+    eights = [said(text) for text in (r"\boxed{8 \text{ apples}}", r"\boxed{x = 8}", "800%")]
+    assert majority_at_k([RIGHT, RIGHT, *eights], 5) == 0
+    capital = Problem("Capital of France?", "Paris")
+    assert majority_at_k([said("1e99999999", capital), said("Paris", capital)], 2) == 0  # and takes no time
     with pytest.raises(ValueError, match="maj@2 of 1"):
         majority_at_k([RIGHT], 2)
 

@@ -39,7 +39,9 @@ def examples_before(
 
 def _example(problem: Problem, template: str) -> str:
     question = template.replace("{prompt}", problem.prompt)
-    answer = f"{problem.solution}\n#### {problem.answer}" if problem.solution else problem.answer
+    answer = problem.solution or problem.answer
+    if problem.solution and "####" not in problem.solution:
+        answer += f"\n#### {problem.answer}"
     # a question that ends in a word or a colon is set apart from its answer; `12+34=` is not
     gap = " " if question[-1:].isalnum() or question[-1:] in ":.?!" else ""
     return f"{question}{gap}{answer}"

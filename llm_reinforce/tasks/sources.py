@@ -1,8 +1,8 @@
 """Problems from files and from the hub, and back to a file.
 
 A row's prompt and answer are found under their usual names, or under the names that the caller gives.
-Where an answer holds `####`, as in GSM8K, the final answer is what follows the last one, and the text
-before is the worked solution.
+Where an answer holds `####`, as in GSM8K, the final answer is what follows the last one, and the whole is the
+worked solution: what a warm start shows, and a worked example, has its answer.
 """
 
 import difflib
@@ -285,13 +285,15 @@ def _problem(
     given = values[answer_column]
     answer = "" if allow_doubtful and given is None else _as_text(given, row.place, answer_column)
     solution: str | None = None
+    steps: str | None = None  # the solution without its final answer
     if "####" in answer:
         used.discard(answer_column)  # kept as it is, for reward functions that read it so
+        solution = answer
         before, _, after = answer.rpartition("####")
-        solution, answer = before.rstrip(), after.replace(",", "").strip()
+        steps, answer = before.rstrip(), after.replace(",", "").strip()
         is_numeric = True
     elif answer_column != "solution" and isinstance(values.get("solution"), str):
-        solution = str(values["solution"])
+        solution = steps = str(values["solution"])
         used.add("solution")
     if not answer and not allow_doubtful:
         raise InputError(f"{row.place}: column {answer_column!r} gives an empty answer")
@@ -304,7 +306,7 @@ def _problem(
         prompt=prompt,
         answer=answer,
         solution=solution,
-        in_per_cent=is_in_per_cent(prompt, answer, solution),
+        in_per_cent=is_in_per_cent(prompt, answer, steps),
         id=row.default_id if given_id in (None, "") else _as_text(given_id, row.place, "id"),
         columns={name: value for name, value in values.items() if name not in used},
     )

@@ -92,7 +92,7 @@ def test_gsm8k(tmp_path: Path) -> None:
     assert problem == Problem(
         "Tom has 1,000 and 2?",
         "1002",
-        solution="1000+2 = <<1000+2=1002>>1002",
+        solution=GSM8K["answer"],
         id="test-1",
         columns={"answer": GSM8K["answer"]},
     )

@@ -45,7 +45,7 @@ def test_a_gsm8k_row_gives_answer_and_solution(tmp_path: Path) -> None:
         Problem(
             prompt="Two and two thousand?",
             answer="2002",
-            solution="2+2000 = <<2+2000=2002>>2002",
+            solution=GSM8K_ROW["answer"],
             id="sums-1",
             columns={"answer": GSM8K_ROW["answer"]},
         ),
@@ -106,7 +106,7 @@ def test_gsm8k_has_numeric_answers_that_verify_themselves(name: str, num_rows: i
     assert len(problems) == num_rows
     for problem in problems:
         assert re.fullmatch(r"-?\d+(\.\d+)?", problem.answer), problem.id
-        assert verify(f"{problem.solution}\n#### {problem.answer}", problem.answer).correct, problem.id
+        assert verify(problem.solution, problem.answer).correct, problem.id
         assert not verify(f"#### {problem.answer}1", problem.answer).correct, problem.id
 
 

@@ -5,11 +5,12 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cache
 from numbers import Real
 from operator import index as as_index
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 from llm_reinforce.errors import LeaveAtOnce, without_secrets
@@ -139,7 +140,7 @@ def guarded(function: Callable[..., object], /, *arguments: object, **named: obj
 
 
 def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]:
-    """What the coroutines return, or raise, run together in an event loop of their own."""
+    """What the coroutines return, or raise, run together in the process's event loop for rewards."""
     if not coroutines:
         return []
 
@@ -159,9 +160,24 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
     async def together() -> list[object]:
         return list(await asyncio.gather(*map(guarded_one, coroutines)))
 
-    # in a thread, since the caller's (a notebook's, say) may have an event loop that runs already
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, together()).result()
+    results = asyncio.run_coroutine_threadsafe(together(), _event_loop(process))
+    try:
+        return results.result()
+    except BaseException:  # the caller is interrupted
+        results.cancel()
+        raise
+
+
+@cache
+def _event_loop(process: int) -> asyncio.AbstractEventLoop:
+    """The event loop of a process, as TRL has one: what a function has bound to it serves the next batch.
+
+    That is a semaphore, a lock, a client's open connections. It runs in a thread of its own, since the
+    caller's (a notebook's, say) may have one that runs already. A forked child makes its own.
+    """
+    loop = asyncio.new_event_loop()
+    Thread(target=loop.run_forever, name="asynchronous rewards", daemon=True).start()
+    return loop
 
 
 def outcome(answer: object, asked: Asked) -> Outcome:

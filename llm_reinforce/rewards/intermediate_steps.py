@@ -33,7 +33,7 @@ _OPERATORS = ("+", "-", "*", "/")
 _NO_START = frozenset(
     "_.,)]}%^\\'"
 )  # what a first number may not touch on its left, letters and digits beside
-_NEEDS_ONE_MORE = frozenset(".,xX\\")  # whether 12. or 12, goes on as a number tells the next character
+_NEEDS_ONE_MORE = frozenset(".,xX\\$€£")  # whether 12. or 12$ goes on tells the next character
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int =
         steps: dict[str, Equation] = {}
         for equation in find_equations(completion):
             steps.setdefault(equation.text, equation)
-            if len(steps) == max_steps:
+            if len(steps) >= max_steps:
                 break
         return StepRewards(
             [

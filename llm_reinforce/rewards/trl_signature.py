@@ -8,6 +8,7 @@ Source: TRL's documentation of custom reward functions for GRPO and RLOO.
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from llm_reinforce.rewards.asking import (
@@ -107,6 +108,9 @@ def _columns(asked: Sequence[Asked]) -> dict[str, list[object]]:
 
 
 def _accepted(function: Callable[..., Any], arguments: dict[str, object]) -> dict[str, object]:
+    """Those of the arguments that it takes; what a recipe gave it, no column of the data replaces."""
+    given = function.keywords if isinstance(function, partial) else {}
+    arguments = {name: value for name, value in arguments.items() if name not in given}
     parameters = parameters_of(function)
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return arguments

@@ -203,6 +203,35 @@ def test_coroutines_are_awaited_together_also_within_an_event_loop() -> None:
     assert most == 5
 
 
+def test_what_is_bound_to_the_event_loop_serves_the_next_batch() -> None:
+    limit = asyncio.Semaphore(2)
+    loops: set[int] = set()
+
+    async def limited(completion: str, problem: Problem) -> float:
+        loops.add(id(asyncio.get_running_loop()))
+        async with limit:
+            await asyncio.sleep(0.001)
+        return float(completion)
+
+    asked = [Asked(ASKED.problem, str(number)) for number in range(5)]
+    for _ in range(3):
+        assert ask_each(limited, asked).outcomes == [Outcome(float(number)) for number in range(5)]
+    assert len(loops) == 1
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_has_an_event_loop_of_its_own() -> None:
+    async def later(completion: str, problem: Problem) -> float:
+        await asyncio.sleep(0)
+        return 1.0
+
+    assert ask(later) == Outcome(1.0)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if ask(later) == Outcome(1.0) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
 def test_the_tokens_go_to_who_asks_for_them() -> None:
     def with_ids(completion: str, problem: Problem, completion_ids: list[int], factor: float = 1.0) -> float:
         return sum(completion_ids) * factor

@@ -142,6 +142,8 @@ def test_a_repeated_step_counts_once_and_the_first_so_many() -> None:
 @example("3*4=12\\", ")")
 @example("3*4=1", "2")
 @example("3*4=12 ", "+1")
+@example("3*4=12$ so", "5")
+@example("3*4=12$", "5")
 def test_a_step_s_reward_depends_on_nothing_behind_it(text: str, other: str) -> None:
     reward = intermediate_steps(max_steps=3)
     answer = reward(text, PROBLEM)

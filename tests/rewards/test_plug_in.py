@@ -136,6 +136,7 @@ def test_arguments_of_a_function_with_trl_s_signature() -> None:
         reward = load_reward(f"trl.py:{name}", arguments={"factor": 3.0})
         assert score([Asked(PROBLEM, "a")], [reward]).scored[0].total == 3.0
     assert "did you mean 'factor'" in refusal("trl.py:plain", factr=1.0)
+    assert "'prompts' is given by the trainer" in refusal("trl.py:plain", prompts=1.0)
 
 
 def test_classes_methods_and_asynchronous_functions_are_callables_too() -> None:

@@ -125,6 +125,10 @@ def test_forms_of_functions() -> None:
     assert totals(of_prompts) == [1.0] * 3
     assert totals(of_ids) == [2.0, 4.0, 1.0]
     assert totals(partial(with_argument, factor=2.0)) == [2.0, 8.0, 0.0]
+    # the data has a column `answer`, of texts; what the recipe gave stays
+    assert totals(partial(with_argument, factor=2.0, answer=0)) == [2.0, 8.0, 0.0]
+    given = partial(lambda completions, answer, **kwargs: [answer] * 3, answer=5.0)
+    assert totals(given) == [5.0] * 3
     assert totals(Judge()) == [1.0, 4.0, 0.0]
     assert totals(Judge().later) == [1.0, 4.0, 0.0]
     assert not has_trl_signature(lambda completion, problem: 1.0)

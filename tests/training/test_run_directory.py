@@ -211,6 +211,15 @@ def test_the_whole_lines_of_a_log(run: RunDirectory) -> None:
     assert run.rows("nothing.jsonl") == []
 
 
+def test_a_secret_is_replaced_in_texts_alone(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SORT_KEY", "accuracy")
+    monkeypatch.setenv("NUMBER_TOKEN", "12345678")
+    row = {"accuracy": 12345678, "failures": [{"accuracy": "no accuracy, 12345678"}]}
+    run.append("metrics.jsonl", row)
+    expected = {"accuracy": 12345678, "failures": [{"accuracy": "no <SORT_KEY>, <NUMBER_TOKEN>"}]}
+    assert run.rows("metrics.jsonl")[-1] == expected
+
+
 def test_one_run_a_directory(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with directory.locked():

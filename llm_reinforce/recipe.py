@@ -14,10 +14,11 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.recipe_rewards import BUILT_IN_REWARDS, RewardRecipe
 from llm_reinforce.recipe_sections import (
-    BUILT_IN_REWARDS,
     DEFAULT_SPLIT,
     FILE_SUFFIXES,
+    MAX_SEED,
     NUM_TRAINING_ASKED,
     READ_WITH_BASELINE,
     DataRecipe,
@@ -28,7 +29,6 @@ from llm_reinforce.recipe_sections import (
     ProblemsRecipe,
     RandomInit,
     ReinforceRecipe,
-    RewardRecipe,
     SamplingRecipe,
     Section,
     TrainingRecipe,
@@ -48,6 +48,7 @@ __all__ = [
     "BUILT_IN_REWARDS",
     "DEFAULT_SPLIT",
     "FILE_SUFFIXES",
+    "MAX_SEED",
     "NUM_TRAINING_ASKED",
     "DataRecipe",
     "EvaluationRecipe",
@@ -72,7 +73,7 @@ __all__ = [
 class Recipe(Section):
     """What a run trains, on which problems, by which rewards, and how."""
 
-    seed: int = Field(default=0, ge=0, description="seed of all the run's random generators")
+    seed: int = Field(default=0, ge=0, lt=MAX_SEED, description="seed of all the run's random generators")
     output_dir: str = Field(
         default="runs/recipe",
         min_length=1,

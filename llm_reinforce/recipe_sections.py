@@ -3,25 +3,18 @@
 A field's validator sees the fields written above it, so a field that depends on another stands below it.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationInfo, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from llm_reinforce.strict_yaml import KeyPath, nearest, shown_value
+from llm_reinforce.strict_yaml import KeyPath
 
-BUILT_IN_REWARDS: Mapping[str, tuple[str, ...]] = {  # and the names of their arguments
-    "correct_answer": (),
-    "answer_format": ("pattern", "form"),
-    "conciseness": ("max_tokens",),
-    "readability": ("max_words",),
-    "intermediate_steps": ("right", "wrong", "max_steps"),
-}
 DEFAULT_SPLIT = "train"
 FILE_SUFFIXES = (".json", ".jsonl")  # data of such a name is a file, and no data set of the hub
+MAX_SEED = 10**18  # what a seed is below; torch takes 64 bits
 NUM_TRAINING_ASKED = 1000  # training problems that an evaluation asks where nothing is held out
 
 Text = Annotated[str, Field(min_length=1)]
@@ -278,66 +271,6 @@ class ProblemsRecipe(Section):
         if self.generate is None and self.train is None:
             raise ValueError("needs generate ({} takes all its defaults), or train")
         return self
-
-
-class IsolationRecipe(Section):
-    """Worker processes for a reward function, so that it can't harm the run: `isolation: {}` is enough."""
-
-    num_workers: Count = Field(default=2, description="processes that answer side by side")
-    time_limit: Positive = Field(default=10.0, description="seconds for one call")
-    memory_limit: Count | None = Field(default=4096, description="MiB a process; null is no limit")
-
-
-class RewardRecipe(Section):
-    """One reward function; an episode's reward is the weighted sum of them all."""
-
-    function: str = Field(description="built-in name, package.module:function, or path/to/file.py:function")
-    weight: float = Field(default=1.0, description="what its values are multiplied by")
-    arguments: dict[str, JsonValue] = Field(default_factory=dict, description="its keyword arguments")
-    conversational: bool | None = Field(
-        default=None,
-        description="give a function with TRL's signature messages, not texts; null: if the policy chats",
-    )
-    isolation: IsolationRecipe | None = Field(
-        default=None, description="run it in worker processes; null: in the training process"
-    )
-
-    @field_validator("function")
-    @classmethod
-    def _can_be_found(cls, function: str) -> str:
-        origin, colon, name = function.rpartition(":")
-        if colon and not (origin and name):
-            raise ValueError("should read package.module:function or path/to/file.py:function")
-        if not colon and function not in BUILT_IN_REWARDS:
-            raise ValueError(
-                f"no built-in reward is called {function!r}{nearest(function, BUILT_IN_REWARDS)} (there are "
-                f"{', '.join(BUILT_IN_REWARDS)}; your own reads path/to/file.py:function)"
-            )
-        return function
-
-    @field_validator("arguments")
-    @classmethod
-    def _fit_the_built_in(cls, arguments: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
-        function: str = info.data.get("function", "")
-        known = BUILT_IN_REWARDS.get(function)
-        if known is None:  # a user's own: its signature is looked at as it loads
-            return arguments
-        for name in arguments:
-            if name not in known:
-                there_are = f"there are {', '.join(known)}" if known else "it takes none"
-                raise conflict((name,), f"no argument of {function}{nearest(name, known)} ({there_are})")
-        if function == "answer_format" and "pattern" in arguments:
-            _check_pattern(arguments["pattern"])
-        return arguments
-
-
-def _check_pattern(pattern: JsonValue) -> None:
-    if not isinstance(pattern, str):
-        raise conflict(("pattern",), f"should be text, not {shown_value(pattern)}")
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise conflict(("pattern",), f"{pattern!r} is no regular expression: {error}") from error
 
 
 class SamplingRecipe(Section):

@@ -51,6 +51,14 @@ class StrictLoader(yaml.SafeLoader):
 class StrictDumper(yaml.SafeDumper):
     """Quotes whatever text StrictLoader, or an older YAML reader, would take for something else."""
 
+    def represent_str(self, text: str) -> yaml.ScalarNode:
+        # a line may end there, for YAML: between double quotes they are written as escapes
+        style = '"' if set(text) & set("\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+StrictDumper.add_representer(str, StrictDumper.represent_str)
+
 
 for _kind, _pattern, _first in CORE_SCALARS:
     for _class in (StrictLoader, StrictDumper):
@@ -138,7 +146,10 @@ def _value_of(node: yaml.Node, path: KeyPath, loader: StrictLoader, document: Do
         for index, item in enumerate(node.value):
             document.places[(*path, index)] = Place(line=item.start_mark.line + 1)
         return [_value_of(item, (*path, at), loader, document) for at, item in enumerate(node.value)]
-    return loader.construct_object(node)
+    try:
+        return loader.construct_object(node)
+    except ValueError as error:  # of an integer of thousands of digits Python makes none
+        raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
 
 def _mapping_of(
@@ -219,14 +230,19 @@ def validate(model: type[Model], document: Document) -> Model:
     try:
         validated = model.model_validate(document.data)
     except ValidationError as error:
-        schema = model.model_json_schema()
-        worded = [_worded(details, schema) for details in error.errors()]
-        inside = {path[:depth] for path, _ in worded for depth in range(len(path))}
-        for path, message in worded:
-            if path not in inside:  # an error inside a value says more than one about the whole
-                document.problems.append(Problem(document.place_of(path), path, message))
+        for path, message in complaints(error, model):
+            document.problems.append(Problem(document.place_of(path), path, message))
     document.raise_problems()
     return validated
+
+
+def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
+    """What is wrong, in plain sentences: the path of each value and what to say of it."""
+    schema = model.model_json_schema()
+    worded = [_worded(details, schema) for details in error.errors()]
+    inside = {path[:depth] for path, _ in worded for depth in range(len(path))}
+    # an error inside a value says more than one about the whole
+    return [(path, message) for path, message in worded if path not in inside]
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ from llm_reinforce.cli.asking import (
 from llm_reinforce.cli.common import DebugOption, failures_told, quieten
 from llm_reinforce.cli.measuring import Request, measure_and_tell
 from llm_reinforce.errors import InputError
+from llm_reinforce.recipe import MAX_SEED
 
 
 class Decoding(enum.StrEnum):
@@ -70,7 +71,9 @@ def evaluate(
         list[str] | None,
         typer.Option(help="Cut completions at this text before they are judged; repeatable."),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling and of the examples.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED - 1, help="Seed of the sampling and of the examples.")
+    ] = 0,
     batch_size: Annotated[int, typer.Option(min=1, help="Completions at once.")] = 256,
     output: Annotated[
         Path | None,
@@ -88,6 +91,8 @@ def evaluate(
             )
         if examples is not None and not few_shot:
             raise InputError("--examples: read with --few-shot only")
+        if not all(stop or ()):
+            raise InputError("--stop: an empty text stands everywhere; give the text to cut at")
         policies = [policy] if against is None else [policy, against]
         asking = how_to_ask(policies, template, max_new_tokens, temperature)
         quieten(debug=debug)

@@ -16,6 +16,7 @@ from llm_reinforce.cli.asking import (
 )
 from llm_reinforce.cli.common import DebugOption, failures_told, quieten, terminal_console
 from llm_reinforce.errors import InputError
+from llm_reinforce.recipe import MAX_SEED
 
 if TYPE_CHECKING:
     from llm_reinforce.policy import Completion
@@ -28,7 +29,7 @@ def sample(
     greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token each time.")] = False,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Seed of the sampling.")] = 0,
     no_template: Annotated[
         bool, typer.Option("--no-template", help="Ask the prompt as it stands: no template, no chat format.")
     ] = False,

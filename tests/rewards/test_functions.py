@@ -161,6 +161,10 @@ def test_readability_is_from_0_to_1(completion: str) -> None:
 
 
 def test_recipes_and_rewards_know_the_same_names_and_arguments() -> None:
-    assert {
-        name: tuple(inspect.signature(factory).parameters) for name, factory in BUILT_IN.items()
-    } == BUILT_IN_REWARDS
+    of_factories = {
+        name: {each.name: each.default for each in inspect.signature(factory).parameters.values()}
+        for name, factory in BUILT_IN.items()
+    }
+    assert of_factories == {name: dict(taken()) for name, taken in BUILT_IN_REWARDS.items()}
+    for form in ANSWER_FORMS:
+        BUILT_IN_REWARDS["answer_format"].model_validate({"form": form})

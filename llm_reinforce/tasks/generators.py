@@ -29,6 +29,7 @@ DEFAULT_NUM_TRAIN = 100_000
 MAX_DIGITS = 50
 MAX_OPERANDS = 8
 _MAX_LISTED = 200_000  # a stratum with more expressions than this is sampled
+_MAX_IN_VAIN = 20 * _MAX_LISTED  # draws in a row that find nothing new
 _SIDES = 10  # of a sampled stratum, one key in ten is on the held-out side
 
 
@@ -100,8 +101,12 @@ class _Stratum:
 
     def max_held_out(self) -> int:
         """Half of those that may be, or as many as rejection finds quickly on the held-out side."""
-        size = self.of_held_out_operands().size()
-        return size // 2 if self.is_listed() else size // (2 * _SIDES)
+        source = self.of_held_out_operands()
+        if self.is_listed():
+            return source.size() // 2
+        wanted = source.size() // (2 * _SIDES)
+        # of a few the hash may have put fewer there
+        return min(wanted, sum(map(self.is_held_out, source.expressions()))) if source.is_listed() else wanted
 
     def of_held_out_operands(self) -> "_Stratum":
         return replace(self, operands=self.held_out_operands)
@@ -157,14 +162,25 @@ class _Stratum:
         return train + others, held_out
 
     def sample(self, count: int, *, held_out: bool) -> list[_Expression]:
-        """`count` different expressions of one hashed side."""
+        """`count` different expressions of one hashed side.
+
+        Raises:
+            InputError: there are fewer, as far as can be seen.
+        """
         generator = self.generator("held_out" if held_out else "train")
         source = self.of_held_out_operands() if held_out else self
         drawn: dict[_Expression, None] = {}  # a dict, since a set has no order
+        num_in_vain = 0
         while len(drawn) < count:
-            expression = source.draw(generator)
+            expression, num_before = source.draw(generator), len(drawn)
             if self.is_held_out(expression) == held_out:
                 drawn[expression] = None
+            num_in_vain = 0 if len(drawn) > num_before else num_in_vain + 1
+            if num_in_vain > _MAX_IN_VAIN:
+                raise InputError(
+                    f"{count:,} problems of {self.operation} on {self.name} are wanted, and no more than "
+                    f"{len(drawn):,} were found on their side: ask for fewer, or take another seed"
+                )
         return list(drawn)
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks import OPERATIONS, Problem, generate_problems
+from llm_reinforce.tasks import OPERATIONS, Problem, generate_problems, generators
 
 TERM = re.compile(r"([-+*/]?)(\d+)")
 
@@ -209,6 +209,25 @@ def test_operands_lie_in_their_range_and_held_out_ones_in_theirs() -> None:
     assert len({(a, b) for a in range(20) for b in range(20)} - mirrored - train) <= 1
     with pytest.raises(InputError, match="of 400 possible problems at most 50"):
         generate_problems(["addition"], operands=(0, 19), held_out_operands=(0, 9), num_held_out=51)
+
+
+def test_of_a_small_range_no_more_are_held_out_than_lie_on_that_side() -> None:
+    refused = 0
+    for seed in range(20):  # 25 problems, of which a twentieth is one; the hash may have put none there
+        settings = {"operands": (0, 999), "held_out_operands": (0, 4), "num_train": 5, "seed": seed}
+        try:
+            assert len(generate_problems(["addition"], num_held_out=1, **settings).held_out) == 1
+        except InputError as error:
+            assert "at most 0 can be held out" in str(error)
+            refused += 1
+    assert 0 < refused < 10
+
+
+def test_more_than_lie_on_a_side_are_not_drawn_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generators, "_MAX_IN_VAIN", 1_000)
+    stratum = generators._Stratum("addition", range(1_000), range(5), "0 to 999", 2, 0)
+    with pytest.raises(InputError, match="26 problems of addition on 0 to 999 are wanted, and no more than"):
+        stratum.sample(26, held_out=True)
 
 
 def test_operands_of_a_digit_count_are_that_digit_count() -> None:

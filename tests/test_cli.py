@@ -1,6 +1,7 @@
 """The command line: what it does, what it prints where, and how it ends."""
 
 import errno
+import io
 import json
 import os
 import re
@@ -12,11 +13,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from llm_reinforce import recipe as recipe_module
 from llm_reinforce.cli import app, interruption
-from llm_reinforce.cli.common import is_main_process
+from llm_reinforce.cli.common import is_main_process, note
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.recipe import load_recipe
 from llm_reinforce.training import RunDirectory, TrainState
@@ -570,6 +572,37 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "sums: 20 of 100 problems · 0:02:40 left"
     assert len(lines) == 4
+
+
+def test_a_note_stands_above_a_bar_and_not_in_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llm_reinforce.cli import progress as module
+
+    shown = io.StringIO()
+    monkeypatch.setattr(module, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=60))
+    with module.progress("sums", 100) as told:
+        told(10)
+        note("nothing is held out: accuracy is measured on the training problems")
+        told(20)
+    assert capsys.readouterr().err == ""
+    # the cursor is back at the beginning of the bar's line, which is erased, before the note is written
+    assert re.search(
+        r"\x1b\[2K[^\n]*nothing is held out: accuracy is measured on the training problems", shown.getvalue()
+    )
+    note("and behind it")
+    assert "and behind it" in capsys.readouterr().err
+
+
+def test_two_data_sets_with_one_file_for_their_answers(finished: Path) -> None:
+    for name in ("d/a.jsonl", "d_a.jsonl"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text('{"prompt": "1+1=", "answer": "2"}\n')
+    told = refused(
+        "evaluate", "--policy", str(finished), "--output", "out", "--data", "d/a.jsonl", "--data", "d_a.jsonl"
+    )
+    assert "d/a.jsonl and d_a.jsonl would both be written to answers_d_a.jsonl_greedy.jsonl" in told
+    assert not Path("out").exists()
 
 
 def test_a_run_tells_what_it_gained(finished: Path) -> None:

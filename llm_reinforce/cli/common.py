@@ -79,7 +79,7 @@ def failures_told(what: str = "the command", *, debug: bool = False) -> Iterator
 
 def tell(message: str) -> None:
     """A message on stderr, red on a terminal, never wrapped."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(without_secrets(message), style="red"))
+    _print_on_stderr(Text(without_secrets(message), style="red"))
 
 
 def _print_traceback() -> None:
@@ -92,7 +92,25 @@ def note(message: str) -> None:
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in message
     )
-    Console(stderr=True, soft_wrap=True, highlight=False).print(Text(shown, style="dim"))
+    _print_on_stderr(Text(shown, style="dim"))
+
+
+@contextmanager
+def showing_a_bar(console: Console) -> Iterator[None]:
+    """As long as a bar is shown on the console, messages go there too: above the bar, not into it."""
+    _consoles.append(console)
+    try:
+        yield
+    finally:
+        _consoles.remove(console)
+
+
+_consoles: list[Console] = []
+
+
+def _print_on_stderr(text: Text) -> None:
+    console = _consoles[-1] if _consoles else Console(stderr=True)
+    console.print(text, soft_wrap=True, highlight=False)
 
 
 def quieten(*, debug: bool) -> None:

@@ -78,6 +78,8 @@ def measure_and_tell(request: Request) -> None:
     Raises:
         InputError: the data, a policy or the output can't be used.
     """
+    if request.output is not None:
+        _check_file_names(request.sources, request.decoding)
     trained_on = _training_problems(request.asking.recipes)
     sets = [_read_set(request, source, trained_on) for source in request.sources]
     sides: list[list[Evaluation]] = []
@@ -253,6 +255,23 @@ def _answer_file(
             "seed": request.seed,
         }
     return open_answers(output / answer_file_name(data.name, request.decoding), identity, data.problems)
+
+
+def _check_file_names(sources: Sequence[str], decoding: str) -> None:
+    """Every data set has a file of its own for its answers.
+
+    Raises:
+        InputError: two would write to one.
+    """
+    sources_of: dict[str, str] = {}
+    for source in sources:
+        name = answer_file_name(source, decoding)
+        if name in sources_of:
+            raise InputError(
+                f"--data: {sources_of[name]} and {source} would both be written to {name} in --output; "
+                "give each a directory of its own"
+            )
+        sources_of[name] = source
 
 
 def answer_file_name(data: str, decoding: str) -> str:

@@ -6,6 +6,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
+from llm_reinforce.cli.common import note, showing_a_bar
+
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -29,13 +31,13 @@ def progress(
         yield tell
         return
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=console, transient=True) as bar:
+    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    with showing_a_bar(console), bar:
         task = bar.add_task(name, total=total, completed=done)
         yield lambda done: bar.update(task, completed=done)
 
 
 def _lines(name: str, total: int, what: str) -> Callable[[int], None]:
-    from llm_reinforce.cli.common import note
     from llm_reinforce.training.display import duration
 
     begun: tuple[float, int] | None = None  # when it was first told, and how many were done by then

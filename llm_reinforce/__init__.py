@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.recipe import Recipe, load_recipe
+    from llm_reinforce.rewards import StepRewards
     from llm_reinforce.tasks import Problem, Verdict, verify
     from llm_reinforce.training import ReinforceTrainer
 
@@ -22,6 +23,7 @@ __all__ = [
     "Problem",
     "Recipe",
     "ReinforceTrainer",
+    "StepRewards",
     "Verdict",
     "__version__",
     "evaluate",
@@ -36,6 +38,7 @@ _HOMES = {
     "Problem": "tasks",
     "Recipe": "recipe",
     "ReinforceTrainer": "training",
+    "StepRewards": "rewards",
     "Verdict": "tasks",
     "evaluate": "evaluation",
     "load_policy": "policy",

@@ -5,7 +5,8 @@ trainer_from_recipe(recipe).train()
 """
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 from llm_reinforce.errors import InputError
@@ -46,8 +47,10 @@ def trainer_from_recipe(
         InputError: the problems, a reward function, the policy, or that they don't fit each other.
     """
     display = display or Silent()
-    problems = problems_from_recipe(recipe, display.say)
-    rewards = rewards_from_recipe(recipe)
+    with _naming("problems"):
+        problems = problems_from_recipe(recipe, display.say)
+    with _naming("rewards"):
+        rewards = rewards_from_recipe(recipe)
     if recipe.policy.random_init is not None:
         is_shown_answers = recipe.training.warm_start is not None
         _check_alphabet(recipe.policy.random_init, problems, is_shown_answers, display.say)
@@ -69,6 +72,15 @@ def trainer_from_recipe(
         display=display,
         seed=recipe.seed,
     )
+
+
+@contextmanager
+def _naming(section: str) -> Iterator[None]:
+    """Errors that tell which section of the recipe they are about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{section}: {error}") from error
 
 
 def problems_from_recipe(recipe: Recipe, say: Callable[[str], None] = _nothing) -> ProblemSplit:

@@ -259,10 +259,41 @@ def test_a_reward_that_always_fails_is_told(tmp_path: Path) -> None:
     result = command(*with_reward(tmp_path, "raise RuntimeError('ill')"))
     assert result.exit_code == 2
     first, *traceback = result.stderr.splitlines()
-    assert first == "reward 'mine' fails on every episode that it was tried on: RuntimeError: ill"
+    told = "(mend it, or take it out of the recipe's rewards): RuntimeError: ill"
+    assert first == f"reward 'mine' fails on every episode that it was tried on {told}"
     assert traceback[0].strip() == "Traceback (most recent call last):"
     assert "in mine" in traceback[1]
-    assert not Path("runs/tiny/checkpoints").exists()
+    assert not Path("runs/tiny").exists()  # so that the same command begins once the function is mended
+
+
+def test_a_run_whose_rewards_fail_replaces_none(tmp_path: Path) -> None:
+    assert command("train", "tiny.yaml").exit_code == 0
+    before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
+    assert command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--overwrite")).exit_code == 2
+    assert {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()} == before
+
+
+def test_a_reward_s_setting_that_differs_is_named_alone() -> None:
+    assert command("train", "tiny.yaml").exit_code == 0
+    told = refused(
+        "train", "tiny.yaml", "--resume", "--set", "rewards=[{function: correct_answer, weight: 2.0}]"
+    )
+    assert "rewards.0.weight: 1.0 in the run, 2.0 now" in told
+    assert "{" not in told
+
+
+def test_a_policy_that_is_not_there_is_no_question_of_the_network() -> None:
+    told = refused("sample", "--policy", "runs/nothing", "1+1=")
+    assert "policy 'runs/nothing': there is no such directory or file" in told
+
+
+def test_a_dry_run_is_refused_as_the_run_would_be(tmp_path: Path) -> None:
+    assert command("train", "tiny.yaml").exit_code == 0
+    result = command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--dry-run"))
+    assert result.exit_code == 2
+    assert "a dry run: nothing was trained" in result.stdout
+    assert "reward 'mine' fails on every episode" in result.stderr
+    assert "output_dir runs/tiny is not empty" in result.stderr
 
 
 def test_a_better_evaluation_before_the_last_is_told() -> None:

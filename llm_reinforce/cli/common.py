@@ -127,6 +127,7 @@ def quieten(*, debug: bool) -> None:
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
         for library in ("huggingface_hub", "httpx", "httpx2", "datasets"):
             logging.getLogger(library).setLevel(logging.ERROR)
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)
 
 

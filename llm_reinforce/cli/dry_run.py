@@ -19,7 +19,11 @@ NUM_PROBLEMS, NUM_EPISODES = 2, 2  # what is asked, and how often each
 
 
 def show_dry_run(recipe: Recipe, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
-    """Load all that the run needs, act in a few episodes, and say what would be done."""
+    """Load all that the run needs, act in a few episodes, and say what would be done.
+
+    Raises:
+        InputError: the run would be refused: a reward fails, or the directory is another's.
+    """
     import torch
 
     from llm_reinforce.assemble import trainer_from_recipe
@@ -37,15 +41,17 @@ def show_dry_run(recipe: Recipe, directory: "RunDirectory", *, resume: bool, ove
     )
     if not is_main_process():
         return
-    try:
-        directory.check(resume=resume, overwrite=overwrite)
-        place = str(directory.path)
-    except InputError as error:
-        place = str(error)
-    console = terminal_console()
-    console.print(_summary(recipe, trainer, place, float(batch.lengths.float().mean())))
+    console, refusals = terminal_console(), []
+    console.print(_summary(recipe, trainer, str(directory.path), float(batch.lengths.float().mean())))
     _print_episodes(console, batch.episodes)
     console.print("\na dry run: nothing was trained, nothing was written")
+    for check in (trainer.try_rewards, lambda: directory.check(resume=resume, overwrite=overwrite)):
+        try:
+            check()
+        except InputError as error:
+            refusals.append(str(error))
+    if refusals:
+        raise InputError("\n".join(refusals))
 
 
 def _summary(recipe: Recipe, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:

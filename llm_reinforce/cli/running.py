@@ -51,6 +51,7 @@ def run_training(
     from llm_reinforce.training.budget import is_over
 
     trainer = trainer_from_recipe(recipe, display, directory)
+    trainer.try_rewards()
     with ExitStack() as stack:
         # not before all that may fail has been loaded: --overwrite removes the old run here
         if is_main_process():
@@ -123,7 +124,9 @@ def _grown(begun: Recipe, now: Recipe) -> list[str]:
 
 
 def _flat(values: object, path: str = "") -> dict[str, object]:
-    """A nested mapping as one of dotted keys; an empty one counts as a value."""
+    """Nested mappings, and lists of them, as one of dotted keys; an empty one counts as a value."""
+    if isinstance(values, list | tuple) and any(isinstance(each, Mapping) for each in values):
+        values = {str(place): each for place, each in enumerate(values)}
     if not isinstance(values, Mapping) or not values:
         return {path: values}
     flat: dict[str, object] = {}

@@ -283,8 +283,10 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
 
 def _cannot_load(name: str, error: Exception) -> str:
     known = ", ".join(sorted(FETCHABLE))
+    is_here = Path(name).expanduser().exists()
+    where = "" if is_here else "there is no such directory or file, and from a hub it "
     return (
-        f"policy {name!r}: can't be loaded as a causal language model ({_first_line(error)}). Give "
+        f"policy {name!r}: {where}can't be loaded as a causal language model ({_first_line(error)}). Give "
         f"a directory, a .gguf file, a hub id (with a network or a filled cache), or one of: {known}"
     )
 

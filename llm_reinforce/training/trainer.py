@@ -125,6 +125,7 @@ class ReinforceTrainer:
         self.stop_requested = False
         self._order: tuple[int, list[int]] = (-1, [])  # an epoch, and the order of its problems
         self._has_told_failure = False
+        self._has_tried_rewards = False
 
     @what_is_there_stays()
     def train(self, *, resume: bool = False) -> TrainState:
@@ -138,7 +139,7 @@ class ReinforceTrainer:
             RunStoppedError: too many episodes of an update could not be scored, or too many gradients in a
                 row weren't finite; what was learned before is saved, but nothing of half a warm start.
         """
-        self._try_rewards()
+        self.try_rewards()
         if self.training.num_tokens is not None:
             tokens = f"{self.training.num_tokens:,} sampled tokens"
             self.display.say(f"the run ends with {tokens}: how many updates that takes is an estimate")
@@ -246,18 +247,23 @@ class ReinforceTrainer:
             return True
         return self.value_baseline.fit(prediction, estimate)
 
-    def _try_rewards(self) -> None:
-        """Ask all reward functions of a few episodes before anything is trained.
+    def try_rewards(self) -> None:
+        """Ask all reward functions of a few episodes before anything is trained, once.
 
         Raises:
             InputError: one fails on all of them: so it would go on.
         """
+        if self._has_tried_rewards:
+            return
+        self._has_tried_rewards = True
         batch = self._collect(self.problems[:NUM_TRIED], is_trial=True)
         for name in batch.episodes[0].rewards:
             if all(name in episode.failures for episode in batch.episodes):
                 episode = batch.episodes[0]
-                told = f"reward {name!r} fails on every episode that it was tried on: "
-                told += visible(episode.failures[name], 400)
+                told = (
+                    f"reward {name!r} fails on every episode that it was tried on (mend it, or take it out "
+                )
+                told += "of the recipe's rewards): " + visible(episode.failures[name], 400)
                 raise InputError("\n".join([told, *_lines(episode.traceback)]))
 
     def _generator(self, purpose: str) -> torch.Generator:

@@ -671,7 +671,7 @@ def test_what_changes_in_a_run_is_in_its_state(tmp_path: Path) -> None:
     before = dict(vars(one))
     one.train()
     changed = {name for name, value in vars(one).items() if value is not before[name]}
-    assert changed <= {"state", "_order", "_has_told_failure", "stop_requested"}
+    assert changed <= {"state", "_order", "_has_told_failure", "_has_tried_rewards", "stop_requested"}
     assert "state" in changed
 
 

@@ -101,6 +101,13 @@ class RewardRecipe(Section):
             )
         return function
 
+    @field_validator("conversational")
+    @classmethod
+    def _is_for_trl_s_signature(cls, conversational: bool | None, info: ValidationInfo) -> bool | None:
+        if conversational is not None and info.data.get("function") in BUILT_IN_REWARDS:
+            raise ValueError("read only by a function with TRL's signature, which no built-in one has")
+        return conversational
+
     @field_validator("arguments")
     @classmethod
     def _fit_the_built_in(cls, arguments: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:

@@ -266,6 +266,13 @@ class ProblemsRecipe(Section):
             raise ValueError("should contain {prompt}")
         return template
 
+    @field_validator("num_held_out")
+    @classmethod
+    def _asks_what_is_held_out(cls, num_held_out: int, info: ValidationInfo) -> int:
+        if num_held_out == 0 and info.data.get("held_out") is not None:
+            raise ValueError("is 0, so that held_out would be read for nothing; drop one of the two")
+        return num_held_out
+
     @model_validator(mode="after")
     def _has_a_source(self) -> Self:
         if self.generate is None and self.train is None:

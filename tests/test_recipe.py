@@ -198,6 +198,10 @@ IMPOSSIBLE = [
      "rewards.0.arguments.right", "should be a number, not '1.0'"),
     ("rewards=[{function: intermediate_steps, arguments: {max_steps: 2.5}}]",
      "rewards.0.arguments.max_steps", "should be a whole number of at least 1, not 2.5"),
+    ("rewards=[{function: correct_answer, conversational: true}]",
+     "rewards.0.conversational", "read only by a function with TRL's signature"),
+    ("problems={train: {data: a.jsonl}, held_out: {data: b.jsonl}, num_held_out: 0}",
+     "problems.num_held_out", "held_out would be read for nothing"),
     ("rewards=[{function: 'file.py:'}]", "rewards.0.function", "should read package.module:function"),
     (
         "rewards=[{function: conciseness}, {function: conciseness}]",

@@ -48,7 +48,12 @@ def load_reward(
     if isolation is not None:
         isolated = IsolatedFunction(function, arguments or {}, isolation)
         return WeightedReward(name, isolated, weight, conversational)
-    return WeightedReward(name, load_function(function, arguments or {}), weight, conversational)
+    loaded = load_function(function, arguments or {})
+    if conversational is not None and not has_trl_signature(loaded):
+        raise InputError(
+            f"reward {function!r}: conversational is read only by a function with TRL's signature"
+        )
+    return WeightedReward(name, loaded, weight, conversational)
 
 
 def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:

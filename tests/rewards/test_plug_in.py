@@ -127,6 +127,12 @@ def test_a_function_with_trl_s_signature_is_taken_as_it_is(parameters: str) -> N
     assert [one.total for one in score([Asked(PROBLEM, "a")] * 2, [reward]).scored] == [1.0, 1.0]
 
 
+def test_a_plain_function_is_given_no_messages() -> None:
+    Path("plain.py").write_text("def reward(completion, problem):\n    return 1.0\n")
+    with pytest.raises(InputError, match="conversational is read only by a function with TRL's signature"):
+        load_reward("plain.py:reward", conversational=False)
+
+
 def test_arguments_of_a_function_with_trl_s_signature() -> None:
     Path("trl.py").write_text(
         "def plain(completions, factor=1.0):\n    return [factor for _ in completions]\n"

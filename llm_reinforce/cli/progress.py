@@ -30,8 +30,9 @@ def progress(
             tell(done)
         yield tell
         return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
-    bar = Progress(*columns, TimeRemainingColumn(), console=console, transient=True)
+    named, counted = TextColumn("{task.description}", markup=False), TextColumn(what, markup=False)
+    columns = (named, BarColumn(), MofNCompleteColumn(), counted, TimeRemainingColumn())
+    bar = Progress(*columns, console=console, transient=True)
     with showing_a_bar(console), bar:
         task = bar.add_task(name, total=total, completed=done)
         yield lambda done: bar.update(task, completed=done)

@@ -47,8 +47,7 @@ def trainer_from_recipe(
         InputError: the problems, a reward function, the policy, or that they don't fit each other.
     """
     display = display or Silent()
-    with _naming("problems"):
-        problems = problems_from_recipe(recipe, display.say)
+    problems = problems_from_recipe(recipe, display.say)
     with _naming("rewards"):
         rewards = rewards_from_recipe(recipe)
     if recipe.policy.random_init is not None:
@@ -94,17 +93,19 @@ def problems_from_recipe(recipe: Recipe, say: Callable[[str], None] = _nothing) 
     Raises:
         InputError: the data can't be read, or leaves nothing to train on.
     """
-    split = untemplated_problems(recipe, say)
+    with _naming("problems"):
+        split = untemplated_problems(recipe, say)
     template = recipe.evaluation.template or recipe.problems.template
     examples = ""
     if recipe.evaluation.few_shot:
-        examples = examples_before(
-            split.train,
-            split.held_out,
-            num_examples=recipe.evaluation.few_shot,
-            template=template,
-            seed=recipe.seed,
-        )
+        with _naming("evaluation"):
+            examples = examples_before(
+                split.train,
+                split.held_out,
+                num_examples=recipe.evaluation.few_shot,
+                template=template,
+                seed=recipe.seed,
+            )
     return ProblemSplit(
         in_template(split.train, recipe.problems.template), in_template(split.held_out, template, examples)
     )

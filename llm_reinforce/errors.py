@@ -5,6 +5,8 @@ And what no message, log or traceback may hold: the secrets of the environment.
 
 import os
 import re
+from collections.abc import Mapping
+from typing import Any
 
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
 MIN_SECRET = 8  # characters: a shorter value would be found in plain text by chance
@@ -31,7 +33,28 @@ def without_secrets(text: str) -> str:
 
     A library's exception may quote a request with its token, and a reward function's end in a run's logs.
     """
-    for name, value in os.environ.items():
-        if SECRET_NAME.search(name) and len(value) >= MIN_SECRET:
-            text = text.replace(value, f"<{name}>")
-    return text
+    replaced: str = texts_without_secrets(text)
+    return replaced
+
+
+def texts_without_secrets(value: Any) -> Any:
+    """The same of all texts in nested lists and mappings; keys and numbers stay what they are."""
+    return _replaced(value, secrets) if (secrets := _secrets()) else value
+
+
+def _secrets() -> dict[str, str]:
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if len(value) >= MIN_SECRET and SECRET_NAME.search(name)
+    }
+
+
+def _replaced(value: Any, secrets: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for name, secret in secrets.items():
+            value = value.replace(secret, f"<{name}>")
+        return value
+    if isinstance(value, Mapping):
+        return {key: _replaced(each, secrets) for key, each in value.items()}
+    return [_replaced(each, secrets) for each in value] if isinstance(value, list) else value

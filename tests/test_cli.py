@@ -282,6 +282,15 @@ def test_a_reward_s_setting_that_differs_is_named_alone() -> None:
     assert "{" not in told
 
 
+def test_an_argument_that_is_null_differs_from_none(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text("def mine(completion, problem, limit=None):\n    return 1.0\n")
+    rewards = f"rewards=[{{function: '{file}:mine', arguments: %s}}]"
+    assert command("train", "tiny.yaml", "--set", rewards % "{limit: null}").exit_code == 0
+    told = refused("train", "tiny.yaml", "--resume", "--set", rewards % "{}")
+    assert "rewards.0.arguments.limit: None in the run, not there now" in told
+
+
 def test_a_policy_that_is_not_there_is_no_question_of_the_network() -> None:
     told = refused("sample", "--policy", "runs/nothing", "1+1=")
     assert "policy 'runs/nothing': there is no such directory or file" in told

@@ -19,7 +19,7 @@ from llm_reinforce.cli.variance import (
     collect_told,
     ready_to_measure,
 )
-from llm_reinforce.recipe import load_recipe
+from llm_reinforce.recipe import MAX_SEED, load_recipe
 
 if TYPE_CHECKING:
     from llm_reinforce.laboratory import (
@@ -40,7 +40,7 @@ TITLES = {
     "at the end": "a reward for all heads, at the end",
     "verdict": "a verdict at the end: whether the first toss was heads",
 }
-SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Seed of all that is drawn.")]
 
 
 @claims.command()

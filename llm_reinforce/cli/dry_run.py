@@ -1,6 +1,6 @@
 """`llm-reinforce train RECIPE --dry-run`: everything up to the first update, and nothing written."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -22,7 +22,7 @@ def show_dry_run(recipe: Recipe, directory: "RunDirectory", *, resume: bool, ove
     """Load all that the run needs, act in a few episodes, and say what would be done.
 
     Raises:
-        InputError: the run would be refused: a reward fails, or the directory is another's.
+        InputError: the run would be refused: a reward fails, or the directory holds what it must not replace.
     """
     import torch
 
@@ -39,19 +39,24 @@ def show_dry_run(recipe: Recipe, directory: "RunDirectory", *, resume: bool, ove
         temperature=recipe.sampling.temperature,
         generator=torch.Generator(trainer.policy.device).manual_seed(recipe.seed),
     )
+    refusals = _refusals(trainer.try_rewards)
     if not is_main_process():
         return
-    console, refusals = terminal_console(), []
+    console = terminal_console()
     console.print(_summary(recipe, trainer, str(directory.path), float(batch.lengths.float().mean())))
     _print_episodes(console, batch.episodes)
     console.print("\na dry run: nothing was trained, nothing was written")
-    for check in (trainer.try_rewards, lambda: directory.check(resume=resume, overwrite=overwrite)):
-        try:
-            check()
-        except InputError as error:
-            refusals.append(str(error))
+    refusals += _refusals(lambda: directory.check(resume=resume, overwrite=overwrite))
     if refusals:
         raise InputError("\n".join(refusals))
+
+
+def _refusals(check: Callable[[], None]) -> list[str]:
+    try:
+        check()
+    except InputError as error:
+        return [str(error)]
+    return []
 
 
 def _summary(recipe: Recipe, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:

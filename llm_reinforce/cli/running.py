@@ -107,10 +107,11 @@ def differing_settings(file: Path, recipe: Recipe, *, may_grow: bool) -> list[st
     if may_grow:
         may_differ |= {f"training.{name}" for name in _grown(begun, recipe)}
     own, given = _flat(begun.model_dump()), _flat(recipe.model_dump())
+    shared = own.keys() & given.keys()
     return [
-        f"  {key}: {own.get(key)} in the run, {given.get(key)} now"
+        f"  {key}: {own.get(key, 'not there')} in the run, {given.get(key, 'not there')} now"
         for key in sorted((own.keys() | given.keys()) - may_differ)
-        if own.get(key) != given.get(key)
+        if key not in shared or own[key] != given[key]
     ]
 
 

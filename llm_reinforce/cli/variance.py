@@ -13,7 +13,7 @@ from llm_reinforce.cli.common import DebugOption, note, quieten
 from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
 from llm_reinforce.cli.progress import progress
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe, load_recipe
+from llm_reinforce.recipe import MAX_SEED, Recipe, load_recipe
 
 if TYPE_CHECKING:
     from llm_reinforce.laboratory import Collected, EstimatorFigures, VarianceFigures
@@ -40,7 +40,9 @@ def variance(
             min=0, help="Fold each gradient up to so many numbers; 0: keep it whole. Else as memory allows."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of problems, episodes, sketch and intervals.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=MAX_SEED - 1, help="Seed of problems, episodes, sketch and intervals.")
+    ] = 0,
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one of its settings; repeatable."),

@@ -130,7 +130,7 @@ def _vote(answer: Answer) -> object:
         return True
     text = answer.verdict.extracted or ""
     value = read_answer(text).value
-    return text.strip(" $.").casefold() if value is None else value
+    return ("text", text.strip(" $.").casefold()) if value is None else ("number", value)
 
 
 def _share(answers: Sequence[Sequence[Answer]], holds: Callable[[Answer], bool]) -> Measure:

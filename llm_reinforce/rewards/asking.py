@@ -5,12 +5,13 @@ import inspect
 import os
 import traceback
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
 from numbers import Real
 from operator import index as as_index
 from pathlib import Path
-from threading import Thread
+from threading import Thread, current_thread
 from typing import Any
 
 from llm_reinforce.errors import LeaveAtOnce, without_secrets
@@ -160,7 +161,11 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
     async def together() -> list[object]:
         return list(await asyncio.gather(*map(guarded_one, coroutines)))
 
-    results = asyncio.run_coroutine_threadsafe(together(), _event_loop(process))
+    loop = _event_loop(process)
+    if current_thread() is _threads[loop]:  # an asynchronous function has asked another, and waits
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, together()).result()
+    results = asyncio.run_coroutine_threadsafe(together(), loop)
     try:
         return results.result()
     except BaseException:  # the caller is interrupted
@@ -168,16 +173,28 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
         raise
 
 
-@cache
+_loops: dict[int, asyncio.AbstractEventLoop] = {}
+_threads: dict[asyncio.AbstractEventLoop, Thread] = {}
+
+
 def _event_loop(process: int) -> asyncio.AbstractEventLoop:
     """The event loop of a process, as TRL has one: what a function has bound to it serves the next batch.
 
     That is a semaphore, a lock, a client's open connections. It runs in a thread of its own, since the
     caller's (a notebook's, say) may have one that runs already. A forked child makes its own.
     """
-    loop = asyncio.new_event_loop()
-    Thread(target=loop.run_forever, name="asynchronous rewards", daemon=True).start()
-    return loop
+    if process not in _loops:
+        loop = asyncio.new_event_loop()
+        _threads[loop] = Thread(target=_run_for_ever, args=[loop], name="asynchronous rewards", daemon=True)
+        if _loops.setdefault(process, loop) is loop:  # no other thread was faster
+            _threads[loop].start()
+    return _loops[process]
+
+
+def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
+    while True:
+        with suppress(BaseException):  # a task of a user's function has left by sys.exit(), or stopped it
+            loop.run_forever()
 
 
 def outcome(answer: object, asked: Asked) -> Outcome:

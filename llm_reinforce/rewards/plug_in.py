@@ -17,7 +17,7 @@ from llm_reinforce.rewards.asking import RewardFunction
 from llm_reinforce.rewards.functions import BUILT_IN
 from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
 from llm_reinforce.rewards.scoring import WeightedReward
-from llm_reinforce.rewards.trl_signature import OWN_ARGUMENTS, has_trl_signature
+from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
 from llm_reinforce.strict_yaml import nearest
 
 
@@ -94,7 +94,7 @@ def _check_arguments(found: Callable[..., Any], arguments: Mapping[str, Any], fu
 
 
 def _check_trl_arguments(signature: inspect.Signature, arguments: Mapping[str, Any], function: str) -> None:
-    if taken := [name for name in arguments if name in OWN_ARGUMENTS]:
+    if taken := [name for name in arguments if name in GIVEN]:
         raise InputError(f"reward {function!r}: {taken[0]!r} is given by the trainer and is no argument")
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     foreign = [name for name in arguments if name not in signature.parameters]

@@ -24,18 +24,9 @@ from llm_reinforce.rewards.asking import (
     shown,
 )
 
-OWN_ARGUMENTS = frozenset(
-    {
-        "prompts",
-        "completions",
-        "completion_ids",
-        "prompt",
-        "completion",
-        "trainer_state",
-        "log_extra",
-        "log_metric",
-    }
-)  # no column of the data takes their place
+GIVEN = frozenset(
+    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
+)  # what each call is given, beside the columns of the data
 
 
 def has_trl_signature(function: Callable[..., Any]) -> bool:
@@ -103,7 +94,9 @@ def _columns(asked: Sequence[Asked]) -> dict[str, list[object]]:
         {"answer": problem.answer, "solution": problem.solution or problem.answer, **problem.columns}
         for problem in (one.problem for one in asked)
     ]
-    names = dict.fromkeys(name for row in rows for name in row if name not in OWN_ARGUMENTS)
+    names = dict.fromkeys(
+        name for row in rows for name in row if name not in GIVEN | {"prompt", "completion"}
+    )
     return {name: [row.get(name) for row in rows] for name in names}
 
 

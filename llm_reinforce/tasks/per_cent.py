@@ -6,6 +6,7 @@ Everywhere else `20%` is 0.2, and no 20.
 import re
 from dataclasses import replace
 
+from llm_reinforce.tasks.problem import states_its_answer
 from llm_reinforce.tasks.verifier import Verdict, verify
 
 _ASKS = re.compile(
@@ -20,14 +21,18 @@ _SIGN = re.compile(r"\s*(?:%|\bper ?cent|\bpct)\s*$", re.IGNORECASE)
 
 
 def is_in_per_cent(prompt: str, answer: str, solution: str | None = None) -> bool:
-    """Whether a right answer is a number of per cent: by its question, or its worked solution's last line.
+    """Whether a right answer is a number of per cent: by its question, or its worked solution's last line,
+    that of `#### answer` aside.
 
     >>> is_in_per_cent("What percentage of the cars is red?", "20"), is_in_per_cent("How many cars?", "20")
     (True, False)
     """
     if not _NUMBER.fullmatch(answer):
         return False
-    last_line = (solution or "").rpartition("\n")[2]
+    steps = solution or ""
+    if states_its_answer(steps, answer):
+        steps = steps.rpartition("####")[0].rstrip()
+    last_line = steps.rpartition("\n")[2]
     stated = re.search(rf"(?<![0-9.,]){re.escape(answer)} ?(?:%|percent\b)", last_line)
     return bool(stated or _ASKS.search(prompt))
 

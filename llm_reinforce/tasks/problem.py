@@ -4,6 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
+def states_its_answer(solution: str, answer: str) -> bool:
+    """Whether a worked solution ends in `#### answer`, as GSM8K's do."""
+    _, mark, stated = solution.rpartition("####")
+    return bool(mark) and stated.replace(",", "").strip() == answer.replace(",", "")
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One question with an answer that can be checked.

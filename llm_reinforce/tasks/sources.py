@@ -285,15 +285,13 @@ def _problem(
     given = values[answer_column]
     answer = "" if allow_doubtful and given is None else _as_text(given, row.place, answer_column)
     solution: str | None = None
-    steps: str | None = None  # the solution without its final answer
     if "####" in answer:
         used.discard(answer_column)  # kept as it is, for reward functions that read it so
         solution = answer
-        before, _, after = answer.rpartition("####")
-        steps, answer = before.rstrip(), after.replace(",", "").strip()
+        answer = answer.rpartition("####")[2].replace(",", "").strip()
         is_numeric = True
     elif answer_column != "solution" and isinstance(values.get("solution"), str):
-        solution = steps = str(values["solution"])
+        solution = str(values["solution"])
         used.add("solution")
     if not answer and not allow_doubtful:
         raise InputError(f"{row.place}: column {answer_column!r} gives an empty answer")
@@ -306,7 +304,7 @@ def _problem(
         prompt=prompt,
         answer=answer,
         solution=solution,
-        in_per_cent=is_in_per_cent(prompt, answer, steps),
+        in_per_cent=is_in_per_cent(prompt, answer, solution),
         id=row.default_id if given_id in (None, "") else _as_text(given_id, row.place, "id"),
         columns={name: value for name, value in values.items() if name not in used},
     )

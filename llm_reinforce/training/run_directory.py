@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from llm_reinforce.errors import InputError, without_secrets
+from llm_reinforce.errors import InputError, texts_without_secrets
 from llm_reinforce.evaluation import Evaluation, answer_row
 from llm_reinforce.training.durable import finite, sync, write_whole
 
@@ -139,9 +139,7 @@ class RunDirectory:
         """Add a line of JSON to a log and flush it; a number that isn't finite is null, as JSON has none."""
         # half a surrogate pair, as an exception's text may have it, stays the \udXXX that JSON knows
         with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
-            line = json.dumps(finite(row), ensure_ascii=False, allow_nan=False)
-            if without_secrets(line) != line:  # a name or a number that is somebody's secret stays
-                line = json.dumps(_unsaid(finite(row)), ensure_ascii=False, allow_nan=False)
+            line = json.dumps(texts_without_secrets(finite(row)), ensure_ascii=False, allow_nan=False)
             file.write(line + "\n")
             file.flush()
 
@@ -184,15 +182,6 @@ class RunDirectory:
                 lines = text.split("\n")  # not splitlines: text may hold U+2028
                 kept = [line for line in lines if _is_before(line, num_updates)]
                 self.write_text(name, "".join(line + "\n" for line in kept))
-
-
-def _unsaid(value: Any) -> Any:
-    """The same without secrets in its texts, as far as these are no keys."""
-    if isinstance(value, str):
-        return without_secrets(value)
-    if isinstance(value, Mapping):
-        return {key: _unsaid(each) for key, each in value.items()}
-    return [_unsaid(each) for each in value] if isinstance(value, list) else value
 
 
 def _is_before(line: str, num_updates: int) -> bool:

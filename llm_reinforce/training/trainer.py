@@ -255,16 +255,20 @@ class ReinforceTrainer:
         """
         if self._has_tried_rewards:
             return
-        self._has_tried_rewards = True
         batch = self._collect(self.problems[:NUM_TRIED], is_trial=True)
-        for name in batch.episodes[0].rewards:
-            if all(name in episode.failures for episode in batch.episodes):
-                episode = batch.episodes[0]
-                told = (
-                    f"reward {name!r} fails on every episode that it was tried on (mend it, or take it out "
-                )
-                told += "of the recipe's rewards): " + visible(episode.failures[name], 400)
-                raise InputError("\n".join([told, *_lines(episode.traceback)]))
+        episode = batch.episodes[0]
+        failing = [name for name in episode.rewards if all(name in one.failures for one in batch.episodes)]
+        has_failed = self._gather(torch.tensor([bool(failing)]))  # one process doesn't go on without another
+        if failing:
+            told = f"reward {failing[0]!r} fails on every episode that it was tried on "
+            why = visible(episode.failures[failing[0]], 400)
+            told += f"(mend it, or take it out of the recipe's rewards): {why}"
+            raise InputError("\n".join([told, *_lines(episode.traceback)]))
+        if has_failed.any():
+            raise InputError("a reward fails on every episode that it was tried on in another process")
+        if not batch.scored.any():
+            self.display.say("no reward function applies to any of the episodes that they were tried on")
+        self._has_tried_rewards = True
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))

@@ -87,6 +87,9 @@ def test_majorities() -> None:
     # one number, however it is written, is one vote
     eights = [said(text) for text in (r"\boxed{8 \text{ apples}}", r"\boxed{x = 8}", "800%")]
     assert majority_at_k([RIGHT, RIGHT, *eights], 5) == 0
+    ones = [said("1"), said("1.0")]  # and 1 == True
+    assert majority_at_k([RIGHT, *ones, said("2")], 4) == 0
+    assert majority_at_k([RIGHT, said("1"), eight, eight_again], 4) == 0
     capital = Problem("Capital of France?", "Paris")
     assert majority_at_k([said("1e99999999", capital), said("Paris", capital)], 2) == 0  # and takes no time
     with pytest.raises(ValueError, match="maj@2 of 1"):

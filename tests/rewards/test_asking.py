@@ -219,6 +219,39 @@ def test_what_is_bound_to_the_event_loop_serves_the_next_batch() -> None:
     assert len(loops) == 1
 
 
+def test_who_leaves_or_stops_the_event_loop_ends_nothing_but_an_answer() -> None:
+    async def leaves() -> float:
+        sys.exit(3)
+
+    async def in_a_task(completion: str, problem: Problem) -> list[float]:
+        return await asyncio.gather(leaves())
+
+    async def stops(completion: str, problem: Problem) -> float:
+        asyncio.get_running_loop().stop()
+        await asyncio.sleep(0)
+        return 1.0
+
+    async def right(completion: str, problem: Problem) -> float:
+        return 2.0
+
+    told = ask(in_a_task).failure  # type: ignore[arg-type]
+    assert told is not None
+    assert "SystemExit" in told
+    assert ask(stops) == Outcome(1.0)
+    assert ask(right) == Outcome(2.0)
+
+
+def test_an_asynchronous_function_may_ask_another() -> None:
+    async def inner(completion: str, problem: Problem) -> float:
+        await asyncio.sleep(0)
+        return 2.0
+
+    async def outer(completion: str, problem: Problem) -> float:
+        return ask_each(inner, [Asked(problem, completion)]).outcomes[0].value  # type: ignore[return-value]
+
+    assert ask(outer) == Outcome(2.0)
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_a_forked_child_has_an_event_loop_of_its_own() -> None:
     async def later(completion: str, problem: Problem) -> float:

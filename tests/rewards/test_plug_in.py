@@ -143,6 +143,9 @@ def test_arguments_of_a_function_with_trl_s_signature() -> None:
         assert score([Asked(PROBLEM, "a")], [reward]).scored[0].total == 3.0
     assert "did you mean 'factor'" in refusal("trl.py:plain", factr=1.0)
     assert "'prompts' is given by the trainer" in refusal("trl.py:plain", prompts=1.0)
+    Path("trl.py").write_text("def asks(completions, prompt='', **kwargs):\n    return [len(prompt)]\n")
+    reward = load_reward("trl.py:asks", arguments={"prompt": "grade:"})
+    assert score([Asked(PROBLEM, "a")], [reward]).scored[0].total == 6.0
 
 
 def test_classes_methods_and_asynchronous_functions_are_callables_too() -> None:

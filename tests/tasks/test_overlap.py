@@ -78,5 +78,8 @@ def test_examples_are_worked_and_never_asked() -> None:
     assert examples_before([Problem("1+1=", "2")], (), num_examples=1, template="{prompt}") == "1+1=2\n\n"
     marked = Problem("1+1=", "2", solution="1+1=2\n#### 2")
     assert examples_before([marked], (), num_examples=1, template="{prompt}") == "1+1=1+1=2\n#### 2\n\n"
+    headings = Problem("1+1=", "2", solution="#### Step 1\n1+1=2")
+    (example,) = examples_before([headings], (), num_examples=1, template="{prompt}").strip().split("\n\n")
+    assert example == "1+1=#### Step 1\n1+1=2\n#### 2"
     with pytest.raises(InputError, match="3 examples are wanted, and only 2 of 3 problems"):
         examples_before(pool, asked, num_examples=3, template="{prompt}")

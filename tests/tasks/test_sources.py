@@ -52,6 +52,15 @@ def test_a_gsm8k_row_gives_answer_and_solution(tmp_path: Path) -> None:
     )
 
 
+def test_a_number_of_per_cent_is_one_in_a_copy_too(tmp_path: Path) -> None:
+    row = {"question": "How much is left?", "answer": "100-25 = 75% is left\n#### 75"}
+    (problem,) = read_problems(jsonl(tmp_path / "sums.jsonl", row))
+    write_problems(tmp_path / "copy.jsonl", [problem])
+    (again,) = read_problems(tmp_path / "copy.jsonl")
+    for one in (problem, again):
+        assert (one.answer, one.solution, one.in_per_cent) == ("75", row["answer"], True)
+
+
 def test_usual_names_ids_and_other_columns(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "sums.jsonl", {"id": 7, "prompt": "1+1=", "ground_truth": 2, "level": "easy"})
     assert read_problems(path) == (Problem(prompt="1+1=", answer="2", id="7", columns={"level": "easy"}),)

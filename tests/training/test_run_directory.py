@@ -214,9 +214,12 @@ def test_the_whole_lines_of_a_log(run: RunDirectory) -> None:
 def test_a_secret_is_replaced_in_texts_alone(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SORT_KEY", "accuracy")
     monkeypatch.setenv("NUMBER_TOKEN", "12345678")
-    row = {"accuracy": 12345678, "failures": [{"accuracy": "no accuracy, 12345678"}]}
+    monkeypatch.setenv("QUOTED_TOKEN", 'abcd"efgh\\ij')
+    texts = ["no accuracy, 12345678", 'abcd"efgh\\ij']
+    row = {"accuracy": 12345678, "failures": [{"accuracy": texts[0]}, texts[1]]}
     run.append("metrics.jsonl", row)
-    expected = {"accuracy": 12345678, "failures": [{"accuracy": "no <SORT_KEY>, <NUMBER_TOKEN>"}]}
+    said = {"accuracy": "no <SORT_KEY>, <NUMBER_TOKEN>"}
+    expected = {"accuracy": 12345678, "failures": [said, "<QUOTED_TOKEN>"]}
     assert run.rows("metrics.jsonl")[-1] == expected
 
 

@@ -20,8 +20,8 @@ def fetch(
     with failures_told("the download", debug=debug):
         if cache_dir is not None:
             os.environ["LLM_REINFORCE_CACHE"] = str(cache_dir)
-        quieten(debug=debug)
         from llm_reinforce.policy import convert_gguf
         from llm_reinforce.policy import fetch as fetch_model
 
+        quieten(debug=debug)
         fetch_model(name, convert_gguf, typer.echo)

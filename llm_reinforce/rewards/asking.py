@@ -161,8 +161,8 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
     async def together() -> list[object]:
         return list(await asyncio.gather(*map(guarded_one, coroutines)))
 
-    loop = _event_loop(process)
-    if current_thread() is _threads[loop]:  # an asynchronous function has asked another, and waits
+    loop, own_thread = _event_loop(process)
+    if current_thread() is own_thread:  # an asynchronous function has asked another, and waits
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, together()).result()
     results = asyncio.run_coroutine_threadsafe(together(), loop)
@@ -173,21 +173,23 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
         raise
 
 
-_loops: dict[int, asyncio.AbstractEventLoop] = {}
-_threads: dict[asyncio.AbstractEventLoop, Thread] = {}
+_loops: dict[int, tuple[asyncio.AbstractEventLoop, Thread]] = {}
 
 
-def _event_loop(process: int) -> asyncio.AbstractEventLoop:
-    """The event loop of a process, as TRL has one: what a function has bound to it serves the next batch.
+def _event_loop(process: int) -> tuple[asyncio.AbstractEventLoop, Thread]:
+    """The event loop of a process, as TRL has one, and the thread that it runs in.
 
-    That is a semaphore, a lock, a client's open connections. It runs in a thread of its own, since the
-    caller's (a notebook's, say) may have one that runs already. A forked child makes its own.
+    What a function has bound to it serves the next batch: a semaphore, a lock, a client's open connections.
+    The thread is its own, since the caller's (a notebook's, say) may have a loop that runs already. A forked
+    child makes its own.
     """
     if process not in _loops:
         loop = asyncio.new_event_loop()
-        _threads[loop] = Thread(target=_run_for_ever, args=[loop], name="asynchronous rewards", daemon=True)
-        if _loops.setdefault(process, loop) is loop:  # no other thread was faster
-            _threads[loop].start()
+        thread = Thread(target=_run_for_ever, args=[loop], name="asynchronous rewards", daemon=True)
+        if _loops.setdefault(process, (loop, thread))[0] is loop:
+            thread.start()
+        else:  # another thread was faster
+            loop.close()
     return _loops[process]
 
 

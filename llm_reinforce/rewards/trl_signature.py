@@ -27,6 +27,7 @@ from llm_reinforce.rewards.asking import (
 GIVEN = frozenset(
     {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
 )  # what each call is given, beside the columns of the data
+TAKEN = GIVEN | {"prompt", "completion"}  # no column takes their place
 
 
 def has_trl_signature(function: Callable[..., Any]) -> bool:
@@ -94,9 +95,7 @@ def _columns(asked: Sequence[Asked]) -> dict[str, list[object]]:
         {"answer": problem.answer, "solution": problem.solution or problem.answer, **problem.columns}
         for problem in (one.problem for one in asked)
     ]
-    names = dict.fromkeys(
-        name for row in rows for name in row if name not in GIVEN | {"prompt", "completion"}
-    )
+    names = dict.fromkeys(name for row in rows for name in row if name not in TAKEN)
     return {name: [row.get(name) for row in rows] for name in names}
 
 

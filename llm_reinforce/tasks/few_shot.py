@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.tasks.overlap import normal_text
-from llm_reinforce.tasks.problem import Problem, states_its_answer
+from llm_reinforce.tasks.problem import Problem, split_at_mark
 
 GAP = "\n\n"
 
@@ -40,7 +40,7 @@ def examples_before(
 def _example(problem: Problem, template: str) -> str:
     question = template.replace("{prompt}", problem.prompt)
     answer = problem.solution or problem.answer
-    if problem.solution and not states_its_answer(problem.solution, problem.answer):
+    if problem.solution and split_at_mark(problem.solution)[1] != problem.answer.replace(",", ""):
         answer += f"\n#### {problem.answer}"
     # a question that ends in a word or a colon is set apart from its answer; `12+34=` is not
     gap = " " if question[-1:].isalnum() or question[-1:] in ":.?!" else ""

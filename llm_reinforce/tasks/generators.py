@@ -172,11 +172,10 @@ class _Stratum:
         drawn: dict[_Expression, None] = {}  # a dict, since a set has no order
         num_in_vain = 0
         while len(drawn) < count:
-            expression, num_before = source.draw(generator), len(drawn)
-            if self.is_held_out(expression) == held_out:
-                drawn[expression] = None
-            num_in_vain = 0 if len(drawn) > num_before else num_in_vain + 1
-            if num_in_vain > _MAX_IN_VAIN:
+            expression = source.draw(generator)
+            if self.is_held_out(expression) == held_out and expression not in drawn:
+                drawn[expression], num_in_vain = None, 0
+            elif (num_in_vain := num_in_vain + 1) > _MAX_IN_VAIN:
                 raise InputError(
                     f"{count:,} problems of {self.operation} on {self.name} are wanted, and no more than "
                     f"{len(drawn):,} were found on their side: ask for fewer, or take another seed"

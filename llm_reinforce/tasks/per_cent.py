@@ -6,7 +6,7 @@ Everywhere else `20%` is 0.2, and no 20.
 import re
 from dataclasses import replace
 
-from llm_reinforce.tasks.problem import states_its_answer
+from llm_reinforce.tasks.problem import split_at_mark
 from llm_reinforce.tasks.verifier import Verdict, verify
 
 _ASKS = re.compile(
@@ -29,10 +29,9 @@ def is_in_per_cent(prompt: str, answer: str, solution: str | None = None) -> boo
     """
     if not _NUMBER.fullmatch(answer):
         return False
-    steps = solution or ""
-    if states_its_answer(steps, answer):
-        steps = steps.rpartition("####")[0].rstrip()
-    last_line = steps.rpartition("\n")[2]
+    steps, marked = split_at_mark(solution or "")
+    text = steps if marked == answer.replace(",", "") else solution or ""
+    last_line = text.rpartition("\n")[2]
     stated = re.search(rf"(?<![0-9.,]){re.escape(answer)} ?(?:%|percent\b)", last_line)
     return bool(stated or _ASKS.search(prompt))
 

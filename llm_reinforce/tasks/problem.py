@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 
-def states_its_answer(solution: str, answer: str) -> bool:
-    """Whether a worked solution ends in `#### answer`, as GSM8K's do."""
-    _, mark, stated = solution.rpartition("####")
-    return bool(mark) and stated.replace(",", "").strip() == answer.replace(",", "")
+def split_at_mark(solution: str) -> tuple[str, str | None]:
+    """The steps of a worked solution, and its answer where `####` marks one, as in GSM8K: without commas."""
+    steps, mark, answer = solution.rpartition("####")
+    return (steps.rstrip(), answer.replace(",", "").strip()) if mark else (solution, None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import NoReturn
 from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
 from llm_reinforce.tasks.per_cent import is_in_per_cent
-from llm_reinforce.tasks.problem import Problem
+from llm_reinforce.tasks.problem import Problem, split_at_mark
 from llm_reinforce.tasks.splits import ProblemSplit, divide_groups, folded_prompt
 
 PROMPT_COLUMNS = ("prompt", "question")
@@ -285,10 +285,10 @@ def _problem(
     given = values[answer_column]
     answer = "" if allow_doubtful and given is None else _as_text(given, row.place, answer_column)
     solution: str | None = None
-    if "####" in answer:
+    marked = split_at_mark(answer)[1]
+    if marked is not None:
         used.discard(answer_column)  # kept as it is, for reward functions that read it so
-        solution = answer
-        answer = answer.rpartition("####")[2].replace(",", "").strip()
+        solution, answer = answer, marked
         is_numeric = True
     elif answer_column != "solution" and isinstance(values.get("solution"), str):
         solution = str(values["solution"])

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from llm_reinforce.evaluation import evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
+    from llm_reinforce.problems import Problem
     from llm_reinforce.recipe import Recipe, load_recipe
     from llm_reinforce.rewards import StepRewards
-    from llm_reinforce.tasks import Problem, Verdict, verify
     from llm_reinforce.training import ReinforceTrainer
+    from llm_reinforce.verifier import Verdict, verify
 
     __version__: str
 
@@ -35,16 +36,16 @@ __all__ = [
 
 _HOMES = {
     "LanguagePolicy": "policy",
-    "Problem": "tasks",
+    "Problem": "problems",
     "Recipe": "recipe",
     "ReinforceTrainer": "training",
     "StepRewards": "rewards",
-    "Verdict": "tasks",
+    "Verdict": "verifier",
     "evaluate": "evaluation",
     "load_policy": "policy",
     "load_recipe": "recipe",
     "random_policy": "policy",
-    "verify": "tasks",
+    "verify": "verifier",
 }
 
 

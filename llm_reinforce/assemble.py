@@ -11,9 +11,7 @@ from dataclasses import replace
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, policy_from_recipe
-from llm_reinforce.recipe import DEFAULT_SPLIT, DataRecipe, RandomInit, Recipe
-from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
-from llm_reinforce.tasks import (
+from llm_reinforce.problems import (
     Problem,
     ProblemSplit,
     examples_before,
@@ -25,6 +23,8 @@ from llm_reinforce.tasks import (
     reads_split,
     split_problems,
 )
+from llm_reinforce.recipe import DEFAULT_SPLIT, DataRecipe, RandomInit, Recipe
+from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
 from llm_reinforce.training import Display, ReinforceTrainer, RunDirectory, Silent
 
 NUM_MEASURED = 200  # prompts whose tokens are counted before training: the longest by characters

@@ -29,7 +29,7 @@ from llm_reinforce.evaluation.extraction import (
 )
 from llm_reinforce.policy import load_policy
 from llm_reinforce.policy.loading import resolve_location
-from llm_reinforce.tasks import examples_before, find_problems, usual_template
+from llm_reinforce.problems import examples_before, find_problems, usual_template
 
 STOP = ("Question:", "</s>", "<|im_end|>")
 READINGS = {"strict-match": strict_answer, "flexible-extract": flexible_answer}

@@ -13,8 +13,8 @@ from llm_reinforce.assemble import (
 )
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import Recipe, load_recipe
-from llm_reinforce.tasks import Problem
 from llm_reinforce.training import Silent
 
 RECIPE = """\
@@ -76,12 +76,12 @@ def test_algebra_is_asked_for_by_the_recipe_and_needs_math_verify(
 ) -> None:
     data = write_sums(tmp_path / "a.jsonl", ["1=", "2=", "3="])
     source = f"problems={{train: {{data: {data}, algebra: true}}, num_held_out: 1}}"
-    monkeypatch.setattr("llm_reinforce.tasks.algebra.find_spec", lambda name: object())
+    monkeypatch.setattr("llm_reinforce.verifier.algebra.find_spec", lambda name: object())
     split = problems_from_recipe(recipe(tmp_path, source))
     assert all(problem.algebra for problem in (*split.train, *split.held_out))
     plain = problems_from_recipe(recipe(tmp_path, source.replace(", algebra: true", "")))
     assert not any(problem.algebra for problem in (*plain.train, *plain.held_out))
-    monkeypatch.setattr("llm_reinforce.tasks.algebra.find_spec", lambda name: None)
+    monkeypatch.setattr("llm_reinforce.verifier.algebra.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"math-verify, which isn't installed: .*llm-reinforce\[algebra\]"):
         problems_from_recipe(recipe(tmp_path, source))
 

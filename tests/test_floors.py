@@ -68,7 +68,7 @@ def test_every_folder_is_on_a_floor() -> None:
         ("evaluation/accuracy.py", "import llm_reinforce.training"),
         ("rewards/functions.py", "import llm_reinforce.policy"),  # beside it
         ("tasks/verifier.py", "import llm_reinforce.policy_gradient"),
-        ("errors.py", "import llm_reinforce.tasks"),
+        ("errors.py", "import llm_reinforce.problems"),
         ("tasks/problem.py", "import torch"),
         ("policy_gradient/returns.py", "import transformers"),
     ],

@@ -11,9 +11,10 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from llm_reinforce.cli import app
+from llm_reinforce.problems import NAMED_SETS
 from llm_reinforce.recipe import builtin_recipes, load_recipe
-from llm_reinforce.tasks import NAMED_SETS, verify
-from llm_reinforce.tasks.verifier import read_answer
+from llm_reinforce.verifier import verify
+from llm_reinforce.verifier.plain_answers import read_answer
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

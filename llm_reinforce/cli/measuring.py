@@ -20,7 +20,7 @@ from llm_reinforce.recipe import Recipe
 if TYPE_CHECKING:
     from llm_reinforce.evaluation import AnswerFile, Comparison, Criterion, Evaluation
     from llm_reinforce.policy import LanguagePolicy
-    from llm_reinforce.tasks import Problem
+    from llm_reinforce.problems import Problem
 
     Changes = Mapping[Criterion, Comparison]
 
@@ -133,15 +133,15 @@ def _training_problems(recipes: Sequence[Recipe | None]) -> "list[Problem]":
 
 def _read_set(request: Request, source: str, trained_on: "Sequence[Problem]") -> DataSet:
     from llm_reinforce.assemble import in_template
-    from llm_reinforce.tasks import (
+    from llm_reinforce.problems import (
         examples_before,
-        find_doubts,
         find_overlap,
         find_problems,
         reads_split,
         usual_stop,
         usual_template,
     )
+    from llm_reinforce.verifier import find_doubts
 
     if (request.split or request.config) and not any(map(reads_split, request.sources)):
         raise InputError("--split and --config are read for data sets of the hub, and all --data are files")
@@ -174,7 +174,7 @@ def _read_set(request: Request, source: str, trained_on: "Sequence[Problem]") ->
 
 
 def _example_pool(request: Request, source: str, trained_on: "Sequence[Problem]") -> "Sequence[Problem]":
-    from llm_reinforce.tasks import find_problems, training_part
+    from llm_reinforce.problems import find_problems, training_part
 
     if request.examples is not None:
         return find_problems(request.examples, config=request.config, split="train")

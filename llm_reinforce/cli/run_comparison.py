@@ -35,7 +35,7 @@ def compare_run(directory: "RunDirectory", max_new_tokens: int) -> "dict[str, di
 
 def _evaluation(rows: list[dict[str, Any]], max_new_tokens: int) -> "Evaluation":
     from llm_reinforce.evaluation import Evaluation, answers_in, measures_of
-    from llm_reinforce.tasks import Problem
+    from llm_reinforce.problems import Problem
 
     problems = [Problem(row["prompt"], row["answer"], id=row["id"]) for row in rows]
     answers = [answers_in(row) for row in rows]

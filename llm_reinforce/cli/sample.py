@@ -51,7 +51,7 @@ def sample(
 
         from llm_reinforce.assemble import check_prompts_fit, in_template
         from llm_reinforce.policy import sample_completions
-        from llm_reinforce.tasks import Problem
+        from llm_reinforce.problems import Problem
 
         asked = in_template(
             [Problem(prompt, "", id=prompt) for prompt in prompts], asking.template or "{prompt}"

@@ -13,7 +13,7 @@ from llm_reinforce.cli.progress import progress
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_reinforce.tasks.audit import Audit
+    from llm_reinforce.verifier.audit import Audit
 
 NUM_SHOWN = 40  # doubtful answers that the table lists; --json has all
 
@@ -41,8 +41,8 @@ def verify(
     """
     with failures_told("the audit", debug=debug):
         quieten(debug=debug)
-        from llm_reinforce.tasks import find_problems, reads_split
-        from llm_reinforce.tasks.audit import audit_answers
+        from llm_reinforce.problems import find_problems, reads_split
+        from llm_reinforce.verifier.audit import audit_answers
 
         if (split or config) and not any(map(reads_split, data)):
             raise InputError("--split and --config are read for data sets of the hub, and all DATA are files")

@@ -7,8 +7,8 @@ import torch
 from llm_reinforce.episodes.credit import lay_on_tokens
 from llm_reinforce.episodes.episode import Episode, EpisodeBatch
 from llm_reinforce.policy import Activations, Completion, LanguagePolicy, TokenIds, sample_completions
+from llm_reinforce.problems import Problem, judge
 from llm_reinforce.rewards import Asked, Progress, WeightedReward, score
-from llm_reinforce.tasks import Problem, judge
 
 
 def collect_episodes(

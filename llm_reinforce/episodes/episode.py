@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from llm_reinforce.policy import Completion, TokenIds
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import failures_in_a_line
-from llm_reinforce.tasks import Problem, Verdict
+from llm_reinforce.verifier import Verdict
 
 
 @dataclass(frozen=True, slots=True)

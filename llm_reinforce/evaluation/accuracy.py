@@ -10,8 +10,9 @@ from torch import Tensor
 from llm_reinforce.evaluation.answers import Answer, Measure, judged, measures_of
 from llm_reinforce.evaluation.statistics import Interval
 from llm_reinforce.policy import LanguagePolicy, stream_completions
+from llm_reinforce.problems import Problem
 from llm_reinforce.seeds import seed_of
-from llm_reinforce.tasks import Problem, Verdict
+from llm_reinforce.verifier import Verdict
 
 Decoding = Literal["greedy", "sampled"]
 

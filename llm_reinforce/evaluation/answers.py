@@ -13,7 +13,8 @@ from llm_reinforce.evaluation.statistics import (
     standard_error,
 )
 from llm_reinforce.policy import Completion
-from llm_reinforce.tasks import Problem, Verdict, judge, read_answer
+from llm_reinforce.problems import Problem, judge
+from llm_reinforce.verifier import Verdict, read_answer
 
 PARSED = ("equal", "different")  # a verdict's reasons where one value was read and compared
 

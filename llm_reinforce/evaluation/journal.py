@@ -12,7 +12,8 @@ import torch
 from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation.answers import Answer
 from llm_reinforce.policy import LanguagePolicy
-from llm_reinforce.tasks import Problem, Verdict
+from llm_reinforce.problems import Problem
+from llm_reinforce.verifier import Verdict
 
 Identity = Mapping[str, Any]
 

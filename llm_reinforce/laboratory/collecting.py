@@ -13,9 +13,9 @@ from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_adva
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, ValueHead, action_features, fit_values, predict_values
 from llm_reinforce.policy_gradient import MovingAverage, action_mask
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.tasks import Problem
 
 PATIENCE = 10  # fits of the value head without a gain before it is taken as it was best
 

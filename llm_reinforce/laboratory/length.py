@@ -39,8 +39,9 @@ from llm_reinforce.laboratory.statistics import LEVEL, Measured, measured_varian
 from llm_reinforce.laboratory.variance import Estimator, action_weights
 from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions
 from llm_reinforce.policy_gradient import MovingAverage
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import RandomInit, ReinforceRecipe
-from llm_reinforce.tasks import Problem, Verdict
+from llm_reinforce.verifier import Verdict
 
 Paid = Literal["each step", "at the end", "verdict"]
 PAID: tuple[Paid, ...] = ("each step", "at the end", "verdict")

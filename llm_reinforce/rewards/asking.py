@@ -15,7 +15,7 @@ from threading import Thread, current_thread
 from typing import Any
 
 from llm_reinforce.errors import LeaveAtOnce, without_secrets
-from llm_reinforce.tasks import Problem
+from llm_reinforce.problems import Problem
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; what is above would be infinite
 OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("asking.py", "trl_signature.py"))

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems import Problem, judge
 from llm_reinforce.rewards.asking import RewardFunction
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
-from llm_reinforce.tasks import Problem, judge
 
 _BRACES = (
     r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})++\}"  # with up to three levels, as \boxed{\frac{3}{4}} has two

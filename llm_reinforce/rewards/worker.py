@@ -19,10 +19,10 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import Any, BinaryIO
 
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards.asking import Answers, Asked, Outcome, Progress, StepRewards, ask_each
 from llm_reinforce.rewards.plug_in import load_function
 from llm_reinforce.rewards.trl_signature import ask_together, has_trl_signature
-from llm_reinforce.tasks import Problem
 
 GRACE = 2.0  # seconds beyond the time limit, which the asking process keeps as a rule
 

@@ -15,6 +15,7 @@ from llm_reinforce.episodes import EpisodeBatch, Estimate, collect_episodes, est
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import evaluate
 from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import (
     NUM_TRAINING_ASKED,
     EvaluationRecipe,
@@ -24,7 +25,6 @@ from llm_reinforce.recipe import (
 )
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.seeds import seed_of
-from llm_reinforce.tasks import Problem
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
 from llm_reinforce.training.checkpoint import (
     TrainState,

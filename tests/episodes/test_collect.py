@@ -8,8 +8,9 @@ import torch
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, sample_completions
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.tasks import Problem, verify
+from llm_reinforce.verifier import verify
 
 PROBLEMS = [Problem("1+1=", "2", id="a"), Problem("10+11=", "21", id="b"), Problem("5=", "5", id="c")]
 

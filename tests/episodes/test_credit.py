@@ -12,9 +12,9 @@ from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_adva
 from llm_reinforce.episodes.credit import completing_token, lay_on_tokens
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage, place_rewards, reward_to_go
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe
 from llm_reinforce.rewards import StepRewards, WeightedReward, intermediate_steps
-from llm_reinforce.tasks import Problem
 
 CORPUS = [
     "3*4=12, so 12+30=42 😀 apples",

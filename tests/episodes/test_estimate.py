@@ -10,8 +10,9 @@ from torch import Tensor
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
 from llm_reinforce.policy import Completion
 from llm_reinforce.policy_gradient import MovingAverage
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe, ValueRecipe
-from llm_reinforce.tasks import Problem, verify
+from llm_reinforce.verifier import verify
 
 
 def episode(

@@ -8,7 +8,7 @@ import pytest
 
 from llm_reinforce.evaluation import Answer, evaluate, share_interval
 from llm_reinforce.policy import LanguagePolicy, stream_completions
-from llm_reinforce.tasks import Problem
+from llm_reinforce.problems import Problem
 
 PROBLEMS = [Problem(f"{a}+{b}=", str(a + b)) for a in range(4) for b in range(5)]
 

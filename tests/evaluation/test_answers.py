@@ -19,7 +19,7 @@ from llm_reinforce.evaluation import (
 )
 from llm_reinforce.evaluation.answers import judged
 from llm_reinforce.policy import Completion
-from llm_reinforce.tasks import Problem
+from llm_reinforce.problems import Problem
 
 SEVEN = Problem("3+4=", "7", id="seven")
 

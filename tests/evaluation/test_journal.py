@@ -18,7 +18,7 @@ from llm_reinforce.evaluation import (
     problems_digest,
 )
 from llm_reinforce.policy import LanguagePolicy
-from llm_reinforce.tasks import Problem
+from llm_reinforce.problems import Problem
 
 PROBLEMS = [Problem(f"{a}+{b}=", str(a + b), id=f"{a}{b}") for a in range(3) for b in range(3)]
 IDENTITY = {"data": "sums", "seed": 0, "stop": ("x",)}

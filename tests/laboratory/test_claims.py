@@ -13,9 +13,9 @@ from llm_reinforce.laboratory import classifier, length
 from llm_reinforce.laboratory.collecting import Collected, collect_updates
 from llm_reinforce.laboratory.constant import COMPARED, measure_constants, with_constant
 from llm_reinforce.policy_gradient import MovingAverage
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.tasks import Problem
 
 SETTINGS = ReinforceRecipe(problems_per_update=16, episodes_per_problem=4)
 

@@ -17,9 +17,9 @@ from llm_reinforce.laboratory import Collected, collect_updates, estimators_besi
 from llm_reinforce.laboratory.variance import action_weights, measure_estimators
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import UNBIASED
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe
 from llm_reinforce.rewards import WeightedReward, correct_answer
-from llm_reinforce.tasks import Problem
 
 PLAIN = ReinforceRecipe(problems_per_update=4, episodes_per_problem=2)
 COVERED = ("none", "leave_one_out", "value, λ 0.9")

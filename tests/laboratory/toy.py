@@ -33,8 +33,9 @@ from llm_reinforce.laboratory.variance import (
 )
 from llm_reinforce.policy import Completion, LanguagePolicy, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe
-from llm_reinforce.tasks import Problem, Verdict
+from llm_reinforce.verifier import Verdict
 
 PROMPTS = ("10", "0")
 BEFORE = MovingAverage(0.3, 0.5)

@@ -30,7 +30,7 @@ from llm_reinforce.policy import (
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy_gradient import MovingAverage, action_mask, reinforce_loss
 from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe, TrainingRecipe
-from llm_reinforce.tasks import verify
+from llm_reinforce.verifier import verify
 
 PROMPTS = ("1+2=", "10+20=", "7=", "10+20=", "1+2=", "33+44+55=", "7=")
 ACTIONS = ("3", "30", "", "1234", "5", "132", "77777")  # the last one is truncated: it lacks the end token

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards.asking import MAX_TRACEBACK, Asked, Outcome, StepRewards, ask_each, shown
-from llm_reinforce.tasks import Problem
 
 ASKED = Asked(Problem("47+85=", "132"), "abc", (5, 6, 7, 0))
 

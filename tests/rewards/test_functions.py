@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import BUILT_IN_REWARDS
 from llm_reinforce.rewards import (
     BUILT_IN,
@@ -21,7 +22,6 @@ from llm_reinforce.rewards import (
     score,
 )
 from llm_reinforce.rewards.functions import ANSWER_FORMS
-from llm_reinforce.tasks import Problem
 
 PROBLEM = Problem(prompt="47+85=", answer="132")
 

@@ -9,9 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, intermediate_steps
 from llm_reinforce.rewards.intermediate_steps import find_equations
-from llm_reinforce.tasks import Problem
 
 PROBLEM = Problem("", "")
 PIECES = [

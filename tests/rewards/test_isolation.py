@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import (
     Asked,
     Isolation,
@@ -24,7 +25,6 @@ from llm_reinforce.rewards import (
     score,
 )
 from llm_reinforce.rewards.isolation import IsolatedFunction
-from llm_reinforce.tasks import Problem
 
 FILE = """\
 import asyncio, ctypes, math, os, re, signal, subprocess, sys, time
@@ -361,7 +361,7 @@ import sys, time
 from llm_reinforce.rewards import Asked, Isolation
 from llm_reinforce.rewards.asking import Progress
 from llm_reinforce.rewards.isolation import IsolatedFunction
-from llm_reinforce.tasks import Problem
+from llm_reinforce.problems import Problem
 
 function = IsolatedFunction(sys.argv[1], {}, Isolation(num_workers=1, time_limit=float(sys.argv[3])))
 def ask(completion):

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Asked, load_reward, score
-from llm_reinforce.tasks import Problem
 
 PROBLEM = Problem(prompt="1+1=", answer="2", columns={"level": 3})
 FILE = """\

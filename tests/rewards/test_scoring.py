@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from llm_reinforce.errors import LeaveAtOnce
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Asked, Scored, StepRewards, WeightedReward, score
-from llm_reinforce.tasks import Problem
 
 PROBLEM = Problem(prompt="47+85=", answer="132")
 

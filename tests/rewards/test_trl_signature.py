@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from llm_reinforce.policy import LanguagePolicy
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe, TrainingRecipe
 from llm_reinforce.rewards import Asked, Progress, Scores, WeightedReward, score
 from llm_reinforce.rewards.trl_signature import has_trl_signature
-from llm_reinforce.tasks import Problem
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
 
 ASKED = [

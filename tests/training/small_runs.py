@@ -10,6 +10,7 @@ import torch
 from llm_reinforce.episodes import Episode
 from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import (
     EvaluationRecipe,
     LoraRecipe,
@@ -20,7 +21,6 @@ from llm_reinforce.recipe import (
     WarmStart,
 )
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.tasks import Problem
 from llm_reinforce.training import ReinforceTrainer, RunDirectory, Silent
 from llm_reinforce.training.metrics import TIMES
 

@@ -21,9 +21,9 @@ from small_runs import (
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, load_policy
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import EvaluationRecipe, LoraRecipe, ReinforceRecipe, ValueRecipe
 from llm_reinforce.rewards import StepRewards, WeightedReward
-from llm_reinforce.tasks import Problem
 from llm_reinforce.training import ReinforceTrainer
 from llm_reinforce.training.run_directory import RunDirectory
 

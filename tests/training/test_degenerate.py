@@ -11,9 +11,9 @@ from small_runs import Watcher, adapted_policy, new_run, rows, same, sevens, sma
 
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import BASELINES
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.tasks import Problem
 
 NUM_UPDATES = 3
 Reward = Callable[[str, Problem], float | None]

@@ -15,9 +15,9 @@ import llm_reinforce.training.gradient_step as gradient_step_module
 import llm_reinforce.training.warm_start as warm_start_module
 from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import ReinforceRecipe, WarmStart
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.tasks import Problem
 from llm_reinforce.training import ReinforceTrainer
 
 NAN, INF = math.nan, math.inf

@@ -34,6 +34,7 @@ from small_runs import (
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import evaluate
 from llm_reinforce.policy import LanguagePolicy, load_policy
+from llm_reinforce.problems import Problem
 from llm_reinforce.recipe import (
     EvaluationRecipe,
     LoraRecipe,
@@ -44,7 +45,6 @@ from llm_reinforce.recipe import (
     WarmStart,
 )
 from llm_reinforce.rewards import StepRewards, WeightedReward
-from llm_reinforce.tasks import Problem
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
 from llm_reinforce.training import trainer as trainer_module
 from llm_reinforce.training.gradient_step import GradientStep

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from llm_reinforce.tasks.problem import Problem
+from llm_reinforce.problems.problem import Problem
 
 T = TypeVar("T")
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from llm_reinforce.tasks import Problem
-from llm_reinforce.tasks.audit import WRAPPINGS, audit_answers, kind_of_answer
+from llm_reinforce.problems import Problem
+from llm_reinforce.verifier.audit import WRAPPINGS, audit_answers, kind_of_answer
 
 
 @pytest.mark.parametrize(

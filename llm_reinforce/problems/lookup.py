@@ -5,17 +5,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks.algebra import check_algebra
-from llm_reinforce.tasks.generators import nearest_name
-from llm_reinforce.tasks.named_sets import NAMED_SETS, load_named
-from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.sources import load_hub_problems, read_problems
-from llm_reinforce.tasks.specified import (
+from llm_reinforce.problems.generators import nearest_name
+from llm_reinforce.problems.named_sets import NAMED_SETS, load_named
+from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.sources import load_hub_problems, read_problems
+from llm_reinforce.problems.specified import (
     GENERATE,
     REASONING_GYM,
     generated_problems,
     reasoning_gym_problems,
 )
+from llm_reinforce.verifier.algebra import check_algebra
 
 FILE_SUFFIXES = (".json", ".jsonl")
 PLAIN = "{prompt}"

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_reinforce.tasks import Problem, find_problems, judge, per_cent
-from llm_reinforce.tasks.per_cent import is_in_per_cent
+from llm_reinforce.problems import Problem, find_problems, judge
+from llm_reinforce.verifier import percentages
+from llm_reinforce.verifier.percentages import is_in_per_cent
 
 
 @pytest.mark.parametrize(
@@ -69,4 +70,4 @@ def test_a_file_s_problems_say_so(tmp_path: Path) -> None:
 
 
 def test_the_examples_of_the_docstrings() -> None:
-    assert doctest.testmod(per_cent).failed == 0
+    assert doctest.testmod(percentages).failed == 0

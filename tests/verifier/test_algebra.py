@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks import Problem, check_algebra, judge, verify
-from llm_reinforce.tasks import algebra as algebra_module
-from llm_reinforce.tasks.algebra import AlgebraWorker
+from llm_reinforce.problems import Problem, judge
+from llm_reinforce.verifier import algebra as algebra_module
+from llm_reinforce.verifier import check_algebra, verify
+from llm_reinforce.verifier.algebra import AlgebraWorker
 
 pytest.importorskip("math_verify")
 
@@ -167,8 +168,8 @@ def test_any_thread_may_ask() -> None:
 def test_a_forked_child_starts_its_own_and_all_end_with_their_parent(tmp_path: Path) -> None:
     code = """
 import os, sys
-from llm_reinforce.tasks import Problem, judge
-from llm_reinforce.tasks import algebra
+from llm_reinforce.problems import Problem, judge
+from llm_reinforce.verifier import algebra
 algebra.TIME_LIMIT = 120.0
 _WORKER = algebra._WORKER
 problem = Problem("?", "x+1", algebra=True)
@@ -202,6 +203,7 @@ def _is_running(pid: int) -> bool:
 
 def test_without_math_verify_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     check_algebra()
+    check_algebra.cache_clear()
     monkeypatch.setattr(algebra_module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'llm-reinforce\[algebra\]'"):
         check_algebra()

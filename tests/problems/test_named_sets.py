@@ -11,11 +11,10 @@ from types import ModuleType
 import pytest
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks import (
+from llm_reinforce.problems import (
     NAMED_SETS,
     Problem,
     few_shot,
-    find_doubts,
     find_problems,
     generate_problems,
     lookup,
@@ -25,8 +24,8 @@ from llm_reinforce.tasks import (
     training_part,
     usual_stop,
     usual_template,
-    verify,
 )
+from llm_reinforce.verifier import find_doubts, verify
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks import OPERATIONS, Problem, generate_problems, generators
+from llm_reinforce.problems import OPERATIONS, Problem, generate_problems, generators
 
 TERM = re.compile(r"([-+*/]?)(\d+)")
 
@@ -162,7 +162,7 @@ def test_the_seed_decides() -> None:
 
 def test_the_hash_seed_does_not_decide() -> None:
     code = (
-        "from llm_reinforce.tasks import generate_problems as g\n"
+        "from llm_reinforce.problems import generate_problems as g\n"
         "for digits in ([2], [6]):\n"
         "    print(g(['addition', 'division'], digits, num_held_out=20, num_train=20))"
     )

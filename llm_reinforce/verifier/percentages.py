@@ -6,8 +6,8 @@ Everywhere else `20%` is 0.2, and no 20.
 import re
 from dataclasses import replace
 
-from llm_reinforce.tasks.problem import split_at_mark
-from llm_reinforce.tasks.verifier import Verdict, verify
+from llm_reinforce.verifier.final_answer import split_at_mark
+from llm_reinforce.verifier.plain_answers import Verdict, verify_plain
 
 _ASKS = re.compile(
     r"\bwhat(?:['\u2019]s| is| was| will be| would be)?(?: the)? percent(?:age)?\b"
@@ -39,10 +39,10 @@ def is_in_per_cent(prompt: str, answer: str, solution: str | None = None) -> boo
 def without_sign(verdict: Verdict, answer: str) -> Verdict:
     """The verdict on a percentage's number, where the right answer is a number of per cent.
 
-    >>> without_sign(verify("It is 20%.", "20"), "20")
+    >>> without_sign(verify_plain("It is 20%.", "20"), "20")
     Verdict(correct=True, extracted='20%', reason='equal')
     """
     number = _SIGN.sub("", verdict.extracted or "")
     if verdict.reason not in ("equal", "different") or number == verdict.extracted:
         return verdict
-    return replace(verify(f"#### {number}", answer), extracted=verdict.extracted)
+    return replace(verify_plain(f"#### {number}", answer), extracted=verdict.extracted)

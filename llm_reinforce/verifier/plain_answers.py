@@ -1,7 +1,7 @@
-"""Is the completion's final answer right? Exact, total, and never slow.
+"""Plain answers, a number or a text, compared exactly; it never raises and is never slow.
 
-Where the answer stands is found by `final_answer.py`, its text is undressed by `notation.py` and becomes an
-exact number in `numbers.py`. Here the two are compared.
+`final_answer.py` finds where a completion states its answer, `notation.py` removes LaTeX and typography, and
+`exact_numbers.py` reads an exact number. This module compares the two.
 """
 
 import re
@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from llm_reinforce.tasks.final_answer import MAX_SLOT, FinalAnswer, find_final_answer, sentence
-from llm_reinforce.tasks.notation import plain
-from llm_reinforce.tasks.numbers import (
+from llm_reinforce.verifier.exact_numbers import (
     MAX_NUMBER,
     NUM_ATTEMPTS,
     Reading,
@@ -21,6 +19,8 @@ from llm_reinforce.tasks.numbers import (
     read_phrase,
     read_slot,
 )
+from llm_reinforce.verifier.final_answer import MAX_SLOT, FinalAnswer, find_final_answer, sentence
+from llm_reinforce.verifier.notation import plain
 
 REMEMBERED_LENGTH = 256  # characters of a completion whose number is kept for when it comes again
 
@@ -44,7 +44,7 @@ class Verdict:
     - `no_answer`: no number was found, or the slot for the answer is empty or was never closed, or the
       reasoning was
     - `not_a_number`: what makes no number we know ("1,04", "3/0", "2x", "nan", over 400 characters)
-    - `timed_out`, `crashed`: of an algebraic answer, the worker that compares it (see `judge`)
+    - `timed_out`, `crashed`: of an algebraic answer, the worker that compares it (see `verify_algebra`)
     """
 
     correct: bool
@@ -58,12 +58,12 @@ class Verdict:
         return self.reason in UNPARSEABLE
 
 
-def verify(completion: str, answer: str) -> Verdict:
+def verify_plain(completion: str, answer: str) -> Verdict:
     """Compare a completion's final answer with the right one.
 
-    >>> verify("47+85=132", "132")
+    >>> verify_plain("47+85=132", "132")
     Verdict(correct=True, extracted='132', reason='equal')
-    >>> verify("The answer is 15 or 16.", "15").reason
+    >>> verify_plain("The answer is 15 or 16.", "15").reason
     'several_values'
 
     A percentage is divided by 100 on both sides: "50%" is "0.5", and "5%" is not "5". Where the right

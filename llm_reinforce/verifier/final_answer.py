@@ -163,3 +163,9 @@ def _after_cue(text: str) -> str | None:
                 line = line.removeprefix("- ")  # the dash of a list
             return line or None
     return None
+
+
+def split_at_mark(solution: str) -> tuple[str, str | None]:
+    """The steps of a worked solution, and its answer where `####` marks one, as in GSM8K: without commas."""
+    steps, mark, answer = solution.rpartition("####")
+    return (steps.rstrip(), answer.replace(",", "").strip()) if mark else (solution, None)

@@ -19,9 +19,10 @@ from typing import NoReturn
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
-from llm_reinforce.tasks.per_cent import is_in_per_cent
-from llm_reinforce.tasks.problem import Problem, split_at_mark
-from llm_reinforce.tasks.splits import ProblemSplit, divide_groups, folded_prompt
+from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
+from llm_reinforce.verifier import split_at_mark
+from llm_reinforce.verifier.percentages import is_in_per_cent
 
 PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")

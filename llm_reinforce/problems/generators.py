@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.splits import ProblemSplit, divide_groups
+from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.splits import ProblemSplit, divide_groups
 
 _SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 

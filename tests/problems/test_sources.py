@@ -11,15 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks import (
+from llm_reinforce.problems import (
     Problem,
     generate_problems,
     load_hub_problems,
     read_problems,
     split_problems,
-    verify,
     write_problems,
 )
+from llm_reinforce.verifier import verify
 
 DATASETS = Path(__file__).parents[2].parent / "shared" / "datasets"
 GSM8K_ROW = {"question": "Two and two thousand?", "answer": "2+2000 = <<2+2000=2002>>2002\n#### 2,002"}

@@ -11,9 +11,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks.asdiv import asdiv_rows
-from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.sources import Row, hub_rows, problems_of_rows, read_rows
+from llm_reinforce.problems.asdiv import asdiv_rows
+from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.sources import Row, hub_rows, problems_of_rows, read_rows
 
 Columns = Mapping[str, object]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_reinforce.tasks import read_problems, verify
+from llm_reinforce.problems import read_problems
+from llm_reinforce.verifier import verify
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "data" / "README.md").read_text(encoding="utf-8")

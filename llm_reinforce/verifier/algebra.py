@@ -13,45 +13,40 @@ import re
 import subprocess
 import sys
 import threading
-from functools import lru_cache
+from functools import cache, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks.final_answer import find_final_answer, sentence
-from llm_reinforce.tasks.per_cent import without_sign
-from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.verifier import Verdict, read_answer, verify
+from llm_reinforce.verifier.final_answer import find_final_answer, sentence
+from llm_reinforce.verifier.plain_answers import Verdict
 
 TIME_LIMIT = 2.0  # seconds for one comparison
 START_LIMIT = 120.0  # seconds until the worker has imported its libraries
 _MAX_ANSWER = 1_024  # characters of an answer that is compared as algebra
 
 
-def judge(completion: str, problem: Problem) -> Verdict:
-    """Whether a completion answers a problem: `verify`, and where the problem says so, per cent or algebra.
+def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
+    """Compare a completion's final answer with the right one, which is LaTeX or algebra and no plain number.
 
-    Reasons beyond those of `verify`: `timed_out` where the comparison took longer than `TIME_LIMIT` seconds,
-    `crashed` where it ended its worker (out of memory, say). From any thread; never an exception.
+    Reasons beyond those of plain answers: `timed_out` if the comparison takes longer than `TIME_LIMIT`
+    seconds, `crashed` if it ends its worker (out of memory, say). Works from any thread; never raises.
+
+    Args:
+        prompt: the question; a completion that repeats a part of it has not evaluated it.
     """
-    verdict = verify(completion, problem.answer)
-    if problem.in_per_cent:
-        return without_sign(verdict, problem.answer)
-    if not problem.algebra or verdict.correct or read_answer(problem.answer).value is not None:
-        return verdict
     final = find_final_answer(completion)
     slot = final.slot if final.slot is not None else sentence(final.line or "") or _last_line(final.text)
-    answer = _undressed(slot)
-    if not answer:
+    given = _undressed(slot)
+    if not given:
         return Verdict(False, None, "no_answer")
-    reason = (
-        "several_values" if final.is_several else _refusal(answer, _undressed(problem.answer), problem.prompt)
-    )
-    return Verdict(reason == "equal", answer, reason)
+    reason = "several_values" if final.is_several else _refusal(given, _undressed(answer), prompt)
+    return Verdict(reason == "equal", given, reason)
 
 
+@cache
 def check_algebra() -> None:
-    """What `Problem.algebra` needs is installed.
+    """Check that math-verify, which compares algebra, is installed.
 
     Raises:
         InputError: it isn't.

@@ -4,8 +4,9 @@ import random
 from collections.abc import Sequence
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks.overlap import normal_text
-from llm_reinforce.tasks.problem import Problem, split_at_mark
+from llm_reinforce.problems.overlap import normal_text
+from llm_reinforce.problems.problem import Problem
+from llm_reinforce.verifier import split_at_mark
 
 GAP = "\n\n"
 

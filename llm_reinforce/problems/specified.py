@@ -7,9 +7,9 @@ reasoning_gym:leg_counting,num=100,seed=42
 from collections.abc import Mapping
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks.generators import generate_problems, nearest_name
-from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.sources import Row, problems_of_rows
+from llm_reinforce.problems.generators import generate_problems, nearest_name
+from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.sources import Row, problems_of_rows
 
 GENERATE, REASONING_GYM = "generate", "reasoning_gym"
 NUM_PROBLEMS = 500

@@ -1,13 +1,9 @@
-"""What is asked, and what is right."""
+"""A problem: a prompt, its answer, and the verdict on a completion of it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-def split_at_mark(solution: str) -> tuple[str, str | None]:
-    """The steps of a worked solution, and its answer where `####` marks one, as in GSM8K: without commas."""
-    steps, mark, answer = solution.rpartition("####")
-    return (steps.rstrip(), answer.replace(",", "").strip()) if mark else (solution, None)
+from llm_reinforce.verifier import Verdict, verify
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +21,7 @@ class Problem:
     solution: str | None = None
     """A worked solution, for step rewards and supervised warm starts."""
     algebra: bool = field(default=False, kw_only=True)
-    """The answer is LaTeX or algebra: `judge` asks math-verify where it is no plain number."""
+    """The answer is LaTeX or algebra: math-verify judges it where it is no plain number."""
     in_per_cent: bool = field(default=False, kw_only=True)
     """The answer is a number of per cent: `20%` is right where it is 20, as well as `20`."""
     id: str = ""
@@ -33,3 +29,14 @@ class Problem:
     # A plain dict, since a read-only proxy can't be pickled and problems travel to worker processes.
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
     """The other columns of its row, handed on to reward functions."""
+
+
+def judge(completion: str, problem: Problem) -> Verdict:
+    """Return the verdict on a completion of a problem: `verify`, with the problem's own options."""
+    return verify(
+        completion,
+        problem.answer,
+        algebra=problem.algebra,
+        in_per_cent=problem.in_per_cent,
+        prompt=problem.prompt,
+    )

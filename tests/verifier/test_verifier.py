@@ -12,9 +12,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_reinforce.tasks import Verdict, extract_answer, final_answer, verifier, verify
-from llm_reinforce.tasks.final_answer import find_final_answer
-from llm_reinforce.tasks.verifier import UNPARSEABLE, WRONG
+from llm_reinforce.verifier import Verdict, extract_answer, final_answer, plain_answers, verify
+from llm_reinforce.verifier.final_answer import find_final_answer
+from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG
 
 untimed = settings(deadline=None, max_examples=200)  # time is measured below
 
@@ -258,18 +258,18 @@ INTEGERS = st.integers() | st.integers(-(10**60), 10**60)
 @example(number="0" * 401, answer="0")
 @example(number="042", answer="42")
 def test_a_bare_number_is_read_as_the_long_way_reads_it(number: str, answer: str) -> None:
-    verifier._read_once.cache_clear()
+    plain_answers._read_once.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(verifier, "is_bare_number", lambda text: False)
-        long_way = verifier._read(number), verifier.verify(number, answer)
-    verifier._read_once.cache_clear()
-    assert verifier.is_bare_number(number) == (len(number) <= 400)
-    assert (verifier._read(number), verifier.verify(number, answer)) == long_way
+        patch.setattr(plain_answers, "is_bare_number", lambda text: False)
+        long_way = plain_answers._read(number), verify(number, answer)
+    plain_answers._read_once.cache_clear()
+    assert plain_answers.is_bare_number(number) == (len(number) <= 400)
+    assert (plain_answers._read(number), verify(number, answer)) == long_way
 
 
 @pytest.mark.parametrize("text", ["", "-4", "4 ", "4.", "٤", "²", "４", "1,042"])
 def test_what_is_no_bare_number(text: str) -> None:
-    assert not verifier.is_bare_number(text)
+    assert not plain_answers.is_bare_number(text)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)

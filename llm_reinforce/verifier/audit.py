@@ -3,10 +3,10 @@
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
-from llm_reinforce.tasks.algebra import judge
-from llm_reinforce.tasks.problem import Problem
-from llm_reinforce.tasks.verifier import read_answer
+from llm_reinforce.verifier.plain_answers import read_answer
+from llm_reinforce.verifier.verify import verify
 
 PLAINLY = "#### %s"
 WRAPPINGS = (
@@ -21,6 +21,25 @@ WRAPPINGS = (
 _LATEX = re.compile(r"\\[A-Za-z]|[\^_]\{|\$|\b[a-z]\s?[-+*/^=]\s?[0-9a-z]")
 
 
+class AnsweredQuestion(Protocol):
+    """What an audit reads of a problem; see `llm_reinforce.Problem`."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+    @property
+    def answer(self) -> str: ...
+
+    @property
+    def algebra(self) -> bool: ...
+
+    @property
+    def in_per_cent(self) -> bool: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Doubt:
     """An answer that the verifier refuses although it is the right one, in the first wrapping where it does.
@@ -29,7 +48,7 @@ class Doubt:
         reason: the verdict's, or `empty`.
     """
 
-    problem: Problem
+    problem: AnsweredQuestion
     wrapping: str
     reason: str
 
@@ -49,20 +68,30 @@ class Audit:
     num_latex_as_text: int
 
 
-def find_doubts(problems: Iterable[Problem], wrappings: Sequence[str] = (PLAINLY,)) -> Iterator[Doubt]:
+def find_doubts(
+    problems: Iterable[AnsweredQuestion], wrappings: Sequence[str] = (PLAINLY,)
+) -> Iterator[Doubt]:
     """The right answers that are refused, each in the first of these wrappings where it is."""
     for problem in problems:
         if not problem.answer.strip():
             yield Doubt(problem, "", "empty")
             continue
         for wrapping in wrappings:
-            verdict = judge(wrapping % problem.answer, problem)
+            verdict = verify(
+                wrapping % problem.answer,
+                problem.answer,
+                algebra=problem.algebra,
+                in_per_cent=problem.in_per_cent,
+                prompt=problem.prompt,
+            )
             if not verdict.correct:
                 yield Doubt(problem, wrapping, verdict.reason)
                 break
 
 
-def audit_answers(problems: Sequence[Problem], progress: Callable[[int], None] | None = None) -> Audit:
+def audit_answers(
+    problems: Sequence[AnsweredQuestion], progress: Callable[[int], None] | None = None
+) -> Audit:
     """Judge every right answer against itself; `progress` is told how many are done, now and then."""
     kinds: dict[str, int] = {}
     doubts: list[Doubt] = []

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from llm_reinforce.tasks.problem import Problem
+from llm_reinforce.problems.problem import Problem
 
 MIN_WORDS = 4  # of a text whose numbers are masked; shorter ones, such as sums, are all alike
 

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.tasks import Problem, examples_before, find_overlap
-from llm_reinforce.tasks.overlap import masked_text, normal_text
+from llm_reinforce.problems import Problem, examples_before, find_overlap
+from llm_reinforce.problems.overlap import masked_text, normal_text
 
 APPLES = "Tom has 1,000 apples. How many are left?"
 

@@ -1,0 +1,45 @@
+"""Problems: where they come from, how they are split, and what a data set's name means."""
+
+from llm_reinforce.problems.few_shot import examples_before
+from llm_reinforce.problems.generators import OPERATIONS, generate_problems
+from llm_reinforce.problems.lookup import (
+    find_problems,
+    is_file_name,
+    reads_split,
+    training_part,
+    usual_stop,
+    usual_template,
+)
+from llm_reinforce.problems.named_sets import NAMED_SETS
+from llm_reinforce.problems.overlap import Overlap, find_overlap
+from llm_reinforce.problems.problem import Problem, judge
+from llm_reinforce.problems.sources import (
+    load_hub_problems,
+    read_problems,
+    split_problems,
+    write_problems,
+)
+from llm_reinforce.problems.splits import ProblemSplit, folded_prompt
+
+__all__ = [
+    "NAMED_SETS",
+    "OPERATIONS",
+    "Overlap",
+    "Problem",
+    "ProblemSplit",
+    "examples_before",
+    "find_overlap",
+    "find_problems",
+    "folded_prompt",
+    "generate_problems",
+    "is_file_name",
+    "judge",
+    "load_hub_problems",
+    "read_problems",
+    "reads_split",
+    "split_problems",
+    "training_part",
+    "usual_stop",
+    "usual_template",
+    "write_problems",
+]

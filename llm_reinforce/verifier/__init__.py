@@ -1,0 +1,22 @@
+"""Is this answer right? Extraction, exact numbers, algebra, and auditing a data set's own answers."""
+
+from llm_reinforce.verifier.algebra import check_algebra
+from llm_reinforce.verifier.audit import Audit, Doubt, audit_answers, find_doubts
+from llm_reinforce.verifier.final_answer import split_at_mark
+from llm_reinforce.verifier.percentages import is_in_per_cent
+from llm_reinforce.verifier.plain_answers import Verdict, extract_answer, read_answer
+from llm_reinforce.verifier.verify import verify
+
+__all__ = [
+    "Audit",
+    "Doubt",
+    "Verdict",
+    "audit_answers",
+    "check_algebra",
+    "extract_answer",
+    "find_doubts",
+    "is_in_per_cent",
+    "read_answer",
+    "split_at_mark",
+    "verify",
+]

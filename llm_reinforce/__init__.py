@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
-    from llm_reinforce.recipe import Recipe, load_recipe
+    from llm_reinforce.config.recipe_file import Config, load_config
     from llm_reinforce.rewards import StepRewards
     from llm_reinforce.training import ReinforceTrainer
     from llm_reinforce.verifier import Verdict, verify
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 __all__ = [
     "LanguagePolicy",
     "Problem",
-    "Recipe",
+    "Config",
     "ReinforceTrainer",
     "StepRewards",
     "Verdict",
     "__version__",
     "evaluate",
     "load_policy",
-    "load_recipe",
+    "load_config",
     "random_policy",
     "verify",
 ]
@@ -37,13 +37,13 @@ __all__ = [
 _HOMES = {
     "LanguagePolicy": "policy",
     "Problem": "problems",
-    "Recipe": "recipe",
+    "Config": "recipe",
     "ReinforceTrainer": "training",
     "StepRewards": "rewards",
     "Verdict": "verifier",
     "evaluate": "evaluation",
     "load_policy": "policy",
-    "load_recipe": "recipe",
+    "load_config": "recipe",
     "random_policy": "policy",
     "verify": "verifier",
 }

@@ -1,6 +1,6 @@
-"""Recipe → objects: the one place where they meet.
+"""Config → objects: the one place where they meet.
 
-recipe = load_recipe("quickstart")
+recipe = load_config("quickstart")
 trainer_from_recipe(recipe).train()
 """
 
@@ -23,7 +23,7 @@ from llm_reinforce.problems import (
     reads_split,
     split_problems,
 )
-from llm_reinforce.recipe import DEFAULT_SPLIT, DataRecipe, RandomInit, Recipe
+from llm_reinforce.config.recipe_file import DEFAULT_SPLIT, DataConfig, RandomInitConfig, Config
 from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
 from llm_reinforce.training import Display, ReinforceTrainer, RunDirectory, Silent
 
@@ -35,7 +35,7 @@ def _nothing(sentence: str) -> None:
 
 
 def trainer_from_recipe(
-    recipe: Recipe, display: Display | None = None, run_directory: RunDirectory | None = None
+    recipe: Config, display: Display | None = None, run_directory: RunDirectory | None = None
 ) -> ReinforceTrainer:
     """All that a recipe describes, ready to `train()`; what can fail is tried in the order of its cost.
 
@@ -82,7 +82,7 @@ def _naming(section: str) -> Iterator[None]:
         raise InputError(f"{section}: {error}") from error
 
 
-def problems_from_recipe(recipe: Recipe, say: Callable[[str], None] = _nothing) -> ProblemSplit:
+def problems_from_recipe(recipe: Config, say: Callable[[str], None] = _nothing) -> ProblemSplit:
     """Training and held-out problems, each prompt as the recipe asks it.
 
     They are disjoint, unless the recipe's held-out source holds all that is trained on: that is told.
@@ -111,7 +111,7 @@ def problems_from_recipe(recipe: Recipe, say: Callable[[str], None] = _nothing) 
     )
 
 
-def untemplated_problems(recipe: Recipe, say: Callable[[str], None] = _nothing) -> ProblemSplit:
+def untemplated_problems(recipe: Config, say: Callable[[str], None] = _nothing) -> ProblemSplit:
     """Training and held-out problems as their source has them.
 
     Args:
@@ -150,7 +150,7 @@ def untemplated_problems(recipe: Recipe, say: Callable[[str], None] = _nothing) 
     return split
 
 
-def read_data(source: DataRecipe) -> tuple[Problem, ...]:
+def read_data(source: DataConfig) -> tuple[Problem, ...]:
     """The problems of a file, of a data set by name, or of one on the hub.
 
     Raises:
@@ -176,7 +176,7 @@ def in_template(problems: Iterable[Problem], template: str, before: str = "") ->
     )
 
 
-def rewards_from_recipe(recipe: Recipe) -> tuple[WeightedReward, ...]:
+def rewards_from_recipe(recipe: Config) -> tuple[WeightedReward, ...]:
     """The reward functions, each with its weight.
 
     Raises:
@@ -251,7 +251,7 @@ def _beside(
 
 
 def _check_alphabet(
-    shape: RandomInit, problems: ProblemSplit, is_shown_answers: bool, say: Callable[[str], None]
+    shape: RandomInitConfig, problems: ProblemSplit, is_shown_answers: bool, say: Callable[[str], None]
 ) -> None:
     """Every character that the policy reads, or is shown in a warm start, is in its alphabet."""
     known = set(shape.alphabet)

@@ -41,7 +41,7 @@ import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
-from llm_reinforce.recipe import RandomInit  # noqa: E402
+from llm_reinforce.config.recipe_file import RandomInitConfig  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
@@ -51,7 +51,7 @@ settings.load_profile("untimed")
 @pytest.fixture
 def tiny_policy() -> LanguagePolicy:
     """A fresh Llama of random weights over digits, float32; its pad token is its end token."""
-    shape = RandomInit(
+    shape = RandomInitConfig(
         alphabet="0123456789+=",
         num_layers=2,
         num_heads=2,
@@ -70,7 +70,7 @@ def exact_policy() -> Callable[..., LanguagePolicy]:
     """
 
     def make(alphabet: str = "0123456789+=", seed: int = 1) -> LanguagePolicy:
-        shape = RandomInit(
+        shape = RandomInitConfig(
             alphabet=alphabet, num_layers=1, num_heads=2, hidden_size=8, intermediate_size=12, max_length=32
         )
         policy = random_policy(shape, seed=seed, dtype="float64")

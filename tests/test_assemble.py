@@ -1,4 +1,4 @@
-"""Recipe → objects: what doesn't fit together is found before training."""
+"""Config → objects: what doesn't fit together is found before training."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from llm_reinforce.assemble import (
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import Recipe, load_recipe
+from llm_reinforce.config.recipe_file import Config, load_config
 from llm_reinforce.training import Silent
 
 RECIPE = """\
@@ -39,10 +39,10 @@ class Ear(Silent):
         self.told.append(sentence)
 
 
-def recipe(tmp_path: Path, *overrides: str) -> Recipe:
+def recipe(tmp_path: Path, *overrides: str) -> Config:
     path = tmp_path / "recipe.yaml"
     path.write_text(RECIPE)
-    return load_recipe(path, overrides)
+    return load_config(path, overrides)
 
 
 def write_sums(path: Path, prompts: list[str], **columns: str) -> Path:

@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_reinforce import recipe as recipe_module
+from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.cli import app, interruption
 from llm_reinforce.cli.common import is_main_process, note
 from llm_reinforce.cli.recipes import first_sentence
-from llm_reinforce.recipe import load_recipe
+from llm_reinforce.config.recipe_file import load_config
 from llm_reinforce.training import RunDirectory, TrainState
 from llm_reinforce.training.checkpoint import BestEvaluation
 
@@ -89,7 +89,7 @@ def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
 def test_help_recipes_and_verify_never_wait_for_torch() -> None:
     code = (
         "import sys, llm_reinforce, llm_reinforce.cli; "
-        "llm_reinforce.verify('1', '1'); llm_reinforce.load_recipe; "
+        "llm_reinforce.verify('1', '1'); llm_reinforce.load_config; "
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -121,7 +121,7 @@ def test_the_public_names_are_there() -> None:
 def test_train_writes_a_run_and_says_what_came_of_it(finished: Path) -> None:
     names = {entry.name for entry in finished.iterdir()}
     assert names >= {"recipe.yaml", "environment.json", "metrics.jsonl", "evaluations.jsonl", "policy"}
-    assert load_recipe(finished / "recipe.yaml").output_dir == str(finished)
+    assert load_config(finished / "recipe.yaml").output_dir == str(finished)
     assert json.loads((finished / "environment.json").read_text())["seed"] == 0
     result = command("train", "tiny.yaml", "--set", "seed=3")
     assert result.exit_code == 0, result.output
@@ -183,7 +183,7 @@ def test_a_run_goes_on_under_its_own_recipe() -> None:
     assert "update 0" in longer.stdout  # before → after reaches back to the run's beginning
     rows = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [1, 2, 3]
-    assert load_recipe("runs/tiny/recipe.yaml").training.num_updates == 3
+    assert load_config("runs/tiny/recipe.yaml").training.num_updates == 3
     assert len(json.loads(Path("runs/tiny/environment.json").read_text())["resumed"]) == 1
 
 
@@ -200,7 +200,7 @@ def test_a_run_by_tokens_goes_on_with_more_of_them() -> None:
     assert longer.exit_code == 0, longer.output
     rows = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["num_tokens"] >= 90 > rows[-2]["num_tokens"]
-    assert load_recipe("runs/tiny/recipe.yaml").training.num_tokens == 90
+    assert load_config("runs/tiny/recipe.yaml").training.num_tokens == 90
     endless = command(*again, "training.num_tokens=null", "--set", "training.num_updates=101", "--dry-run")
     assert endless.exit_code == 0, endless.output
 

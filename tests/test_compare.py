@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app
 from llm_reinforce.cli.compare_plan import Kind, Shape, kinds_of, plan_runs
-from llm_reinforce.recipe import load_recipe
+from llm_reinforce.config.recipe_file import load_config
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
 
 RECIPE = """\
@@ -71,7 +71,7 @@ def test_each_run_is_a_normal_run_of_its_budget(finished: tuple[Path, Result]) -
     for name in ("tiny", "other"):
         for seed in (5, 6):
             run = RunDirectory(output / name / f"seed-{seed}")
-            recipe = load_recipe(run.path / "recipe.yaml")
+            recipe = load_config(run.path / "recipe.yaml")
             assert (recipe.seed, recipe.training.num_tokens) == (seed, 100)
             assert recipe.output_dir == str(run.path)
             sampled = [row["num_tokens"] for row in run.rows("metrics.jsonl")]

@@ -104,7 +104,7 @@ def test_interrupted_is_all_that_is_said(
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(sys.modules["llm_reinforce.cli.train"], "load_recipe", interrupted)
+    monkeypatch.setattr(sys.modules["llm_reinforce.cli.train"], "load_config", interrupted)
     signal.signal(signal.SIGINT, interruption.leave_at_once)
     result = CliRunner().invoke(app, ["train", "quickstart"])
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from llm_reinforce.cli import app
 from llm_reinforce.problems import NAMED_SETS
-from llm_reinforce.recipe import builtin_recipes, load_recipe
+from llm_reinforce.config.recipe_file import builtin_recipes, load_config
 from llm_reinforce.verifier import verify
 from llm_reinforce.verifier.plain_answers import read_answer
 
@@ -193,7 +193,7 @@ def test_every_recipe_stands_in_the_table_and_loads() -> None:
     table = README.split("## Recipes")[1].split("\n## ")[0]
     for name, path in builtin_recipes().items():
         assert f"`{name}`" in table
-        load_recipe(path)
+        load_config(path)
         assert "Measured" in path.read_text(encoding="utf-8").split("\nseed:")[0]
 
 
@@ -201,7 +201,7 @@ def test_the_own_model_and_data_example_is_a_recipe(tmp_path: Path) -> None:
     example = README.split("## Your own model and data")[1].split("```yaml\n")[1].split("```")[0]
     file = tmp_path / "own.yaml"
     file.write_text(example + "training: {num_updates: 10, learning_rate: 1e-5}\n", encoding="utf-8")
-    recipe = load_recipe(file)
+    recipe = load_config(file)
     assert recipe.policy.lora is not None
     assert recipe.problems.num_held_out == 200
 
@@ -227,6 +227,6 @@ def test_the_algebra_example_is_a_recipe(tmp_path: Path) -> None:
         + block("recipe: algebra"),
         encoding="utf-8",
     )
-    data = load_recipe(file).problems.train
+    data = load_config(file).problems.train
     assert data is not None
     assert data.algebra

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
-from llm_reinforce import recipe as recipe_module
+from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe, builtin_recipes, dump_recipe, load_recipe
+from llm_reinforce.config.recipe_file import Config, builtin_recipes, dump_config, load_config
 
 SMALLEST = """\
 policy:
@@ -28,8 +28,8 @@ def write(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def load(tmp_path: Path, text: str = SMALLEST, *overrides: str) -> Recipe:
-    return load_recipe(write(tmp_path, text), overrides)
+def load(tmp_path: Path, text: str = SMALLEST, *overrides: str) -> Config:
+    return load_config(write(tmp_path, text), overrides)
 
 
 def complaints(tmp_path: Path, text: str, *overrides: str) -> list[str]:
@@ -373,8 +373,8 @@ def test_an_override_mends_a_mistake_of_the_file(tmp_path: Path) -> None:
 def test_a_dumped_recipe_loads_back_as_an_equal_one(tmp_path: Path, overrides: list[str]) -> None:
     recipe = load(tmp_path, SMALLEST, *overrides)
     again = tmp_path / "recipe.yaml"
-    again.write_text(dump_recipe(recipe), encoding="utf-8")
-    assert load_recipe(again) == recipe
+    again.write_text(dump_config(recipe), encoding="utf-8")
+    assert load_config(again) == recipe
 
 
 def test_a_tag_is_refused_and_runs_nothing(tmp_path: Path) -> None:
@@ -411,11 +411,11 @@ def test_built_in_recipes_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (folder / "quickstart.yaml").write_text(SMALLEST)
     monkeypatch.setattr(recipe_module, "__file__", str(tmp_path / "llm_reinforce" / "recipe.py"))
     assert list(builtin_recipes()) == ["quickstart"]
-    assert load_recipe("quickstart").output_dir == "runs/quickstart"
+    assert load_config("quickstart").output_dir == "runs/quickstart"
     with pytest.raises(
         InputError, match=r"recipes/quikstart\.yaml: there is no .* did you mean 'quickstart'"
     ):
-        load_recipe("recipes/quikstart.yaml")
+        load_config("recipes/quikstart.yaml")
 
 
 def test_files_are_sought_from_here_and_then_beside_the_recipe(
@@ -432,7 +432,7 @@ def test_files_are_sought_from_here_and_then_beside_the_recipe(
     )
 
     def named() -> list[str]:
-        recipe = load_recipe(folder / "x.yaml")
+        recipe = load_config(folder / "x.yaml")
         assert recipe.problems.train is not None
         assert recipe.problems.held_out is not None
         data = [recipe.problems.train.data, recipe.problems.held_out.data]
@@ -451,17 +451,17 @@ def test_a_file_that_is_not_text(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(InputError, match="can't be read as a text file"):
-        load_recipe(path)
+        load_config(path)
 
 
 def test_every_key_says_what_it_means() -> None:
-    schema = Recipe.model_json_schema()
+    schema = Config.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
         for key, field in section.get("properties", {}).items():
             assert field.get("description"), key
 
 
 def test_a_recipe_needs_no_torch() -> None:
-    code = "import sys, llm_reinforce.recipe; print({'torch', 'transformers'} & set(sys.modules))"
+    code = "import sys, llm_reinforce.config.recipe_file; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

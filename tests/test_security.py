@@ -16,7 +16,7 @@ from llm_reinforce.cli import app
 from llm_reinforce.cli.measuring import answer_file_name
 from llm_reinforce.errors import InputError, without_secrets
 from llm_reinforce.policy import fetch, load_policy, random_policy
-from llm_reinforce.recipe import LoraRecipe, RandomInit
+from llm_reinforce.config.recipe_file import AdapterConfig, RandomInitConfig
 
 SECRETS = {
     "HF_TOKEN": "hf_plantedPLANTEDplanted",
@@ -48,7 +48,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def policy(folder: Path) -> Path:
     """The directory of a policy."""
-    shape = RandomInit(
+    shape = RandomInitConfig(
         alphabet="0123456789+=", num_layers=1, num_heads=2, hidden_size=8, intermediate_size=8, max_length=24
     )
     random_policy(shape).save(folder / "policy")
@@ -184,7 +184,7 @@ def test_neither_pickle_nor_code_beside_an_adapter_runs(
 ) -> None:
     adapter = folder / "adapter"
     monkeypatch.syspath_prepend(adapter)  # so that the library which it names would be found
-    load_policy(policy, lora=LoraRecipe(rank=2)).save(adapter)
+    load_policy(policy, lora=AdapterConfig(rank=2)).save(adapter)
     for name in PICKLES:
         (adapter / name).write_bytes(trap(folder / "sprung"))
     evil = f"import os\nos.mkdir({str(folder / 'sprung')!r})\n"

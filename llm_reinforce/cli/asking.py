@@ -9,7 +9,7 @@ import typer
 
 from llm_reinforce.cli.common import best_device
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe, load_recipe
+from llm_reinforce.config.recipe_file import Config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.policy import LanguagePolicy
@@ -39,7 +39,7 @@ class Asking:
         template: None: as each data set is usually asked.
     """
 
-    recipes: tuple[Recipe | None, ...]
+    recipes: tuple[Config | None, ...]
     template: str | None
     max_new_tokens: int
     temperature: float
@@ -69,7 +69,7 @@ def how_to_ask(
 
 
 def _check_asked_alike(
-    runs: Sequence[Recipe], template: str | None, max_new_tokens: int | None, temperature: float | None
+    runs: Sequence[Config], template: str | None, max_new_tokens: int | None, temperature: float | None
 ) -> None:
     for option, given, own in (
         ("--template", template, [run.problems.template for run in runs]),
@@ -82,7 +82,7 @@ def _check_asked_alike(
 
 
 def load_asked(
-    policy: str, recipe: Recipe | None, *, trust_remote_code: bool, as_it_stands: bool = False
+    policy: str, recipe: Config | None, *, trust_remote_code: bool, as_it_stands: bool = False
 ) -> "LanguagePolicy":
     """The policy, in its run's type and chat format; that recipe never says whose code may run."""
     from llm_reinforce.policy import load_policy
@@ -98,7 +98,7 @@ def load_asked(
     )
 
 
-def run_recipe(policy: str) -> Recipe | None:
+def run_recipe(policy: str) -> Config | None:
     """The recipe of the run that this is the directory of (or the policy/ folder of), if it is one.
 
     Raises:
@@ -108,7 +108,7 @@ def run_recipe(policy: str) -> Recipe | None:
     if (path / "recipe.yaml").is_file():
         if not (path / "policy").is_dir():
             raise InputError(f"{path}: this run has no policy/ yet; finish it with `train … --resume`")
-        return load_recipe(path / "recipe.yaml")
+        return load_config(path / "recipe.yaml")
     if path.name == "policy" and (path.parent / "recipe.yaml").is_file():
-        return load_recipe(path.parent / "recipe.yaml")
+        return load_config(path.parent / "recipe.yaml")
     return None

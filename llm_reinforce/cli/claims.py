@@ -19,7 +19,7 @@ from llm_reinforce.cli.variance import (
     collect_told,
     ready_to_measure,
 )
-from llm_reinforce.recipe import MAX_SEED, load_recipe
+from llm_reinforce.config.recipe_file import MAX_SEED, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.laboratory import (
@@ -63,7 +63,7 @@ def constant(
 ) -> None:
     """No unified baseline: a constant added to every reward, and which baselines pay for it."""
     with measuring("claims", "constant", output, debug=debug) as output:
-        loaded = check_group_size(at_policy(load_recipe(recipe, overrides or []), policy))
+        loaded = check_group_size(at_policy(load_config(recipe, overrides or []), policy))
         quieten(debug=debug)
         from llm_reinforce.laboratory import draw_constant, measure_constants
 

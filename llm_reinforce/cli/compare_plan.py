@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from llm_reinforce.cli.common import note
 from llm_reinforce.cli.running import differing_settings
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe, load_recipe
+from llm_reinforce.config.recipe_file import Config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.training import RunDirectory
@@ -58,7 +58,7 @@ class PlannedRun:
 
     kind: str
     seed: int
-    recipe: Recipe
+    recipe: Config
     directory: "RunDirectory"
     progress: Literal["done", "begun", "new"] = "new"
 
@@ -140,9 +140,9 @@ def _check_own_keys(overrides: Sequence[str], where: str, *, seed: bool = False)
             raise InputError(f"{where}{override}: not read here: {why}")
 
 
-def _load(kind: Kind, overrides: Sequence[str]) -> Recipe:
+def _load(kind: Kind, overrides: Sequence[str]) -> Config:
     try:
-        return load_recipe(kind.recipe, overrides)
+        return load_config(kind.recipe, overrides)
     except InputError as error:
         lines = str(error).splitlines()
         raise InputError("\n".join(f"{kind.name}: {line}" for line in lines)) from None

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import is_main_process, terminal_console
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe
+from llm_reinforce.config.recipe_file import Config
 
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NUM_PROBLEMS, NUM_EPISODES = 2, 2  # what is asked, and how often each
 
 
-def show_dry_run(recipe: Recipe, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
+def show_dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
     """Load all that the run needs, act in a few episodes, and say what would be done.
 
     Raises:
@@ -59,7 +59,7 @@ def _refusals(check: Callable[[], None]) -> list[str]:
     return []
 
 
-def _summary(recipe: Recipe, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:
+def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:
     """What would be done; `mean_length` are the actions of an episode of those shown below."""
     from llm_reinforce.assemble import describe_policy
     from llm_reinforce.training import TrainState

@@ -15,7 +15,7 @@ from llm_reinforce.cli.common import note, terminal_console
 from llm_reinforce.cli.progress import progress
 from llm_reinforce.cli.tables import comparison_table, measures_table
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe
+from llm_reinforce.config.recipe_file import Config
 
 if TYPE_CHECKING:
     from llm_reinforce.evaluation import AnswerFile, Comparison, Criterion, Evaluation
@@ -116,7 +116,7 @@ def _summaries(changes: "Changes") -> dict[str, Any]:
     return {criterion: comparison.summary() for criterion, comparison in changes.items()}
 
 
-def _training_problems(recipes: Sequence[Recipe | None]) -> "list[Problem]":
+def _training_problems(recipes: Sequence[Config | None]) -> "list[Problem]":
     """What the runs among the policies were trained on, to look for it among what they are asked."""
     from llm_reinforce.assemble import untemplated_problems
 

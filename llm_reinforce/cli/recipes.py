@@ -11,8 +11,8 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, failures_told, tell, terminal_console
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import builtin_recipes, load_recipe
-from llm_reinforce.strict_yaml import nearest
+from llm_reinforce.config.recipe_file import builtin_recipes, load_config
+from llm_reinforce.config.strict_yaml import nearest
 
 recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 
@@ -77,7 +77,7 @@ def validate(
         num_wrong = 0
         for file in files:
             try:
-                load_recipe(file)
+                load_config(file)
             except InputError as error:
                 num_wrong += 1
                 tell(str(error))

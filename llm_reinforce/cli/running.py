@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.interruption import ASKING, leave_at_once
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe, dump_recipe, load_recipe
+from llm_reinforce.config.recipe_file import Config, dump_config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState
@@ -39,7 +39,7 @@ class Ended:
 
 
 def run_training(
-    recipe: Recipe, directory: "RunDirectory", display: "RunDisplay", *, resume: bool, overwrite: bool
+    recipe: Config, directory: "RunDirectory", display: "RunDisplay", *, resume: bool, overwrite: bool
 ) -> Ended:
     """Train as the recipe says, to the end or to a signal, and write the run's directory.
 
@@ -58,7 +58,7 @@ def run_training(
             stack.enter_context(directory.locked())
             directory.prepare(resume=resume, overwrite=overwrite)
             _write_environment(directory, recipe.seed, str(trainer.accelerator.device))
-            directory.write_text("recipe.yaml", dump_recipe(recipe))
+            directory.write_text("recipe.yaml", dump_config(recipe))
         received = stack.enter_context(_stopped_by_signals(trainer, display))
         stack.enter_context(display)
         started = time.monotonic()
@@ -92,7 +92,7 @@ def _stopped_by_signals(trainer: "ReinforceTrainer", display: "RunDisplay") -> I
             signal.signal(number, handler)
 
 
-def differing_settings(file: Path, recipe: Recipe, *, may_grow: bool) -> list[str]:
+def differing_settings(file: Path, recipe: Config, *, may_grow: bool) -> list[str]:
     """The settings in which a run's own recipe is not the one given, a line each.
 
     Args:
@@ -102,7 +102,7 @@ def differing_settings(file: Path, recipe: Recipe, *, may_grow: bool) -> list[st
     Raises:
         InputError: the file can't be read as a recipe.
     """
-    begun = load_recipe(file)
+    begun = load_config(file)
     may_differ = {"output_dir"}  # the directory is this one, however it is written
     if may_grow:
         may_differ |= {f"training.{name}" for name in _grown(begun, recipe)}
@@ -115,7 +115,7 @@ def differing_settings(file: Path, recipe: Recipe, *, may_grow: bool) -> list[st
     ]
 
 
-def _grown(begun: Recipe, now: Recipe) -> list[str]:
+def _grown(begun: Config, now: Config) -> list[str]:
     """Which of the two limits to a run's length has been raised."""
     grown = ["num_updates"] if begun.training.num_updates < now.training.num_updates else []
     own, given = begun.training.num_tokens, now.training.num_tokens

@@ -16,7 +16,7 @@ from llm_reinforce.cli.asking import (
 )
 from llm_reinforce.cli.common import DebugOption, failures_told, quieten, terminal_console
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import MAX_SEED
+from llm_reinforce.config.recipe_file import MAX_SEED
 
 if TYPE_CHECKING:
     from llm_reinforce.policy import Completion

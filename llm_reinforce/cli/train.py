@@ -22,7 +22,7 @@ from llm_reinforce.cli.run_comparison import compare_run
 from llm_reinforce.cli.running import Ended, differing_settings, run_training
 from llm_reinforce.cli.tables import comparison_table
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import Recipe, load_recipe
+from llm_reinforce.config.recipe_file import Config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.training import RunDirectory, TrainState
@@ -52,7 +52,7 @@ def train(
     with failures_told("the run", debug=debug):
         if resume and overwrite:
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of the two")
-        loaded = load_recipe(recipe, overrides or [])
+        loaded = load_config(recipe, overrides or [])
         if resume:
             _check_same_run(loaded)
         quieten(debug=debug)
@@ -87,7 +87,7 @@ def _confirm_overwrite(directory: "RunDirectory") -> None:
         raise InputError(f"{directory.path} stays as it is: {name!r} wasn't the answer")
 
 
-def _train(recipe: Recipe, name: str, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
+def _train(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
     display = _display(recipe, name, directory, resume=resume)
     ended = run_training(recipe, directory, display, resume=resume, overwrite=overwrite)
     if is_main_process():
@@ -96,7 +96,7 @@ def _train(recipe: Recipe, name: str, directory: "RunDirectory", *, resume: bool
         raise typer.Exit(128 + ended.signal)
 
 
-def _display(recipe: Recipe, name: str, directory: "RunDirectory", *, resume: bool) -> "AnyDisplay":
+def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool) -> "AnyDisplay":
     from llm_reinforce.training.display import Silent
     from llm_reinforce.training.terminal_display import display_for
 
@@ -116,7 +116,7 @@ def _display(recipe: Recipe, name: str, directory: "RunDirectory", *, resume: bo
     )
 
 
-def _check_same_run(recipe: Recipe) -> None:
+def _check_same_run(recipe: Config) -> None:
     """A run goes on under its own recipe; only its number of updates or of tokens may have grown.
 
     Raises:
@@ -130,7 +130,7 @@ def _check_same_run(recipe: Recipe) -> None:
         raise InputError("\n".join([head, *lines]))
 
 
-def _print_end(recipe: Recipe, directory: "RunDirectory", ended: Ended) -> None:
+def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
     """What came of it: accuracy before → after, and where everything is."""
     from llm_reinforce.training.checkpoint import find_checkpoint
     from llm_reinforce.training.display import duration, visible

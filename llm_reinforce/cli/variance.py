@@ -13,7 +13,7 @@ from llm_reinforce.cli.common import DebugOption, note, quieten
 from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
 from llm_reinforce.cli.progress import progress
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe import MAX_SEED, Recipe, load_recipe
+from llm_reinforce.config.recipe_file import MAX_SEED, Config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.laboratory import Collected, EstimatorFigures, VarianceFigures
@@ -53,7 +53,7 @@ def variance(
 ) -> None:
     """Measure how noisy each baseline's gradient is, on your policy and your problems; nothing is trained."""
     with measuring("variance", "variance", output, debug=debug) as output:
-        loaded = check_group_size(at_policy(load_recipe(recipe, overrides or []), policy))
+        loaded = check_group_size(at_policy(load_config(recipe, overrides or []), policy))
         quieten(debug=debug)
         figures = _measure(loaded, num_problems, sketch, seed)
         from llm_reinforce.laboratory import draw_variance
@@ -68,7 +68,7 @@ def variance(
         )
 
 
-def at_policy(recipe: Recipe, name_or_path: str | None) -> Recipe:
+def at_policy(recipe: Config, name_or_path: str | None) -> Config:
     """The recipe with these weights instead of its own, and without a warm start."""
     if name_or_path is None:
         return recipe
@@ -81,7 +81,7 @@ def at_policy(recipe: Recipe, name_or_path: str | None) -> Recipe:
     return recipe.model_copy(update={"policy": policy, "training": training})
 
 
-def check_group_size(recipe: Recipe) -> Recipe:
+def check_group_size(recipe: Config) -> Config:
     """The recipe, which has more than one episode a problem.
 
     Raises:
@@ -95,7 +95,7 @@ def check_group_size(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def ready_to_measure(recipe: Recipe) -> "ReinforceTrainer":
+def ready_to_measure(recipe: Config) -> "ReinforceTrainer":
     """A trainer that has done nothing but the recipe's warm start."""
     from llm_reinforce.assemble import trainer_from_recipe
 
@@ -123,7 +123,7 @@ def collect_told(trainer: "ReinforceTrainer", num_problems: int, seed: int) -> "
         )
 
 
-def _measure(recipe: Recipe, num_problems: int, sketch: int | None, seed: int) -> "VarianceFigures":
+def _measure(recipe: Config, num_problems: int, sketch: int | None, seed: int) -> "VarianceFigures":
     from llm_reinforce.laboratory import estimators_beside, measure_variance
 
     trainer = ready_to_measure(recipe)

@@ -22,7 +22,7 @@ from llm_reinforce.policy_gradient import (
     standardize,
     weighted_returns,
 )
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Estimate:
 
 def estimate_advantages(
     batch: EpisodeBatch,
-    settings: ReinforceRecipe,
+    settings: ReinforceConfig,
     moving_average: MovingAverage,
     gather: Callable[[Tensor], Tensor] = lambda values: values,
     process_index: int = 0,
@@ -97,7 +97,7 @@ def estimate_advantages(
 
 
 def _what_it_needs(
-    settings: ReinforceRecipe,
+    settings: ReinforceConfig,
     batch: EpisodeBatch,
     returns: Float[Tensor, "episode token"],
     mask: Bool[Tensor, "episode token"],
@@ -136,7 +136,7 @@ def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " epi
     return torch.tensor([of_group[group] for group in groups])
 
 
-def _denominator(settings: ReinforceRecipe, scored_lengths: Int[Tensor, " episode"]) -> float:
+def _denominator(settings: ReinforceConfig, scored_lengths: Int[Tensor, " episode"]) -> float:
     """The scored episodes, their actions, or the constant that was chosen."""
     match settings.denominator:
         case "episodes":

@@ -14,7 +14,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, ValueHead, action_features, fit_values, predict_values
 from llm_reinforce.policy_gradient import MovingAverage, action_mask
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig
 from llm_reinforce.rewards import WeightedReward
 
 PATIENCE = 10  # fits of the value head without a gain before it is taken as it was best
@@ -44,8 +44,8 @@ def collect_updates(
     policy: LanguagePolicy,
     problems: Sequence[Problem],
     rewards: Sequence[WeightedReward],
-    settings: ReinforceRecipe,
-    sampling: SamplingRecipe,
+    settings: ReinforceConfig,
+    sampling: SamplingConfig,
     *,
     num_problems: int,
     seed: int,
@@ -100,7 +100,7 @@ def _check_scored(updates: Sequence[EpisodeBatch]) -> None:
 
 
 def fitted_head(
-    policy: LanguagePolicy, earlier: EpisodeBatch, settings: ReinforceRecipe, seed: int
+    policy: LanguagePolicy, earlier: EpisodeBatch, settings: ReinforceConfig, seed: int
 ) -> ValueHead:
     """A value head for `baseline: value`, fitted to the returns of these episodes.
 

@@ -22,7 +22,7 @@ from llm_reinforce.laboratory.statistics import Measured, measured_variance, tot
 from llm_reinforce.laboratory.variance import Estimator, action_weights, sketch_for
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 
 CONSTANTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 COMPARED = ("none", "batch_mean", "moving_average", "group_mean", "leave_one_out")
@@ -46,7 +46,7 @@ class ConstantFigures:
 def measure_constants(
     policy: LanguagePolicy,
     collected: Collected,
-    settings: ReinforceRecipe,
+    settings: ReinforceConfig,
     *,
     temperature: float = 1.0,
     constants: Sequence[float] = CONSTANTS,

@@ -40,12 +40,12 @@ from llm_reinforce.laboratory.variance import Estimator, action_weights
 from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import RandomInit, ReinforceRecipe
+from llm_reinforce.config.recipe_file import RandomInitConfig, ReinforceConfig
 from llm_reinforce.verifier import Verdict
 
 Paid = Literal["each step", "at the end", "verdict"]
 PAID: tuple[Paid, ...] = ("each step", "at the end", "verdict")
-_SETTINGS = ReinforceRecipe(baseline="none", problems_per_update=256, episodes_per_problem=2)
+_SETTINGS = ReinforceConfig(baseline="none", problems_per_update=256, episodes_per_problem=2)
 ESTIMATORS = (
     Estimator("whole return", _SETTINGS, credit="whole_return"),
     Estimator("reward to go", _SETTINGS),
@@ -109,7 +109,7 @@ def _sample_variance(values: Float[np.ndarray, " toss"]) -> Measured:
 
 def coin_policy(seed: int) -> LanguagePolicy:
     """A small transformer of random weights that never ends; its token "1" is heads."""
-    shape = RandomInit(
+    shape = RandomInitConfig(
         alphabet="01=", num_layers=2, num_heads=2, hidden_size=32, intermediate_size=64, max_length=64
     )
     return replace(random_policy(shape, seed=seed), end_token_ids=(NEVER,))

@@ -49,7 +49,7 @@ from llm_reinforce.laboratory.statistics import (
 )
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import BASELINES, UNBIASED, advantages, episode_returns
-from llm_reinforce.recipe import ReinforceRecipe, ValueRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig, ValueConfig
 
 EXACT = "optimal, exact"
 REFERENCE = "leave_one_out"  # unbiased, and of low variance: what ∇J is measured by
@@ -70,7 +70,7 @@ class Estimator:
     """
 
     name: str
-    settings: ReinforceRecipe
+    settings: ReinforceConfig
     credit: Literal["reward_to_go", "whole_return", "exact_norms"] = "reward_to_go"
 
 
@@ -119,7 +119,7 @@ class VarianceFigures:
     sketch_error: float
 
 
-def estimators_beside(settings: ReinforceRecipe) -> tuple[Estimator, ...]:
+def estimators_beside(settings: ReinforceConfig) -> tuple[Estimator, ...]:
     """Each baseline in its plain form, and the recipe's own way where that is another.
 
     Beside them: without a baseline, weighted by the whole episode's return; `value` with λ = 0.9; and
@@ -128,15 +128,15 @@ def estimators_beside(settings: ReinforceRecipe) -> tuple[Estimator, ...]:
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
     found = [Estimator(name, _with(plain, name)) for name in BASELINES]
     found.insert(0, Estimator("whole return", _with(plain, "none"), credit="whole_return"))
-    found.append(Estimator("value, λ 0.9", _with(plain, "value", ValueRecipe(gae_lambda=0.9))))
+    found.append(Estimator("value, λ 0.9", _with(plain, "value", ValueConfig(gae_lambda=0.9))))
     found.append(Estimator(EXACT, _with(plain, "optimal"), credit="exact_norms"))
     if settings.standardize or settings.denominator != "episodes":
         found.append(Estimator("this recipe", settings))
     return tuple(found)
 
 
-def _with(settings: ReinforceRecipe, baseline: str, value: ValueRecipe | None = None) -> ReinforceRecipe:
-    return settings.model_copy(update={"baseline": baseline, "value": value or ValueRecipe()})
+def _with(settings: ReinforceConfig, baseline: str, value: ValueConfig | None = None) -> ReinforceConfig:
+    return settings.model_copy(update={"baseline": baseline, "value": value or ValueConfig()})
 
 
 def action_weights(estimator: Estimator, collected: Collected) -> Float[Tensor, "episode token"]:

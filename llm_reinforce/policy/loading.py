@@ -24,14 +24,14 @@ from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.fetch import FETCHABLE, fetched_directory
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.policy.scoring import keeps_keys_and_values
-from llm_reinforce.recipe import LoraRecipe, PolicyRecipe, RandomInit
+from llm_reinforce.config.recipe_file import AdapterConfig, PolicyConfig, RandomInitConfig
 
 
 def load_policy(
     name_or_path: str | Path,
     *,
     dtype: str = "float32",
-    lora: LoraRecipe | None = None,
+    lora: AdapterConfig | None = None,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
     revision: str | None = None,
@@ -72,7 +72,7 @@ def load_policy(
 
 
 def random_policy(
-    shape: RandomInit, *, seed: int = 0, dtype: str = "float32", device: torch.device | str = "cpu"
+    shape: RandomInitConfig, *, seed: int = 0, dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> LanguagePolicy:
     """The article's STEP 0: a small Llama with random θ, and a tokenizer of single characters."""
     tokenizer = character_tokenizer(shape.alphabet)
@@ -97,7 +97,7 @@ def random_policy(
 
 
 def policy_from_recipe(
-    recipe: PolicyRecipe, *, seed: int, device: torch.device | str = "cpu"
+    recipe: PolicyConfig, *, seed: int, device: torch.device | str = "cpu"
 ) -> LanguagePolicy:
     """The policy that a recipe's `policy` section describes."""
     if recipe.random_init is not None:
@@ -221,7 +221,7 @@ def _reach(location: str) -> dict[str, bool]:
     return {} if Path(location).is_dir() or hub_answers() else {"local_files_only": True}
 
 
-def _with_adapter(model: PreTrainedModel, lora: LoraRecipe, seed: int) -> Any:
+def _with_adapter(model: PreTrainedModel, lora: AdapterConfig, seed: int) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):

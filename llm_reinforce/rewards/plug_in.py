@@ -18,7 +18,7 @@ from llm_reinforce.rewards.functions import BUILT_IN
 from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
 from llm_reinforce.rewards.scoring import WeightedReward
 from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
-from llm_reinforce.strict_yaml import nearest
+from llm_reinforce.config.strict_yaml import nearest
 
 
 def load_reward(

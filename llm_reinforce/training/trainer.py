@@ -16,12 +16,12 @@ from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import evaluate
 from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import (
-    NUM_TRAINING_ASKED,
-    EvaluationRecipe,
-    ReinforceRecipe,
-    SamplingRecipe,
-    TrainingRecipe,
+from llm_reinforce.config.recipe_file import (
+    NUM_TRAINING_PROBLEMS_EVALUATED,
+    EvaluationConfig,
+    ReinforceConfig,
+    SamplingConfig,
+    TrainingConfig,
 )
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.seeds import seed_of
@@ -69,13 +69,13 @@ class ReinforceTrainer:
         self,
         policy: LanguagePolicy,
         problems: Sequence[Problem],
-        training: TrainingRecipe,
+        training: TrainingConfig,
         *,
         rewards: Sequence[WeightedReward] = (WeightedReward("correct_answer", correct_answer()),),
-        reinforce: ReinforceRecipe | None = None,
-        sampling: SamplingRecipe | None = None,
+        reinforce: ReinforceConfig | None = None,
+        sampling: SamplingConfig | None = None,
         held_out: Sequence[Problem] = (),
-        evaluation: EvaluationRecipe | None = None,
+        evaluation: EvaluationConfig | None = None,
         run_directory: RunDirectory | None = None,
         display: Display | None = None,
         seed: int = 0,
@@ -84,9 +84,9 @@ class ReinforceTrainer:
             raise InputError("there are no training problems")
         self.policy, self.problems, self.rewards, self.held_out = policy, problems, rewards, held_out
         self.training = training
-        self.reinforce = reinforce or ReinforceRecipe()
-        self.sampling = sampling or SamplingRecipe()
-        self.evaluation = evaluation or EvaluationRecipe()
+        self.reinforce = reinforce or ReinforceConfig()
+        self.sampling = sampling or SamplingConfig()
+        self.evaluation = evaluation or EvaluationConfig()
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = Accelerator(mixed_precision=training.mixed_precision)
         check_kind(self.accelerator)
@@ -431,7 +431,7 @@ class ReinforceTrainer:
 
     def _evaluate(self, *, is_first_or_last: bool) -> None:
         data = "held_out" if self.held_out else "training"
-        num_problems = self.evaluation.num_problems or (None if self.held_out else NUM_TRAINING_ASKED)
+        num_problems = self.evaluation.num_problems or (None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED)
         problems = (self.held_out or self.problems)[:num_problems]
         for decoding in self.evaluation.decodings:
             with self.accelerator.autocast():

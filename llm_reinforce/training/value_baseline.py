@@ -13,7 +13,7 @@ from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, ValueHead, action_features, fit_values, predict_values
 from llm_reinforce.policy_gradient import action_mask
-from llm_reinforce.recipe import ValueRecipe
+from llm_reinforce.config.recipe_file import ValueConfig
 from llm_reinforce.training.checkpoint import load_value_head
 
 
@@ -38,7 +38,7 @@ class ValueBaseline:
     """
 
     def __init__(
-        self, policy: LanguagePolicy, settings: ValueRecipe, accelerator: Accelerator, *, seed: int
+        self, policy: LanguagePolicy, settings: ValueConfig, accelerator: Accelerator, *, seed: int
     ) -> None:
         self.policy, self.settings, self.accelerator = policy, settings, accelerator
         end = policy.end_token_ids[:1]

@@ -16,7 +16,7 @@ from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import WarmStart
+from llm_reinforce.config.recipe_file import WarmStartConfig
 from llm_reinforce.training.display import Display
 from llm_reinforce.training.gradient_step import spoiling_its_gradient
 from llm_reinforce.training.processes import add_up_gradients
@@ -26,7 +26,7 @@ from llm_reinforce.training.schedule import learning_rate_schedule
 def warm_start(
     policy: LanguagePolicy,
     problems: Sequence[Problem],
-    settings: WarmStart,
+    settings: WarmStartConfig,
     *,
     accelerator: Accelerator,
     display: Display,

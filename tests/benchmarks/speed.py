@@ -37,12 +37,12 @@ from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completio
 from llm_reinforce.policy.batches import SlotBatch
 from llm_reinforce.policy.fetch import fetched_directory
 from llm_reinforce.policy.products import product
-from llm_reinforce.recipe import (
-    EvaluationRecipe,
-    RandomInit,
-    ReinforceRecipe,
-    SamplingRecipe,
-    TrainingRecipe,
+from llm_reinforce.config.recipe_file import (
+    EvaluationConfig,
+    RandomInitConfig,
+    ReinforceConfig,
+    SamplingConfig,
+    TrainingConfig,
 )
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.training import Silent
@@ -91,7 +91,7 @@ WORKLOADS = {
         True,
     ),
 }
-SMALL = RandomInit(
+SMALL = RandomInitConfig(
     alphabet="0123456789+=",
     num_layers=4,
     num_heads=4,
@@ -148,16 +148,16 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
     ReinforceTrainer(
         policy,
         [workload.problem(dice) for _ in range(100 * workload.num_problems)],
-        TrainingRecipe(num_updates=10**6, learning_rate=LEARNING_RATE),
+        TrainingConfig(num_updates=10**6, learning_rate=LEARNING_RATE),
         rewards=[WeightedReward("reward", correct_answer() if has_verdicts else reward)],
-        reinforce=ReinforceRecipe(
+        reinforce=ReinforceConfig(
             problems_per_update=workload.num_problems,
             episodes_per_problem=GROUP,
             baseline="leave_one_out",
             standardize=True,
         ),
-        sampling=SamplingRecipe(max_new_tokens=workload.max_new_tokens),
-        evaluation=EvaluationRecipe(every=10**6, num_problems=1, decodings=["greedy"]),
+        sampling=SamplingConfig(max_new_tokens=workload.max_new_tokens),
+        evaluation=EvaluationConfig(every=10**6, num_problems=1, decodings=["greedy"]),
         display=Reporting(),
     ).train()
 

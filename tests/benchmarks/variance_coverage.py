@@ -24,7 +24,7 @@ from toy import Toy, make_toy
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import random_policy
-from llm_reinforce.recipe import RandomInit
+from llm_reinforce.config.recipe_file import RandomInitConfig
 
 FIGURES = ("variance", "snr", "noise_scale", "cosine", "along", "bias")
 
@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--cosine-draws", type=int, default=4000)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    shape = RandomInit(
+    shape = RandomInitConfig(
         alphabet="01", num_layers=1, num_heads=2, hidden_size=8, intermediate_size=12, max_length=32
     )
     policy = random_policy(shape, seed=3, dtype="float64")

@@ -13,7 +13,7 @@ from llm_reinforce.episodes.credit import completing_token, lay_on_tokens
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage, place_rewards, reward_to_go
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.rewards import StepRewards, WeightedReward, intermediate_steps
 
 CORPUS = [
@@ -212,7 +212,7 @@ def test_collected_episodes_have_them_through_to_their_returns(tiny_policy: Lang
         max_new_tokens=6,
         generator=torch.Generator().manual_seed(0),
     )
-    settings = ReinforceRecipe(baseline="none", discount=0.5)
+    settings = ReinforceConfig(baseline="none", discount=0.5)
     returns = estimate_advantages(batch, settings, MovingAverage()).returns
     for row, episode in enumerate(batch.episodes):
         text, num_actions = episode.completion.text, len(episode.completion.token_ids)

@@ -11,7 +11,7 @@ from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_adv
 from llm_reinforce.policy import Completion
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe, ValueRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig, ValueConfig
 from llm_reinforce.verifier import verify
 
 
@@ -31,7 +31,7 @@ def episode(
 
 def estimate(batch: EpisodeBatch, values: Any = None, **settings: Any) -> Estimate:
     numbers = None if values is None else torch.tensor(values)
-    return estimate_advantages(batch, ReinforceRecipe(**settings), MovingAverage(), values=numbers)
+    return estimate_advantages(batch, ReinforceConfig(**settings), MovingAverage(), values=numbers)
 
 
 # ------------------------------------------------------------------------------------------- greedy
@@ -120,7 +120,7 @@ def test_value_has_a_number_for_every_action() -> None:
     found = estimate(batch, values, baseline="value", episodes_per_problem=1)
     assert found.advantages.tolist() == [[0.75, 0.5], [0.0, 0.0], [2.0, 0.0]]
     assert found.baselines.tolist() == [0.25, 0.0, 1.0]
-    below = {"baseline": "value", "value": ValueRecipe(gae_lambda=0.0)}
+    below = {"baseline": "value", "value": ValueConfig(gae_lambda=0.0)}
     # V(s_1) - V(s_0), r - V(s_1)
     assert estimate(batch, values, **below).advantages[0].tolist() == [0.25, 0.5]
     # γ = 1/2: 1/2 V(s_1) - V(s_0),  1/2 (r - V(s_1))
@@ -158,7 +158,7 @@ VALUES = torch.linspace(-1, 1, 18).reshape(6, 3)
 @pytest.mark.parametrize("baseline", ["optimal", "greedy", "value"])
 @pytest.mark.parametrize("standardize", [False, True])
 def test_two_processes_have_the_advantages_of_one(baseline: str, standardize: bool) -> None:
-    settings = ReinforceRecipe(baseline=baseline, standardize=standardize, discount=0.9)  # type: ignore[arg-type]
+    settings = ReinforceConfig(baseline=baseline, standardize=standardize, discount=0.9)  # type: ignore[arg-type]
     whole = estimate_advantages(BATCH, settings, MovingAverage(), values=VALUES)
     parts = [
         EpisodeBatch(BATCH.episodes[:3], greedy=BATCH.greedy[:1]),

@@ -14,10 +14,10 @@ from llm_reinforce.laboratory.collecting import Collected, collect_updates
 from llm_reinforce.laboratory.constant import COMPARED, measure_constants, with_constant
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig
 from llm_reinforce.rewards import WeightedReward
 
-SETTINGS = ReinforceRecipe(problems_per_update=16, episodes_per_problem=4)
+SETTINGS = ReinforceConfig(problems_per_update=16, episodes_per_problem=4)
 
 
 # --------------------------------------------------------------------------- a constant in the rewards
@@ -36,7 +36,7 @@ def collected(tiny_policy) -> Collected:
         problems,
         [WeightedReward("is_even", is_even)],
         SETTINGS,
-        SamplingRecipe(max_new_tokens=2),
+        SamplingConfig(max_new_tokens=2),
         num_problems=64,
         seed=0,
     )

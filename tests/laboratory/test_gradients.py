@@ -17,10 +17,10 @@ from llm_reinforce.laboratory.sketch import Sketch
 from llm_reinforce.laboratory.variance import Estimator, action_weights, estimators_beside, with_exact_norms
 from llm_reinforce.policy import LanguagePolicy, load_policy, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage, reinforce_loss
-from llm_reinforce.recipe import LoraRecipe, ReinforceRecipe
+from llm_reinforce.config.recipe_file import AdapterConfig, ReinforceConfig
 
 BEFORE = MovingAverage(0.3, 0.5)
-PLAIN = ReinforceRecipe(problems_per_update=3, episodes_per_problem=3)
+PLAIN = ReinforceConfig(problems_per_update=3, episodes_per_problem=3)
 OTHERS = {
     "plain": PLAIN,
     "discounted": PLAIN.model_copy(update={"discount": 0.7}),
@@ -174,7 +174,7 @@ def test_the_optimal_baseline_by_exact_norms(exact_policy: Callable[..., Languag
 
 def test_adapters_alone_have_a_gradient(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
     tiny_policy.save(tmp_path)
-    policy = load_policy(tmp_path, lora=LoraRecipe(rank=2))
+    policy = load_policy(tmp_path, lora=AdapterConfig(rank=2))
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():  # at birth they do nothing
         for parameter in policy.model.parameters():

@@ -18,10 +18,10 @@ from llm_reinforce.laboratory.variance import action_weights, measure_estimators
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import UNBIASED
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig
 from llm_reinforce.rewards import WeightedReward, correct_answer
 
-PLAIN = ReinforceRecipe(problems_per_update=4, episodes_per_problem=2)
+PLAIN = ReinforceConfig(problems_per_update=4, episodes_per_problem=2)
 COVERED = ("none", "leave_one_out", "value, λ 0.9")
 NUM_LABORATORIES, NUM_GROUPS = 200, 96
 
@@ -108,7 +108,7 @@ def test_intervals_cover_the_exact_values_at_their_nominal_rate(
 # ---------------------------------------------------------------------- figures and their scales
 
 
-def measured_by(settings: ReinforceRecipe, num_groups: int = 40, seed: int = 0) -> list[SimpleNamespace]:
+def measured_by(settings: ReinforceConfig, num_groups: int = 40, seed: int = 0) -> list[SimpleNamespace]:
     """`none`, `group_mean` and `leave_one_out`, of one and the same made-up vectors."""
     vectors = np.random.default_rng(7).normal(0.5, 1.0, size=(num_groups, 3))
     factors = {"none": 1.0, "group_mean": 0.5, "leave_one_out": 1.0}
@@ -196,7 +196,7 @@ def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> 
     lost = [replace(each, group=1, reward=None) for each in (one, two)]
     collected = Collected((EpisodeBatch([one, two, *lost]),), BEFORE)
 
-    def weights(name: str, settings: ReinforceRecipe = PLAIN) -> list[list[float]]:
+    def weights(name: str, settings: ReinforceConfig = PLAIN) -> list[list[float]]:
         (estimator,) = [each for each in estimators_beside(settings) if each.name == name]
         found: list[list[float]] = action_weights(estimator, collected)[:2].tolist()
         return found
@@ -231,7 +231,7 @@ def collected_of(policy: LanguagePolicy, *, num_problems: int = 24, discount: fl
         problems,
         [WeightedReward("is_even", is_even), WeightedReward("correct_answer", correct_answer())],
         PLAIN.model_copy(update={"discount": discount}),
-        SamplingRecipe(max_new_tokens=4),
+        SamplingConfig(max_new_tokens=4),
         num_problems=num_problems,
         seed=0,
     )

@@ -34,7 +34,7 @@ from llm_reinforce.laboratory.variance import (
 from llm_reinforce.policy import Completion, LanguagePolicy, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.verifier import Verdict
 
 PROMPTS = ("10", "0")
@@ -151,7 +151,7 @@ class Toy:
 
 def make_toy(
     policy: LanguagePolicy,
-    settings: ReinforceRecipe | None = None,
+    settings: ReinforceConfig | None = None,
     *,
     is_rare: bool = False,
     names: Sequence[str] = (),
@@ -161,7 +161,7 @@ def make_toy(
     Args:
         names: of the estimators; all by default.
     """
-    settings = settings or ReinforceRecipe(problems_per_update=1, episodes_per_problem=2)
+    settings = settings or ReinforceConfig(problems_per_update=1, episodes_per_problem=2)
     updates, values, probabilities = [], [], []
     for prompt in PROMPTS:
         episodes, chances = all_episodes(policy, prompt, is_rare=is_rare)

@@ -27,10 +27,10 @@ from llm_reinforce.policy import (
     random_policy,
     token_log_probs,
 )
-from llm_reinforce.recipe import LoraRecipe, PolicyRecipe, RandomInit
+from llm_reinforce.config.recipe_file import AdapterConfig, PolicyConfig, RandomInitConfig
 
 ALPHABET = "0123456789+="
-SHAPE = RandomInit(
+SHAPE = RandomInitConfig(
     alphabet=ALPHABET, num_layers=1, num_heads=2, hidden_size=8, intermediate_size=12, max_length=32
 )
 TEMPLATE = (
@@ -192,8 +192,8 @@ def test_the_dtype_is_the_weights(saved: Path, dtype: str) -> None:
 
 
 def test_a_recipe_section_makes_the_same_policies(saved: Path) -> None:
-    drawn = policy_from_recipe(PolicyRecipe(random_init=SHAPE), seed=1)
-    assert same(drawn, policy_from_recipe(PolicyRecipe(name_or_path=str(saved)), seed=9))
+    drawn = policy_from_recipe(PolicyConfig(random_init=SHAPE), seed=1)
+    assert same(drawn, policy_from_recipe(PolicyConfig(name_or_path=str(saved)), seed=9))
 
 
 def test_tied_weights_are_whole(tmp_path: Path) -> None:
@@ -228,7 +228,7 @@ def shaken(policy: LanguagePolicy) -> LanguagePolicy:
 
 
 def test_lora_trains_adapters_alone_and_starts_as_the_base(saved: Path) -> None:
-    policy = load_policy(saved, lora=LoraRecipe(rank=2))
+    policy = load_policy(saved, lora=AdapterConfig(rank=2))
     for name, parameter in policy.model.named_parameters():
         assert parameter.requires_grad == ("lora_" in name), name
     assert torch.equal(logits(policy), logits(load_policy(saved)))
@@ -237,14 +237,14 @@ def test_lora_trains_adapters_alone_and_starts_as_the_base(saved: Path) -> None:
 
 def test_the_adapters_come_from_their_own_seed(saved: Path) -> None:
     before = torch.random.get_rng_state()
-    first, again, other = (load_policy(saved, lora=LoraRecipe(rank=2), seed=seed) for seed in (1, 1, 2))
+    first, again, other = (load_policy(saved, lora=AdapterConfig(rank=2), seed=seed) for seed in (1, 1, 2))
     assert same(first, again)
     assert not same(first, other)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
 def test_an_adapter_is_saved_alone_and_found_with_its_base(saved: Path, tmp_path: Path) -> None:
-    policy = shaken(load_policy(saved, lora=LoraRecipe(rank=2)))
+    policy = shaken(load_policy(saved, lora=AdapterConfig(rank=2)))
     policy.save(tmp_path / "adapter")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     assert all("lora_" in name for name in stored)
@@ -263,27 +263,27 @@ def test_a_base_named_by_a_relative_path_is_found_from_elsewhere(
     saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(saved.parent)
-    policy = shaken(load_policy(saved.name, lora=LoraRecipe(rank=2)))
+    policy = shaken(load_policy(saved.name, lora=AdapterConfig(rank=2)))
     policy.save(tmp_path / "adapter")
     monkeypatch.chdir(tmp_path)
     assert torch.equal(logits(load_policy("adapter")), logits(policy))
 
 
 def test_a_small_alpha_is_not_rounded_to_nothing(saved: Path) -> None:
-    half = shaken(load_policy(saved, lora=LoraRecipe(rank=2, alpha=0.5)))
+    half = shaken(load_policy(saved, lora=AdapterConfig(rank=2, alpha=0.5)))
     assert not torch.equal(logits(half), logits(load_policy(saved)))
 
 
 @pytest.mark.parametrize("targets", [("no_such",), "("])
 def test_targets_that_fit_nothing_are_named(saved: Path, targets: Any) -> None:
     with pytest.raises(InputError, match=r"policy\.lora\.target_modules"):
-        load_policy(saved, lora=LoraRecipe(target_modules=targets))
+        load_policy(saved, lora=AdapterConfig(target_modules=targets))
 
 
 def test_an_adapter_takes_no_second_one(saved: Path, tmp_path: Path) -> None:
-    load_policy(saved, lora=LoraRecipe(rank=2)).save(tmp_path)
+    load_policy(saved, lora=AdapterConfig(rank=2)).save(tmp_path)
     with pytest.raises(InputError, match="adapter already"):
-        load_policy(tmp_path, lora=LoraRecipe(rank=2))
+        load_policy(tmp_path, lora=AdapterConfig(rank=2))
 
 
 # ---------------------------------------------------------------------------------- prompts and ends
@@ -482,7 +482,7 @@ def test_a_pickle_is_never_opened(copy: Path, tmp_path: Path) -> None:
 
 def test_a_pickled_adapter_is_never_opened(saved: Path, tmp_path: Path) -> None:
     adapter = tmp_path / "adapter"
-    load_policy(saved, lora=LoraRecipe(rank=2)).save(adapter)
+    load_policy(saved, lora=AdapterConfig(rank=2)).save(adapter)
     (adapter / "adapter_model.safetensors").unlink()
     torch.save({"x": _Trap(tmp_path / "sprung")}, adapter / "adapter_model.bin")
     assert "no adapter_model.safetensors" in refusal(adapter)
@@ -491,13 +491,13 @@ def test_a_pickled_adapter_is_never_opened(saved: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"base_model_name_or_path": null}'])
 def test_an_adapter_without_a_base(tmp_path: Path, saved: Path, content: str) -> None:
-    load_policy(saved, lora=LoraRecipe(rank=2)).save(tmp_path / "adapter")
+    load_policy(saved, lora=AdapterConfig(rank=2)).save(tmp_path / "adapter")
     (tmp_path / "adapter" / "adapter_config.json").write_text(content)
     assert "base_model_name_or_path" in refusal(tmp_path / "adapter")
 
 
 def test_an_adapter_whose_base_is_gone(copy: Path, tmp_path: Path) -> None:
-    load_policy(copy, lora=LoraRecipe(rank=2)).save(tmp_path / "adapter")
+    load_policy(copy, lora=AdapterConfig(rank=2)).save(tmp_path / "adapter")
     shutil.rmtree(copy)
     assert str(copy) in refusal(tmp_path / "adapter")
 

@@ -18,7 +18,7 @@ from llm_reinforce.policy import (
     sample_completions,
     token_log_probs,
 )
-from llm_reinforce.recipe import RandomInit
+from llm_reinforce.config.recipe_file import RandomInitConfig
 
 PROMPTS: list[TokenIds] = [(1, 2, 3), (4,), (5, 6, 7, 8, 9, 10), (0, 0), (3,), (1, 2, 3)]
 MAX_NEW_TOKENS = 12
@@ -199,7 +199,7 @@ def test_entropies_are_those_of_scoring(policy: LanguagePolicy) -> None:
 
 
 def test_a_high_temperature_draws_evenly() -> None:
-    shape = RandomInit(
+    shape = RandomInitConfig(
         alphabet="01", num_layers=1, num_heads=1, hidden_size=4, intermediate_size=4, max_length=8
     )
     policy = random_policy(shape)

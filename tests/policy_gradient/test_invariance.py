@@ -29,7 +29,7 @@ from llm_reinforce.policy import (
 )
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy_gradient import MovingAverage, action_mask, reinforce_loss
-from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe, TrainingRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.verifier import verify
 
 PROMPTS = ("1+2=", "10+20=", "7=", "10+20=", "1+2=", "33+44+55=", "7=")
@@ -177,16 +177,16 @@ def trainer_of(policy: LanguagePolicy, micro_batch_tokens: int, entropy_coeffici
     return ReinforceTrainer(
         policy,
         [Problem(prompt="1+2=", answer="3")],
-        TrainingRecipe(
+        TrainingConfig(
             num_updates=1, learning_rate=0.01, micro_batch_tokens=micro_batch_tokens, max_grad_norm=None
         ),
-        reinforce=ReinforceRecipe(
+        reinforce=ReinforceConfig(
             discount=0.9,
             entropy_coefficient=entropy_coefficient,
             problems_per_update=2,
             episodes_per_problem=4,
         ),
-        sampling=SamplingRecipe(max_new_tokens=6, temperature=0.9),
+        sampling=SamplingConfig(max_new_tokens=6, temperature=0.9),
     )
 
 

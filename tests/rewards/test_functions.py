@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import BUILT_IN_REWARDS
+from llm_reinforce.config.recipe_file import BUILT_IN_REWARD_ARGUMENTS
 from llm_reinforce.rewards import (
     BUILT_IN,
     Asked,
@@ -165,6 +165,6 @@ def test_recipes_and_rewards_know_the_same_names_and_arguments() -> None:
         name: {each.name: each.default for each in inspect.signature(factory).parameters.values()}
         for name, factory in BUILT_IN.items()
     }
-    assert of_factories == {name: dict(taken()) for name, taken in BUILT_IN_REWARDS.items()}
+    assert of_factories == {name: dict(taken()) for name, taken in BUILT_IN_REWARD_ARGUMENTS.items()}
     for form in ANSWER_FORMS:
-        BUILT_IN_REWARDS["answer_format"].model_validate({"form": form})
+        BUILT_IN_REWARD_ARGUMENTS["answer_format"].model_validate({"form": form})

@@ -14,7 +14,7 @@ import torch
 
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe, SamplingRecipe, TrainingRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.rewards import Asked, Progress, Scores, WeightedReward, score
 from llm_reinforce.rewards.trl_signature import has_trl_signature
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
@@ -245,10 +245,10 @@ def test_logs_reach_the_run_s_files(tiny_policy: LanguagePolicy, tmp_path: Any) 
     ReinforceTrainer(
         tiny_policy,
         [Problem("1+1=", "2")],
-        TrainingRecipe(num_updates=2, learning_rate=1e-3),
+        TrainingConfig(num_updates=2, learning_rate=1e-3),
         rewards=(WeightedReward("logs", logs),),
-        reinforce=ReinforceRecipe(problems_per_update=1, episodes_per_problem=3),
-        sampling=SamplingRecipe(max_new_tokens=3),
+        reinforce=ReinforceConfig(problems_per_update=1, episodes_per_problem=3),
+        sampling=SamplingConfig(max_new_tokens=3),
         run_directory=directory,
     ).train()
     metrics, episodes = (

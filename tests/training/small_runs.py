@@ -11,14 +11,14 @@ from llm_reinforce.episodes import Episode
 from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import (
-    EvaluationRecipe,
-    LoraRecipe,
-    RandomInit,
-    ReinforceRecipe,
-    SamplingRecipe,
-    TrainingRecipe,
-    WarmStart,
+from llm_reinforce.config.recipe_file import (
+    EvaluationConfig,
+    AdapterConfig,
+    RandomInitConfig,
+    ReinforceConfig,
+    SamplingConfig,
+    TrainingConfig,
+    WarmStartConfig,
 )
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import ReinforceTrainer, RunDirectory, Silent
@@ -28,7 +28,7 @@ COPY = [Problem(f"{digit}=", str(digit), id=str(digit)) for digit in range(4)]
 
 
 def small_policy(seed: int = 0) -> LanguagePolicy:
-    shape = RandomInit(
+    shape = RandomInitConfig(
         alphabet="0123=", num_layers=1, num_heads=2, hidden_size=16, intermediate_size=32, max_length=8
     )
     return random_policy(shape, seed=seed)
@@ -38,7 +38,7 @@ def adapted_policy(directory: Path) -> LanguagePolicy:
     """The same with a LoRA adapter, which alone is trained; its base is kept in the directory."""
     if not directory.exists():
         small_policy().save(directory)
-    return load_policy(directory, lora=LoraRecipe(rank=2))
+    return load_policy(directory, lora=AdapterConfig(rank=2))
 
 
 def sevens(completion: str, problem: Problem) -> float:
@@ -50,12 +50,12 @@ def trainer(policy: LanguagePolicy | None = None, num_updates: int = 4, **argume
     """One that trains the copy task a little, with a reward that is seldom the same twice."""
     settings = {"num_updates": num_updates, "learning_rate": 1e-2, **arguments.pop("training", {})}
     defaults: dict[str, Any] = {
-        "reinforce": ReinforceRecipe(problems_per_update=4, episodes_per_problem=3),
-        "sampling": SamplingRecipe(max_new_tokens=4),
+        "reinforce": ReinforceConfig(problems_per_update=4, episodes_per_problem=3),
+        "sampling": SamplingConfig(max_new_tokens=4),
         "rewards": (WeightedReward("sevens", sevens),),
     }
     return ReinforceTrainer(
-        policy or small_policy(), COPY, TrainingRecipe(**settings), **{**defaults, **arguments}
+        policy or small_policy(), COPY, TrainingConfig(**settings), **{**defaults, **arguments}
     )
 
 
@@ -124,14 +124,14 @@ def full(
     """A run with all that has a state: warm start, moving average, schedule, evaluations."""
     one = trainer(
         policy,
-        reinforce=ReinforceRecipe(problems_per_update=3, episodes_per_problem=3, baseline=baseline),
+        reinforce=ReinforceConfig(problems_per_update=3, episodes_per_problem=3, baseline=baseline),
         training={
             "schedule": "linear",
-            "warm_start": WarmStart(num_updates=3, batch_size=4, num_warmup_updates=1),
+            "warm_start": WarmStartConfig(num_updates=3, batch_size=4, num_warmup_updates=1),
             **training,
         },
         held_out=COPY[:2],
-        evaluation=EvaluationRecipe(every=every, decodings=("greedy", "sampled")),
+        evaluation=EvaluationConfig(every=every, decodings=("greedy", "sampled")),
         run_directory=directory,
         display=watcher,
     )

@@ -22,14 +22,14 @@ from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import EvaluationRecipe, LoraRecipe, ReinforceRecipe, ValueRecipe
+from llm_reinforce.config.recipe_file import EvaluationConfig, AdapterConfig, ReinforceConfig, ValueConfig
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.training import ReinforceTrainer
 from llm_reinforce.training.run_directory import RunDirectory
 
 
-def with_baseline(baseline: str, **settings: Any) -> ReinforceRecipe:
-    return ReinforceRecipe(
+def with_baseline(baseline: str, **settings: Any) -> ReinforceConfig:
+    return ReinforceConfig(
         problems_per_update=4,
         episodes_per_problem=3,
         baseline=baseline,  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def test_it_learns_what_can_be_foretold() -> None:
     # the reward is the prompt's digit, whatever is said, which the states show
     watcher = Watcher()
     reward = WeightedReward("digit", lambda completion, problem: float(problem.answer) / 3)
-    reinforce = with_baseline("value", value=ValueRecipe(learning_rate=1e-2, num_steps=20))
+    reinforce = with_baseline("value", value=ValueConfig(learning_rate=1e-2, num_steps=20))
     slow = {"learning_rate": 1e-5}
     trainer(num_updates=40, reinforce=reinforce, rewards=(reward,), display=watcher, training=slow).train()
     assert watcher.metrics[-1]["value/explained_variance"] > 0.8
@@ -144,10 +144,10 @@ def test_it_learns_what_can_be_foretold() -> None:
 
 def run_of(directory: RunDirectory, watcher: Watcher, **training: Any) -> ReinforceTrainer:
     one = trainer(
-        reinforce=with_baseline("value", discount=0.9, value=ValueRecipe(gae_lambda=0.9, hidden_size=8)),
+        reinforce=with_baseline("value", discount=0.9, value=ValueConfig(gae_lambda=0.9, hidden_size=8)),
         training={"schedule": "linear", **training},
         held_out=COPY[:2],
-        evaluation=EvaluationRecipe(every=2),
+        evaluation=EvaluationConfig(every=2),
         run_directory=directory,
         display=watcher,
     )
@@ -235,7 +235,7 @@ def test_step_rewards_and_a_discount_reach_the_head() -> None:
         return StepRewards([(0, 1, 2.0)] if completion else [])
 
     watcher = Watcher()
-    reinforce = with_baseline("value", discount=0.5, value=ValueRecipe(learning_rate=1e-2, num_steps=20))
+    reinforce = with_baseline("value", discount=0.5, value=ValueConfig(learning_rate=1e-2, num_steps=20))
     trainer(
         num_updates=30,
         reinforce=reinforce,
@@ -248,7 +248,7 @@ def test_step_rewards_and_a_discount_reach_the_head() -> None:
 
 def test_adapters_are_judged_too_and_neither_they_nor_their_base_learn_from_it(tmp_path: Path) -> None:
     small_policy().save(tmp_path / "base")
-    policy = load_policy(tmp_path / "base", lora=LoraRecipe(rank=2))
+    policy = load_policy(tmp_path / "base", lora=AdapterConfig(rank=2))
     one = trainer(policy, 2, reinforce=with_baseline("value"))
     assert one.value_baseline is not None
     before = weights(policy)

@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 from small_runs import COPY, Watcher, new_run, rows, same, timeless, trainer, weights
 
-from llm_reinforce.recipe import EvaluationRecipe, TrainingRecipe
+from llm_reinforce.config.recipe_file import EvaluationConfig, TrainingConfig
 from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
 
 
-def training(num_updates: int = 10, num_tokens: int | None = 100) -> TrainingRecipe:
-    return TrainingRecipe(num_updates=num_updates, num_tokens=num_tokens, learning_rate=1e-2)
+def training(num_updates: int = 10, num_tokens: int | None = 100) -> TrainingConfig:
+    return TrainingConfig(num_updates=num_updates, num_tokens=num_tokens, learning_rate=1e-2)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +46,11 @@ def test_how_many_updates_are_expected(num_tokens: int | None, state: TrainState
 
 
 def test_evaluations_by_updates_and_by_tokens() -> None:
-    by_tokens = EvaluationRecipe(every=50, unit="tokens")
+    by_tokens = EvaluationConfig(every=50, unit="tokens")
     steps = [TrainState(number, num_tokens=40 * number) for number in range(6)]  # 0, 40, 80, 120, 160, 200
     due = [is_evaluation_due(by_tokens, *steps[number : number + 2]) for number in range(5)]
     assert due == [False, True, True, True, True]
-    by_updates = EvaluationRecipe(every=2)
+    by_updates = EvaluationConfig(every=2)
     due = [is_evaluation_due(by_updates, *steps[number : number + 2]) for number in range(5)]
     assert due == [False, True, False, True, False]
 
@@ -61,7 +61,7 @@ def budgeted(directory: RunDirectory, watcher: Watcher, num_tokens: int, **setti
         num_updates=1000,
         training={"num_tokens": num_tokens, "checkpoint_every": 2, **settings},
         held_out=COPY[:2],
-        evaluation=EvaluationRecipe(every=100, unit="tokens"),
+        evaluation=EvaluationConfig(every=100, unit="tokens"),
         run_directory=directory,
         display=watcher,
     )

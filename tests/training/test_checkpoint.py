@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import llm_reinforce
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.recipe import LoraRecipe
+from llm_reinforce.config.recipe_file import AdapterConfig
 from llm_reinforce.training.checkpoint import (
     BestEvaluation,
     TrainState,
@@ -127,13 +127,13 @@ def test_the_scaler_goes_on(tmp_path: Path) -> None:
 
 def test_of_a_policy_with_adapters_the_adapters_alone(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
     tiny_policy.save(tmp_path / "base")
-    run = Run(load_policy(tmp_path / "base", lora=LoraRecipe(rank=2)).model)
+    run = Run(load_policy(tmp_path / "base", lora=AdapterConfig(rank=2)).model)
     run.step(0)
     directory = run.save(tmp_path / "checkpoints", 1)
     stored = load_file(directory / "policy.safetensors")
     assert stored
     assert all("lora_" in name for name in stored)
-    other = Run(load_policy(tmp_path / "base", lora=LoraRecipe(rank=2), seed=9).model)
+    other = Run(load_policy(tmp_path / "base", lora=AdapterConfig(rank=2), seed=9).model)
     other.load(directory)
     assert equal(other.numbers(), run.numbers())
 

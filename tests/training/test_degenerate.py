@@ -12,7 +12,7 @@ from small_runs import Watcher, adapted_policy, new_run, rows, same, sevens, sma
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import BASELINES
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.rewards import WeightedReward
 
 NUM_UPDATES = 3
@@ -35,7 +35,7 @@ def whole_run(
 ) -> tuple[list[dict[str, Any]], Watcher]:
     """The metrics of a run, in which every number is one and every weight stays finite."""
     directory, watcher = new_run(tmp_path / "run"), Watcher()
-    reinforce = ReinforceRecipe(problems_per_update=4, episodes_per_problem=3, **settings)
+    reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3, **settings)
     one = trainer(
         policy,
         NUM_UPDATES,
@@ -123,7 +123,7 @@ def test_one_episode_that_is_scored(tmp_path: Path, baseline: str) -> None:
     one = trainer(
         policy,
         NUM_UPDATES,
-        reinforce=ReinforceRecipe(problems_per_update=4, episodes_per_problem=3, baseline=baseline),  # type: ignore[arg-type]
+        reinforce=ReinforceConfig(problems_per_update=4, episodes_per_problem=3, baseline=baseline),  # type: ignore[arg-type]
         rewards=(WeightedReward("r", rarely),),
         training={"max_unscored_share": 1.0},
         run_directory=directory,

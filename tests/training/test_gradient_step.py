@@ -7,7 +7,7 @@ import torch
 from small_runs import COPY, small_policy, trainer
 
 from llm_reinforce.policy import Activations
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.training import ReinforceTrainer
 from llm_reinforce.training.gradient_step import GradientStep
 
@@ -17,7 +17,7 @@ from llm_reinforce.training.gradient_step import GradientStep
 def test_the_gradient_is_that_of_a_forward_pass_of_its_own(
     entropy_coefficient: float, micro_batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = ReinforceRecipe(
+    settings = ReinforceConfig(
         problems_per_update=4, episodes_per_problem=3, entropy_coefficient=entropy_coefficient
     )
     one = trainer(reinforce=settings, training={"micro_batch_tokens": micro_batch_tokens})

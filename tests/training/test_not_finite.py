@@ -16,7 +16,7 @@ import llm_reinforce.training.warm_start as warm_start_module
 from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import ReinforceRecipe, WarmStart
+from llm_reinforce.config.recipe_file import ReinforceConfig, WarmStartConfig
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import ReinforceTrainer
 
@@ -152,7 +152,7 @@ def test_rewards_that_are_finite_and_whose_sums_are_not(tmp_path: Path, baseline
         tmp_path,
         watchers.append,
         rewards=(WeightedReward("huge", huge),),
-        reinforce=ReinforceRecipe(**reinforce),
+        reinforce=ReinforceConfig(**reinforce),
     )
     assert math.isfinite(one.state.moving_average.value)  # else no later update would be one
 
@@ -198,7 +198,7 @@ def test_a_warm_start_leaves_such_updates_out_too(tmp_path: Path, monkeypatch: p
     policy, watcher, directory = small_policy(), Watcher(), new_run(tmp_path / "run")
     copies = ill_warm_start(monkeypatch, policy, {2, 4, 5})
     settings = {
-        "warm_start": WarmStart(num_updates=7, batch_size=4, num_warmup_updates=0),
+        "warm_start": WarmStartConfig(num_updates=7, batch_size=4, num_warmup_updates=0),
         "max_not_finite": 3,
     }
     one = trainer(policy, 2, training=settings, display=watcher, run_directory=directory)
@@ -218,7 +218,7 @@ def test_a_warm_start_that_goes_on_so_stops_the_run(tmp_path: Path, monkeypatch:
     policy, directory = small_policy(), new_run(tmp_path / "run")
     copies = ill_warm_start(monkeypatch, policy, {2, 4, 5, 6})
     settings = {
-        "warm_start": WarmStart(num_updates=9, batch_size=4, num_warmup_updates=0),
+        "warm_start": WarmStartConfig(num_updates=9, batch_size=4, num_warmup_updates=0),
         "max_not_finite": 3,
     }
     with pytest.raises(RunStoppedError, match=r"last 3 updates of the warm start.*warm_start.learning_rate"):

@@ -82,7 +82,7 @@ def test_two_processes_begin_alike_and_add_up_their_gradients(tmp_path: Path) ->
         """
 from small_runs import small_policy, trainer
 from llm_reinforce.policy.decoder import llama_like
-from llm_reinforce.recipe import WarmStart
+from llm_reinforce.config.recipe_file import WarmStartConfig
 from llm_reinforce.training import gradient_step, processes, warm_start
 
 processes.MAX_EXCHANGED = 1000  # several messages
@@ -101,7 +101,7 @@ def checking(model, accelerator):
 
 gradient_step.add_up_gradients = warm_start.add_up_gradients = checking
 policy = small_policy(seed=int(os.environ["RANK"]))
-start = WarmStart(num_updates=2, batch_size=4, num_warmup_updates=0)
+start = WarmStartConfig(num_updates=2, batch_size=4, num_warmup_updates=0)
 one = trainer(policy, num_updates=3, training={"warm_start": start, "micro_batch_tokens": 30})
 assert llama_like(one.gradient_step.model) is policy.model  # scored in the fast way
 for run in (lambda: None, one.train):
@@ -137,13 +137,13 @@ def test_the_value_heads_of_two_processes_are_one(tmp_path: Path) -> None:
         tmp_path,
         """
 from small_runs import Watcher, sevens, trainer
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.rewards import WeightedReward
 
 def picky(completion, problem):  # so that the two have different numbers of scored episodes
     return None if problem.id == "0" else sevens(completion, problem)
 
-reinforce = ReinforceRecipe(problems_per_update=4, episodes_per_problem=3, baseline="value")
+reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3, baseline="value")
 one = trainer(num_updates=3, reinforce=reinforce, rewards=(WeightedReward("picky", picky),))
 one.train()
 head = torch.cat([value.flatten() for value in one.value_baseline.tensors().values()])
@@ -162,10 +162,10 @@ from accelerate.utils import gather_object
 from small_runs import COPY, trainer
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.recipe import ReinforceRecipe
+from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.training import gradient_step
 
-settings = ReinforceRecipe(
+settings = ReinforceConfig(
     problems_per_update=4, episodes_per_problem=3, baseline="leave_one_out", standardize=True,
     denominator="tokens", entropy_coefficient=0.1,
 )

@@ -35,14 +35,14 @@ from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import evaluate
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.problems import Problem
-from llm_reinforce.recipe import (
-    EvaluationRecipe,
-    LoraRecipe,
-    ReinforceRecipe,
-    SamplingRecipe,
-    TrainingRecipe,
-    ValueRecipe,
-    WarmStart,
+from llm_reinforce.config.recipe_file import (
+    EvaluationConfig,
+    AdapterConfig,
+    ReinforceConfig,
+    SamplingConfig,
+    TrainingConfig,
+    ValueConfig,
+    WarmStartConfig,
 )
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
@@ -60,9 +60,9 @@ def test_a_tiny_task_is_learned_from_random_weights(seed: int) -> None:
     ReinforceTrainer(
         policy,
         COPY,
-        TrainingRecipe(num_updates=80, learning_rate=1e-2),
-        reinforce=ReinforceRecipe(problems_per_update=4, episodes_per_problem=16),
-        sampling=SamplingRecipe(max_new_tokens=2),
+        TrainingConfig(num_updates=80, learning_rate=1e-2),
+        reinforce=ReinforceConfig(problems_per_update=4, episodes_per_problem=16),
+        sampling=SamplingConfig(max_new_tokens=2),
         display=watcher,
         seed=seed,
     ).train()
@@ -81,7 +81,7 @@ def test_a_tiny_task_is_learned_from_random_weights(seed: int) -> None:
         {"baseline": "optimal"},
         {"baseline": "greedy"},
         {"baseline": "value"},
-        {"baseline": "value", "value": ValueRecipe(gae_lambda=0.9)},
+        {"baseline": "value", "value": ValueConfig(gae_lambda=0.9)},
         {"baseline": "value", "standardize": True, "denominator": "tokens", "entropy_coefficient": 0.01},
     ],
     ids=str,
@@ -91,9 +91,9 @@ def test_other_estimates_learn_too(settings: dict[str, Any]) -> None:
     ReinforceTrainer(
         small_policy(),
         COPY,
-        TrainingRecipe(num_updates=60, learning_rate=1e-2),
-        reinforce=ReinforceRecipe(problems_per_update=4, episodes_per_problem=16, **settings),
-        sampling=SamplingRecipe(max_new_tokens=2),
+        TrainingConfig(num_updates=60, learning_rate=1e-2),
+        reinforce=ReinforceConfig(problems_per_update=4, episodes_per_problem=16, **settings),
+        sampling=SamplingConfig(max_new_tokens=2),
         display=watcher,
     ).train()
     first, last = ([m["reward"] for m in part] for part in (watcher.metrics[:5], watcher.metrics[-5:]))
@@ -102,7 +102,7 @@ def test_other_estimates_learn_too(settings: dict[str, Any]) -> None:
 
 def test_adapters_learn_and_their_base_stays(tmp_path: Path) -> None:
     small_policy().save(tmp_path / "base")
-    policy = load_policy(tmp_path / "base", lora=LoraRecipe(rank=2))
+    policy = load_policy(tmp_path / "base", lora=AdapterConfig(rank=2))
     before = weights(policy)
     trainer(policy, num_updates=2, run_directory=(directory := new_run(tmp_path / "run"))).train()
     for name, value in weights(policy).items():
@@ -125,7 +125,7 @@ def test_the_seed_makes_the_run() -> None:
 
 def test_there_must_be_problems() -> None:
     with pytest.raises(InputError, match="no training problems"):
-        ReinforceTrainer(small_policy(), [], TrainingRecipe(num_updates=1, learning_rate=1e-3))
+        ReinforceTrainer(small_policy(), [], TrainingConfig(num_updates=1, learning_rate=1e-3))
 
 
 # ------------------------------------------------------------------------------- what a run writes
@@ -138,7 +138,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[ReinforceTrainer
     watcher = Watcher()
     done = trainer(
         held_out=COPY[:2],
-        evaluation=EvaluationRecipe(every=2, decodings=("greedy", "sampled"), samples_per_problem=2),
+        evaluation=EvaluationConfig(every=2, decodings=("greedy", "sampled"), samples_per_problem=2),
         training={"checkpoint_every": 1, "num_checkpoints_kept": 2, "logged_episodes": 5},
         run_directory=directory,
         display=watcher,
@@ -255,8 +255,8 @@ def test_where_nothing_is_held_out_some_training_problems_are_asked(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llm_reinforce.training.trainer.NUM_TRAINING_ASKED", 3)
-    directory, evaluation = new_run(tmp_path / "run"), EvaluationRecipe(num_problems=num_problems)
+    monkeypatch.setattr("llm_reinforce.training.trainer.NUM_TRAINING_PROBLEMS_EVALUATED", 3)
+    directory, evaluation = new_run(tmp_path / "run"), EvaluationConfig(num_problems=num_problems)
     trainer(num_updates=1, held_out=held_out, evaluation=evaluation, run_directory=directory).train()
     lines = rows(directory, "evaluations.jsonl")
     data = "held_out" if held_out else "training"
@@ -265,7 +265,7 @@ def test_where_nothing_is_held_out_some_training_problems_are_asked(
 
 def test_the_moving_average_is_of_the_updates_before() -> None:
     watcher = Watcher()
-    reinforce = ReinforceRecipe(
+    reinforce = ReinforceConfig(
         problems_per_update=4, episodes_per_problem=3, baseline="moving_average", moving_average_decay=0.5
     )
     trainer(num_updates=3, reinforce=reinforce, display=watcher).train()
@@ -283,8 +283,8 @@ def test_each_problem_comes_once_an_epoch(per_update: int) -> None:
     watcher = Watcher()
     trainer(
         num_updates=12,
-        reinforce=ReinforceRecipe(problems_per_update=per_update, episodes_per_problem=2),
-        sampling=SamplingRecipe(max_new_tokens=1),
+        reinforce=ReinforceConfig(problems_per_update=per_update, episodes_per_problem=2),
+        sampling=SamplingConfig(max_new_tokens=1),
         display=watcher,
     ).train()
     asked = [episode.problem.id for episodes in watcher.episodes for episode in episodes[::2]]
@@ -647,7 +647,7 @@ def test_an_adapter_in_micro_batches_goes_on_as_if_it_had_not_stopped(
     assert same(weights(load_policy(stopped_run.path)), weights(load_policy(straight_run.path)))
 
 
-@pytest.mark.parametrize("baseline", get_args(ReinforceRecipe.model_fields["baseline"].annotation))
+@pytest.mark.parametrize("baseline", get_args(ReinforceConfig.model_fields["baseline"].annotation))
 def test_every_baseline_goes_on_as_if_the_run_had_not_been_killed(tmp_path: Path, baseline: str) -> None:
     def one(directory: RunDirectory, watcher: Watcher) -> ReinforceTrainer:
         return full(directory, watcher, baseline=baseline, checkpoint_every=2)
@@ -698,7 +698,7 @@ def test_no_problem_is_skipped_or_repeated_by_stops(tmp_path: Path, stops: tuple
     """Two problems of four an update: epochs end after updates 2, 4 and 6, the last."""
 
     def one(directory: RunDirectory | None, watcher: Watcher) -> ReinforceTrainer:
-        reinforce = ReinforceRecipe(problems_per_update=2, episodes_per_problem=2)
+        reinforce = ReinforceConfig(problems_per_update=2, episodes_per_problem=2)
         made = trainer(num_updates=6, reinforce=reinforce, run_directory=directory, display=watcher)
         watcher.trainer = made
         return made
@@ -741,7 +741,7 @@ def test_a_stop_at_any_moment_is_saved(
     directory = new_run(tmp_path / "run")
     one = trainer(training={"checkpoint_every": 1}, run_directory=directory, display=Asking())
     if moment == "save":
-        one.evaluation = EvaluationRecipe(every=9)
+        one.evaluation = EvaluationConfig(every=9)
     assert one.train().num_updates == stops_after
     assert (directory.checkpoints / f"update-{stops_after:06d}" / "manifest.json").is_file()
 
@@ -900,8 +900,8 @@ def test_the_warm_start_teaches_the_answers() -> None:
     trainer(
         policy,
         num_updates=1,
-        training={"warm_start": WarmStart(num_updates=60, batch_size=8, learning_rate=1e-2)},
-        sampling=SamplingRecipe(max_new_tokens=2),
+        training={"warm_start": WarmStartConfig(num_updates=60, batch_size=8, learning_rate=1e-2)},
+        sampling=SamplingConfig(max_new_tokens=2),
         display=watcher,
     ).train()
     assert watcher.warm_updates == 60

@@ -10,12 +10,12 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from llm_reinforce.strict_yaml import KeyPath
+from llm_reinforce.config.strict_yaml import KeyPath
 
 DEFAULT_SPLIT = "train"
 FILE_SUFFIXES = (".json", ".jsonl")  # data of such a name is a file, and no data set of the hub
 MAX_SEED = 10**18  # what a seed is below; torch takes 64 bits
-NUM_TRAINING_ASKED = 1000  # training problems that an evaluation asks where nothing is held out
+NUM_TRAINING_PROBLEMS_EVALUATED = 1000  # training problems that an evaluation asks where nothing is held out
 
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -38,7 +38,7 @@ class Section(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class RandomInit(Section):
+class RandomInitConfig(Section):
     """A policy with random weights and one token a character: the article's STEP 0. All of it is trained."""
 
     alphabet: str = Field(default="0123456789+-*/=", description="its characters, each once")
@@ -69,7 +69,7 @@ class RandomInit(Section):
         return hidden_size
 
 
-class LoraRecipe(Section):
+class AdapterConfig(Section):
     """Low-rank adapters: the policy's own weights stay as they are."""
 
     rank: Count = Field(default=16, description="rank of the adapters")
@@ -79,17 +79,17 @@ class LoraRecipe(Section):
     )
 
 
-class PolicyRecipe(Section):
+class PolicyConfig(Section):
     """The language model to be trained."""
 
     name_or_path: Text | None = Field(
         default=None, description="hub id, directory, .gguf file, or a model of `llm-reinforce fetch`"
     )
-    random_init: RandomInit | None = Field(default=None, description="start from random weights instead")
+    random_init: RandomInitConfig | None = Field(default=None, description="start from random weights instead")
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="the weights' type"
     )
-    lora: LoraRecipe | None = Field(default=None, description="train adapters only; null trains all weights")
+    lora: AdapterConfig | None = Field(default=None, description="train adapters only; null trains all weights")
     use_chat_template: bool = Field(default=True, description="ask in the chat format, where there is one")
     system_prompt: str | None = Field(default=None, description="system message; null is the template's own")
     revision: Text | None = Field(default=None, description="branch, tag or commit on the hub")
@@ -97,7 +97,7 @@ class PolicyRecipe(Section):
 
     @field_validator("random_init")
     @classmethod
-    def _is_the_only_origin(cls, random_init: RandomInit | None, info: ValidationInfo) -> RandomInit | None:
+    def _is_the_only_origin(cls, random_init: RandomInitConfig | None, info: ValidationInfo) -> RandomInitConfig | None:
         if random_init is not None and info.data.get("name_or_path") is not None:
             raise ValueError("name_or_path is given too; keep one and drop the other")
         return random_init
@@ -123,7 +123,7 @@ class PolicyRecipe(Section):
         return self
 
 
-class GenerateRecipe(Section):
+class GenerateConfig(Section):
     """Arithmetic problems, generated from the seed."""
 
     operations: tuple[Operation, ...] = Field(
@@ -206,7 +206,7 @@ class GenerateRecipe(Section):
         return form
 
 
-class DataRecipe(Section):
+class DataConfig(Section):
     """Problems from a file or from a data set of the hub."""
 
     data: Text = Field(
@@ -230,12 +230,12 @@ class DataRecipe(Section):
         return value
 
 
-class ProblemsRecipe(Section):
+class ProblemsConfig(Section):
     """What is asked in training, and what is held out of it to measure accuracy."""
 
-    generate: GenerateRecipe | None = Field(default=None, description="generate arithmetic problems")
-    train: DataRecipe | None = Field(default=None, description="read the training problems")
-    held_out: DataRecipe | None = Field(
+    generate: GenerateConfig | None = Field(default=None, description="generate arithmetic problems")
+    train: DataConfig | None = Field(default=None, description="read the training problems")
+    held_out: DataConfig | None = Field(
         default=None, description="read held-out ones; null draws them off train"
     )
     template: str = Field(default="{prompt}", description="how a problem is asked; {prompt} is the problem")
@@ -247,14 +247,14 @@ class ProblemsRecipe(Section):
 
     @field_validator("train")
     @classmethod
-    def _is_the_only_source(cls, train: DataRecipe | None, info: ValidationInfo) -> DataRecipe | None:
+    def _is_the_only_source(cls, train: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
         if train is not None and info.data.get("generate") is not None:
             raise ValueError("generate is given too; keep one and drop the other")
         return train
 
     @field_validator("held_out")
     @classmethod
-    def _stands_beside_train(cls, held_out: DataRecipe | None, info: ValidationInfo) -> DataRecipe | None:
+    def _stands_beside_train(cls, held_out: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
         if held_out is not None and info.data.get("generate") is not None:
             raise ValueError("read only with train; generate holds out num_held_out problems of its own")
         return held_out
@@ -280,7 +280,7 @@ class ProblemsRecipe(Section):
         return self
 
 
-class SamplingRecipe(Section):
+class SamplingConfig(Section):
     """How completions are sampled from the policy."""
 
     max_new_tokens: Count = Field(default=32, description="longest completion, in tokens")
@@ -288,7 +288,7 @@ class SamplingRecipe(Section):
     batch_size: Count | None = Field(default=None, description="sequences sampled at once; null is all")
 
 
-class ValueRecipe(Section):
+class ValueConfig(Section):
     """The learned baseline b(s_t) = V(s_t): a small network that reads the policy's last hidden states."""
 
     gae_lambda: float = Field(
@@ -308,7 +308,7 @@ READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average
 """Keys of `reinforce` that a single baseline reads, and which."""
 
 
-class ReinforceRecipe(Section):
+class ReinforceConfig(Section):
     """From rewards to the loss. An update's batch is problems_per_update x episodes_per_problem episodes."""
 
     baseline: Literal[
@@ -320,8 +320,8 @@ class ReinforceRecipe(Section):
         lt=1,
         description="share of the old average kept an update; only with moving_average",
     )
-    value: ValueRecipe = Field(
-        default=ValueRecipe(), description="the learned baseline; only with baseline: value"
+    value: ValueConfig = Field(
+        default=ValueConfig(), description="the learned baseline; only with baseline: value"
     )
     standardize: bool = Field(default=False, description="divide advantages by their deviation")
     discount: float = Field(default=1.0, gt=0, le=1, description="weight of a reward one action later")
@@ -362,7 +362,7 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
     return num_warmup_updates
 
 
-class WarmStart(Section):
+class WarmStartConfig(Section):
     """Supervised updates on the training problems' answers before the first policy-gradient update."""
 
     num_updates: Count = Field(description="supervised updates")
@@ -378,7 +378,7 @@ class WarmStart(Section):
         return _at_most_num_updates(num_warmup_updates, info)
 
 
-class TrainingRecipe(Section):
+class TrainingConfig(Section):
     """The optimiser, its schedule, and what the run saves."""
 
     num_updates: Count = Field(description="policy-gradient updates: optimiser steps")
@@ -408,7 +408,7 @@ class TrainingRecipe(Section):
         description="so many updates in a row whose gradient isn't finite stop the run",
     )
     logged_episodes: int = Field(default=8, ge=0, description="episodes an update written to episodes.jsonl")
-    warm_start: WarmStart | None = Field(default=None, description="supervised updates at first")
+    warm_start: WarmStartConfig | None = Field(default=None, description="supervised updates at first")
 
     @field_validator("schedule")
     @classmethod
@@ -428,7 +428,7 @@ class TrainingRecipe(Section):
         return _at_most_num_updates(num_warmup_updates, info)
 
 
-class EvaluationRecipe(Section):
+class EvaluationConfig(Section):
     """How often and how accuracy is measured on the held-out problems."""
 
     every: Count = Field(default=25, description="updates (or tokens) from one evaluation to the next")
@@ -444,7 +444,7 @@ class EvaluationRecipe(Section):
     num_problems: Count | None = Field(
         default=None,
         description="problems asked; null is all that are held out, or, where none are, at most "
-        f"{NUM_TRAINING_ASKED:,} training problems",
+        f"{NUM_TRAINING_PROBLEMS_EVALUATED:,} training problems",
     )
     batch_size: Count = Field(default=256, description="sequences sampled at once")
     samples_per_problem: Count = Field(default=1, description="completions a problem under sampled decoding")

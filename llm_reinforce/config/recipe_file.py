@@ -3,7 +3,7 @@
 It is wholly right or refused: unknown keys, wrong types and settings that can't work together are told all at
 once, each with its file, line and the nearest known key. Nothing here loads a model or touches a device.
 
-    recipe = load_recipe("quickstart", ["training.num_updates=10"])
+    recipe = load_config("quickstart", ["training.num_updates=10"])
     recipe.training.num_updates
 """
 
@@ -14,29 +14,29 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.recipe_rewards import BUILT_IN_REWARDS, RewardRecipe
-from llm_reinforce.recipe_sections import (
+from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, RewardConfig
+from llm_reinforce.config.sections import (
     DEFAULT_SPLIT,
     FILE_SUFFIXES,
     MAX_SEED,
-    NUM_TRAINING_ASKED,
+    NUM_TRAINING_PROBLEMS_EVALUATED,
     READ_WITH_BASELINE,
-    DataRecipe,
-    EvaluationRecipe,
-    GenerateRecipe,
-    LoraRecipe,
-    PolicyRecipe,
-    ProblemsRecipe,
-    RandomInit,
-    ReinforceRecipe,
-    SamplingRecipe,
+    DataConfig,
+    EvaluationConfig,
+    GenerateConfig,
+    AdapterConfig,
+    PolicyConfig,
+    ProblemsConfig,
+    RandomInitConfig,
+    ReinforceConfig,
+    SamplingConfig,
     Section,
-    TrainingRecipe,
-    ValueRecipe,
-    WarmStart,
+    TrainingConfig,
+    ValueConfig,
+    WarmStartConfig,
     conflict,
 )
-from llm_reinforce.strict_yaml import (
+from llm_reinforce.config.strict_yaml import (
     apply_override,
     dump_yaml,
     nearest,
@@ -45,59 +45,59 @@ from llm_reinforce.strict_yaml import (
 )
 
 __all__ = [
-    "BUILT_IN_REWARDS",
+    "BUILT_IN_REWARD_ARGUMENTS",
     "DEFAULT_SPLIT",
     "FILE_SUFFIXES",
     "MAX_SEED",
-    "NUM_TRAINING_ASKED",
-    "DataRecipe",
-    "EvaluationRecipe",
-    "GenerateRecipe",
-    "LoraRecipe",
-    "PolicyRecipe",
-    "ProblemsRecipe",
-    "RandomInit",
-    "Recipe",
-    "ReinforceRecipe",
-    "RewardRecipe",
-    "SamplingRecipe",
-    "TrainingRecipe",
-    "ValueRecipe",
-    "WarmStart",
+    "NUM_TRAINING_PROBLEMS_EVALUATED",
+    "DataConfig",
+    "EvaluationConfig",
+    "GenerateConfig",
+    "AdapterConfig",
+    "PolicyConfig",
+    "ProblemsConfig",
+    "RandomInitConfig",
+    "Config",
+    "ReinforceConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "TrainingConfig",
+    "ValueConfig",
+    "WarmStartConfig",
     "builtin_recipes",
-    "dump_recipe",
-    "load_recipe",
+    "dump_config",
+    "load_config",
 ]
 
 
-class Recipe(Section):
+class Config(Section):
     """What a run trains, on which problems, by which rewards, and how."""
 
     seed: int = Field(default=0, ge=0, lt=MAX_SEED, description="seed of all the run's random generators")
     output_dir: str = Field(
         default="runs/recipe",
         min_length=1,
-        description="the run's directory; load_recipe's default is runs/<file's stem>",
+        description="the run's directory; load_config's default is runs/<file's stem>",
     )
-    policy: PolicyRecipe = Field(description="the language model that is trained")
-    problems: ProblemsRecipe = Field(description="what is asked")
-    rewards: tuple[RewardRecipe, ...] = Field(
-        default=(RewardRecipe(function="correct_answer"),),
+    policy: PolicyConfig = Field(description="the language model that is trained")
+    problems: ProblemsConfig = Field(description="what is asked")
+    rewards: tuple[RewardConfig, ...] = Field(
+        default=(RewardConfig(function="correct_answer"),),
         strict=False,
         min_length=1,
         description="what is rewarded",
     )
-    sampling: SamplingRecipe = Field(
-        default=SamplingRecipe(), validate_default=True, description="how completions are sampled"
+    sampling: SamplingConfig = Field(
+        default=SamplingConfig(), validate_default=True, description="how completions are sampled"
     )
-    reinforce: ReinforceRecipe = Field(default=ReinforceRecipe(), description="from rewards to the loss")
-    training: TrainingRecipe = Field(description="the optimiser, its schedule, and what is saved")
-    evaluation: EvaluationRecipe = Field(default=EvaluationRecipe(), description="how accuracy is measured")
+    reinforce: ReinforceConfig = Field(default=ReinforceConfig(), description="from rewards to the loss")
+    training: TrainingConfig = Field(description="the optimiser, its schedule, and what is saved")
+    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="how accuracy is measured")
 
     @field_validator("problems")
     @classmethod
-    def _fit_the_alphabet(cls, problems: ProblemsRecipe, info: ValidationInfo) -> ProblemsRecipe:
-        policy: PolicyRecipe | None = info.data.get("policy")
+    def _fit_the_alphabet(cls, problems: ProblemsConfig, info: ValidationInfo) -> ProblemsConfig:
+        policy: PolicyConfig | None = info.data.get("policy")
         if policy and policy.random_init and problems.generate:
             fixed = problems.generate.form.replace("{expression}", "").replace("{spaced}", " ")
             fixed += problems.template.replace("{prompt}", "") + "0123456789"
@@ -112,7 +112,7 @@ class Recipe(Section):
 
     @field_validator("rewards")
     @classmethod
-    def _differ(cls, rewards: tuple[RewardRecipe, ...]) -> tuple[RewardRecipe, ...]:
+    def _differ(cls, rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
         for index, reward in enumerate(rewards):
             for earlier in rewards[:index]:
                 if (earlier.function, earlier.arguments) == (reward.function, reward.arguments):
@@ -123,8 +123,8 @@ class Recipe(Section):
 
     @field_validator("sampling")
     @classmethod
-    def _fits_the_policy(cls, sampling: SamplingRecipe, info: ValidationInfo) -> SamplingRecipe:
-        policy: PolicyRecipe | None = info.data.get("policy")
+    def _fits_the_policy(cls, sampling: SamplingConfig, info: ValidationInfo) -> SamplingConfig:
+        policy: PolicyConfig | None = info.data.get("policy")
         if policy and policy.random_init and sampling.max_new_tokens >= policy.random_init.max_length:
             raise conflict(
                 ("max_new_tokens",),
@@ -135,8 +135,8 @@ class Recipe(Section):
 
     @field_validator("training")
     @classmethod
-    def _can_scale_gradients(cls, training: TrainingRecipe, info: ValidationInfo) -> TrainingRecipe:
-        policy: PolicyRecipe | None = info.data.get("policy")
+    def _can_scale_gradients(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        policy: PolicyConfig | None = info.data.get("policy")
         if policy and training.mixed_precision == "fp16" and policy.dtype == "float16" and not policy.lora:
             raise conflict(
                 ("mixed_precision",),
@@ -146,8 +146,8 @@ class Recipe(Section):
 
     @field_validator("evaluation")
     @classmethod
-    def _asks_what_there_is(cls, evaluation: EvaluationRecipe, info: ValidationInfo) -> EvaluationRecipe:
-        problems: ProblemsRecipe | None = info.data.get("problems")
+    def _asks_what_there_is(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
+        problems: ProblemsConfig | None = info.data.get("problems")
         if problems and 0 < problems.num_held_out < (evaluation.num_problems or 0):
             raise conflict(
                 ("num_problems",),
@@ -168,7 +168,7 @@ def builtin_recipes() -> dict[str, Path]:
     return {}
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe's file, or a built-in recipe by its name; `section.key=value` overrides come on top.
 
     A reward's or a data file is sought from the current directory first, then beside the recipe.
@@ -185,10 +185,10 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         apply_override(document, override)
     _find_files_beside(document.data, file.parent)
-    return validate(Recipe, document)
+    return validate(Config, document)
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_config(recipe: Config) -> str:
     """The recipe as YAML, defaults written out; it loads back as an equal recipe."""
     data = recipe.model_dump(mode="json")
     for key, baseline in READ_WITH_BASELINE.items():

@@ -6,8 +6,8 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
-from llm_reinforce.recipe_sections import Count, Positive, Section, conflict
-from llm_reinforce.strict_yaml import complaints, nearest
+from llm_reinforce.config.sections import Count, Positive, Section, conflict
+from llm_reinforce.config.strict_yaml import complaints, nearest
 
 
 class NoArguments(Section):
@@ -57,7 +57,7 @@ class IntermediateStepsArguments(Section):
     max_steps: Count = 8
 
 
-BUILT_IN_REWARDS: Mapping[str, type[Section]] = {  # and what they take
+BUILT_IN_REWARD_ARGUMENTS: Mapping[str, type[Section]] = {  # and what they take
     "correct_answer": NoArguments,
     "answer_format": AnswerFormatArguments,
     "conciseness": ConcisenessArguments,
@@ -66,7 +66,7 @@ BUILT_IN_REWARDS: Mapping[str, type[Section]] = {  # and what they take
 }
 
 
-class IsolationRecipe(Section):
+class IsolationConfig(Section):
     """Worker processes for a reward function, so that it can't harm the run: `isolation: {}` is enough."""
 
     num_workers: Count = Field(default=2, description="processes that answer side by side")
@@ -74,7 +74,7 @@ class IsolationRecipe(Section):
     memory_limit: Count | None = Field(default=4096, description="MiB a process; null is no limit")
 
 
-class RewardRecipe(Section):
+class RewardConfig(Section):
     """One reward function; an episode's reward is the weighted sum of them all."""
 
     function: str = Field(description="built-in name, package.module:function, or path/to/file.py:function")
@@ -84,7 +84,7 @@ class RewardRecipe(Section):
         default=None,
         description="give a function with TRL's signature messages, not texts; null: if the policy chats",
     )
-    isolation: IsolationRecipe | None = Field(
+    isolation: IsolationConfig | None = Field(
         default=None, description="run it in worker processes; null: in the training process"
     )
 
@@ -94,17 +94,17 @@ class RewardRecipe(Section):
         origin, colon, name = function.rpartition(":")
         if colon and not (origin and name):
             raise ValueError("should read package.module:function or path/to/file.py:function")
-        if not colon and function not in BUILT_IN_REWARDS:
+        if not colon and function not in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(
-                f"no built-in reward is called {function!r}{nearest(function, BUILT_IN_REWARDS)} (there are "
-                f"{', '.join(BUILT_IN_REWARDS)}; your own reads path/to/file.py:function)"
+                f"no built-in reward is called {function!r}{nearest(function, BUILT_IN_REWARD_ARGUMENTS)} (there are "
+                f"{', '.join(BUILT_IN_REWARD_ARGUMENTS)}; your own reads path/to/file.py:function)"
             )
         return function
 
     @field_validator("conversational")
     @classmethod
     def _is_for_trl_s_signature(cls, conversational: bool | None, info: ValidationInfo) -> bool | None:
-        if conversational is not None and info.data.get("function") in BUILT_IN_REWARDS:
+        if conversational is not None and info.data.get("function") in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError("read only by a function with TRL's signature, which no built-in one has")
         return conversational
 
@@ -112,9 +112,9 @@ class RewardRecipe(Section):
     @classmethod
     def _fit_the_built_in(cls, arguments: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
         function: str = info.data.get("function", "")
-        if function not in BUILT_IN_REWARDS:  # a user's own: its signature is looked at as it loads
+        if function not in BUILT_IN_REWARD_ARGUMENTS:  # a user's own: its signature is looked at as it loads
             return arguments
-        taken = BUILT_IN_REWARDS[function]
+        taken = BUILT_IN_REWARD_ARGUMENTS[function]
         known = tuple(taken.model_fields)
         for name in arguments:
             if name not in known:

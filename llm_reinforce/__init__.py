@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from llm_reinforce.config import Config, load_config
     from llm_reinforce.evaluation import evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
-    from llm_reinforce.config.recipe_file import Config, load_config
     from llm_reinforce.rewards import StepRewards
     from llm_reinforce.training import ReinforceTrainer
     from llm_reinforce.verifier import Verdict, verify
@@ -37,13 +37,13 @@ __all__ = [
 _HOMES = {
     "LanguagePolicy": "policy",
     "Problem": "problems",
-    "Config": "recipe",
+    "Config": "config",
     "ReinforceTrainer": "training",
     "StepRewards": "rewards",
     "Verdict": "verifier",
     "evaluate": "evaluation",
     "load_policy": "policy",
-    "load_config": "recipe",
+    "load_config": "config",
     "random_policy": "policy",
     "verify": "verifier",
 }

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from llm_reinforce.config import DEFAULT_SPLIT, Config, DataConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, policy_from_recipe
 from llm_reinforce.problems import (
@@ -23,7 +24,6 @@ from llm_reinforce.problems import (
     reads_split,
     split_problems,
 )
-from llm_reinforce.config.recipe_file import DEFAULT_SPLIT, DataConfig, RandomInitConfig, Config
 from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
 from llm_reinforce.training import Display, ReinforceTrainer, RunDirectory, Silent
 

@@ -40,8 +40,8 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from llm_reinforce.config import RandomInitConfig
 from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
-from llm_reinforce.config.recipe_file import RandomInitConfig  # noqa: E402
 
 torch.set_num_threads(1)
 settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code

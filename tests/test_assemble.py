@@ -11,10 +11,10 @@ from llm_reinforce.assemble import (
     rewards_from_recipe,
     trainer_from_recipe,
 )
+from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import Config, load_config
 from llm_reinforce.training import Silent
 
 RECIPE = """\

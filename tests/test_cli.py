@@ -16,11 +16,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
-from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.cli import app, interruption
 from llm_reinforce.cli.common import is_main_process, note
 from llm_reinforce.cli.recipes import first_sentence
-from llm_reinforce.config.recipe_file import load_config
+from llm_reinforce.config import load_config
+from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.training import RunDirectory, TrainState
 from llm_reinforce.training.checkpoint import BestEvaluation
 

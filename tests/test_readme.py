@@ -11,8 +11,8 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from llm_reinforce.cli import app
+from llm_reinforce.config import builtin_recipes, load_config
 from llm_reinforce.problems import NAMED_SETS
-from llm_reinforce.config.recipe_file import builtin_recipes, load_config
 from llm_reinforce.verifier import verify
 from llm_reinforce.verifier.plain_answers import read_answer
 

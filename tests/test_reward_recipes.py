@@ -8,8 +8,8 @@ import pytest
 from typer.testing import CliRunner
 
 from llm_reinforce.cli import app
+from llm_reinforce.config import builtin_recipes
 from llm_reinforce.problems import Problem, read_problems
-from llm_reinforce.config.recipe_file import builtin_recipes
 from llm_reinforce.rewards import StepRewards, intermediate_steps, load_reward
 from llm_reinforce.verifier import verify
 

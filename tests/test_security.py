@@ -14,9 +14,9 @@ from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app
 from llm_reinforce.cli.measuring import answer_file_name
+from llm_reinforce.config import AdapterConfig, RandomInitConfig
 from llm_reinforce.errors import InputError, without_secrets
 from llm_reinforce.policy import fetch, load_policy, random_policy
-from llm_reinforce.config.recipe_file import AdapterConfig, RandomInitConfig
 
 SECRETS = {
     "HF_TOKEN": "hf_plantedPLANTEDplanted",

@@ -19,7 +19,7 @@ from llm_reinforce.cli.variance import (
     collect_told,
     ready_to_measure,
 )
-from llm_reinforce.config.recipe_file import MAX_SEED, load_config
+from llm_reinforce.config import MAX_SEED, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.laboratory import (

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Literal
 
 from llm_reinforce.cli.common import note
 from llm_reinforce.cli.running import differing_settings
+from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import Config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.training import RunDirectory

@@ -8,8 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_reinforce.cli.common import is_main_process, terminal_console
+from llm_reinforce.config import Config
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import Config
 
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode

@@ -15,8 +15,8 @@ from llm_reinforce.cli.asking import (
 )
 from llm_reinforce.cli.common import DebugOption, failures_told, quieten
 from llm_reinforce.cli.measuring import Request, measure_and_tell
+from llm_reinforce.config import MAX_SEED
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import MAX_SEED
 
 
 class Decoding(enum.StrEnum):

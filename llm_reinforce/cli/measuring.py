@@ -14,8 +14,8 @@ from llm_reinforce.cli.asking import Asking, load_asked
 from llm_reinforce.cli.common import note, terminal_console
 from llm_reinforce.cli.progress import progress
 from llm_reinforce.cli.tables import comparison_table, measures_table
+from llm_reinforce.config import Config
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import Config
 
 if TYPE_CHECKING:
     from llm_reinforce.evaluation import AnswerFile, Comparison, Criterion, Evaluation

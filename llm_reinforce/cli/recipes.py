@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, failures_told, tell, terminal_console
-from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import builtin_recipes, load_config
+from llm_reinforce.config import builtin_recipes, load_config
 from llm_reinforce.config.strict_yaml import nearest
+from llm_reinforce.errors import InputError
 
 recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.interruption import ASKING, leave_at_once
+from llm_reinforce.config import Config, dump_config, load_config
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import Config, dump_config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState

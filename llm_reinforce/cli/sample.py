@@ -15,8 +15,8 @@ from llm_reinforce.cli.asking import (
     load_asked,
 )
 from llm_reinforce.cli.common import DebugOption, failures_told, quieten, terminal_console
+from llm_reinforce.config import MAX_SEED
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import MAX_SEED
 
 if TYPE_CHECKING:
     from llm_reinforce.policy import Completion

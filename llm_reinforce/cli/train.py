@@ -21,8 +21,8 @@ from llm_reinforce.cli.dry_run import show_dry_run
 from llm_reinforce.cli.run_comparison import compare_run
 from llm_reinforce.cli.running import Ended, differing_settings, run_training
 from llm_reinforce.cli.tables import comparison_table
+from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import Config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.training import RunDirectory, TrainState

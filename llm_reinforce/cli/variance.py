@@ -12,8 +12,8 @@ from rich.text import Text
 from llm_reinforce.cli.common import DebugOption, note, quieten
 from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
 from llm_reinforce.cli.progress import progress
+from llm_reinforce.config import MAX_SEED, Config, load_config
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import MAX_SEED, Config, load_config
 
 if TYPE_CHECKING:
     from llm_reinforce.laboratory import Collected, EstimatorFigures, VarianceFigures

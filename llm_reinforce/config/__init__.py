@@ -1,0 +1,46 @@
+"""Every setting, defined once: the settings classes, and the recipe file that composes them."""
+
+from llm_reinforce.config.evaluation_config import NUM_TRAINING_PROBLEMS_EVALUATED, Decoding, EvaluationConfig
+from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, RandomInitConfig
+from llm_reinforce.config.problems_config import (
+    DEFAULT_SPLIT,
+    FILE_SUFFIXES,
+    DataConfig,
+    GenerateConfig,
+    ProblemsConfig,
+)
+from llm_reinforce.config.recipe_file import builtin_recipes, dump_config, load_config
+from llm_reinforce.config.reinforce_config import ReinforceConfig, SamplingConfig, ValueConfig
+from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, IsolationConfig, RewardConfig
+from llm_reinforce.config.run_config import Config
+from llm_reinforce.config.section import MAX_SEED
+from llm_reinforce.config.strict_yaml import nearest
+from llm_reinforce.config.training_config import TrainingConfig, WarmStartConfig
+
+__all__ = [
+    "BUILT_IN_REWARD_ARGUMENTS",
+    "DEFAULT_SPLIT",
+    "FILE_SUFFIXES",
+    "MAX_SEED",
+    "NUM_TRAINING_PROBLEMS_EVALUATED",
+    "AdapterConfig",
+    "Config",
+    "DataConfig",
+    "Decoding",
+    "EvaluationConfig",
+    "GenerateConfig",
+    "IsolationConfig",
+    "PolicyConfig",
+    "ProblemsConfig",
+    "RandomInitConfig",
+    "ReinforceConfig",
+    "RewardConfig",
+    "SamplingConfig",
+    "TrainingConfig",
+    "ValueConfig",
+    "WarmStartConfig",
+    "builtin_recipes",
+    "dump_config",
+    "load_config",
+    "nearest",
+]

@@ -1,168 +1,24 @@
-"""A recipe: all that a run is, read from YAML and frozen.
+"""A recipe: a run's settings as a YAML file.
 
-It is wholly right or refused: unknown keys, wrong types and settings that can't work together are told all at
+It is valid as a whole or refused: unknown keys, wrong types and incompatible settings are reported all at
 once, each with its file, line and the nearest known key. Nothing here loads a model or touches a device.
-
-    recipe = load_config("quickstart", ["training.num_updates=10"])
-    recipe.training.num_updates
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationInfo, field_validator
-
+from llm_reinforce.config.problems_config import FILE_SUFFIXES
+from llm_reinforce.config.reinforce_config import READ_WITH_BASELINE
+from llm_reinforce.config.run_config import Config
+from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, nearest, parse_document, validate
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, RewardConfig
-from llm_reinforce.config.sections import (
-    DEFAULT_SPLIT,
-    FILE_SUFFIXES,
-    MAX_SEED,
-    NUM_TRAINING_PROBLEMS_EVALUATED,
-    READ_WITH_BASELINE,
-    DataConfig,
-    EvaluationConfig,
-    GenerateConfig,
-    AdapterConfig,
-    PolicyConfig,
-    ProblemsConfig,
-    RandomInitConfig,
-    ReinforceConfig,
-    SamplingConfig,
-    Section,
-    TrainingConfig,
-    ValueConfig,
-    WarmStartConfig,
-    conflict,
-)
-from llm_reinforce.config.strict_yaml import (
-    apply_override,
-    dump_yaml,
-    nearest,
-    parse_document,
-    validate,
-)
-
-__all__ = [
-    "BUILT_IN_REWARD_ARGUMENTS",
-    "DEFAULT_SPLIT",
-    "FILE_SUFFIXES",
-    "MAX_SEED",
-    "NUM_TRAINING_PROBLEMS_EVALUATED",
-    "DataConfig",
-    "EvaluationConfig",
-    "GenerateConfig",
-    "AdapterConfig",
-    "PolicyConfig",
-    "ProblemsConfig",
-    "RandomInitConfig",
-    "Config",
-    "ReinforceConfig",
-    "RewardConfig",
-    "SamplingConfig",
-    "TrainingConfig",
-    "ValueConfig",
-    "WarmStartConfig",
-    "builtin_recipes",
-    "dump_config",
-    "load_config",
-]
-
-
-class Config(Section):
-    """What a run trains, on which problems, by which rewards, and how."""
-
-    seed: int = Field(default=0, ge=0, lt=MAX_SEED, description="seed of all the run's random generators")
-    output_dir: str = Field(
-        default="runs/recipe",
-        min_length=1,
-        description="the run's directory; load_config's default is runs/<file's stem>",
-    )
-    policy: PolicyConfig = Field(description="the language model that is trained")
-    problems: ProblemsConfig = Field(description="what is asked")
-    rewards: tuple[RewardConfig, ...] = Field(
-        default=(RewardConfig(function="correct_answer"),),
-        strict=False,
-        min_length=1,
-        description="what is rewarded",
-    )
-    sampling: SamplingConfig = Field(
-        default=SamplingConfig(), validate_default=True, description="how completions are sampled"
-    )
-    reinforce: ReinforceConfig = Field(default=ReinforceConfig(), description="from rewards to the loss")
-    training: TrainingConfig = Field(description="the optimiser, its schedule, and what is saved")
-    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="how accuracy is measured")
-
-    @field_validator("problems")
-    @classmethod
-    def _fit_the_alphabet(cls, problems: ProblemsConfig, info: ValidationInfo) -> ProblemsConfig:
-        policy: PolicyConfig | None = info.data.get("policy")
-        if policy and policy.random_init and problems.generate:
-            fixed = problems.generate.form.replace("{expression}", "").replace("{spaced}", " ")
-            fixed += problems.template.replace("{prompt}", "") + "0123456789"
-            unknown = sorted(set(fixed) - set(policy.random_init.alphabet))
-            if unknown:
-                characters = " ".join(map(repr, unknown))
-                raise conflict(
-                    ("generate",),
-                    f"problems hold characters that policy.random_init.alphabet lacks: {characters}",
-                )
-        return problems
-
-    @field_validator("rewards")
-    @classmethod
-    def _differ(cls, rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
-        for index, reward in enumerate(rewards):
-            for earlier in rewards[:index]:
-                if (earlier.function, earlier.arguments) == (reward.function, reward.arguments):
-                    raise conflict(
-                        (index, "function"), f"{reward.function} is listed twice with the same arguments"
-                    )
-        return rewards
-
-    @field_validator("sampling")
-    @classmethod
-    def _fits_the_policy(cls, sampling: SamplingConfig, info: ValidationInfo) -> SamplingConfig:
-        policy: PolicyConfig | None = info.data.get("policy")
-        if policy and policy.random_init and sampling.max_new_tokens >= policy.random_init.max_length:
-            raise conflict(
-                ("max_new_tokens",),
-                f"{sampling.max_new_tokens} tokens leave no room for a prompt: policy.random_init.max_length "
-                f"is {policy.random_init.max_length}",
-            )
-        return sampling
-
-    @field_validator("training")
-    @classmethod
-    def _can_scale_gradients(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
-        policy: PolicyConfig | None = info.data.get("policy")
-        if policy and training.mixed_precision == "fp16" and policy.dtype == "float16" and not policy.lora:
-            raise conflict(
-                ("mixed_precision",),
-                "fp16 keeps its weights in float32, and policy.dtype is float16; set that to float32",
-            )
-        return training
-
-    @field_validator("evaluation")
-    @classmethod
-    def _asks_what_there_is(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
-        problems: ProblemsConfig | None = info.data.get("problems")
-        if problems and 0 < problems.num_held_out < (evaluation.num_problems or 0):
-            raise conflict(
-                ("num_problems",),
-                f"should be at most problems.num_held_out, which is {problems.num_held_out}",
-            )
-        for name in ("template", "few_shot"):
-            if problems and problems.num_held_out == 0 and getattr(evaluation, name):
-                raise conflict((name,), "read for held-out problems only, and problems.num_held_out is 0")
-        return evaluation
 
 
 def builtin_recipes() -> dict[str, Path]:
     """The recipes that come along, by name: from the installed package, or else from the checkout."""
     here = Path(__file__).resolve()
-    for folder in (here.parent / "recipes", here.parents[1] / "recipes"):
+    for folder in (here.parents[1] / "recipes", here.parents[2] / "recipes"):
         if folder.is_dir():
             return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
     return {}

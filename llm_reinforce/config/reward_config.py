@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
-from llm_reinforce.config.sections import Count, Positive, Section, conflict
+from llm_reinforce.config.section import Count, Positive, Section, conflict
 from llm_reinforce.config.strict_yaml import complaints, nearest
 
 

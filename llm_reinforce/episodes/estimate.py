@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes.episode import EpisodeBatch
 from llm_reinforce.policy_gradient import (
     MovingAverage,
@@ -22,7 +23,6 @@ from llm_reinforce.policy_gradient import (
     standardize,
     weighted_returns,
 )
-from llm_reinforce.config.recipe_file import ReinforceConfig
 
 
 @dataclass(frozen=True, slots=True)

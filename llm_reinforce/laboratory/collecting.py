@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, ValueHead, action_features, fit_values, predict_values
 from llm_reinforce.policy_gradient import MovingAverage, action_mask
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig
 from llm_reinforce.rewards import WeightedReward
 
 PATIENCE = 10  # fits of the value head without a gain before it is taken as it was best

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.laboratory.collecting import Collected
@@ -22,7 +23,6 @@ from llm_reinforce.laboratory.statistics import Measured, measured_variance, tot
 from llm_reinforce.laboratory.variance import Estimator, action_weights, sketch_for
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.config.recipe_file import ReinforceConfig
 
 CONSTANTS = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 COMPARED = ("none", "batch_mean", "moving_average", "group_mean", "leave_one_out")

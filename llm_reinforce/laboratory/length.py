@@ -32,6 +32,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from llm_reinforce.config import RandomInitConfig, ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.laboratory.collecting import Collected
 from llm_reinforce.laboratory.gradients import episode_gradients, squared_scores
@@ -40,7 +41,6 @@ from llm_reinforce.laboratory.variance import Estimator, action_weights
 from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import RandomInitConfig, ReinforceConfig
 from llm_reinforce.verifier import Verdict
 
 Paid = Literal["each step", "at the end", "verdict"]

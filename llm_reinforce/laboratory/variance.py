@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llm_reinforce.config import ReinforceConfig, ValueConfig
 from llm_reinforce.episodes import estimate_advantages
 from llm_reinforce.errors import InputError
 from llm_reinforce.laboratory.collecting import Collected
@@ -49,7 +50,6 @@ from llm_reinforce.laboratory.statistics import (
 )
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import BASELINES, UNBIASED, advantages, episode_returns
-from llm_reinforce.config.recipe_file import ReinforceConfig, ValueConfig
 
 EXACT = "optimal, exact"
 REFERENCE = "leave_one_out"  # unbiased, and of low variance: what ∇J is measured by

@@ -4,6 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from llm_reinforce.config import FILE_SUFFIXES
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems.generators import nearest_name
 from llm_reinforce.problems.named_sets import NAMED_SETS, load_named
@@ -17,7 +18,6 @@ from llm_reinforce.problems.specified import (
 )
 from llm_reinforce.verifier.algebra import check_algebra
 
-FILE_SUFFIXES = (".json", ".jsonl")
 PLAIN = "{prompt}"
 
 

@@ -2,7 +2,7 @@
 
 import math
 
-from llm_reinforce.config.recipe_file import EvaluationConfig, TrainingConfig
+from llm_reinforce.config import EvaluationConfig, TrainingConfig
 from llm_reinforce.training.checkpoint import TrainState
 
 

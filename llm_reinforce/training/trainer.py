@@ -11,18 +11,18 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from torch import Tensor
 
-from llm_reinforce.episodes import EpisodeBatch, Estimate, collect_episodes, estimate_advantages
-from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import evaluate
-from llm_reinforce.policy import Activations, LanguagePolicy
-from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import (
+from llm_reinforce.config import (
     NUM_TRAINING_PROBLEMS_EVALUATED,
     EvaluationConfig,
     ReinforceConfig,
     SamplingConfig,
     TrainingConfig,
 )
+from llm_reinforce.episodes import EpisodeBatch, Estimate, collect_episodes, estimate_advantages
+from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.evaluation import evaluate
+from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
@@ -431,7 +431,9 @@ class ReinforceTrainer:
 
     def _evaluate(self, *, is_first_or_last: bool) -> None:
         data = "held_out" if self.held_out else "training"
-        num_problems = self.evaluation.num_problems or (None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED)
+        num_problems = self.evaluation.num_problems or (
+            None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED
+        )
         problems = (self.held_out or self.problems)[:num_problems]
         for decoding in self.evaluation.decodings:
             with self.accelerator.autocast():

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from llm_reinforce.config import ValueConfig
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, ValueHead, action_features, fit_values, predict_values
 from llm_reinforce.policy_gradient import action_mask
-from llm_reinforce.config.recipe_file import ValueConfig
 from llm_reinforce.training.checkpoint import load_value_head
 
 

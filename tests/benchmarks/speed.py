@@ -33,17 +33,17 @@ from transformers import LlamaForCausalLM
 
 import llm_reinforce.episodes.collect as collect
 from llm_reinforce import Problem, ReinforceTrainer, load_policy
-from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions, token_log_probs
-from llm_reinforce.policy.batches import SlotBatch
-from llm_reinforce.policy.fetch import fetched_directory
-from llm_reinforce.policy.products import product
-from llm_reinforce.config.recipe_file import (
+from llm_reinforce.config import (
     EvaluationConfig,
     RandomInitConfig,
     ReinforceConfig,
     SamplingConfig,
     TrainingConfig,
 )
+from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions, token_log_probs
+from llm_reinforce.policy.batches import SlotBatch
+from llm_reinforce.policy.fetch import fetched_directory
+from llm_reinforce.policy.products import product
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.training import Silent
 

@@ -22,9 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "laboratory"))
 
 from toy import Toy, make_toy
 
+from llm_reinforce.config import RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import random_policy
-from llm_reinforce.config.recipe_file import RandomInitConfig
 
 FIGURES = ("variance", "snr", "noise_scale", "cosine", "along", "bias")
 

@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_advantages
 from llm_reinforce.episodes.credit import completing_token, lay_on_tokens
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage, place_rewards, reward_to_go
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.rewards import StepRewards, WeightedReward, intermediate_steps
 
 CORPUS = [

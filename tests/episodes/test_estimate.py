@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from llm_reinforce.config import ReinforceConfig, ValueConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
 from llm_reinforce.policy import Completion
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig, ValueConfig
 from llm_reinforce.verifier import verify
 
 

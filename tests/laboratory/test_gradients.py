@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from toy import all_episodes, arbitrary_values, padded
 
+from llm_reinforce.config import AdapterConfig, ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
 from llm_reinforce.errors import InputError
 from llm_reinforce.laboratory.collecting import Collected
@@ -17,7 +18,6 @@ from llm_reinforce.laboratory.sketch import Sketch
 from llm_reinforce.laboratory.variance import Estimator, action_weights, estimators_beside, with_exact_norms
 from llm_reinforce.policy import LanguagePolicy, load_policy, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage, reinforce_loss
-from llm_reinforce.config.recipe_file import AdapterConfig, ReinforceConfig
 
 BEFORE = MovingAverage(0.3, 0.5)
 PLAIN = ReinforceConfig(problems_per_update=3, episodes_per_problem=3)

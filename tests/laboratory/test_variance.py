@@ -11,6 +11,7 @@ import pytest
 import torch
 from toy import BEFORE, PROMPTS, Toy, all_episodes, make_toy
 
+from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.laboratory import Collected, collect_updates, estimators_beside, measure_variance
@@ -18,7 +19,6 @@ from llm_reinforce.laboratory.variance import action_weights, measure_estimators
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import UNBIASED
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig
 from llm_reinforce.rewards import WeightedReward, correct_answer
 
 PLAIN = ReinforceConfig(problems_per_update=4, episodes_per_problem=2)

@@ -19,6 +19,7 @@ from random import Random
 import numpy as np
 import torch
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.laboratory.collecting import Collected
 from llm_reinforce.laboratory.gradients import EpisodeGradients, episode_gradients
@@ -34,7 +35,6 @@ from llm_reinforce.laboratory.variance import (
 from llm_reinforce.policy import Completion, LanguagePolicy, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.verifier import Verdict
 
 PROMPTS = ("10", "0")

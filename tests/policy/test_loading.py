@@ -17,6 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import (
     LanguagePolicy,
@@ -27,7 +28,6 @@ from llm_reinforce.policy import (
     random_policy,
     token_log_probs,
 )
-from llm_reinforce.config.recipe_file import AdapterConfig, PolicyConfig, RandomInitConfig
 
 ALPHABET = "0123456789+="
 SHAPE = RandomInitConfig(

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from llm_reinforce.config import RandomInitConfig
 from llm_reinforce.policy import (
     Completion,
     LanguagePolicy,
@@ -18,7 +19,6 @@ from llm_reinforce.policy import (
     sample_completions,
     token_log_probs,
 )
-from llm_reinforce.config.recipe_file import RandomInitConfig
 
 PROMPTS: list[TokenIds] = [(1, 2, 3), (4,), (5, 6, 7, 8, 9, 10), (0, 0), (3,), (1, 2, 3)]
 MAX_NEW_TOKENS = 12

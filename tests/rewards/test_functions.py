@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_reinforce.config import BUILT_IN_REWARD_ARGUMENTS
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import BUILT_IN_REWARD_ARGUMENTS
 from llm_reinforce.rewards import (
     BUILT_IN,
     Asked,

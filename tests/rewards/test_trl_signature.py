@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.rewards import Asked, Progress, Scores, WeightedReward, score
 from llm_reinforce.rewards.trl_signature import has_trl_signature
 from llm_reinforce.training import ReinforceTrainer, RunDirectory

@@ -7,19 +7,19 @@ from typing import Any
 
 import torch
 
-from llm_reinforce.episodes import Episode
-from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
-from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import (
-    EvaluationConfig,
+from llm_reinforce.config import (
     AdapterConfig,
+    EvaluationConfig,
     RandomInitConfig,
     ReinforceConfig,
     SamplingConfig,
     TrainingConfig,
     WarmStartConfig,
 )
+from llm_reinforce.episodes import Episode
+from llm_reinforce.evaluation import Evaluation
+from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import ReinforceTrainer, RunDirectory, Silent
 from llm_reinforce.training.metrics import TIMES

@@ -18,11 +18,11 @@ from small_runs import (
     weights,
 )
 
+from llm_reinforce.config import AdapterConfig, EvaluationConfig, ReinforceConfig, ValueConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import EvaluationConfig, AdapterConfig, ReinforceConfig, ValueConfig
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.training import ReinforceTrainer
 from llm_reinforce.training.run_directory import RunDirectory

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from small_runs import COPY, Watcher, new_run, rows, same, timeless, trainer, weights
 
-from llm_reinforce.config.recipe_file import EvaluationConfig, TrainingConfig
+from llm_reinforce.config import EvaluationConfig, TrainingConfig
 from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
 

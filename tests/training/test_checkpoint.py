@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import llm_reinforce
+from llm_reinforce.config import AdapterConfig
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.config.recipe_file import AdapterConfig
 from llm_reinforce.training.checkpoint import (
     BestEvaluation,
     TrainState,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from small_runs import Watcher, adapted_policy, new_run, rows, same, sevens, small_policy, trainer, weights
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import BASELINES
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.rewards import WeightedReward
 
 NUM_UPDATES = 3

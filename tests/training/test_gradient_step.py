@@ -6,8 +6,8 @@ import pytest
 import torch
 from small_runs import COPY, small_policy, trainer
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.policy import Activations
-from llm_reinforce.config.recipe_file import ReinforceConfig
 from llm_reinforce.training import ReinforceTrainer
 from llm_reinforce.training.gradient_step import GradientStep
 

@@ -13,10 +13,10 @@ from small_runs import Watcher, adapted_policy, new_run, rows, same, sevens, sma
 
 import llm_reinforce.training.gradient_step as gradient_step_module
 import llm_reinforce.training.warm_start as warm_start_module
+from llm_reinforce.config import ReinforceConfig, WarmStartConfig
 from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import ReinforceConfig, WarmStartConfig
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import ReinforceTrainer
 

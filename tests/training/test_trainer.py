@@ -31,19 +31,19 @@ from small_runs import (
     weights,
 )
 
-from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import evaluate
-from llm_reinforce.policy import LanguagePolicy, load_policy
-from llm_reinforce.problems import Problem
-from llm_reinforce.config.recipe_file import (
-    EvaluationConfig,
+from llm_reinforce.config import (
     AdapterConfig,
+    EvaluationConfig,
     ReinforceConfig,
     SamplingConfig,
     TrainingConfig,
     ValueConfig,
     WarmStartConfig,
 )
+from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.evaluation import evaluate
+from llm_reinforce.policy import LanguagePolicy, load_policy
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
 from llm_reinforce.training import trainer as trainer_module

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from llm_reinforce.config import Config, builtin_recipes, dump_config, load_config
 from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.errors import InputError
-from llm_reinforce.config.recipe_file import Config, builtin_recipes, dump_config, load_config
 
 SMALLEST = """\
 policy:
@@ -409,7 +409,7 @@ def test_built_in_recipes_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = tmp_path / "llm_reinforce" / "recipes"
     folder.mkdir(parents=True)
     (folder / "quickstart.yaml").write_text(SMALLEST)
-    monkeypatch.setattr(recipe_module, "__file__", str(tmp_path / "llm_reinforce" / "recipe.py"))
+    monkeypatch.setattr(recipe_module, "__file__", str(tmp_path / "llm_reinforce" / "config" / "recipe_file.py"))
     assert list(builtin_recipes()) == ["quickstart"]
     assert load_config("quickstart").output_dir == "runs/quickstart"
     with pytest.raises(

@@ -10,7 +10,6 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app
-from llm_reinforce.laboratory import length
 
 VARIANCE = import_module("llm_reinforce.cli.variance")  # of its package, `variance` is the command
 RECIPE = """\

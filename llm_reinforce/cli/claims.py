@@ -22,7 +22,7 @@ from llm_reinforce.cli.variance import (
 from llm_reinforce.config import MAX_SEED, load_config
 
 if TYPE_CHECKING:
-    from llm_reinforce.laboratory import (
+    from llm_reinforce.analysis import (
         ClassifierFigures,
         CoinFigures,
         ConstantFigures,
@@ -65,7 +65,7 @@ def constant(
     with measuring("claims", "constant", output, debug=debug) as output:
         loaded = check_group_size(at_policy(load_config(recipe, overrides or []), policy))
         quieten(debug=debug)
-        from llm_reinforce.laboratory import draw_constant, measure_constants
+        from llm_reinforce.analysis import draw_constant, measure_constants
 
         trainer = ready_to_measure(loaded)
         collected = collect_told(trainer, num_problems, seed)
@@ -94,7 +94,7 @@ def classifier(
 ) -> None:
     """Classification is one-step reinforcement learning: where the rewards begin decides the variance."""
     with measuring("claims", "classifier", output, debug=debug) as output:
-        from llm_reinforce.laboratory import draw_classifier, measure_classifier
+        from llm_reinforce.analysis import draw_classifier, measure_classifier
 
         figures = measure_classifier(seed)
         tell_figures(
@@ -114,7 +114,7 @@ def length(
     """Correlated returns: coins, and then the gradient's variance against the length of the episodes."""
     with measuring("claims", "length", output, debug=debug) as output:
         quieten(debug=debug)
-        from llm_reinforce.laboratory import NUM_TO_MEASURE, draw_length, measure_lengths, toss_coins
+        from llm_reinforce.analysis import NUM_TO_MEASURE, draw_length, measure_lengths, toss_coins
 
         coins = toss_coins(seed)
         with progress("gradients", NUM_TO_MEASURE, what="episodes") as tell:

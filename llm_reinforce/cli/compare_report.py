@@ -16,7 +16,7 @@ from llm_reinforce.cli.compare_plan import Kind, PlannedRun, decoding_of
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_reinforce.laboratory import ComparedRuns, Difference, LearningCurve, MeasureName
+    from llm_reinforce.analysis import ComparedRuns, Difference, LearningCurve, MeasureName
 
     Interval = tuple[float, float]
 
@@ -35,7 +35,7 @@ def tell_comparison(
     Raises:
         InputError: a run's logs aren't what a run writes.
     """
-    from llm_reinforce.laboratory import compare_curves
+    from llm_reinforce.analysis import compare_curves
     from llm_reinforce.training.durable import write_whole
 
     curves = {kind.name: [_curve(run) for run in runs if run.kind == kind.name] for kind in kinds}
@@ -76,7 +76,7 @@ def tell_comparison(
 
 
 def _curve(run: PlannedRun) -> "LearningCurve":
-    from llm_reinforce.laboratory import learning_curve
+    from llm_reinforce.analysis import learning_curve
 
     rows = run.directory.rows
     try:
@@ -91,7 +91,7 @@ def _curves_json(
     curves: "Mapping[str, Sequence[LearningCurve]]", seeds: Sequence[int], num_tokens: int
 ) -> dict[str, Any]:
     """By kind: each seed's evaluations as they are, and the mean curve with its pointwise limits."""
-    from llm_reinforce.laboratory import mean_curve
+    from llm_reinforce.analysis import mean_curve
 
     shown: dict[str, Any] = {}
     for name, each in curves.items():
@@ -116,7 +116,7 @@ def _draw(
     target: float,
     output: Path,
 ) -> list[Path]:
-    from llm_reinforce.laboratory.learning_curve_plot import draw_comparison
+    from llm_reinforce.analysis.learning_curve_plot import draw_comparison
 
     try:
         return draw_comparison(curves, compared, num_tokens, target, output)

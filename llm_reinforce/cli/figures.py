@@ -16,7 +16,7 @@ from llm_reinforce.cli.common import check_one_process, failures_told, note, wid
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_reinforce.laboratory import Measured
+    from llm_reinforce.analysis import Measured
 
 OutputOption = Annotated[Path | None, typer.Option(help="Directory for the figures as JSON and the plot.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="The figures as JSON on stdout.")]

@@ -16,7 +16,7 @@ from llm_reinforce.config import MAX_SEED, Config, load_config
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_reinforce.laboratory import Collected, EstimatorFigures, VarianceFigures
+    from llm_reinforce.analysis import Collected, EstimatorFigures, VarianceFigures
     from llm_reinforce.training import ReinforceTrainer
 
 MIN_PROBLEMS = 32  # with fewer, or fewer that have a gradient, the intervals are too short
@@ -56,7 +56,7 @@ def variance(
         loaded = check_group_size(at_policy(load_config(recipe, overrides or []), policy))
         quieten(debug=debug)
         figures = _measure(loaded, num_problems, sketch, seed)
-        from llm_reinforce.laboratory import draw_variance
+        from llm_reinforce.analysis import draw_variance
 
         tell_figures(
             "variance",
@@ -108,7 +108,7 @@ def ready_to_measure(recipe: Config) -> "ReinforceTrainer":
 
 def collect_told(trainer: "ReinforceTrainer", num_problems: int, seed: int) -> "Collected":
     """Episodes of the trainer's policy, with progress."""
-    from llm_reinforce.laboratory import collect_updates
+    from llm_reinforce.analysis import collect_updates
 
     with progress("collecting", 2 * num_problems) as tell:
         return collect_updates(
@@ -124,7 +124,7 @@ def collect_told(trainer: "ReinforceTrainer", num_problems: int, seed: int) -> "
 
 
 def _measure(recipe: Config, num_problems: int, sketch: int | None, seed: int) -> "VarianceFigures":
-    from llm_reinforce.laboratory import estimators_beside, measure_variance
+    from llm_reinforce.analysis import estimators_beside, measure_variance
 
     trainer = ready_to_measure(recipe)
     collected = collect_told(trainer, num_problems, seed)

@@ -1,6 +1,6 @@
 """How often the laboratory's 95% intervals hold the truth: `python tests/benchmarks/variance_coverage.py`.
 
-The policies are toys whose episodes are all enumerated (`tests/laboratory/toy.py`): one with arbitrary
+The policies are toys whose episodes are all enumerated (`tests.analysis/toy.py`): one with arbitrary
 rewards at every action, and one where a single completion out of seven has a reward, as of questions that
 are hardly ever answered. A laboratory draws its groups of two episodes anew each time. `--repeats` sets the
 precision: 1,000 give a standard error of 0.7 points.

@@ -409,7 +409,9 @@ def test_built_in_recipes_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     folder = tmp_path / "llm_reinforce" / "recipes"
     folder.mkdir(parents=True)
     (folder / "quickstart.yaml").write_text(SMALLEST)
-    monkeypatch.setattr(recipe_module, "__file__", str(tmp_path / "llm_reinforce" / "config" / "recipe_file.py"))
+    monkeypatch.setattr(
+        recipe_module, "__file__", str(tmp_path / "llm_reinforce" / "config" / "recipe_file.py")
+    )
     assert list(builtin_recipes()) == ["quickstart"]
     assert load_config("quickstart").output_dir == "runs/quickstart"
     with pytest.raises(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_reinforce.laboratory.statistics import (
+from llm_reinforce.analysis.gradient_statistics import (
     bootstrapped,
     jackknifed,
     mean_cosine,

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients
+from llm_reinforce.analysis.gradient_statistics import Measured, measured_variance, total_variance
+from llm_reinforce.analysis.gradient_variance import Estimator, action_weights, sketch_for
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
-from llm_reinforce.laboratory.collecting import Collected
-from llm_reinforce.laboratory.gradients import EpisodeGradients, episode_gradients
-from llm_reinforce.laboratory.statistics import Measured, measured_variance, total_variance
-from llm_reinforce.laboratory.variance import Estimator, action_weights, sketch_for
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage
 

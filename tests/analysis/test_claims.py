@@ -7,12 +7,12 @@ import pytest
 import torch
 from scipy.special import expit
 
+from llm_reinforce.analysis import classifier, length
+from llm_reinforce.analysis.collection import Collected, collect_updates
+from llm_reinforce.analysis.constant_claim import COMPARED, measure_constants, with_constant
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
-from llm_reinforce.laboratory import classifier, length
-from llm_reinforce.laboratory.collecting import Collected, collect_updates
-from llm_reinforce.laboratory.constant import COMPARED, measure_constants, with_constant
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward

@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from llm_reinforce.analysis.gradient_statistics import Gram
+from llm_reinforce.analysis.sketch import Sketch
 from llm_reinforce.episodes import Episode
 from llm_reinforce.errors import InputError
-from llm_reinforce.laboratory.sketch import Sketch
-from llm_reinforce.laboratory.statistics import Gram
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 
 NEGLIGIBLE = 1e-5  # of weights: rounding of float32, no direction of its own

@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from llm_reinforce.laboratory.learning_curve_plot import (
+from llm_reinforce.analysis.learning_curve_plot import (
     MOST_IN_ONE,
     STYLES,
     curves_figure,
@@ -15,7 +15,7 @@ from llm_reinforce.laboratory.learning_curve_plot import (
     measures_figure,
     short_number,
 )
-from llm_reinforce.laboratory.learning_curves import LearningCurve, compare_curves
+from llm_reinforce.analysis.learning_curves import LearningCurve, compare_curves
 
 BUDGET = 1000
 

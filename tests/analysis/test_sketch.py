@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from llm_reinforce.laboratory.sketch import Sketch
+from llm_reinforce.analysis.sketch import Sketch
 
 SIZE, NUM_SEEDS = 16, 1000
 

@@ -27,13 +27,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_reinforce.config import ReinforceConfig, ValueConfig
-from llm_reinforce.episodes import estimate_advantages
-from llm_reinforce.errors import InputError
-from llm_reinforce.laboratory.collecting import Collected
-from llm_reinforce.laboratory.gradients import NEGLIGIBLE, EpisodeGradients, episode_gradients, spanned
-from llm_reinforce.laboratory.sketch import Sketch
-from llm_reinforce.laboratory.statistics import (
+from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.episode_gradients import NEGLIGIBLE, EpisodeGradients, episode_gradients, spanned
+from llm_reinforce.analysis.gradient_statistics import (
     ROUNDING,
     Figures,
     Gram,
@@ -48,6 +44,10 @@ from llm_reinforce.laboratory.statistics import (
     ratio,
     total_variance,
 )
+from llm_reinforce.analysis.sketch import Sketch
+from llm_reinforce.config import ReinforceConfig, ValueConfig
+from llm_reinforce.episodes import estimate_advantages
+from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import BASELINES, UNBIASED, advantages, episode_returns
 

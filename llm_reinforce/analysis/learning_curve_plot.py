@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_reinforce.laboratory.learning_curves import ComparedRuns, LearningCurve, MeasureName, mean_curve
-from llm_reinforce.laboratory.plots import STYLES, Style, drawing, write_figure
+from llm_reinforce.analysis.learning_curves import ComparedRuns, LearningCurve, MeasureName, mean_curve
+from llm_reinforce.analysis.plots import STYLES, Style, drawing, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

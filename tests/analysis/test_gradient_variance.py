@@ -11,11 +11,11 @@ import pytest
 import torch
 from toy import BEFORE, PROMPTS, Toy, all_episodes, make_toy
 
+from llm_reinforce.analysis import Collected, collect_updates, estimators_beside, measure_variance
+from llm_reinforce.analysis.gradient_variance import action_weights, measure_estimators
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
-from llm_reinforce.laboratory import Collected, collect_updates, estimators_beside, measure_variance
-from llm_reinforce.laboratory.variance import action_weights, measure_estimators
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import UNBIASED
 from llm_reinforce.problems import Problem

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from llm_reinforce.laboratory.learning_curves import (
+from llm_reinforce.analysis.learning_curves import (
     LearningCurve,
     area_under,
     compare_curves,

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llm_reinforce.laboratory.classifier import ClassifierFigures
-from llm_reinforce.laboratory.constant import ConstantFigures
-from llm_reinforce.laboratory.length import CoinFigures, LengthFigures
-from llm_reinforce.laboratory.plots import STYLES, Style, drawing, write_figure
-from llm_reinforce.laboratory.statistics import Measured
-from llm_reinforce.laboratory.variance import VarianceFigures
+from llm_reinforce.analysis.classifier_claim import ClassifierFigures
+from llm_reinforce.analysis.constant_claim import ConstantFigures
+from llm_reinforce.analysis.gradient_statistics import Measured
+from llm_reinforce.analysis.gradient_variance import VarianceFigures
+from llm_reinforce.analysis.length_claim import CoinFigures, LengthFigures
+from llm_reinforce.analysis.plots import STYLES, Style, drawing, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -32,12 +32,12 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
+from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.episode_gradients import episode_gradients, squared_scores
+from llm_reinforce.analysis.gradient_statistics import LEVEL, Measured, measured_variance
+from llm_reinforce.analysis.gradient_variance import Estimator, action_weights
 from llm_reinforce.config import RandomInitConfig, ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch
-from llm_reinforce.laboratory.collecting import Collected
-from llm_reinforce.laboratory.gradients import episode_gradients, squared_scores
-from llm_reinforce.laboratory.statistics import LEVEL, Measured, measured_variance
-from llm_reinforce.laboratory.variance import Estimator, action_weights
 from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem

@@ -9,13 +9,18 @@ import torch
 from torch import Tensor
 from toy import all_episodes, arbitrary_values, padded
 
+from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients, spanned
+from llm_reinforce.analysis.gradient_variance import (
+    Estimator,
+    action_weights,
+    estimators_beside,
+    with_exact_norms,
+)
+from llm_reinforce.analysis.sketch import Sketch
 from llm_reinforce.config import AdapterConfig, ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
 from llm_reinforce.errors import InputError
-from llm_reinforce.laboratory.collecting import Collected
-from llm_reinforce.laboratory.gradients import EpisodeGradients, episode_gradients, spanned
-from llm_reinforce.laboratory.sketch import Sketch
-from llm_reinforce.laboratory.variance import Estimator, action_weights, estimators_beside, with_exact_norms
 from llm_reinforce.policy import LanguagePolicy, load_policy, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage, reinforce_loss
 

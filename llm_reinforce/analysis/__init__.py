@@ -1,9 +1,17 @@
 """The gradient's variance, measured, and what it costs: learning curves at an equal budget."""
 
-from llm_reinforce.laboratory.classifier import ClassifierFigures, measure_classifier
-from llm_reinforce.laboratory.collecting import Collected, collect_updates
-from llm_reinforce.laboratory.constant import ConstantFigures, measure_constants
-from llm_reinforce.laboratory.learning_curves import (
+from llm_reinforce.analysis.classifier_claim import ClassifierFigures, measure_classifier
+from llm_reinforce.analysis.collection import Collected, collect_updates
+from llm_reinforce.analysis.constant_claim import ConstantFigures, measure_constants
+from llm_reinforce.analysis.gradient_statistics import Measured
+from llm_reinforce.analysis.gradient_variance import (
+    Estimator,
+    EstimatorFigures,
+    VarianceFigures,
+    estimators_beside,
+    measure_variance,
+)
+from llm_reinforce.analysis.learning_curves import (
     ComparedRuns,
     Difference,
     LearningCurve,
@@ -12,22 +20,14 @@ from llm_reinforce.laboratory.learning_curves import (
     learning_curve,
     mean_curve,
 )
-from llm_reinforce.laboratory.length import (
+from llm_reinforce.analysis.length_claim import (
     NUM_TO_MEASURE,
     CoinFigures,
     LengthFigures,
     measure_lengths,
     toss_coins,
 )
-from llm_reinforce.laboratory.statistics import Measured
-from llm_reinforce.laboratory.variance import (
-    Estimator,
-    EstimatorFigures,
-    VarianceFigures,
-    estimators_beside,
-    measure_variance,
-)
-from llm_reinforce.laboratory.variance_plots import (
+from llm_reinforce.analysis.variance_plots import (
     draw_classifier,
     draw_constant,
     draw_length,

@@ -19,12 +19,10 @@ from random import Random
 import numpy as np
 import torch
 
-from llm_reinforce.config import ReinforceConfig
-from llm_reinforce.episodes import Episode, EpisodeBatch
-from llm_reinforce.laboratory.collecting import Collected
-from llm_reinforce.laboratory.gradients import EpisodeGradients, episode_gradients
-from llm_reinforce.laboratory.statistics import Measured, mean_cosine, random_halves
-from llm_reinforce.laboratory.variance import (
+from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients
+from llm_reinforce.analysis.gradient_statistics import Measured, mean_cosine, random_halves
+from llm_reinforce.analysis.gradient_variance import (
     Estimator,
     EstimatorFigures,
     action_weights,
@@ -32,6 +30,8 @@ from llm_reinforce.laboratory.variance import (
     measure_estimators,
     with_exact_norms,
 )
+from llm_reinforce.config import ReinforceConfig
+from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.policy import Completion, LanguagePolicy, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from llm_reinforce.laboratory.statistics import Measured, measured_variance
+from llm_reinforce.analysis.gradient_statistics import Measured, measured_variance
 
 NUM_STATES, NUM_FEATURES, NUM_EPISODES = 400, 8, 2000
 REWARD = 1.0  # w

@@ -2,7 +2,7 @@
 
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, Journal, evaluate
 from llm_reinforce.evaluation.answers import Answer, Measure, majority_at_k, measures_of
-from llm_reinforce.evaluation.compare import (
+from llm_reinforce.evaluation.comparison import (
     KINDS,
     Comparison,
     Criterion,
@@ -12,6 +12,14 @@ from llm_reinforce.evaluation.compare import (
     kind_of_failure,
 )
 from llm_reinforce.evaluation.harness import TaskResult, harness_results
+from llm_reinforce.evaluation.intervals import (
+    difference_interval,
+    mcnemar,
+    mean_interval,
+    pass_at_k,
+    share_interval,
+    sign_flip,
+)
 from llm_reinforce.evaluation.journal import (
     AnswerFile,
     answer_row,
@@ -19,14 +27,6 @@ from llm_reinforce.evaluation.journal import (
     fingerprint,
     open_answers,
     problems_digest,
-)
-from llm_reinforce.evaluation.statistics import (
-    difference_interval,
-    mcnemar,
-    mean_interval,
-    pass_at_k,
-    share_interval,
-    sign_flip,
 )
 
 __all__ = [

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from llm_reinforce.evaluation.answers import Answer, Measure, judged, measures_of
-from llm_reinforce.evaluation.statistics import Interval
+from llm_reinforce.evaluation.intervals import Interval
 from llm_reinforce.policy import LanguagePolicy, stream_completions
 from llm_reinforce.problems import Problem
 from llm_reinforce.seeds import seed_of

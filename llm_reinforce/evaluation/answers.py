@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from llm_reinforce.evaluation.extraction import exact_match, flexible_answer, strict_answer
-from llm_reinforce.evaluation.statistics import (
+from llm_reinforce.evaluation.intervals import (
     Interval,
     mean_interval,
     pass_at_k,

@@ -7,7 +7,7 @@ from typing import Literal
 
 from llm_reinforce.evaluation.accuracy import Evaluation
 from llm_reinforce.evaluation.answers import Answer
-from llm_reinforce.evaluation.statistics import Interval, difference_interval, mcnemar, sign_flip
+from llm_reinforce.evaluation.intervals import Interval, difference_interval, mcnemar, sign_flip
 
 Kind = Literal["format", "truncation", "arithmetic"]
 KINDS: tuple[Kind, ...] = ("format", "truncation", "arithmetic")

@@ -36,7 +36,7 @@ def tell_comparison(
         InputError: a run's logs aren't what a run writes.
     """
     from llm_reinforce.analysis import compare_curves
-    from llm_reinforce.training.durable import write_whole
+    from llm_reinforce.durable_files import write_whole
 
     curves = {kind.name: [_curve(run) for run in runs if run.kind == kind.name] for kind in kinds}
     compared = compare_curves(curves, num_tokens, target)

@@ -81,7 +81,7 @@ def tell_figures(
         output: as `check_output` gave it.
         draw: writes the plot into a folder; it may lack matplotlib.
     """
-    from llm_reinforce.training.durable import finite, write_whole
+    from llm_reinforce.durable_files import finite, write_whole
 
     text = json.dumps(finite(figures), indent=1, ensure_ascii=False, allow_nan=False)
     if output is not None:

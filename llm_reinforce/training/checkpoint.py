@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm_reinforce.durable_files import PARTIAL, whole_directory
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.training.durable import PARTIAL, whole_directory
 from llm_reinforce.training.schedule import set_learning_rates
 
 MANIFEST = "manifest.json"

@@ -15,9 +15,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from llm_reinforce.durable_files import finite, sync, write_whole
 from llm_reinforce.errors import InputError, texts_without_secrets
 from llm_reinforce.evaluation import Evaluation, answer_row
-from llm_reinforce.training.durable import finite, sync, write_whole
 
 OWN_NAMES = (
     "recipe.yaml",

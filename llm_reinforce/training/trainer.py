@@ -18,6 +18,7 @@ from llm_reinforce.config import (
     SamplingConfig,
     TrainingConfig,
 )
+from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import evaluate
@@ -34,7 +35,6 @@ from llm_reinforce.training.checkpoint import (
     tidy_up_to,
 )
 from llm_reinforce.training.display import Display, Silent, visible
-from llm_reinforce.training.durable import whole_directory
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.memory import what_is_there_stays
 from llm_reinforce.training.metrics import describe_episode, update_metrics

@@ -21,8 +21,8 @@ from llm_reinforce.cli.common import is_main_process, note
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import load_config
 from llm_reinforce.config import recipe_file as recipe_module
+from llm_reinforce.runs.checkpoint import BestEvaluation
 from llm_reinforce.training import RunDirectory, TrainState
-from llm_reinforce.training.checkpoint import BestEvaluation
 
 ROOT = Path(__file__).parents[1]
 

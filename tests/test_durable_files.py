@@ -16,14 +16,14 @@ import torch
 from small_runs import Watcher, full, new_run, rows, same, timeless, trainer, weights
 
 import llm_reinforce.durable_files as durable_module
-import llm_reinforce.training.checkpoint as checkpoint_module
-import llm_reinforce.training.run_directory as run_directory_module
+import llm_reinforce.runs.checkpoint as checkpoint_module
+import llm_reinforce.runs.run_directory as run_directory_module
 import llm_reinforce.training.trainer as trainer_module
 from llm_reinforce.durable_files import whole_directory, write_whole
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import load_policy
+from llm_reinforce.runs.checkpoint import TrainState, find_checkpoint, save_checkpoint
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
-from llm_reinforce.training.checkpoint import TrainState, find_checkpoint, save_checkpoint
 from llm_reinforce.training.schedule import learning_rate_schedule
 
 NOBODY = 65534  # the user without rights, by custom

@@ -132,7 +132,7 @@ def _check_same_run(recipe: Config) -> None:
 
 def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
     """What came of it: accuracy before → after, and where everything is."""
-    from llm_reinforce.training.checkpoint import find_checkpoint
+    from llm_reinforce.runs.checkpoint import find_checkpoint
     from llm_reinforce.training.display import duration, visible
 
     console, state = terminal_console(), ended.state

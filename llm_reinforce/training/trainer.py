@@ -25,21 +25,21 @@ from llm_reinforce.evaluation import evaluate
 from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
-from llm_reinforce.seeds import seed_of
-from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
-from llm_reinforce.training.checkpoint import (
+from llm_reinforce.runs.checkpoint import (
     TrainState,
     find_checkpoint,
     load_checkpoint,
     save_checkpoint,
     tidy_up_to,
 )
+from llm_reinforce.runs.run_directory import RunDirectory
+from llm_reinforce.seeds import seed_of
+from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
 from llm_reinforce.training.display import Display, Silent, visible
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.memory import what_is_there_stays
 from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.processes import begin_alike, check_kind
-from llm_reinforce.training.run_directory import RunDirectory
 from llm_reinforce.training.schedule import learning_rate_schedule
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start

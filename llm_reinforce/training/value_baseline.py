@@ -14,7 +14,7 @@ from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, ValueHead, action_features, fit_values, predict_values
 from llm_reinforce.policy_gradient import action_mask
-from llm_reinforce.training.checkpoint import load_value_head
+from llm_reinforce.runs.checkpoint import load_value_head
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lives import SETTINGS, make_traced, outcome, start
 
-from llm_reinforce.training.checkpoint import FILES, MANIFEST, find_checkpoint
+from llm_reinforce.runs.checkpoint import FILES, MANIFEST, find_checkpoint
 
 NUM_UPDATES, KILLED_IN = 5, 5  # the save of update 4 is the fifth, since there is one of update 0
 

@@ -29,8 +29,8 @@ import llm_reinforce.training.trainer as trainer_module
 from llm_reinforce.cli import main
 from llm_reinforce.cli.interruption import ASKING
 from llm_reinforce.policy import LanguagePolicy
+from llm_reinforce.runs.checkpoint import find_checkpoint
 from llm_reinforce.training import RunDirectory
-from llm_reinforce.training.checkpoint import find_checkpoint
 from llm_reinforce.training.metrics import TIMES
 
 SETTINGS: dict[str, object] = {

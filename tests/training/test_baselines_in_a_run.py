@@ -24,8 +24,8 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
+from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.training import ReinforceTrainer
-from llm_reinforce.training.run_directory import RunDirectory
 
 
 def with_baseline(baseline: str, **settings: Any) -> ReinforceConfig:

@@ -880,7 +880,7 @@ def test_a_kill_between_the_last_save_and_what_it_removes_leaves_nothing_more(
     settings = {"checkpoint_every": 1, "num_checkpoints_kept": 2}
     directory = new_run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("llm_reinforce.training.checkpoint.tidy_up_to", killed)
+        patch.setattr("llm_reinforce.runs.checkpoint.tidy_up_to", killed)
         with pytest.raises(KilledError):
             full(directory, Watcher(), **settings).train()
     assert len(list(directory.checkpoints.iterdir())) > 2

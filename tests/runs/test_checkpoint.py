@@ -17,7 +17,7 @@ import llm_reinforce
 from llm_reinforce.config import AdapterConfig
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.training.checkpoint import (
+from llm_reinforce.runs.checkpoint import (
     BestEvaluation,
     TrainState,
     find_checkpoint,

@@ -601,7 +601,7 @@ def test_a_data_set_that_cannot_be_used_is_told(finished: Path, tmp_path: Path) 
 def test_progress_is_told_in_lines_where_there_is_no_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_reinforce.cli import progress as module
+    from llm_reinforce.console import progress as module
 
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
@@ -617,7 +617,7 @@ def test_progress_is_told_in_lines_where_there_is_no_terminal(
 def test_a_note_stands_above_a_bar_and_not_in_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llm_reinforce.cli import progress as module
+    from llm_reinforce.console import progress as module
 
     shown = io.StringIO()
     monkeypatch.setattr(module, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=60))

@@ -11,7 +11,6 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, quieten
 from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
-from llm_reinforce.cli.progress import progress
 from llm_reinforce.cli.variance import (
     MIN_PROBLEMS,
     at_policy,
@@ -20,6 +19,7 @@ from llm_reinforce.cli.variance import (
     ready_to_measure,
 )
 from llm_reinforce.config import MAX_SEED, load_config
+from llm_reinforce.console.progress import progress
 
 if TYPE_CHECKING:
     from llm_reinforce.analysis import (

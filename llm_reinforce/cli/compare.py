@@ -12,8 +12,8 @@ from llm_reinforce.cli.common import DebugOption, check_one_process, failures_to
 from llm_reinforce.cli.compare_plan import PlannedRun, Shape, kinds_of, plan_runs
 from llm_reinforce.cli.compare_report import tell_comparison
 from llm_reinforce.cli.figures import check_directory
-from llm_reinforce.cli.progress import progress
 from llm_reinforce.cli.running import Ended, run_training
+from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError, RunStoppedError
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ class _Watching:
     def evaluating(self, num_problems: int, total: int) -> None: ...
 
     def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
-        from llm_reinforce.training.display import accuracy_title, shown_accuracy
+        from llm_reinforce.console.run_display import accuracy_title, shown_accuracy
 
         shown = shown_accuracy(evaluation.accuracy, evaluation.interval)
         self.accuracy = f"{accuracy_title(data)}, {evaluation.decoding}: {shown}"

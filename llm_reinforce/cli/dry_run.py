@@ -62,9 +62,9 @@ def _refusals(check: Callable[[], None]) -> list[str]:
 def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:
     """What would be done; `mean_length` are the actions of an episode of those shown below."""
     from llm_reinforce.assemble import describe_policy
+    from llm_reinforce.console.run_display import visible
     from llm_reinforce.training import TrainState
     from llm_reinforce.training.budget import expected_updates
-    from llm_reinforce.training.display import visible
 
     shape = recipe.reinforce
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
@@ -94,7 +94,7 @@ def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_lengt
 
 
 def _print_episodes(console: Console, episodes: "Sequence[Episode]") -> None:
-    from llm_reinforce.training.display import visible
+    from llm_reinforce.console.run_display import visible
 
     for episode in episodes:
         verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"

@@ -16,8 +16,8 @@ from llm_reinforce.config import Config, dump_config, load_config
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
+    from llm_reinforce.console.run_display import RunDisplay
     from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState
-    from llm_reinforce.training.display import RunDisplay
 
 SAME_KEYPRESS = 0.5  # seconds: a launcher hands on to its processes what the terminal has sent them already
 

@@ -71,7 +71,7 @@ def sample(
 
 
 def _print_completions(prompts: Sequence[str], completions: "Sequence[Completion]", num: int) -> None:
-    from llm_reinforce.training.display import visible
+    from llm_reinforce.console.run_display import visible
 
     console = terminal_console()
     for index, completion in enumerate(completions):

@@ -20,14 +20,14 @@ from llm_reinforce.cli.common import (
 from llm_reinforce.cli.dry_run import show_dry_run
 from llm_reinforce.cli.run_comparison import compare_run
 from llm_reinforce.cli.running import Ended, differing_settings, run_training
-from llm_reinforce.cli.tables import comparison_table
 from llm_reinforce.config import Config, load_config
+from llm_reinforce.console.evaluation_tables import comparison_table
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
+    from llm_reinforce.console.live_view import TerminalDisplay
+    from llm_reinforce.console.run_display import PlainDisplay, Silent
     from llm_reinforce.training import RunDirectory, TrainState
-    from llm_reinforce.training.display import PlainDisplay, Silent
-    from llm_reinforce.training.terminal_display import TerminalDisplay
 
     AnyDisplay = TerminalDisplay | PlainDisplay | Silent
 
@@ -97,8 +97,8 @@ def _train(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool
 
 
 def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool) -> "AnyDisplay":
-    from llm_reinforce.training.display import Silent
-    from llm_reinforce.training.terminal_display import display_for
+    from llm_reinforce.console.live_view import display_for
+    from llm_reinforce.console.run_display import Silent
 
     if not is_main_process():
         return Silent()
@@ -132,8 +132,8 @@ def _check_same_run(recipe: Config) -> None:
 
 def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
     """What came of it: accuracy before → after, and where everything is."""
+    from llm_reinforce.console.run_display import duration, visible
     from llm_reinforce.runs.checkpoint import find_checkpoint
-    from llm_reinforce.training.display import duration, visible
 
     console, state = terminal_console(), ended.state
     if not ended.is_over:
@@ -175,7 +175,7 @@ def _better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> li
 
 
 def _before_and_after(rows: list[dict[str, Any]]) -> Table:
-    from llm_reinforce.training.display import accuracy_title, shown_accuracy
+    from llm_reinforce.console.run_display import accuracy_title, shown_accuracy
 
     last = {row["decoding"]: row for row in rows}
     first = {decoding: next(row for row in rows if row["decoding"] == decoding) for decoding in last}

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, note, quieten
 from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
-from llm_reinforce.cli.progress import progress
 from llm_reinforce.config import MAX_SEED, Config, load_config
+from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_reinforce.cli.common import FAILED, DebugOption, failures_told, quieten, terminal_console
-from llm_reinforce.cli.progress import progress
+from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _as_json(name: str, audit: "Audit") -> str:
 
 
 def _print_audit(name: str, audit: "Audit") -> None:
-    from llm_reinforce.training.display import visible
+    from llm_reinforce.console.run_display import visible
 
     console = terminal_console()
     num_accepted = audit.total - len(audit.doubts)
@@ -121,7 +121,7 @@ def _counted(audit: "Audit") -> str:
 
 
 def _table(audit: "Audit") -> Table:
-    from llm_reinforce.training.display import visible
+    from llm_reinforce.console.run_display import visible
 
     table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
     table.add_column("row", no_wrap=True)

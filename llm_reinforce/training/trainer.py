@@ -18,6 +18,7 @@ from llm_reinforce.config import (
     SamplingConfig,
     TrainingConfig,
 )
+from llm_reinforce.console.run_display import Display, Silent, visible
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
@@ -35,7 +36,6 @@ from llm_reinforce.runs.checkpoint import (
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
-from llm_reinforce.training.display import Display, Silent, visible
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.memory import what_is_there_stays
 from llm_reinforce.training.metrics import describe_episode, update_metrics

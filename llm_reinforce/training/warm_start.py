@@ -13,11 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm_reinforce.config import WarmStartConfig
+from llm_reinforce.console.run_display import Display
 from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
-from llm_reinforce.training.display import Display
 from llm_reinforce.training.gradient_step import spoiling_its_gradient
 from llm_reinforce.training.processes import add_up_gradients
 from llm_reinforce.training.schedule import learning_rate_schedule

@@ -23,8 +23,8 @@ import torch
 
 import llm_reinforce.assemble
 import llm_reinforce.cli.running as running_module
+import llm_reinforce.console.live_view  # noqa: F401
 import llm_reinforce.episodes.collect as collect_module
-import llm_reinforce.training.terminal_display  # noqa: F401
 import llm_reinforce.training.trainer as trainer_module
 from llm_reinforce.cli import main
 from llm_reinforce.cli.interruption import ASKING

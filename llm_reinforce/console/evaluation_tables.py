@@ -19,7 +19,7 @@ TITLES = {
 
 def measures_table(data: str, columns: "Sequence[tuple[str, Evaluation]]") -> RenderableType:
     """A row a measure, each with its 95% interval; a column a policy."""
-    from llm_reinforce.training.display import visible
+    from llm_reinforce.console.run_display import visible
 
     first = columns[0][1]
     samples = f" x {first.samples_per_problem} samples" if first.samples_per_problem > 1 else ""

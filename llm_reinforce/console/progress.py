@@ -39,7 +39,7 @@ def progress(
 
 
 def _lines(name: str, total: int, what: str) -> Callable[[int], None]:
-    from llm_reinforce.training.display import duration
+    from llm_reinforce.console.run_display import duration
 
     begun: tuple[float, int] | None = None  # when it was first told, and how many were done by then
     shown = time.monotonic()

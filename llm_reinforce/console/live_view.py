@@ -15,9 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.episodes import Episode
-from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.training.display import (
+from llm_reinforce.console.run_display import (
     Pace,
     PlainDisplay,
     accuracy_title,
@@ -27,6 +25,8 @@ from llm_reinforce.training.display import (
     shown_accuracy,
     visible,
 )
+from llm_reinforce.episodes import Episode
+from llm_reinforce.evaluation import Evaluation
 
 NUM_AVERAGED = 20  # the last updates, whose mean reward is shown
 NUM_SAMPLES = 4

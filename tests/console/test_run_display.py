@@ -8,12 +8,12 @@ import time
 import pytest
 from rich.console import Console
 
+from llm_reinforce.console.live_view import TerminalDisplay, curve, display_for, evenly_spaced
+from llm_reinforce.console.run_display import Display, PlainDisplay, Silent, duration, shown_accuracy, visible
 from llm_reinforce.episodes import Episode
 from llm_reinforce.evaluation import Answer, Evaluation, Measure
 from llm_reinforce.policy import Completion
 from llm_reinforce.problems import Problem
-from llm_reinforce.training.display import Display, PlainDisplay, Silent, duration, shown_accuracy, visible
-from llm_reinforce.training.terminal_display import TerminalDisplay, curve, display_for, evenly_spaced
 from llm_reinforce.verifier import verify
 
 METRICS = {

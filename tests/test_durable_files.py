@@ -24,7 +24,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy import load_policy
 from llm_reinforce.runs.checkpoint import TrainState, find_checkpoint, save_checkpoint
 from llm_reinforce.training import ReinforceTrainer, RunDirectory
-from llm_reinforce.training.schedule import learning_rate_schedule
+from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 NOBODY = 65534  # the user without rights, by custom
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from llm_reinforce.durable_files import PARTIAL, whole_directory
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.training.schedule import set_learning_rates
+from llm_reinforce.training.learning_rates import set_learning_rates
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"update-[0-9]{6,}")  # a checkpoint's

@@ -19,8 +19,8 @@ from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
 from llm_reinforce.training.gradient_step import spoiling_its_gradient
-from llm_reinforce.training.processes import add_up_gradients
-from llm_reinforce.training.schedule import learning_rate_schedule
+from llm_reinforce.training.gradient_sum import add_up_gradients
+from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 
 def warm_start(

@@ -25,7 +25,7 @@ from llm_reinforce.runs.checkpoint import (
     load_value_head,
     save_checkpoint,
 )
-from llm_reinforce.training.schedule import learning_rate_schedule
+from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 
 class Run:

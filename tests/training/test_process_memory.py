@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-PROGRAM = "from llm_reinforce.training.memory import keep_freed_memory; print(keep_freed_memory())"
+PROGRAM = "from llm_reinforce.training.process_memory import keep_freed_memory; print(keep_freed_memory())"
 
 
 def told(**environment: str) -> str:
@@ -33,7 +33,6 @@ def test_what_the_environment_says_holds(name: str) -> None:
 
 
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llm_reinforce.training import memory
 
     for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(name)
@@ -43,7 +42,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("before", [(700, 10, 10), (50_000, 20, 100), (0, 10, 10)])
 def test_the_collector_is_left_as_it_was(before: tuple[int, int, int]) -> None:
-    from llm_reinforce.training.memory import NUM_NEW, what_is_there_stays
+    from llm_reinforce.training.process_memory import NUM_NEW, what_is_there_stays
 
     usual = gc.get_threshold()
     gc.set_threshold(*before)

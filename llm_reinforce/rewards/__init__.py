@@ -1,17 +1,17 @@
 """Rewards: the built-in functions, and the users' own."""
 
-from llm_reinforce.rewards.asking import Asked, Progress, RewardFunction, StepRewards
-from llm_reinforce.rewards.functions import (
+from llm_reinforce.rewards.built_in import (
     BUILT_IN,
     answer_format,
     conciseness,
     correct_answer,
     readability,
 )
+from llm_reinforce.rewards.calls import Asked, Progress, RewardFunction, StepRewards
+from llm_reinforce.rewards.combination import Scored, Scores, WeightedReward, failures_in_a_line, score
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
 from llm_reinforce.rewards.isolation import Isolation
 from llm_reinforce.rewards.plug_in import load_reward
-from llm_reinforce.rewards.scoring import Scored, Scores, WeightedReward, failures_in_a_line, score
 
 __all__ = [
     "BUILT_IN",

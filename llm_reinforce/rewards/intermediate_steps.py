@@ -11,7 +11,7 @@ from itertools import pairwise
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards.asking import RewardFunction, StepRewards
+from llm_reinforce.rewards.calls import RewardFunction, StepRewards
 
 MAX_DIGITS = 30  # of a number: above, an equation is left alone
 MAX_TOKENS = 60  # numbers, signs and brackets on one side of an equation

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.rewards.asking import Answers, Asked, Outcome, Progress, StepRewards
+from llm_reinforce.rewards.calls import Answers, Asked, Outcome, Progress, StepRewards
 from llm_reinforce.seeds import seed_of
 
 MAX_START = 120.0  # seconds: a user's module may import much
@@ -136,7 +136,7 @@ class _Worker:
         """Start the process; its first answer says of what kind the function is, or why it isn't loaded."""
         search_path = os.pathsep.join(path or str(self.directory) for path in sys.path)
         self.process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "llm_reinforce.rewards.worker"],
+            [sys.executable, "-P", "-m", "llm_reinforce.rewards.isolated_worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd=self.directory,

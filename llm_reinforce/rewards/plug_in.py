@@ -14,10 +14,10 @@ from typing import Any
 
 from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.errors import InputError
-from llm_reinforce.rewards.asking import RewardFunction
-from llm_reinforce.rewards.functions import BUILT_IN
+from llm_reinforce.rewards.built_in import BUILT_IN
+from llm_reinforce.rewards.calls import RewardFunction
+from llm_reinforce.rewards.combination import WeightedReward
 from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
-from llm_reinforce.rewards.scoring import WeightedReward
 from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
 
 

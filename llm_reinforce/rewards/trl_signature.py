@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-from llm_reinforce.rewards.asking import (
+from llm_reinforce.rewards.calls import (
     Answers,
     Asked,
     Outcome,

@@ -359,7 +359,7 @@ def test_no_process_is_left_where_nobody_closes_it(file: Path) -> None:
 PARENT = """\
 import sys, time
 from llm_reinforce.rewards import Asked, Isolation
-from llm_reinforce.rewards.asking import Progress
+from llm_reinforce.rewards.calls import Progress
 from llm_reinforce.rewards.isolation import IsolatedFunction
 from llm_reinforce.problems import Problem
 

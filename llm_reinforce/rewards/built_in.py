@@ -9,7 +9,7 @@ from typing import Any
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem, judge
-from llm_reinforce.rewards.asking import RewardFunction
+from llm_reinforce.rewards.calls import RewardFunction
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
 
 _BRACES = (

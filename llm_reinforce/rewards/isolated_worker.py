@@ -1,6 +1,6 @@
 """A worker process: loads one reward function and answers questions about it, one JSON line each.
 
-    python -m llm_reinforce.rewards.worker
+    python -m llm_reinforce.rewards.isolated_worker
 
 The first line names the function. What the function prints goes to the error stream, so that it can't be
 taken for an answer.
@@ -20,7 +20,7 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards.asking import Answers, Asked, Outcome, Progress, StepRewards, ask_each
+from llm_reinforce.rewards.calls import Answers, Asked, Outcome, Progress, StepRewards, ask_each
 from llm_reinforce.rewards.plug_in import load_function
 from llm_reinforce.rewards.trl_signature import ask_together, has_trl_signature
 

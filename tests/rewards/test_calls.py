@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards.asking import MAX_TRACEBACK, Asked, Outcome, StepRewards, ask_each, shown
+from llm_reinforce.rewards.calls import MAX_TRACEBACK, Asked, Outcome, StepRewards, ask_each, shown
 
 ASKED = Asked(Problem("47+85=", "132"), "abc", (5, 6, 7, 0))
 

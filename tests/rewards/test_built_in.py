@@ -21,7 +21,7 @@ from llm_reinforce.rewards import (
     readability,
     score,
 )
-from llm_reinforce.rewards.functions import ANSWER_FORMS
+from llm_reinforce.rewards.built_in import ANSWER_FORMS
 
 PROBLEM = Problem(prompt="47+85=", answer="132")
 

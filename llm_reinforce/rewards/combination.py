@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from llm_reinforce.rewards.asking import (
+from llm_reinforce.rewards.calls import (
     MAX_FLOAT32,
     Answers,
     Asked,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
-from llm_reinforce.training.gradient_sum import add_up_gradients
+from llm_reinforce.training.data_parallel import add_up_gradients
 
 ATTENDED = 8  # keys and values that attention may hold for each token of a micro-batch
 

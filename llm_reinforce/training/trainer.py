@@ -36,8 +36,8 @@ from llm_reinforce.runs.checkpoint import (
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
+from llm_reinforce.training.data_parallel import begin_alike, check_kind
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
-from llm_reinforce.training.gradient_sum import begin_alike, check_kind
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.process_memory import what_is_there_stays

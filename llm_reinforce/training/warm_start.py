@@ -18,8 +18,8 @@ from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
+from llm_reinforce.training.data_parallel import add_up_gradients
 from llm_reinforce.training.gradient_step import spoiling_its_gradient
-from llm_reinforce.training.gradient_sum import add_up_gradients
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 

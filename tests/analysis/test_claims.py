@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy.special import expit
 
-from llm_reinforce.analysis import classifier, length
+from llm_reinforce.analysis import classifier_claim, length_claim
 from llm_reinforce.analysis.collection import Collected, collect_updates
 from llm_reinforce.analysis.constant_claim import COMPARED, measure_constants, with_constant
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
@@ -82,7 +82,7 @@ def test_the_formula_is_not_that_of_a_discount(tiny_policy, collected):
 def test_the_classifiers_prediction_is_the_sum_over_states_and_classes():
     states = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     p_right, offset = expit(np.array([0.3, -1.0, 2.0])), np.array([0.0, -1.0, 0.5])
-    found = classifier._figures("", states, p_right, offset, np.random.default_rng(0), seed=0)
+    found = classifier_claim._figures("", states, p_right, offset, np.random.default_rng(0), seed=0)
     mean, mean_square = np.zeros(2), 0.0
     for x, p, c in zip(states, p_right, offset, strict=True):
         for chance, reward, score in ((p, 1 + c, (1 - p) * x), (1 - p, c, -p * x)):
@@ -94,7 +94,7 @@ def test_the_classifiers_prediction_is_the_sum_over_states_and_classes():
 
 
 def test_where_rewards_begin_moves_no_expectation_and_decides_the_variance():
-    by_name = {each.name: each for each in classifier.measure_classifier(seed=1)}
+    by_name = {each.name: each for each in classifier_claim.measure_classifier(seed=1)}
     assert len({round(each.signal, 9) for each in by_name.values()}) == 1
     one, mixed, far = (
         by_name[name]
@@ -113,20 +113,20 @@ def test_where_rewards_begin_moves_no_expectation_and_decides_the_variance():
 
 
 def test_coins():
-    figures = length.toss_coins(seed=0)
-    assert [each.num_coins for each in figures] == list(length.LENGTHS)
+    figures = length_claim.toss_coins(seed=0)
+    assert [each.num_coins for each in figures] == list(length_claim.LENGTHS)
     for each in figures:
         assert each.independent.value == pytest.approx(each.num_coins / 4, rel=0.03)
         assert each.one_coin.value == pytest.approx(each.num_coins**2 / 4, rel=0.03)
 
 
 @pytest.fixture(scope="module")
-def by_length() -> dict[tuple[str, str, int], length.LengthFigures]:
+def by_length() -> dict[tuple[str, str, int], length_claim.LengthFigures]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(length, "LENGTHS", (1, 4, 8))
         patch.setattr(length, "NUM_GROUPS", 96)
         told: list[int] = []
-        figures = length.measure_lengths(seed=0, progress=told.append)
+        figures = length_claim.measure_lengths(seed=0, progress=told.append)
         assert told[-1] == 4 * 96 * 2 == len(told)
     return {(each.paid, each.estimator, each.num_actions): each for each in figures}
 

@@ -12,7 +12,7 @@ import pytest
 from accelerate.utils import DistributedType
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.training.gradient_sum import SHARDING, check_kind
+from llm_reinforce.training.data_parallel import SHARDING, check_kind
 
 
 def launched(*program: str) -> subprocess.CompletedProcess[str]:

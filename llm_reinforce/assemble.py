@@ -4,25 +4,15 @@ recipe = load_config("quickstart")
 trainer_from_recipe(recipe).train()
 """
 
-import random
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 
-from llm_reinforce.config import DEFAULT_SPLIT, Config, DataConfig, RandomInitConfig
-from llm_reinforce.errors import InputError
+from llm_reinforce.config import Config, RandomInitConfig
+from llm_reinforce.errors import InputError, errors_in
 from llm_reinforce.policy import LanguagePolicy, policy_from_recipe
 from llm_reinforce.problems import (
     Problem,
     ProblemSplit,
-    examples_before,
-    find_overlap,
-    find_problems,
-    folded_prompt,
-    generate_problems,
-    is_file_name,
-    reads_split,
-    split_problems,
+    problems_from_config,
 )
 from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
 from llm_reinforce.training import Display, ReinforceTrainer, RunDirectory, Silent
@@ -47,8 +37,8 @@ def trainer_from_recipe(
         InputError: the problems, a reward function, the policy, or that they don't fit each other.
     """
     display = display or Silent()
-    problems = problems_from_recipe(recipe, display.say)
-    with _naming("rewards"):
+    problems = problems_from_config(recipe, display.say)
+    with errors_in("rewards"):
         rewards = rewards_from_recipe(recipe)
     if recipe.policy.random_init is not None:
         is_shown_answers = recipe.training.warm_start is not None
@@ -70,109 +60,6 @@ def trainer_from_recipe(
         run_directory=run_directory,
         display=display,
         seed=recipe.seed,
-    )
-
-
-@contextmanager
-def _naming(section: str) -> Iterator[None]:
-    """Errors that tell which section of the recipe they are about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"{section}: {error}") from error
-
-
-def problems_from_recipe(recipe: Config, say: Callable[[str], None] = _nothing) -> ProblemSplit:
-    """Training and held-out problems, each prompt as the recipe asks it.
-
-    They are disjoint, unless the recipe's held-out source holds all that is trained on: that is told.
-
-    Args:
-        say: is told where the two coincide, and what was left out of the training problems for it.
-
-    Raises:
-        InputError: the data can't be read, or leaves nothing to train on.
-    """
-    with _naming("problems"):
-        split = untemplated_problems(recipe, say)
-    template = recipe.evaluation.template or recipe.problems.template
-    examples = ""
-    if recipe.evaluation.few_shot:
-        with _naming("evaluation"):
-            examples = examples_before(
-                split.train,
-                split.held_out,
-                num_examples=recipe.evaluation.few_shot,
-                template=template,
-                seed=recipe.seed,
-            )
-    return ProblemSplit(
-        in_template(split.train, recipe.problems.template), in_template(split.held_out, template, examples)
-    )
-
-
-def untemplated_problems(recipe: Config, say: Callable[[str], None] = _nothing) -> ProblemSplit:
-    """Training and held-out problems as their source has them.
-
-    Args:
-        say: is told where the two coincide, and what was left out of the training problems for it.
-
-    Raises:
-        InputError: the data can't be read, or leaves nothing to train on.
-    """
-    settings = recipe.problems
-    if settings.generate is not None:
-        shape = settings.generate
-        split = generate_problems(
-            shape.operations,
-            shape.digits if shape.operands is None else (),
-            operands=shape.operands,
-            held_out_operands=shape.held_out_operands,
-            num_operands=shape.num_operands,
-            form=shape.form,
-            num_held_out=settings.num_held_out,
-            num_train=shape.num_train,
-            seed=recipe.seed,
-        )
-    else:
-        assert settings.train is not None  # the recipe's own check
-        problems = read_data(settings.train)
-        if settings.held_out is None:
-            split = split_problems(problems, settings.num_held_out, recipe.seed)
-        else:
-            beside = read_data(settings.held_out)
-            split = _beside(problems, beside, settings.num_held_out, recipe.seed, say)
-        # generated problems are apart by how they are made
-        for sentence in find_overlap(split.train, split.held_out).sentences():
-            say(sentence)
-    if settings.num_held_out == 0:
-        say("nothing is held out: accuracy is measured on the problems that are trained on")
-    return split
-
-
-def read_data(source: DataConfig) -> tuple[Problem, ...]:
-    """The problems of a file, of a data set by name, or of one on the hub.
-
-    Raises:
-        InputError: it isn't there or can't be used, or what has no splits is given one.
-    """
-    if (source.config, source.split) != (None, DEFAULT_SPLIT) and not reads_split(source.data):
-        what = "a file" if is_file_name(source.data) or "=" in source.data else "it"
-        raise InputError(f"{source.data}: config and split are not read for {what}; leave them out")
-    return find_problems(
-        source.data,
-        config=source.config,
-        split=source.split,
-        prompt_column=source.prompt_column,
-        answer_column=source.answer_column,
-        algebra=source.algebra,
-    )
-
-
-def in_template(problems: Iterable[Problem], template: str, before: str = "") -> tuple[Problem, ...]:
-    """The problems asked in a template's words, {prompt} being the problem's own, after worked examples."""
-    return tuple(
-        replace(problem, prompt=before + template.replace("{prompt}", problem.prompt)) for problem in problems
     )
 
 
@@ -222,32 +109,6 @@ def describe_policy(policy: LanguagePolicy) -> str:
     share = "all trained" if trained == total else f"{trained:,} of them trained"
     kind = getattr(getattr(policy.model, "config", None), "model_type", type(policy.model).__name__)
     return f"{kind}, {total:,} parameters, {share}"
-
-
-def _beside(
-    train: Sequence[Problem],
-    held_out: Sequence[Problem],
-    num_held_out: int,
-    seed: int,
-    say: Callable[[str], None],
-) -> ProblemSplit:
-    """Problems of two sources: the training ones without whatever the held-out source holds as well.
-
-    Where that would leave none they all stay: who trains on what he evaluates on is told so, and may.
-    """
-    unseen = {folded_prompt(problem.prompt) for problem in held_out}
-    kept = tuple(problem for problem in train if folded_prompt(problem.prompt) not in unseen)
-    if not kept:
-        kept = tuple(train)
-        say(
-            "problems.held_out holds all of problems.train: this run trains on what it evaluates on, and its "
-            "accuracy says nothing of new problems"
-        )
-    elif len(kept) < len(train):
-        say(f"{len(train) - len(kept):,} training problems are among the held-out ones and were left out")
-    shuffled = list(held_out)
-    random.Random(f"{seed} held_out").shuffle(shuffled)
-    return ProblemSplit(train=kept, held_out=tuple(shuffled[:num_held_out]))
 
 
 def _check_alphabet(

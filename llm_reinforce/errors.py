@@ -5,7 +5,8 @@ And what no message, log or traceback may hold: the secrets of the environment.
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
@@ -18,6 +19,15 @@ class InputError(ValueError):
     The message is shown as it stands, without a traceback, and the command exits 2; so it names the
     file, the key or the value, and the way out.
     """
+
+
+@contextmanager
+def errors_in(section: str) -> Iterator[None]:
+    """Prefix the message of an InputError with the section of the settings that it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{section}: {error}") from error
 
 
 class RunStoppedError(RuntimeError):

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce.assemble import in_template
+from llm_reinforce.problems import in_template
 from llm_reinforce.evaluation import Evaluation, evaluate
 from llm_reinforce.evaluation.extraction import (
     FLEXIBLE_PATTERN,

@@ -5,16 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from llm_reinforce.assemble import (
-    check_prompts_fit,
-    problems_from_recipe,
-    rewards_from_recipe,
-    trainer_from_recipe,
-)
+from llm_reinforce.assemble import check_prompts_fit, rewards_from_recipe, trainer_from_recipe
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
-from llm_reinforce.problems import Problem
+from llm_reinforce.problems import Problem, problems_from_config
 from llm_reinforce.training import Silent
 
 RECIPE = """\
@@ -53,19 +48,19 @@ def write_sums(path: Path, prompts: list[str], **columns: str) -> Path:
 
 
 def test_generated_problems_come_in_the_template_and_from_the_seed(tmp_path: Path) -> None:
-    split = problems_from_recipe(recipe(tmp_path, "problems.template='+{prompt}-{prompt}'"))
+    split = problems_from_config(recipe(tmp_path, "problems.template='+{prompt}-{prompt}'"))
     assert len(split.held_out) == 10
     for problem in (*split.train, *split.held_out):
         plain = problem.id.removeprefix("addition-") + "="
         assert problem.prompt == f"+{plain}-{plain}"
-    assert problems_from_recipe(recipe(tmp_path, "seed=0")) == problems_from_recipe(recipe(tmp_path))
-    assert problems_from_recipe(recipe(tmp_path, "seed=1")) != problems_from_recipe(recipe(tmp_path))
+    assert problems_from_config(recipe(tmp_path, "seed=0")) == problems_from_config(recipe(tmp_path))
+    assert problems_from_config(recipe(tmp_path, "seed=1")) != problems_from_config(recipe(tmp_path))
 
 
 def test_one_file_is_split_and_keeps_its_columns(tmp_path: Path) -> None:
     data = write_sums(tmp_path / "a.jsonl", [f"{number}=" for number in range(9)], kind="sum")
     source = f"problems={{train: {{data: {data}}}, num_held_out: 3, template: '{{prompt}}?'}}"
-    split = problems_from_recipe(recipe(tmp_path, source))
+    split = problems_from_config(recipe(tmp_path, source))
     assert (len(split.train), len(split.held_out)) == (6, 3)
     assert {problem.prompt for problem in (*split.train, *split.held_out)} == {f"{n}=?" for n in range(9)}
     assert split.train[0].columns == {"kind": "sum"}
@@ -77,13 +72,13 @@ def test_algebra_is_asked_for_by_the_recipe_and_needs_math_verify(
     data = write_sums(tmp_path / "a.jsonl", ["1=", "2=", "3="])
     source = f"problems={{train: {{data: {data}, algebra: true}}, num_held_out: 1}}"
     monkeypatch.setattr("llm_reinforce.verifier.algebra.find_spec", lambda name: object())
-    split = problems_from_recipe(recipe(tmp_path, source))
+    split = problems_from_config(recipe(tmp_path, source))
     assert all(problem.algebra for problem in (*split.train, *split.held_out))
-    plain = problems_from_recipe(recipe(tmp_path, source.replace(", algebra: true", "")))
+    plain = problems_from_config(recipe(tmp_path, source.replace(", algebra: true", "")))
     assert not any(problem.algebra for problem in (*plain.train, *plain.held_out))
     monkeypatch.setattr("llm_reinforce.verifier.algebra.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"math-verify, which isn't installed: .*llm-reinforce\[algebra\]"):
-        problems_from_recipe(recipe(tmp_path, source))
+        problems_from_config(recipe(tmp_path, source))
 
 
 def test_what_is_held_out_leaves_the_training_problems(tmp_path: Path) -> None:
@@ -91,7 +86,7 @@ def test_what_is_held_out_leaves_the_training_problems(tmp_path: Path) -> None:
     held_out = write_sums(tmp_path / "b.jsonl", ["2=", "5=", "4= "])
     source = f"problems={{train: {{data: {train}}}, held_out: {{data: {held_out}}}, num_held_out: 2}}"
     ear = Ear()
-    split = problems_from_recipe(recipe(tmp_path, source), ear.say)
+    split = problems_from_config(recipe(tmp_path, source), ear.say)
     assert [problem.prompt for problem in split.train] == ["1=", "3="]
     assert len(split.held_out) == 2
     assert ear.told == ["3 training problems are among the held-out ones and were left out"]
@@ -101,13 +96,13 @@ def test_who_trains_on_what_he_evaluates_on_is_told(tmp_path: Path) -> None:
     data = write_sums(tmp_path / "a.jsonl", ["1=", "2=", "3="])
     same = f"problems={{train: {{data: {data}}}, held_out: {{data: {data}}}, num_held_out: 3}}"
     ear = Ear()
-    split = problems_from_recipe(recipe(tmp_path, same), ear.say)
+    split = problems_from_config(recipe(tmp_path, same), ear.say)
     assert {problem.prompt for problem in split.train} == {problem.prompt for problem in split.held_out}
     assert "trains on what it evaluates on" in ear.told[0]
     assert "3 of 3 problems asked are training problems as well" in ear.told[1]
     ear = Ear()
-    problems_from_recipe(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 0}}"), ear.say)
-    assert ear.told == ["nothing is held out: accuracy is measured on the problems that are trained on"]
+    problems_from_config(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 0}}"), ear.say)
+    assert ear.told == ["no problems are held out: accuracy is measured on the training problems"]
 
 
 def test_near_copies_of_held_out_problems_are_told(tmp_path: Path) -> None:
@@ -116,7 +111,7 @@ def test_near_copies_of_held_out_problems_are_told(tmp_path: Path) -> None:
     held_out = write_sums(tmp_path / "b.jsonl", [f"{words}: 1 or 2", f"{words}, 3 or 4?", "3+1="])
     ear = Ear()
     source = f"problems={{train: {{data: {train}}}, held_out: {{data: {held_out}}}, num_held_out: 3}}"
-    problems_from_recipe(recipe(tmp_path, source), ear.say)
+    problems_from_config(recipe(tmp_path, source), ear.say)
     assert [sentence.partition(" (")[0] for sentence in ear.told] == [
         "1 of 3 problems asked are training problems as well: the policy may know their answers by heart",
         "1 of 3 problems asked are training problems with other numbers",
@@ -127,7 +122,7 @@ def test_held_out_problems_have_a_template_and_examples_of_their_own(tmp_path: P
     data = write_sums(tmp_path / "a.jsonl", [f"{number}=" for number in range(9)])
     source = f"problems={{train: {{data: {data}}}, num_held_out: 3}}"
     asked = "evaluation={few_shot: 2, template: 'Q{prompt}'}"
-    split = problems_from_recipe(recipe(tmp_path, source, asked))
+    split = problems_from_config(recipe(tmp_path, source, asked))
     assert all(problem.prompt[0] != "Q" for problem in split.train)
     before = {problem.prompt.rpartition("Q")[0] for problem in split.held_out}
     assert len(before) == 1
@@ -136,7 +131,7 @@ def test_held_out_problems_have_a_template_and_examples_of_their_own(tmp_path: P
     own = {problem.prompt.rpartition("Q")[2] for problem in split.held_out}
     assert not any(f"Q{prompt}" in shown for prompt in own)
     with pytest.raises(InputError, match="few_shot: 7 examples are wanted, and only 6 of 6"):
-        problems_from_recipe(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
+        problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
         with pytest.raises(InputError, match="read for held-out problems only"):
             recipe(
@@ -150,12 +145,12 @@ def test_a_named_set_trains_a_recipe(tmp_path: Path) -> None:
     data = tmp_path / "train.jsonl"
     data.write_text("".join(f'{{"question": "{n} and 1?", "answer": "#### {n + 1}"}}\n' for n in range(5)))
     source = f"problems={{train: {{data: gsm8k={data}}}, num_held_out: 2}}"
-    split = problems_from_recipe(recipe(tmp_path, source))
+    split = problems_from_config(recipe(tmp_path, source))
     assert {problem.answer for problem in (*split.train, *split.held_out)} == set("12345")
     with pytest.raises(InputError, match="not read for a file"):
         recipe(tmp_path, f"problems={{train: {{data: gsm8k={data}, split: test}}}}")
     with pytest.raises(InputError, match="did you mean 'gsm8k'"):
-        problems_from_recipe(recipe(tmp_path, "problems={train: {data: gsm9k}}"))
+        problems_from_config(recipe(tmp_path, "problems={train: {data: gsm9k}}"))
 
 
 @pytest.mark.parametrize(
@@ -174,7 +169,7 @@ def test_what_looks_like_a_file_is_never_looked_up_on_the_hub(
     monkeypatch.chdir(tmp_path)
     Path("a.txt").touch()
     with pytest.raises(InputError, match=message):
-        problems_from_recipe(recipe(tmp_path, f"problems={{train: {{{settings}}}}}"))
+        problems_from_config(recipe(tmp_path, f"problems={{train: {{{settings}}}}}"))
 
 
 def test_rewards_have_their_weights_and_arguments(tmp_path: Path) -> None:

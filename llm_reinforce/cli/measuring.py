@@ -118,7 +118,7 @@ def _summaries(changes: "Changes") -> dict[str, Any]:
 
 def _training_problems(recipes: Sequence[Config | None]) -> "list[Problem]":
     """What the runs among the policies were trained on, to look for it among what they are asked."""
-    from llm_reinforce.assemble import untemplated_problems
+    from llm_reinforce.problems import untemplated_problems
 
     problems: list[Problem] = []
     for number, recipe in enumerate(recipes):
@@ -132,7 +132,7 @@ def _training_problems(recipes: Sequence[Config | None]) -> "list[Problem]":
 
 
 def _read_set(request: Request, source: str, trained_on: "Sequence[Problem]") -> DataSet:
-    from llm_reinforce.assemble import in_template
+    from llm_reinforce.problems import in_template
     from llm_reinforce.problems import (
         examples_before,
         find_overlap,

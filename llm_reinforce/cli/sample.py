@@ -49,7 +49,8 @@ def sample(
         )
         import torch
 
-        from llm_reinforce.assemble import check_prompts_fit, in_template
+        from llm_reinforce.assemble import check_prompts_fit
+        from llm_reinforce.problems import in_template
         from llm_reinforce.policy import sample_completions
         from llm_reinforce.problems import Problem
 

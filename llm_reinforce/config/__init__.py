@@ -5,6 +5,7 @@ from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, Rand
 from llm_reinforce.config.problems_config import (
     DEFAULT_SPLIT,
     FILE_SUFFIXES,
+    MAX_HELD_OUT,
     DataConfig,
     GenerateConfig,
     ProblemsConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "BUILT_IN_REWARD_ARGUMENTS",
     "DEFAULT_SPLIT",
     "FILE_SUFFIXES",
+    "MAX_HELD_OUT",
     "MAX_SEED",
     "NUM_TRAINING_PROBLEMS_EVALUATED",
     "AdapterConfig",

@@ -15,7 +15,7 @@ class RandomInitConfig(Section):
     num_heads: Count = Field(default=4, description="attention heads a layer; they share hidden_size")
     hidden_size: Count = Field(default=128, validate_default=True, description="width of the hidden states")
     intermediate_size: Count = Field(default=512, description="width of the feed-forward layers")
-    max_length: Count = Field(default=64, description="longest prompt and completion together, in tokens")
+    max_length: Count = Field(default=512, description="longest prompt and completion together, in tokens")
 
     @field_validator("alphabet")
     @classmethod

@@ -8,6 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from llm_reinforce.config.section import Count, Section, Text
 
 DEFAULT_SPLIT = "train"
+MAX_HELD_OUT = 200  # problems held out if the settings don't give a number
 FILE_SUFFIXES = (".json", ".jsonl")  # data of such a name is a file, and no data set of the hub
 
 NumDigits = Annotated[int, Field(ge=1, le=12)]
@@ -131,10 +132,10 @@ class ProblemsConfig(Section):
         default=None, description="read held-out ones; null draws them off train"
     )
     template: str = Field(default="{prompt}", description="how a problem is asked; {prompt} is the problem")
-    num_held_out: int = Field(
-        default=200,
-        ge=0,
-        description="held-out problems, at most; 0: accuracy is measured on the training problems",
+    num_held_out: Annotated[int, Field(ge=0)] | None = Field(
+        default=None,
+        description="held-out problems, at most; null is 200, or a fifth of train if that is fewer; 0: "
+        "accuracy is measured on the training problems",
     )
 
     @field_validator("train")
@@ -160,7 +161,7 @@ class ProblemsConfig(Section):
 
     @field_validator("num_held_out")
     @classmethod
-    def _asks_what_is_held_out(cls, num_held_out: int, info: ValidationInfo) -> int:
+    def _asks_what_is_held_out(cls, num_held_out: int | None, info: ValidationInfo) -> int | None:
         if num_held_out == 0 and info.data.get("held_out") is not None:
             raise ValueError("is 0, so that held_out would be read for nothing; drop one of the two")
         return num_held_out

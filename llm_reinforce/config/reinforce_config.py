@@ -11,7 +11,7 @@ from llm_reinforce.config.section import Count, Positive, Section
 class SamplingConfig(Section):
     """How completions are sampled from the policy."""
 
-    max_new_tokens: Count = Field(default=32, description="longest completion, in tokens")
+    max_new_tokens: Count = Field(default=256, description="longest completion, in tokens")
     temperature: Positive = Field(default=1.0, description="divides the logits, in sampling and scoring")
     batch_size: Count | None = Field(default=None, description="sequences sampled at once; null is all")
 
@@ -58,7 +58,7 @@ class ReinforceConfig(Section):
         description="what the summed loss is divided by: a count over the update, or a constant",
     )
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
-    problems_per_update: Count = Field(default=64, description="problems drawn for an update")
+    problems_per_update: Count = Field(default=16, description="problems drawn for an update")
     episodes_per_problem: Count = Field(default=8, description="episodes of each problem: a group")
 
     @field_validator(*READ_WITH_BASELINE)

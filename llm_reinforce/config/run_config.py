@@ -4,11 +4,16 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.config.evaluation_config import EvaluationConfig
 from llm_reinforce.config.policy_config import PolicyConfig
-from llm_reinforce.config.problems_config import ProblemsConfig
+from llm_reinforce.config.problems_config import MAX_HELD_OUT, ProblemsConfig
 from llm_reinforce.config.reinforce_config import ReinforceConfig, SamplingConfig
 from llm_reinforce.config.reward_config import RewardConfig
 from llm_reinforce.config.section import MAX_SEED, Section, conflict
-from llm_reinforce.config.training_config import TrainingConfig
+from llm_reinforce.config.training_config import (
+    ADAPTER_LEARNING_RATE,
+    LEARNING_RATE,
+    RANDOM_INIT_LEARNING_RATE,
+    TrainingConfig,
+)
 
 
 class Config(Section):
@@ -32,7 +37,11 @@ class Config(Section):
         default=SamplingConfig(), validate_default=True, description="how completions are sampled"
     )
     reinforce: ReinforceConfig = Field(default=ReinforceConfig(), description="from rewards to the loss")
-    training: TrainingConfig = Field(description="the optimiser, its schedule, and what is saved")
+    training: TrainingConfig = Field(
+        default=TrainingConfig(),
+        validate_default=True,
+        description="the optimizer, its schedule, and what is saved",
+    )
     evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="how accuracy is measured")
 
     @field_validator("problems")
@@ -85,14 +94,26 @@ class Config(Section):
             )
         return training
 
+    @field_validator("training")
+    @classmethod
+    def _has_a_learning_rate(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        policy: PolicyConfig | None = info.data.get("policy")
+        if training.learning_rate is not None or policy is None:
+            return training
+        rate = ADAPTER_LEARNING_RATE if policy.lora else LEARNING_RATE
+        rate = RANDOM_INIT_LEARNING_RATE if policy.random_init else rate
+        return training.model_copy(update={"learning_rate": rate})
+
     @field_validator("evaluation")
     @classmethod
     def _asks_what_there_is(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
         problems: ProblemsConfig | None = info.data.get("problems")
-        if problems and 0 < problems.num_held_out < (evaluation.num_problems or 0):
+        num_held_out = (
+            MAX_HELD_OUT if problems is None or problems.num_held_out is None else problems.num_held_out
+        )
+        if problems and 0 < num_held_out < (evaluation.num_problems or 0):
             raise conflict(
-                ("num_problems",),
-                f"should be at most problems.num_held_out, which is {problems.num_held_out}",
+                ("num_problems",), f"should be at most problems.num_held_out, which is {num_held_out}"
             )
         for name in ("template", "few_shot"):
             if problems and problems.num_held_out == 0 and getattr(evaluation, name):

@@ -6,6 +6,13 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.config.section import Count, Positive, Section
 
+LEARNING_RATE = 1e-5
+"""For all weights of a loaded model: it learns in the recipe smollm2_addition, with which it was measured."""
+ADAPTER_LEARNING_RATE = 1e-4
+"""For an adapter: ten times that of all weights, as usual (Schulman et al. 2025, "LoRA Without Regret")."""
+RANDOM_INIT_LEARNING_RATE = 5e-4
+"""For random weights: the recipes quickstart and price, of a million and 0.1 million, use 6e-4 and 3e-4."""
+
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -35,12 +42,16 @@ class WarmStartConfig(Section):
 class TrainingConfig(Section):
     """The optimiser, its schedule, and what the run saves."""
 
-    num_updates: Count = Field(description="policy-gradient updates: optimiser steps")
+    num_updates: Count = Field(default=100, description="policy-gradient updates: optimizer steps")
     num_tokens: Count | None = Field(
         default=None,
         description="the run ends after the update that reaches so many actions in all; null: it doesn't",
     )
-    learning_rate: Positive = Field(description="highest learning rate")
+    learning_rate: Positive | None = Field(
+        default=None,
+        description=f"highest learning rate; null is {LEARNING_RATE:g}, with `lora` {ADAPTER_LEARNING_RATE:g}, "
+        f"from random weights {RANDOM_INIT_LEARNING_RATE:g}",
+    )
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         default="constant_with_warmup", description="how the learning rate goes; linear and cosine fall to 0"
     )

@@ -1,5 +1,12 @@
 """Problems: where they come from, how they are split, and what a data set's name means."""
 
+from llm_reinforce.problems.assembly import (
+    GivenProblems,
+    in_template,
+    problems_from_config,
+    read_data,
+    untemplated_problems,
+)
 from llm_reinforce.problems.few_shot import examples_before
 from llm_reinforce.problems.generators import OPERATIONS, generate_problems
 from llm_reinforce.problems.lookup import (
@@ -23,6 +30,7 @@ from llm_reinforce.problems.splits import ProblemSplit, folded_prompt
 
 __all__ = [
     "NAMED_SETS",
+    "GivenProblems",
     "OPERATIONS",
     "Overlap",
     "Problem",
@@ -33,12 +41,16 @@ __all__ = [
     "folded_prompt",
     "generate_problems",
     "is_file_name",
+    "in_template",
     "judge",
     "load_hub_problems",
+    "problems_from_config",
+    "read_data",
     "read_problems",
     "reads_split",
     "split_problems",
     "training_part",
+    "untemplated_problems",
     "usual_stop",
     "usual_template",
     "write_problems",

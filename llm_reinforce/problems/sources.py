@@ -187,7 +187,10 @@ def write_problems(path: str | PathLike[str], problems: Iterable[Problem]) -> No
 
 def _line(problem: Problem) -> str:
     row: dict[str, object] = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}
-    if problem.solution is not None:
+    raw = problem.columns.get("answer")
+    if isinstance(raw, str) and raw.strip() == problem.solution and split_at_mark(raw)[1] == problem.answer:
+        row["answer"] = raw  # as GSM8K has it: the worked solution with its answer after ####
+    elif problem.solution is not None:
         row["solution"] = problem.solution
     row |= {name: value for name, value in problem.columns.items() if name not in row}
     try:

@@ -13,7 +13,7 @@ import re
 import subprocess
 import sys
 import threading
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -44,7 +44,6 @@ def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
     return Verdict(reason == "equal", given, reason)
 
 
-@cache
 def check_algebra() -> None:
     """Check that math-verify, which compares algebra, is installed.
 

@@ -28,13 +28,12 @@ def verify(
         prompt: the question, so that an algebraic answer that repeats it is not taken for an evaluation.
 
     Raises:
-        InputError: `algebra` is set and math-verify is not installed.
+        InputError: math-verify is needed to compare the answer and is not installed.
     """
-    if algebra:
-        check_algebra()
     verdict = verify_plain(completion, answer)
     if in_per_cent:
         return without_sign(verdict, answer)
     if not algebra or verdict.correct or read_answer(answer).value is not None:
         return verdict
+    check_algebra()
     return verify_algebra(completion, answer, prompt)

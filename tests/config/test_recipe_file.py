@@ -148,12 +148,22 @@ def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) 
 
 
 def test_a_missing_key_is_told_with_its_section(tmp_path: Path) -> None:
-    text = SMALLEST.replace("  num_updates: 100\n", "")
-    assert complaints(tmp_path, text) == ["x.yaml:5: training.num_updates: missing, and it has no default"]
-    told = complaints(tmp_path, "seed: 1\n")
-    assert told == [
-        f"x.yaml: {key}: missing, and it has no default" for key in ("policy", "problems", "training")
-    ]
+    text = SMALLEST + "  warm_start: {batch_size: 4}\n"
+    (told,) = complaints(tmp_path, text)
+    assert told.endswith("training.warm_start.num_updates: missing, and it has no default")
+    told_of_all = complaints(tmp_path, "seed: 1\n")
+    assert told_of_all == [f"x.yaml: {key}: missing, and it has no default" for key in ("policy", "problems")]
+
+
+def test_the_learning_rate_defaults_to_what_suits_the_policy(tmp_path: Path) -> None:
+    def rate(policy: str) -> float | None:
+        file = tmp_path / "recipe.yaml"
+        file.write_text(f"policy: {policy}\nproblems: {{generate: {{}}}}\n")
+        return load_config(file).training.learning_rate
+
+    assert rate("{name_or_path: x}") == 1e-5
+    assert rate("{name_or_path: x, lora: {}}") == 1e-4
+    assert rate("{random_init: {}}") == 5e-4
 
 
 IMPOSSIBLE = [

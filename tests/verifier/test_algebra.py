@@ -203,7 +203,6 @@ def _is_running(pid: int) -> bool:
 
 def test_without_math_verify_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     check_algebra()
-    check_algebra.cache_clear()
     monkeypatch.setattr(algebra_module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'llm-reinforce\[algebra\]'"):
         check_algebra()

@@ -1,6 +1,6 @@
 """llm_reinforce: fine-tune a small causal language model by policy gradient, token by token.
 
-    from llm_reinforce import Problem, ReinforceTrainer, load_policy, verify
+    from llm_reinforce import Problem, TrainingLoop, load_policy, verify
 
 Each name is imported when it is first used, so that what needs no model never waits for torch.
 """
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
     from llm_reinforce.rewards import StepRewards
-    from llm_reinforce.training import ReinforceTrainer
+    from llm_reinforce.training import TrainingLoop
     from llm_reinforce.verifier import Verdict, verify
 
     __version__: str
@@ -23,7 +23,7 @@ __all__ = [
     "LanguagePolicy",
     "Problem",
     "Config",
-    "ReinforceTrainer",
+    "TrainingLoop",
     "StepRewards",
     "Verdict",
     "__version__",
@@ -38,7 +38,7 @@ _HOMES = {
     "LanguagePolicy": "policy",
     "Problem": "problems",
     "Config": "config",
-    "ReinforceTrainer": "training",
+    "TrainingLoop": "training",
     "StepRewards": "rewards",
     "Verdict": "verifier",
     "evaluate": "evaluation",

@@ -15,7 +15,9 @@ from llm_reinforce.problems import (
     problems_from_config,
 )
 from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
-from llm_reinforce.training import Display, ReinforceTrainer, RunDirectory, Silent
+from llm_reinforce.console.run_display import Display, Silent
+from llm_reinforce.training import TrainingLoop
+from llm_reinforce.runs import RunDirectory
 
 NUM_MEASURED = 200  # prompts whose tokens are counted before training: the longest by characters
 
@@ -26,7 +28,7 @@ def _nothing(sentence: str) -> None:
 
 def trainer_from_recipe(
     recipe: Config, display: Display | None = None, run_directory: RunDirectory | None = None
-) -> ReinforceTrainer:
+) -> TrainingLoop:
     """All that a recipe describes, ready to `train()`; what can fail is tried in the order of its cost.
 
     Args:
@@ -48,7 +50,7 @@ def trainer_from_recipe(
     display.say(f"policy: {describe_policy(policy)}")
     check_prompts_fit(policy, problems.train, recipe.sampling.max_new_tokens)
     check_prompts_fit(policy, problems.held_out, recipe.sampling.max_new_tokens)
-    return ReinforceTrainer(
+    return TrainingLoop(
         policy,
         problems.train,
         recipe.training,

@@ -27,7 +27,7 @@ install_import_hook(
         "llm_reinforce.analysis.gradient_statistics",
         "llm_reinforce.analysis.gradient_variance",
         "llm_reinforce.training.gradient_step",
-        "llm_reinforce.training.trainer",
+        "llm_reinforce.training.loop",
         "llm_reinforce.training.metrics",
         "llm_reinforce.training.value_baseline",
     ],

@@ -10,7 +10,7 @@ from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem, problems_from_config
-from llm_reinforce.training import Silent
+from llm_reinforce.console.run_display import Silent
 
 RECIPE = """\
 policy:

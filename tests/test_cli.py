@@ -21,8 +21,8 @@ from llm_reinforce.cli.common import is_main_process, note
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import load_config
 from llm_reinforce.config import recipe_file as recipe_module
-from llm_reinforce.runs.checkpoint import BestEvaluation
-from llm_reinforce.training import RunDirectory, TrainState
+from llm_reinforce.runs import BestEvaluation
+from llm_reinforce.runs import RunDirectory, TrainState
 
 ROOT = Path(__file__).parents[1]
 
@@ -248,7 +248,7 @@ def test_a_stop_before_there_is_a_checkpoint_says_so(monkeypatch: pytest.MonkeyP
 
     warm = ("train", "tiny.yaml", "--set", "training.warm_start={num_updates: 2, num_warmup_updates: 0}")
     with monkeypatch.context() as patch:
-        patch.setattr("llm_reinforce.training.trainer.warm_start", interrupted)
+        patch.setattr("llm_reinforce.training.loop.warm_start", interrupted)
         result = command(*warm)
     assert result.exit_code == 130, result.output
     assert "stopped after update 0; there is no checkpoint yet, --resume starts anew" in result.stdout

@@ -14,7 +14,8 @@ from typer.testing import CliRunner, Result
 from llm_reinforce.cli import app
 from llm_reinforce.cli.compare_plan import Kind, Shape, kinds_of, plan_runs
 from llm_reinforce.config import load_config
-from llm_reinforce.training import ReinforceTrainer, RunDirectory
+from llm_reinforce.training import TrainingLoop
+from llm_reinforce.runs import RunDirectory
 
 RECIPE = """\
 policy:
@@ -122,13 +123,13 @@ def test_a_run_is_the_one_that_train_makes(finished: tuple[Path, Result]) -> Non
 
 def test_done_runs_are_taken_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
-    train = ReinforceTrainer.train
+    train = TrainingLoop.train
 
-    def counted(self: ReinforceTrainer, **arguments: Any) -> Any:
+    def counted(self: TrainingLoop, **arguments: Any) -> Any:
         trained.append(self.seed)
         return train(self, **arguments)
 
-    monkeypatch.setattr(ReinforceTrainer, "train", counted)
+    monkeypatch.setattr(TrainingLoop, "train", counted)
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     again = compared("tiny.yaml", "--seeds", "1", *SHORT, "--json")
     assert again.exit_code == 0, again.output

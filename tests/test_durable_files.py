@@ -18,12 +18,14 @@ from small_runs import Watcher, full, new_run, rows, same, timeless, trainer, we
 import llm_reinforce.durable_files as durable_module
 import llm_reinforce.runs.checkpoint as checkpoint_module
 import llm_reinforce.runs.run_directory as run_directory_module
-import llm_reinforce.training.trainer as trainer_module
+import llm_reinforce.training.loop as trainer_module
 from llm_reinforce.durable_files import whole_directory, write_whole
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import load_policy
-from llm_reinforce.runs.checkpoint import TrainState, find_checkpoint, save_checkpoint
-from llm_reinforce.training import ReinforceTrainer, RunDirectory
+from llm_reinforce.runs import TrainState
+from llm_reinforce.runs.checkpoint import find_checkpoint, save_checkpoint
+from llm_reinforce.training import TrainingLoop
+from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 NOBODY = 65534  # the user without rights, by custom
@@ -174,7 +176,7 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_read_back(
 
 
 def test_a_fault_at_any_write_of_a_run_loses_nothing(tmp_path: Path) -> None:
-    def one(directory: RunDirectory) -> ReinforceTrainer:
+    def one(directory: RunDirectory) -> TrainingLoop:
         return full(directory, Watcher(), num_updates=2, checkpoint_every=1)
 
     straight = one(whole := new_run(tmp_path / "whole"))
@@ -252,7 +254,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(disk: Callable[[str], P
     if os.geteuid() != 0:
         pytest.skip("only root mounts")
 
-    def one(path: Path) -> ReinforceTrainer:
+    def one(path: Path) -> TrainingLoop:
         return trainer(num_updates=3, training={"checkpoint_every": 1}, run_directory=RunDirectory(path))
 
     straight = one(new_run(tmp_path / "straight").path)
@@ -302,7 +304,7 @@ def test_a_lost_permission_loses_nothing(nobody: Path, lost: str) -> None:
             if num_updates == 2:
                 (run.path / lost).chmod(0o500)
 
-    def one(directory: RunDirectory | None, watcher: Watcher) -> ReinforceTrainer:
+    def one(directory: RunDirectory | None, watcher: Watcher) -> TrainingLoop:
         settings = {"checkpoint_every": 1, "num_checkpoints_kept": 1}
         return trainer(num_updates=3, training=settings, run_directory=directory, display=watcher)
 

@@ -13,7 +13,8 @@ from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
-    from llm_reinforce.training import ReinforceTrainer, RunDirectory
+    from llm_reinforce.training import TrainingLoop
+    from llm_reinforce.runs import RunDirectory
 
 NUM_PROBLEMS, NUM_EPISODES = 2, 2  # what is asked, and how often each
 
@@ -59,11 +60,11 @@ def _refusals(check: Callable[[], None]) -> list[str]:
     return []
 
 
-def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:
+def _summary(recipe: Config, trainer: "TrainingLoop", place: str, mean_length: float) -> Table:
     """What would be done; `mean_length` are the actions of an episode of those shown below."""
     from llm_reinforce.assemble import describe_policy
     from llm_reinforce.console.run_display import visible
-    from llm_reinforce.training import TrainState
+    from llm_reinforce.runs import TrainState
     from llm_reinforce.training.budget import expected_updates
 
     shape = recipe.reinforce

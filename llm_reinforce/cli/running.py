@@ -17,7 +17,8 @@ from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
     from llm_reinforce.console.run_display import RunDisplay
-    from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState
+    from llm_reinforce.training import TrainingLoop
+    from llm_reinforce.runs import RunDirectory, TrainState
 
 SAME_KEYPRESS = 0.5  # seconds: a launcher hands on to its processes what the terminal has sent them already
 
@@ -68,7 +69,7 @@ def run_training(
 
 
 @contextmanager
-def _stopped_by_signals(trainer: "ReinforceTrainer", display: "RunDisplay") -> Iterator[list[int]]:
+def _stopped_by_signals(trainer: "TrainingLoop", display: "RunDisplay") -> Iterator[list[int]]:
     """SIGINT and SIGTERM ask the trainer to stop, a second one leaves at once; yields those received."""
     received: list[int] = []
     first_at = 0.0
@@ -138,7 +139,7 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
 
 def _write_environment(directory: "RunDirectory", seed: int, device: str) -> None:
     """Where the run began; a run that goes on adds where it did."""
-    from llm_reinforce.training import environment
+    from llm_reinforce.runs import environment
 
     file, here = directory.path / "environment.json", environment(seed, device)
     whole: dict[str, Any] = here

@@ -18,7 +18,7 @@ from llm_reinforce.cli.common import (
     terminal_console,
 )
 from llm_reinforce.cli.dry_run import show_dry_run
-from llm_reinforce.cli.run_comparison import compare_run
+from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.cli.running import Ended, differing_settings, run_training
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.console.evaluation_tables import comparison_table
@@ -27,7 +27,7 @@ from llm_reinforce.errors import InputError
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import TerminalDisplay
     from llm_reinforce.console.run_display import PlainDisplay, Silent
-    from llm_reinforce.training import RunDirectory, TrainState
+    from llm_reinforce.runs import RunDirectory, TrainState
 
     AnyDisplay = TerminalDisplay | PlainDisplay | Silent
 
@@ -56,7 +56,7 @@ def train(
         if resume:
             _check_same_run(loaded)
         quieten(debug=debug)
-        from llm_reinforce.training import RunDirectory
+        from llm_reinforce.runs import RunDirectory
 
         directory = RunDirectory(Path(loaded.output_dir).expanduser())
         if dry_run:
@@ -148,7 +148,7 @@ def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
         console.print("in brackets: the 95% intervals", style="dim")
         for sentence in _better_before(rows, state):
             console.print(Text(sentence, style="dim"))
-        for decoding, both in compare_run(directory, recipe.sampling.max_new_tokens).items():
+        for decoding, both in compare_first_and_last(directory, recipe.sampling.max_new_tokens).items():
             console.print(Text(f"\n{decoding}, problem by problem:", style="dim"))
             for comparison in both.values():
                 console.print(comparison_table(comparison))

@@ -56,7 +56,7 @@ def collect_episodes(
     episodes, logged = collected(episodes_per_problem, greedy=False)
     # what the functions log of the greedy ones is not mixed into what they logged of the others
     greedy = collected(1, greedy=True)[0] if with_greedy else ()
-    return EpisodeBatch(episodes, logged, greedy)
+    return EpisodeBatch.of(episodes, logged, greedy)
 
 
 def _rewarded(
@@ -70,9 +70,11 @@ def _rewarded(
     first_group: int,
 ) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
     """The completions judged and rewarded, and what the reward functions logged of all of them."""
+    problem_of = [problems[index // num_completions] for index in range(len(completions))]
+    verdicts = [judge(one.text, problem) for one, problem in zip(completions, problem_of, strict=True)]
     asked = [
-        Asked(problems[index // num_completions], completion.text, completion.token_ids)
-        for index, completion in enumerate(completions)
+        Asked(problem, completion.text, completion.token_ids, verdict)
+        for problem, completion, verdict in zip(problem_of, completions, verdicts, strict=True)
     ]
     scores = score(asked, rewards, conversational=policy.uses_chat_template, progress=progress)
     episodes = tuple(
@@ -81,7 +83,7 @@ def _rewarded(
             group=first_group + index // num_completions,
             prompt_ids=prompts[index // num_completions],
             completion=completion,
-            verdict=judge(completion.text, one.problem),
+            verdict=verdicts[index],
             rewards=scored.parts,
             reward=scored.total,
             step_rewards=lay_on_tokens(scored.steps, completion.text, completion.token_ids, policy.decode),

@@ -53,76 +53,84 @@ class Episode:
         return failures_in_a_line(self.failures)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeBatch:
-    """The episodes of one update, and the numbers of them that the equations take (on the CPU).
+    """The episodes of one update, and what the equations need of them as tensors on the CPU.
+
+    Built by `EpisodeBatch.of(episodes)`, which checks nothing and computes each tensor once.
 
     Attributes:
-        episodes: those that were sampled; all tensors here are of them.
-        logged: the numbers that reward functions gave of the batch as a whole, by name.
-        greedy: the greedy completion of each problem as an episode of its group, where it was asked for.
+        episodes: the sampled episodes; all tensors are about them.
+        logged: the numbers that reward functions logged of the batch as a whole, by name.
+        greedy: the greedy completion of each problem as an episode of its group, if there are any.
+        lengths: T, the number of actions of each episode, its end token included.
+        groups: equal numbers mark the episodes of one problem.
+        scored: False if the reward failed: such an episode is left out of baseline and loss.
+        terminal_rewards: r_T; zero where unscored.
+        step_rewards: r_{t+1} of each action, without the terminal reward; None if no episode has any.
+        behavior_log_probs: log π(a_t | s_t) as recorded at sampling; zero in padding.
     """
 
     episodes: Sequence[Episode]
-    logged: Mapping[str, float] = field(default_factory=dict)
-    greedy: Sequence[Episode] = ()
+    logged: Mapping[str, float]
+    greedy: Sequence[Episode]
+    lengths: Int[Tensor, " episode"]
+    groups: Int[Tensor, " episode"]
+    scored: Bool[Tensor, " episode"]
+    terminal_rewards: Float[Tensor, " episode"]
+    step_rewards: Float[Tensor, "episode token"] | None
+    behavior_log_probs: Float[Tensor, "episode token"]
+
+    @classmethod
+    def of(
+        cls,
+        episodes: Sequence[Episode],
+        logged: Mapping[str, float] | None = None,
+        greedy: Sequence[Episode] = (),
+    ) -> "EpisodeBatch":
+        """Return the batch of these episodes, with its tensors."""
+        has_steps = any(episode.step_rewards for episode in episodes)
+        return cls(
+            episodes=episodes,
+            logged=logged or {},
+            greedy=greedy,
+            lengths=torch.tensor(
+                [len(episode.completion.token_ids) for episode in episodes], dtype=torch.long
+            ),
+            groups=torch.tensor([episode.group for episode in episodes], dtype=torch.long),
+            scored=torch.tensor([episode.reward is not None for episode in episodes], dtype=torch.bool),
+            terminal_rewards=torch.tensor([float(episode.reward or 0.0) for episode in episodes]),
+            step_rewards=_padded([episode.step_rewards for episode in episodes], episodes)
+            if has_steps
+            else None,
+            behavior_log_probs=_padded([episode.completion.log_probs for episode in episodes], episodes),
+        )
 
     def __len__(self) -> int:
         return len(self.episodes)
 
     @property
-    def lengths(self) -> Int[Tensor, " episode"]:
-        """T, the number of actions of each episode, its end token included."""
-        return torch.tensor(
-            [len(episode.completion.token_ids) for episode in self.episodes], dtype=torch.long
-        )
-
-    @property
     def num_tokens(self) -> int:
-        """All actions that were taken for this batch, those of greedy completions too."""
+        """All actions that were taken for this batch, those of greedy completions included."""
         return sum(len(episode.completion.token_ids) for episode in (*self.episodes, *self.greedy))
 
-    @property
-    def groups(self) -> Int[Tensor, " episode"]:
-        """Equal numbers mark the episodes of one problem."""
-        return torch.tensor([episode.group for episode in self.episodes], dtype=torch.long)
-
-    @property
-    def scored(self) -> Bool[Tensor, " episode"]:
-        """False where the reward failed: such an episode stays out of baseline and loss."""
-        return torch.tensor([episode.reward is not None for episode in self.episodes], dtype=torch.bool)
-
-    @property
-    def terminal_rewards(self) -> Float[Tensor, " episode"]:
-        """r_T; zero where unscored."""
-        return torch.tensor([float(episode.reward or 0.0) for episode in self.episodes])
-
-    @property
-    def step_rewards(self) -> Float[Tensor, "episode token"] | None:
-        """r_{t+1} of each action, without the terminal reward; None where no episode has any."""
-        if not any(episode.step_rewards for episode in self.episodes):
-            return None
-        return self._padded([episode.step_rewards for episode in self.episodes])
-
-    @property
-    def behavior_log_probs(self) -> Float[Tensor, "episode token"]:
-        """log π(a_t | s_t) as recorded at sampling; zero in padding."""
-        return self._padded([episode.completion.log_probs for episode in self.episodes])
-
-    @property
     def squared_score_norms(self) -> Float[Tensor, "episode token"]:
-        """‖∂ log π(a_t | s_t) / ∂z‖² as recorded at sampling; zero in padding.
+        """Return ‖∂ log π(a_t | s_t) / ∂z‖² as recorded at sampling; zero in padding.
+
+        A method, since only `baseline: optimal` needs it.
 
         Raises:
-            ValueError: a completion has none, since it was not sampled by `sample_completions`.
+            ValueError: a completion has none, because it was not sampled by `sample_completions`.
         """
         rows = [episode.completion.squared_score_norms for episode in self.episodes]
         if any(len(row) != len(e.completion.token_ids) for row, e in zip(rows, self.episodes, strict=True)):
-            raise ValueError("the squared norms of the scores weren't recorded as the episodes were sampled")
-        return self._padded(rows)
+            raise ValueError("the squared gradient norms were not recorded when the episodes were sampled")
+        return _padded(rows, self.episodes)
 
-    def _padded(self, rows: Sequence[Sequence[float]]) -> Float[Tensor, "episode token"]:
-        """The rows filled up with zeros to the longest episode, float32."""
-        width = max(len(episode.completion.token_ids) for episode in self.episodes)
-        # one tensor of all, by way of numpy: a tensor a row takes longer than a small policy's forward pass
-        return torch.from_numpy(np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows])).float()
+
+def _padded(rows: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> Float[Tensor, "episode token"]:
+    """Return the rows as float32, padded with zeros to the longest episode."""
+    width = max((len(episode.completion.token_ids) for episode in episodes), default=0)
+    # through numpy: one tensor per row takes longer than a small policy's forward pass
+    padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float64)
+    return torch.from_numpy(padded.reshape(len(episodes), width)).float()

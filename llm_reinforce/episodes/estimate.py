@@ -106,7 +106,7 @@ def _what_it_needs(
     """What the baseline takes beside every episode's return, of all processes."""
     match settings.baseline:
         case "optimal":
-            of_own = weighted_returns(returns, batch.squared_score_norms, mask, settings.discount)
+            of_own = weighted_returns(returns, batch.squared_score_norms(), mask, settings.discount)
             return {"weighted": WeightedReturns(*map(gather, of_own))}
         case "greedy":
             return {"greedy_returns": gather(_greedy_returns(batch, settings.discount))}
@@ -125,7 +125,7 @@ def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " epi
     Raises:
         ValueError: a group has none.
     """
-    greedy = EpisodeBatch(batch.greedy)
+    greedy = EpisodeBatch.of(batch.greedy)
     returns = episode_returns(reward_to_go(_rewards(greedy), discount)) if len(greedy) else torch.zeros(0)
     of_group = dict(
         zip(greedy.groups.tolist(), returns.masked_fill(~greedy.scored, torch.nan).tolist(), strict=True)

@@ -11,6 +11,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem, judge
 from llm_reinforce.rewards.calls import RewardFunction
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
+from llm_reinforce.verifier import Verdict
 
 _BRACES = (
     r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})++\}"  # with up to three levels, as \boxed{\frac{3}{4}} has two
@@ -26,8 +27,9 @@ ANSWER_FORMS = {
 def correct_answer() -> RewardFunction:
     """The article's reward: 1 for a correct final answer, 0 for a wrong one."""
 
-    def reward(completion: str, problem: Problem) -> float:
-        return 1.0 if judge(completion, problem).correct else 0.0
+    def reward(completion: str, problem: Problem, verdict: Verdict | None = None) -> float:
+        verdict = verdict or judge(completion, problem)
+        return 1.0 if verdict.correct else 0.0
 
     return reward
 
@@ -67,8 +69,11 @@ def conciseness(max_tokens: int = 64) -> RewardFunction:
     if max_tokens < 1:
         raise InputError(f"conciseness: max_tokens must be at least 1, not {max_tokens}")
 
-    def reward(completion: str, problem: Problem, completion_ids: Sequence[int] = ()) -> float:
-        if not judge(completion, problem).correct:
+    def reward(
+        completion: str, problem: Problem, completion_ids: Sequence[int] = (), verdict: Verdict | None = None
+    ) -> float:
+        verdict = verdict or judge(completion, problem)
+        if not verdict.correct:
             return 0.0
         return max(0.0, 1.0 - len(completion_ids) / max_tokens)
 

@@ -15,7 +15,8 @@ from threading import Thread, current_thread
 from typing import Any
 
 from llm_reinforce.errors import LeaveAtOnce, without_secrets
-from llm_reinforce.problems import Problem
+from llm_reinforce.problems import Problem, judge
+from llm_reinforce.verifier import Verdict
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; what is above would be infinite
 OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("asking.py", "trl_signature.py"))
@@ -48,15 +49,24 @@ RewardFunction = Callable[[str, Problem], Value]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One completion that reward functions are asked about.
+    """One completion that reward functions are called with.
 
     Attributes:
         token_ids: the completion's tokens, a final end token included.
+        verdict: the verifier's, computed once per episode.
     """
 
     problem: Problem
     completion: str
     token_ids: tuple[int, ...] = ()
+    verdict: Verdict | None = None
+
+
+EXTRA_PARAMETERS: Mapping[str, Callable[[Asked], object]] = {
+    "completion_ids": lambda one: list(one.token_ids),
+    "verdict": lambda one: one.verdict or judge(one.completion, one.problem),
+}
+"""Parameters that `f(completion, problem)` may have besides these two, and their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +110,13 @@ class Answers:
 def ask_each(function: Callable[..., Any], asked: Sequence[Asked]) -> Answers:
     """Ask `f(completion, problem)` of each completion; coroutines are awaited together.
 
-    A function with a parameter `completion_ids` is given the completion's tokens as well.
+    A function with a parameter `completion_ids` also gets the completion's tokens, one with a parameter
+    `verdict` the verifier's verdict.
     """
-    with_ids = "completion_ids" in parameters_of(function)
+    taken = [name for name in EXTRA_PARAMETERS if name in parameters_of(function)]
     answers: list[object] = []
     for one in asked:
-        more = {"completion_ids": list(one.token_ids)} if with_ids else {}
+        more = {name: EXTRA_PARAMETERS[name](one) for name in taken}
         answers.append(guarded(function, one.completion, one.problem, **more))
     waiting = [index for index, answer in enumerate(answers) if inspect.iscoroutine(answer)]
     results = await_all([answers[index] for index in waiting])  # type: ignore[misc]

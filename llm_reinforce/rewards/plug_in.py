@@ -1,4 +1,4 @@
-"""Find the reward function that a recipe names: built in, in a package, or in a file of the user's."""
+"""Find the reward function that a recipe names: built in, in a package, or in a user's file."""
 
 import hashlib
 import importlib
@@ -15,10 +15,20 @@ from typing import Any
 from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.errors import InputError
 from llm_reinforce.rewards.built_in import BUILT_IN
-from llm_reinforce.rewards.calls import RewardFunction
+from llm_reinforce.rewards.calls import EXTRA_PARAMETERS, RewardFunction
 from llm_reinforce.rewards.combination import WeightedReward
 from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
 from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
+
+ONLY_IN_PYTHON = "python"
+"""The origin, in a run's recipe, of a function that can't be found by name."""
+
+_loading: list[Path] = []  # reward files that are being loaded
+
+
+def file_being_loaded() -> Path | None:
+    """Return the reward file that is being loaded at this moment, if there is one."""
+    return _loading[-1] if _loading else None
 
 
 def load_reward(
@@ -61,6 +71,12 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
     if ":" not in function:
         return _built_in(function, arguments)
     where, _, name = function.rpartition(":")
+    if where == ONLY_IN_PYTHON:
+        raise InputError(
+            f"reward {name!r}: the run was started from Python with a function that a recipe can't name (a "
+            "lambda, a function inside another, or one of a notebook); resume it from Python, or put the "
+            "function into a file and name it path/to/file.py:function"
+        )
     if where.endswith(".py"):
         module = _module_from_file(Path(os.path.expanduser(where)))
     else:
@@ -71,24 +87,29 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
             key for key, value in vars(module).items() if callable(value) and not key.startswith("_")
         ]
         raise InputError(f"reward {function!r}: no function {name!r} in {where}{nearest(name, candidates)}")
-    _check_arguments(found, arguments, function)
+    check_signature(found, arguments, function)
     return partial(found, **arguments) if arguments else found
 
 
-def _check_arguments(found: Callable[..., Any], arguments: Mapping[str, Any], function: str) -> None:
+def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], function: str) -> None:
+    """Check that a reward function can be called in one of the two ways, with these arguments.
+
+    Raises:
+        InputError: it can't.
+    """
     try:
         signature = inspect.signature(found)
-    except ValueError:  # written in C, it may have none
+    except (TypeError, ValueError):  # written in C, it may have none
         return
     if has_trl_signature(found):
         _check_trl_arguments(signature, arguments, function)
         return
-    with_ids: dict[str, object] = {"completion_ids": []} if "completion_ids" in signature.parameters else {}
+    extras = {name: None for name in EXTRA_PARAMETERS if name in signature.parameters}
     try:
-        signature.bind("completion", "problem", **with_ids, **arguments)
+        signature.bind("completion", "problem", **extras, **arguments)
     except TypeError as error:
         raise InputError(
-            f"reward {function!r}: it is called as f(completion, problem, **arguments), or as TRL calls "
+            f"reward {function!r}: it must be callable as f(completion, problem) or, with TRL's signature, as "
             f"f(prompts, completions, **columns): {error}"
         ) from error
 
@@ -125,12 +146,13 @@ def _module_from_file(path: Path) -> ModuleType:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
+    _loading.append(path)
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InputError(
-            f"reward file {path}: it fails as it loads: {type(error).__name__}: {error}"
-        ) from error
+        raise InputError(f"reward file {path}: loading it fails: {type(error).__name__}: {error}") from error
+    finally:
+        _loading.pop()
     return module
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,73 +14,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm_reinforce.durable_files import PARTIAL, whole_directory
-from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.training.learning_rates import set_learning_rates
+from llm_reinforce.runs.train_state import TrainState
 
 MANIFEST = "manifest.json"
 NAME = re.compile(r"update-[0-9]{6,}")  # a checkpoint's
 FILES = ("optimizer.safetensors", "policy.safetensors", "state.json")  # what it vouches for, at least
 VALUE_HEAD = "value_head.safetensors"  # where there is one
-
-
-@dataclass(frozen=True, slots=True)
-class BestEvaluation:
-    """The highest accuracy that was measured, and after how many updates."""
-
-    update: int
-    accuracy: float
-
-
-@dataclass(frozen=True, slots=True)
-class TrainState:
-    """All that changes in a run beside the tensors; this is the one place that lists it.
-
-    A checkpoint holds this state, the weights that are trained (an adapter's alone, where there is one), the
-    optimiser's state, the schedule's and fp16's scaler's, with `baseline: value` the value head's weights and
-    its optimiser's moments, and that is all of a run:
-
-    - Every random generator (the sampler's; Python's, numpy's and torch's own) is made anew for each update
-      from the seed and `num_updates`, and so is the order of the problems in each epoch from the seed.
-    - Episodes live within one update, and a checkpoint is written between two: there are none in hand.
-
-    Attributes:
-        num_updates: updates done (a skipped one counts).
-        num_problems: problems drawn so far, the position in the training problems' order.
-        num_tokens: actions sampled so far.
-        num_skipped_updates: updates left out because of a gradient that wasn't finite, or no scored episode;
-            those of the warm start are among them.
-        num_not_finite_in_a_row: the last so many updates had a gradient that wasn't finite.
-        moving_average: the baseline of that name.
-        best_evaluation: by decoding, the highest accuracy measured so far and the first update that had it.
-        num_skipped_fits: updates whose episodes the value head didn't learn from, or not in all of its steps,
-            because a loss or a gradient wasn't finite.
-    """
-
-    num_updates: int = 0
-    num_problems: int = 0
-    num_tokens: int = 0
-    num_skipped_updates: int = 0
-    num_not_finite_in_a_row: int = 0
-    moving_average: MovingAverage = field(default_factory=MovingAverage)
-    best_evaluation: Mapping[str, BestEvaluation] = field(default_factory=dict)
-    num_skipped_fits: int = 0
-
-    @classmethod
-    def from_json(cls, values: dict[str, Any]) -> "TrainState":
-        best = values.get("best_evaluation", {})
-        nested = {
-            "moving_average": MovingAverage(**values["moving_average"]),
-            "best_evaluation": {decoding: BestEvaluation(**each) for decoding, each in best.items()},
-        }
-        return cls(**{**values, **nested})
-
-    def with_evaluation(self, decoding: str, accuracy: float) -> "TrainState":
-        """The state once this accuracy has been measured: the best one may be another."""
-        best = self.best_evaluation.get(decoding)
-        if best is not None and accuracy <= best.accuracy:
-            return self
-        measured = BestEvaluation(self.num_updates, accuracy)
-        return replace(self, best_evaluation={**self.best_evaluation, decoding: measured})
 
 
 def save_checkpoint(
@@ -169,9 +108,10 @@ def load_checkpoint(
     schedule: Any,
     scaler: torch.amp.GradScaler | None = None,
 ) -> TrainState:
-    """Put the checkpoint's numbers into model, optimiser, schedule and scaler; return the train state.
+    """Load the checkpoint into model, optimizer, schedule and scaler; return the train state.
 
-    The learning rate is the schedule's own, which may be that of a longer run than the one that was saved.
+    The optimizer's learning rates are those of the saved run. The caller sets those of the schedule, which may
+    be that of a longer run.
     """
     saved = load_file(directory / "policy.safetensors")
     with torch.no_grad():
@@ -184,7 +124,6 @@ def load_checkpoint(
         tensors.setdefault(int(index), {})[name] = tensor
     optimizer.load_state_dict({"state": tensors, "param_groups": numbers["param_groups"]})
     schedule.load_state_dict(numbers["schedule"])
-    set_learning_rates(optimizer, schedule)
     if scaler is not None and numbers.get("scaler"):
         scaler.load_state_dict(numbers["scaler"])
     return TrainState.from_json(numbers["state"])

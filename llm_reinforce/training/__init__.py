@@ -1,8 +1,5 @@
-"""The loop, and what a run keeps."""
+"""The training loop, and starting and resuming a recorded run."""
 
-from llm_reinforce.console.run_display import Display, Silent
-from llm_reinforce.runs.checkpoint import TrainState
-from llm_reinforce.runs.run_directory import RunDirectory, environment
-from llm_reinforce.training.trainer import ReinforceTrainer
+from llm_reinforce.training.loop import TrainingLoop, Update
 
-__all__ = ["Display", "ReinforceTrainer", "RunDirectory", "Silent", "TrainState", "environment"]
+__all__ = ["TrainingLoop", "Update"]

@@ -3,7 +3,7 @@
 import math
 
 from llm_reinforce.config import EvaluationConfig, TrainingConfig
-from llm_reinforce.runs.checkpoint import TrainState
+from llm_reinforce.runs import TrainState
 
 
 def is_over(training: TrainingConfig, state: TrainState) -> bool:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
-from llm_reinforce.training.data_parallel import add_up_gradients
+from llm_reinforce.training.data_parallel import sum_gradients
 
 ATTENDED = 8  # keys and values that attention may hold for each token of a micro-batch
 
@@ -80,7 +80,7 @@ class GradientStep:
         if activations is not None:
             activations.clear()
         # the sum is what the denominator is for, which counts the episodes of all processes
-        add_up_gradients(self.model, self.accelerator)
+        sum_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = grad_norm < float("inf")  # False for NaN as well
@@ -159,7 +159,7 @@ class GradientStep:
             bonus = entropy_bonus(scores.entropies, mask, estimate.denominator)
             loss = loss - self.entropy_coefficient * bonus
         self.accelerator.backward(spoiling_its_gradient(loss))
-        recorded = EpisodeBatch(episodes).behavior_log_probs.to(device)
+        recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return float(loss.detach()), float(difference)
 

@@ -18,7 +18,7 @@ from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
-from llm_reinforce.training.data_parallel import add_up_gradients
+from llm_reinforce.training.data_parallel import sum_gradients
 from llm_reinforce.training.gradient_step import spoiling_its_gradient
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 
@@ -59,7 +59,7 @@ def warm_start(
         loss = _loss(policy, drawn, accelerator)
         optimizer.zero_grad()
         accelerator.backward(spoiling_its_gradient(loss) / accelerator.num_processes)
-        add_up_gradients(model, accelerator)
+        sum_gradients(model, accelerator)
         accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         is_finite = bool(norm.isfinite())

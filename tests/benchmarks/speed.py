@@ -32,7 +32,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 import llm_reinforce.episodes.collect as collect
-from llm_reinforce import Problem, ReinforceTrainer, load_policy
+from llm_reinforce import Problem, TrainingLoop, load_policy
 from llm_reinforce.config import (
     EvaluationConfig,
     RandomInitConfig,
@@ -45,7 +45,7 @@ from llm_reinforce.policy.batches import SlotBatch
 from llm_reinforce.policy.fetch import fetched_directory
 from llm_reinforce.policy.products import product
 from llm_reinforce.rewards import WeightedReward, correct_answer
-from llm_reinforce.training import Silent
+from llm_reinforce.console.run_display import Silent
 
 SIDES = ("ours", "ours, verdicts", "trl RLOO", "trl GRPO")
 GROUP = 8
@@ -120,7 +120,7 @@ class Turns:
 
 
 def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool) -> None:
-    """Updates of ReinforceTrainer."""
+    """Updates of TrainingLoop."""
     dice = random.Random(0)
     policy = load_policy(directory)
     spent = {"prefill": 0.0, "sampling": 0.0}
@@ -145,7 +145,7 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
 
     timed(collect, "sample_completions", spent, "sampling")
     timed(SlotBatch, "fill", spent, "prefill")
-    ReinforceTrainer(
+    TrainingLoop(
         policy,
         [workload.problem(dice) for _ in range(100 * workload.num_problems)],
         TrainingConfig(num_updates=10**6, learning_rate=LEARNING_RATE),

@@ -38,7 +38,7 @@ def estimate(batch: EpisodeBatch, values: Any = None, **settings: Any) -> Estima
 
 
 def test_greedy_is_the_greedy_episode_s_own_return() -> None:
-    batch = EpisodeBatch(
+    batch = EpisodeBatch.of(
         (episode(4, 1.0, 2), episode(4, 0.0), episode(7, 3.0)),
         greedy=(episode(7, 2.0, 3), episode(4, 0.5)),  # found by their group
     )
@@ -52,7 +52,7 @@ def test_greedy_is_the_greedy_episode_s_own_return() -> None:
 
 def test_greedy_with_a_discount_and_step_rewards() -> None:
     # γ = 1/2, greedy: steps 4, 2 and 8 at the end of three: 4 + 1 + 2 = 7;  sampled: 1 at the second action
-    batch = EpisodeBatch((episode(0, 1.0, 2),), greedy=(episode(0, 8.0, 3, steps=(4.0, 2.0, 0.0)),))
+    batch = EpisodeBatch.of((episode(0, 1.0, 2),), greedy=(episode(0, 8.0, 3, steps=(4.0, 2.0, 0.0)),))
     found = estimate(batch, baseline="greedy", discount=0.5)
     assert found.baselines.tolist() == [7.0]
     # ½ - 7,  ½ (1 - 7)
@@ -60,7 +60,7 @@ def test_greedy_with_a_discount_and_step_rewards() -> None:
 
 
 def test_a_greedy_completion_that_was_not_scored_leaves_nothing_to_compare_with() -> None:
-    batch = EpisodeBatch(
+    batch = EpisodeBatch.of(
         (episode(0, 1.0, 2), episode(0, 0.0), episode(1, 2.0)), greedy=(episode(0, None), episode(1, 0.0))
     )
     assert estimate(batch, baseline="greedy").advantages.tolist() == [[0.0, 0.0], [0.0, 0.0], [2.0, 0.0]]
@@ -69,7 +69,7 @@ def test_a_greedy_completion_that_was_not_scored_leaves_nothing_to_compare_with(
 def test_greedy_without_greedy_episodes_is_refused() -> None:
     with pytest.raises(ValueError, match=r"needs a greedy completion of groups \[1\]"):
         estimate(
-            EpisodeBatch((episode(0, 1.0), episode(1, 1.0)), greedy=(episode(0, 1.0),)), baseline="greedy"
+            EpisodeBatch.of((episode(0, 1.0), episode(1, 1.0)), greedy=(episode(0, 1.0),)), baseline="greedy"
         )
 
 
@@ -78,7 +78,7 @@ def test_greedy_without_greedy_episodes_is_refused() -> None:
 
 def test_optimal_weighs_by_what_was_recorded() -> None:
     # weights 1 + 1, 1 and 3 of returns 1, 0, 4: (0·1 + 4·3)/4, (1·2 + 4·3)/5, (1·2 + 0·1)/3
-    batch = EpisodeBatch(
+    batch = EpisodeBatch.of(
         (episode(0, 1.0, 2, (1.0, 1.0)), episode(0, 0.0, 1, (1.0,)), episode(0, 4.0, 1, (3.0,)))
     )
     found = estimate(batch, baseline="optimal")
@@ -88,7 +88,7 @@ def test_optimal_weighs_by_what_was_recorded() -> None:
 
 def test_optimal_with_step_rewards_weighs_every_action_s_own_return() -> None:
     # the second: g = 3, 1 of weights 1, 3: 4, and (3 + 3) / 4 = 1.5;  the first has no other than it
-    batch = EpisodeBatch((episode(0, 0.0, 1, (1.0,)), episode(0, 1.0, 2, (1.0, 3.0), steps=(2.0, 0.0))))
+    batch = EpisodeBatch.of((episode(0, 0.0, 1, (1.0,)), episode(0, 1.0, 2, (1.0, 3.0), steps=(2.0, 0.0))))
     assert estimate(batch, baseline="optimal").baselines.tolist() == [1.5, 0.0]
     # γ = 1/2: g = 2.5, 1 of weights 1, 3/4: (2.5 + 0.75) / 1.75
     found = estimate(batch, baseline="optimal", discount=0.5)
@@ -96,7 +96,7 @@ def test_optimal_with_step_rewards_weighs_every_action_s_own_return() -> None:
 
 
 def test_optimal_leaves_the_unscored_out_and_whoever_is_alone_where_it_is() -> None:
-    batch = EpisodeBatch(
+    batch = EpisodeBatch.of(
         (episode(0, 1.0, 1, (1.0,)), episode(0, None, 1, (5.0,)), episode(1, 2.0, 1, (1.0,)),
          episode(1, 6.0, 1, (2.0,)))
     )  # fmt: skip
@@ -105,7 +105,7 @@ def test_optimal_leaves_the_unscored_out_and_whoever_is_alone_where_it_is() -> N
 
 
 def test_optimal_of_episodes_that_were_not_sampled_here_is_refused() -> None:
-    batch = EpisodeBatch((episode(0, 1.0, 2, ()), episode(0, 1.0, 1, (1.0,))))
+    batch = EpisodeBatch.of((episode(0, 1.0, 2, ()), episode(0, 1.0, 1, (1.0,))))
     with pytest.raises(ValueError, match="weren't recorded"):
         estimate(batch, baseline="optimal")
     assert batch.behavior_log_probs.shape == (2, 2)  # the rest of the batch is as good as ever
@@ -115,7 +115,7 @@ def test_optimal_of_episodes_that_were_not_sampled_here_is_refused() -> None:
 
 
 def test_value_has_a_number_for_every_action() -> None:
-    batch = EpisodeBatch((episode(0, 1.0, 2), episode(0, None, 1), episode(1, 3.0, 1)))
+    batch = EpisodeBatch.of((episode(0, 1.0, 2), episode(0, None, 1), episode(1, 3.0, 1)))
     values = [[0.25, 0.5], [float("nan"), 0.0], [1.0, float("nan")]]
     found = estimate(batch, values, baseline="value", episodes_per_problem=1)
     assert found.advantages.tolist() == [[0.75, 0.5], [0.0, 0.0], [2.0, 0.0]]
@@ -128,7 +128,7 @@ def test_value_has_a_number_for_every_action() -> None:
 
 
 def test_value_with_step_rewards() -> None:
-    batch = EpisodeBatch((episode(0, 1.0, 2, steps=(2.0, 0.5)),))
+    batch = EpisodeBatch.of((episode(0, 1.0, 2, steps=(2.0, 0.5)),))
     found = estimate(batch, [[1.0, 1.0]], baseline="value", episodes_per_problem=1)
     assert found.returns.tolist() == [[3.5, 1.5]]
     assert found.advantages.tolist() == [[2.5, 0.5]]
@@ -136,12 +136,12 @@ def test_value_with_step_rewards() -> None:
 
 def test_value_without_values_is_refused() -> None:
     with pytest.raises(ValueError, match="'value' needs values"):
-        estimate(EpisodeBatch((episode(0, 1.0),)), baseline="value")
+        estimate(EpisodeBatch.of((episode(0, 1.0),)), baseline="value")
 
 
 # ---------------------------------------------------------------------------------------------- all
 
-BATCH = EpisodeBatch(
+BATCH = EpisodeBatch.of(
     (
         episode(0, 1.0, 2, (1.0, 0.5)),
         episode(0, 0.0, 3, (0.2, 0.3, 1.0)),
@@ -161,8 +161,8 @@ def test_two_processes_have_the_advantages_of_one(baseline: str, standardize: bo
     settings = ReinforceConfig(baseline=baseline, standardize=standardize, discount=0.9)  # type: ignore[arg-type]
     whole = estimate_advantages(BATCH, settings, MovingAverage(), values=VALUES)
     parts = [
-        EpisodeBatch(BATCH.episodes[:3], greedy=BATCH.greedy[:1]),
-        EpisodeBatch(BATCH.episodes[3:], greedy=BATCH.greedy[1:]),
+        EpisodeBatch.of(BATCH.episodes[:3], greedy=BATCH.greedy[:1]),
+        EpisodeBatch.of(BATCH.episodes[3:], greedy=BATCH.greedy[1:]),
     ]
     asked: list[list[Tensor]] = [[], []]
     for number, part in enumerate(parts):  # what each process has to tell the other, in order
@@ -195,7 +195,7 @@ def test_standardized_they_keep_their_direction(baseline: str) -> None:
 
 @pytest.mark.parametrize("baseline", ["optimal", "greedy", "value"])
 def test_an_empty_completion_is_nobody_s_action(baseline: str) -> None:
-    batch = EpisodeBatch(
+    batch = EpisodeBatch.of(
         (episode(0, 1.0, 2, (1.0, 1.0)), episode(0, 5.0, 0, ())), greedy=(episode(0, 0.0, 0, ()),)
     )
     found = estimate(batch, [[0.5, 0.5], [0.0, 0.0]], baseline=baseline)

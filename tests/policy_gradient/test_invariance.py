@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from llm_reinforce import Problem, ReinforceTrainer
+from llm_reinforce import Problem, TrainingLoop
 from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, estimate_advantages
 from llm_reinforce.policy import (
@@ -157,7 +157,7 @@ def batch_of(policy: LanguagePolicy) -> EpisodeBatch:
         policy, prompts, num_completions=4, max_new_tokens=6, temperature=0.9, generator=generator
     )
     rewards = [1.0, 0.0, 0.25, None, -0.5, 1.0, 0.0, 0.0]
-    return EpisodeBatch(
+    return EpisodeBatch.of(
         tuple(
             Episode(
                 problem=problems[index // 4],
@@ -174,7 +174,7 @@ def batch_of(policy: LanguagePolicy) -> EpisodeBatch:
 
 
 def trainer_of(policy: LanguagePolicy, micro_batch_tokens: int, entropy_coefficient: float):
-    return ReinforceTrainer(
+    return TrainingLoop(
         policy,
         [Problem(prompt="1+2=", answer="3")],
         TrainingConfig(
@@ -214,9 +214,9 @@ def test_an_episode_that_repeats_takes_no_room_in_a_micro_batch(exact_policy):
     policy = exact_policy()
     one, *others = batch_of(policy).episodes
     step = trainer_of(policy, len(one.prompt_ids) + len(one.completion.token_ids), 0.0).gradient_step
-    assert step.micro_batches(EpisodeBatch([one] * 5), range(5)) == [[0, 1, 2, 3, 4]]
+    assert step.micro_batches(EpisodeBatch.of([one] * 5), range(5)) == [[0, 1, 2, 3, 4]]
     other = next(each for each in others if each.completion.token_ids != one.completion.token_ids)
-    assert step.micro_batches(EpisodeBatch([one, one, other, one]), range(4)) == [[0, 1], [2], [3]]
+    assert step.micro_batches(EpisodeBatch.of([one, one, other, one]), range(4)) == [[0, 1], [2], [3]]
 
 
 def test_the_trainers_gradient_is_the_one_that_is_proved_exact(exact_policy):

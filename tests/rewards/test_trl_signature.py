@@ -17,7 +17,8 @@ from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Asked, Progress, Scores, WeightedReward, score
 from llm_reinforce.rewards.trl_signature import has_trl_signature
-from llm_reinforce.training import ReinforceTrainer, RunDirectory
+from llm_reinforce.training import TrainingLoop
+from llm_reinforce.runs import RunDirectory
 
 ASKED = [
     Asked(Problem("1+1=", "2", columns={"level": 1, "answer": "#### 2"}), "2", (2, 0)),
@@ -242,7 +243,7 @@ def test_logs_reach_the_run_s_files(tiny_policy: LanguagePolicy, tmp_path: Any) 
     directory = RunDirectory(tmp_path / "run")
     directory.prepare(resume=False, overwrite=False)
     directory.write_text("recipe.yaml", "seed: 0\n")
-    ReinforceTrainer(
+    TrainingLoop(
         tiny_policy,
         [Problem("1+1=", "2")],
         TrainingConfig(num_updates=2, learning_rate=1e-3),

@@ -10,7 +10,7 @@ import pytest
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.runs.run_directory import OWN_NAMES
-from llm_reinforce.training import RunDirectory, environment
+from llm_reinforce.runs import RunDirectory, environment
 
 
 def contents(path: Path) -> dict[str, str]:

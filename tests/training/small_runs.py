@@ -16,12 +16,14 @@ from llm_reinforce.config import (
     TrainingConfig,
     WarmStartConfig,
 )
+from llm_reinforce.console.run_display import Silent
 from llm_reinforce.episodes import Episode
 from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.training import ReinforceTrainer, RunDirectory, Silent
+from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.metrics import TIMES
 
 COPY = [Problem(f"{digit}=", str(digit), id=str(digit)) for digit in range(4)]
@@ -46,7 +48,7 @@ def sevens(completion: str, problem: Problem) -> float:
     return sum(ord(character) for character in completion) % 7 / 7
 
 
-def trainer(policy: LanguagePolicy | None = None, num_updates: int = 4, **arguments: Any) -> ReinforceTrainer:
+def trainer(policy: LanguagePolicy | None = None, num_updates: int = 4, **arguments: Any) -> TrainingLoop:
     """One that trains the copy task a little, with a reward that is seldom the same twice."""
     settings = {"num_updates": num_updates, "learning_rate": 1e-2, **arguments.pop("training", {})}
     defaults: dict[str, Any] = {
@@ -54,7 +56,7 @@ def trainer(policy: LanguagePolicy | None = None, num_updates: int = 4, **argume
         "sampling": SamplingConfig(max_new_tokens=4),
         "rewards": (WeightedReward("sevens", sevens),),
     }
-    return ReinforceTrainer(
+    return TrainingLoop(
         policy or small_policy(), COPY, TrainingConfig(**settings), **{**defaults, **arguments}
     )
 
@@ -87,7 +89,7 @@ class Watcher(Silent):
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
-        self.trainer: ReinforceTrainer | None = None
+        self.trainer: TrainingLoop | None = None
         self.said: list[str] = []
         self.metrics: list[Mapping[str, Any]] = []
         self.accuracies: list[float] = []
@@ -120,7 +122,7 @@ def full(
     policy: LanguagePolicy | None = None,
     baseline: Any = "moving_average",
     **training: Any,
-) -> ReinforceTrainer:
+) -> TrainingLoop:
     """A run with all that has a state: warm start, moving average, schedule, evaluations."""
     one = trainer(
         policy,

@@ -25,7 +25,7 @@ from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.runs.run_directory import RunDirectory
-from llm_reinforce.training import ReinforceTrainer
+from llm_reinforce.training import TrainingLoop
 
 
 def with_baseline(baseline: str, **settings: Any) -> ReinforceConfig:
@@ -37,7 +37,7 @@ def with_baseline(baseline: str, **settings: Any) -> ReinforceConfig:
     )
 
 
-def head_of(one: ReinforceTrainer) -> dict[str, torch.Tensor]:
+def head_of(one: TrainingLoop) -> dict[str, torch.Tensor]:
     assert one.value_baseline is not None
     return {name: value.clone() for name, value in one.value_baseline.tensors().items()}
 
@@ -142,7 +142,7 @@ def test_it_learns_what_can_be_foretold() -> None:
     assert watcher.metrics[-1]["advantage_std"] < 0.5 * watcher.metrics[0]["advantage_std"]
 
 
-def run_of(directory: RunDirectory, watcher: Watcher, **training: Any) -> ReinforceTrainer:
+def run_of(directory: RunDirectory, watcher: Watcher, **training: Any) -> TrainingLoop:
     one = trainer(
         reinforce=with_baseline("value", discount=0.9, value=ValueConfig(gae_lambda=0.9, hidden_size=8)),
         training={"schedule": "linear", **training},

@@ -8,7 +8,8 @@ import pytest
 from small_runs import COPY, Watcher, new_run, rows, same, timeless, trainer, weights
 
 from llm_reinforce.config import EvaluationConfig, TrainingConfig
-from llm_reinforce.training import ReinforceTrainer, RunDirectory, TrainState
+from llm_reinforce.runs import RunDirectory, TrainState
+from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
 
 
@@ -55,7 +56,7 @@ def test_evaluations_by_updates_and_by_tokens() -> None:
     assert due == [False, True, False, True, False]
 
 
-def budgeted(directory: RunDirectory, watcher: Watcher, num_tokens: int, **settings: Any) -> ReinforceTrainer:
+def budgeted(directory: RunDirectory, watcher: Watcher, num_tokens: int, **settings: Any) -> TrainingLoop:
     """A run whose updates sample 12 episodes of at most 4 tokens."""
     one = trainer(
         num_updates=1000,

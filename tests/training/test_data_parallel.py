@@ -12,7 +12,8 @@ import pytest
 from accelerate.utils import DistributedType
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.training.data_parallel import SHARDING, check_kind
+from llm_reinforce.training import data_parallel
+from llm_reinforce.training.data_parallel import SHARDING, new_accelerator
 
 
 def launched(*program: str) -> subprocess.CompletedProcess[str]:
@@ -76,16 +77,16 @@ os._exit(0)  # gloo's threads may abort a process that takes itself down
 
 
 @pytest.mark.slow
-def test_two_processes_begin_alike_and_add_up_their_gradients(tmp_path: Path) -> None:
+def test_two_processes_broadcast_weights_and_add_up_their_gradients(tmp_path: Path) -> None:
     run_twice(
         tmp_path,
         """
 from small_runs import small_policy, trainer
 from llm_reinforce.policy.decoder import llama_like
-from llm_reinforce.config.recipe_file import WarmStartConfig
-from llm_reinforce.training import gradient_step, processes, warm_start
+from llm_reinforce.config import WarmStartConfig
+from llm_reinforce.training import data_parallel, gradient_step, warm_start
 
-processes.MAX_EXCHANGED = 1000  # several messages
+data_parallel.MAX_EXCHANGED = 1000  # several messages
 checked = []
 
 def flat(tensors):
@@ -93,13 +94,13 @@ def flat(tensors):
 
 def checking(model, accelerator):
     own = flat([p.grad for p in model.parameters()])
-    processes.add_up_gradients(model, accelerator)
+    data_parallel.sum_gradients(model, accelerator)
     of_both = accelerator.gather(own[None])
     assert not torch.equal(of_both[0], of_both[1])
     torch.testing.assert_close(flat([p.grad for p in model.parameters()]), of_both.sum(0))
     checked.append(own)
 
-gradient_step.add_up_gradients = warm_start.add_up_gradients = checking
+gradient_step.sum_gradients = warm_start.sum_gradients = checking
 policy = small_policy(seed=int(os.environ["RANK"]))
 start = WarmStartConfig(num_updates=2, batch_size=4, num_warmup_updates=0)
 one = trainer(policy, num_updates=3, training={"warm_start": start, "micro_batch_tokens": 30})
@@ -114,21 +115,24 @@ rank = one.accelerator.process_index
 odd = torch.nn.Module()
 odd.nobodys, odd.first_s = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
 odd.register_buffer("sliced", torch.full((4, 6), float(rank))[:, ::2])
-processes.begin_alike(odd, one.accelerator)
+data_parallel.broadcast_weights(odd, one.accelerator)
 assert not odd.sliced.any()  # numbers that do not lie side by side in memory
 if rank == 0:
     odd.first_s.grad = torch.full((3,), 2.0)
-processes.add_up_gradients(odd, one.accelerator)
+data_parallel.sum_gradients(odd, one.accelerator)
 assert odd.nobodys.grad is None and odd.first_s.grad.tolist() == [2.0, 2.0, 2.0]
 """,
     )
 
 
 @pytest.mark.parametrize("kind", SHARDING)
-def test_a_policy_in_pieces_is_refused(kind: DistributedType) -> None:
-    accelerator: Any = SimpleNamespace(distributed_type=kind)
-    with pytest.raises(InputError, match=f"accelerate was told to use {kind.value}"):
-        check_kind(accelerator)
+def test_a_policy_in_pieces_is_refused(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
+    def launched(mixed_precision: str) -> Any:
+        return SimpleNamespace(distributed_type=kind)
+
+    monkeypatch.setattr(data_parallel, "Accelerator", launched)
+    with pytest.raises(InputError, match=f"accelerate was launched with {kind.value}"):
+        new_accelerator("no")
 
 
 @pytest.mark.slow
@@ -137,7 +141,7 @@ def test_the_value_heads_of_two_processes_are_one(tmp_path: Path) -> None:
         tmp_path,
         """
 from small_runs import Watcher, sevens, trainer
-from llm_reinforce.config.recipe_file import ReinforceConfig
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.rewards import WeightedReward
 
 def picky(completion, problem):  # so that the two have different numbers of scored episodes
@@ -162,7 +166,7 @@ from accelerate.utils import gather_object
 from small_runs import COPY, trainer
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
 from llm_reinforce.policy_gradient import MovingAverage
-from llm_reinforce.config.recipe_file import ReinforceConfig
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.training import gradient_step
 
 settings = ReinforceConfig(
@@ -179,7 +183,7 @@ def checking(model, accelerator):
     adding_up(model, accelerator)
     of_both = gradient()
     # the same weights still; now all episodes in this process, with nobody to add
-    everyone = EpisodeBatch(tuple(gather_object(list(batches[-1].episodes))))
+    everyone = EpisodeBatch.of(tuple(gather_object(list(batches[-1].episodes))))
     estimate = estimate_advantages(everyone, settings, MovingAverage())
     model.zero_grad()
     step._backward(everyone, estimate, range(len(everyone)), None)
@@ -193,7 +197,7 @@ def watched(self, batch, *rest):
     batches.append(batch)
     return plain(self, batch, *rest)
 
-adding_up, gradient_step.add_up_gradients = gradient_step.add_up_gradients, checking
+adding_up, gradient_step.sum_gradients = gradient_step.sum_gradients, checking
 gradient_step.GradientStep.__call__ = watched
 one.train()
 assert [number for number, _ in compared] == [12, 12], compared

@@ -8,7 +8,7 @@ from small_runs import COPY, small_policy, trainer
 
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.policy import Activations
-from llm_reinforce.training import ReinforceTrainer
+from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.gradient_step import GradientStep
 
 
@@ -58,10 +58,10 @@ def test_what_sampling_has_computed_is_gone_before_a_weight_changes(monkeypatch:
 
 def test_a_run_is_the_same_without(monkeypatch: pytest.MonkeyPatch) -> None:
     def weights() -> torch.Tensor:
-        one: ReinforceTrainer = trainer(small_policy(seed=2), num_updates=3)
+        one: TrainingLoop = trainer(small_policy(seed=2), num_updates=3)
         one.train()
         return torch.cat([parameter.detach().flatten() for parameter in one.policy.model.parameters()])
 
     kept = weights()
-    monkeypatch.setattr("llm_reinforce.training.trainer.Activations", lambda most: Activations(0))
+    monkeypatch.setattr("llm_reinforce.training.loop.Activations", lambda most: Activations(0))
     torch.testing.assert_close(kept, weights(), rtol=1e-4, atol=1e-4)

@@ -18,7 +18,7 @@ from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.training import ReinforceTrainer
+from llm_reinforce.training import TrainingLoop
 
 NAN, INF = math.nan, math.inf
 
@@ -45,7 +45,7 @@ class IllOnce(Watcher):
 
 def ill_once(
     tmp_path: Path, spoil: Callable[[IllOnce], None], *, is_adapted: bool = False, **arguments: Any
-) -> ReinforceTrainer:
+) -> TrainingLoop:
     """Three updates; nothing moves in the second, it is counted, and the third is one as any other."""
     policy = adapted_policy(tmp_path / "base") if is_adapted else small_policy()
     watcher = IllOnce(policy)

@@ -9,7 +9,7 @@ import pytest
 from small_runs import Watcher, new_run, rows, same, small_policy, timeless, trainer, weights
 
 from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
-from llm_reinforce.training import RunDirectory
+from llm_reinforce.runs import RunDirectory
 
 # what a function does when it is asked of the problem "0"; of the others it gives a number
 FAULTS = """\

@@ -1,14 +1,13 @@
-"""REINFORCE: the article's STEP 0-3, to be read from top to bottom."""
+"""REINFORCE: the article's STEP 0-3. Read `TrainingLoop.updates` from top to bottom."""
 
+import gc
 import math
-import random
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import set_seed
 from torch import Tensor
 
 from llm_reinforce.config import (
@@ -20,49 +19,66 @@ from llm_reinforce.config import (
 )
 from llm_reinforce.console.run_display import Display, Silent, visible
 from llm_reinforce.durable_files import whole_directory
-from llm_reinforce.episodes import EpisodeBatch, Estimate, collect_episodes, estimate_advantages
+from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import evaluate
+from llm_reinforce.evaluation import Evaluation, evaluate
 from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
-from llm_reinforce.runs.checkpoint import (
-    TrainState,
-    find_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-    tidy_up_to,
-)
+from llm_reinforce.runs import TrainState
+from llm_reinforce.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint, tidy_up_to
+from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
-from llm_reinforce.training.data_parallel import begin_alike, check_kind
+from llm_reinforce.training.data_parallel import broadcast_weights, new_accelerator
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
-from llm_reinforce.training.learning_rates import learning_rate_schedule
+from llm_reinforce.training.host_process import fewer_collections, seeded
+from llm_reinforce.training.learning_rates import learning_rate_schedule, set_learning_rates
 from llm_reinforce.training.metrics import describe_episode, update_metrics
-from llm_reinforce.training.process_memory import what_is_there_stays
+from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # episodes that reward functions are tried on, and their length
 
 
-class ReinforceTrainer:
+@dataclass(frozen=True, slots=True)
+class Update:
+    """One update of the policy, after its gradient step.
+
+    Attributes:
+        number: 1 for the first update of the run.
+        metrics: the numbers of `metrics.jsonl`, by name.
+        episodes: the episodes that the update learned from, those of one problem next to each other.
+        state: the run's state after the update.
+        evaluations: the evaluations made after this update, by decoding; mostly none.
+    """
+
+    number: int
+    metrics: Mapping[str, float]
+    episodes: Sequence[Episode]
+    state: TrainState
+    evaluations: Mapping[str, Evaluation]
+
+
+class TrainingLoop:
     """Trains a policy by REINFORCE on problems whose answers can be checked.
 
         sample episodes from π(·; θ) → returns g_t → baselines → one gradient step → sample again
 
+    `ReinforceTrainer` builds one from what a user has; all objects are complete here.
     Source: the article's STEP 0-3; Williams 1992; Sutton & Barto 2018, chapter 13.
 
     Args:
-        policy: θ_0, random (STEP 0) or learned before; it is trained in place.
-        problems: what is asked in training.
-        training: number of updates or of tokens, learning rate and so on; the other sections have defaults.
-        rewards: what an episode is worth; by default 1 for a correct final answer, else 0.
-        held_out: problems for evaluation, disjoint from `problems`; none: the evaluations ask training
-            problems, and are recorded as such.
-        run_directory: where the run is recorded; None: nowhere.
-        display: who is told of the progress.
+        policy: θ_0, random (STEP 0) or trained before; it is trained in place.
+        problems: the training problems.
+        training: number of updates or of tokens, learning rate and so on.
+        rewards: the reward functions with their weights; by default 1 for a correct final answer, else 0.
+        held_out: problems for evaluation, disjoint from `problems`; if empty, evaluations use training
+            problems and are recorded as such.
+        run_directory: directory in which the run is recorded; None: it is not recorded.
+        display: shows the progress.
     """
 
     def __init__(
@@ -88,15 +104,14 @@ class ReinforceTrainer:
         self.sampling = sampling or SamplingConfig()
         self.evaluation = evaluation or EvaluationConfig()
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
-        self.accelerator = Accelerator(mixed_precision=training.mixed_precision)
-        check_kind(self.accelerator)
+        self.accelerator = new_accelerator(training.mixed_precision)
         if self.reinforce.problems_per_update % self.accelerator.num_processes:
             raise InputError(
                 f"reinforce.problems_per_update ({self.reinforce.problems_per_update}) must be a multiple of "
                 f"the number of processes ({self.accelerator.num_processes})"
             )
         policy.model.to(self.accelerator.device)
-        begin_alike(policy.model, self.accelerator)
+        broadcast_weights(policy.model, self.accelerator)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.model.parameters() if parameter.requires_grad],
             lr=training.learning_rate,
@@ -123,83 +138,95 @@ class ReinforceTrainer:
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
         self.stop_requested = False
-        self._order: tuple[int, list[int]] = (-1, [])  # an epoch, and the order of its problems
-        self._has_told_failure = False
+        self.first_evaluations: dict[str, Evaluation] = {}  # by decoding, of this session
+        self.last_evaluations: dict[str, Evaluation] = {}
+        self._order = ProblemOrder(len(problems), seed)
+        self._num_evaluated: int | None = None  # updates before the last evaluation
+        self._num_saved: int | None = None  # updates in the newest checkpoint that this object wrote
+        self._has_reported_failure = False
         self._has_tried_rewards = False
 
-    @what_is_there_stays()
     def train(self, *, resume: bool = False) -> TrainState:
-        """Run to the last update, or to the update in hand once `stop_requested` is set; return the state.
+        """Run all updates and return the final state; see `updates`."""
+        for _ in self.updates(resume=resume):
+            pass
+        return self.state
 
-        The last is the one of number `training.num_updates`, or that in which `training.num_tokens` actions
-        have been sampled in all.
+    def updates(self, *, resume: bool = False) -> Iterator[Update]:
+        """Yield after each update, up to the last one or to the update in which `stop_requested` is set.
+
+        The last update is number `training.num_updates`, or the one that reaches `training.num_tokens`
+        sampled actions. If the caller leaves the loop earlier, a checkpoint is saved.
 
         Raises:
-            InputError: a reward function fails on each of a few episodes that it is tried on first.
+            InputError: a reward function fails on every trial episode.
             RunStoppedError: too many episodes of an update could not be scored, or too many gradients in a
-                row weren't finite; what was learned before is saved, but nothing of half a warm start.
+                row were not finite; the state before is saved, but not an unfinished warm start.
         """
         self.try_rewards()
         if self.training.num_tokens is not None:
-            tokens = f"{self.training.num_tokens:,} sampled tokens"
-            self.display.say(f"the run ends with {tokens}: how many updates that takes is an estimate")
+            self.display.say(f"the run ends after {self.training.num_tokens:,} sampled tokens")
         if resume and self._restore():
             is_stopping = self._is_stopped()
         else:
-            # STEP 0: θ_0 is what it is, unless the recipe asks for a supervised start
+            # STEP 0: θ_0 is given, unless the settings ask for a supervised start
             self.warm_start()
-            if self._is_stopped():  # in the midst of a warm start, of which nothing is kept
-                return self.state
+            if self._is_stopped():  # during the warm start, of which nothing is kept
+                return
             is_stopping = self._evaluate_and_save()
+        gc.collect()  # before its objects are skipped, see `fewer_collections`
+        if is_over(self.training, self.state):  # resumed after its last update
+            self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
-            before, started = self.state, time.perf_counter()
-            set_seed(self._random_number("update") % 2**32)  # what a reward function may draw from
-            # STEP 1: sample a fresh batch of episodes from the current policy
-            problems = self._draw_problems()
-            activations = Activations(self.training.micro_batch_tokens)
-            batch = self._collect(problems, activations)
-            sampled = time.perf_counter()
-            # STEP 2: the return of every action, and what it is compared with
-            prediction = self.value_baseline.predict(batch) if self.value_baseline else None
-            estimate = self._estimate(batch, prediction)
-            self._check_scored(batch, estimate)
-            # STEP 3: one gradient step, and back to sampling
-            outcome = self.gradient_step(batch, estimate, activations)
-            # only now: what episodes are compared with must not know them
-            is_fitted = self._fit_values(prediction, estimate)
-            self.schedule.step()
-            self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
-            self._log(batch, estimate, prediction, outcome, started, sampled)
-            self._check_finite(outcome)
-            self._check_fitted(is_fitted)
-            is_stopping = self._evaluate_and_save(before)
+            with fewer_collections(), seeded(self._random_number("update")):
+                update, is_stopping = self._update()
+            try:
+                yield update
+            except GeneratorExit:
+                if self._num_saved != self.state.num_updates:
+                    self._save_checkpoint()
+                raise
+        self.accelerator.wait_for_everyone()  # the main process evaluates and writes for all
+
+    def _update(self) -> tuple[Update, bool]:
+        """One update; also returns whether the run stops after it."""
+        before, started = self.state, time.perf_counter()
+        # STEP 1: sample a fresh batch of episodes from the current policy
+        activations = Activations(self.training.micro_batch_tokens)
+        batch = self._collect(self._draw_problems(), activations)
+        sampled = time.perf_counter()
+        # STEP 2: the return of every action, and its baseline
+        prediction = self.value_baseline.predict(batch) if self.value_baseline else None
+        estimate = self._estimate(batch, prediction)
+        self._check_scored(batch, estimate)
+        # STEP 3: one gradient step, and back to sampling
+        outcome = self.gradient_step(batch, estimate, activations)
+        # only now: a baseline must not depend on the episodes that it is subtracted from
+        is_fitted = self._fit_values(prediction, estimate)
+        self.schedule.step()
+        self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
+        metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
+        self._check_finite(outcome)
+        self._check_fitted(is_fitted)
+        is_stopping = self._evaluate_and_save(before)
+        is_evaluated = self._num_evaluated == self.state.num_updates
         if is_over(self.training, self.state):
-            self._save_policy()
-        self.accelerator.wait_for_everyone()  # the first one evaluates and writes, for all
-        return self.state
+            self._finish()
+        evaluations = dict(self.last_evaluations) if is_evaluated else {}
+        return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
     def _is_stopped(self) -> bool:
-        """Whether any process was asked to stop; all of them hear the same answer."""
+        """Return True if any process was asked to stop; the answer is the same in all processes."""
         if self.accelerator.num_processes == 1:
             return self.stop_requested
         return bool(self._gather(torch.tensor([self.stop_requested])).any())
 
     def _draw_problems(self) -> list[Problem]:
-        """The next problems of this process, in an order shuffled anew each epoch from the seed."""
-        drawn = []
+        """The next problems of this process, in an order shuffled for each epoch."""
         first = self.state.num_problems + self.accelerator.process_index
         stop = self.state.num_problems + self.reinforce.problems_per_update
-        for position in range(first, stop, self.accelerator.num_processes):
-            epoch, index = divmod(position, len(self.problems))
-            drawn.append(self.problems[self._epoch_order(epoch)[index]])
-        return drawn
-
-    def _epoch_order(self, epoch: int) -> list[int]:
-        if self._order[0] != epoch:
-            order = list(range(len(self.problems)))
-            random.Random(f"epoch {self.seed} {epoch}").shuffle(order)
-            self._order = (epoch, order)
-        return self._order[1]
+        positions = range(first, stop, self.accelerator.num_processes)
+        return [self.problems[self._order.index(position)] for position in positions]
 
     def _collect(
         self,
@@ -208,7 +235,7 @@ class ReinforceTrainer:
         *,
         is_trial: bool = False,
     ) -> EpisodeBatch:
-        """Episodes of the current policy; as a trial, a short one of each problem."""
+        """Collect episodes of the current policy; for a trial, a short one of each problem."""
         max_new_tokens = self.sampling.max_new_tokens
         with self.accelerator.autocast():
             return collect_episodes(
@@ -242,58 +269,61 @@ class ReinforceTrainer:
         )
 
     def _fit_values(self, prediction: Prediction | None, estimate: Estimate) -> bool:
-        """False where the value head, if there is one, could not learn from the episodes in all its steps."""
+        """Fit the value head, if there is one; return False if it skipped a step."""
         if self.value_baseline is None or prediction is None:
             return True
         return self.value_baseline.fit(prediction, estimate)
 
     def try_rewards(self) -> None:
-        """Ask all reward functions of a few episodes before anything is trained, once.
+        """Call all reward functions on a few episodes before anything is trained, once.
 
         Raises:
-            InputError: one fails on all of them: so it would go on.
+            InputError: a function fails on all of them.
         """
         if self._has_tried_rewards:
             return
         batch = self._collect(self.problems[:NUM_TRIED], is_trial=True)
         episode = batch.episodes[0]
         failing = [name for name in episode.rewards if all(name in one.failures for one in batch.episodes)]
-        has_failed = self._gather(torch.tensor([bool(failing)]))  # one process doesn't go on without another
+        has_failed = self._gather(torch.tensor([bool(failing)]))  # all processes stop together
         if failing:
-            told = f"reward {failing[0]!r} fails on every episode that it was tried on "
             why = visible(episode.failures[failing[0]], 400)
-            told += f"(mend it, or take it out of the recipe's rewards): {why}"
-            raise InputError("\n".join([told, *_lines(episode.traceback)]))
+            message = (
+                f"reward {failing[0]!r} failed on all {len(batch)} trial episodes; fix the function or remove it "
+                f"from `rewards`: {why}"
+            )
+            raise InputError("\n".join([message, *_lines(episode.traceback)]))
         if has_failed.any():
-            raise InputError("a reward fails on every episode that it was tried on in another process")
+            raise InputError("a reward failed on all trial episodes of another process")
         if not batch.scored.any():
-            self.display.say("no reward function applies to any of the episodes that they were tried on")
+            self.display.say("no reward function applies to any of the trial episodes")
         self._has_tried_rewards = True
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))
 
     def _random_number(self, purpose: str) -> int:
-        """A seed of this update, purpose and process alone, so that a resumed run draws the same."""
+        """Return a seed that depends on run, update, purpose and process alone, so that a resumed run draws
+        the same numbers."""
         return seed_of(purpose, self.seed, self.state.num_updates, self.accelerator.process_index)
 
     def _gather(self, values: Tensor) -> Tensor:
-        """The values of all processes, in the order of the processes, on the CPU."""
+        """Return the values of all processes, in the order of the processes, on the CPU."""
         gathered: Tensor = self.accelerator.gather(values.to(self.accelerator.device))
         return gathered.cpu()
 
     def _check_scored(self, batch: EpisodeBatch, estimate: Estimate) -> None:
-        """Tell once why an episode could not be scored, and stop where too many could not.
+        """Report the first unscored episode, and stop if too many are unscored.
 
         Raises:
-            InputError: in the run's first update not one could be: so it would go on.
-            RunStoppedError: more than `training.max_unscored_share` could not; a checkpoint is saved before.
+            InputError: no episode of the run's first update could be scored.
+            RunStoppedError: the share is above `training.max_unscored_share`; a checkpoint is saved before.
         """
         failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
         why = visible(failed[0].failure or "", 400) if failed else "no reward function applies"
-        if failed and not self._has_told_failure:
-            self._has_told_failure = True
-            self.display.say(f"an episode could not be scored, and is left out: {why}")
+        if failed and not self._has_reported_failure:
+            self._has_reported_failure = True
+            self.display.say(f"an episode could not be scored and is left out: {why}")
             for line in _lines(failed[0].traceback):
                 self.display.say(line)
         if self.state.num_updates == 0 and estimate.mean_return is None:
@@ -304,35 +334,35 @@ class ReinforceTrainer:
             raise RunStoppedError(
                 f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored, "
                 f"more than training.max_unscored_share, {self.training.max_unscored_share:.0%} ({why}); "
-                "the run is saved as it was before, so mend the reward function and go on with --resume"
+                "the state before this update is saved: fix the reward function and resume the run"
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:
-        """Tell of the first of the updates in a row whose gradient wasn't finite; after some stop.
+        """Report the first of several updates in a row whose gradient is not finite; stop after some.
 
         Raises:
-            RunStoppedError: `training.max_not_finite` of them have come in a row; the state is saved.
+            RunStoppedError: there were `training.max_not_finite` of them in a row; the state is saved.
         """
         in_a_row, limit = self.state.num_not_finite_in_a_row, self.training.max_not_finite
         if in_a_row == 1:
             self.display.say(
-                f"update {self.state.num_updates} is left out: its gradient isn't finite (norm "
-                f"{outcome.grad_norm:.3g}, loss {outcome.loss:.3g}); the weights stay"
+                f"update {self.state.num_updates} is skipped: its gradient is not finite (norm "
+                f"{outcome.grad_norm:.3g}, loss {outcome.loss:.3g}); the weights are unchanged"
             )
         if in_a_row >= limit:
             self._save_checkpoint()
             raise RunStoppedError(
-                f"the gradients of the last {in_a_row} updates weren't finite; the weights are those before "
-                "them, and saved. A lower training.learning_rate, dtype or mixed_precision of more bits may "
-                "help; --resume goes on from there"
+                f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
+                "saved. Lower training.learning_rate, or use a dtype or mixed_precision of more bits, and resume "
+                "the run"
             )
 
     def _check_fitted(self, is_fitted: bool) -> None:
-        """Tell of the first fit of the value head that wasn't finite; metrics count them all."""
+        """Report the first fit of the value head that was not finite; the metrics count all of them."""
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
-                f"the value head leaves out steps of update {self.state.num_updates}: their loss or gradient "
-                "isn't finite, as huge returns make it (value/num_skipped_fits counts such updates)"
+                f"the value head skips steps of update {self.state.num_updates}: their loss or gradient is not "
+                "finite, because returns are huge (value/num_skipped_fits counts such updates)"
             )
 
     def _next_state(
@@ -364,9 +394,10 @@ class ReinforceTrainer:
         outcome: UpdateOutcome,
         started: float,
         sampled: float,
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Return the update's metrics, after showing and recording them."""
         now = time.perf_counter()
-        metrics = {
+        metrics: dict[str, Any] = {
             "update": self.state.num_updates,
             **update_metrics(batch, estimate, prediction.values if prediction else None),
             "loss": outcome.loss,
@@ -381,10 +412,10 @@ class ReinforceTrainer:
         }
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
-        # what reward functions logged, under names that aren't taken
+        # what reward functions logged, under names that are not taken
         metrics |= {name: value for name, value in batch.logged.items() if name not in metrics}
         if not self.accelerator.is_main_process:
-            return
+            return metrics
         total = expected_updates(self.training, self.state)
         self.display.update(self.state.num_updates, total, metrics, batch.episodes)
         if self.run_directory is not None:
@@ -392,12 +423,13 @@ class ReinforceTrainer:
             for row in range(min(self.training.logged_episodes, len(batch))):
                 line = describe_episode(batch.episodes[row], estimate.returns[row], estimate.advantages[row])
                 self.run_directory.append("episodes.jsonl", {"update": self.state.num_updates, **line})
+        return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Now and then: measure accuracy, and write a checkpoint. Return whether the run stops here, saved.
+        """Measure accuracy and write a checkpoint, if they are due; return True if the run stops here, saved.
 
-        `before` is the state before the update in hand; None where there has been none.
-        What is asked for once that is decided, in the midst of the saving say, holds after the next update.
+        `before` is the state before the latest update; None before the first one. A request to stop that comes
+        after this decision, while a checkpoint is being saved say, takes effect after the next update.
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
@@ -411,6 +443,7 @@ class ReinforceTrainer:
         return is_stopping
 
     def _save_checkpoint(self) -> None:
+        self._num_saved = self.state.num_updates
         if self.accelerator.is_main_process and self.run_directory is not None:
             self.run_directory.sync_logs()
             save_checkpoint(
@@ -424,7 +457,14 @@ class ReinforceTrainer:
                 value_head=self.value_baseline.tensors() if self.value_baseline else None,
             )
 
-    def _save_policy(self) -> None:
+    def _finish(self) -> None:
+        """Save the policy, and what changed between the first evaluation and the last."""
+        self.save_policy()
+        if self.accelerator.is_main_process and self.run_directory is not None:
+            compare_first_and_last(self.run_directory, self.sampling.max_new_tokens)
+
+    def save_policy(self) -> None:
+        """Write the policy as it is now to `policy/` in the run's directory."""
         if self.accelerator.is_main_process and self.run_directory is not None:
             with whole_directory(self.run_directory.policy) as directory:
                 self.policy.save(directory)
@@ -435,6 +475,7 @@ class ReinforceTrainer:
             None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED
         )
         problems = (self.held_out or self.problems)[:num_problems]
+        self._num_evaluated = self.state.num_updates
         for decoding in self.evaluation.decodings:
             with self.accelerator.autocast():
                 evaluation = evaluate(
@@ -450,6 +491,8 @@ class ReinforceTrainer:
                     progress=lambda done: self.display.evaluating(done, len(problems)),
                 )
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
+            self.first_evaluations.setdefault(decoding, evaluation)
+            self.last_evaluations[decoding] = evaluation
             self.display.evaluation(self.state.num_updates, data, evaluation)
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
@@ -458,7 +501,7 @@ class ReinforceTrainer:
                     self.run_directory.append_answers(where, evaluation)
 
     def warm_start(self) -> None:
-        """The recipe's supervised start, where it has one, of the first policy-gradient update."""
+        """Run the supervised updates before the first policy-gradient update, if the settings ask for them."""
         if self.training.warm_start is None:
             return
         num_skipped = warm_start(
@@ -474,28 +517,29 @@ class ReinforceTrainer:
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 
     def _restore(self) -> bool:
-        """Go back to the newest whole checkpoint; False where there is none and the run starts anew."""
+        """Load the newest whole checkpoint; return False if there is none, so that the run starts anew."""
         if self.run_directory is None:
-            raise InputError("a run without a directory has nothing to resume from")
+            raise InputError("nothing to resume: this run has no output_dir")
         directory, passed_over = find_checkpoint(self.run_directory.checkpoints)
         for fault in passed_over:
-            self.display.say(f"passed over checkpoint {fault}")
+            self.display.say(f"skipped checkpoint {fault}")
         if directory is None:
-            self.display.say("there is no whole checkpoint: the run starts anew")
+            self.display.say("no complete checkpoint: the run starts from the beginning")
         else:
             self.state = load_checkpoint(
                 directory, self.policy.model, self.optimizer, self.schedule, self.accelerator.scaler
             )
-            self.display.say(f"going on from {directory.name}")
+            set_learning_rates(self.optimizer, self.schedule)
+            self.display.say(f"resuming from {directory.name}")
             if self.value_baseline:
                 self.value_baseline.restore(directory, self.display.say)
         if self.accelerator.is_main_process:
-            if directory is not None:  # a kill may have come between a save and what it removes
+            if directory is not None:  # a run may be killed between a save and the removal of older ones
                 tidy_up_to(directory, self.training.num_checkpoints_kept)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
         return directory is not None
 
 
 def _lines(traceback: str) -> list[str]:
-    """A traceback's lines, to stand below the sentence that needs it."""
+    """Return a traceback's lines, indented below the message that they explain."""
     return [f"    {visible(line, 200)}" for line in traceback.splitlines()]

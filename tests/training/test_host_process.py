@@ -1,14 +1,19 @@
-"""What is freed stays with the process, if its C library can be told so; the collector looks at little."""
+"""A run gives the process back as it was: collector, random generators; only the command line sets malloc."""
 
 import gc
 import os
 import platform
+import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+import torch
 
-PROGRAM = "from llm_reinforce.training.process_memory import keep_freed_memory; print(keep_freed_memory())"
+from llm_reinforce.training import host_process
+
+PROGRAM = "from llm_reinforce.training.host_process import keep_freed_memory; print(keep_freed_memory())"
 
 
 def told(**environment: str) -> str:
@@ -36,21 +41,46 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
     for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())
-    assert not memory.keep_freed_memory()
+    monkeypatch.setattr(host_process.ctypes, "CDLL", lambda name: object())
+    assert not host_process.keep_freed_memory()
 
 
 @pytest.mark.parametrize("before", [(700, 10, 10), (50_000, 20, 100), (0, 10, 10)])
 def test_the_collector_is_left_as_it_was(before: tuple[int, int, int]) -> None:
-    from llm_reinforce.training.process_memory import NUM_NEW, what_is_there_stays
-
     usual = gc.get_threshold()
     gc.set_threshold(*before)
     try:
-        with what_is_there_stays():
-            assert gc.get_threshold() == (max(NUM_NEW, before[0]) if before[0] else 0, *before[1:])
+        with host_process.fewer_collections():
+            assert gc.get_threshold() == (
+                max(host_process.NUM_NEW, before[0]) if before[0] else 0,
+                *before[1:],
+            )
             assert gc.get_freeze_count()
         assert gc.get_threshold() == before
         assert not gc.get_freeze_count()
     finally:
         gc.set_threshold(*usual)
+
+
+def test_objects_that_the_caller_has_frozen_stay_frozen() -> None:
+    gc.freeze()
+    try:
+        with host_process.fewer_collections():
+            pass
+        assert gc.get_freeze_count() > 0
+    finally:
+        gc.unfreeze()
+
+
+def test_generators_are_seeded_within_and_restored_after() -> None:
+    def numbers() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))
+
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    with host_process.seeded(7):
+        inside = numbers()
+    after = numbers()
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    assert numbers() == after
+    with host_process.seeded(7):
+        assert numbers() == inside

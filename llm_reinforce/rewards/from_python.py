@@ -1,0 +1,112 @@
+"""Rewards given in Python: functions, names, lists of these, or a dict with weights."""
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from llm_reinforce.config import RewardConfig
+from llm_reinforce.errors import InputError
+from llm_reinforce.rewards.built_in import BUILT_IN
+from llm_reinforce.rewards.combination import WeightedReward
+from llm_reinforce.rewards.plug_in import ONLY_IN_PYTHON, check_signature
+
+WANTED = "a function, a name, a list of these, or a dict such as {function: weight}"
+
+Given = tuple[dict[str, Any], WeightedReward | None]
+"""A reward's keys in a recipe, and the reward itself; None if it is loaded by those keys."""
+
+
+def rewards_from(source: Any) -> list[Given]:
+    """Return what a caller means by `rewards=`: the keys of a recipe and, for functions, the reward itself.
+
+    Args:
+        source: a function of either signature, a built-in name, `path/to/file.py:function`, a RewardConfig or
+            WeightedReward, a list of these, or a dict from these to weights.
+
+    Raises:
+        InputError: it is none of these, or a function can be called in neither way.
+    """
+    if isinstance(source, Mapping):
+        pairs = [(reward, _weight(reward, weight)) for reward, weight in source.items()]
+    elif isinstance(source, Sequence) and not isinstance(source, str):
+        pairs = [(reward, None) for reward in source]
+    else:
+        pairs = [(source, None)]
+    if not pairs:
+        raise InputError(f"rewards: empty; give {WANTED}")
+    return [_one(reward, weight, index) for index, (reward, weight) in enumerate(pairs)]
+
+
+def reward_name(function: Callable[..., Any]) -> str:
+    """Return the name by which a function's rewards are logged; every callable has one."""
+    if isinstance(function, functools.partial):
+        return reward_name(function.func)
+    qualified = getattr(function, "__qualname__", None) or type(function).__qualname__
+    outer, _, inner = qualified.rpartition(".<locals>.")
+    # the built-in factories return functions called `reward`
+    name = outer.rpartition(".")[2] if inner == "reward" else inner.rpartition(".")[2]
+    return str(name.strip("<>") or "reward")
+
+
+def reward_origin(function: Callable[..., Any]) -> str:
+    """Return how a recipe names this function: `package.module:function` or `/path/file.py:function`.
+
+    A lambda, a function inside another, and one of a notebook have no such name: `python:NAME` records that.
+    """
+    module = sys.modules.get(getattr(function, "__module__", None) or "")
+    name = getattr(function, "__qualname__", "")
+    if module is None or getattr(module, name, None) is not function:
+        return f"{ONLY_IN_PYTHON}:{reward_name(function)}"
+    if "." in module.__name__:
+        return f"{module.__name__}:{name}"
+    file = getattr(module, "__file__", None)  # importable from its own folder only, or a script
+    if file is None or not file.endswith(".py") or not Path(file).is_file():
+        return f"{ONLY_IN_PYTHON}:{name}"
+    return f"{Path(file).resolve()}:{name}"
+
+
+def _one(reward: Any, weight: float | None, index: int) -> Given:
+    if isinstance(reward, RewardConfig):
+        keys = reward.model_dump(mode="json", exclude_unset=True)
+        return (keys if weight is None else {**keys, "weight": weight}), None
+    weighted = None if weight is None else {"weight": weight}
+    if isinstance(reward, str):
+        return {"function": reward, **(weighted or {})}, None
+    if isinstance(reward, WeightedReward):
+        function, weight = reward.function, reward.weight if weight is None else weight
+        given = WeightedReward(reward.name, function, weight, reward.conversational)
+        return _keys(reward_origin(reward.function), given), given
+    if not callable(reward):
+        raise InputError(f"rewards[{index}]: {_shown(reward)} is not a reward; give {WANTED}")
+    for name, factory in BUILT_IN.items():
+        if reward is factory:
+            return {"function": name, **(weighted or {})}, None
+    name = reward_name(reward)
+    check_signature(reward, {}, name)
+    given = WeightedReward(name, reward, 1.0 if weight is None else weight)
+    return _keys(reward_origin(reward), given), given
+
+
+def _keys(origin: str, given: WeightedReward) -> dict[str, Any]:
+    keys: dict[str, Any] = {"function": origin, "weight": given.weight}
+    return keys if given.conversational is None else {**keys, "conversational": given.conversational}
+
+
+def _weight(reward: Any, weight: Any) -> float:
+    if isinstance(weight, bool) or not isinstance(weight, Real):
+        name = reward if isinstance(reward, str) else reward_name(reward)
+        raise InputError(
+            f"rewards[{name!r}]: a weight is a number, not {_shown(weight)}; for a function with the weight 1 "
+            "give a list, such as rewards=[my_function, 'answer_format']"
+        )
+    return float(weight)
+
+
+def _shown(value: Any) -> str:
+    kind = "class" if inspect.isclass(value) else type(value).__name__
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind})"

@@ -1,0 +1,54 @@
+"""A run's first evaluation and its last, and what changed between them, problem by problem."""
+
+import json
+from typing import Any
+
+from llm_reinforce.evaluation import (
+    Comparison,
+    Criterion,
+    Evaluation,
+    answers_in,
+    comparisons,
+    measures_of,
+)
+from llm_reinforce.problems import Problem
+from llm_reinforce.runs.run_directory import RunDirectory
+
+
+def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
+    """Return the run's first and last evaluation by decoding, as `answers.jsonl` has them.
+
+    Empty before there are two evaluations of the same problems.
+    """
+    by_update: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    for row in directory.rows("answers.jsonl"):
+        by_update.setdefault(row["decoding"], {}).setdefault(row["update"], []).append(row)
+    pairs = {}
+    for decoding, updates in by_update.items():
+        first, last = min(updates), max(updates)
+        before, after = (_evaluation(updates[update], max_new_tokens) for update in (first, last))
+        if first != last and len(before.problems) == len(after.problems):
+            pairs[decoding] = before, after
+    return pairs
+
+
+def compare_first_and_last(
+    directory: RunDirectory, max_new_tokens: int
+) -> dict[str, dict[Criterion, Comparison]]:
+    """Return what changed from the first evaluation to the last, by decoding; write `comparison.json`."""
+    changes = {
+        decoding: comparisons(*pair) for decoding, pair in first_and_last(directory, max_new_tokens).items()
+    }
+    if changes:
+        rows = {
+            decoding: {criterion: comparison.summary() for criterion, comparison in both.items()}
+            for decoding, both in changes.items()
+        }
+        directory.write_text("comparison.json", json.dumps(rows, indent=2) + "\n")
+    return changes
+
+
+def _evaluation(rows: list[dict[str, Any]], max_new_tokens: int) -> Evaluation:
+    problems = [Problem(row["prompt"], row["answer"], id=row["id"]) for row in rows]
+    answers = [answers_in(row) for row in rows]
+    return Evaluation(rows[0]["decoding"], problems, answers, measures_of(answers, max_new_tokens))

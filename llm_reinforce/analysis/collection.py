@@ -37,7 +37,7 @@ class Collected:
     @property
     def batch(self) -> EpisodeBatch:
         """All episodes of all updates."""
-        return EpisodeBatch([episode for update in self.updates for episode in update.episodes])
+        return EpisodeBatch.of([episode for update in self.updates for episode in update.episodes])
 
 
 def collect_updates(
@@ -85,7 +85,7 @@ def collect_updates(
         progress((number + 1) * num_problems // num_updates)
     before, measured = batches[:num_updates], tuple(batches[num_updates:])
     _check_scored(measured)
-    earlier = EpisodeBatch([episode for batch in before for episode in batch.episodes])
+    earlier = EpisodeBatch.of([episode for batch in before for episode in batch.episodes])
     plain = settings.model_copy(update={"baseline": "none"})
     average = MovingAverage(estimate_advantages(earlier, plain, MovingAverage()).mean_return or 0.0, 1.0)
     head = fitted_head(policy, earlier, settings, seed)

@@ -105,7 +105,7 @@ def with_constant(collected: Collected, constant: float) -> Collected:
         )
 
     updates = tuple(
-        EpisodeBatch(higher(update.episodes), update.logged, higher(update.greedy))
+        EpisodeBatch.of(higher(update.episodes), update.logged, higher(update.greedy))
         for update in collected.updates
     )
     return Collected(

@@ -184,7 +184,7 @@ def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch
         generator=torch.Generator().manual_seed(1000 * num_actions + seed),
     )
     nothing = Verdict(False, None, "no_answer")
-    return EpisodeBatch(
+    return EpisodeBatch.of(
         [
             Episode(Problem("=", "1"), index // GROUP_SIZE, prompt, completion, nothing, {}, 0.0)
             for index, completion in enumerate(completions)
@@ -209,7 +209,7 @@ def _paid(batch: EpisodeBatch, paid: Paid) -> EpisodeBatch:
                 episodes.append(replace(episode, reward=sum(heads)))
             case "verdict":
                 episodes.append(replace(episode, reward=heads[0]))
-    return EpisodeBatch(episodes)
+    return EpisodeBatch.of(episodes)
 
 
 def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
@@ -218,7 +218,7 @@ def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
     for episode in batch.episodes:
         actions = episode.completion.token_ids[:num_actions]
         cut.append(replace(episode, completion=replace(episode.completion, token_ids=actions)))
-    return EpisodeBatch(cut)
+    return EpisodeBatch.of(cut)
 
 
 def _values(

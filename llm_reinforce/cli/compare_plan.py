@@ -14,7 +14,7 @@ from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_reinforce.training import RunDirectory
+    from llm_reinforce.runs import RunDirectory
 
 NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # it is a folder's name and a line of the plot
 OWN_KEYS = {  # what compare sets itself, and how it is asked for
@@ -149,7 +149,7 @@ def _load(kind: Kind, overrides: Sequence[str]) -> Config:
 
 
 def _planned(kind: Kind, overrides: Sequence[str], seed: int, shape: Shape) -> PlannedRun:
-    from llm_reinforce.training import RunDirectory
+    from llm_reinforce.runs import RunDirectory
 
     own = _load(kind, overrides).reinforce
     # an episode has one action at least: so many updates the budget never outlasts

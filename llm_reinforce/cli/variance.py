@@ -17,7 +17,7 @@ from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
     from llm_reinforce.analysis import Collected, EstimatorFigures, VarianceFigures
-    from llm_reinforce.training import ReinforceTrainer
+    from llm_reinforce.training import TrainingLoop
 
 MIN_PROBLEMS = 32  # with fewer, or fewer that have a gradient, the intervals are too short
 
@@ -95,7 +95,7 @@ def check_group_size(recipe: Config) -> Config:
     return recipe
 
 
-def ready_to_measure(recipe: Config) -> "ReinforceTrainer":
+def ready_to_measure(recipe: Config) -> "TrainingLoop":
     """A trainer that has done nothing but the recipe's warm start."""
     from llm_reinforce.assemble import trainer_from_recipe
 
@@ -106,7 +106,7 @@ def ready_to_measure(recipe: Config) -> "ReinforceTrainer":
     return trainer
 
 
-def collect_told(trainer: "ReinforceTrainer", num_problems: int, seed: int) -> "Collected":
+def collect_told(trainer: "TrainingLoop", num_problems: int, seed: int) -> "Collected":
     """Episodes of the trainer's policy, with progress."""
     from llm_reinforce.analysis import collect_updates
 

@@ -50,7 +50,7 @@ def test_a_constant_is_on_all_rewards_and_on_what_they_are_compared_with(collect
         torch.allclose(high, low + 3.0) for high, low in zip(higher.values, collected.values, strict=True)
     )
     unscored = replace(collected.batch.episodes[0], reward=None)
-    kept = with_constant(Collected((EpisodeBatch([unscored]),), MovingAverage()), 3.0)
+    kept = with_constant(Collected((EpisodeBatch.of([unscored]),), MovingAverage()), 3.0)
     assert kept.batch.episodes[0].reward is None
 
 

@@ -54,7 +54,7 @@ def some_updates(policy: LanguagePolicy, *, has_step_rewards: bool = True) -> Co
             greedy.append(every[group])
             of_state = arbitrary_values(prompt)
             learned += [of_state(episode.completion.token_ids) for episode in chosen]
-        updates.append(EpisodeBatch(episodes, greedy=greedy))
+        updates.append(EpisodeBatch.of(episodes, greedy=greedy))
         values.append(padded(learned))
     return Collected(tuple(updates), BEFORE, tuple(values))
 
@@ -202,7 +202,7 @@ def updates_of_digits(policy: LanguagePolicy) -> Collected:
     for group, prompt in enumerate(("1+2=", "3+4=")):
         every, _ = all_episodes(policy, prompt, group)
         episodes += [every[4], every[1], every[6]]
-    return Collected((EpisodeBatch(episodes),), BEFORE, (torch.zeros(6, 2),))
+    return Collected((EpisodeBatch.of(episodes),), BEFORE, (torch.zeros(6, 2),))
 
 
 # --------------------------------------------------------------------------------- what it leaves

@@ -194,7 +194,7 @@ def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> 
     two = replace(every[3], reward=3.0, step_rewards=(1.0, 0.0))
     assert (len(one.completion.token_ids), len(two.completion.token_ids)) == (1, 2)
     lost = [replace(each, group=1, reward=None) for each in (one, two)]
-    collected = Collected((EpisodeBatch([one, two, *lost]),), BEFORE)
+    collected = Collected((EpisodeBatch.of([one, two, *lost]),), BEFORE)
 
     def weights(name: str, settings: ReinforceConfig = PLAIN) -> list[list[float]]:
         (estimator,) = [each for each in estimators_beside(settings) if each.name == name]

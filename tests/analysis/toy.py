@@ -169,7 +169,7 @@ def make_toy(
         for one, two in product(range(len(episodes)), repeat=2):
             number = len(updates)
             pair = [replace(episodes[row], group=number) for row in (one, two)]
-            updates.append(EpisodeBatch(pair, greedy=[replace(episodes[2], group=number)]))
+            updates.append(EpisodeBatch.of(pair, greedy=[replace(episodes[2], group=number)]))
             values.append(padded([learned(episode.completion.token_ids) for episode in pair]))
             probabilities.append(chances[one] * chances[two] / len(PROMPTS))
     collected = Collected(tuple(updates), BEFORE, tuple(values))

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from llm_reinforce.cli.common import note
-from llm_reinforce.cli.running import differing_settings
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
 
@@ -176,6 +175,8 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     Raises:
         InputError: its directory holds another run, or something else.
     """
+    from llm_reinforce.training import differing_settings
+
     own = run.directory.path / "recipe.yaml"
     if own.is_file():
         if lines := differing_settings(own, run.recipe, may_grow=False):

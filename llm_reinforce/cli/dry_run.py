@@ -13,8 +13,8 @@ from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
-    from llm_reinforce.training import TrainingLoop
     from llm_reinforce.runs import RunDirectory
+    from llm_reinforce.training import ReinforceTrainer
 
 NUM_PROBLEMS, NUM_EPISODES = 2, 2  # what is asked, and how often each
 
@@ -27,10 +27,10 @@ def show_dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, ove
     """
     import torch
 
-    from llm_reinforce.assemble import trainer_from_recipe
     from llm_reinforce.episodes import collect_episodes
+    from llm_reinforce.training import ReinforceTrainer
 
-    trainer = trainer_from_recipe(recipe)
+    trainer = ReinforceTrainer(config=recipe)
     batch = collect_episodes(
         trainer.policy,
         trainer.problems[:NUM_PROBLEMS],
@@ -40,7 +40,7 @@ def show_dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, ove
         temperature=recipe.sampling.temperature,
         generator=torch.Generator(trainer.policy.device).manual_seed(recipe.seed),
     )
-    refusals = _refusals(trainer.try_rewards)
+    refusals = _refusals(trainer.loop.try_rewards)
     if not is_main_process():
         return
     console = terminal_console()
@@ -60,10 +60,10 @@ def _refusals(check: Callable[[], None]) -> list[str]:
     return []
 
 
-def _summary(recipe: Config, trainer: "TrainingLoop", place: str, mean_length: float) -> Table:
+def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:
     """What would be done; `mean_length` are the actions of an episode of those shown below."""
-    from llm_reinforce.assemble import describe_policy
     from llm_reinforce.console.run_display import visible
+    from llm_reinforce.policy import describe_policy
     from llm_reinforce.runs import TrainState
     from llm_reinforce.training.budget import expected_updates
 
@@ -80,7 +80,7 @@ def _summary(recipe: Config, trainer: "TrainingLoop", place: str, mean_length: f
     table.add_column(overflow="fold")
     for name, value in (
         ("policy", f"{recipe.policy.name_or_path or 'random weights'}: {describe_policy(trainer.policy)}"),
-        ("device", str(trainer.accelerator.device)),
+        ("device", str(trainer.policy.device)),
         ("problems", f"{len(trainer.problems):,} to train on, {len(trainer.held_out):,} held out"),
         ("rewards", ", ".join(f"{reward.name} x {reward.weight:g}" for reward in trainer.rewards)),
         ("updates", updates),

@@ -132,11 +132,11 @@ def _training_problems(recipes: Sequence[Config | None]) -> "list[Problem]":
 
 
 def _read_set(request: Request, source: str, trained_on: "Sequence[Problem]") -> DataSet:
-    from llm_reinforce.problems import in_template
     from llm_reinforce.problems import (
         examples_before,
         find_overlap,
         find_problems,
+        in_template,
         reads_split,
         usual_stop,
         usual_template,
@@ -195,8 +195,8 @@ def _measure(
     sets: Sequence[DataSet],
     output: Path | None,
 ) -> "list[Evaluation]":
-    from llm_reinforce.assemble import check_prompts_fit
     from llm_reinforce.evaluation import evaluate
+    from llm_reinforce.policy import check_prompts_fit
 
     for data in sets:
         check_prompts_fit(loaded, data.problems, request.asking.max_new_tokens)

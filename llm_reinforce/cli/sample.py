@@ -49,10 +49,8 @@ def sample(
         )
         import torch
 
-        from llm_reinforce.assemble import check_prompts_fit
-        from llm_reinforce.problems import in_template
-        from llm_reinforce.policy import sample_completions
-        from llm_reinforce.problems import Problem
+        from llm_reinforce.policy import check_prompts_fit, sample_completions
+        from llm_reinforce.problems import Problem, in_template
 
         asked = in_template(
             [Problem(prompt, "", id=prompt) for prompt in prompts], asking.template or "{prompt}"

@@ -18,11 +18,11 @@ from llm_reinforce.cli.common import (
     terminal_console,
 )
 from llm_reinforce.cli.dry_run import show_dry_run
-from llm_reinforce.runs.run_comparison import compare_first_and_last
-from llm_reinforce.cli.running import Ended, differing_settings, run_training
+from llm_reinforce.cli.running import Ended, run_training
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.console.evaluation_tables import comparison_table
 from llm_reinforce.errors import InputError
+from llm_reinforce.runs.run_comparison import compare_first_and_last
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import TerminalDisplay
@@ -53,8 +53,6 @@ def train(
         if resume and overwrite:
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of the two")
         loaded = load_config(recipe, overrides or [])
-        if resume:
-            _check_same_run(loaded)
         quieten(debug=debug)
         from llm_reinforce.runs import RunDirectory
 
@@ -114,20 +112,6 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
         num_processes=num_processes(),
         first=first,
     )
-
-
-def _check_same_run(recipe: Config) -> None:
-    """A run goes on under its own recipe; only its number of updates or of tokens may have grown.
-
-    Raises:
-        InputError: other settings differ.
-    """
-    file = Path(recipe.output_dir).expanduser() / "recipe.yaml"
-    if not file.is_file():  # RunDirectory.check says what that means
-        return
-    if lines := differing_settings(file, recipe, may_grow=True):
-        head = f"{file}: --resume goes on with the same recipe, and these settings differ:"
-        raise InputError("\n".join([head, *lines]))
 
 
 def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:

@@ -17,7 +17,7 @@ from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
     from llm_reinforce.analysis import Collected, EstimatorFigures, VarianceFigures
-    from llm_reinforce.training import TrainingLoop
+    from llm_reinforce.training import ReinforceTrainer
 
 MIN_PROBLEMS = 32  # with fewer, or fewer that have a gradient, the intervals are too short
 
@@ -95,18 +95,18 @@ def check_group_size(recipe: Config) -> Config:
     return recipe
 
 
-def ready_to_measure(recipe: Config) -> "TrainingLoop":
+def ready_to_measure(recipe: Config) -> "ReinforceTrainer":
     """A trainer that has done nothing but the recipe's warm start."""
-    from llm_reinforce.assemble import trainer_from_recipe
+    from llm_reinforce.training import ReinforceTrainer
 
-    trainer = trainer_from_recipe(recipe)
+    trainer = ReinforceTrainer(config=recipe)
     if recipe.training.warm_start is not None:
         note(f"warm start: {recipe.training.warm_start.num_updates:,} supervised updates")
-        trainer.warm_start()
+        trainer.loop.warm_start()
     return trainer
 
 
-def collect_told(trainer: "TrainingLoop", num_problems: int, seed: int) -> "Collected":
+def collect_told(trainer: "ReinforceTrainer", num_problems: int, seed: int) -> "Collected":
     """Episodes of the trainer's policy, with progress."""
     from llm_reinforce.analysis import collect_updates
 
@@ -115,8 +115,8 @@ def collect_told(trainer: "TrainingLoop", num_problems: int, seed: int) -> "Coll
             trainer.policy,
             trainer.problems,
             trainer.rewards,
-            trainer.reinforce,
-            trainer.sampling,
+            trainer.config.reinforce,
+            trainer.config.sampling,
             num_problems=num_problems,
             seed=seed,
             progress=tell,

@@ -76,6 +76,8 @@ def _find_recipe(path: str | Path) -> Path:
     file, built_in = Path(path), builtin_recipes()
     if file.is_file():
         return file
+    if (file / "recipe.yaml").is_file():  # a run's directory
+        return file / "recipe.yaml"
     if str(path) in built_in:
         return built_in[str(path)]
     hint = nearest(file.stem, built_in) or f"; the built-in recipes are {', '.join(built_in) or 'none'}"

@@ -4,9 +4,17 @@ from llm_reinforce.policy.action_head import ActionScores
 from llm_reinforce.policy.activations import Activations
 from llm_reinforce.policy.cache import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
+from llm_reinforce.policy.description import check_prompts_fit, describe_policy
 from llm_reinforce.policy.fetch import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
-from llm_reinforce.policy.loading import convert_gguf, load_policy, policy_from_recipe, random_policy
+from llm_reinforce.policy.loading import (
+    check_reloads,
+    convert_gguf,
+    load_policy,
+    policy_from_config,
+    policy_from_model,
+    random_policy,
+)
 from llm_reinforce.policy.sampling import Completion, sample_completions, stream_completions
 from llm_reinforce.policy.scoring import action_features, token_log_probs
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
@@ -22,12 +30,16 @@ __all__ = [
     "action_features",
     "cache_directory",
     "character_tokenizer",
+    "check_prompts_fit",
+    "check_reloads",
     "convert_gguf",
+    "describe_policy",
     "explained_variance",
     "fetch",
     "fit_values",
     "load_policy",
-    "policy_from_recipe",
+    "policy_from_config",
+    "policy_from_model",
     "predict_values",
     "random_policy",
     "sample_completions",

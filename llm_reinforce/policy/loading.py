@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
@@ -96,10 +98,86 @@ def random_policy(
     return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False, None)
 
 
-def policy_from_recipe(
+def policy_from_model(
+    model: Any,
+    tokenizer: Any,
+    *,
+    use_chat_template: bool = True,
+    system_prompt: str | None = None,
+    lora: AdapterConfig | Mapping[str, Any] | None = None,
+    seed: int = 0,
+) -> LanguagePolicy:
+    """Return a model and its tokenizer, both of transformers, as a policy. The model is used in place.
+
+    Args:
+        model: a causal language model of transformers, or an adapter of peft on one.
+        tokenizer: the model's tokenizer, with an end token.
+        use_chat_template, system_prompt, lora, seed: as for `load_policy`.
+
+    Raises:
+        InputError: either is something else, or the two don't fit together.
+    """
+    from peft import PeftModel
+
+    if isinstance(model, PreTrainedTokenizerBase) and not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError("policy: (tokenizer, model) was given; the order is (model, tokenizer)")
+    if not isinstance(model, PreTrainedModel | PeftModel):
+        raise InputError(
+            f"policy: the model should be a causal language model of transformers, not a {type(model).__name__}"
+        )
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"policy: the tokenizer should be one of transformers, not a {type(tokenizer).__name__}"
+        )
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    if inner.get_output_embeddings() is None:
+        raise InputError(
+            f"policy: a {type(inner).__name__} predicts no tokens; load it with AutoModelForCausalLM"
+        )
+    num_tokens = inner.get_input_embeddings().num_embeddings
+    if len(tokenizer) > num_tokens:
+        raise InputError(
+            f"policy: the tokenizer has {len(tokenizer):,} tokens and the model only {num_tokens:,}; they don't "
+            "belong together, or the model needs resize_token_embeddings"
+        )
+    _check_memory(model)
+    if lora is not None:
+        settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
+        model = _with_adapter(model, settings, seed)
+    return _as_policy(model, tokenizer, use_chat_template, system_prompt)
+
+
+def check_reloads(policy: LanguagePolicy) -> None:
+    """Check that a policy that was made in memory can be saved, and loaded again as the same policy.
+
+    Raises:
+        InputError: it can't.
+    """
+    model = policy.model
+    if not hasattr(model, "save_pretrained"):
+        raise InputError(
+            f"policy: a {type(model).__name__} can't be saved in output_dir; use a model of transformers, or leave "
+            "output_dir out"
+        )
+    if hasattr(model, "peft_config"):
+        bases = [config.base_model_name_or_path for config in model.peft_config.values()]
+        if not all(bases):
+            raise InputError(
+                "policy: this adapter's model was not loaded from a path, so that it can't be found again; save the "
+                "model with save_pretrained and load it from there, or leave output_dir out"
+            )
+    template = str(policy.tokenizer.chat_template or "") if policy.uses_chat_template else ""
+    if (found := _end_tokens(model, policy.tokenizer, template)) != policy.end_token_ids:
+        raise InputError(
+            f"policy: its end tokens are {list(policy.end_token_ids)}, and after saving and loading they would be "
+            f"{list(found)}; set model.generation_config.eos_token_id, or leave output_dir out"
+        )
+
+
+def policy_from_config(
     recipe: PolicyConfig, *, seed: int, device: torch.device | str = "cpu"
 ) -> LanguagePolicy:
-    """The policy that a recipe's `policy` section describes."""
+    """Return the policy that the `policy` section of the settings describes."""
     if recipe.random_init is not None:
         return random_policy(recipe.random_init, seed=seed, dtype=recipe.dtype, device=device)
     assert recipe.name_or_path is not None  # the recipe's own check

@@ -8,6 +8,7 @@ from llm_reinforce.problems.assembly import (
     untemplated_problems,
 )
 from llm_reinforce.problems.few_shot import examples_before
+from llm_reinforce.problems.from_python import problems_from
 from llm_reinforce.problems.generators import OPERATIONS, generate_problems
 from llm_reinforce.problems.lookup import (
     find_problems,
@@ -44,6 +45,7 @@ __all__ = [
     "in_template",
     "judge",
     "load_hub_problems",
+    "problems_from",
     "problems_from_config",
     "read_data",
     "read_problems",

@@ -9,9 +9,10 @@ from llm_reinforce.rewards.built_in import (
 )
 from llm_reinforce.rewards.calls import Asked, Progress, RewardFunction, StepRewards
 from llm_reinforce.rewards.combination import Scored, Scores, WeightedReward, failures_in_a_line, score
+from llm_reinforce.rewards.from_python import rewards_from
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
 from llm_reinforce.rewards.isolation import Isolation
-from llm_reinforce.rewards.plug_in import load_reward
+from llm_reinforce.rewards.plug_in import file_being_loaded, load_reward, reward_from_config
 
 __all__ = [
     "BUILT_IN",
@@ -27,8 +28,11 @@ __all__ = [
     "conciseness",
     "correct_answer",
     "failures_in_a_line",
+    "file_being_loaded",
     "intermediate_steps",
     "load_reward",
     "readability",
+    "reward_from_config",
+    "rewards_from",
     "score",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from llm_reinforce.config.strict_yaml import nearest
+from llm_reinforce.config import RewardConfig, nearest
 from llm_reinforce.errors import InputError
 from llm_reinforce.rewards.built_in import BUILT_IN
 from llm_reinforce.rewards.calls import EXTRA_PARAMETERS, RewardFunction
@@ -29,6 +29,22 @@ _loading: list[Path] = []  # reward files that are being loaded
 def file_being_loaded() -> Path | None:
     """Return the reward file that is being loaded at this moment, if there is one."""
     return _loading[-1] if _loading else None
+
+
+def reward_from_config(settings: RewardConfig) -> WeightedReward:
+    """Return the reward function that these settings name, with its weight.
+
+    Raises:
+        InputError: as `load_reward` does.
+    """
+    isolation = settings.isolation
+    return load_reward(
+        settings.function,
+        weight=settings.weight,
+        arguments=settings.arguments,
+        conversational=settings.conversational,
+        isolation=Isolation(**isolation.model_dump()) if isolation else None,
+    )
 
 
 def load_reward(

@@ -30,9 +30,20 @@ OWN_NAMES = (
     "checkpoints",
     "policy",
     "report.html",
+    "initial_policy",  # a policy and problems that were given as objects in Python
+    "problems",
 )
 LOCK = ".lock"  # held by the process that writes there, freed when it ends, however it ends
-BEGINNINGS = frozenset({"environment.json", "environment.json.partial", "recipe.yaml.partial"})
+BEGINNINGS = frozenset(
+    {
+        "environment.json",
+        "environment.json.partial",
+        "recipe.yaml.partial",
+        "initial_policy",
+        "initial_policy.partial",
+        "problems",
+    }
+)
 LOGS = ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl")
 
 

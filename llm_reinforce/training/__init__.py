@@ -1,5 +1,16 @@
 """The training loop, and starting and resuming a recorded run."""
 
 from llm_reinforce.training.loop import TrainingLoop, Update
+from llm_reinforce.training.recipe import Recipe, load_recipe
+from llm_reinforce.training.recording import differing_settings
+from llm_reinforce.training.trainer import ReinforceTrainer, TrainingResult
 
-__all__ = ["TrainingLoop", "Update"]
+__all__ = [
+    "Recipe",
+    "ReinforceTrainer",
+    "TrainingLoop",
+    "TrainingResult",
+    "Update",
+    "differing_settings",
+    "load_recipe",
+]

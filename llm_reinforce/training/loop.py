@@ -184,7 +184,7 @@ class TrainingLoop:
                 yield update
             except GeneratorExit:
                 if self._num_saved != self.state.num_updates:
-                    self._save_checkpoint()
+                    self.save_checkpoint()
                 raise
         self.accelerator.wait_for_everyone()  # the main process evaluates and writes for all
 
@@ -330,7 +330,7 @@ class TrainingLoop:
             raise InputError(f"no episode of the first update could be scored: {why}")
         share = 1.0 - float(self._gather(batch.scored.float()).mean())
         if share > self.training.max_unscored_share:
-            self._save_checkpoint()
+            self.save_checkpoint()
             raise RunStoppedError(
                 f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored, "
                 f"more than training.max_unscored_share, {self.training.max_unscored_share:.0%} ({why}); "
@@ -350,7 +350,7 @@ class TrainingLoop:
                 f"{outcome.grad_norm:.3g}, loss {outcome.loss:.3g}); the weights are unchanged"
             )
         if in_a_row >= limit:
-            self._save_checkpoint()
+            self.save_checkpoint()
             raise RunStoppedError(
                 f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
                 "saved. Lower training.learning_rate, or use a dtype or mixed_precision of more bits, and resume "
@@ -439,10 +439,11 @@ class TrainingLoop:
         every = self.training.checkpoint_every
         is_save_due = every is not None and num_updates % every == 0
         if is_save_due or is_last or is_stopping or (num_updates == 0 and self.training.warm_start):
-            self._save_checkpoint()
+            self.save_checkpoint()
         return is_stopping
 
-    def _save_checkpoint(self) -> None:
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the state after the latest update, if the run is recorded."""
         self._num_saved = self.state.num_updates
         if self.accelerator.is_main_process and self.run_directory is not None:
             self.run_directory.sync_logs()

@@ -21,7 +21,7 @@ import peft  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch
 
-import llm_reinforce.assemble
+import llm_reinforce.training.assembly
 import llm_reinforce.cli.running as running_module
 import llm_reinforce.console.live_view  # noqa: F401
 import llm_reinforce.episodes.collect as collect_module

@@ -24,7 +24,7 @@ from llm_reinforce.policy import (
     character_tokenizer,
     convert_gguf,
     load_policy,
-    policy_from_recipe,
+    policy_from_config,
     random_policy,
     token_log_probs,
 )
@@ -192,8 +192,8 @@ def test_the_dtype_is_the_weights(saved: Path, dtype: str) -> None:
 
 
 def test_a_recipe_section_makes_the_same_policies(saved: Path) -> None:
-    drawn = policy_from_recipe(PolicyConfig(random_init=SHAPE), seed=1)
-    assert same(drawn, policy_from_recipe(PolicyConfig(name_or_path=str(saved)), seed=9))
+    drawn = policy_from_config(PolicyConfig(random_init=SHAPE), seed=1)
+    assert same(drawn, policy_from_config(PolicyConfig(name_or_path=str(saved)), seed=9))
 
 
 def test_tied_weights_are_whole(tmp_path: Path) -> None:

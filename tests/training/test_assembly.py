@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from llm_reinforce.assemble import check_prompts_fit, rewards_from_recipe, trainer_from_recipe
 from llm_reinforce.config import Config, load_config
-from llm_reinforce.errors import InputError
-from llm_reinforce.policy import LanguagePolicy
-from llm_reinforce.problems import Problem, problems_from_config
 from llm_reinforce.console.run_display import Silent
+from llm_reinforce.errors import InputError
+from llm_reinforce.policy import LanguagePolicy, check_prompts_fit
+from llm_reinforce.problems import Problem, problems_from_config
+from llm_reinforce.rewards import reward_from_config
+from llm_reinforce.training.assembly import build_loop
 
 RECIPE = """\
 policy:
@@ -174,7 +175,7 @@ def test_what_looks_like_a_file_is_never_looked_up_on_the_hub(
 
 def test_rewards_have_their_weights_and_arguments(tmp_path: Path) -> None:
     settings = "rewards=[{function: conciseness, weight: 0.5, arguments: {max_tokens: 10}}]"
-    (reward,) = rewards_from_recipe(recipe(tmp_path, settings))
+    reward = reward_from_config(recipe(tmp_path, settings).rewards[0])
     assert (reward.name, reward.weight) == ("conciseness", 0.5)
     assert reward.function("2", Problem("1+1=", "2"), completion_ids=[7]) == pytest.approx(0.9)
 
@@ -183,22 +184,22 @@ def test_characters_outside_the_alphabet_are_found_before_a_model_is_made(tmp_pa
     data = write_sums(tmp_path / "a.jsonl", ["1=", "2?", "3="])
     source = f"problems={{train: {{data: {data}}}, num_held_out: 1}}"
     with pytest.raises(InputError, match=r"alphabet lacks '\?', found in the prompt '2\?'"):
-        trainer_from_recipe(recipe(tmp_path, source))
+        build_loop(recipe(tmp_path, source))
     write_sums(data, ["1=", "2=", "3="], solution="three")
     with pytest.raises(InputError, match=r"found in the answer to .*, which the warm start shows"):
-        trainer_from_recipe(recipe(tmp_path, source, "training.warm_start.num_updates=20"))
+        build_loop(recipe(tmp_path, source, "training.warm_start.num_updates=20"))
 
 
 def test_answers_that_cannot_be_written_are_told(tmp_path: Path) -> None:
     ear = Ear()
     overrides = ["problems.generate.operations=[subtraction]", "policy.random_init.alphabet='0123456789-='"]
-    trainer_from_recipe(recipe(tmp_path, *overrides), ear)
+    build_loop(recipe(tmp_path, *overrides), display=ear)
     assert not any("can't write" in sentence for sentence in ear.told)
     data = tmp_path / "a.jsonl"
     data.write_text(
         '{"prompt": "1", "answer": "a"}\n{"prompt": "2", "answer": "2"}\n{"prompt": "3", "answer": "b"}\n'
     )
-    trainer_from_recipe(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 1}}"), ear)
+    build_loop(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 1}}"), display=ear)
     assert any("have an answer that the policy's alphabet can't write" in sentence for sentence in ear.told)
 
 
@@ -207,12 +208,12 @@ def test_prompts_that_leave_no_room_are_refused(tmp_path: Path, tiny_policy: Lan
     with pytest.raises(InputError, match=r"problem 'long': its prompt has 29 tokens, .* more than the 32"):
         check_prompts_fit(tiny_policy, [Problem("1", "1"), Problem("1" * 29, "1", id="long")], 4)
     with pytest.raises(InputError, match="that is more than the 16 tokens"):
-        trainer_from_recipe(recipe(tmp_path, "problems.generate={digits: [7], num_train: 9}"))
+        build_loop(recipe(tmp_path, "problems.generate={digits: [7], num_train: 9}"))
 
 
 def test_a_trainer_has_all_that_the_recipe_says(tmp_path: Path) -> None:
     ear = Ear()
-    trainer = trainer_from_recipe(recipe(tmp_path, "seed=7"), ear)
+    trainer = build_loop(recipe(tmp_path, "seed=7"), display=ear)
     assert (trainer.seed, trainer.sampling.max_new_tokens, len(trainer.held_out)) == (7, 4, 10)
     assert ear.told[0] == f"problems: {len(trainer.problems)} to train on, 10 held out"
     assert ear.told[1].startswith("policy: llama, ")

@@ -1,0 +1,40 @@
+"""A policy for people to read about, and the prompts that it has room for."""
+
+from collections.abc import Sequence
+
+from llm_reinforce.errors import InputError
+from llm_reinforce.policy.language_policy import LanguagePolicy
+from llm_reinforce.problems import Problem
+
+NUM_MEASURED = 200  # prompts whose tokens are counted: the longest by characters
+
+
+def describe_policy(policy: LanguagePolicy) -> str:
+    """Return its architecture, and the number of its parameters and of those that are trained."""
+    parameters = list(policy.model.parameters())
+    total = sum(parameter.numel() for parameter in parameters)
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    share = "all trained" if trained == total else f"{trained:,} of them trained"
+    kind = getattr(getattr(policy.model, "config", None), "model_type", type(policy.model).__name__)
+    return f"{kind}, {total:,} parameters, {share}"
+
+
+def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_new_tokens: int) -> None:
+    """Check that the longest prompts, with their completions, fit into the model's context.
+
+    Raises:
+        InputError: one doesn't, or can't be encoded at all.
+    """
+    limit = getattr(getattr(policy.model, "config", None), "max_position_embeddings", None)
+    longest = sorted(problems, key=lambda problem: -len(problem.prompt))[:NUM_MEASURED]
+    encoded = policy.encode_prompts([problem.prompt for problem in longest])
+    measured = [(len(prompt), problem) for prompt, problem in zip(encoded, longest, strict=True)]
+    if not measured or not isinstance(limit, int):
+        return
+    length, problem = max(measured, key=lambda pair: pair[0])
+    if length + max_new_tokens > limit:
+        raise InputError(
+            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens, and with "
+            f"max_new_tokens: {max_new_tokens:,} that is more than the {limit:,} tokens of the policy's context; "
+            "lower max_new_tokens or leave the problem out"
+        )

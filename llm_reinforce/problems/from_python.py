@@ -1,0 +1,82 @@
+"""Problems given in Python: a name, a list of dicts or of Problems, or a `datasets.Dataset`."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from os import PathLike
+from typing import Any
+
+from llm_reinforce.errors import InputError
+from llm_reinforce.problems.lookup import find_problems
+from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.sources import Row, problems_of_rows
+from llm_reinforce.verifier import check_algebra
+
+WANTED = "a data set's name, a file's path, a list of dicts or Problems, or a datasets.Dataset"
+
+
+def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tuple[Problem, ...]:
+    """Return the problems that a caller means.
+
+    Args:
+        source: a data set's name, a path, a list of dicts (read by the same rules as a file's rows: `prompt` or
+            `question`, and `answer`, `solution` or `ground_truth`), a list of Problems, or a `datasets.Dataset`.
+        name: of the argument, for messages and for ids: a problem without an id gets `<name>-<number>`.
+        options: for a name or path, those of `find_problems`.
+
+    Raises:
+        InputError: it is none of these, is empty, or one of the rows can't be used.
+    """
+    if isinstance(source, str | PathLike):
+        return find_problems(str(source), **options)
+    if isinstance(source, Problem):
+        raise InputError(f"{name}: a single Problem; give a list of them")
+    if isinstance(source, Mapping):
+        hint = "; choose a split" if hasattr(source, "column_names") else "; give a list of dicts"
+        raise InputError(f"{name}: a {type(source).__name__} is not a list of problems{hint}")
+    if not (isinstance(source, Sequence) or hasattr(source, "column_names")):
+        raise InputError(f"{name}: {_shown(source)} is not a set of problems; give {WANTED}")
+    if len(source) == 0:
+        raise InputError(f"{name}: empty; give {WANTED}")
+    if all(isinstance(each, Problem) for each in source):
+        return _checked(source, name)
+    rows = (
+        Row(f"{name}[{number - 1}]", f"{name}-{number}", each) for number, each in _numbered(source, name)
+    )
+    return problems_of_rows(name, rows)
+
+
+def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[str, object]]]:
+    for number, each in enumerate(source, 1):
+        if not isinstance(each, Mapping):
+            raise InputError(
+                f"{name}[{number - 1}]: should be a dict with a prompt and an answer, or a Problem in a list of "
+                f"Problems, not {_shown(each)}"
+            )
+        yield number, each
+
+
+def _checked(problems: Iterable[Problem], name: str) -> tuple[Problem, ...]:
+    """The problems with an id each, no two of them the same."""
+    found: list[Problem] = []
+    places: dict[str, int] = {}
+    for index, problem in enumerate(problems):
+        for field in ("prompt", "answer"):
+            value = getattr(problem, field)
+            if not isinstance(value, str) or not value.strip():
+                raise InputError(f"{name}[{index}]: its {field} should be text, not {_shown(value)}")
+        if not problem.id:
+            problem = replace(problem, id=f"{name}-{index + 1}")
+        if problem.id in places:
+            raise InputError(
+                f"{name}[{index}]: id {problem.id!r} was used before, at {name}[{places[problem.id]}]"
+            )
+        places[problem.id] = index
+        found.append(problem)
+    if any(problem.algebra for problem in found):
+        check_algebra()
+    return tuple(found)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

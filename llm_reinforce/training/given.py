@@ -1,0 +1,183 @@
+"""The arguments of `ReinforceTrainer`: each becomes a section of the settings, and an object if it is one.
+
+A name or path only fills the section, so that the run is the same one that a recipe with this section starts.
+An object (a model in memory, a list of problems, a function) is used as it is; its section says where the run's
+directory keeps what is needed to resume it from the command line.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llm_reinforce.config import (
+    Config,
+    DataConfig,
+    GenerateConfig,
+    PolicyConfig,
+    ProblemsConfig,
+    RandomInitConfig,
+)
+from llm_reinforce.errors import InputError
+from llm_reinforce.policy import LanguagePolicy, policy_from_model
+from llm_reinforce.problems import GivenProblems, problems_from, reads_split
+from llm_reinforce.rewards import WeightedReward
+from llm_reinforce.rewards.from_python import rewards_from
+
+POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # of a run's directory
+OF_A_MODEL = ("use_chat_template", "system_prompt", "lora")  # settings that a model in memory reads
+ADAPTER_LEARNING_RATE = 1e-4
+UNNAMED_RUN = "runs/unnamed"  # stands for the output_dir of a run that is not recorded
+
+Section = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What a caller gave.
+
+    Attributes:
+        sections: top-level keys of the settings that describe it.
+        keywords: the other settings.
+        policy: the caller's own model, or None if the section names one.
+        problems: the caller's own problems.
+        rewards: the reward functions, each None where its section is to be loaded; empty: the settings' own.
+    """
+
+    sections: Mapping[str, Any]
+    keywords: Mapping[str, Any]
+    policy: LanguagePolicy | None
+    problems: GivenProblems
+    rewards: tuple[WeightedReward | None, ...]
+
+
+def read_arguments(
+    policy: Any,
+    problems: Any,
+    rewards: Any,
+    held_out: Any,
+    output_dir: str | PathLike[str] | None,
+    config: Config | None,
+    keywords: Mapping[str, Any],
+) -> Given:
+    """Sort the arguments of `ReinforceTrainer` into sections and objects.
+
+    Raises:
+        InputError: an argument is missing, is of a wrong kind, or can't stand beside another.
+    """
+    if config is not None and not isinstance(config, Config):
+        raise InputError(f"config: should be a Config, not {_shown(config)}; load_recipe(…).config is one")
+    for name, value in (("policy", policy), ("problems", problems)):
+        if value is None and config is None:
+            raise InputError(f"{name}: missing; ReinforceTrainer needs a policy and problems, or a config")
+    sections: Section = {}
+    rest = dict(keywords)
+    if output_dir is not None:
+        sections["output_dir"] = str(output_dir)
+    folder = Path(sections.get("output_dir") or (config.output_dir if config else UNNAMED_RUN))
+    own_policy = None
+    if policy is not None:
+        seed = rest.get("seed", config.seed if config else 0)
+        sections["policy"], own_policy = _read_policy(policy, config, rest, folder, seed)
+        if own_policy is not None and hasattr(own_policy.model, "peft_config"):
+            sections["training"] = {"learning_rate": ADAPTER_LEARNING_RATE}
+    own_problems = GivenProblems()
+    if problems is not None:
+        sections["problems"], own_problems = _read_problems(problems, held_out, config, folder)
+    elif held_out is not None:
+        raise InputError("held_out: read only together with problems")
+    own_rewards: tuple[WeightedReward | None, ...] = ()
+    if rewards is not None:
+        found = rewards_from(rewards)
+        sections["rewards"] = [keys for keys, _ in found]
+        own_rewards = tuple(function for _, function in found)
+    return Given(sections, rest, own_policy, own_problems, own_rewards)
+
+
+def _read_policy(
+    policy: Any, config: Config | None, keywords: Section, folder: Path, seed: int
+) -> tuple[Section, LanguagePolicy | None]:
+    """The policy's section and, if it is an object, the policy; takes the keywords that it reads."""
+    base = config.policy.model_dump(mode="json", exclude_unset=True) if config else {}
+    for origin in ("name_or_path", "random_init", "revision"):
+        base.pop(origin, None)
+    if isinstance(policy, str | PathLike):
+        return {**base, "name_or_path": str(policy)}, None
+    if isinstance(policy, PolicyConfig):
+        return policy.model_dump(mode="json", exclude_unset=True), None
+    if isinstance(policy, RandomInitConfig):
+        return {**base, "random_init": policy.model_dump(mode="json", exclude_unset=True)}, None
+    if isinstance(policy, LanguagePolicy):
+        own, read = policy, {}
+    elif isinstance(policy, tuple | list) and len(policy) == 2:
+        read = {name: keywords.pop(name) for name in OF_A_MODEL if name in keywords}
+        own = policy_from_model(
+            *policy, **{**{k: base[k] for k in OF_A_MODEL if k in base}, **read}, seed=seed
+        )
+    else:
+        raise InputError(
+            f"policy: {_shown(policy)} is not a policy; give a name, a path, a hub id, (model, tokenizer), or "
+            "what load_policy returns"
+        )
+    for name in PolicyConfig.model_fields:
+        if name in keywords:
+            raise InputError(
+                f"{name}: not read for a policy that is loaded already; leave it out, or give the policy by its "
+                "name or path"
+            )
+    section = {
+        "name_or_path": str(folder / POLICY_FOLDER),
+        "dtype": str(next(own.model.parameters()).dtype).removeprefix("torch."),
+        "use_chat_template": own.uses_chat_template,
+    }
+    if own.system_prompt is not None:
+        section["system_prompt"] = own.system_prompt
+    return section, own
+
+
+def _read_problems(
+    problems: Any, held_out: Any, config: Config | None, folder: Path
+) -> tuple[Section, GivenProblems]:
+    """The section of the problems, and those that are objects."""
+    base = config.problems.model_dump(mode="json", exclude_unset=True) if config else {}
+    section = {key: base[key] for key in ("template", "num_held_out") if key in base}
+    train = held = None
+    if isinstance(problems, ProblemsConfig | GenerateConfig):
+        if held_out is not None:
+            raise InputError(
+                "held_out: not read with generated problems, or with a ProblemsConfig of its own"
+            )
+        keys = problems.model_dump(mode="json", exclude_unset=True)
+        return (
+            keys if isinstance(problems, ProblemsConfig) else {**section, "generate": keys}
+        ), GivenProblems()
+    if isinstance(problems, str | PathLike):
+        section["train"] = {"data": str(problems)}
+    elif isinstance(problems, DataConfig):
+        section["train"] = problems.model_dump(mode="json", exclude_unset=True)
+    else:
+        train = problems_from(problems, name="train")
+        section["train"] = {"data": str(folder / PROBLEMS_FOLDER / "train.jsonl")}
+        if train[0].algebra:
+            section["train"]["algebra"] = True
+    if held_out is None:
+        return section, GivenProblems(train)
+    if isinstance(held_out, str | PathLike):
+        section["held_out"] = {"data": str(held_out)}
+        if reads_split(str(held_out)):
+            section["held_out"]["split"] = "test"
+    elif isinstance(held_out, DataConfig):
+        section["held_out"] = held_out.model_dump(mode="json", exclude_unset=True)
+    else:
+        held = problems_from(held_out, name="held_out")
+        section["held_out"] = {"data": str(folder / PROBLEMS_FOLDER / "held_out.jsonl")}
+        if held[0].algebra:
+            section["held_out"]["algebra"] = True
+        section["num_held_out"] = len(held)
+    return section, GivenProblems(train, held)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"

@@ -1,52 +1,81 @@
 """llm_reinforce: fine-tune a small causal language model by policy gradient, token by token.
 
-    from llm_reinforce import Problem, TrainingLoop, load_policy, verify
+    from llm_reinforce import ReinforceTrainer, verify
 
-Each name is imported when it is first used, so that what needs no model never waits for torch.
+    def short_and_right(completion, problem):
+        return float(verify(completion, problem.answer).correct and len(completion) < 20)
+
+    result = ReinforceTrainer("smollm2-135m", "gsm8k", short_and_right, output_dir="runs/mine").train()
+
+Each name is imported when it is first used, so that code without a model never waits for torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from llm_reinforce.config import Config, load_config
-    from llm_reinforce.evaluation import evaluate
+    from llm_reinforce.analysis import compare
+    from llm_reinforce.config import (
+        AdapterConfig,
+        Config,
+        DataConfig,
+        EvaluationConfig,
+        GenerateConfig,
+        PolicyConfig,
+        ProblemsConfig,
+        RandomInitConfig,
+        ReinforceConfig,
+        RewardConfig,
+        SamplingConfig,
+        TrainingConfig,
+        ValueConfig,
+        WarmStartConfig,
+    )
+    from llm_reinforce.errors import InputError, RunStoppedError
+    from llm_reinforce.evaluation import Comparison, Evaluation, compare_evaluations, evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
-    from llm_reinforce.rewards import StepRewards
-    from llm_reinforce.training import TrainingLoop
+    from llm_reinforce.rewards import StepRewards, WeightedReward, combine_rewards
+    from llm_reinforce.training import (
+        Recipe,
+        ReinforceTrainer,
+        TrainingResult,
+        Update,
+        load_recipe,
+    )
     from llm_reinforce.verifier import Verdict, verify
 
     __version__: str
 
-__all__ = [
-    "LanguagePolicy",
-    "Problem",
-    "Config",
-    "TrainingLoop",
-    "StepRewards",
-    "Verdict",
-    "__version__",
-    "evaluate",
-    "load_policy",
-    "load_config",
-    "random_policy",
-    "verify",
-]
-
 _HOMES = {
-    "LanguagePolicy": "policy",
-    "Problem": "problems",
-    "Config": "config",
-    "TrainingLoop": "training",
-    "StepRewards": "rewards",
-    "Verdict": "verifier",
-    "evaluate": "evaluation",
-    "load_policy": "policy",
-    "load_config": "config",
-    "random_policy": "policy",
-    "verify": "verifier",
+    "analysis": ["compare"],
+    "config": [
+        "AdapterConfig",
+        "Config",
+        "DataConfig",
+        "EvaluationConfig",
+        "GenerateConfig",
+        "PolicyConfig",
+        "ProblemsConfig",
+        "RandomInitConfig",
+        "ReinforceConfig",
+        "RewardConfig",
+        "SamplingConfig",
+        "TrainingConfig",
+        "ValueConfig",
+        "WarmStartConfig",
+    ],
+    "errors": ["InputError", "RunStoppedError"],
+    "evaluation": ["Comparison", "Evaluation", "compare_evaluations", "evaluate"],
+    "policy": ["LanguagePolicy", "load_policy", "random_policy"],
+    "problems": ["Problem"],
+    "rewards": ["StepRewards", "WeightedReward", "combine_rewards"],
+    "training": ["Recipe", "ReinforceTrainer", "TrainingResult", "Update", "load_recipe"],
+    "verifier": ["Verdict", "verify"],
 }
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 - names of the table above
 
 
 def __getattr__(name: str) -> object:
@@ -57,11 +86,11 @@ def __getattr__(name: str) -> object:
             value: object = version("llm-reinforce")
         except PackageNotFoundError:  # run from a checkout that was never installed
             value = "0+uninstalled"
-    elif name in _HOMES:
-        value = getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _HOME_OF:
+        value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value  # found at once the next time
+    globals()[name] = value  # the next access finds it at once
     return value
 
 

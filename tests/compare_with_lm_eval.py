@@ -18,7 +18,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce.problems import in_template
 from llm_reinforce.evaluation import Evaluation, evaluate
 from llm_reinforce.evaluation.extraction import (
     FLEXIBLE_PATTERN,
@@ -29,7 +28,7 @@ from llm_reinforce.evaluation.extraction import (
 )
 from llm_reinforce.policy import load_policy
 from llm_reinforce.policy.loading import resolve_location
-from llm_reinforce.problems import examples_before, find_problems, usual_template
+from llm_reinforce.problems import examples_before, find_problems, in_template, usual_template
 
 STOP = ("Question:", "</s>", "<|im_end|>")
 READINGS = {"strict-match": strict_answer, "flexible-extract": flexible_answer}

@@ -17,12 +17,12 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app, interruption
-from llm_reinforce.cli.common import is_main_process, note
+from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import load_config
 from llm_reinforce.config import recipe_file as recipe_module
-from llm_reinforce.runs import BestEvaluation
-from llm_reinforce.runs import RunDirectory, TrainState
+from llm_reinforce.console.messages import note
+from llm_reinforce.runs import BestEvaluation, RunDirectory, TrainState
 
 ROOT = Path(__file__).parents[1]
 

@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 from llm_reinforce.cli import app, interruption
-from llm_reinforce.cli.common import failures_told
+from llm_reinforce.cli.common import reported_failures
 from llm_reinforce.cli.interruption import ASKING, run_interruptibly
 from llm_reinforce.errors import InputError
 
@@ -63,7 +63,7 @@ def test_whatever_becomes_of_the_exception(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def command() -> None:
-        with failures_told():
+        with reported_failures():
             signalled(number, turned_into)
 
     try:
@@ -82,7 +82,7 @@ def _as_a_typer_app(command: Callable[[], None]) -> None:
 
 def test_without_a_signal_the_code_is_the_commands() -> None:
     def refuse() -> None:
-        with failures_told():
+        with reported_failures():
             raise InputError("no")
 
     assert run_interruptibly(lambda: _as_a_typer_app(refuse)) == 2

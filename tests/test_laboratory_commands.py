@@ -111,8 +111,8 @@ def test_without_matplotlib_the_table_and_how_to_get_the_plot(tmp_path, monkeypa
 
 
 def test_the_claims(tmp_path, monkeypatch):
-    monkeypatch.setattr(length, "LENGTHS", (1, 2))
-    monkeypatch.setattr(length, "NUM_GROUPS", 24)
+    monkeypatch.setattr(length_claim, "LENGTHS", (1, 2))
+    monkeypatch.setattr(length_claim, "NUM_GROUPS", 24)
     for name, arguments, told in (
         ("classifier", (), "each state's optimal baseline"),
         ("length", (), "a verdict at the end"),

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_reinforce.cli.common import best_device
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
+from llm_reinforce.policy import best_device
 
 if TYPE_CHECKING:
     from llm_reinforce.policy import LanguagePolicy

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
-from llm_reinforce.cli.common import DebugOption, check_one_process, failures_told, note, quieten, tell
+from llm_reinforce.cli.common import DebugOption, check_one_process, quieten, reported_failures
 from llm_reinforce.cli.compare_plan import PlannedRun, Shape, kinds_of, plan_runs
 from llm_reinforce.cli.compare_report import tell_comparison
 from llm_reinforce.cli.figures import check_directory
 from llm_reinforce.cli.running import Ended, run_training
+from llm_reinforce.console.messages import note, print_error
 from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError, RunStoppedError
 
@@ -61,7 +62,7 @@ def compare(
     Each run is a normal run in OUTPUT/NAME/seed-N. The same command again goes on where it was stopped: runs
     that are done are taken as they are. Ctrl-C ends the run in hand after its update and saves it.
     """
-    with failures_told("the comparison", debug=debug):
+    with reported_failures("the comparison", debug=debug):
         if not 0 < target <= 1:
             raise InputError(f"--target: should be above 0 and at most 1, not {target:g}")
         check_one_process("compare")
@@ -95,7 +96,7 @@ def _run_all(runs: Sequence[PlannedRun], num_tokens: int) -> None:
             num_done += ended.is_over
             far = f"{num_done} of {len(runs)} runs"
             if ended.signal is not None:
-                tell(f"stopped in {run.title}; {far} are done, and the same command goes on")
+                print_error(f"stopped in {run.title}; {far} are done, and the same command goes on")
                 raise typer.Exit(128 + ended.signal)
             told(num_done * num_tokens)
             note(f"{run.title}: {display.accuracy}; {far}")
@@ -146,7 +147,7 @@ class _Watching:
     def evaluating(self, num_problems: int, total: int) -> None: ...
 
     def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
-        from llm_reinforce.console.run_display import accuracy_title, shown_accuracy
+        from llm_reinforce.console.text import accuracy_title, shown_accuracy
 
         shown = shown_accuracy(evaluation.accuracy, evaluation.interval)
         self.accuracy = f"{accuracy_title(data)}, {evaluation.decoding}: {shown}"

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from llm_reinforce.cli.common import note
 from llm_reinforce.config import Config, load_config
+from llm_reinforce.console.messages import note
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import note, wide_console
 from llm_reinforce.cli.compare_plan import Kind, PlannedRun, decoding_of
+from llm_reinforce.console.messages import note, wide_console
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import is_main_process, terminal_console
+from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.config import Config
+from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def _refusals(check: Callable[[], None]) -> list[str]:
 
 def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:
     """What would be done; `mean_length` are the actions of an episode of those shown below."""
-    from llm_reinforce.console.run_display import visible
+    from llm_reinforce.console.text import visible
     from llm_reinforce.policy import describe_policy
     from llm_reinforce.runs import TrainState
     from llm_reinforce.training.budget import expected_updates
@@ -95,7 +96,7 @@ def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_lengt
 
 
 def _print_episodes(console: Console, episodes: "Sequence[Episode]") -> None:
-    from llm_reinforce.console.run_display import visible
+    from llm_reinforce.console.text import visible
 
     for episode in episodes:
         verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"

@@ -13,7 +13,7 @@ from llm_reinforce.cli.asking import (
     TokensOption,
     how_to_ask,
 )
-from llm_reinforce.cli.common import DebugOption, failures_told, quieten
+from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
 from llm_reinforce.cli.measuring import Request, measure_and_tell
 from llm_reinforce.config import MAX_SEED
 from llm_reinforce.errors import InputError
@@ -84,7 +84,7 @@ def evaluate(
     debug: DebugOption = False,
 ) -> None:
     """Measure a policy's accuracy on data sets, with 95% intervals; two policies, and what changed."""
-    with failures_told("the evaluation", debug=debug):
+    with reported_failures("the evaluation", debug=debug):
         if decoding is Decoding.greedy and samples_per_problem > 1:
             raise InputError(
                 "--samples-per-problem: greedy completions are all the same; add --decoding sampled"

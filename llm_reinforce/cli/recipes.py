@@ -9,9 +9,10 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import DebugOption, failures_told, tell, terminal_console
+from llm_reinforce.cli.common import DebugOption, reported_failures
 from llm_reinforce.config import builtin_recipes, load_config
 from llm_reinforce.config.strict_yaml import nearest
+from llm_reinforce.console.messages import print_error, terminal_console
 from llm_reinforce.errors import InputError
 
 recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
@@ -33,7 +34,7 @@ def list_recipes() -> None:
 @recipes.command()
 def show(name: NameArgument, debug: DebugOption = False) -> None:
     """Print a recipe as it stands."""
-    with failures_told(debug=debug):
+    with reported_failures(debug=debug):
         typer.echo(_find(name).read_text(encoding="utf-8"), nl=False)
 
 
@@ -44,7 +45,7 @@ def copy(
     debug: DebugOption = False,
 ) -> None:
     """Copy a recipe, to make it your own; a file that is there is never overwritten."""
-    with failures_told("the copy", debug=debug):
+    with reported_failures("the copy", debug=debug):
         original = _find(name)
         text = original.read_text(encoding="utf-8")
         target = file or Path(f"{name}.yaml")
@@ -73,14 +74,14 @@ def validate(
     debug: DebugOption = False,
 ) -> None:
     """Check recipes and tell everything that is wrong with them, without loading a model."""
-    with failures_told(debug=debug):
+    with reported_failures(debug=debug):
         num_wrong = 0
         for file in files:
             try:
                 load_config(file)
             except InputError as error:
                 num_wrong += 1
-                tell(str(error))
+                print_error(str(error))
             else:
                 typer.echo(f"{file}: a valid recipe")
         if num_wrong:

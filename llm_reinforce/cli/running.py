@@ -69,5 +69,3 @@ def _stopped_by_signals(trainer: "ReinforceTrainer", display: "RunDisplay") -> I
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-

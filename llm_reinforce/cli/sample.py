@@ -14,8 +14,9 @@ from llm_reinforce.cli.asking import (
     how_to_ask,
     load_asked,
 )
-from llm_reinforce.cli.common import DebugOption, failures_told, quieten, terminal_console
+from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
 from llm_reinforce.config import MAX_SEED
+from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def sample(
     debug: DebugOption = False,
 ) -> None:
     """Show what a policy answers."""
-    with failures_told("sampling", debug=debug):
+    with reported_failures("sampling", debug=debug):
         if greedy and (num or 1) > 1:
             raise InputError(
                 "--num: greedy completions of a prompt are all the same; leave out one of the two"
@@ -70,7 +71,7 @@ def sample(
 
 
 def _print_completions(prompts: Sequence[str], completions: "Sequence[Completion]", num: int) -> None:
-    from llm_reinforce.console.run_display import visible
+    from llm_reinforce.console.text import visible
 
     console = terminal_console()
     for index, completion in enumerate(completions):

@@ -9,27 +9,21 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import (
-    DebugOption,
-    failures_told,
-    is_main_process,
-    num_processes,
-    quieten,
-    terminal_console,
-)
+from llm_reinforce.cli.common import DebugOption, is_main_process, num_processes, quieten, reported_failures
 from llm_reinforce.cli.dry_run import show_dry_run
 from llm_reinforce.cli.running import Ended, run_training
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.console.evaluation_tables import comparison_table
+from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.errors import InputError
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 
 if TYPE_CHECKING:
-    from llm_reinforce.console.live_view import TerminalDisplay
+    from llm_reinforce.console.live_view import LiveDisplay
     from llm_reinforce.console.run_display import PlainDisplay, Silent
     from llm_reinforce.runs import RunDirectory, TrainState
 
-    AnyDisplay = TerminalDisplay | PlainDisplay | Silent
+    AnyDisplay = LiveDisplay | PlainDisplay | Silent
 
 
 def train(
@@ -49,7 +43,7 @@ def train(
 
     Ctrl-C ends the run after the update in hand and saves a checkpoint; a second one leaves at once.
     """
-    with failures_told("the run", debug=debug):
+    with reported_failures("the run", debug=debug):
         if resume and overwrite:
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of the two")
         loaded = load_config(recipe, overrides or [])
@@ -116,7 +110,7 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
 
 def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
     """What came of it: accuracy before → after, and where everything is."""
-    from llm_reinforce.console.run_display import duration, visible
+    from llm_reinforce.console.text import duration, visible
     from llm_reinforce.runs.checkpoint import find_checkpoint
 
     console, state = terminal_console(), ended.state
@@ -159,7 +153,7 @@ def _better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> li
 
 
 def _before_and_after(rows: list[dict[str, Any]]) -> Table:
-    from llm_reinforce.console.run_display import accuracy_title, shown_accuracy
+    from llm_reinforce.console.text import accuracy_title, shown_accuracy
 
     last = {row["decoding"]: row for row in rows}
     first = {decoding: next(row for row in rows if row["decoding"] == decoding) for decoding in last}

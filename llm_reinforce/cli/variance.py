@@ -9,9 +9,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import DebugOption, note, quieten
+from llm_reinforce.cli.common import DebugOption, quieten
 from llm_reinforce.cli.figures import JsonOption, OutputOption, cell, measuring, number, tell_figures
 from llm_reinforce.config import MAX_SEED, Config, load_config
+from llm_reinforce.console.messages import note
 from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 

@@ -8,7 +8,8 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import FAILED, DebugOption, failures_told, quieten, terminal_console
+from llm_reinforce.cli.common import FAILED, DebugOption, quieten, reported_failures
+from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 
@@ -39,7 +40,7 @@ def verify(
     Every answer is judged against itself, plain and as a completion may write it. Exit code 0: all are
     accepted; 1: some are doubtful and listed.
     """
-    with failures_told("the audit", debug=debug):
+    with reported_failures("the audit", debug=debug):
         quieten(debug=debug)
         from llm_reinforce.problems import find_problems, reads_split
         from llm_reinforce.verifier.audit import audit_answers
@@ -86,7 +87,7 @@ def _as_json(name: str, audit: "Audit") -> str:
 
 
 def _print_audit(name: str, audit: "Audit") -> None:
-    from llm_reinforce.console.run_display import visible
+    from llm_reinforce.console.text import visible
 
     console = terminal_console()
     num_accepted = audit.total - len(audit.doubts)
@@ -121,7 +122,7 @@ def _counted(audit: "Audit") -> str:
 
 
 def _table(audit: "Audit") -> Table:
-    from llm_reinforce.console.run_display import visible
+    from llm_reinforce.console.text import visible
 
     table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
     table.add_column("row", no_wrap=True)

@@ -1,4 +1,4 @@
-"""Tables for people: what was measured, and what changed."""
+"""Tables of an evaluation, and of the difference between two."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
+
+from llm_reinforce.console.text import visible
 
 if TYPE_CHECKING:
     from llm_reinforce.evaluation import Comparison, Evaluation, Measure
@@ -18,9 +20,7 @@ TITLES = {
 
 
 def measures_table(data: str, columns: "Sequence[tuple[str, Evaluation]]") -> RenderableType:
-    """A row a measure, each with its 95% interval; a column a policy."""
-    from llm_reinforce.console.run_display import visible
-
+    """Return a table with a row per measure, each with its 95% interval, and a column per policy."""
     first = columns[0][1]
     samples = f" x {first.samples_per_problem} samples" if first.samples_per_problem > 1 else ""
     head = f"{visible(data)}: {len(first.problems):,} problems{samples}, {first.decoding}"
@@ -58,7 +58,7 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """The difference with its interval, and its parts by kind; they add up to it."""
+    """Return the difference with its interval, and its parts by kind, which add up to it."""
     low, high = comparison.interval
     test = "McNemar" if comparison.test == "mcnemar" else "sign flips"
     head = (

@@ -1,13 +1,13 @@
-"""The live picture of a run on a terminal.
+"""The live view of a run on a terminal.
 
-✓ and ✗ are the verifier's verdict, right or wrong; the reward beside them is what training maximises.
+✓ and ✗ are the verifier's verdict, right or wrong; the reward beside them is what training maximizes.
 """
 
 import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -15,18 +15,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.console.run_display import (
-    Pace,
-    PlainDisplay,
-    accuracy_title,
-    advanced,
-    duration,
-    latest_numbers,
-    shown_accuracy,
-    visible,
-)
-from llm_reinforce.episodes import Episode
-from llm_reinforce.evaluation import Evaluation
+from llm_reinforce.console.run_display import Pace, PlainDisplay, advanced, latest_numbers
+from llm_reinforce.console.text import accuracy_title, duration, shown_accuracy, visible
+
+if TYPE_CHECKING:
+    from llm_reinforce.episodes import Episode
+    from llm_reinforce.evaluation import Evaluation
 
 NUM_AVERAGED = 20  # the last updates, whose mean reward is shown
 NUM_SAMPLES = 4
@@ -41,22 +35,22 @@ def display_for(
     *,
     num_processes: int = 1,
     first: Mapping[str, tuple[int, float]] | None = None,
-) -> "TerminalDisplay | PlainDisplay":
-    """A live picture where the console is a terminal, else plain lines.
+) -> "LiveDisplay | PlainDisplay":
+    """Return a live view if the console is a terminal, else plain lines.
 
     Args:
-        title: what is trained, for the picture's head.
-        num_processes: each process tells of its own episodes; this many work side by side.
-        first: by decoding, update and accuracy of the first evaluation of a run that goes on.
+        title: the heading of the live view, which says what is trained.
+        num_processes: number of processes, each of which shows the episodes of its own only.
+        first: by decoding, update and accuracy of the first evaluation of a resumed run.
     """
     if console.is_terminal and not console.is_dumb_terminal:
-        return TerminalDisplay(console, title, num_processes, first or {})
+        return LiveDisplay(console, title, num_processes, first or {})
     return PlainDisplay(console, num_processes)
 
 
 @dataclass
 class _Picture:
-    """All that the live picture shows; the loop writes it, and the refreshing thread reads it."""
+    """The data of the live view; the loop writes it, and the refreshing thread reads it."""
 
     title: str
     first: dict[str, tuple[int, float]]
@@ -67,12 +61,12 @@ class _Picture:
     numbers: Mapping[str, str] = field(default_factory=dict)
     rewards: list[float] = field(default_factory=list)
     latest: dict[str, tuple[int, float, tuple[float, float]]] = field(default_factory=dict)
-    samples: Sequence[Episode] = ()
+    samples: "Sequence[Episode]" = ()
     is_finished: bool = False
 
 
-class TerminalDisplay:
-    """A picture that is drawn anew up to four times a second by a thread of its own; use it as a context."""
+class LiveDisplay:
+    """A view that a thread of its own refreshes up to four times a second; use it as a context."""
 
     def __init__(
         self, console: Console, title: str, num_processes: int, first: Mapping[str, tuple[int, float]]
@@ -82,7 +76,10 @@ class TerminalDisplay:
         self._picture = _Picture(title, dict(first))
         self._sampled_at = -SAMPLE_SECONDS
         self._live = Live(
-            get_renderable=self._draw, console=console, refresh_per_second=REFRESHES_A_SECOND, transient=False
+            get_renderable=self._render,
+            console=console,
+            refresh_per_second=REFRESHES_A_SECOND,
+            transient=False,
         )
 
     def __enter__(self) -> Self:
@@ -102,7 +99,7 @@ class TerminalDisplay:
         picture.numbers = {"loss": f"{loss:.3f}"}
 
     def update(
-        self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: Sequence[Episode]
+        self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
         picture, seconds = self._picture, metrics.get("step_time")
         picture.pace = advanced(picture.pace, "REINFORCE", num_updates, total, seconds)
@@ -115,9 +112,9 @@ class TerminalDisplay:
             picture.samples = evenly_spaced(episodes, NUM_SAMPLES)
 
     def evaluating(self, num_problems: int, total: int) -> None:
-        self._picture.status = f"asking problems {num_problems:,}/{total:,}"
+        self._picture.status = f"evaluating problems {num_problems:,}/{total:,}"
 
-    def evaluation(self, num_updates: int, data: str, evaluation: Evaluation) -> None:
+    def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
         picture = self._picture
         picture.accuracy_title = accuracy_title(data)
         picture.status = ""
@@ -129,20 +126,20 @@ class TerminalDisplay:
         }  # a new dict, since a thread reads the old
 
     def stopping(self, sentence: str) -> None:
-        """Called from a signal handler: it only leaves the sentence for the next drawing."""
+        """Keep the sentence for the next refresh; called from a signal handler."""
         self._picture.stopping = sentence
 
-    def _draw(self) -> RenderableType:
-        return draw(self._picture, self.console.height)
+    def _render(self) -> RenderableType:
+        return render(self._picture, self.console.height)
 
 
-def draw(picture: _Picture, height: int) -> RenderableType:
-    """The picture, with as many samples as the terminal's height leaves room for."""
+def render(picture: _Picture, height: int) -> RenderableType:
+    """Return the view, with as many samples as fit into the terminal's height."""
     parts: list[RenderableType] = [_head(picture), _progress_bar(picture.pace)]
     if picture.numbers:
         parts += ["", _numbers_table(picture.numbers, picture.rewards)]
     is_done = picture.is_finished and picture.pace is not None and picture.pace.done == picture.pace.total
-    if picture.latest and not is_done:  # in the end a table says it all
+    if picture.latest and not is_done:  # at the end a table shows it
         parts += ["", _accuracies(picture)]
     room = height - 11 - len(picture.latest)
     if picture.samples and room > 0:
@@ -211,7 +208,7 @@ def _accuracies(picture: _Picture) -> RenderableType:
     return table
 
 
-def _samples(episodes: Sequence[Episode]) -> RenderableType:
+def _samples(episodes: "Sequence[Episode]") -> RenderableType:
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", expand=True)
     table.add_column("", no_wrap=True, width=1)
     table.add_column("prompt", ratio=2, no_wrap=True, overflow="ellipsis")
@@ -229,7 +226,7 @@ def _samples(episodes: Sequence[Episode]) -> RenderableType:
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """The course of the values in at most `width` characters, from the lowest bar to the highest.
+    """Return the values as at most `width` bars, scaled from the lowest to the highest.
 
     >>> curve([0.0, 0.1, 0.5, 1.0], 4)
     '▁▂▅█'
@@ -241,7 +238,7 @@ def curve(values: Sequence[float], width: int) -> str:
     return "".join(BARS[round((point - low) / ((high - low) or 1.0) * (len(BARS) - 1))] for point in points)
 
 
-def evenly_spaced(episodes: Sequence[Episode], count: int) -> Sequence[Episode]:
-    """Some of an update's episodes, chosen by their place and not by how good they are."""
+def evenly_spaced(episodes: "Sequence[Episode]", count: int) -> "Sequence[Episode]":
+    """Return some of an update's episodes, chosen by position and not by reward."""
     count = min(count, len(episodes))
     return [episodes[len(episodes) * index // count] for index in range(count)]

@@ -1,4 +1,4 @@
-"""How far a command is and how long the rest will take, on stderr."""
+"""The progress of a command and the time it still takes, on stderr."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -6,7 +6,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from llm_reinforce.cli.common import note, showing_a_bar
+from llm_reinforce.console.messages import messages_above_bar, note
+from llm_reinforce.console.text import duration
 
 SECONDS_BETWEEN_LINES = 30.0
 
@@ -15,11 +16,11 @@ SECONDS_BETWEEN_LINES = 30.0
 def progress(
     name: str, total: int, *, what: str = "problems", done: int = 0
 ) -> Iterator[Callable[[int], None]]:
-    """Yields what is to be told the number done: a bar on a terminal, a line now and then elsewhere.
+    """Yield a function to call with the number done; it updates a bar on a terminal, else prints some lines.
 
     Args:
-        what: is counted.
-        done: how many were done before, which says nothing of the pace.
+        what: the unit that is counted.
+        done: the number done before, which does not count for the pace.
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -33,14 +34,12 @@ def progress(
     named, counted = TextColumn("{task.description}", markup=False), TextColumn(what, markup=False)
     columns = (named, BarColumn(), MofNCompleteColumn(), counted, TimeRemainingColumn())
     bar = Progress(*columns, console=console, transient=True)
-    with showing_a_bar(console), bar:
+    with messages_above_bar(console), bar:
         task = bar.add_task(name, total=total, completed=done)
         yield lambda done: bar.update(task, completed=done)
 
 
 def _lines(name: str, total: int, what: str) -> Callable[[int], None]:
-    from llm_reinforce.console.run_display import duration
-
     begun: tuple[float, int] | None = None  # when it was first told, and how many were done by then
     shown = time.monotonic()
 

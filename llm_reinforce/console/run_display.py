@@ -1,55 +1,57 @@
-"""What a person sees while a run goes on: what the loop tells, and plain lines for a pipe or a file.
+"""The display of a run: its protocol, plain lines for a pipe or a file, and none.
 
-The live picture of a terminal is in `terminal_display.py`.
+The live view on a terminal is in `live_view.py`.
 """
 
 import os
 import time
-import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from rich.console import Console
 
-from llm_reinforce.episodes import Episode
-from llm_reinforce.evaluation import Evaluation
+from llm_reinforce.console.text import accuracy_title, duration, shown_accuracy, visible
+
+if TYPE_CHECKING:
+    from llm_reinforce.episodes import Episode
+    from llm_reinforce.evaluation import Evaluation
 
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0  # when PlainDisplay writes a line
 
 
 @runtime_checkable
 class Display(Protocol):
-    """What the loop tells whoever watches; every method returns at once."""
+    """Shows the progress of a run; the training loop calls it, and every method returns at once."""
 
     def say(self, sentence: str) -> None:
-        """Something that happens once."""
+        """Show a message."""
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
-        """A supervised update is done."""
+        """Show a supervised update."""
 
     def update(
-        self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: Sequence[Episode]
+        self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
-        """A policy-gradient update is done."""
+        """Show a policy-gradient update."""
 
     def evaluating(self, num_problems: int, total: int) -> None:
-        """So many problems have been asked, of an evaluation that goes on."""
+        """Show how many problems of the current evaluation are done."""
 
-    def evaluation(self, num_updates: int, data: str, evaluation: Evaluation) -> None:
-        """Accuracy was measured on `data`: held_out, or training where nothing is held out."""
+    def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
+        """Show an evaluation on `data`: held_out, or training if nothing is held out."""
 
 
 class RunDisplay(Display, Protocol):
-    """One that a command opens for a run, as a context, and tells of a stop."""
+    """A display that is a context for the time of the run, and shows that the run was asked to stop."""
 
     def __enter__(self) -> object: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
     def stopping(self, sentence: str) -> None:
-        """The run was asked to stop; called from a signal handler."""
+        """Show that the run was asked to stop; called from a signal handler."""
 
 
 class Silent:
@@ -65,19 +67,19 @@ class Silent:
     def warm_start(self, num_updates: int, total: int, loss: float) -> None: ...
 
     def update(
-        self, num_updates: int, total: int, metrics: Mapping[str, Any], episodes: Sequence[Episode]
+        self, num_updates: int, total: int, metrics: Mapping[str, Any], episodes: "Sequence[Episode]"
     ) -> None: ...
 
     def evaluating(self, num_problems: int, total: int) -> None: ...
 
-    def evaluation(self, num_updates: int, data: str, evaluation: Evaluation) -> None: ...
+    def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None: ...
 
     def stopping(self, sentence: str) -> None: ...
 
 
 @dataclass
 class Pace:
-    """How far a phase of the run is, and how long the rest will take."""
+    """The progress of a phase of the run, and the time it still takes."""
 
     name: str
     total: int
@@ -90,13 +92,13 @@ class Pace:
         return time.monotonic() - self.started
 
     def left(self) -> float | None:
-        """Seconds to go, at the mean pace so far, evaluations included; None before there is one."""
+        """Seconds left at the mean pace so far, evaluations included; None before the first update."""
         num_done = self.done - self.first
         return self.elapsed() / num_done * (self.total - self.done) if num_done > 0 else None
 
 
 def advanced(pace: Pace | None, name: str, done: int, total: int, seconds: float | None) -> Pace:
-    """The pace after another update, which took so many seconds, if that is known."""
+    """Return the pace after another update, which took `seconds`, if that is known."""
     if pace is None or pace.name != name:
         first = done if seconds is None else done - 1
         return Pace(name, total, done, first, time.monotonic() - (seconds or 0.0))
@@ -105,7 +107,7 @@ def advanced(pace: Pace | None, name: str, done: int, total: int, seconds: float
 
 
 class PlainDisplay:
-    """A line for each evaluation and now and then for an update: where it is read later, or by a machine."""
+    """Prints a line for each evaluation and for some updates, for logs and pipes."""
 
     def __init__(self, console: Console, num_processes: int = 1) -> None:
         self.console = console
@@ -126,20 +128,20 @@ class PlainDisplay:
         self._progress("warm start", num_updates, total, None, {"loss": f"{loss:.3f}"})
 
     def update(
-        self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: Sequence[Episode]
+        self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
         numbers = latest_numbers(metrics, len(episodes) * self.num_processes)
         self._progress("update", num_updates, total, metrics.get("step_time"), numbers)
 
     def evaluating(self, num_problems: int, total: int) -> None: ...
 
-    def evaluation(self, num_updates: int, data: str, evaluation: Evaluation) -> None:
+    def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
         accuracy = shown_accuracy(evaluation.accuracy, evaluation.interval)
         counts = f"{evaluation.correct} of {evaluation.total}"
         self.say(f"update {num_updates}: {accuracy_title(data)}, {evaluation.decoding}: {accuracy}, {counts}")
 
     def stopping(self, sentence: str) -> None:
-        """Called from a signal handler, where a print may be under way: so written past all buffers."""
+        """Write past all buffers, since this is called from a signal handler, perhaps during a print."""
         with suppress(OSError):
             os.write(2, f"{sentence}\n".encode())
 
@@ -159,7 +161,7 @@ class PlainDisplay:
 
 
 def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str, str]:
-    """An update's numbers for people to read, by short names; what has no value is left out."""
+    """Return an update's main numbers as text, by short names."""
     shown = {}
     for name, key, form in (
         ("reward", "reward", ".3f"),
@@ -176,34 +178,3 @@ def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str,
         rate = num_episodes / metrics["step_time"]
         shown["episodes/s"] = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"
     return shown
-
-
-def accuracy_title(data: str) -> str:
-    """What an accuracy is of, for people."""
-    return "held-out accuracy" if data == "held_out" else "accuracy on the training problems"
-
-
-def shown_accuracy(accuracy: float, interval: Sequence[float]) -> str:
-    """`71.5% [64.9, 77.3]`: an accuracy with its 95% interval."""
-    low, high = interval
-    return f"{accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds: `0:01:05`."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
-
-
-def visible(text: str, max_characters: int | None = None) -> str:
-    r"""Text on one line that does nothing to a terminal: a newline as `\n`; long text without its middle."""
-    if max_characters is not None and len(text) > max_characters:
-        tail = max_characters // 2  # the end is where the final answer stands
-        text = f"{text[: max_characters - tail - 1]}…{text[-tail:]}"
-    return "".join(_visible(character) for character in text)
-
-
-def _visible(character: str) -> str:
-    if unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Zl", "Zp"):
-        return character
-    return character.encode("unicode_escape").decode()

@@ -4,7 +4,7 @@ from llm_reinforce.policy.action_head import ActionScores
 from llm_reinforce.policy.activations import Activations
 from llm_reinforce.policy.cache import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
-from llm_reinforce.policy.description import check_prompts_fit, describe_policy
+from llm_reinforce.policy.description import best_device, check_prompts_fit, describe_policy
 from llm_reinforce.policy.fetch import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.loading import (
@@ -28,6 +28,7 @@ __all__ = [
     "TokenIds",
     "ValueHead",
     "action_features",
+    "best_device",
     "cache_directory",
     "character_tokenizer",
     "check_prompts_fit",

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.problems import Problem
@@ -38,3 +40,9 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
             f"max_new_tokens: {max_new_tokens:,} that is more than the {limit:,} tokens of the policy's context; "
             "lower max_new_tokens or leave the problem out"
         )
+
+
+def best_device() -> str:
+    """Return the name of the accelerator if there is one, else `cpu`."""
+    accelerator = torch.accelerator.current_accelerator()
+    return str(accelerator) if accelerator is not None and torch.accelerator.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Save and restore all that a run is: safetensors and JSON, and a manifest of digests written last."""
+"""Save and restore a run: safetensors and JSON, and a manifest of digests that is written last."""
 
 import hashlib
 import json

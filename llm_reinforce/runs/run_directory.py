@@ -1,4 +1,4 @@
-"""What a run writes, and where."""
+"""The directory of a run: its files, its lock and its logs."""
 
 import json
 import os
@@ -33,7 +33,7 @@ OWN_NAMES = (
     "initial_policy",  # a policy and problems that were given as objects in Python
     "problems",
 )
-LOCK = ".lock"  # held by the process that writes there, freed when it ends, however it ends
+LOCK = ".lock"  # held by the process that writes the run, released when it ends, however it ends
 BEGINNINGS = frozenset(
     {
         "environment.json",
@@ -44,12 +44,13 @@ BEGINNINGS = frozenset(
         "problems",
     }
 )
+RESUME, OVERWRITE = "--resume, or resume=True", "--overwrite, or overwrite=True"
 LOGS = ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The directory of one run; every file in it is written through here or in `checkpoint.py`."""
+    """The directory of one run; its files are written by this class and `checkpoint.py`."""
 
     path: Path
 
@@ -62,51 +63,50 @@ class RunDirectory:
         return self.path / "policy"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Whether `prepare` will do; nothing is touched, so that it can be asked before a model loads.
+        """Check that `prepare` will succeed, without touching anything, so that it can be called before a model
+        loads.
 
         Raises:
-            InputError: it holds something, and neither `resume` nor `overwrite` was asked for; or there
-                is nothing to resume; or it can't be written to.
+            InputError: the directory is not empty and neither `resume` nor `overwrite` is set, or there is
+                nothing to resume, or it can't be written to.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"output_dir {self.path}: there is a file of this name")
+            raise InputError(f"output_dir {self.path}: this is a file; choose another output_dir")
         nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-            raise InputError(f"output_dir {self.path}: can't be written to; --set output_dir=… moves it")
+            raise InputError(f"output_dir {self.path}: can't be written to; choose another output_dir")
         found = [entry.name for entry in self._entries()]
         if resume:
             if "recipe.yaml" not in found and not self.is_begun():
-                raise InputError(
-                    f"output_dir {self.path}: no run to resume here; one begins without --resume"
-                )
+                raise InputError(f"nothing to resume in {self.path}; start the run without {RESUME}")
             return
         if found and not overwrite:
             raise InputError(
-                f"output_dir {self.path} is not empty ({', '.join(found[:4])}): --resume goes on with the "
-                "run there, --overwrite replaces it, --set output_dir=… writes elsewhere"
+                f"output_dir {self.path} is not empty ({', '.join(found[:4])}): resume the run there ({RESUME}), "
+                f"replace it ({OVERWRITE}), or choose another output_dir"
             )
         foreign = [name for name in found if name.removesuffix(".partial") not in OWN_NAMES]
         if foreign:
             raise InputError(
-                f"output_dir {self.path} holds what is no run's ({', '.join(foreign[:4])}), so it isn't "
-                "overwritten: choose another with --set output_dir=…"
+                f"output_dir {self.path} has files that no run wrote ({', '.join(foreign[:4])}), so it is not "
+                "overwritten; choose another output_dir"
             )
 
     def is_begun(self) -> bool:
-        """Whether a run was killed here before it had written its recipe; it has left its lock."""
+        """Return True if a run was killed here before it had written its recipe; it has left its lock."""
         return (self.path / LOCK).exists() and {entry.name for entry in self._entries()} <= BEGINNINGS
 
     def _entries(self) -> list[Path]:
-        """What lies there, but for the lock."""
+        """All entries except the lock."""
         entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
         return [entry for entry in entries if entry.name != LOCK]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs out for as long as this one lasts.
+        """Hold the directory's lock, so that no other run writes there.
 
         Raises:
-            InputError: another run is writing there, or the directory can't be made.
+            InputError: another run holds it, or the directory can't be created.
         """
         lock = FileLock(self.path / LOCK)
         try:
@@ -114,20 +114,20 @@ class RunDirectory:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise InputError(
-                f"output_dir {self.path}: another run is writing there; wait for its end, stop it, or "
-                "write elsewhere with --set output_dir=…"
+                f"output_dir {self.path}: another run is writing there; wait for its end, stop it, or choose "
+                "another output_dir"
             ) from error
         except OSError as error:
-            raise InputError(f"output_dir {self.path}: can't be made: {error.strerror}") from error
+            raise InputError(f"output_dir {self.path}: can't be created: {error.strerror}") from error
         try:
             yield
         finally:
             lock.release()
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Make the directory ready for a new run, or for one that goes on.
+        """Prepare the directory for a new run, or for one that is resumed.
 
-        With `overwrite` the files of an earlier run are removed, and nothing else that lies there.
+        With `overwrite` the files of an earlier run are removed, and nothing else.
 
         Raises:
             InputError: as `check` does.
@@ -140,14 +140,14 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"output_dir {self.path}: can't be made: {error.strerror}") from error
+            raise InputError(f"output_dir {self.path}: can't be created: {error.strerror}") from error
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a whole file, so that a reader sees the old one or the new one and no half."""
+        """Write a file at once, so that a reader sees the old one or the new one and never a part."""
         write_whole(self.path / name, text)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Add a line of JSON to a log and flush it; a number that isn't finite is null, as JSON has none."""
+        """Append a line of JSON to a log and flush it; a number that is not finite is written as null."""
         # half a surrogate pair, as an exception's text may have it, stays the \udXXX that JSON knows
         with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
             line = json.dumps(texts_without_secrets(finite(row)), ensure_ascii=False, allow_nan=False)
@@ -155,7 +155,7 @@ class RunDirectory:
             file.flush()
 
     def append_answers(self, where: Mapping[str, Any], evaluation: Evaluation) -> None:
-        """Add a line to `answers.jsonl` for each problem, with all that was said to it."""
+        """Append a line to `answers.jsonl` for each problem, with all its answers."""
         pairs = zip(evaluation.problems, evaluation.answers, strict=True)
         rows = (
             {**where, "decoding": evaluation.decoding, **answer_row(index, problem, answers)}
@@ -166,30 +166,30 @@ class RunDirectory:
             file.write(text)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """The lines of a log that are whole; none where there is no such file."""
+        """Return the complete lines of a log; none if there is no such file."""
         file = self.path / name
         rows = []
-        # it may be torn within a character
+        # an interruption may have cut it within a character
         text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
         for line in text.split("\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                continue  # torn by an interruption
+                continue  # cut by an interruption
         return rows
 
     def sync_logs(self) -> None:
-        """Wait until the logs' lines are on the disk: a checkpoint that counts on them comes after."""
+        """Wait until the logs are on the disk; a checkpoint that relies on them is written afterwards."""
         for name in LOGS:
             if (self.path / name).is_file():
                 sync(self.path / name)
 
     def cut_logs(self, num_updates: int) -> None:
-        """Drop the lines after this many updates, and a torn last line: a resumed run writes them again."""
+        """Remove the lines after this many updates, and an incomplete last line: a resumed run rewrites them."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():
-                text = file.read_text("utf-8", errors="replace")  # torn within a character, maybe
+                text = file.read_text("utf-8", errors="replace")  # it may end within a character
                 lines = text.split("\n")  # not splitlines: text may hold U+2028
                 kept = [line for line in lines if _is_before(line, num_updates)]
                 self.write_text(name, "".join(line + "\n" for line in kept))
@@ -203,7 +203,7 @@ def _is_before(line: str, num_updates: int) -> bool:
 
 
 def environment(seed: int, device: str) -> dict[str, Any]:
-    """Versions, seed, device and the code's git revision, for `environment.json`."""
+    """Return versions, seed, device and the code's git revision, for `environment.json`."""
     packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
     versions = {}
     for package in packages:
@@ -223,7 +223,7 @@ def environment(seed: int, device: str) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """The commit of the toolkit's own checkout; None where it is installed as a package."""
+    """Return the commit of the toolkit's own checkout; None if it is installed as a package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -17,7 +17,8 @@ from llm_reinforce.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from llm_reinforce.console.run_display import Display, Silent, visible
+from llm_reinforce.console.run_display import Display, Silent
+from llm_reinforce.console.text import visible
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError

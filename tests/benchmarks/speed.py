@@ -32,7 +32,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 import llm_reinforce.episodes.collect as collect
-from llm_reinforce import Problem, TrainingLoop, load_policy
+from llm_reinforce import Problem, load_policy
 from llm_reinforce.config import (
     EvaluationConfig,
     RandomInitConfig,
@@ -40,12 +40,13 @@ from llm_reinforce.config import (
     SamplingConfig,
     TrainingConfig,
 )
+from llm_reinforce.console.run_display import Silent
 from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions, token_log_probs
 from llm_reinforce.policy.batches import SlotBatch
 from llm_reinforce.policy.fetch import fetched_directory
 from llm_reinforce.policy.products import product
 from llm_reinforce.rewards import WeightedReward, correct_answer
-from llm_reinforce.console.run_display import Silent
+from llm_reinforce.training import TrainingLoop
 
 SIDES = ("ours", "ours, verdicts", "trl RLOO", "trl GRPO")
 GROUP = 8

@@ -8,8 +8,9 @@ import time
 import pytest
 from rich.console import Console
 
-from llm_reinforce.console.live_view import TerminalDisplay, curve, display_for, evenly_spaced
-from llm_reinforce.console.run_display import Display, PlainDisplay, Silent, duration, shown_accuracy, visible
+from llm_reinforce.console.live_view import LiveDisplay, curve, display_for, evenly_spaced
+from llm_reinforce.console.run_display import Display, PlainDisplay, Silent
+from llm_reinforce.console.text import duration, shown_accuracy, visible
 from llm_reinforce.episodes import Episode
 from llm_reinforce.evaluation import Answer, Evaluation, Measure
 from llm_reinforce.policy import Completion
@@ -62,10 +63,10 @@ def written(console: Console) -> str:
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
 
 
-def last_picture(display: TerminalDisplay) -> str:
+def last_picture(display: LiveDisplay) -> str:
     """The picture as it stands, in a console of the display's size."""
     console = terminal(display.console.width, display.console.height)
-    console.print(display._draw())
+    console.print(display._render())
     return written(console)
 
 
@@ -100,7 +101,7 @@ def test_samples_are_chosen_by_their_place() -> None:
 
 
 def test_the_console_decides_the_display() -> None:
-    assert isinstance(display_for(terminal()), TerminalDisplay)
+    assert isinstance(display_for(terminal()), LiveDisplay)
     assert isinstance(display_for(Console(file=io.StringIO())), PlainDisplay)
     everyone: list[Display] = [Silent(), display_for(terminal()), display_for(Console(file=io.StringIO()))]
     for display in everyone:
@@ -159,7 +160,7 @@ def test_plain_lines_of_evaluations_and_the_warm_start(clock: list[float]) -> No
 
 
 def test_the_picture_shows_the_numbers_and_escapes_what_was_sampled(clock: list[float]) -> None:
-    display = TerminalDisplay(terminal(), "quickstart · [red]policy[/red]", 1, {})
+    display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]", 1, {})
     display.evaluation(0, "held_out", evaluation(2))
     for number in (1, 2):
         clock[0] += 5
@@ -169,7 +170,7 @@ def test_the_picture_shows_the_numbers_and_escapes_what_was_sampled(clock: list[
     display.evaluating(3, 20)
     shown = last_picture(display)
     assert "quickstart · [red]policy[/red]" in shown
-    assert "asking problems 3/20" in shown
+    assert "evaluating problems 3/20" in shown
     assert "REINFORCE" in shown
     assert "2/10" in shown
     assert "left" in shown
@@ -183,7 +184,7 @@ def test_the_picture_shows_the_numbers_and_escapes_what_was_sampled(clock: list[
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (30, 10), (110, 35)])
 def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
-    display = TerminalDisplay(terminal(width, height), "t" * 200, 1, {})
+    display = LiveDisplay(terminal(width, height), "t" * 200, 1, {})
     display.update(1, 10, METRICS, [episode("p" * 500, "漢" * 500)] * 8)
     for decoding in ("greedy", "sampled"):
         display.evaluation(1, "held_out", evaluation(5, decoding))
@@ -193,14 +194,14 @@ def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
 
 
 def test_a_resumed_run_compares_with_its_first_evaluation() -> None:
-    display = TerminalDisplay(terminal(), "", 1, {"greedy": (0, 0.1)})
+    display = LiveDisplay(terminal(), "", 1, {"greedy": (0, 0.1)})
     display.evaluation(50, "held_out", evaluation(5))
     assert "10.0% → 50.0%" in last_picture(display)
 
 
 def test_the_picture_is_drawn_by_its_own_thread_and_left_whole() -> None:
     console = terminal()
-    with TerminalDisplay(console, "title", 1, {}) as display:
+    with LiveDisplay(console, "title", 1, {}) as display:
         display.say("said [once]")
         for number in range(1, 201):
             display.update(number, 200, METRICS, [episode()])

@@ -17,7 +17,7 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from llm_reinforce import Problem, TrainingLoop
+from llm_reinforce import Problem
 from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, estimate_advantages
 from llm_reinforce.policy import (
@@ -30,6 +30,7 @@ from llm_reinforce.policy import (
 )
 from llm_reinforce.policy.decoder import llama_like
 from llm_reinforce.policy_gradient import MovingAverage, action_mask, reinforce_loss
+from llm_reinforce.training import TrainingLoop
 from llm_reinforce.verifier import verify
 
 PROMPTS = ("1+2=", "10+20=", "7=", "10+20=", "1+2=", "33+44+55=", "7=")

@@ -17,8 +17,8 @@ from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Asked, Progress, Scores, WeightedReward, score
 from llm_reinforce.rewards.trl_signature import has_trl_signature
-from llm_reinforce.training import TrainingLoop
 from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training import TrainingLoop
 
 ASKED = [
     Asked(Problem("1+1=", "2", columns={"level": 1, "answer": "#### 2"}), "2", (2, 0)),

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.runs.run_directory import OWN_NAMES
 from llm_reinforce.runs import RunDirectory, environment
+from llm_reinforce.runs.run_directory import OWN_NAMES
 
 
 def contents(path: Path) -> dict[str, str]:

@@ -1,0 +1,57 @@
+"""Messages on stderr, and the consoles that commands print to."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.text import Text
+
+from llm_reinforce.errors import without_secrets
+
+FILE_WIDTH = 130  # characters
+
+
+def print_error(message: str) -> None:
+    """Print an error message on stderr, red on a terminal, never wrapped."""
+    _print_on_stderr(Text(without_secrets(message), style="red"))
+
+
+def note(message: str) -> None:
+    """Print a note on stderr. Its text may come from a data set, so control characters are escaped."""
+    shown = "".join(
+        character if character.isprintable() else character.encode("unicode_escape").decode()
+        for character in message
+    )
+    _print_on_stderr(Text(shown, style="dim"))
+
+
+@contextmanager
+def messages_above_bar(console: Console) -> Iterator[None]:
+    """Print messages above the progress bar that is shown on this console, as long as it is shown."""
+    _consoles.append(console)
+    try:
+        yield
+    finally:
+        _consoles.remove(console)
+
+
+_consoles: list[Console] = []
+
+
+def _print_on_stderr(text: Text) -> None:
+    console = _consoles[-1] if _consoles else Console(stderr=True)
+    console.print(text, soft_wrap=True, highlight=False)
+
+
+def terminal_console() -> Console:
+    """Return a console on the current stdout, which a test or a caller may have replaced."""
+    return Console(file=sys.stdout, highlight=False)
+
+
+def wide_console() -> Console:
+    """Return the same for wide tables: rich would cut their rows at 80 characters in a file."""
+    console = terminal_console()
+    if not console.is_terminal:
+        console.width = max(console.width, FILE_WIDTH)
+    return console

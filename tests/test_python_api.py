@@ -1,0 +1,498 @@
+"""Training from Python: what may be given, what is yielded and returned, and the same run three ways."""
+
+import json
+import random
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import llm_reinforce
+from llm_reinforce import InputError, Problem, ReinforceTrainer, load_recipe, verify
+from llm_reinforce.config import GenerateConfig, RandomInitConfig, TrainingConfig
+from llm_reinforce.policy import LanguagePolicy, character_tokenizer, sample_completions, token_log_probs
+from llm_reinforce.training.metrics import TIMES
+
+ALPHABET = "0123456789+="
+SMALL: dict[str, Any] = {
+    "num_updates": 3,
+    "problems_per_update": 4,
+    "episodes_per_problem": 3,
+    "max_new_tokens": 4,
+    "learning_rate": 1e-2,
+    "num_held_out": 10,
+}
+SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(6) for b in range(6)]
+
+
+def own_model(seed: int = 0) -> tuple[LlamaForCausalLM, Any]:
+    """A user's own model and tokenizer, made with transformers alone."""
+    tokenizer = character_tokenizer(ALPHABET)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=32,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(config), tokenizer
+
+
+def short_and_right(completion: str, problem: Problem) -> float:
+    return float(verify(completion, problem.answer).correct and len(completion) < 20)
+
+
+def length_reward(completions: list[str], **columns: Any) -> list[float]:
+    """A function with TRL's signature."""
+    return [1.0 / (1 + len(completion)) for completion in completions]
+
+
+def timeless(directory: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (directory / name).read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
+
+
+def weights_of(policy: LanguagePolicy) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
+
+
+# ------------------------------------------------------------------------------------- the example
+
+
+def test_the_example_of_the_design(tmp_path: Path) -> None:
+    """DESIGN's example, with a tiny policy and a small file in place of SmolLM2 and GSM8K."""
+    model, tokenizer = own_model()
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    data = tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in SUMS))
+
+    trainer = ReinforceTrainer(
+        str(tmp_path / "tiny"), str(data), short_and_right, output_dir=tmp_path / "mine", **SMALL
+    )
+    result = trainer.train()
+    assert result.is_over
+    assert [row["update"] for row in result.history] == [1, 2, 3]
+    assert result.before["greedy"].total == result.after["greedy"].total == 10
+    assert set(result.comparisons["greedy"]) == {"accuracy", "strict"}
+    assert result.policy is trainer.policy
+    names = {entry.name for entry in (tmp_path / "mine").iterdir()}
+    assert {
+        "recipe.yaml",
+        "environment.json",
+        "metrics.jsonl",
+        "comparison.json",
+        "checkpoints",
+        "policy",
+    } <= names
+
+
+def test_the_loop_yields_after_each_update() -> None:
+    trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, evaluation={"every": 2}, **SMALL)
+    seen = []
+    for update in trainer.updates():
+        assert update.state.num_updates == update.number == trainer.state.num_updates
+        assert len(update.episodes) == 12
+        assert update.metrics["update"] == update.number
+        seen.append((update.number, sorted(update.evaluations)))
+    assert seen == [(1, []), (2, ["greedy"]), (3, ["greedy"])]
+    assert trainer.result().is_over
+
+
+def test_a_caller_who_leaves_the_loop_can_resume(tmp_path: Path) -> None:
+    whole = ReinforceTrainer(
+        own_model(), SUMS, short_and_right, output_dir=tmp_path / "whole", **SMALL
+    ).train()
+
+    def trainer() -> ReinforceTrainer:
+        return ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "parts", **SMALL)
+
+    for update in trainer().updates():
+        if update.number == 2:
+            break
+    result = trainer().train(resume=True)
+    assert [row["update"] for row in result.history] == [3]
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+    for name, weight in weights_of(whole.policy).items():
+        assert torch.equal(weight, dict(result.policy.model.named_parameters())[name])
+
+
+def test_stop_ends_the_run_after_the_update(tmp_path: Path) -> None:
+    trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "run", **SMALL)
+    numbers = []
+    for update in trainer.updates():
+        numbers.append(update.number)
+        trainer.stop()
+    # the request comes between two updates and holds for the next one
+    assert numbers == [1, 2]
+    assert (tmp_path / "run" / "checkpoints" / "update-000002").is_dir()
+    trainer.save_policy()
+    assert (tmp_path / "run" / "policy" / "config.json").is_file()
+
+
+# ---------------------------------------------------------------------- the same run in three ways
+
+
+RECIPE = """\
+seed: 3
+output_dir: {output_dir}
+policy:
+  random_init: {{num_layers: 1, num_heads: 2, hidden_size: 16, intermediate_size: 32, max_length: 16}}
+problems:
+  generate: {{digits: [1]}}
+  num_held_out: 10
+rewards:
+  - function: correct_answer
+  - function: conciseness
+    weight: 0.5
+sampling: {{max_new_tokens: 4}}
+reinforce: {{problems_per_update: 4, episodes_per_problem: 3}}
+training: {{num_updates: 3, learning_rate: 1e-2}}
+"""
+
+
+def test_yaml_command_line_and_python_give_the_same_bits(tmp_path: Path) -> None:
+    def path(name: str) -> Path:
+        (tmp_path / f"{name}.yaml").write_text(RECIPE.format(output_dir=tmp_path / name))
+        return tmp_path / f"{name}.yaml"
+
+    load_recipe(path("yaml")).train()
+    command = [sys.executable, "-m", "llm_reinforce", "train", str(path("command"))]
+    environment = {
+        "OMP_NUM_THREADS": "1",
+        "PATH": "",
+        "PYTHONPATH": str(Path(llm_reinforce.__file__).parents[1]),
+    }
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    ReinforceTrainer(
+        RandomInitConfig(num_layers=1, num_heads=2, hidden_size=16, intermediate_size=32, max_length=16),
+        GenerateConfig(digits=(1,)),
+        {"correct_answer": 1.0, "conciseness": 0.5},
+        output_dir=tmp_path / "python",
+        seed=3,
+        num_held_out=10,
+        max_new_tokens=4,
+        problems_per_update=4,
+        episodes_per_problem=3,
+        training=TrainingConfig(num_updates=3, learning_rate=1e-2),
+    ).train()
+    for name in ("command", "python"):
+        for file in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl"):
+            assert timeless(tmp_path / name, file) == timeless(tmp_path / "yaml", file), (name, file)
+        for file in (
+            "policy/model.safetensors",
+            "checkpoints/update-000003/optimizer.safetensors",
+            "comparison.json",
+        ):
+            assert (tmp_path / name / file).read_bytes() == (tmp_path / "yaml" / file).read_bytes(), (
+                name,
+                file,
+            )
+        own, other = (
+            (tmp_path / each / "recipe.yaml").read_text().replace(str(tmp_path / each), "")
+            for each in (name, "yaml")
+        )
+        assert own == other
+
+
+def test_a_run_with_objects_is_resumed_by_its_recipe(tmp_path: Path) -> None:
+    """The command line finds policy, problems and function in the run's directory and the function's file."""
+    file = tmp_path / "rewards.py"
+    file.write_text("def digits(completion, problem):\n    return float(completion.isdigit())\n")
+    sys.path.insert(0, str(tmp_path))
+    try:
+        from rewards import digits  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(tmp_path))
+
+    def run(name: str, num_updates: int) -> ReinforceTrainer:
+        settings = {**SMALL, "num_updates": num_updates}
+        return ReinforceTrainer(
+            own_model(), SUMS, digits, held_out=SUMS[:3], output_dir=tmp_path / name, **settings
+        )
+
+    run("whole", 3).train()
+    run("parts", 2).train()
+    recipe = load_recipe(tmp_path / "parts", ["training.num_updates=3"])
+    assert recipe.config.rewards[0].function == f"{file}:digits"
+    result = recipe.train(resume=True)
+    assert result.is_over
+    assert timeless(tmp_path / "parts") == timeless(tmp_path / "whole")
+    last = "policy/model.safetensors"
+    assert (tmp_path / "parts" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
+
+
+def test_a_resumed_run_has_the_same_settings_and_problems(tmp_path: Path) -> None:
+    def trainer(problems: Any = SUMS, **settings: Any) -> ReinforceTrainer:
+        return ReinforceTrainer(own_model(), problems, output_dir=tmp_path / "run", **{**SMALL, **settings})
+
+    trainer().train()
+    with pytest.raises(InputError, match=r"not empty.*resume=True.*overwrite=True"):
+        trainer().train()
+    with pytest.raises(InputError, match=r"training\.learning_rate: 0\.01 in the run, 0\.5 now"):
+        trainer(learning_rate=0.5).train(resume=True)
+    with pytest.raises(InputError, match="started with other problems"):
+        trainer(SUMS[1:], num_updates=4).train(resume=True)
+
+
+def test_a_reward_file_that_trains_when_imported_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "script.py"
+    file.write_text(
+        "from llm_reinforce import ReinforceTrainer\n"
+        "def mine(completion, problem):\n    return 1.0\n"
+        "ReinforceTrainer('x', [{'prompt': '1', 'answer': '1'}], mine).train()\n"
+    )
+    with pytest.raises(InputError, match=r"trains when it is imported.*__main__"):
+        ReinforceTrainer(own_model(), SUMS, f"{file}:mine", **SMALL)
+
+
+# -------------------------------------------------------------------------------- what may be given
+
+
+@pytest.mark.parametrize(
+    "rewards",
+    [
+        short_and_right,
+        "correct_answer",
+        length_reward,
+        [short_and_right, "conciseness"],
+        {short_and_right: 1.0, length_reward: 0.1, "answer_format": 0.2},
+        lambda completion, problem: 0.5,
+        [lambda completion, problem: 0.5, lambda completion, problem: len(completion)],
+    ],
+)
+def test_rewards_of_every_kind(rewards: Any) -> None:
+    result = ReinforceTrainer(own_model(), SUMS, rewards, **{**SMALL, "num_updates": 1}).train()
+    assert result.history[0]["num_unscored"] == 0
+
+
+class Judge:
+    """A callable object has no __name__."""
+
+    def __call__(self, completion: str, problem: Problem) -> float:
+        return 1.0
+
+
+def test_rewards_are_logged_by_their_names() -> None:
+    import functools
+
+    def scaled(completion: str, problem: Problem, scale: float) -> float:
+        return scale
+
+    rewards = {Judge(): 1.0, functools.partial(scaled, scale=2.0): 0.5, "correct_answer": 1.0}
+    trainer = ReinforceTrainer(own_model(), SUMS, rewards, **SMALL)
+    assert [(reward.name, reward.weight) for reward in trainer.rewards] == [
+        ("Judge", 1.0),
+        ("scaled", 0.5),
+        ("correct_answer", 1.0),
+    ]
+
+
+def test_the_verdict_is_handed_to_a_function_that_takes_it() -> None:
+    seen = []
+
+    def watching(completion: str, problem: Problem, verdict: Any) -> float:
+        seen.append(verdict == verify(completion, problem.answer))
+        return float(verdict.correct)
+
+    ReinforceTrainer(own_model(), SUMS, watching, **{**SMALL, "num_updates": 1}).train()
+    assert len(seen) >= 12
+    assert all(seen)
+
+
+def test_problems_of_every_kind(tmp_path: Path) -> None:
+    import datasets
+
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in SUMS))
+    as_problems = [Problem(row["prompt"], row["answer"]) for row in SUMS]
+    for problems in (
+        SUMS,
+        as_problems,
+        datasets.Dataset.from_list(SUMS),
+        file,
+        str(file),
+        tuple(as_problems),
+    ):
+        trainer = ReinforceTrainer(own_model(), problems, **SMALL)
+        assert (len(trainer.problems), len(trainer.held_out)) == (26, 10)
+    trainer = ReinforceTrainer(own_model(), "generate:digits=1,num=30", **SMALL)
+    assert len(trainer.problems) == 20
+    separate = ReinforceTrainer(own_model(), SUMS, held_out=SUMS[:2], **{**SMALL, "num_held_out": 2})
+    assert (len(separate.problems), len(separate.held_out)) == (34, 2)
+
+
+def test_by_default_a_fifth_is_held_out() -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "num_held_out"}
+    trainer = ReinforceTrainer(own_model(), SUMS, **settings)
+    assert (len(trainer.problems), len(trainer.held_out)) == (29, 7)
+
+
+def test_policies_of_every_kind(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
+    model, tokenizer = own_model()
+    model.save_pretrained(tmp_path / "tiny")
+    tokenizer.save_pretrained(tmp_path / "tiny")
+    for policy in (
+        str(tmp_path / "tiny"),
+        tmp_path / "tiny",
+        (model, tokenizer),
+        tiny_policy,
+        RandomInitConfig(),
+    ):
+        trainer = ReinforceTrainer(policy, SUMS, **{**SMALL, "num_updates": 1})
+        assert trainer.train().is_over
+    adapted = ReinforceTrainer(own_model(), SUMS, lora={"rank": 2}, **SMALL)
+    assert sum(each.requires_grad for each in adapted.policy.model.parameters()) == 14
+
+
+# ------------------------------------------------------------------------------------ clear errors
+
+
+def none_of(completion: str) -> float:
+    return 0.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (lambda: {"policy": 3}, r"policy: 3 \(int\) is not a policy"),
+        (lambda: {"policy": None}, "policy: missing"),
+        (
+            lambda: {"policy": (torch.nn.Linear(1, 1), own_model()[1])},
+            "causal language model of transformers, not a Linear",
+        ),
+        (lambda: {"policy": own_model()[::-1]}, r"the order is \(model, tokenizer\)"),
+        (lambda: {"policy": "no/such/model/here"}, "no such directory or file"),
+        (lambda: {"problems": []}, "train: empty"),
+        (lambda: {"problems": 7}, r"train: 7 \(int\) is not a set of problems"),
+        (lambda: {"problems": [{"prompt": "1+1="}]}, r"train\[0\]: no answer column"),
+        (lambda: {"problems": ["1+1="]}, r"train\[0\]: should be a dict"),
+        (lambda: {"problems": "gsm9k"}, "did you mean"),
+        (lambda: {"held_out": 3}, "held_out: 3"),
+        (lambda: {"rewards": 3}, r"rewards\[0\]: 3 \(int\) is not a reward"),
+        (lambda: {"rewards": []}, "rewards: empty"),
+        (lambda: {"rewards": "corect_answer"}, "did you mean 'correct_answer'"),
+        (lambda: {"rewards": none_of}, r"'none_of': it must be callable as f\(completion, problem\)"),
+        (lambda: {"rewards": {"correct_answer": "1"}}, "a weight is a number"),
+        (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),
+        (
+            lambda: {"batch_size": 1},
+            r"batch_size is a key of sampling and evaluation; write sampling=\{'batch_size'",
+        ),
+        (
+            lambda: {"learning_rate": "1"},
+            "ReinforceTrainer: training.learning_rate: should be a number above 0",
+        ),
+        (
+            lambda: {"sampling": {"temperatur": 1.0}},
+            "sampling.temperatur: unknown key; did you mean 'temperature'",
+        ),
+        (
+            lambda: {"num_updates": 0, "temperature": -1.0},
+            r"temperature: .*\n.*num_updates: |num_updates: .*\n.*temperature",
+        ),
+        (lambda: {"dtype": "bfloat16"}, "dtype: not read for a policy that is loaded already"),
+        (lambda: {"config": {}}, "config: should be a Config"),
+    ],
+)
+def test_wrong_arguments_are_told(arguments: Callable[[], dict[str, Any]], message: str) -> None:
+    given = {"policy": own_model(), "problems": SUMS, **SMALL, **arguments()}
+    with pytest.raises(InputError, match=message):
+        ReinforceTrainer(**given)
+
+
+def test_what_cannot_be_recorded_is_told_before_training(tmp_path: Path) -> None:
+    problem = Problem("1+1=", "2", columns={"when": object()})
+    with pytest.raises(InputError, match="can't be written as JSON"):
+        ReinforceTrainer(own_model(), [problem], output_dir=tmp_path / "run", **{**SMALL, "num_held_out": 0})
+    with pytest.raises(InputError, match="adapter's model was not loaded from a path"):
+        ReinforceTrainer(own_model(), SUMS, lora={"rank": 2}, output_dir=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------------- the host process
+
+
+def test_the_host_process_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gc
+    import signal
+
+    model = own_model()
+    states = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state()  # type: ignore[index]
+    handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    collector = gc.get_threshold(), gc.get_freeze_count()
+    path = list(sys.path)
+    for _ in ReinforceTrainer(model, SUMS, output_dir=tmp_path / "run", **SMALL).updates():
+        assert (gc.get_threshold(), gc.get_freeze_count()) == collector
+        assert random.getstate() == states[0]
+    assert np.random.get_state()[1].tolist() == states[1]  # type: ignore[index]
+    assert torch.equal(torch.get_rng_state(), states[2])
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
+    assert sys.path == path
+
+
+def test_nothing_is_printed_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    ReinforceTrainer(own_model(), SUMS, **SMALL).train()
+    assert capsys.readouterr().out == ""
+    ReinforceTrainer(own_model(), SUMS, progress=True, **SMALL).train()
+    assert "update 3/3" in capsys.readouterr().out
+
+
+def test_the_top_level_has_all_that_a_user_needs() -> None:
+    for name in llm_reinforce.__all__:
+        assert getattr(llm_reinforce, name) is not None
+    assert {
+        "ReinforceTrainer",
+        "Config",
+        "load_policy",
+        "load_recipe",
+        "evaluate",
+        "compare",
+        "verify",
+    } <= set(llm_reinforce.__all__)
+    assert callable(sample_completions)
+    assert callable(token_log_probs)
+
+
+# ----------------------------------------------------------------------------- runs of an older code
+
+
+FIRST_EDITION = Path(__file__).parent / "data" / "first_edition_run"
+
+
+@pytest.fixture
+def old_run(tmp_path: Path) -> Path:
+    """A run's directory as version 0.1.0 wrote it (4 of 4 updates), with its place written anew."""
+    folder = tmp_path / "old"
+    shutil.copytree(FIRST_EDITION, folder)
+    recipe = folder / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("output_dir: runs/first_edition", f"output_dir: {folder}"))
+    return folder
+
+
+def test_a_first_edition_run_resumes_and_evaluates_and_samples(old_run: Path) -> None:
+    before = timeless(old_run)
+    result = load_recipe(old_run, ["training.num_updates=6"]).train(resume=True)
+    assert result.state.num_updates == 6
+    rows = timeless(old_run)
+    assert rows[:4] == before
+    # what the first edition itself went on with
+    expected = json.loads((FIRST_EDITION / "resumed_by_first_edition.json").read_text())
+    for row, known in zip(rows[4:], expected, strict=True):
+        for name, value in known.items():
+            assert row[name] == pytest.approx(value, rel=1e-3, abs=1e-4), name
+    evaluation = llm_reinforce.evaluate(old_run, "generate:digits=1,num=5")
+    assert evaluation.total == 5
+    policy = llm_reinforce.load_policy(old_run)
+    (completion,) = sample_completions(policy, policy.encode_prompts(["1+2="]), max_new_tokens=4)
+    assert completion.token_ids

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce.evaluation import Evaluation, evaluate
+from llm_reinforce.evaluation import Evaluation, measure_accuracy
 from llm_reinforce.evaluation.extraction import (
     FLEXIBLE_PATTERN,
     STRICT_PATTERN,
@@ -160,7 +160,7 @@ def main() -> int:
     if options.few_shot:
         pool = find_problems(f"gsm8k={options.examples}")
         before = examples_before(pool, problems, num_examples=options.few_shot, template=template)
-    evaluation = evaluate(
+    evaluation = measure_accuracy(
         load_policy(options.policy),
         in_template(problems, template, before),
         max_new_tokens=options.max_new_tokens,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from llm_reinforce.analysis import length_claim
 from llm_reinforce.cli import app
 
 VARIANCE = import_module("llm_reinforce.cli.variance")  # of its package, `variance` is the command

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app
-from llm_reinforce.cli.measuring import answer_file_name
 from llm_reinforce.config import AdapterConfig, RandomInitConfig
 from llm_reinforce.errors import InputError, without_secrets
+from llm_reinforce.evaluation.pipeline import answer_file_name
 from llm_reinforce.policy import fetch, load_policy, random_policy
 
 SECRETS = {

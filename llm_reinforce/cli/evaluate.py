@@ -1,26 +1,26 @@
-"""`llm-reinforce evaluate`: its options; the work is in `measuring.py`."""
+"""`llm-reinforce evaluate`: accuracy on data sets, and what changed between two policies."""
 
 import enum
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_reinforce.cli.asking import (
-    PolicyOption,
-    RemoteCodeOption,
-    TemperatureOption,
-    TokensOption,
-    how_to_ask,
-)
 from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
-from llm_reinforce.cli.measuring import Request, measure_and_tell
+from llm_reinforce.cli.options import PolicyOption, RemoteCodeOption, TemperatureOption, TokensOption
 from llm_reinforce.config import MAX_SEED
+from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
+from llm_reinforce.console.messages import note, terminal_console
+from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_reinforce.evaluation import EvaluationReport
 
 
 class Decoding(enum.StrEnum):
-    """How completions are chosen."""
+    """The decoding mode."""
 
     greedy = "greedy"
     sampled = "sampled"
@@ -93,13 +93,17 @@ def evaluate(
             raise InputError("--examples: read with --few-shot only")
         if not all(stop or ()):
             raise InputError("--stop: an empty text stands everywhere; give the text to cut at")
-        policies = [policy] if against is None else [policy, against]
-        asking = how_to_ask(policies, template, max_new_tokens, temperature)
+        if template is not None and "{prompt}" not in template:
+            raise InputError(f"--template {template!r}: should contain {{prompt}}")
         quieten(debug=debug)
-        measure_and_tell(
-            Request(
+        from llm_reinforce.evaluation import EvaluationRequest, choose_prompting, run_evaluations
+
+        policies = [policy] if against is None else [policy, against]
+        report = run_evaluations(
+            EvaluationRequest(
                 policies=tuple(policies),
                 sources=(*data, *(more_data or [])),
+                prompting=choose_prompting(policies, template, max_new_tokens, temperature),
                 split=split,
                 config=config,
                 prompt_column=prompt_column,
@@ -108,14 +112,33 @@ def evaluate(
                 num_problems=num_problems,
                 decoding=decoding.value,
                 samples_per_problem=samples_per_problem,
-                asking=asking,
                 few_shot=few_shot,
                 examples=examples,
                 stop=tuple(stop or ()),
                 seed=seed,
                 batch_size=batch_size,
-                output=output.expanduser() if output else None,
-                as_json=as_json,
+                output_dir=output.expanduser() if output else None,
                 trust_remote_code=trust_remote_code,
-            )
+            ),
+            say=note,
+            progress=progress,
         )
+        if as_json:
+            for row in report.rows():
+                typer.echo(json.dumps(row))
+        else:
+            _print_tables(report)
+
+
+def _print_tables(report: "EvaluationReport") -> None:
+    console = terminal_console()
+    for place, data in enumerate(report.data_sets):
+        if place:
+            console.print()
+        columns = [
+            (str(policy), evaluations[place])
+            for policy, evaluations in zip(report.request.policies, report.evaluations, strict=True)
+        ]
+        console.print(measures_table(data.name, columns))
+        for comparison in report.changes[place].values() if report.changes else ():
+            console.print(comparison_table(comparison))

@@ -6,17 +6,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from llm_reinforce.cli.asking import (
-    PolicyOption,
-    RemoteCodeOption,
-    TemperatureOption,
-    TokensOption,
-    how_to_ask,
-    load_asked,
-)
 from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
+from llm_reinforce.cli.options import PolicyOption, RemoteCodeOption, TemperatureOption, TokensOption
 from llm_reinforce.config import MAX_SEED
 from llm_reinforce.console.messages import terminal_console
+from llm_reinforce.console.text import visible
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
@@ -43,43 +37,29 @@ def sample(
             raise InputError(
                 "--num: greedy completions of a prompt are all the same; leave out one of the two"
             )
-        asking = how_to_ask([policy], "{prompt}" if no_template else None, max_new_tokens, temperature)
         quieten(debug=debug)
-        loaded = load_asked(
-            policy, asking.recipes[0], trust_remote_code=trust_remote_code, as_it_stands=no_template
-        )
-        import torch
+        from llm_reinforce.evaluation import sample as sample_policy
 
-        from llm_reinforce.policy import check_prompts_fit, sample_completions
-        from llm_reinforce.problems import Problem, in_template
-
-        asked = in_template(
-            [Problem(prompt, "", id=prompt) for prompt in prompts], asking.template or "{prompt}"
-        )
-        check_prompts_fit(loaded, asked, asking.max_new_tokens)
-        num_completions = 1 if greedy else num or 4
-        completions = sample_completions(
-            loaded,
-            loaded.encode_prompts([problem.prompt for problem in asked]),
-            num_completions=num_completions,
-            max_new_tokens=asking.max_new_tokens,
-            temperature=asking.temperature,
+        completions = sample_policy(
+            policy,
+            prompts,
+            num_completions=num or 4,
             greedy=greedy,
-            generator=torch.Generator(loaded.device).manual_seed(seed),
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            plain=no_template,
+            seed=seed,
+            trust_remote_code=trust_remote_code,
         )
-        _print_completions(prompts, completions, num_completions)
+        _print_completions(prompts, completions)
 
 
-def _print_completions(prompts: Sequence[str], completions: "Sequence[Completion]", num: int) -> None:
-    from llm_reinforce.console.text import visible
-
+def _print_completions(prompts: Sequence[str], completions: "Sequence[Sequence[Completion]]") -> None:
     console = terminal_console()
-    for index, completion in enumerate(completions):
-        if index % num == 0:
-            gap = "\n" if index else ""
-            console.print(Text(f"{gap}{visible(prompts[index // num])}", style="bold"), soft_wrap=True)
-        note = "" if completion.terminated else " [truncated]"
-        lines = "\n     ".join(visible(line) for line in completion.text.split("\n"))
-        console.print(
-            Text.assemble((f"{index % num + 1:>3}  ", "dim"), lines, (note, "yellow")), soft_wrap=True
-        )
+    for index, (prompt, of_prompt) in enumerate(zip(prompts, completions, strict=True)):
+        gap = "\n" if index else ""
+        console.print(Text(f"{gap}{visible(prompt)}", style="bold"), soft_wrap=True)
+        for number, completion in enumerate(of_prompt, 1):
+            note = "" if completion.terminated else " [truncated]"
+            lines = "\n     ".join(visible(line) for line in completion.text.split("\n"))
+            console.print(Text.assemble((f"{number:>3}  ", "dim"), lines, (note, "yellow")), soft_wrap=True)

@@ -11,7 +11,7 @@ from llm_reinforce.config.problems_config import (
     ProblemsConfig,
 )
 from llm_reinforce.config.recipe_file import builtin_recipes, dump_config, load_config
-from llm_reinforce.config.reinforce_config import ReinforceConfig, SamplingConfig, ValueConfig
+from llm_reinforce.config.reinforce_config import MAX_NEW_TOKENS, ReinforceConfig, SamplingConfig, ValueConfig
 from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, IsolationConfig, RewardConfig
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import MAX_SEED
@@ -23,6 +23,7 @@ __all__ = [
     "DEFAULT_SPLIT",
     "FILE_SUFFIXES",
     "MAX_HELD_OUT",
+    "MAX_NEW_TOKENS",
     "MAX_SEED",
     "NUM_TRAINING_PROBLEMS_EVALUATED",
     "AdapterConfig",

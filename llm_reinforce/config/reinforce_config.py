@@ -7,11 +7,14 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.config.section import Count, Positive, Section
 
+MAX_NEW_TOKENS = 256
+"""Default budget of a completion: room for the worked solution of a word problem, as in gsm8k_smollm2."""
+
 
 class SamplingConfig(Section):
     """How completions are sampled from the policy."""
 
-    max_new_tokens: Count = Field(default=256, description="longest completion, in tokens")
+    max_new_tokens: Count = Field(default=MAX_NEW_TOKENS, description="longest completion, in tokens")
     temperature: Positive = Field(default=1.0, description="divides the logits, in sampling and scoring")
     batch_size: Count | None = Field(default=None, description="sequences sampled at once; null is all")
 

@@ -55,3 +55,9 @@ def wide_console() -> Console:
     if not console.is_terminal:
         console.width = max(console.width, FILE_WIDTH)
     return console
+
+
+def is_interactive() -> bool:
+    """Return True on a terminal and in a notebook, where progress is shown by default."""
+    console = Console()
+    return console.is_terminal or console.is_jupyter

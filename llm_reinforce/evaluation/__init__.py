@@ -1,14 +1,14 @@
 """Accuracy with its uncertainty."""
 
-from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, Journal, evaluate
+from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, Journal, measure_accuracy
 from llm_reinforce.evaluation.answers import Answer, Measure, majority_at_k, measures_of
 from llm_reinforce.evaluation.comparison import (
     KINDS,
     Comparison,
     Criterion,
     Part,
-    compare,
-    comparisons,
+    compare_by,
+    compare_evaluations,
     kind_of_failure,
 )
 from llm_reinforce.evaluation.harness import TaskResult, harness_results
@@ -28,6 +28,9 @@ from llm_reinforce.evaluation.journal import (
     open_answers,
     problems_digest,
 )
+from llm_reinforce.evaluation.one_call import evaluate, sample
+from llm_reinforce.evaluation.pipeline import EvaluationReport, EvaluationRequest, run_evaluations
+from llm_reinforce.evaluation.prompting import Prompting, choose_prompting
 
 __all__ = [
     "KINDS",
@@ -37,14 +40,18 @@ __all__ = [
     "Criterion",
     "Decoding",
     "Evaluation",
+    "EvaluationReport",
+    "EvaluationRequest",
     "Journal",
     "Measure",
     "Part",
+    "Prompting",
     "TaskResult",
     "answer_row",
     "answers_in",
-    "compare",
-    "comparisons",
+    "choose_prompting",
+    "compare_by",
+    "compare_evaluations",
     "difference_interval",
     "evaluate",
     "fingerprint",
@@ -53,10 +60,13 @@ __all__ = [
     "majority_at_k",
     "mcnemar",
     "mean_interval",
+    "measure_accuracy",
     "measures_of",
     "open_answers",
     "pass_at_k",
     "problems_digest",
+    "run_evaluations",
+    "sample",
     "share_interval",
     "sign_flip",
 ]

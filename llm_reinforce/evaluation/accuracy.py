@@ -17,14 +17,14 @@ from llm_reinforce.verifier import Verdict
 Decoding = Literal["greedy", "sampled"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
-    """How a policy answered problems.
+    """A policy's answers to problems, and what was measured on them.
 
     Attributes:
         decoding: `greedy`, or `sampled` at a temperature.
-        problems: what was asked.
-        answers: what was said to each, `samples_per_problem` times.
+        problems: the problems, in order.
+        answers: `samples_per_problem` answers to each.
         measures: by name, each with its 95% interval, see `measures_of`.
     """
 
@@ -73,6 +73,13 @@ class Evaluation:
         """The verifier's, completion by completion."""
         return tuple(answer.verdict for row in self.answers for answer in row)
 
+    def __repr__(self) -> str:
+        low, high = self.interval
+        return (
+            f"Evaluation({self.decoding}: {self.correct:,} of {self.total:,} correct, {self.accuracy:.1%} "
+            f"[{100 * low:.1f}, {100 * high:.1f}])"
+        )
+
     def summary(self) -> dict[str, object]:
         """The numbers, as a line of `evaluations.jsonl` has them."""
         return {
@@ -102,7 +109,7 @@ class Journal(Protocol):
         """Keep the answers to a problem."""
 
 
-def evaluate(
+def measure_accuracy(
     policy: LanguagePolicy,
     problems: Sequence[Problem],
     *,
@@ -116,12 +123,11 @@ def evaluate(
     progress: Callable[[int], None] | None = None,
     journal: Journal | None = None,
 ) -> Evaluation:
-    """Let the policy answer every problem and measure what it says.
+    """Sample the policy's answers to every problem and measure them.
 
-    The longest prompts are asked first, and as soon as some completions have ended the next prompts take
-    their places. Each problem has random numbers of its own, so what is said to it depends on the policy, the
-    seed and its place among the problems, and but for rounding on nothing else: an evaluation that goes on
-    where it was stopped gives what it would have given.
+    The longest prompts come first, and as soon as some completions have ended the next prompts take their slots.
+    Each problem has random numbers of its own, so its answers depend, apart from rounding, only on the policy, the
+    seed and its position: a resumed evaluation gives the answers that an uninterrupted one gives.
 
     Args:
         decoding: greedy takes the likeliest token each time; sampled draws, as training does.
@@ -130,8 +136,8 @@ def evaluate(
         batch_size: completions at once.
         stop: strings at which a completion is cut before it is judged, such as the start of the next
             question, which a model that is no chat model goes on to write.
-        progress: is told the number of problems done, now and then.
-        journal: has the answers of an earlier part, and is given each new one.
+        progress: called with the number of problems done, now and then.
+        journal: has the answers of an interrupted evaluation, and records each new one.
 
     Raises:
         ValueError: there are no problems, or several greedy completions are asked for.

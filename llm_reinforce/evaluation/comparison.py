@@ -92,8 +92,8 @@ def is_right(answer: Answer, criterion: Criterion) -> bool:
     return answer.correct if criterion == "accuracy" else answer.strict
 
 
-def compare(before: Evaluation, after: Evaluation, criterion: Criterion = "accuracy") -> Comparison:
-    """What changed from one evaluation to another of the same problems.
+def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "accuracy") -> Comparison:
+    """Return what changed from one evaluation to another of the same problems, by one criterion.
 
     Each problem that is gained counts for the kind of its failure before, each that is lost for the kind of
     its failure after. With several samples a problem every pair of a sample before and one after counts, by
@@ -129,17 +129,17 @@ def compare(before: Evaluation, after: Evaluation, criterion: Criterion = "accur
     )
 
 
-def comparisons(before: Evaluation, after: Evaluation) -> dict[Criterion, Comparison]:
-    """By the verifier's verdict, and by the strict reading as well where that finds anything right.
+def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[Criterion, Comparison]:
+    """Return what changed by the verifier's verdict, and by the strict reading if it accepts anything.
 
     The verifier is lenient about form, so a gain in format shows in the second one.
 
     Raises:
         ValueError: they asked different problems.
     """
-    both: dict[Criterion, Comparison] = {"accuracy": compare(before, after)}
+    both: dict[Criterion, Comparison] = {"accuracy": compare_by(before, after)}
     if before.measures["strict"].value or after.measures["strict"].value:
-        both["strict"] = compare(before, after, "strict")
+        both["strict"] = compare_by(before, after, "strict")
     return both
 
 

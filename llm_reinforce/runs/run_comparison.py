@@ -8,7 +8,7 @@ from llm_reinforce.evaluation import (
     Criterion,
     Evaluation,
     answers_in,
-    comparisons,
+    compare_evaluations,
     measures_of,
 )
 from llm_reinforce.problems import Problem
@@ -37,7 +37,8 @@ def compare_first_and_last(
 ) -> dict[str, dict[Criterion, Comparison]]:
     """Return what changed from the first evaluation to the last, by decoding; write `comparison.json`."""
     changes = {
-        decoding: comparisons(*pair) for decoding, pair in first_and_last(directory, max_new_tokens).items()
+        decoding: compare_evaluations(*pair)
+        for decoding, pair in first_and_last(directory, max_new_tokens).items()
     }
     if changes:
         rows = {

@@ -22,7 +22,7 @@ from llm_reinforce.console.text import visible
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import Evaluation, evaluate
+from llm_reinforce.evaluation import Evaluation, measure_accuracy
 from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
@@ -480,7 +480,7 @@ class TrainingLoop:
         self._num_evaluated = self.state.num_updates
         for decoding in self.evaluation.decodings:
             with self.accelerator.autocast():
-                evaluation = evaluate(
+                evaluation = measure_accuracy(
                     self.policy,
                     problems,
                     decoding=decoding,

@@ -16,7 +16,7 @@ from llm_reinforce.config.keywords import config_from_keywords
 from llm_reinforce.console.live_view import display_for
 from llm_reinforce.console.run_display import RunDisplay, Silent
 from llm_reinforce.errors import InputError
-from llm_reinforce.evaluation import Comparison, Criterion, Evaluation, comparisons
+from llm_reinforce.evaluation import Comparison, Criterion, Evaluation, compare_evaluations
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
@@ -211,7 +211,7 @@ class ReinforceTrainer:
             before={decoding: before for decoding, (before, _) in pairs.items()},
             after={decoding: after for decoding, (_, after) in pairs.items()},
             comparisons={
-                decoding: comparisons(before, after)
+                decoding: compare_evaluations(before, after)
                 for decoding, (before, after) in pairs.items()
                 if before is not after
             },

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_reinforce.evaluation import Answer, evaluate, share_interval
+from llm_reinforce.evaluation import Answer, measure_accuracy, share_interval
 from llm_reinforce.policy import LanguagePolicy, stream_completions
 from llm_reinforce.problems import Problem
 
@@ -14,7 +14,7 @@ PROBLEMS = [Problem(f"{a}+{b}=", str(a + b)) for a in range(4) for b in range(5)
 
 
 def test_it_counts_what_the_verifier_finds(tiny_policy: LanguagePolicy) -> None:
-    result = evaluate(tiny_policy, PROBLEMS, max_new_tokens=3)
+    result = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=3)
     assert result.total == len(PROBLEMS) == len(result.verdicts) == len(result.answers)
     assert result.correct == sum(verdict.correct for verdict in result.verdicts)
     assert result.accuracy == result.correct / 20
@@ -37,7 +37,9 @@ def test_it_counts_what_the_verifier_finds(tiny_policy: LanguagePolicy) -> None:
 
 
 def test_samples_of_a_problem_stay_together(tiny_policy: LanguagePolicy) -> None:
-    result = evaluate(tiny_policy, PROBLEMS, decoding="sampled", samples_per_problem=6, max_new_tokens=2)
+    result = measure_accuracy(
+        tiny_policy, PROBLEMS, decoding="sampled", samples_per_problem=6, max_new_tokens=2
+    )
     assert result.total == 120
     by_problem = [sum(v.correct for v in result.verdicts[i : i + 6]) for i in range(0, 120, 6)]
     assert 0 < result.correct == sum(by_problem)
@@ -48,7 +50,7 @@ def test_samples_of_a_problem_stay_together(tiny_policy: LanguagePolicy) -> None
 
 def test_the_seed_makes_the_result(tiny_policy: LanguagePolicy) -> None:
     def sampled(seed: int, batch_size: int = 256) -> object:
-        return evaluate(
+        return measure_accuracy(
             tiny_policy, PROBLEMS, decoding="sampled", max_new_tokens=3, seed=seed, batch_size=batch_size
         )
 
@@ -59,9 +61,11 @@ def test_the_seed_makes_the_result(tiny_policy: LanguagePolicy) -> None:
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 1000])
 def test_greedy_does_not_depend_on_the_batch(tiny_policy: LanguagePolicy, batch_size: int) -> None:
-    whole = evaluate(tiny_policy, PROBLEMS, max_new_tokens=3)
+    whole = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=3)
     done: list[int] = []
-    parts = evaluate(tiny_policy, PROBLEMS, max_new_tokens=3, batch_size=batch_size, progress=done.append)
+    parts = measure_accuracy(
+        tiny_policy, PROBLEMS, max_new_tokens=3, batch_size=batch_size, progress=done.append
+    )
     assert parts.verdicts == whole.verdicts
     assert done[-1] == len(PROBLEMS)
     assert done == sorted(set(done))
@@ -69,12 +73,12 @@ def test_greedy_does_not_depend_on_the_batch(tiny_policy: LanguagePolicy, batch_
 
 def test_nothing_to_ask(tiny_policy: LanguagePolicy) -> None:
     with pytest.raises(ValueError, match="needs problems"):
-        evaluate(tiny_policy, [])
+        measure_accuracy(tiny_policy, [])
 
 
 def test_several_greedy_samples_are_one(tiny_policy: LanguagePolicy) -> None:
     with pytest.raises(ValueError, match="samples_per_problem must be 1"):
-        evaluate(tiny_policy, PROBLEMS, samples_per_problem=2)
+        measure_accuracy(tiny_policy, PROBLEMS, samples_per_problem=2)
 
 
 # --------------------------------------------------------------------------------- in which order
@@ -99,11 +103,11 @@ def test_the_longest_are_asked_first_and_told_in_their_own_order(
     tiny_policy: LanguagePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lengths = watch(monkeypatch)
-    result = evaluate(tiny_policy, LONG_AND_SHORT, max_new_tokens=2, batch_size=5)
+    result = measure_accuracy(tiny_policy, LONG_AND_SHORT, max_new_tokens=2, batch_size=5)
     assert [problem.id for problem in result.problems] == [str(n) for n in range(12)]
     assert len(lengths) == 12
     assert lengths == sorted(lengths, reverse=True)
-    backwards = evaluate(tiny_policy, LONG_AND_SHORT[::-1], max_new_tokens=2, batch_size=5)
+    backwards = measure_accuracy(tiny_policy, LONG_AND_SHORT[::-1], max_new_tokens=2, batch_size=5)
     assert backwards.verdicts == result.verdicts[::-1]
 
 
@@ -130,21 +134,21 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
         "max_new_tokens": 3,
         "batch_size": 12,
     }
-    whole = evaluate(tiny_policy, LONG_AND_SHORT, **settings)
+    whole = measure_accuracy(tiny_policy, LONG_AND_SHORT, **settings)
     memory = Memory(stop_after)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tiny_policy, LONG_AND_SHORT, journal=memory, **settings)
+        measure_accuracy(tiny_policy, LONG_AND_SHORT, journal=memory, **settings)
     memory.stop_after = None
     asked = watch(monkeypatch)
-    assert evaluate(tiny_policy, LONG_AND_SHORT, journal=memory, **settings) == whole
+    assert measure_accuracy(tiny_policy, LONG_AND_SHORT, journal=memory, **settings) == whole
     assert len(asked) == 12 - stop_after
     assert len(memory.done) == 12
 
 
 def test_a_completion_is_cut_at_a_stop_string(tiny_policy: LanguagePolicy) -> None:
-    plain = evaluate(tiny_policy, PROBLEMS, max_new_tokens=4)
+    plain = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=4)
     word = next(row[0].text[1] for row in plain.answers if len(row[0].text) > 1)
-    cut = evaluate(tiny_policy, PROBLEMS, max_new_tokens=4, stop=[word, "never"])
+    cut = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=4, stop=[word, "never"])
     for before, after in zip(plain.answers, cut.answers, strict=True):
         assert after[0].text == before[0].text.partition(word)[0]
         assert after[0].num_tokens == before[0].num_tokens

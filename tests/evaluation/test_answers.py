@@ -8,8 +8,8 @@ from llm_reinforce.evaluation import (
     KINDS,
     Answer,
     Evaluation,
-    compare,
-    comparisons,
+    compare_by,
+    compare_evaluations,
     difference_interval,
     kind_of_failure,
     majority_at_k,
@@ -107,16 +107,16 @@ def test_why_an_answer_is_wrong() -> None:
 def test_a_comparison_by_hand() -> None:
     before = evaluation([WRONG], [FORMAT], [CUT], [RIGHT], [RIGHT], [WRONG], [RIGHT], [CUT])
     after = evaluation([RIGHT], [RIGHT], [RIGHT], [CUT], [RIGHT], [WRONG], [RIGHT], [RIGHT])
-    result = compare(before, after)
+    result = compare_by(before, after)
     assert (result.before, result.after, result.difference) == (3 / 8, 6 / 8, 3 / 8)
     assert (result.gained, result.lost) == (("0", "1", "2", "7"), ("3",))
     assert (result.test, result.p_value) == ("mcnemar", mcnemar(4, 1))
     assert result.interval == difference_interval([1, 1, 1, -1, 0, 0, 0, 1])
     parts = {kind: (part.gained * 8, part.lost * 8) for kind, part in result.parts.items()}
     assert parts == {"format": (1, 0), "truncation": (2, 1), "arithmetic": (1, 0)}
-    assert comparisons(before, evaluation(*[[WRONG]] * 8)).keys() == {"accuracy", "strict"}
-    assert comparisons(evaluation([WRONG]), evaluation([said("7")])).keys() == {"accuracy"}
-    strict = compare(evaluation([said("7")]), evaluation([RIGHT]), "strict")
+    assert compare_evaluations(before, evaluation(*[[WRONG]] * 8)).keys() == {"accuracy", "strict"}
+    assert compare_evaluations(evaluation([WRONG]), evaluation([said("7")])).keys() == {"accuracy"}
+    strict = compare_by(evaluation([said("7")]), evaluation([RIGHT]), "strict")
     assert (strict.before, strict.after, strict.parts["format"].difference) == (0, 1, 1)
 
 
@@ -134,14 +134,14 @@ def test_the_parts_add_up_to_the_difference(num_before: int, num_after: int, dat
 
     before, after = rows(num_before), rows(num_after)
     for criterion in ("accuracy", "strict"):
-        result = compare(before, after, criterion)  # type: ignore[arg-type]
+        result = compare_by(before, after, criterion)  # type: ignore[arg-type]
         assert set(result.parts) == set(KINDS)
         total = sum(part.difference for part in result.parts.values())
         assert total == pytest.approx(result.difference, abs=1e-12)
         assert all(part.gained >= 0 and part.lost >= 0 for part in result.parts.values())
         low, high = result.interval
         assert low - 1e-12 <= result.difference <= high + 1e-12
-        mirrored = compare(after, before, criterion)  # type: ignore[arg-type]
+        mirrored = compare_by(after, before, criterion)  # type: ignore[arg-type]
         assert (mirrored.gained, mirrored.lost) == (result.lost, result.gained)
         assert mirrored.p_value == pytest.approx(result.p_value, abs=0.02)
 
@@ -149,4 +149,4 @@ def test_the_parts_add_up_to_the_difference(num_before: int, num_after: int, dat
 def test_only_the_same_problems_are_compared() -> None:
     other = Evaluation("greedy", [Problem("3+4=", "8", id="0")], [[WRONG]], measures_of([[WRONG]], 8))
     with pytest.raises(ValueError, match="different problems"):
-        compare(evaluation([RIGHT]), other)
+        compare_by(evaluation([RIGHT]), other)

@@ -11,9 +11,9 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation import (
     AnswerFile,
     TaskResult,
-    evaluate,
     fingerprint,
     harness_results,
+    measure_accuracy,
     open_answers,
     problems_digest,
 )
@@ -25,7 +25,7 @@ IDENTITY = {"data": "sums", "seed": 0, "stop": ("x",)}
 
 
 def asked(policy: LanguagePolicy, journal: AnswerFile | None = None) -> Any:
-    return evaluate(
+    return measure_accuracy(
         policy,
         PROBLEMS,
         decoding="sampled",
@@ -109,7 +109,7 @@ def test_a_digest_is_of_the_problems() -> None:
 
 
 def test_results_in_the_harness_s_shape(tiny_policy: LanguagePolicy) -> None:
-    evaluation = evaluate(tiny_policy, PROBLEMS, max_new_tokens=3)
+    evaluation = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=3)
     settings = {"template": "{prompt}", "max_new_tokens": 3, "stop": ["Q"]}
     task = TaskResult("sums", evaluation, 20, 2, settings)
     whole = harness_results([task], "runs/x", batch_size=8, limit=9, seconds=1.25)
@@ -141,7 +141,7 @@ def test_results_in_the_harness_s_shape(tiny_policy: LanguagePolicy) -> None:
 
 def test_the_harness_itself_reads_them(tiny_policy: LanguagePolicy) -> None:
     utils = pytest.importorskip("lm_eval.utils")
-    sampled = evaluate(
+    sampled = measure_accuracy(
         tiny_policy, PROBLEMS, decoding="sampled", samples_per_problem=2, max_new_tokens=3, temperature=0.7
     )
     task = TaskResult("sums", sampled, 9, 0, {"temperature": 0.7})

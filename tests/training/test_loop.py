@@ -41,7 +41,7 @@ from llm_reinforce.config import (
     WarmStartConfig,
 )
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import evaluate
+from llm_reinforce.evaluation import measure_accuracy
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
@@ -56,7 +56,7 @@ from llm_reinforce.training.loop import NUM_TRIED, TrainingLoop
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_tiny_task_is_learned_from_random_weights(seed: int) -> None:
     policy = small_policy(seed)
-    before = evaluate(policy, COPY, max_new_tokens=2)
+    before = measure_accuracy(policy, COPY, max_new_tokens=2)
     watcher = Watcher()
     TrainingLoop(
         policy,
@@ -69,7 +69,7 @@ def test_a_tiny_task_is_learned_from_random_weights(seed: int) -> None:
     ).train()
     assert before.accuracy < 0.5
     assert sum(metrics["reward"] for metrics in watcher.metrics[-10:]) / 10 >= 0.9
-    assert evaluate(policy, COPY, max_new_tokens=2).accuracy == 1.0
+    assert measure_accuracy(policy, COPY, max_new_tokens=2).accuracy == 1.0
     assert watcher.metrics[-1]["entropy"] < watcher.metrics[0]["entropy"]
 
 

@@ -1,0 +1,375 @@
+"""The evaluation pipeline: data sets are read, policies answer them, answers and results are written."""
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llm_reinforce.config import Config
+from llm_reinforce.durable_files import write_whole
+from llm_reinforce.errors import InputError
+from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, measure_accuracy
+from llm_reinforce.evaluation.comparison import Comparison, Criterion, compare_evaluations
+from llm_reinforce.evaluation.harness import TaskResult, harness_results
+from llm_reinforce.evaluation.journal import AnswerFile, fingerprint, open_answers, problems_digest
+from llm_reinforce.evaluation.prompting import Prompting, load_for_evaluation
+from llm_reinforce.policy import LanguagePolicy, check_prompts_fit
+from llm_reinforce.problems import (
+    Problem,
+    examples_before,
+    find_overlap,
+    find_problems,
+    in_template,
+    problems_from,
+    reads_split,
+    training_part,
+    untemplated_problems,
+    usual_stop,
+    usual_template,
+)
+from llm_reinforce.verifier import find_doubts
+
+Changes = Mapping[Criterion, Comparison]
+Say = Callable[[str], None]
+Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
+"""Called with a data set's name and number of problems; gives a function to call with the number done."""
+
+SIDES = ("before", "after")  # of two policies; the folders of their answers
+MAX_NAME = 100  # bytes of a data set's name in a file's
+NUM_LISTED = 5  # ids of problems that a note lists
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationRequest:
+    """Which policies answer which data sets, and how.
+
+    Attributes:
+        policies: one, or two to compare; names, paths, `(model, tokenizer)` or LanguagePolicies.
+        sources: data sets: names, paths, lists of dicts or Problems, `datasets.Dataset`s.
+        split, config, prompt_column, answer_column, algebra: of the sources, see `find_problems`.
+        num_problems: only the first so many problems of each source.
+        few_shot: worked examples before each question.
+        examples: source of the examples; None: the data set's own training split, else the run's problems.
+        stop: texts at which an answer is cut; empty: those that the data set is known to need.
+        output_dir: directory for results and answers; an interrupted evaluation continues there.
+    """
+
+    policies: tuple[Any, ...]
+    sources: tuple[Any, ...]
+    prompting: Prompting
+    split: str | None = None
+    config: str | None = None
+    prompt_column: str | None = None
+    answer_column: str | None = None
+    algebra: bool = False
+    num_problems: int | None = None
+    decoding: Decoding = "greedy"
+    samples_per_problem: int = 1
+    few_shot: int = 0
+    examples: str | None = None
+    stop: tuple[str, ...] = ()
+    seed: int = 0
+    batch_size: int = 256
+    output_dir: Path | None = None
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationReport:
+    """The outcome of a request.
+
+    Attributes:
+        data_sets: the data sets as they were asked.
+        evaluations: for each policy, the evaluation of each data set.
+        changes: for each data set, what changed from the first policy to the second; empty with one policy.
+    """
+
+    request: EvaluationRequest
+    data_sets: "Sequence[DataSet]"
+    evaluations: Sequence[Sequence[Evaluation]]
+    changes: Sequence[Changes]
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return the results as JSON objects, one per data set and policy, and one per comparison."""
+        rows: list[dict[str, Any]] = []
+        for place, data in enumerate(self.data_sets):
+            for policy, evaluations in zip(self.request.policies, self.evaluations, strict=True):
+                row = {"data": data.name, "policy": policy_name(policy), **evaluations[place].summary()}
+                row |= _settings(self.request, data)
+                rows.append(row | ({"overlap": data.overlap} if data.overlap else {}))
+            if self.changes:
+                before, after = map(policy_name, self.request.policies)
+                row = {"data": data.name, "policy": before, "against": after}
+                rows.append({**row, "comparison": _summaries(self.changes[place])})
+        return rows
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """Problems as they are put to the policies.
+
+    Attributes:
+        num_available: number of problems that the source has.
+        stop: texts at which an answer is cut: the given ones, else the start of the data set's next question.
+        overlap: number of problems that the policies' runs were trained on.
+    """
+
+    name: str
+    problems: Sequence[Problem]
+    num_available: int
+    template: str
+    stop: tuple[str, ...]
+    overlap: dict[str, int]
+
+
+def _ignore(sentence: str) -> None:
+    """The default of `say`."""
+
+
+def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
+    return nullcontext(lambda done: None)
+
+
+def run_evaluations(
+    request: EvaluationRequest, *, say: Say = _ignore, progress: Progress = _no_progress
+) -> EvaluationReport:
+    """Evaluate the policies one after the other, so that one at a time is in memory.
+
+    Args:
+        say: called with what the user should know: overlaps with training problems, doubtful answers.
+        progress: shows the progress of each data set.
+
+    Raises:
+        InputError: the data, a policy or the output directory can't be used.
+    """
+    if request.output_dir is not None:
+        _check_file_names(request.sources, request.decoding)
+    trained_on = _training_problems(request.prompting.recipes, say)
+    data_sets = [_read_set(request, source, trained_on, say) for source in request.sources]
+    sides: list[list[Evaluation]] = []
+    for number, policy in enumerate(request.policies):
+        started = time.monotonic()
+        loaded = load_for_evaluation(
+            policy, request.prompting.recipes[number], trust_remote_code=request.trust_remote_code
+        )
+        output = _side_directory(request, number)
+        sides.append(_measure(request, loaded, data_sets, output, say, progress))
+        del loaded
+        if output is not None:
+            seconds = time.monotonic() - started
+            _write_results(request, policy_name(policy), data_sets, sides[-1], output, seconds)
+    changes = [compare_evaluations(*pair) for pair in zip(*sides, strict=True)] if len(sides) > 1 else []
+    if changes and request.output_dir is not None:
+        rows = {data.name: _summaries(each) for data, each in zip(data_sets, changes, strict=True)}
+        _write_json(request.output_dir / "comparison.json", rows)
+    return EvaluationReport(request, data_sets, sides, changes)
+
+
+def policy_name(policy: Any) -> str:
+    """Return a policy's name in results: the name or path that was given, else the model's class."""
+    if isinstance(policy, str | PathLike):
+        return str(policy)
+    model = policy.model if isinstance(policy, LanguagePolicy) else policy[0]
+    return type(model).__name__
+
+
+def _summaries(changes: Changes) -> dict[str, Any]:
+    return {criterion: comparison.summary() for criterion, comparison in changes.items()}
+
+
+def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Problem]:
+    """Return the problems that the policies' runs were trained on."""
+    problems: list[Problem] = []
+    for number, recipe in enumerate(recipes):
+        if recipe is None or recipe in recipes[:number]:
+            continue
+        try:
+            problems += untemplated_problems(recipe).train
+        except InputError as error:
+            say(f"the run's training problems can't be read, so overlap with them is unknown: {error}")
+    return problems
+
+
+def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Problem], say: Say) -> DataSet:
+    is_named = isinstance(source, str | PathLike)
+    named = [str(each) for each in request.sources if isinstance(each, str | PathLike)]
+    if (request.split or request.config) and not any(map(reads_split, named)):
+        raise InputError("--split and --config are read for data sets of the hub, and no source is one")
+    name = str(source) if is_named else "problems"
+    if is_named:
+        found = find_problems(
+            name,
+            config=request.config,
+            split=request.split or "test",
+            prompt_column=request.prompt_column,
+            answer_column=request.answer_column,
+            algebra=request.algebra,
+        )
+    else:
+        found = problems_from(source, name=name)
+        if request.algebra:
+            found = tuple(replace(problem, algebra=True) for problem in found)
+    problems = found[: request.num_problems]
+    overlap = find_overlap(trained_on, problems)
+    for sentence in overlap.sentences():
+        say(f"{name}: {sentence}")
+    doubtful = [doubt.problem.id for doubt in find_doubts(problems)]
+    if doubtful:
+        listed = ", ".join(doubtful[:NUM_LISTED]) + (", …" if len(doubtful) > NUM_LISTED else "")
+        say(f"{name}: right answers that don't verify against themselves: {len(doubtful):,} ({listed})")
+    template = request.prompting.template or (usual_template(name) if is_named else "{prompt}")
+    stop = request.stop or (() if request.prompting.template or not is_named else usual_stop(name))
+    before = ""
+    if request.few_shot:
+        pool = _example_pool(request, name if is_named else None, trained_on)
+        before = examples_before(
+            pool, problems, num_examples=request.few_shot, template=template, seed=request.seed
+        )
+    asked = in_template(problems, template, before)
+    return DataSet(name, asked, len(found), template, stop, overlap.summary() if trained_on else {})
+
+
+def _example_pool(
+    request: EvaluationRequest, name: str | None, trained_on: Sequence[Problem]
+) -> Sequence[Problem]:
+    if request.examples is not None:
+        return find_problems(request.examples, config=request.config, split="train")
+    part = training_part(name) if name is not None else None
+    if name is not None and part is not None:
+        return find_problems(name, split=part)
+    if not trained_on:
+        raise InputError(
+            f"--few-shot: {name or 'the problems'} has no training split to take examples from; give some with "
+            "--examples"
+        )
+    return trained_on
+
+
+def _measure(
+    request: EvaluationRequest,
+    loaded: LanguagePolicy,
+    data_sets: Sequence[DataSet],
+    output: Path | None,
+    say: Say,
+    progress: Progress,
+) -> list[Evaluation]:
+    for data in data_sets:
+        check_prompts_fit(loaded, data.problems, request.prompting.max_new_tokens)
+    evaluations = []
+    for data in data_sets:
+        journal = _answer_file(request, loaded, data, output)
+        if journal and journal.done:
+            say(f"{data.name}: continuing after {len(journal.done):,} of {len(data.problems):,} problems")
+        with progress(data.name, len(data.problems)) as show:
+            evaluations.append(
+                measure_accuracy(
+                    loaded,
+                    data.problems,
+                    decoding=request.decoding,
+                    samples_per_problem=request.samples_per_problem,
+                    max_new_tokens=request.prompting.max_new_tokens,
+                    temperature=request.prompting.temperature,
+                    seed=request.seed,
+                    batch_size=request.batch_size,
+                    stop=data.stop,
+                    progress=show,
+                    journal=journal,
+                )
+            )
+    return evaluations
+
+
+def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
+    if request.output_dir is None or len(request.policies) == 1:
+        return request.output_dir
+    return request.output_dir / SIDES[number]
+
+
+def _answer_file(
+    request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
+) -> AnswerFile | None:
+    """Return the file of this evaluation's answers; its first line has everything that they depend on."""
+    if output is None:
+        return None
+    identity: dict[str, Any] = {
+        "data": data.name,
+        "problems": problems_digest(data.problems),
+        "policy": fingerprint(loaded),
+        "system_prompt": loaded.system_prompt,
+        "uses_chat_template": loaded.uses_chat_template,
+        "decoding": request.decoding,
+        "max_new_tokens": request.prompting.max_new_tokens,
+        "stop": data.stop,
+    }
+    if request.decoding == "sampled":
+        identity |= {
+            "samples_per_problem": request.samples_per_problem,
+            "temperature": request.prompting.temperature,
+            "seed": request.seed,
+        }
+    return open_answers(output / answer_file_name(data.name, request.decoding), identity, data.problems)
+
+
+def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
+    """Check that every data set has a file of its own for its answers.
+
+    Raises:
+        InputError: two would write to one.
+    """
+    sources_of: dict[str, str] = {}
+    for source in (str(each) if isinstance(each, str | PathLike) else "problems" for each in sources):
+        name = answer_file_name(source, decoding)
+        if name in sources_of:
+            raise InputError(
+                f"--data: {sources_of[name]} and {source} would both be written to {name} in --output; "
+                "give each a directory of its own"
+            )
+        sources_of[name] = source
+
+
+def answer_file_name(data: str, decoding: str) -> str:
+    """Return the name of the file of a data set's answers; any data set's name gives a plain file name."""
+    name = re.sub(r"[^\w.=+-]+", "_", data)
+    # so many bytes of it, since that is what file systems count; the end is what tells files apart
+    name = name.encode(errors="replace")[-MAX_NAME:].decode(errors="ignore").strip("_")
+    return f"answers_{name}_{decoding}.jsonl"
+
+
+def _settings(request: EvaluationRequest, data: DataSet) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "template": data.template,
+        "max_new_tokens": request.prompting.max_new_tokens,
+        "few_shot": request.few_shot,
+        "stop": list(data.stop),
+    }
+    if request.decoding == "sampled":
+        settings |= {"temperature": request.prompting.temperature, "seed": request.seed}
+    return settings
+
+
+def _write_results(
+    request: EvaluationRequest,
+    policy: str,
+    sets: Sequence[DataSet],
+    evaluations: Sequence[Evaluation],
+    output: Path,
+    seconds: float,
+) -> None:
+    results = [
+        TaskResult(data.name, evaluation, data.num_available, request.few_shot, _settings(request, data))
+        for data, evaluation in zip(sets, evaluations, strict=True)
+    ]
+    whole = harness_results(
+        results, policy, batch_size=request.batch_size, limit=request.num_problems, seconds=seconds
+    )
+    _write_json(output / "results.json", whole)
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,115 @@
+"""The way a policy is prompted in an evaluation: as the caller says, else as in the policy's own run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llm_reinforce.config import MAX_NEW_TOKENS, Config, load_config
+from llm_reinforce.errors import InputError
+from llm_reinforce.policy import LanguagePolicy, best_device, load_policy, policy_from_model
+
+
+@dataclass(frozen=True, slots=True)
+class Prompting:
+    """Template, token budget and temperature of an evaluation.
+
+    Attributes:
+        recipes: for each policy the settings of its run, or, if it is not a run's, those of the first that is.
+        template: None: each data set has its own.
+    """
+
+    recipes: tuple[Config | None, ...]
+    template: str | None
+    max_new_tokens: int
+    temperature: float
+
+
+def choose_prompting(
+    policies: Sequence[Any],
+    template: str | None = None,
+    max_new_tokens: int | None = None,
+    temperature: float | None = None,
+) -> Prompting:
+    """Return the given values, and for those that are None the values with which the policies were trained.
+
+    Raises:
+        InputError: a run has no policy yet, two runs differ in a value that is not given, or the template has
+            no place for the prompt.
+    """
+    if template is not None and "{prompt}" not in template:
+        raise InputError(f"template {template!r}: should contain {{prompt}}")
+    found = [run_recipe(policy) for policy in policies]
+    runs = [recipe for recipe in found if recipe is not None]
+    _check_runs_agree(
+        {
+            "template": (template, [run.problems.template for run in runs]),
+            "max_new_tokens": (max_new_tokens, [run.sampling.max_new_tokens for run in runs]),
+            "temperature": (temperature, [run.sampling.temperature for run in runs]),
+        }
+    )
+    first = runs[0] if runs else None
+    return Prompting(
+        tuple(recipe or first for recipe in found),
+        template or (first.problems.template if first else None),
+        max_new_tokens or (first.sampling.max_new_tokens if first else MAX_NEW_TOKENS),
+        temperature or (first.sampling.temperature if first else 1.0),
+    )
+
+
+def _check_runs_agree(options: Mapping[str, tuple[object, Sequence[object]]]) -> None:
+    for name, (given, of_runs) in options.items():
+        if given is None and len(set(of_runs)) > 1:
+            option = name.replace("_", "-")
+            shown = " and ".join(map(repr, of_runs))
+            raise InputError(
+                f"the runs were trained with different values ({shown}): choose one with --{option}"
+            )
+
+
+def load_for_evaluation(
+    policy: Any, recipe: Config | None, *, trust_remote_code: bool = False, plain: bool = False
+) -> LanguagePolicy:
+    """Return the policy, in the type and chat format of its run; a recipe never decides whose code may run.
+
+    Args:
+        policy: a name, a path, a run's directory, `(model, tokenizer)` or a LanguagePolicy.
+        plain: prompts are used as they are, without a chat template.
+    """
+    if isinstance(policy, LanguagePolicy):
+        return policy
+    if isinstance(policy, tuple | list) and len(policy) == 2:
+        return policy_from_model(*policy, use_chat_template=not plain)
+    if not isinstance(policy, str | PathLike):
+        raise InputError(
+            f"policy: {policy!r} ({type(policy).__name__}) is not a policy; give a name, a path, a hub id, "
+            "(model, tokenizer), or what load_policy returns"
+        )
+    settings = recipe.policy if recipe else None
+    return load_policy(
+        str(policy),
+        dtype=settings.dtype if settings else "float32",
+        use_chat_template=not plain and (settings.use_chat_template if settings else True),
+        system_prompt=settings.system_prompt if settings and not plain else None,
+        trust_remote_code=trust_remote_code,
+        device=best_device(),
+    )
+
+
+def run_recipe(policy: Any) -> Config | None:
+    """Return the settings of a run, if `policy` is its directory or the `policy/` folder in it.
+
+    Raises:
+        InputError: the run has no policy yet.
+    """
+    if not isinstance(policy, str | PathLike):
+        return None
+    path = Path(policy).expanduser()
+    if (path / "recipe.yaml").is_file():
+        if not (path / "policy").is_dir():
+            raise InputError(f"{path}: this run has no policy/ yet; finish it with `train … --resume`")
+        return load_config(path / "recipe.yaml")
+    if path.name == "policy" and (path.parent / "recipe.yaml").is_file():
+        return load_config(path.parent / "recipe.yaml")
+    return None

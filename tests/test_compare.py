@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from llm_reinforce.analysis.recipe_comparison_plan import Kind, Shape, kinds_of, plan_runs
 from llm_reinforce.cli import app
-from llm_reinforce.cli.compare_plan import Kind, Shape, kinds_of, plan_runs
 from llm_reinforce.config import load_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import TrainingLoop

@@ -27,11 +27,12 @@ from llm_reinforce.analysis.length_claim import (
     measure_lengths,
     toss_coins,
 )
+from llm_reinforce.analysis.recipe_comparison import RecipeComparison, compare
 from llm_reinforce.analysis.variance_plots import (
-    draw_classifier,
-    draw_constant,
-    draw_length,
-    draw_variance,
+    plot_classifier,
+    plot_constant,
+    plot_length,
+    plot_variance,
 )
 
 __all__ = [
@@ -48,13 +49,15 @@ __all__ = [
     "LengthFigures",
     "MeasureName",
     "Measured",
+    "RecipeComparison",
     "VarianceFigures",
     "collect_updates",
+    "compare",
     "compare_curves",
-    "draw_classifier",
-    "draw_constant",
-    "draw_length",
-    "draw_variance",
+    "plot_classifier",
+    "plot_constant",
+    "plot_length",
+    "plot_variance",
     "estimators_beside",
     "learning_curve",
     "mean_curve",

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_reinforce.analysis.learning_curves import ComparedRuns, LearningCurve, MeasureName, mean_curve
-from llm_reinforce.analysis.plots import STYLES, Style, drawing, write_figure
+from llm_reinforce.analysis.plots import STYLES, Style, plotting, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ TITLES: Mapping[MeasureName, str] = {
 }
 
 
-def draw_comparison(
+def plot_comparison(
     kinds: Mapping[str, Sequence[LearningCurve]],
     compared: Sequence[ComparedRuns],
     budget: int,
@@ -33,7 +33,7 @@ def draw_comparison(
     Raises:
         ModuleNotFoundError: matplotlib isn't installed.
     """
-    with drawing():
+    with plotting():
         return [
             *write_figure(curves_figure(kinds, budget, target), folder, "curves"),
             *write_figure(measures_figure(compared, target), folder, "comparison"),
@@ -51,7 +51,7 @@ def curves_figure(kinds: Mapping[str, Sequence[LearningCurve]], budget: int, tar
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.subplots()
         for (name, curves), style in zip(kinds.items(), STYLES, strict=False):
-            _draw_kind(axes, name, curves, budget, style)
+            _plot_variant(axes, name, curves, budget, style)
         _finish(axes, budget, target)
         axes.set(xlabel="sampled tokens", ylabel="accuracy")
         axes.legend(title=_seeds_title(kinds), frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -62,9 +62,9 @@ def curves_figure(kinds: Mapping[str, Sequence[LearningCurve]], budget: int, tar
     panels = [axes for row in grid for axes in row]
     first = next(iter(kinds))
     for axes, (name, curves) in zip(panels, kinds.items(), strict=False):
-        _draw_kind(axes, "mean over seeds", curves, budget, STYLES[0])
+        _plot_variant(axes, "mean over seeds", curves, budget, STYLES[0])
         if name != first:
-            _draw_mean(axes, f"mean of {first}", kinds[first], budget)
+            _plot_mean(axes, f"mean of {first}", kinds[first], budget)
         _finish(axes, budget, target)
         axes.set_title(name, fontsize=9)
     for axes in panels[len(kinds) :]:
@@ -86,7 +86,7 @@ def _seeds_title(kinds: Mapping[str, Sequence[LearningCurve]]) -> str:
     return f"{number} seeds, band: 95% interval" if number > 1 else "one seed"
 
 
-def _draw_kind(axes: "Axes", name: str, curves: Sequence[LearningCurve], budget: int, style: Style) -> None:
+def _plot_variant(axes: "Axes", name: str, curves: Sequence[LearningCurve], budget: int, style: Style) -> None:
     at, mean, low, high = mean_curve(curves, budget)
     if low is not None and high is not None:
         axes.fill_between(at, low, high, color=style.color, alpha=0.15, linewidth=0)
@@ -105,7 +105,7 @@ def _draw_kind(axes: "Axes", name: str, curves: Sequence[LearningCurve], budget:
     )
 
 
-def _draw_mean(axes: "Axes", name: str, curves: Sequence[LearningCurve], budget: int) -> None:
+def _plot_mean(axes: "Axes", name: str, curves: Sequence[LearningCurve], budget: int) -> None:
     at, mean, _, _ = mean_curve(curves, budget)
     axes.plot(at, mean, color="#555555", linestyle=(0, (4, 2)), linewidth=1.2, label=name)
 
@@ -149,7 +149,7 @@ def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure"
     rows = range(len(compared))
     for axes, (key, title) in zip(panels, TITLES.items(), strict=True):
         for row, runs in zip(rows, compared, strict=True):
-            _draw_row(axes, row, runs, key)
+            _plot_row(axes, row, runs, key)
         axes.axvline(compared[0].measures[key].mean, color="#999999", linewidth=0.8, linestyle=":")
         axes.set_title(title.format(target=target), fontsize=9)
         axes.grid(axis="y", color="#eeeeee", linewidth=0.8)
@@ -172,7 +172,7 @@ def _formatter(key: MeasureName) -> Any:
     return lambda value, _: shown(value)
 
 
-def _draw_row(axes: "Axes", row: int, runs: ComparedRuns, key: MeasureName) -> None:
+def _plot_row(axes: "Axes", row: int, runs: ComparedRuns, key: MeasureName) -> None:
     measure, color = runs.measures[key], STYLES[0].color
     is_bound = key == "tokens" and runs.num_reached < len(measure.values)
     if measure.interval is not None:

@@ -37,7 +37,7 @@ STYLES = (
 
 
 @contextmanager
-def drawing() -> Iterator[None]:
+def plotting() -> Iterator[None]:
     """The settings of all figures.
 
     Raises:

@@ -9,7 +9,7 @@ from llm_reinforce.analysis.constant_claim import ConstantFigures
 from llm_reinforce.analysis.gradient_statistics import Measured
 from llm_reinforce.analysis.gradient_variance import VarianceFigures
 from llm_reinforce.analysis.length_claim import CoinFigures, LengthFigures
-from llm_reinforce.analysis.plots import STYLES, Style, drawing, write_figure
+from llm_reinforce.analysis.plots import STYLES, Style, plotting, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,13 +22,13 @@ PAID = {
 }
 
 
-def draw_variance(figures: VarianceFigures, folder: Path) -> list[Path]:
+def plot_variance(figures: VarianceFigures, folder: Path) -> list[Path]:
     """`variance`: each estimator's variance and noise scale; the files written.
 
     Raises:
         ModuleNotFoundError: matplotlib isn't installed.
     """
-    with drawing():
+    with plotting():
         from matplotlib.figure import Figure
 
         rows = figures.estimators
@@ -51,13 +51,13 @@ def draw_variance(figures: VarianceFigures, folder: Path) -> list[Path]:
         return write_figure(figure, folder, "variance")
 
 
-def draw_constant(figures: Sequence[ConstantFigures], folder: Path) -> list[Path]:
+def plot_constant(figures: Sequence[ConstantFigures], folder: Path) -> list[Path]:
     """`constant`: each baseline's variance against the constant that was added to the rewards.
 
     Raises:
         ModuleNotFoundError: matplotlib isn't installed.
     """
-    with drawing():
+    with plotting():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
@@ -76,13 +76,13 @@ def draw_constant(figures: Sequence[ConstantFigures], folder: Path) -> list[Path
         return write_figure(figure, folder, "constant")
 
 
-def draw_classifier(figures: Sequence[ClassifierFigures], folder: Path) -> list[Path]:
+def plot_classifier(figures: Sequence[ClassifierFigures], folder: Path) -> list[Path]:
     """`classifier`: the variance with each way to place the same rewards.
 
     Raises:
         ModuleNotFoundError: matplotlib isn't installed.
     """
-    with drawing():
+    with plotting():
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(6.4, 1.2 + 0.35 * len(figures)), layout="constrained")
@@ -99,19 +99,19 @@ def draw_classifier(figures: Sequence[ClassifierFigures], folder: Path) -> list[
         return write_figure(figure, folder, "classifier")
 
 
-def draw_length(coins: Sequence[CoinFigures], figures: Sequence[LengthFigures], folder: Path) -> list[Path]:
+def plot_length(coins: Sequence[CoinFigures], figures: Sequence[LengthFigures], folder: Path) -> list[Path]:
     """`length`: coins, and the gradient's variance against the number of actions.
 
     Raises:
         ModuleNotFoundError: matplotlib isn't installed.
     """
-    with drawing():
+    with plotting():
         from matplotlib.figure import Figure
 
         kinds = list(dict.fromkeys(each.paid for each in figures))
         figure = Figure(figsize=(10.4, 3.4), layout="constrained")
         panels = figure.subplots(1, 1 + len(kinds))
-        _draw_coins(panels[0], coins)
+        _plot_coins(panels[0], coins)
         for axes, paid in zip(panels[1:], kinds, strict=True):
             names = list(dict.fromkeys(each.estimator for each in figures))
             for name, style in zip(names, STYLES, strict=False):
@@ -136,7 +136,7 @@ def draw_length(coins: Sequence[CoinFigures], figures: Sequence[LengthFigures], 
         return write_figure(figure, folder, "length")
 
 
-def _draw_coins(axes: "Axes", coins: Sequence[CoinFigures]) -> None:
+def _plot_coins(axes: "Axes", coins: Sequence[CoinFigures]) -> None:
     at = [each.num_coins for each in coins]
     same, own = [each.one_coin for each in coins], [each.independent for each in coins]
     axes.plot(at, [each.expected_one_coin for each in coins], color=STYLES[4].color)

@@ -65,7 +65,7 @@ def constant(
     with measuring("claims", "constant", output, debug=debug) as output:
         loaded = check_group_size(at_policy(load_config(recipe, overrides or []), policy))
         quieten(debug=debug)
-        from llm_reinforce.analysis import draw_constant, measure_constants
+        from llm_reinforce.analysis import measure_constants, plot_constant
 
         trainer = ready_to_measure(loaded)
         collected = collect_told(trainer, num_problems, seed)
@@ -83,7 +83,7 @@ def constant(
             [asdict(each) for each in figures],
             constant_table(figures),
             output,
-            lambda folder: draw_constant(figures, folder),
+            lambda folder: plot_constant(figures, folder),
             as_json=as_json,
         )
 
@@ -94,7 +94,7 @@ def classifier(
 ) -> None:
     """Classification is one-step reinforcement learning: where the rewards begin decides the variance."""
     with measuring("claims", "classifier", output, debug=debug) as output:
-        from llm_reinforce.analysis import draw_classifier, measure_classifier
+        from llm_reinforce.analysis import measure_classifier, plot_classifier
 
         figures = measure_classifier(seed)
         tell_figures(
@@ -102,7 +102,7 @@ def classifier(
             [asdict(each) for each in figures],
             classifier_table(figures),
             output,
-            lambda folder: draw_classifier(figures, folder),
+            lambda folder: plot_classifier(figures, folder),
             as_json=as_json,
         )
 
@@ -114,7 +114,7 @@ def length(
     """Correlated returns: coins, and then the gradient's variance against the length of the episodes."""
     with measuring("claims", "length", output, debug=debug) as output:
         quieten(debug=debug)
-        from llm_reinforce.analysis import NUM_TO_MEASURE, draw_length, measure_lengths, toss_coins
+        from llm_reinforce.analysis import NUM_TO_MEASURE, measure_lengths, plot_length, toss_coins
 
         coins = toss_coins(seed)
         with progress("gradients", NUM_TO_MEASURE, what="episodes") as tell:
@@ -125,7 +125,7 @@ def length(
             [*map(asdict, coins), *map(asdict, figures)],
             table,
             output,
-            lambda folder: draw_length(coins, figures, folder),
+            lambda folder: plot_length(coins, figures, folder),
             as_json=as_json,
         )
 

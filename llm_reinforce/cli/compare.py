@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Self
 
 import typer
 
+from llm_reinforce.analysis.recipe_comparison_plan import PlannedRun, Shape, kinds_of, plan_runs
 from llm_reinforce.cli.common import DebugOption, check_one_process, quieten, reported_failures
-from llm_reinforce.cli.compare_plan import PlannedRun, Shape, kinds_of, plan_runs
 from llm_reinforce.cli.compare_report import tell_comparison
 from llm_reinforce.cli.figures import check_directory
 from llm_reinforce.cli.running import Ended, run_training

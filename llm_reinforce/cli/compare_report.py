@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.compare_plan import Kind, PlannedRun, decoding_of
+from llm_reinforce.analysis.recipe_comparison_plan import Kind, PlannedRun, decoding_of
 from llm_reinforce.console.messages import note, wide_console
 from llm_reinforce.errors import InputError
 
@@ -116,10 +116,10 @@ def _draw(
     target: float,
     output: Path,
 ) -> list[Path]:
-    from llm_reinforce.analysis.learning_curve_plot import draw_comparison
+    from llm_reinforce.analysis.learning_curve_plot import plot_comparison
 
     try:
-        return draw_comparison(curves, compared, num_tokens, target, output)
+        return plot_comparison(curves, compared, num_tokens, target, output)
     except ModuleNotFoundError:
         note("no plot without matplotlib: pip install 'llm-reinforce[plots]', and the same command draws it")
         return []

@@ -57,14 +57,14 @@ def variance(
         loaded = check_group_size(at_policy(load_config(recipe, overrides or []), policy))
         quieten(debug=debug)
         figures = _measure(loaded, num_problems, sketch, seed)
-        from llm_reinforce.analysis import draw_variance
+        from llm_reinforce.analysis import plot_variance
 
         tell_figures(
             "variance",
             asdict(figures),
             variance_table(figures),
             output,
-            lambda folder: draw_variance(figures, folder),
+            lambda folder: plot_variance(figures, folder),
             as_json=as_json,
         )
 

@@ -123,8 +123,8 @@ def test_coins():
 @pytest.fixture(scope="module")
 def by_length() -> dict[tuple[str, str, int], length_claim.LengthFigures]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(length, "LENGTHS", (1, 4, 8))
-        patch.setattr(length, "NUM_GROUPS", 96)
+        patch.setattr(length_claim, "LENGTHS", (1, 4, 8))
+        patch.setattr(length_claim, "NUM_GROUPS", 96)
         told: list[int] = []
         figures = length_claim.measure_lengths(seed=0, progress=told.append)
         assert told[-1] == 4 * 96 * 2 == len(told)

@@ -11,8 +11,8 @@ from llm_reinforce.analysis.learning_curve_plot import (
     MOST_IN_ONE,
     STYLES,
     curves_figure,
-    draw_comparison,
     measures_figure,
+    plot_comparison,
     short_number,
 )
 from llm_reinforce.analysis.learning_curves import LearningCurve, compare_curves
@@ -35,7 +35,7 @@ def test_four_files_the_same_each_time(tmp_path: Path, number: int) -> None:
     def drawn(folder: Path) -> dict[str, bytes]:
         folder.mkdir()
         own = kinds(number)
-        files = draw_comparison(own, compare_curves(own, BUDGET, 0.6), BUDGET, 0.6, folder)
+        files = plot_comparison(own, compare_curves(own, BUDGET, 0.6), BUDGET, 0.6, folder)
         assert {file.name for file in folder.iterdir()} == {file.name for file in files}
         return {file.name: file.read_bytes() for file in files}
 

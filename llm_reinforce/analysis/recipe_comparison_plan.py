@@ -1,19 +1,17 @@
-"""What `llm-reinforce compare` runs: kinds of runs, their seeds, and a directory for each run."""
+"""The runs of a comparison of recipes: variants, their seeds, and a directory for each run."""
 
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from llm_reinforce.config import Config, load_config
-from llm_reinforce.console.messages import note
 from llm_reinforce.errors import InputError
-
-if TYPE_CHECKING:
-    from llm_reinforce.runs import RunDirectory
+from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training import differing_settings
 
 NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # it is a folder's name and a line of the plot
 OWN_KEYS = {  # what compare sets itself, and how it is asked for
@@ -26,8 +24,8 @@ OWN_KEYS = {  # what compare sets itself, and how it is asked for
 
 
 @dataclass(frozen=True, slots=True)
-class Kind:
-    """One of the things compared: a recipe, and what is changed in it."""
+class Variant:
+    """A recipe and the settings that are changed in it."""
 
     name: str
     recipe: str
@@ -36,12 +34,12 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What all runs of a comparison share.
+    """The settings that all runs of a comparison share.
 
     Attributes:
-        num_seeds: each kind runs with so many, counted on from the first kind's `seed`.
+        num_seeds: number of seeds of each variant, counted from the first variant's `seed`.
         num_tokens: the budget of a run, in sampled tokens.
-        num_evaluations: of each run, so many at equal distances in tokens, beside that before training.
+        num_evaluations: number of evaluations of a run, at equal distances in tokens, besides the first one.
         output: a run's directory is `output/NAME/seed-N`.
     """
 
@@ -53,46 +51,56 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run, and how far it is: `done`, `begun` (it goes on) or `new`."""
+    """One run and its progress: `done`, `begun` (it is resumed) or `new`."""
 
-    kind: str
+    variant: str
     seed: int
     recipe: Config
-    directory: "RunDirectory"
+    directory: RunDirectory
     progress: Literal["done", "begun", "new"] = "new"
 
     @property
     def title(self) -> str:
-        return f"{self.kind}, seed {self.seed}"
+        return f"{self.variant}, seed {self.seed}"
 
 
-def kinds_of(recipes: Sequence[str], variants: Sequence[str]) -> list[Kind]:
-    """The recipes by their files' names; or the variants of the one recipe, each `NAME: key=value …`.
+def variants_of(
+    recipes: Sequence[str], variants: Sequence[str] | Mapping[str, Sequence[str]] = ()
+) -> list[Variant]:
+    """Return the recipes by their files' names, or the variants of the one recipe.
+
+    Args:
+        variants: each `"NAME: section.key=value …"`, or a mapping from names to lists of `section.key=value`.
 
     Raises:
-        InputError: variants of several recipes, one that can't be read, or two kinds of one name.
+        InputError: variants of several recipes, one that can't be read, or two of one name.
     """
+    if not recipes:
+        raise InputError("compare: no recipe; name one or more")
     if variants and len(recipes) > 1:
         raise InputError(
             f"--variant changes one recipe, and there are {len(recipes)} ({', '.join(recipes)}): name one, "
             "and make a variant of it each time"
         )
-    kinds = [_variant(recipes[0], text) for text in variants] if variants else []
-    kinds = kinds or [Kind(Path(recipe).stem, recipe) for recipe in recipes]
-    for index, kind in enumerate(kinds):
-        if not NAME.fullmatch(kind.name) or kind.name != kind.name.rstrip(" ."):
+    if isinstance(variants, Mapping):
+        chosen = [Variant(name, recipes[0], tuple(overrides)) for name, overrides in variants.items()]
+    else:
+        chosen = [_variant(recipes[0], text) for text in variants]
+    chosen = chosen or [Variant(Path(recipe).stem, recipe) for recipe in recipes]
+    for index, variant in enumerate(chosen):
+        if not NAME.fullmatch(variant.name) or variant.name != variant.name.rstrip(" ."):
             raise InputError(
-                f"{kind.name!r} can't name a folder and a line of the plot: take letters, digits, blanks and "
+                f"{variant.name!r} can't name a folder and a line of the plot: take letters, digits, blanks and "
                 ". , + = @ ( ) -, at most 60, a letter or a digit first"
             )
-        # the folders of a Mac or of Windows know no capitals
-        if any(kind.name.casefold() == other.name.casefold() for other in kinds[:index]):
+        # file systems of macOS and Windows ignore case
+        if any(variant.name.casefold() == other.name.casefold() for other in chosen[:index]):
             way_out = "" if variants else ' (--variant "NAME: key=value …" names variants of one recipe)'
-            raise InputError(f"two are called {kind.name!r}; give each a name of its own{way_out}")
-    return kinds
+            raise InputError(f"two are called {variant.name!r}; give each a name of its own{way_out}")
+    return chosen
 
 
-def _variant(recipe: str, text: str) -> Kind:
+def _variant(recipe: str, text: str) -> Variant:
     name, colon, settings = text.partition(":")
     form = 'should read "NAME: section.key=value section.key=value"'
     try:
@@ -106,26 +114,25 @@ def _variant(recipe: str, text: str) -> Kind:
             raise InputError(
                 f"--variant {text!r}: {form}, and {override!r} has no = (quote a value with blanks)"
             )
-    return Kind(name.strip(), recipe, overrides)
+    return Variant(name.strip(), recipe, overrides)
 
 
-def plan_runs(kinds: Sequence[Kind], overrides: Sequence[str], shape: Shape) -> list[PlannedRun]:
-    """All runs, seed by seed, so that what is done first is the comparison of fewer seeds.
+def plan_runs(chosen: Sequence[Variant], overrides: Sequence[str], shape: Shape) -> list[PlannedRun]:
+    """Return all runs, seed by seed, so that an interrupted comparison is one of fewer seeds.
 
     Raises:
         InputError: a recipe can't be used as it is, or a directory holds something else.
     """
-    for kind in kinds:
+    for variant in chosen:
         _check_own_keys(overrides, "--set ")
-        _check_own_keys(kind.overrides, f"--variant {kind.name!r}: ", seed=True)
-    settings = [[*overrides, *kind.overrides] for kind in kinds]
-    first = _load(kinds[0], settings[0])
+        _check_own_keys(variant.overrides, f"--variant {variant.name!r}: ", seed=True)
+    settings = [[*overrides, *variant.overrides] for variant in chosen]
+    first = _load(chosen[0], settings[0])
     runs = []
     for seed in range(first.seed, first.seed + shape.num_seeds):
-        for kind, own in zip(kinds, settings, strict=True):
-            runs.append(_planned(kind, own, seed, shape))
-    _tell_unlike_questions(runs[: len(kinds)])
-    _check_decoding(runs[: len(kinds)])
+        for variant, own in zip(chosen, settings, strict=True):
+            runs.append(_planned(variant, own, seed, shape))
+    _check_decoding(runs[: len(chosen)])
     return [replace(run, progress=_progress(run)) for run in runs]
 
 
@@ -134,28 +141,26 @@ def _check_own_keys(overrides: Sequence[str], where: str, *, seed: bool = False)
         key = override.partition("=")[0].strip()
         why = OWN_KEYS.get(key)
         if seed and key == "seed":
-            why = "all kinds have the same seeds; --set seed=… sets the first of them"
+            why = "all variants have the same seeds; --set seed=… sets the first of them"
         if why:
             raise InputError(f"{where}{override}: not read here: {why}")
 
 
-def _load(kind: Kind, overrides: Sequence[str]) -> Config:
+def _load(variant: Variant, overrides: Sequence[str]) -> Config:
     try:
-        return load_config(kind.recipe, overrides)
+        return load_config(variant.recipe, overrides)
     except InputError as error:
         lines = str(error).splitlines()
-        raise InputError("\n".join(f"{kind.name}: {line}" for line in lines)) from None
+        raise InputError("\n".join(f"{variant.name}: {line}" for line in lines)) from None
 
 
-def _planned(kind: Kind, overrides: Sequence[str], seed: int, shape: Shape) -> PlannedRun:
-    from llm_reinforce.runs import RunDirectory
-
-    own = _load(kind, overrides).reinforce
-    # an episode has one action at least: so many updates the budget never outlasts
+def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape) -> PlannedRun:
+    own = _load(variant, overrides).reinforce
+    # an episode has at least one action, so the budget never lasts for more updates than this
     most_updates = -(-shape.num_tokens // (own.problems_per_update * own.episodes_per_problem))
-    folder = shape.output / kind.name / f"seed-{seed}"
+    folder = shape.output / variant.name / f"seed-{seed}"
     recipe = _load(
-        kind,
+        variant,
         [
             *overrides,
             f"seed={seed}",
@@ -166,17 +171,15 @@ def _planned(kind: Kind, overrides: Sequence[str], seed: int, shape: Shape) -> P
             f"evaluation.every={max(1, shape.num_tokens // shape.num_evaluations)}",
         ],
     )
-    return PlannedRun(kind.name, seed, recipe, RunDirectory(folder.expanduser()))
+    return PlannedRun(variant.name, seed, recipe, RunDirectory(folder.expanduser()))
 
 
 def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
-    """How far a run is on the disk.
+    """Return the progress of a run on the disk.
 
     Raises:
         InputError: its directory holds another run, or something else.
     """
-    from llm_reinforce.training import differing_settings
-
     own = run.directory.path / "recipe.yaml"
     if own.is_file():
         if lines := differing_settings(own, run.recipe, may_grow=False):
@@ -188,7 +191,7 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     is_begun = run.directory.is_begun()
     try:
         run.directory.check(resume=is_begun, overwrite=False)
-    except InputError:  # its ways out are those of `train`
+    except InputError:  # its advice is for `train`
         path = run.directory.path
         found = ", ".join(sorted(each.name for each in path.iterdir())[:4]) if path.is_dir() else "a file"
         raise InputError(
@@ -198,20 +201,22 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     return "begun" if is_begun else "new"
 
 
-def _tell_unlike_questions(runs: Sequence[PlannedRun]) -> None:
-    """Accuracies of different questions can be compared, but somebody should know it."""
+def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
+    """Return a sentence if the recipes are not evaluated on the same problems; their accuracies differ in kind."""
 
     def asked(run: PlannedRun) -> tuple[object, ...]:
         evaluation = run.recipe.evaluation
         return run.recipe.problems, evaluation.num_problems, evaluation.template, evaluation.few_shot
 
-    unlike = [run.kind for run in runs[1:] if asked(run) != asked(runs[0])]
-    if unlike:
-        note(f"{', '.join(unlike)}: other problems than {runs[0].kind}'s; the accuracies aren't of one thing")
+    first = [run for run in runs if run.seed == runs[0].seed]
+    unlike = [run.variant for run in first[1:] if asked(run) != asked(first[0])]
+    if not unlike:
+        return None
+    return f"{', '.join(unlike)}: other problems than {first[0].variant}; the accuracies differ in kind"
 
 
 def decoding_of(runs: Sequence[PlannedRun]) -> str:
-    """How the answers are chosen whose accuracy is compared: the first kind's first decoding."""
+    """Return the decoding whose accuracy is compared: the first variant's first one."""
     return runs[0].recipe.evaluation.decodings[0]
 
 
@@ -220,6 +225,6 @@ def _check_decoding(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if decoding not in run.recipe.evaluation.decodings:
             raise InputError(
-                f"{run.kind}: evaluation.decodings lacks {decoding}, by which {runs[0].kind} is measured; "
+                f"{run.variant}: evaluation.decodings lacks {decoding}, by which {runs[0].variant} is measured; "
                 f"--set evaluation.decodings=[{decoding}] measures all alike"
             )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from llm_reinforce.analysis.recipe_comparison_plan import Kind, Shape, kinds_of, plan_runs
+from llm_reinforce.analysis.recipe_comparison_plan import Shape, Variant, plan_runs, variants_of
 from llm_reinforce.cli import app
 from llm_reinforce.config import load_config
 from llm_reinforce.runs import RunDirectory
@@ -317,9 +317,9 @@ def test_what_the_command_needs() -> None:
 
 def test_variants_are_read_as_a_shell_reads_words() -> None:
     variants = ["plain:", "a b: x.y=1 'z.u={a: 1, b: 2}'"]
-    assert kinds_of(["tiny.yaml"], variants) == [
-        Kind("plain", "tiny.yaml"),
-        Kind("a b", "tiny.yaml", ("x.y=1", "z.u={a: 1, b: 2}")),
+    assert variants_of(["tiny.yaml"], variants) == [
+        Variant("plain", "tiny.yaml"),
+        Variant("a b", "tiny.yaml", ("x.y=1", "z.u={a: 1, b: 2}")),
     ]
 
 
@@ -327,7 +327,7 @@ def test_the_plan_gives_every_kind_the_same_seeds_and_tokens(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     shape = Shape(2, 1000, 10, tmp_path / "a 'b': c")
-    kinds = kinds_of(
+    kinds = variants_of(
         ["tiny.yaml"], ["small:", "large: reinforce.problems_per_update=64", "few: problems.num_held_out=5"]
     )
     runs = plan_runs(kinds, ["seed=7"], shape)

@@ -86,7 +86,9 @@ def _seeds_title(kinds: Mapping[str, Sequence[LearningCurve]]) -> str:
     return f"{number} seeds, band: 95% interval" if number > 1 else "one seed"
 
 
-def _plot_variant(axes: "Axes", name: str, curves: Sequence[LearningCurve], budget: int, style: Style) -> None:
+def _plot_variant(
+    axes: "Axes", name: str, curves: Sequence[LearningCurve], budget: int, style: Style
+) -> None:
     at, mean, low, high = mean_curve(curves, budget)
     if low is not None and high is not None:
         axes.fill_between(at, low, high, color=style.color, alpha=0.15, linewidth=0)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM from a command's start to its end: it exits 130 or 143, or as if they had not come.
+"""SIGINT and SIGTERM from a command's start to its end: it exits with 130 or 143, or normally.
 
 An exception raised by a signal comes out wherever the code happens to be, and now and then a library makes
 one of its own of it: pydantic a SchemaError, a class that is being made a RuntimeError. So who was signalled
@@ -7,15 +7,56 @@ is remembered here, and the exit code does not depend on what the exception has 
 
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from llm_reinforce.errors import LeaveAtOnce
 
 ASKING = (signal.SIGINT, signal.SIGTERM)  # the signals that ask a command to end
-_left_by: list[int] = []  # those that it leaves by
+SAME_KEYPRESS = (
+    0.5  # seconds: a launcher passes on signals that the terminal has sent to its processes already
+)
+_left_by: list[int] = []  # the signals that end the command at once
+_received: list[int] = []  # the signals that stopped a run
+
+
+class StopDisplay(Protocol):
+    """A display that can show that the run was asked to stop."""
+
+    def stopping(self, sentence: str) -> None: ...
+
+
+@contextmanager
+def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM call `stop`, and a second one end the command at once."""
+    _received.clear()
+    first_at = 0.0
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal first_at
+        if _received:
+            if time.monotonic() - first_at > SAME_KEYPRESS:
+                leave_at_once(number)
+            return
+        _received.append(number)
+        first_at = time.monotonic()
+        stop()
+        display.stopping("stopping after this update; again to leave at once")
+
+    before = {number: signal.signal(number, handle) for number in ASKING}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def received_signals() -> list[int]:
+    """Return the signals that the last `stopped_by_signals` received."""
+    return list(_received)
 
 
 def leave_at_once(number: int, frame: FrameType | None = None) -> NoReturn:

@@ -9,19 +9,26 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.cli.common import DebugOption, is_main_process, num_processes, quieten, reported_failures
+from llm_reinforce.cli.common import (
+    DebugOption,
+    is_main_process,
+    keep_freed_memory,
+    num_processes,
+    quieten,
+    reported_failures,
+)
 from llm_reinforce.cli.dry_run import show_dry_run
-from llm_reinforce.cli.running import Ended, run_training
+from llm_reinforce.cli.interruption import received_signals, stopped_by_signals
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.console.evaluation_tables import comparison_table
 from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.errors import InputError
-from llm_reinforce.runs.run_comparison import compare_first_and_last
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay
     from llm_reinforce.console.run_display import PlainDisplay, Silent
     from llm_reinforce.runs import RunDirectory, TrainState
+    from llm_reinforce.training import TrainingResult
 
     AnyDisplay = LiveDisplay | PlainDisplay | Silent
 
@@ -48,12 +55,17 @@ def train(
             raise InputError("--resume goes on with a run and --overwrite replaces it: give one of the two")
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
+        keep_freed_memory()
         from llm_reinforce.runs import RunDirectory
 
         directory = RunDirectory(Path(loaded.output_dir).expanduser())
         if dry_run:
             show_dry_run(loaded, directory, resume=resume, overwrite=overwrite)
             return
+        if resume:
+            from llm_reinforce.training import check_same_run
+
+            check_same_run(directory, loaded)  # before the policy is loaded
         if is_main_process():
             directory.check(resume=resume, overwrite=overwrite)
             if overwrite:
@@ -80,12 +92,16 @@ def _confirm_overwrite(directory: "RunDirectory") -> None:
 
 
 def _train(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
+    from llm_reinforce.training import ReinforceTrainer
+
     display = _display(recipe, name, directory, resume=resume)
-    ended = run_training(recipe, directory, display, resume=resume, overwrite=overwrite)
+    trainer = ReinforceTrainer(config=recipe, progress=display)
+    with stopped_by_signals(trainer.stop, display):
+        result = trainer.train(resume=resume, overwrite=overwrite)
     if is_main_process():
-        _print_end(recipe, directory, ended)
-    if ended.signal is not None and not ended.is_over:
-        raise typer.Exit(128 + ended.signal)
+        _print_end(directory, result)
+    if received_signals() and not result.is_over:
+        raise typer.Exit(128 + received_signals()[0])
 
 
 def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool) -> "AnyDisplay":
@@ -108,13 +124,13 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
     )
 
 
-def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
+def _print_end(directory: "RunDirectory", result: "TrainingResult") -> None:
     """What came of it: accuracy before → after, and where everything is."""
     from llm_reinforce.console.text import duration, visible
     from llm_reinforce.runs.checkpoint import find_checkpoint
 
-    console, state = terminal_console(), ended.state
-    if not ended.is_over:
+    console, state = terminal_console(), result.state
+    if not result.is_over:
         is_saved = find_checkpoint(directory.checkpoints)[0] is not None
         goes_on = "a checkpoint is saved, --resume goes on from it"
         anew = "there is no checkpoint yet, --resume starts anew"
@@ -126,7 +142,7 @@ def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
         console.print("in brackets: the 95% intervals", style="dim")
         for sentence in _better_before(rows, state):
             console.print(Text(sentence, style="dim"))
-        for decoding, both in compare_first_and_last(directory, recipe.sampling.max_new_tokens).items():
+        for decoding, both in result.comparisons.items():
             console.print(Text(f"\n{decoding}, problem by problem:", style="dim"))
             for comparison in both.values():
                 console.print(comparison_table(comparison))
@@ -134,7 +150,7 @@ def _print_end(recipe: Config, directory: "RunDirectory", ended: Ended) -> None:
     places = Table.grid(padding=(0, 2))
     places.add_column(style="dim", no_wrap=True)
     places.add_column(overflow="fold")
-    places.add_row("done in", duration(ended.seconds))
+    places.add_row("done in", duration(result.seconds))
     places.add_row("policy", Text(visible(str(directory.policy))))
     logs = ("metrics.jsonl", "evaluations.jsonl", "answers.jsonl", "episodes.jsonl")
     places.add_row("logs", ", ".join(name for name in logs if (directory.path / name).is_file()))

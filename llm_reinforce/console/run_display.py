@@ -54,6 +54,12 @@ class RunDisplay(Display, Protocol):
         """Show that the run was asked to stop; called from a signal handler."""
 
 
+def write_on_stderr(sentence: str) -> None:
+    """Write past all buffers: a signal handler may be called during a print."""
+    with suppress(OSError):
+        os.write(2, f"{sentence}\n".encode())
+
+
 class Silent:
     """Shows nothing."""
 
@@ -141,9 +147,7 @@ class PlainDisplay:
         self.say(f"update {num_updates}: {accuracy_title(data)}, {evaluation.decoding}: {accuracy}, {counts}")
 
     def stopping(self, sentence: str) -> None:
-        """Write past all buffers, since this is called from a signal handler, perhaps during a print."""
-        with suppress(OSError):
-            os.write(2, f"{sentence}\n".encode())
+        write_on_stderr(sentence)
 
     def _progress(
         self, name: str, done: int, total: int, seconds: float | None, numbers: Mapping[str, str]

@@ -8,7 +8,7 @@ from llm_reinforce.episodes.credit import lay_on_tokens
 from llm_reinforce.episodes.episode import Episode, EpisodeBatch
 from llm_reinforce.policy import Activations, Completion, LanguagePolicy, TokenIds, sample_completions
 from llm_reinforce.problems import Problem, judge
-from llm_reinforce.rewards import Asked, Progress, WeightedReward, score
+from llm_reinforce.rewards import JudgedCompletion, Progress, WeightedReward, combine_rewards
 
 
 def collect_episodes(
@@ -73,10 +73,10 @@ def _rewarded(
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
     verdicts = [judge(one.text, problem) for one, problem in zip(completions, problem_of, strict=True)]
     asked = [
-        Asked(problem, completion.text, completion.token_ids, verdict)
+        JudgedCompletion(problem, completion.text, completion.token_ids, verdict)
         for problem, completion, verdict in zip(problem_of, completions, verdicts, strict=True)
     ]
-    scores = score(asked, rewards, conversational=policy.uses_chat_template, progress=progress)
+    scores = combine_rewards(asked, rewards, conversational=policy.uses_chat_template, progress=progress)
     episodes = tuple(
         Episode(
             problem=one.problem,

@@ -7,8 +7,14 @@ from llm_reinforce.rewards.built_in import (
     correct_answer,
     readability,
 )
-from llm_reinforce.rewards.calls import Asked, Progress, RewardFunction, StepRewards
-from llm_reinforce.rewards.combination import Scored, Scores, WeightedReward, failures_in_a_line, score
+from llm_reinforce.rewards.calls import JudgedCompletion, Progress, RewardFunction, StepRewards
+from llm_reinforce.rewards.combination import (
+    CombinedReward,
+    CombinedRewards,
+    WeightedReward,
+    combine_rewards,
+    failures_in_a_line,
+)
 from llm_reinforce.rewards.from_python import rewards_from
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
 from llm_reinforce.rewards.isolation import Isolation
@@ -16,12 +22,12 @@ from llm_reinforce.rewards.plug_in import file_being_loaded, load_reward, reward
 
 __all__ = [
     "BUILT_IN",
-    "Asked",
+    "JudgedCompletion",
     "Isolation",
     "Progress",
     "RewardFunction",
-    "Scored",
-    "Scores",
+    "CombinedReward",
+    "CombinedRewards",
     "StepRewards",
     "WeightedReward",
     "answer_format",
@@ -34,5 +40,5 @@ __all__ = [
     "readability",
     "reward_from_config",
     "rewards_from",
-    "score",
+    "combine_rewards",
 ]

@@ -48,7 +48,7 @@ RewardFunction = Callable[[str, Problem], Value]
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class JudgedCompletion:
     """One completion that reward functions are called with.
 
     Attributes:
@@ -62,7 +62,7 @@ class Asked:
     verdict: Verdict | None = None
 
 
-EXTRA_PARAMETERS: Mapping[str, Callable[[Asked], object]] = {
+EXTRA_PARAMETERS: Mapping[str, Callable[[JudgedCompletion], object]] = {
     "completion_ids": lambda one: list(one.token_ids),
     "verdict": lambda one: one.verdict or judge(one.completion, one.problem),
 }
@@ -84,7 +84,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class RewardResult:
     """What a function said of one completion: a value, None (not applicable), or how it failed."""
 
     value: Value = None
@@ -93,7 +93,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True)
-class Answers:
+class RewardResults:
     """What a function said of a batch.
 
     Attributes:
@@ -102,12 +102,12 @@ class Answers:
         extras: what it logged for each completion, by name.
     """
 
-    outcomes: Sequence[Outcome]
+    outcomes: Sequence[RewardResult]
     metrics: Mapping[str, float] = field(default_factory=dict)
     extras: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
-def ask_each(function: Callable[..., Any], asked: Sequence[Asked]) -> Answers:
+def call_on_each(function: Callable[..., Any], asked: Sequence[JudgedCompletion]) -> RewardResults:
     """Ask `f(completion, problem)` of each completion; coroutines are awaited together.
 
     A function with a parameter `completion_ids` also gets the completion's tokens, one with a parameter
@@ -122,7 +122,7 @@ def ask_each(function: Callable[..., Any], asked: Sequence[Asked]) -> Answers:
     results = await_all([answers[index] for index in waiting])  # type: ignore[misc]
     for index, result in zip(waiting, results, strict=True):
         answers[index] = result
-    return Answers([outcome(answer, one) for answer, one in zip(answers, asked, strict=True)])
+    return RewardResults([outcome(answer, one) for answer, one in zip(answers, asked, strict=True)])
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -210,18 +210,20 @@ def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
             loop.run_forever()
 
 
-def outcome(answer: object, asked: Asked) -> Outcome:
+def outcome(answer: object, asked: JudgedCompletion) -> RewardResult:
     """The answer checked: a finite number, None, step rewards that fit the completion, or a failure."""
     if type(answer) is float and abs(answer) <= MAX_FLOAT32:  # as nearly all are; False for NaN
-        return Outcome(answer)
+        return RewardResult(answer)
     if isinstance(answer, BaseException):
-        return Outcome(failure=_told(answer), traceback=_traceback(answer))
+        return RewardResult(failure=_told(answer), traceback=_traceback(answer))
     if answer is None:
-        return Outcome()
+        return RewardResult()
     try:
-        return Outcome(_checked_steps(answer, asked) if isinstance(answer, StepRewards) else number(answer))
+        return RewardResult(
+            _checked_steps(answer, asked) if isinstance(answer, StepRewards) else number(answer)
+        )
     except Exception as error:  # a user's object may fail at anything that it is asked
-        return Outcome(failure=_told(error))
+        return RewardResult(failure=_told(error))
 
 
 def _told(error: BaseException) -> str:
@@ -260,7 +262,7 @@ def number(value: object) -> float:
     )
 
 
-def _checked_steps(steps: StepRewards, asked: Asked) -> StepRewards:
+def _checked_steps(steps: StepRewards, asked: JudgedCompletion) -> StepRewards:
     """The same in plain numbers, where they fit the completion; what is lazy is read once.
 
     Raises:

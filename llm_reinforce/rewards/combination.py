@@ -6,15 +6,15 @@ from typing import Any
 
 from llm_reinforce.rewards.calls import (
     MAX_FLOAT32,
-    Answers,
-    Asked,
-    Outcome,
+    JudgedCompletion,
     Progress,
+    RewardResult,
+    RewardResults,
     StepRewards,
-    ask_each,
+    call_on_each,
 )
 from llm_reinforce.rewards.isolation import IsolatedFunction
-from llm_reinforce.rewards.trl_signature import ask_together, has_trl_signature
+from llm_reinforce.rewards.trl_signature import call_on_batch, has_trl_signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class WeightedReward:
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class CombinedReward:
     """What the reward functions said of one completion.
 
     Attributes:
@@ -62,10 +62,10 @@ class Scored:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
+class CombinedRewards:
     """The scores of a batch of completions, and the numbers that the functions logged for all of it."""
 
-    scored: Sequence[Scored]
+    scored: Sequence[CombinedReward]
     metrics: Mapping[str, float]
 
 
@@ -74,13 +74,13 @@ def failures_in_a_line(failures: Mapping[str, str]) -> str | None:
     return "; ".join(f"{name}: {text}" for name, text in failures.items()) or None
 
 
-def score(
-    asked: Sequence[Asked],
+def combine_rewards(
+    asked: Sequence[JudgedCompletion],
     rewards: Sequence[WeightedReward],
     *,
     conversational: bool = False,
     progress: Progress | None = None,
-) -> Scores:
+) -> CombinedRewards:
     """Ask every reward function of every completion; an exception, or what is no finite number: unscored.
 
     Args:
@@ -104,19 +104,21 @@ def score(
         )
         for index in range(len(asked))
     ]
-    return Scores(scored, {name: value for answer in answers for name, value in answer.metrics.items()})
+    return CombinedRewards(
+        scored, {name: value for answer in answers for name, value in answer.metrics.items()}
+    )
 
 
 def _ask(
-    reward: WeightedReward, asked: Sequence[Asked], *, conversational: bool, progress: Progress
-) -> Answers:
+    reward: WeightedReward, asked: Sequence[JudgedCompletion], *, conversational: bool, progress: Progress
+) -> RewardResults:
     if reward.conversational is not None:
         conversational = reward.conversational
     if isinstance(reward.function, IsolatedFunction):
         return reward.function.ask(asked, conversational=conversational, progress=progress)
     if has_trl_signature(reward.function):
-        return ask_together(reward.function, asked, conversational=conversational, progress=progress)
-    return ask_each(reward.function, asked)
+        return call_on_batch(reward.function, asked, conversational=conversational, progress=progress)
+    return call_on_each(reward.function, asked)
 
 
 def _names(rewards: Sequence[WeightedReward]) -> list[str]:
@@ -131,7 +133,7 @@ def _names(rewards: Sequence[WeightedReward]) -> list[str]:
     return names
 
 
-def _sum(outcomes: Sequence[tuple[str, float, Outcome]], extras: Mapping[str, object]) -> Scored:
+def _sum(outcomes: Sequence[tuple[str, float, RewardResult]], extras: Mapping[str, object]) -> CombinedReward:
     """What the functions' outcomes, each with its name and weight, make together."""
     parts: dict[str, float | None] = {}
     failures: dict[str, str] = {}
@@ -153,7 +155,7 @@ def _sum(outcomes: Sequence[tuple[str, float, Outcome]], extras: Mapping[str, ob
     if not failures and not magnitude <= MAX_FLOAT32:  # NaN as well
         failures["the weighted sum"] = f"{total:g} and its steps are not finite in float32"
     is_scored = is_applicable and not failures
-    return Scored(
+    return CombinedReward(
         parts,
         total if is_scored else None,
         tuple(steps) if is_scored else (),

@@ -20,9 +20,16 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards.calls import Answers, Asked, Outcome, Progress, StepRewards, ask_each
+from llm_reinforce.rewards.calls import (
+    JudgedCompletion,
+    Progress,
+    RewardResult,
+    RewardResults,
+    StepRewards,
+    call_on_each,
+)
 from llm_reinforce.rewards.plug_in import load_function
-from llm_reinforce.rewards.trl_signature import ask_together, has_trl_signature
+from llm_reinforce.rewards.trl_signature import call_on_batch, has_trl_signature
 
 GRACE = 2.0  # seconds beyond the time limit, which the asking process keeps as a rule
 
@@ -92,23 +99,23 @@ def _seed(seed: int) -> None:
 
 def _answer(function: Callable[..., Any], question: Mapping[str, Any]) -> dict[str, object]:
     asked = [
-        Asked(Problem(**each["problem"]), each["completion"], tuple(each["token_ids"]))
+        JudgedCompletion(Problem(**each["problem"]), each["completion"], tuple(each["token_ids"]))
         for each in question["asked"]
     ]
     answers = (
-        ask_together(
+        call_on_batch(
             function,
             asked,
             conversational=question["conversational"],
             progress=Progress(**question["progress"]),
         )
         if has_trl_signature(function)
-        else ask_each(function, asked)
+        else call_on_each(function, asked)
     )
     return _as_json(answers)
 
 
-def _as_json(answers: Answers) -> dict[str, object]:
+def _as_json(answers: RewardResults) -> dict[str, object]:
     return {
         "outcomes": [_outcome(outcome) for outcome in answers.outcomes],
         "metrics": answers.metrics,
@@ -116,7 +123,7 @@ def _as_json(answers: Answers) -> dict[str, object]:
     }
 
 
-def _outcome(outcome: Outcome) -> dict[str, object]:
+def _outcome(outcome: RewardResult) -> dict[str, object]:
     return {"steps": asdict(outcome.value)} if isinstance(outcome.value, StepRewards) else asdict(outcome)
 
 

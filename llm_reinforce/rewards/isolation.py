@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.rewards.calls import Answers, Asked, Outcome, Progress, StepRewards
+from llm_reinforce.rewards.calls import JudgedCompletion, Progress, RewardResult, RewardResults, StepRewards
 from llm_reinforce.seeds import seed_of
 
 MAX_START = 120.0  # seconds: a user's module may import much
@@ -79,7 +79,9 @@ class IsolatedFunction:
             raise InputError(greeting["fault"])
         self.has_trl_signature = bool(greeting["has_trl_signature"])
 
-    def ask(self, asked: Sequence[Asked], *, conversational: bool, progress: Progress) -> Answers:
+    def ask(
+        self, asked: Sequence[JudgedCompletion], *, conversational: bool, progress: Progress
+    ) -> RewardResults:
         """Ask of each completion, or of all at once where the function has TRL's signature."""
         together = {"conversational": conversational, "progress": asdict(progress)}
         batches = [asked] if self.has_trl_signature else [[one] for one in asked]
@@ -94,15 +96,15 @@ class IsolatedFunction:
         ]
         with self._lock:
             answers = self._run(questions)
-        outcomes: list[Outcome] = []
+        outcomes: list[RewardResult] = []
         for batch, answer in zip(batches, answers, strict=True):
             if isinstance(answer, WorkerError):
-                outcomes += [Outcome(failure=str(answer)) for _ in batch]
+                outcomes += [RewardResult(failure=str(answer)) for _ in batch]
             else:
                 outcomes += [_outcome(each) for each in answer["outcomes"]]
         told = [answer for answer in answers if not isinstance(answer, WorkerError)]
         # only a function with TRL's signature logs, and that is asked once
-        return Answers(outcomes, *((told[0]["metrics"], told[0]["extras"]) if told else ()))
+        return RewardResults(outcomes, *((told[0]["metrics"], told[0]["extras"]) if told else ()))
 
     def _run(self, questions: Sequence[object]) -> list[Any]:
         """The workers' answers, or their faults, in the order of the questions."""
@@ -278,7 +280,7 @@ def _kill_all(workers: Iterable[_Worker]) -> None:
         worker.kill()
 
 
-def _as_json(asked: Asked) -> dict[str, object]:
+def _as_json(asked: JudgedCompletion) -> dict[str, object]:
     values = {each.name: getattr(asked.problem, each.name) for each in fields(asked.problem)}
     return {
         "completion": asked.completion,
@@ -287,9 +289,9 @@ def _as_json(asked: Asked) -> dict[str, object]:
     }
 
 
-def _outcome(told: Mapping[str, Any]) -> Outcome:
+def _outcome(told: Mapping[str, Any]) -> RewardResult:
     steps = told.get("steps")
     if steps is None:
-        return Outcome(told.get("value"), told.get("failure"), told.get("traceback", ""))
+        return RewardResult(told.get("value"), told.get("failure"), told.get("traceback", ""))
     spans = [(start, end, value) for start, end, value in steps["spans"]]
-    return Outcome(StepRewards(spans, steps["by_token"]))
+    return RewardResult(StepRewards(spans, steps["by_token"]))

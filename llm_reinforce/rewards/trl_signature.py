@@ -12,10 +12,10 @@ from functools import partial
 from typing import Any
 
 from llm_reinforce.rewards.calls import (
-    Answers,
-    Asked,
-    Outcome,
+    JudgedCompletion,
     Progress,
+    RewardResult,
+    RewardResults,
     await_all,
     guarded,
     number,
@@ -36,9 +36,13 @@ def has_trl_signature(function: Callable[..., Any]) -> bool:
     return not {"completions", "prompts"}.isdisjoint(parameters) or [*parameters][:1] == ["completion_ids"]
 
 
-def ask_together(
-    function: Callable[..., Any], asked: Sequence[Asked], *, conversational: bool, progress: Progress
-) -> Answers:
+def call_on_batch(
+    function: Callable[..., Any],
+    asked: Sequence[JudgedCompletion],
+    *,
+    conversational: bool,
+    progress: Progress,
+) -> RewardResults:
     """Ask a function with TRL's signature of a batch; if it fails, so does each of the batch.
 
     Args:
@@ -68,7 +72,7 @@ def ask_together(
     answer = guarded(function, **_accepted(function, arguments))
     if inspect.iscoroutine(answer):
         (answer,) = await_all([answer])
-    return Answers(
+    return RewardResults(
         _outcomes(answer, asked),
         {name: sum(values) / len(values) for name, values in metrics.items()},
         extras,
@@ -89,7 +93,7 @@ def _as_messages(role: str, text: str, conversational: bool) -> object:
     return [{"role": role, "content": text}] if conversational else text
 
 
-def _columns(asked: Sequence[Asked]) -> dict[str, list[object]]:
+def _columns(asked: Sequence[JudgedCompletion]) -> dict[str, list[object]]:
     """Every column of the data as a list; `answer` and `solution` are there in any case."""
     rows = [
         {"answer": problem.answer, "solution": problem.solution or problem.answer, **problem.columns}
@@ -109,7 +113,7 @@ def _accepted(function: Callable[..., Any], arguments: dict[str, object]) -> dic
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
-def _outcomes(answer: object, asked: Sequence[Asked]) -> list[Outcome]:
+def _outcomes(answer: object, asked: Sequence[JudgedCompletion]) -> list[RewardResult]:
     values = answer if isinstance(answer, BaseException) else guarded(_listed, answer, len(asked))
     if isinstance(values, list):
         return [outcome(value, one) for value, one in zip(values, asked, strict=True)]

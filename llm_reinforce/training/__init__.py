@@ -2,7 +2,7 @@
 
 from llm_reinforce.training.loop import TrainingLoop, Update
 from llm_reinforce.training.recipe import Recipe, load_recipe
-from llm_reinforce.training.recording import differing_settings
+from llm_reinforce.training.recording import check_same_run, differing_settings
 from llm_reinforce.training.trainer import ReinforceTrainer, TrainingResult
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "TrainingLoop",
     "TrainingResult",
     "Update",
+    "check_same_run",
     "differing_settings",
     "load_recipe",
 ]

@@ -12,14 +12,14 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import (
     BUILT_IN,
-    Asked,
+    JudgedCompletion,
     RewardFunction,
     WeightedReward,
     answer_format,
+    combine_rewards,
     conciseness,
     correct_answer,
     readability,
-    score,
 )
 from llm_reinforce.rewards.built_in import ANSWER_FORMS
 
@@ -113,8 +113,8 @@ def test_a_form_that_there_is_not_and_one_beside_a_pattern() -> None:
 
 
 def of_tokens(reward: RewardFunction, completion: str, num_tokens: int) -> float | None:
-    asked = Asked(PROBLEM, completion, tuple(range(num_tokens)))
-    return score([asked], [WeightedReward("reward", reward)]).scored[0].total
+    asked = JudgedCompletion(PROBLEM, completion, tuple(range(num_tokens)))
+    return combine_rewards([asked], [WeightedReward("reward", reward)]).scored[0].total
 
 
 def test_conciseness_rewards_short_right_answers_alone_and_counts_tokens() -> None:

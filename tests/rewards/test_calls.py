@@ -16,9 +16,16 @@ import pytest
 import torch
 
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards.calls import MAX_TRACEBACK, Asked, Outcome, StepRewards, ask_each, shown
+from llm_reinforce.rewards.calls import (
+    MAX_TRACEBACK,
+    JudgedCompletion,
+    RewardResult,
+    StepRewards,
+    call_on_each,
+    shown,
+)
 
-ASKED = Asked(Problem("47+85=", "132"), "abc", (5, 6, 7, 0))
+ASKED = JudgedCompletion(Problem("47+85=", "132"), "abc", (5, 6, 7, 0))
 
 
 class Odd:
@@ -38,11 +45,11 @@ class OddError(Exception):
         raise RuntimeError("don't look")
 
 
-def ask(function: Callable[..., Any]) -> Outcome:
-    return ask_each(function, [ASKED]).outcomes[0]
+def ask(function: Callable[..., Any]) -> RewardResult:
+    return call_on_each(function, [ASKED]).outcomes[0]
 
 
-def answering(value: Any) -> Outcome:
+def answering(value: Any) -> RewardResult:
     return ask(lambda completion, problem: value)
 
 
@@ -66,12 +73,12 @@ def answering(value: Any) -> Outcome:
 )
 def test_numbers_are_floats_in_the_end(value: Any) -> None:
     told = answering(value)
-    assert told == Outcome(1.0)
+    assert told == RewardResult(1.0)
     assert type(told.value) is float
 
 
 def test_none_does_not_apply() -> None:
-    assert answering(None) == Outcome()
+    assert answering(None) == RewardResult()
 
 
 @pytest.mark.parametrize(
@@ -178,7 +185,7 @@ def test_the_child_of_a_function_that_forks_does_not_go_on() -> None:
 
     parent = os.getpid()
     for function in (forks, forks_later):
-        assert ask(function) == Outcome(0.0)
+        assert ask(function) == RewardResult(0.0)
         assert os.getpid() == parent
         assert os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) == 0
 
@@ -194,12 +201,12 @@ def test_coroutines_are_awaited_together_also_within_an_event_loop() -> None:
         running -= 1
         return float(completion)
 
-    asked = [Asked(ASKED.problem, str(number)) for number in range(5)]
+    asked = [JudgedCompletion(ASKED.problem, str(number)) for number in range(5)]
 
-    async def notebook() -> list[Outcome]:
-        return list(ask_each(slow, asked).outcomes)
+    async def notebook() -> list[RewardResult]:
+        return list(call_on_each(slow, asked).outcomes)
 
-    assert asyncio.run(notebook()) == [Outcome(float(number)) for number in range(5)]
+    assert asyncio.run(notebook()) == [RewardResult(float(number)) for number in range(5)]
     assert most == 5
 
 
@@ -213,9 +220,9 @@ def test_what_is_bound_to_the_event_loop_serves_the_next_batch() -> None:
             await asyncio.sleep(0.001)
         return float(completion)
 
-    asked = [Asked(ASKED.problem, str(number)) for number in range(5)]
+    asked = [JudgedCompletion(ASKED.problem, str(number)) for number in range(5)]
     for _ in range(3):
-        assert ask_each(limited, asked).outcomes == [Outcome(float(number)) for number in range(5)]
+        assert call_on_each(limited, asked).outcomes == [RewardResult(float(number)) for number in range(5)]
     assert len(loops) == 1
 
 
@@ -237,8 +244,8 @@ def test_who_leaves_or_stops_the_event_loop_ends_nothing_but_an_answer() -> None
     told = ask(in_a_task).failure  # type: ignore[arg-type]
     assert told is not None
     assert "SystemExit" in told
-    assert ask(stops) == Outcome(1.0)
-    assert ask(right) == Outcome(2.0)
+    assert ask(stops) == RewardResult(1.0)
+    assert ask(right) == RewardResult(2.0)
 
 
 def test_an_asynchronous_function_may_ask_another() -> None:
@@ -247,9 +254,9 @@ def test_an_asynchronous_function_may_ask_another() -> None:
         return 2.0
 
     async def outer(completion: str, problem: Problem) -> float:
-        return ask_each(inner, [Asked(problem, completion)]).outcomes[0].value  # type: ignore[return-value]
+        return call_on_each(inner, [JudgedCompletion(problem, completion)]).outcomes[0].value  # type: ignore[return-value]
 
-    assert ask(outer) == Outcome(2.0)
+    assert ask(outer) == RewardResult(2.0)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
@@ -258,10 +265,10 @@ def test_a_forked_child_has_an_event_loop_of_its_own() -> None:
         await asyncio.sleep(0)
         return 1.0
 
-    assert ask(later) == Outcome(1.0)
+    assert ask(later) == RewardResult(1.0)
     child = os.fork()
     if child == 0:
-        os._exit(0 if ask(later) == Outcome(1.0) else 1)
+        os._exit(0 if ask(later) == RewardResult(1.0) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -273,15 +280,15 @@ def test_the_tokens_go_to_who_asks_for_them() -> None:
         def __call__(self, completion: str, problem: Problem, *, completion_ids: list[int]) -> float:
             return float(len(completion_ids))
 
-    assert ask(with_ids) == Outcome(18.0)
-    assert ask(partial(with_ids, factor=2.0)) == Outcome(36.0)
-    assert ask(CountsTokens()) == Outcome(4.0)
+    assert ask(with_ids) == RewardResult(18.0)
+    assert ask(partial(with_ids, factor=2.0)) == RewardResult(36.0)
+    assert ask(CountsTokens()) == RewardResult(4.0)
 
 
 def test_a_function_written_in_c() -> None:
     with pytest.raises(ValueError, match="signature"):
         inspect.signature(max)
-    assert ask(lambda completion, problem: max(1.0, 2.0)) == Outcome(2.0)
+    assert ask(lambda completion, problem: max(1.0, 2.0)) == RewardResult(2.0)
     assert ask(max).failure is not None
     assert sys.getrecursionlimit() > 100  # untouched
 
@@ -295,10 +302,10 @@ def test_step_rewards_come_back_in_plain_numbers() -> None:
         yield [np.int64(1), np.int64(4), np.float32(0.5)]  # type: ignore[misc]
 
     told = answering(StepRewards(lazily()))  # type: ignore[arg-type]
-    assert told == Outcome(StepRewards([(0, 3, 1.0), (1, 4, 0.5)]))
+    assert told == RewardResult(StepRewards([(0, 3, 1.0), (1, 4, 0.5)]))
     by_token = StepRewards(by_token=torch.tensor([0.0, 1.0, 0.0, -2.0]))  # type: ignore[arg-type]
-    assert answering(by_token) == Outcome(StepRewards(by_token=[0.0, 1.0, 0.0, -2.0]))
-    assert answering(StepRewards()) == Outcome(StepRewards([]))
+    assert answering(by_token) == RewardResult(StepRewards(by_token=[0.0, 1.0, 0.0, -2.0]))
+    assert answering(StepRewards()) == RewardResult(StepRewards([]))
 
 
 @pytest.mark.parametrize(

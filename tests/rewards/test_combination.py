@@ -8,7 +8,13 @@ import torch
 
 from llm_reinforce.errors import LeaveAtOnce
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards import Asked, Scored, StepRewards, WeightedReward, score
+from llm_reinforce.rewards import (
+    CombinedReward,
+    JudgedCompletion,
+    StepRewards,
+    WeightedReward,
+    combine_rewards,
+)
 
 PROBLEM = Problem(prompt="47+85=", answer="132")
 
@@ -24,8 +30,8 @@ def failing(error: BaseException, name: str = "failing") -> WeightedReward:
     return WeightedReward(name, function)
 
 
-def scored(*rewards: WeightedReward, completion: str = "x") -> Scored:
-    (one,) = score([Asked(PROBLEM, completion, (7, 8))], rewards).scored
+def scored(*rewards: WeightedReward, completion: str = "x") -> CombinedReward:
+    (one,) = combine_rewards([JudgedCompletion(PROBLEM, completion, (7, 8))], rewards).scored
     return one
 
 
@@ -50,10 +56,10 @@ def test_each_completion_is_scored_by_itself() -> None:
     def picky(completion: str, problem: Problem) -> float:
         return {"a": 1.0, "b": 2.0}[completion]
 
-    asked = [Asked(PROBLEM, completion) for completion in "abc"]
-    totals = [one.total for one in score(asked, [WeightedReward("picky", picky)]).scored]
+    asked = [JudgedCompletion(PROBLEM, completion) for completion in "abc"]
+    totals = [one.total for one in combine_rewards(asked, [WeightedReward("picky", picky)]).scored]
     assert totals == [1.0, 2.0, None]
-    assert score([], [constant(1.0)]).scored == []
+    assert combine_rewards([], [constant(1.0)]).scored == []
 
 
 def test_a_failure_leaves_the_episode_unscored_and_the_other_parts_stand() -> None:

@@ -15,14 +15,14 @@ import pytest
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import (
-    Asked,
+    CombinedReward,
     Isolation,
+    JudgedCompletion,
     Progress,
-    Scored,
     StepRewards,
     WeightedReward,
+    combine_rewards,
     load_reward,
-    score,
 )
 from llm_reinforce.rewards.isolation import IsolatedFunction
 
@@ -128,10 +128,10 @@ def in_short(file: Path) -> Iterator[IsolatedFunction]:
     function.close()
 
 
-def ask(function: Any, *completions: str, **settings: Any) -> list[Scored]:
-    asked = [Asked(PROBLEM, completion, (1, 2, 3)) for completion in completions]
+def ask(function: Any, *completions: str, **settings: Any) -> list[CombinedReward]:
+    asked = [JudgedCompletion(PROBLEM, completion, (1, 2, 3)) for completion in completions]
     rewards = [WeightedReward("f", function)]
-    return list(score(asked, rewards, **settings).scored)
+    return list(combine_rewards(asked, rewards, **settings).scored)
 
 
 def is_running(pid: int) -> bool:
@@ -163,8 +163,8 @@ def test_all_of_a_question_and_of_an_answer_goes_through(file: Path) -> None:
     rewards = [
         *(loaded("told", factor=2.0), loaded("steps"), loaded("by_token"), loaded("later"), loaded("trl"))
     ]
-    asked = [Asked(PROBLEM, completion, (4, 5, 6)) for completion in ("ab\udc80\x00\n", "none")]
-    scores = score(asked, rewards, progress=Progress(global_step=7))
+    asked = [JudgedCompletion(PROBLEM, completion, (4, 5, 6)) for completion in ("ab\udc80\x00\n", "none")]
+    scores = combine_rewards(asked, rewards, progress=Progress(global_step=7))
     first, second = scores.scored
     assert first.failure is None
     assert first.parts == {"told": 11.0, "steps": 0.5, "by_token": 0.75, "later": 3.0, "trl": 1.0}
@@ -238,7 +238,7 @@ def test_a_failure_leaves_an_episode_unscored_and_the_next_is_scored(
     before, failed, after = ask(isolated, "1.0", does, "2.0")
     assert (before.total, failed.total, after.total) == (1.0, None, 2.0)
     assert told in str(failed.failure)
-    assert ask(isolated, "None")[0] == Scored({"f": None}, None)  # does not apply: no failure
+    assert ask(isolated, "None")[0] == CombinedReward({"f": None}, None)  # does not apply: no failure
 
 
 def test_a_traceback_comes_along(isolated: IsolatedFunction) -> None:
@@ -262,7 +262,7 @@ def test_a_traceback_comes_along(isolated: IsolatedFunction) -> None:
 def test_a_hanging_function_is_stopped(in_short: IsolatedFunction, does: str, in_a_thread: bool) -> None:
     ask(in_short, "1.0")  # started
     pid = in_short._workers[0].process.pid  # type: ignore[union-attr]
-    told: list[Scored] = []
+    told: list[CombinedReward] = []
     started = time.monotonic()
     if in_a_thread:
         thread = threading.Thread(target=lambda: told.extend(ask(in_short, does)))
@@ -358,14 +358,14 @@ def test_no_process_is_left_where_nobody_closes_it(file: Path) -> None:
 
 PARENT = """\
 import sys, time
-from llm_reinforce.rewards import Asked, Isolation
+from llm_reinforce.rewards import JudgedCompletion, Isolation
 from llm_reinforce.rewards.calls import Progress
 from llm_reinforce.rewards.isolation import IsolatedFunction
 from llm_reinforce.problems import Problem
 
 function = IsolatedFunction(sys.argv[1], {}, Isolation(num_workers=1, time_limit=float(sys.argv[3])))
 def ask(completion):
-    asked = [Asked(Problem("", ""), completion)]
+    asked = [JudgedCompletion(Problem("", ""), completion)]
     return function.ask(asked, conversational=False, progress=Progress()).outcomes[0].value
 print(function._workers[0].process.pid, int(ask("starts_a_child()")), flush=True)
 ask(sys.argv[2])

@@ -7,7 +7,7 @@ import pytest
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards import Asked, load_reward, score
+from llm_reinforce.rewards import JudgedCompletion, combine_rewards, load_reward
 
 PROBLEM = Problem(prompt="1+1=", answer="2", columns={"level": 3})
 FILE = """\
@@ -93,7 +93,7 @@ def test_the_problem_and_the_arguments_arrive() -> None:
 
 
 def test_a_failing_function_leaves_episodes_unscored() -> None:
-    (scored,) = score([Asked(PROBLEM, "")], [load_reward("mine.py:broken")]).scored
+    (scored,) = combine_rewards([JudgedCompletion(PROBLEM, "")], [load_reward("mine.py:broken")]).scored
     assert (scored.total, scored.failure) == (None, "broken: RuntimeError: not today")
 
 
@@ -124,7 +124,10 @@ def test_a_function_with_trl_s_signature_is_taken_as_it_is(parameters: str) -> N
     Path("trl.py").write_text(f"def reward({parameters}):\n    return [1.0 for _ in completions]\n")
     reward = load_reward("trl.py:reward", conversational=True)
     assert reward.conversational
-    assert [one.total for one in score([Asked(PROBLEM, "a")] * 2, [reward]).scored] == [1.0, 1.0]
+    assert [one.total for one in combine_rewards([JudgedCompletion(PROBLEM, "a")] * 2, [reward]).scored] == [
+        1.0,
+        1.0,
+    ]
 
 
 def test_a_plain_function_is_given_no_messages() -> None:
@@ -140,12 +143,12 @@ def test_arguments_of_a_function_with_trl_s_signature() -> None:
     )
     for name in ("plain", "open_"):
         reward = load_reward(f"trl.py:{name}", arguments={"factor": 3.0})
-        assert score([Asked(PROBLEM, "a")], [reward]).scored[0].total == 3.0
+        assert combine_rewards([JudgedCompletion(PROBLEM, "a")], [reward]).scored[0].total == 3.0
     assert "did you mean 'factor'" in refusal("trl.py:plain", factr=1.0)
     assert "'prompts' is given by the trainer" in refusal("trl.py:plain", prompts=1.0)
     Path("trl.py").write_text("def asks(completions, prompt='', **kwargs):\n    return [len(prompt)]\n")
     reward = load_reward("trl.py:asks", arguments={"prompt": "grade:"})
-    assert score([Asked(PROBLEM, "a")], [reward]).scored[0].total == 6.0
+    assert combine_rewards([JudgedCompletion(PROBLEM, "a")], [reward]).scored[0].total == 6.0
 
 
 def test_classes_methods_and_asynchronous_functions_are_callables_too() -> None:
@@ -156,7 +159,10 @@ def test_classes_methods_and_asynchronous_functions_are_callables_too() -> None:
         "judge = Judge()\nlater = judge.later\n"
     )
     rewards = [load_reward("forms.py:judge"), load_reward("forms.py:later")]
-    assert score([Asked(PROBLEM, "a")], rewards).scored[0].parts == {"judge": 1.0, "later": 2.0}
+    assert combine_rewards([JudgedCompletion(PROBLEM, "a")], rewards).scored[0].parts == {
+        "judge": 1.0,
+        "later": 2.0,
+    }
 
 
 def test_an_unknown_name_is_told_with_the_nearest() -> None:

@@ -15,20 +15,24 @@ import torch
 from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards import Asked, Progress, Scores, WeightedReward, score
+from llm_reinforce.rewards import CombinedRewards, JudgedCompletion, Progress, WeightedReward, combine_rewards
 from llm_reinforce.rewards.trl_signature import has_trl_signature
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import TrainingLoop
 
 ASKED = [
-    Asked(Problem("1+1=", "2", columns={"level": 1, "answer": "#### 2"}), "2", (2, 0)),
-    Asked(Problem("2+2=", "4", solution="two twos", columns={"source": "b"}), "five", (5, 6, 7, 0)),
-    Asked(Problem("3+3=", "6"), "", (0,)),
+    JudgedCompletion(Problem("1+1=", "2", columns={"level": 1, "answer": "#### 2"}), "2", (2, 0)),
+    JudgedCompletion(
+        Problem("2+2=", "4", solution="two twos", columns={"source": "b"}), "five", (5, 6, 7, 0)
+    ),
+    JudgedCompletion(Problem("3+3=", "6"), "", (0,)),
 ]
 
 
-def ask(function: Callable[..., Any], asked: Sequence[Asked] = ASKED, **settings: Any) -> Scores:
-    return score(asked, [WeightedReward("f", function)], **settings)
+def ask(
+    function: Callable[..., Any], asked: Sequence[JudgedCompletion] = ASKED, **settings: Any
+) -> CombinedRewards:
+    return combine_rewards(asked, [WeightedReward("f", function)], **settings)
 
 
 def totals(function: Callable[..., Any], **settings: Any) -> list[float | None]:
@@ -70,7 +74,9 @@ def test_a_batch_with_its_columns_as_lists() -> None:
 
 def test_no_column_takes_the_place_of_an_argument() -> None:
     names = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "prompt")
-    asked = [Asked(Problem("a", "b", columns=dict.fromkeys([*names, "function"], "column")), "c", (1,))]
+    asked = [
+        JudgedCompletion(Problem("a", "b", columns=dict.fromkeys([*names, "function"], "column")), "c", (1,))
+    ]
 
     def looks(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
         assert (prompts, completions, kwargs["completion_ids"]) == (["a"], ["c"], [[1]])
@@ -94,7 +100,7 @@ def test_plain_and_conversational() -> None:
     assert totals(looks, conversational=True) == [-1.0, -4.0, 0.0]
     for wanted, sign in ((False, 1), (True, -1)):  # its own setting comes first
         rewards = [WeightedReward("f", looks, conversational=wanted)]
-        assert score(ASKED, rewards, conversational=not wanted).scored[1].total == 4.0 * sign
+        assert combine_rewards(ASKED, rewards, conversational=not wanted).scored[1].total == 4.0 * sign
 
 
 def test_forms_of_functions() -> None:
@@ -271,7 +277,7 @@ def test_trl_s_own_reward_functions() -> None:
     from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
     asked = [
-        Asked(Problem("What is 1+1?", "2"), text, tuple(range(num_tokens)))
+        JudgedCompletion(Problem("What is 1+1?", "2"), text, tuple(range(num_tokens)))
         for text, num_tokens in (("<think>\none and one\n</think>\n2", 50), ("2", 95), ("<think>\n2", 101))
     ]
     rewards = [
@@ -280,7 +286,7 @@ def test_trl_s_own_reward_functions() -> None:
             "overlong", get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
         ),
     ]
-    scores = score(asked, rewards, conversational=True).scored
+    scores = combine_rewards(asked, rewards, conversational=True).scored
     assert [one.failure for one in scores] == [None] * 3
     assert [one.parts for one in scores] == [
         {"think": 1.0, "overlong": 0.0},
@@ -297,9 +303,9 @@ def test_trl_s_accuracy_reward() -> None:
     from trl.rewards import accuracy_reward
 
     asked = [
-        Asked(Problem("What is 1/2 + 1/4?", answer), r"That is \boxed{\frac{3}{4}}.", (1, 2))
+        JudgedCompletion(Problem("What is 1/2 + 1/4?", answer), r"That is \boxed{\frac{3}{4}}.", (1, 2))
         for answer in (r"$\frac{3}{4}$", "$0.5$", "no formula at all")
     ]
-    scores = score(asked, [WeightedReward("accuracy", accuracy_reward)], conversational=True).scored
+    scores = combine_rewards(asked, [WeightedReward("accuracy", accuracy_reward)], conversational=True).scored
     assert [one.failure for one in scores] == [None] * 3
     assert [one.total for one in scores] == [1.0, 0.0, None]  # None: the answer can't be read

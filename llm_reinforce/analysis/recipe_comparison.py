@@ -1,0 +1,265 @@
+"""Compare recipes at an equal budget of sampled tokens, in one call."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llm_reinforce.analysis.learning_curve_plot import plot_comparison
+from llm_reinforce.analysis.learning_curves import (
+    ComparedRuns,
+    LearningCurve,
+    compare_curves,
+    learning_curve,
+    mean_curve,
+)
+from llm_reinforce.analysis.recipe_comparison_plan import (
+    PlannedRun,
+    Shape,
+    Variant,
+    decoding_of,
+    plan_runs,
+    unlike_problems,
+    variants_of,
+)
+from llm_reinforce.console.messages import is_interactive, note
+from llm_reinforce.console.progress import progress
+from llm_reinforce.console.run_display import Silent, write_on_stderr
+from llm_reinforce.console.text import accuracy_title, shown_accuracy
+from llm_reinforce.durable_files import write_whole
+from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.training import ReinforceTrainer, TrainingResult
+
+if TYPE_CHECKING:
+    from llm_reinforce.episodes import Episode
+    from llm_reinforce.evaluation import Evaluation
+
+Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
+"""A context in which a signal calls the function that stops the run; for the command line."""
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeComparison:
+    """The outcome of a comparison.
+
+    Attributes:
+        variants: by name, each with its measures over the seeds and its difference from the first.
+        curves: by name, the learning curve of each seed.
+        summary: the numbers as `comparison.json` has them.
+        files: the files that were written.
+        has_plots: False if matplotlib is not installed.
+        num_done: number of complete runs.
+        stopped_in: title of the run in which a signal stopped the comparison, and then nothing is compared;
+            None: it is complete.
+    """
+
+    variants: Mapping[str, ComparedRuns]
+    curves: Mapping[str, Sequence[LearningCurve]]
+    summary: Mapping[str, Any]
+    files: Sequence[Path] = ()
+    has_plots: bool = False
+    num_done: int = 0
+    stopped_in: str | None = None
+
+
+def compare(
+    recipes: str | PathLike[str] | Sequence[str | PathLike[str]],
+    *,
+    seeds: int,
+    tokens: int,
+    variants: Sequence[str] | Mapping[str, Sequence[str]] = (),
+    overrides: Sequence[str] = (),
+    output_dir: str | PathLike[str] = "runs/compare",
+    target: float = 0.9,
+    evaluations: int = 20,
+    show_progress: bool | None = None,
+    stopping: Stopping | None = None,
+) -> RecipeComparison:
+    """Train recipes, or variants of one, with several seeds at an equal budget of sampled tokens.
+
+        compare("price", seeds=5, tokens=80_000,
+                variants={"leave_one_out": [], "none": ["reinforce.baseline=none"]})
+
+    Each run is a normal run in `output_dir/NAME/seed-N`. Called again, complete runs are kept, and an interrupted
+    one is resumed. `comparison.json`, `curves.json` and, with matplotlib, two plots are written to `output_dir`.
+
+    Args:
+        recipes: built-in names, files, or directories of runs.
+        seeds: number of seeds of each variant.
+        tokens: budget of each run, in sampled tokens.
+        variants: of the one recipe: names with settings, `section.key=value`.
+        overrides: settings of all variants.
+        target: the accuracy whose price in tokens is measured, in 0..1.
+        evaluations: number of evaluations of each run, at equal distances in tokens.
+        show_progress: by default on a terminal and in a notebook.
+        stopping: for the command line, see `Stopping`.
+
+    Raises:
+        InputError: an argument or a recipe can't be used, or a directory holds something else.
+        RunStoppedError: a run can't go on.
+    """
+    if not 0 < target <= 1:
+        raise InputError(f"--target: should be above 0 and at most 1, not {target:g}")
+    for name, value in (("seeds", seeds), ("tokens", tokens), ("evaluations", evaluations)):
+        if value < 1:
+            raise InputError(f"{name}: should be at least 1, not {value}")
+    given = [recipes] if isinstance(recipes, str | PathLike) else recipes
+    chosen = variants_of([str(recipe) for recipe in given], variants)
+    output = Path(output_dir)
+    runs = plan_runs(chosen, overrides, Shape(seeds, tokens, evaluations, output))
+    is_shown = is_interactive() if show_progress is None else show_progress
+    num_done, stopped_in = _run_all(runs, tokens, is_shown=is_shown, stopping=stopping)
+    if stopped_in is not None:
+        return RecipeComparison({}, {}, {}, num_done=num_done, stopped_in=stopped_in)
+    return _compare(runs, chosen, tokens, target, output.expanduser())
+
+
+def _run_all(
+    runs: Sequence[PlannedRun], num_tokens: int, *, is_shown: bool, stopping: Stopping | None
+) -> tuple[int, str | None]:
+    """Run what isn't done; return the number of complete runs, and the title of a run that was stopped."""
+    say = note if is_shown else _ignore
+    if sentence := unlike_problems(runs):
+        say(sentence)
+    waiting = [run for run in runs if run.progress != "done"]
+    num_done = len(runs) - len(waiting)
+    if num_done:
+        say(f"{num_done} of {len(runs)} runs are done already")
+    if not waiting:
+        return num_done, None
+    bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda done: None)
+    if is_shown:
+        bar = progress("comparison", len(runs) * num_tokens, what="tokens", done=num_done * num_tokens)
+    said: set[str] = set()
+    with bar as show:
+        for run in waiting:
+            display = _RunOfMany(say, said, show, num_done * num_tokens, num_tokens)
+            result = _run(run, display, stopping)
+            num_done += result.is_over
+            if not result.is_over:
+                return num_done, run.title
+            show(num_done * num_tokens)
+            say(f"{run.title}: {display.accuracy}; {num_done} of {len(runs)} runs")
+    return num_done, None
+
+
+def _run(run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None) -> TrainingResult:
+    try:
+        trainer = ReinforceTrainer(config=run.recipe, progress=display)
+        with stopping(trainer.stop, display) if stopping else nullcontext():
+            return trainer.train(resume=run.progress == "begun")
+    except (InputError, RunStoppedError) as error:
+        raise type(error)(f"{run.title}: {error}") from error
+    except OSError as error:  # that of a full disk names no file
+        error.filename = error.filename or str(run.directory.path)
+        raise
+
+
+def _ignore(sentence: str) -> None:
+    """The messages of a comparison that shows nothing."""
+
+
+class _RunOfMany(Silent):
+    """Shows one run of a comparison: the progress of all runs, and each message once."""
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        said: set[str],
+        show: Callable[[int], None],
+        before: int,
+        budget: int,
+    ) -> None:
+        self._say, self._said, self._show = say, said, show
+        self._before, self._budget = before, budget  # tokens: of the runs before this one, and its own
+        self.accuracy = ""  # the latest
+
+    def say(self, sentence: str) -> None:
+        if sentence not in self._said:
+            self._said.add(sentence)
+            self._say(sentence)
+
+    def update(
+        self, num_updates: int, total: int, metrics: Mapping[str, Any], episodes: "Sequence[Episode]"
+    ) -> None:
+        self._show(self._before + min(int(metrics["num_tokens"]), self._budget))
+
+    def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
+        shown = shown_accuracy(evaluation.accuracy, evaluation.interval)
+        self.accuracy = f"{accuracy_title(data)}, {evaluation.decoding}: {shown}"
+
+    def stopping(self, sentence: str) -> None:
+        write_on_stderr(sentence)
+
+
+def _compare(
+    runs: Sequence[PlannedRun], variants: Sequence[Variant], num_tokens: int, target: float, output: Path
+) -> RecipeComparison:
+    """Read the runs' curves, compare them, and write the results below `output`."""
+    curves = {
+        variant.name: [_curve(run) for run in runs if run.variant == variant.name] for variant in variants
+    }
+    compared = compare_curves(curves, num_tokens, target)
+    seeds = sorted({run.seed for run in runs})
+    summary = {
+        "num_tokens": num_tokens,
+        "target": target,
+        "decoding": decoding_of(runs),
+        "data": runs[0].directory.rows("evaluations.jsonl")[-1]["data"],
+        "seeds": seeds,
+        "intervals": "95%, Student's t over seeds",
+        "against": compared[0].name,
+        "runs": [
+            {"recipe": variant.recipe, "overrides": list(variant.overrides), **asdict(each)}
+            for variant, each in zip(variants, compared, strict=True)
+        ],
+    }
+    files = [output / "comparison.json", output / "curves.json"]
+    write_whole(files[0], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    write_whole(files[1], json.dumps(_curves_json(curves, seeds, num_tokens)) + "\n")
+    plots: list[Path] = []
+    try:
+        plots = plot_comparison(curves, compared, num_tokens, target, output)
+    except ModuleNotFoundError:  # matplotlib is an extra
+        plots = []
+    return RecipeComparison(
+        {each.name: each for each in compared},
+        curves,
+        summary,
+        [*files, *plots],
+        has_plots=bool(plots),
+        num_done=len(runs),
+    )
+
+
+def _curve(run: PlannedRun) -> LearningCurve:
+    rows = run.directory.rows
+    try:
+        return learning_curve(rows("evaluations.jsonl"), rows("metrics.jsonl"), decoding_of([run]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{run.directory.path}: its logs are not what a run writes ({error}); remove it to run it again"
+        ) from None
+
+
+def _curves_json(
+    curves: Mapping[str, Sequence[LearningCurve]], seeds: Sequence[int], num_tokens: int
+) -> dict[str, Any]:
+    """Return for each variant the evaluations of each seed, and the mean curve with its pointwise limits."""
+    shown: dict[str, Any] = {}
+    for name, each in curves.items():
+        at, mean, low, high = mean_curve(each, num_tokens)
+        shown[name] = {
+            "seeds": {
+                str(seed): {"num_tokens": curve.num_tokens, "accuracy": curve.accuracy}
+                for seed, curve in zip(seeds, each, strict=True)
+            },
+            "num_tokens": at.tolist(),
+            "mean": mean.tolist(),
+            "low": None if low is None else low.tolist(),
+            "high": None if high is None else high.tolist(),
+        }
+    return shown

@@ -38,7 +38,14 @@ def rewards_from(source: Any) -> list[Given]:
         pairs = [(source, None)]
     if not pairs:
         raise InputError(f"rewards: empty; give {WANTED}")
-    return [_one(reward, weight, index) for index, (reward, weight) in enumerate(pairs)]
+    found = [_one(reward, weight, index) for index, (reward, weight) in enumerate(pairs)]
+    seen: dict[str, int] = {}
+    for keys, given in found:
+        # two lambdas are two functions, though neither has a name of its own
+        if given is not None and keys["function"].startswith(f"{ONLY_IN_PYTHON}:"):
+            count = seen[keys["function"]] = seen.get(keys["function"], 0) + 1
+            keys["function"] += f"_{count}" if count > 1 else ""
+    return found
 
 
 def reward_name(function: Callable[..., Any]) -> str:

@@ -20,6 +20,7 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from llm_reinforce.problems import Problem
+from llm_reinforce.verifier import Verdict
 from llm_reinforce.rewards.calls import (
     JudgedCompletion,
     Progress,
@@ -99,7 +100,12 @@ def _seed(seed: int) -> None:
 
 def _answer(function: Callable[..., Any], question: Mapping[str, Any]) -> dict[str, object]:
     asked = [
-        JudgedCompletion(Problem(**each["problem"]), each["completion"], tuple(each["token_ids"]))
+        JudgedCompletion(
+            Problem(**each["problem"]),
+            each["completion"],
+            tuple(each["token_ids"]),
+            Verdict(**each["verdict"]) if each["verdict"] else None,
+        )
         for each in question["asked"]
     ]
     answers = (

@@ -285,6 +285,7 @@ def _as_json(asked: JudgedCompletion) -> dict[str, object]:
     return {
         "completion": asked.completion,
         "token_ids": asked.token_ids,
+        "verdict": asdict(asked.verdict) if asked.verdict else None,
         "problem": {**values, "columns": dict(asked.problem.columns)},
     }
 

@@ -2,6 +2,7 @@
 
 import gc
 import math
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -184,7 +185,8 @@ class TrainingLoop:
             try:
                 yield update
             except GeneratorExit:
-                if self._num_saved != self.state.num_updates:
+                # at the interpreter's end modules are gone; the run is resumed from an earlier checkpoint
+                if self._num_saved != self.state.num_updates and not sys.is_finalizing():
                     self.save_checkpoint()
                 raise
         self.accelerator.wait_for_everyone()  # the main process evaluates and writes for all

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -120,6 +121,11 @@ def test_the_python_example(quickstart_run: Path, capsys: pytest.CaptureFixture[
     assert "Verdict(correct=True" in printed
 
 
+def test_the_example_with_a_model_of_ones_own(capsys: pytest.CaptureFixture[str]) -> None:
+    exec(block("python: own"), {"__name__": "example"})
+    assert capsys.readouterr().out.startswith("1 ")
+
+
 def test_the_evaluate_command_prints_such_a_table(quickstart_run: Path, tiny_run: list[str]) -> None:
     train("from_scratch", *(override for override in tiny_run if "warm_start" not in override))
     program, *arguments = shlex.split(block("command: evaluate").replace("\\\n", " "))
@@ -170,23 +176,20 @@ def test_the_table_of_a_runs_files(quickstart_run: Path) -> None:
     assert {entry.name for entry in quickstart_run.iterdir()} == documented
 
 
-def test_the_tree_names_every_file() -> None:
-    tree = re.search(r"## The house.*?```text\n(.*?)```", README, re.DOTALL)
-    assert tree
-    named, folders = set(), []
-    for line in tree[1].splitlines():
-        entry = re.match(r"( *)(\S+)(  |$)", line)
-        if entry:
-            depth = len(entry[1]) // 2
-            folders[depth:] = [entry[2].rstrip("/")]
-            named.add("/".join(folders))
-    files = {
-        str(path.relative_to(ROOT))
-        for path in [*ROOT.glob("llm_reinforce/**/*.py"), *ROOT.glob("recipes/*"), *ROOT.glob("data/*")]
-        if path.name != "__init__.py"
-    }
-    assert files <= named, f"the tree lacks {sorted(files - named)}"
-    assert all((ROOT / name).exists() for name in named), "the tree names what isn't there"
+def test_the_layout_names_every_layer() -> None:
+    table = README.split("## Layout")[1].split("\n## ")[0]
+    named = re.findall(r"^\| `(\w+)/`", table, re.MULTILINE)
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in settings if contract["type"] == "layers")
+    in_order = [[name.strip(" ()") for name in layer.split("|")] for layer in reversed(layers)]
+    folders = [name for layer in in_order for name in layer if (ROOT / "llm_reinforce" / name).is_dir()]
+    assert sorted(named) == sorted(folders)
+    rank = {name: number for number, layer in enumerate(in_order) for name in layer}
+    assert [rank[name] for name in named if name != "policy_gradient"] == sorted(
+        rank[name] for name in named if name != "policy_gradient"
+    )
+    for file in re.findall(r"`(\w+\.py)`", table):
+        assert (ROOT / "llm_reinforce" / file).is_file(), file
 
 
 def test_every_recipe_stands_in_the_table_and_loads() -> None:

@@ -114,7 +114,7 @@ class EpisodeBatch:
         """All actions that were taken for this batch, those of greedy completions included."""
         return sum(len(episode.completion.token_ids) for episode in (*self.episodes, *self.greedy))
 
-    def squared_score_norms(self) -> Float[Tensor, "episode token"]:
+    def squared_logit_gradient_norms(self) -> Float[Tensor, "episode token"]:
         """Return ‖∂ log π(a_t | s_t) / ∂z‖² as recorded at sampling; zero in padding.
 
         A method, since only `baseline: optimal` needs it.
@@ -122,7 +122,7 @@ class EpisodeBatch:
         Raises:
             ValueError: a completion has none, because it was not sampled by `sample_completions`.
         """
-        rows = [episode.completion.squared_score_norms for episode in self.episodes]
+        rows = [episode.completion.squared_logit_gradient_norms for episode in self.episodes]
         if any(len(row) != len(e.completion.token_ids) for row, e in zip(rows, self.episodes, strict=True)):
             raise ValueError("the squared gradient norms were not recorded when the episodes were sampled")
         return _padded(rows, self.episodes)

@@ -106,7 +106,7 @@ def _what_it_needs(
     """What the baseline takes beside every episode's return, of all processes."""
     match settings.baseline:
         case "optimal":
-            of_own = weighted_returns(returns, batch.squared_score_norms(), mask, settings.discount)
+            of_own = weighted_returns(returns, batch.squared_logit_gradient_norms(), mask, settings.discount)
             return {"weighted": WeightedReturns(*map(gather, of_own))}
         case "greedy":
             return {"greedy_returns": gather(_greedy_returns(batch, settings.discount))}

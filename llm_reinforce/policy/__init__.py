@@ -1,11 +1,11 @@
 """π(a|s; θ): loading, sampling, and the log-probabilities of actions."""
 
-from llm_reinforce.policy.action_head import ActionScores
-from llm_reinforce.policy.activations import Activations
-from llm_reinforce.policy.cache import cache_directory
+from llm_reinforce.policy.action_head import ActionLogProbs
+from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.description import best_device, check_prompts_fit, describe_policy
-from llm_reinforce.policy.fetch import FETCHABLE, fetch
+from llm_reinforce.policy.fast_path.activations import Activations
+from llm_reinforce.policy.fetched_models import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.loading import (
     check_reloads,
@@ -15,13 +15,13 @@ from llm_reinforce.policy.loading import (
     policy_from_model,
     random_policy,
 )
+from llm_reinforce.policy.log_probs import action_features, token_log_probs
 from llm_reinforce.policy.sampling import Completion, sample_completions, stream_completions
-from llm_reinforce.policy.scoring import action_features, token_log_probs
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
 __all__ = [
     "FETCHABLE",
-    "ActionScores",
+    "ActionLogProbs",
     "Activations",
     "Completion",
     "LanguagePolicy",

@@ -7,20 +7,20 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llm_reinforce.policy.products import is_plain, outer_products, product
+from llm_reinforce.policy.fast_path.products import is_plain, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
 MAX_LOGITS = 1 << 23  # held at once: 32 MiB in float32, about a cache
 
 
-class ActionScores(NamedTuple):
+class ActionLogProbs(NamedTuple):
     """What a policy says of given actions, in nats."""
 
     log_probs: Float[Tensor, "*action"]
     entropies: Float[Tensor, "*action"] | None
 
 
-def score_actions(
+def action_log_probs(
     head: nn.Module,
     hidden: Float[Tensor, "state hidden"],
     states: Int[Tensor, " action"],
@@ -28,8 +28,8 @@ def score_actions(
     *,
     temperature: float,
     with_entropies: bool,
-    known: ActionScores | None = None,
-) -> ActionScores:
+    known: ActionLogProbs | None = None,
+) -> ActionLogProbs:
     """log π(a|s) of each action and the entropy of what it is drawn from, with gradients.
 
         log π(a|s) = z_a - log Σ_b exp z_b,   z = W h / temperature
@@ -44,7 +44,7 @@ def score_actions(
     """
     if not is_plain(head) or head.bias is not None:
         logits = head(hidden).index_select(0, states)
-        return scores_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+        return log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
     weight = head.weight
     if torch.is_autocast_enabled(hidden.device.type):
         dtype = torch.get_autocast_dtype(hidden.device.type)
@@ -52,26 +52,26 @@ def score_actions(
     log_probs, entropies = _ChunkedHead.apply(
         hidden, weight, states, actions, temperature, with_entropies, known
     )
-    return ActionScores(log_probs, entropies.index_select(0, states) if with_entropies else None)
+    return ActionLogProbs(log_probs, entropies.index_select(0, states) if with_entropies else None)
 
 
-def scores_of_logits(
+def log_probs_of_logits(
     logits: Float[Tensor, "*action vocabulary"],
     actions: Int[Tensor, "*action"],
     *,
     temperature: float,
     with_entropies: bool,
-) -> ActionScores:
+) -> ActionLogProbs:
     """The same of logits that are at hand."""
     # half precision is too coarse for a softmax over a vocabulary; float64 stays
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_distribution = (logits / temperature).log_softmax(dim=-1)
     log_probs = log_distribution.gather(-1, actions[..., None]).squeeze(-1)
-    return ActionScores(log_probs, entropy(log_distribution) if with_entropies else None)
+    return ActionLogProbs(log_probs, entropy(log_distribution) if with_entropies else None)
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """The equations of `score_actions` and their derivatives, some rows of logits at a time.
+    """The equations of `action_log_probs` and their derivatives, some rows of logits at a time.
 
     ∂ log π(a|s) / ∂z_b = 1[a = b] - π_b
     ∂ H / ∂z_b = -π_b (log π_b + H)
@@ -86,7 +86,7 @@ class _ChunkedHead(torch.autograd.Function):
         actions: Tensor,
         temperature: float,
         with_entropies: bool,
-        known: ActionScores | None,
+        known: ActionLogProbs | None,
     ) -> tuple[Tensor, Tensor]:
         if known is None:
             of_actions, log_totals, entropies = _scores(

@@ -5,23 +5,14 @@ take the place of those that have ended. `WholeBatch` is for every other causal 
 """
 
 from collections.abc import Sequence
-from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
-from llm_reinforce.policy.activations import Activations
-from llm_reinforce.policy.attention import Attention, take
-from llm_reinforce.policy.decoder import Attend, decode
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left
-from llm_reinforce.policy.packing import pack_prompts
-from llm_reinforce.policy.products import layer_products
-
-MAX_PROMPT_TOKENS = 16384  # computed at once
-ROOM = 32  # columns by which the cache grows, at most
 
 
 @runtime_checkable
@@ -49,174 +40,6 @@ class Batch(Protocol):
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Drop all other rows."""
-
-
-class SlotBatch:
-    """The sequences of a Llama-like model: each row's keys and values in its own columns, from 0 on.
-
-    Args:
-        model: what `llama_like` gave.
-        num_rows: for how many there is room at first.
-        max_new_tokens: what a row may write at most.
-        activations: where what is computed shall be kept.
-    """
-
-    takes_more = True
-
-    def __init__(
-        self, model: Any, num_rows: int, max_new_tokens: int, activations: Activations | None = None
-    ) -> None:
-        self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
-        weight = model.model.embed_tokens.weight
-        self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
-        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]
-        self.values: list[Tensor] = []
-
-    def fill(
-        self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
-    ) -> Float[Tensor, "filled vocabulary"]:
-        """See `Batch`."""
-        parts, computed = _parts(prompts), []
-        for part in parts:
-            place = {number: index for index, number in enumerate(part)}
-            own = [(row, number) for row, number in zip(rows, of_prompt, strict=True) if number in place]
-            computed.append(
-                self._fill(
-                    [row for row, _ in own],
-                    [prompts[number] for number in part],
-                    [place[number] for _, number in own],
-                )
-            )
-        place = {number: index for index, number in enumerate(chain.from_iterable(parts))}
-        selected = integers([place[number] for number in of_prompt], self.lengths.device)
-        return torch.cat(computed).index_select(0, selected)
-
-    def _fill(
-        self, filled: Sequence[int], prompts: Sequence[TokenIds], numbers: Sequence[int]
-    ) -> Float[Tensor, "prompt vocabulary"]:
-        device = self.lengths.device
-        rows, of_prompt = integers(filled, device), integers(numbers, device)
-        packed = pack_prompts(prompts, device)
-        slots, width = packed.slots.index_select(0, of_prompt), packed.slots.shape[1]
-        config = self.model.config
-        attention = Attention([packed.rows], config.num_attention_heads, config.num_key_value_heads)
-        self._reserve(len(self.lengths), width)
-
-        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            for cache, new in ((self.keys, keys), (self.values, values)):
-                new = take(new, slots).transpose(1, 2)
-                if layer == len(cache):
-                    shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
-                    cache.append(new.new_empty(shape))
-                # to its end: a mask hides what another sequence has left there, but not if it is NaN
-                new = pad(new, (0, 0, 0, cache[layer].shape[2] - width))
-                cache[layer].index_copy_(0, rows, new)
-            return attention(queries, keys, values)
-
-        if self.activations is not None:
-            places = (self.activations.num_tokens + packed.slots[: packed.num_prompts]).tolist()
-            for prompt, own in zip(prompts, places, strict=True):
-                self.activations.note_prompt(prompt, own[: len(prompt)])
-        hidden = self._decode(packed.token_ids, packed.positions, attend, packed.last)
-        self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
-        return self._logits(hidden)
-
-    def step(
-        self, actions: Int[Tensor, " row"], shortest: int, longest: int
-    ) -> Float[Tensor, "row vocabulary"]:
-        """See `Batch`."""
-        self._reserve(len(self.lengths), longest)
-        num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
-        self.lengths[:num_rows] += 1
-        # rows of one length write in one column, and need no mask
-        is_even = shortest == longest
-        # a row that nobody reads may be longer than all that are read
-        own_columns = positions.clamp(max=longest - 1)
-        columns, rows = (
-            torch.arange(longest, device=actions.device),
-            torch.arange(num_rows, device=actions.device),
-        )
-        mask = None if is_even else (columns <= positions[:, None])[:, None, None]
-
-        def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            for cache, new in ((self.keys[layer], keys), (self.values[layer], values)):
-                if is_even:
-                    cache[:num_rows, :, longest - 1] = new[:num_rows]
-                else:
-                    cache[rows, :, own_columns] = new[:num_rows]
-            mixed = scaled_dot_product_attention(
-                # heads that share a key stand as queries below each other, so that no key is copied for them
-                queries[:num_rows].view(num_rows, keys.shape[1], -1, keys.shape[2]),
-                self.keys[layer][:num_rows, :, :longest],
-                self.values[layer][:num_rows, :, :longest],
-                attn_mask=mask,
-            )
-            return mixed.flatten(1, 2)
-
-        return self._logits(self._decode(actions, positions, attend))
-
-    def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """See `Batch`."""
-        self._reserve(max(new) + 1, 0)
-        rows, start, stop = integers(old, self.lengths.device), new[0], new[0] + len(new)
-        is_behind = max(old) < start and [*new] == [*range(start, stop)]
-        for cache in (*self.keys, *self.values, self.lengths):
-            if is_behind:  # copied but once
-                torch.index_select(cache[:start], 0, rows, out=cache[start:stop])
-            else:
-                cache.index_copy_(0, integers(new, rows.device), cache.index_select(0, rows))
-
-    def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `Batch`."""
-        for cache in (self.keys, self.values):
-            for layer, old in enumerate(cache):
-                cache[layer] = old.index_select(0, rows)
-        self.lengths = self.lengths[rows]
-
-    def _reserve(self, num_rows: int, width: int) -> None:
-        """Make the cache at least so large, some rows and columns more at a time."""
-        num_more = max(num_rows - len(self.lengths), 0)
-        if num_more:
-            num_more = max(num_more, len(self.lengths) // 4)
-            self.lengths = pad(self.lengths, (0, num_more))
-        for cache in (self.keys, self.values):
-            for layer, old in enumerate(cache):
-                num_columns = width + self.room - old.shape[2] if old.shape[2] < width else 0
-                if num_more or num_columns:
-                    cache[layer] = pad(old, (0, 0, 0, num_columns, 0, 0, 0, num_more))
-
-    def _decode(
-        self,
-        token_ids: Int[Tensor, " token"],
-        positions: Int[Tensor, " token"],
-        attend: Attend,
-        read: Int[Tensor, " read"] | None = None,
-    ) -> Float[Tensor, "read hidden"]:
-        """The last hidden states of the tokens that are read; what is to be kept is kept."""
-        if self.activations is None:
-            return decode(self.model, token_ids, positions, attend, read)
-        hidden = decode(self.model, token_ids, positions, attend, read, self.activations.multiply)
-        self.activations.end_pass()
-        return hidden
-
-    def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
-        (logits,) = layer_products([self.model.lm_head], hidden, norm=self.model.model.norm)
-        return logits
-
-
-def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:
-    """The prompts' numbers in runs of like length that are not too much to compute at once."""
-    parts: list[list[int]] = []
-    num_tokens = 0
-    for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):
-        length = len(prompts[number])
-        padded = (len(parts[-1]) + 1) * length if parts else 0
-        if not parts or padded > MAX_PROMPT_TOKENS or padded > 2 * (num_tokens + length):
-            parts.append([])
-            num_tokens = 0
-        parts[-1].append(number)
-        num_tokens += length
-    return parts
 
 
 class WholeBatch:

@@ -16,13 +16,13 @@ class Drawn(NamedTuple):
     Attributes:
         log_probs: log π(a|s), in nats.
         entropies: H(π(·|s)), in nats.
-        squared_score_norms: ‖∂ log π(a|s) / ∂z‖², z the logits after division by the temperature.
+        squared_logit_gradient_norms: ‖∂ log π(a|s) / ∂z‖², z the logits after division by the temperature.
     """
 
     actions: Int[Tensor, " row"]
     log_probs: Float[Tensor, " row"]
     entropies: Float[Tensor, " row"]
-    squared_score_norms: Float[Tensor, " row"]
+    squared_logit_gradient_norms: Float[Tensor, " row"]
 
 
 def draw(

@@ -22,11 +22,11 @@ from transformers import (
 from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
-from llm_reinforce.policy.cache import cache_directory
+from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
-from llm_reinforce.policy.fetch import FETCHABLE, fetched_directory
+from llm_reinforce.policy.fetched_models import FETCHABLE, fetched_directory
 from llm_reinforce.policy.language_policy import LanguagePolicy
-from llm_reinforce.policy.scoring import keeps_keys_and_values
+from llm_reinforce.policy.log_probs import keeps_keys_and_values
 
 
 def load_policy(

@@ -124,18 +124,18 @@ class WeightedReturns(NamedTuple):
 
 def weighted_returns(
     returns: Float[Tensor, "episode token"],
-    squared_score_norms: Float[Tensor, "episode token"],
+    squared_logit_gradient_norms: Float[Tensor, "episode token"],
     mask: Bool[Tensor, "episode token"],
     discount: float = 1.0,
 ) -> WeightedReturns:
     """What `optimal` averages: each action's return g_t, weighted by its share in the squared gradient.
 
     Args:
-        squared_score_norms: ‖∇ log π(a_t | s_t)‖² of each action.
+        squared_logit_gradient_norms: ‖∇ log π(a_t | s_t)‖² of each action.
         mask: True for the actions of scored episodes.
     """
     times = torch.arange(returns.shape[1], device=returns.device, dtype=returns.dtype)
-    of_actions = (discount ** (2 * times) * squared_score_norms.to(returns.dtype)).masked_fill(~mask, 0.0)
+    of_actions = (discount ** (2 * times) * squared_logit_gradient_norms.to(returns.dtype)).masked_fill(~mask, 0.0)
     weights = of_actions.sum(dim=1)
     totals = (of_actions * returns.masked_fill(~mask, 0.0)).sum(dim=1)
     return WeightedReturns(weights, torch.where(weights == 0, 0 * totals, totals / weights))

@@ -69,7 +69,7 @@ RATES_OF_CHANGE = (
 )
 SHIFTS: tuple[
     tuple[Beta, float, Beta, str], ...
-] = (  # before; the share drawn anew, from what; what it is like
+] = (  # before; the share drawn recompute_products, from what; what it is like
     ((20.0, 20.0), 1.0, (20.0, 20.0), "all problems alike, no change"),
     ((4.0, 16.0), 1.0, (8.0, 12.0), "all alike, 20% to 40%"),
     ((0.1, 0.1), 1.0, (0.1, 0.1), "sure or hopeless, drawn anew"),
@@ -150,12 +150,12 @@ def main() -> None:
     print_grid(options.problems)
     print("\ndifference, clustered by problem\nproblems  samples  coverage  width  chances")
     for num_problems, samples in itertools.product(options.problems, options.samples):
-        for before, share, anew, what in SHIFTS:
+        for before, share, recompute_products, what in SHIFTS:
             shape = (options.repeats, num_problems)
             early = random.beta(*before, size=shape)
             late = np.where(random.random(shape) < share, random.beta(*anew, size=shape), early)
             rows = (random.binomial(samples, late) - random.binomial(samples, early)) / samples
-            truth = share * (anew[0] / sum(anew) - before[0] / sum(before))
+            truth = share * (anew[0] / sum(recompute_products) - before[0] / sum(before))
             held, width = coverage(difference_interval, rows, truth)
             print(f"{num_problems:>8}  {samples:>7}  {held:>8.1%}  {width:.3f}  {what}", flush=True)
     print("\nMcNemar: how often p < 0.05 where there is no difference (at most 5%, the test is exact)")

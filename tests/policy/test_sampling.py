@@ -57,7 +57,7 @@ def check_against_plain(
     policy: LanguagePolicy, prompt: TokenIds, completion: Completion, temperature: float, tolerance: float
 ) -> None:
     """Every recorded number is that of a plain forward pass over all that came before."""
-    numbers = (completion.log_probs, completion.entropies, completion.squared_score_norms)
+    numbers = (completion.log_probs, completion.entropies, completion.squared_logit_gradient_norms)
     assert {len(row) for row in numbers} == {len(completion.token_ids)}
     for t, token_id in enumerate(completion.token_ids):
         log_distribution = distribution(policy, [*prompt, *completion.token_ids[:t]], temperature)
@@ -66,7 +66,7 @@ def check_against_plain(
         assert completion.entropies[t] == pytest.approx(entropy, abs=tolerance)
         chances = log_distribution.exp()
         squared_norm = float(1 - 2 * chances[token_id] + chances.square().sum())
-        assert completion.squared_score_norms[t] == pytest.approx(squared_norm, abs=tolerance)
+        assert completion.squared_logit_gradient_norms[t] == pytest.approx(squared_norm, abs=tolerance)
 
 
 def is_well_formed(policy: LanguagePolicy, completion: Completion, max_new_tokens: int) -> bool:

@@ -25,10 +25,10 @@ from llm_reinforce.policy import (
     action_features,
     explained_variance,
     fit_values,
+    log_probs,
     predict_values,
-    scoring,
 )
-from llm_reinforce.policy.decoder import llama_like
+from llm_reinforce.policy.fast_path.packed_forward import packable_model
 
 # ------------------------------------------------------------------------------------ what it sees
 
@@ -89,9 +89,9 @@ def test_the_head_makes_the_logits_of_the_features(
     name: str, is_walked: bool, max_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(name)
-    assert (llama_like(model) is not None) == name.startswith("llama")
+    assert (packable_model(model) is not None) == name.startswith("llama")
     if not is_walked:
-        monkeypatch.setattr(scoring, "llama_like", lambda model: None)
+        monkeypatch.setattr(log_probs, "packable_model", lambda model: None)
     features = features_of(model, max_tokens=max_tokens)
     assert features.shape == (6, 5, 16)
     assert not features.requires_grad
@@ -105,7 +105,7 @@ def test_the_head_makes_the_logits_of_the_features(
                 plain = model(torch.tensor([[*prompt, *completion[:t]]]), use_cache=False).logits[0, -1]
             torch.testing.assert_close(logits[row, t], plain, rtol=1e-4, atol=1e-4)
         assert (features[row, len(completion) :] == 0).all()
-    assert (llama_like(model) is not None) == name.startswith("llama")  # nothing stays hooked
+    assert (packable_model(model) is not None) == name.startswith("llama")  # nothing stays hooked
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])

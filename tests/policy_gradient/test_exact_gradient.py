@@ -71,7 +71,9 @@ class Toy:
     completions: list[TokenIds]
     terminal_rewards: Tensor  # [completion]
     step_rewards: Tensor  # [completion, token]; NaN in padding, where nobody may read it
-    squared_score_norms: Tensor  # the same, above 0: not those of this policy, which would be a special case
+    squared_logit_gradient_norms: (
+        Tensor  # the same, above 0: not those of this policy, which would be a special case
+    )
     values: Tensor  # the same, of the state that each action is taken in
 
     @property
@@ -181,7 +183,7 @@ class Draw:
     step_rewards: Tensor
     groups: Tensor
     scored: Tensor
-    squared_score_norms: Tensor | None = None
+    squared_logit_gradient_norms: Tensor | None = None
     values: Tensor | None = None
     greedy: "Draw | None" = None  # of each episode's problem the greedy completion
 
@@ -234,7 +236,7 @@ def constant_baseline(name: str, draw: Draw, returns: Tensor, discount: float) -
     """The baseline with what it takes."""
     weighted = greedy_returns = None
     if name == "optimal":
-        norms = draw.squared_score_norms()[:, : returns.shape[1]]
+        norms = draw.squared_logit_gradient_norms()[:, : returns.shape[1]]
         weighted = weighted_returns(returns, norms, draw.mask, discount)
     if name == "greedy":
         greedy_returns = episode_returns(draw.greedy.returns(discount))
@@ -263,7 +265,7 @@ def taken(toys: Sequence[Toy], rows: Sequence[int], groups: Tensor, *, with_step
         steps if with_step_rewards else torch.zeros_like(steps),
         groups,
         torch.ones(len(rows), dtype=torch.bool),
-        stacked("squared_score_norms"),
+        stacked("squared_logit_gradient_norms"),
         stacked("values"),
     )
 

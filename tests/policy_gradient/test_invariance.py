@@ -24,11 +24,11 @@ from llm_reinforce.policy import (
     LanguagePolicy,
     TokenIds,
     character_tokenizer,
+    log_probs,
     sample_completions,
-    scoring,
     token_log_probs,
 )
-from llm_reinforce.policy.decoder import llama_like
+from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy_gradient import MovingAverage, action_mask, reinforce_loss
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.verifier import verify
@@ -325,8 +325,10 @@ def test_sharing_prompts_changes_neither_scores_nor_gradients(
     weights = torch.linspace(-1, 1, 20, dtype=torch.float64).reshape(5, 4).masked_fill(~mask, 0.0)
 
     def scored_and_gradient(way: str) -> tuple[Tensor, Tensor]:
-        monkeypatch.setattr(scoring, "llama_like", llama_like if way == "packed" else lambda model: None)
-        monkeypatch.setattr(scoring, "keeps_keys_and_values", lambda model: way == "shared")
+        monkeypatch.setattr(
+            log_probs, "llama_like", packable_model if way == "packed" else lambda model: None
+        )
+        monkeypatch.setattr(log_probs, "keeps_keys_and_values", lambda model: way == "shared")
         policy.model.zero_grad()
         scores = token_log_probs(
             policy.model,

@@ -82,7 +82,7 @@ def test_two_processes_broadcast_weights_and_add_up_their_gradients(tmp_path: Pa
         tmp_path,
         """
 from small_runs import small_policy, trainer
-from llm_reinforce.policy.decoder import llama_like
+from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.config import WarmStartConfig
 from llm_reinforce.training import data_parallel, gradient_step, warm_start
 
@@ -104,7 +104,7 @@ gradient_step.sum_gradients = warm_start.sum_gradients = checking
 policy = small_policy(seed=int(os.environ["RANK"]))
 start = WarmStartConfig(num_updates=2, batch_size=4, num_warmup_updates=0)
 one = trainer(policy, num_updates=3, training={"warm_start": start, "micro_batch_tokens": 30})
-assert llama_like(one.gradient_step.model) is policy.model  # scored in the fast way
+assert packable_model(one.gradient_step.model) is policy.model  # scored in the fast way
 for run in (lambda: None, one.train):
     run()
     both = one.accelerator.gather(flat(policy.model.parameters())[None])

@@ -10,12 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from llm_reinforce.policy.action_head import ActionScores
-from llm_reinforce.policy.completion_tree import CompletionTree
-from llm_reinforce.policy.decoder import rounded
+from llm_reinforce.policy.action_head import ActionLogProbs
+from llm_reinforce.policy.fast_path.completion_tree import CompletionTree
+from llm_reinforce.policy.fast_path.packed_forward import rounded
+from llm_reinforce.policy.fast_path.packing import PackedPrompts
+from llm_reinforce.policy.fast_path.products import goes_by_product, layer_products
 from llm_reinforce.policy.language_policy import TokenIds, integers
-from llm_reinforce.policy.packing import PackedPrompts
-from llm_reinforce.policy.products import goes_by_product, layer_products
 
 
 class _Written(NamedTuple):
@@ -27,7 +27,7 @@ class _Written(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class KeptProducts:
     """What need not be computed again of some prompts and their completions.
 
     Attributes:
@@ -36,7 +36,7 @@ class Known:
     """
 
     numbers: Int[Tensor, " token"]
-    scores: ActionScores
+    log_probs: ActionLogProbs
     _products: Mapping[nn.Module, list[Tensor]]
 
     def multiply(
@@ -46,7 +46,7 @@ class Known:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Products as `decode` asks for them: those that were kept, with their gradient; others anew."""
+        """Return the products that `forward_packed` needs: kept ones with their gradient, others recomputed."""
         numbers = self.numbers if tokens is None else self.numbers.index_select(0, tokens)
         known = [
             torch.cat(self._products[layer]).index_select(0, numbers) if layer in self._products else None
@@ -128,14 +128,14 @@ class Activations:
         """The numbers of the actions, needed of all but the last, and their scores."""
         self._completions[prompt, completion] = _Written(numbers[: len(completion) - 1], log_probs, entropies)
 
-    def known(
+    def kept(
         self,
         model: nn.Module,
         temperature: float,
         episodes: Sequence[tuple[TokenIds, TokenIds]],
         prompts: PackedPrompts,
         tree: CompletionTree,
-    ) -> Known | None:
+    ) -> KeptProducts | None:
         """What need not be computed of these prompts and completions.
 
         Args:
@@ -171,4 +171,4 @@ class Activations:
             torch.from_numpy(np.fromiter(chain.from_iterable(values), np.float64)).to(device, dtype)
             for values in ((one.log_probs for one in written), (one.entropies for one in written))
         )
-        return Known(rounded(numbers), ActionScores(log_probs, entropies), self._products)
+        return KeptProducts(rounded(numbers), ActionLogProbs(log_probs, entropies), self._products)

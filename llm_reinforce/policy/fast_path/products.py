@@ -50,7 +50,7 @@ def outer_products(
 ) -> list[Float[Tensor, "_ right"]]:
     """leftᵀ · right of each left, the outer products of their rows summed up, without a gradient.
 
-    oneDNN lays a product's first factor out anew, transposed: the narrower of the two, or the one that all
+    oneDNN copies and transposes a product's first factor: the narrower of the two, or the one that all
     have in common, costs less, but the results are to be transposed then. MKL needs no such thing, and is
     the faster one where AVX2 is all that there is.
     """

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from llm_reinforce.policy.attention import Rows
+from llm_reinforce.policy.fast_path.attention import Rows
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 

@@ -1,4 +1,4 @@
-"""Score given actions: the one place where the causal shift happens."""
+"""Log-probabilities of given actions; the causal shift of the plain path is here."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -9,13 +9,11 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy.action_head import ActionScores, score_actions, scores_of_logits
-from llm_reinforce.policy.activations import Activations
-from llm_reinforce.policy.attention import Attention
-from llm_reinforce.policy.completion_tree import CompletionTree, pack_completions
-from llm_reinforce.policy.decoder import Multiply, anew, decode, llama_like
+from llm_reinforce.policy.action_head import ActionLogProbs, log_probs_of_logits
+from llm_reinforce.policy.fast_path.activations import Activations
+from llm_reinforce.policy.fast_path.packed_forward import packable_model
+from llm_reinforce.policy.fast_path.packed_log_probs import pack, packed_log_probs, packed_states
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
-from llm_reinforce.policy.packing import PackedPrompts, pack_prompts
 from llm_reinforce.policy_gradient import action_mask
 
 MAX_FEATURE_TOKENS = 16384  # of which hidden states are computed at once
@@ -30,26 +28,26 @@ def token_log_probs(
     temperature: float = 1.0,
     with_entropies: bool = False,
     activations: Activations | None = None,
-) -> ActionScores:
-    """Score the actions of each completion: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
+) -> ActionLogProbs:
+    """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
-    The temperature divides the logits as it does in sampling. Where prompts repeat, as in groups, each
-    distinct one is computed once and shared by its completions; and so is what completions of a prompt begin
-    with, of a Llama-like model, or completions that are the same, of any other.
+    The temperature divides the logits, as it does in sampling. Repeated prompts, as in groups, are computed once.
+    Shared prefixes of a prompt's completions are computed once by a Llama-like model, equal completions by any
+    other model.
 
     Args:
-        prompts: the states s_0, one a row, none empty.
+        prompts: the states s_0, one per row, none empty.
         completions: the actions, the end token included; rows may differ in length.
-        with_entropies: compute the entropy of each action's distribution too, with gradient.
-        activations: what sampling them has computed, with the weights as they are: it isn't computed again.
+        with_entropies: also compute the entropy of each action's distribution, with gradient.
+        activations: the forward pass that was kept while they were sampled with the same weights.
 
     Returns:
-        tensors `[episode, longest completion]`, float32, or float64 for a float64 model; where an episode is
-        padded the numbers mean nothing.
+        tensors `[episode, longest completion]`, float32, or float64 for a float64 model; values in padding are
+        arbitrary.
     """
-    walked = llama_like(model)
-    if walked is not None and all(completions):
-        return _scores_of_packed(walked, prompts, completions, temperature, with_entropies, activations)
+    packable = packable_model(model)
+    if packable is not None and all(completions):
+        return packed_log_probs(packable, prompts, completions, temperature, with_entropies, activations)
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
     prompts, completions = [prompt for prompt, _ in distinct], [completion for _, completion in distinct]
@@ -58,12 +56,12 @@ def token_log_probs(
         logits = _logits_sharing_prompts(model, prompts, actions, pad_token_id)
     else:
         logits = _logits_row_by_row(model, prompts, completions, pad_token_id)
-    scores = scores_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+    found = log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
     number = {episode: index for index, episode in enumerate(distinct)}
     rows = integers([number[episode] for episode in episodes], logits.device)
-    return ActionScores(
-        scores.log_probs.index_select(0, rows),
-        None if scores.entropies is None else scores.entropies.index_select(0, rows),
+    return ActionLogProbs(
+        found.log_probs.index_select(0, rows),
+        None if found.entropies is None else found.entropies.index_select(0, rows),
     )
 
 
@@ -76,14 +74,14 @@ def action_features(
     pad_token_id: int,
     max_tokens: int = MAX_FEATURE_TOKENS,
 ) -> Float[Tensor, "episode token hidden"]:
-    """What the policy's head sees of each action's state s_t: the last hidden states, without a gradient.
+    """Return the last hidden states of each action's state s_t, which the head reads, without gradient.
 
     `head(features)[b, t]` are the logits that action a_t of episode b is drawn from, before division by the
     temperature and before whatever a model does to its logits afterwards.
 
     Args:
         prompts, completions: as in `token_log_probs`.
-        max_tokens: how many tokens are computed at once, padding included; a row at least.
+        max_tokens: tokens that are computed at once, padding included; at least one row.
 
     Returns:
         in the type that the model computes in; zero where an episode is padded.
@@ -93,12 +91,12 @@ def action_features(
     """
     width = max((len(completion) for completion in completions), default=0)
     parts = []
-    walked = llama_like(model)
+    packable = packable_model(model)
     for rows in _rows_at_once(prompts, completions, max_tokens):
         of_rows = prompts[rows], completions[rows]
-        if walked is not None and all(of_rows[1]):
-            of_prompts, tree = _pack(walked, *of_rows)
-            hidden = _hidden_of_packed(walked, of_prompts, tree)
+        if packable is not None and all(of_rows[1]):
+            of_prompts, tree = pack(packable, *of_rows)
+            hidden = packed_states(packable, of_prompts, tree)
             features = hidden.new_zeros(*tree.is_action.shape, hidden.shape[1])
             features[tree.is_action] = hidden[tree.states]
         else:
@@ -113,7 +111,7 @@ def action_features(
 def _rows_at_once(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], max_tokens: int
 ) -> Iterator[slice]:
-    """Runs of rows, each of at most so many tokens when it is padded to its longest."""
+    """Yield runs of rows, each of at most `max_tokens` tokens when padded to its longest."""
     start, longest = 0, 0
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         longest = max(longest, len(prompt) + len(completion))
@@ -126,12 +124,14 @@ def _rows_at_once(
 def _inputs_of_head(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column hidden"]:
-    """What any model's forward pass hands to its output embedding, of all columns or the last ones."""
+    """Return the inputs of the output embedding in any model's forward pass, of all columns or the last ones."""
     seen: list[Tensor] = []
 
     def look(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         seen.extend(inputs[:1])
-        return (inputs[0][:, :1], *inputs[1:]) if inputs else inputs  # all the logits are in nobody's need
+        return (
+            (inputs[0][:, :1], *inputs[1:]) if inputs else inputs
+        )  # one column of logits is enough, they are not used
 
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
@@ -149,90 +149,8 @@ def _inputs_of_head(
     return seen[0]
 
 
-def _scores_of_packed(
-    model: Any,
-    prompts: Sequence[TokenIds],
-    completions: Sequence[TokenIds],
-    temperature: float,
-    with_entropies: bool,
-    activations: Activations | None,
-) -> ActionScores:
-    """The scores of a model that `llama_like` has given."""
-    of_prompts, tree = _pack(model, prompts, completions)
-    known = None
-    if activations is not None:
-        episodes = [*zip(prompts, completions, strict=True)]
-        known = activations.known(model, temperature, episodes, of_prompts, tree)
-    hidden = _hidden_of_packed(model, of_prompts, tree, known.multiply if known else anew)
-    scores = score_actions(
-        model.lm_head,
-        hidden,
-        tree.states,
-        integers([action for completion in completions for action in completion], hidden.device),
-        temperature=temperature,
-        with_entropies=with_entropies,
-        known=known.scores if known else None,
-    )
-    return ActionScores(
-        _lay_out(scores.log_probs, tree.is_action),
-        None if scores.entropies is None else _lay_out(scores.entropies, tree.is_action),
-    )
-
-
-def _pack(
-    model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
-) -> tuple[PackedPrompts, CompletionTree]:
-    """How the tokens are laid out: each distinct prompt's, and then the completions' that follow them."""
-    device = next(model.parameters()).device
-    distinct = list(dict.fromkeys(prompts))
-    number = {prompt: index for index, prompt in enumerate(distinct)}
-    tree = pack_completions(
-        completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in distinct], device
-    )
-    return pack_prompts(distinct, device), tree
-
-
-def _hidden_of_packed(
-    model: Any, of_prompts: PackedPrompts, tree: CompletionTree, multiply: Multiply = anew
-) -> Float[Tensor, "state hidden"]:
-    """The hidden states that the actions' logits are computed from, each distinct one once.
-
-    All tokens in one row, no padding but within attention; a model that `llama_like` has given.
-    """
-    num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
-    rows = [of_prompts.rows]
-    if tree.bundles is not None:  # None where there is one action each
-        rows.append(tree.bundles.rows(of_prompts))
-    attention = Attention(rows, model.config.num_attention_heads, model.config.num_key_value_heads)
-
-    def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return attention(queries, keys, values)  # the same in every layer
-
-    # the causal shift: the first action is drawn behind the prompt, each other behind the action before it
-    read = torch.cat(
-        [
-            of_prompts.last,
-            torch.arange(num_prompt_tokens, num_prompt_tokens + len(tree.token_ids), device=device),
-        ]
-    )
-    hidden = decode(
-        model,
-        torch.cat([of_prompts.token_ids, tree.token_ids]),
-        torch.cat([of_prompts.positions, tree.positions]),
-        attend,
-        read,
-        multiply,
-    )
-    states: Tensor = model.model.norm(hidden)
-    return states
-
-
-def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tensor, "episode token"]:
-    return values.new_zeros(is_action.shape).masked_scatter(is_action, values)
-
-
 def keeps_keys_and_values(model: nn.Module) -> bool:
-    """Whether what the model remembers of a prompt is keys and values, which completions can share.
+    """Return True if the model caches keys and values only, which completions of a prompt can share.
 
     A recurrent state (as of linear attention) is written in place, and no gradient survives that.
     """

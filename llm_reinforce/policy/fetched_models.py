@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy.cache import cache_directory
+from llm_reinforce.policy.cache_folder import cache_directory
 
 
 @dataclass(frozen=True, slots=True)

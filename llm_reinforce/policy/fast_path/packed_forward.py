@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from llm_reinforce.policy.products import layer_products
+from llm_reinforce.policy.fast_path.products import layer_products
 
 LLAMA_LIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 ROUND, ROUNDED = 16, 256
@@ -32,14 +32,14 @@ Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | Non
 of all tokens the inputs are of; None: all."""
 
 
-def anew(
+def recompute_products(
     layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
     """The products, computed."""
     return layer_products(layers, inputs, norm=norm)
 
 
-def llama_like(model: nn.Module) -> Any:
+def packable_model(model: nn.Module) -> Any:
     """The model whose layers `decode` can walk through, adapters in them or not; None for every other.
 
     Not those that attend to a window only, whose positions depend on the longest sequence at hand, that are
@@ -71,18 +71,18 @@ def _is_hooked(module: nn.Module) -> bool:
     return any(hooks) or "forward" in vars(module)
 
 
-def decode(
+def forward_packed(
     model: Any,
     token_ids: Int[Tensor, " token"],
     positions: Int[Tensor, " token"],
     attend: Attend,
     read: Int[Tensor, " read"] | None = None,
-    multiply: Multiply = anew,
+    multiply: Multiply = recompute_products,
 ) -> Float[Tensor, "read hidden"]:
     """The last hidden states of the tokens that are read, before the final norm and the head.
 
     Args:
-        model: what `llama_like` gave.
+        model: what `packable_model` gave.
         positions: of each token in its own sequence, from 0.
         read: the tokens' numbers; the last layer computes no others behind its attention. None: all.
         multiply: how products are computed, of the tokens as `rounded` has them.

@@ -32,15 +32,9 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from llm_reinforce.policy import (
-    TokenIds,
-    action_head,
-    completion_tree,
-    decoder,
-    sample_completions,
-    token_log_probs,
-)
-from llm_reinforce.policy.decoder import llama_like
+from llm_reinforce.policy import TokenIds, action_head, sample_completions, token_log_probs
+from llm_reinforce.policy.fast_path import completion_tree, packed_forward
+from llm_reinforce.policy.fast_path.packed_forward import packable_model
 
 
 @pytest.mark.parametrize("with_entropies", [False, True])
@@ -49,7 +43,7 @@ def test_packed_scores_and_gradients_are_the_plain_ones(
     name: str, with_entropies: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(name)
-    assert llama_like(model) is model
+    assert packable_model(model) is model
     packed = scored(model, PROMPTS, COMPLETIONS, with_entropies=with_entropies)
     in_plain_ways(monkeypatch)
     plain = scored(model, PROMPTS, COMPLETIONS, with_entropies=with_entropies)
@@ -145,8 +139,8 @@ def test_tokens_that_make_the_number_round_change_nothing(
     model = model_of("llama")
     computed: list[int] = []
     model.model.embed_tokens.register_forward_hook(lambda *seen: computed.append(seen[1][0].numel()))
-    monkeypatch.setattr(decoder, "_is_hooked", lambda module: False)
-    monkeypatch.setattr(decoder, "ROUNDED", rounded)
+    monkeypatch.setattr(packed_forward, "_is_hooked", lambda module: False)
+    monkeypatch.setattr(packed_forward, "ROUNDED", rounded)
     walked = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
     assert computed == [{1: 32, 256: 19}[rounded]]
     in_plain_ways(monkeypatch)
@@ -190,7 +184,7 @@ def test_an_adapter_s_gradient_is_the_plain_one_and_the_rest_has_none(
         if "lora_B" in name:  # zero at birth, when the adapter does nothing
             torch.nn.init.normal_(parameter, std=0.5)
     model = model.double().eval()
-    assert llama_like(model) is model.get_base_model()
+    assert packable_model(model) is model.get_base_model()
     packed = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
     in_plain_ways(monkeypatch)
     plain = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
@@ -252,7 +246,7 @@ def test_what_is_not_finite_in_one_prompt_spoils_no_other_score(prompts: list[To
     ],
 )
 def test_other_models_go_the_general_way(why: str, model: Callable[[], torch.nn.Module]) -> None:
-    assert llama_like(model()) is None
+    assert packable_model(model()) is None
 
 
 @pytest.mark.parametrize("place", ["model.layers.1", "model.layers.0.self_attn", "lm_head"])
@@ -260,26 +254,26 @@ def test_other_models_go_the_general_way(why: str, model: Callable[[], torch.nn.
 def test_models_into_which_something_is_hooked_go_the_general_way(place: str, kind: str) -> None:
     model, calls = model_of("llama"), []
     handle = getattr(model.get_submodule(place), kind)(lambda *arguments: calls.append(1))
-    assert llama_like(model) is None
+    assert packable_model(model) is None
     scored(model, PROMPTS, COMPLETIONS, with_entropies=False)
     assert calls
     handle.remove()
-    assert llama_like(model) is model
+    assert packable_model(model) is model
 
 
 def test_positions_that_depend_on_the_company_go_the_general_way() -> None:
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 500.0}
-    assert llama_like(LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope))) is None
+    assert packable_model(LlamaForCausalLM(LlamaConfig(**SHAPE, rope_parameters=rope))) is None
 
 
 def test_checkpointed_and_spread_models_go_the_general_way() -> None:
     model = model_of("llama")
-    assert llama_like(model) is model
+    assert packable_model(model) is model
     model.gradient_checkpointing_enable()
-    assert llama_like(model) is None
+    assert packable_model(model) is None
     model = model_of("llama")
     model.hf_device_map = {"": 0}
-    assert llama_like(model) is None
+    assert packable_model(model) is None
 
 
 def test_a_sliding_window_is_respected_by_the_general_way() -> None:

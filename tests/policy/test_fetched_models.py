@@ -13,7 +13,7 @@ import pytest
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import FETCHABLE, cache_directory, fetch
 from llm_reinforce.policy import fetch as fetch_function
-from llm_reinforce.policy.fetch import Fetchable, fetched_directory
+from llm_reinforce.policy.fetched_models import Fetchable, fetched_directory
 
 MEMBER = "weights/tiny.gguf"
 fetch_module = sys.modules[fetch_function.__module__]

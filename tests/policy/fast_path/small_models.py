@@ -22,8 +22,8 @@ from llm_reinforce.policy import (
     LanguagePolicy,
     TokenIds,
     character_tokenizer,
+    log_probs,
     sampling,
-    scoring,
     token_log_probs,
 )
 
@@ -84,9 +84,9 @@ def policy_of(model: torch.nn.Module) -> LanguagePolicy:
 
 def in_plain_ways(monkeypatch: pytest.MonkeyPatch) -> None:
     """From now on no model is walked through, and nothing is shared."""
-    for module in (scoring, sampling):
-        monkeypatch.setattr(module, "llama_like", lambda model: None)
-    monkeypatch.setattr(scoring, "keeps_keys_and_values", lambda model: False)
+    for module in (log_probs, sampling):
+        monkeypatch.setattr(module, "packable_model", lambda model: None)
+    monkeypatch.setattr(log_probs, "keeps_keys_and_values", lambda model: False)
 
 
 def scored(

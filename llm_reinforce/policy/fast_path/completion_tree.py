@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from llm_reinforce.policy.attention import Rows
+from llm_reinforce.policy.fast_path.attention import Rows
+from llm_reinforce.policy.fast_path.packing import PackedPrompts
 from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
-from llm_reinforce.policy.packing import PackedPrompts
 
 BUNDLED = 32
 """Tokens of completions that attend together, where every prompt is shorter."""

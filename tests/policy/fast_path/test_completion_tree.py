@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from llm_reinforce.policy import completion_tree
-from llm_reinforce.policy.completion_tree import CompletionTree, pack_completions
-from llm_reinforce.policy.packing import pack_prompts
+from llm_reinforce.policy.fast_path import completion_tree
+from llm_reinforce.policy.fast_path.completion_tree import CompletionTree, pack_completions
+from llm_reinforce.policy.fast_path.packing import pack_prompts
 
 CPU = torch.device("cpu")
 PROMPTS = [(1, 2, 3), (5,)]

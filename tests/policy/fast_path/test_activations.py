@@ -12,13 +12,11 @@ from llm_reinforce.policy import (
     Activations,
     LanguagePolicy,
     TokenIds,
-    batches,
-    decoder,
-    products,
     sample_completions,
     sampling,
     token_log_probs,
 )
+from llm_reinforce.policy.fast_path import packed_forward, products, slot_batch
 
 TEMPERATURE = 0.7
 Episodes = list[tuple[TokenIds, TokenIds]]
@@ -107,9 +105,9 @@ def test_scores_and_gradient_are_those_of_a_forward_pass_of_its_own(name: str) -
 def test_wherever_and_whenever_a_completion_was_written(
     batch_size: int, look_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batches, "ROOM", 2)  # the cache grows several times
-    monkeypatch.setattr(batches, "MAX_PROMPT_TOKENS", 10)  # prompts are computed in several parts
-    monkeypatch.setitem(sampling.LOOK_EVERY, "cpu", look_every)  # completions share no rows, and go on
+    monkeypatch.setattr(slot_batch, "ROOM", 2)  # the cache grows several times
+    monkeypatch.setattr(slot_batch, "MAX_PROMPT_TOKENS", 10)  # prompts are computed in several parts
+    monkeypatch.setitem(sampling.CHECK_EVERY, "cpu", look_every)  # completions share no rows, and go on
     policy, activations = policy_of(model_of("llama")), Activations(10_000)
     episodes = sampled(policy, activations, batch_size=batch_size)
     assert len({len(completion) for _, completion in episodes}) > 3
@@ -133,10 +131,10 @@ def test_greedy_completions() -> None:
 
 
 def test_tokens_are_computed_as_a_round_number_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decoder, "ROUNDED", 1)
+    monkeypatch.setattr(packed_forward, "ROUNDED", 1)
     policy, activations = policy_of(model_of("llama")), Activations(1000)
     episodes = sampled(policy, activations)
-    assert activations.num_tokens % decoder.ROUND == 0
+    assert activations.num_tokens % packed_forward.ROUND == 0
     same(scored(policy.model, episodes, activations), scored(policy.model, episodes, None))
     assert num_forward(policy.model, episodes, activations) == 0
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from llm_reinforce.policy import attention
-from llm_reinforce.policy.attention import Attention, Rows
-from llm_reinforce.policy.completion_tree import pack_completions
-from llm_reinforce.policy.packing import pack_prompts
+from llm_reinforce.policy.fast_path import attention
+from llm_reinforce.policy.fast_path.attention import Attention, Rows
+from llm_reinforce.policy.fast_path.completion_tree import pack_completions
+from llm_reinforce.policy.fast_path.packing import pack_prompts
 
 CPU = torch.device("cpu")
 CASES = {

@@ -23,7 +23,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from torch.utils import backend_registration
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm_reinforce.policy import batches, sampling, token_log_probs
+from llm_reinforce.policy import sampling, token_log_probs
+from llm_reinforce.policy.fast_path import slot_batch
 
 
 class Backend(backend_registration._DummyBackendModule):
@@ -47,16 +48,16 @@ with FakeTensorMode():
     (scores.log_probs + scores.entropies).sum().backward()
     assert all(parameter.grad.device.type == "gpu" for parameter in model.parameters())
 
-    writing = sampling._Writing(policy_of(model), batches.SlotBatch(model, 12, 20), 12, 20)
-    writing.begin(deque(range(6)), PROMPTS, 2, lambda prompt: torch.rand(2, 20, dtype=torch.float64))
+    generation = sampling._Generation(policy_of(model), slot_batch.SlotBatch(model, 12, 20), 12, 20)
+    generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: torch.rand(2, 20, dtype=torch.float64))
     for _ in range(7):
-        writing.act(0.7)
-        assert list(writing.take_ended()) == []
-        writing.advance(may_shrink=True)
-    assert writing.logits.device.type == "gpu" and writing.logits.dtype == torch.bfloat16
-    writing.act(0.7)
+        generation.step(0.7)
+        assert list(generation.pop_ended()) == []
+        generation.advance(may_shrink=True)
+    assert generation.logits.device.type == "gpu" and generation.logits.dtype == torch.bfloat16
+    generation.step(0.7)
     try:
-        list(writing.take_ended())
+        list(generation.pop_ended())
     except DataDependentOutputException:
         print("looked after 8 tokens")
 """

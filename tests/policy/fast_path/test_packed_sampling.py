@@ -26,6 +26,7 @@ from llm_reinforce.policy import (
     sampling,
     stream_completions,
 )
+from llm_reinforce.policy.fast_path import slot_batch
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -44,7 +45,9 @@ def check_same(fast: list[Completion], plain: list[Completion]) -> None:
         assert (one.token_ids, one.terminated, one.text) == (other.token_ids, other.terminated, other.text)
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-10)
         assert one.entropies == pytest.approx(other.entropies, abs=1e-10)
-        assert one.squared_score_norms == pytest.approx(other.squared_score_norms, abs=1e-10)
+        assert one.squared_logit_gradient_norms == pytest.approx(
+            other.squared_logit_gradient_norms, abs=1e-10
+        )
 
 
 @pytest.mark.parametrize(
@@ -55,8 +58,8 @@ def test_what_is_sampled_does_not_depend_on_the_batch_nor_on_when_one_looks(
     batch_size: int, is_fast: bool, look_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, prompts = policy_of(model_of("llama")), [*PROMPTS, (9,), (8, 8, 8, 8, 8, 8, 8)] * 3
-    monkeypatch.setattr(batches, "ROOM", 2)  # the cache grows several times
-    monkeypatch.setattr(batches, "MAX_PROMPT_TOKENS", 10)  # prompts are computed in several parts
+    monkeypatch.setattr(slot_batch, "ROOM", 2)  # the cache grows several times
+    monkeypatch.setattr(slot_batch, "MAX_PROMPT_TOKENS", 10)  # prompts are computed in several parts
 
     def sampled(size: int | None) -> list[Completion]:
         return sample_completions(
@@ -73,28 +76,28 @@ def test_what_is_sampled_does_not_depend_on_the_batch_nor_on_when_one_looks(
     assert len({len(completion.token_ids) for completion in whole}) == 9  # they end at all times
     if not is_fast:
         in_plain_ways(monkeypatch)
-    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": look_every})
+    monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": look_every})
     check_same(sampled(batch_size), whole)
 
 
 def test_new_prompts_take_the_places_of_what_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of("llama"))
     filled: list[int] = []
-    plain = batches.SlotBatch.fill
+    plain = slot_batch.SlotBatch.fill
 
     def watched(batch: Any, rows: Tensor, prompts: list[TokenIds], of_prompt: Tensor) -> Tensor:
         filled.append(len(rows))
         return plain(batch, rows, prompts, of_prompt)
 
-    monkeypatch.setattr(batches.SlotBatch, "fill", watched)
+    monkeypatch.setattr(slot_batch.SlotBatch, "fill", watched)
     steps: list[int] = []
-    step = batches.SlotBatch.step
+    step = slot_batch.SlotBatch.step
 
     def counted(batch: Any, actions: Tensor, *rest: Any) -> Tensor:
         steps.append(len(actions))
         return step(batch, actions, *rest)
 
-    monkeypatch.setattr(batches.SlotBatch, "step", counted)
+    monkeypatch.setattr(slot_batch.SlotBatch, "step", counted)
     prompts = [(number % 12,) for number in range(64)]
     numbers = torch.rand((64, 1, 40), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     arrived = list(
@@ -118,7 +121,7 @@ def test_completions_share_a_row_until_their_actions_differ(
     policy = policy_of(model_of("llama"))
     if not is_fast:
         in_plain_ways(monkeypatch)
-    kind: Any = batches.SlotBatch if is_fast else batches.WholeBatch
+    kind: Any = slot_batch.SlotBatch if is_fast else batches.WholeBatch
     num_rows: list[int] = []
     step = kind.step
 
@@ -142,7 +145,7 @@ def test_completions_share_a_row_until_their_actions_differ(
         return completions, list(num_rows)
 
     shared, few = sampled()
-    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": 8})
+    monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": 8})
     alone, many = sampled()
     check_same(shared, alone)
     beginnings = {
@@ -157,10 +160,10 @@ def test_completions_share_a_row_until_their_actions_differ(
 
 def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of("llama"))
-    monkeypatch.setattr(sampling, "LOOK_EVERY", {"cpu": 8})
-    writing = sampling._Writing(policy, batches.SlotBatch(policy.model, 12, 9), 12, 9)
+    monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": 8})
+    generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 12, 9), 12, 9)
     numbers = torch.rand((6, 2, 9), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    writing.begin(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
+    generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
 
     def read(tensor: Tensor) -> Any:
         raise AssertionError("read")
@@ -169,11 +172,11 @@ def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.M
         patched.setattr(Tensor, "tolist", read)
         with NoWaiting():
             for _ in range(7):
-                writing.act(0.7)
-                assert list(writing.take_ended()) == []
-                writing.advance(may_shrink=True)
-    writing.act(0.7)
-    assert len(list(writing.take_ended())) > 6
+                generation.step(0.7)
+                assert list(generation.pop_ended()) == []
+                generation.advance(may_shrink=True)
+    generation.step(0.7)
+    assert len(list(generation.pop_ended())) > 6
 
 
 def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:
@@ -193,12 +196,12 @@ def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:
 
 def test_nothing_is_kept_for_a_gradient_and_the_caller_s_gradients_stay_on() -> None:
     policy = policy_of(model_of("llama"))
-    writing = sampling._Writing(policy, batches.SlotBatch(policy.model, 6, 3), 6, 3)
-    writing.begin(deque(range(6)), PROMPTS, 1, None)
-    writing.act(1.0)
-    writing.advance(may_shrink=True)
+    generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 6, 3), 6, 3)
+    generation.start(deque(range(6)), PROMPTS, 1, None)
+    generation.step(1.0)
+    generation.advance(may_shrink=True)
     assert torch.is_grad_enabled()
-    kept = [writing.logits, writing.log_probs, *writing.batch.keys, *writing.batch.values]
+    kept = [generation.logits, generation.log_probs, *generation.batch.keys, *generation.batch.values]
     assert all(tensor.grad_fn is None for tensor in kept)
 
 

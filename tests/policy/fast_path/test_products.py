@@ -8,10 +8,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from llm_reinforce.policy import action_head, drawing, products
-from llm_reinforce.policy.action_head import ActionScores, score_actions
+from llm_reinforce.policy import action_head, drawing
+from llm_reinforce.policy.action_head import ActionLogProbs, action_log_probs
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
-from llm_reinforce.policy.products import is_plain, layer_products, outer_products, product
+from llm_reinforce.policy.fast_path import products
+from llm_reinforce.policy.fast_path.products import is_plain, layer_products, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
 
@@ -211,14 +212,14 @@ def test_the_head_in_chunks_is_the_plain_one(
         if way == "plain":
             log_probs, entropies = plain_scores(head.weight, hidden[states], actions, temperature)
         else:
-            scores = score_actions(
+            scores = action_log_probs(
                 head,
                 hidden,
                 states,
                 actions,
                 temperature=temperature,
                 with_entropies=with_entropies,
-                known=ActionScores(*results[0][:2]) if way == "known" else None,
+                known=ActionLogProbs(*results[0][:2]) if way == "known" else None,
             )
             log_probs = scores.log_probs
             assert (scores.entropies is None) != with_entropies
@@ -236,7 +237,7 @@ def test_the_head_in_chunks_is_the_plain_one(
 
 def test_a_head_that_is_no_plain_product_is_called() -> None:
     head, hidden, actions = nn.Linear(6, 37), numbers(4, 6), torch.tensor([0, 1, 2, 36])
-    scores = score_actions(head, hidden, torch.arange(4), actions, temperature=1.0, with_entropies=True)
+    scores = action_log_probs(head, hidden, torch.arange(4), actions, temperature=1.0, with_entropies=True)
     expected = head(hidden).log_softmax(1)
     torch.testing.assert_close(scores.log_probs, expected.gather(1, actions[:, None]).squeeze(1))
     torch.testing.assert_close(scores.entropies, entropy(expected))
@@ -245,7 +246,7 @@ def test_a_head_that_is_no_plain_product_is_called() -> None:
 def test_a_frozen_head_gets_no_gradient() -> None:
     head, hidden = nn.Linear(6, 37, bias=False).requires_grad_(False), numbers(4, 6).requires_grad_()
     actions = torch.tensor([0, 1, 2, 36])
-    score_actions(
+    action_log_probs(
         head, hidden, torch.arange(4), actions, temperature=1.0, with_entropies=False
     ).log_probs.sum().backward()
     assert head.weight.grad is None
@@ -258,7 +259,7 @@ def test_an_action_of_probability_zero_makes_no_nan() -> None:
     head = nn.Linear(1, 3, bias=False, dtype=torch.float64)
     head.weight.data = weight
     hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
-    scores = score_actions(
+    scores = action_log_probs(
         head, hidden, torch.tensor([0]), torch.tensor([0]), temperature=1.0, with_entropies=True
     )
     assert scores.entropies is not None
@@ -376,7 +377,7 @@ def test_the_squared_norm_of_a_score_by_hand() -> None:
     logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3.0)], [0.0, math.log(3.0)]])
     drawn = draw(logits, 1.0, torch.tensor([0.9, 0.1, 0.9], dtype=torch.float64))
     assert drawn.actions.tolist() == [1, 0, 1]
-    assert drawn.squared_score_norms.tolist() == pytest.approx([1 / 2, 9 / 8, 1 / 8])
+    assert drawn.squared_logit_gradient_norms.tolist() == pytest.approx([1 / 2, 9 / 8, 1 / 8])
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
@@ -387,16 +388,18 @@ def test_the_squared_norm_of_a_score_is_that_of_its_gradient(num_columns: int, t
     divided = (logits / temperature).requires_grad_()
     divided.log_softmax(1).gather(1, drawn.actions[:, None]).sum().backward()
     assert divided.grad is not None
-    torch.testing.assert_close(drawn.squared_score_norms, divided.grad.square().sum(1), rtol=1e-10, atol=0)
+    torch.testing.assert_close(
+        drawn.squared_logit_gradient_norms, divided.grad.square().sum(1), rtol=1e-10, atol=0
+    )
 
 
 def test_the_squared_norm_of_a_score_near_certainty_is_no_rounding() -> None:
     # π_b = 1e-5 each of the other two, to first order: (2e-5)² + 2 · (1e-5)² = 6e-10; 1 - 2π + Σπ² has 1e-7
     logits = torch.tensor([[0.0, math.log(1e-5), math.log(1e-5)]])
-    assert draw(logits, 1.0, None).squared_score_norms.item() == pytest.approx(6e-10, rel=0.02)
+    assert draw(logits, 1.0, None).squared_logit_gradient_norms.item() == pytest.approx(6e-10, rel=0.02)
     minus_infinite = torch.tensor([[0.0, -math.inf]])
-    assert draw(minus_infinite, 1.0, None).squared_score_norms.item() == 0.0
-    assert draw(torch.tensor([[0.0, math.nan]]), 1.0, None).squared_score_norms.isnan().all()
+    assert draw(minus_infinite, 1.0, None).squared_logit_gradient_norms.item() == 0.0
+    assert draw(torch.tensor([[0.0, math.nan]]), 1.0, None).squared_logit_gradient_norms.isnan().all()
 
 
 def test_under_autocast_a_draw_is_what_it_is_without() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from llm_reinforce.policy.products import is_full_on_cpu
+from llm_reinforce.policy.fast_path.products import is_full_on_cpu
 
 SMALL = 64
 """Keys a row, up to which a CPU is faster by plain products, whose probabilities take little memory then."""

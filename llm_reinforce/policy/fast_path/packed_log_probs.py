@@ -1,0 +1,98 @@
+"""Log-probabilities of given actions by the packed forward pass; the causal shift of this path is here."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llm_reinforce.policy.action_head import ActionLogProbs, action_log_probs
+from llm_reinforce.policy.fast_path.activations import Activations
+from llm_reinforce.policy.fast_path.attention import Attention
+from llm_reinforce.policy.fast_path.completion_tree import CompletionTree, pack_completions
+from llm_reinforce.policy.fast_path.packed_forward import Multiply, forward_packed, recompute_products
+from llm_reinforce.policy.fast_path.packing import PackedPrompts, pack_prompts
+from llm_reinforce.policy.language_policy import TokenIds, integers
+
+
+def packed_log_probs(
+    model: Any,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    temperature: float,
+    with_entropies: bool,
+    activations: Activations | None,
+) -> ActionLogProbs:
+    """Return the log-probabilities by a model that `packable_model` gave; see `token_log_probs`."""
+    of_prompts, tree = pack(model, prompts, completions)
+    kept = None
+    if activations is not None:
+        episodes = [*zip(prompts, completions, strict=True)]
+        kept = activations.kept(model, temperature, episodes, of_prompts, tree)
+    hidden = packed_states(model, of_prompts, tree, kept.multiply if kept else recompute_products)
+    found = action_log_probs(
+        model.lm_head,
+        hidden,
+        tree.states,
+        integers([action for completion in completions for action in completion], hidden.device),
+        temperature=temperature,
+        with_entropies=with_entropies,
+        known=kept.log_probs if kept else None,
+    )
+    return ActionLogProbs(
+        _lay_out(found.log_probs, tree.is_action),
+        None if found.entropies is None else _lay_out(found.entropies, tree.is_action),
+    )
+
+
+def pack(
+    model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+) -> tuple[PackedPrompts, CompletionTree]:
+    """Return the layout of the tokens: each distinct prompt, and then the completions that follow them."""
+    device = next(model.parameters()).device
+    distinct = list(dict.fromkeys(prompts))
+    number = {prompt: index for index, prompt in enumerate(distinct)}
+    tree = pack_completions(
+        completions, [number[prompt] for prompt in prompts], [len(prompt) for prompt in distinct], device
+    )
+    return pack_prompts(distinct, device), tree
+
+
+def packed_states(
+    model: Any, of_prompts: PackedPrompts, tree: CompletionTree, multiply: Multiply = recompute_products
+) -> Float[Tensor, "state hidden"]:
+    """Return the hidden states from which the actions' logits are computed, each distinct one once.
+
+    All tokens are one row, without padding except within attention.
+    """
+    num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
+    rows = [of_prompts.rows]
+    if tree.bundles is not None:  # None where there is one action each
+        rows.append(tree.bundles.rows(of_prompts))
+    attention = Attention(rows, model.config.num_attention_heads, model.config.num_key_value_heads)
+
+    def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        return attention(queries, keys, values)  # the same in every layer
+
+    # the causal shift: the first action is predicted by the prompt's last token, each other by the action before
+    read = torch.cat(
+        [
+            of_prompts.last,
+            torch.arange(num_prompt_tokens, num_prompt_tokens + len(tree.token_ids), device=device),
+        ]
+    )
+    hidden = forward_packed(
+        model,
+        torch.cat([of_prompts.token_ids, tree.token_ids]),
+        torch.cat([of_prompts.positions, tree.positions]),
+        attend,
+        read,
+        multiply,
+    )
+    states: Tensor = model.model.norm(hidden)
+    return states
+
+
+def _lay_out(values: Float[Tensor, " action"], is_action: Tensor) -> Float[Tensor, "episode token"]:
+    return values.new_zeros(is_action.shape).masked_scatter(is_action, values)

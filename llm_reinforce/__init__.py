@@ -47,6 +47,45 @@ if TYPE_CHECKING:
 
     __version__: str
 
+__all__ = [
+    "AdapterConfig",
+    "Comparison",
+    "Config",
+    "DataConfig",
+    "Evaluation",
+    "EvaluationConfig",
+    "GenerateConfig",
+    "InputError",
+    "LanguagePolicy",
+    "PolicyConfig",
+    "Problem",
+    "ProblemsConfig",
+    "RandomInitConfig",
+    "Recipe",
+    "ReinforceConfig",
+    "ReinforceTrainer",
+    "RewardConfig",
+    "RunStoppedError",
+    "SamplingConfig",
+    "StepRewards",
+    "TrainingConfig",
+    "TrainingResult",
+    "Update",
+    "ValueConfig",
+    "Verdict",
+    "WarmStartConfig",
+    "WeightedReward",
+    "__version__",
+    "combine_rewards",
+    "compare",
+    "compare_evaluations",
+    "evaluate",
+    "load_policy",
+    "load_recipe",
+    "random_policy",
+    "verify",
+]
+
 _HOMES = {
     "analysis": ["compare"],
     "config": [
@@ -74,8 +113,6 @@ _HOMES = {
     "verifier": ["Verdict", "verify"],
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-
-__all__ = ["__version__", *sorted(_HOME_OF)]  # noqa: PLE0604 - names of the table above
 
 
 def __getattr__(name: str) -> object:

@@ -42,7 +42,7 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from llm_reinforce.config import RandomInitConfig
+from llm_reinforce.config import RandomInitConfig  # noqa: E402
 from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
 
 torch.set_num_threads(1)

@@ -174,7 +174,7 @@ def _weights(
 
 
 def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch:
-    """Groups of episodes of one prompt, unpaid as yet."""
+    """Return groups of episodes of one prompt, without rewards."""
     prompt = policy.encode_prompt("=")
     completions = sample_completions(
         policy,
@@ -213,11 +213,18 @@ def _paid(batch: EpisodeBatch, paid: Paid) -> EpisodeBatch:
 
 
 def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
-    """The beginnings of the episodes."""
+    """Return the episodes cut after so many actions."""
     cut = []
     for episode in batch.episodes:
-        actions = episode.completion.token_ids[:num_actions]
-        cut.append(replace(episode, completion=replace(episode.completion, token_ids=actions)))
+        whole = episode.completion
+        beginning = replace(
+            whole,
+            token_ids=whole.token_ids[:num_actions],
+            log_probs=whole.log_probs[:num_actions],
+            entropies=whole.entropies[:num_actions],
+            squared_logit_gradient_norms=whole.squared_logit_gradient_norms[:num_actions],
+        )
+        cut.append(replace(episode, completion=beginning))
     return EpisodeBatch.of(cut)
 
 

@@ -83,8 +83,9 @@ def compare(
         compare("price", seeds=5, tokens=80_000,
                 variants={"leave_one_out": [], "none": ["reinforce.baseline=none"]})
 
-    Each run is a normal run in `output_dir/NAME/seed-N`. Called again, complete runs are kept, and an interrupted
-    one is resumed. `comparison.json`, `curves.json` and, with matplotlib, two plots are written to `output_dir`.
+    Each run is a normal run in `output_dir/NAME/seed-N`. Called again, complete runs are kept, and an
+    interrupted one is resumed. `comparison.json`, `curves.json` and, with matplotlib, two plots are written
+    to `output_dir`.
 
     Args:
         recipes: built-in names, files, or directories of runs.

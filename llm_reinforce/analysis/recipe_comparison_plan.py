@@ -90,7 +90,8 @@ def variants_of(
     for index, variant in enumerate(chosen):
         if not NAME.fullmatch(variant.name) or variant.name != variant.name.rstrip(" ."):
             raise InputError(
-                f"{variant.name!r} can't name a folder and a line of the plot: take letters, digits, blanks and "
+                f"{variant.name!r} can't name a folder and a line of the plot: take letters, digits, blanks "
+                "and "
                 ". , + = @ ( ) -, at most 60, a letter or a digit first"
             )
         # file systems of macOS and Windows ignore case
@@ -202,7 +203,7 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
 
 
 def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
-    """Return a sentence if the recipes are not evaluated on the same problems; their accuracies differ in kind."""
+    """Return a sentence if the recipes are not evaluated on the same problems."""
 
     def asked(run: PlannedRun) -> tuple[object, ...]:
         evaluation = run.recipe.evaluation
@@ -225,6 +226,7 @@ def _check_decoding(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if decoding not in run.recipe.evaluation.decodings:
             raise InputError(
-                f"{run.variant}: evaluation.decodings lacks {decoding}, by which {runs[0].variant} is measured; "
+                f"{run.variant}: evaluation.decodings lacks {decoding}, by which {runs[0].variant} is "
+                "measured; "
                 f"--set evaluation.decodings=[{decoding}] measures all alike"
             )

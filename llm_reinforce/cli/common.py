@@ -44,8 +44,8 @@ def check_one_process(command: str) -> None:
 def reported_failures(what: str = "the command", *, debug: bool = False) -> Iterator[None]:
     """Turn exceptions into a message on stderr and an exit code; with `debug` into a traceback as well.
 
-    The code is 2 for a user error (InputError), 130 for an interruption, 1 for anything else. A closed pipe and
-    click's own errors are left to click.
+    The code is 2 for a user error (InputError), 130 for an interruption, 1 for anything else. A closed pipe
+    and click's own errors are left to click.
     """
     try:
         yield
@@ -80,7 +80,7 @@ def _print_traceback() -> None:
 
 
 def quieten(*, debug: bool) -> None:
-    """Switch off the libraries' progress bars and, unless debugging, their warnings; call it before using them."""
+    """Switch off the libraries' progress bars and, unless debugging, their warnings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -109,7 +109,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep freed memory for the rest of this process, which makes updates of small policies faster."""
+    """Let malloc keep freed memory in this process; updates of small policies get faster."""
     from llm_reinforce.training.host_process import keep_freed_memory as keep
 
     keep()

@@ -88,7 +88,8 @@ def compare(
             raise typer.Exit(128 + received_signals()[-1])
         if not comparison.has_plots:
             note(
-                "no plots without matplotlib: pip install 'llm-reinforce[plots]', and run the same command again"
+                "no plots without matplotlib: pip install 'llm-reinforce[plots]', and run the same command "
+                "again"
             )
         if as_json:
             typer.echo(json.dumps(comparison.summary, ensure_ascii=False))

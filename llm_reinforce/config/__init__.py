@@ -16,12 +16,19 @@ from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, Isolat
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import MAX_SEED
 from llm_reinforce.config.strict_yaml import nearest
-from llm_reinforce.config.training_config import TrainingConfig, WarmStartConfig
+from llm_reinforce.config.training_config import (
+    ADAPTER_LEARNING_RATE,
+    LEARNING_RATE,
+    TrainingConfig,
+    WarmStartConfig,
+)
 
 __all__ = [
+    "ADAPTER_LEARNING_RATE",
     "BUILT_IN_REWARD_ARGUMENTS",
     "DEFAULT_SPLIT",
     "FILE_SUFFIXES",
+    "LEARNING_RATE",
     "MAX_HELD_OUT",
     "MAX_NEW_TOKENS",
     "MAX_SEED",

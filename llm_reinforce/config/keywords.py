@@ -68,7 +68,7 @@ def _no_place(keyword: str, sections: list[str]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as a recipe's document has it: settings classes as mappings of the keys that were set."""
+    """Return the value as a recipe has it: settings classes as mappings of the keys that were set."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

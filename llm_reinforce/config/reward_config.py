@@ -96,7 +96,8 @@ class RewardConfig(Section):
             raise ValueError("should read package.module:function or path/to/file.py:function")
         if not colon and function not in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(
-                f"no built-in reward is called {function!r}{nearest(function, BUILT_IN_REWARD_ARGUMENTS)} (there are "
+                f"no built-in reward is called {function!r}{nearest(function, BUILT_IN_REWARD_ARGUMENTS)} "
+                "(there are "
                 f"{', '.join(BUILT_IN_REWARD_ARGUMENTS)}; your own reads path/to/file.py:function)"
             )
         return function

@@ -49,7 +49,8 @@ class TrainingConfig(Section):
     )
     learning_rate: Positive | None = Field(
         default=None,
-        description=f"highest learning rate; null is {LEARNING_RATE:g}, with `lora` {ADAPTER_LEARNING_RATE:g}, "
+        description=f"highest learning rate; null is {LEARNING_RATE:g}, with `lora` "
+        f"{ADAPTER_LEARNING_RATE:g}, "
         f"from random weights {RANDOM_INIT_LEARNING_RATE:g}",
     )
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(

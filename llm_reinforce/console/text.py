@@ -22,7 +22,7 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: str, max_characters: int | None = None) -> str:
-    r"""Escape control characters, so that text stays on one line: a newline is `\n`; long text loses its middle."""
+    r"""Escape control characters, a newline as `\n`, and shorten long text in its middle."""
     if max_characters is not None and len(text) > max_characters:
         tail = max_characters // 2  # the final answer is at the end
         text = f"{text[: max_characters - tail - 1]}…{text[-tail:]}"

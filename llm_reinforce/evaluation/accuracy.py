@@ -125,8 +125,9 @@ def measure_accuracy(
 ) -> Evaluation:
     """Sample the policy's answers to every problem and measure them.
 
-    The longest prompts come first, and as soon as some completions have ended the next prompts take their slots.
-    Each problem has random numbers of its own, so its answers depend, apart from rounding, only on the policy, the
+    The longest prompts come first, and as soon as some completions have ended the next prompts take their
+    slots. Each problem has random numbers of its own, so its answers depend, apart from rounding, only on the
+    policy, the
     seed and its position: a resumed evaluation gives the answers that an uninterrupted one gives.
 
     Args:

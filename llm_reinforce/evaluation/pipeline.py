@@ -244,7 +244,8 @@ def _example_pool(
         return find_problems(name, split=part)
     if not trained_on:
         raise InputError(
-            f"--few-shot: {name or 'the problems'} has no training split to take examples from; give some with "
+            f"--few-shot: {name or 'the problems'} has no training split to take examples from; give some "
+            "with "
             "--examples"
         )
     return trained_on

@@ -16,7 +16,8 @@ class Prompting:
     """Template, token budget and temperature of an evaluation.
 
     Attributes:
-        recipes: for each policy the settings of its run, or, if it is not a run's, those of the first that is.
+        recipes: for each policy the settings of its run, or, if it is not a run's, those of the first that
+            is.
         template: None: each data set has its own.
     """
 

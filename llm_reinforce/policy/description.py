@@ -37,7 +37,8 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
     if length + max_new_tokens > limit:
         raise InputError(
             f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens, and with "
-            f"max_new_tokens: {max_new_tokens:,} that is more than the {limit:,} tokens of the policy's context; "
+            f"max_new_tokens: {max_new_tokens:,} that is more than the {limit:,} tokens of the policy's "
+            "context; "
             "lower max_new_tokens or leave the problem out"
         )
 

@@ -123,13 +123,14 @@ def policy_from_model(
         raise InputError("policy: (tokenizer, model) was given; the order is (model, tokenizer)")
     if not isinstance(model, PreTrainedModel | PeftModel):
         raise InputError(
-            f"policy: the model should be a causal language model of transformers, not a {type(model).__name__}"
+            f"policy: the model should be a causal language model of transformers, not a "
+            f"{type(model).__name__}"
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
             f"policy: the tokenizer should be one of transformers, not a {type(tokenizer).__name__}"
         )
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if inner.get_output_embeddings() is None:
         raise InputError(
             f"policy: a {type(inner).__name__} predicts no tokens; load it with AutoModelForCausalLM"
@@ -137,7 +138,8 @@ def policy_from_model(
     num_tokens = inner.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_tokens:
         raise InputError(
-            f"policy: the tokenizer has {len(tokenizer):,} tokens and the model only {num_tokens:,}; they don't "
+            f"policy: the tokenizer has {len(tokenizer):,} tokens and the model only {num_tokens:,}; they "
+            "don't "
             "belong together, or the model needs resize_token_embeddings"
         )
     _check_memory(model)
@@ -156,20 +158,23 @@ def check_reloads(policy: LanguagePolicy) -> None:
     model = policy.model
     if not hasattr(model, "save_pretrained"):
         raise InputError(
-            f"policy: a {type(model).__name__} can't be saved in output_dir; use a model of transformers, or leave "
+            f"policy: a {type(model).__name__} can't be saved in output_dir; use a model of transformers, "
+            "or leave "
             "output_dir out"
         )
     if hasattr(model, "peft_config"):
-        bases = [config.base_model_name_or_path for config in model.peft_config.values()]
+        bases = [config.base_model_name_or_path for config in model.peft_config.values()]  # type: ignore[operator,unused-ignore]
         if not all(bases):
             raise InputError(
-                "policy: this adapter's model was not loaded from a path, so that it can't be found again; save the "
+                "policy: this adapter's model was not loaded from a path, so that it can't be found again; "
+                "save the "
                 "model with save_pretrained and load it from there, or leave output_dir out"
             )
     template = str(policy.tokenizer.chat_template or "") if policy.uses_chat_template else ""
     if (found := _end_tokens(model, policy.tokenizer, template)) != policy.end_token_ids:
         raise InputError(
-            f"policy: its end tokens are {list(policy.end_token_ids)}, and after saving and loading they would be "
+            f"policy: its end tokens are {list(policy.end_token_ids)}, and after saving and loading they "
+            "would be "
             f"{list(found)}; set model.generation_config.eos_token_id, or leave output_dir out"
         )
 

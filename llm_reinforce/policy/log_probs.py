@@ -31,9 +31,9 @@ def token_log_probs(
 ) -> ActionLogProbs:
     """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
-    The temperature divides the logits, as it does in sampling. Repeated prompts, as in groups, are computed once.
-    Shared prefixes of a prompt's completions are computed once by a Llama-like model, equal completions by any
-    other model.
+    The temperature divides the logits, as it does in sampling. Repeated prompts, as in groups, are computed
+    once. Shared prefixes of a prompt's completions are computed once by a Llama-like model, equal
+    completions by any other model.
 
     Args:
         prompts: the states s_0, one per row, none empty.
@@ -42,8 +42,8 @@ def token_log_probs(
         activations: the forward pass that was kept while they were sampled with the same weights.
 
     Returns:
-        tensors `[episode, longest completion]`, float32, or float64 for a float64 model; values in padding are
-        arbitrary.
+        tensors `[episode, longest completion]`, float32, or float64 for a float64 model; values in padding
+        are arbitrary.
     """
     packable = packable_model(model)
     if packable is not None and all(completions):
@@ -124,7 +124,7 @@ def _rows_at_once(
 def _inputs_of_head(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column hidden"]:
-    """Return the inputs of the output embedding in any model's forward pass, of all columns or the last ones."""
+    """Return the inputs of the output embedding, of all columns or the last ones."""
     seen: list[Tensor] = []
 
     def look(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -18,7 +18,7 @@ from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
 
 CHECK_EVERY = {"cpu": 1}
-"""Tokens between two checks of which completions have ended; 8 on other devices, where a check waits for the GPU."""
+"""Tokens between two checks for ended completions; 8 on a GPU, where a check waits for it."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """Returns the random numbers of a prompt's completions, in [0, 1), float64."""
@@ -34,8 +34,8 @@ class Completion:
         entropies: entropy of the distribution that each token was drawn from, in nats.
         text: the tokens decoded, without a final end token.
         terminated: the policy sampled an end token; False: truncated by the token budget.
-        squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, z the logits that it was drawn from,
-            divided by the temperature; empty where the completion wasn't sampled here.
+        squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, z the logits that it was
+            drawn from, divided by the temperature; empty where the completion wasn't sampled here.
     """
 
     token_ids: TokenIds
@@ -108,9 +108,9 @@ def stream_completions(
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Yield each prompt's number and completions as soon as all of them have ended.
 
-    Prompts are started in their order. A prompt is computed once for all its completions; on a CPU completions
-    share a row of the batch until their actions differ. Slots of ended completions are reused for the next
-    prompts if the model's cache allows it; otherwise the batch shrinks.
+    Prompts are started in their order. A prompt is computed once for all its completions; on a CPU
+    completions share a row of the batch until their actions differ. Slots of ended completions are reused
+    for the next prompts if the model's cache allows it; otherwise the batch shrinks.
 
     Args:
         uniforms: called for the random numbers of each prompt, in the prompts' order; None: greedy.
@@ -198,7 +198,7 @@ class _Generation:
         )  # completions with equal actions must be found after every step
 
     def has_room_for(self, num_completions: int) -> bool:
-        """Return True if new prompts should start: a quarter of the slots is free, and enough for one prompt."""
+        """Return True if a quarter of the slots is free, and enough for a prompt."""
         num_free = len(self.requests) - len(self.active)
         if not self.active:
             return True
@@ -317,7 +317,7 @@ class _Generation:
 
     @torch.no_grad()
     def advance(self, *, may_shrink: bool) -> None:
-        """Append the latest actions and compute the logits of the next ones, dropping rows that are no longer used."""
+        """Append the latest actions and compute the next logits, dropping unused rows."""
         if self.shares_rows:
             self._fork()
         in_use = {self.rows[slot] for slot in self.active}

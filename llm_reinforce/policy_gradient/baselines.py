@@ -135,7 +135,9 @@ def weighted_returns(
         mask: True for the actions of scored episodes.
     """
     times = torch.arange(returns.shape[1], device=returns.device, dtype=returns.dtype)
-    of_actions = (discount ** (2 * times) * squared_logit_gradient_norms.to(returns.dtype)).masked_fill(~mask, 0.0)
+    of_actions = (discount ** (2 * times) * squared_logit_gradient_norms.to(returns.dtype)).masked_fill(
+        ~mask, 0.0
+    )
     weights = of_actions.sum(dim=1)
     totals = (of_actions * returns.masked_fill(~mask, 0.0)).sum(dim=1)
     return WeightedReturns(weights, torch.where(weights == 0, 0 * totals, totals / weights))

@@ -31,8 +31,8 @@ from llm_reinforce.problems.splits import ProblemSplit, folded_prompt
 
 __all__ = [
     "NAMED_SETS",
-    "GivenProblems",
     "OPERATIONS",
+    "GivenProblems",
     "Overlap",
     "Problem",
     "ProblemSplit",
@@ -41,8 +41,8 @@ __all__ = [
     "find_problems",
     "folded_prompt",
     "generate_problems",
-    "is_file_name",
     "in_template",
+    "is_file_name",
     "judge",
     "load_hub_problems",
     "problems_from",

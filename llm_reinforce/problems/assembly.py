@@ -158,7 +158,8 @@ def _without_overlap(
     if not kept:
         kept = tuple(train)
         say(
-            "the held-out problems contain all training problems: this run trains on what it evaluates on, so "
+            "the held-out problems contain all training problems: this run trains on what it evaluates on, "
+            "so "
             "its accuracy says nothing about new problems"
         )
     elif len(kept) < len(train):

@@ -18,8 +18,9 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
     """Return the problems that a caller means.
 
     Args:
-        source: a data set's name, a path, a list of dicts (read by the same rules as a file's rows: `prompt` or
-            `question`, and `answer`, `solution` or `ground_truth`), a list of Problems, or a `datasets.Dataset`.
+        source: a data set's name, a path, a list of dicts (read by the same rules as a file's rows: `prompt`
+            or `question`, and `answer`, `solution` or `ground_truth`), a list of Problems, or a
+            `datasets.Dataset`.
         name: of the argument, for messages and for ids: a problem without an id gets `<name>-<number>`.
         options: for a name or path, those of `find_problems`.
 
@@ -49,7 +50,8 @@ def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[s
     for number, each in enumerate(source, 1):
         if not isinstance(each, Mapping):
             raise InputError(
-                f"{name}[{number - 1}]: should be a dict with a prompt and an answer, or a Problem in a list of "
+                f"{name}[{number - 1}]: should be a dict with a prompt and an answer, or a Problem in a "
+                "list of "
                 f"Problems, not {_shown(each)}"
             )
         yield number, each

@@ -22,15 +22,16 @@ from llm_reinforce.rewards.plug_in import file_being_loaded, load_reward, reward
 
 __all__ = [
     "BUILT_IN",
-    "JudgedCompletion",
-    "Isolation",
-    "Progress",
-    "RewardFunction",
     "CombinedReward",
     "CombinedRewards",
+    "Isolation",
+    "JudgedCompletion",
+    "Progress",
+    "RewardFunction",
     "StepRewards",
     "WeightedReward",
     "answer_format",
+    "combine_rewards",
     "conciseness",
     "correct_answer",
     "failures_in_a_line",
@@ -40,5 +41,4 @@ __all__ = [
     "readability",
     "reward_from_config",
     "rewards_from",
-    "combine_rewards",
 ]

@@ -12,6 +12,7 @@ from llm_reinforce.config import RewardConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.rewards.built_in import BUILT_IN
 from llm_reinforce.rewards.combination import WeightedReward
+from llm_reinforce.rewards.isolation import IsolatedFunction
 from llm_reinforce.rewards.plug_in import ONLY_IN_PYTHON, check_signature
 
 WANTED = "a function, a name, a list of these, or a dict such as {function: weight}"
@@ -30,6 +31,7 @@ def rewards_from(source: Any) -> list[Given]:
     Raises:
         InputError: it is none of these, or a function can be called in neither way.
     """
+    pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):
         pairs = [(reward, _weight(reward, weight)) for reward, weight in source.items()]
     elif isinstance(source, Sequence) and not isinstance(source, str):
@@ -84,8 +86,10 @@ def _one(reward: Any, weight: float | None, index: int) -> Given:
     if isinstance(reward, str):
         return {"function": reward, **(weighted or {})}, None
     if isinstance(reward, WeightedReward):
-        function, weight = reward.function, reward.weight if weight is None else weight
-        given = WeightedReward(reward.name, function, weight, reward.conversational)
+        weight = reward.weight if weight is None else weight
+        given = WeightedReward(reward.name, reward.function, weight, reward.conversational)
+        if isinstance(reward.function, IsolatedFunction):
+            return _keys(reward.function.name, given), given
         return _keys(reward_origin(reward.function), given), given
     if not callable(reward):
         raise InputError(f"rewards[{index}]: {_shown(reward)} is not a reward; give {WANTED}")
@@ -107,7 +111,8 @@ def _weight(reward: Any, weight: Any) -> float:
     if isinstance(weight, bool) or not isinstance(weight, Real):
         name = reward if isinstance(reward, str) else reward_name(reward)
         raise InputError(
-            f"rewards[{name!r}]: a weight is a number, not {_shown(weight)}; for a function with the weight 1 "
+            f"rewards[{name!r}]: a weight is a number, not {_shown(weight)}; for a function with the weight "
+            "1 "
             "give a list, such as rewards=[my_function, 'answer_format']"
         )
     return float(weight)

@@ -20,7 +20,6 @@ from dataclasses import asdict
 from typing import Any, BinaryIO
 
 from llm_reinforce.problems import Problem
-from llm_reinforce.verifier import Verdict
 from llm_reinforce.rewards.calls import (
     JudgedCompletion,
     Progress,
@@ -31,6 +30,7 @@ from llm_reinforce.rewards.calls import (
 )
 from llm_reinforce.rewards.plug_in import load_function
 from llm_reinforce.rewards.trl_signature import call_on_batch, has_trl_signature
+from llm_reinforce.verifier import Verdict
 
 GRACE = 2.0  # seconds beyond the time limit, which the asking process keeps as a rule
 

@@ -61,6 +61,7 @@ class IsolatedFunction:
     """
 
     def __init__(self, name: str, arguments: Mapping[str, Any], isolation: Isolation) -> None:
+        self.name = name
         settings = {"function": name, "arguments": dict(arguments), **asdict(isolation)}
         self._lock = threading.Lock()
         self._workers = [_Worker(settings) for _ in range(isolation.num_workers)]

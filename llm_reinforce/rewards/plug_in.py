@@ -125,7 +125,8 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
         signature.bind("completion", "problem", **extras, **arguments)
     except TypeError as error:
         raise InputError(
-            f"reward {function!r}: it must be callable as f(completion, problem) or, with TRL's signature, as "
+            f"reward {function!r}: it must be callable as f(completion, problem) or, with TRL's signature, "
+            "as "
             f"f(prompts, completions, **columns): {error}"
         ) from error
 

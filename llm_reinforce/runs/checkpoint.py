@@ -110,8 +110,8 @@ def load_checkpoint(
 ) -> TrainState:
     """Load the checkpoint into model, optimizer, schedule and scaler; return the train state.
 
-    The optimizer's learning rates are those of the saved run. The caller sets those of the schedule, which may
-    be that of a longer run.
+    The optimizer's learning rates are those of the saved run. The caller sets those of the schedule, which
+    may be that of a longer run.
     """
     saved = load_file(directory / "policy.safetensors")
     with torch.no_grad():

@@ -63,8 +63,8 @@ class RunDirectory:
         return self.path / "policy"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that `prepare` will succeed, without touching anything, so that it can be called before a model
-        loads.
+        """Check that `prepare` will succeed, without touching anything, so that it can be called before a
+        model loads.
 
         Raises:
             InputError: the directory is not empty and neither `resume` nor `overwrite` is set, or there is
@@ -82,13 +82,15 @@ class RunDirectory:
             return
         if found and not overwrite:
             raise InputError(
-                f"output_dir {self.path} is not empty ({', '.join(found[:4])}): resume the run there ({RESUME}), "
+                f"output_dir {self.path} is not empty ({', '.join(found[:4])}): resume the run there "
+                f"({RESUME}), "
                 f"replace it ({OVERWRITE}), or choose another output_dir"
             )
         foreign = [name for name in found if name.removesuffix(".partial") not in OWN_NAMES]
         if foreign:
             raise InputError(
-                f"output_dir {self.path} has files that no run wrote ({', '.join(foreign[:4])}), so it is not "
+                f"output_dir {self.path} has files that no run wrote ({', '.join(foreign[:4])}), so it is "
+                "not "
                 "overwritten; choose another output_dir"
             )
 
@@ -185,7 +187,7 @@ class RunDirectory:
                 sync(self.path / name)
 
     def cut_logs(self, num_updates: int) -> None:
-        """Remove the lines after this many updates, and an incomplete last line: a resumed run rewrites them."""
+        """Remove the lines after this many updates, which a resumed run writes again."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():

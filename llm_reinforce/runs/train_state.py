@@ -20,7 +20,8 @@ class TrainState:
     """Everything that changes during a run besides tensors; no other place lists it.
 
     A checkpoint holds this state, the trained weights (only the adapter's if there is one), the states of
-    optimizer, schedule and fp16 scaler, and with `baseline: value` the value head's weights and moments. That is
+    optimizer, schedule and fp16 scaler, and with `baseline: value` the value head's weights and moments.
+        That is
     all of a run:
 
     - Every random generator (the sampler's; Python's, numpy's and torch's own) is seeded for each update from

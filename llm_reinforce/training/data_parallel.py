@@ -24,12 +24,12 @@ _mixed_precision: list[str] = []  # of the accelerator that this process got her
 def new_accelerator(mixed_precision: str) -> Accelerator:
     """Return an accelerator with this mixed precision.
 
-    accelerate keeps one setting for all accelerators of a process, so the one of an earlier run is removed, but
-    not one that the caller's own code has made.
+    accelerate keeps one setting for all accelerators of a process, so the one of an earlier run is removed,
+    but not one that the caller's own code has made.
 
     Raises:
-        InputError: the processes were launched to share one policy (FSDP, DeepSpeed, Megatron), or the caller's
-            own accelerator has another mixed precision.
+        InputError: the processes were launched to share one policy (FSDP, DeepSpeed, Megatron), or the
+            caller's own accelerator has another mixed precision.
     """
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
         with suppress(AttributeError):  # private; without it accelerate raises the error below
@@ -43,7 +43,8 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
     _mixed_precision[:] = [mixed_precision]
     if accelerator.distributed_type in SHARDING:
         raise InputError(
-            f"accelerate was launched with {accelerator.distributed_type.value}, which is not supported: every "
+            f"accelerate was launched with {accelerator.distributed_type.value}, which is not supported: "
+            "every "
             "process holds the whole policy. Launch without it (`accelerate launch --multi_gpu`)"
         )
     return accelerator

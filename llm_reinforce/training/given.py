@@ -1,8 +1,8 @@
 """The arguments of `ReinforceTrainer`: each becomes a section of the settings, and an object if it is one.
 
 A name or path only fills the section, so that the run is the same one that a recipe with this section starts.
-An object (a model in memory, a list of problems, a function) is used as it is; its section says where the run's
-directory keeps what is needed to resume it from the command line.
+An object (a model in memory, a list of problems, a function) is used as it is; its section says where the
+run's directory keeps what is needed to resume it from the command line.
 """
 
 from collections.abc import Mapping
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_reinforce.config import (
+    ADAPTER_LEARNING_RATE,
     Config,
     DataConfig,
     GenerateConfig,
@@ -27,7 +28,6 @@ from llm_reinforce.rewards.from_python import rewards_from
 
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # of a run's directory
 OF_A_MODEL = ("use_chat_template", "system_prompt", "lora")  # settings that a model in memory reads
-ADAPTER_LEARNING_RATE = 1e-4
 UNNAMED_RUN = "runs/unnamed"  # stands for the output_dir of a run that is not recorded
 
 Section = dict[str, Any]
@@ -117,13 +117,15 @@ def _read_policy(
         )
     else:
         raise InputError(
-            f"policy: {_shown(policy)} is not a policy; give a name, a path, a hub id, (model, tokenizer), or "
+            f"policy: {_shown(policy)} is not a policy; give a name, a path, a hub id, (model, tokenizer), "
+            "or "
             "what load_policy returns"
         )
     for name in PolicyConfig.model_fields:
         if name in keywords:
             raise InputError(
-                f"{name}: not read for a policy that is loaded already; leave it out, or give the policy by its "
+                f"{name}: not read for a policy that is loaded already; leave it out, or give the policy by "
+                "its "
                 "name or path"
             )
     section = {
@@ -141,7 +143,7 @@ def _read_problems(
 ) -> tuple[Section, GivenProblems]:
     """The section of the problems, and those that are objects."""
     base = config.problems.model_dump(mode="json", exclude_unset=True) if config else {}
-    section = {key: base[key] for key in ("template", "num_held_out") if key in base}
+    section: Section = {key: base[key] for key in ("template", "num_held_out") if key in base}
     train = held = None
     if isinstance(problems, ProblemsConfig | GenerateConfig):
         if held_out is not None:

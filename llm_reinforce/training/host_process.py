@@ -1,7 +1,7 @@
 """What a run borrows from the process it runs in, and gives back after each update.
 
-Random generators and the garbage collector are as before whenever the caller's own code runs. Only the command
-line, which owns its process, also changes how malloc keeps freed memory (`keep_freed_memory`).
+Random generators and the garbage collector are as before whenever the caller's own code runs. Only the
+command line, which owns its process, also changes how malloc keeps freed memory (`keep_freed_memory`).
 """
 
 import ctypes
@@ -22,9 +22,9 @@ NUM_NEW = 20_000  # objects, a few updates' worth: most are freed by reference c
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the generators of `random`, numpy and torch, which reward functions may use; restore them after."""
+    """Seed `random`, numpy and torch, from which reward functions may draw; restore them after."""
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     set_seed(seed % 2**32)
     try:
         yield
@@ -40,8 +40,10 @@ def seeded(seed: int) -> Iterator[None]:
 def fewer_collections() -> Iterator[None]:
     """Let the garbage collector look at new objects only, and seldom, within the context.
 
-    An update makes thousands of small objects, so the collector would run a dozen times in each, and every few
-    dozen updates examine all objects there are: those of torch and transformers are half a million, which takes
+    An update makes thousands of small objects, so the collector would run a dozen times in each, and every
+    few
+    dozen updates examine all objects there are: those of torch and transformers are half a million, which
+        takes
     a quarter of a second. Objects that the caller has frozen stay frozen.
     """
     thresholds, has_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
@@ -61,8 +63,8 @@ def keep_freed_memory() -> bool:
     """Make glibc keep the memory of freed tensors for the next ones; return False if it can't.
 
     By default it returns much of it to the system, and each page that is used again costs a page fault: an
-    update of a small policy takes a tenth longer. The setting lasts until the process ends, so only the command
-    line makes it. Settings of malloc in the environment take precedence.
+    update of a small policy takes a tenth longer. The setting lasts until the process ends, so only the
+    command line makes it. Settings of malloc in the environment take precedence.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return False

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from llm_reinforce.config import (
+    LEARNING_RATE,
     NUM_TRAINING_PROBLEMS_EVALUATED,
     EvaluationConfig,
     ReinforceConfig,
@@ -116,7 +117,7 @@ class TrainingLoop:
         broadcast_weights(policy.model, self.accelerator)
         optimizer = torch.optim.AdamW(
             [parameter for parameter in policy.model.parameters() if parameter.requires_grad],
-            lr=training.learning_rate,
+            lr=LEARNING_RATE if training.learning_rate is None else training.learning_rate,
             betas=training.betas,
             weight_decay=training.weight_decay,
             fused=self.accelerator.device.type in ("cpu", "cuda"),
@@ -292,7 +293,8 @@ class TrainingLoop:
         if failing:
             why = visible(episode.failures[failing[0]], 400)
             message = (
-                f"reward {failing[0]!r} failed on all {len(batch)} trial episodes; fix the function or remove it "
+                f"reward {failing[0]!r} failed on all {len(batch)} trial episodes; fix the function or "
+                "remove it "
                 f"from `rewards`: {why}"
             )
             raise InputError("\n".join([message, *_lines(episode.traceback)]))
@@ -356,7 +358,8 @@ class TrainingLoop:
             self.save_checkpoint()
             raise RunStoppedError(
                 f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
-                "saved. Lower training.learning_rate, or use a dtype or mixed_precision of more bits, and resume "
+                "saved. Lower training.learning_rate, or use a dtype or mixed_precision of more bits, and "
+                "resume "
                 "the run"
             )
 
@@ -364,7 +367,8 @@ class TrainingLoop:
         """Report the first fit of the value head that was not finite; the metrics count all of them."""
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
-                f"the value head skips steps of update {self.state.num_updates}: their loss or gradient is not "
+                f"the value head skips steps of update {self.state.num_updates}: their loss or gradient is "
+                "not "
                 "finite, because returns are huge (value/num_skipped_fits counts such updates)"
             )
 
@@ -431,8 +435,8 @@ class TrainingLoop:
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
         """Measure accuracy and write a checkpoint, if they are due; return True if the run stops here, saved.
 
-        `before` is the state before the latest update; None before the first one. A request to stop that comes
-        after this decision, while a checkpoint is being saved say, takes effect after the next update.
+        `before` is the state before the latest update; None before the first one. A request to stop that
+        comes after this decision, while a checkpoint is being saved say, takes effect after the next update.
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
@@ -505,7 +509,7 @@ class TrainingLoop:
                     self.run_directory.append_answers(where, evaluation)
 
     def warm_start(self) -> None:
-        """Run the supervised updates before the first policy-gradient update, if the settings ask for them."""
+        """Run the supervised updates that the settings ask for, if any."""
         if self.training.warm_start is None:
             return
         num_skipped = warm_start(

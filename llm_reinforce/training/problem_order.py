@@ -6,8 +6,8 @@ import random
 class ProblemOrder:
     """Maps a position in the endless sequence of drawn problems to the index of a training problem.
 
-    Each epoch is a permutation of all problems that depends on the seed and the epoch alone, so that a resumed
-    run goes on with the problems that come next.
+    Each epoch is a permutation of all problems that depends on the seed and the epoch alone, so that a
+    resumed run goes on with the problems that come next.
     """
 
     def __init__(self, num_problems: int, seed: int) -> None:

@@ -1,4 +1,4 @@
-"""A run's directory around its training: checked, locked, prepared, and left so that the run can be resumed."""
+"""The run's directory around its training: locked, prepared, and complete for a resume."""
 
 import json
 import tempfile
@@ -28,10 +28,12 @@ def recording(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[None]:
-    """Hold the directory's lock, with the run's recipe, environment and the caller's own objects written there.
+    """Hold the directory's lock, with the run's recipe, environment and the caller's own objects written
+    there.
 
     Args:
-        policy, problems: the caller's own objects, which the recipe refers to by their place in the directory.
+        policy, problems: the caller's own objects, which the recipe refers to by their place in the
+            directory.
         resume: continue the run there; with `overwrite`, replace it; with neither, it must be empty.
 
     Raises:
@@ -139,7 +141,8 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
                     if before != after:
                         raise InputError(
                             f"problem {before.id!r}: it can't be recorded in output_dir, because "
-                            f"{_difference(before, after)} when it is read back; change it, or leave output_dir out"
+                            f"{_difference(before, after)} when it is read back; change it, or leave "
+                            "output_dir out"
                         )
 
 

@@ -71,14 +71,15 @@ class ReinforceTrainer:
             print(update.number, update.metrics["reward"])
 
     All further settings are keyword arguments with the names of a recipe: a key that only one section has
-    (`num_updates=50`, `learning_rate=1e-5`, `max_new_tokens=128`, `problems_per_update`, `episodes_per_problem`,
-    `baseline`, `seed`, …), or a whole section (`evaluation={"every": 10}`, `training=TrainingConfig(…)`). Every
-    setting has a default; the same settings give the same run as a recipe.
+    (`num_updates=50`, `learning_rate=1e-5`, `max_new_tokens=128`, `problems_per_update`,
+    `episodes_per_problem`, `baseline`, `seed`, …), or a whole section (`evaluation={"every": 10}`,
+    `training=TrainingConfig(…)`). Every setting has a default; the same settings give the same run as a
+    recipe.
 
     Args:
-        policy: a name that `llm-reinforce fetch` knows ("smollm2-135m"), a directory, a .gguf file, a hub id, an
-            earlier run's directory, `(model, tokenizer)` of transformers, a LanguagePolicy, a PolicyConfig, or
-            a RandomInitConfig. A model is trained in place.
+        policy: a name that `llm-reinforce fetch` knows ("smollm2-135m"), a directory, a .gguf file, a hub
+            id, an earlier run's directory, `(model, tokenizer)` of transformers, a LanguagePolicy, a
+            PolicyConfig, or a RandomInitConfig. A model is trained in place.
         problems: a data set's name ("gsm8k", "generate:digits=2"), a file, a hub id, a list of dicts with a
             prompt (or question) and an answer, a list of Problems, a `datasets.Dataset`, or a settings class.
         rewards: a function `f(completion, problem)` or one with TRL's signature, a built-in name
@@ -116,7 +117,8 @@ class ReinforceTrainer:
     ) -> None:
         if file := file_being_loaded():
             raise InputError(
-                f"{file}: this file trains when it is imported, and it is being imported for a reward function in "
+                f"{file}: this file trains when it is imported, and it is being imported for a reward "
+                "function in "
                 'it; put the training below `if __name__ == "__main__":`'
             )
         given = read_arguments(policy, problems, rewards, held_out, output_dir, config, settings)
@@ -185,7 +187,8 @@ class ReinforceTrainer:
         return self.result(history, seconds=time.monotonic() - started)
 
     def updates(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[Update]:
-        """Yield after each update: its metrics, its episodes, the run's state, and evaluations if any were made.
+        """Yield after each update: its metrics, its episodes, the run's state, and evaluations if any were
+        made.
 
         The caller may leave the loop at any time: a checkpoint is saved, and the run can be resumed. Progress
         is shown only if the trainer was made with `progress=True`. Arguments and errors as for `train`.

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets  # noqa: F401  (most of a short life would be imports)
+import llm_reinforce.cli.running as running_module
 import peft  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch
 
-import llm_reinforce.cli.running as running_module
 import llm_reinforce.console.live_view  # noqa: F401
 import llm_reinforce.episodes.collect as collect_module
 import llm_reinforce.training.loop as trainer_module

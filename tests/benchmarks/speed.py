@@ -42,9 +42,9 @@ from llm_reinforce.config import (
 )
 from llm_reinforce.console.run_display import Silent
 from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions, token_log_probs
+from llm_reinforce.policy.fast_path.products import product
 from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.fetched_models import fetched_directory
-from llm_reinforce.policy.fast_path.products import product
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.training import TrainingLoop
 

@@ -1,8 +1,9 @@
 """What the verifier takes and what it gets right: `python tests/benchmarks/verifier.py [--quick]`.
 
-Prints its latency by the text's size, a fuzz of 100,000 texts, and its score on tests/verifier/adversarial.jsonl
-beside math-verify's, each case of which may take one second of its process's time. Latencies are wall-clock,
-whatever else the machine does; those marked `cpu` are the thread's own.
+Prints its latency by the text's size, a fuzz of 100,000 texts, and its score on
+tests/verifier/adversarial.jsonl beside math-verify's, each case of which may take one second of its
+process's time. Latencies are wall-clock, whatever else the machine does; those marked `cpu` are the thread's
+own.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from rich.table import Table
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from llm_reinforce.verifier import verify
+from llm_reinforce.verifier import verify  # noqa: E402
 from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG  # noqa: E402
 
 CASES = ROOT / "tests" / "verifier" / "adversarial.jsonl"

@@ -1,1 +1,1 @@
-"""The packed implementation for Llama-like models on a CPU, behind `sample_completions` and `token_log_probs`."""
+"""The packed implementation for Llama-like models, behind the same two functions as the plain one."""

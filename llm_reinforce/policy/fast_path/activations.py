@@ -46,7 +46,7 @@ class KeptProducts:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Return the products that `forward_packed` needs: kept ones with their gradient, others recomputed."""
+        """Return the products of these layers: kept ones with their gradient, others recomputed."""
         numbers = self.numbers if tokens is None else self.numbers.index_select(0, tokens)
         known = [
             torch.cat(self._products[layer]).index_select(0, numbers) if layer in self._products else None

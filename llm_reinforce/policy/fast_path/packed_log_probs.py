@@ -75,7 +75,7 @@ def packed_states(
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return attention(queries, keys, values)  # the same in every layer
 
-    # the causal shift: the first action is predicted by the prompt's last token, each other by the action before
+    # the causal shift: the prompt's last token predicts the first action, each action the next one
     read = torch.cat(
         [
             of_prompts.last,

@@ -283,7 +283,9 @@ def test_a_sketch_is_as_far_off_as_it_says(tiny_policy: LanguagePolicy) -> None:
 def test_a_policy_that_is_never_right_has_nothing_to_measure(tiny_policy: LanguagePolicy) -> None:
     collected = collected_of(tiny_policy)
     updates = [
-        replace(update, episodes=[replace(episode, reward=0.9) for episode in update.episodes])
+        EpisodeBatch.of(
+            [replace(episode, reward=0.9) for episode in update.episodes], update.logged, update.greedy
+        )
         for update in collected.updates
     ]
     with pytest.raises(InputError, match="all but 0 of 24 problems"):

@@ -1,7 +1,7 @@
 """The gradient's variance, measured, and what it costs: learning curves at an equal budget."""
 
 from llm_reinforce.analysis.classifier_claim import ClassifierFigures, measure_classifier
-from llm_reinforce.analysis.collection import Collected, collect_updates
+from llm_reinforce.analysis.measured_episodes import Collected, collect_updates
 from llm_reinforce.analysis.constant_claim import ConstantFigures, measure_constants
 from llm_reinforce.analysis.gradient_statistics import Measured
 from llm_reinforce.analysis.gradient_variance import (

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.measured_episodes import Collected
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients
 from llm_reinforce.analysis.gradient_statistics import Measured, measured_variance, total_variance
 from llm_reinforce.analysis.gradient_variance import Estimator, action_weights, sketch_for

@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.measured_episodes import Collected
 from llm_reinforce.analysis.episode_gradients import NEGLIGIBLE, EpisodeGradients, episode_gradients, spanned
 from llm_reinforce.analysis.gradient_statistics import (
     ROUNDING,

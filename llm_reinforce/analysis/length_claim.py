@@ -32,7 +32,7 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.measured_episodes import Collected
 from llm_reinforce.analysis.episode_gradients import episode_gradients, squared_scores
 from llm_reinforce.analysis.gradient_statistics import LEVEL, Measured, measured_variance
 from llm_reinforce.analysis.gradient_variance import Estimator, action_weights

@@ -8,7 +8,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llm_reinforce.analysis.learning_curve_plot import plot_comparison
+from llm_reinforce.analysis.learning_curve_plots import plot_comparison
 from llm_reinforce.analysis.learning_curves import (
     ComparedRuns,
     LearningCurve,

@@ -9,7 +9,7 @@ from llm_reinforce.analysis.constant_claim import ConstantFigures
 from llm_reinforce.analysis.gradient_statistics import Measured
 from llm_reinforce.analysis.gradient_variance import VarianceFigures
 from llm_reinforce.analysis.length_claim import CoinFigures, LengthFigures
-from llm_reinforce.analysis.plots import STYLES, Style, plotting, write_figure
+from llm_reinforce.analysis.plot_style import STYLES, Style, plotting, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ import torch
 from scipy.special import expit
 
 from llm_reinforce.analysis import classifier_claim, length_claim
-from llm_reinforce.analysis.collection import Collected, collect_updates
+from llm_reinforce.analysis.measured_episodes import Collected, collect_updates
 from llm_reinforce.analysis.constant_claim import COMPARED, measure_constants, with_constant
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from toy import all_episodes, arbitrary_values, padded
 
-from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.measured_episodes import Collected
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients, spanned
 from llm_reinforce.analysis.gradient_variance import (
     Estimator,

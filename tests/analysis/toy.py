@@ -19,7 +19,7 @@ from random import Random
 import numpy as np
 import torch
 
-from llm_reinforce.analysis.collection import Collected
+from llm_reinforce.analysis.measured_episodes import Collected
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients
 from llm_reinforce.analysis.gradient_statistics import Measured, mean_cosine, random_halves
 from llm_reinforce.analysis.gradient_variance import (

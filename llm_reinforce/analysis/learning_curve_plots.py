@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llm_reinforce.analysis.learning_curves import ComparedRuns, LearningCurve, MeasureName, mean_curve
-from llm_reinforce.analysis.plots import STYLES, Style, plotting, write_figure
+from llm_reinforce.analysis.plot_style import STYLES, Style, plotting, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

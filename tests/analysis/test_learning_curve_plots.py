@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("matplotlib")
 
-from llm_reinforce.analysis.learning_curve_plot import (
+from llm_reinforce.analysis.learning_curve_plots import (
     MOST_IN_ONE,
     STYLES,
     curves_figure,

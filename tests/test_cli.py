@@ -89,7 +89,7 @@ def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
 def test_help_recipes_and_verify_never_wait_for_torch() -> None:
     code = (
         "import sys, llm_reinforce, llm_reinforce.cli; "
-        "llm_reinforce.verify('1', '1'); llm_reinforce.load_config; "
+        "llm_reinforce.verify('1', '1'); llm_reinforce.Config; "
         "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -135,7 +135,9 @@ def test_train_writes_a_run_and_says_what_came_of_it(finished: Path) -> None:
 def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     before = Path("runs/tiny/metrics.jsonl").read_text()
-    assert "--resume goes on with the run there, --overwrite replaces it" in refused("train", "tiny.yaml")
+    assert "resume the run there (--resume, or resume=True), replace it (--overwrite" in refused(
+        "train", "tiny.yaml"
+    )
     assert "give one of the two" in refused("train", "tiny.yaml", "--resume", "--overwrite")
     # a broken reward, found before the old run is removed
     assert "no such file" in refused(
@@ -171,7 +173,7 @@ def test_overwriting_asks_for_the_runs_name(monkeypatch: pytest.MonkeyPatch, ans
 
 
 def test_a_run_goes_on_under_its_own_recipe() -> None:
-    assert "no run to resume" in refused("train", "tiny.yaml", "--resume")
+    assert "nothing to resume" in refused("train", "tiny.yaml", "--resume")
     assert command("train", "tiny.yaml").exit_code == 0
     told = refused("train", "tiny.yaml", "--resume", "--set", "seed=5", "--set", "training.num_updates=1")
     assert "seed: 0 in the run, 5 now" in told
@@ -260,7 +262,7 @@ def test_a_reward_that_always_fails_is_told(tmp_path: Path) -> None:
     assert result.exit_code == 2
     first, *traceback = result.stderr.splitlines()
     told = "(mend it, or take it out of the recipe's rewards): RuntimeError: ill"
-    assert first == f"reward 'mine' fails on every episode that it was tried on {told}"
+    assert first == f"reward 'mine' failed on all 4 trial episodes that it was tried on {told}"
     assert traceback[0].strip() == "Traceback (most recent call last):"
     assert "in mine" in traceback[1]
     assert not Path("runs/tiny").exists()  # so that the same command begins once the function is mended
@@ -288,7 +290,7 @@ def test_an_argument_that_is_null_differs_from_none(tmp_path: Path) -> None:
     rewards = f"rewards=[{{function: '{file}:mine', arguments: %s}}]"
     assert command("train", "tiny.yaml", "--set", rewards % "{limit: null}").exit_code == 0
     told = refused("train", "tiny.yaml", "--resume", "--set", rewards % "{}")
-    assert "rewards.0.arguments.limit: None in the run, not there now" in told
+    assert "rewards.0.arguments.limit: None in the run, absent now" in told
 
 
 def test_a_policy_that_is_not_there_is_no_question_of_the_network() -> None:
@@ -301,7 +303,7 @@ def test_a_dry_run_is_refused_as_the_run_would_be(tmp_path: Path) -> None:
     result = command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--dry-run"))
     assert result.exit_code == 2
     assert "a dry run: nothing was trained" in result.stdout
-    assert "reward 'mine' fails on every episode" in result.stderr
+    assert "reward 'mine' failed on all 4 trial episodes" in result.stderr
     assert "output_dir runs/tiny is not empty" in result.stderr
 
 
@@ -326,7 +328,7 @@ def test_a_broken_environment_is_told(content: str) -> None:
 
 
 def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["llm_reinforce.cli.running"], "SAME_KEYPRESS", -1.0)
+    monkeypatch.setattr(sys.modules["llm_reinforce.cli.interruption"], "SAME_KEYPRESS", -1.0)
     monkeypatch.setattr(interruption, "_left_by", [])  # what comes after isn't interrupted
     result = command(*with_reward(tmp_path, "os.kill(os.getpid(), signal.SIGINT)"))
     assert result.exit_code == 130
@@ -481,8 +483,9 @@ def test_runs_that_were_asked_differently_are_not_compared_unasked(finished: Pat
     assert command("train", "tiny.yaml", "--set", "problems.template='{prompt}'").exit_code == 0
     data = sums(tmp_path / "sums.jsonl", 1)
     asked = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
-    assert "asked in different ways ('Q:{prompt}' and '{prompt}'): choose one with --template" in refused(
-        *asked
+    assert (
+        "trained with different values ('Q:{prompt}' and '{prompt}'): choose one with --template"
+        in refused(*asked)
     )
     assert command(*asked, "--template", "{prompt}").exit_code == 0
 
@@ -509,7 +512,7 @@ def test_a_stopped_evaluation_goes_on(
     assert not Path("out/results.json").exists()
     result = command(*asked, "--output", "out")
     assert result.exit_code == 0, result.output
-    assert "going on after 5 of 8 problems" in result.stderr
+    assert "continuing after 5 of 8 problems" in result.stderr
     assert result.stdout == whole
     (answers,) = Path("out").glob("answers_*.jsonl")
     assert answers.name.endswith("_sums.jsonl_sampled.jsonl")
@@ -541,7 +544,7 @@ def test_a_killed_evaluation_goes_on(finished: Path, tmp_path: Path) -> None:
     assert len(kept) == 6
     result = command(*asked, "--output", str(output))
     assert result.exit_code == 0, result.output
-    assert "going on after 5 of 8 problems" in result.stderr
+    assert "continuing after 5 of 8 problems" in result.stderr
     assert result.stdout == command(*asked).stdout
     rows = answers.read_text().splitlines()
     assert rows[:6] == kept
@@ -722,7 +725,7 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "package" / "recipes"
     folder.mkdir(parents=True)
     (folder / "first.yaml").write_text(RECIPE)
-    monkeypatch.setattr(recipe_module, "__file__", str(tmp_path / "package" / "recipe.py"))
+    monkeypatch.setattr(recipe_module, "__file__", str(tmp_path / "package" / "config" / "recipe_file.py"))
     listed = command("recipes", "list").stdout
     assert listed.strip() == "first  Sums of one digit from random weights."
     assert command("recipes", "show", "first").stdout == RECIPE

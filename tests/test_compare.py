@@ -123,13 +123,13 @@ def test_a_run_is_the_one_that_train_makes(finished: tuple[Path, Result]) -> Non
 
 def test_done_runs_are_taken_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
-    train = TrainingLoop.train
+    updates = TrainingLoop.updates
 
     def counted(self: TrainingLoop, **arguments: Any) -> Any:
         trained.append(self.seed)
-        return train(self, **arguments)
+        return updates(self, **arguments)
 
-    monkeypatch.setattr(TrainingLoop, "train", counted)
+    monkeypatch.setattr(TrainingLoop, "updates", counted)
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     again = compared("tiny.yaml", "--seeds", "1", *SHORT, "--json")
     assert again.exit_code == 0, again.output
@@ -200,7 +200,9 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(monkeypatch: pytest
     monkeypatch.setattr(RunDirectory, "append", interrupted)
     stopped = compared(*command)
     assert stopped.exit_code == 130, stopped.output
-    assert "stopped in none, seed 0; 1 of 4 runs are done, and the same command goes on" in stopped.stderr
+    assert (
+        "stopped in none, seed 0; 1 complete runs are kept, and the same command continues" in stopped.stderr
+    )
     assert list(Path("runs/compare/none/seed-0/checkpoints").iterdir())
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
@@ -239,7 +241,7 @@ def test_broken_logs_are_told() -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     Path("runs/compare/tiny/seed-0/metrics.jsonl").write_text("")
     told = refused_after_runs("tiny.yaml", "--seeds", "1", *SHORT)
-    assert "runs/compare/tiny/seed-0: its logs aren't what a run writes (metrics.jsonl lacks update" in told
+    assert "runs/compare/tiny/seed-0: its logs are not what a run writes (metrics.jsonl lacks update" in told
 
 
 def refused_after_runs(*arguments: str) -> str:
@@ -264,7 +266,7 @@ def test_without_matplotlib_the_tables_are_told(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = compared("tiny.yaml", "--seeds", "1", *SHORT)
     assert result.exit_code == 0, result.output
-    assert "pip install 'llm-reinforce[plots]', and the same command draws it" in result.stderr
+    assert "pip install 'llm-reinforce[plots]', and run the same command again" in result.stderr
     assert "final accuracy" in result.stdout
     assert not list(Path("runs/compare").glob("*.png"))
 
@@ -282,7 +284,7 @@ def test_with_matplotlib_the_plots_are_drawn() -> None:
     [
         (["nowhere.yaml"], "nowhere: nowhere.yaml: there is no such file or built-in recipe"),
         (["tiny.yaml", "./tiny.yaml"], "two are called 'tiny'; give each a name of its own (--variant"),
-        (["tiny.yaml", "--variant", "a: seed=1"], "all kinds have the same seeds"),
+        (["tiny.yaml", "--variant", "a: seed=1"], "all variants have the same seeds"),
         (["tiny.yaml", "--variant", "a:", "--variant", "A:"], "two are called 'A'"),
         (["tiny.yaml", "other.yaml", "--variant", "a:"], "--variant changes one recipe, and there are 2"),
         (["tiny.yaml", "--variant", "reinforce.baseline=none"], 'should read "NAME: section.key=value'),
@@ -331,7 +333,7 @@ def test_the_plan_gives_every_kind_the_same_seeds_and_tokens(
         ["tiny.yaml"], ["small:", "large: reinforce.problems_per_update=64", "few: problems.num_held_out=5"]
     )
     runs = plan_runs(kinds, ["seed=7"], shape)
-    assert [(run.seed, run.kind) for run in runs] == [
+    assert [(run.seed, run.variant) for run in runs] == [
         (seed, kind) for seed in (7, 8) for kind in ("small", "large", "few")
     ]
     for run in runs:
@@ -349,7 +351,7 @@ def test_a_run_that_must_stop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.py").write_text("def mine(completion, problem):\n    raise OSError('ill')\n")
     result = compared("tiny.yaml", "--seeds", "2", *SHORT, "--set", "rewards=[{function: 'mine.py:mine'}]")
     assert result.exit_code == 2
-    assert "tiny, seed 0: reward 'mine' fails on every episode" in result.stderr
+    assert "tiny, seed 0: reward 'mine' failed on all 4 trial episodes" in result.stderr
 
 
 def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     is_named = isinstance(source, str | PathLike)
     named = [str(each) for each in request.sources if isinstance(each, str | PathLike)]
     if (request.split or request.config) and not any(map(reads_split, named)):
-        raise InputError("--split and --config are read for data sets of the hub, and no source is one")
+        raise InputError("--split and --config are read for data sets of the hub, and all --data are files")
     name = str(source) if is_named else "problems"
     if is_named:
         found = find_problems(

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import datasets  # noqa: F401  (most of a short life would be imports)
-import llm_reinforce.cli.running as running_module
 import peft  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch
 
+import llm_reinforce.cli.interruption as interruption_module
 import llm_reinforce.console.live_view  # noqa: F401
 import llm_reinforce.episodes.collect as collect_module
 import llm_reinforce.training.loop as trainer_module
@@ -51,7 +51,7 @@ SETTINGS: dict[str, object] = {
 PLACES = (
     (trainer_module, "save_checkpoint", "saving"),
     (collect_module, "sample_completions", "sampling"),
-    (trainer_module, "evaluate", "evaluating"),
+    (trainer_module, "measure_accuracy", "evaluating"),
     (trainer_module, "warm_start", "starting warm"),
     (trainer_module, "load_checkpoint", "resuming"),
     (RunDirectory, "cut_logs", "resuming"),
@@ -170,7 +170,7 @@ def make_traced() -> None:
     torch.set_num_threads(1)
     for module, name, place in PLACES:
         setattr(module, name, _traced(getattr(module, name), place))
-    running_module.SAME_KEYPRESS = 0.0
+    interruption_module.SAME_KEYPRESS = 0.0
 
 
 def _traced(call: Callable[..., Any], place: str) -> Callable[..., Any]:

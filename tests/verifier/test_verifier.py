@@ -469,3 +469,11 @@ def test_what_has_no_mark_is_read_at_once_as_it_would_be_in_full(text: str) -> N
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(final_answer, "_MARK", re.compile(""))
         assert find_final_answer(text) == at_once
+
+
+def test_algebra_and_percentages_are_options_of_verify() -> None:
+    pytest.importorskip("math_verify")
+    assert verify(r"So it is $\boxed{\frac{x}{2}}$.", r"\frac{1}{2}x", algebra=True).correct
+    assert not verify(r"So it is $\boxed{\frac{x}{2}}$.", r"\frac{1}{2}x").correct
+    assert verify("20%", "20", in_per_cent=True).correct
+    assert not verify("20%", "20").correct

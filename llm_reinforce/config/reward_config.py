@@ -97,8 +97,7 @@ class RewardConfig(Section):
         if not colon and function not in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(
                 f"no built-in reward is called {function!r}{nearest(function, BUILT_IN_REWARD_ARGUMENTS)} "
-                "(there are "
-                f"{', '.join(BUILT_IN_REWARD_ARGUMENTS)}; your own reads path/to/file.py:function)"
+                f"(there are {', '.join(BUILT_IN_REWARD_ARGUMENTS)}; your own reads path/to/file.py:function)"
             )
         return function
 

@@ -245,8 +245,7 @@ def _example_pool(
     if not trained_on:
         raise InputError(
             f"--few-shot: {name or 'the problems'} has no training split to take examples from; give some "
-            "with "
-            "--examples"
+            "with --examples"
         )
     return trained_on
 

@@ -38,8 +38,7 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
         raise InputError(
             f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens, and with "
             f"max_new_tokens: {max_new_tokens:,} that is more than the {limit:,} tokens of the policy's "
-            "context; "
-            "lower max_new_tokens or leave the problem out"
+            "context; lower max_new_tokens or leave the problem out"
         )
 
 

@@ -139,8 +139,7 @@ def policy_from_model(
     if len(tokenizer) > num_tokens:
         raise InputError(
             f"policy: the tokenizer has {len(tokenizer):,} tokens and the model only {num_tokens:,}; they "
-            "don't "
-            "belong together, or the model needs resize_token_embeddings"
+            "don't belong together, or the model needs resize_token_embeddings"
         )
     _check_memory(model)
     if lora is not None:
@@ -159,23 +158,20 @@ def check_reloads(policy: LanguagePolicy) -> None:
     if not hasattr(model, "save_pretrained"):
         raise InputError(
             f"policy: a {type(model).__name__} can't be saved in output_dir; use a model of transformers, "
-            "or leave "
-            "output_dir out"
+            "or leave output_dir out"
         )
     if hasattr(model, "peft_config"):
         bases = [config.base_model_name_or_path for config in model.peft_config.values()]  # type: ignore[operator,unused-ignore]
         if not all(bases):
             raise InputError(
                 "policy: this adapter's model was not loaded from a path, so that it can't be found again; "
-                "save the "
-                "model with save_pretrained and load it from there, or leave output_dir out"
+                "save the model with save_pretrained and load it from there, or leave output_dir out"
             )
     template = str(policy.tokenizer.chat_template or "") if policy.uses_chat_template else ""
     if (found := _end_tokens(model, policy.tokenizer, template)) != policy.end_token_ids:
         raise InputError(
             f"policy: its end tokens are {list(policy.end_token_ids)}, and after saving and loading they "
-            "would be "
-            f"{list(found)}; set model.generation_config.eos_token_id, or leave output_dir out"
+            f"would be {list(found)}; set model.generation_config.eos_token_id, or leave output_dir out"
         )
 
 

@@ -159,8 +159,7 @@ def _without_overlap(
         kept = tuple(train)
         say(
             "the held-out problems contain all training problems: this run trains on what it evaluates on, "
-            "so "
-            "its accuracy says nothing about new problems"
+            "so its accuracy says nothing about new problems"
         )
     elif len(kept) < len(train):
         say(f"{len(train) - len(kept):,} training problems are among the held-out ones and were left out")

@@ -51,8 +51,7 @@ def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[s
         if not isinstance(each, Mapping):
             raise InputError(
                 f"{name}[{number - 1}]: should be a dict with a prompt and an answer, or a Problem in a "
-                "list of "
-                f"Problems, not {_shown(each)}"
+                f"list of Problems, not {_shown(each)}"
             )
         yield number, each
 

@@ -112,8 +112,7 @@ def _weight(reward: Any, weight: Any) -> float:
         name = reward if isinstance(reward, str) else reward_name(reward)
         raise InputError(
             f"rewards[{name!r}]: a weight is a number, not {_shown(weight)}; for a function with the weight "
-            "1 "
-            "give a list, such as rewards=[my_function, 'answer_format']"
+            "1 give a list, such as rewards=[my_function, 'answer_format']"
         )
     return float(weight)
 

@@ -126,8 +126,7 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
     except TypeError as error:
         raise InputError(
             f"reward {function!r}: it must be callable as f(completion, problem) or, with TRL's signature, "
-            "as "
-            f"f(prompts, completions, **columns): {error}"
+            f"as f(prompts, completions, **columns): {error}"
         ) from error
 
 

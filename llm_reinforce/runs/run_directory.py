@@ -83,15 +83,13 @@ class RunDirectory:
         if found and not overwrite:
             raise InputError(
                 f"output_dir {self.path} is not empty ({', '.join(found[:4])}): resume the run there "
-                f"({RESUME}), "
-                f"replace it ({OVERWRITE}), or choose another output_dir"
+                f"({RESUME}), replace it ({OVERWRITE}), or choose another output_dir"
             )
         foreign = [name for name in found if name.removesuffix(".partial") not in OWN_NAMES]
         if foreign:
             raise InputError(
                 f"output_dir {self.path} has files that no run wrote ({', '.join(foreign[:4])}), so it is "
-                "not "
-                "overwritten; choose another output_dir"
+                "not overwritten; choose another output_dir"
             )
 
     def is_begun(self) -> bool:

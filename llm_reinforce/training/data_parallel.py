@@ -44,8 +44,7 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
     if accelerator.distributed_type in SHARDING:
         raise InputError(
             f"accelerate was launched with {accelerator.distributed_type.value}, which is not supported: "
-            "every "
-            "process holds the whole policy. Launch without it (`accelerate launch --multi_gpu`)"
+            "every process holds the whole policy. Launch without it (`accelerate launch --multi_gpu`)"
         )
     return accelerator
 

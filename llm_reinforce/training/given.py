@@ -118,15 +118,13 @@ def _read_policy(
     else:
         raise InputError(
             f"policy: {_shown(policy)} is not a policy; give a name, a path, a hub id, (model, tokenizer), "
-            "or "
-            "what load_policy returns"
+            "or what load_policy returns"
         )
     for name in PolicyConfig.model_fields:
         if name in keywords:
             raise InputError(
                 f"{name}: not read for a policy that is loaded already; leave it out, or give the policy by "
-                "its "
-                "name or path"
+                "its name or path"
             )
     section = {
         "name_or_path": str(folder / POLICY_FOLDER),

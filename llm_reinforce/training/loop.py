@@ -294,8 +294,7 @@ class TrainingLoop:
             why = visible(episode.failures[failing[0]], 400)
             message = (
                 f"reward {failing[0]!r} failed on all {len(batch)} trial episodes; fix the function or "
-                "remove it "
-                f"from `rewards`: {why}"
+                f"remove it from `rewards`: {why}"
             )
             raise InputError("\n".join([message, *_lines(episode.traceback)]))
         if has_failed.any():
@@ -359,8 +358,7 @@ class TrainingLoop:
             raise RunStoppedError(
                 f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
                 "saved. Lower training.learning_rate, or use a dtype or mixed_precision of more bits, and "
-                "resume "
-                "the run"
+                "resume the run"
             )
 
     def _check_fitted(self, is_fitted: bool) -> None:
@@ -368,8 +366,7 @@ class TrainingLoop:
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
                 f"the value head skips steps of update {self.state.num_updates}: their loss or gradient is "
-                "not "
-                "finite, because returns are huge (value/num_skipped_fits counts such updates)"
+                "not finite, because returns are huge (value/num_skipped_fits counts such updates)"
             )
 
     def _next_state(

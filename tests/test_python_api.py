@@ -330,6 +330,16 @@ def test_problems_of_every_kind(tmp_path: Path) -> None:
     assert (len(separate.problems), len(separate.held_out)) == (34, 2)
 
 
+def test_keywords_find_their_sections() -> None:
+    trainer = ReinforceTrainer(
+        own_model(), SUMS, template="{prompt}", baseline="none", evaluation={"every": 7}, **SMALL
+    )
+    config = trainer.config
+    assert (config.problems.template, config.evaluation.template) == ("{prompt}", None)
+    assert (config.reinforce.baseline, config.evaluation.every) == ("none", 7)
+    assert (config.training.num_updates, config.sampling.max_new_tokens) == (3, 4)
+
+
 def test_by_default_a_fifth_is_held_out() -> None:
     settings = {key: value for key, value in SMALL.items() if key != "num_held_out"}
     trainer = ReinforceTrainer(own_model(), SUMS, **settings)

@@ -48,8 +48,13 @@ def config_from_keywords(
 
 
 def sections_with(key: str) -> list[str]:
-    """Return the sections of a Config that have this key."""
-    return [section for section, known in _keys_of_sections() if key == known]
+    """Return the sections of a Config that a keyword of this name may mean.
+
+    `problems` and `policy` come first, since the arguments of these names are no sections: `template=` is the
+    template of the training problems, which evaluations use too.
+    """
+    found = [section for section, known in _keys_of_sections() if key == known]
+    return [section for section in found if section in ("policy", "problems")] or found
 
 
 def _keys_of_sections() -> Iterator[tuple[str, str]]:

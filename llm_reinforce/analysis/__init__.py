@@ -1,14 +1,13 @@
-"""The gradient's variance, measured, and what it costs: learning curves at an equal budget."""
+"""The gradient's variance, the article's claims, and recipes compared at an equal budget; one call each."""
 
-from llm_reinforce.analysis.classifier_claim import ClassifierFigures, measure_classifier
-from llm_reinforce.analysis.measured_episodes import Collected, collect_updates
-from llm_reinforce.analysis.constant_claim import ConstantFigures, measure_constants
-from llm_reinforce.analysis.gradient_statistics import Measured
+from llm_reinforce.analysis.classifier_claim import ClassifierVariance, measure_classifier_claim
+from llm_reinforce.analysis.constant_claim import ConstantVariance, measure_constant_claim
+from llm_reinforce.analysis.estimators import Estimator, estimators_for
+from llm_reinforce.analysis.gradient_statistics import IntervalEstimate
 from llm_reinforce.analysis.gradient_variance import (
-    Estimator,
-    EstimatorFigures,
-    VarianceFigures,
-    estimators_beside,
+    EstimatorVariance,
+    GradientVariance,
+    measure_estimators,
     measure_variance,
 )
 from llm_reinforce.analysis.learning_curves import (
@@ -21,49 +20,54 @@ from llm_reinforce.analysis.learning_curves import (
     mean_curve,
 )
 from llm_reinforce.analysis.length_claim import (
-    NUM_TO_MEASURE,
-    CoinFigures,
-    LengthFigures,
-    measure_lengths,
-    toss_coins,
+    CoinVariance,
+    LengthClaim,
+    LengthVariance,
+    measure_length_claim,
 )
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes, collect_updates
+from llm_reinforce.analysis.measurement_files import as_json, measurement_files
 from llm_reinforce.analysis.recipe_comparison import RecipeComparison, compare
+from llm_reinforce.analysis.recipe_source import RecipeSource
 from llm_reinforce.analysis.variance_plots import (
-    plot_classifier,
-    plot_constant,
-    plot_length,
+    plot_classifier_claim,
+    plot_constant_claim,
+    plot_length_claim,
     plot_variance,
 )
 
 __all__ = [
-    "NUM_TO_MEASURE",
-    "ClassifierFigures",
-    "CoinFigures",
-    "Collected",
+    "ClassifierVariance",
+    "CoinVariance",
     "ComparedRuns",
-    "ConstantFigures",
+    "ConstantVariance",
     "Difference",
     "Estimator",
-    "EstimatorFigures",
+    "EstimatorVariance",
+    "GradientVariance",
+    "IntervalEstimate",
     "LearningCurve",
-    "LengthFigures",
+    "LengthClaim",
+    "LengthVariance",
     "MeasureName",
-    "Measured",
+    "MeasuredEpisodes",
     "RecipeComparison",
-    "VarianceFigures",
+    "RecipeSource",
+    "as_json",
     "collect_updates",
     "compare",
     "compare_curves",
-    "estimators_beside",
+    "estimators_for",
     "learning_curve",
     "mean_curve",
-    "measure_classifier",
-    "measure_constants",
-    "measure_lengths",
+    "measure_classifier_claim",
+    "measure_constant_claim",
+    "measure_estimators",
+    "measure_length_claim",
     "measure_variance",
-    "plot_classifier",
-    "plot_constant",
-    "plot_length",
+    "measurement_files",
+    "plot_classifier_claim",
+    "plot_constant_claim",
+    "plot_length_claim",
     "plot_variance",
-    "toss_coins",
 ]

@@ -1,37 +1,42 @@
 """The article's second example: classification is reinforcement learning in one step.
 
 A state x with the label y, a policy π(1|x) = σ(θ·x), one action, one reward, and the gradient r ∇log π(a|x).
-In every state the right class is worth w more than the wrong one, so the expected gradient is the same
+In every state the correct class is worth w more than the wrong one, so the expected gradient
 
     E ĝ = E_x[w p (1 - p) u],   p = π(y|x),   u = x for y = 1, -x for y = 0
 
-wherever the rewards begin. Where they begin, c(x), is what decides the variance. The right class has the
-score (1 - p) u, the wrong one -p u, and so
+does not depend on the reward c(x) of the wrong class. The variance does. ∇log π is (1 - p) u for the
+correct class and -p u for the wrong one, and so
 
     E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
 """
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from os import PathLike
 
 import numpy as np
 from jaxtyping import Float
 from scipy.special import expit
 
-from llm_reinforce.analysis.gradient_statistics import Measured, measured_variance
+from llm_reinforce.analysis.gradient_statistics import IntervalEstimate, variance_with_interval
+from llm_reinforce.analysis.measurement_files import check_output, write_json
+from llm_reinforce.analysis.variance_plots import plot_classifier_claim
 
 NUM_STATES, NUM_FEATURES, NUM_EPISODES = 400, 8, 2000
 REWARD = 1.0  # w
 
 
 @dataclass(frozen=True, slots=True)
-class ClassifierFigures:
-    """One way to place the rewards.
+class ClassifierVariance:
+    """The variance under one choice of the rewards.
 
     Attributes:
-        share_reinforced: of the returns that aren't 0, how many make the action taken likelier.
-        share_to_label: of the same, how many push the policy towards the state's label.
-        signal: ‖E ĝ‖ exactly.
+        name: the rewards of the two classes.
+        share_reinforced: of the returns other than 0, the share that makes the sampled action more likely.
+        share_to_label: of the same, the share that moves the policy towards the state's label.
+        signal: ‖E ĝ‖, exact.
         predicted: tr Cov(ĝ) of an episode by the formula above.
         measured: the same from sampled episodes.
     """
@@ -41,57 +46,87 @@ class ClassifierFigures:
     share_to_label: float
     signal: float
     predicted: float
-    measured: Measured
+    measured: IntervalEstimate
 
 
-def measure_classifier(seed: int = 0) -> tuple[ClassifierFigures, ...]:
-    """A half-trained logistic policy on random states, with five ways to place the same rewards."""
+def measure_classifier_claim(
+    *, seed: int = 0, output_dir: str | PathLike[str] | None = None
+) -> tuple[ClassifierVariance, ...]:
+    """Measure the gradient's variance of a half-trained logistic policy, for five choices of the rewards.
+
+    Args:
+        output_dir: directory for `classifier.json` and, with matplotlib, the plot; None: nothing is written.
+
+    Raises:
+        InputError: the files exist, or the directory can't be written to.
+    """
+    output = check_output(output_dir, "classifier")
+    rows = classifier_variances(seed)
+    if output is not None:
+        write_json(output, "classifier", rows)
+        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+            plot_classifier_claim(rows, output)
+    return rows
+
+
+def classifier_variances(seed: int = 0) -> tuple[ClassifierVariance, ...]:
+    """Return the variances of a half-trained logistic policy on random states."""
     random = np.random.default_rng(seed)
     states = random.standard_normal((NUM_STATES, NUM_FEATURES))
     true = random.standard_normal(NUM_FEATURES)
     labels = random.random(NUM_STATES) < expit(states @ true)
     towards = np.where(labels[:, None], states, -states)  # u
-    p_right = expit(towards @ (0.5 * true))
-    half = random.permutation(NUM_STATES) < NUM_STATES // 2
+    p_correct = expit(towards @ (0.5 * true))
+    is_first_half = random.permutation(NUM_STATES) < NUM_STATES // 2
     offsets: Sequence[tuple[str, Float[np.ndarray, " state"]]] = (
         ("w or 0 everywhere", np.zeros(NUM_STATES)),
-        ("w or 0 here, 0 or -w there", np.where(half, 0.0, -REWARD)),
+        ("w or 0 here, 0 or -w there", np.where(is_first_half, 0.0, -REWARD)),
         ("w/2 or -w/2 everywhere", np.full(NUM_STATES, -REWARD / 2)),
-        ("w or 0, plus 2 or minus 2", np.where(half, 2.0, -2.0)),
-        ("each state's optimal baseline", -REWARD * (1 - p_right)),
+        ("w or 0, plus 2 or minus 2", np.where(is_first_half, 2.0, -2.0)),
+        ("each state's optimal baseline", -REWARD * (1 - p_correct)),
     )
-    return tuple(_figures(name, towards, p_right, offset, random, seed) for name, offset in offsets)
+    return tuple(variance_at(name, towards, p_correct, offset, random, seed) for name, offset in offsets)
 
 
-def _figures(
+def variance_at(
     name: str,
     towards: Float[np.ndarray, "state feature"],
-    p_right: Float[np.ndarray, " state"],
+    p_correct: Float[np.ndarray, " state"],
     offset: Float[np.ndarray, " state"],
     random: np.random.Generator,
     seed: int,
-) -> ClassifierFigures:
-    right, wrong = REWARD + offset, offset  # what the two classes are worth
-    squares = (towards**2).sum(axis=1)
-    mean = (REWARD * p_right * (1 - p_right))[:, None] * towards
-    # E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
-    mean_square = (p_right * (1 - p_right) ** 2 * right**2 + (1 - p_right) * p_right**2 * wrong**2) * squares
-    signal = np.linalg.norm(mean.mean(axis=0))
-    # a right answer with a positive return, or a wrong one with a negative, pushes towards the label
-    reinforced = p_right * (right > 0) + (1 - p_right) * (wrong > 0)
-    to_label = p_right * (right > 0) + (1 - p_right) * (wrong < 0)
-    not_zero = p_right * (right != 0) + (1 - p_right) * (wrong != 0)
+) -> ClassifierVariance:
+    """Return the predicted and the measured variance for one choice of the rewards.
 
-    drawn = random.integers(len(p_right), size=NUM_EPISODES)
-    is_right = random.random(NUM_EPISODES) < p_right[drawn]
-    score = np.where(is_right, 1 - p_right[drawn], -p_right[drawn])[:, None] * towards[drawn]
-    gradients = np.where(is_right, right[drawn], wrong[drawn])[:, None] * score
-    gram = gradients @ gradients.T
-    return ClassifierFigures(
+    Args:
+        towards: u, the direction in which the label gets more likely.
+        offset: c, the reward of the wrong class.
+    """
+    correct_reward, wrong_reward = REWARD + offset, offset
+    squares = (towards**2).sum(axis=1)
+    mean = (REWARD * p_correct * (1 - p_correct))[:, None] * towards
+    # E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
+    mean_square = (
+        p_correct * (1 - p_correct) ** 2 * correct_reward**2
+        + (1 - p_correct) * p_correct**2 * wrong_reward**2
+    ) * squares
+    signal = np.linalg.norm(mean.mean(axis=0))
+    # a correct answer with a positive return, or a wrong one with a negative return, moves towards the label
+    reinforced = p_correct * (correct_reward > 0) + (1 - p_correct) * (wrong_reward > 0)
+    to_label = p_correct * (correct_reward > 0) + (1 - p_correct) * (wrong_reward < 0)
+    not_zero = p_correct * (correct_reward != 0) + (1 - p_correct) * (wrong_reward != 0)
+
+    sampled = random.integers(len(p_correct), size=NUM_EPISODES)
+    is_correct = random.random(NUM_EPISODES) < p_correct[sampled]
+    factors = np.where(is_correct, 1 - p_correct[sampled], -p_correct[sampled])
+    log_prob_gradients = factors[:, None] * towards[sampled]
+    returns = np.where(is_correct, correct_reward[sampled], wrong_reward[sampled])
+    gradients = returns[:, None] * log_prob_gradients
+    return ClassifierVariance(
         name=name,
         share_reinforced=float(reinforced.sum() / not_zero.sum()),
         share_to_label=float(to_label.sum() / not_zero.sum()),
         signal=float(signal),
         predicted=float(mean_square.mean() - signal**2),
-        measured=measured_variance(gram, 1.0, seed),
+        measured=variance_with_interval(gradients @ gradients.T, 1.0, seed),
     )

@@ -1,24 +1,38 @@
-"""The article's first point: returns have no unified baseline, and plain REINFORCE pays for where they begin.
+"""The article's first point: returns have no unified baseline, and plain REINFORCE pays for an offset.
 
-A constant c added to every reward changes no policy's order. An episode's gradient becomes v + c s, with
-v = Σ_t g_t ∇log π and the score s = Σ_t ∇log π, whose expectation is 0: the expected gradient stays, and
+A constant c added to every reward changes the ranking of no two policies. An episode's gradient becomes
+v + c s, with v = Σ_t g_t ∇log π and s = Σ_t ∇log π. The expectation of s is 0, so the expected gradient does
+not change, and for γ = 1 and terminal rewards the variance of plain REINFORCE is
 
-    V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²        γ = 1, terminal rewards
+    V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²
 
-which is plain REINFORCE's. A baseline that moves with the rewards takes c away before it is weighed.
+A baseline that moves with the rewards subtracts c first.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from os import PathLike
 
 import numpy as np
 import torch
 
-from llm_reinforce.analysis.measured_episodes import Collected
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients
-from llm_reinforce.analysis.gradient_statistics import Measured, measured_variance, total_variance
-from llm_reinforce.analysis.gradient_variance import Estimator, action_weights, sketch_for
+from llm_reinforce.analysis.estimators import Estimator, action_weights
+from llm_reinforce.analysis.gradient_statistics import (
+    IntervalEstimate,
+    total_variance,
+    variance_with_interval,
+)
+from llm_reinforce.analysis.gradient_variance import sketch_for
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
+from llm_reinforce.analysis.measured_recipe import collect_from_recipe, config_to_measure
+from llm_reinforce.analysis.measurement_files import check_output, write_json
+from llm_reinforce.analysis.recipe_source import RecipeSource
+from llm_reinforce.analysis.variance_plots import plot_constant_claim
 from llm_reinforce.config import ReinforceConfig
+from llm_reinforce.console.messages import is_interactive
+from llm_reinforce.console.progress import progress
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
@@ -29,23 +43,70 @@ COMPARED = ("none", "batch_mean", "moving_average", "group_mean", "leave_one_out
 
 
 @dataclass(frozen=True, slots=True)
-class ConstantFigures:
-    """One baseline with one constant.
+class ConstantVariance:
+    """The variance of one baseline with one constant.
 
     Attributes:
-        predicted: of `none`, by the formula above, from other episodes; None for the others.
+        predicted: by the formula above, from other episodes; for `none` only.
         measured: tr Cov(ĝ) of an episode.
     """
 
     constant: float
     baseline: str
     predicted: float | None
-    measured: Measured
+    measured: IntervalEstimate
 
 
-def measure_constants(
+def measure_constant_claim(
+    recipe: RecipeSource,
+    *,
+    policy: str | PathLike[str] | None = None,
+    num_problems: int = 512,
+    seed: int = 0,
+    overrides: Sequence[str] = (),
+    output_dir: str | PathLike[str] | None = None,
+    show_progress: bool | None = None,
+) -> tuple[ConstantVariance, ...]:
+    """Measure the gradient's variance with a constant added to every reward, baseline by baseline.
+
+    Half of the problems predict, the other half are measured. Nothing is trained but the recipe's warm start.
+
+    Args:
+        recipe: a built-in name, a file, a run's directory, or a Config.
+        policy: measure at the weights of this run, directory or named model; by default those of the first
+            update of the recipe.
+        overrides: changes of the recipe's settings, `section.key=value`.
+        output_dir: directory for `constant.json` and, with matplotlib, the plot; None: nothing is written.
+        show_progress: by default on a terminal and in a notebook.
+
+    Raises:
+        InputError: the recipe can't be measured, or the directory can't be written to.
+    """
+    output = check_output(output_dir, "constant")
+    config = config_to_measure(recipe, overrides, policy)
+    is_shown = is_interactive() if show_progress is None else show_progress
+    own_policy, episodes = collect_from_recipe(
+        config, num_problems=num_problems, seed=seed, show_progress=is_shown
+    )
+    with progress("gradients", len(episodes.batch), what="episodes", is_shown=is_shown) as show:
+        rows = constant_variances(
+            own_policy,
+            episodes,
+            config.reinforce,
+            temperature=config.sampling.temperature,
+            seed=seed,
+            progress=show,
+        )
+    if output is not None:
+        write_json(output, "constant", rows)
+        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+            plot_constant_claim(rows, output)
+    return rows
+
+
+def constant_variances(
     policy: LanguagePolicy,
-    collected: Collected,
+    collected: MeasuredEpisodes,
     settings: ReinforceConfig,
     *,
     temperature: float = 1.0,
@@ -53,22 +114,30 @@ def measure_constants(
     sketch_size: int | None = None,
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
-) -> tuple[ConstantFigures, ...]:
-    """Each baseline's variance with each constant; half of the groups predict, the other half are measured.
+) -> tuple[ConstantVariance, ...]:
+    """Return each baseline's variance with each constant; half of the groups predict, half are measured.
+
+    Args:
+        sketch_size: as for `measure_estimators`.
+        progress: called with the number of episodes completed.
 
     Raises:
-        InputError: the formula isn't that of this recipe, which discounts.
+        InputError: the recipe discounts, and the formula is for γ = 1.
     """
     if settings.discount != 1.0:
-        raise InputError(f"reinforce.discount: this measures γ = 1, and it is {settings.discount}")
+        raise InputError(
+            f"reinforce.discount: {settings.discount}, and the prediction is for 1; "
+            "measure with reinforce.discount=1"
+        )
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
     estimators = [Estimator(name, plain.model_copy(update={"baseline": name})) for name in COMPARED]
     shifted = [with_constant(collected, constant) for constant in constants]
     weights = [action_weights(estimator, each) for each in shifted for estimator in estimators]
     at_zero = action_weights(estimators[0], collected)
-    score = action_weights(estimators[0], with_constant(collected, 1.0)) - at_zero
+    # each ∇log π with weight 1: the difference that a constant of 1 makes
+    of_ones = action_weights(estimators[0], with_constant(collected, 1.0)) - at_zero
     batch = collected.batch
-    stacked = torch.stack([*weights, score, at_zero])
+    stacked = torch.stack([*weights, of_ones, at_zero])
     gradients = episode_gradients(
         policy,
         batch.episodes,
@@ -80,37 +149,37 @@ def measure_constants(
     groups = batch.groups.tolist()
     is_measured = np.arange(max(groups) + 1) % 2 == 1
     predicted = _predictor(gradients, groups, ~is_measured, len(weights), settings.episodes_per_problem)
-    found = []
+    rows = []
     for index in range(len(weights)):
         constant, name = constants[index // len(COMPARED)], COMPARED[index % len(COMPARED)]
         gram = gradients.gram(index, index, groups)[np.ix_(is_measured, is_measured)]
-        found.append(
-            ConstantFigures(
+        rows.append(
+            ConstantVariance(
                 constant=constant,
                 baseline=name,
                 predicted=predicted(constant) if name == "none" else None,
-                measured=measured_variance(gram, settings.episodes_per_problem, seed),
+                measured=variance_with_interval(gram, settings.episodes_per_problem, seed),
             )
         )
-    return tuple(found)
+    return tuple(rows)
 
 
-def with_constant(collected: Collected, constant: float) -> Collected:
-    """The same episodes, each terminal reward that much higher, and those before them too."""
+def with_constant(collected: MeasuredEpisodes, constant: float) -> MeasuredEpisodes:
+    """Return the same episodes with the constant added to terminal rewards, moving average and values."""
 
-    def higher(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+    def shifted(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
         return tuple(
             episode if episode.reward is None else replace(episode, reward=episode.reward + constant)
             for episode in episodes
         )
 
     updates = tuple(
-        EpisodeBatch.of(higher(update.episodes), update.logged, higher(update.greedy))
+        EpisodeBatch.of(shifted(update.episodes), update.logged, shifted(update.greedy))
         for update in collected.updates
     )
-    return Collected(
+    return MeasuredEpisodes(
         updates,
-        MovingAverage(collected.before.value + constant, 1.0),
+        MovingAverage(collected.moving_average.value + constant, 1.0),
         tuple(values + constant for values in collected.values),
     )
 
@@ -119,17 +188,21 @@ def _predictor(
     gradients: EpisodeGradients,
     groups: Sequence[int],
     is_used: np.ndarray,
-    score: int,
+    of_ones: int,
     group_size: int,
 ) -> Callable[[float], float]:
-    """V(c) of `none`, from the episodes of these groups: c = 0 stands behind the score in `gradients`."""
-    gram = gradients.gram(score + 1, score + 1, groups)[np.ix_(is_used, is_used)]
+    """Return V(c) of `none`, computed from the episodes of the used groups.
+
+    Args:
+        of_ones: index of s in `gradients`; the next one is v.
+    """
+    gram = gradients.gram(of_ones + 1, of_ones + 1, groups)[np.ix_(is_used, is_used)]
     at_zero = group_size * float(total_variance(gram, np.ones(len(gram))))
     of_used = torch.tensor(is_used)[torch.tensor(groups)]
-    # the weights are those of an episode divided by the group's size
+    # an episode's weights are divided by the group's size
     products, squares = (
-        group_size**2 * float(gradients.of_episodes(index, score, len(groups))[of_used].mean())
-        for index in (score + 1, score)
+        group_size**2 * float(gradients.of_episodes(index, of_ones, len(groups))[of_used].mean())
+        for index in (of_ones + 1, of_ones)
     )
     # V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²
     return lambda constant: at_zero + 2 * constant * products + constant**2 * squares

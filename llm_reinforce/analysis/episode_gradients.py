@@ -1,9 +1,9 @@
-"""What each episode gives to the gradient of each estimator, at fixed weights, and their inner products.
+"""Each episode's contribution to the gradient of each estimator, at fixed weights, and inner products.
 
-Every estimator here is a weighted sum of scores, Σ_b Σ_t A_t ∇log π(a_t|s_t), that differs from the others in
-its weights A alone. So an episode needs one backward pass for each *direction* that the estimators' weights
-span over its actions: one where all of them are constant along it, few where there are step rewards or a
-learned baseline. The estimators' gradients are then combinations of these.
+Every estimator here is a weighted sum Σ_b Σ_t A_t ∇log π(a_t|s_t), and estimators differ in the weights A
+only. So an episode needs one backward pass for each *direction* that the estimators' weights span over its
+actions: one if all weights are constant over the episode, a few with step rewards or a learned baseline. The
+estimators' gradients are linear combinations of these.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,18 +19,18 @@ from llm_reinforce.episodes import Episode
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 
-NEGLIGIBLE = 1e-5  # of weights: rounding of float32, no direction of its own
+NEGLIGIBLE = 1e-5  # relative size of weights below which they are float32 rounding, not a direction
 COLUMNS = 1 << 12  # numbers of each gradient that are combined in float64 at once
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeGradients:
-    """The gradients of all estimators as combinations of rows.
+    """The gradients of all estimators as linear combinations of rows.
 
     Attributes:
-        rows: the gradient along one direction of one episode's actions each, whole or sketched.
-        coefficients: of each row in each estimator's gradient.
-        episode_of: the episode that a row is of.
+        rows: each the gradient along one direction of one episode's actions, whole or sketched.
+        coefficients: the coefficient of each row in each estimator's gradient.
+        episode_of: the episode that each row belongs to.
     """
 
     rows: Sequence[Float[Tensor, " number"]]
@@ -38,12 +38,12 @@ class EpisodeGradients:
     episode_of: Int[Tensor, " row"]
 
     def gram(self, estimator: int, other: int, groups: Sequence[int]) -> Gram:
-        """⟨h_k of one estimator, h_l of the other⟩, where h is the sum over a group's episodes.
+        """Return ⟨h_k of one estimator, h_l of the other⟩, where h is the sum over a group's episodes.
 
-        In float64 throughout: differences of nearly equal gradients mustn't be lost.
+        Computed in float64, so that differences of nearly equal gradients are kept.
 
         Args:
-            groups: each episode's, from 0 on without a gap.
+            groups: the group of each episode, numbered from 0 without gaps.
         """
         num_groups = max(groups) + 1
         total = torch.zeros(num_groups, num_groups, dtype=torch.float64)
@@ -60,14 +60,14 @@ class EpisodeGradients:
         return total.numpy()
 
     def of_episodes(self, estimator: int, other: int, num_episodes: int) -> Float[Tensor, " episode"]:
-        """⟨gradient of one estimator, of the other⟩ of each episode."""
-        found = torch.zeros(num_episodes, dtype=torch.float64)
+        """Return ⟨gradient of one estimator, gradient of the other⟩ for each episode."""
+        products = torch.zeros(num_episodes, dtype=torch.float64)
         for episode in set(self.episode_of.tolist()):
             own = (self.episode_of == episode).nonzero().flatten()
             rows = torch.stack([self.rows[row] for row in own.tolist()]).cpu().double()
             one, two = (self.coefficients[index, own] @ rows for index in (estimator, other))
-            found[episode] = one @ two
-        return found
+            products[episode] = one @ two
+        return products
 
 
 def episode_gradients(
@@ -79,15 +79,15 @@ def episode_gradients(
     sketch: Sketch | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EpisodeGradients:
-    """Compute Σ_t A_t ∇log π(a_t|s_t) of every episode and estimator; the parameters stay as they are.
+    """Compute Σ_t A_t ∇log π(a_t|s_t) of every episode and estimator; the parameters are not changed.
 
     Args:
-        weights: A of each action; what stands behind an episode's end isn't read.
-        sketch: what the gradients are folded up with; None keeps them whole, [row, parameter] numbers.
-        progress: is told how many episodes are done.
+        weights: A of each action; padding is not read.
+        sketch: the map that shortens gradients; None: they are kept whole, [row, parameter] numbers.
+        progress: called with the number of episodes completed.
 
     Raises:
-        InputError: a gradient isn't finite.
+        InputError: a gradient is not finite.
     """
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     rows: list[Tensor] = []
@@ -108,8 +108,8 @@ def episode_gradients(
                 row = _gradient((direction.to(log_probs) * log_probs).sum(), parameters, keep=last < 0)
                 if not row.isfinite().all():
                     raise InputError(
-                        f"the gradient of {episode.completion.text!r} isn't finite: such a policy can't be "
-                        "measured (policy.dtype: float32 may help)"
+                        f"the gradient of {episode.completion.text!r} is not finite; measure another policy, "
+                        "or set policy.dtype to float32"
                     )
                 rows.append(row if sketch is None else sketch(row))
             coefficients.append(of_episode @ directions.T)
@@ -118,29 +118,29 @@ def episode_gradients(
     return EpisodeGradients(rows, torch.cat(coefficients, dim=1), torch.tensor(episode_of, dtype=torch.long))
 
 
-def squared_scores(
+def squared_log_prob_gradients(
     policy: LanguagePolicy, episodes: Sequence[Episode], progress: Callable[[int], None] = lambda done: None
 ) -> Float[Tensor, "episode token"]:
-    """‖∇log π(a_t|s_t)‖² of every action, a backward pass each; zero in padding."""
+    """Return ‖∇log π(a_t|s_t)‖² of every action, by a backward pass for each; zero in padding."""
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     width = max(len(episode.completion.token_ids) for episode in episodes)
-    found = torch.zeros(len(episodes), width, dtype=torch.float64)
+    squares = torch.zeros(len(episodes), width, dtype=torch.float64)
     for number, episode in enumerate(episodes):
         token_ids = episode.completion.token_ids
         log_probs = token_log_probs(
             policy.model, [episode.prompt_ids], [token_ids], pad_token_id=policy.pad_token_id
         ).log_probs[0]
         for t in range(len(token_ids)):
-            score = _gradient(log_probs[t], parameters, keep=t < len(token_ids) - 1)
-            found[number, t] = score.double().square().sum()
+            gradient = _gradient(log_probs[t], parameters, keep=t < len(token_ids) - 1)
+            squares[number, t] = gradient.double().square().sum()
         progress(number + 1)
-    return found
+    return squares
 
 
 def spanned(weights: Float[Tensor, "estimator token"]) -> Float[Tensor, "direction token"]:
-    """Orthonormal directions whose combinations the rows are; none where all are zero.
+    """Return orthonormal directions that span the rows; none if all rows are zero.
 
-    Rows count alike however long they are: one estimator's weights may be a millionth of another's.
+    Rows are normalized first, since one estimator's weights may be a millionth of another's.
     """
     directions: Tensor
     _, lengths, directions = torch.linalg.svd(torch.nn.functional.normalize(weights), full_matrices=False)

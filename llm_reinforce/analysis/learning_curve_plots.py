@@ -1,4 +1,4 @@
-"""Learning curves and what they come to, as pictures."""
+"""Plots of learning curves and of their measures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_IN_ONE = 6  # more kinds of runs than that have a panel each
+MOST_IN_ONE = 6  # with more variants, each has its own panel
 NUM_COLUMNS = 4
 TITLES: Mapping[MeasureName, str] = {
     "final": "final accuracy",
@@ -22,7 +22,7 @@ TITLES: Mapping[MeasureName, str] = {
 
 
 def plot_comparison(
-    kinds: Mapping[str, Sequence[LearningCurve]],
+    variants: Mapping[str, Sequence[LearningCurve]],
     compared: Sequence[ComparedRuns],
     budget: int,
     target: float,
@@ -31,58 +31,58 @@ def plot_comparison(
     """Write `curves` and `comparison`, each as .png and .svg, into the folder; return the four files.
 
     Raises:
-        ModuleNotFoundError: matplotlib isn't installed.
+        ModuleNotFoundError: matplotlib is not installed.
     """
     with plotting():
         return [
-            *write_figure(curves_figure(kinds, budget, target), folder, "curves"),
+            *write_figure(curves_figure(variants, budget, target), folder, "curves"),
             *write_figure(measures_figure(compared, target), folder, "comparison"),
         ]
 
 
-def curves_figure(kinds: Mapping[str, Sequence[LearningCurve]], budget: int, target: float) -> "Figure":
-    """Accuracy against sampled tokens: the mean over seeds, its 95% interval as a band, a thin line a seed.
+def curves_figure(variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float) -> "Figure":
+    """Plot accuracy against sampled tokens: the mean over seeds, its 95% interval, and a thin line per seed.
 
-    Up to six kinds share one panel. More have one each, with the first kind's mean dashed in all of them.
+    Up to six variants share one panel. More have one each, with the first variant's mean dashed in all.
     """
     from matplotlib.figure import Figure
 
-    if len(kinds) <= MOST_IN_ONE:
+    if len(variants) <= MOST_IN_ONE:
         figure = Figure(figsize=(7.2, 4.4), layout="constrained")
         axes = figure.subplots()
-        for (name, curves), style in zip(kinds.items(), STYLES, strict=False):
+        for (name, curves), style in zip(variants.items(), STYLES, strict=False):
             _plot_variant(axes, name, curves, budget, style)
         _finish(axes, budget, target)
         axes.set(xlabel="sampled tokens", ylabel="accuracy")
-        axes.legend(title=_seeds_title(kinds), frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axes.legend(title=_seeds_title(variants), frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return figure
-    num_rows = math.ceil(len(kinds) / NUM_COLUMNS)
+    num_rows = math.ceil(len(variants) / NUM_COLUMNS)
     figure = Figure(figsize=(2.5 * NUM_COLUMNS, 1.0 + 1.9 * num_rows), layout="constrained")
     grid = figure.subplots(num_rows, NUM_COLUMNS, sharex=True, sharey=True, squeeze=False)
     panels = [axes for row in grid for axes in row]
-    first = next(iter(kinds))
-    for axes, (name, curves) in zip(panels, kinds.items(), strict=False):
+    first = next(iter(variants))
+    for axes, (name, curves) in zip(panels, variants.items(), strict=False):
         _plot_variant(axes, "mean over seeds", curves, budget, STYLES[0])
         if name != first:
-            _plot_mean(axes, f"mean of {first}", kinds[first], budget)
+            _plot_mean(axes, f"mean of {first}", variants[first], budget)
         _finish(axes, budget, target)
         axes.set_title(name, fontsize=9)
-    for axes in panels[len(kinds) :]:
+    for axes in panels[len(variants) :]:
         axes.set_axis_off()
-    for column in range(NUM_COLUMNS):  # the lowest panel of each column has the numbers
-        lowest = max(row for row in range(num_rows) if row * NUM_COLUMNS + column < len(kinds))
+    for column in range(NUM_COLUMNS):  # the lowest panel of each column is labeled
+        lowest = max(row for row in range(num_rows) if row * NUM_COLUMNS + column < len(variants))
         grid[lowest][column].tick_params(labelbottom=True)
     figure.supxlabel("sampled tokens", fontsize=9)
     figure.supylabel("accuracy", fontsize=9)
     handles, labels = panels[1].get_legend_handles_labels()
     figure.legend(
-        handles, labels, title=_seeds_title(kinds), ncols=3, frameon=False, loc="outside upper center"
+        handles, labels, title=_seeds_title(variants), ncols=3, frameon=False, loc="outside upper center"
     )
     return figure
 
 
-def _seeds_title(kinds: Mapping[str, Sequence[LearningCurve]]) -> str:
-    number = len(next(iter(kinds.values())))
+def _seeds_title(variants: Mapping[str, Sequence[LearningCurve]]) -> str:
+    number = len(next(iter(variants.values())))
     return f"{number} seeds, band: 95% interval" if number > 1 else "one seed"
 
 
@@ -128,7 +128,7 @@ def _locator() -> Any:
 
 
 def short_number(value: float) -> str:
-    """A number of tokens for an axis.
+    """Return a number of tokens as shown on an axis.
 
     >>> short_number(0), short_number(2500), short_number(60_000), short_number(1.5e6)
     ('0', '2.5k', '60k', '1.5M')
@@ -140,7 +140,7 @@ def short_number(value: float) -> str:
 
 
 def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure":
-    """A panel a measure and a row a kind of run: the mean with its 95% interval, and a dot a seed.
+    """Plot a panel per measure with a row per variant: the mean, its 95% interval, and a dot per seed.
 
     A hollow mean is a lower bound: not all of its runs reached the target within the budget.
     """
@@ -161,7 +161,7 @@ def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure"
         axes.xaxis.set_major_formatter(_formatter(key))
         axes.xaxis.set_major_locator(_locator())
     panels[0].set_yticks(rows, [runs.name for runs in compared])
-    panels[0].set_ylim(len(compared) - 0.5, -0.5)  # the first on top
+    panels[0].set_ylim(len(compared) - 0.5, -0.5)  # the first at the top
     figure.supxlabel(
         "line: 95% interval over seeds; dots: the seeds; dotted: the first; hollow: not all reached it",
         fontsize=8,

@@ -1,8 +1,7 @@
-"""Learning curves at an equal budget of sampled tokens: what they come to, and how two kinds of run differ.
+"""Learning curves at an equal budget of sampled tokens: their measures, and the differences of variants.
 
-Pure functions: a run's curve is accuracy against the tokens sampled so far, and every kind of run has one
-curve a seed. What is drawn at random are the seeds, so an interval is one over seeds, and two kinds of run
-are compared seed by seed.
+Pure functions. A run's curve is accuracy against the tokens sampled so far, and every variant has one curve
+per seed. Seeds are the random sample, so intervals are over seeds, and variants are compared seed by seed.
 """
 
 import itertools
@@ -18,21 +17,21 @@ Interval = tuple[float, float]
 MeasureName = Literal["final", "area", "tokens"]
 
 CONFIDENCE = 0.95
-NUM_FLIPS = 9_999  # of the seeds' signs, where there are too many to try all
+NUM_FLIPS = 9_999  # sign flips in the permutation test, if there are too many to try all
 NUM_POINTS = 201  # of a mean curve
-ROUNDING = 1e-12  # differences that differ by no more are equal
+ROUNDING = 1e-12  # values that differ by no more are equal
 
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """One run's: `accuracy[i]` was measured once `num_tokens[i]` actions had been sampled.
+    """The curve of one run: `accuracy[i]` was measured after `num_tokens[i]` sampled tokens.
 
     Attributes:
-        num_tokens: rising, from 0, where the policy is as it started; between two, accuracy is a line.
+        num_tokens: increasing, from 0, which is before the first update; accuracy is interpolated linearly.
         accuracy: shares in 0..1.
 
     Raises:
-        ValueError: the two differ in length, there is nothing at 0 tokens, or the tokens don't rise.
+        ValueError: the two differ in length, don't begin at 0 tokens, or the tokens don't increase.
     """
 
     num_tokens: tuple[int, ...]
@@ -40,19 +39,19 @@ class LearningCurve:
 
     def __post_init__(self) -> None:
         if len(self.num_tokens) != len(self.accuracy) or self.num_tokens[:1] != (0,):
-            raise ValueError("a learning curve has one accuracy for each number of tokens, from 0 on")
+            raise ValueError("a learning curve needs one accuracy for each number of tokens, from 0 on")
         if any(after <= before for before, after in itertools.pairwise(self.num_tokens)):
-            raise ValueError(f"the tokens of a learning curve rise, and these don't: {self.num_tokens}")
+            raise ValueError(f"the tokens of a learning curve should increase: {self.num_tokens}")
 
 
 @dataclass(frozen=True, slots=True)
 class OverSeeds:
-    """One number of a kind of run.
+    """One measure of a variant.
 
     Attributes:
-        values: a number a seed.
+        values: one per seed.
         mean: their mean.
-        interval: its 95% interval; None of one seed.
+        interval: its 95% interval; None for one seed.
     """
 
     values: tuple[float, ...]
@@ -62,13 +61,13 @@ class OverSeeds:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One kind of run less another, seed by seed.
+    """The difference of a measure between two variants, seed by seed.
 
     Attributes:
-        mean: of the seeds' differences.
-        interval: its 95% interval; None of one seed.
-        t_p_value: of Student's paired test, two-sided; None of one seed, or of differences without spread.
-        flip_p_value: of flipping the differences' signs, two-sided; None of one seed.
+        mean: mean of the seeds' differences.
+        interval: its 95% interval; None for one seed.
+        t_p_value: of Student's paired test, two-sided; None for one seed, or if all differences are equal.
+        flip_p_value: of flipping the differences' signs, two-sided; None for one seed.
     """
 
     mean: float
@@ -79,14 +78,15 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class ComparedRuns:
-    """What the runs of one kind come to.
+    """The measures of one variant's runs.
 
     Attributes:
-        name: of the kind.
+        name: the variant's name.
         measures: `final` accuracy, `area` under the curve (both in 0..1), `tokens` to the target.
-        num_reached: runs that reached the target within the budget; the others count with the budget.
-        differences: of each measure from the first kind's; empty for the first itself.
-        num_sampled: tokens that each run sampled: the budget, and what its last update went beyond it.
+        num_reached: number of runs that reached the target within the budget; the others count with the
+            budget.
+        differences: of each measure, from the first variant's; empty for the first variant.
+        num_sampled: number of tokens that each run sampled; the last update may exceed the budget.
     """
 
     name: str
@@ -99,14 +99,14 @@ class ComparedRuns:
 def learning_curve(
     evaluations: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], decoding: str
 ) -> LearningCurve:
-    """The curve that a run's logs hold: the lines of `evaluations.jsonl` and of `metrics.jsonl`.
+    """Return the learning curve of a run's logs, the rows of `evaluations.jsonl` and `metrics.jsonl`.
 
     Raises:
-        ValueError: they hold no evaluation of that decoding before the first update, or one after an update
-            that isn't logged.
+        ValueError: there is no evaluation of that decoding before the first update, or there is one after an
+            update that is not logged.
     """
     sampled = {0: 0, **{row["update"]: row["num_tokens"] for row in metrics}}
-    # of several in one place (a budget that was raised) the last one counts
+    # if an update was evaluated twice (its run was given a larger budget), the last one counts
     rows = {row["update"]: row["accuracy"] for row in evaluations if row["decoding"] == decoding}
     if missing := sorted(rows.keys() - sampled.keys()):
         raise ValueError(f"metrics.jsonl lacks update {missing[0]}, after which accuracy was measured")
@@ -117,16 +117,16 @@ def learning_curve(
 
 
 def final_accuracy(curve: LearningCurve) -> float:
-    """The last accuracy measured: that after the update which reached the budget."""
+    """Return the last accuracy, measured after the update that reached the budget."""
     return curve.accuracy[-1]
 
 
 def area_under(curve: LearningCurve, budget: int) -> float:
-    """The mean height of the curve from 0 to the budget, in 0..1.
+    """Return the mean accuracy from 0 tokens to the budget, in 0..1.
 
         (1/B) ∫ accuracy(n) dn over n from 0 to B
 
-    Where the curve ends before the budget, it goes on level.
+    After its last evaluation the curve is constant.
     """
     inside = [number for number in curve.num_tokens if number < budget]
     at = np.array([*inside, budget], dtype=float)
@@ -134,9 +134,9 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 
 
 def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
-    """Tokens until the curve first reaches the target, between two evaluations by the line; None: it doesn't.
+    """Return the number of tokens at which the curve first reaches the target; None: not within the budget.
 
-    What is reached beyond the budget is not reached.
+    Between two evaluations the curve is linear.
     """
     if curve.accuracy[0] >= target:
         return 0.0
@@ -149,7 +149,7 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
-    """The curve's accuracy at these numbers of tokens; beyond its last evaluation it is level."""
+    """Return the accuracy at these numbers of tokens; after the last evaluation it is constant."""
     at: np.ndarray = np.interp(np.asarray(num_tokens, dtype=float), curve.num_tokens, curve.accuracy)
     return at
 
@@ -157,9 +157,9 @@ def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> n
 def mean_curve(
     curves: Sequence[LearningCurve], budget: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Numbers of tokens from 0 to the budget, the mean accuracy there, and its 95% limits, each for itself.
+    """Return numbers of tokens from 0 to the budget, and the mean accuracy with its pointwise 95% limits.
 
-    The limits are None of one curve.
+    The limits are None for one curve.
     """
     at = np.linspace(0, budget, NUM_POINTS)
     each = np.stack([heights(curve, at) for curve in curves])
@@ -171,11 +171,11 @@ def mean_curve(
 
 
 def mean_interval(values: Sequence[float], least: float, most: float) -> Interval | None:
-    """Student's 95% interval for the mean of one number a seed, within what a mean can be; None of one.
+    """Return Student's 95% interval of the mean, cut at `least` and `most`; None for one value.
 
         mean ± t(0.975, n - 1) s / √n
 
-    Equal values leave no spread to judge by: the interval is then that one number.
+    If all values are equal, the interval is that value.
     """
     if len(values) < 2:
         return None
@@ -185,21 +185,21 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
 
 
 def difference_of(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """The mean of `values` less `others`, which belong to the same seeds in the same order.
+    """Return the mean of `values` less `others`, which belong to the same seeds in the same order.
 
-    Its interval and first p-value are those of Student's paired test. The second p-value asks how many of
-    the 2ⁿ ways to flip the signs of the seeds' differences make a mean as far from 0 (Fisher 1935, scipy's
-    permutation test): it supposes less, and is never below 2 / 2ⁿ, 0.06 for five seeds.
+    Its interval and first p-value are those of Student's paired test. The second p-value is the share of the
+    2ⁿ ways to flip the signs of the seeds' differences with a mean as far from 0 (Fisher 1935, scipy's
+    permutation test). That test assumes less, and is never below 2 / 2ⁿ, 0.06 for five seeds.
 
     Raises:
-        ValueError: there are not as many of the one as of the other.
+        ValueError: the two differ in number.
     """
     differences = [value - other for value, other in zip(values, others, strict=True)]
     mean = math.fsum(differences) / len(differences)
     if len(differences) < 2:
         return Difference(mean, None, None, None)
     flips = _flip_p_value(differences)
-    if max(differences) - min(differences) <= ROUNDING:  # no spread that Student's test could divide by
+    if max(differences) - min(differences) <= ROUNDING:  # Student's test would divide by 0
         return Difference(mean, (mean, mean), None, flips)
     test = stats.ttest_1samp(differences, 0.0)
     interval = test.confidence_interval(CONFIDENCE)
@@ -218,31 +218,31 @@ def _flip_p_value(differences: Sequence[float]) -> float:
 
 
 def compare_curves(
-    kinds: Mapping[str, Sequence[LearningCurve]], budget: int, target: float
+    variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float
 ) -> list[ComparedRuns]:
-    """What each kind of run comes to, and how it differs from the first.
+    """Return the measures of each variant, and its differences from the first.
 
-    Final accuracy is that after the update which reached the budget, area and tokens to the target are those
-    of the curve up to the budget. A run that doesn't reach the target counts with the budget, so that the
-    mean is that of min(tokens, budget), and a lower bound where not all have reached it.
+    Final accuracy is measured after the update that reached the budget; area and tokens to the target are
+    those of the curve up to the budget. A run that doesn't reach the target counts with the budget, so the
+    mean is that of min(tokens, budget), a lower bound if not all runs reached the target.
 
     Args:
-        kinds: by name, a curve a seed, of all kinds the same seeds in the same order.
-        budget: tokens.
+        variants: by name, one curve per seed; all variants have the same seeds in the same order.
+        budget: number of tokens.
         target: an accuracy.
 
     Raises:
-        ValueError: there are no kinds, or not as many curves of each.
+        ValueError: there are no variants, or they differ in their number of curves.
     """
-    if not kinds or len({len(curves) for curves in kinds.values()}) > 1:
-        raise ValueError("a comparison needs kinds of runs, each with the same seeds")
+    if not variants or len({len(curves) for curves in variants.values()}) > 1:
+        raise ValueError("a comparison needs one variant or more, each with the same number of curves")
     limits: Mapping[MeasureName, Interval] = {
         "final": (0.0, 1.0),
         "area": (0.0, 1.0),
         "tokens": (0.0, budget),
     }
     compared: list[ComparedRuns] = []
-    for name, curves in kinds.items():
+    for name, curves in variants.items():
         reached = [tokens_to(curve, target, budget) for curve in curves]
         values: Mapping[MeasureName, list[float]] = {
             "final": [final_accuracy(curve) for curve in curves],

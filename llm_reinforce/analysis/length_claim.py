@@ -1,29 +1,31 @@
-"""The article's third example: returns within an episode are correlated, and the more the longer it is.
+"""The article's third example: returns within an episode are correlated, the more the longer it is.
 
-First N coins: the number of heads of independent ones has the variance N/4, of one coin counted N times N²/4.
-Then a policy that tosses: a random model acts T times and never ends, one of its tokens is heads. Its scores
-s_t = ∇log π(a_t|s_t) have mean 0 whatever came before, so those of two actions are uncorrelated, and where a
-reward hardly depends on any one action the variance is a sum over actions,
+First N coins: the number of heads has the variance N/4 for independent coins, N²/4 for one coin counted N
+times. Then a policy that tosses coins: a random model samples T actions and never ends, and one of its tokens
+is heads. Each ∇log π(a_t|s_t) has mean 0 whatever came before, so those of two actions are uncorrelated, and
+where a reward hardly depends on any one action the variance is a sum over actions,
 
-    tr Cov(ĝ) ≈ Σ_t E[‖s_t‖² A_t²]
+    tr Cov(ĝ) ≈ Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]
 
-of what each is weighted by. With p the chance of heads, and the tosses nearly independent, E[A_t²] is
+With p the probability of heads, and nearly independent tosses, E[A_t²] is
 
-    paid                        whole return            what follows            less V(s_t)
+    rewards                     whole return            reward to go            less V(s_t)
     each head as it falls       T² p² + T p (1 - p)     the same for T - t      (T - t) p (1 - p)
     all heads at the end        T² p² + T p (1 - p)     the same                (T - t) p (1 - p)
     the first toss, at the end  p                       the same                0, from the second action on
 
-so that plain REINFORCE grows as T³ where returns add up along an episode, a third of that if each action is
-weighted by what follows it alone, and as T² with a baseline that knows the state. For a verdict it grows as
-T, though all but the first action have no part in it: a baseline that knows the state can tell.
+The variance of plain REINFORCE grows as T³ where rewards add up along an episode, a third of that with
+reward-to-go, and as T² with a state-dependent baseline. With a verdict on the first toss it grows as T,
+although the later actions do not affect the reward; a state-dependent baseline removes them.
 
-From each term its squared expectation is taken in truth. The prediction leaves that out: it is small, but
-where V(s_t) leaves little else.
+The exact variance subtracts each term's squared expectation. The prediction leaves that out, since it is
+small except where V(s_t) leaves little else.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Literal
 
 import numpy as np
@@ -32,19 +34,23 @@ from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
-from llm_reinforce.analysis.measured_episodes import Collected
-from llm_reinforce.analysis.episode_gradients import episode_gradients, squared_scores
-from llm_reinforce.analysis.gradient_statistics import LEVEL, Measured, measured_variance
-from llm_reinforce.analysis.gradient_variance import Estimator, action_weights
+from llm_reinforce.analysis.episode_gradients import episode_gradients, squared_log_prob_gradients
+from llm_reinforce.analysis.estimators import Estimator, action_weights
+from llm_reinforce.analysis.gradient_statistics import LEVEL, IntervalEstimate, variance_with_interval
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
+from llm_reinforce.analysis.measurement_files import check_output, write_json
+from llm_reinforce.analysis.variance_plots import plot_length_claim
 from llm_reinforce.config import RandomInitConfig, ReinforceConfig
+from llm_reinforce.console.messages import is_interactive
+from llm_reinforce.console.progress import progress
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.policy import LanguagePolicy, random_policy, sample_completions
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
 from llm_reinforce.verifier import Verdict
 
-Paid = Literal["each step", "at the end", "verdict"]
-PAID: tuple[Paid, ...] = ("each step", "at the end", "verdict")
+RewardTiming = Literal["each step", "at the end", "verdict"]
+TIMINGS: tuple[RewardTiming, ...] = ("each step", "at the end", "verdict")
 _SETTINGS = ReinforceConfig(baseline="none", problems_per_update=256, episodes_per_problem=2)
 ESTIMATORS = (
     Estimator("whole return", _SETTINGS, credit="whole_return"),
@@ -59,97 +65,129 @@ HEADS, NEVER = 1, -1  # the token of "1", and an end token that no policy has
 
 
 @dataclass(frozen=True, slots=True)
-class CoinFigures:
-    """The variance of the heads of N coins, and what it is expected to be."""
+class CoinVariance:
+    """The variance of the number of heads of N coins, measured and expected."""
 
     num_coins: int
-    independent: Measured
+    independent: IntervalEstimate
     expected_independent: float
-    one_coin: Measured
+    one_coin: IntervalEstimate
     expected_one_coin: float
 
 
 @dataclass(frozen=True, slots=True)
-class LengthFigures:
-    """One estimator on episodes of one length.
+class LengthVariance:
+    """The variance of one estimator on episodes of one length.
 
     Attributes:
-        paid: when the rewards come.
+        paid: when rewards are given.
         estimator: the credit of an action, and the baseline.
-        predicted: tr Cov(ĝ) of an episode as the sum above, of other episodes.
+        predicted: tr Cov(ĝ) of an episode by the sum above, from other episodes.
         measured: the same from the gradients.
     """
 
-    paid: Paid
+    paid: RewardTiming
     estimator: str
     num_actions: int
     predicted: float
-    measured: Measured
+    measured: IntervalEstimate
 
 
-def toss_coins(seed: int = 0) -> tuple[CoinFigures, ...]:
-    """N coins, each its own toss, and N times the same."""
+@dataclass(frozen=True, slots=True)
+class LengthClaim:
+    """The variances of coins, and of a policy's gradient by the length of its episodes."""
+
+    coins: tuple[CoinVariance, ...]
+    lengths: tuple[LengthVariance, ...]
+
+
+def measure_length_claim(
+    *, seed: int = 0, output_dir: str | PathLike[str] | None = None, show_progress: bool | None = None
+) -> LengthClaim:
+    """Measure how the gradient's variance grows with the length of the episodes.
+
+    Args:
+        output_dir: directory for `length.json` and, with matplotlib, the plot; None: nothing is written.
+        show_progress: by default on a terminal and in a notebook.
+
+    Raises:
+        InputError: the files exist, or the directory can't be written to.
+    """
+    output = check_output(output_dir, "length")
+    is_shown = is_interactive() if show_progress is None else show_progress
+    coins = toss_coins(seed)
+    with progress("gradients", num_measured(), what="episodes", is_shown=is_shown) as show:
+        lengths = length_variances(seed, show)
+    if output is not None:
+        write_json(output, "length", [*coins, *lengths])
+        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+            plot_length_claim(coins, lengths, output)
+    return LengthClaim(coins, lengths)
+
+
+def toss_coins(seed: int = 0) -> tuple[CoinVariance, ...]:
+    """Return the variances of the heads of N independent coins, and of one coin counted N times."""
     random = np.random.default_rng(seed)
-    found = []
+    rows = []
     for num in LENGTHS:
         heads = random.binomial(num, 0.5, size=NUM_TOSSES).astype(float)
         same = num * random.integers(2, size=NUM_TOSSES).astype(float)
-        found.append(CoinFigures(num, _sample_variance(heads), num / 4, _sample_variance(same), num**2 / 4))
-    return tuple(found)
+        rows.append(CoinVariance(num, _sample_variance(heads), num / 4, _sample_variance(same), num**2 / 4))
+    return tuple(rows)
 
 
-def _sample_variance(values: Float[np.ndarray, " toss"]) -> Measured:
-    """With the interval that the fourth moment gives."""
+def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
+    """Return the variance of the values, with an interval from their fourth moment."""
     variance = float(values.var(ddof=1))
     fourth = float(((values - values.mean()) ** 4).mean())
     error = float(np.sqrt(max(0.0, fourth - variance**2) / len(values)))
     reach = float(stats.norm.ppf((1 + LEVEL) / 2)) * error
-    return Measured(variance, variance - reach, variance + reach)
+    return IntervalEstimate(variance, variance - reach, variance + reach)
 
 
 def coin_policy(seed: int) -> LanguagePolicy:
-    """A small transformer of random weights that never ends; its token "1" is heads."""
+    """Return a small transformer with random weights that never ends; its token "1" is heads."""
     shape = RandomInitConfig(
         alphabet="01=", num_layers=2, num_heads=2, hidden_size=32, intermediate_size=64, max_length=64
     )
     return replace(random_policy(shape, seed=seed), end_token_ids=(NEVER,))
 
 
-def measure_lengths(
+def length_variances(
     seed: int = 0, progress: Callable[[int], None] = lambda done: None
-) -> tuple[LengthFigures, ...]:
-    """The gradient's variance against the length of the episodes.
-
-    What is predicted comes from other episodes than what is measured.
+) -> tuple[LengthVariance, ...]:
+    """Return the gradient's variance by the length of the episodes; other episodes give the prediction.
 
     Args:
-        progress: is told how many episodes are done, of `NUM_TO_MEASURE`.
+        progress: called with the number of episodes completed, out of `num_measured()`.
     """
     policy = coin_policy(seed)
     others = _tossed(policy, max(LENGTHS), 2 * seed)
-    squares = squared_scores(policy, others.episodes, progress)
+    squares = squared_log_prob_gradients(policy, others.episodes, progress)
     chances = _heads(others).mean(dim=0)
-    found: list[LengthFigures] = []
+    rows: list[LengthVariance] = []
     done = len(others)
     for num_actions in LENGTHS:
         batch = _tossed(policy, num_actions, 2 * seed + 1)
         weights = _weights(batch, chances)
-        # the policy never ends, so shorter episodes are the beginnings of longer ones
+        # the policy never ends, so shorter episodes are prefixes of longer ones
         of_others = _weights(_cut(others, num_actions), chances)
         gradients = episode_gradients(
             policy, batch.episodes, torch.stack([*weights.values()]), progress=_after(done, progress)
         )
         done += len(batch)
-        for index, (paid, name) in enumerate(weights):
+        for index, (timing, name) in enumerate(weights):
             gram = gradients.gram(index, index, batch.groups.tolist())
-            # Σ_t E[‖s_t‖² A_t²]; the weights are A divided by the group's size
-            each = (squares[:, :num_actions] * (GROUP_SIZE * of_others[paid, name]) ** 2).sum(dim=1)
-            measured = measured_variance(gram, GROUP_SIZE, seed)
-            found.append(LengthFigures(paid, name, num_actions, float(each.mean()), measured))
-    return tuple(found)
+            # Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]; the weights are A divided by the group's size
+            predicted = (squares[:, :num_actions] * (GROUP_SIZE * of_others[timing, name]) ** 2).sum(dim=1)
+            measured = variance_with_interval(gram, GROUP_SIZE, seed)
+            rows.append(LengthVariance(timing, name, num_actions, float(predicted.mean()), measured))
+    return tuple(rows)
 
 
-NUM_TO_MEASURE = (1 + len(LENGTHS)) * NUM_GROUPS * GROUP_SIZE
+def num_measured() -> int:
+    """Return the number of episodes whose gradients `length_variances` computes."""
+    return (1 + len(LENGTHS)) * NUM_GROUPS * GROUP_SIZE
 
 
 def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:
@@ -158,19 +196,19 @@ def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:
 
 def _weights(
     batch: EpisodeBatch, chances: Float[Tensor, " token"]
-) -> dict[tuple[Paid, str], Float[Tensor, "episode token"]]:
-    """Of each action, for every way to pay and to weigh.
+) -> dict[tuple[RewardTiming, str], Float[Tensor, "episode token"]]:
+    """Return the weight of each action, by reward timing and estimator.
 
     Args:
-        chances: of heads, toss by toss.
+        chances: probability of heads, toss by toss.
     """
-    found = {}
-    for paid in PAID:
-        values = _values(batch, paid, chances)
-        collected = Collected((_paid(batch, paid),), MovingAverage(), (values,))
+    weights = {}
+    for timing in TIMINGS:
+        values = _values(batch, timing, chances)
+        collected = MeasuredEpisodes((_rewarded(batch, timing),), MovingAverage(), (values,))
         for estimator in ESTIMATORS:
-            found[paid, estimator.name] = action_weights(estimator, collected)
-    return found
+            weights[timing, estimator.name] = action_weights(estimator, collected)
+    return weights
 
 
 def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch:
@@ -193,16 +231,16 @@ def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch
 
 
 def _heads(batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
-    """1 for each toss that is heads."""
+    """Return 1 for heads and 0 for tails, toss by toss."""
     return torch.tensor(
         [[float(action == HEADS) for action in episode.completion.token_ids] for episode in batch.episodes]
     )
 
 
-def _paid(batch: EpisodeBatch, paid: Paid) -> EpisodeBatch:
+def _rewarded(batch: EpisodeBatch, timing: RewardTiming) -> EpisodeBatch:
     episodes = []
     for episode, heads in zip(batch.episodes, _heads(batch).tolist(), strict=True):
-        match paid:
+        match timing:
             case "each step":
                 episodes.append(replace(episode, step_rewards=tuple(heads)))
             case "at the end":
@@ -213,7 +251,7 @@ def _paid(batch: EpisodeBatch, paid: Paid) -> EpisodeBatch:
 
 
 def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
-    """Return the episodes cut after so many actions."""
+    """Return the first `num_actions` actions of each episode."""
     cut = []
     for episode in batch.episodes:
         whole = episode.completion
@@ -229,12 +267,12 @@ def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
 
 
 def _values(
-    batch: EpisodeBatch, paid: Paid, chances: Float[Tensor, " token"]
+    batch: EpisodeBatch, timing: RewardTiming, chances: Float[Tensor, " token"]
 ) -> Float[Tensor, "episode token"]:
-    """V(s_t), the return that is expected of s_t on, for tosses that don't depend on one another."""
+    """Return V(s_t), the expected return from s_t on, for independent tosses."""
     tosses = _heads(batch)
     own = chances[: tosses.shape[1]]
-    if paid == "verdict":
+    if timing == "verdict":
         return torch.cat([own[0].expand_as(tosses[:, :1]), tosses[:, :1].expand_as(tosses[:, 1:])], dim=1)
     to_come = own.flip(0).cumsum(0).flip(0).expand_as(tosses)
-    return to_come if paid == "each step" else to_come + tosses.cumsum(1) - tosses
+    return to_come if timing == "each step" else to_come + tosses.cumsum(1) - tosses

@@ -1,4 +1,4 @@
-"""Episodes of one policy for the laboratory, and what estimators compare them with: learned from others."""
+"""Episodes of one policy, and what the baselines of training would have learned from earlier ones."""
 
 import copy
 import random
@@ -17,21 +17,21 @@ from llm_reinforce.policy_gradient import MovingAverage, action_mask
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
 
-PATIENCE = 10  # fits of the value head without a gain before it is taken as it was best
+PATIENCE = 10  # fits of the value head without an improvement before the best one is used
 
 
 @dataclass(frozen=True, slots=True)
-class Collected:
-    """Episodes of one policy.
+class MeasuredEpisodes:
+    """Episodes of one policy, from which every estimator's gradient is formed.
 
     Attributes:
-        updates: as many episodes each as an update has; the groups count on from update to update.
-        before: the mean return of other episodes, which stands for that of earlier updates.
-        values: V(s_t) of each update's actions, learned from other episodes; none: there is no such baseline.
+        updates: each with as many episodes as an update has; groups are numbered across updates.
+        moving_average: the mean return of other episodes, in place of that of earlier updates.
+        values: V(s_t) of each update's actions, fitted to other episodes; empty: there is no value baseline.
     """
 
     updates: tuple[EpisodeBatch, ...]
-    before: MovingAverage
+    moving_average: MovingAverage
     values: tuple[Float[Tensor, "episode token"], ...] = ()
 
     @property
@@ -50,28 +50,28 @@ def collect_updates(
     num_problems: int,
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
-) -> Collected:
-    """Episodes of `num_problems` problems, drawn with replacement, and as many again before them.
+) -> MeasuredEpisodes:
+    """Collect episodes of `num_problems` problems drawn with replacement, after as many earlier episodes.
 
-    Those before are what the moving average is the mean of, and what the value head is fitted to.
+    The earlier episodes give the moving average and the training data of the value head.
 
     Args:
-        num_problems: rounded up to whole updates, where it is more than one update has.
-        progress: is told how many problems have been answered, of twice their number.
+        num_problems: rounded up to whole updates if it is more than one update has.
+        progress: called with the number of problems completed, out of twice `num_problems`.
 
     Raises:
         InputError: no episode could be scored.
     """
     per_update = min(settings.problems_per_update, num_problems)
     num_updates = -(-num_problems // per_update)
-    drawing = random.Random(f"laboratory {seed}")
+    problem_order = random.Random(f"laboratory {seed}")  # the string is part of the seed: keep it
     generator = torch.Generator(policy.device).manual_seed(seed)
     batches = []
     for number in range(2 * num_updates):
         batches.append(
             collect_episodes(
                 policy,
-                drawing.choices(problems, k=per_update),
+                problem_order.choices(problems, k=per_update),
                 rewards,
                 episodes_per_problem=settings.episodes_per_problem,
                 max_new_tokens=sampling.max_new_tokens,
@@ -83,13 +83,15 @@ def collect_updates(
             )
         )
         progress((number + 1) * num_problems // num_updates)
-    before, measured = batches[:num_updates], tuple(batches[num_updates:])
-    _check_scored(measured)
-    earlier = EpisodeBatch.of([episode for batch in before for episode in batch.episodes])
+    updates = tuple(batches[num_updates:])
+    _check_scored(updates)
+    earlier = EpisodeBatch.of([episode for batch in batches[:num_updates] for episode in batch.episodes])
     plain = settings.model_copy(update={"baseline": "none"})
     average = MovingAverage(estimate_advantages(earlier, plain, MovingAverage()).mean_return or 0.0, 1.0)
-    head = fitted_head(policy, earlier, settings, seed)
-    return Collected(measured, average, tuple(predicted(policy, head, update) for update in measured))
+    head = fitted_value_head(policy, earlier, settings, seed)
+    return MeasuredEpisodes(
+        updates, average, tuple(predicted_values(policy, head, update) for update in updates)
+    )
 
 
 def _check_scored(updates: Sequence[EpisodeBatch]) -> None:
@@ -99,41 +101,44 @@ def _check_scored(updates: Sequence[EpisodeBatch]) -> None:
         raise InputError(f"no episode could be scored: {why}")
 
 
-def fitted_head(
+def fitted_value_head(
     policy: LanguagePolicy, earlier: EpisodeBatch, settings: ReinforceConfig, seed: int
 ) -> ValueHead:
-    """A value head for `baseline: value`, fitted to the returns of these episodes.
+    """Return a value head for `baseline: value`, fitted to the returns of these episodes.
 
-    Training fits it to fresh episodes in every update; here there are these alone, so a quarter of the groups
-    is kept back, and what was best on them is taken: else the head would learn the others by heart.
+    Training fits the head to fresh episodes in every update. Here the same episodes are used again and again,
+    so a quarter of the groups is held out, and fitting stops early: the weights that were best on the held
+    out groups are returned.
     """
     features, shape = _features(policy, earlier), settings.value
     head = ValueHead(features.shape[-1], hidden_size=shape.hidden_size, seed=seed).to(features.device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=shape.learning_rate, weight_decay=0.0)
     plain = settings.model_copy(update={"baseline": "none"})
     estimate = estimate_advantages(earlier, plain, MovingAverage())
-    is_kept_back = (earlier.groups % 4 == 0)[:, None] & estimate.mask
-    best, found, since = float("inf"), copy.deepcopy(head.state_dict()), 0
-    while since < PATIENCE:
+    held_out = (earlier.groups % 4 == 0)[:, None] & estimate.mask
+    least_error, best_weights, num_fits_since = float("inf"), copy.deepcopy(head.state_dict()), 0
+    while num_fits_since < PATIENCE:
         fit_values(
             head,
             optimizer,
             features,
             estimate.returns,
-            estimate.mask & ~is_kept_back,
+            estimate.mask & ~held_out,
             num_steps=shape.num_steps,
         )
-        values = predict_values(head, features, is_kept_back).cpu()
-        error = float((values - estimate.returns)[is_kept_back].square().mean())
-        since += 1
-        if error < best:
-            best, found, since = error, copy.deepcopy(head.state_dict()), 0
-    head.load_state_dict(found)
+        values = predict_values(head, features, held_out).cpu()
+        error = float((values - estimate.returns)[held_out].square().mean())
+        num_fits_since += 1
+        if error < least_error:
+            least_error, best_weights, num_fits_since = error, copy.deepcopy(head.state_dict()), 0
+    head.load_state_dict(best_weights)
     return head
 
 
-def predicted(policy: LanguagePolicy, head: ValueHead, batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
-    """V(s_t) of each action, on the CPU."""
+def predicted_values(
+    policy: LanguagePolicy, head: ValueHead, batch: EpisodeBatch
+) -> Float[Tensor, "episode token"]:
+    """Return V(s_t) of each action, on the CPU."""
     features = _features(policy, batch)
     return predict_values(head, features, action_mask(batch.lengths, features.shape[1])).cpu()
 

@@ -1,7 +1,7 @@
-"""How the laboratory draws: by matplotlib (an extra), as PNG and SVG.
+"""The style of all plots, and the files they are written to: matplotlib (an extra), PNG and SVG.
 
-The colours are Okabe and Ito's (2008), which colour-blind people tell apart; each has a dash pattern and a
-marker of its own, so that a print in grey can be read too.
+The colors are those of Okabe and Ito (2008), which color-blind people can distinguish; each has its own dash
+pattern and marker, so that plots can be read in gray.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-SALT = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}  # the same numbers make the same file
+RC_PARAMS = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}  # equal numbers give equal files
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How the lines of one kind look."""
+    """The look of one line."""
 
     color: str
     dashes: Any
@@ -38,19 +38,19 @@ STYLES = (
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """The settings of all figures.
+    """Apply the settings of all plots.
 
     Raises:
-        ModuleNotFoundError: matplotlib isn't installed.
+        ModuleNotFoundError: matplotlib is not installed.
     """
     import matplotlib
 
-    with matplotlib.rc_context(SALT):
+    with matplotlib.rc_context(RC_PARAMS):
         yield
 
 
 def write_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write it as `name.png` and `name.svg`, whole or not at all; return the two files."""
+    """Write the figure as `name.png` and `name.svg`, each whole or not at all; return the two files."""
     files = []
     for suffix in ("png", "svg"):
         partial, file = folder / f"{name}.partial.{suffix}", folder / f"{name}.{suffix}"

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
@@ -16,6 +16,7 @@ from llm_reinforce.analysis.learning_curves import (
     learning_curve,
     mean_curve,
 )
+from llm_reinforce.analysis.measurement_files import check_directory
 from llm_reinforce.analysis.recipe_comparison_plan import (
     PlannedRun,
     Shape,
@@ -25,6 +26,8 @@ from llm_reinforce.analysis.recipe_comparison_plan import (
     unlike_problems,
     variants_of,
 )
+from llm_reinforce.analysis.recipe_source import RecipeSource
+from llm_reinforce.config import Config
 from llm_reinforce.console.messages import is_interactive, note
 from llm_reinforce.console.progress import progress
 from llm_reinforce.console.run_display import Silent, write_on_stderr
@@ -66,7 +69,7 @@ class RecipeComparison:
 
 
 def compare(
-    recipes: str | PathLike[str] | Sequence[str | PathLike[str]],
+    recipes: RecipeSource | Sequence[RecipeSource],
     *,
     seeds: int,
     tokens: int,
@@ -88,7 +91,8 @@ def compare(
     to `output_dir`.
 
     Args:
-        recipes: built-in names, files, or directories of runs.
+        recipes: built-in names, files, directories of runs, or Configs, which are named by their
+            `output_dir`.
         seeds: number of seeds of each variant.
         tokens: budget of each run, in sampled tokens.
         variants: of the one recipe: names with settings, `section.key=value`.
@@ -103,39 +107,37 @@ def compare(
         RunStoppedError: a run can't go on.
     """
     if not 0 < target <= 1:
-        raise InputError(f"--target: should be above 0 and at most 1, not {target:g}")
+        raise InputError(f"target: should be above 0 and at most 1, not {target:g}")
     for name, value in (("seeds", seeds), ("tokens", tokens), ("evaluations", evaluations)):
         if value < 1:
             raise InputError(f"{name}: should be at least 1, not {value}")
-    given = [recipes] if isinstance(recipes, str | PathLike) else recipes
-    chosen = variants_of([str(recipe) for recipe in given], variants)
-    output = Path(output_dir)
-    runs = plan_runs(chosen, overrides, Shape(seeds, tokens, evaluations, output))
+    given = [recipes] if isinstance(recipes, str | PathLike | Config) else recipes
+    chosen = variants_of(given, variants)
+    output = check_directory(output_dir)
+    runs = plan_runs(chosen, overrides, Shape(seeds, tokens, evaluations, Path(output_dir)))
     is_shown = is_interactive() if show_progress is None else show_progress
+    if is_shown and (sentence := unlike_problems(runs)):
+        note(sentence)
     num_done, stopped_in = _run_all(runs, tokens, is_shown=is_shown, stopping=stopping)
     if stopped_in is not None:
         return RecipeComparison({}, {}, {}, num_done=num_done, stopped_in=stopped_in)
-    return _compare(runs, chosen, tokens, target, output.expanduser())
+    return _compare(runs, chosen, tokens, target, output)
 
 
 def _run_all(
     runs: Sequence[PlannedRun], num_tokens: int, *, is_shown: bool, stopping: Stopping | None
 ) -> tuple[int, str | None]:
-    """Run what isn't done; return the number of complete runs, and the title of a run that was stopped."""
+    """Train the runs that are not complete; return the number of complete runs, and a stopped run's title."""
     say = note if is_shown else _ignore
-    if sentence := unlike_problems(runs):
-        say(sentence)
     waiting = [run for run in runs if run.progress != "done"]
     num_done = len(runs) - len(waiting)
     if num_done:
-        say(f"{num_done} of {len(runs)} runs are done already")
+        say(f"{num_done} of {len(runs)} runs are complete")
     if not waiting:
         return num_done, None
-    bar: AbstractContextManager[Callable[[int], None]] = nullcontext(lambda done: None)
-    if is_shown:
-        bar = progress("comparison", len(runs) * num_tokens, what="tokens", done=num_done * num_tokens)
     said: set[str] = set()
-    with bar as show:
+    total, done = len(runs) * num_tokens, num_done * num_tokens
+    with progress("comparison", total, what="tokens", done=done, is_shown=is_shown) as show:
         for run in waiting:
             display = _RunOfMany(say, said, show, num_done * num_tokens, num_tokens)
             result = _run(run, display, stopping)
@@ -154,7 +156,7 @@ def _run(run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None) -> T
             return trainer.train(resume=run.progress == "begun")
     except (InputError, RunStoppedError) as error:
         raise type(error)(f"{run.title}: {error}") from error
-    except OSError as error:  # that of a full disk names no file
+    except OSError as error:  # the error of a full disk names no file
         error.filename = error.filename or str(run.directory.path)
         raise
 
@@ -214,7 +216,7 @@ def _compare(
         "intervals": "95%, Student's t over seeds",
         "against": compared[0].name,
         "runs": [
-            {"recipe": variant.recipe, "overrides": list(variant.overrides), **asdict(each)}
+            {"recipe": variant.recipe_name, "overrides": list(variant.overrides), **asdict(each)}
             for variant, each in zip(variants, compared, strict=True)
         ],
     }
@@ -222,10 +224,8 @@ def _compare(
     write_whole(files[0], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     write_whole(files[1], json.dumps(_curves_json(curves, seeds, num_tokens)) + "\n")
     plots: list[Path] = []
-    try:
+    with suppress(ModuleNotFoundError):  # matplotlib is an extra
         plots = plot_comparison(curves, compared, num_tokens, target, output)
-    except ModuleNotFoundError:  # matplotlib is an extra
-        plots = []
     return RecipeComparison(
         {each.name: each for each in compared},
         curves,
@@ -242,7 +242,7 @@ def _curve(run: PlannedRun) -> LearningCurve:
         return learning_curve(rows("evaluations.jsonl"), rows("metrics.jsonl"), decoding_of([run]))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{run.directory.path}: its logs are not what a run writes ({error}); remove it to run it again"
+            f"{run.directory.path}: its logs are incomplete ({error}); remove it to run it again"
         ) from None
 
 
@@ -250,10 +250,10 @@ def _curves_json(
     curves: Mapping[str, Sequence[LearningCurve]], seeds: Sequence[int], num_tokens: int
 ) -> dict[str, Any]:
     """Return for each variant the evaluations of each seed, and the mean curve with its pointwise limits."""
-    shown: dict[str, Any] = {}
+    data: dict[str, Any] = {}
     for name, each in curves.items():
         at, mean, low, high = mean_curve(each, num_tokens)
-        shown[name] = {
+        data[name] = {
             "seeds": {
                 str(seed): {"num_tokens": curve.num_tokens, "accuracy": curve.accuracy}
                 for seed, curve in zip(seeds, each, strict=True)
@@ -263,4 +263,4 @@ def _curves_json(
             "low": None if low is None else low.tolist(),
             "high": None if high is None else high.tolist(),
         }
-    return shown
+    return data

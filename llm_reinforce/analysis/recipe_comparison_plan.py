@@ -8,18 +8,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from llm_reinforce.config import Config, load_config
+from llm_reinforce.analysis.recipe_source import RecipeSource, config_of, name_of
+from llm_reinforce.config import Config
 from llm_reinforce.errors import InputError
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import differing_settings
 
-NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # it is a folder's name and a line of the plot
-OWN_KEYS = {  # what compare sets itself, and how it is asked for
-    "output_dir": "--output says where the runs go",
-    "training.num_tokens": "--tokens is the budget of every run",
-    "training.num_updates": "--tokens is what ends every run",
-    "evaluation.every": "--evaluations says how often, for all runs alike",
-    "evaluation.unit": "--evaluations says how often, for all runs alike",
+NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # a folder's name, and a label in the plot
+OWN_KEYS = {  # settings that compare sets itself, and where they come from
+    "output_dir": "the runs are written below the comparison's own directory (--output)",
+    "training.num_tokens": "the budget of every run is that of the comparison (--tokens)",
+    "training.num_updates": "every run ends with the budget of the comparison (--tokens)",
+    "evaluation.every": "all runs are evaluated equally often (--evaluations)",
+    "evaluation.unit": "all runs are evaluated equally often (--evaluations)",
 }
 
 
@@ -28,8 +29,13 @@ class Variant:
     """A recipe and the settings that are changed in it."""
 
     name: str
-    recipe: str
+    recipe: RecipeSource
     overrides: tuple[str, ...] = ()
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe as given, or the name of a Config."""
+        return name_of(self.recipe) if isinstance(self.recipe, Config) else str(self.recipe)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,61 +71,61 @@ class PlannedRun:
 
 
 def variants_of(
-    recipes: Sequence[str], variants: Sequence[str] | Mapping[str, Sequence[str]] = ()
+    recipes: Sequence[RecipeSource], variants: Sequence[str] | Mapping[str, Sequence[str]] = ()
 ) -> list[Variant]:
-    """Return the recipes by their files' names, or the variants of the one recipe.
+    """Return the recipes under the names of their files, or the variants of the one recipe.
 
     Args:
         variants: each `"NAME: section.key=value …"`, or a mapping from names to lists of `section.key=value`.
 
     Raises:
-        InputError: variants of several recipes, one that can't be read, or two of one name.
+        InputError: variants of several recipes, one that can't be read, or two of the same name.
     """
     if not recipes:
         raise InputError("compare: no recipe; name one or more")
     if variants and len(recipes) > 1:
+        names = ", ".join(map(name_of, recipes))
         raise InputError(
-            f"--variant changes one recipe, and there are {len(recipes)} ({', '.join(recipes)}): name one, "
-            "and make a variant of it each time"
+            f"--variant changes one recipe, and there are {len(recipes)} ({names}); name one recipe, and "
+            "give each variant of it"
         )
     if isinstance(variants, Mapping):
         chosen = [Variant(name, recipes[0], tuple(overrides)) for name, overrides in variants.items()]
     else:
         chosen = [_variant(recipes[0], text) for text in variants]
-    chosen = chosen or [Variant(Path(recipe).stem, recipe) for recipe in recipes]
+    chosen = chosen or [Variant(name_of(recipe), recipe) for recipe in recipes]
     for index, variant in enumerate(chosen):
         if not NAME.fullmatch(variant.name) or variant.name != variant.name.rstrip(" ."):
             raise InputError(
-                f"{variant.name!r} can't name a folder and a line of the plot: take letters, digits, blanks "
-                "and "
-                ". , + = @ ( ) -, at most 60, a letter or a digit first"
+                f"{variant.name!r} can't be a variant's name, which names a folder: use at most 60 letters, "
+                "digits, spaces and . , + = @ ( ) -, beginning with a letter or digit"
             )
         # file systems of macOS and Windows ignore case
         if any(variant.name.casefold() == other.name.casefold() for other in chosen[:index]):
-            way_out = "" if variants else ' (--variant "NAME: key=value …" names variants of one recipe)'
-            raise InputError(f"two are called {variant.name!r}; give each a name of its own{way_out}")
+            hint = "" if variants else ' (--variant "NAME: key=value …" names variants of one recipe)'
+            raise InputError(f"two variants are named {variant.name!r}; give each its own name{hint}")
     return chosen
 
 
-def _variant(recipe: str, text: str) -> Variant:
+def _variant(recipe: RecipeSource, text: str) -> Variant:
     name, colon, settings = text.partition(":")
     form = 'should read "NAME: section.key=value section.key=value"'
     try:
         overrides = tuple(shlex.split(settings))
     except ValueError as error:  # an open quote
-        raise InputError(f"--variant {text!r}: {form}, and can't be taken apart: {error}") from None
+        raise InputError(f"--variant {text!r}: {form}, and can't be parsed: {error}") from None
     if not colon:
         raise InputError(f"--variant {text!r}: {form}")
     for override in overrides:
         if "=" not in override:
             raise InputError(
-                f"--variant {text!r}: {form}, and {override!r} has no = (quote a value with blanks)"
+                f"--variant {text!r}: {form}, and {override!r} has no = (quote a value with spaces)"
             )
     return Variant(name.strip(), recipe, overrides)
 
 
 def plan_runs(chosen: Sequence[Variant], overrides: Sequence[str], shape: Shape) -> list[PlannedRun]:
-    """Return all runs, seed by seed, so that an interrupted comparison is one of fewer seeds.
+    """Return all runs, seed by seed, so that an interrupted comparison is complete for the first seeds.
 
     Raises:
         InputError: a recipe can't be used as it is, or a directory holds something else.
@@ -142,14 +148,14 @@ def _check_own_keys(overrides: Sequence[str], where: str, *, seed: bool = False)
         key = override.partition("=")[0].strip()
         why = OWN_KEYS.get(key)
         if seed and key == "seed":
-            why = "all variants have the same seeds; --set seed=… sets the first of them"
+            why = "all variants have the same seeds; set the first one for all (--set seed=…)"
         if why:
-            raise InputError(f"{where}{override}: not read here: {why}")
+            raise InputError(f"{where}{override}: can't be set here: {why}")
 
 
 def _load(variant: Variant, overrides: Sequence[str]) -> Config:
     try:
-        return load_config(variant.recipe, overrides)
+        return config_of(variant.recipe, overrides)
     except InputError as error:
         lines = str(error).splitlines()
         raise InputError("\n".join(f"{variant.name}: {line}" for line in lines)) from None
@@ -157,7 +163,7 @@ def _load(variant: Variant, overrides: Sequence[str]) -> Config:
 
 def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape) -> PlannedRun:
     own = _load(variant, overrides).reinforce
-    # an episode has at least one action, so the budget never lasts for more updates than this
+    # an episode has at least one token, so this many updates always exhaust the budget
     most_updates = -(-shape.num_tokens // (own.problems_per_update * own.episodes_per_problem))
     folder = shape.output / variant.name / f"seed-{seed}"
     recipe = _load(
@@ -176,7 +182,7 @@ def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape
 
 
 def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
-    """Return the progress of a run on the disk.
+    """Return the progress of a run on disk.
 
     Raises:
         InputError: its directory holds another run, or something else.
@@ -185,7 +191,7 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     if own.is_file():
         if lines := differing_settings(own, run.recipe, may_grow=False):
             head = (
-                f"{run.directory.path} holds a run with other settings; give another --output, or remove it:"
+                f"{run.directory.path} holds a run with other settings; name another --output, or remove it:"
             )
             raise InputError("\n".join([head, *lines]))
         return "done" if run.directory.policy.is_dir() else "begun"  # the policy is saved last
@@ -196,7 +202,7 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
         path = run.directory.path
         found = ", ".join(sorted(each.name for each in path.iterdir())[:4]) if path.is_dir() else "a file"
         raise InputError(
-            f"{path} can't be written to, or is no run of this comparison ({found or 'empty'}); give another "
+            f"{path} can't be written to, or is no run of this comparison ({found or 'empty'}); name another "
             "--output, or remove it"
         ) from None
     return "begun" if is_begun else "new"
@@ -205,15 +211,16 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
 def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
     """Return a sentence if the recipes are not evaluated on the same problems."""
 
-    def asked(run: PlannedRun) -> tuple[object, ...]:
+    def evaluated_on(run: PlannedRun) -> tuple[object, ...]:
         evaluation = run.recipe.evaluation
         return run.recipe.problems, evaluation.num_problems, evaluation.template, evaluation.few_shot
 
     first = [run for run in runs if run.seed == runs[0].seed]
-    unlike = [run.variant for run in first[1:] if asked(run) != asked(first[0])]
+    unlike = [run.variant for run in first[1:] if evaluated_on(run) != evaluated_on(first[0])]
     if not unlike:
         return None
-    return f"{', '.join(unlike)}: other problems than {first[0].variant}; the accuracies differ in kind"
+    names = ", ".join(unlike)
+    return f"{names}: other problems than {first[0].variant}'s; accuracies on them can't be compared directly"
 
 
 def decoding_of(runs: Sequence[PlannedRun]) -> str:
@@ -226,7 +233,6 @@ def _check_decoding(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if decoding not in run.recipe.evaluation.decodings:
             raise InputError(
-                f"{run.variant}: evaluation.decodings lacks {decoding}, by which {runs[0].variant} is "
-                "measured; "
-                f"--set evaluation.decodings=[{decoding}] measures all alike"
+                f"{run.variant}: evaluation.decodings lacks {decoding}, which {runs[0].variant} is compared "
+                f"by; use the same for all (--set evaluation.decodings=[{decoding}])"
             )

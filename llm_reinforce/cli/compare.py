@@ -14,7 +14,6 @@ from llm_reinforce.cli.common import (
     quieten,
     reported_failures,
 )
-from llm_reinforce.cli.figures import check_directory
 from llm_reinforce.cli.interruption import received_signals, stopped_by_signals
 from llm_reinforce.console.comparison_tables import print_comparison
 from llm_reinforce.console.messages import note, print_error, wide_console
@@ -25,47 +24,52 @@ if TYPE_CHECKING:
 
 def compare(
     recipes: Annotated[
-        list[str], typer.Argument(metavar="RECIPE…", help="Recipes' files, or built-in recipes' names.")
+        list[str],
+        typer.Argument(metavar="RECIPE…", help="Recipes: files, runs' directories, or built-in names."),
     ],
-    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Runs of each, from its seed on.")],
-    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Sampled tokens of each run: the budget.")],
+    seeds: Annotated[
+        int, typer.Option("--seeds", min=1, help="Number of seeds of each recipe, from the first one's seed.")
+    ],
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Budget of each run, in sampled tokens.")],
     variants: Annotated[
         list[str] | None,
         typer.Option(
             "--variant",
             metavar='"NAME: KEY=VALUE …"',
-            help="Compare variants of the one recipe; repeatable.",
+            help="Compare variants of one recipe; repeatable.",
         ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of all; repeatable."),
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of all runs; repeatable."),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", help="Where the runs and what they come to go.")] = Path(
+    output: Annotated[Path, typer.Option("--output", help="Directory for the runs and the results.")] = Path(
         "runs/compare"
     ),
     target: Annotated[
-        float, typer.Option("--target", help="The accuracy whose price in tokens is told, in 0..1.")
+        float, typer.Option("--target", help="Report the tokens needed to reach this accuracy, in 0..1.")
     ] = 0.9,
     evaluations: Annotated[
-        int, typer.Option("--evaluations", min=1, help="Of each run, at equal distances in tokens.")
+        int,
+        typer.Option(
+            "--evaluations", min=1, help="Evaluations of each run, at equal distances in sampled tokens."
+        ),
     ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run recipes side by side, each with several seeds, at an equal budget of sampled tokens.
 
-    It tells final accuracy, area under the learning curve and tokens to a target, each with a 95% interval
-    over the seeds, and how each recipe differs from the first, seed by seed. All kinds of run have the same
-    seeds. Which problems are held out follows from the seed where a recipe draws them, so they differ from
-    seed to seed and are the same for all recipes with the same problems at one seed.
+    The report has final accuracy, area under the learning curve and tokens to a target accuracy, each with a
+    95% interval over the seeds, and the differences of each recipe from the first, seed by seed. All recipes
+    have the same seeds. A recipe that draws its held-out problems draws them by the seed: recipes with the
+    same problems are evaluated on the same ones at each seed.
 
-    Each run is a normal run in OUTPUT/NAME/seed-N. The same command again goes on where it was stopped: runs
-    that are done are taken as they are. Ctrl-C ends the run in hand after its update and saves it.
+    Each run is a normal run in OUTPUT/NAME/seed-N. The same command continues an interrupted comparison, and
+    complete runs are kept. Ctrl-C stops after the current update and saves the run.
     """
     with reported_failures("the comparison", debug=debug):
         check_one_process("compare")
-        check_directory(output)
         quieten(debug=debug)
         keep_freed_memory()
         from llm_reinforce.analysis import compare as compare_recipes
@@ -88,8 +92,8 @@ def compare(
             raise typer.Exit(128 + received_signals()[-1])
         if not comparison.has_plots:
             note(
-                "no plots without matplotlib: pip install 'llm-reinforce[plots]', and run the same command "
-                "again"
+                "no plots: matplotlib is not installed; pip install 'llm-reinforce[plots]' and run the same "
+                "command again"
             )
         if as_json:
             typer.echo(json.dumps(comparison.summary, ensure_ascii=False))

@@ -14,14 +14,18 @@ SECONDS_BETWEEN_LINES = 30.0
 
 @contextmanager
 def progress(
-    name: str, total: int, *, what: str = "problems", done: int = 0
+    name: str, total: int, *, what: str = "problems", done: int = 0, is_shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
     """Yield a function to call with the number done; it updates a bar on a terminal, else prints some lines.
 
     Args:
         what: the unit that is counted.
         done: the number done before, which does not count for the pace.
+        is_shown: if False, the function does nothing.
     """
+    if not is_shown:
+        yield lambda done: None
+        return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)

@@ -8,8 +8,8 @@ import torch
 from scipy.special import expit
 
 from llm_reinforce.analysis import classifier_claim, length_claim
-from llm_reinforce.analysis.measured_episodes import Collected, collect_updates
-from llm_reinforce.analysis.constant_claim import COMPARED, measure_constants, with_constant
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes, collect_updates
+from llm_reinforce.analysis.constant_claim import COMPARED, constant_variances, with_constant
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
@@ -24,7 +24,7 @@ SETTINGS = ReinforceConfig(problems_per_update=16, episodes_per_problem=4)
 
 
 @pytest.fixture
-def collected(tiny_policy) -> Collected:
+def collected(tiny_policy) -> MeasuredEpisodes:
     """64 groups of four; a reward that depends on the first token, so that there is a gradient."""
 
     def is_even(completion: str, problem: Problem) -> float:
@@ -45,17 +45,17 @@ def collected(tiny_policy) -> Collected:
 def test_a_constant_is_on_all_rewards_and_on_what_they_are_compared_with(collected):
     higher = with_constant(collected, 3.0)
     assert (higher.batch.terminal_rewards - collected.batch.terminal_rewards).unique().tolist() == [3.0]
-    assert higher.before.value == pytest.approx(collected.before.value + 3.0)
+    assert higher.moving_average.value == pytest.approx(collected.moving_average.value + 3.0)
     assert all(
         torch.allclose(high, low + 3.0) for high, low in zip(higher.values, collected.values, strict=True)
     )
     unscored = replace(collected.batch.episodes[0], reward=None)
-    kept = with_constant(Collected((EpisodeBatch.of([unscored]),), MovingAverage()), 3.0)
+    kept = with_constant(MeasuredEpisodes((EpisodeBatch.of([unscored]),), MovingAverage()), 3.0)
     assert kept.batch.episodes[0].reward is None
 
 
 def test_plain_reinforce_pays_for_a_constant_as_predicted_and_the_baselines_nothing(tiny_policy, collected):
-    figures = measure_constants(tiny_policy, collected, SETTINGS, constants=(0.0, 1.0, 3.0, 10.0))
+    figures = constant_variances(tiny_policy, collected, SETTINGS, constants=(0.0, 1.0, 3.0, 10.0))
     for name in COMPARED[1:]:
         values = [each.measured.value for each in figures if each.baseline == name]
         assert values == pytest.approx([values[0]] * 4, rel=1e-3)  # but for rounding
@@ -73,7 +73,7 @@ def test_plain_reinforce_pays_for_a_constant_as_predicted_and_the_baselines_noth
 def test_the_formula_is_not_that_of_a_discount(tiny_policy, collected):
     discounting = SETTINGS.model_copy(update={"discount": 0.9})
     with pytest.raises(InputError, match=r"reinforce\.discount"):
-        measure_constants(tiny_policy, collected, discounting)
+        constant_variances(tiny_policy, collected, discounting)
 
 
 # ------------------------------------------------------------------------------------------ classifier
@@ -121,12 +121,12 @@ def test_coins():
 
 
 @pytest.fixture(scope="module")
-def by_length() -> dict[tuple[str, str, int], length_claim.LengthFigures]:
+def by_length() -> dict[tuple[str, str, int], length_claim.LengthVariance]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(length_claim, "LENGTHS", (1, 4, 8))
         patch.setattr(length_claim, "NUM_GROUPS", 96)
         told: list[int] = []
-        figures = length_claim.measure_lengths(seed=0, progress=told.append)
+        figures = length_claim.length_variances(seed=0, progress=told.append)
         assert told[-1] == 4 * 96 * 2 == len(told)
     return {(each.paid, each.estimator, each.num_actions): each for each in figures}
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from toy import all_episodes, arbitrary_values, padded
 
-from llm_reinforce.analysis.measured_episodes import Collected
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients, spanned
 from llm_reinforce.analysis.gradient_variance import (
     Estimator,
     action_weights,
-    estimators_beside,
+    estimators_for,
     with_exact_norms,
 )
 from llm_reinforce.analysis.sketch import Sketch
@@ -36,7 +36,7 @@ OTHERS = {
 }
 
 
-def some_updates(policy: LanguagePolicy, *, has_step_rewards: bool = True) -> Collected:
+def some_updates(policy: LanguagePolicy, *, has_step_rewards: bool = True) -> MeasuredEpisodes:
     """Two updates of three problems with three episodes; one is unscored, and all of one problem are."""
     updates, values = [], []
     for update in range(2):
@@ -56,12 +56,12 @@ def some_updates(policy: LanguagePolicy, *, has_step_rewards: bool = True) -> Co
             learned += [of_state(episode.completion.token_ids) for episode in chosen]
         updates.append(EpisodeBatch.of(episodes, greedy=greedy))
         values.append(padded(learned))
-    return Collected(tuple(updates), BEFORE, tuple(values))
+    return MeasuredEpisodes(tuple(updates), BEFORE, tuple(values))
 
 
 def gradients_of(
     policy: LanguagePolicy,
-    collected: Collected,
+    collected: MeasuredEpisodes,
     estimators: tuple[Estimator, ...],
     sketch: Sketch | None = None,
 ) -> EpisodeGradients:
@@ -74,12 +74,12 @@ def mean_of_groups(gradients: EpisodeGradients, estimator: int, num_groups: int)
     return gradients.coefficients[estimator] @ torch.stack(list(gradients.rows)).double() / num_groups
 
 
-def plain_gradient(policy: LanguagePolicy, collected: Collected, estimator: Estimator) -> Tensor:
+def plain_gradient(policy: LanguagePolicy, collected: MeasuredEpisodes, estimator: Estimator) -> Tensor:
     """Minus the gradient of the trainer's loss, by backward(), the mean over the updates."""
     total: Tensor = torch.tensor(0.0)
     for number, update in enumerate(collected.updates):
         estimate = estimate_advantages(
-            update, estimator.settings, collected.before, values=collected.values[number]
+            update, estimator.settings, collected.moving_average, values=collected.values[number]
         )
         scores = token_log_probs(
             policy.model,
@@ -112,7 +112,7 @@ def test_the_mean_of_the_groups_is_the_gradient_of_the_trainers_loss(
 ) -> None:
     policy = exact_policy(alphabet="01", seed=3)
     collected = some_updates(policy, has_step_rewards=has_step_rewards)
-    estimators = tuple(each for each in estimators_beside(OTHERS[name]) if each.credit != "exact_norms")
+    estimators = tuple(each for each in estimators_for(OTHERS[name]) if each.credit != "exact_norms")
     assert ("this recipe" in [each.name for each in estimators]) == (name not in ("plain", "discounted"))
     gradients = gradients_of(policy, collected, estimators)
     for index, estimator in enumerate(estimators):
@@ -124,7 +124,7 @@ def test_the_mean_of_the_groups_is_the_gradient_of_the_trainers_loss(
 def test_gram_is_of_the_groups_vectors(exact_policy: Callable[..., LanguagePolicy]) -> None:
     policy = exact_policy(alphabet="01", seed=3)
     collected = some_updates(policy)
-    estimators = estimators_beside(PLAIN)
+    estimators = estimators_for(PLAIN)
     gradients = gradients_of(policy, collected, estimators)
     groups, rows = collected.batch.groups, torch.stack(list(gradients.rows))
 
@@ -144,7 +144,7 @@ def test_the_optimal_baseline_by_exact_norms(exact_policy: Callable[..., Languag
     policy = exact_policy(alphabet="01", seed=3)
     settings = PLAIN.model_copy(update={"discount": 0.7})
     collected = some_updates(policy)
-    estimators = estimators_beside(settings)
+    estimators = estimators_for(settings)
     names = [estimator.name for estimator in estimators]
     groups = collected.batch.groups.tolist()
     plain = gradients_of(policy, collected, estimators)
@@ -187,7 +187,7 @@ def test_adapters_alone_have_a_gradient(tiny_policy: LanguagePolicy, tmp_path: P
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
     base = {name: each.clone() for name, each in policy.model.named_parameters()}
     collected = updates_of_digits(policy)
-    estimators = estimators_beside(PLAIN)[:3]
+    estimators = estimators_for(PLAIN)[:3]
     gradients = gradients_of(policy, collected, estimators)
     assert len(gradients.rows[0]) == sum(p.numel() for p in policy.model.parameters() if p.requires_grad)
     for index, estimator in enumerate(estimators):
@@ -196,13 +196,13 @@ def test_adapters_alone_have_a_gradient(tiny_policy: LanguagePolicy, tmp_path: P
     assert all(torch.equal(base[name], each) for name, each in policy.model.named_parameters())
 
 
-def updates_of_digits(policy: LanguagePolicy) -> Collected:
+def updates_of_digits(policy: LanguagePolicy) -> MeasuredEpisodes:
     """One update of two problems, for policies over more than two characters."""
     episodes = []
     for group, prompt in enumerate(("1+2=", "3+4=")):
         every, _ = all_episodes(policy, prompt, group)
         episodes += [every[4], every[1], every[6]]
-    return Collected((EpisodeBatch.of(episodes),), BEFORE, (torch.zeros(6, 2),))
+    return MeasuredEpisodes((EpisodeBatch.of(episodes),), BEFORE, (torch.zeros(6, 2),))
 
 
 # --------------------------------------------------------------------------------- what it leaves
@@ -214,7 +214,7 @@ def test_policy_stays_as_it_was(tiny_policy: LanguagePolicy) -> None:
     marks = {name: torch.full_like(parameter, 7.0) for name, parameter in parameters.items()}
     for name, parameter in parameters.items():
         parameter.grad = marks[name].clone()
-    gradients_of(tiny_policy, updates_of_digits(tiny_policy), estimators_beside(PLAIN)[:3])
+    gradients_of(tiny_policy, updates_of_digits(tiny_policy), estimators_for(PLAIN)[:3])
     for name, parameter in parameters.items():
         assert torch.equal(parameter, before[name])
         assert parameter.grad is not None
@@ -281,7 +281,7 @@ def test_directions(weights: list[list[float]], num: int) -> None:
 def test_sketch_of_gradients(exact_policy: Callable[..., LanguagePolicy]) -> None:
     policy = exact_policy(alphabet="01", seed=3)
     collected = some_updates(policy)
-    estimators, groups = estimators_beside(PLAIN), collected.batch.groups.tolist()
+    estimators, groups = estimators_for(PLAIN), collected.batch.groups.tolist()
     num_parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     exact = gradients_of(policy, collected, estimators).gram(0, 3, groups)
     # in a sketch as long as they are, gradients keep all their products
@@ -294,7 +294,7 @@ def test_sketch_of_gradients(exact_policy: Callable[..., LanguagePolicy]) -> Non
 
 def test_policies_in_bfloat16(tiny_policy: LanguagePolicy) -> None:
     collected = updates_of_digits(tiny_policy)
-    estimators, groups = estimators_beside(PLAIN)[:3], [0, 0, 0, 1, 1, 1]
+    estimators, groups = estimators_for(PLAIN)[:3], [0, 0, 0, 1, 1, 1]
     exact = gradients_of(tiny_policy, collected, estimators).gram(0, 0, groups)
     tiny_policy.model.to(torch.bfloat16)
     found = gradients_of(tiny_policy, collected, estimators).gram(0, 0, groups)

@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_reinforce.analysis.gradient_statistics import (
-    bootstrapped,
-    jackknifed,
+    bootstrap_interval,
+    jackknife_interval,
     mean_cosine,
     mean_inner_product,
-    measured_variance,
+    variance_with_interval,
     random_halves,
     ratio,
-    studentized,
+    studentized_interval,
     total_variance,
     variance_error,
 )
@@ -74,14 +74,14 @@ def test_cosine_by_hand() -> None:
 def test_jackknife_by_hand() -> None:
     # the jackknife of a mean is its standard error: 1, 2, 3, 6 have mean 3 and deviation √(14/3)
     values = np.array([1.0, 2.0, 3.0, 6.0]) / 10
-    found = jackknifed(math.tanh(0.3), np.tanh((1.2 - values) / 3))
+    found = jackknife_interval(math.tanh(0.3), np.tanh((1.2 - values) / 3))
     reach = 3.182446 * math.sqrt(0.14 / 3) / 2  # t with 3 degrees of freedom
     assert found.value == math.tanh(0.3)
     assert (math.atanh(found.low), math.atanh(found.high)) == pytest.approx((0.3 - reach, 0.3 + reach))
 
 
 def test_vectors_that_agree_wholly_are_no_accident() -> None:
-    found = jackknifed(1.0, np.ones(5))
+    found = jackknife_interval(1.0, np.ones(5))
     assert (found.low, found.value, found.high) == pytest.approx((1.0, 1.0, 1.0))
 
 
@@ -188,7 +188,7 @@ def test_intervals_scale_with_what_they_are_of(factor: float) -> None:
     vectors = some_vectors(30, 7)
     gram = vectors @ vectors.T
     one, other = (
-        studentized(lambda w, g=g: total_variance(g, w), lambda w, g=g: variance_error(g, w), 30, seed=1)
+        studentized_interval(lambda w, g=g: total_variance(g, w), lambda w, g=g: variance_error(g, w), 30, seed=1)
         for g in (gram, factor * gram)
     )
     assert (other.low, other.value, other.high) == pytest.approx(
@@ -202,7 +202,7 @@ def test_equal_seeds_give_equal_intervals(method: str) -> None:
     vectors = some_vectors(30, 9)
     gram = vectors @ vectors.T
     one, two, three = (
-        bootstrapped(lambda w: mean_inner_product(gram, w), 30, seed, method) for seed in (1, 1, 2)
+        bootstrap_interval(lambda w: mean_inner_product(gram, w), 30, seed, method) for seed in (1, 1, 2)
     )
     assert one == two
     assert one != three
@@ -210,9 +210,9 @@ def test_equal_seeds_give_equal_intervals(method: str) -> None:
 
 
 def test_what_has_no_spread_has_an_interval_of_that_one_number() -> None:
-    zero = measured_variance(np.zeros((20, 20)), 2.0, seed=0)
+    zero = variance_with_interval(np.zeros((20, 20)), 2.0, seed=0)
     assert (zero.value, zero.low, zero.high) == (0.0, 0.0, 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        level = bootstrapped(lambda weights: np.asarray(0 * weights.sum(axis=-1) + 3.0), 20, seed=0)
+        level = bootstrap_interval(lambda weights: np.asarray(0 * weights.sum(axis=-1) + 3.0), 20, seed=0)
     assert (level.value, level.low, level.high) == (3.0, 3.0, 3.0)

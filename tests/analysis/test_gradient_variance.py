@@ -11,8 +11,8 @@ import pytest
 import torch
 from toy import BEFORE, PROMPTS, Toy, all_episodes, make_toy
 
-from llm_reinforce.analysis import Collected, collect_updates, estimators_beside, measure_variance
-from llm_reinforce.analysis.gradient_variance import action_weights, measure_estimators
+from llm_reinforce.analysis import MeasuredEpisodes, collect_updates, estimators_for, measure_estimators
+from llm_reinforce.analysis.gradient_variance import action_weights, estimator_statistics
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
@@ -112,10 +112,10 @@ def measured_by(settings: ReinforceConfig, num_groups: int = 40, seed: int = 0) 
     """`none`, `group_mean` and `leave_one_out`, of one and the same made-up vectors."""
     vectors = np.random.default_rng(7).normal(0.5, 1.0, size=(num_groups, 3))
     factors = {"none": 1.0, "group_mean": 0.5, "leave_one_out": 1.0}
-    estimators = [each for each in estimators_beside(settings) if each.name in factors]
+    estimators = [each for each in estimators_for(settings) if each.name in factors]
     scale = [factors[each.name] for each in estimators]
     gram = vectors @ vectors.T
-    figures, _, _ = measure_estimators(lambda i, j: scale[i] * scale[j] * gram, estimators, seed=seed)
+    figures, _, _ = estimator_statistics(lambda i, j: scale[i] * scale[j] * gram, estimators, seed=seed)
     return [SimpleNamespace(**{name: getattr(each, name) for name in each.__slots__}) for each in figures]
 
 
@@ -149,8 +149,8 @@ def test_half_a_gradient_is_half_as_long_and_as_noisy_as_its_signal() -> None:
 
 def test_noise_without_a_signal_has_no_end_to_its_noise_scale() -> None:
     vectors = np.random.default_rng(1).normal(size=(40, 200))
-    estimators = [each for each in estimators_beside(PLAIN) if each.name == "leave_one_out"]
-    (found,), squared_norm, _ = measure_estimators(lambda i, j: vectors @ vectors.T, estimators)
+    estimators = [each for each in estimators_for(PLAIN) if each.name == "leave_one_out"]
+    (found,), squared_norm, _ = estimator_statistics(lambda i, j: vectors @ vectors.T, estimators)
     assert squared_norm.low < 0 < squared_norm.high
     assert found.snr.low < 0 < found.snr.high
     assert found.noise_scale.high == math.inf
@@ -161,16 +161,16 @@ def test_noise_without_a_signal_has_no_end_to_its_noise_scale() -> None:
 def test_too_few_problems_with_a_gradient(num_with_gradient: int) -> None:
     vectors = np.zeros((20, 3))
     vectors[:num_with_gradient] = 1.0
-    estimators = [each for each in estimators_beside(PLAIN) if each.name == "leave_one_out"]
+    estimators = [each for each in estimators_for(PLAIN) if each.name == "leave_one_out"]
     with pytest.raises(InputError, match=f"all but {num_with_gradient} of 20 problems"):
-        measure_estimators(lambda i, j: vectors @ vectors.T, estimators)
+        estimator_statistics(lambda i, j: vectors @ vectors.T, estimators)
 
 
 def test_few_problems_with_a_gradient_are_counted_and_give_numbers() -> None:
     vectors = np.zeros((40, 3))
     vectors[:4] = np.random.default_rng(2).normal(1.0, 1.0, size=(4, 3))
-    estimators = [each for each in estimators_beside(PLAIN) if each.name in ("none", "leave_one_out")]
-    figures, squared_norm, num = measure_estimators(lambda i, j: vectors @ vectors.T, estimators)
+    estimators = [each for each in estimators_for(PLAIN) if each.name in ("none", "leave_one_out")]
+    figures, squared_norm, num = estimator_statistics(lambda i, j: vectors @ vectors.T, estimators)
     assert num == 4
     for measured in (
         squared_norm,
@@ -182,9 +182,9 @@ def test_few_problems_with_a_gradient_are_counted_and_give_numbers() -> None:
 def test_what_rounding_leaves_is_no_gradient() -> None:
     vectors = np.random.default_rng(2).normal(size=(20, 3))
     factors = [1.0, 1e-7]  # none, and leave_one_out where all returns are 0.9
-    estimators = [each for each in estimators_beside(PLAIN) if each.name in ("none", "leave_one_out")]
+    estimators = [each for each in estimators_for(PLAIN) if each.name in ("none", "leave_one_out")]
     with pytest.raises(InputError, match="all but 0 of 20 problems"):
-        measure_estimators(lambda i, j: factors[i] * factors[j] * vectors @ vectors.T, estimators)
+        estimator_statistics(lambda i, j: factors[i] * factors[j] * vectors @ vectors.T, estimators)
 
 
 def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> None:
@@ -194,10 +194,10 @@ def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> 
     two = replace(every[3], reward=3.0, step_rewards=(1.0, 0.0))
     assert (len(one.completion.token_ids), len(two.completion.token_ids)) == (1, 2)
     lost = [replace(each, group=1, reward=None) for each in (one, two)]
-    collected = Collected((EpisodeBatch.of([one, two, *lost]),), BEFORE)
+    collected = MeasuredEpisodes((EpisodeBatch.of([one, two, *lost]),), BEFORE)
 
     def weights(name: str, settings: ReinforceConfig = PLAIN) -> list[list[float]]:
-        (estimator,) = [each for each in estimators_beside(settings) if each.name == name]
+        (estimator,) = [each for each in estimators_for(settings) if each.name == name]
         found: list[list[float]] = action_weights(estimator, collected)[:2].tolist()
         return found
 
@@ -224,7 +224,7 @@ def is_even(completion: str, problem: Problem) -> float:
     return float(len(completion) % 2 == 0)
 
 
-def collected_of(policy: LanguagePolicy, *, num_problems: int = 24, discount: float = 1.0) -> Collected:
+def collected_of(policy: LanguagePolicy, *, num_problems: int = 24, discount: float = 1.0) -> MeasuredEpisodes:
     problems = [Problem(f"{a}+{b}=", str(a + b)) for a in range(3) for b in range(3)]
     return collect_updates(
         policy,
@@ -246,7 +246,7 @@ def test_updates_are_whole_and_their_groups_count_on(tiny_policy: LanguagePolicy
 
 
 def test_moving_average_stands_for_discounted_returns(tiny_policy: LanguagePolicy) -> None:
-    whole, discounted = (collected_of(tiny_policy, discount=gamma).before.value for gamma in (1.0, 0.5))
+    whole, discounted = (collected_of(tiny_policy, discount=gamma).moving_average.value for gamma in (1.0, 0.5))
     assert 0 < discounted < whole < 1
 
 
@@ -254,8 +254,8 @@ def test_measuring_leaves_the_policy_and_repeats_itself(tiny_policy: LanguagePol
     before = {name: each.clone() for name, each in tiny_policy.model.named_parameters()}
     collected = collected_of(tiny_policy)
     told: list[int] = []
-    first = measure_variance(tiny_policy, collected, estimators_beside(PLAIN), progress=told.append)
-    again = measure_variance(tiny_policy, collected, estimators_beside(PLAIN))
+    first = measure_estimators(tiny_policy, collected, estimators_for(PLAIN), progress=told.append)
+    again = measure_estimators(tiny_policy, collected, estimators_for(PLAIN))
     assert first == again
     assert told == list(range(1, 49))
     assert all(torch.equal(before[name], each) for name, each in tiny_policy.model.named_parameters())
@@ -272,9 +272,9 @@ def test_measuring_leaves_the_policy_and_repeats_itself(tiny_policy: LanguagePol
 
 def test_a_sketch_is_as_far_off_as_it_says(tiny_policy: LanguagePolicy) -> None:
     collected = collected_of(tiny_policy)
-    estimators = estimators_beside(PLAIN)[:7]
-    exact = measure_variance(tiny_policy, collected, estimators)
-    found = measure_variance(tiny_policy, collected, estimators, sketch_size=512)
+    estimators = estimators_for(PLAIN)[:7]
+    exact = measure_estimators(tiny_policy, collected, estimators)
+    found = measure_estimators(tiny_policy, collected, estimators, sketch_size=512)
     assert found.sketch_error == math.sqrt(2 / 512)
     for one, other in zip(exact.estimators, found.estimators, strict=True):
         assert other.variance.value == pytest.approx(one.variance.value, rel=4 * found.sketch_error)
@@ -289,4 +289,4 @@ def test_a_policy_that_is_never_right_has_nothing_to_measure(tiny_policy: Langua
         for update in collected.updates
     ]
     with pytest.raises(InputError, match="all but 0 of 24 problems"):
-        measure_variance(tiny_policy, replace(collected, updates=tuple(updates)), estimators_beside(PLAIN))
+        measure_estimators(tiny_policy, replace(collected, updates=tuple(updates)), estimators_for(PLAIN))

@@ -19,15 +19,15 @@ from random import Random
 import numpy as np
 import torch
 
-from llm_reinforce.analysis.measured_episodes import Collected
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients
-from llm_reinforce.analysis.gradient_statistics import Measured, mean_cosine, random_halves
+from llm_reinforce.analysis.gradient_statistics import IntervalEstimate, mean_cosine, random_halves
 from llm_reinforce.analysis.gradient_variance import (
     Estimator,
-    EstimatorFigures,
+    EstimatorVariance,
     action_weights,
-    estimators_beside,
-    measure_estimators,
+    estimators_for,
+    estimator_statistics,
     with_exact_norms,
 )
 from llm_reinforce.config import ReinforceConfig
@@ -118,10 +118,10 @@ class Toy:
             len(self.probabilities), size=num_groups, p=self.probabilities
         )
 
-    def laboratory(self, num_groups: int, seed: int) -> tuple[tuple[EstimatorFigures, ...], Measured, int]:
+    def laboratory(self, num_groups: int, seed: int) -> tuple[tuple[EstimatorVariance, ...], IntervalEstimate, int]:
         """What the laboratory makes of so many groups that were drawn."""
         drawn = self.draw(num_groups, seed)
-        return measure_estimators(
+        return estimator_statistics(
             lambda one, other: self.grams[one, other][np.ix_(drawn, drawn)], self.estimators, seed=seed
         )
 
@@ -172,8 +172,8 @@ def make_toy(
             updates.append(EpisodeBatch.of(pair, greedy=[replace(episodes[2], group=number)]))
             values.append(padded([learned(episode.completion.token_ids) for episode in pair]))
             probabilities.append(chances[one] * chances[two] / len(PROMPTS))
-    collected = Collected(tuple(updates), BEFORE, tuple(values))
-    estimators = tuple(each for each in estimators_beside(settings) if not names or each.name in names)
+    collected = MeasuredEpisodes(tuple(updates), BEFORE, tuple(values))
+    estimators = tuple(each for each in estimators_for(settings) if not names or each.name in names)
     weights = torch.stack([action_weights(estimator, collected) for estimator in estimators])
     batch = collected.batch
     groups = batch.groups.tolist()

@@ -1,0 +1,115 @@
+"""Estimators of the policy gradient: how each weights ∇log π(a_t|s_t) of the same episodes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from llm_reinforce.analysis.episode_gradients import NEGLIGIBLE, EpisodeGradients
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
+from llm_reinforce.config import ReinforceConfig, ValueConfig
+from llm_reinforce.episodes import estimate_advantages
+from llm_reinforce.policy_gradient import BASELINES, UNBIASED, advantages, episode_returns
+
+EXACT = "optimal, exact"
+
+
+@dataclass(frozen=True, slots=True)
+class Estimator:
+    """A way to compute a gradient from episodes.
+
+    Attributes:
+        settings: as in training.
+        credit: the weight of an action: its reward-to-go; the return of its whole episode; or its
+            reward-to-go less the optimal constant baseline, computed from the norms of the exact gradients.
+    """
+
+    name: str
+    settings: ReinforceConfig
+    credit: Literal["reward_to_go", "whole_return", "exact_norms"] = "reward_to_go"
+
+    @property
+    def is_unbiased(self) -> bool:
+        """True if the expected gradient is exactly ∇J."""
+        settings = self.settings
+        is_plain = not settings.standardize and settings.denominator == "episodes"
+        return is_plain and (
+            settings.baseline in UNBIASED
+            and (settings.baseline != "value" or settings.value.gae_lambda == 1.0)
+        )
+
+
+def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
+    """Return each baseline in its plain form, and the recipe's own estimator if that differs.
+
+    In addition: no baseline with the whole episode's return as weight, `value` with λ = 0.9, and `optimal`
+    with the norms of the exact gradients, which training doesn't know.
+    """
+    plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
+    estimators = [
+        Estimator("whole return", _with(plain, "none"), credit="whole_return"),
+        *(Estimator(name, _with(plain, name)) for name in BASELINES),
+        Estimator("value, λ 0.9", _with(plain, "value", ValueConfig(gae_lambda=0.9))),
+        Estimator(EXACT, _with(plain, "optimal"), credit="exact_norms"),
+    ]
+    if settings.standardize or settings.denominator != "episodes":
+        estimators.append(Estimator("this recipe", settings))
+    return tuple(estimators)
+
+
+def _with(settings: ReinforceConfig, baseline: str, value: ValueConfig | None = None) -> ReinforceConfig:
+    return settings.model_copy(update={"baseline": baseline, "value": value or ValueConfig()})
+
+
+def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[Tensor, "episode token"]:
+    """Return the estimator's weight of each ∇log π(a_t|s_t), for all episodes.
+
+    Each update is formed as in training, times its number of groups, so that the mean of the groups' sums is
+    the mean of the updates' gradients. For exact norms, these are the weights of a baseline of -1, since the
+    baseline is known only when the gradients are.
+    """
+    parts = []
+    for number, update in enumerate(collected.updates):
+        values = collected.values[number] if collected.values else None
+        estimate = estimate_advantages(update, estimator.settings, collected.moving_average, values=values)
+        weights = estimate.advantages
+        if estimator.credit == "whole_return":
+            whole = episode_returns(estimate.returns) - estimate.baselines
+            weights = whole[:, None].expand_as(weights).masked_fill(~estimate.mask, 0.0)
+        if estimator.credit == "exact_norms":
+            minus_one, zeros = -torch.ones_like(estimate.baselines), torch.zeros_like(weights)
+            weights = advantages(zeros, minus_one, estimate.mask, estimator.settings.discount)
+        num_groups = len(set(update.groups.tolist()))
+        parts.append(weights * (num_groups / (estimate.denominator or 1.0)))
+    width = max(part.shape[1] for part in parts)
+    return torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+
+
+def with_exact_norms(
+    gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
+) -> EpisodeGradients:
+    """Return the gradients with the exact-norms baseline applied, from the other episodes of each group.
+
+        b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²,   v = Σ_t γ^t g_t ∇log π,   s = Σ_t γ^t ∇log π
+
+    Source: Greensmith, Bartlett & Baxter 2004. An episode without others in its group is left out.
+    """
+    credits, names = [each.credit for each in estimators], [each.name for each in estimators]
+    if "exact_norms" not in credits:
+        return gradients
+    of_ones, plain = credits.index("exact_norms"), names.index("none")  # s and v
+    group_of = torch.tensor(groups)
+    products, squares = (gradients.of_episodes(index, of_ones, len(groups)) for index in (plain, of_ones))
+    of_groups = [
+        torch.zeros(max(groups) + 1).double().index_add_(0, group_of, each) for each in (products, squares)
+    ]
+    numerators, denominators = of_groups[0][group_of] - products, of_groups[1][group_of] - squares
+    is_alone = denominators <= NEGLIGIBLE * squares
+    baselines = torch.where(is_alone, 0.0, numerators / torch.where(is_alone, 1.0, denominators))
+    coefficients = gradients.coefficients.clone()
+    combined = coefficients[plain] - baselines[gradients.episode_of] * coefficients[of_ones]
+    coefficients[of_ones] = combined.masked_fill(is_alone[gradients.episode_of], 0.0)
+    return EpisodeGradients(gradients.rows, coefficients, gradients.episode_of)

@@ -1,0 +1,71 @@
+"""From a recipe to the policy that is measured, and episodes of it."""
+
+from collections.abc import Sequence
+from os import PathLike, fspath
+from pathlib import Path
+
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes, collect_updates
+from llm_reinforce.analysis.recipe_source import RecipeSource, config_of
+from llm_reinforce.config import Config
+from llm_reinforce.console.messages import note
+from llm_reinforce.console.progress import progress
+from llm_reinforce.errors import InputError
+from llm_reinforce.policy import LanguagePolicy
+from llm_reinforce.training import ReinforceTrainer
+
+
+def config_to_measure(
+    recipe: RecipeSource, overrides: Sequence[str] = (), policy: str | PathLike[str] | None = None
+) -> Config:
+    """Return the recipe's settings, with the weights of `policy` if one is given.
+
+    Raises:
+        InputError: the recipe is invalid, or has one episode per problem.
+    """
+    config = config_of(recipe, overrides)
+    if policy is not None:
+        config = with_weights(config, fspath(policy))
+    if config.reinforce.episodes_per_problem < 2:
+        raise InputError(
+            "reinforce.episodes_per_problem should be at least 2: baselines compare the episodes of one "
+            "problem (--set reinforce.episodes_per_problem=4)"
+        )
+    return config
+
+
+def with_weights(config: Config, name_or_path: str) -> Config:
+    """Return the settings with these weights in place of the recipe's, and without a warm start."""
+    changes = {"name_or_path": name_or_path, "random_init": None, "revision": None}
+    path = Path(name_or_path).expanduser()
+    if any((folder / "adapter_config.json").is_file() for folder in (path, path / "policy")):
+        changes["lora"] = None  # the weights are an adapter already
+    policy = config.policy.model_copy(update=changes)
+    training = config.training.model_copy(update={"warm_start": None})
+    return config.model_copy(update={"policy": policy, "training": training})
+
+
+def collect_from_recipe(
+    config: Config, *, num_problems: int, seed: int, show_progress: bool = False
+) -> tuple[LanguagePolicy, MeasuredEpisodes]:
+    """Return the recipe's policy, after the warm start if it has one, and episodes of it.
+
+    Args:
+        num_problems: see `collect_updates`.
+    """
+    trainer = ReinforceTrainer(config=config, progress=False)
+    if config.training.warm_start is not None:
+        if show_progress:
+            note(f"warm start: {config.training.warm_start.num_updates:,} supervised updates")
+        trainer.loop.warm_start()
+    with progress("collecting", 2 * num_problems, is_shown=show_progress) as show:
+        episodes = collect_updates(
+            trainer.policy,
+            trainer.problems,
+            trainer.rewards,
+            config.reinforce,
+            config.sampling,
+            num_problems=num_problems,
+            seed=seed,
+            progress=show,
+        )
+    return trainer.policy, episodes

@@ -1,0 +1,59 @@
+"""The files of a measurement: NAME.json, and the plot as NAME.png and NAME.svg."""
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llm_reinforce.durable_files import finite, write_whole
+from llm_reinforce.errors import InputError
+
+
+def check_directory(output_dir: str | PathLike[str]) -> Path:
+    """Return the path of a directory that exists or can be created, `~` expanded.
+
+    Raises:
+        InputError: it can't be written to.
+    """
+    output = Path(output_dir).expanduser()
+    nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
+    if not nearest.is_dir():
+        raise InputError(f"output directory {output}: {nearest} is a file; name a directory")
+    if not os.access(nearest, os.W_OK):
+        raise InputError(f"output directory {output}: can't be written to; name another directory")
+    return output
+
+
+def check_output(output_dir: str | PathLike[str] | None, name: str) -> Path | None:
+    """Return the directory for the files of a measurement; to be called before anything is measured.
+
+    Raises:
+        InputError: it can't be written to, or holds files of this name.
+    """
+    if output_dir is None:
+        return None
+    output = check_directory(output_dir)
+    if found := measurement_files(output, name):
+        raise InputError(f"output directory {output}: {found[0].name} exists; remove it, or name another")
+    return output
+
+
+def measurement_files(output_dir: str | PathLike[str], name: str) -> list[Path]:
+    """Return the files of the measurement that exist."""
+    files = [Path(output_dir).expanduser() / f"{name}.{suffix}" for suffix in ("json", "png", "svg")]
+    return [file for file in files if file.exists()]
+
+
+def write_json(output: Path, name: str, result: Any) -> None:
+    """Write a result to NAME.json in the directory, which is created if it is missing."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_whole(output / f"{name}.json", as_json(result) + "\n")
+
+
+def as_json(result: Any) -> str:
+    """Return a result, a dataclass or a sequence of them, as JSON; numbers that are not finite are null."""
+    rows = [asdict(row) for row in result] if isinstance(result, Sequence) else asdict(result)
+    return json.dumps(finite(rows), indent=1, ensure_ascii=False, allow_nan=False)

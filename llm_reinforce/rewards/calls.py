@@ -19,7 +19,7 @@ from llm_reinforce.problems import Problem, judge
 from llm_reinforce.verifier import Verdict
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; what is above would be infinite
-OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("asking.py", "trl_signature.py"))
+OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py"))
 MAX_TRACEBACK = 4_000  # characters of a traceback that are kept: its end, where the fault is
 
 

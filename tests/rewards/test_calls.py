@@ -145,7 +145,7 @@ def test_what_it_raises_is_a_failure(error: BaseException) -> None:
         assert told.failure == f"{type(error).__name__}: {error}"
         assert told.traceback.startswith("Traceback")
         assert function.__name__ in told.traceback
-        assert "/asking.py" not in told.traceback
+        assert "/calls.py" not in told.traceback
 
 
 def test_an_error_that_cannot_be_shown() -> None:

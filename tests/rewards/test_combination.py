@@ -68,7 +68,7 @@ def test_a_failure_leaves_the_episode_unscored_and_the_other_parts_stand() -> No
     assert one.failure == "failing: ValueError: broken"
     assert one.traceback.startswith("Traceback")
     assert "in function" in one.traceback
-    assert "/asking.py" not in one.traceback
+    assert "/calls.py" not in one.traceback
 
 
 def test_every_failure_is_told_and_the_first_traceback() -> None:

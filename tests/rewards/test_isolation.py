@@ -245,7 +245,7 @@ def test_a_traceback_comes_along(isolated: IsolatedFunction) -> None:
     (failed,) = ask(isolated, "raises()")
     assert failed.traceback.startswith("Traceback")
     assert "in raises" in failed.traceback
-    assert "/asking.py" not in failed.traceback
+    assert "/calls.py" not in failed.traceback
 
 
 @pytest.mark.parametrize(

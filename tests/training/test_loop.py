@@ -395,7 +395,7 @@ def test_updates_without_a_scored_episode_are_left_out(tmp_path: Path) -> None:
     traceback = "\n".join(watcher.said)
     assert traceback.count("Traceback") == 1
     assert "in falls_ill" in traceback
-    assert "asking.py" not in traceback
+    assert "calls.py" not in traceback
 
 
 def test_too_many_unscored_episodes_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None:

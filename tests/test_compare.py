@@ -1,4 +1,4 @@
-"""llm-reinforce compare: runs planned, run, stopped, gone on with, and told."""
+"""llm-reinforce compare, and `compare()`: runs are planned, trained, stopped, resumed and reported."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from llm_reinforce.analysis.recipe_comparison_plan import (
 )
 from llm_reinforce.cli import app
 from llm_reinforce.config import load_config
+from llm_reinforce.errors import InputError
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import TrainingLoop
 
@@ -87,7 +88,7 @@ def test_each_run_is_a_normal_run_of_its_budget(finished: tuple[Path, Result]) -
             assert run.policy.is_dir()
 
 
-def test_what_is_written_is_what_the_runs_logged(finished: tuple[Path, Result]) -> None:
+def test_results_are_those_of_the_runs_logs(finished: tuple[Path, Result]) -> None:
     output, _ = finished
     summary = json.loads((output / "comparison.json").read_text())
     assert (summary["seeds"], summary["num_tokens"], summary["decoding"]) == ([5, 6], 100, "sampled")
@@ -105,7 +106,7 @@ def test_what_is_written_is_what_the_runs_logged(finished: tuple[Path, Result]) 
     assert set(summary["runs"][1]["differences"]) == {"final", "area", "tokens"}
 
 
-def test_the_tables_are_told(finished: tuple[Path, Result]) -> None:
+def test_the_tables(finished: tuple[Path, Result]) -> None:
     _, result = finished
     told = result.stdout
     assert "sampled accuracy on held-out problems; 100 sampled tokens a run, 2 seeds" in told
@@ -114,7 +115,7 @@ def test_the_tables_are_told(finished: tuple[Path, Result]) -> None:
     assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", told)
     assert re.search(r"\d of 2", told)
     words = " ".join(told.split())
-    assert "difference: from tiny, seed by seed; p by sign flips is 0.5 at least" in words
+    assert "difference: from tiny, seed by seed; p by sign flips is at least 0.5" in words
     assert "tiny, seed 5: held-out accuracy" in result.stderr
     assert "4 of 4 runs" in result.stderr
 
@@ -128,7 +129,7 @@ def test_a_run_is_the_one_that_train_makes(finished: tuple[Path, Result]) -> Non
     assert (done / weights).read_bytes() == Path("alone", weights).read_bytes()
 
 
-def test_done_runs_are_taken_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_complete_runs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     trained: list[int] = []
     updates = TrainingLoop.updates
 
@@ -140,7 +141,7 @@ def test_done_runs_are_taken_from_the_disk(monkeypatch: pytest.MonkeyPatch) -> N
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     again = compared("tiny.yaml", "--seeds", "1", *SHORT, "--json")
     assert again.exit_code == 0, again.output
-    assert "1 of 1 runs are done already" in again.stderr
+    assert "1 of 1 runs are complete" in again.stderr
     assert json.loads(again.stdout) == read("comparison.json")
     more = compared("tiny.yaml", "--seeds", "2", *SHORT)  # the same seeds, and one more
     assert more.exit_code == 0, more.output
@@ -160,7 +161,7 @@ def outcome() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("checkpoint_every", ["1", "null"])
-def test_a_kill_inside_a_run_and_the_same_command_goes_on(
+def test_a_killed_comparison_is_continued_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: str
 ) -> None:
     command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO, "--set"]
@@ -186,11 +187,11 @@ def test_a_kill_inside_a_run_and_the_same_command_goes_on(
     assert not Path("runs/compare/none/seed-0/policy").exists()
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
-    assert "1 of 4 runs are done already" in resumed.stderr
+    assert "1 of 4 runs are complete" in resumed.stderr
     assert outcome() == expected
 
 
-def test_a_signal_saves_the_run_and_the_same_command_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_comparison_is_continued_by_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO]
     assert compared(*command).exit_code == 0
     expected = outcome()
@@ -211,7 +212,7 @@ def test_a_signal_saves_the_run_and_the_same_command_goes_on(monkeypatch: pytest
     assert list(Path("runs/compare/none/seed-0/checkpoints").iterdir())
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
-    assert "going on from update-" in resumed.stderr
+    assert "resuming from update-" in resumed.stderr
     assert outcome() == expected
 
 
@@ -223,11 +224,11 @@ def test_a_run_killed_before_it_was_begun_starts(tmp_path: Path) -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
 
 
-def test_another_run_in_the_place_of_one_is_refused(tmp_path: Path) -> None:
+def test_a_directory_with_another_run_is_refused(tmp_path: Path) -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     before = Path("runs/compare/tiny/seed-0/metrics.jsonl").read_bytes()
     told = refused("tiny.yaml", "--seeds", "1", *SHORT, "--set", "training.learning_rate=1e-1")
-    assert "runs/compare/tiny/seed-0 holds a run with other settings; give another --output" in told
+    assert "runs/compare/tiny/seed-0 holds a run with other settings; name another --output" in told
     assert "training.learning_rate: 0.01 in the run, 0.1 now" in told
     told = refused("tiny.yaml", "--seeds", "1", *SHORT[2:], "--tokens", "200")
     assert "training.num_tokens: 100 in the run, 200 now" in told
@@ -242,11 +243,11 @@ def test_another_run_in_the_place_of_one_is_refused(tmp_path: Path) -> None:
     assert "file is a file; name a directory" in told
 
 
-def test_broken_logs_are_told() -> None:
+def test_incomplete_logs_are_reported() -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     Path("runs/compare/tiny/seed-0/metrics.jsonl").write_text("")
     told = refused_after_runs("tiny.yaml", "--seeds", "1", *SHORT)
-    assert "runs/compare/tiny/seed-0: its logs are not what a run writes (metrics.jsonl lacks update" in told
+    assert "runs/compare/tiny/seed-0: its logs are incomplete (metrics.jsonl lacks update" in told
 
 
 def refused_after_runs(*arguments: str) -> str:
@@ -255,28 +256,28 @@ def refused_after_runs(*arguments: str) -> str:
     return " ".join(result.stderr.split())
 
 
-def test_one_seed_says_that_it_has_no_interval() -> None:
+def test_one_seed_has_no_interval() -> None:
     result = compared("tiny.yaml", "other.yaml", "--seeds", "1", *SHORT)
     assert result.exit_code == 0, result.output
-    assert "one seed has no interval and no test: take several" in result.stdout
+    assert "one seed gives no interval and no test" in result.stdout
     assert "p" not in result.stdout.split("mean")[1].splitlines()[0].split()
     runs = read("comparison.json")["runs"]
     assert runs[0]["measures"]["final"]["interval"] is None
     assert runs[1]["differences"]["final"]["t_p_value"] is None
 
 
-def test_without_matplotlib_the_tables_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_matplotlib_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = compared("tiny.yaml", "--seeds", "1", *SHORT)
     assert result.exit_code == 0, result.output
-    assert "pip install 'llm-reinforce[plots]', and run the same command again" in result.stderr
+    assert "pip install 'llm-reinforce[plots]' and run the same command again" in result.stderr
     assert "final accuracy" in result.stdout
     assert not list(Path("runs/compare").glob("*.png"))
 
 
-def test_with_matplotlib_the_plots_are_drawn() -> None:
+def test_with_matplotlib_there_are_plots() -> None:
     pytest.importorskip("matplotlib")
     assert compared("tiny.yaml", "--seeds", "2", *SHORT).exit_code == 0
     names = {file.name for file in Path("runs/compare").iterdir() if file.is_file()}
@@ -288,41 +289,50 @@ def test_with_matplotlib_the_plots_are_drawn() -> None:
     ("arguments", "complaint"),
     [
         (["nowhere.yaml"], "nowhere: nowhere.yaml: there is no such file or built-in recipe"),
-        (["tiny.yaml", "./tiny.yaml"], "two are called 'tiny'; give each a name of its own (--variant"),
+        (["tiny.yaml", "./tiny.yaml"], "two variants are named 'tiny'; give each its own name (--variant"),
         (["tiny.yaml", "--variant", "a: seed=1"], "all variants have the same seeds"),
-        (["tiny.yaml", "--variant", "a:", "--variant", "A:"], "two are called 'A'"),
+        (["tiny.yaml", "--variant", "a:", "--variant", "A:"], "two variants are named 'A'"),
         (["tiny.yaml", "other.yaml", "--variant", "a:"], "--variant changes one recipe, and there are 2"),
         (["tiny.yaml", "--variant", "reinforce.baseline=none"], 'should read "NAME: section.key=value'),
-        (["tiny.yaml", "--variant", "a: none"], "'none' has no = (quote a value with blanks)"),
-        (["tiny.yaml", "--variant", "a: x='1"], "can't be taken apart: No closing quotation"),
-        (["tiny.yaml", "--variant", "../a:"], "'../a' can't name a folder and a line of the plot"),
-        (["tiny.yaml", "--variant", "a.: "], "'a.' can't name a folder"),
+        (["tiny.yaml", "--variant", "a: none"], "'none' has no = (quote a value with spaces)"),
+        (["tiny.yaml", "--variant", "a: x='1"], "can't be parsed: No closing quotation"),
+        (["tiny.yaml", "--variant", "../a:"], "'../a' can't be a variant's name"),
+        (["tiny.yaml", "--variant", "a.: "], "'a.' can't be a variant's name"),
         (["tiny.yaml", "--variant", "a: reinforce.baseline=non"], "a: --set reinforce.baseline=non: "),
-        (["tiny.yaml", "--set", "output_dir=x"], "--set output_dir=x: not read here: --output says"),
-        (["tiny.yaml", "--set", "training.num_updates=5"], "--tokens is what ends every run"),
-        (["tiny.yaml", "--variant", "a: evaluation.every=5"], "--evaluations says how often"),
-        (["tiny.yaml", "--target", "0"], "--target: should be above 0 and at most 1, not 0"),
-        (["tiny.yaml", "--target", "90"], "--target: should be above 0 and at most 1, not 90"),
+        (
+            ["tiny.yaml", "--set", "output_dir=x"],
+            "--set output_dir=x: can't be set here",
+        ),
+        (
+            ["tiny.yaml", "--set", "training.num_updates=5"],
+            "of the comparison (--tokens)",
+        ),
+        (
+            ["tiny.yaml", "--variant", "a: evaluation.every=5"],
+            "evaluated equally often (--evaluations)",
+        ),
+        (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
+        (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
         (["quickstart"], "quickstart: .* training.schedule: cosine falls to 0 over num_updates"),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
-            "b: evaluation.decodings lacks sampled, by which a is measured",
+            "b: evaluation.decodings lacks sampled, which a is compared by",
         ),
     ],
 )
-def test_what_cannot_be_compared_is_told(arguments: list[str], complaint: str) -> None:
+def test_invalid_comparisons_are_refused(arguments: list[str], complaint: str) -> None:
     told = refused(*arguments, "--seeds", "2", "--tokens", "100")
     assert re.search(complaint if ".*" in complaint else re.escape(complaint), told), told
     assert not Path("runs").exists()
 
 
-def test_what_the_command_needs() -> None:
+def test_required_options() -> None:
     assert compared("tiny.yaml", "--seeds", "2").exit_code == 2
     assert compared("tiny.yaml", "--seeds", "0", "--tokens", "5").exit_code == 2
     assert compared("tiny.yaml", "--seeds", "2", "--tokens", "0").exit_code == 2
 
 
-def test_variants_are_read_as_a_shell_reads_words() -> None:
+def test_variants_are_split_like_shell_words() -> None:
     variants = ["plain:", "a b: x.y=1 'z.u={a: 1, b: 2}'"]
     assert variants_of(["tiny.yaml"], variants) == [
         Variant("plain", "tiny.yaml"),
@@ -330,29 +340,29 @@ def test_variants_are_read_as_a_shell_reads_words() -> None:
     ]
 
 
-def test_the_plan_gives_every_kind_the_same_seeds_and_tokens(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_all_variants_have_the_same_seeds_and_tokens(
+    tmp_path: Path,
 ) -> None:
     shape = Shape(2, 1000, 10, tmp_path / "a 'b': c")
-    kinds = variants_of(
+    variants = variants_of(
         ["tiny.yaml"], ["small:", "large: reinforce.problems_per_update=64", "few: problems.num_held_out=5"]
     )
-    runs = plan_runs(kinds, ["seed=7"], shape)
+    runs = plan_runs(variants, ["seed=7"], shape)
     assert [(run.seed, run.variant) for run in runs] == [
-        (seed, kind) for seed in (7, 8) for kind in ("small", "large", "few")
+        (seed, name) for seed in (7, 8) for name in ("small", "large", "few")
     ]
     for run in runs:
         training, evaluation = run.recipe.training, run.recipe.evaluation
         assert (training.num_tokens, evaluation.every, evaluation.unit) == (1000, 100, "tokens")
         assert run.recipe.output_dir == str(run.directory.path)
-        # the updates suffice, even were every episode one token long
+        # enough updates even if every episode has one token
         shape_of = run.recipe.reinforce
         num_episodes = shape_of.problems_per_update * shape_of.episodes_per_problem
         assert training.num_updates * num_episodes >= 1000 > (training.num_updates - 1) * num_episodes
-    assert unlike_problems(runs) == "few: other problems than small; the accuracies differ in kind"
+    assert str(unlike_problems(runs)).startswith("few: other problems than small's; accuracies")
 
 
-def test_a_run_that_must_stop_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.py").write_text("def mine(completion, problem):\n    raise OSError('ill')\n")
     result = compared("tiny.yaml", "--seeds", "2", *SHORT, "--set", "rewards=[{function: 'mine.py:mine'}]")
     assert result.exit_code == 2
@@ -378,3 +388,19 @@ def test_from_python_in_one_call(capsys: pytest.CaptureFixture[str]) -> None:
     assert comparison.num_done == 4
     assert comparison.variants["none"].differences["final"].interval is not None
     assert capsys.readouterr() == ("", "")  # no terminal, so nothing is shown
+
+
+def test_configs_are_compared_as_their_recipes_are() -> None:
+    configs = {name: load_config(f"{name}.yaml", ["seed=3"]) for name in ("tiny", "other")}
+    named = [config.model_copy(update={"output_dir": f"runs/{name}"}) for name, config in configs.items()]
+    shape = {"seeds": 1, "tokens": 100, "evaluations": 2, "target": 0.05}
+    by_config = llm_reinforce.compare(named, output_dir="configs", **shape)
+    by_file = llm_reinforce.compare(
+        ["tiny.yaml", "other.yaml"], overrides=["seed=3"], output_dir="files", **shape
+    )
+    assert by_config.variants == by_file.variants
+    assert [row["recipe"] for row in by_config.summary["runs"]] == ["tiny", "other"]
+    with pytest.raises(InputError, match="two variants are named 'tiny'"):
+        llm_reinforce.compare([named[0], named[0]], **shape)
+    again = llm_reinforce.compare("files/tiny/seed-3", **{**shape, "tokens": 50}, variants={"run": []})
+    assert list(again.variants) == ["run"]

@@ -221,7 +221,8 @@ def _compare(
         ],
     }
     files = [output / "comparison.json", output / "curves.json"]
-    write_whole(files[0], json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+    text = json.dumps(summary, indent=2, ensure_ascii=False)
+    write_whole(files[0], text + "\n")
     write_whole(files[1], json.dumps(_curves_json(curves, seeds, num_tokens)) + "\n")
     plots: list[Path] = []
     with suppress(ModuleNotFoundError):  # matplotlib is an extra
@@ -229,7 +230,7 @@ def _compare(
     return RecipeComparison(
         {each.name: each for each in compared},
         curves,
-        summary,
+        json.loads(text),
         [*files, *plots],
         has_plots=bool(plots),
         num_done=len(runs),

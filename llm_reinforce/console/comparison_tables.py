@@ -45,7 +45,7 @@ def print_comparison(
 def _cells(runs: "ComparedRuns", key: "MeasureName", *, is_tested: bool, is_compared: bool) -> list[Text]:
     measure, num_runs = runs.measures[key], len(runs.num_sampled)
     bound = "≥ " if key == "tokens" and runs.num_reached < num_runs else ""
-    # where no run reached the target the budget is all there is to say
+    # if no run reached the target, all values are the budget, and an interval would mislead
     interval = measure.interval if key != "tokens" or runs.num_reached else None
     cells = [Text(runs.name, style="bold"), Text(bound + _shown(key, measure.mean, interval))]
     if key == "tokens":
@@ -57,7 +57,7 @@ def _cells(runs: "ComparedRuns", key: "MeasureName", *, is_tested: bool, is_comp
 
 
 def _difference_cells(key: "MeasureName", difference: "Difference | None", *, is_tested: bool) -> list[Text]:
-    if difference is None:  # the first itself
+    if difference is None:  # the first variant
         return [Text("")] * (3 if is_tested else 1)
     cells = [Text(_shown(key, difference.mean, difference.interval, sign="+"))]
     if is_tested:
@@ -67,7 +67,7 @@ def _difference_cells(key: "MeasureName", difference: "Difference | None", *, is
 
 
 def _shown(key: "MeasureName", value: float, interval: "Interval | None", sign: str = "") -> str:
-    """`98.8% [97.4, 99.4]`, `0.74 [0.71, 0.77]`, `41,800 [36,500, 47,100]`; of a difference with signs."""
+    """Return `98.8% [97.4, 99.4]`, `0.74 [0.71, 0.77]` or `41,800 [36,500, 47,100]`; differences are signed."""
 
     def number(each: float) -> str:
         if key == "final":
@@ -82,9 +82,9 @@ def _shown(key: "MeasureName", value: float, interval: "Interval | None", sign: 
 def _footnotes(compared: "Sequence[ComparedRuns]", num_tokens: int) -> list[str]:
     num_seeds = len(compared[0].num_sampled)
     beyond = max(max(runs.num_sampled) for runs in compared) / num_tokens - 1
-    notes = [f"the last update goes beyond the budget, by {beyond:.1%} at most; the area ends at the budget"]
+    notes = [f"the last update exceeds the budget by up to {beyond:.1%}; the area ends at the budget"]
     if num_seeds < 2:
-        notes.append("one seed has no interval and no test: take several, --seeds 5 say")
+        notes.append("one seed gives no interval and no test; use several, such as --seeds 5")
     else:
         notes.append("in brackets: 95% intervals over the seeds, Student's t")
     if any(runs.num_reached < num_seeds for runs in compared):
@@ -92,8 +92,8 @@ def _footnotes(compared: "Sequence[ComparedRuns]", num_tokens: int) -> list[str]
     if len(compared) > 1 and num_seeds > 1:
         least = 2 / 2**num_seeds
         notes.append(
-            f"difference: from {compared[0].name}, seed by seed; p by sign flips is {least:.2g} at least; "
-            "p-values stand each for itself, uncorrected for their number"
+            f"difference: from {compared[0].name}, seed by seed; p by sign flips is at least {least:.2g}; "
+            "p-values are not corrected for multiple tests"
         )
     elif len(compared) > 1:
         notes.append(f"difference: from {compared[0].name}")

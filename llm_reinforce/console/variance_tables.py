@@ -64,8 +64,8 @@ def _variance_notes(measured: "GradientVariance") -> list[str]:
         notes.append(f"{measured.num_unscored:,} episodes could not be scored and are left out")
     notes += [
         f"variance: per episode; SNR: of an update of {measured.episodes_per_update:,} episodes; "
-        "noise scale: number of episodes at which the SNR is 1; cosine: between two halves of these episodes; below each "
-        "its 95% interval",
+        "noise scale: number of episodes at which the SNR is 1; cosine: between two halves of these "
+        "episodes; below each its 95% interval",
         "bias: distance of the expected gradient from ∇J, over ‖∇J‖; along: its component along ∇J",
     ]
     return notes

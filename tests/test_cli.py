@@ -179,7 +179,7 @@ def test_a_run_goes_on_under_its_own_recipe() -> None:
     assert "problems" not in told
     longer = command("train", "tiny.yaml", "--resume", "--set", "training.num_updates=3")
     assert longer.exit_code == 0, longer.output
-    assert "going on from update-000002" in longer.stdout
+    assert "resuming from update-000002" in longer.stdout
     assert "update 0" in longer.stdout  # before → after reaches back to the run's beginning
     rows = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [1, 2, 3]
@@ -259,8 +259,8 @@ def test_a_reward_that_always_fails_is_told(tmp_path: Path) -> None:
     result = command(*with_reward(tmp_path, "raise RuntimeError('ill')"))
     assert result.exit_code == 2
     first, *traceback = result.stderr.splitlines()
-    told = "(mend it, or take it out of the recipe's rewards): RuntimeError: ill"
-    assert first == f"reward 'mine' failed on all 4 trial episodes that it was tried on {told}"
+    told = "fix the function or remove it from `rewards`: RuntimeError: ill"
+    assert first == f"reward 'mine' failed on all 4 trial episodes; {told}"
     assert traceback[0].strip() == "Traceback (most recent call last):"
     assert "in mine" in traceback[1]
     assert not Path("runs/tiny").exists()  # so that the same command begins once the function is mended

@@ -54,7 +54,7 @@ def test_a_new_directory_is_made_with_its_parents(tmp_path: Path) -> None:
 
 def test_what_is_there_stays(run: RunDirectory) -> None:
     message = refusal(run)
-    for way_out in ("--resume", "--overwrite", "--set output_dir="):
+    for way_out in ("--resume", "--overwrite", "another output_dir"):
         assert way_out in message
 
 
@@ -95,7 +95,7 @@ def test_nothing_to_resume(tmp_path: Path, is_there: bool) -> None:
     if is_there:
         directory.path.mkdir()
         (directory.path / "notes.txt").write_text("mine")
-    assert "no run to resume" in refusal(directory, resume=True)
+    assert "nothing to resume" in refusal(directory, resume=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -262,4 +262,4 @@ def test_a_run_killed_before_it_had_a_recipe_starts_anew_when_resumed(tmp_path: 
     (directory.path / "recipe.yaml.partial").write_text("see")
     directory.check(resume=True, overwrite=False)
     (directory.path / "thesis.txt").write_text("mine")
-    assert "no run to resume" in refusal(directory, resume=True)
+    assert "nothing to resume" in refusal(directory, resume=True)

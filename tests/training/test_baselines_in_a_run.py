@@ -162,7 +162,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, stop_after: int) -> N
     run_of(stopped_run := new_run(tmp_path / "stopped"), Watcher(stop_after)).train()
     resumed = run_of(stopped_run, watcher := Watcher())
     assert resumed.train(resume=True) == straight.state
-    assert watcher.said == [f"going on from update-{stop_after:06d}"]
+    assert watcher.said == [f"resuming from update-{stop_after:06d}"]
     assert same(weights(resumed.policy), weights(straight.policy))
     assert same(head_of(resumed), head_of(straight))
     assert len(head_of(straight)) == 4 + 4 * 3  # weights and moments
@@ -214,7 +214,7 @@ def test_a_regression_that_is_not_finite_moves_no_head_and_the_next_does(tmp_pat
     assert all(bool(value.isfinite().all()) for value in third.values())
     assert one.state.num_skipped_fits == 1
     assert [metrics["value/num_skipped_fits"] for metrics in watcher.metrics] == [0, 1, 1]
-    assert sum("the value head leaves out steps of update 2" in said for said in watcher.said) == 1
+    assert sum("the value head skips steps of update 2" in said for said in watcher.said) == 1
 
 
 def test_unscored_episodes_teach_the_head_nothing() -> None:

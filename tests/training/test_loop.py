@@ -514,7 +514,7 @@ def test_logits_that_are_not_finite_move_nothing_and_after_some_updates_the_run_
     assert one.state.num_updates == 5
     assert all(same(copy, after[1]) for copy in after[2:])
     assert all(bool(value.isfinite().all()) for value in after[-1].values())
-    assert len([line for line in watcher.said if "update 3 is left out" in line]) == 1
+    assert len([line for line in watcher.said if "update 3 is skipped" in line]) == 1
     assert [path.name for path in directory.checkpoints.iterdir()] == ["update-000005"]
     is_ill = False
     resumed = small_policy()
@@ -620,7 +620,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, stop_after: int)
     resumed = full(stopped_run, watcher := Watcher(), every=4)
     assert resumed.train(resume=True) == straight.state
     assert watcher.warm_updates == 0
-    assert watcher.said == [f"going on from update-{stop_after:06d}"]
+    assert watcher.said == [f"resuming from update-{stop_after:06d}"]
 
     assert same(weights(resumed.policy), weights(straight.policy))
     for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"):
@@ -642,7 +642,7 @@ def test_an_adapter_in_micro_batches_goes_on_as_if_it_had_not_stopped(
         one(stopped_run := new_run(tmp_path / "stopped"), stop(2)).train()
     resumed = one(stopped_run, watcher := Watcher())
     assert resumed.train(resume=True) == straight.state
-    assert watcher.said == [f"going on from update-00000{1 if stop is Killer else 2}"]
+    assert watcher.said == [f"resuming from update-00000{1 if stop is Killer else 2}"]
     assert same(weights(resumed.policy), weights(straight.policy))
     for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl"):
         assert timeless(rows(stopped_run, name)) == timeless(rows(straight_run, name)), name
@@ -794,7 +794,7 @@ def test_a_stop_in_a_warm_start_keeps_nothing(tmp_path: Path) -> None:
     resumed = full(directory, watcher := Watcher())
     resumed.train(resume=True)
     assert watcher.warm_updates == 3
-    assert watcher.said == ["there is no whole checkpoint: the run starts anew"]
+    assert watcher.said == ["no complete checkpoint: the run starts from the beginning"]
     straight = full(new_run(tmp_path / "straight"), Watcher())
     straight.train()
     assert same(weights(resumed.policy), weights(straight.policy))
@@ -808,8 +808,8 @@ def test_a_broken_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
     resumed = full(broken_run, watcher := Watcher(), checkpoint_every=1)
     resumed.train(resume=True)
-    assert watcher.said[0].startswith("passed over checkpoint update-000003")
-    assert watcher.said[1] == "going on from update-000002"
+    assert watcher.said[0].startswith("skipped checkpoint update-000003")
+    assert watcher.said[1] == "resuming from update-000002"
     assert same(weights(resumed.policy), weights(straight.policy))
     assert timeless(rows(broken_run)) == timeless(rows(straight_run))
 

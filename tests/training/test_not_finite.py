@@ -60,7 +60,7 @@ def ill_once(
     assert all(bool(value.isfinite().all()) for value in third.values())
     assert (state.num_updates, state.num_skipped_updates) == (3, 1)
     assert [row["num_skipped_updates"] for row in rows(directory)] == [0, 1, 1]
-    assert len([line for line in watcher.said if "is left out" in line]) == 1
+    assert len([line for line in watcher.said if "is skipped" in line]) == 1
     return one
 
 

@@ -25,6 +25,7 @@ install_import_hook(
         "llm_reinforce.policy.value_head",
         "llm_reinforce.episodes",
         "llm_reinforce.analysis.episode_gradients",
+        "llm_reinforce.analysis.estimators",
         "llm_reinforce.analysis.sketch",
         "llm_reinforce.analysis.gradient_statistics",
         "llm_reinforce.analysis.gradient_variance",

@@ -1,18 +1,24 @@
-"""`llm-reinforce variance` and `claims`: what they print, write and refuse."""
+"""`llm-reinforce variance` and `claims`, and the same from Python."""
 
 import json
 import sys
 from contextlib import contextmanager
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
-from llm_reinforce.analysis import length_claim
+from llm_reinforce.analysis import (
+    gradient_variance,
+    length_claim,
+    measure_classifier_claim,
+    measure_variance,
+    measured_recipe,
+)
 from llm_reinforce.cli import app
+from llm_reinforce.config import load_config
+from llm_reinforce.errors import InputError
 
-VARIANCE = import_module("llm_reinforce.cli.variance")  # of its package, `variance` is the command
 RECIPE = """\
 policy:
   random_init:
@@ -44,7 +50,7 @@ def command(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-def test_a_row_an_estimator_and_files_of_it(tmp_path):
+def test_the_table_and_the_files(tmp_path):
     done = command("variance", "tiny.yaml", "--problems", "32", "--output", "figures")
     assert done.exit_code == 0, done.output
     rows = ("whole return", "none", "leave_one_out", "greedy", "value", "optimal, exact", "this recipe")
@@ -58,7 +64,7 @@ def test_a_row_an_estimator_and_files_of_it(tmp_path):
     assert not list(tmp_path.glob("runs*"))  # nothing was trained
 
 
-def test_the_same_seed_measures_the_same_and_json_is_json(tmp_path):
+def test_equal_seeds_give_equal_json(tmp_path):
     one, two, other = (
         command("variance", "tiny.yaml", "--problems", "32", "--seed", seed, "--json").stdout
         for seed in ("1", "1", "2")
@@ -66,7 +72,7 @@ def test_the_same_seed_measures_the_same_and_json_is_json(tmp_path):
     assert json.loads(one) == json.loads(two) != json.loads(other)
 
 
-def test_a_sketch_is_told_and_near(tmp_path):
+def test_a_sketch_is_reported_and_close(tmp_path):
     whole, sketched = (
         json.loads(command("variance", "tiny.yaml", "--problems", "32", "--sketch", size, "--json").stdout)
         for size in ("0", "512")
@@ -76,7 +82,7 @@ def test_a_sketch_is_told_and_near(tmp_path):
         assert other["variance"]["value"] == pytest.approx(one["variance"]["value"], rel=0.2)
 
 
-def test_weights_of_a_run_in_place_of_the_recipes_own(tmp_path):
+def test_weights_of_a_run_replace_the_recipes(tmp_path):
     assert command("train", "tiny.yaml", "--set", "output_dir=run").exit_code == 0
     at_run = command("variance", "tiny.yaml", "--policy", "run", "--problems", "32", "--json")
     assert at_run.exit_code == 0, at_run.output
@@ -85,7 +91,7 @@ def test_weights_of_a_run_in_place_of_the_recipes_own(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["--set", "reinforce.baseline=none", "--set", "reinforce.episodes_per_problem=1"], "at least 2"),
         (["--set", "rewards=[{function: rewards.py:same}]"], "there is no gradient to measure"),
@@ -94,15 +100,15 @@ def test_weights_of_a_run_in_place_of_the_recipes_own(tmp_path):
         (["--set", "reinforce.baselin=none"], "baseline"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_in_a_sentence(arguments, told):
+def test_invalid_measurements_are_refused(arguments, message):
     done = command("variance", "tiny.yaml", "--problems", "32", *arguments)
     assert done.exit_code == 2, done.output
-    assert told in done.stderr.replace("\n", " ")
+    assert message in done.stderr.replace("\n", " ")
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
 
-def test_without_matplotlib_the_table_and_how_to_get_the_plot(tmp_path, monkeypatch):
+def test_without_matplotlib_there_is_a_table(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = command("claims", "classifier", "--output", "figures")
     assert done.exit_code == 0, done.output
@@ -127,26 +133,26 @@ def test_the_claims(tmp_path, monkeypatch):
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
 
 
-def test_figures_that_are_there_are_not_overwritten(tmp_path):
+def test_existing_files_are_not_overwritten(tmp_path):
     (tmp_path / "figures").mkdir()
     for name in ("variance.json", "classifier.png"):
         (tmp_path / "figures" / name).write_text("mine")
     for arguments in (("variance", "tiny.yaml"), ("claims", "classifier")):
         done = command(*arguments, "--output", "figures")
         assert done.exit_code == 2, done.output
-        assert "is there already" in done.stderr
+        assert "exists; remove it" in done.stderr
     assert {file.read_text() for file in (tmp_path / "figures").iterdir()} == {"mine"}
 
 
 @pytest.mark.parametrize("output", ["rewards.py", "rewards.py/below"])
-def test_an_output_that_cannot_be_is_told_before_anything_is_measured(output, monkeypatch):
-    monkeypatch.setattr(VARIANCE, "ready_to_measure", None)
+def test_an_invalid_output_is_refused_before_anything_is_measured(output, monkeypatch):
+    monkeypatch.setattr(gradient_variance, "collect_from_recipe", None)
     done = command("variance", "tiny.yaml", "--output", output)
     assert done.exit_code == 2, done.output
     assert "is a file; name a directory" in done.stderr
 
 
-def test_several_processes_measure_nothing(monkeypatch):
+def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     for arguments in (("variance", "tiny.yaml"), ("claims", "classifier")):
         done = command(*arguments)
@@ -154,8 +160,8 @@ def test_several_processes_measure_nothing(monkeypatch):
         assert "runs in one process" in done.stderr
 
 
-def test_json_has_no_number_that_is_not_finite():
-    # standardised, the squares of such returns overflow: nothing is left of them
+def test_json_numbers_are_finite():
+    # when such returns are standardized their squares overflow, and all become 0
     done = command(
         "variance",
         "tiny.yaml",
@@ -172,7 +178,7 @@ def test_json_has_no_number_that_is_not_finite():
     assert rows["none"]["variance"]["value"] > 1e58
 
 
-def test_an_adapter_is_measured_in_place_of_the_recipes_own():
+def test_an_adapter_replaces_the_recipes():
     adapter = ("policy.random_init=null", "policy.name_or_path=base", "policy.lora={rank: 2}")
     changes = [word for change in adapter for word in ("--set", change)]
     assert command("train", "tiny.yaml", "--set", "output_dir=base").exit_code == 0
@@ -182,12 +188,12 @@ def test_an_adapter_is_measured_in_place_of_the_recipes_own():
     assert json.loads(done.stdout)["num_parameters"] == 272  # of rank 2
 
 
-def test_progress_is_told_of_the_problems_that_were_asked_for(monkeypatch):
+def test_progress_counts_the_requested_problems(monkeypatch):
     told = []
-    monkeypatch.setattr(VARIANCE, "progress", watched(told))
+    monkeypatch.setattr(measured_recipe, "progress", watched(told))
     # 36 problems are five updates of eight
     assert command("variance", "tiny.yaml", "--problems", "36", "--json").exit_code == 0
-    assert told[9] == 72 == max(told[:10])  # then the gradients
+    assert told[9] == 72 == max(told)
 
 
 def watched(told):
@@ -196,3 +202,21 @@ def watched(told):
         yield told.append
 
     return progress
+
+
+def test_from_python_in_one_call(tmp_path, capsys):
+    measured = measure_variance("tiny.yaml", num_problems=32, output_dir="figures")
+    assert command("variance", "tiny.yaml", "--problems", "32", "--output", "same").exit_code == 0
+    files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (tmp_path / "same").iterdir()}
+    assert capsys.readouterr() == ("", "")  # no terminal, so no progress is shown
+    config = load_config("tiny.yaml")
+    assert measure_variance(config, num_problems=32) == measured
+    overrides = ["reinforce.standardize=false"]
+    changed = measure_variance(config, num_problems=32, overrides=overrides)
+    assert changed == measure_variance("tiny.yaml", num_problems=32, overrides=overrides)
+    assert len(changed.estimators) == len(measured.estimators) - 1  # without "this recipe"
+    with pytest.raises(InputError, match=r"variance\.json exists"):
+        measure_variance(config, output_dir="figures")
+    rows = measure_classifier_claim(output_dir="figures")
+    assert json.loads((tmp_path / "figures" / "classifier.json").read_text())[0]["name"] == rows[0].name

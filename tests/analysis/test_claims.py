@@ -1,4 +1,4 @@
-"""The article's claims: predictions against sums written out by hand, and measurements against both."""
+"""The article's claims: predictions against explicit sums, and measurements against both."""
 
 from dataclasses import replace
 
@@ -8,8 +8,8 @@ import torch
 from scipy.special import expit
 
 from llm_reinforce.analysis import classifier_claim, length_claim
-from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes, collect_updates
 from llm_reinforce.analysis.constant_claim import COMPARED, constant_variances, with_constant
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes, collect_updates
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
@@ -82,7 +82,7 @@ def test_the_formula_is_not_that_of_a_discount(tiny_policy, collected):
 def test_the_classifiers_prediction_is_the_sum_over_states_and_classes():
     states = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     p_right, offset = expit(np.array([0.3, -1.0, 2.0])), np.array([0.0, -1.0, 0.5])
-    found = classifier_claim._figures("", states, p_right, offset, np.random.default_rng(0), seed=0)
+    found = classifier_claim.variance_at("", states, p_right, offset, np.random.default_rng(0), seed=0)
     mean, mean_square = np.zeros(2), 0.0
     for x, p, c in zip(states, p_right, offset, strict=True):
         for chance, reward, score in ((p, 1 + c, (1 - p) * x), (1 - p, c, -p * x)):
@@ -94,7 +94,7 @@ def test_the_classifiers_prediction_is_the_sum_over_states_and_classes():
 
 
 def test_where_rewards_begin_moves_no_expectation_and_decides_the_variance():
-    by_name = {each.name: each for each in classifier_claim.measure_classifier(seed=1)}
+    by_name = {each.name: each for each in classifier_claim.classifier_variances(seed=1)}
     assert len({round(each.signal, 9) for each in by_name.values()}) == 1
     one, mixed, far = (
         by_name[name]

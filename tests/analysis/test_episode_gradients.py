@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from toy import all_episodes, arbitrary_values, padded
 
-from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients, spanned
-from llm_reinforce.analysis.gradient_variance import (
+from llm_reinforce.analysis.estimators import (
     Estimator,
     action_weights,
     estimators_for,
     with_exact_norms,
 )
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
 from llm_reinforce.analysis.sketch import Sketch
 from llm_reinforce.config import AdapterConfig, ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
@@ -248,11 +248,11 @@ def test_what_stands_behind_an_episodes_end_is_not_read(tiny_policy: LanguagePol
     assert abs(float(gradients.coefficients[0, 0])) == pytest.approx(2.0)
 
 
-def test_a_gradient_that_is_not_finite_is_told(tiny_policy: LanguagePolicy) -> None:
+def test_a_gradient_that_is_not_finite_is_refused(tiny_policy: LanguagePolicy) -> None:
     with torch.no_grad():
         next(iter(tiny_policy.model.parameters())).fill_(float("inf"))
     episodes = all_episodes(tiny_policy, "1+2=")[0][1:2]
-    with pytest.raises(InputError, match="isn't finite"):
+    with pytest.raises(InputError, match="is not finite"):
         episode_gradients(tiny_policy, episodes, torch.ones(1, 1, 2))
 
 

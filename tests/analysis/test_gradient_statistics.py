@@ -14,12 +14,12 @@ from llm_reinforce.analysis.gradient_statistics import (
     jackknife_interval,
     mean_cosine,
     mean_inner_product,
-    variance_with_interval,
     random_halves,
     ratio,
     studentized_interval,
     total_variance,
     variance_error,
+    variance_with_interval,
 )
 
 # three groups' vectors: (1, 0), (0, 2), (2, 2)
@@ -188,7 +188,9 @@ def test_intervals_scale_with_what_they_are_of(factor: float) -> None:
     vectors = some_vectors(30, 7)
     gram = vectors @ vectors.T
     one, other = (
-        studentized_interval(lambda w, g=g: total_variance(g, w), lambda w, g=g: variance_error(g, w), 30, seed=1)
+        studentized_interval(
+            lambda w, g=g: total_variance(g, w), lambda w, g=g: variance_error(g, w), 30, seed=1
+        )
         for g in (gram, factor * gram)
     )
     assert (other.low, other.value, other.high) == pytest.approx(

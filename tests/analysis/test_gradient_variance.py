@@ -1,4 +1,4 @@
-"""The laboratory as a whole: on a toy whose every figure is known exactly, and on a tiny policy for real."""
+"""Measured variances: against a toy whose exact values are known, and on a tiny policy."""
 
 import math
 from collections import defaultdict
@@ -12,7 +12,8 @@ import torch
 from toy import BEFORE, PROMPTS, Toy, all_episodes, make_toy
 
 from llm_reinforce.analysis import MeasuredEpisodes, collect_updates, estimators_for, measure_estimators
-from llm_reinforce.analysis.gradient_variance import action_weights, estimator_statistics
+from llm_reinforce.analysis.estimators import action_weights
+from llm_reinforce.analysis.gradient_variance import estimator_statistics
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
@@ -23,7 +24,7 @@ from llm_reinforce.rewards import WeightedReward, correct_answer
 
 PLAIN = ReinforceConfig(problems_per_update=4, episodes_per_problem=2)
 COVERED = ("none", "leave_one_out", "value, λ 0.9")
-NUM_LABORATORIES, NUM_GROUPS = 200, 96
+NUM_REPEATS, NUM_GROUPS = 200, 96
 
 
 @pytest.fixture(scope="module")
@@ -91,8 +92,8 @@ def test_intervals_cover_the_exact_values_at_their_nominal_rate(
     toy = make_toy(exact_policy(alphabet="01", seed=3), names=COVERED)
     truths = {name: toy.truth(name, toy.cosine(name, NUM_GROUPS, 2000)) for name in COVERED}
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
-    for seed in range(NUM_LABORATORIES):
-        figures, squared_norm, _ = toy.laboratory(NUM_GROUPS, seed)
+    for seed in range(NUM_REPEATS):
+        figures, squared_norm, _ = toy.measure(NUM_GROUPS, seed)
         exact = toy.squared_norm("leave_one_out")
         hits["leave_one_out", "squared norm"].append(squared_norm.low <= exact <= squared_norm.high)
         for found in figures:
@@ -224,7 +225,9 @@ def is_even(completion: str, problem: Problem) -> float:
     return float(len(completion) % 2 == 0)
 
 
-def collected_of(policy: LanguagePolicy, *, num_problems: int = 24, discount: float = 1.0) -> MeasuredEpisodes:
+def collected_of(
+    policy: LanguagePolicy, *, num_problems: int = 24, discount: float = 1.0
+) -> MeasuredEpisodes:
     problems = [Problem(f"{a}+{b}=", str(a + b)) for a in range(3) for b in range(3)]
     return collect_updates(
         policy,
@@ -246,7 +249,9 @@ def test_updates_are_whole_and_their_groups_count_on(tiny_policy: LanguagePolicy
 
 
 def test_moving_average_stands_for_discounted_returns(tiny_policy: LanguagePolicy) -> None:
-    whole, discounted = (collected_of(tiny_policy, discount=gamma).moving_average.value for gamma in (1.0, 0.5))
+    whole, discounted = (
+        collected_of(tiny_policy, discount=gamma).moving_average.value for gamma in (1.0, 0.5)
+    )
     assert 0 < discounted < whole < 1
 
 

@@ -20,13 +20,13 @@ from llm_reinforce.analysis.learning_curves import LearningCurve, compare_curves
 BUDGET = 1000
 
 
-def kinds(number: int, num_seeds: int = 3) -> dict[str, list[LearningCurve]]:
+def variants_of_curves(number: int, num_seeds: int = 3) -> dict[str, list[LearningCurve]]:
     return {
-        f"kind {kind}": [
-            LearningCurve((0, 400, 1010), (0.1, 0.2 + 0.05 * kind, 0.5 + 0.01 * seed + 0.03 * kind))
+        f"variant {index}": [
+            LearningCurve((0, 400, 1010), (0.1, 0.2 + 0.05 * index, 0.5 + 0.01 * seed + 0.03 * index))
             for seed in range(num_seeds)
         ]
-        for kind in range(number)
+        for index in range(number)
     }
 
 
@@ -34,7 +34,7 @@ def kinds(number: int, num_seeds: int = 3) -> dict[str, list[LearningCurve]]:
 def test_four_files_the_same_each_time(tmp_path: Path, number: int) -> None:
     def drawn(folder: Path) -> dict[str, bytes]:
         folder.mkdir()
-        own = kinds(number)
+        own = variants_of_curves(number)
         files = plot_comparison(own, compare_curves(own, BUDGET, 0.6), BUDGET, 0.6, folder)
         assert {file.name for file in folder.iterdir()} == {file.name for file in files}
         return {file.name: file.read_bytes() for file in files}
@@ -49,25 +49,25 @@ def test_four_files_the_same_each_time(tmp_path: Path, number: int) -> None:
 
 
 def test_one_panel_holds_a_mean_a_band_and_a_line_a_seed() -> None:
-    figure = curves_figure(kinds(3), BUDGET, 0.6)
+    figure = curves_figure(variants_of_curves(3), BUDGET, 0.6)
     (axes,) = figure.axes
     assert len(axes.collections) == 3  # the bands
     assert len(axes.lines) == 3 * (3 + 1) + 1  # a line a seed, the mean; and the target
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
-    assert labels == ["kind 0", "kind 1", "kind 2", "target: 60%"]
+    assert labels == ["variant 0", "variant 1", "variant 2", "target: 60%"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("sampled tokens", "accuracy")
 
 
-def test_many_kinds_have_a_panel_each_with_the_first_beside() -> None:
-    figure = curves_figure(kinds(MOST_IN_ONE + 1), BUDGET, 0.6)
+def test_many_variants_have_a_panel_each_with_the_first_beside() -> None:
+    figure = curves_figure(variants_of_curves(MOST_IN_ONE + 1), BUDGET, 0.6)
     titled = [axes for axes in figure.axes if axes.get_title()]
-    assert [axes.get_title() for axes in titled] == [f"kind {number}" for number in range(MOST_IN_ONE + 1)]
-    assert "mean of kind 0" not in {line.get_label() for line in titled[0].lines}
-    assert all("mean of kind 0" in {line.get_label() for line in axes.lines} for axes in titled[1:])
+    assert [axes.get_title() for axes in titled] == [f"variant {number}" for number in range(MOST_IN_ONE + 1)]
+    assert "mean of variant 0" not in {line.get_label() for line in titled[0].lines}
+    assert all("mean of variant 0" in {line.get_label() for line in axes.lines} for axes in titled[1:])
 
 
 def test_a_single_seed_has_no_band() -> None:
-    (axes,) = curves_figure(kinds(2, num_seeds=1), BUDGET, 0.6).axes
+    (axes,) = curves_figure(variants_of_curves(2, num_seeds=1), BUDGET, 0.6).axes
     assert len(axes.collections) == 0
     assert axes.get_legend().get_title().get_text() == "one seed"
 
@@ -80,7 +80,7 @@ def test_every_line_differs_in_grey_too() -> None:
 
 
 def test_a_mean_of_runs_that_did_not_arrive_is_hollow() -> None:
-    own = kinds(3)
+    own = variants_of_curves(3)
     compared = compare_curves(own, BUDGET, 0.55)
     assert [runs.num_reached for runs in compared] == [0, 0, 3]
     tokens = measures_figure(compared, 0.55).axes[2]

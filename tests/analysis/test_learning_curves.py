@@ -177,12 +177,12 @@ def test_differences_without_spread_and_of_one_seed() -> None:
         difference_of([0.1, 0.2], [0.1])
 
 
-def test_kinds_of_runs_against_the_first() -> None:
-    kinds = {
+def test_variants_against_the_first() -> None:
+    variants = {
         "first": [LearningCurve((0, 100), (0.0, 0.8)), LearningCurve((0, 110), (0.0, 1.0))],
         "second": [LearningCurve((0, 100), (0.0, 0.4)), LearningCurve((0, 100), (0.2, 0.6))],
     }
-    first, second = compare_curves(kinds, 100, 0.5)
+    first, second = compare_curves(variants, 100, 0.5)
     assert first.differences == {}
     assert first.measures["final"].values == (0.8, 1.0)
     assert first.measures["tokens"].values == pytest.approx((62.5, 55.0))
@@ -192,7 +192,7 @@ def test_kinds_of_runs_against_the_first() -> None:
     assert second.differences["final"].mean == pytest.approx(-0.4)
     assert second.differences["tokens"].mean == pytest.approx((37.5 + 20.0) / 2)
     assert (first.num_sampled, second.num_sampled) == ((100, 110), (100, 100))
-    with pytest.raises(ValueError, match="the same seeds"):
-        compare_curves({**kinds, "third": kinds["first"][:1]}, 100, 0.5)
-    with pytest.raises(ValueError, match="needs kinds"):
+    with pytest.raises(ValueError, match="the same number of curves"):
+        compare_curves({**variants, "third": variants["first"][:1]}, 100, 0.5)
+    with pytest.raises(ValueError, match="needs one variant or more"):
         compare_curves({}, 100, 0.5)

@@ -1,11 +1,11 @@
-"""A policy whose every episode can be written down, and with them the exact variance of each estimator.
+"""A policy whose episodes can all be enumerated, which gives the exact variance of each estimator.
 
 Two prompts, each with the seven completions of at most two actions out of three, in float64:
 
     end | 0 end | 1 end | 0 0 | 0 1 | 1 0 | 1 1
 
-A group is two episodes of one prompt, so there are 2 x 49 groups, each with its probability. What the
-laboratory estimates from groups that it draws is a finite sum over them.
+A group is two episodes of one prompt, so there are 2 x 49 groups, each with its probability. The expectation
+of every estimate is a finite sum over them.
 """
 
 import math
@@ -19,17 +19,16 @@ from random import Random
 import numpy as np
 import torch
 
-from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
 from llm_reinforce.analysis.episode_gradients import EpisodeGradients, episode_gradients
-from llm_reinforce.analysis.gradient_statistics import IntervalEstimate, mean_cosine, random_halves
-from llm_reinforce.analysis.gradient_variance import (
+from llm_reinforce.analysis.estimators import (
     Estimator,
-    EstimatorVariance,
     action_weights,
     estimators_for,
-    estimator_statistics,
     with_exact_norms,
 )
+from llm_reinforce.analysis.gradient_statistics import IntervalEstimate, mean_cosine, random_halves
+from llm_reinforce.analysis.gradient_variance import EstimatorVariance, estimator_statistics
+from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.policy import Completion, LanguagePolicy, TokenIds, token_log_probs
@@ -53,7 +52,7 @@ def all_episodes(
     """Every episode of a prompt and its probability, with arbitrary rewards at the end and at every action.
 
     Args:
-        is_rare: no rewards but a 1 for one episode out of seven, as of a question hardly ever answered.
+        is_rare: a reward of 1 for one episode out of seven only, like a question that is rarely answered.
     """
     (end,) = policy.end_token_ids
     completions = completions_of(end)
@@ -86,7 +85,7 @@ def all_episodes(
 
 @dataclass(frozen=True)
 class Toy:
-    """All groups of two episodes: their probabilities, and what they give to each estimator's gradient."""
+    """All groups of two episodes: their probabilities, and their contributions to each gradient."""
 
     estimators: Sequence[Estimator]
     probabilities: np.ndarray  # [group]
@@ -113,20 +112,22 @@ class Toy:
         return 2 * (float(self.probabilities @ np.diagonal(self.gram(name))) - self.squared_norm(name))
 
     def draw(self, num_groups: int, seed: int) -> np.ndarray:
-        """Numbers of groups, as a laboratory would come by them."""
+        """Return the indices of groups drawn at random."""
         return np.random.default_rng(seed).choice(
             len(self.probabilities), size=num_groups, p=self.probabilities
         )
 
-    def laboratory(self, num_groups: int, seed: int) -> tuple[tuple[EstimatorVariance, ...], IntervalEstimate, int]:
-        """What the laboratory makes of so many groups that were drawn."""
+    def measure(
+        self, num_groups: int, seed: int
+    ) -> tuple[tuple[EstimatorVariance, ...], IntervalEstimate, int]:
+        """Return the measurements of so many groups, drawn at random."""
         drawn = self.draw(num_groups, seed)
         return estimator_statistics(
             lambda one, other: self.grams[one, other][np.ix_(drawn, drawn)], self.estimators, seed=seed
         )
 
     def truth(self, name: str, cosine: float) -> dict[str, float]:
-        """The exact value of each figure of an estimator; the cosine's is by simulation."""
+        """Return the exact value of each measure of an estimator; the cosine's is by simulation."""
         reference = self.squared_norm("leave_one_out")
         own, cross = self.squared_norm(name), self.squared_norm(name, "leave_one_out")
         variance = self.variance(name)
@@ -140,7 +141,7 @@ class Toy:
         }
 
     def cosine(self, name: str, num_groups: int, num_draws: int = 4000) -> float:
-        """E cos between the means of two halves of so many groups, to about a hundredth of its spread."""
+        """Return the expected cosine of the means of two halves, to about a hundredth of its spread."""
         gram, total = self.gram(name), 0.0
         for seed in range(num_draws):
             drawn = self.draw(num_groups, 10**6 + seed)
@@ -156,7 +157,7 @@ def make_toy(
     is_rare: bool = False,
     names: Sequence[str] = (),
 ) -> Toy:
-    """The toy at this policy's weights; every group is an update of its own to the estimators.
+    """Return the toy at this policy's weights; to the estimators, every group is an update.
 
     Args:
         names: of the estimators; all by default.

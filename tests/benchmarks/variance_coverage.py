@@ -1,14 +1,14 @@
-"""How often the laboratory's 95% intervals hold the truth: `python tests/benchmarks/variance_coverage.py`.
+"""Coverage of the 95% intervals of gradient variances: `python tests/benchmarks/variance_coverage.py`.
 
-The policies are toys whose episodes are all enumerated (`tests.analysis/toy.py`): one with arbitrary
-rewards at every action, and one where a single completion out of seven has a reward, as of questions that
-are hardly ever answered. A laboratory draws its groups of two episodes anew each time. `--repeats` sets the
-precision: 1,000 give a standard error of 0.7 points.
+The policies are toys whose episodes are all enumerated (`tests/analysis/toy.py`): one with arbitrary rewards
+at every action, and one where a single completion out of seven has a reward, like a question that is rarely
+answered. Each repetition draws new groups of two episodes. `--repeats` sets the precision: 1,000 give a
+standard error of 0.7 points.
 
-What it shows: with 64 problems the intervals of the first toy hold the truth in 92% to 98% of cases, those
+Result: with 64 problems the intervals of the first toy contain the true value in 92% to 98% of cases, those
 of the bias in up to 100%, and that of the variance of "whole return" in 89%. They are too short where few
 problems have a gradient (a fifth of them in the second toy: down to 89% with 64), and where much of the
-variance comes from episodes that are hardly ever drawn: no interval knows of what it hasn't seen.
+variance comes from episodes that are rarely drawn.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "laboratory"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "analysis"))
 
 from toy import Toy, make_toy
 
@@ -26,31 +26,31 @@ from llm_reinforce.config import RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import random_policy
 
-FIGURES = ("variance", "snr", "noise_scale", "cosine", "along", "bias")
+MEASURES = ("variance", "snr", "noise_scale", "cosine", "along", "bias")
 
 
 def coverage(
     toy: Toy, num_groups: int, repeats: int, cosine_draws: int
 ) -> tuple[dict[tuple[str, str], float], float]:
-    """The share of intervals that hold the truth, by estimator and figure; that of laboratories refused."""
+    """Return the coverage by estimator and measure, and the share of repetitions without a measurement."""
     names = [estimator.name for estimator in toy.estimators]
     truths = {name: toy.truth(name, toy.cosine(name, num_groups, cosine_draws)) for name in names}
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
     num_refused = 0
     for seed in range(repeats):
         try:
-            figures, squared_norm, _ = toy.laboratory(num_groups, seed)
+            rows, squared_norm, _ = toy.measure(num_groups, seed)
         except InputError:
             num_refused += 1
             continue
         norm = toy.squared_norm("leave_one_out")
         hits["leave_one_out", "squared norm"].append(squared_norm.low <= norm <= squared_norm.high)
-        for found in figures:
-            for figure in FIGURES:
-                measured, truth = getattr(found, figure), truths[found.name][figure]
+        for found in rows:
+            for measure in MEASURES:
+                measured, truth = getattr(found, measure), truths[found.name][measure]
                 if measured is not None:
                     slack = 1e-6 * abs(truth)  # group_mean is exactly one half of ∇J
-                    hits[found.name, figure].append(measured.low - slack <= truth <= measured.high + slack)
+                    hits[found.name, measure].append(measured.low - slack <= truth <= measured.high + slack)
     return {key: sum(held) / len(held) for key, held in hits.items()}, num_refused / repeats
 
 
@@ -73,9 +73,9 @@ def main() -> None:
             held, refused = coverage(toy, num_groups, options.repeats, options.cosine_draws)
             norm = held.get(("leave_one_out", "squared norm"), float("nan"))
             print(f"\n{kind} rewards, {num_groups} problems; refused: {refused:.1%}; ‖∇J‖²: {norm:.1%}")
-            print(f"{'':24}" + "".join(f"{figure:>12}" for figure in FIGURES))
+            print(f"{'':24}" + "".join(f"{measure:>12}" for measure in MEASURES))
             for estimator in toy.estimators:
-                row = [held.get((estimator.name, figure)) for figure in FIGURES]
+                row = [held.get((estimator.name, measure)) for measure in MEASURES]
                 cells = "".join(f"{'' if share is None else f'{share:.1%}':>12}" for share in row)
                 print(f"{estimator.name:24}{cells}", flush=True)
 

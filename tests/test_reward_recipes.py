@@ -74,7 +74,7 @@ def test_a_function_that_never_works_is_told_before_the_first_update(tiny_run: l
     assert result.exit_code == 2
     told = " ".join(result.output.split())
     assert "reward 'digits_in_place' failed on all 4 trial episodes; fix the function or" in told
-    assert "take it out of the recipe's rewards): TimeoutError" in told
+    assert "remove it from `rewards`: TimeoutError" in told
     assert not Path("runs/custom_reward/metrics.jsonl").exists()
 
 

@@ -101,7 +101,7 @@ def test_nothing_to_resume(tmp_path: Path, is_there: bool) -> None:
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_file_in_its_place(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "run").write_text("mine")
-    assert "a file of this name" in refusal(RunDirectory(tmp_path / "run"), overwrite=overwrite)
+    assert "this is a file" in refusal(RunDirectory(tmp_path / "run"), overwrite=overwrite)
     assert (tmp_path / "run").read_text() == "mine"
 
 
@@ -238,7 +238,7 @@ def test_one_run_a_directory(tmp_path: Path) -> None:
 def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     holds = (
-        "import sys, time; from pathlib import Path; from llm_reinforce.training import RunDirectory\n"
+        "import sys, time; from pathlib import Path; from llm_reinforce.runs import RunDirectory\n"
         f"with RunDirectory(Path({str(directory.path)!r})).locked():\n"
         "    print('held', flush=True); time.sleep(60)"
     )

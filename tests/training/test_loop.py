@@ -431,7 +431,7 @@ def test_rewards_are_tried_before_anything_else(tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         trainer(rewards=hopeful, run_directory=directory).train()
     message = str(caught.value)
-    assert "reward 'hopeless' fails on every episode" in message
+    assert "reward 'hopeless' failed on all 4 trial episodes" in message
     assert "in hopeless" in message
     assert not directory.checkpoints.exists()
     assert not (directory.path / "metrics.jsonl").exists()

@@ -67,7 +67,7 @@ def _difference_cells(key: "MeasureName", difference: "Difference | None", *, is
 
 
 def _shown(key: "MeasureName", value: float, interval: "Interval | None", sign: str = "") -> str:
-    """Return `98.8% [97.4, 99.4]`, `0.74 [0.71, 0.77]` or `41,800 [36,500, 47,100]`; differences are signed."""
+    """Return `98.8% [97.4, 99.4]`, `0.74 [0.71, 0.77]` or `41,800 [36,500, 47,100]`; differences signed."""
 
     def number(each: float) -> str:
         if key == "final":

@@ -668,12 +668,19 @@ def test_every_baseline_goes_on_as_if_the_run_had_not_been_killed(tmp_path: Path
 
 
 def test_what_changes_in_a_run_is_in_its_state(tmp_path: Path) -> None:
-    """Beside it there is what can be had again: an epoch's order, what has been told, who asked to stop."""
+    """Besides it there is only what a resumed run does not need: what was reported, saved, and asked for."""
     one = full(new_run(tmp_path / "run"), Watcher())
     before = dict(vars(one))
     one.train()
     changed = {name for name, value in vars(one).items() if value is not before[name]}
-    assert changed <= {"state", "_order", "_has_told_failure", "_has_tried_rewards", "stop_requested"}
+    assert changed <= {
+        "state",
+        "stop_requested",
+        "_has_reported_failure",
+        "_has_tried_rewards",
+        "_num_evaluated",
+        "_num_saved",
+    }
     assert "state" in changed
 
 

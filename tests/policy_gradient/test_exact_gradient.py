@@ -236,7 +236,7 @@ def constant_baseline(name: str, draw: Draw, returns: Tensor, discount: float) -
     """The baseline with what it takes."""
     weighted = greedy_returns = None
     if name == "optimal":
-        norms = draw.squared_logit_gradient_norms()[:, : returns.shape[1]]
+        norms = draw.squared_logit_gradient_norms[:, : returns.shape[1]]
         weighted = weighted_returns(returns, norms, draw.mask, discount)
     if name == "greedy":
         greedy_returns = episode_returns(draw.greedy.returns(discount))

@@ -326,7 +326,7 @@ def test_sharing_prompts_changes_neither_scores_nor_gradients(
 
     def scored_and_gradient(way: str) -> tuple[Tensor, Tensor]:
         monkeypatch.setattr(
-            log_probs, "llama_like", packable_model if way == "packed" else lambda model: None
+            log_probs, "packable_model", packable_model if way == "packed" else lambda model: None
         )
         monkeypatch.setattr(log_probs, "keeps_keys_and_values", lambda model: way == "shared")
         policy.model.zero_grad()

@@ -106,7 +106,7 @@ def test_optimal_leaves_the_unscored_out_and_whoever_is_alone_where_it_is() -> N
 
 def test_optimal_of_episodes_that_were_not_sampled_here_is_refused() -> None:
     batch = EpisodeBatch.of((episode(0, 1.0, 2, ()), episode(0, 1.0, 1, (1.0,))))
-    with pytest.raises(ValueError, match="weren't recorded"):
+    with pytest.raises(ValueError, match="were not recorded"):
         estimate(batch, baseline="optimal")
     assert batch.behavior_log_probs.shape == (2, 2)  # the rest of the batch is as good as ever
 

@@ -1,4 +1,4 @@
-"""What `mkdocs build` does besides rendering docs/: equations as MathML, and the measured claims of data/."""
+"""Additions to the site that `mkdocs build` makes: equations, colors of code, and the claims of data/."""
 
 import html
 import re
@@ -7,14 +7,21 @@ from typing import Any
 
 from latex2mathml.converter import convert
 from mkdocs.structure.files import File, Files
+from pygments.formatters import HtmlFormatter
 
 ROOT = Path(__file__).parents[1]
 MEASURED = "data/variance"
+STYLES = {"light": "friendly", "dark": "github-dark"}
 EQUATION = re.compile(r'<(span|div) class="arithmatex">\\[(\[](.*?)\\[)\]]</\1>', re.DOTALL)
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the page of the measured claims, with its pictures, to the site."""
+    """Add the page of the measured claims with its pictures, and the colors of code."""
+    colors = [
+        HtmlFormatter(style=style, nobackground=True).get_style_defs(f'[data-bs-theme="{theme}"] .highlight')
+        for theme, style in STYLES.items()
+    ]
+    files.append(File.generated(config, "pygments.css", content="\n".join(colors)))
     for path in sorted((ROOT / MEASURED).iterdir()):
         if path.suffix in (".md", ".png", ".svg"):
             files.append(File.generated(config, f"{MEASURED}/{path.name}", abs_src_path=str(path)))

@@ -313,7 +313,7 @@ def test_with_matplotlib_there_are_plots() -> None:
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
-        (["quickstart"], "quickstart: .* training.schedule: cosine falls to 0 over num_updates"),
+        (["quickstart"], "quickstart: .* training.schedule: cosine decays to 0 over num_updates"),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
             "b: evaluation.decodings lacks sampled, which a is compared by",

@@ -1,6 +1,7 @@
-"""What all settings classes share: the strict base class, the types of keys, and errors at a nested key.
+"""Base class of all settings classes, types of keys, and errors at nested keys.
 
-A field's validator sees the fields written above it, so a field that depends on another is written below it.
+The validator of a field sees only the fields defined above it, so a field that depends on another one is
+defined below that field.
 """
 
 from typing import Annotated
@@ -10,7 +11,7 @@ from pydantic_core import PydanticCustomError
 
 from llm_reinforce.config.strict_yaml import KeyPath
 
-MAX_SEED = 10**18  # what a seed is below; torch takes 64 bits
+MAX_SEED = 10**18  # exclusive upper bound of seeds; torch accepts 64 bits
 
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -18,11 +19,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def conflict(path: KeyPath, message: str) -> PydanticCustomError:
-    """An error at a key inside the field that is being validated."""
+    """Return an error at a key inside the field that is being validated."""
     return PydanticCustomError("conflict", "{message}", {"path": path, "message": message})
 
 
 class Section(BaseModel):
-    """What all sections share: no conversions, no unknown keys, no changes after birth."""
+    """Base class of all settings classes: frozen, without type conversions and without unknown keys."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)

@@ -134,7 +134,7 @@ def test_held_out_problems_have_a_template_and_examples_of_their_own(tmp_path: P
     with pytest.raises(InputError, match="few_shot: 7 examples are wanted, and only 6 of 6"):
         problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
-        with pytest.raises(InputError, match="read for held-out problems only"):
+        with pytest.raises(InputError, match="used for held-out problems only"):
             recipe(
                 tmp_path,
                 f"problems={{train: {{data: {data}}}, num_held_out: 0}}",
@@ -148,7 +148,7 @@ def test_a_named_set_trains_a_recipe(tmp_path: Path) -> None:
     source = f"problems={{train: {{data: gsm8k={data}}}, num_held_out: 2}}"
     split = problems_from_config(recipe(tmp_path, source))
     assert {problem.answer for problem in (*split.train, *split.held_out)} == set("12345")
-    with pytest.raises(InputError, match="not read for a file"):
+    with pytest.raises(InputError, match="not used for a file"):
         recipe(tmp_path, f"problems={{train: {{data: gsm8k={data}, split: test}}}}")
     with pytest.raises(InputError, match="did you mean 'gsm8k'"):
         problems_from_config(recipe(tmp_path, "problems={train: {data: gsm9k}}"))
@@ -159,9 +159,9 @@ def test_a_named_set_trains_a_recipe(tmp_path: Path) -> None:
     [
         ("data: nowhere.jsonl", "no such file"),
         ("data: ~/nowhere.json", "no such file"),
-        ("data: nowhere.json, config: main", "not read for a file"),
-        ("data: a.txt, config: main", "not read for a file"),
-        ("data: a.txt, split: test", "not read for a file"),
+        ("data: nowhere.json, config: main", "not used for a file"),
+        ("data: a.txt, config: main", "not used for a file"),
+        ("data: a.txt, split: test", "not used for a file"),
     ],
 )
 def test_what_looks_like_a_file_is_never_looked_up_on_the_hub(

@@ -391,7 +391,7 @@ def none_of(completion: str) -> float:
         (lambda: {"rewards": []}, "rewards: empty"),
         (lambda: {"rewards": "corect_answer"}, "did you mean 'correct_answer'"),
         (lambda: {"rewards": none_of}, r"'none_of': it must be callable as f\(completion, problem\)"),
-        (lambda: {"rewards": {"correct_answer": "1"}}, "a weight is a number"),
+        (lambda: {"rewards": {"correct_answer": "1"}}, "a weight must be a number"),
         (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),
         (
             lambda: {"batch_size": 1},

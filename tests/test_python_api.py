@@ -390,8 +390,8 @@ def none_of(completion: str) -> float:
         (lambda: {"rewards": 3}, r"rewards\[0\]: 3 \(int\) is not a reward"),
         (lambda: {"rewards": []}, "rewards: empty"),
         (lambda: {"rewards": "corect_answer"}, "did you mean 'correct_answer'"),
-        (lambda: {"rewards": none_of}, r"'none_of': it must be callable as f\(completion, problem\)"),
-        (lambda: {"rewards": {"correct_answer": "1"}}, "a weight is a number"),
+        (lambda: {"rewards": none_of}, r"'none_of': the function must be callable as f\(completion, problem\)"),
+        (lambda: {"rewards": {"correct_answer": "1"}}, "a weight must be a number"),
         (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),
         (
             lambda: {"batch_size": 1},

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from llm_reinforce.policy import Completion, TokenIds
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards import failures_in_a_line
+from llm_reinforce.rewards import join_failures
 from llm_reinforce.verifier import Verdict
 
 
@@ -50,7 +50,7 @@ class Episode:
     @property
     def failure(self) -> str | None:
         """All that went wrong, in a line; None when nothing did."""
-        return failures_in_a_line(self.failures)
+        return join_failures(self.failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

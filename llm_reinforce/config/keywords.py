@@ -12,6 +12,40 @@ from llm_reinforce.errors import InputError
 
 CALLER = "ReinforceTrainer"  # prefix of messages, in place of a recipe's file name
 
+OF_TRL = {  # arguments of TRL's trainers and what they are called here
+    "model": "policy, the first argument",
+    "processing_class": "part of policy=(model, tokenizer)",
+    "tokenizer": "part of policy=(model, tokenizer)",
+    "train_dataset": "problems, the second argument",
+    "eval_dataset": "held_out",
+    "reward_funcs": "rewards, the third argument",
+    "reward_weights": "rewards={function: weight}",
+    "reward_processing_classes": "not supported; write a reward function that calls the model",
+    "args": "config, or keyword arguments",
+    "peft_config": "lora={'rank': …, 'alpha': …}",
+    "callbacks": "not needed: write a loop over trainer.updates()",
+    "num_generations": "episodes_per_problem",
+    "max_steps": "num_updates",
+    "num_train_epochs": "num_updates, the number of optimizer steps",
+    "per_device_train_batch_size": "problems_per_update",
+    "gradient_accumulation_steps": "training={'micro_batch_tokens': …}",
+    "max_completion_length": "max_new_tokens",
+    "max_prompt_length": "not needed: prompts are never truncated",
+    "warmup_steps": "training={'num_warmup_updates': …}",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "training={'schedule': …}",
+    "beta": "not supported: there is no penalty on the KL divergence",
+    "epsilon": "not supported: each update makes one step on fresh episodes, without clipping",
+    "num_iterations": "not supported: each update makes one step on fresh episodes",
+    "scale_rewards": "standardize",
+    "bf16": "mixed_precision='bf16'",
+    "fp16": "mixed_precision='fp16'",
+    "logging_steps": "not needed: every update is logged",
+    "save_steps": "checkpoint_every",
+    "eval_steps": "evaluation={'every': …}",
+    "report_to": "not supported",
+}
+
 
 def config_from_keywords(
     base: Config | None, described: Mapping[str, Any], keywords: Mapping[str, Any]
@@ -33,6 +67,9 @@ def config_from_keywords(
     data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base is not None else {}
     data |= {key: _plain(value) for key, value in described.items()}
     problems = []
+    in_sections = {
+        key: name for name in keywords if name in Config.model_fields for key in _keys_set(keywords[name])
+    }
     for name, value in keywords.items():
         if name in Config.model_fields:
             value = _plain(value)
@@ -42,6 +79,11 @@ def config_from_keywords(
         sections = sections_with(name)
         if len(sections) != 1:
             problems.append(f"{CALLER}: {_keyword_error(name, sections)}")
+            continue
+        if in_sections.get(name) == sections[0]:
+            problems.append(
+                f"{CALLER}: {name} is given twice, alone and in {sections[0]}; remove one of the two"
+            )
             continue
         section = data.setdefault(sections[0], {})
         section[name] = _plain(value)
@@ -71,8 +113,15 @@ def _keyword_error(keyword: str, sections: list[str]) -> str:
     if sections:
         options = " or ".join(f"{section}={{{keyword!r}: …}}" for section in sections)
         return f"{keyword} is a key of {' and '.join(sections)}; write {options}"
+    if keyword in OF_TRL:
+        return f"unknown argument {keyword!r}; here it is {OF_TRL[keyword]}"
     known = [*Config.model_fields, *(key for _, key in _keys_of_sections())]
     return f"unknown argument {keyword!r}{nearest(keyword, known)}"
+
+
+def _keys_set(section: Any) -> set[str]:
+    plain = _plain(section)
+    return set(plain) if isinstance(plain, Mapping) else set()
 
 
 def _plain(value: Any) -> Any:

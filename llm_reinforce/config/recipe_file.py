@@ -15,6 +15,9 @@ from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, nearest, parse_document, validate
 from llm_reinforce.errors import InputError
 
+RUN_RECIPE = "recipe.yaml"
+"""Name of the recipe in a run's directory."""
+
 
 def builtin_recipes() -> dict[str, Path]:
     """Return the paths of the bundled recipes by name.
@@ -47,6 +50,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as a text file: {error}") from None
     document = parse_document(text, name=str(file))
+    if file.name == RUN_RECIPE and Path(path) != file:
+        _follow_moved_run(document.data, file.parent)
     document.data.setdefault("output_dir", f"runs/{file.stem}")
     for override in overrides:
         apply_override(document, override)
@@ -61,6 +66,28 @@ def dump_config(recipe: Config) -> str:
         if recipe.reinforce.baseline != baseline:
             del data["reinforce"][key]  # other baselines reject this key
     return dump_yaml(data)
+
+
+def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
+    """Make a run's recipe refer to the directory in which it was found.
+
+    The recipe names the directory, and the files that the run keeps in it, by the paths that they had when
+    the run was started, which may be relative to another current directory.
+    """
+    before = data.get("output_dir")
+    if not isinstance(before, str):
+        return
+    data["output_dir"] = str(folder)
+
+    def moved(section: object, key: str) -> None:
+        name = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(name, str) and Path(name).is_relative_to(before):
+            section[key] = str(folder / Path(name).relative_to(before))
+
+    moved(data.get("policy"), "name_or_path")
+    problems = data.get("problems")
+    for part in ("train", "held_out"):
+        moved(problems.get(part) if isinstance(problems, dict) else None, "data")
 
 
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
@@ -86,8 +113,8 @@ def _find_recipe(path: str | Path) -> Path:
     file, built_in = Path(path), builtin_recipes()
     if file.is_file():
         return file
-    if (file / "recipe.yaml").is_file():  # a run's directory
-        return file / "recipe.yaml"
+    if (file / RUN_RECIPE).is_file():
+        return file / RUN_RECIPE
     if str(path) in built_in:
         return built_in[str(path)]
     hint = nearest(file.stem, built_in) or f"; the built-in recipes are {', '.join(built_in) or 'none'}"

@@ -54,7 +54,7 @@ class TrainingConfig(Section):
     learning_rate: Positive | None = Field(
         default=None,
         description=f"peak learning rate; null: {LEARNING_RATE:g}, or {ADAPTER_LEARNING_RATE:g} with lora, "
-        f"or {RANDOM_INIT_LEARNING_RATE:g} with random_init",
+        f"or {RANDOM_INIT_LEARNING_RATE:g} for random weights",
     )
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
         default="constant_with_warmup",

@@ -110,7 +110,7 @@ def run_recipe(policy: Any) -> Config | None:
     if (path / "recipe.yaml").is_file():
         if not (path / "policy").is_dir():
             raise InputError(f"{path}: this run has no policy/ yet; finish it with `train … --resume`")
-        return load_config(path / "recipe.yaml")
+        return load_config(path)
     if path.name == "policy" and (path.parent / "recipe.yaml").is_file():
-        return load_config(path.parent / "recipe.yaml")
+        return load_config(path.parent)
     return None

@@ -215,6 +215,11 @@ class TrainingLoop:
                 if self._num_saved != self.state.num_updates and not sys.is_finalizing():
                     self.save_checkpoint()
                 raise
+            if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
+                # requested by the caller's loop, or while the checkpoint was saved
+                if self._num_saved != self.state.num_updates:
+                    self.save_checkpoint()
+                break
         self.accelerator.wait_for_everyone()  # only the main process evaluates and writes files
 
     def _update(self) -> tuple[Update, bool]:
@@ -458,9 +463,6 @@ class TrainingLoop:
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
         """Evaluate and save a checkpoint if they are due; return True if the run has to stop now.
-
-        A stop that is requested later, for example while the checkpoint is saved, takes effect after the next
-        update.
 
         Args:
             before: train state before the latest update; None before the first update.

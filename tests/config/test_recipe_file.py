@@ -184,7 +184,7 @@ IMPOSSIBLE = [
     ("problems.generate={operations: [chain]}", "problems.generate.num_operands", "at least 3 for a chain"),
     ("problems.generate={operations: [division, subtraction], num_operands: 3}",
      "problems.generate.num_operands", "not used for division and subtraction"),
-    ("problems.generate.operations=[division, division]", "problems.generate.operations", "list each value once"),
+    ("problems.generate.operations=[division, division]", "problems.generate.operations", "value once"),
     ("problems.generate.digits=[1, 1]", "problems.generate.digits", "should list each value once"),
     ("problems={train: {data: a.jsonl, config: main}}", "problems.train.config", "not used for a file"),
     ("problems={train: {data: ~/A.JSON, split: test}}", "problems.train.split", "not used for a file"),

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_advantages
-from llm_reinforce.episodes.credit import completing_token, lay_on_tokens
+from llm_reinforce.episodes.credit import completing_token, step_rewards_by_token
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage, place_rewards, reward_to_go
 from llm_reinforce.problems import Problem
@@ -76,7 +76,7 @@ def decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
 
 def laid(steps: StepRewards, tokens: Sequence[str], text: str) -> tuple[float, ...]:
     """Where a token's number is its place among `tokens`, and the text all of them."""
-    return lay_on_tokens(
+    return step_rewards_by_token(
         [steps], text, tuple(range(len(tokens))), lambda ids: "".join(tokens[i] for i in ids)
     )
 
@@ -92,7 +92,7 @@ def test_the_token_that_completes_a_span_earns_its_value() -> None:
         return "".join(tokens[index] for index in token_ids if index != 6)
 
     def lay(*spans: tuple[int, int, float]) -> tuple[float, ...]:
-        return lay_on_tokens([StepRewards(spans)], text, tuple(range(7)), decode)
+        return step_rewards_by_token([StepRewards(spans)], text, tuple(range(7)), decode)
 
     assert lay((0, 1, 1.0)) == (1, 0, 0, 0, 0, 0, 0)
     assert lay((0, 2, 1.0)) == (1, 0, 0, 0, 0, 0, 0)
@@ -112,12 +112,15 @@ def test_of_a_truncated_episode_the_last_token_takes_what_the_end_would() -> Non
 def test_several_functions_add_up() -> None:
     tokens, text = ["ab", "c"], "abc"
     steps = [StepRewards([(0, 2, 1.0)]), StepRewards(by_token=[0.5, -1.0]), StepRewards()]
-    assert lay_on_tokens(steps, text, (0, 1), lambda ids: "".join(tokens[i] for i in ids)) == (1.5, -1.0)
+    assert step_rewards_by_token(steps, text, (0, 1), lambda ids: "".join(tokens[i] for i in ids)) == (
+        1.5,
+        -1.0,
+    )
 
 
 def test_where_there_are_none_nothing_is_laid() -> None:
-    assert lay_on_tokens([], "abc", (0, 1), lambda ids: "") == ()
-    assert lay_on_tokens([StepRewards([(0, 1, 1.0)])], "", (), lambda ids: "") == ()
+    assert step_rewards_by_token([], "abc", (0, 1), lambda ids: "") == ()
+    assert step_rewards_by_token([StepRewards([(0, 1, 1.0)])], "", (), lambda ids: "") == ()
 
 
 def test_an_emoji_in_pieces_is_complete_with_its_last_byte() -> None:
@@ -168,7 +171,7 @@ def test_a_decoder_that_changes_what_it_wrote(token_ids: tuple[int, ...], data: 
     decode = decoder(word_piece())
     text = decode(token_ids)
     end = data.draw(st.integers(1, len(text) + 1))
-    rewards = lay_on_tokens([StepRewards([(0, end, 1.0)])], text, token_ids, decode)
+    rewards = step_rewards_by_token([StepRewards([(0, end, 1.0)])], text, token_ids, decode)
     assert sorted(rewards) == [0.0] * (len(token_ids) - 1) + [1.0]
 
 

@@ -131,10 +131,10 @@ def test_greedy_completions() -> None:
 
 
 def test_tokens_are_computed_as_a_round_number_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packed_forward, "ROUNDED", 1)
+    monkeypatch.setattr(packed_forward, "MIN_PADDED", 1)
     policy, activations = policy_of(model_of("llama")), Activations(1000)
     episodes = sampled(policy, activations)
-    assert activations.num_tokens % packed_forward.ROUND == 0
+    assert activations.num_tokens % packed_forward.MULTIPLE == 0
     same(scored(policy.model, episodes, activations), scored(policy.model, episodes, None))
     assert num_forward(policy.model, episodes, activations) == 0
 

@@ -69,7 +69,7 @@ def by_hand(inputs: Sequence[Tensor], seen: Sequence[Sequence[int]]) -> Tensor:
 def test_each_token_mixes_what_it_looks_at(
     name: str, heads: tuple[int, int], small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "SMALL", small)
+    monkeypatch.setattr(attention, "MAX_SMALL", small)
     rows, seen = laid_out(name)
     # two tokens more than there are in the rows
     inputs = vectors(len(seen) + 2, *heads)
@@ -98,7 +98,7 @@ def test_the_layers_of_a_pass_are_apart() -> None:
 def test_what_is_not_finite_stays_with_its_prompt(
     spoilt: float, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "SMALL", small)
+    monkeypatch.setattr(attention, "MAX_SMALL", small)
     rows, seen = laid_out("ragged prompts")
     inputs = [vector.detach() for vector in vectors(len(seen), 2, 2)]
     for vector in inputs:
@@ -114,7 +114,7 @@ def test_what_is_not_finite_stays_with_its_prompt(
 
 def test_long_rows_and_half_precision_go_by_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, seen = laid_out("one prompt")
-    assert max(each.keys.shape[1] for each in rows) < attention.SMALL
+    assert max(each.keys.shape[1] for each in rows) < attention.MAX_SMALL
     used: list[str] = []
 
     def counted(*tensors: Tensor, **options: Any) -> Tensor:
@@ -129,6 +129,6 @@ def test_long_rows_and_half_precision_go_by_torch_s_own(monkeypatch: pytest.Monk
     assert half.dtype == torch.bfloat16
     assert used
     used.clear()
-    monkeypatch.setattr(attention, "SMALL", max(each.keys.shape[1] for each in rows) - 1)
+    monkeypatch.setattr(attention, "MAX_SMALL", max(each.keys.shape[1] for each in rows) - 1)
     Attention(rows, 2, 2)(*inputs)
     assert used

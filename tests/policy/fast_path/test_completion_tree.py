@@ -14,7 +14,7 @@ OF_PROMPT = [0, 1, 0, 0, 0, 0, 0]
 
 
 def tree_of(bundled: int, monkeypatch: pytest.MonkeyPatch) -> CompletionTree:
-    monkeypatch.setattr(completion_tree, "BUNDLED", bundled)
+    monkeypatch.setattr(completion_tree, "BUNDLE_SIZE", bundled)
     return pack_completions(COMPLETIONS, OF_PROMPT, [3, 1], CPU)
 
 
@@ -50,7 +50,7 @@ def test_a_token_looks_at_its_prompt_at_what_it_follows_and_at_itself(
 
 
 def test_a_bundle_lays_out_what_it_follows_in_another(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion_tree, "BUNDLED", 2)
+    monkeypatch.setattr(completion_tree, "BUNDLE_SIZE", 2)
     bundles = pack_completions([(4, 6, 12), (4, 9, 9, 12)], [0, 0], [1], CPU).bundles
     assert bundles is not None
     assert bundles.slots.tolist() == [[0, 1], [2, 3]]
@@ -61,7 +61,7 @@ def test_a_bundle_lays_out_what_it_follows_in_another(monkeypatch: pytest.Monkey
 
 
 def test_where_one_completion_is_long_the_short_ones_share_a_bundle(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(completion_tree, "BUNDLED", 2)
+    monkeypatch.setattr(completion_tree, "BUNDLE_SIZE", 2)
     completions = [(2, 3, 12), (1, 1, 1, 1, 1, 1, 12), (6, 7, 12), (4, 5, 12)]
     bundles = pack_completions(completions, [0] * 4, [1], CPU).bundles
     assert bundles is not None

@@ -99,7 +99,7 @@ def test_completions_that_attend_together_do_not_see_each_other(
 ) -> None:
     model = model_of(name)
     prompts, completions = map(list, zip(*GROUPED, strict=True))
-    monkeypatch.setattr(completion_tree, "BUNDLED", bundled)
+    monkeypatch.setattr(completion_tree, "BUNDLE_SIZE", bundled)
     numbers = [1 - len(prompt) // 2 for prompt in prompts]
     tree = completion_tree.pack_completions(completions, numbers, [3, 1], torch.device("cpu"))
     assert tree.bundles is not None
@@ -126,7 +126,7 @@ def test_completions_that_begin_alike_are_a_tree_and_each_is_scored_as_if_alone(
     episodes = [(starts[number], one) for number, group in enumerate(groups) for one in group]
     prompts, completions = map(list, zip(*data.draw(st.permutations(episodes)), strict=True))
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(completion_tree, "BUNDLED", bundled)
+        patched.setattr(completion_tree, "BUNDLE_SIZE", bundled)
         packed = scored(model, prompts, completions, with_entropies=True)
         in_plain_ways(patched)
         same(packed, scored(model, prompts, completions, with_entropies=True))
@@ -140,7 +140,7 @@ def test_tokens_that_make_the_number_round_change_nothing(
     computed: list[int] = []
     model.model.embed_tokens.register_forward_hook(lambda *seen: computed.append(seen[1][0].numel()))
     monkeypatch.setattr(packed_forward, "_is_hooked", lambda module: False)
-    monkeypatch.setattr(packed_forward, "ROUNDED", rounded)
+    monkeypatch.setattr(packed_forward, "MIN_PADDED", rounded)
     walked = scored(model, PROMPTS, COMPLETIONS, with_entropies=True)
     assert computed == [{1: 32, 256: 19}[rounded]]
     in_plain_ways(monkeypatch)

@@ -12,7 +12,7 @@ from llm_reinforce.policy import action_head, drawing
 from llm_reinforce.policy.action_head import ActionLogProbs, action_log_probs
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
 from llm_reinforce.policy.fast_path import products
-from llm_reinforce.policy.fast_path.products import is_plain, layer_products, outer_products, product
+from llm_reinforce.policy.fast_path.products import is_linear, layer_products, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
 
@@ -34,7 +34,7 @@ def test_a_product_is_torch_s(
     has_onednn: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(products, "ONLY_AVX2", only_avx2)
     if not has_onednn:
         monkeypatch.setattr(products, "_onednn", None)
@@ -51,7 +51,7 @@ def test_a_product_is_torch_s(
 def test_outer_products_are_torch_s(
     columns: tuple[int, int], only_avx2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(products, "ONLY_AVX2", only_avx2)
     lefts, right = [numbers(50, columns[0], seed=seed) for seed in (0, 2)], numbers(50, columns[1], seed=1)
     results = outer_products(lefts, right)
@@ -67,7 +67,7 @@ def test_this_torch_has_the_fast_product() -> None:
 
 
 def test_a_linear_layer_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     layer, inputs = nn.Linear(30, 20), numbers(40, 30).requires_grad_()
     weights = numbers(40, 20, seed=2)
     results = []
@@ -83,7 +83,7 @@ def test_a_linear_layer_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_what_has_no_gradient_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     layer, inputs = nn.Linear(30, 20, bias=False).requires_grad_(False), numbers(4, 30).requires_grad_()
     layer_products([layer], inputs)[0].sum().backward()
     assert layer.weight.grad is None
@@ -95,8 +95,8 @@ def test_a_layer_of_another_kind_is_called() -> None:
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return torch.full((1, 2), 7.0)
 
-    assert is_plain(nn.Linear(3, 2))
-    assert not is_plain(Other(3, 2))
+    assert is_linear(nn.Linear(3, 2))
+    assert not is_linear(Other(3, 2))
     assert layer_products([Other(3, 2)], numbers(1, 3))[0].tolist() == [[7.0, 7.0]]
 
 
@@ -121,10 +121,10 @@ def normed_layers(*, bias: bool, dtype: torch.dtype) -> tuple[nn.Module, list[nn
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("has_norm", [False, True])
-@pytest.mark.parametrize("num_known", [0, 1, 3])
+@pytest.mark.parametrize("num_cached", [0, 1, 3])
 @pytest.mark.parametrize("frozen", ["", "weight", "norm", "inputs"])
 def test_products_of_the_same_inputs_and_their_gradient_are_torch_s(
-    bias: bool, has_norm: bool, num_known: int, frozen: str
+    bias: bool, has_norm: bool, num_cached: int, frozen: str
 ) -> None:
     own_norm, layers = normed_layers(bias=bias, dtype=torch.float64)
     norm = own_norm if has_norm else None
@@ -141,8 +141,8 @@ def test_products_of_the_same_inputs_and_their_gradient_are_torch_s(
 
     normed = norm(inputs) if norm else inputs
     plain = tuple(layer(normed) for layer in layers)
-    known = [one.detach().clone() if number < num_known else None for number, one in enumerate(plain)]
-    ours = layer_products(layers, inputs, norm=norm, known=known)
+    cached = [one.detach().clone() if number < num_cached else None for number, one in enumerate(plain)]
+    ours = layer_products(layers, inputs, norm=norm, cached=cached)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients(ours), gradients(plain), rtol=1e-12, atol=1e-12)
     with torch.no_grad():
@@ -158,10 +158,10 @@ def test_what_is_known_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         return left @ right.t()
 
     monkeypatch.setattr(products, "product", counted)
-    known = [numbers(7, 4, dtype=torch.float64), None, None]
-    outputs = layer_products(layers, numbers(7, 6, dtype=torch.float64), norm=norm, known=known)
+    cached = [numbers(7, 4, dtype=torch.float64), None, None]
+    outputs = layer_products(layers, numbers(7, 6, dtype=torch.float64), norm=norm, cached=cached)
     assert widths == [9, 4]
-    assert torch.equal(outputs[0], known[0])
+    assert torch.equal(outputs[0], cached[0])
 
 
 @pytest.mark.parametrize("kind", ["no scale", "no epsilon", "another norm", "another layer", "autocast"])
@@ -206,7 +206,7 @@ def test_the_head_in_chunks_is_the_plain_one(
     actions = torch.randint(37, (11,), generator=torch.Generator().manual_seed(3))
     weights = numbers(2, 11, dtype=torch.float64, seed=4)
     results: list[Any] = []
-    for way in ("plain", "computed", "known"):
+    for way in ("plain", "computed", "cached"):
         head.zero_grad()
         hidden.grad = None
         if way == "plain":
@@ -219,7 +219,7 @@ def test_the_head_in_chunks_is_the_plain_one(
                 actions,
                 temperature=temperature,
                 with_entropies=with_entropies,
-                known=ActionLogProbs(*results[0][:2]) if way == "known" else None,
+                cached=ActionLogProbs(*results[0][:2]) if way == "cached" else None,
             )
             log_probs = scores.log_probs
             assert (scores.entropies is None) != with_entropies

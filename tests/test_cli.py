@@ -293,7 +293,7 @@ def test_an_argument_that_is_null_differs_from_none(tmp_path: Path) -> None:
 
 def test_a_policy_that_is_not_there_is_no_question_of_the_network() -> None:
     told = refused("sample", "--policy", "runs/nothing", "1+1=")
-    assert "policy 'runs/nothing': there is no such directory or file" in told
+    assert "policy 'runs/nothing': no such directory or file" in told
 
 
 def test_a_dry_run_is_refused_as_the_run_would_be(tmp_path: Path) -> None:
@@ -436,8 +436,12 @@ def test_what_cannot_be_evaluated(finished: Path, tmp_path: Path) -> None:
     assert "all --data are files" in refused(*asked, str(data), "--split", "test")
     assert "add --decoding sampled" in refused(*asked, str(data), "--samples-per-problem", "2")
     assert "should contain {prompt}" in refused(*asked, str(data), "--template", "x")
-    assert "more than the 24 tokens" in refused(*asked, str(data), "--max-new-tokens", "99")
-    assert "can't be loaded" in refused("evaluate", "--policy", "no/such", "--data", str(data))
+    assert "exceeds the context of the policy, 24 tokens" in refused(
+        *asked, str(data), "--max-new-tokens", "99"
+    )
+    assert "loading a causal language model from the hub failed" in refused(
+        "evaluate", "--policy", "no/such", "--data", str(data)
+    )
     Path("half").mkdir()
     Path("half/recipe.yaml").write_text(RECIPE)
     assert "no policy/ yet" in refused("evaluate", "--policy", "half", "--data", str(data))
@@ -576,9 +580,7 @@ def test_evaluate_shows_examples(finished: Path, tmp_path: Path) -> None:
     asked += ["--max-new-tokens", "2"]
     assert "read with --few-shot only" in refused(*asked, "--examples", str(more))
     # the alphabet has no line feed: the example has come to be asked
-    assert "can't be read or written by the policy" in refused(
-        *asked, "--few-shot", "1", "--examples", str(more)
-    )
+    assert "cannot be encoded by the policy" in refused(*asked, "--few-shot", "1", "--examples", str(more))
     assert "2 examples are wanted, and only 1 of 2" in refused(
         *asked, "--few-shot", "2", "--examples", str(more)
     )

@@ -390,7 +390,10 @@ def none_of(completion: str) -> float:
         (lambda: {"rewards": 3}, r"rewards\[0\]: 3 \(int\) is not a reward"),
         (lambda: {"rewards": []}, "rewards: empty"),
         (lambda: {"rewards": "corect_answer"}, "did you mean 'correct_answer'"),
-        (lambda: {"rewards": none_of}, r"'none_of': the function must be callable as f\(completion, problem\)"),
+        (
+            lambda: {"rewards": none_of},
+            r"'none_of': the function must be callable as f\(completion, problem\)",
+        ),
         (lambda: {"rewards": {"correct_answer": "1"}}, "a weight must be a number"),
         (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),
         (
@@ -423,7 +426,7 @@ def test_what_cannot_be_recorded_is_told_before_training(tmp_path: Path) -> None
     problem = Problem("1+1=", "2", columns={"when": object()})
     with pytest.raises(InputError, match="can't be written as JSON"):
         ReinforceTrainer(own_model(), [problem], output_dir=tmp_path / "run", **{**SMALL, "num_held_out": 0})
-    with pytest.raises(InputError, match="adapter's model was not loaded from a path"):
+    with pytest.raises(InputError, match="base model of this adapter was not loaded from a path"):
         ReinforceTrainer(own_model(), SUMS, lora={"rank": 2}, output_dir=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
 

@@ -207,9 +207,12 @@ def test_answers_that_cannot_be_written_are_told(tmp_path: Path) -> None:
 
 def test_prompts_that_leave_no_room_are_refused(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
     check_prompts_fit(tiny_policy, [Problem("1" * 28, "1")], 4)
-    with pytest.raises(InputError, match=r"problem 'long': its prompt has 29 tokens, .* more than the 32"):
+    with pytest.raises(
+        InputError,
+        match=r"problem 'long': its prompt has 29 tokens; .* exceeds the context of the policy, 32",
+    ):
         check_prompts_fit(tiny_policy, [Problem("1", "1"), Problem("1" * 29, "1", id="long")], 4)
-    with pytest.raises(InputError, match="that is more than the 16 tokens"):
+    with pytest.raises(InputError, match="this exceeds the context of the policy, 16 tokens"):
         build_loop(recipe(tmp_path, "problems.generate={digits: [7], num_train: 9}"))
 
 

@@ -1,12 +1,12 @@
-"""What all tests stand on: tensor shapes are checked, one thread, no hub, and a tiny policy."""
+"""Shared test setup: checked tensor shapes, one thread, no hub access, and tiny policies."""
 
 import os
 from collections.abc import Callable
 
 from jaxtyping import install_import_hook
 
-# Before anything imports them: every call in these modules checks its types, and the shapes written in
-# them. An int is taken where a float is asked for, as everywhere in Python.
+# Installed before the modules are imported: all their calls check types and tensor shapes. An int is accepted
+# as a float.
 install_import_hook(
     [
         "llm_reinforce.policy_gradient",
@@ -47,13 +47,13 @@ from llm_reinforce.config import RandomInitConfig  # noqa: E402
 from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
 
 torch.set_num_threads(1)
-settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+settings.register_profile("untimed", deadline=None)  # tests must not fail because the machine is busy
 settings.load_profile("untimed")
 
 
 @pytest.fixture
 def tiny_policy() -> LanguagePolicy:
-    """A fresh Llama of random weights over digits, float32; its pad token is its end token."""
+    """Return a new Llama with random weights over digits, in float32; its pad token is its end token."""
     shape = RandomInitConfig(
         alphabet="0123456789+=",
         num_layers=2,
@@ -67,9 +67,9 @@ def tiny_policy() -> LanguagePolicy:
 
 @pytest.fixture(scope="session")
 def exact_policy() -> Callable[..., LanguagePolicy]:
-    """Makes a tiny Llama that computes in float64 throughout: `exact_policy(alphabet="01", seed=3)`.
+    """Return a function that builds a tiny Llama in float64: `exact_policy(alphabet="01", seed=3)`.
 
-    The same arguments give the same weights, in a policy of its own.
+    Each call builds a new policy; the same arguments give the same weights.
     """
 
     def make(alphabet: str = "0123456789+=", seed: int = 1) -> LanguagePolicy:
@@ -77,7 +77,7 @@ def exact_policy() -> Callable[..., LanguagePolicy]:
             alphabet=alphabet, num_layers=1, num_heads=2, hidden_size=8, intermediate_size=12, max_length=32
         )
         policy = random_policy(shape, seed=seed, dtype="float64")
-        # transformers' RMSNorm rounds to float32 whatever its input is; torch's computes the same in float64
+        # the RMSNorm of transformers rounds to float32; that of torch computes in float64
         for parent in list(policy.model.modules()):
             for name, child in list(parent.named_children()):
                 if type(child).__name__ == "LlamaRMSNorm":
@@ -90,7 +90,7 @@ def exact_policy() -> Callable[..., LanguagePolicy]:
 
 @pytest.fixture(scope="session")
 def tiny_run() -> list[str]:
-    """Overrides that let a recipe like the quick start end within seconds."""
+    """Return overrides that make a recipe such as the quick start finish within seconds."""
     return [
         "policy.random_init.num_layers=1",
         "policy.random_init.num_heads=2",

@@ -198,8 +198,8 @@ def _sums_of_others(
 ) -> Float[Tensor, " episode"]:
     """Return, for each episode, the sum of the values of the other scored episodes of its group.
 
-    Subtracting an episode's value from the sum of its group would be inexact: after rounding, the result would
-    still depend on that value.
+    Subtracting an episode's value from the sum of its group would be inexact: after rounding, the result
+    would still depend on that value.
     """
     is_other = (groups[:, None] == groups) & scored
     is_other.fill_diagonal_(False)

@@ -90,7 +90,7 @@ def test_what_is_held_out_leaves_the_training_problems(tmp_path: Path) -> None:
     split = problems_from_config(recipe(tmp_path, source), ear.say)
     assert [problem.prompt for problem in split.train] == ["1=", "3="]
     assert len(split.held_out) == 2
-    assert ear.told == ["3 training problems are among the held-out ones and were left out"]
+    assert ear.told == ["3 training problems are also held-out problems and were left out"]
 
 
 def test_who_trains_on_what_he_evaluates_on_is_told(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_who_trains_on_what_he_evaluates_on_is_told(tmp_path: Path) -> None:
     ear = Ear()
     split = problems_from_config(recipe(tmp_path, same), ear.say)
     assert {problem.prompt for problem in split.train} == {problem.prompt for problem in split.held_out}
-    assert "trains on what it evaluates on" in ear.told[0]
-    assert "3 of 3 problems asked are training problems as well" in ear.told[1]
+    assert "evaluated on its training problems" in ear.told[0]
+    assert "3 of 3 evaluated problems are also training problems" in ear.told[1]
     ear = Ear()
     problems_from_config(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 0}}"), ear.say)
     assert ear.told == ["no problems are held out: accuracy is measured on the training problems"]
@@ -114,8 +114,8 @@ def test_near_copies_of_held_out_problems_are_told(tmp_path: Path) -> None:
     source = f"problems={{train: {{data: {train}}}, held_out: {{data: {held_out}}}, num_held_out: 3}}"
     problems_from_config(recipe(tmp_path, source), ear.say)
     assert [sentence.partition(" (")[0] for sentence in ear.told] == [
-        "1 of 3 problems asked are training problems as well: the policy may know their answers by heart",
-        "1 of 3 problems asked are training problems with other numbers",
+        "1 of 3 evaluated problems are also training problems: the policy may have memorized their answers",
+        "1 of 3 evaluated problems are training problems with other numbers",
     ]
 
 
@@ -131,7 +131,7 @@ def test_held_out_problems_have_a_template_and_examples_of_their_own(tmp_path: P
     assert shown.count("\n\n") == shown.count("Q") == 2
     own = {problem.prompt.rpartition("Q")[2] for problem in split.held_out}
     assert not any(f"Q{prompt}" in shown for prompt in own)
-    with pytest.raises(InputError, match="few_shot: 7 examples are wanted, and only 6 of 6"):
+    with pytest.raises(InputError, match="few_shot: needs 7 examples, but only 6 of 6"):
         problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
         with pytest.raises(InputError, match="used for held-out problems only"):

@@ -181,7 +181,7 @@ def read_slot(slot: str, *, may_divide: bool = False) -> Reading:
 
 
 def read_phrase(sentence: str) -> Reading | None:
-    """Read the value of a sentence after 'answer is': its first word if that is a number, or its last number."""
+    """Read the value of the rest of a sentence after "answer is": a leading number, or the last number."""
     text = _without_powers(sentence).lstrip(_EDGE)
     if text.startswith("- "):
         text = "-" + text[1:].lstrip()
@@ -219,7 +219,7 @@ def read_last_number(text: str) -> Reading | None:
 
 
 def around_last_digit(text: str, attempt: int) -> str | None:
-    """Return the text around its last digit, more of it in the second attempt, or None if there is no more."""
+    """Return text around the last digit, more of it in the second attempt, or None if there is no more."""
     end = max(text.rfind(digit) for digit in "0123456789")
     if not text.isascii():
         other = _DIGIT.search(text[end + 1 :][::-1])  # digits of other scripts

@@ -559,7 +559,7 @@ def test_evaluate_warns_of_what_training_showed(finished: Path, tmp_path: Path) 
     data.write_text("".join(f'{{"prompt": "{sum}=", "answer": "{eval(sum)}"}}\n' for sum in trained))
     result = command("evaluate", "--policy", str(finished), "--data", str(data), "--json")
     assert result.exit_code == 0, result.output
-    assert "90 of 100 problems asked are training problems as well" in result.stderr
+    assert "90 of 100 evaluated problems are also training problems" in result.stderr
     assert json.loads(result.stdout)["overlap"] == {"same": 90, "masked": 0, "evaluated": 100}
 
 
@@ -581,7 +581,7 @@ def test_evaluate_shows_examples(finished: Path, tmp_path: Path) -> None:
     assert "used only with --few-shot" in refused(*asked, "--examples", str(more))
     # the alphabet has no line feed: the example has come to be asked
     assert "cannot be encoded by the policy" in refused(*asked, "--few-shot", "1", "--examples", str(more))
-    assert "2 examples are wanted, and only 1 of 2" in refused(
+    assert "needs 2 examples, but only 1 of 2" in refused(
         *asked, "--few-shot", "2", "--examples", str(more)
     )
 
@@ -594,9 +594,9 @@ def test_a_data_set_that_cannot_be_used_is_told(finished: Path, tmp_path: Path) 
     assert "empty" in refused(*asked, str(empty))
     row = {"question": "1+1?", "answer": "so\n#### two"}
     (tmp_path / "words.jsonl").write_text(json.dumps(row) + "\n")
-    assert "no number where one is wanted" in refused(*asked, "gsm8k=words.jsonl")
+    assert "must contain a number" in refused(*asked, "gsm8k=words.jsonl")
     twice = sums(tmp_path / "twice.jsonl", 1, 1)
-    assert "id '1' was used before" in refused(*asked, str(twice))
+    assert "id '1' is already used" in refused(*asked, str(twice))
     (tmp_path / "columns.jsonl").write_text('{"sum": "1+1=", "answer": "2"}\n')
     assert "no prompt column" in refused(*asked, "columns.jsonl")
 
@@ -702,8 +702,8 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
     data = tmp_path / "sums.jsonl"
     data.write_text('{"prompt": "1+1=", "answr": "2"}\n')
     assert "no such file" in refused("verify", "nowhere.jsonl")
-    assert "nearest is 'answr'" in refused("verify", str(data))
-    assert "no DATA is read from the hub" in refused("verify", str(data), "--split", "test")
+    assert "did you mean 'answr'?" in refused("verify", str(data))
+    assert "all DATA are files" in refused("verify", str(data), "--split", "test")
     assert command("verify", str(data), "--answer-column", "answr").exit_code == 0
 
 

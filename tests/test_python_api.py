@@ -381,8 +381,8 @@ def none_of(completion: str) -> float:
         ),
         (lambda: {"policy": own_model()[::-1]}, r"the order is \(model, tokenizer\)"),
         (lambda: {"policy": "no/such/model/here"}, "no such directory or file"),
-        (lambda: {"problems": []}, "train: empty"),
-        (lambda: {"problems": 7}, r"train: 7 \(int\) is not a set of problems"),
+        (lambda: {"problems": []}, "train: is empty"),
+        (lambda: {"problems": 7}, r"train: 7 \(int\) is not a list of problems"),
         (lambda: {"problems": [{"prompt": "1+1="}]}, r"train\[0\]: no answer column"),
         (lambda: {"problems": ["1+1="]}, r"train\[0\]: should be a dict"),
         (lambda: {"problems": "gsm9k"}, "did you mean"),
@@ -424,7 +424,7 @@ def test_wrong_arguments_are_told(arguments: Callable[[], dict[str, Any]], messa
 
 def test_what_cannot_be_recorded_is_told_before_training(tmp_path: Path) -> None:
     problem = Problem("1+1=", "2", columns={"when": object()})
-    with pytest.raises(InputError, match="can't be written as JSON"):
+    with pytest.raises(InputError, match="cannot be written as JSON"):
         ReinforceTrainer(own_model(), [problem], output_dir=tmp_path / "run", **{**SMALL, "num_held_out": 0})
     with pytest.raises(InputError, match="base model of this adapter was not loaded from a path"):
         ReinforceTrainer(own_model(), SUMS, lora={"rank": 2}, output_dir=tmp_path / "run", **SMALL)

@@ -1,4 +1,4 @@
-"""The layers: a lower one never imports a higher one, every module belongs to one, and breaches are found."""
+"""Layers of the package: no lower layer imports a higher one, and every module belongs to a layer."""
 
 import shutil
 import subprocess
@@ -25,13 +25,13 @@ def lint_imports(root: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_contracts_hold() -> None:
+def test_contracts_hold() -> None:
     done = lint_imports(ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "0 broken" in done.stdout
 
 
-def test_the_contract_covers_every_module() -> None:
+def test_contract_covers_every_module() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
     (contract,) = (each for each in settings["contracts"] if each["type"] == "layers")
     assert contract["exhaustive"]
@@ -51,7 +51,7 @@ def test_no_module_shadows_the_standard_library() -> None:
     [
         ("policy_gradient/losses.py", "from llm_reinforce.policy import sampling"),
         ("evaluation/accuracy.py", "import llm_reinforce.training"),
-        ("rewards/built_in.py", "import llm_reinforce.policy"),  # beside it
+        ("rewards/built_in.py", "import llm_reinforce.policy"),  # a layer at the same level
         ("verifier/verify.py", "import llm_reinforce.problems"),
         ("errors.py", "import llm_reinforce.problems"),
         ("problems/problem.py", "import torch"),
@@ -59,7 +59,7 @@ def test_no_module_shadows_the_standard_library() -> None:
         ("elsewhere.py", ""),  # belongs to no layer
     ],
 )
-def test_a_breach_is_found(tmp_path: Path, file: str, line: str) -> None:
+def test_forbidden_import_is_found(tmp_path: Path, file: str, line: str) -> None:
     shutil.copytree(
         PACKAGE, tmp_path / "llm_reinforce", ignore=shutil.ignore_patterns("__pycache__", "recipes")
     )

@@ -24,8 +24,8 @@ from llm_reinforce.console.variance_tables import (
 
 claims = typer.Typer(
     no_args_is_help=True,
-    help="Measure the article's claims about the variance of REINFORCE, and compare them with theoretical "
-    "predictions. For the effect of the variance on learning, see `llm-reinforce compare`.",
+    help='Measure the claims of the article "The Beauty of Reinforcement Learning (1)" about the variance of '
+    "REINFORCE, and compare them with theory. For the effect on learning, see `llm-reinforce compare`.",
 )
 SeedOption = Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Random seed.")]
 

@@ -75,8 +75,8 @@ def evaluate(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Text around each problem, which replaces {prompt}. Default: that of the policy's run, or "
-            "that of the data set."
+            help="Template of the prompts, with {prompt} in place of the problem. Default: that of the "
+            "policy's run, or that of the data set."
         ),
     ] = None,
     few_shot: Annotated[int, typer.Option(min=0, help="Number of worked examples before each question.")] = 0,

@@ -94,7 +94,7 @@ def test_weights_of_a_run_replace_the_recipes(tmp_path):
     ("arguments", "message"),
     [
         (["--set", "reinforce.baseline=none", "--set", "reinforce.episodes_per_problem=1"], "at least 2"),
-        (["--set", "rewards=[{function: rewards.py:same}]"], "there is no gradient to measure"),
+        (["--set", "rewards=[{function: rewards.py:same}]"], "of the 32 problems have a gradient"),
         (["--set", "rewards=[{function: rewards.py:broken}]"], "no episode could be scored"),
         (["--policy", "nowhere"], "nowhere"),
         (["--set", "reinforce.baselin=none"], "baseline"),
@@ -149,7 +149,7 @@ def test_an_invalid_output_is_refused_before_anything_is_measured(output, monkey
     monkeypatch.setattr(gradient_variance, "collect_from_recipe", None)
     done = command("variance", "tiny.yaml", "--output", output)
     assert done.exit_code == 2, done.output
-    assert "is a file; name a directory" in done.stderr
+    assert "is a file; give a directory" in done.stderr
 
 
 def test_several_processes_are_refused(monkeypatch):

@@ -136,7 +136,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     before = Path("runs/tiny/metrics.jsonl").read_text()
     assert "resume the run there (--resume, or resume=True)" in refused("train", "tiny.yaml")
-    assert "give one of the two" in refused("train", "tiny.yaml", "--resume", "--overwrite")
+    assert "give only one" in refused("train", "tiny.yaml", "--resume", "--overwrite")
     # a broken reward, found before the old run is removed
     assert "no such file" in refused(
         "train", "tiny.yaml", "--overwrite", "--set", "rewards=[{function: x.py:f}]"
@@ -162,9 +162,9 @@ def test_overwriting_asks_for_the_runs_name(monkeypatch: pytest.MonkeyPatch, ans
             sys.modules["llm_reinforce.cli.train"], "sys", SimpleNamespace(stdin=terminal, stdout=terminal)
         )
         result = overwrite(answer)
-        assert "runs/tiny will be replaced. Its name, to go on (tiny)" in result.stdout
+        assert "runs/tiny will be deleted and replaced. Type its name (tiny) to continue" in result.stdout
         assert result.exit_code == 2
-        assert "runs/tiny stays as it is" in result.stderr
+        assert "runs/tiny: not replaced" in result.stderr
         assert Path("runs/tiny/metrics.jsonl").read_text() == before
         assert overwrite("tiny\n").exit_code == 0
     assert len(Path("runs/tiny/metrics.jsonl").read_text().splitlines()) == 1
@@ -208,7 +208,7 @@ def test_a_run_by_tokens_goes_on_with_more_of_them() -> None:
 def test_a_dry_run_of_a_budget_says_what_it_comes_to() -> None:
     result = command("train", "tiny.yaml", "--dry-run", "--set", "training.num_tokens=30")
     assert result.exit_code == 0, result.output
-    assert re.search(r"updates +about 2, until 30 tokens are sampled; at most 2", result.stdout)
+    assert re.search(r"updates +about 2 \(stops after 30 sampled tokens or 2 updates\)", result.stdout)
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
@@ -251,7 +251,7 @@ def test_a_stop_before_there_is_a_checkpoint_says_so(monkeypatch: pytest.MonkeyP
         patch.setattr("llm_reinforce.training.loop.warm_start", interrupted)
         result = command(*warm)
     assert result.exit_code == 130, result.output
-    assert "stopped after update 0; there is no checkpoint yet, --resume starts anew" in result.stdout
+    assert "stopped after update 0; there is no checkpoint yet; --resume starts from" in result.stdout
     assert command(*warm, "--resume").exit_code == 0
 
 
@@ -300,7 +300,7 @@ def test_a_dry_run_is_refused_as_the_run_would_be(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     result = command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--dry-run"))
     assert result.exit_code == 2
-    assert "a dry run: nothing was trained" in result.stdout
+    assert "dry run: nothing was trained" in result.stdout
     assert "reward 'mine' failed on all 4 trial episodes" in result.stderr
     assert "output_dir runs/tiny is not empty" in result.stderr
 
@@ -310,7 +310,7 @@ def test_a_better_evaluation_before_the_last_is_told() -> None:
     best = {"greedy": BestEvaluation(3, 0.75), "sampled": BestEvaluation(6, 0.4)}
     state = TrainState(6, best_evaluation=best)
     told = sys.modules["llm_reinforce.cli.train"]._better_before(rows, state)
-    assert told == ["best greedy: 75.0%, at update 3"]
+    assert told == ["best greedy accuracy: 75.0%, at update 3"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"resumed": 3}', "\udcff"])
@@ -433,7 +433,7 @@ def test_what_cannot_be_evaluated(finished: Path, tmp_path: Path) -> None:
     data.write_text('{"prompt": "1+1=", "answer": "2"}\n')
     asked = ["evaluate", "--policy", str(finished), "--data"]
     assert "no such file" in refused(*asked, "nowhere.jsonl")
-    assert "all --data are files" in refused(*asked, str(data), "--split", "test")
+    assert "none of the data sets is read from the hub" in refused(*asked, str(data), "--split", "test")
     assert "add --decoding sampled" in refused(*asked, str(data), "--samples-per-problem", "2")
     assert "should contain {prompt}" in refused(*asked, str(data), "--template", "x")
     assert "exceeds the context of the policy, 24 tokens" in refused(
@@ -486,7 +486,7 @@ def test_runs_that_were_asked_differently_are_not_compared_unasked(finished: Pat
     data = sums(tmp_path / "sums.jsonl", 1)
     asked = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
     assert (
-        "trained with different values ('Q:{prompt}' and '{prompt}'): choose one with --template"
+        "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both (--template"
         in refused(*asked)
     )
     assert command(*asked, "--template", "{prompt}").exit_code == 0
@@ -520,7 +520,7 @@ def test_a_stopped_evaluation_goes_on(
     assert answers.name.endswith("_sums.jsonl_sampled.jsonl")
     assert len(answers.read_text().splitlines()) == 9
     told = refused(*asked, "--output", "out", "--seed", "1")
-    assert "holds another evaluation; it differs in seed (0 there, 1 now)" in told
+    assert "contains the answers of another evaluation (seed: 0 in the file, 1 now)" in told
 
 
 def test_a_killed_evaluation_goes_on(finished: Path, tmp_path: Path) -> None:
@@ -569,7 +569,7 @@ def test_evaluate_lists_answers_that_do_not_verify(finished: Path, tmp_path: Pat
     data.write_text(data.read_text() + "".join(json.dumps(row) + "\n" for row in odd))
     result = command("evaluate", "--policy", str(finished), "--data", str(data), "--json")
     assert result.exit_code == 0, result.output
-    told = "right answers that don't verify against themselves: 7 (odd-0, odd-1, odd-2, odd-3, odd-4, …)"
+    told = "rejects the reference answers of 7 problems (odd-0, odd-1, odd-2, odd-3, odd-4, …)"
     assert told in result.stderr.replace("\n", " ")
     assert json.loads(result.stdout)["total"] == 8
 
@@ -578,7 +578,7 @@ def test_evaluate_shows_examples(finished: Path, tmp_path: Path) -> None:
     data, more = sums(tmp_path / "a.jsonl", 1), sums(tmp_path / "b.jsonl", 1, 2)
     asked = ["evaluate", "--policy", str(finished), "--data", str(data), "--template", "{prompt}"]
     asked += ["--max-new-tokens", "2"]
-    assert "read with --few-shot only" in refused(*asked, "--examples", str(more))
+    assert "used only with --few-shot" in refused(*asked, "--examples", str(more))
     # the alphabet has no line feed: the example has come to be asked
     assert "cannot be encoded by the policy" in refused(*asked, "--few-shot", "1", "--examples", str(more))
     assert "2 examples are wanted, and only 1 of 2" in refused(
@@ -703,7 +703,7 @@ def test_what_cannot_be_audited(tmp_path: Path) -> None:
     data.write_text('{"prompt": "1+1=", "answr": "2"}\n')
     assert "no such file" in refused("verify", "nowhere.jsonl")
     assert "nearest is 'answr'" in refused("verify", str(data))
-    assert "all DATA are files" in refused("verify", str(data), "--split", "test")
+    assert "no DATA is read from the hub" in refused("verify", str(data), "--split", "test")
     assert command("verify", str(data), "--answer-column", "answr").exit_code == 0
 
 
@@ -717,7 +717,7 @@ def test_sample_shows_completions(finished: Path) -> None:
     assert greedy.stdout == command("sample", "--policy", str(finished), "1+1=", "--greedy").stdout.replace(
         "1+1=", "Q:1+1=", 1
     )
-    assert "leave out one of the two" in refused("sample", "-p", str(finished), "1", "--greedy", "--num", "2")
+    assert "omit one of the two" in refused("sample", "-p", str(finished), "1", "--greedy", "--num", "2")
     assert "alphabet lacks 'x'" in refused("sample", "-p", str(finished), "x")
 
 
@@ -732,18 +732,18 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean 'first'" in refused("recipes", "show", "frist")
     assert command("recipes", "copy", "first").exit_code == 0
     assert Path("first.yaml").read_text() == RECIPE
-    assert "isn't overwritten" in refused("recipes", "copy", "first")
-    assert "no folder" in refused("recipes", "copy", "first", "no/where.yaml")
+    assert "is not overwritten" in refused("recipes", "copy", "first")
+    assert "the directory no does not exist" in refused("recipes", "copy", "first", "no/where.yaml")
     assert "can't be written" in refused("recipes", "copy", "first", "tiny.yaml/mine.yaml")
     assert command("recipes", "validate", "first", "tiny.yaml").stdout.splitlines() == [
-        "first: a valid recipe",
-        "tiny.yaml: a valid recipe",
+        "first: valid recipe",
+        "tiny.yaml: valid recipe",
     ]
     Path("bad.yaml").write_text(RECIPE + "wibble: 1\nseed: x\n")
     result = command("recipes", "validate", "bad.yaml", "first", "worse.yaml")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 3
-    assert result.stdout == "first: a valid recipe\n"
+    assert result.stdout == "first: valid recipe\n"
 
 
 @pytest.mark.parametrize(

@@ -109,7 +109,7 @@ def test_results_are_those_of_the_runs_logs(finished: tuple[Path, Result]) -> No
 def test_the_tables(finished: tuple[Path, Result]) -> None:
     _, result = finished
     told = result.stdout
-    assert "sampled accuracy on held-out problems; 100 sampled tokens a run, 2 seeds" in told
+    assert "sampled accuracy on held-out problems; 100 sampled tokens per run, 2 seeds" in told
     for title in ("final accuracy", "area under the learning curve, 0..1", "tokens to 5% accuracy"):
         assert title in told
     assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", told)
@@ -208,7 +208,7 @@ def test_an_interrupted_comparison_is_continued_by_the_same_command(monkeypatch:
     monkeypatch.setattr(RunDirectory, "append", interrupted)
     stopped = compared(*command)
     assert stopped.exit_code == 130, stopped.output
-    assert "stopped in none, seed 0; 1 complete runs are kept, and the same command" in stopped.stderr
+    assert "stopped in none, seed 0; 1 complete runs are kept; run the same command" in stopped.stderr
     assert list(Path("runs/compare/none/seed-0/checkpoints").iterdir())
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
@@ -228,7 +228,7 @@ def test_a_directory_with_another_run_is_refused(tmp_path: Path) -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     before = Path("runs/compare/tiny/seed-0/metrics.jsonl").read_bytes()
     told = refused("tiny.yaml", "--seeds", "1", *SHORT, "--set", "training.learning_rate=1e-1")
-    assert "runs/compare/tiny/seed-0 holds a run with other settings; name another --output" in told
+    assert "runs/compare/tiny/seed-0: contains a run with other settings; give another `output_dir`" in told
     assert "training.learning_rate: 0.01 in the run, 0.1 now" in told
     told = refused("tiny.yaml", "--seeds", "1", *SHORT[2:], "--tokens", "200")
     assert "training.num_tokens: 100 in the run, 200 now" in told
@@ -236,18 +236,18 @@ def test_a_directory_with_another_run_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs/compare/other/seed-0").mkdir(parents=True)
     (tmp_path / "runs/compare/other/seed-0/thesis.txt").write_text("mine")
     told = refused("other.yaml", "--seeds", "1", *SHORT)
-    assert "seed-0 can't be written to, or is no run of this comparison (thesis.txt)" in told
-    assert "--set" not in told  # train's way out is none here
+    assert "seed-0: can't be written to, or is not a run of this comparison (thesis.txt)" in told
+    assert "--set" not in told  # the advice for `train` does not apply
     Path("file").write_text("mine")
     told = refused("other.yaml", "--seeds", "1", *SHORT, "--output", "file/below")
-    assert "file is a file; name a directory" in told
+    assert "file is a file; give a directory" in told
 
 
 def test_incomplete_logs_are_reported() -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     Path("runs/compare/tiny/seed-0/metrics.jsonl").write_text("")
     told = refused_after_runs("tiny.yaml", "--seeds", "1", *SHORT)
-    assert "runs/compare/tiny/seed-0: its logs are incomplete (metrics.jsonl lacks update" in told
+    assert "runs/compare/tiny/seed-0: the logs are incomplete (metrics.jsonl lacks update" in told
 
 
 def refused_after_runs(*arguments: str) -> str:
@@ -272,7 +272,7 @@ def test_without_matplotlib_there_are_tables(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = compared("tiny.yaml", "--seeds", "1", *SHORT)
     assert result.exit_code == 0, result.output
-    assert "pip install 'llm-reinforce[plots]' and run the same command again" in result.stderr
+    assert "pip install 'llm-reinforce[plots]' and run the same command" in " ".join(result.stderr.split())
     assert "final accuracy" in result.stdout
     assert not list(Path("runs/compare").glob("*.png"))
 
@@ -289,34 +289,40 @@ def test_with_matplotlib_there_are_plots() -> None:
     ("arguments", "complaint"),
     [
         (["nowhere.yaml"], "nowhere: nowhere.yaml: there is no such file or built-in recipe"),
-        (["tiny.yaml", "./tiny.yaml"], "two variants are named 'tiny'; give each its own name (--variant"),
+        (
+            ["tiny.yaml", "./tiny.yaml"],
+            "two variants are named 'tiny'; give them different names, for",
+        ),
         (["tiny.yaml", "--variant", "a: seed=1"], "all variants have the same seeds"),
         (["tiny.yaml", "--variant", "a:", "--variant", "A:"], "two variants are named 'A'"),
-        (["tiny.yaml", "other.yaml", "--variant", "a:"], "--variant changes one recipe, and there are 2"),
+        (
+            ["tiny.yaml", "other.yaml", "--variant", "a:"],
+            "variants (--variant) change a single recipe",
+        ),
         (["tiny.yaml", "--variant", "reinforce.baseline=none"], 'should read "NAME: section.key=value'),
-        (["tiny.yaml", "--variant", "a: none"], "'none' has no = (quote a value with spaces)"),
+        (["tiny.yaml", "--variant", "a: none"], "'none' has no =; should read"),
         (["tiny.yaml", "--variant", "a: x='1"], "can't be parsed: No closing quotation"),
-        (["tiny.yaml", "--variant", "../a:"], "'../a' can't be a variant's name"),
-        (["tiny.yaml", "--variant", "a.: "], "'a.' can't be a variant's name"),
+        (["tiny.yaml", "--variant", "../a:"], "'../a' is not a valid name of a variant"),
+        (["tiny.yaml", "--variant", "a.: "], "'a.' is not a valid name of a variant"),
         (["tiny.yaml", "--variant", "a: reinforce.baseline=non"], "a: --set reinforce.baseline=non: "),
         (
             ["tiny.yaml", "--set", "output_dir=x"],
-            "--set output_dir=x: can't be set here",
+            "override (--set) output_dir=x: this setting can't be changed in a comparison",
         ),
         (
             ["tiny.yaml", "--set", "training.num_updates=5"],
-            "of the comparison (--tokens)",
+            "all runs have the same budget; give `tokens` (--tokens)",
         ),
         (
             ["tiny.yaml", "--variant", "a: evaluation.every=5"],
-            "evaluated equally often (--evaluations)",
+            "evaluated equally often; give `evaluations` (--evaluations)",
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
-        (["quickstart"], "quickstart: .* training.schedule: cosine falls to 0 over num_updates"),
+        (["quickstart"], "quickstart: .* training.schedule: cosine decays to 0 over num_updates"),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
-            "b: evaluation.decodings lacks sampled, which a is compared by",
+            "b: evaluation.decodings lacks sampled, the first decoding of a",
         ),
     ],
 )
@@ -359,7 +365,7 @@ def test_all_variants_have_the_same_seeds_and_tokens(
         shape_of = run.recipe.reinforce
         num_episodes = shape_of.problems_per_update * shape_of.episodes_per_problem
         assert training.num_updates * num_episodes >= 1000 > (training.num_updates - 1) * num_episodes
-    assert str(unlike_problems(runs)).startswith("few: other problems than small's; accuracies")
+    assert str(unlike_problems(runs)).startswith("few: evaluated on other problems than small, so")
 
 
 def test_a_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The gradient's variance, the article's claims, and recipes compared at an equal budget; one call each."""
+"""Gradient variance, the article's claims, and comparisons of recipes at an equal budget of tokens."""
 
 from llm_reinforce.analysis.classifier_claim import ClassifierVariance, measure_classifier_claim
 from llm_reinforce.analysis.constant_claim import ConstantVariance, measure_constant_claim

@@ -1,4 +1,4 @@
-"""A run's first evaluation and its last, and what changed between them, problem by problem."""
+"""Comparison of the first and the last evaluation of a run, problem by problem."""
 
 import json
 from typing import Any
@@ -16,9 +16,13 @@ from llm_reinforce.runs.run_directory import RunDirectory
 
 
 def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
-    """Return the run's first and last evaluation by decoding, as `answers.jsonl` has them.
+    """Return the first and the last evaluation in `answers.jsonl`, by decoding.
 
-    Empty before there are two evaluations of the same problems.
+    Decodings without two evaluations of equally many problems are omitted.
+
+    Args:
+        directory: directory of the run.
+        max_new_tokens: token budget of the completions.
     """
     by_update: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in directory.rows("answers.jsonl"):
@@ -35,7 +39,12 @@ def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tu
 def compare_first_and_last(
     directory: RunDirectory, max_new_tokens: int
 ) -> dict[str, dict[Criterion, Comparison]]:
-    """Return what changed from the first evaluation to the last, by decoding; write `comparison.json`."""
+    """Compare the first and the last evaluation of a run, and write `comparison.json`.
+
+    Returns:
+        comparisons by decoding and criterion; empty if there are not two evaluations, and then no file is
+        written.
+    """
     changes = {
         decoding: compare_evaluations(*pair)
         for decoding, pair in first_and_last(directory, max_new_tokens).items()

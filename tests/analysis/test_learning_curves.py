@@ -194,5 +194,5 @@ def test_variants_against_the_first() -> None:
     assert (first.num_sampled, second.num_sampled) == ((100, 110), (100, 100))
     with pytest.raises(ValueError, match="the same number of curves"):
         compare_curves({**variants, "third": variants["first"][:1]}, 100, 0.5)
-    with pytest.raises(ValueError, match="needs one variant or more"):
+    with pytest.raises(ValueError, match="needs one or more variants"):
         compare_curves({}, 100, 0.5)

@@ -72,7 +72,7 @@ def test_greedy_does_not_depend_on_the_batch(tiny_policy: LanguagePolicy, batch_
 
 
 def test_nothing_to_ask(tiny_policy: LanguagePolicy) -> None:
-    with pytest.raises(ValueError, match="needs problems"):
+    with pytest.raises(ValueError, match="no problems to evaluate"):
         measure_accuracy(tiny_policy, [])
 
 

@@ -92,7 +92,7 @@ def test_majorities() -> None:
     assert majority_at_k([RIGHT, said("1"), eight, eight_again], 4) == 0
     capital = Problem("Capital of France?", "Paris")
     assert majority_at_k([said("1e99999999", capital), said("Paris", capital)], 2) == 0  # and takes no time
-    with pytest.raises(ValueError, match="maj@2 of 1"):
+    with pytest.raises(ValueError, match="maj@2 is not defined for 1 samples"):
         majority_at_k([RIGHT], 2)
 
 

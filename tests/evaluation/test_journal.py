@@ -68,12 +68,12 @@ def test_another_evaluation_s_file_is_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     open_answers(path, IDENTITY, PROBLEMS)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"another evaluation; it differs in seed \(0 there, 1 now\)"):
+    with pytest.raises(InputError, match=r"another evaluation \(seed: 0 in the file, 1 now\)"):
         open_answers(path, {**IDENTITY, "seed": 1}, PROBLEMS)
     assert path.read_bytes() == before
     for text in ("{}\n", "[]\n", "3\n", "thesis\n"):
         path.write_text(text)
-        with pytest.raises(InputError, match="is no file of answers"):
+        with pytest.raises(InputError, match="not a file of answers"):
             open_answers(path, IDENTITY, PROBLEMS)
         assert path.read_text() == text
 
@@ -85,7 +85,7 @@ def test_a_line_of_something_else_is_told(tmp_path: Path, line: str) -> None:
     path = tmp_path / "answers.jsonl"
     open_answers(path, IDENTITY, PROBLEMS)
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(InputError, match="line 2: isn't what an evaluation writes"):
+    with pytest.raises(InputError, match="line 2: not a line that an evaluation writes"):
         open_answers(path, IDENTITY, PROBLEMS)
 
 

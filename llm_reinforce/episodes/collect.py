@@ -63,7 +63,7 @@ def collect_episodes(
         return _rewarded(policy, problems, prompts, completions, num, rewards, progress, first_group)
 
     episodes, logged = collected(episodes_per_problem, greedy=False)
-    # rewards of greedy completions are logged separately: they do not change the logged metrics
+    # metrics that reward functions log for greedy completions are discarded
     greedy = collected(1, greedy=True)[0] if with_greedy else ()
     return EpisodeBatch.of(episodes, logged, greedy)
 

@@ -84,7 +84,7 @@ def estimate_advantages(
         if values is None:
             raise ValueError("baseline 'value' needs the argument `values`")
         b = gather(episode_returns(values.masked_fill(~mask, 0.0)))  # V(s_0)
-        # A_t = γ^t Σ_l (γλ)^l δ_{t+l}, with λ = 1 γ^t (g_t - V(s_t))
+        # A_t = γ^t Σ_l (γλ)^l δ_{t+l}; for λ = 1 this is γ^t (g_t - V(s_t))
         weights = generalized_advantages(rewards, values, mask, settings.discount, settings.value.gae_lambda)
     else:
         extra = _baseline_arguments(settings, batch, returns, mask, gather)

@@ -118,8 +118,8 @@ class LanguagePolicy:
         except Exception as error:  # the tokenizers library raises plain Exception
             if len(texts) > 1:  # encode one by one, to find the text that fails
                 return [self._encode([text], add_special_tokens=add_special_tokens)[0] for text in texts]
-            known = self.tokenizer.get_vocab()
-            missing = sorted({character for character in texts[0] if character not in known})
+            vocabulary = self.tokenizer.get_vocab()
+            missing = sorted({character for character in texts[0] if character not in vocabulary})
             raise InputError(
                 f"{texts[0]!r} cannot be encoded by the policy: its alphabet lacks "
                 f"{', '.join(map(repr, missing))}; for a policy with random weights, add the characters to "

@@ -102,7 +102,7 @@ def random_policy(
         initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 is for widths of thousands
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,  # the embedding would not compute a gradient for the end token, which pads
+        pad_token_id=None,  # an embedding computes no gradient for its pad token, here the end token
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
@@ -385,10 +385,10 @@ def _as_policy(
 
 
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
-    """Return the end tokens of the model and the tokenizer, starting with the one that completions end with.
+    """Return the distinct end tokens of the model and the tokenizer.
 
-    If the chat template ends turns with the end token of the tokenizer, this token comes first, because the
-    generation settings of a base model may not contain it.
+    The first one is the token that `encode_completion` appends. It is the end token of the tokenizer if the
+    chat template ends turns with it, because the generation settings of a base model may not contain it.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -214,7 +214,11 @@ class _Generation:
         self.shares_rows = self.check_every == 1
 
     def has_room_for(self, num_completions: int) -> bool:
-        """Return True if a new prompt can start: a quarter of the slots is free, or no slot is in use."""
+        """Return True if the completions of another prompt can start.
+
+        They can if no slot is in use. If the batch can refill rows, they can also start when at least a
+        quarter of the slots is free, and at least `num_completions`.
+        """
         num_free = len(self.requests) - len(self.active)
         if not self.active:
             return True

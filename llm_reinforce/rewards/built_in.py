@@ -24,7 +24,7 @@ ANSWER_FORMS = {
 
 
 def correct_answer() -> RewardFunction:
-    """Return a reward of 1 for a correct final answer and 0 for a wrong one, as in the article."""
+    """Return the article's reward function: 1 for a correct final answer, 0 for a wrong one."""
 
     def reward(completion: str, problem: Problem, verdict: Verdict | None = None) -> float:
         verdict = verdict or judge(completion, problem)
@@ -34,7 +34,7 @@ def correct_answer() -> RewardFunction:
 
 
 def answer_format(pattern: str | None = None, form: str | None = None) -> RewardFunction:
-    r"""Return a reward of 1 for a completion in the required format and 0 for any other.
+    r"""Return a reward function that is 1 for a completion in the required format and 0 for any other.
 
     The correctness of the answer is not considered.
 
@@ -64,9 +64,9 @@ def answer_format(pattern: str | None = None, form: str | None = None) -> Reward
 
 
 def conciseness(max_tokens: int = 64) -> RewardFunction:
-    """Return a reward for short correct completions: max(0, 1 - num_tokens / max_tokens).
+    """Return a reward function for short correct completions: max(0, 1 - num_tokens / max_tokens).
 
-    A wrong completion has a reward of 0, however short it is.
+    A wrong completion has a reward of 0.
 
     Args:
         max_tokens: number of tokens, end token included, from which the reward is 0.
@@ -89,7 +89,7 @@ def conciseness(max_tokens: int = 64) -> RewardFunction:
 
 
 def readability(max_words: int = 25) -> RewardFunction:
-    """Return a reward from 0 to 1 for short sentences and little repetition.
+    """Return a reward function, from 0 to 1, for short sentences and little repetition.
 
         (fraction of sentences with at most max_words words) x (fraction of word trigrams that are distinct)
 

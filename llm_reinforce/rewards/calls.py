@@ -265,7 +265,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def number(value: object) -> float:
-    """Return a real number, which may be a NumPy scalar or a tensor with one element, as a float.
+    """Return a real number, which may be a NumPy scalar or a 0-dimensional tensor, as a float.
 
     Raises:
         TypeError: if the value is not a real number or is not finite in float32.
@@ -295,7 +295,10 @@ def _checked_steps(steps: StepRewards, judged: JudgedCompletion) -> StepRewards:
     if spans:
         raise ValueError("StepRewards takes spans or by_token, not both")
     if len(values) != len(judged.token_ids):
-        raise ValueError(f"StepRewards.by_token has {len(values)} values for {len(judged.token_ids)} tokens")
+        raise ValueError(
+            f"StepRewards.by_token has {len(values)} values for {len(judged.token_ids)} tokens; give one "
+            "value per token, including the end token"
+        )
     return StepRewards(by_token=values)
 
 

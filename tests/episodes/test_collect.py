@@ -132,13 +132,13 @@ def test_greedy_completions_do_not_change_the_sampled_ones(tiny_policy: Language
     assert batch.episodes == plain.episodes
     assert plain.greedy == ()
     assert [episode.group for episode in batch.greedy] == [7, 8, 9]
-    likeliest = sample_completions(
+    most_likely = sample_completions(
         tiny_policy, [e.prompt_ids for e in batch.greedy], max_new_tokens=5, greedy=True
     )
-    assert [episode.completion for episode in batch.greedy] == likeliest
+    assert [episode.completion for episode in batch.greedy] == most_likely
     assert [episode.problem for episode in batch.greedy] == PROBLEMS
     assert [episode.reward for episode in batch.greedy] == [len(e.completion.text) for e in batch.greedy]
-    num_greedy = sum(len(completion.token_ids) for completion in likeliest)
+    num_greedy = sum(len(completion.token_ids) for completion in most_likely)
     assert batch.num_tokens == int(batch.lengths.sum()) + num_greedy == plain.num_tokens + num_greedy
     partly_failed = with_greedy(True, WeightedReward("fails_on_b", fails_on_b))
     assert [episode.reward for episode in partly_failed.greedy] == [1.0, None, 1.0]

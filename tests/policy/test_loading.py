@@ -617,11 +617,7 @@ def test_tokenizer_of_a_gguf_file_is_converted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pad_token", "spare_token", "expected"),
     [
-        (
-            "<|im_end|>",
-            "<|endoftext|>",
-            "<|endoftext|>",
-        ),  # the pad token is the end token, and there is a spare token
+        ("<|im_end|>", "<|endoftext|>", "<|endoftext|>"),  # the pad token equals the end token
         ("<|im_end|>", "<spare>", "<|im_end|>"),
         ("<|im_start|>", "<|endoftext|>", "<|im_start|>"),
     ],

@@ -270,11 +270,10 @@ def test_nothing_changes_if_no_episode_is_scored() -> None:
 def test_explained_variance_equals_values_computed_by_hand() -> None:
     mask = torch.tensor([[True, True, True, True, False]])
     returns = torch.tensor([[1.0, 2.0, 3.0, 4.0, 99.0]])
-    assert explained_variance(returns + 5.0, returns, mask) == pytest.approx(
-        1.0
-    )  # a constant difference does not matter
+    # a constant difference does not matter
+    assert explained_variance(returns + 5.0, returns, mask) == pytest.approx(1.0)
     assert explained_variance(torch.full((1, 5), 2.0), returns, mask) == pytest.approx(0.0)
-    # Var(g) = 5/4;  g - V = 1, 1, 2, 2, of variance 1/4
+    # Var(g) = 5/4; g - V = 1, 1, 2, 2, so Var(g - V) = 1/4
     values = torch.tensor([[0.0, 1.0, 1.0, 2.0, 0.0]])
     assert explained_variance(values, returns, mask) == pytest.approx(1 - 0.25 / 1.25)
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)  # 1 - 4 Var(g) / Var(g)

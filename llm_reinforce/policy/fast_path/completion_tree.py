@@ -23,7 +23,7 @@ class CompletionTree:
     """Completions as a tree of tokens, in which each token follows a prompt or another token.
 
     The tokens are in preorder: a token is directly followed by its descendants. The last action of a
-    completion is not in the tree, because no action is drawn after it.
+    completion is not in the tree, because no action is sampled after it.
 
     Attributes:
         token_ids: token id of each token.

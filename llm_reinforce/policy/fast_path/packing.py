@@ -35,7 +35,7 @@ class PackedPrompts:
 
     @property
     def last(self) -> Int[Tensor, " prompt"]:
-        """Index of each prompt's last token, after which the first action is drawn."""
+        """Index of each prompt's last token, after which the first action is sampled."""
         return self.slots[: self.num_prompts, -1]
 
     @property

@@ -110,9 +110,8 @@ def test_results_do_not_depend_on_slots_and_time_of_sampling(
 ) -> None:
     monkeypatch.setattr(slot_batch, "ROOM", 2)  # the cache grows several times
     monkeypatch.setattr(slot_batch, "MAX_PROMPT_TOKENS", 10)  # prompts are computed in several parts
-    monkeypatch.setitem(
-        sampling.CHECK_EVERY, "cpu", check_every
-    )  # completions share no rows and continue after their end
+    # above 1, completions share no rows and continue after their end
+    monkeypatch.setitem(sampling.CHECK_EVERY, "cpu", check_every)
     policy, activations = policy_of(model_of("llama")), Activations(10_000)
     episodes = sampled(policy, activations, batch_size=batch_size)
     assert len({len(completion) for _, completion in episodes}) > 3

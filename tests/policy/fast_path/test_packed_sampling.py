@@ -102,7 +102,7 @@ def test_new_prompts_reuse_the_slots_of_ended_completions(monkeypatch: pytest.Mo
         stream_completions(policy, prompts, max_new_tokens=40, uniforms=lambda n: numbers[n], batch_size=8)
     )
     assert sorted(prompt for prompt, _ in results) == list(range(64))
-    assert [prompt for prompt, _ in results] != list(range(64))  # in the order in which they end
+    assert [prompt for prompt, _ in results] != list(range(64))  # not in the order of the prompts
     assert sum(filled) == 64
     assert filled[0] == 8
     assert max(filled[1:]) < 8  # does not wait for a whole batch to end

@@ -1,41 +1,30 @@
-"""What all tests stand on: tensor shapes are checked, one thread, no hub, and a tiny policy."""
+"""Shared by all tests: tensor shapes are checked, one thread, no hub, and a tiny policy."""
 
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-# Before anything imports them: every call in these modules checks its types, and the shapes written in
-# them. An int is taken where a float is asked for, as everywhere in Python.
+PACKAGE = Path(__file__).parents[1] / "llm_reinforce"
+
+
+def modules_with_tensors() -> list[str]:
+    """The names of all modules that import torch or jaxtyping."""
+    return [
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for file in sorted(PACKAGE.rglob("*.py"))
+        if re.search(r"^\s*(?:import|from) (?:torch|jaxtyping)\b", file.read_text(), re.MULTILINE)
+    ]
+
+
+# Before anything imports them: every call in these modules checks the types and tensor shapes of its
+# annotations. An int is accepted where a float is annotated, as everywhere in Python.
 install_import_hook(
-    [
-        "llm_reinforce.policy_gradient",
-        "llm_reinforce.policy.action_head",
-        "llm_reinforce.policy.batches",
-        "llm_reinforce.policy.drawing",
-        "llm_reinforce.policy.language_policy",
-        "llm_reinforce.policy.fast_path.attention",
-        "llm_reinforce.policy.fast_path.packed_forward",
-        "llm_reinforce.policy.fast_path.packed_log_probs",
-        "llm_reinforce.policy.fast_path.packing",
-        "llm_reinforce.policy.fast_path.products",
-        "llm_reinforce.policy.fast_path.slot_batch",
-        "llm_reinforce.policy.sampling",
-        "llm_reinforce.policy.log_probs",
-        "llm_reinforce.policy.value_head",
-        "llm_reinforce.episodes",
-        "llm_reinforce.analysis.episode_gradients",
-        "llm_reinforce.analysis.estimators",
-        "llm_reinforce.analysis.sketch",
-        "llm_reinforce.analysis.gradient_statistics",
-        "llm_reinforce.analysis.gradient_variance",
-        "llm_reinforce.training.gradient_step",
-        "llm_reinforce.training.loop",
-        "llm_reinforce.training.metrics",
-        "llm_reinforce.training.value_baseline",
-    ],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    modules_with_tensors(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 

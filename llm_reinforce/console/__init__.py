@@ -1,1 +1,1 @@
-"""What people see in a terminal: tables, progress, the live view, and text made safe to print."""
+"""Terminal output: tables, progress, the live view, and text escaped for printing."""

@@ -1,4 +1,4 @@
-"""Tables of recipes that were compared at an equal budget."""
+"""Tables of recipes compared at an equal budget of tokens."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 def print_comparison(
     console: Console, compared: "Sequence[ComparedRuns]", target: float, num_tokens: int
 ) -> None:
-    """Print a table for each measure: the mean, and the difference from the first variant, with its tests."""
+    """Print a table per measure, with the mean and the tested difference from the first variant.
+
+    Args:
+        console: console to print to.
+        compared: one entry per variant; the first is the one that the others are compared with.
+        target: accuracy of the measure `tokens to TARGET accuracy`.
+        num_tokens: budget of sampled tokens per run.
+    """
     titles: dict[MeasureName, str] = {
         "final": "final accuracy",
         "area": "area under the learning curve, 0..1",
@@ -45,7 +52,7 @@ def print_comparison(
 def _cells(runs: "ComparedRuns", key: "MeasureName", *, is_tested: bool, is_compared: bool) -> list[Text]:
     measure, num_runs = runs.measures[key], len(runs.num_sampled)
     bound = "≥ " if key == "tokens" and runs.num_reached < num_runs else ""
-    # if no run reached the target, all values are the budget, and an interval would mislead
+    # if no run reached the target, all values are the budget and an interval would be misleading
     interval = measure.interval if key != "tokens" or runs.num_reached else None
     cells = [Text(runs.name, style="bold"), Text(bound + _shown(key, measure.mean, interval))]
     if key == "tokens":
@@ -88,12 +95,12 @@ def _footnotes(compared: "Sequence[ComparedRuns]", num_tokens: int) -> list[str]
     else:
         notes.append("in brackets: 95% intervals over the seeds, Student's t")
     if any(runs.num_reached < num_seeds for runs in compared):
-        notes.append("≥: a run that didn't reach the target counts with the budget")
+        notes.append("≥: lower bound; runs that did not reach the target count with the budget")
     if len(compared) > 1 and num_seeds > 1:
         least = 2 / 2**num_seeds
         notes.append(
             f"difference: from {compared[0].name}, seed by seed; p by sign flips is at least {least:.2g}; "
-            "p-values are not corrected for multiple tests"
+            "p-values are not corrected for multiple comparisons"
         )
     elif len(compared) > 1:
         notes.append(f"difference: from {compared[0].name}")

@@ -1,4 +1,4 @@
-"""Tables of an evaluation, and of the difference between two."""
+"""Tables of evaluations, and of the difference between two evaluations."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,7 +20,12 @@ TITLES = {
 
 
 def measures_table(data: str, columns: "Sequence[tuple[str, Evaluation]]") -> RenderableType:
-    """Return a table with a row per measure, each with its 95% interval, and a column per policy."""
+    """Return a table with a row per measure and a column per policy; values have 95% intervals.
+
+    Args:
+        data: name of the data set.
+        columns: name and evaluation of each policy, on the same problems.
+    """
     first = columns[0][1]
     samples = f" x {first.samples_per_problem} samples" if first.samples_per_problem > 1 else ""
     head = f"{visible(data)}: {len(first.problems):,} problems{samples}, {first.decoding}"
@@ -58,7 +63,7 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Return the difference with its interval, and its parts by kind, which add up to it."""
+    """Return the difference in accuracy with its interval and test, and its parts by reason."""
     low, high = comparison.interval
     test = "McNemar" if comparison.test == "mcnemar" else "sign flips"
     head = (
@@ -67,7 +72,7 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         f"problems gained {len(comparison.gained):,}, lost {len(comparison.lost):,}"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("of these points")
+    table.add_column("why answers changed (points)")
     for title in ("gained", "lost", "difference"):
         table.add_column(title, justify="right", no_wrap=True)
     for kind, part in comparison.parts.items():

@@ -1,6 +1,7 @@
-"""The live view of a run on a terminal.
+"""Live view of a run on a terminal.
 
-✓ and ✗ are the verifier's verdict, right or wrong; the reward beside them is what training maximizes.
+✓ and ✗ are the verdicts of the verifier. The reward next to them is what training maximizes; the two may
+differ.
 """
 
 import itertools
@@ -15,17 +16,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.console.run_display import Pace, PlainDisplay, advanced, latest_numbers
+from llm_reinforce.console.run_display import Pace, PlainDisplay, latest_numbers, next_pace
 from llm_reinforce.console.text import accuracy_title, duration, shown_accuracy, visible
 
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
 
-NUM_AVERAGED = 20  # the last updates, whose mean reward is shown
+NUM_AVERAGED = 20  # number of latest updates in the shown mean reward
 NUM_SAMPLES = 4
-SAMPLE_SECONDS = 2.0  # a sample stays long enough to be read
-REFRESHES_A_SECOND = 4
+SAMPLE_SECONDS = 2.0  # minimum time for which a sample is shown
+REFRESHES_PER_SECOND = 4
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -36,12 +37,14 @@ def display_for(
     num_processes: int = 1,
     first: Mapping[str, tuple[int, float]] | None = None,
 ) -> "LiveDisplay | PlainDisplay":
-    """Return a live view if the console is a terminal, else plain lines.
+    """Return a live view if the console is a terminal, and a display of plain lines otherwise.
 
     Args:
-        title: the heading of the live view, which says what is trained.
-        num_processes: number of processes, each of which shows the episodes of its own only.
-        first: by decoding, update and accuracy of the first evaluation of a resumed run.
+        console: console to print to.
+        title: heading of the live view.
+        num_processes: number of processes. The display gets the episodes of one process, so it multiplies the
+            rate of episodes by this number.
+        first: number of updates and accuracy of a resumed run's first evaluation, by decoding.
     """
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(console, title, num_processes, first or {})
@@ -50,7 +53,7 @@ def display_for(
 
 @dataclass
 class _Picture:
-    """The data of the live view; the loop writes it, and the refreshing thread reads it."""
+    """Data of the live view, written by the training loop and read by the refreshing thread."""
 
     title: str
     first: dict[str, tuple[int, float]]
@@ -66,7 +69,7 @@ class _Picture:
 
 
 class LiveDisplay:
-    """A view that a thread of its own refreshes up to four times a second; use it as a context."""
+    """Live view, refreshed by a thread up to four times per second; use it as a context manager."""
 
     def __init__(
         self, console: Console, title: str, num_processes: int, first: Mapping[str, tuple[int, float]]
@@ -78,7 +81,7 @@ class LiveDisplay:
         self._live = Live(
             get_renderable=self._render,
             console=console,
-            refresh_per_second=REFRESHES_A_SECOND,
+            refresh_per_second=REFRESHES_PER_SECOND,
             transient=False,
         )
 
@@ -95,14 +98,14 @@ class LiveDisplay:
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         picture = self._picture
-        picture.pace = advanced(picture.pace, "warm start", num_updates, total, None)
+        picture.pace = next_pace(picture.pace, "warm start", num_updates, total, None)
         picture.numbers = {"loss": f"{loss:.3f}"}
 
     def update(
         self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
         picture, seconds = self._picture, metrics.get("step_time")
-        picture.pace = advanced(picture.pace, "REINFORCE", num_updates, total, seconds)
+        picture.pace = next_pace(picture.pace, "REINFORCE", num_updates, total, seconds)
         picture.status = ""
         picture.numbers = latest_numbers(metrics, len(episodes) * self.num_processes)
         if "reward" in metrics:
@@ -120,13 +123,11 @@ class LiveDisplay:
         picture.status = ""
         picture.first.setdefault(evaluation.decoding, (num_updates, evaluation.accuracy))
         latest = (num_updates, evaluation.accuracy, evaluation.interval)
-        picture.latest = {
-            **picture.latest,
-            evaluation.decoding: latest,
-        }  # a new dict, since a thread reads the old
+        # a new dict, since the refreshing thread may be iterating over the old one
+        picture.latest = {**picture.latest, evaluation.decoding: latest}
 
     def stopping(self, sentence: str) -> None:
-        """Keep the sentence for the next refresh; called from a signal handler."""
+        """Show the sentence at the next refresh; safe to call from a signal handler."""
         self._picture.stopping = sentence
 
     def _render(self) -> RenderableType:
@@ -134,17 +135,17 @@ class LiveDisplay:
 
 
 def render(picture: _Picture, height: int) -> RenderableType:
-    """Return the view, with as many samples as fit into the terminal's height."""
+    """Return the view, with as many samples as fit into the height of the terminal."""
     parts: list[RenderableType] = [_head(picture), _progress_bar(picture.pace)]
     if picture.numbers:
         parts += ["", _numbers_table(picture.numbers, picture.rewards)]
     is_done = picture.is_finished and picture.pace is not None and picture.pace.done == picture.pace.total
-    if picture.latest and not is_done:  # at the end a table shows it
+    if picture.latest and not is_done:  # after the run, a table shows the accuracies
         parts += ["", _accuracies(picture)]
     room = height - 11 - len(picture.latest)
     if picture.samples and room > 0:
         parts += ["", _samples(picture.samples[:room])]
-    return Group(*parts, "")  # the ^C that a terminal echoes needs a line of its own
+    return Group(*parts, "")  # an empty line for the ^C that a terminal echoes
 
 
 def _head(picture: _Picture) -> RenderableType:
@@ -226,7 +227,7 @@ def _samples(episodes: "Sequence[Episode]") -> RenderableType:
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """Return the values as at most `width` bars, scaled from the lowest to the highest.
+    """Return the values as at most `width` bars, scaled to the range of the values; a bar may be a mean.
 
     >>> curve([0.0, 0.1, 0.5, 1.0], 4)
     '▁▂▅█'
@@ -239,6 +240,6 @@ def curve(values: Sequence[float], width: int) -> str:
 
 
 def evenly_spaced(episodes: "Sequence[Episode]", count: int) -> "Sequence[Episode]":
-    """Return some of an update's episodes, chosen by position and not by reward."""
+    """Return `count` episodes of an update, evenly spaced by position, whatever their reward."""
     count = min(count, len(episodes))
     return [episodes[len(episodes) * index // count] for index in range(count)]

@@ -1,4 +1,4 @@
-"""Messages on stderr, and the consoles that commands print to."""
+"""Messages on stderr, and the consoles of the commands."""
 
 import sys
 from collections.abc import Iterator
@@ -9,16 +9,16 @@ from rich.text import Text
 
 from llm_reinforce.errors import without_secrets
 
-FILE_WIDTH = 130  # characters
+FILE_WIDTH = 130  # characters per line of output that is not a terminal
 
 
 def print_error(message: str) -> None:
-    """Print an error message on stderr, red on a terminal, never wrapped."""
+    """Print an error message on stderr, without wrapping; red on a terminal."""
     _print_on_stderr(Text(without_secrets(message), style="red"))
 
 
 def note(message: str) -> None:
-    """Print a note on stderr. Its text may come from a data set, so control characters are escaped."""
+    """Print a note on stderr; control characters are escaped, since the text may come from a data set."""
     shown = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in message
@@ -28,7 +28,7 @@ def note(message: str) -> None:
 
 @contextmanager
 def messages_above_bar(console: Console) -> Iterator[None]:
-    """Print messages above the progress bar that is shown on this console, as long as it is shown."""
+    """Print messages above the progress bar of this console, within the context."""
     _consoles.append(console)
     try:
         yield
@@ -45,12 +45,15 @@ def _print_on_stderr(text: Text) -> None:
 
 
 def terminal_console() -> Console:
-    """Return a console on the current stdout, which a test or a caller may have replaced."""
+    """Return a console on the current `sys.stdout`, which a test or a caller may have replaced."""
     return Console(file=sys.stdout, highlight=False)
 
 
 def wide_console() -> Console:
-    """Return the same for wide tables: rich would cut their rows at 80 characters in a file."""
+    """Return a console on the current `sys.stdout` for wide tables.
+
+    In a file, rich would cut their rows at 80 characters.
+    """
     console = terminal_console()
     if not console.is_terminal:
         console.width = max(console.width, FILE_WIDTH)
@@ -58,6 +61,6 @@ def wide_console() -> Console:
 
 
 def is_interactive() -> bool:
-    """Return True on a terminal and in a notebook, where progress is shown by default."""
+    """Return True if stdout is a terminal or a notebook, where progress is shown by default."""
     console = Console()
     return console.is_terminal or console.is_jupyter

@@ -1,4 +1,4 @@
-"""The progress of a command and the time it still takes, on stderr."""
+"""Progress of a command and its remaining time, on stderr."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,12 +16,16 @@ SECONDS_BETWEEN_LINES = 30.0
 def progress(
     name: str, total: int, *, what: str = "problems", done: int = 0, is_shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number done; it updates a bar on a terminal, else prints some lines.
+    """Yield a function to call with the number of items done.
+
+    On a terminal it updates a progress bar; elsewhere it prints a line every 30 seconds.
 
     Args:
-        what: the unit that is counted.
-        done: the number done before, which does not count for the pace.
-        is_shown: if False, the function does nothing.
+        name: heading of the progress.
+        total: number of items.
+        what: name of the items.
+        done: number of items that were done before. They are ignored in the estimate of the remaining time.
+        is_shown: if False, nothing is shown.
     """
     if not is_shown:
         yield lambda done: None
@@ -30,10 +34,10 @@ def progress(
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        tell = _lines(name, total, what)
+        show = _lines(name, total, what)
         if done:
-            tell(done)
-        yield tell
+            show(done)
+        yield show
         return
     named, counted = TextColumn("{task.description}", markup=False), TextColumn(what, markup=False)
     columns = (named, BarColumn(), MofNCompleteColumn(), counted, TimeRemainingColumn())
@@ -44,13 +48,13 @@ def progress(
 
 
 def _lines(name: str, total: int, what: str) -> Callable[[int], None]:
-    begun: tuple[float, int] | None = None  # when it was first told, and how many were done by then
+    begun: tuple[float, int] | None = None  # time of the first call, and the number done by then
     shown = time.monotonic()
 
-    def tell(done: int) -> None:
+    def show(done: int) -> None:
         nonlocal shown, begun
         now = time.monotonic()
-        if begun is None:  # what an evaluation that goes on has found done says nothing of the pace
+        if begun is None:  # items done before, in a resumed evaluation, took no time here
             begun = now, done
         started, first = begun
         if now - shown < SECONDS_BETWEEN_LINES or done in (total, first):
@@ -59,4 +63,4 @@ def _lines(name: str, total: int, what: str) -> Callable[[int], None]:
         left = (now - started) / (done - first) * (total - done)
         note(f"{name}: {done:,} of {total:,} {what} · {duration(left)} left")
 
-    return tell
+    return show

@@ -1,4 +1,4 @@
-"""The display of a run: its protocol, plain lines for a pipe or a file, and none.
+"""Displays of a run: the protocol, plain lines for a pipe or a file, and a silent one.
 
 The live view on a terminal is in `live_view.py`.
 """
@@ -18,50 +18,51 @@ if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
 
-LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0  # when PlainDisplay writes a line
+# PlainDisplay prints a line after 5% of the updates, but not within 2 s, and at the latest after 60 s
+LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
 
 
 @runtime_checkable
 class Display(Protocol):
-    """Shows the progress of a run; the training loop calls it, and every method returns at once."""
+    """Interface through which the training loop shows its progress; all methods should return quickly."""
 
     def say(self, sentence: str) -> None:
         """Show a message."""
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
-        """Show a supervised update."""
+        """Show supervised update number `num_updates` of `total`, with its loss in nats per token."""
 
     def update(
         self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
-        """Show a policy-gradient update."""
+        """Show policy-gradient update number `num_updates` of `total`, with its metrics and episodes."""
 
     def evaluating(self, num_problems: int, total: int) -> None:
-        """Show how many problems of the current evaluation are done."""
+        """Show that `num_problems` of the `total` problems of the current evaluation are done."""
 
     def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
-        """Show an evaluation on `data`: held_out, or training if nothing is held out."""
+        """Show an evaluation after `num_updates` updates; `data` is "held_out" or "training"."""
 
 
 class RunDisplay(Display, Protocol):
-    """A display that is a context for the time of the run, and shows that the run was asked to stop."""
+    """Display that is also a context manager, entered for the duration of the run."""
 
     def __enter__(self) -> object: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
     def stopping(self, sentence: str) -> None:
-        """Show that the run was asked to stop; called from a signal handler."""
+        """Show that the run will stop; called from a signal handler."""
 
 
 def write_on_stderr(sentence: str) -> None:
-    """Write past all buffers: a signal handler may be called during a print."""
+    """Write to file descriptor 2 without buffers, since a signal handler may interrupt a print."""
     with suppress(OSError):
         os.write(2, f"{sentence}\n".encode())
 
 
 class Silent:
-    """Shows nothing."""
+    """Display that shows nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -85,26 +86,42 @@ class Silent:
 
 @dataclass
 class Pace:
-    """The progress of a phase of the run, and the time it still takes."""
+    """Progress and remaining time of a phase of the run: the warm start or the policy-gradient updates.
+
+    Attributes:
+        name: name of the phase.
+        total: number of updates of the phase.
+        done: number of updates made.
+        first: number of updates made before the clock started; above 0 in a resumed run.
+        started: start of the clock, in seconds of `time.monotonic`.
+    """
 
     name: str
     total: int
     done: int
-    first: int  # updates done when the clock started; more than 0 in a run that was resumed
+    first: int
     started: float
 
     def elapsed(self) -> float:
-        """Seconds since the phase began."""
+        """Return the seconds since the phase began."""
         return time.monotonic() - self.started
 
     def left(self) -> float | None:
-        """Seconds left at the mean pace so far, evaluations included; None before the first update."""
+        """Return the seconds left at the mean pace so far, evaluations included; None if unknown."""
         num_done = self.done - self.first
         return self.elapsed() / num_done * (self.total - self.done) if num_done > 0 else None
 
 
-def advanced(pace: Pace | None, name: str, done: int, total: int, seconds: float | None) -> Pace:
-    """Return the pace after another update, which took `seconds`, if that is known."""
+def next_pace(pace: Pace | None, name: str, done: int, total: int, seconds: float | None) -> Pace:
+    """Return the pace after another update; a new one if a phase begins.
+
+    Args:
+        pace: the pace before; None at the beginning.
+        name: name of the phase.
+        done: number of updates made.
+        total: number of updates of the phase.
+        seconds: duration of the update; None if it is unknown.
+    """
     if pace is None or pace.name != name:
         first = done if seconds is None else done - 1
         return Pace(name, total, done, first, time.monotonic() - (seconds or 0.0))
@@ -113,7 +130,7 @@ def advanced(pace: Pace | None, name: str, done: int, total: int, seconds: float
 
 
 class PlainDisplay:
-    """Prints a line for each evaluation and for some updates, for logs and pipes."""
+    """Display that prints a line for each evaluation and for some updates, for logs and pipes."""
 
     def __init__(self, console: Console, num_processes: int = 1) -> None:
         self.console = console
@@ -153,7 +170,7 @@ class PlainDisplay:
         self, name: str, done: int, total: int, seconds: float | None, numbers: Mapping[str, str]
     ) -> None:
         is_new = self._pace is None or self._pace.name != name
-        self._pace = advanced(self._pace, name, done, total, seconds)
+        self._pace = next_pace(self._pace, name, done, total, seconds)
         silence = time.monotonic() - self._shown_time
         far = done - self._shown_at >= LINE_SHARE * total and silence >= LINE_SECONDS
         if not (is_new or far or silence >= MAX_SILENCE or done == total):
@@ -165,7 +182,12 @@ class PlainDisplay:
 
 
 def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str, str]:
-    """Return an update's main numbers as text, by short names."""
+    """Return the main metrics of an update as text, by short names.
+
+    Args:
+        metrics: metrics of the update.
+        num_episodes: number of episodes in all processes, for the rate.
+    """
     shown = {}
     for name, key, form in (
         ("reward", "reward", ".3f"),

@@ -1,30 +1,35 @@
-"""Numbers as people read them, and text made safe to print on a terminal."""
+"""Formatted numbers, and text escaped for a terminal."""
 
 import unicodedata
 from collections.abc import Sequence
 
 
 def accuracy_title(data: str) -> str:
-    """Return what an accuracy was measured on."""
+    """Return the title of an accuracy on `data`, which is "held_out" or "training"."""
     return "held-out accuracy" if data == "held_out" else "accuracy on the training problems"
 
 
 def shown_accuracy(accuracy: float, interval: Sequence[float]) -> str:
-    """Return an accuracy with its 95% interval: `71.5% [64.9, 77.3]`."""
+    """Return an accuracy with its 95% interval, such as `71.5% [64.9, 77.3]`."""
     low, high = interval
     return f"{accuracy:.1%} [{100 * low:.1f}, {100 * high:.1f}]"
 
 
 def duration(seconds: float) -> str:
-    """Return hours, minutes and seconds: `0:01:05`."""
+    """Return a duration in hours, minutes and seconds, such as `0:01:05`."""
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def visible(text: str, max_characters: int | None = None) -> str:
-    r"""Escape control characters, a newline as `\n`, and shorten long text in its middle."""
+    r"""Return the text with control characters escaped, such as a newline as `\n`.
+
+    Args:
+        text: the text.
+        max_characters: length to which the text is shortened before it is escaped, by cutting its middle.
+    """
     if max_characters is not None and len(text) > max_characters:
-        tail = max_characters // 2  # the final answer is at the end
+        tail = max_characters // 2  # keeps the final answer, which is at the end
         text = f"{text[: max_characters - tail - 1]}…{text[-tail:]}"
     return "".join(_visible(character) for character in text)
 

@@ -1,4 +1,4 @@
-"""Tables of the gradient's variance: estimators side by side, and the article's claims."""
+"""Tables of the gradient's variance: comparison of estimators, and tests of the article's claims."""
 
 import math
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
         LengthVariance,
     )
 
-ENOUGH_PROBLEMS = 32  # with fewer, or fewer that have a gradient, the intervals are too short
-EXPLANATION = "below each value its 95% interval; ≈ the theoretical prediction, from other episodes"
+ENOUGH_PROBLEMS = 32  # with fewer problems that have a gradient, the intervals are too narrow
+EXPLANATION = "below each value: its 95% interval; ≈: the theoretical prediction, from other episodes"
 TIMINGS = {
-    "each step": "a reward for each head, as it falls",
+    "each step": "a reward for each head, at its toss",
     "at the end": "a reward for all heads, at the end",
-    "verdict": "a verdict at the end: whether the first toss was heads",
+    "verdict": "a verdict at the end, on the first toss",
 }
 
 
@@ -59,14 +59,16 @@ def _variance_notes(measured: "GradientVariance") -> list[str]:
         )
     if measured.num_with_gradient < ENOUGH_PROBLEMS:
         few = f"{measured.num_with_gradient} of {measured.num_problems:,} problems"
-        notes.append(f"only {few} have a gradient: the intervals are too short; use more (--problems)")
+        notes.append(
+            f"only {few} have a gradient, so the intervals are too narrow; measure more problems (--problems)"
+        )
     if measured.num_unscored:
         notes.append(f"{measured.num_unscored:,} episodes could not be scored and are left out")
     notes += [
         f"variance: per episode; SNR: of an update of {measured.episodes_per_update:,} episodes; "
-        "noise scale: number of episodes at which the SNR is 1; cosine: between two halves of these "
-        "episodes; below each its 95% interval",
-        "bias: distance of the expected gradient from ∇J, over ‖∇J‖; along: its component along ∇J",
+        "noise scale: number of episodes at which the SNR is 1; cosine: between the gradients of two halves "
+        "of these episodes; below each value: its 95% interval",
+        "bias: distance of the expected gradient from ∇J, divided by ‖∇J‖; along: its component along ∇J",
     ]
     return notes
 
@@ -87,12 +89,12 @@ def constant_table(rows: "Sequence[ConstantVariance]") -> RenderableType:
     for value in dict.fromkeys(each.constant for each in rows):
         row = {each.baseline: each for each in rows if each.constant == value}
         table.add_row(f"{value:+g}", *(_cell(row[name].measured, row[name].predicted) for name in names))
-    head = "the gradient's variance per episode, with a constant added to every reward"
+    head = "variance of the gradient per episode, with a constant added to every reward"
     return Group(Text(head, style="bold"), table, Text(EXPLANATION, style="dim"))
 
 
 def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
-    """Return a table with a row per choice of the rewards."""
+    """Return a table with a row per choice of rewards for a wrong and a right label."""
     table = _table()
     for title in ("rewards, wrong and right", "reinforced", "to the label", "‖E ĝ‖", "variance"):
         table.add_column(title, justify="left" if title.startswith("rewards") else "right")
@@ -104,12 +106,12 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
             _number(each.signal),
             _cell(each.measured, each.predicted),
         )
-    notes = "reinforced: of the returns other than 0, the share that makes the sampled action more likely"
+    notes = "reinforced: share of the nonzero returns that make the sampled action more likely"
     return Group(table, Text(f"{notes}; {EXPLANATION}", style="dim"))
 
 
 def length_table(claim: "LengthClaim") -> RenderableType:
-    """Return a table of coins, and one per reward timing with a row per length of the episodes."""
+    """Return a table of coin tosses, and one table per reward timing with a row per episode length."""
     return Group(_coins_table(claim.coins), Text(""), _lengths_table(claim.lengths))
 
 
@@ -125,11 +127,11 @@ def _coins_table(rows: "Sequence[CoinVariance]") -> RenderableType:
             f"{each.expected_one_coin:g}",
             _cell(each.one_coin),
         )
-    return Group(Text("the variance of the number of heads", style="bold"), table)
+    return Group(Text("variance of the number of heads", style="bold"), table)
 
 
 def _lengths_table(rows: "Sequence[LengthVariance]") -> RenderableType:
-    blocks: list[RenderableType] = [Text("the gradient's variance per episode", style="bold")]
+    blocks: list[RenderableType] = [Text("variance of the gradient per episode", style="bold")]
     for timing in dict.fromkeys(each.paid for each in rows):
         blocks.append(Text(f"\n{TIMINGS[timing]}"))
         table = _table()
@@ -149,14 +151,14 @@ def _table(padding: int = 2) -> Table:
 
 
 def _cell(estimate: "IntervalEstimate", predicted: float | None = None, digits: int = 3) -> Text:
-    """Return a value above its interval and, if there is one, its prediction."""
+    """Return a value, its interval below, and its prediction below that, if any."""
     low, high = _number(estimate.low, digits), _number(estimate.high, digits)
     lines = Text.assemble(_number(estimate.value), (f"\n{low} – {high}", "dim"))
     return lines if predicted is None else lines.append(f"\n≈ {_number(predicted)}", "italic")
 
 
 def _number(value: float, digits: int = 3) -> str:
-    """Return the value with so many significant digits; from 100,000 on in thousands, as `123k`."""
+    """Return the value with `digits` significant digits; from 100,000 in thousands, such as `123k`."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if abs(value) >= 1e5:

@@ -1,4 +1,4 @@
-"""A run on disk: its directory, lock, logs, checkpoints and train state."""
+"""Runs on disk: directory, lock, logs, checkpoints and train state."""
 
 from llm_reinforce.runs.run_directory import RunDirectory, environment
 from llm_reinforce.runs.train_state import BestEvaluation, TrainState

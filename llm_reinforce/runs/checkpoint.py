@@ -1,4 +1,4 @@
-"""Save and restore a run: safetensors and JSON, and a manifest of digests that is written last."""
+"""Save and load checkpoints: safetensors and JSON files, and a manifest of their digests, written last."""
 
 import hashlib
 import json
@@ -17,9 +17,9 @@ from llm_reinforce.durable_files import PARTIAL, whole_directory
 from llm_reinforce.runs.train_state import TrainState
 
 MANIFEST = "manifest.json"
-NAME = re.compile(r"update-[0-9]{6,}")  # a checkpoint's
-FILES = ("optimizer.safetensors", "policy.safetensors", "state.json")  # what it vouches for, at least
-VALUE_HEAD = "value_head.safetensors"  # where there is one
+NAME = re.compile(r"update-[0-9]{6,}")  # directory of a checkpoint
+FILES = ("optimizer.safetensors", "policy.safetensors", "state.json")  # required in every checkpoint
+VALUE_HEAD = "value_head.safetensors"  # only with `baseline: value`
 
 
 def save_checkpoint(
@@ -32,36 +32,51 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
     value_head: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write `root/update-NNNNNN`, complete or not at all, then remove all but the newest `keep`.
+    """Write the checkpoint `root/update-NNNNNN` atomically, then remove all but the newest `keep`.
 
-    Those of later updates are removed as well: the run went back to before them, because they were broken.
-    A whole one of this update stays as it is: the run has come from it.
+    Checkpoints of later updates are removed too: they are damaged, and the run was resumed from an earlier
+    one. If there is already an intact checkpoint of this update, it is kept: the run was resumed from it.
 
     Args:
-        scaler: fp16's, which learns how far a loss may be scaled up; None where nothing is scaled.
-        value_head: all of the learned baseline, as `load_value_head` gives it back; None where there is none.
+        root: directory of the run's checkpoints.
+        state: train state to save.
+        model: model whose trainable weights are saved.
+        optimizer: optimizer whose state is saved.
+        schedule: learning-rate schedule whose state is saved.
+        keep: number of checkpoints to keep.
+        scaler: gradient scaler of fp16 training; None if gradients are not scaled.
+        value_head: tensors of the value head and its optimizer; None if the run has none.
+
+    Returns:
+        directory of the checkpoint.
 
     Raises:
-        OSError: it can't be written, or not be read back as it was written; the older ones are all there.
+        OSError: if the checkpoint cannot be written, or differs when it is read again. All older checkpoints
+            are kept then.
     """
     directory = root / f"update-{state.num_updates:06d}"
-    if _fault(directory) is None:
+    if _find_fault(directory) is None:
         return directory
     with whole_directory(directory) as partial:
         if value_head is not None:
             save_file(dict(value_head), partial / VALUE_HEAD)
         _write_files(partial, state, model, optimizer, schedule, scaler)
-    if fault := _fault(directory):
-        raise OSError(f"{directory} was written and can't be used: {fault}")
+    if fault := _find_fault(directory):
+        raise OSError(f"{directory} was written but can't be used: {fault}")
     for found in _checkpoints(root):
         if _num_updates(found) > state.num_updates:
             shutil.rmtree(found)
-    tidy_up_to(directory, keep)
+    remove_old_checkpoints(directory, keep)
     return directory
 
 
-def tidy_up_to(directory: Path, keep: int) -> None:
-    """Remove what a killed save has left, and of the checkpoints up to this whole one all but `keep`."""
+def remove_old_checkpoints(directory: Path, keep: int) -> None:
+    """Keep the newest `keep` checkpoints up to and including `directory`; remove older and unfinished ones.
+
+    Args:
+        directory: an intact checkpoint.
+        keep: number of checkpoints to keep.
+    """
     root = directory.parent
     up_to_here = [found for found in _checkpoints(root) if _num_updates(found) <= _num_updates(directory)]
     for found in [*root.glob(f"*{PARTIAL}"), *up_to_here[:-keep]]:
@@ -91,14 +106,19 @@ def _write_files(
 
 
 def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that is whole, and what was wrong with the newer ones."""
-    passed_over: list[str] = []
+    """Find the newest intact checkpoint.
+
+    Returns:
+        directory of the checkpoint, or None if there is none; and for each newer checkpoint, its name and
+        what is wrong with it.
+    """
+    faults: list[str] = []
     for directory in reversed(_checkpoints(root)):
-        fault = _fault(directory)
+        fault = _find_fault(directory)
         if fault is None:
-            return directory, passed_over
-        passed_over.append(f"{directory.name}: {fault}")
-    return None, passed_over
+            return directory, faults
+        faults.append(f"{directory.name}: {fault}")
+    return None, faults
 
 
 def load_checkpoint(
@@ -108,10 +128,10 @@ def load_checkpoint(
     schedule: Any,
     scaler: torch.amp.GradScaler | None = None,
 ) -> TrainState:
-    """Load the checkpoint into model, optimizer, schedule and scaler; return the train state.
+    """Load a checkpoint into model, optimizer, schedule and scaler; return the train state.
 
-    The optimizer's learning rates are those of the saved run. The caller sets those of the schedule, which
-    may be that of a longer run.
+    The optimizer gets the learning rates of the saved run. If the run is continued with more updates, its
+    schedule has other rates, which the caller sets by `set_learning_rates`.
     """
     saved = load_file(directory / "policy.safetensors")
     with torch.no_grad():
@@ -130,14 +150,14 @@ def load_checkpoint(
 
 
 def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
-    """What `save_checkpoint` was given of the learned baseline; None where it was given nothing."""
+    """Return the tensors that `save_checkpoint` got as `value_head`; None if there were none."""
     file = directory / VALUE_HEAD
     tensors: Mapping[str, Tensor] | None = load_file(file) if file.is_file() else None
     return tensors
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """All that are there, whole or not, by their updates; from the millionth on a name has more digits."""
+    """Return all checkpoints, intact or not, sorted by their number of updates."""
     return sorted(filter(lambda found: NAME.fullmatch(found.name), root.glob("update-*")), key=_num_updates)
 
 
@@ -145,12 +165,13 @@ def _num_updates(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("update-"))
 
 
-def _fault(directory: Path) -> str | None:
+def _find_fault(directory: Path) -> str | None:
+    """Return what is wrong with a checkpoint; None if all files match the manifest."""
     try:
         digests = json.loads((directory / MANIFEST).read_text())
         for name in sorted({*FILES, *digests.keys()}):
             if _digest(directory / name) != digests.get(name):
-                return f"{name} isn't what was written"
+                return f"{name} does not match its digest in {MANIFEST}"
     except (OSError, ValueError, AttributeError) as error:
         return f"can't be read: {error}"
     return None
@@ -162,7 +183,7 @@ def _digest(file: Path) -> str:
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that training moves, each once (tied weights have one name here)."""
+    """Return the trainable parameters by name; tied weights occur once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

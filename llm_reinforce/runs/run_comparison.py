@@ -1,4 +1,4 @@
-"""A run's first evaluation and its last, and what changed between them, problem by problem."""
+"""Comparison of the first and the last evaluation of a run, problem by problem."""
 
 import json
 from typing import Any
@@ -15,19 +15,31 @@ from llm_reinforce.problems import Problem
 from llm_reinforce.runs.run_directory import RunDirectory
 
 
-def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
-    """Return the run's first and last evaluation by decoding, as `answers.jsonl` has them.
+def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[str, dict[int, Evaluation]]:
+    """Return the first and the last evaluation in `answers.jsonl`, by decoding and number of updates.
 
-    Empty before there are two evaluations of the same problems.
+    Args:
+        directory: directory of the run.
+        max_new_tokens: token budget of the completions.
     """
-    by_update: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in directory.rows("answers.jsonl"):
-        by_update.setdefault(row["decoding"], {}).setdefault(row["update"], []).append(row)
+        rows.setdefault(row["decoding"], {}).setdefault(row["update"], []).append(row)
+    return {
+        decoding: {number: _evaluation(made[number], max_new_tokens) for number in (min(made), max(made))}
+        for decoding, made in rows.items()
+    }
+
+
+def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
+    """Return the first and the last evaluation in `answers.jsonl`, by decoding.
+
+    Decodings without two evaluations of equally many problems are omitted.
+    """
     pairs = {}
-    for decoding, updates in by_update.items():
-        first, last = min(updates), max(updates)
-        before, after = (_evaluation(updates[update], max_new_tokens) for update in (first, last))
-        if first != last and len(before.problems) == len(after.problems):
+    for decoding, made in recorded_evaluations(directory, max_new_tokens).items():
+        before, after = made[min(made)], made[max(made)]
+        if before is not after and len(before.problems) == len(after.problems):
             pairs[decoding] = before, after
     return pairs
 
@@ -35,7 +47,12 @@ def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tu
 def compare_first_and_last(
     directory: RunDirectory, max_new_tokens: int
 ) -> dict[str, dict[Criterion, Comparison]]:
-    """Return what changed from the first evaluation to the last, by decoding; write `comparison.json`."""
+    """Compare the first and the last evaluation of a run, and write `comparison.json`.
+
+    Returns:
+        comparisons by decoding and criterion; empty if there are not two evaluations, and then no file is
+        written.
+    """
     changes = {
         decoding: compare_evaluations(*pair)
         for decoding, pair in first_and_last(directory, max_new_tokens).items()

@@ -1,4 +1,4 @@
-"""The directory of a run: its files, its lock and its logs."""
+"""Directory of a run: files, lock and logs."""
 
 import json
 import os
@@ -30,11 +30,11 @@ OWN_NAMES = (
     "checkpoints",
     "policy",
     "report.html",
-    "initial_policy",  # a policy and problems that were given as objects in Python
-    "problems",
+    "initial_policy",  # a policy object passed in Python
+    "problems",  # problem objects passed in Python
 )
-LOCK = ".lock"  # held by the process that writes the run, released when it ends, however it ends
-BEGINNINGS = frozenset(
+LOCK = ".lock"  # held by the process that writes the run; the system releases it when the process ends
+WRITTEN_BEFORE_RECIPE = frozenset(
     {
         "environment.json",
         "environment.json.partial",
@@ -44,37 +44,48 @@ BEGINNINGS = frozenset(
         "problems",
     }
 )
-RESUME, OVERWRITE = "--resume, or resume=True", "--overwrite, or overwrite=True"
+RESUME, OVERWRITE = "--resume, or resume=True", "--overwrite, or overwrite=True"  # for messages
 LOGS = ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl")
 
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
-    """The directory of one run; its files are written by this class and `checkpoint.py`."""
+    """Directory of one run.
+
+    Attributes:
+        path: path of the directory, which may not exist yet.
+    """
 
     path: Path
 
     @property
     def checkpoints(self) -> Path:
+        """Directory of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def policy(self) -> Path:
+        """Directory of the final policy."""
         return self.path / "policy"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that `prepare` will succeed, without touching anything, so that it can be called before a
-        model loads.
+        """Check that `prepare` can succeed, without changing anything; cheap enough to call before a model
+        is loaded.
+
+        Args:
+            resume: the run in the directory will be continued.
+            overwrite: the run in the directory will be replaced.
 
         Raises:
-            InputError: the directory is not empty and neither `resume` nor `overwrite` is set, or there is
-                nothing to resume, or it can't be written to.
+            InputError: if the directory is not empty and neither `resume` nor `overwrite` is set, if there
+                is nothing to resume, if `overwrite` would delete files not written by a run, or if the
+                directory cannot be written to.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"output_dir {self.path}: this is a file; choose another output_dir")
+            raise InputError(f"output_dir {self.path} is a file; choose another output_dir")
         nearest = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not (nearest.is_dir() and os.access(nearest, os.W_OK)):
-            raise InputError(f"output_dir {self.path}: can't be written to; choose another output_dir")
+            raise InputError(f"output_dir {self.path} can't be written to; choose another output_dir")
         found = [entry.name for entry in self._entries()]
         if resume:
             if "recipe.yaml" not in found and not self.is_begun():
@@ -82,31 +93,32 @@ class RunDirectory:
             return
         if found and not overwrite:
             raise InputError(
-                f"output_dir {self.path} is not empty ({', '.join(found[:4])}): resume the run there "
+                f"output_dir {self.path} is not empty ({', '.join(found[:4])}); resume the run in it "
                 f"({RESUME}), replace it ({OVERWRITE}), or choose another output_dir"
             )
         foreign = [name for name in found if name.removesuffix(".partial") not in OWN_NAMES]
         if foreign:
             raise InputError(
-                f"output_dir {self.path} has files that no run wrote ({', '.join(foreign[:4])}), so it is "
-                "not overwritten; choose another output_dir"
+                f"output_dir {self.path} contains files not written by a run ({', '.join(foreign[:4])}), so "
+                "it is not overwritten; choose another output_dir"
             )
 
     def is_begun(self) -> bool:
-        """Return True if a run was killed here before it had written its recipe; it has left its lock."""
-        return (self.path / LOCK).exists() and {entry.name for entry in self._entries()} <= BEGINNINGS
+        """Return True if a run was killed in this directory before it had written its recipe."""
+        names = {entry.name for entry in self._entries()}
+        return (self.path / LOCK).exists() and names <= WRITTEN_BEFORE_RECIPE
 
     def _entries(self) -> list[Path]:
-        """All entries except the lock."""
+        """Return all entries except the lock, sorted by name."""
         entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
         return [entry for entry in entries if entry.name != LOCK]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory's lock, so that no other run writes there.
+        """Hold the lock of the directory within the context, so that no other run writes to it.
 
         Raises:
-            InputError: another run holds it, or the directory can't be created.
+            InputError: if another run holds the lock, or the directory cannot be created.
         """
         lock = FileLock(self.path / LOCK)
         try:
@@ -114,23 +126,23 @@ class RunDirectory:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise InputError(
-                f"output_dir {self.path}: another run is writing there; wait for its end, stop it, or choose "
-                "another output_dir"
+                f"output_dir {self.path}: another run is writing to it; wait until that run ends, stop it, "
+                "or choose another output_dir"
             ) from error
         except OSError as error:
-            raise InputError(f"output_dir {self.path}: can't be created: {error.strerror}") from error
+            raise InputError(f"output_dir {self.path} can't be created: {error.strerror}") from error
         try:
             yield
         finally:
             lock.release()
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Prepare the directory for a new run, or for one that is resumed.
+        """Create the directory of a new run, or check that a run can be resumed.
 
-        With `overwrite` the files of an earlier run are removed, and nothing else.
+        With `overwrite`, the files of an earlier run are deleted.
 
         Raises:
-            InputError: as `check` does.
+            InputError: see `check`.
         """
         self.check(resume=resume, overwrite=overwrite)
         if resume:
@@ -140,22 +152,27 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(f"output_dir {self.path}: can't be created: {error.strerror}") from error
+            raise InputError(f"output_dir {self.path} can't be created: {error.strerror}") from error
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file at once, so that a reader sees the old one or the new one and never a part."""
+        """Write a file atomically: readers see the old or the new content, never a part."""
         write_whole(self.path / name, text)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append a line of JSON to a log and flush it; a number that is not finite is written as null."""
-        # half a surrogate pair, as an exception's text may have it, stays the \udXXX that JSON knows
+        """Append a line of JSON to a log and flush it; numbers that are not finite are written as null."""
+        # an unpaired surrogate, such as in the text of an exception, is written as the JSON escape \udXXX
         with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
             line = json.dumps(texts_without_secrets(finite(row)), ensure_ascii=False, allow_nan=False)
             file.write(line + "\n")
             file.flush()
 
     def append_answers(self, where: Mapping[str, Any], evaluation: Evaluation) -> None:
-        """Append a line to `answers.jsonl` for each problem, with all its answers."""
+        """Append a line to `answers.jsonl` for each problem of an evaluation, with all its answers.
+
+        Args:
+            where: further columns of each line: `update` and `data`.
+            evaluation: the evaluation.
+        """
         pairs = zip(evaluation.problems, evaluation.answers, strict=True)
         rows = (
             {**where, "decoding": evaluation.decoding, **answer_row(index, problem, answers)}
@@ -166,31 +183,31 @@ class RunDirectory:
             file.write(text)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Return the complete lines of a log; none if there is no such file."""
+        """Return the complete lines of a log; an empty list if there is no such file."""
         file = self.path / name
         rows = []
-        # an interruption may have cut it within a character
+        # a killed run may leave a line that ends within a character
         text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
         for line in text.split("\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                continue  # cut by an interruption
+                continue  # an incomplete line of a killed run
         return rows
 
     def sync_logs(self) -> None:
-        """Wait until the logs are on the disk; a checkpoint that relies on them is written afterwards."""
+        """Wait until the logs are on the disk; call it before saving a checkpoint that relies on them."""
         for name in LOGS:
             if (self.path / name).is_file():
                 sync(self.path / name)
 
     def cut_logs(self, num_updates: int) -> None:
-        """Remove the lines after this many updates, which a resumed run writes again."""
+        """Remove the log lines of updates after number `num_updates`, which a resumed run writes again."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():
-                text = file.read_text("utf-8", errors="replace")  # it may end within a character
-                lines = text.split("\n")  # not splitlines: text may hold U+2028
+                text = file.read_text("utf-8", errors="replace")  # may end within a character
+                lines = text.split("\n")  # not splitlines: text may contain U+2028
                 kept = [line for line in lines if _is_before(line, num_updates)]
                 self.write_text(name, "".join(line + "\n" for line in kept))
 
@@ -203,7 +220,7 @@ def _is_before(line: str, num_updates: int) -> bool:
 
 
 def environment(seed: int, device: str) -> dict[str, Any]:
-    """Return versions, seed, device and the code's git revision, for `environment.json`."""
+    """Return versions, seed, device and git revision of the code, for `environment.json`."""
     packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
     versions = {}
     for package in packages:
@@ -223,7 +240,7 @@ def environment(seed: int, device: str) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Return the commit of the toolkit's own checkout; None if it is installed as a package."""
+    """Return the commit of the toolkit's checkout; None if the toolkit is installed as a package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -1,4 +1,4 @@
-"""The state of a run: everything in it that changes, besides tensors."""
+"""State of a run: everything that changes during a run, except tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -9,7 +9,12 @@ from llm_reinforce.policy_gradient import MovingAverage
 
 @dataclass(frozen=True, slots=True)
 class BestEvaluation:
-    """The highest accuracy that was measured, and the number of updates before it."""
+    """Highest accuracy of a run so far.
+
+    Attributes:
+        update: number of updates before the evaluation.
+        accuracy: share of correct completions.
+    """
 
     update: int
     accuracy: float
@@ -17,28 +22,27 @@ class BestEvaluation:
 
 @dataclass(frozen=True, slots=True)
 class TrainState:
-    """Everything that changes during a run besides tensors; no other place lists it.
+    """Everything that changes during a run, except tensors.
 
-    A checkpoint holds this state, the trained weights (only the adapter's if there is one), the states of
-    optimizer, schedule and fp16 scaler, and with `baseline: value` the value head's weights and moments.
-        That is
-    all of a run:
+    A checkpoint contains this state, the trained weights (only the adapter if there is one), the states of
+    the optimizer, the schedule and the fp16 scaler, and with `baseline: value` the weights and moments of
+    the value head. Nothing else is needed to resume a run:
 
-    - Every random generator (the sampler's; Python's, numpy's and torch's own) is seeded for each update from
-      the run's seed and `num_updates`, and the order of the problems in each epoch from the run's seed.
-    - Episodes live within one update, and checkpoints are written between updates.
+    - All random generators (of the sampler, Python, NumPy and torch) are seeded for each update from the seed
+      of the run and `num_updates`. The order of the problems in each epoch depends on the seed of the run.
+    - Episodes exist within one update only, and checkpoints are saved between updates.
 
     Attributes:
-        num_updates: updates done (a skipped one counts).
-        num_problems: problems drawn so far: the position in the order of the training problems.
-        num_tokens: actions sampled so far.
-        num_skipped_updates: updates without a step because the gradient was not finite or no episode was
-            scored; includes those of the warm start.
-        num_not_finite_in_a_row: number of the latest updates in a row whose gradient was not finite.
-        moving_average: the baseline of that name.
-        best_evaluation: by decoding, the highest accuracy so far and the first update that reached it.
-        num_skipped_fits: updates in which the value head skipped some or all of its steps because a loss or
-            a gradient was not finite.
+        num_updates: number of updates made, including skipped ones.
+        num_problems: number of problems drawn so far: the position in the order of the training problems.
+        num_tokens: number of tokens sampled so far.
+        num_skipped_updates: number of updates that left the weights unchanged because the gradient was not
+            finite or no episode was scored; includes supervised updates of the warm start.
+        num_not_finite_in_a_row: number of the latest consecutive updates whose gradient was not finite.
+        moving_average: value of `baseline: moving_average`.
+        best_evaluation: highest accuracy so far and the first update that reached it, by decoding.
+        num_skipped_fits: number of updates in which value-head steps were skipped because a loss or gradient
+            was not finite.
     """
 
     num_updates: int = 0
@@ -52,6 +56,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
+        """Return the state from its JSON form, `dataclasses.asdict(state)`."""
         best = values.get("best_evaluation", {})
         nested = {
             "moving_average": MovingAverage(**values["moving_average"]),
@@ -60,7 +65,7 @@ class TrainState:
         return cls(**{**values, **nested})
 
     def with_evaluation(self, decoding: str, accuracy: float) -> "TrainState":
-        """Return the state after this accuracy was measured, which may be the best so far."""
+        """Return the state after an evaluation, with a new best evaluation if the accuracy is higher."""
         best = self.best_evaluation.get(decoding)
         if best is not None and accuracy <= best.accuracy:
             return self

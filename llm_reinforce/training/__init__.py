@@ -1,4 +1,4 @@
-"""The training loop, and starting and resuming a recorded run."""
+"""Training loop, gradient step and metrics; starting and resuming a recorded run."""
 
 from llm_reinforce.training.loop import TrainingLoop, Update
 from llm_reinforce.training.recipe import Recipe, load_recipe

@@ -1,4 +1,4 @@
-"""From the settings to the objects of a run, in the order of what it costs to find an error."""
+"""Build the objects of a run from its settings, the cheapest checks first."""
 
 from collections.abc import Callable, Sequence
 
@@ -24,13 +24,17 @@ def build_loop(
     """Return the training loop that the settings describe.
 
     Args:
-        policy, problems: objects that take the place of what the settings name.
-        rewards: the same for each reward function; None: load it by its settings. Empty: load all.
-        run_directory: directory in which the run is recorded; None: it is not recorded.
-        display: also shows what is loaded.
+        config: all settings of the run.
+        policy: policy to train instead of the one in the settings.
+        problems: problems to use instead of those in the settings.
+        rewards: one entry per reward in the settings: the function to use, or None to load the function by
+            its settings. Empty: load all functions by their settings.
+        run_directory: directory in which the run is recorded; None if it is not recorded.
+        display: display of the run; also shows a line about the problems and one about the policy.
 
     Raises:
-        InputError: the problems, a reward function or the policy can't be loaded, or don't fit each other.
+        InputError: if the problems, a reward function or the policy cannot be loaded, or if the policy cannot
+            read the problems.
     """
     display = display or Silent()
     split = problems_from_config(config, display.say, problems or GivenProblems())
@@ -40,8 +44,8 @@ def build_loop(
             own or reward_from_config(settings) for own, settings in zip(given, config.rewards, strict=True)
         )
     if config.policy.random_init is not None:
-        is_shown_answers = config.training.warm_start is not None
-        _check_alphabet(config.policy.random_init, split, is_shown_answers, display.say)
+        has_warm_start = config.training.warm_start is not None
+        _check_alphabet(config.policy.random_init, split, has_warm_start, display.say)
     display.say(f"problems: {len(split.train):,} to train on, {len(split.held_out):,} held out")
     if policy is None:
         policy = policy_from_config(config.policy, seed=config.seed)
@@ -64,27 +68,30 @@ def build_loop(
 
 
 def _check_alphabet(
-    shape: RandomInitConfig, problems: ProblemSplit, is_shown_answers: bool, say: Callable[[str], None]
+    shape: RandomInitConfig, problems: ProblemSplit, has_warm_start: bool, say: Callable[[str], None]
 ) -> None:
-    """Check that the policy's alphabet has every character that it reads, or is shown in a warm start.
+    """Check that the alphabet covers all prompts, and with a warm start also its solutions.
+
+    The number of answers with other characters is reported by `say`.
 
     Raises:
-        InputError: it lacks one.
+        InputError: if the alphabet lacks a character.
     """
     known = set(shape.alphabet)
     for problem in (*problems.train, *problems.held_out):
         if foreign := sorted(set(problem.prompt) - known):
             where = f"the prompt {problem.prompt!r}"
-        elif is_shown_answers and (foreign := sorted(set(problem.solution or problem.answer) - known)):
-            where = f"the answer to {problem.prompt!r}, which the warm start shows"
+        elif has_warm_start and (foreign := sorted(set(problem.solution or problem.answer) - known)):
+            where = f"the answer to {problem.prompt!r}, which the warm start trains on"
         else:
             continue
         raise InputError(
-            f"policy.random_init.alphabet lacks {', '.join(map(repr, foreign))}, found in {where}: "
-            "add it, or change the problems"
+            f"policy.random_init.alphabet lacks {', '.join(map(repr, foreign))}, found in {where}; "
+            "add the missing characters, or change the problems"
         )
     unwritable = sum(not known.issuperset(problem.answer) for problem in problems.train)
     if unwritable:
         say(
-            f"{unwritable:,} training problems have an answer that the policy's alphabet lacks characters for"
+            f"{unwritable:,} training problems have an answer with characters that "
+            "policy.random_init.alphabet lacks"
         )

@@ -1,4 +1,4 @@
-"""When a run is over: after so many updates, or once so many actions have been sampled."""
+"""Length of a run: a number of updates, or a budget of sampled tokens."""
 
 import math
 
@@ -7,25 +7,28 @@ from llm_reinforce.runs import TrainState
 
 
 def is_over(training: TrainingConfig, state: TrainState) -> bool:
-    """Whether the last update is done: `num_updates` of them, or the one that reached `num_tokens`."""
+    """Return True after the last update: number `num_updates`, or the one that reached `num_tokens`."""
     has_spent = training.num_tokens is not None and state.num_tokens >= training.num_tokens
     return has_spent or state.num_updates >= training.num_updates
 
 
 def expected_updates(training: TrainingConfig, state: TrainState) -> int:
-    """How many updates the run will have: `num_updates`, or what its tokens suffice for.
+    """Return the expected number of updates of the whole run.
 
-    The tokens of an update to come are taken to be those of the updates so far, at the mean. It is exact
-    once the run is over.
+    With a budget of tokens this is an estimate, from the mean number of tokens per update so far. It is
+    exact once the run is over.
     """
     if training.num_tokens is None or state.num_tokens == 0:
         return training.num_updates
-    suffices = math.ceil(state.num_updates * training.num_tokens / state.num_tokens)
-    return max(state.num_updates, min(training.num_updates, suffices))
+    affordable = math.ceil(state.num_updates * training.num_tokens / state.num_tokens)
+    return max(state.num_updates, min(training.num_updates, affordable))
 
 
 def is_evaluation_due(evaluation: EvaluationConfig, before: TrainState, now: TrainState) -> bool:
-    """Whether an update, from `before` to `now`, reached a multiple of `evaluation.every` of its unit."""
+    """Return True if the update from `before` to `now` reached a multiple of `evaluation.every`.
+
+    `evaluation.unit` says if updates or sampled tokens are counted.
+    """
     if evaluation.unit == "tokens":
         return before.num_tokens // evaluation.every < now.num_tokens // evaluation.every
     return now.num_updates % evaluation.every == 0

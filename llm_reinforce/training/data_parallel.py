@@ -1,6 +1,6 @@
-"""Data parallelism: every process holds the whole policy, and their gradients are summed.
+"""Data parallelism: every process holds the whole policy, and the processes sum their gradients.
 
-The model is not wrapped, so that every process can use the fastest path of it.
+The model is not wrapped in `DistributedDataParallel`, so every process can use the fast path.
 """
 
 from collections.abc import Iterator, Sequence
@@ -14,56 +14,62 @@ from torch import Tensor, nn
 
 from llm_reinforce.errors import InputError
 
-MAX_EXCHANGED = 1 << 23  # numbers at once: enough to be worth a message, little beside the gradient
+MAX_EXCHANGED = 1 << 23  # elements per message: enough to amortize its latency, small beside the gradient
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-_mixed_precision: list[str] = []  # of the accelerator that this process got here last
+_mixed_precision: list[str] = []  # setting of the latest accelerator; at most one element
 
 
 def new_accelerator(mixed_precision: str) -> Accelerator:
     """Return an accelerator with this mixed precision.
 
-    accelerate keeps one setting for all accelerators of a process, so the one of an earlier run is removed,
-    but not one that the caller's own code has made.
+    accelerate keeps one setting for all accelerators of a process. The setting of an earlier run is reset;
+    that of an accelerator created outside this function is not.
+
+    Args:
+        mixed_precision: "no", "bf16" or "fp16".
 
     Raises:
-        InputError: the processes were launched to share one policy (FSDP, DeepSpeed, Megatron), or the
-            caller's own accelerator has another mixed precision.
+        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), or if the process
+            already has an accelerator with another mixed precision.
     """
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
-        with suppress(AttributeError):  # private; without it accelerate raises the error below
+        with suppress(AttributeError):  # a private method; if it is missing, accelerate raises below
             AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision)
     except ValueError as error:
         raise InputError(
-            f"training.mixed_precision: {mixed_precision}: accelerate refuses it: {error}"
+            f"training.mixed_precision: accelerate rejects {mixed_precision!r}: {error}"
         ) from error
     _mixed_precision[:] = [mixed_precision]
     if accelerator.distributed_type in SHARDING:
         raise InputError(
-            f"accelerate was launched with {accelerator.distributed_type.value}, which is not supported: "
-            "every process holds the whole policy. Launch without it (`accelerate launch --multi_gpu`)"
+            f"accelerate was launched with {accelerator.distributed_type.value}: sharding is not supported, "
+            "every process holds the whole policy; launch without it (`accelerate launch --multi_gpu`)"
         )
     return accelerator
 
 
 @torch.no_grad()
 def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
-    """Give every process the weights of the first one; random weights may differ."""
+    """Copy the weights and buffers of the first process to all processes, since random weights may differ."""
     if accelerator.num_processes > 1:
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = broadcast(tensor.data.contiguous())  # broadcast sends memory as it is
+            tensor.data = broadcast(tensor.data.contiguous())  # broadcast ignores strides
 
 
 @torch.no_grad()
 def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
-    """Replace the gradients of every process by the sum over all processes."""
+    """Replace the gradients of every process by their sum over all processes.
+
+    A parameter without a gradient in any process stays without one.
+    """
     if accelerator.num_processes == 1:
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # an expert that received no token, say; it stays without a gradient if it has none in any process
+    # a parameter may have a gradient in some processes only, such as an expert that received no token
     has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters])
     num_with = accelerator.reduce(has_gradient.to(accelerator.device, torch.long), "sum").tolist()
     gradients = []
@@ -72,21 +78,21 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             gradients.append(parameter.grad)
-    for several in _at_once(gradients):
-        together = torch.cat([gradient.flatten() for gradient in several])
-        totals = accelerator.reduce(together, "sum").split([gradient.numel() for gradient in several])
-        for gradient, total in zip(several, totals, strict=True):
+    for bucket in _buckets(gradients):
+        flat = torch.cat([gradient.flatten() for gradient in bucket])
+        totals = accelerator.reduce(flat, "sum").split([gradient.numel() for gradient in bucket])
+        for gradient, total in zip(bucket, totals, strict=True):
             gradient.copy_(total.view_as(gradient))
 
 
-def _at_once(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield runs of gradients of one type, each of at most MAX_EXCHANGED numbers or of one gradient."""
-    run: list[Tensor] = []
+def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Yield consecutive gradients of one dtype, at most MAX_EXCHANGED elements or a single gradient."""
+    bucket: list[Tensor] = []
     for gradient in gradients:
-        num_numbers = sum(each.numel() for each in run) + gradient.numel()
-        if run and (num_numbers > MAX_EXCHANGED or gradient.dtype != run[0].dtype):
-            yield run
-            run = []
-        run.append(gradient)
-    if run:
-        yield run
+        num_elements = sum(each.numel() for each in bucket) + gradient.numel()
+        if bucket and (num_elements > MAX_EXCHANGED or gradient.dtype != bucket[0].dtype):
+            yield bucket
+            bucket = []
+        bucket.append(gradient)
+    if bucket:
+        yield bucket

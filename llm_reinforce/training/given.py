@@ -1,8 +1,8 @@
-"""The arguments of `ReinforceTrainer`: each becomes a section of the settings, and an object if it is one.
+"""Translate the arguments of `ReinforceTrainer` into settings and objects.
 
-A name or path only fills the section, so that the run is the same one that a recipe with this section starts.
-An object (a model in memory, a list of problems, a function) is used as it is; its section says where the
-run's directory keeps what is needed to resume it from the command line.
+A name or path only fills a section of the settings, so the run equals that of a recipe with this section.
+An object (a model in memory, a list of problems, a function) is used as it is. Its section then names the
+place in the run's directory where the object is saved, so that the command line can resume the run.
 """
 
 from collections.abc import Mapping
@@ -13,6 +13,7 @@ from typing import Any
 
 from llm_reinforce.config import (
     ADAPTER_LEARNING_RATE,
+    RANDOM_INIT_LEARNING_RATE,
     Config,
     DataConfig,
     GenerateConfig,
@@ -26,23 +27,29 @@ from llm_reinforce.problems import GivenProblems, problems_from, reads_split
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.rewards.from_python import rewards_from
 
-POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # of a run's directory
-OF_A_MODEL = ("use_chat_template", "system_prompt", "lora")  # settings that a model in memory reads
-UNNAMED_RUN = "runs/unnamed"  # stands for the output_dir of a run that is not recorded
+POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
+MODEL_KEYWORDS = (
+    "use_chat_template",
+    "system_prompt",
+    "lora",
+)  # policy settings that apply to a model object
+UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
 Section = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Given:
-    """What a caller gave.
+class TrainerArguments:
+    """The arguments of a `ReinforceTrainer`, as settings and objects.
 
     Attributes:
-        sections: top-level keys of the settings that describe it.
-        keywords: the other settings.
-        policy: the caller's own model, or None if the section names one.
-        problems: the caller's own problems.
-        rewards: the reward functions, each None where its section is to be loaded; empty: the settings' own.
+        sections: settings that describe the policy, the problems, the rewards and `output_dir`, by top-level
+            key.
+        keywords: the remaining keyword arguments.
+        policy: the policy object passed by the caller; None if `sections` names the policy.
+        problems: the problem objects passed by the caller.
+        rewards: one entry per reward: the function passed by the caller, or None if the reward is loaded by
+            its settings. Empty if no rewards were passed.
     """
 
     sections: Mapping[str, Any]
@@ -60,14 +67,16 @@ def read_arguments(
     output_dir: str | PathLike[str] | None,
     config: Config | None,
     keywords: Mapping[str, Any],
-) -> Given:
-    """Sort the arguments of `ReinforceTrainer` into sections and objects.
+) -> TrainerArguments:
+    """Sort the arguments of `ReinforceTrainer` into settings and objects.
 
     Raises:
-        InputError: an argument is missing, is of a wrong kind, or can't stand beside another.
+        InputError: if an argument is missing, has an unsupported type, or conflicts with another argument.
     """
     if config is not None and not isinstance(config, Config):
-        raise InputError(f"config: should be a Config, not {_shown(config)}; load_recipe(…).config is one")
+        raise InputError(
+            f"config: should be a Config, not {_shown(config)}; pass load_recipe(…).config, for example"
+        )
     for name, value in (("policy", policy), ("problems", problems)):
         if value is None and config is None:
             raise InputError(f"{name}: missing; ReinforceTrainer needs a policy and problems, or a config")
@@ -80,25 +89,28 @@ def read_arguments(
     if policy is not None:
         seed = rest.get("seed", config.seed if config else 0)
         sections["policy"], own_policy = _read_policy(policy, config, rest, folder, seed)
-        if own_policy is not None and hasattr(own_policy.model, "peft_config"):
-            sections["training"] = {"learning_rate": ADAPTER_LEARNING_RATE}
+        if rate := _default_learning_rate(own_policy):
+            sections["training"] = {"learning_rate": rate}
     own_problems = GivenProblems()
     if problems is not None:
         sections["problems"], own_problems = _read_problems(problems, held_out, config, folder)
     elif held_out is not None:
-        raise InputError("held_out: read only together with problems")
+        raise InputError("held_out: read only together with problems; pass problems too")
     own_rewards: tuple[WeightedReward | None, ...] = ()
     if rewards is not None:
         found = rewards_from(rewards)
         sections["rewards"] = [keys for keys, _ in found]
         own_rewards = tuple(function for _, function in found)
-    return Given(sections, rest, own_policy, own_problems, own_rewards)
+    return TrainerArguments(sections, rest, own_policy, own_problems, own_rewards)
 
 
 def _read_policy(
     policy: Any, config: Config | None, keywords: Section, folder: Path, seed: int
 ) -> tuple[Section, LanguagePolicy | None]:
-    """The policy's section and, if it is an object, the policy; takes the keywords that it reads."""
+    """Return the settings of the policy and, if an object was passed, the policy.
+
+    Settings that apply to a `(model, tokenizer)` pair are removed from `keywords`.
+    """
     base = config.policy.model_dump(mode="json", exclude_unset=True) if config else {}
     for origin in ("name_or_path", "random_init", "revision"):
         base.pop(origin, None)
@@ -111,19 +123,19 @@ def _read_policy(
     if isinstance(policy, LanguagePolicy):
         own, read = policy, {}
     elif isinstance(policy, tuple | list) and len(policy) == 2:
-        read = {name: keywords.pop(name) for name in OF_A_MODEL if name in keywords}
+        read = {name: keywords.pop(name) for name in MODEL_KEYWORDS if name in keywords}
         own = policy_from_model(
-            *policy, **{**{k: base[k] for k in OF_A_MODEL if k in base}, **read}, seed=seed
+            *policy, **{**{k: base[k] for k in MODEL_KEYWORDS if k in base}, **read}, seed=seed
         )
     else:
         raise InputError(
             f"policy: {_shown(policy)} is not a policy; give a name, a path, a hub id, (model, tokenizer), "
-            "or what load_policy returns"
+            "or the result of load_policy"
         )
     for name in PolicyConfig.model_fields:
         if name in keywords:
             raise InputError(
-                f"{name}: not read for a policy that is loaded already; leave it out, or give the policy by "
+                f"{name}: not read for a policy that is already loaded; leave it out, or give the policy by "
                 "its name or path"
             )
     section = {
@@ -136,17 +148,28 @@ def _read_policy(
     return section, own
 
 
+def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
+    """Return the default for a model in memory: an adapter, or one that was not loaded from anywhere."""
+    if policy is None:
+        return None
+    if hasattr(policy.model, "peft_config"):
+        return ADAPTER_LEARNING_RATE
+    # transformers records where a model was loaded from; a model made from a configuration has no such name
+    return None if getattr(policy.model, "name_or_path", "") else RANDOM_INIT_LEARNING_RATE
+
+
 def _read_problems(
     problems: Any, held_out: Any, config: Config | None, folder: Path
 ) -> tuple[Section, GivenProblems]:
-    """The section of the problems, and those that are objects."""
+    """Return the settings of the problems, and the problems that were passed as objects."""
     base = config.problems.model_dump(mode="json", exclude_unset=True) if config else {}
     section: Section = {key: base[key] for key in ("template", "num_held_out") if key in base}
     train = held = None
     if isinstance(problems, ProblemsConfig | GenerateConfig):
         if held_out is not None:
             raise InputError(
-                "held_out: not read with generated problems, or with a ProblemsConfig of its own"
+                "held_out: not read with generated problems or a ProblemsConfig, which hold out problems "
+                "themselves; leave it out"
             )
         keys = problems.model_dump(mode="json", exclude_unset=True)
         return (

@@ -1,4 +1,4 @@
-"""One gradient step: the loss of an update's episodes, its gradient in parts, and the optimiser's step."""
+"""One gradient step: the loss of an update's episodes, its gradient by micro-batches, the optimizer step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,22 +14,22 @@ from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
 from llm_reinforce.training.data_parallel import sum_gradients
 
-ATTENDED = 8  # keys and values that attention may hold for each token of a micro-batch
+ATTENDED = 8  # padded key and value positions of attention, per token of a full micro-batch
 
-Skipped = Literal["no episode was scored", "the gradient isn't finite"]
+Skipped = Literal["no episode was scored", "the gradient is not finite"]
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateOutcome:
-    """What one gradient step did.
+    """Outcome of one gradient step.
 
     Attributes:
-        loss: the surrogate's value, this process's share.
-        grad_norm: the gradient's norm before clipping.
-        max_log_prob_difference: the largest |Δ log π| between sampling and scoring, of the actions whose
-            episodes have a gradient.
-        learning_rate: that of this update.
-        skipped: why the weights stayed as they were; None: they didn't.
+        loss: value of the loss, summed over the episodes of this process.
+        grad_norm: norm of the whole gradient before clipping.
+        max_log_prob_difference: largest |Δ log π| between sampling and the forward pass of the loss, over the
+            actions in the loss.
+        learning_rate: learning rate of the step.
+        skipped: the reason if the weights were not changed; None if they were.
     """
 
     loss: float
@@ -41,14 +41,18 @@ class UpdateOutcome:
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """Steps on L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t), less an entropy bonus, summed over micro-batches.
+    """Step on L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t), minus an entropy bonus, summed over micro-batches.
 
     Attributes:
-        optimizer: as the accelerator has prepared it.
-        temperature: that of the sampling.
-        entropy_coefficient: what the entropy bonus is multiplied by.
-        micro_batch_tokens: most tokens a backward pass, prompts and episodes that repeat counted once.
-        max_grad_norm: the gradient is clipped to it; None: not at all.
+        accelerator: the accelerator of the run.
+        model: the model that is trained.
+        optimizer: optimizer of the model, prepared by the accelerator.
+        pad_token_id: token for padding.
+        temperature: temperature at which the episodes were sampled.
+        entropy_coefficient: factor of the entropy bonus.
+        micro_batch_tokens: maximum number of tokens per backward pass; repeated prompts and episodes count
+            once.
+        max_grad_norm: maximum norm to which the gradient is clipped; None for no clipping.
     """
 
     accelerator: Accelerator
@@ -63,9 +67,13 @@ class GradientStep:
     def __call__(
         self, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None = None
     ) -> UpdateOutcome:
-        """Take the step, or skip it where there is nothing to learn from or it would spoil the weights.
+        """Take the step; skip it if no episode was scored or the gradient is not finite.
 
-        `activations`, of the episodes' sampling, are used up: they are those of the weights before.
+        Args:
+            batch: episodes of this process.
+            estimate: their advantages, and the denominator of the loss.
+            activations: activations kept when the episodes were sampled. They are reused here and cleared,
+                since they do not match the weights after the step.
         """
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if estimate.mean_return is None:
@@ -74,27 +82,28 @@ class GradientStep:
             return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
         loss, difference = 0.0, 0.0
         self.optimizer.zero_grad()
-        for rows in self.micro_batches(batch, self.rows_that_count(batch, estimate)):
+        for rows in self.micro_batches(batch, self.rows_with_gradient(batch, estimate)):
             part_loss, part_difference = self._backward(batch, estimate, rows, activations)
             loss, difference = loss + part_loss, max(difference, part_difference)
         if activations is not None:
             activations.clear()
-        # the sum is what the denominator is for, which counts the episodes of all processes
+        # a sum, not a mean: the denominator counts the episodes of all processes
         sum_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = grad_norm < float("inf")  # False for NaN as well
-        # fp16's scaler leaves a step out by itself, and learns from it
+        # the fp16 scaler skips a step that is not finite by itself, and lowers its scale
         if is_finite or self.accelerator.scaler is not None:
             self.optimizer.step()
-        skipped: Skipped | None = None if is_finite else "the gradient isn't finite"
+        skipped: Skipped | None = None if is_finite else "the gradient is not finite"
         return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped)
 
-    def rows_that_count(self, batch: EpisodeBatch, estimate: Estimate) -> list[int]:
-        """The episodes with a gradient: groups stay together to share their prompt, those of long ones first.
+    def rows_with_gradient(self, batch: EpisodeBatch, estimate: Estimate) -> list[int]:
+        """Return the rows of the episodes with a gradient; all rows with an entropy bonus.
 
-        An episode whose advantages are all zero adds nothing to the gradient and costs as much as any, so it
-        is left out; not with an entropy bonus.
+        An episode whose advantages are all zero has no gradient, so it is left out to save time. If no
+        episode has a gradient, one row is returned. Episodes of a group stay together, to share the prompt;
+        groups with the longest episodes come first.
         """
         lengths, groups = batch.lengths.tolist(), batch.groups.tolist()
         longest: dict[int, int] = {}
@@ -107,14 +116,16 @@ class GradientStep:
         return [row for row in order if counts[row]] or order[:1]
 
     def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
-        """The rows in runs of at most `micro_batch_tokens` tokens, one row at least.
+        """Return the rows in micro-batches of at most `micro_batch_tokens` tokens, or of a single row.
 
-        What repeats is computed once and counts once. Attention lays keys and values of a prompt before its
-        completions, before each where they are long, padded to the longest: of these, which are small beside
-        what else a token leaves behind, there may be ATTENDED times as many.
+        Repeated prompts and episodes of a micro-batch are computed once and count once.
+
+        Attention pads its keys and values to the longest episode, and may copy those of a prompt to each of
+        its completions. They are small beside the other activations of a token, so a micro-batch may have
+        `ATTENDED * micro_batch_tokens` of these positions.
         """
         runs: list[list[int]] = [[]]
-        seen: set[tuple[TokenIds, ...]] = set()  # prompts and episodes of the run: each is computed once
+        seen: set[tuple[TokenIds, ...]] = set()  # prompts and episodes of the current micro-batch
         num_tokens, num_rows, width = 0, 0, 0
         for row in rows:
             episode = batch.episodes[row]
@@ -139,7 +150,7 @@ class GradientStep:
         rows: Sequence[int],
         activations: Activations | None,
     ) -> tuple[float, float]:
-        """Add one micro-batch's share of the gradient; return its loss and its largest |Δ log π|."""
+        """Add the gradient of one micro-batch; return its loss and its largest |Δ log π|."""
         episodes = [batch.episodes[row] for row in rows]
         with self.accelerator.autocast():
             scores = token_log_probs(
@@ -158,17 +169,17 @@ class GradientStep:
         if scores.entropies is not None:
             bonus = entropy_bonus(scores.entropies, mask, estimate.denominator)
             loss = loss - self.entropy_coefficient * bonus
-        self.accelerator.backward(spoiling_its_gradient(loss))
+        self.accelerator.backward(nan_unless_finite(loss))
         recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return float(loss.detach()), float(difference)
 
 
-def spoiling_its_gradient(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """The same loss; its gradient is NaN where the loss isn't finite, in every process and for every scaler.
+def nan_unless_finite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
+    """Return the loss; if it is not finite, return NaN, whose gradient is NaN too.
 
-    L itself may be infinite where its gradient isn't, as it is with -log 0: the derivative of a softmax is
-    finite there.
+    An infinite loss may have a finite gradient: -log π is infinite at π = 0, where the derivative of the
+    softmax is finite. With NaN gradients the step is skipped in all processes and by all gradient scalers.
     """
     # 1 + 0 · L is 1 or NaN
     return loss * (1.0 + 0.0 * loss.detach())

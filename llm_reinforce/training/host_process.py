@@ -1,7 +1,7 @@
-"""What a run borrows from the process it runs in, and gives back after each update.
+"""Process-wide settings during an update: random generators, garbage collector and malloc.
 
-Random generators and the garbage collector are as before whenever the caller's own code runs. Only the
-command line, which owns its process, also changes how malloc keeps freed memory (`keep_freed_memory`).
+Random generators and the garbage collector are restored after each update, before the caller's code runs.
+The setting of malloc (`keep_freed_memory`) is permanent, so only the command line makes it.
 """
 
 import ctypes
@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as <malloc.h> numbers them
-LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30  # bytes: of one block (the maximum allowed), of all free memory
-NUM_NEW = 20_000  # objects, a few updates' worth: most are freed by reference counting
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of <malloc.h>
+LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30  # bytes: per block (the maximum allowed), of all free memory
+NUM_NEW = 20_000  # new objects between two collections: a few updates; reference counting frees most of them
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed `random`, numpy and torch, from which reward functions may draw; restore them after."""
+    """Seed `random`, NumPy and torch within the context, for reward functions that use random numbers.
+
+    The states of the generators are restored afterwards.
+    """
     python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
     accelerators = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
     set_seed(seed % 2**32)
@@ -38,18 +41,16 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def fewer_collections() -> Iterator[None]:
-    """Let the garbage collector look at new objects only, and seldom, within the context.
+    """Make the garbage collector run less often within the context, and on new objects only.
 
-    An update makes thousands of small objects, so the collector would run a dozen times in each, and every
-    few
-    dozen updates examine all objects there are: those of torch and transformers are half a million, which
-        takes
-    a quarter of a second. Objects that the caller has frozen stay frozen.
+    An update creates thousands of small objects. By default the collector would run a dozen times per update,
+    and every few dozen updates it would examine all objects. torch and transformers have half a million of
+    them, which takes a quarter of a second. Objects that the caller has frozen stay frozen.
     """
     thresholds, has_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
     if not has_frozen:
         gc.freeze()
-    if thresholds[0]:  # 0: the collector is off
+    if thresholds[0]:  # 0 means that the collector is disabled
         gc.set_threshold(max(thresholds[0], NUM_NEW), *thresholds[1:])
     try:
         yield
@@ -60,11 +61,11 @@ def fewer_collections() -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep the memory of freed tensors for the next ones; return False if it can't.
+    """Make glibc keep the memory of freed tensors for later tensors; return True if it does.
 
-    By default it returns much of it to the system, and each page that is used again costs a page fault: an
-    update of a small policy takes a tenth longer. The setting lasts until the process ends, so only the
-    command line makes it. Settings of malloc in the environment take precedence.
+    By default glibc returns much of this memory to the system, and each page that is used again costs a page
+    fault. An update of a small policy then takes 10% longer. The setting lasts until the process ends.
+    Nothing is changed with another C library, or if the environment has settings of malloc.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return False

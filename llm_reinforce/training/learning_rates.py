@@ -1,4 +1,4 @@
-"""The learning rate of each update."""
+"""Learning-rate schedules."""
 
 import warnings
 from typing import Any
@@ -10,20 +10,26 @@ from transformers import get_scheduler
 def learning_rate_schedule(
     name: str, optimizer: torch.optim.Optimizer, num_warmup_updates: int, num_updates: int
 ) -> Any:
-    """transformers' schedule of that name, one step ahead.
+    """Return the transformers schedule of this name, advanced by one step.
 
-    Theirs starts a warm-up, and a fall ends, at a learning rate of 0. Here update k of a warm-up of W has
-    the share k / (W + 1) of the highest rate, so that no update stands still.
+    The schedules of transformers start a warm-up and end a decay with a learning rate of 0. Here update k of
+    W warm-up updates has k / (W + 1) of the highest rate, so the rate of every update is positive.
+
+    Args:
+        name: constant, constant_with_warmup, linear or cosine.
+        optimizer: the optimizer; its learning rate is the highest rate.
+        num_warmup_updates: number of updates with a rising rate.
+        num_updates: number of updates of the run.
     """
     schedule = get_scheduler(name, optimizer, num_warmup_updates + 1, num_updates + 1)
-    with warnings.catch_warnings():  # PyTorch expects an optimiser's step before this
+    with warnings.catch_warnings():  # PyTorch warns because no optimizer step came before
         warnings.simplefilter("ignore", UserWarning)
         schedule.step()
     return schedule
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, schedule: Any) -> None:
-    """Give each parameter group the rate that the schedule has where it stands."""
-    shares = (share(schedule.last_epoch) for share in schedule.lr_lambdas)
-    for group, highest, share in zip(optimizer.param_groups, schedule.base_lrs, shares, strict=True):
-        group["lr"] = highest * share
+    """Set the learning rate of each parameter group to the schedule's rate at its current step."""
+    factors = (factor(schedule.last_epoch) for factor in schedule.lr_lambdas)
+    for group, highest, factor in zip(optimizer.param_groups, schedule.base_lrs, factors, strict=True):
+        group["lr"] = highest * factor

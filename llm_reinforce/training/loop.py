@@ -1,4 +1,8 @@
-"""REINFORCE: the article's STEP 0-3. Read `TrainingLoop.updates` from top to bottom."""
+"""The training loop of REINFORCE. Read `TrainingLoop.updates`, then `TrainingLoop._update`.
+
+STEP 0-3 in the comments are the steps of the article "The Beauty of Reinforcement Learning (1) - Intro of
+Policy Based Methods".
+"""
 
 import gc
 import math
@@ -29,7 +33,12 @@ from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
-from llm_reinforce.runs.checkpoint import find_checkpoint, load_checkpoint, save_checkpoint, tidy_up_to
+from llm_reinforce.runs.checkpoint import (
+    find_checkpoint,
+    load_checkpoint,
+    remove_old_checkpoints,
+    save_checkpoint,
+)
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
@@ -43,7 +52,7 @@ from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
-NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # episodes that reward functions are tried on, and their length
+NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number and maximum length of the trial episodes of reward functions
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +60,14 @@ class Update:
     """One update of the policy, after its gradient step.
 
     Attributes:
-        number: 1 for the first update of the run.
-        metrics: the numbers of `metrics.jsonl`, by name.
-        episodes: the episodes that the update learned from, those of one problem next to each other.
-        state: the run's state after the update.
-        evaluations: the evaluations made after this update, by decoding; mostly none.
+        number: number of the update; 1 for the first update of the run.
+        metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
+            `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
+            `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
+        episodes: episodes of the update (of this process), those of one problem next to each other. Each has
+            `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
+        state: train state after the update.
+        evaluations: evaluations made after this update, by decoding; empty for most updates.
     """
 
     number: int
@@ -66,22 +78,31 @@ class Update:
 
 
 class TrainingLoop:
-    """Trains a policy by REINFORCE on problems whose answers can be checked.
+    """Train a policy by REINFORCE on problems whose answers can be checked.
 
         sample episodes from π(·; θ) → returns g_t → baselines → one gradient step → sample again
 
-    `ReinforceTrainer` builds one from what a user has; all objects are complete here.
-    Source: the article's STEP 0-3; Williams 1992; Sutton & Barto 2018, chapter 13.
+    `ReinforceTrainer` builds the loop from names, paths and settings; this class takes the finished objects.
+
+    References: Williams 1992; Sutton & Barto 2018, chapter 13; the article named in this module, STEP 0-3.
 
     Args:
-        policy: θ_0, random (STEP 0) or trained before; it is trained in place.
+        policy: the initial policy θ_0, with random (STEP 0) or pretrained weights; it is trained in place.
         problems: the training problems.
-        training: number of updates or of tokens, learning rate and so on.
-        rewards: the reward functions with their weights; by default 1 for a correct final answer, else 0.
-        held_out: problems for evaluation, disjoint from `problems`; if empty, evaluations use training
-            problems and are recorded as such.
-        run_directory: directory in which the run is recorded; None: it is not recorded.
-        display: shows the progress.
+        training: number of updates or tokens, optimizer, checkpoints and so on.
+        rewards: the reward functions with their weights. Default: 1 for a correct final answer, 0 otherwise.
+        reinforce: baseline, discount, batch size and other settings of the loss.
+        sampling: length and temperature of the completions.
+        held_out: problems for evaluation, disjoint from `problems`. If empty, training problems are
+            evaluated, and recorded as such.
+        evaluation: how often and how the policy is evaluated.
+        run_directory: directory in which the run is recorded; None if it is not recorded.
+        display: shows the progress; silent by default.
+        seed: seed of all random generators of the run.
+
+    Raises:
+        InputError: if there are no training problems, `problems_per_update` is not a multiple of the number
+            of processes, or the settings cannot be used with accelerate or this policy.
     """
 
     def __init__(
@@ -100,7 +121,7 @@ class TrainingLoop:
         seed: int = 0,
     ) -> None:
         if not problems:
-            raise InputError("there are no training problems")
+            raise InputError("there are no training problems; give at least one")
         self.policy, self.problems, self.rewards, self.held_out = policy, problems, rewards, held_out
         self.training = training
         self.reinforce = reinforce or ReinforceConfig()
@@ -141,11 +162,11 @@ class TrainingLoop:
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
         self.stop_requested = False
-        self.first_evaluations: dict[str, Evaluation] = {}  # by decoding, of this session
-        self.last_evaluations: dict[str, Evaluation] = {}
+        # by decoding and number of updates: the first and the latest evaluation that this object made
+        self.evaluations: dict[str, dict[int, Evaluation]] = {}
         self._order = ProblemOrder(len(problems), seed)
-        self._num_evaluated: int | None = None  # updates before the last evaluation
-        self._num_saved: int | None = None  # updates in the newest checkpoint that this object wrote
+        self._num_evaluated: int | None = None  # number of updates at the latest evaluation
+        self._num_saved: int | None = None  # number of updates at the latest checkpoint of this object
         self._has_reported_failure = False
         self._has_tried_rewards = False
 
@@ -156,15 +177,19 @@ class TrainingLoop:
         return self.state
 
     def updates(self, *, resume: bool = False) -> Iterator[Update]:
-        """Yield after each update, up to the last one or to the update in which `stop_requested` is set.
+        """Train, and yield an `Update` after each optimizer step.
 
         The last update is number `training.num_updates`, or the one that reaches `training.num_tokens`
-        sampled actions. If the caller leaves the loop earlier, a checkpoint is saved.
+        sampled tokens, or the one during which `stop_requested` is set. If the caller breaks out of the loop
+        earlier, a checkpoint is saved.
+
+        Args:
+            resume: continue from the newest checkpoint in the run's directory.
 
         Raises:
-            InputError: a reward function fails on every trial episode.
-            RunStoppedError: too many episodes of an update could not be scored, or too many gradients in a
-                row were not finite; the state before is saved, but not an unfinished warm start.
+            InputError: if a reward function fails on every trial episode, or there is nothing to resume.
+            RunStoppedError: if too many episodes of an update could not be scored, or too many gradients in a
+                row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
         if self.training.num_tokens is not None:
@@ -172,13 +197,13 @@ class TrainingLoop:
         if resume and self._restore():
             is_stopping = self._is_stopped()
         else:
-            # STEP 0: θ_0 is given, unless the settings ask for a supervised start
+            # STEP 0: θ_0 is the given policy, after a supervised warm start if the settings have one
             self.warm_start()
-            if self._is_stopped():  # during the warm start, of which nothing is kept
+            if self._is_stopped():  # an unfinished warm start is not saved
                 return
             is_stopping = self._evaluate_and_save()
-        gc.collect()  # before its objects are skipped, see `fewer_collections`
-        if is_over(self.training, self.state):  # resumed after its last update
+        gc.collect()  # once for the objects that `fewer_collections` skips from here on
+        if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
             with fewer_collections(), seeded(self._random_number("update")):
@@ -186,14 +211,19 @@ class TrainingLoop:
             try:
                 yield update
             except GeneratorExit:
-                # at the interpreter's end modules are gone; the run is resumed from an earlier checkpoint
+                # saving is impossible while the interpreter shuts down; an earlier checkpoint remains
                 if self._num_saved != self.state.num_updates and not sys.is_finalizing():
                     self.save_checkpoint()
                 raise
-        self.accelerator.wait_for_everyone()  # the main process evaluates and writes for all
+            if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
+                # requested by the caller's loop, or while the checkpoint was saved
+                if self._num_saved != self.state.num_updates:
+                    self.save_checkpoint()
+                break
+        self.accelerator.wait_for_everyone()  # only the main process evaluates and writes files
 
     def _update(self) -> tuple[Update, bool]:
-        """One update; also returns whether the run stops after it."""
+        """Make one update; return it, and True if the run stops after it."""
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
@@ -203,9 +233,9 @@ class TrainingLoop:
         prediction = self.value_baseline.predict(batch) if self.value_baseline else None
         estimate = self._estimate(batch, prediction)
         self._check_scored(batch, estimate)
-        # STEP 3: one gradient step, and back to sampling
+        # STEP 3: one gradient step
         outcome = self.gradient_step(batch, estimate, activations)
-        # only now: a baseline must not depend on the episodes that it is subtracted from
+        # after the prediction, since a baseline must not depend on the episodes it is subtracted from
         is_fitted = self._fit_values(prediction, estimate)
         self.schedule.step()
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
@@ -216,17 +246,18 @@ class TrainingLoop:
         is_evaluated = self._num_evaluated == self.state.num_updates
         if is_over(self.training, self.state):
             self._finish()
-        evaluations = dict(self.last_evaluations) if is_evaluated else {}
+        number = self.state.num_updates
+        evaluations = {name: made[number] for name, made in self.evaluations.items()} if is_evaluated else {}
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
     def _is_stopped(self) -> bool:
-        """Return True if any process was asked to stop; the answer is the same in all processes."""
+        """Return True if a stop was requested in any process; the result is the same in all processes."""
         if self.accelerator.num_processes == 1:
             return self.stop_requested
         return bool(self._gather(torch.tensor([self.stop_requested])).any())
 
     def _draw_problems(self) -> list[Problem]:
-        """The next problems of this process, in an order shuffled for each epoch."""
+        """Return the problems of this process for the next update; each epoch has its own random order."""
         first = self.state.num_problems + self.accelerator.process_index
         stop = self.state.num_problems + self.reinforce.problems_per_update
         positions = range(first, stop, self.accelerator.num_processes)
@@ -239,7 +270,7 @@ class TrainingLoop:
         *,
         is_trial: bool = False,
     ) -> EpisodeBatch:
-        """Collect episodes of the current policy; for a trial, a short one of each problem."""
+        """Sample episodes from the current policy; if `is_trial`, one short episode per problem."""
         max_new_tokens = self.sampling.max_new_tokens
         with self.accelerator.autocast():
             return collect_episodes(
@@ -279,17 +310,17 @@ class TrainingLoop:
         return self.value_baseline.fit(prediction, estimate)
 
     def try_rewards(self) -> None:
-        """Call all reward functions on a few episodes before anything is trained, once.
+        """Call all reward functions on a few trial episodes; only the first call does anything.
 
         Raises:
-            InputError: a function fails on all of them.
+            InputError: if a function fails on all trial episodes.
         """
         if self._has_tried_rewards:
             return
         batch = self._collect(self.problems[:NUM_TRIED], is_trial=True)
         episode = batch.episodes[0]
         failing = [name for name in episode.rewards if all(name in one.failures for one in batch.episodes)]
-        has_failed = self._gather(torch.tensor([bool(failing)]))  # all processes stop together
+        has_failed = self._gather(torch.tensor([bool(failing)]))  # so that all processes stop together
         if failing:
             why = visible(episode.failures[failing[0]], 400)
             message = (
@@ -298,33 +329,35 @@ class TrainingLoop:
             )
             raise InputError("\n".join([message, *_lines(episode.traceback)]))
         if has_failed.any():
-            raise InputError("a reward failed on all trial episodes of another process")
+            raise InputError("a reward failed on all trial episodes of another process; see its message")
         if not batch.scored.any():
-            self.display.say("no reward function applies to any of the trial episodes")
+            self.display.say("every reward function returned None on all trial episodes")
         self._has_tried_rewards = True
 
     def _generator(self, purpose: str) -> torch.Generator:
         return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))
 
     def _random_number(self, purpose: str) -> int:
-        """Return a seed that depends on run, update, purpose and process alone, so that a resumed run draws
-        the same numbers."""
+        """Return a random number that depends on the seed, the update, the purpose and the process only.
+
+        It seeds generators, so a resumed run draws the same numbers as an uninterrupted one.
+        """
         return seed_of(purpose, self.seed, self.state.num_updates, self.accelerator.process_index)
 
     def _gather(self, values: Tensor) -> Tensor:
-        """Return the values of all processes, in the order of the processes, on the CPU."""
+        """Return the values of all processes on the CPU, concatenated in the order of the processes."""
         gathered: Tensor = self.accelerator.gather(values.to(self.accelerator.device))
         return gathered.cpu()
 
     def _check_scored(self, batch: EpisodeBatch, estimate: Estimate) -> None:
-        """Report the first unscored episode, and stop if too many are unscored.
+        """Report the first unscored episode of the run, and stop the run if too many are unscored.
 
         Raises:
-            InputError: no episode of the run's first update could be scored.
-            RunStoppedError: the share is above `training.max_unscored_share`; a checkpoint is saved before.
+            InputError: if no episode of the run's first update could be scored.
+            RunStoppedError: if the share is above `training.max_unscored_share`; a checkpoint is saved first.
         """
         failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
-        why = visible(failed[0].failure or "", 400) if failed else "no reward function applies"
+        why = visible(failed[0].failure or "", 400) if failed else "every reward function returned None"
         if failed and not self._has_reported_failure:
             self._has_reported_failure = True
             self.display.say(f"an episode could not be scored and is left out: {why}")
@@ -338,14 +371,14 @@ class TrainingLoop:
             raise RunStoppedError(
                 f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored, "
                 f"more than training.max_unscored_share, {self.training.max_unscored_share:.0%} ({why}); "
-                "the state before this update is saved: fix the reward function and resume the run"
+                "the state before this update is saved: fix the reward function, then resume the run"
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:
-        """Report the first of several updates in a row whose gradient is not finite; stop after some.
+        """Report an update whose gradient is not finite; of several in a row, the first only.
 
         Raises:
-            RunStoppedError: there were `training.max_not_finite` of them in a row; the state is saved.
+            RunStoppedError: if there were `training.max_not_finite` of them in a row; a checkpoint is saved.
         """
         in_a_row, limit = self.state.num_not_finite_in_a_row, self.training.max_not_finite
         if in_a_row == 1:
@@ -357,16 +390,16 @@ class TrainingLoop:
             self.save_checkpoint()
             raise RunStoppedError(
                 f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
-                "saved. Lower training.learning_rate, or use a dtype or mixed_precision of more bits, and "
-                "resume the run"
+                "saved in a checkpoint. Start a new run with a lower training.learning_rate, or with a "
+                "higher-precision dtype or mixed_precision"
             )
 
     def _check_fitted(self, is_fitted: bool) -> None:
-        """Report the first fit of the value head that was not finite; the metrics count all of them."""
+        """Report the first update in which value-head steps were skipped; the metrics count all of them."""
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
-                f"the value head skips steps of update {self.state.num_updates}: their loss or gradient is "
-                "not finite, because returns are huge (value/num_skipped_fits counts such updates)"
+                f"value-head steps of update {self.state.num_updates} were skipped: their loss or gradient "
+                "is not finite, because returns are huge (value/num_skipped_fits counts such updates)"
             )
 
     def _next_state(
@@ -374,9 +407,9 @@ class TrainingLoop:
     ) -> TrainState:
         state = self.state
         num_tokens = int(self._gather(torch.tensor([batch.num_tokens])).sum())
-        is_not_finite = outcome.skipped == "the gradient isn't finite"
+        is_not_finite = outcome.skipped == "the gradient is not finite"
         average = state.moving_average
-        # the mean of huge rewards may overflow; an infinite average would never be finite again
+        # the mean of huge rewards may overflow, and an infinite average would stay infinite
         if estimate.mean_return is not None and math.isfinite(estimate.mean_return):
             average = average.updated(estimate.mean_return, self.reinforce.moving_average_decay)
         return replace(
@@ -399,7 +432,7 @@ class TrainingLoop:
         started: float,
         sampled: float,
     ) -> dict[str, Any]:
-        """Return the update's metrics, after showing and recording them."""
+        """Compute the metrics of the update, show and record them, and return them."""
         now = time.perf_counter()
         metrics: dict[str, Any] = {
             "update": self.state.num_updates,
@@ -416,7 +449,7 @@ class TrainingLoop:
         }
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
-        # what reward functions logged, under names that are not taken
+        # metrics logged by reward functions must not replace those above
         metrics |= {name: value for name, value in batch.logged.items() if name not in metrics}
         if not self.accelerator.is_main_process:
             return metrics
@@ -430,10 +463,10 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Measure accuracy and write a checkpoint, if they are due; return True if the run stops here, saved.
+        """Evaluate and save a checkpoint if they are due; return True if the run has to stop now.
 
-        `before` is the state before the latest update; None before the first one. A request to stop that
-        comes after this decision, while a checkpoint is being saved say, takes effect after the next update.
+        Args:
+            before: train state before the latest update; None before the first update.
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
@@ -447,7 +480,7 @@ class TrainingLoop:
         return is_stopping
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the state after the latest update, if the run is recorded."""
+        """Save a checkpoint of the state after the latest update, if the run is recorded."""
         self._num_saved = self.state.num_updates
         if self.accelerator.is_main_process and self.run_directory is not None:
             self.run_directory.sync_logs()
@@ -463,13 +496,13 @@ class TrainingLoop:
             )
 
     def _finish(self) -> None:
-        """Save the policy, and what changed between the first evaluation and the last."""
+        """Save the policy, and the comparison of the first and the last evaluation."""
         self.save_policy()
         if self.accelerator.is_main_process and self.run_directory is not None:
             compare_first_and_last(self.run_directory, self.sampling.max_new_tokens)
 
     def save_policy(self) -> None:
-        """Write the policy as it is now to `policy/` in the run's directory."""
+        """Save the current policy to `policy/` in the run's directory, if the run is recorded."""
         if self.accelerator.is_main_process and self.run_directory is not None:
             with whole_directory(self.run_directory.policy) as directory:
                 self.policy.save(directory)
@@ -496,17 +529,19 @@ class TrainingLoop:
                     progress=lambda done: self.display.evaluating(done, len(problems)),
                 )
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
-            self.first_evaluations.setdefault(decoding, evaluation)
-            self.last_evaluations[decoding] = evaluation
+            made = self.evaluations.setdefault(decoding, {})
+            for number in list(made)[1:]:
+                del made[number]
+            made[self.state.num_updates] = evaluation
             self.display.evaluation(self.state.num_updates, data, evaluation)
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
                 self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
-                if is_first_or_last:  # before and after
+                if is_first_or_last:
                     self.run_directory.append_answers(where, evaluation)
 
     def warm_start(self) -> None:
-        """Run the supervised updates that the settings ask for, if any."""
+        """Make the supervised updates of `training.warm_start`, if set."""
         if self.training.warm_start is None:
             return
         num_skipped = warm_start(
@@ -522,11 +557,14 @@ class TrainingLoop:
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 
     def _restore(self) -> bool:
-        """Load the newest whole checkpoint; return False if there is none, so that the run starts anew."""
+        """Load the newest complete checkpoint; return False if there is none.
+
+        Log rows after the checkpoint are removed, since the resumed run writes them again.
+        """
         if self.run_directory is None:
             raise InputError("nothing to resume: this run has no output_dir")
-        directory, passed_over = find_checkpoint(self.run_directory.checkpoints)
-        for fault in passed_over:
+        directory, faults = find_checkpoint(self.run_directory.checkpoints)
+        for fault in faults:
             self.display.say(f"skipped checkpoint {fault}")
         if directory is None:
             self.display.say("no complete checkpoint: the run starts from the beginning")
@@ -539,12 +577,12 @@ class TrainingLoop:
             if self.value_baseline:
                 self.value_baseline.restore(directory, self.display.say)
         if self.accelerator.is_main_process:
-            if directory is not None:  # a run may be killed between a save and the removal of older ones
-                tidy_up_to(directory, self.training.num_checkpoints_kept)
+            if directory is not None:  # a run may be killed after a save, before old checkpoints are removed
+                remove_old_checkpoints(directory, self.training.num_checkpoints_kept)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
         return directory is not None
 
 
 def _lines(traceback: str) -> list[str]:
-    """Return a traceback's lines, indented below the message that they explain."""
+    """Return the lines of a traceback, indented below a message."""
     return [f"    {visible(line, 200)}" for line in traceback.splitlines()]

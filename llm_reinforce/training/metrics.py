@@ -1,4 +1,4 @@
-"""The numbers of an update, under the names that the ecosystem knows."""
+"""Metrics of an update, and the rows of `episodes.jsonl`."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -10,19 +10,22 @@ from torch import Tensor
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
 
-TIMES = frozenset({"step_time", "step_time/collect", "step_time/update"})  # all that no seed determines
+TIMES = frozenset({"step_time", "step_time/collect", "step_time/update"})  # not determined by the seed
 
 
 def update_metrics(
     batch: EpisodeBatch, estimate: Estimate, values: Float[Tensor, "episode token"] | None = None
 ) -> dict[str, float]:
-    """What the episodes of an update were like, by the names that README.md explains.
+    """Return the metrics of an update's episodes by name; the documentation explains each.
 
-    What has no value in this update is left out. Under several processes these are the numbers of the
-    first one's episodes alone, a fair sample of all.
+    A metric that has no value in this update is omitted. With several processes, the logged metrics are those
+    of the episodes of the first process, a random sample of all.
 
     Args:
-        values: V(s_t) as predicted before anything was learned from these episodes.
+        batch: episodes of the update.
+        estimate: their returns, baselines and advantages.
+        values: V(s_t) of each action, predicted before the value head was fitted to these episodes; None
+            without a value head.
     """
     episodes = batch.episodes
     scored = batch.scored
@@ -32,12 +35,12 @@ def update_metrics(
     if len(rewards):
         metrics["reward"] = float(rewards.mean())
         metrics["reward_std"] = float(rewards.std(correction=0))
-        metrics["frac_reward_zero_std"] = _zero_spread_share(batch)
+        metrics["frac_reward_zero_std"] = _frac_reward_zero_std(batch)
         metrics["baseline"] = float(estimate.baselines[scored].mean())
         metrics["advantage_std"] = float(estimate.advantages[estimate.mask].std(correction=0))
-    metrics |= _of_greedy(batch.greedy)
+    metrics |= _greedy_metrics(batch.greedy)
     if values is not None:
-        metrics |= _of_values(values, estimate)
+        metrics |= _value_metrics(values, estimate)
     for name in episodes[0].rewards:
         given = [value for episode in episodes if (value := episode.rewards[name]) is not None]
         if given:
@@ -61,8 +64,8 @@ def update_metrics(
     return metrics
 
 
-def _of_greedy(greedy: Sequence[Episode]) -> dict[str, float]:
-    """What the greedy completions were worth, which the sampled ones are compared with."""
+def _greedy_metrics(greedy: Sequence[Episode]) -> dict[str, float]:
+    """Return the metrics of the greedy completions, which are the baseline of the sampled ones."""
     totals = [total for episode in greedy if (total := episode.total_reward) is not None]
     metrics = {"greedy/reward": sum(totals) / len(totals)} if totals else {}
     if num_unscored := len(greedy) - len(totals):
@@ -70,8 +73,8 @@ def _of_greedy(greedy: Sequence[Episode]) -> dict[str, float]:
     return metrics
 
 
-def _of_values(values: Float[Tensor, "episode token"], estimate: Estimate) -> dict[str, float]:
-    """How well the value head foretold the returns."""
+def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -> dict[str, float]:
+    """Return the metrics of the value head's predictions."""
     metrics = {}
     if estimate.mask.any():
         errors = (values - estimate.returns)[estimate.mask]
@@ -83,7 +86,7 @@ def _of_values(values: Float[Tensor, "episode token"], estimate: Estimate) -> di
 
 
 def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
-    """The shares of episodes with another value than the right one, with none, and cut off before any."""
+    """Return the shares of episodes with a wrong answer, with no answer, and truncated before an answer."""
     kinds = [
         "wrong"
         if not episode.verdict.is_unparseable
@@ -96,8 +99,11 @@ def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
     return {kind: kinds.count(kind) / len(episodes) for kind in ("wrong", "unparseable", "truncated")}
 
 
-def _zero_spread_share(batch: EpisodeBatch) -> float:
-    """The share of groups whose scored episodes all have one reward: compared, they teach nothing."""
+def _frac_reward_zero_std(batch: EpisodeBatch) -> float:
+    """Return the share of groups whose scored episodes all have the same reward.
+
+    With a baseline from the group, such groups have no gradient.
+    """
     by_group: dict[int, set[float]] = {}
     for episode in batch.episodes:
         if (total := episode.total_reward) is not None:
@@ -108,7 +114,13 @@ def _zero_spread_share(batch: EpisodeBatch) -> float:
 def describe_episode(
     episode: Episode, returns: Float[Tensor, " token"], advantages: Float[Tensor, " token"]
 ) -> dict[str, Any]:
-    """An episode as a line of `episodes.jsonl`, with a number for every action."""
+    """Return an episode as a row of `episodes.jsonl`.
+
+    Args:
+        episode: the episode, with T actions.
+        returns: g_t of each action, padded to at least T numbers.
+        advantages: A_t of each action, padded to at least T numbers.
+    """
     length = len(episode.completion.token_ids)
     return {
         "problem": episode.problem.id,

@@ -1,13 +1,13 @@
-"""The order in which training problems are drawn: shuffled anew for each epoch, from the seed."""
+"""Order of the training problems: each epoch is shuffled again, from the seed."""
 
 import random
 
 
 class ProblemOrder:
-    """Maps a position in the endless sequence of drawn problems to the index of a training problem.
+    """Map a position in the sequence of problems over all epochs to the index of a training problem.
 
-    Each epoch is a permutation of all problems that depends on the seed and the epoch alone, so that a
-    resumed run goes on with the problems that come next.
+    Each epoch is a permutation of all problems. It depends on the seed and the number of the epoch only, so
+    a resumed run continues with the same problems as an uninterrupted one.
     """
 
     def __init__(self, num_problems: int, seed: int) -> None:
@@ -16,7 +16,7 @@ class ProblemOrder:
         self._permutation: list[int] = []
 
     def index(self, position: int) -> int:
-        """Return the index of the problem at this position, counted from 0 over all epochs."""
+        """Return the index of the problem at a position; positions count from 0 over all epochs."""
         epoch, place = divmod(position, self.num_problems)
         if epoch != self._epoch:
             self._permutation = list(range(self.num_problems))

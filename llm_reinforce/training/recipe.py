@@ -1,4 +1,4 @@
-"""A recipe that can be trained: `load_recipe("quickstart").train()`."""
+"""Recipes: settings of a run, read from a file and trained by `load_recipe("quickstart").train()`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,38 +12,56 @@ from llm_reinforce.training.trainer import ReinforceTrainer, TrainingResult
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A run's settings, read from a file.
+    """Settings of a run; `print(recipe)` shows them as YAML.
 
     Attributes:
-        config: all settings, by section: `recipe.config.training.num_updates`.
+        config: all settings, by section, such as `recipe.config.training.num_updates`.
     """
 
     config: Config
 
     def trainer(self, **arguments: Any) -> ReinforceTrainer:
-        """Return the trainer of this recipe; arguments are those of ReinforceTrainer and take precedence."""
+        """Return a trainer with the settings of this recipe.
+
+        Args:
+            arguments: arguments of `ReinforceTrainer`; they take precedence over the recipe.
+        """
         return ReinforceTrainer(config=self.config, **arguments)
 
     def train(
         self, *, resume: bool = False, overwrite: bool = False, progress: bool | None = None
     ) -> TrainingResult:
-        """Train as the recipe says and return the result; see `ReinforceTrainer.train`."""
+        """Train the recipe to its last update and return the result.
+
+        The run is recorded in `config.output_dir`.
+
+        Args:
+            resume: continue the run in its directory from its newest checkpoint.
+            overwrite: delete the run in its directory and start a new one.
+            progress: True to show progress, False to hide it. Default: shown on a terminal and in a notebook.
+
+        Raises:
+            InputError: see `ReinforceTrainer` and `ReinforceTrainer.train`.
+            RunStoppedError: see `ReinforceTrainer.train`.
+        """
         return self.trainer(progress=progress).train(resume=resume, overwrite=overwrite)
 
     def __str__(self) -> str:
-        """The recipe as YAML, defaults included."""
+        """Return the recipe as YAML, defaults included."""
         return dump_config(self.config)
 
 
 def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe: a built-in name, a YAML file, or a run's directory.
+    """Read a recipe.
 
         load_recipe("quickstart", ["training.num_updates=10"]).train()
 
     Args:
-        overrides: `section.key=value`, as after `--set` on the command line.
+        path: name of a built-in recipe, path of a YAML file, or directory of a run.
+        overrides: changes of the form `section.key=value`, like `--set` on the command line.
 
     Raises:
-        InputError: one line for each thing that is wrong.
+        InputError: if the recipe does not exist or is invalid. All invalid settings are reported together,
+            one line each.
     """
     return Recipe(load_config(Path(path) if isinstance(path, PathLike) else path, overrides))

@@ -1,4 +1,4 @@
-"""The run's directory around its training: locked, prepared, and complete for a resume."""
+"""Record a run: lock and prepare its directory, and write everything that a resume needs."""
 
 import json
 import tempfile
@@ -28,16 +28,21 @@ def recording(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[None]:
-    """Hold the directory's lock, with the run's recipe, environment and the caller's own objects written
-    there.
+    """Lock a run's directory within the context, after writing the run's recipe, environment and objects.
 
     Args:
-        policy, problems: the caller's own objects, which the recipe refers to by their place in the
-            directory.
-        resume: continue the run there; with `overwrite`, replace it; with neither, it must be empty.
+        directory: directory of the run.
+        config: settings of the run.
+        policy: policy object passed by the caller, if any. It is saved in the directory, and the recipe
+            refers to it by its path.
+        problems: problem objects passed by the caller, saved in the same way.
+        device: device of the run, for `environment.json`.
+        resume: continue the run in the directory.
+        overwrite: replace the run in the directory.
 
     Raises:
-        InputError: the directory can't be used so, or the run in it has other settings or problems.
+        InputError: if another process holds the lock, the directory cannot be used with these options (see
+            `RunDirectory.check`), or the run in it has other problems.
     """
     with directory.locked():
         directory.prepare(resume=resume, overwrite=overwrite)
@@ -51,34 +56,35 @@ def recording(
 
 
 def check_same_run(directory: RunDirectory, config: Config) -> None:
-    """Check that a run in the directory, if there is one, has these settings; only its length may have grown.
+    """Check that the run in the directory, if any, has these settings. A longer run is accepted.
 
     Raises:
-        InputError: other settings differ; one line each.
+        InputError: if other settings than the length of the run differ; one line each.
     """
     file = directory.path / "recipe.yaml"
-    if not file.is_file():  # RunDirectory.check reports what that means
+    if not file.is_file():  # reported by RunDirectory.check
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
-            "\n".join([f"{file}: a run is resumed with its own settings, and these differ:", *lines])
+            "\n".join([f"{file}: a run can only be resumed with its own settings, and these differ:", *lines])
         )
 
 
 def differing_settings(file: Path, config: Config, *, may_grow: bool = False) -> list[str]:
-    """Return the settings in which a run's own recipe differs from the one given, a line each.
+    """Return the differences between a run's recipe and other settings, one line each.
 
     Args:
-        file: the run's `recipe.yaml`.
-        may_grow: the number of updates, and a budget of tokens, may be larger now.
+        file: `recipe.yaml` of the run.
+        config: settings to compare with.
+        may_grow: ignore a larger number of updates and a larger budget of tokens.
 
     Raises:
-        InputError: the file can't be read as a recipe.
+        InputError: if the file is not a valid recipe.
     """
-    before = load_config(file)
-    may_differ = {"output_dir"}  # the directory is this one, however it is written
+    before = load_config(file.parent)
+    may_differ = {"output_dir"}  # the same directory may be written in several ways
     if may_grow:
-        may_differ |= {f"training.{name}" for name in _grown(before, config)}
+        may_differ |= {f"training.{name}" for name in _raised_limits(before, config)}
     own, given = _flat(before.model_dump()), _flat(config.model_dump())
     shared = own.keys() & given.keys()
     return [
@@ -88,8 +94,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     ]
 
 
-def _grown(before: Config, now: Config) -> list[str]:
-    """The limits to a run's length that have been raised."""
+def _raised_limits(before: Config, now: Config) -> list[str]:
+    """Return the keys that limit the length of the run and are larger now."""
     grown = ["num_updates"] if before.training.num_updates < now.training.num_updates else []
     own, given = before.training.num_tokens, now.training.num_tokens
     if own is not None and (given is None or own < given):
@@ -98,7 +104,10 @@ def _grown(before: Config, now: Config) -> list[str]:
 
 
 def _flat(values: object, path: str = "") -> dict[str, object]:
-    """Nested mappings, and lists of them, as one mapping of dotted keys; an empty one counts as a value."""
+    """Return nested mappings, and lists of mappings, as one mapping with dotted keys.
+
+    An empty mapping counts as a value.
+    """
     if isinstance(values, list | tuple) and any(isinstance(each, Mapping) for each in values):
         values = {str(place): each for place, each in enumerate(values)}
     if not isinstance(values, Mapping) or not values:
@@ -110,7 +119,7 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
 
 
 def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
-    """Write the environment in which the run was started; a resumed run adds its own."""
+    """Write `environment.json`; a resumed run adds its environment to the list `resumed` in the file."""
     file, here = directory.path / "environment.json", environment(seed, device)
     whole: dict[str, Any] = here
     if file.is_file():
@@ -119,16 +128,16 @@ def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
             whole["resumed"] = [*whole.get("resumed", []), here]
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(
-                f"{file}: not what a run writes ({error}); remove it to resume the run"
+                f"{file}: not the environment.json of a run ({error}); delete the file to resume the run"
             ) from error
     directory.write_text("environment.json", json.dumps(whole, indent=2) + "\n")
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:
-    """Check that the caller's own objects can be written so that they are read back the same.
+    """Check that the objects passed by the caller can be saved and are equal when they are loaded again.
 
     Raises:
-        InputError: they can't.
+        InputError: if the policy or a problem changes when it is saved and loaded.
     """
     if policy is not None:
         check_reloads(policy)
@@ -140,17 +149,17 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
                 for before, after in zip(given, _read_back(file, given), strict=True):
                     if before != after:
                         raise InputError(
-                            f"problem {before.id!r}: it can't be recorded in output_dir, because "
-                            f"{_difference(before, after)} when it is read back; change it, or leave "
-                            "output_dir out"
+                            f"problem {before.id!r}: can't be recorded in output_dir, because "
+                            f"{_difference(before, after)} when the file is read; change the problem, or "
+                            "leave output_dir out"
                         )
 
 
 def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
-    """Write the caller's own problems, or check that a resumed run has the same.
+    """Write the problems passed by the caller, or check that they are those of the resumed run.
 
     Raises:
-        InputError: it has others.
+        InputError: if the resumed run has other problems.
     """
     for name, given in (("train", problems.train), ("held_out", problems.held_out)):
         if given is None:
@@ -159,11 +168,13 @@ def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
         if not file.is_file():
             write_problems(file, given)
         elif _read_back(file, given) != list(given):
-            raise InputError(f"{file}: the run was started with other problems; resume it with these")
+            raise InputError(
+                f"{file}: the run was started with other problems; resume it with the problems of this file"
+            )
 
 
 def _read_back(file: Path, given: Sequence[Problem]) -> list[Problem]:
-    # the recipe has `algebra` for all problems of a file
+    # the file does not contain `algebra`: the recipe has it, for all problems of a file
     return [
         replace(problem, algebra=given[0].algebra) for problem in read_problems(file, allow_doubtful=True)
     ]

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
-from llm_reinforce.runs.run_comparison import first_and_last
+from llm_reinforce.runs.run_comparison import recorded_evaluations
 from llm_reinforce.training.assembly import build_loop
 from llm_reinforce.training.budget import is_over
 from llm_reinforce.training.given import read_arguments
@@ -31,25 +31,33 @@ from llm_reinforce.training.recording import check_can_be_recorded, check_same_r
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """The outcome of a run.
+    """Outcome of a training run.
+
+        result = trainer.train()
+        print(result.history[-1]["reward"], result.after["greedy"].accuracy)
+        print(result.comparisons["greedy"]["accuracy"].interval)
 
     Attributes:
-        history: the metrics of each update of this session.
-        before: by decoding, the first evaluation of the run.
-        after: by decoding, its last evaluation.
-        comparisons: by decoding and criterion, what changed between the two; empty without two evaluations.
+        history: metrics of each update that this call made, oldest first: the `Update.metrics`. Updates made
+            before a resume are only in `metrics.jsonl`.
+        before: first evaluation of the run, made before the first update and after a warm start; a dict from
+            decoding ("greedy" or "sampled") to Evaluation. Evaluations have `accuracy`, `interval` (95%),
+            `correct` and `total`.
+        after: last evaluation of the run, in the same form.
+        comparisons: difference between `before` and `after`, by decoding and then by criterion ("accuracy",
+            and "strict" if any answer has the strict `####` form). Empty if there is only one evaluation.
         policy: the trained policy.
-        state: the final train state.
-        is_over: False if the run was stopped before its last update.
-        seconds: duration of this session's training.
-        output_dir: the run's directory; None if it is not recorded.
+        state: the final train state: number of updates, sampled tokens, skipped updates and so on.
+        is_over: True if the run has made its last update, False if it was stopped earlier.
+        seconds: duration of this call.
+        output_dir: directory of the run; None if the run is not recorded.
     """
 
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]] = field(repr=False)
     before: Mapping[str, Evaluation]
     after: Mapping[str, Evaluation]
     comparisons: Mapping[str, Mapping[Criterion, Comparison]]
-    policy: LanguagePolicy
+    policy: LanguagePolicy = field(repr=False)
     state: TrainState
     is_over: bool
     seconds: float
@@ -57,50 +65,74 @@ class TrainingResult:
 
 
 class ReinforceTrainer:
-    """Fine-tunes a language model by REINFORCE on problems whose answers can be checked.
+    """Fine-tune a language model by REINFORCE on problems whose answers can be checked.
+
+    Train to the end in one call:
+
+        from llm_reinforce import ReinforceTrainer, verify
 
         def short_and_right(completion, problem):
             return float(verify(completion, problem.answer).correct and len(completion) < 20)
 
         trainer = ReinforceTrainer("smollm2-135m", "gsm8k", short_and_right, num_updates=50)
         result = trainer.train()
+        print(result.before["greedy"].accuracy, result.after["greedy"].accuracy)
 
-    or, with the loop in the caller's hands:
+    or iterate over the updates:
 
         for update in trainer.updates():
-            print(update.number, update.metrics["reward"])
+            print(update.number, update.metrics["accuracy"])
 
-    All further settings are keyword arguments with the names of a recipe: a key that only one section has
-    (`num_updates=50`, `learning_rate=1e-5`, `max_new_tokens=128`, `problems_per_update`,
-    `episodes_per_problem`, `baseline`, `seed`, …), or a whole section (`evaluation={"every": 10}`,
-    `training=TrainingConfig(…)`). Every setting has a default; the same settings give the same run as a
-    recipe.
+    Each update samples `problems_per_update` x `episodes_per_problem` completions, computes their rewards,
+    and takes one optimizer step.
+
+    Further settings are keyword arguments. They have the names and defaults of a recipe's keys, and the same
+    settings give the same run, bit for bit, from Python, YAML and the command line. The most common ones:
+
+    - `num_updates=100`: number of optimizer steps.
+    - `num_tokens=None`: stop after this many sampled tokens.
+    - `learning_rate`: by default 1e-5, for LoRA adapters 1e-4, for random weights 5e-4.
+    - `problems_per_update=16`, `episodes_per_problem=8`: size of the batch.
+    - `max_new_tokens=256`, `temperature=1.0`: sampling of the completions.
+    - `baseline="leave_one_out"`: the baseline subtracted from the returns.
+    - `num_held_out`: problems held out for evaluation; by default 200, or a fifth of the problems if fewer.
+    - `checkpoint_every=None`: updates between checkpoints. A checkpoint is always saved at the end.
+    - `seed=0`: seed of all random generators.
+
+    A keyword may also be a whole section: `evaluation={"every": 10}`, `training=TrainingConfig(...)`. A key
+    that occurs in several sections has to be given in its section. The attribute `config` shows all settings.
 
     Args:
-        policy: a name that `llm-reinforce fetch` knows ("smollm2-135m"), a directory, a .gguf file, a hub
-            id, an earlier run's directory, `(model, tokenizer)` of transformers, a LanguagePolicy, a
-            PolicyConfig, or a RandomInitConfig. A model is trained in place.
-        problems: a data set's name ("gsm8k", "generate:digits=2"), a file, a hub id, a list of dicts with a
-            prompt (or question) and an answer, a list of Problems, a `datasets.Dataset`, or a settings class.
-        rewards: a function `f(completion, problem)` or one with TRL's signature, a built-in name
-            ("correct_answer", "answer_format", "conciseness", "readability", "intermediate_steps"),
-            "path/to/file.py:function", a list of these, or a dict from these to weights; by default 1 for a
-            correct final answer, else 0.
-        held_out: problems for evaluation, in the same forms; by default some are held out of `problems`
-            (`num_held_out`).
-        output_dir: the run's directory, as the command line writes it; None: the run is not recorded.
-        config: all settings at once, as `load_recipe(…).config` has them; arguments take precedence. Its own
-            `output_dir`, if it was set, is used.
-        progress: show progress; by default on a terminal and in a notebook. A Display of one's own is used.
+        policy: the model to train. A directory, a `.gguf` file, a hub id, the directory of an earlier run, a
+            name downloaded by `llm-reinforce fetch` ("smollm2-135m"), a `(model, tokenizer)` pair of
+            transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig (a small Llama with random
+            weights). A model object is trained in place.
+        problems: the training problems. A data-set name ("gsm8k", "svamp", "generate:digits=2"), a `.json` or
+            `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and `answer`, a
+            list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or GenerateConfig.
+        rewards: the reward. A function `f(completion: str, problem: Problem) -> float | None | StepRewards`,
+            a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
+            "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
+            or a dict from these to weights. The reward of an episode is their weighted sum. Default: 1 for a
+            correct final answer, 0 otherwise.
+        held_out: problems for evaluation, in the same forms as `problems`, which then has to be given too.
+            Default: `num_held_out` of `problems` are held out.
+        output_dir: directory in which the run is recorded, in the same layout as on the command line. It has
+            to be empty or new, unless `train` gets `resume` or `overwrite`. Default: the run is not recorded.
+        config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
+            precedence. If the config sets `output_dir`, the run is recorded there.
+        progress: True to show progress, False to hide it. Default: shown on a terminal and in a notebook. An
+            object with the methods of `RunDisplay` is used as the display.
 
     Attributes:
         config: all settings of the run.
         policy: the policy that is trained.
-        problems, held_out: the training and held-out problems, prompts in their template.
+        problems, held_out: the training problems and the held-out problems, with the template applied.
         rewards: the reward functions with their names and weights.
 
     Raises:
-        InputError: an argument can't be used; one line for each.
+        InputError: if arguments are missing, unknown or invalid. Invalid settings are reported together, one
+            line each.
     """
 
     def __init__(
@@ -117,9 +149,8 @@ class ReinforceTrainer:
     ) -> None:
         if file := file_being_loaded():
             raise InputError(
-                f"{file}: this file trains when it is imported, and it is being imported for a reward "
-                "function in "
-                'it; put the training below `if __name__ == "__main__":`'
+                f"{file}: this file trains when it is imported, and it is being imported for its reward "
+                'function; put the training below `if __name__ == "__main__":`'
             )
         given = read_arguments(policy, problems, rewards, held_out, output_dir, config, settings)
         self.config = config_from_keywords(config, given.sections, given.keywords)
@@ -129,6 +160,8 @@ class ReinforceTrainer:
             self._directory = RunDirectory(Path(self.config.output_dir).expanduser())
             check_can_be_recorded(given.policy, given.problems)
         self._shows_progress = progress
+        self._is_running = False  # an iterator of `updates` is open
+        self._has_run = False
         self._display = _display_for(progress, self.config)
         self._loop = build_loop(
             self.config,
@@ -157,66 +190,93 @@ class ReinforceTrainer:
 
     @property
     def state(self) -> TrainState:
-        """The run's state after the latest update."""
+        """Train state after the latest update."""
         return self._loop.state
 
     @property
     def loop(self) -> TrainingLoop:
-        """The training loop, complete: the objects behind this trainer."""
+        """Training loop that this trainer has built: model, optimizer, schedule, policy and problems."""
         return self._loop
 
     @property
     def directory(self) -> RunDirectory | None:
-        """The run's directory; None if the run is not recorded."""
+        """The run's directory as an object with its files and logs; None if the run is not recorded.
+
+        Its path is `directory.path`.
+        """
         return self._directory
 
     def train(self, *, resume: bool = False, overwrite: bool = False) -> TrainingResult:
-        """Train to the end and return the result.
+        """Train to the last update and return the result.
+
+        The policy is evaluated before the first update, every `evaluation.every` updates, and after the last
+        one.
 
         Args:
-            resume: continue the run in `output_dir` from its newest checkpoint.
-            overwrite: replace the run in `output_dir`.
+            resume: continue the run in `output_dir` from its newest checkpoint. The settings have to be those
+                of the run; only `num_updates` and `num_tokens` may be larger.
+            overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:
-            InputError: `output_dir` can't be used so, or a reward function fails on every trial episode.
-            RunStoppedError: the run can't go on (see `max_unscored_share`, `max_not_finite`); it is saved.
+            InputError: if `output_dir` is not empty and neither `resume` nor `overwrite` is set, if there is
+                no run to resume or its settings differ, or if a reward function fails on every trial episode.
+            RunStoppedError: if more than `max_unscored_share` of an update's episodes could not be scored, or
+                the gradients of `max_not_finite` updates in a row were not finite. A checkpoint is saved.
         """
         started = time.monotonic()
-        with self._recording(resume=resume, overwrite=overwrite), self._display:
+        with self._running(resume=resume, overwrite=overwrite), self._display:
             history = [update.metrics for update in self._loop.updates(resume=resume)]
         return self.result(history, seconds=time.monotonic() - started)
 
     def updates(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[Update]:
-        """Yield after each update: its metrics, its episodes, the run's state, and evaluations if any were
-        made.
+        """Train, and yield an `Update` after each optimizer step.
 
-        The caller may leave the loop at any time: a checkpoint is saved, and the run can be resumed. Progress
-        is shown only if the trainer was made with `progress=True`. Arguments and errors as for `train`.
+            for update in trainer.updates():
+                if update.metrics["accuracy"] > 0.9:
+                    break
+
+        The caller may break out of the loop. If the run is recorded, a checkpoint is saved then, and
+        `resume=True` continues from it. The last evaluation and `policy/` belong to the end of a run: after a
+        `break`, call `save_policy()` to write the policy, and `evaluate(trainer.policy, …)` for its accuracy.
+        Call `result()` after the loop for the evaluations. Progress is shown only if the trainer was created
+        with `progress=True` or with a display.
+
+        Args:
+            resume: see `train`.
+            overwrite: see `train`.
+
+        Raises:
+            InputError: see `train`.
+            RunStoppedError: see `train`.
         """
         if self._shows_progress is None:
             self._loop.display = Silent()
-        with self._recording(resume=resume, overwrite=overwrite):
+        with self._running(resume=resume, overwrite=overwrite):
             yield from self._loop.updates(resume=resume)
 
     def result(self, history: Sequence[Mapping[str, Any]] = (), *, seconds: float = 0.0) -> TrainingResult:
-        """Return the result so far, for a caller who runs the loop over `updates` himself."""
+        """Return the result so far; for loops over `updates`, which return none.
+
+        Args:
+            history: metrics to put into the result.
+            seconds: duration to put into the result.
+        """
         loop = self._loop
-        pairs = {
-            decoding: (before, loop.last_evaluations[decoding])
-            for decoding, before in loop.first_evaluations.items()
-        }
-        if self._directory is not None and (
-            recorded := first_and_last(self._directory, self.config.sampling.max_new_tokens)
-        ):
-            pairs = recorded  # its first evaluation may be that of an earlier session
+        evaluations: dict[str, dict[int, Evaluation]] = {}  # by decoding and number of updates
+        if self._directory is not None:  # earlier processes may have evaluated the run, too
+            evaluations = recorded_evaluations(self._directory, self.config.sampling.max_new_tokens)
+        for decoding, made in loop.evaluations.items():
+            evaluations.setdefault(decoding, {}).update(made)
+        before = {decoding: made[min(made)] for decoding, made in evaluations.items()}
+        after = {decoding: made[max(made)] for decoding, made in evaluations.items()}
         return TrainingResult(
             history=tuple(history),
-            before={decoding: before for decoding, (before, _) in pairs.items()},
-            after={decoding: after for decoding, (_, after) in pairs.items()},
+            before=before,
+            after=after,
             comparisons={
-                decoding: compare_evaluations(before, after)
-                for decoding, (before, after) in pairs.items()
-                if before is not after
+                decoding: compare_evaluations(before[decoding], after[decoding])
+                for decoding, made in evaluations.items()
+                if len(made) > 1 and len(before[decoding].problems) == len(after[decoding].problems)
             },
             policy=loop.policy,
             state=loop.state,
@@ -226,24 +286,73 @@ class ReinforceTrainer:
         )
 
     def stop(self) -> None:
-        """Make the run stop after the update in progress, with a checkpoint; callable from another thread."""
+        """Stop the run after the current update and save a checkpoint.
+
+        May be called from another thread or a signal handler. A loop over `updates` may call it too, or
+        `break`.
+        """
         self._loop.stop_requested = True
 
     def save_checkpoint(self) -> None:
-        """Write a checkpoint of the state after the latest update, from which the run can be resumed."""
+        """Save a checkpoint of the state after the latest update, in `output_dir`.
+
+        Raises:
+            InputError: if the trainer has no `output_dir`.
+        """
+        self._check_recorded("save_checkpoint")
         self._loop.save_checkpoint()
 
     def save_policy(self) -> None:
-        """Write the policy as it is now to `policy/` in `output_dir`; a run that ends does so itself."""
+        """Save the current policy to `policy/` in `output_dir`.
+
+        A run saves its policy itself after its last update.
+
+        Raises:
+            InputError: if the trainer has no `output_dir`; use `trainer.policy.save(directory)`.
+        """
+        self._check_recorded("save_policy")
         self._loop.save_policy()
+
+    def _check_recorded(self, method: str) -> None:
+        if self._directory is None:
+            raise InputError(
+                f"{method}: this trainer has no output_dir; create it with output_dir=…, or save the policy "
+                "with trainer.policy.save(directory)"
+            )
+
+    @contextmanager
+    def _running(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Check that the trainer can run now, and run with the directory locked, if there is one."""
+        if self._is_running:
+            raise InputError(
+                "a loop over updates() of this trainer is still open; leave it with break, or close its "
+                "iterator"
+            )
+        if self._has_run and overwrite:
+            raise InputError(
+                "overwrite would start the new run from the policy that this trainer has trained; create a "
+                "new ReinforceTrainer"
+            )
+        if self._has_run and not resume and is_over(self._loop.training, self.state):
+            raise InputError(
+                f"the run of this trainer is over after update {self.state.num_updates}; create a new "
+                "ReinforceTrainer to train again"
+            )
+        self._is_running = True
+        try:
+            with self._recording(resume=resume, overwrite=overwrite):
+                self._has_run = True
+                yield
+        finally:
+            self._is_running = False
 
     @contextmanager
     def _recording(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
         if resume and overwrite:
-            raise InputError("resume continues a run and overwrite replaces it: give one of the two")
+            raise InputError("resume continues a run and overwrite replaces it; set only one of the two")
         if self._directory is None:
             if resume or overwrite:
-                raise InputError("resume and overwrite need the output_dir of a run")
+                raise InputError("resume and overwrite need a recorded run; set output_dir")
             yield
             return
         if resume:
@@ -251,7 +360,7 @@ class ReinforceTrainer:
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)
-        # before the directory changes: overwrite removes the old run
+        # try the rewards before the directory changes, since overwrite deletes the old run
         self._loop.try_rewards()
         if not is_main:
             yield
@@ -269,7 +378,7 @@ class ReinforceTrainer:
 
 
 def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDisplay:
-    """Return the display of a run: the caller's own, or one that suits the terminal, or none."""
+    """Return the display of a run: the caller's, one that suits the console, or a silent one."""
     if not isinstance(progress, bool | None):
         return progress
     console = Console()

@@ -1,4 +1,4 @@
-"""The `value` baseline in a run: judge episodes by what was learned before them, then learn from them."""
+"""The `value` baseline: predict V(s_t) for an update's episodes, then fit the value head to their returns."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from llm_reinforce.runs.checkpoint import load_value_head
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What the head said of an update's episodes before it was fitted to them, and what it saw.
+    """Predictions of the value head for an update's episodes, before it is fitted to them.
 
     Attributes:
         values: V(s_t) of each action, on the CPU; zero in padding.
-        features: the policy's hidden states, on its device.
+        features: hidden states of the policy from which V was predicted, on the policy's device.
     """
 
     values: Float[Tensor, "episode token"]
@@ -31,10 +31,16 @@ class Prediction:
 
 
 class ValueBaseline:
-    """A value head with an optimiser of its own, equal in all processes.
+    """Value head with its own optimizer; its weights are equal in all processes.
+
+    Args:
+        policy: the policy whose hidden states the head reads.
+        settings: size, learning rate and number of steps of the head.
+        accelerator: the accelerator of the run.
+        seed: seed of the head's initial weights.
 
     Raises:
-        InputError: the policy's hidden states can't be read.
+        InputError: if the hidden states of the policy cannot be read.
     """
 
     def __init__(
@@ -42,14 +48,14 @@ class ValueBaseline:
     ) -> None:
         self.policy, self.settings, self.accelerator = policy, settings, accelerator
         end = policy.end_token_ids[:1]
-        num_features = self._features([end], [end]).shape[-1]  # from a state of one token
+        num_features = self._features([end], [end]).shape[-1]  # of a prompt of one token
         self.head = ValueHead(num_features, hidden_size=settings.hidden_size, seed=seed).to(policy.device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=settings.learning_rate, weight_decay=0.0
         )
 
     def predict(self, batch: EpisodeBatch) -> Prediction:
-        """V(s_t) of every action, of the policy and the head as they are now."""
+        """Return V(s_t) of every action, by the current policy and value head."""
         features = self._features(
             [episode.prompt_ids for episode in batch.episodes],
             [episode.completion.token_ids for episode in batch.episodes],
@@ -58,7 +64,11 @@ class ValueBaseline:
         return Prediction(predict_values(self.head, features, mask).cpu(), features)
 
     def fit(self, prediction: Prediction, estimate: Estimate) -> bool:
-        """Learn from the scored episodes of all processes; False where a step was left out, not finite."""
+        """Fit the head to the returns of the scored episodes of all processes.
+
+        Returns:
+            False if a step was skipped because its loss or gradient was not finite.
+        """
         return fit_values(
             self.head,
             self.optimizer,
@@ -70,7 +80,7 @@ class ValueBaseline:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """The head's weights and its optimiser's moments, by name: all that a checkpoint needs of it."""
+        """Return the weights of the head and the moments of its optimizer, by name, for a checkpoint."""
         moments = self.optimizer.state_dict()["state"]
         return {
             **{f"head.{name}": value.contiguous() for name, value in self.head.state_dict().items()},
@@ -82,14 +92,16 @@ class ValueBaseline:
         }
 
     def restore(self, checkpoint: Path, say: Callable[[str], None]) -> None:
-        """Take back what `tensors` gave; where the checkpoint has nothing of it, say so and stay as at birth.
+        """Load the head and its optimizer from a checkpoint.
+
+        If the checkpoint has no value head, the head keeps its initial weights, and `say` reports it.
 
         Raises:
-            InputError: it was of a head of another size.
+            InputError: if the head in the checkpoint has a different size.
         """
         tensors = load_value_head(checkpoint)
         if tensors is None:
-            say(f"checkpoint {checkpoint.name} has no value head: it starts anew")
+            say(f"checkpoint {checkpoint.name} has no value head; the run continues with a new one")
             return
         moments: dict[int, dict[str, Tensor]] = {}
         weights: dict[str, Tensor] = {}
@@ -104,7 +116,8 @@ class ValueBaseline:
             self.head.load_state_dict(weights)
         except RuntimeError as error:
             raise InputError(
-                f"the checkpoint's value head has another size (reinforce.value.hidden_size): {error}"
+                f"the value head of checkpoint {checkpoint.name} has a different size; set "
+                f"reinforce.value.hidden_size to the size of the saved run: {error}"
             ) from error
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": moments, "param_groups": groups})

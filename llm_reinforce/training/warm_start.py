@@ -1,6 +1,7 @@
-"""A short supervised start: the training problems' own answers, as if the policy had sampled them.
+"""Supervised warm start: train on the problems' answers, as if the policy had sampled them.
 
-It is the policy-gradient loss with every advantage 1: an episode of T actions is T labelled examples.
+The loss is the policy-gradient loss with all advantages equal to 1: an episode of T actions is T labeled
+examples.
 """
 
 import random
@@ -19,7 +20,7 @@ from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
 from llm_reinforce.training.data_parallel import sum_gradients
-from llm_reinforce.training.gradient_step import spoiling_its_gradient
+from llm_reinforce.training.gradient_step import nan_unless_finite
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 
@@ -34,21 +35,31 @@ def warm_start(
     is_stopped: Callable[[], bool],
     max_not_finite: int,
 ) -> int:
-    """Train the policy on the answers (a worked solution where there is one) with an optimiser of its own.
+    """Train the policy on the solutions of the problems, or on their answers, with a separate optimizer.
 
-    Each update's loss is the mean over its actions of - log π(action), in nats; of several processes, the
-    mean of theirs. It ends early, half done, once `is_stopped` says so.
+    The loss of an update is the mean of -log π(action) over its actions, in nats. With several processes it
+    is the mean of their losses.
+
+    Args:
+        policy: the policy; it is trained in place.
+        problems: the training problems; each update draws some of them with replacement.
+        settings: number of updates, batch size and learning rate.
+        accelerator: the accelerator of the run.
+        display: shows the updates.
+        seed: seed of the choice of problems.
+        is_stopped: called before each update; the warm start ends early if it returns True.
+        max_not_finite: number of updates in a row with a gradient that is not finite after which to stop.
 
     Returns:
-        how many updates were left out, because their gradients weren't finite.
+        number of updates that were skipped because their gradient was not finite.
 
     Raises:
-        RunStoppedError: so it was with `max_not_finite` updates in a row.
+        RunStoppedError: if `max_not_finite` updates in a row were skipped.
     """
     model = policy.model
     adam = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     schedule = learning_rate_schedule("cosine", adam, settings.num_warmup_updates, settings.num_updates)
-    # not by accelerator.prepare: fp16's gradients would be unscaled once for each optimiser that it knows
+    # not by accelerator.prepare, which would unscale fp16 gradients once per prepared optimizer
     optimizer = AcceleratedOptimizer(adam, scaler=accelerator.scaler)
     generator = random.Random(f"warm start {seed} {accelerator.process_index}")
     num_skipped, num_in_a_row = 0, 0
@@ -58,32 +69,32 @@ def warm_start(
         drawn = generator.choices(problems, k=settings.batch_size)
         loss = _loss(policy, drawn, accelerator)
         optimizer.zero_grad()
-        accelerator.backward(spoiling_its_gradient(loss) / accelerator.num_processes)
+        accelerator.backward(nan_unless_finite(loss) / accelerator.num_processes)
         sum_gradients(model, accelerator)
         accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         is_finite = bool(norm.isfinite())
-        if is_finite or accelerator.scaler is not None:  # the scaler leaves such a step out by itself
+        if is_finite or accelerator.scaler is not None:  # the fp16 scaler skips such a step by itself
             optimizer.step()
         schedule.step()
         num_skipped, num_in_a_row = num_skipped + (not is_finite), 0 if is_finite else num_in_a_row + 1
         if num_in_a_row == 1:
             display.say(
-                f"update {num_updates} of the warm start is left out: its gradient isn't finite (norm "
-                f"{float(norm):.3g}, loss {float(loss.detach()):.3g}); the weights stay"
+                f"update {num_updates} of the warm start is skipped: its gradient is not finite (norm "
+                f"{float(norm):.3g}, loss {float(loss.detach()):.3g}); the weights are unchanged"
             )
         if num_in_a_row >= max_not_finite:
             raise RunStoppedError(
-                f"the gradients of the last {num_in_a_row} updates of the warm start weren't finite. Nothing "
-                "is kept of it: a lower training.warm_start.learning_rate, dtype or mixed_precision of more "
-                "bits may help, in a run that --overwrite begins anew"
+                f"the gradients of the last {num_in_a_row} updates of the warm start were not finite; no "
+                "checkpoint is saved. Lower training.warm_start.learning_rate, or use a higher-precision "
+                "dtype or mixed_precision, and start the run again with --overwrite"
             )
         display.warm_start(num_updates, settings.num_updates, float(loss.detach()))
     return num_skipped
 
 
 def _loss(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Accelerator) -> Float[Tensor, ""]:
-    """The mean of - log π(action) over the actions of these problems' answers."""
+    """Return the mean of -log π(action) over the actions of the problems' solutions or answers."""
     completions = [policy.encode_completion(problem.solution or problem.answer) for problem in problems]
     with accelerator.autocast():
         scores = token_log_probs(

@@ -2,9 +2,9 @@
 
     python tests/benchmarks/damage.py
 
-A tiny run is stopped with two checkpoints. Each file of the newer one is then truncated at 20 sizes and hit
-by 50 single-bit flips, one at a time; the run that is resumed from there has to pass it over, say so, go on
-from the older one, and end with the same bits as a run that nobody disturbed.
+A tiny run is killed when it has two checkpoints. Each file of the newer one is then truncated to 20 sizes and
+changed by 50 single-bit flips, one at a time. The resumed run has to skip this checkpoint, report that,
+continue from the older one, and end with the same bits as an undisturbed run.
 """
 
 import argparse
@@ -19,11 +19,11 @@ from lives import SETTINGS, make_traced, outcome, start
 
 from llm_reinforce.runs.checkpoint import FILES, MANIFEST, find_checkpoint
 
-NUM_UPDATES, KILLED_IN = 5, 5  # the save of update 4 is the fifth, since there is one of update 0
+NUM_UPDATES, KILLED_IN = 5, 5  # killed in the fifth save, that of update 4: the first is of update 0
 
 
 def damages(file: Path, num_sizes: int, num_flips: int, rng: random.Random) -> dict[str, bytes]:
-    """What the file would hold, by what was done to it."""
+    """Return the damaged contents of a file, by a description of the damage."""
     whole = file.read_bytes()
     sizes = [0, *sorted(rng.sample(range(1, len(whole) - 1), num_sizes - 2)), len(whole) - 1]
     damaged = {f"cut to {size} bytes": whole[:size] for size in sizes}
@@ -35,21 +35,21 @@ def damages(file: Path, num_sizes: int, num_flips: int, rng: random.Random) -> d
 
 
 def main() -> None:
-    """Damage, resume, compare, and say how many of how many came out the same; exit 1 if not all did."""
+    """Damage, resume, compare and print the counts; exit 1 if any resumed run differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--sizes", type=int, default=20, help="truncations of each file")
-    parser.add_argument("--flips", type=int, default=50, help="bit flips of each file")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--sizes", type=int, default=20, help="number of truncations of each file")
+    parser.add_argument("--flips", type=int, default=50, help="number of bit flips of each file")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     options = parser.parse_args()
     SETTINGS["training.num_updates"] = NUM_UPDATES
     make_traced()
     rng, found, num_equal = random.Random(options.seed), Counter[str](), 0
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        told = root / "told.txt"
-        assert start(root / "undisturbed", told, SETTINGS, resume=False).wait() == 0, told.read_text()
+        output = root / "output.txt"
+        assert start(root / "undisturbed", output, SETTINGS, resume=False).wait() == 0, output.read_text()
         expected = outcome(root / "undisturbed")
-        stopped = start(root / "stopped", told, SETTINGS, resume=False)
+        stopped = start(root / "stopped", output, SETTINGS, resume=False)
         stopped.wait_for("saving", KILLED_IN)
         stopped.kill(signal.SIGKILL)
         stopped.wait()
@@ -60,18 +60,18 @@ def main() -> None:
                 copy = root / "copy"
                 shutil.copytree(root / "stopped", copy)
                 (copy / "checkpoints" / newest.name / name).write_bytes(content)
-                told.unlink()
-                code = start(copy, told, SETTINGS, resume=True).wait()
-                is_told = f"passed over checkpoint {newest.name}" in told.read_text()
+                output.unlink()
+                code = start(copy, output, SETTINGS, resume=True).wait()
+                is_reported = f"skipped checkpoint {newest.name}" in output.read_text()
                 is_equal = code == 0 and outcome(copy) == expected
-                found[name] += is_told
-                num_equal += is_told and is_equal
-                if not (is_told and is_equal):
-                    print(f"{name} {what}: exit {code}: {told.read_text()[-500:]}")
+                found[name] += is_reported
+                num_equal += is_reported and is_equal
+                if not (is_reported and is_equal):
+                    print(f"{name} {what}: exit {code}: {output.read_text()[-500:]}")
                 shutil.rmtree(copy)
             print(f"{name}: {found[name]} of {options.sizes + options.flips} damages detected", flush=True)
     num = (options.sizes + options.flips) * (len(FILES) + 1)
-    print(f"{num_equal} of {num} resumed from the older checkpoint to the same bits")
+    print(f"{num_equal} of {num} runs resumed from the older checkpoint and ended with the same bits")
     if num_equal < num:
         raise SystemExit(1)
 

@@ -1,11 +1,12 @@
-"""Signal real commands at instants spread over their whole lives, and look at what they leave and say.
+"""Send signals to real commands at times spread over their whole duration; check exit codes and results.
 
     python tests/benchmarks/instants.py --signals 50
 
-A tiny run is started as a process of its own, from the first import on (kills.py forks what is imported), and
-signalled after a random time, half of the time twice; the instants are spread evenly from the moment when
-Python itself has started to the moment when it has ended. It has to leave with 130, 143, by the signal, or
-with 0 if it had come to its end; without a traceback; and what is resumed has to end with the same bits.
+A tiny run is started as a new process, including its imports (kills.py forks a process that has imported
+everything). It gets a signal after a random time, and in half of the cases a second one. The times are spread
+evenly from the start of Python to the end of the process. The process has to exit with 130 or 143, be ended
+by the signal, or exit with 0 if it had finished. It must not print a traceback, and the resumed run has to
+end with the same bits.
 """
 
 import argparse
@@ -25,27 +26,27 @@ from lives import SETTINGS, outcome
 
 from llm_reinforce.cli.interruption import ASKING
 
-# Python's own start, in which Ctrl-C may end it with 1, is not ours: the byte is told after it
-TELLING = "import os, runpy; os.write({pipe}, b'!'); runpy.run_module('llm_reinforce', run_name='__main__')"
+# The byte is written when Python has started: during its start, Ctrl-C may end Python with exit code 1.
+PROGRAM = "import os, runpy; os.write({pipe}, b'!'); runpy.run_module('llm_reinforce', run_name='__main__')"
 
 
 @dataclass(frozen=True)
-class Life:
-    """How a command ended: its exit code, what it said on stderr, and the seconds that it lived."""
+class Ended:
+    """A command that has ended: its exit code, its stderr, and its duration in seconds."""
 
     code: int
-    said: str
+    stderr: str
     seconds: float
 
 
-def live(directory: Path, hits: list[tuple[float, int]]) -> Life:
-    """Run it there, with these signals after so many seconds."""
+def run(directory: Path, hits: list[tuple[float, int]]) -> Ended:
+    """Train in the directory, and send signals: pairs of the seconds since the start and the signal."""
     reader, writer = os.pipe()
     options = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
     resume = ["--resume"] if (directory / ".lock").exists() else []
     arguments = ["train", "quickstart", *options, "--set", f"output_dir={directory}", *resume]
     process = subprocess.Popen(
-        [sys.executable, "-c", TELLING.format(pipe=writer), *arguments],
+        [sys.executable, "-c", PROGRAM.format(pipe=writer), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         pass_fds=(writer,),
@@ -58,31 +59,33 @@ def live(directory: Path, hits: list[tuple[float, int]]) -> Life:
     for seconds, number in hits:
         time.sleep(max(0.0, began + seconds - time.monotonic()))
         process.send_signal(number)
-    _, said = process.communicate()
-    return Life(process.returncode, said, time.monotonic() - began)
+    _, stderr = process.communicate()
+    return Ended(process.returncode, stderr, time.monotonic() - began)
 
 
-def fault(life: Life, hits: list[tuple[float, int]]) -> str | None:
-    """What is wrong with how it left; None: nothing."""
-    right = {0} | {128 + number for _, number in hits} | {-number for _, number in hits}
-    is_quiet = not any(word in life.said for word in ("Traceback", "Exception ignored", "failed"))
-    return None if life.code in right and is_quiet else f"exit {life.code} after {hits}: {life.said[-1500:]}"
+def fault(ended: Ended, hits: list[tuple[float, int]]) -> str | None:
+    """Return what is wrong with the exit code or stderr of a command; None if nothing is."""
+    allowed = {0} | {128 + number for _, number in hits} | {-number for _, number in hits}
+    is_quiet = not any(word in ended.stderr for word in ("Traceback", "Exception ignored", "failed"))
+    if ended.code in allowed and is_quiet:
+        return None
+    return f"exit {ended.code} after {hits}: {ended.stderr[-1500:]}"
 
 
 def main() -> None:
-    """Signal, resume, compare, and say how many left as they should; exit 1 if not all did."""
+    """Send signals, resume, compare and print the counts; exit 1 if any exit or result is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--signals", type=int, default=50)
-    parser.add_argument("--updates", type=int, default=6)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--signals", type=int, default=50, help="number of commands that get a signal")
+    parser.add_argument("--updates", type=int, default=6, help="number of updates of each run")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     options = parser.parse_args()
     SETTINGS["training.num_updates"] = options.updates
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
     rng, exits, num_good, num_runs, num_equal = random.Random(options.seed), Counter[int](), 0, 0, 0
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        undisturbed = live(root / "undisturbed", [])
-        assert undisturbed.code == 0, undisturbed.said
+        undisturbed = run(root / "undisturbed", [])
+        assert undisturbed.code == 0, undisturbed.stderr
         print(f"undisturbed: {undisturbed.seconds:.2f} s", flush=True)
         expected, directory = outcome(root / "undisturbed"), root / "run-0"
         instants = [(index + rng.random()) / options.signals for index in range(options.signals)]
@@ -91,20 +94,20 @@ def main() -> None:
             hits = [(instant * undisturbed.seconds, rng.choice(ASKING))]
             if rng.random() < 0.5:
                 hits.append((hits[0][0] + rng.uniform(0, 1), rng.choice(ASKING)))
-            life = live(directory, hits)
-            exits[life.code] += 1
-            wrong = fault(life, hits)
-            num_good += wrong is None
-            if wrong:
-                print(wrong, flush=True)
-            if life.code == 0:
+            ended = run(directory, hits)
+            exits[ended.code] += 1
+            found = fault(ended, hits)
+            num_good += found is None
+            if found:
+                print(found, flush=True)
+            if ended.code == 0:
                 num_equal += outcome(directory) == expected
                 num_runs += 1
                 directory = root / f"run-{num_runs}"
-        life = live(directory, [])
-        num_equal += life.code == 0 and outcome(directory) == expected
+        ended = run(directory, [])
+        num_equal += ended.code == 0 and outcome(directory) == expected
         num_runs += 1
-    print(f"{num_good} of {options.signals} left as they should; exits: {json.dumps(exits)}")
+    print(f"{num_good} of {options.signals} exits were correct; exit codes: {json.dumps(exits)}")
     print(f"{num_equal} of {num_runs} runs ended with the same bits")
     if num_good < options.signals or num_equal < num_runs:
         raise SystemExit(1)

@@ -1,15 +1,15 @@
-"""Kill a run again and again, resume it, and compare it with one that nobody disturbed, bit for bit.
+"""Kill a run repeatedly, resume it, and compare it bit for bit with an undisturbed run.
 
     python tests/benchmarks/kills.py --hits 200
     python tests/benchmarks/kills.py --hits 50 --by signals
 
-A tiny run (a random policy, a warm start, 30 updates, a checkpoint each) is started, hit, and resumed, until
-it comes to its end; then its weights, optimiser, train state, metrics (times aside), evaluations, answers and
-episodes are compared with those of an undisturbed run of the same seed. So many runs are made that there are
-enough hits, and a quarter of them inside a save, a quarter inside sampling.
+A tiny run (a random policy, a warm start, 30 updates with a checkpoint each) is started, killed and resumed
+until it finishes. Then its weights, optimizer, train state, metrics (except times), evaluations, answers and
+episodes are compared with those of an undisturbed run with the same seed. Runs are repeated until there are
+enough hits, at least a quarter of them during a save and a quarter during sampling.
 
-A third of the hits aim at a save, a third at sampling (a random moment within it), a third at any instant.
-`--by signals` sends SIGTERM or SIGINT, half of the time a second one soon after, and looks at the exit code.
+A third of the hits aim at a random moment of a save, a third at one of sampling, and a third at any time.
+`--by signals` sends SIGTERM or SIGINT, in half of the cases twice, and checks the exit code.
 """
 
 import argparse
@@ -25,13 +25,13 @@ from lives import SETTINGS, Life, make_traced, outcome, start
 
 from llm_reinforce.cli.interruption import ASKING
 
-AIMS = ("saving", "sampling", None)  # None: any instant
-MOST_AWAITED = 6  # a hit aims at one of the first so many saves or samplings of a life
+AIMS = ("saving", "sampling", None)  # None: any time
+MOST_AWAITED = 6  # a hit aims at one of the first 6 saves or samplings of a process
 
 
 @dataclass
 class Tally:
-    """What the hits did: where they found the run, how it left, and what came of the runs."""
+    """Counts of hits by place and exit code, and of runs that ended with the same bits."""
 
     places: Counter[str] = field(default_factory=Counter)
     exits: Counter[int] = field(default_factory=Counter)
@@ -48,12 +48,12 @@ class Tally:
         return (
             f"{self.num_equal_hits} of {self.places.total()} hits resumed to the same bits, "
             f"{self.num_equal_runs} of {self.num_runs} runs; hits by place: {dict(self.places)}; "
-            f"exits: {dict(self.exits)}; wrong exits: {self.wrong_exits}"
+            f"exit codes: {dict(self.exits)}; wrong exits: {self.wrong_exits}"
         )
 
 
 def aim(life: Life, rng: random.Random, durations: dict[str, float], whole: float) -> None:
-    """Wait for a random moment inside a save, inside a sampling, or at all."""
+    """Wait for a random moment of a save, of sampling, or of the whole run."""
     target = rng.choice(AIMS)
     if target is None:
         time.sleep(rng.uniform(0, whole / 3))
@@ -62,14 +62,14 @@ def aim(life: Life, rng: random.Random, durations: dict[str, float], whole: floa
         time.sleep(rng.uniform(0, durations[target]))
 
 
-def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, said: Path) -> int:
-    """Kill it, or ask it to stop, and wait for its end; return its exit code."""
+def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, output: Path) -> int:
+    """Kill the process or send it a signal, wait until it ends, and return its exit code."""
     if by == "kill":
         life.kill(signal.SIGKILL)
         return life.wait()
     numbers = [rng.choice(ASKING)]
     life.kill(numbers[0])
-    while life.listen(0):  # what it was about when it was hit, as far as the pipe has it
+    while life.listen(0):  # read what the process has reported until now, to find its place
         pass
     place = life.place()
     if rng.random() < 0.5:
@@ -77,10 +77,10 @@ def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, sai
         numbers.append(rng.choice(ASKING))
         life.kill(numbers[1])
     code = life.wait()
-    # SIGTERM before the run has begun ends the process as it ends any; a shell calls that 143, too
-    right = {0} | {128 + number for number in numbers} | {-number for number in numbers}
-    if code not in right:
-        tally.wrong_exits.append(f"{code} after {numbers} while {place}: {said.read_text()[-800:]}")
+    # before the run has begun, SIGTERM ends the process directly; a shell also shows this as 143
+    allowed = {0} | {128 + number for number in numbers} | {-number for number in numbers}
+    if code not in allowed:
+        tally.wrong_exits.append(f"{code} after {numbers} while {place}: {output.read_text()[-800:]}")
     if code != 0:
         tally.places[place] += 1
     tally.exits[code] += 1
@@ -90,20 +90,20 @@ def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, sai
 def disturbed(
     directory: Path, by: str, rng: random.Random, tally: Tally, durations: dict[str, float], whole: float
 ) -> int:
-    """A run hit until it has come to its end; how many hits it took."""
-    num_hits, said = 0, directory.with_suffix(".txt")
+    """Hit and resume a run until it finishes; return the number of hits."""
+    num_hits, output = 0, directory.with_suffix(".txt")
     while True:
-        # an empty directory is no run: a signal has come between its making and the lock's
+        # an empty directory is not a run yet: the hit came before the lock was created
         is_begun = directory.exists() and any(directory.iterdir())
-        life = start(directory, said, SETTINGS, resume=is_begun)
+        life = start(directory, output, SETTINGS, resume=is_begun)
         aim(life, rng, durations, whole)
-        code = hit(life, by, rng, tally, 2 * durations["saving"] + durations["sampling"], said)
+        code = hit(life, by, rng, tally, 2 * durations["saving"] + durations["sampling"], output)
         if code == 0:
             return num_hits
         num_hits += 1
         if by == "kill" and code != -signal.SIGKILL:
-            tally.wrong_exits.append(f"{code}: {said.read_text()[-800:]}")
-        if tally.wrong_exits:  # it may fail so for ever
+            tally.wrong_exits.append(f"{code}: {output.read_text()[-800:]}")
+        if tally.wrong_exits:  # otherwise it might fail forever
             return num_hits
         if by == "kill":
             tally.places[life.place()] += 1
@@ -111,13 +111,15 @@ def disturbed(
 
 
 def main() -> None:
-    """Hit, resume, compare, and say how many of how many came out the same; exit 1 if not all did."""
+    """Hit, resume, compare and print the counts; exit 1 if any run differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--hits", type=int, default=200, help="how many at least")
-    parser.add_argument("--by", nargs="+", choices=("kill", "signals"), default=["kill"])
-    parser.add_argument("--updates", type=int, default=SETTINGS["training.num_updates"], help="of each run")
-    parser.add_argument("--baseline", default=SETTINGS["reinforce.baseline"])
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hits", type=int, default=200, help="minimum number of hits")
+    parser.add_argument("--by", nargs="+", choices=("kill", "signals"), default=["kill"], help="kind of hits")
+    parser.add_argument(
+        "--updates", type=int, default=SETTINGS["training.num_updates"], help="number of updates of each run"
+    )
+    parser.add_argument("--baseline", default=SETTINGS["reinforce.baseline"], help="baseline of the runs")
+    parser.add_argument("--seed", type=int, default=0, help="random seed")
     options = parser.parse_args()
     SETTINGS.update({"training.num_updates": options.updates, "reinforce.baseline": options.baseline})
     make_traced()
@@ -136,11 +138,12 @@ def main() -> None:
                 num_hits = disturbed(directory, by, rng, tally, durations, whole)
                 if tally.wrong_exits:
                     raise SystemExit(f"{by}: {tally}")
-                left = outcome(directory)
-                is_equal = left == expected
+                actual = outcome(directory)
+                is_equal = actual == expected
                 if not is_equal:
-                    print(f"{directory.name} differs in", [key for key in left if left[key] != expected[key]])
-                    print(left["files"])
+                    differing = [key for key in actual if actual[key] != expected[key]]
+                    print(f"{directory.name} differs in", differing)
+                    print(actual["files"])
                 tally.num_runs += 1
                 tally.num_equal_runs += is_equal
                 tally.num_equal_hits += num_hits * is_equal

@@ -1,7 +1,8 @@
-"""Lives of one run, each a process that may be killed: what kills.py, damage.py and full_disk.py share.
+"""Processes that train a run and may be killed; shared by kills.py, damage.py and full_disk.py.
 
-A life is forked from a parent that has imported everything and computed nothing, so that it begins at once.
-It tells through a pipe what it enters and leaves (saving, sampling, …), so that it can be hit right there.
+A life is one such process of a run. It is forked from a parent that has imported everything and computed
+nothing, so it starts immediately. It reports through a pipe which places it enters and leaves (saving,
+sampling, ...), so that it can be killed there.
 """
 
 import json
@@ -16,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import datasets  # noqa: F401  (most of a short life would be imports)
+import datasets  # noqa: F401  (imported in the parent, since imports take most of a short run)
 import peft  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch
@@ -58,52 +59,59 @@ PLACES = (
     (RunDirectory, "append", "logging"),
     (LanguagePolicy, "save", "saving the policy"),
 )
-_trace = -1  # the pipe's end that a life writes to
+_trace = -1  # file descriptor to which a life reports
 
 
 @dataclass
 class Life:
-    """A run's process, and what it has told so far: (seconds, "+" or "-", place)."""
+    """One process of a run.
+
+    Attributes:
+        process: process id.
+        pipe: file descriptor from which its reports are read.
+        events: reports so far: time in seconds, "+" (entered) or "-" (left), and place.
+        has_ended: True if the process has closed the pipe.
+    """
 
     process: int
     pipe: int
-    told: list[tuple[float, str, str]] = field(default_factory=list)
+    events: list[tuple[float, str, str]] = field(default_factory=list)
     has_ended: bool = False
     _rest: bytes = b""
 
     def listen(self, seconds: float | None) -> bool:
-        """Hear what it tells next, within so many seconds; False where it says nothing, or has ended."""
+        """Read the next reports; return False if there are none within `seconds` or the process has ended."""
         if self.has_ended or not select.select([self.pipe], [], [], seconds)[0]:
             return False
-        heard = os.read(self.pipe, 65536)
-        self.has_ended = not heard
-        *lines, self._rest = (self._rest + heard).split(b"\n")
+        received = os.read(self.pipe, 65536)
+        self.has_ended = not received
+        *lines, self._rest = (self._rest + received).split(b"\n")
         for line in lines:
             moment, sign, place = line.decode().split(" ", 2)
-            self.told.append((float(moment), sign, place))
-        return bool(heard)
+            self.events.append((float(moment), sign, place))
+        return bool(received)
 
     def wait_for(self, place: str, times: int) -> None:
-        """Until it has entered the place so many times, or has ended."""
-        while sum((sign, where) == ("+", place) for _, sign, where in self.told) < times:
+        """Wait until the process has entered the place `times` times, or has ended."""
+        while sum((sign, where) == ("+", place) for _, sign, where in self.events) < times:
             if not self.listen(None):
                 return
 
     def kill(self, number: int) -> None:
-        """Send a signal; a process that has ended and was not waited for takes it and does nothing."""
+        """Send a signal; it has no effect on a process that has ended but was not waited for."""
         os.kill(self.process, number)
 
     def wait(self) -> int:
-        """Until it ends: its exit code, or -N where signal N ended it."""
+        """Wait until the process ends; return its exit code, or -N if signal N ended it."""
         while self.listen(None):
             pass
         os.close(self.pipe)
         return os.waitstatus_to_exitcode(os.waitpid(self.process, 0)[1])
 
     def place(self) -> str:
-        """What it was about last: what it had entered and not left, the innermost."""
+        """Return the innermost place that the process had entered and not left."""
         entered: list[str] = []
-        for _, sign, place in self.told:
+        for _, sign, place in self.events:
             if sign == "+":
                 entered.append(place)
             else:
@@ -111,10 +119,10 @@ class Life:
         return entered[-1] if entered else "something else"
 
     def durations(self) -> dict[str, float]:
-        """Mean seconds of each place."""
+        """Return the mean duration of each place, in seconds."""
         begun: list[float] = []
         found: dict[str, list[float]] = {}
-        for moment, sign, place in self.told:
+        for moment, sign, place in self.events:
             if sign == "+":
                 begun.append(moment)
             else:
@@ -123,12 +131,12 @@ class Life:
 
 
 def start(directory: Path, output: Path, settings: dict[str, object], *, resume: bool) -> Life:
-    """Fork a process that trains there; what it says is added to the file `output`."""
+    """Fork a process that trains in the directory; its output is appended to the file `output`."""
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     arguments = ["train", "quickstart", *options, "--set", f"output_dir={directory}"]
     output.touch()
     reader, writer = os.pipe()
-    # a signal to the child must not raise in the parent's code, of which it holds a copy
+    # the child starts in a copy of the parent's code, where a signal must not raise
     signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     process = os.fork()
     if process == 0:
@@ -140,14 +148,14 @@ def start(directory: Path, output: Path, settings: dict[str, object], *, resume:
 
 
 def _live(arguments: list[str], writer: int, output: Path) -> NoReturn:
-    """The child's whole life; it never returns into the parent's code."""
+    """Run the command line in the child process, and exit without returning to the parent's code."""
     global _trace
-    _trace, code = writer, 128 + signal.SIGINT  # which may come twice, and outside of the command line
+    _trace, code = writer, 128 + signal.SIGINT  # the code if a second SIGINT comes outside the command line
     try:
-        said = os.open(output, os.O_WRONLY | os.O_APPEND)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+        opened = os.open(output, os.O_WRONLY | os.O_APPEND)
+        os.dup2(opened, 1)
+        os.dup2(opened, 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         sys.argv = ["llm-reinforce", *arguments]
         main()
@@ -166,7 +174,7 @@ def _live(arguments: list[str], writer: int, output: Path) -> NoReturn:
 
 
 def make_traced() -> None:
-    """Let the lives tell what they enter and leave. A second signal counts at once there."""
+    """Make all lives report the places they enter and leave, and accept a second signal immediately."""
     torch.set_num_threads(1)
     for module, name, place in PLACES:
         setattr(module, name, _traced(getattr(module, name), place))
@@ -185,9 +193,9 @@ def _traced(call: Callable[..., Any], place: str) -> Callable[..., Any]:
 
 
 def outcome(directory: Path) -> dict[str, Any]:
-    """All that a finished run leaves, times aside.
+    """Return everything that a finished run has written, except times.
 
-    The checkpoint's digests are those of weights, optimiser and train state, schedule included.
+    The digests of the checkpoint cover weights, optimizer, schedule and train state.
     """
     newest, _ = find_checkpoint(directory / "checkpoints")
     assert newest is not None, "a finished run has a checkpoint"

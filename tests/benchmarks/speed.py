@@ -1,11 +1,11 @@
-"""How fast an update is, beside TRL: `python tests/benchmarks/speed.py`.
+"""Speed of an update, compared with TRL: `python tests/benchmarks/speed.py`.
 
-One update is: sample 8 episodes of each problem, reward them, take one gradient step. Each contender runs in
-a process of its own, on the same weights and prompts, on-policy, float32, temperature 1, no reference model;
-the processes take turns update by update, so that all of them meet the same machine. Rewards are random
-numbers: then no group is of one reward, and nothing may be left out (the side `ours, verdicts` has the
-verifier's).
-TRL takes part where it is installed. `--scaling` prints instead how the cost grows.
+One update samples 8 episodes of each problem, rewards them, and takes one gradient step. Each contender runs
+in its own process, with the same weights and prompts, on-policy, in float32, at temperature 1, without a
+reference model. The processes take turns update by update, so that changes of the machine's load affect all.
+Rewards are random numbers, so that no group has equal rewards and no episode can be skipped; the side
+`ours, verdicts` uses the verifier instead. TRL is included if it is installed. `--scaling` prints how the
+cost grows with the size of the problem instead.
 """
 
 import argparse
@@ -50,12 +50,12 @@ from llm_reinforce.training import TrainingLoop
 
 SIDES = ("ours", "ours, verdicts", "trl RLOO", "trl GRPO")
 GROUP = 8
-LEARNING_RATE = 1e-9  # the policy stays what it is, and every update the same work
+LEARNING_RATE = 1e-9  # keeps the policy nearly constant, so that all updates have the same cost
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is asked in an update."""
+    """Model and problems of an update."""
 
     title: str
     num_problems: int
@@ -65,13 +65,13 @@ class Workload:
 
 
 def chat_problem(dice: random.Random) -> Problem:
-    """A one-digit sum."""
+    """Return a one-digit sum as a question."""
     left, right = dice.randint(0, 9), dice.randint(0, 9)
     return Problem(prompt=f"What is {left} + {right}?", answer=str(left + right))
 
 
 def character_problem(dice: random.Random) -> Problem:
-    """Seven characters."""
+    """Return a sum as a prompt of seven characters."""
     left, right = dice.randint(100, 999), dice.randint(10, 99)
     return Problem(prompt=f"{left}+{right}=", answer=str(left + right))
 
@@ -102,18 +102,18 @@ SMALL = RandomInitConfig(
 )
 
 
-# The contenders: each runs updates for ever, and reports one whenever it is told to go.
+# The contenders: each makes updates endlessly, one per turn, and reports it.
 
 
 class Turns:
-    """A worker's side of the conversation: waits for its turn and reports, on the real stdout."""
+    """The worker's side of the protocol: report an update on the real stdout, then wait for the next turn."""
 
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w")
-        os.dup2(2, 1)  # what libraries print is not for the parent
+        os.dup2(2, 1)  # output of libraries goes to stderr
 
     def report(self, **what: object) -> None:
-        """Tell the parent of the last update; return when it is this worker's turn again."""
+        """Report the last update to the parent; return when it is this worker's turn again."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({**what, "peak_mib": peak}), file=self.out, flush=True)
         if not sys.stdin.readline():
@@ -121,7 +121,7 @@ class Turns:
 
 
 def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool) -> None:
-    """Updates of TrainingLoop."""
+    """Make updates with TrainingLoop."""
     dice = random.Random(0)
     policy = load_policy(directory)
     spent = {"prefill": 0.0, "sampling": 0.0}
@@ -164,7 +164,7 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
 
 
 def timed(owner: Any, name: str, spent: dict[str, float], phase: str) -> None:
-    """Let the function add its seconds to the phase."""
+    """Replace a function by one that adds its duration to `spent[phase]`."""
     plain = getattr(owner, name)
 
     def measured(*arguments: Any, **keywords: Any) -> Any:
@@ -177,10 +177,10 @@ def timed(owner: Any, name: str, spent: dict[str, float], phase: str) -> None:
 
 
 def operations(policy: LanguagePolicy, episodes: Any) -> float:
-    """Floating-point operations that an update needs at least: products with the weights alone.
+    """Return the minimum number of floating-point operations of an update: products with weights only.
 
-    Two for each weight and token forward, which sampling does, four backward; a group's prompt once, the head
-    for actions only.
+    Per weight and token, sampling needs 2 operations for the forward pass and the gradient 4. The prompt of a
+    group counts once, and the output head counts for actions only.
     """
     head = policy.model.lm_head.weight.numel()  # type: ignore[union-attr]
     body = sum(p.numel() for p in policy.model.parameters()) - head
@@ -192,7 +192,7 @@ def operations(policy: LanguagePolicy, episodes: Any) -> float:
 
 
 def trl(workload: Workload, directory: str, turns: Turns, *, method: str) -> None:
-    """Updates of TRL's GRPOTrainer or RLOOTrainer."""
+    """Make updates with the GRPOTrainer or RLOOTrainer of TRL."""
     import trl
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -244,7 +244,7 @@ def trl(workload: Workload, directory: str, turns: Turns, *, method: str) -> Non
 
 
 def work(side: str, workload: Workload, directory: str) -> None:
-    """Be one of the contenders."""
+    """Run one of the contenders in this process."""
     turns = Turns()
     if side.startswith("trl"):
         trl(workload, directory, turns, method=side.split()[1])
@@ -252,39 +252,42 @@ def work(side: str, workload: Workload, directory: str) -> None:
         ours(workload, directory, turns, has_verdicts="verdicts" in side)
 
 
-# The parent: starts the contenders, lets them take turns, prints the table.
+# The parent: starts the contenders, gives them turns, prints the table.
 
 
 @contextmanager
 def contender(side: str, name: str, directory: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """A process that runs one update whenever it is called; the first, a warm-up, is over."""
-    with tempfile.TemporaryFile("w+") as complaints:
+    """Yield a function that makes one update in a new process and returns its report.
+
+    The first update, a warm-up, has been made before.
+    """
+    with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
             [sys.executable, __file__, "--worker", side, "--workloads", name, "--directory", directory],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=complaints,
+            stderr=errors,
             text=True,
         )
         assert process.stdin is not None
         assert process.stdout is not None
-        told, heard = process.stdin, process.stdout
+        requests, reports = process.stdin, process.stdout
 
-        def hear() -> dict[str, Any]:
-            line = heard.readline()
+        def read_report() -> dict[str, Any]:
+            line = reports.readline()
             if not line:
-                complaints.seek(0)
-                raise SystemExit(f"{side} ended:\n{complaints.read()[-2000:]}")
+                errors.seek(0)
+                raise SystemExit(f"{side} ended unexpectedly:\n{errors.read()[-2000:]}")
             result: dict[str, Any] = json.loads(line)
             return result
 
         def turn() -> dict[str, Any]:
-            told.write("go\n")
-            told.flush()
-            return hear()
+            requests.write("go\n")
+            requests.flush()
+            return read_report()
 
         try:
-            hear()
+            read_report()
             yield turn
         finally:
             process.kill()
@@ -292,7 +295,7 @@ def contender(side: str, name: str, directory: str) -> Iterator[Callable[[], dic
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 7) -> float:
-    """Of some runs, after one that isn't counted."""
+    """Return the median duration of `repeats` calls, after one call that does not count."""
     run()
     seconds = []
     for _ in range(repeats):
@@ -303,7 +306,7 @@ def median_seconds(run: Callable[[], object], repeats: int = 7) -> float:
 
 
 def peak_rates() -> tuple[float, float]:
-    """GFLOP/s of a large float32 product: torch's own, and ours."""
+    """Return the GFLOP/s of a large float32 product, by torch and by `product`."""
     left, right = torch.randn(2, 2048, 2048)
     cost = 2 * 2048**3 / 1e9
     return (
@@ -313,7 +316,7 @@ def peak_rates() -> tuple[float, float]:
 
 
 def compare(name: str, sides: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Let the contenders take turns, and print what came of it."""
+    """Let the contenders take turns, print a table, and return its rows."""
     workload = WORKLOADS[name]
     print(f"\n{workload.title}", flush=True)
     torch_rate, our_rate = peak_rates()
@@ -339,21 +342,21 @@ def compare(name: str, sides: list[str], rounds: int) -> list[dict[str, Any]]:
     for row in rows:
         print(
             f"{row['side']:15}  {row['seconds']:7.3f} ({row['least']:.3f}-{row['most']:.3f})"
-            f"{row['episodes/s']:13.1f}{row['tokens/s']:10.0f}{row['peak_mib']:10.0f}  {row['told']}"
+            f"{row['episodes/s']:13.1f}{row['tokens/s']:10.0f}{row['peak_mib']:10.0f}  {row['phases']}"
         )
     of_trl = [factor for side, factor in factors.items() if side.startswith("trl")]
     if of_trl:
-        print(f"turn by turn ours is {min(of_trl):.1f} times as fast as the better of TRL's (median)")
+        print(f"turn by turn, ours is {min(of_trl):.1f} times as fast as the faster trainer of TRL (median)")
     return rows
 
 
 def pairs(sides: list[str]) -> list[list[str]]:
-    """The first with each of the others: more than two at once may need more memory than there is."""
+    """Return pairs of the first side with each other side; more at once may need too much memory."""
     return [[sides[0], other] for other in sides[1:]] or [sides]
 
 
 def summary(workload: Workload, side: str, reports: list[dict[str, Any]], rate: float) -> dict[str, Any]:
-    """Medians of a contender's updates."""
+    """Return the medians of a contender's updates."""
     seconds = [report["seconds"] for report in reports]
     middle = statistics.median(seconds)
     row = {
@@ -364,24 +367,24 @@ def summary(workload: Workload, side: str, reports: list[dict[str, Any]], rate: 
         "episodes/s": workload.num_problems * GROUP / middle,
         "tokens/s": statistics.median(report["tokens"] for report in reports) / middle,
         "peak_mib": reports[-1]["peak_mib"],
-        "told": "",
+        "phases": "",
     }
     if "operations" in reports[0]:
         phases = ("prefill", "decode", "rewards", "update")
         middles = {phase: statistics.median(report[phase] for report in reports) for phase in phases}
         achieved = statistics.median(report["operations"] for report in reports) / 1e9 / middle
-        row["told"] = f"{achieved / rate:6.0%}   " + ", ".join(
+        row["phases"] = f"{achieved / rate:6.0%}   " + ", ".join(
             f"{phase} {took:.3f}" for phase, took in middles.items()
         )
         row.update(middles, achieved=achieved)
     return row
 
 
-# How the cost grows.
+# Growth of the cost.
 
 
 def scaling() -> None:
-    """Print seconds of sampling and of the gradient, one quantity doubled at a time."""
+    """Print the seconds of sampling and of the gradient, increasing one quantity at a time."""
     base = {"problems": 16, "group": 8, "prompt": 32, "length": 32, "vocabulary": 4096}
     print("problems  group  prompt  length  vocabulary   sampling  gradient  peak MiB so far")
     for quantity, values in {
@@ -395,12 +398,14 @@ def scaling() -> None:
             shape = {**base, quantity: value}
             sampling, gradient = costs(**shape)
             peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-            told = "".join(f"{shape[key]:{width}}" for key, width in zip(base, (8, 7, 8, 8, 12), strict=True))
-            print(f"{told}{sampling:11.3f}{gradient:10.3f}{peak:10.0f}", flush=True)
+            sizes = "".join(
+                f"{shape[key]:{width}}" for key, width in zip(base, (8, 7, 8, 8, 12), strict=True)
+            )
+            print(f"{sizes}{sampling:11.3f}{gradient:10.3f}{peak:10.0f}", flush=True)
 
 
 def costs(problems: int, group: int, prompt: int, length: int, vocabulary: int) -> tuple[float, float]:
-    """Seconds to sample that many completions, all of full length, and for the gradient of their log π."""
+    """Return the seconds to sample completions of full length, and for the gradient of their log π."""
     policy = random_policy(SMALL, seed=0)
     config = copy(policy.model.config)
     config.vocab_size, config.max_position_embeddings = vocabulary, prompt + length
@@ -415,19 +420,19 @@ def costs(problems: int, group: int, prompt: int, length: int, vocabulary: int) 
         model.zero_grad()
         token_log_probs(model, repeated, completions, pad_token_id=0).log_probs.sum().backward()
 
-    # what is sampled lies outside the tokenizer's vocabulary, and its text is nobody's concern
-    policy = replace(policy, tokenizer=Silence())
+    # sampled tokens may lie outside the tokenizer's vocabulary, and their text is not needed
+    policy = replace(policy, tokenizer=NoText())
     sampling = median_seconds(
         lambda: sample_completions(policy, prompts, num_completions=group, max_new_tokens=length), 3
     )
     return sampling, median_seconds(gradient, 3)
 
 
-class Silence:
-    """A tokenizer that writes nothing."""
+class NoText:
+    """Tokenizer that decodes all tokens to an empty text."""
 
     def decode(self, *arguments: object, **keywords: object) -> str:
-        """Nothing."""
+        """Return an empty text."""
         return ""
 
 
@@ -436,9 +441,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["ours", "trl RLOO", "trl GRPO"])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", type=Path, help="write the tables there, too")
-    parser.add_argument("--scaling", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5, help="updates per contender")
+    parser.add_argument("--json", type=Path, help="also write the tables to this file")
+    parser.add_argument("--scaling", action="store_true", help="print how the cost grows instead")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -57,10 +57,12 @@ def coverage(
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=1000)
-    parser.add_argument("--problems", type=int, nargs="+", default=[16, 32, 64, 128, 256])
-    parser.add_argument("--toys", nargs="+", default=["arbitrary", "rare"])
-    parser.add_argument("--cosine-draws", type=int, default=4000)
+    parser.add_argument("--repeats", type=int, default=1000, help="repetitions per row")
+    parser.add_argument(
+        "--problems", type=int, nargs="+", default=[16, 32, 64, 128, 256], help="numbers of problems"
+    )
+    parser.add_argument("--toys", nargs="+", default=["arbitrary", "rare"], help="toy policies")
+    parser.add_argument("--cosine-draws", type=int, default=4000, help="draws for the true cosine")
     options = parser.parse_args()
     torch.set_num_threads(1)
     shape = RandomInitConfig(

@@ -1,9 +1,9 @@
-"""What the verifier takes and what it gets right: `python tests/benchmarks/verifier.py [--quick]`.
+"""Latency and accuracy of the verifier: `python tests/benchmarks/verifier.py [--quick]`.
 
-Prints its latency by the text's size, a fuzz of 100,000 texts, and its score on
-tests/verifier/adversarial.jsonl beside math-verify's, each case of which may take one second of its
-process's time. Latencies are wall-clock, whatever else the machine does; those marked `cpu` are the thread's
-own.
+Prints the latency by text size, the result of a fuzz test of 100,000 texts, and the accuracy on
+tests/verifier/adversarial.jsonl compared with math-verify, which may use one second of CPU time per case.
+Latencies are wall-clock times, which depend on the load of the machine; those marked `cpu` are CPU times of
+the thread.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG  # noqa: E40
 
 CASES = ROOT / "tests" / "verifier" / "adversarial.jsonl"
 SIZES = (1_000, 4_000, 16_000, 65_536, 262_144, 1_000_000)
-LIMIT = 1.0  # seconds for one case of math-verify, of its process's time
+LIMIT = 1.0  # CPU seconds per case of math-verify
 ORDINARY = (
     "Natalia sold 48/2 = 24 clips in May. So she sold 48+24 = 72 clips in April and May together. ",
     "First, let $x$ be the number of apples; then $2x + 3 = 17$ and so $x = \\frac{17-3}{2} = 7$. ",
@@ -97,9 +97,9 @@ PIECES = (
 
 
 def main() -> None:
-    """Run all parts and print them."""
+    """Run all parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a tenth of the repetitions and of the fuzz")
+    parser.add_argument("--quick", action="store_true", help="use a tenth of the repetitions and fuzz cases")
     quick = parser.parse_args().quick
     console = Console()
     console.print(latency(5 if quick else 50))
@@ -108,7 +108,7 @@ def main() -> None:
 
 
 def texts(size: int) -> Iterator[str]:
-    """Ordinary and hostile texts of a size, each with and without an answer at its end."""
+    """Yield ordinary and hostile texts of a size, each with several kinds of answers and without one."""
     for piece in (*ORDINARY, *HOSTILE):
         text = (piece * (size // len(piece) + 1))[:size]
         yield text
@@ -118,7 +118,7 @@ def texts(size: int) -> Iterator[str]:
 
 
 def latency(repetitions: int) -> Table:
-    """A table of the time that a verdict takes; texts so long are not remembered."""
+    """Return a table of the duration of a verdict; texts of these sizes are not cached."""
     table = Table("characters", "texts", "median", "p99", "max", "p99 cpu", "max cpu", title="latency, ms")
     verify("warm up 1", "1")
     for size in SIZES:
@@ -135,7 +135,10 @@ def latency(repetitions: int) -> Table:
 
 
 def fuzz(num_cases: int) -> Table:
-    """Random texts of hostile pieces: always a verdict; alternatives after them are never right."""
+    """Check verdicts on random texts of hostile pieces, and return a table of their reasons.
+
+    Every text must get a verdict, and two alternative answers after it must never be correct.
+    """
     generator = random.Random(0)
     reasons: Counter[str] = Counter()
     longest = 0.0
@@ -160,12 +163,17 @@ def fuzz(num_cases: int) -> Table:
 
 
 def scores() -> Table:
-    """Right verdicts on the adversarial set: ours, ours from eight threads, and math-verify's."""
+    """Return a table of correct verdicts on the adversarial set: ours, ours in eight threads, math-verify."""
     cases: list[dict[str, Any]] = [
         json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()
     ]
     table = Table(
-        "verifier", "right", "false yes", "false no", "over 1 s or failed", title=f"{len(cases)} cases"
+        "verifier",
+        "correct",
+        "false positives",
+        "false negatives",
+        "over 1 s or failed",
+        title=f"{len(cases)} cases",
     )
     ours = [verify(case["completion"], case["answer"]).correct for case in cases]
     table.add_row("llm_reinforce", *_counts(cases, list(ours)))
@@ -181,14 +189,15 @@ def scores() -> Table:
 
 def _counts(cases: list[dict[str, Any]], verdicts: list[bool | None]) -> tuple[str, ...]:
     pairs = [(case["correct"], verdict) for case, verdict in zip(cases, verdicts, strict=True)]
-    right = sum(wanted is verdict for wanted, verdict in pairs)
-    yes = sum(not wanted and verdict is True for wanted, verdict in pairs)
-    no = sum(wanted and verdict is False for wanted, verdict in pairs)
-    return f"{right} ({right / len(pairs):.1%})", str(yes), str(no), str(verdicts.count(None))
+    correct = sum(expected is verdict for expected, verdict in pairs)
+    false_positives = sum(not expected and verdict is True for expected, verdict in pairs)
+    false_negatives = sum(expected and verdict is False for expected, verdict in pairs)
+    shown = f"{correct} ({correct / len(pairs):.1%})"
+    return shown, str(false_positives), str(false_negatives), str(verdicts.count(None))
 
 
 def _limited(cases: list[dict[str, Any]]) -> list[bool | None]:
-    """math-verify's verdicts, from a process that dies where it takes longer than the limit: None."""
+    """Return the verdicts of math-verify from a worker process; None if a case exceeds the limit or fails."""
     context = multiprocessing.get_context("spawn")
     verdicts: list[bool | None] = []
     ask, process = _started(context, _math_verify)
@@ -210,7 +219,7 @@ def _started(context: Any, target: Callable[[Connection], None]) -> tuple[Any, A
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs,), daemon=True)
     process.start()
-    ours.recv()  # it is ready: imports don't count
+    ours.recv()  # sent after the imports, which do not count
     return ours, process
 
 
@@ -223,9 +232,9 @@ def _math_verify(pipe: Connection) -> None:
     pipe.send("ready")
     while True:
         completion, answer = pipe.recv()
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)  # of this process's own time; then the kernel ends it
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)  # after this CPU time the kernel ends the process
         try:
-            # as its README has it: the right answer as LaTeX, the completion as it is
+            # as in its README: the correct answer as LaTeX, the completion unchanged
             pipe.send(bool(compare(parse(f"${answer}$"), parse(completion))))
         except Exception:
             pipe.send(None)

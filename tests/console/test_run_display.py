@@ -1,4 +1,4 @@
-"""What is shown of a run: right numbers, safe text, and not too often."""
+"""Displays of a run: numbers, escaped text, and how often they print."""
 
 import io
 import re
@@ -45,7 +45,7 @@ def evaluation(correct: int, decoding: str = "greedy") -> Evaluation:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The time in seconds, as its only item."""
+    """Return a list with one item, the time that `time.monotonic` returns."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -58,19 +58,19 @@ def terminal(width: int = 80, height: int = 24) -> Console:
 
 
 def written(console: Console) -> str:
-    """What a console was sent, without its escape sequences."""
+    """Return the output of a console without escape sequences."""
     assert isinstance(console.file, io.StringIO)
     return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", console.file.getvalue())
 
 
-def last_picture(display: LiveDisplay) -> str:
-    """The picture as it stands, in a console of the display's size."""
+def current_view(display: LiveDisplay) -> str:
+    """Return the current live view as text, for a console of the display's size."""
     console = terminal(display.console.width, display.console.height)
     console.print(display._render())
     return written(console)
 
 
-def test_text_of_a_policy_can_do_nothing_to_a_terminal() -> None:
+def test_control_characters_are_escaped() -> None:
     assert visible("a\nb\x1b[31m\u202e\x07é漢") == "a\\nb\\x1b[31m\\u202e\\x07é漢"
     assert visible("0123456789", 5) == "01…89"
     assert visible("01234", 5) == "01234"
@@ -81,7 +81,7 @@ def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
 
 
-def test_an_accuracy_has_its_interval() -> None:
+def test_accuracies_are_shown_with_their_interval() -> None:
     assert shown_accuracy(0.715, (0.649, 0.773)) == "71.5% [64.9, 77.3]"
 
 
@@ -89,18 +89,18 @@ def test_an_accuracy_has_its_interval() -> None:
     ("values", "shown"),
     [([0.0, 0.1, 0.5, 1.0], "▁▂▅█"), ([0.5], "▁"), ([0.5] * 9, "▁▁▁▁"), ([0, 0, 0, 0, 1, 1, 1, 1], "▁▁██")],
 )
-def test_a_curve_runs_from_lowest_to_highest(values: list[float], shown: str) -> None:
+def test_curves_are_scaled_to_their_range(values: list[float], shown: str) -> None:
     assert curve(values, 4) == shown
 
 
-def test_samples_are_chosen_by_their_place() -> None:
+def test_samples_are_chosen_by_position() -> None:
     episodes = [episode(prompt=str(index)) for index in range(8)]
     assert [sample.problem.prompt for sample in evenly_spaced(episodes, 4)] == ["0", "2", "4", "6"]
     assert len(evenly_spaced(episodes[:2], 4)) == 2
     assert evenly_spaced([], 4) == []
 
 
-def test_the_console_decides_the_display() -> None:
+def test_the_display_depends_on_the_console() -> None:
     assert isinstance(display_for(terminal()), LiveDisplay)
     assert isinstance(display_for(Console(file=io.StringIO())), PlainDisplay)
     everyone: list[Display] = [Silent(), display_for(terminal()), display_for(Console(file=io.StringIO()))]
@@ -108,14 +108,14 @@ def test_the_console_decides_the_display() -> None:
         display.evaluating(1, 2)
 
 
-def test_plain_lines_come_now_and_then(clock: list[float]) -> None:
+def test_plain_lines_are_printed_every_few_percent(clock: list[float]) -> None:
     console = Console(file=io.StringIO())
     with PlainDisplay(console, num_processes=2) as display:
         for number in range(1, 1001):
             clock[0] += 0.5
             display.update(number, 1000, METRICS, [episode()] * 4)
     lines = written(console).splitlines()
-    assert len(lines) == 21  # the first, and one each 5%
+    assert len(lines) == 21  # the first, and one every 5%
     assert lines[0] == (
         "update 1/1000 · reward 0.250 · entropy 0.500 · grad norm 1.23 · length 3.0 · truncated 10% · "
         "episodes/s 16 · 0:08:20 left"
@@ -137,10 +137,10 @@ def test_plain_lines_of_a_fast_or_a_slow_run(clock: list[float]) -> None:
     for number in range(1, 11):
         clock[0] += 31
         display.update(number, 10_000, METRICS, [episode()])
-    assert len(written(console).splitlines()) == 5  # no silence of more than about a minute
+    assert len(written(console).splitlines()) == 5  # a line at least about every minute
 
 
-def test_a_resumed_run_reckons_with_what_is_left(clock: list[float]) -> None:
+def test_the_remaining_time_of_a_resumed_run(clock: list[float]) -> None:
     display = PlainDisplay(console := Console(file=io.StringIO()))
     clock[0] += 1
     display.update(91, 100, {**METRICS, "step_time": 1.0}, [episode()])
@@ -159,7 +159,7 @@ def test_plain_lines_of_evaluations_and_the_warm_start(clock: list[float]) -> No
     ]
 
 
-def test_the_picture_shows_the_numbers_and_escapes_what_was_sampled(clock: list[float]) -> None:
+def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float]) -> None:
     display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]", 1, {})
     display.evaluation(0, "held_out", evaluation(2))
     for number in (1, 2):
@@ -168,7 +168,7 @@ def test_the_picture_shows_the_numbers_and_escapes_what_was_sampled(clock: list[
         display.update(number, 10, {**METRICS, "reward": number / 2, "num_unscored": 1.0}, samples)
     display.evaluation(2, "held_out", evaluation(5))
     display.evaluating(3, 20)
-    shown = last_picture(display)
+    shown = current_view(display)
     assert "quickstart · [red]policy[/red]" in shown
     assert "evaluating problems 3/20" in shown
     assert "REINFORCE" in shown
@@ -183,23 +183,23 @@ def test_the_picture_shows_the_numbers_and_escapes_what_was_sampled(clock: list[
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (30, 10), (110, 35)])
-def test_the_picture_fits_the_terminal(width: int, height: int) -> None:
+def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
     display = LiveDisplay(terminal(width, height), "t" * 200, 1, {})
     display.update(1, 10, METRICS, [episode("p" * 500, "漢" * 500)] * 8)
     for decoding in ("greedy", "sampled"):
         display.evaluation(1, "held_out", evaluation(5, decoding))
-    lines = last_picture(display).splitlines()
+    lines = current_view(display).splitlines()
     assert len(lines) <= height
     assert ("✗" in "".join(lines)) == (height > 12)
 
 
-def test_a_resumed_run_compares_with_its_first_evaluation() -> None:
+def test_a_resumed_run_is_compared_with_its_first_evaluation() -> None:
     display = LiveDisplay(terminal(), "", 1, {"greedy": (0, 0.1)})
     display.evaluation(50, "held_out", evaluation(5))
-    assert "10.0% → 50.0%" in last_picture(display)
+    assert "10.0% → 50.0%" in current_view(display)
 
 
-def test_the_picture_is_drawn_by_its_own_thread_and_left_whole() -> None:
+def test_the_live_view_is_refreshed_by_a_thread() -> None:
     console = terminal()
     with LiveDisplay(console, "title", 1, {}) as display:
         display.say("said [once]")
@@ -208,9 +208,9 @@ def test_the_picture_is_drawn_by_its_own_thread_and_left_whole() -> None:
         time.sleep(0.3)
         assert threading.active_count() > 1
         display.stopping("stopping after this update")
-        assert "stopping after this update" in last_picture(display)
+        assert "stopping after this update" in current_view(display)
         display.evaluation(200, "held_out", evaluation(9))
     shown = written(console)
     assert shown.count("said [once]") == 1
-    assert shown.count("200/200") <= 4  # some refreshes, never one an update
-    assert "held-out accuracy" not in shown.rpartition("title")[2]  # the command's table says it
+    assert shown.count("200/200") <= 4  # fewer refreshes than updates
+    assert "held-out accuracy" not in shown.rpartition("title")[2]  # the command prints it in a table

@@ -1,4 +1,4 @@
-"""Checkpoints: all of a run or nothing of it, and what is broken is passed over."""
+"""Checkpoints: saved completely or not at all, and skipped if damaged."""
 
 import json
 import random
@@ -23,7 +23,7 @@ from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 
 class Run:
-    """A model with an optimiser and a schedule, to be trained on nothing in particular."""
+    """A model with an optimizer and a schedule, trained with random gradients."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
@@ -78,7 +78,9 @@ def names(root: Path) -> list[str]:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_run_goes_on_as_if_it_had_not_stopped(tmp_path: Path, tied: bool, dtype: torch.dtype) -> None:
+def test_a_loaded_checkpoint_continues_with_the_same_bits(
+    tmp_path: Path, tied: bool, dtype: torch.dtype
+) -> None:
     torch.manual_seed(0)
     run = Run(tiny(tied, dtype))
     for seed in range(3):
@@ -108,18 +110,18 @@ def test_a_checkpoint_before_the_first_update(tmp_path: Path) -> None:
     assert equal(other.numbers(), run.numbers())
 
 
-def test_the_scaler_goes_on(tmp_path: Path) -> None:
+def test_the_scaler_is_saved_and_loaded(tmp_path: Path) -> None:
     run, scaler = Run(tiny()), torch.amp.GradScaler("cpu", init_scale=8.0)
     rest = (run.model, run.optimizer, run.schedule)
     directory = save_checkpoint(tmp_path, TrainState(), *rest, keep=1, scaler=scaler)
     other = torch.amp.GradScaler("cpu")
     load_checkpoint(directory, *rest, other)
     assert other.state_dict() == scaler.state_dict()
-    load_checkpoint(run.save(tmp_path, 1), *rest, other)  # of a run without one
+    load_checkpoint(run.save(tmp_path, 1), *rest, other)  # a checkpoint without a scaler
     assert other.get_scale() == 8.0
 
 
-def test_of_a_policy_with_adapters_the_adapters_alone(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
+def test_only_adapters_are_saved_if_the_policy_has_them(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
     tiny_policy.save(tmp_path / "base")
     run = Run(load_policy(tmp_path / "base", lora=AdapterConfig(rank=2)).model)
     run.step(0)
@@ -132,12 +134,12 @@ def test_of_a_policy_with_adapters_the_adapters_alone(tiny_policy: LanguagePolic
     assert equal(other.numbers(), run.numbers())
 
 
-# -------------------------------------------------------------------------------- which one is used
+# --------------------------------------------------------------------------- finding a checkpoint
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """Checkpoints of updates 1 and 2."""
+    """Return a directory with checkpoints of updates 1 and 2."""
     run = Run(tiny())
     for num_updates in (1, 2):
         run.step(num_updates)
@@ -145,11 +147,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "checkpoints"
 
 
-def test_the_newest_is_used(root: Path) -> None:
+def test_the_newest_checkpoint_is_found(root: Path) -> None:
     assert find_checkpoint(root) == (root / "update-000002", [])
 
 
-def test_without_checkpoints_there_is_none(tmp_path: Path) -> None:
+def test_no_checkpoint_is_found_in_an_empty_directory(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "missing") == (None, [])
     assert find_checkpoint(tmp_path) == (None, [])
 
@@ -172,13 +174,15 @@ def _empty(file: Path) -> None:
     "name", ["policy.safetensors", "optimizer.safetensors", "state.json", "manifest.json"]
 )
 @pytest.mark.parametrize("damage", [_cut, _flip_a_bit, _empty, Path.unlink])
-def test_a_damaged_one_is_passed_over_and_told(root: Path, name: str, damage: Callable[[Path], None]) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_reported(
+    root: Path, name: str, damage: Callable[[Path], None]
+) -> None:
     damage(root / "update-000002" / name)
-    directory, passed_over = find_checkpoint(root)
+    directory, faults = find_checkpoint(root)
     assert directory == root / "update-000001"
-    (told,) = passed_over
-    assert told.startswith("update-000002: ")
-    assert name in told or damage is not Path.unlink
+    (fault,) = faults
+    assert fault.startswith("update-000002: ")
+    assert name in fault or damage is not Path.unlink
 
 
 @pytest.mark.parametrize(
@@ -195,30 +199,30 @@ def test_every_truncation_and_every_flipped_bit_is_detected(root: Path, name: st
         damaged.append(bytes(flipped))
     for content in damaged:
         file.write_bytes(content)
-        directory, passed_over = find_checkpoint(root)
+        directory, faults = find_checkpoint(root)
         assert directory == root / "update-000001"
-        assert len(passed_over) == 1
+        assert len(faults) == 1
     file.write_bytes(whole)
     assert find_checkpoint(root) == (root / "update-000002", [])
 
 
 @pytest.mark.parametrize("manifest", ["{}", "[]", "null", '{"state.json": 3}', '{"manifest.json": ""}'])
-def test_a_manifest_that_vouches_for_too_little(root: Path, manifest: str) -> None:
+def test_an_incomplete_manifest_is_a_fault(root: Path, manifest: str) -> None:
     (root / "update-000002" / "manifest.json").write_text(manifest)
-    directory, passed_over = find_checkpoint(root)
+    directory, faults = find_checkpoint(root)
     assert directory == root / "update-000001"
-    assert len(passed_over) == 1
+    assert len(faults) == 1
 
 
-def test_all_damaged(root: Path) -> None:
+def test_all_checkpoints_damaged(root: Path) -> None:
     for directory in root.iterdir():
         _cut(directory / "state.json")
-    found, passed_over = find_checkpoint(root)
+    found, faults = find_checkpoint(root)
     assert found is None
-    assert [told.split(":")[0] for told in passed_over] == ["update-000002", "update-000001"]
+    assert [fault.split(":")[0] for fault in faults] == ["update-000002", "update-000001"]
 
 
-def test_what_a_killed_save_left_goes_with_the_next(root: Path) -> None:
+def test_the_next_save_removes_the_files_of_a_killed_save(root: Path) -> None:
     shutil.copytree(root / "update-000002", root / "update-000007.partial")
     run = Run(tiny())
     run.load(root / "update-000002")
@@ -226,7 +230,7 @@ def test_what_a_killed_save_left_goes_with_the_next(root: Path) -> None:
     assert names(root) == ["update-000002", "update-000003"]
 
 
-def test_the_best_evaluation_is_kept(tmp_path: Path) -> None:
+def test_the_best_evaluation_is_saved(tmp_path: Path) -> None:
     state = TrainState(3).with_evaluation("greedy", 0.5)
     assert state.with_evaluation("greedy", 0.5) is state
     later = replace(state, num_updates=6).with_evaluation("greedy", 0.4).with_evaluation("sampled", 0.1)
@@ -237,15 +241,15 @@ def test_the_best_evaluation_is_kept(tmp_path: Path) -> None:
     assert run.load(directory) == later
 
 
-def test_one_that_was_being_written_is_no_checkpoint(root: Path) -> None:
+def test_a_partly_written_checkpoint_is_ignored(root: Path) -> None:
     shutil.copytree(root / "update-000002", root / "update-000003.partial")
     (root / "update-000004").write_text("no directory")
-    directory, passed_over = find_checkpoint(root)
+    directory, faults = find_checkpoint(root)
     assert directory == root / "update-000002"
-    assert len(passed_over) == 1
+    assert len(faults) == 1
 
 
-# ------------------------------------------------------------------------------ the learned baseline
+# ------------------------------------------------------------------------------------- value head
 
 HEAD = {"head.w": torch.arange(6.0).reshape(2, 3), "optimizer.0.step": torch.tensor(4.0)}
 
@@ -256,8 +260,8 @@ def saved_with_head(root: Path) -> Path:
     return save_checkpoint(root, state, run.model, run.optimizer, run.schedule, keep=2, value_head=HEAD)
 
 
-def test_a_value_head_is_saved_beside_the_rest(root: Path) -> None:
-    assert load_value_head(root / "update-000002") is None  # as all that were written before there were any
+def test_a_value_head_is_saved_and_loaded(root: Path) -> None:
+    assert load_value_head(root / "update-000002") is None
     directory = saved_with_head(root)
     assert find_checkpoint(root) == (directory, [])
     loaded = load_value_head(directory)
@@ -266,20 +270,20 @@ def test_a_value_head_is_saved_beside_the_rest(root: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_cut, _flip_a_bit, _empty, Path.unlink])
-def test_a_damaged_value_head_is_passed_over_with_its_checkpoint(
+def test_a_checkpoint_with_a_damaged_value_head_is_skipped(
     root: Path, damage: Callable[[Path], None]
 ) -> None:
     damage(saved_with_head(root) / "value_head.safetensors")
-    directory, passed_over = find_checkpoint(root)
+    directory, faults = find_checkpoint(root)
     assert directory == root / "update-000002"
-    assert len(passed_over) == 1
+    assert len(faults) == 1
 
 
-# ---------------------------------------------------------------------------------- what is kept
+# ---------------------------------------------------------------------------- removed checkpoints
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
-def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
+def test_the_newest_checkpoints_are_kept(tmp_path: Path, keep: int) -> None:
     run = Run(tiny())
     for num_updates in (1, 5, 9, 10):
         run.step(num_updates)
@@ -287,7 +291,7 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     assert names(tmp_path) == ["update-000001", "update-000005", "update-000009", "update-000010"][-keep:]
 
 
-def test_the_millionth_update_is_the_newest(tmp_path: Path) -> None:
+def test_checkpoints_are_sorted_by_number_beyond_six_digits(tmp_path: Path) -> None:
     run = Run(tiny())
     for num_updates in (999_000, 999_999, 1_000_000, 1_000_001):
         run.save(tmp_path, num_updates)
@@ -296,8 +300,8 @@ def test_the_millionth_update_is_the_newest(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_damaged_ones_of_later_updates_do_not_push_out_good_ones(root: Path, keep: int) -> None:
-    # update 9 was damaged, so that the run went on from update 2 and is at update 3 now
+def test_damaged_checkpoints_of_later_updates_do_not_displace_intact_ones(root: Path, keep: int) -> None:
+    # checkpoint 9 was damaged, so the run was resumed from checkpoint 2 and is at update 3 now
     shutil.copytree(root / "update-000002", root / "update-000009")
     _cut(root / "update-000009" / "state.json")
     run = Run(tiny())
@@ -308,18 +312,18 @@ def test_damaged_ones_of_later_updates_do_not_push_out_good_ones(root: Path, kee
     assert find_checkpoint(root) == (root / "update-000003", [])
 
 
-def test_a_whole_one_of_the_same_update_stays(root: Path) -> None:
+def test_an_intact_checkpoint_of_the_same_update_is_kept(root: Path) -> None:
     before = Run(tiny())
     before.load(root / "update-000002")
     run = Run(tiny())
     run.step(7)
-    run.save(root, 2)  # in a run it would be the same numbers: where else could they come from
+    run.save(root, 2)  # other weights; in a real run they would be the same
     other = Run(tiny())
     other.load(root / "update-000002")
     assert equal(other.numbers(), before.numbers())
 
 
-def test_a_broken_one_of_the_same_update_is_replaced(root: Path) -> None:
+def test_a_damaged_checkpoint_of_the_same_update_is_replaced(root: Path) -> None:
     (root / "update-000002" / "policy.safetensors").write_bytes(b"")
     run = Run(tiny())
     run.load(root / "update-000001")
@@ -330,7 +334,7 @@ def test_a_broken_one_of_the_same_update_is_replaced(root: Path) -> None:
     assert equal(other.numbers(), run.numbers())
 
 
-def test_a_half_written_one_is_in_nobodys_way(root: Path) -> None:
+def test_a_partly_written_checkpoint_of_the_same_update_is_replaced(root: Path) -> None:
     (root / "update-000003.partial").mkdir()
     (root / "update-000003.partial" / "junk").write_text("x")
     run = Run(tiny())
@@ -340,7 +344,7 @@ def test_a_half_written_one_is_in_nobodys_way(root: Path) -> None:
     assert sorted(json.loads((directory / "manifest.json").read_text())) == names(directory)[1:]
 
 
-def test_no_pickle_anywhere() -> None:
+def test_no_module_uses_pickle_or_eval() -> None:
     package = Path(llm_reinforce.__file__).parent
     unsafe = re.compile(
         r"torch\.(load|save)\(|\bimport (pickle|dill|joblib|shelve)|\beval\(|\bexec\(|yaml\.load\("

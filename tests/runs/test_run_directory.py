@@ -1,4 +1,4 @@
-"""A run's directory: nobody's files are lost, and logs stay lines of JSON."""
+"""Run directories: no files of others are deleted, and logs stay lines of JSON."""
 
 import json
 import os
@@ -19,7 +19,7 @@ def contents(path: Path) -> dict[str, str]:
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunDirectory:
-    """The directory of an earlier run."""
+    """Return the directory of an earlier run."""
     directory = RunDirectory(tmp_path / "run")
     for name in ("checkpoints/update-000001", "policy"):
         (directory.path / name).mkdir(parents=True)
@@ -31,46 +31,46 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def refusal(directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> str:
-    """The message of a directory that won't do; nothing in it is touched, whichever way it is asked."""
+    """Return the error of `check` and `prepare`; check that both leave the directory unchanged."""
     is_directory = directory.path.is_dir()
     before = contents(directory.path) if is_directory else None
-    for ask in (directory.check, directory.prepare):
+    for method in (directory.check, directory.prepare):
         with pytest.raises(InputError) as caught:
-            ask(resume=resume, overwrite=overwrite)
+            method(resume=resume, overwrite=overwrite)
     assert directory.path.is_dir() == is_directory
     assert (contents(directory.path) if is_directory else None) == before
     assert str(directory.path) in str(caught.value)
     return str(caught.value)
 
 
-def test_a_new_directory_is_made_with_its_parents(tmp_path: Path) -> None:
+def test_a_new_directory_is_created_with_its_parents(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "a" / "b" / "run")
     directory.check(resume=False, overwrite=False)
     assert not (tmp_path / "a").exists()
     directory.prepare(resume=False, overwrite=False)
     assert contents(directory.path) == {}
-    directory.prepare(resume=False, overwrite=False)  # an empty one will do
+    directory.prepare(resume=False, overwrite=False)  # an empty directory is accepted
 
 
-def test_what_is_there_stays(run: RunDirectory) -> None:
+def test_existing_files_are_not_overwritten(run: RunDirectory) -> None:
     message = refusal(run)
     for way_out in ("--resume", "--overwrite", "another output_dir"):
         assert way_out in message
 
 
-def test_overwriting_takes_the_earlier_run_away(run: RunDirectory) -> None:
+def test_overwriting_removes_the_earlier_run(run: RunDirectory) -> None:
     (run.path / "metrics.jsonl.partial").write_text("half")
     run.prepare(resume=False, overwrite=True)
     assert list(run.path.iterdir()) == []
 
 
 @pytest.mark.parametrize("foreign", ["thesis.tex", ".git", "policy.txt", "metrics.jsonl.bak"])
-def test_overwriting_refuses_what_is_no_runs(run: RunDirectory, foreign: str) -> None:
+def test_overwriting_refuses_files_not_written_by_a_run(run: RunDirectory, foreign: str) -> None:
     (run.path / foreign).write_text("mine")
     assert foreign in refusal(run, overwrite=True)
 
 
-def test_overwriting_follows_no_link(run: RunDirectory, tmp_path: Path) -> None:
+def test_overwriting_does_not_follow_links(run: RunDirectory, tmp_path: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "file").write_text("mine")
@@ -82,36 +82,36 @@ def test_overwriting_follows_no_link(run: RunDirectory, tmp_path: Path) -> None:
     assert list(run.path.iterdir()) == []
 
 
-def test_resuming_touches_nothing(run: RunDirectory) -> None:
+def test_resuming_changes_no_files(run: RunDirectory) -> None:
     before = contents(run.path)
     (run.path / "notes.txt").write_text("mine")
     run.prepare(resume=True, overwrite=False)
     assert contents(run.path) == {**before, "notes.txt": "mine"}
 
 
-@pytest.mark.parametrize("is_there", [False, True])
-def test_nothing_to_resume(tmp_path: Path, is_there: bool) -> None:
+@pytest.mark.parametrize("exists", [False, True])
+def test_resuming_without_a_run_is_rejected(tmp_path: Path, exists: bool) -> None:
     directory = RunDirectory(tmp_path / "run")
-    if is_there:
+    if exists:
         directory.path.mkdir()
         (directory.path / "notes.txt").write_text("mine")
     assert "nothing to resume" in refusal(directory, resume=True)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_a_file_in_its_place(tmp_path: Path, overwrite: bool) -> None:
+def test_an_output_dir_that_is_a_file_is_rejected(tmp_path: Path, overwrite: bool) -> None:
     (tmp_path / "run").write_text("mine")
-    assert "this is a file" in refusal(RunDirectory(tmp_path / "run"), overwrite=overwrite)
+    assert "is a file; choose another" in refusal(RunDirectory(tmp_path / "run"), overwrite=overwrite)
     assert (tmp_path / "run").read_text() == "mine"
 
 
-def test_a_file_for_a_parent(tmp_path: Path) -> None:
+def test_an_output_dir_below_a_file_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     assert "can't be written to" in refusal(RunDirectory(tmp_path / "file" / "run"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
-def test_a_parent_that_cannot_be_written_to(tmp_path: Path) -> None:
+def test_an_output_dir_that_cannot_be_written_to_is_rejected(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         assert "can't be written to" in refusal(RunDirectory(tmp_path / "run"))
@@ -130,7 +130,7 @@ def rows(directory: RunDirectory, name: str = "metrics.jsonl") -> list[dict[str,
 
 @pytest.fixture
 def logs(tmp_path: Path) -> RunDirectory:
-    """Three updates in metrics, two episodes an update, evaluations at 0 and 2."""
+    """Return logs of three updates with two episodes each, and of evaluations at updates 0 and 2."""
     directory = RunDirectory(tmp_path)
     for update in (1, 2, 3):
         directory.append("metrics.jsonl", {"update": update, "reward": update / 3})
@@ -141,24 +141,24 @@ def logs(tmp_path: Path) -> RunDirectory:
     return directory
 
 
-def test_a_line_is_there_at_once(logs: RunDirectory) -> None:
-    assert rows(logs)[0] == {"update": 1, "reward": 1 / 3}  # floats come back as they were
+def test_appended_lines_are_flushed(logs: RunDirectory) -> None:
+    assert rows(logs)[0] == {"update": 1, "reward": 1 / 3}  # floats are exact
     assert [row["completion"] for row in rows(logs, "episodes.jsonl")] == ["é\u2028", "∇\n"] * 3
 
 
-def test_text_that_is_no_text_is_a_line_all_the_same(logs: RunDirectory) -> None:
-    logs.append("episodes.jsonl", {"update": 4, "failure": "\ud800"})  # as a user's exception may say
+def test_unpaired_surrogates_are_written(logs: RunDirectory) -> None:
+    logs.append("episodes.jsonl", {"update": 4, "failure": "\ud800"})  # the text of a user's exception
     assert rows(logs, "episodes.jsonl")[-1] == {"update": 4, "failure": "\ud800"}
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf"), -float("inf")])
-def test_a_number_that_json_lacks_is_null(logs: RunDirectory, number: float) -> None:
+def test_numbers_that_are_not_finite_are_null(logs: RunDirectory, number: float) -> None:
     logs.append("metrics.jsonl", {"update": 4, "grad_norm": number})
     assert rows(logs)[-1] == {"update": 4, "grad_norm": None}
 
 
 @pytest.mark.parametrize("num_updates", [-1, 0, 1, 2, 3, 9])
-def test_later_lines_are_cut(logs: RunDirectory, num_updates: int) -> None:
+def test_lines_of_later_updates_are_removed(logs: RunDirectory, num_updates: int) -> None:
     before = {name: rows(logs, name) for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl")}
     logs.cut_logs(num_updates)
     for name, lines in before.items():
@@ -168,7 +168,7 @@ def test_later_lines_are_cut(logs: RunDirectory, num_updates: int) -> None:
 @pytest.mark.parametrize(
     "torn", [b'{"update": 3, "comp', b'{"update": 3, "completion": "\xe2\x88', b"\0\0\0\0", b"\n", b"3"]
 )
-def test_a_torn_last_line_is_mended(logs: RunDirectory, torn: bytes) -> None:
+def test_an_incomplete_last_line_is_removed(logs: RunDirectory, torn: bytes) -> None:
     before = rows(logs, "episodes.jsonl")
     with (logs.path / "episodes.jsonl").open("ab") as file:
         file.write(torn)
@@ -178,7 +178,7 @@ def test_a_torn_last_line_is_mended(logs: RunDirectory, torn: bytes) -> None:
     assert rows(logs, "episodes.jsonl") == [*before, {"update": 4}]
 
 
-def test_a_last_line_without_its_end_is_kept(logs: RunDirectory) -> None:
+def test_a_complete_last_line_without_newline_is_kept(logs: RunDirectory) -> None:
     file = logs.path / "metrics.jsonl"
     before = rows(logs)
     file.write_bytes(file.read_bytes()[:-1])
@@ -186,32 +186,32 @@ def test_a_last_line_without_its_end_is_kept(logs: RunDirectory) -> None:
     assert rows(logs) == before
 
 
-def test_cutting_makes_no_files(tmp_path: Path) -> None:
+def test_cutting_logs_creates_no_files(tmp_path: Path) -> None:
     RunDirectory(tmp_path).cut_logs(3)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_text_is_written_whole(tmp_path: Path) -> None:
+def test_text_files_are_replaced(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path)
     directory.write_text("recipe.yaml", "é: 1\n")
     directory.write_text("recipe.yaml", "é: 2\n")
     assert contents(tmp_path) == {"recipe.yaml": "é: 2\n"}
 
 
-def test_the_environment_is_json() -> None:
+def test_the_environment_can_be_written_as_json() -> None:
     values = json.loads(json.dumps(environment(seed=3, device="cpu")))
     assert (values["seed"], values["device"]) == (3, "cpu")
     assert "torch" in values["versions"]
     assert values["versions"]["torch"] != "unknown"
 
 
-def test_the_whole_lines_of_a_log(run: RunDirectory) -> None:
+def test_only_complete_lines_of_a_log_are_read(run: RunDirectory) -> None:
     (run.path / "answers.jsonl").write_text('{"update": 0}\n{"update": 1}\n{"upd', encoding="utf-8")
     assert run.rows("answers.jsonl") == [{"update": 0}, {"update": 1}]
     assert run.rows("nothing.jsonl") == []
 
 
-def test_a_secret_is_replaced_in_texts_alone(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_replaced_in_text_only(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SORT_KEY", "accuracy")
     monkeypatch.setenv("NUMBER_TOKEN", "12345678")
     monkeypatch.setenv("QUOTED_TOKEN", 'abcd"efgh\\ij')
@@ -223,19 +223,19 @@ def test_a_secret_is_replaced_in_texts_alone(run: RunDirectory, monkeypatch: pyt
     assert run.rows("metrics.jsonl")[-1] == expected
 
 
-def test_one_run_a_directory(tmp_path: Path) -> None:
+def test_only_one_run_may_use_a_directory(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with directory.locked():
-        directory.prepare(resume=False, overwrite=False)  # the lock is no earlier run
-        with pytest.raises(InputError, match=r"another run is writing there"), directory.locked():
-            raise AssertionError("nobody gets here")
+        directory.prepare(resume=False, overwrite=False)  # the lock does not count as an earlier run
+        with pytest.raises(InputError, match=r"another run is writing to it"), directory.locked():
+            raise AssertionError("the lock was acquired twice")
         directory.write_text("recipe.yaml", "seed: 0\n")
     with directory.locked():
         directory.prepare(resume=False, overwrite=True)
     assert not (directory.path / "recipe.yaml").exists()
 
 
-def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
+def test_a_lock_is_released_when_its_process_dies(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     holds = (
         "import sys, time; from pathlib import Path; from llm_reinforce.runs import RunDirectory\n"
@@ -247,7 +247,7 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
         assert holder.stdout is not None
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(InputError, match="another run"), directory.locked():
-            raise AssertionError("nobody gets here")
+            raise AssertionError("the lock was acquired twice")
     finally:
         holder.kill()
         holder.wait()
@@ -255,7 +255,7 @@ def test_a_lock_goes_with_its_holder(tmp_path: Path) -> None:
         pass
 
 
-def test_a_run_killed_before_it_had_a_recipe_starts_anew_when_resumed(tmp_path: Path) -> None:
+def test_a_run_killed_before_its_recipe_was_written_can_be_resumed(tmp_path: Path) -> None:
     directory = RunDirectory(tmp_path / "run")
     with directory.locked():
         directory.write_text("environment.json", "{}")

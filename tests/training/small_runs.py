@@ -1,4 +1,4 @@
-"""Small runs for the tests of the loop: a tiny policy, four problems, and who watches."""
+"""Small runs for the tests of the training loop: a tiny policy, four problems, and recording displays."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -37,19 +37,19 @@ def small_policy(seed: int = 0) -> LanguagePolicy:
 
 
 def adapted_policy(directory: Path) -> LanguagePolicy:
-    """The same with a LoRA adapter, which alone is trained; its base is kept in the directory."""
+    """Return the small policy with a LoRA adapter; the base model is saved in the directory."""
     if not directory.exists():
         small_policy().save(directory)
     return load_policy(directory, lora=AdapterConfig(rank=2))
 
 
 def sevens(completion: str, problem: Problem) -> float:
-    """Something to compare episodes by, whatever they are like."""
+    """Return a reward that differs between most completions."""
     return sum(ord(character) for character in completion) % 7 / 7
 
 
 def trainer(policy: LanguagePolicy | None = None, num_updates: int = 4, **arguments: Any) -> TrainingLoop:
-    """One that trains the copy task a little, with a reward that is seldom the same twice."""
+    """Return a training loop for the copy task, with the reward `sevens`."""
     settings = {"num_updates": num_updates, "learning_rate": 1e-2, **arguments.pop("training", {})}
     defaults: dict[str, Any] = {
         "reinforce": ReinforceConfig(problems_per_update=4, episodes_per_problem=3),
@@ -85,7 +85,7 @@ def new_run(path: Path) -> RunDirectory:
 
 
 class Watcher(Silent):
-    """Keeps what it is told; stops the trainer after some updates."""
+    """Record all messages, metrics and episodes; stop the trainer after `stop_after` updates."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
@@ -123,7 +123,7 @@ def full(
     baseline: Any = "moving_average",
     **training: Any,
 ) -> TrainingLoop:
-    """A run with all that has a state: warm start, moving average, schedule, evaluations."""
+    """Return a loop with everything that has state: warm start, moving average, schedule, evaluations."""
     one = trainer(
         policy,
         reinforce=ReinforceConfig(problems_per_update=3, episodes_per_problem=3, baseline=baseline),
@@ -142,11 +142,11 @@ def full(
 
 
 class KilledError(Exception):
-    """The machine went down."""
+    """Stands for a kill of the process."""
 
 
 class Killer(Watcher):
-    """Goes down in the midst of an update's log."""
+    """Raise KilledError while the update `stop_after` is logged."""
 
     def update(self, num_updates: int, *arguments: Any) -> None:
         super().update(num_updates, *arguments)

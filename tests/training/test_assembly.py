@@ -1,4 +1,4 @@
-"""Config → objects: what doesn't fit together is found before training."""
+"""From the config to the objects of a run: incompatible settings are found before training."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ training: {num_updates: 2, learning_rate: 1e-3}
 """
 
 
-class Ear(Silent):
-    """Keeps what it is told."""
+class MessageRecorder(Silent):
+    """Record all messages."""
 
     def __init__(self) -> None:
-        self.told: list[str] = []
+        self.messages: list[str] = []
 
     def say(self, sentence: str) -> None:
-        self.told.append(sentence)
+        self.messages.append(sentence)
 
 
 def recipe(tmp_path: Path, *overrides: str) -> Config:
@@ -48,7 +48,7 @@ def write_sums(path: Path, prompts: list[str], **columns: str) -> Path:
     return path
 
 
-def test_generated_problems_come_in_the_template_and_from_the_seed(tmp_path: Path) -> None:
+def test_generated_problems_depend_on_template_and_seed(tmp_path: Path) -> None:
     split = problems_from_config(recipe(tmp_path, "problems.template='+{prompt}-{prompt}'"))
     assert len(split.held_out) == 10
     for problem in (*split.train, *split.held_out):
@@ -58,7 +58,7 @@ def test_generated_problems_come_in_the_template_and_from_the_seed(tmp_path: Pat
     assert problems_from_config(recipe(tmp_path, "seed=1")) != problems_from_config(recipe(tmp_path))
 
 
-def test_one_file_is_split_and_keeps_its_columns(tmp_path: Path) -> None:
+def test_one_file_is_split_and_columns_are_kept(tmp_path: Path) -> None:
     data = write_sums(tmp_path / "a.jsonl", [f"{number}=" for number in range(9)], kind="sum")
     source = f"problems={{train: {{data: {data}}}, num_held_out: 3, template: '{{prompt}}?'}}"
     split = problems_from_config(recipe(tmp_path, source))
@@ -67,7 +67,7 @@ def test_one_file_is_split_and_keeps_its_columns(tmp_path: Path) -> None:
     assert split.train[0].columns == {"kind": "sum"}
 
 
-def test_algebra_is_asked_for_by_the_recipe_and_needs_math_verify(
+def test_algebra_is_set_by_the_recipe_and_requires_math_verify(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = write_sums(tmp_path / "a.jsonl", ["1=", "2=", "3="])
@@ -82,48 +82,50 @@ def test_algebra_is_asked_for_by_the_recipe_and_needs_math_verify(
         problems_from_config(recipe(tmp_path, source))
 
 
-def test_what_is_held_out_leaves_the_training_problems(tmp_path: Path) -> None:
+def test_held_out_problems_are_removed_from_the_training_problems(tmp_path: Path) -> None:
     train = write_sums(tmp_path / "a.jsonl", ["1=", "2=", "3=", "  2=", "4="])
     held_out = write_sums(tmp_path / "b.jsonl", ["2=", "5=", "4= "])
     source = f"problems={{train: {{data: {train}}}, held_out: {{data: {held_out}}}, num_held_out: 2}}"
-    ear = Ear()
-    split = problems_from_config(recipe(tmp_path, source), ear.say)
+    recorder = MessageRecorder()
+    split = problems_from_config(recipe(tmp_path, source), recorder.say)
     assert [problem.prompt for problem in split.train] == ["1=", "3="]
     assert len(split.held_out) == 2
-    assert ear.told == ["3 training problems are among the held-out ones and were left out"]
+    assert recorder.messages == ["3 training problems are also held-out problems and were left out"]
 
 
-def test_who_trains_on_what_he_evaluates_on_is_told(tmp_path: Path) -> None:
+def test_training_on_the_evaluated_problems_is_reported(tmp_path: Path) -> None:
     data = write_sums(tmp_path / "a.jsonl", ["1=", "2=", "3="])
     same = f"problems={{train: {{data: {data}}}, held_out: {{data: {data}}}, num_held_out: 3}}"
-    ear = Ear()
-    split = problems_from_config(recipe(tmp_path, same), ear.say)
+    recorder = MessageRecorder()
+    split = problems_from_config(recipe(tmp_path, same), recorder.say)
     assert {problem.prompt for problem in split.train} == {problem.prompt for problem in split.held_out}
-    assert "trains on what it evaluates on" in ear.told[0]
-    assert "3 of 3 problems asked are training problems as well" in ear.told[1]
-    ear = Ear()
-    problems_from_config(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 0}}"), ear.say)
-    assert ear.told == ["no problems are held out: accuracy is measured on the training problems"]
+    assert "evaluated on its training problems" in recorder.messages[0]
+    assert "3 of 3 evaluated problems are also training problems" in recorder.messages[1]
+    recorder = MessageRecorder()
+    problems_from_config(
+        recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 0}}"), recorder.say
+    )
+    assert recorder.messages == ["no problems are held out: accuracy is measured on the training problems"]
 
 
-def test_near_copies_of_held_out_problems_are_told(tmp_path: Path) -> None:
+def test_near_copies_of_held_out_problems_are_reported(tmp_path: Path) -> None:
     words = "How many apples has Tom"
     train = write_sums(tmp_path / "a.jsonl", [f"{words}, 1 or 2?", "1+1="])
     held_out = write_sums(tmp_path / "b.jsonl", [f"{words}: 1 or 2", f"{words}, 3 or 4?", "3+1="])
-    ear = Ear()
+    recorder = MessageRecorder()
     source = f"problems={{train: {{data: {train}}}, held_out: {{data: {held_out}}}, num_held_out: 3}}"
-    problems_from_config(recipe(tmp_path, source), ear.say)
-    assert [sentence.partition(" (")[0] for sentence in ear.told] == [
-        "1 of 3 problems asked are training problems as well: the policy may know their answers by heart",
-        "1 of 3 problems asked are training problems with other numbers",
+    problems_from_config(recipe(tmp_path, source), recorder.say)
+    assert [sentence.partition(" (")[0] for sentence in recorder.messages] == [
+        "1 of 3 evaluated problems are also training problems: the policy may have memorized their answers",
+        "1 of 3 evaluated problems are training problems with other numbers",
     ]
 
 
-def test_held_out_problems_have_a_template_and_examples_of_their_own(tmp_path: Path) -> None:
+def test_held_out_problems_have_their_own_template_and_examples(tmp_path: Path) -> None:
     data = write_sums(tmp_path / "a.jsonl", [f"{number}=" for number in range(9)])
     source = f"problems={{train: {{data: {data}}}, num_held_out: 3}}"
-    asked = "evaluation={few_shot: 2, template: 'Q{prompt}'}"
-    split = problems_from_config(recipe(tmp_path, source, asked))
+    evaluation = "evaluation={few_shot: 2, template: 'Q{prompt}'}"
+    split = problems_from_config(recipe(tmp_path, source, evaluation))
     assert all(problem.prompt[0] != "Q" for problem in split.train)
     before = {problem.prompt.rpartition("Q")[0] for problem in split.held_out}
     assert len(before) == 1
@@ -131,10 +133,10 @@ def test_held_out_problems_have_a_template_and_examples_of_their_own(tmp_path: P
     assert shown.count("\n\n") == shown.count("Q") == 2
     own = {problem.prompt.rpartition("Q")[2] for problem in split.held_out}
     assert not any(f"Q{prompt}" in shown for prompt in own)
-    with pytest.raises(InputError, match="few_shot: 7 examples are wanted, and only 6 of 6"):
+    with pytest.raises(InputError, match="few_shot: needs 7 examples, but only 6 of 6"):
         problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
-        with pytest.raises(InputError, match="read for held-out problems only"):
+        with pytest.raises(InputError, match="used for held-out problems only"):
             recipe(
                 tmp_path,
                 f"problems={{train: {{data: {data}}}, num_held_out: 0}}",
@@ -142,13 +144,13 @@ def test_held_out_problems_have_a_template_and_examples_of_their_own(tmp_path: P
             )
 
 
-def test_a_named_set_trains_a_recipe(tmp_path: Path) -> None:
+def test_a_recipe_reads_a_named_data_set(tmp_path: Path) -> None:
     data = tmp_path / "train.jsonl"
     data.write_text("".join(f'{{"question": "{n} and 1?", "answer": "#### {n + 1}"}}\n' for n in range(5)))
     source = f"problems={{train: {{data: gsm8k={data}}}, num_held_out: 2}}"
     split = problems_from_config(recipe(tmp_path, source))
     assert {problem.answer for problem in (*split.train, *split.held_out)} == set("12345")
-    with pytest.raises(InputError, match="not read for a file"):
+    with pytest.raises(InputError, match="not used for a file"):
         recipe(tmp_path, f"problems={{train: {{data: gsm8k={data}, split: test}}}}")
     with pytest.raises(InputError, match="did you mean 'gsm8k'"):
         problems_from_config(recipe(tmp_path, "problems={train: {data: gsm9k}}"))
@@ -159,12 +161,12 @@ def test_a_named_set_trains_a_recipe(tmp_path: Path) -> None:
     [
         ("data: nowhere.jsonl", "no such file"),
         ("data: ~/nowhere.json", "no such file"),
-        ("data: nowhere.json, config: main", "not read for a file"),
-        ("data: a.txt, config: main", "not read for a file"),
-        ("data: a.txt, split: test", "not read for a file"),
+        ("data: nowhere.json, config: main", "not used for a file"),
+        ("data: a.txt, config: main", "not used for a file"),
+        ("data: a.txt, split: test", "not used for a file"),
     ],
 )
-def test_what_looks_like_a_file_is_never_looked_up_on_the_hub(
+def test_file_names_are_never_looked_up_on_the_hub(
     tmp_path: Path, settings: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -173,51 +175,56 @@ def test_what_looks_like_a_file_is_never_looked_up_on_the_hub(
         problems_from_config(recipe(tmp_path, f"problems={{train: {{{settings}}}}}"))
 
 
-def test_rewards_have_their_weights_and_arguments(tmp_path: Path) -> None:
+def test_rewards_get_their_weights_and_arguments(tmp_path: Path) -> None:
     settings = "rewards=[{function: conciseness, weight: 0.5, arguments: {max_tokens: 10}}]"
     reward = reward_from_config(recipe(tmp_path, settings).rewards[0])
     assert (reward.name, reward.weight) == ("conciseness", 0.5)
     assert reward.function("2", Problem("1+1=", "2"), completion_ids=[7]) == pytest.approx(0.9)
 
 
-def test_characters_outside_the_alphabet_are_found_before_a_model_is_made(tmp_path: Path) -> None:
+def test_characters_outside_the_alphabet_are_found_before_a_model_is_built(tmp_path: Path) -> None:
     data = write_sums(tmp_path / "a.jsonl", ["1=", "2?", "3="])
     source = f"problems={{train: {{data: {data}}}, num_held_out: 1}}"
     with pytest.raises(InputError, match=r"alphabet lacks '\?', found in the prompt '2\?'"):
         build_loop(recipe(tmp_path, source))
     write_sums(data, ["1=", "2=", "3="], solution="three")
-    with pytest.raises(InputError, match=r"found in the answer to .*, which the warm start shows"):
+    with pytest.raises(InputError, match=r"found in the answer to .*, which the warm start trains on"):
         build_loop(recipe(tmp_path, source, "training.warm_start.num_updates=20"))
 
 
-def test_answers_that_cannot_be_written_are_told(tmp_path: Path) -> None:
-    ear = Ear()
+def test_answers_with_unknown_characters_are_reported(tmp_path: Path) -> None:
+    recorder = MessageRecorder()
     overrides = ["problems.generate.operations=[subtraction]", "policy.random_init.alphabet='0123456789-='"]
-    build_loop(recipe(tmp_path, *overrides), display=ear)
-    assert not any("can't write" in sentence for sentence in ear.told)
+    build_loop(recipe(tmp_path, *overrides), display=recorder)
+    assert not any("have an answer with characters" in sentence for sentence in recorder.messages)
     data = tmp_path / "a.jsonl"
     data.write_text(
         '{"prompt": "1", "answer": "a"}\n{"prompt": "2", "answer": "2"}\n{"prompt": "3", "answer": "b"}\n'
     )
-    build_loop(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 1}}"), display=ear)
+    build_loop(recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 1}}"), display=recorder)
     assert any(
-        "have an answer that the policy's alphabet lacks characters for" in sentence for sentence in ear.told
+        "training problems have an answer with characters" in sentence for sentence in recorder.messages
     )
 
 
-def test_prompts_that_leave_no_room_are_refused(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
+def test_prompts_that_leave_no_room_for_a_completion_are_rejected(
+    tmp_path: Path, tiny_policy: LanguagePolicy
+) -> None:
     check_prompts_fit(tiny_policy, [Problem("1" * 28, "1")], 4)
-    with pytest.raises(InputError, match=r"problem 'long': its prompt has 29 tokens, .* more than the 32"):
+    with pytest.raises(
+        InputError,
+        match=r"problem 'long': its prompt has 29 tokens; .* exceeds the context of the policy, 32",
+    ):
         check_prompts_fit(tiny_policy, [Problem("1", "1"), Problem("1" * 29, "1", id="long")], 4)
-    with pytest.raises(InputError, match="that is more than the 16 tokens"):
+    with pytest.raises(InputError, match="this exceeds the context of the policy, 16 tokens"):
         build_loop(recipe(tmp_path, "problems.generate={digits: [7], num_train: 9}"))
 
 
-def test_a_trainer_has_all_that_the_recipe_says(tmp_path: Path) -> None:
-    ear = Ear()
-    trainer = build_loop(recipe(tmp_path, "seed=7"), display=ear)
+def test_build_loop_uses_the_settings_of_the_recipe(tmp_path: Path) -> None:
+    recorder = MessageRecorder()
+    trainer = build_loop(recipe(tmp_path, "seed=7"), display=recorder)
     assert (trainer.seed, trainer.sampling.max_new_tokens, len(trainer.held_out)) == (7, 4, 10)
-    assert ear.told[0] == f"problems: {len(trainer.problems)} to train on, 10 held out"
-    assert ear.told[1].startswith("policy: llama, ")
-    assert ear.told[1].endswith("parameters, all trained")
+    assert recorder.messages[0] == f"problems: {len(trainer.problems)} to train on, 10 held out"
+    assert recorder.messages[1].startswith("policy: llama, ")
+    assert recorder.messages[1].endswith("parameters, all trained")
     assert trainer.train().num_updates == 2

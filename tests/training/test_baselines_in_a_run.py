@@ -1,4 +1,4 @@
-"""The baselines that need more of a run than its returns: greedy completions, a value head."""
+"""Baselines that need more than returns: greedy completions and a value head."""
 
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,7 @@ def head_of(one: TrainingLoop) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------- greedy
 
 
-def test_greedy_completions_are_sampled_rewarded_logged_and_counted() -> None:
+def test_greedy_completions_are_rewarded_logged_and_counted() -> None:
     watcher = Watcher()
     one = trainer(num_updates=2, reinforce=with_baseline("greedy"), display=watcher)
     collected: list[EpisodeBatch] = []
@@ -64,42 +64,42 @@ def test_greedy_completions_are_sampled_rewarded_logged_and_counted() -> None:
         rewards = [sevens(episode.completion.text, episode.problem) for episode in batch.greedy]
         assert len(rewards) == 4
         assert metrics["greedy/reward"] == pytest.approx(sum(rewards) / 4)
-        assert metrics["baseline"] == pytest.approx(sum(rewards) / 4, abs=1e-6)  # equally many of each
+        assert metrics["baseline"] == pytest.approx(sum(rewards) / 4, abs=1e-6)  # groups of equal size
         assert "greedy/num_unscored" not in metrics
         sampled = [sevens(episode.completion.text, episode.problem) for episode in batch.episodes]
-        assert metrics["reward"] == pytest.approx(sum(sampled) / 12, abs=1e-6)  # not mixed in
+        assert metrics["reward"] == pytest.approx(sum(sampled) / 12, abs=1e-6)  # of the sampled ones only
         num_tokens += batch.num_tokens
         assert batch.num_tokens > int(batch.lengths.sum())
         assert metrics["num_tokens"] == num_tokens
     assert one.state.num_tokens == num_tokens
 
 
-def test_a_reward_that_fails_on_greedy_completions_alone_moves_nothing_and_is_told() -> None:
+def test_a_reward_that_fails_on_greedy_completions_only_is_reported_and_skips_the_update() -> None:
     policy, watcher = small_policy(), Watcher()
     before = weights(policy)
     calls = 0
 
-    def falls_ill(completion: str, problem: Problem) -> float:
+    def fails_later(completion: str, problem: Problem) -> float:
         nonlocal calls
         calls += 1
-        if calls > 16:  # 4 when the rewards are tried, 12 that are sampled
-            raise RuntimeError("the judge is ill")
+        if calls > 16:  # 4 trial episodes and 12 sampled ones
+            raise RuntimeError("the judge failed")
         return sevens(completion, problem)
 
-    reward = WeightedReward("ill", falls_ill)
+    reward = WeightedReward("fails_later", fails_later)
     trainer(policy, 1, reinforce=with_baseline("greedy"), rewards=(reward,), display=watcher).train()
     assert watcher.metrics[0]["greedy/num_unscored"] == 4
     assert "greedy/reward" not in watcher.metrics[0]
     assert watcher.metrics[0]["num_unscored"] == 0
-    assert any("the judge is ill" in line for line in watcher.said)
+    assert any("the judge failed" in line for line in watcher.said)
     assert same(weights(policy), before)
 
 
 # -------------------------------------------------------------------------------------------- value
 
 
-def test_the_first_update_is_that_of_no_baseline_and_later_ones_are_not() -> None:
-    # at birth V is 0; and what is predicted is predicted before the head has seen the episodes
+def test_the_value_baseline_is_zero_in_the_first_update_only() -> None:
+    # V is 0 initially, and the episodes of an update are predicted before the head is fitted to them
     results: dict[str, list[dict[str, torch.Tensor]]] = {}
     for baseline in ("none", "value"):
         copies = results.setdefault(baseline, [])
@@ -116,7 +116,7 @@ def test_the_first_update_is_that_of_no_baseline_and_later_ones_are_not() -> Non
     assert not same(results["none"][1], results["value"][1])
 
 
-def test_the_logged_numbers_are_of_before_the_fit() -> None:
+def test_value_metrics_are_computed_before_the_fit() -> None:
     watcher = Watcher()
     one = trainer(num_updates=6, reinforce=with_baseline("value"), display=watcher)
     one.train()
@@ -131,8 +131,8 @@ def test_the_logged_numbers_are_of_before_the_fit() -> None:
     assert watcher.metrics[-1]["baseline"] > 0.0
 
 
-def test_it_learns_what_can_be_foretold() -> None:
-    # the reward is the prompt's digit, whatever is said, which the states show
+def test_the_value_head_learns_predictable_returns() -> None:
+    # the reward is the digit of the prompt, which V can read from the states
     watcher = Watcher()
     reward = WeightedReward("digit", lambda completion, problem: float(problem.answer) / 3)
     reinforce = with_baseline("value", value=ValueConfig(learning_rate=1e-2, num_steps=20))
@@ -156,7 +156,7 @@ def run_of(directory: RunDirectory, watcher: Watcher, **training: Any) -> Traini
 
 
 @pytest.mark.parametrize("stop_after", [1, 3])
-def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, stop_after: int) -> None:
+def test_a_resumed_run_with_a_value_head_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     straight = run_of(straight_run := new_run(tmp_path / "straight"), Watcher())
     straight.train()
     run_of(stopped_run := new_run(tmp_path / "stopped"), Watcher(stop_after)).train()
@@ -165,40 +165,40 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path: Path, stop_after: int) -> N
     assert watcher.said == [f"resuming from update-{stop_after:06d}"]
     assert same(weights(resumed.policy), weights(straight.policy))
     assert same(head_of(resumed), head_of(straight))
-    assert len(head_of(straight)) == 4 + 4 * 3  # weights and moments
+    assert len(head_of(straight)) == 4 + 4 * 3  # 4 weights, 3 optimizer tensors for each
     for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"):
         assert timeless(rows(stopped_run, name)) == timeless(rows(straight_run, name)), name
 
 
-def test_a_checkpoint_without_a_value_head_is_gone_on_from_with_a_new_one(tmp_path: Path) -> None:
+def test_a_checkpoint_without_a_value_head_is_resumed_with_a_new_one(tmp_path: Path) -> None:
     directory = new_run(tmp_path / "run")
     trainer(num_updates=1, run_directory=directory).train()
     watcher = Watcher()
     run_of(directory, watcher).train(resume=True)
-    assert "checkpoint update-000001 has no value head: it starts anew" in watcher.said
+    assert "checkpoint update-000001 has no value head; the run continues with a new one" in watcher.said
     assert watcher.metrics[0]["value/explained_variance"] == 0.0
 
 
-def test_a_value_head_of_another_size_is_told(tmp_path: Path) -> None:
+def test_a_value_head_of_a_different_size_is_rejected(tmp_path: Path) -> None:
     directory = new_run(tmp_path / "run")
     run_of(directory, Watcher(1)).train()
     other = trainer(reinforce=with_baseline("value"), run_directory=directory)
-    with pytest.raises(InputError, match=r"another size \(reinforce.value.hidden_size\)"):
+    with pytest.raises(InputError, match=r"different size; set reinforce.value.hidden_size"):
         other.train(resume=True)
 
 
-def test_a_regression_that_is_not_finite_moves_no_head_and_the_next_does(tmp_path: Path) -> None:
+def test_a_fit_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     policy, copies = small_policy(), []
-    is_ill = False
+    is_broken = False
 
     def huge(completion: str, problem: Problem) -> float:
-        return 3e38 if is_ill else sevens(completion, problem)
+        return 3e38 if is_broken else sevens(completion, problem)
 
     class Copying(Watcher):
         def update(self, num_updates: int, *arguments: Any) -> None:
-            nonlocal is_ill
+            nonlocal is_broken
             super().update(num_updates, *arguments)
-            is_ill = num_updates == 1
+            is_broken = num_updates == 1
             assert self.trainer is not None
             copies.append(head_of(self.trainer))
 
@@ -214,10 +214,10 @@ def test_a_regression_that_is_not_finite_moves_no_head_and_the_next_does(tmp_pat
     assert all(bool(value.isfinite().all()) for value in third.values())
     assert one.state.num_skipped_fits == 1
     assert [metrics["value/num_skipped_fits"] for metrics in watcher.metrics] == [0, 1, 1]
-    assert sum("the value head skips steps of update 2" in said for said in watcher.said) == 1
+    assert sum("value-head steps of update 2 were skipped" in said for said in watcher.said) == 1
 
 
-def test_unscored_episodes_teach_the_head_nothing() -> None:
+def test_unscored_episodes_do_not_change_the_value_head() -> None:
     def picky(value: float | None) -> Any:
         return lambda completion, problem: value if problem.id == "0" else sevens(completion, problem)
 
@@ -230,7 +230,7 @@ def test_unscored_episodes_teach_the_head_nothing() -> None:
     assert same(heads[0][1], heads[1][1])
 
 
-def test_step_rewards_and_a_discount_reach_the_head() -> None:
+def test_the_value_head_is_fitted_to_discounted_step_rewards() -> None:
     def first_character(completion: str, problem: Problem) -> StepRewards:
         return StepRewards([(0, 1, 2.0)] if completion else [])
 
@@ -242,11 +242,11 @@ def test_step_rewards_and_a_discount_reach_the_head() -> None:
         rewards=(WeightedReward("first", first_character),),
         display=watcher,
     ).train()
-    # what is to come falls from 2 to 0 once the first character is there, which the state shows
+    # the return falls from 2 to 0 after the first character, and the state shows if there is one
     assert watcher.metrics[-1]["value/explained_variance"] > 0.5
 
 
-def test_adapters_are_judged_too_and_neither_they_nor_their_base_learn_from_it(tmp_path: Path) -> None:
+def test_the_value_head_does_not_change_the_policy(tmp_path: Path) -> None:
     small_policy().save(tmp_path / "base")
     policy = load_policy(tmp_path / "base", lora=AdapterConfig(rank=2))
     one = trainer(policy, 2, reinforce=with_baseline("value"))
@@ -261,9 +261,11 @@ def test_adapters_are_judged_too_and_neither_they_nor_their_base_learn_from_it(t
     assert not same(weights(policy), before)
 
 
-def test_a_policy_without_a_head_to_look_at_is_refused_before_training(tiny_policy: LanguagePolicy) -> None:
+def test_a_policy_without_readable_hidden_states_is_rejected_before_training(
+    tiny_policy: LanguagePolicy,
+) -> None:
     model: Any = tiny_policy.model
     model.get_output_embeddings = lambda: None
-    model.model.layers[0].register_forward_hook(lambda *arguments: None)  # so that it goes the general way
+    model.model.layers[0].register_forward_hook(lambda *arguments: None)  # disables the fast path
     with pytest.raises(InputError, match="choose another baseline"):
         trainer(tiny_policy, reinforce=with_baseline("value"))

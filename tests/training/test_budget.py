@@ -1,4 +1,4 @@
-"""A budget of sampled tokens: when the run ends, what is measured then, and that it can be raised."""
+"""Budgets of sampled tokens: end of the run, evaluations, and a larger budget on resume."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +27,9 @@ def training(num_updates: int = 10, num_tokens: int | None = 100) -> TrainingCon
         (100, TrainState(10, num_tokens=99), True),
     ],
 )
-def test_when_a_run_is_over(num_tokens: int | None, state: TrainState, over: bool) -> None:
+def test_run_is_over_after_its_updates_or_tokens(
+    num_tokens: int | None, state: TrainState, over: bool
+) -> None:
     assert is_over(training(num_tokens=num_tokens), state) is over
 
 
@@ -35,14 +37,14 @@ def test_when_a_run_is_over(num_tokens: int | None, state: TrainState, over: boo
     ("num_tokens", "state", "expected"),
     [
         (None, TrainState(4, num_tokens=1), 10),
-        (100, TrainState(), 10),  # nothing is known yet
+        (100, TrainState(), 10),  # the tokens per update are not known yet
         (100, TrainState(2, num_tokens=40), 5),
         (101, TrainState(2, num_tokens=40), 6),
         (100, TrainState(2, num_tokens=2), 10),  # num_updates ends it first
-        (100, TrainState(2, num_tokens=250), 2),  # over, and so exact
+        (100, TrainState(2, num_tokens=250), 2),  # exact, since the run is over
     ],
 )
-def test_how_many_updates_are_expected(num_tokens: int | None, state: TrainState, expected: int) -> None:
+def test_expected_number_of_updates(num_tokens: int | None, state: TrainState, expected: int) -> None:
     assert expected_updates(training(num_tokens=num_tokens), state) == expected
 
 
@@ -57,7 +59,7 @@ def test_evaluations_by_updates_and_by_tokens() -> None:
 
 
 def budgeted(directory: RunDirectory, watcher: Watcher, num_tokens: int, **settings: Any) -> TrainingLoop:
-    """A run whose updates sample 12 episodes of at most 4 tokens."""
+    """Return a run whose updates sample 12 episodes of at most 4 tokens."""
     one = trainer(
         num_updates=1000,
         training={"num_tokens": num_tokens, "checkpoint_every": 2, **settings},
@@ -70,7 +72,7 @@ def budgeted(directory: RunDirectory, watcher: Watcher, num_tokens: int, **setti
     return one
 
 
-def test_a_run_ends_with_its_tokens_evaluated_and_saved(tmp_path: Path) -> None:
+def test_a_run_that_reaches_its_token_budget_is_evaluated_and_saved(tmp_path: Path) -> None:
     directory, watcher = new_run(tmp_path / "run"), Watcher()
     state = budgeted(directory, watcher, 250).train()
     sampled = [row["num_tokens"] for row in rows(directory)]
@@ -82,12 +84,12 @@ def test_a_run_ends_with_its_tokens_evaluated_and_saved(tmp_path: Path) -> None:
     evaluated = [by_update[row["update"]] for row in rows(directory, "evaluations.jsonl")]
     crossed = [next(number for number in sampled if number >= line) for line in (100, 200)]
     assert evaluated == sorted({0, *crossed, state.num_tokens})
-    asked = {row["update"] for row in rows(directory, "answers.jsonl")}
-    assert asked == {0, state.num_updates}  # before and after
+    recorded = {row["update"] for row in rows(directory, "answers.jsonl")}
+    assert recorded == {0, state.num_updates}  # first and last evaluation only
     assert any("250 sampled tokens" in sentence for sentence in watcher.said)
 
 
-def test_a_stopped_run_resumes_to_the_same_end_and_its_budget_may_grow(tmp_path: Path) -> None:
+def test_a_stopped_run_ends_with_the_same_bits_and_its_budget_may_grow(tmp_path: Path) -> None:
     whole = new_run(tmp_path / "whole")
     undisturbed = budgeted(whole, Watcher(), 400)
     undisturbed.train()
@@ -98,13 +100,13 @@ def test_a_stopped_run_resumes_to_the_same_end_and_its_budget_may_grow(tmp_path:
     assert is_over(again.training, again.train(resume=True))
     longer = budgeted(directory, Watcher(), 400)
     state = longer.train(resume=True)
-    # an evaluation at 250 tokens was made here alone
+    # only this run was evaluated at 250 tokens
     assert replace(state, best_evaluation={}) == replace(undisturbed.state, best_evaluation={})
     assert same(weights(longer.policy), weights(undisturbed.policy))
     assert timeless(rows(directory)) == timeless(rows(whole))
 
 
-def test_what_is_told_of_the_total_ends_exact(tmp_path: Path) -> None:
+def test_the_displayed_number_of_updates_is_exact_at_the_end(tmp_path: Path) -> None:
     totals: list[tuple[int, int]] = []
 
     class Totals(Watcher):

@@ -1,4 +1,4 @@
-"""Several processes train one policy, as `accelerate launch` starts them."""
+"""Training in several processes, as started by `accelerate launch`."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from llm_reinforce.training.data_parallel import SHARDING, new_accelerator
 
 
 def launched(*program: str) -> subprocess.CompletedProcess[str]:
-    """The program after its end, in two processes of one thread each."""
+    """Run the program in two processes of one thread each, and return the result."""
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
         [sys.executable, *launch, *program],
@@ -37,7 +37,7 @@ def test_two_processes_train_to_the_end(tmp_path: Path, baseline: str) -> None:
         "policy.random_init.num_heads": 2,
         "policy.random_init.hidden_size": 16,
         "policy.random_init.intermediate_size": 16,
-        "problems.generate.digits": [1],  # so that prompts repeat, in one process and not in the other
+        "problems.generate.digits": [1],  # few problems, so prompts repeat in one process but not the other
         "problems.num_held_out": 10,
         "reinforce.problems_per_update": 8,
         "reinforce.baseline": baseline,
@@ -51,14 +51,14 @@ def test_two_processes_train_to_the_end(tmp_path: Path, baseline: str) -> None:
     done = launched("-m", "llm_reinforce", "train", "quickstart", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [row["update"] for row in rows] == [1, 2, 3, 4, 5, 6]  # one process writes
+    assert [row["update"] for row in rows] == [1, 2, 3, 4, 5, 6]  # written by one process only
     lengths = sum(row["completions/mean_length"] for row in rows) * 16
-    assert rows[-1]["num_tokens"] > 1.5 * lengths  # the other's tokens are counted too
+    assert rows[-1]["num_tokens"] > 1.5 * lengths  # includes the tokens of the other process
     assert (tmp_path / "run" / "policy" / "config.json").is_file()
 
 
 def run_twice(directory: Path, program: str) -> None:
-    """Run the program in two processes; each must get to its end. It makes the trainer `one`."""
+    """Run the program in two processes and check that both finish. The program defines the trainer `one`."""
     path = directory / "program.py"
     path.write_text(
         f"""
@@ -67,17 +67,17 @@ sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parents[2])]!r}
 import torch
 {program}
 one.accelerator.wait_for_everyone()
-print("one and the same", flush=True)
-os._exit(0)  # gloo's threads may abort a process that takes itself down
+print("finished", flush=True)
+os._exit(0)  # a regular exit may be aborted by the threads of gloo
 """
     )
     done = launched(str(path))
     assert done.returncode == 0, done.stderr[-4000:]
-    assert done.stdout.count("one and the same") == 2
+    assert done.stdout.count("finished") == 2
 
 
 @pytest.mark.slow
-def test_two_processes_broadcast_weights_and_add_up_their_gradients(tmp_path: Path) -> None:
+def test_two_processes_broadcast_weights_and_sum_gradients(tmp_path: Path) -> None:
     run_twice(
         tmp_path,
         """
@@ -104,7 +104,7 @@ gradient_step.sum_gradients = warm_start.sum_gradients = checking
 policy = small_policy(seed=int(os.environ["RANK"]))
 start = WarmStartConfig(num_updates=2, batch_size=4, num_warmup_updates=0)
 one = trainer(policy, num_updates=3, training={"warm_start": start, "micro_batch_tokens": 30})
-assert packable_model(one.gradient_step.model) is policy.model  # scored in the fast way
+assert packable_model(one.gradient_step.model) is policy.model  # the fast path is used
 for run in (lambda: None, one.train):
     run()
     both = one.accelerator.gather(flat(policy.model.parameters())[None])
@@ -113,20 +113,20 @@ assert len(checked) == 5
 
 rank = one.accelerator.process_index
 odd = torch.nn.Module()
-odd.nobodys, odd.first_s = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
-odd.register_buffer("sliced", torch.full((4, 6), float(rank))[:, ::2])
+odd.no_gradient, odd.gradient_in_first = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+odd.register_buffer("not_contiguous", torch.full((4, 6), float(rank))[:, ::2])
 data_parallel.broadcast_weights(odd, one.accelerator)
-assert not odd.sliced.any()  # numbers that do not lie side by side in memory
+assert not odd.not_contiguous.any()
 if rank == 0:
-    odd.first_s.grad = torch.full((3,), 2.0)
+    odd.gradient_in_first.grad = torch.full((3,), 2.0)
 data_parallel.sum_gradients(odd, one.accelerator)
-assert odd.nobodys.grad is None and odd.first_s.grad.tolist() == [2.0, 2.0, 2.0]
+assert odd.no_gradient.grad is None and odd.gradient_in_first.grad.tolist() == [2.0, 2.0, 2.0]
 """,
     )
 
 
 @pytest.mark.parametrize("kind", SHARDING)
-def test_a_policy_in_pieces_is_refused(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sharding_is_rejected(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
     def launched(mixed_precision: str) -> Any:
         return SimpleNamespace(distributed_type=kind)
 
@@ -136,7 +136,7 @@ def test_a_policy_in_pieces_is_refused(kind: DistributedType, monkeypatch: pytes
 
 
 @pytest.mark.slow
-def test_the_value_heads_of_two_processes_are_one(tmp_path: Path) -> None:
+def test_the_value_heads_of_two_processes_are_equal(tmp_path: Path) -> None:
     run_twice(
         tmp_path,
         """
@@ -144,7 +144,7 @@ from small_runs import Watcher, sevens, trainer
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.rewards import WeightedReward
 
-def picky(completion, problem):  # so that the two have different numbers of scored episodes
+def picky(completion, problem):  # the two processes have different numbers of scored episodes
     return None if problem.id == "0" else sevens(completion, problem)
 
 reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3, baseline="value")
@@ -158,7 +158,7 @@ assert both.shape[0] == 2 and torch.equal(both[0], both[1]) and bool(head.any())
 
 
 @pytest.mark.slow
-def test_two_processes_gradient_is_that_of_one_with_all_the_episodes(tmp_path: Path) -> None:
+def test_the_gradient_of_two_processes_equals_that_of_one_with_all_episodes(tmp_path: Path) -> None:
     run_twice(
         tmp_path,
         """
@@ -180,9 +180,9 @@ def gradient():
     return torch.cat([parameter.grad.flatten() for parameter in parameters])
 
 def checking(model, accelerator):
-    adding_up(model, accelerator)
+    sum_gradients(model, accelerator)
     of_both = gradient()
-    # the same weights still; now all episodes in this process, with nobody to add
+    # with the same weights, compute the gradient of all episodes in this process alone
     everyone = EpisodeBatch.of(tuple(gather_object(list(batches[-1].episodes))))
     estimate = estimate_advantages(everyone, settings, MovingAverage())
     model.zero_grad()
@@ -197,7 +197,7 @@ def watched(self, batch, *rest):
     batches.append(batch)
     return plain(self, batch, *rest)
 
-adding_up, gradient_step.sum_gradients = gradient_step.sum_gradients, checking
+sum_gradients, gradient_step.sum_gradients = gradient_step.sum_gradients, checking
 gradient_step.GradientStep.__call__ = watched
 one.train()
 assert [number for number, _ in compared] == [12, 12], compared

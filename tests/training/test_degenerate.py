@@ -1,4 +1,4 @@
-"""Updates with nothing to compare: empty completions, all truncated, equal or unscored but one."""
+"""Degenerate updates: empty completions, all truncated, equal rewards, a single scored episode."""
 
 import math
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Reward = Callable[[str, Problem], float | None]
 
 
 def biased(policy: LanguagePolicy, bias: float) -> None:
-    """Make the end token so much likelier, in sampling and in scoring."""
+    """Add `bias` to the logits of the end tokens, in sampling and in the loss."""
 
     def hook(module: Any, arguments: Any, output: torch.Tensor) -> torch.Tensor:
         towards = torch.zeros(output.shape[-1])
@@ -33,7 +33,7 @@ def biased(policy: LanguagePolicy, bias: float) -> None:
 def whole_run(
     tmp_path: Path, policy: LanguagePolicy, reward: Reward, **settings: Any
 ) -> tuple[list[dict[str, Any]], Watcher]:
-    """The metrics of a run, in which every number is one and every weight stays finite."""
+    """Train a run and return its metrics; check that all metrics and weights are finite."""
     directory, watcher = new_run(tmp_path / "run"), Watcher()
     reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3, **settings)
     one = trainer(
@@ -60,8 +60,8 @@ ESTIMATES = [
 
 @pytest.mark.parametrize("settings", ESTIMATES, ids=lambda each: "-".join(map(str, each.values())))
 @pytest.mark.parametrize("is_adapted", [False, True])
-def test_completions_that_are_empty(tmp_path: Path, settings: dict[str, Any], is_adapted: bool) -> None:
-    """The end token alone: one action, with a gradient of its own."""
+def test_empty_completions(tmp_path: Path, settings: dict[str, Any], is_adapted: bool) -> None:
+    """An empty completion is the end token alone: one action, with a gradient."""
     policy = adapted_policy(tmp_path / "base") if is_adapted else small_policy()
     before = weights(policy)
     biased(policy, 6.0)
@@ -83,7 +83,7 @@ def test_completions_that_are_empty(tmp_path: Path, settings: dict[str, Any], is
 
 
 @pytest.mark.parametrize("settings", ESTIMATES, ids=lambda each: "-".join(map(str, each.values())))
-def test_completions_that_are_all_truncated(tmp_path: Path, settings: dict[str, Any]) -> None:
+def test_all_completions_truncated(tmp_path: Path, settings: dict[str, Any]) -> None:
     policy = small_policy()
     before = weights(policy)
     biased(policy, -math.inf)
@@ -98,7 +98,7 @@ def test_completions_that_are_all_truncated(tmp_path: Path, settings: dict[str, 
 
 @pytest.mark.parametrize("settings", ESTIMATES, ids=lambda each: "-".join(map(str, each.values())))
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_rewards_that_are_all_equal(tmp_path: Path, settings: dict[str, Any], value: float) -> None:
+def test_all_rewards_equal(tmp_path: Path, settings: dict[str, Any], value: float) -> None:
     policy = small_policy()
     before = weights(policy)
     lines, _ = whole_run(tmp_path, policy, lambda completion, problem: value, **settings)
@@ -109,8 +109,8 @@ def test_rewards_that_are_all_equal(tmp_path: Path, settings: dict[str, Any], va
 
 
 @pytest.mark.parametrize("baseline", BASELINES)
-def test_one_episode_that_is_scored(tmp_path: Path, baseline: str) -> None:
-    """Of twelve: its group's others are no baseline to it, and nothing is divided by nothing."""
+def test_a_single_scored_episode(tmp_path: Path, baseline: str) -> None:
+    """One of twelve episodes is scored: there are no others for a baseline, and no division by zero."""
     calls = 0
 
     def rarely(completion: str, problem: Problem) -> float | None:

@@ -1,4 +1,4 @@
-"""A fault at every step of a save: what was there stays, what was half written goes."""
+"""Faults at every step of a save: older files are kept, and partly written files are removed."""
 
 import errno
 import itertools
@@ -27,11 +27,11 @@ from llm_reinforce.runs.checkpoint import find_checkpoint, save_checkpoint
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 
-NOBODY = 65534  # the user without rights, by custom
+NOBODY = 65534  # conventional id of the user without privileges
 
 
 class Faults:
-    """Raises in the n-th call of anything that writes, syncs or renames."""
+    """Raise OSError in call number `fails_at` of the functions that write, sync or rename."""
 
     def __init__(self, fails_at: int | None, number: int = errno.ENOSPC) -> None:
         self.fails_at, self.number, self.num_calls = fails_at, number, 0
@@ -68,19 +68,20 @@ def save(root: Path, num_updates: int) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
-def test_a_fault_at_any_step_of_a_save_loses_nothing(tmp_path: Path, number: int) -> None:
+def test_a_fault_at_any_step_of_a_save_keeps_the_older_checkpoint(tmp_path: Path, number: int) -> None:
     with faults(None) as counted:
         save(tmp_path / "counted", 1)
-    assert counted.num_calls == 11  # four files written and synced, their folder, the rename, its folder
+    # four files written and synced, their directory synced, the rename, its parent directory synced
+    assert counted.num_calls == 11
     for fails_at in range(1, counted.num_calls + 1):
         root = tmp_path / str(fails_at)
         save(root, 1)
         with faults(fails_at, number), pytest.raises(OSError, match=os.strerror(number)):
             save(root, 2)
-        newest, passed_over = find_checkpoint(root)
-        assert passed_over == []
+        newest, damaged = find_checkpoint(root)
+        assert damaged == []
         assert newest is not None
-        # the last step is to make the new name last: it stands by then
+        # the last step syncs the parent directory, after the rename
         is_renamed = fails_at == counted.num_calls
         assert newest.name == ("update-000002" if is_renamed else "update-000001")
         assert not list(root.glob("*.partial"))
@@ -90,23 +91,23 @@ def test_a_fault_at_any_step_of_a_save_loses_nothing(tmp_path: Path, number: int
         assert newest.name == "update-000002"
 
 
-def test_the_manifest_comes_last_and_all_is_on_the_disk_before_the_rename(
+def test_the_manifest_is_written_last_and_everything_is_synced_before_the_rename(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[str, str]] = []
 
-    def told(what: str, call: Callable[..., Any], which: int) -> Callable[..., Any]:
+    def recorded(what: str, call: Callable[..., Any], which: int) -> Callable[..., Any]:
         def around(*arguments: Any, **more: Any) -> Any:
             done.append((what, Path(arguments[which]).name))
             return call(*arguments, **more)
 
         return around
 
-    monkeypatch.setattr(durable_module, "sync", told("sync", durable_module.sync, 0))
-    monkeypatch.setattr(checkpoint_module, "save_file", told("write", checkpoint_module.save_file, 1))
-    monkeypatch.setattr(Path, "write_text", told("write", Path.write_text, 0))
-    monkeypatch.setattr(Path, "rename", told("rename", Path.rename, 1))
-    monkeypatch.setattr(shutil, "rmtree", told("remove", shutil.rmtree, 0))
+    monkeypatch.setattr(durable_module, "sync", recorded("sync", durable_module.sync, 0))
+    monkeypatch.setattr(checkpoint_module, "save_file", recorded("write", checkpoint_module.save_file, 1))
+    monkeypatch.setattr(Path, "write_text", recorded("write", Path.write_text, 0))
+    monkeypatch.setattr(Path, "rename", recorded("rename", Path.rename, 1))
+    monkeypatch.setattr(shutil, "rmtree", recorded("remove", shutil.rmtree, 0))
     save(tmp_path / "checkpoints", 1)
     done.clear()
     save(tmp_path / "checkpoints", 2)
@@ -120,7 +121,7 @@ def test_the_manifest_comes_last_and_all_is_on_the_disk_before_the_rename(
     assert done[-1] == ("remove", "update-000001")
 
 
-def test_the_lines_that_a_checkpoint_counts_on_are_on_the_disk_before_it(
+def test_logs_are_synced_before_a_checkpoint_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[tuple[str, int]] = []
@@ -150,10 +151,10 @@ def test_the_lines_that_a_checkpoint_counts_on_are_on_the_disk_before_it(
 @pytest.mark.parametrize(
     "name", ["optimizer.safetensors", "policy.safetensors", "state.json", "manifest.json"]
 )
-def test_an_old_checkpoint_stays_until_the_new_one_is_read_back(
+def test_an_old_checkpoint_is_kept_until_the_new_one_is_verified(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    """The disk keeps another bit than the one that was written."""
+    """A bit on the disk differs from the one that was written."""
     rename = Path.rename
 
     def rotten(self: Path, target: Path) -> Path:
@@ -165,16 +166,16 @@ def test_an_old_checkpoint_stays_until_the_new_one_is_read_back(
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rotten)
-        with pytest.raises(OSError, match="update-000002 was written and can't be used"):
+        with pytest.raises(OSError, match="update-000002 was written but can't be used"):
             save(tmp_path, 2)
-    newest, passed_over = find_checkpoint(tmp_path)
+    newest, damaged = find_checkpoint(tmp_path)
     assert newest == tmp_path / "update-000001"
-    assert [told.split(":")[0] for told in passed_over] == ["update-000002"]
+    assert [fault.split(":")[0] for fault in damaged] == ["update-000002"]
     save(tmp_path, 2)
     assert find_checkpoint(tmp_path) == (tmp_path / "update-000002", [])
 
 
-def test_a_fault_at_any_write_of_a_run_loses_nothing(tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_after_a_fault_at_any_write(tmp_path: Path) -> None:
     def one(directory: RunDirectory) -> TrainingLoop:
         return full(directory, Watcher(), num_updates=2, checkpoint_every=1)
 
@@ -187,7 +188,7 @@ def test_a_fault_at_any_write_of_a_run_loses_nothing(tmp_path: Path) -> None:
                 one(run).train()
             except OSError as error:
                 assert error.errno == errno.ENOSPC
-        if found.num_calls < fails_at:  # the fault would have come after the end
+        if found.num_calls < fails_at:  # the run ended before the fault
             break
         assert not list(run.path.rglob("*.partial"))
         resumed = one(run)
@@ -199,7 +200,7 @@ def test_a_fault_at_any_write_of_a_run_loses_nothing(tmp_path: Path) -> None:
     assert fails_at > 40
 
 
-def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+def test_a_failed_write_keeps_the_old_file(tmp_path: Path) -> None:
     with faults(None) as counted:
         write_whole(tmp_path / "counted", "new")
     for fails_at in range(1, counted.num_calls):
@@ -211,7 +212,7 @@ def test_a_file_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.partial"))
 
 
-def test_a_directory_is_there_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_directory_appears_only_when_it_is_complete(tmp_path: Path) -> None:
     target = tmp_path / "made"
 
     def interrupted() -> None:
@@ -230,7 +231,7 @@ def test_a_directory_is_there_when_it_is_whole(tmp_path: Path) -> None:
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
-    """Mounts a small disk, or changes it: `disk("size=64k")`, `disk("remount,ro")`."""
+    """Return a function that mounts a small disk or remounts it: `disk("size=64k")`, `disk("remount,ro")`."""
     place = tmp_path / "disk"
     place.mkdir()
     is_mounted = False
@@ -249,7 +250,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[str], Path]]:
 
 
 @pytest.mark.skipif(shutil.which("mount") is None or not hasattr(os, "geteuid"), reason="no mount")
-def test_a_disk_that_fills_up_at_any_write_loses_nothing(disk: Callable[[str], Path], tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_after_the_disk_was_full(disk: Callable[[str], Path], tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("only root mounts")
 
@@ -281,7 +282,7 @@ def test_a_disk_that_fills_up_at_any_write_loses_nothing(disk: Callable[[str], P
 
 @pytest.fixture
 def nobody() -> Iterator[Path]:
-    """A directory of an ordinary user's, who this process is for a while: root may write anywhere."""
+    """Return a directory of an ordinary user, and run the test as this user: root may write anywhere."""
     place = Path(tempfile.mkdtemp())
     is_root = os.geteuid() == 0
     try:
@@ -297,7 +298,7 @@ def nobody() -> Iterator[Path]:
 
 @pytest.mark.skipif(not hasattr(os, "setresuid"), reason="no users")
 @pytest.mark.parametrize("lost", [".", "checkpoints", "metrics.jsonl"])
-def test_a_lost_permission_loses_nothing(nobody: Path, lost: str) -> None:
+def test_a_run_can_be_resumed_after_a_lost_permission(nobody: Path, lost: str) -> None:
     class Losing(Watcher):
         def update(self, num_updates: int, *arguments: Any) -> None:
             if num_updates == 2:
@@ -317,7 +318,7 @@ def test_a_lost_permission_loses_nothing(nobody: Path, lost: str) -> None:
             run.check(resume=True, overwrite=False)
     (run.path / lost).chmod(0o700)
     run.check(resume=True, overwrite=False)
-    # what is there can be written to: it is the policy that finds no room
+    # without permission for ".", existing entries can be written to, but `policy` cannot be created
     newest = "update-000003" if lost == "." else "update-000001"
     assert [path.name for path in run.checkpoints.iterdir()] == [newest]
     assert not list(run.path.rglob("*.partial"))

@@ -1,4 +1,4 @@
-"""An update takes what sampling has computed: its gradient is that of a forward pass of its own."""
+"""Activations kept from sampling: the gradient equals that of a separate forward pass."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ from llm_reinforce.training.gradient_step import GradientStep
 
 @pytest.mark.parametrize("entropy_coefficient", [0.0, 0.1])
 @pytest.mark.parametrize("micro_batch_tokens", [30, 4096])
-def test_the_gradient_is_that_of_a_forward_pass_of_its_own(
+def test_kept_activations_give_the_gradient_of_a_new_forward_pass(
     entropy_coefficient: float, micro_batch_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = ReinforceConfig(
@@ -37,7 +37,7 @@ def test_the_gradient_is_that_of_a_forward_pass_of_its_own(
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
 
 
-def test_what_sampling_has_computed_is_gone_before_a_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kept_activations_are_cleared_before_the_optimizer_step(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[Activations] = []
     kept_at_step: list[int] = []
     plain = GradientStep.__call__
@@ -56,7 +56,7 @@ def test_what_sampling_has_computed_is_gone_before_a_weight_changes(monkeypatch:
     assert kept_at_step == [0, 0, 0]
 
 
-def test_a_run_is_the_same_without(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_the_same_without_kept_activations(monkeypatch: pytest.MonkeyPatch) -> None:
     def weights() -> torch.Tensor:
         one: TrainingLoop = trainer(small_policy(seed=2), num_updates=3)
         one.train()

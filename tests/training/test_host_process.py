@@ -1,4 +1,4 @@
-"""A run gives the process back as it was: collector, random generators; only the command line sets malloc."""
+"""Process-wide settings are restored after an update: garbage collector and random generators."""
 
 import gc
 import os
@@ -16,8 +16,8 @@ from llm_reinforce.training import host_process
 PROGRAM = "from llm_reinforce.training.host_process import keep_freed_memory; print(keep_freed_memory())"
 
 
-def told(**environment: str) -> str:
-    """What a fresh process says: malloc's settings are a whole process's."""
+def output_of(**environment: str) -> str:
+    """Return the output of PROGRAM in a new process, since settings of malloc are process-wide."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], env={**inherited, **environment}, capture_output=True, text=True
@@ -27,18 +27,17 @@ def told(**environment: str) -> str:
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_glibc_takes_both_settings() -> None:
-    assert told() == "True"
+def test_glibc_accepts_both_settings() -> None:
+    assert output_of() == "True"
 
 
 @pytest.mark.parametrize("name", ["MALLOC_ARENA_MAX", "GLIBC_TUNABLES"])
-def test_what_the_environment_says_holds(name: str) -> None:
+def test_malloc_settings_of_the_environment_take_precedence(name: str) -> None:
     value = {"MALLOC_ARENA_MAX": "2", "GLIBC_TUNABLES": "glibc.malloc.arena_max=2"}[name]
-    assert told(**{name: value}) == "False"
+    assert output_of(**{name: value}) == "False"
 
 
-def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-
+def test_other_c_libraries_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("MALLOC_") or name == "GLIBC_TUNABLES"]:
         monkeypatch.delenv(name)
     monkeypatch.setattr(host_process.ctypes, "CDLL", lambda name: object())
@@ -46,7 +45,7 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("before", [(700, 10, 10), (50_000, 20, 100), (0, 10, 10)])
-def test_the_collector_is_left_as_it_was(before: tuple[int, int, int]) -> None:
+def test_the_garbage_collector_is_restored(before: tuple[int, int, int]) -> None:
     usual = gc.get_threshold()
     gc.set_threshold(*before)
     try:
@@ -62,7 +61,7 @@ def test_the_collector_is_left_as_it_was(before: tuple[int, int, int]) -> None:
         gc.set_threshold(*usual)
 
 
-def test_objects_that_the_caller_has_frozen_stay_frozen() -> None:
+def test_objects_frozen_by_the_caller_stay_frozen() -> None:
     gc.freeze()
     try:
         with host_process.fewer_collections():
@@ -72,7 +71,7 @@ def test_objects_that_the_caller_has_frozen_stay_frozen() -> None:
         gc.unfreeze()
 
 
-def test_generators_are_seeded_within_and_restored_after() -> None:
+def test_random_generators_are_seeded_and_restored() -> None:
     def numbers() -> tuple[float, float, float]:
         return random.random(), float(np.random.rand()), float(torch.rand(()))
 

@@ -1,4 +1,4 @@
-"""Runs killed and signalled at random moments: a little of what tests/benchmarks/kills.py measures."""
+"""Runs killed and signaled at random moments; a short form of tests/benchmarks/kills.py."""
 
 import os
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_killed_and_signalled_runs_end_with_the_same_bits() -> None:
+def test_killed_and_signaled_runs_end_with_the_same_bits() -> None:
     script = ROOT / "tests" / "benchmarks" / "kills.py"
     done = subprocess.run(
         [sys.executable, str(script), "--hits", "4", "--updates", "4", "--by", "kill", "signals"],

@@ -1,4 +1,4 @@
-"""The loop as a whole: it learns, it can be stopped anywhere, and what goes wrong moves no weight."""
+"""The training loop: it learns, can be stopped and resumed anywhere, and faults change no weights."""
 
 import gc
 import json
@@ -50,7 +50,7 @@ from llm_reinforce.training import loop as trainer_module
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.loop import NUM_TRIED, TrainingLoop
 
-# --------------------------------------------------------------------------------------- it learns
+# ---------------------------------------------------------------------------------------- learning
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -87,7 +87,7 @@ def test_a_tiny_task_is_learned_from_random_weights(seed: int) -> None:
     ],
     ids=str,
 )
-def test_other_estimates_learn_too(settings: dict[str, Any]) -> None:
+def test_other_estimators_learn_too(settings: dict[str, Any]) -> None:
     watcher = Watcher()
     TrainingLoop(
         small_policy(),
@@ -101,7 +101,7 @@ def test_other_estimates_learn_too(settings: dict[str, Any]) -> None:
     assert sum(last) > sum(first) + 1.5
 
 
-def test_adapters_learn_and_their_base_stays(tmp_path: Path) -> None:
+def test_adapters_are_trained_and_base_weights_are_not(tmp_path: Path) -> None:
     small_policy().save(tmp_path / "base")
     policy = load_policy(tmp_path / "base", lora=AdapterConfig(rank=2))
     before = weights(policy)
@@ -111,7 +111,7 @@ def test_adapters_learn_and_their_base_stays(tmp_path: Path) -> None:
     assert same(weights(load_policy(directory.path)), weights(policy))
 
 
-def test_the_seed_makes_the_run() -> None:
+def test_runs_depend_on_the_seed_only() -> None:
     def trained(seed: int) -> dict[str, torch.Tensor]:
         policy = small_policy()
         trainer(policy, seed=seed).train()
@@ -124,17 +124,17 @@ def test_the_seed_makes_the_run() -> None:
     assert not same(first, trained(1))
 
 
-def test_there_must_be_problems() -> None:
+def test_an_empty_list_of_problems_is_rejected() -> None:
     with pytest.raises(InputError, match="no training problems"):
         TrainingLoop(small_policy(), [], TrainingConfig(num_updates=1, learning_rate=1e-3))
 
 
-# ------------------------------------------------------------------------------- what a run writes
+# ----------------------------------------------------------------------------------- files of a run
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingLoop, Watcher, RunDirectory]:
-    """Four updates, with everything that can be written."""
+    """Return a run of four updates that has written all its files."""
     directory = new_run(tmp_path_factory.mktemp("finished") / "run")
     watcher = Watcher()
     done = trainer(
@@ -148,7 +148,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingLoop, Wa
     return done, watcher, directory
 
 
-def test_the_files_of_a_run(finished: tuple[TrainingLoop, Watcher, RunDirectory]) -> None:
+def test_files_of_a_finished_run(finished: tuple[TrainingLoop, Watcher, RunDirectory]) -> None:
     _, _, directory = finished
     written = {entry.name for entry in directory.path.iterdir()}
     assert written == {
@@ -165,14 +165,14 @@ def test_the_files_of_a_run(finished: tuple[TrainingLoop, Watcher, RunDirectory]
     assert kept == ["update-000003", "update-000004"]
 
 
-def test_the_final_policy_is_the_trained_one(
+def test_the_saved_policy_is_the_trained_one(
     finished: tuple[TrainingLoop, Watcher, RunDirectory],
 ) -> None:
     done, _, directory = finished
     assert same(weights(load_policy(directory.path)), weights(done.policy))
 
 
-def test_metrics_are_one_line_an_update(finished: tuple[TrainingLoop, Watcher, RunDirectory]) -> None:
+def test_metrics_have_one_line_per_update(finished: tuple[TrainingLoop, Watcher, RunDirectory]) -> None:
     done, watcher, directory = finished
     lines = rows(directory)
     assert lines == watcher.metrics
@@ -196,7 +196,7 @@ def test_metrics_are_one_line_an_update(finished: tuple[TrainingLoop, Watcher, R
     assert lines[-1]["num_tokens"] == done.state.num_tokens
 
 
-def test_metrics_are_those_of_the_episodes(finished: tuple[TrainingLoop, Watcher, RunDirectory]) -> None:
+def test_metrics_match_the_episodes(finished: tuple[TrainingLoop, Watcher, RunDirectory]) -> None:
     _, watcher, _ = finished
     num_tokens = 0
     for metrics, episodes in zip(watcher.metrics, watcher.episodes, strict=True):
@@ -214,7 +214,7 @@ def test_metrics_are_those_of_the_episodes(finished: tuple[TrainingLoop, Watcher
         assert metrics["num_tokens"] == num_tokens
 
 
-def test_episode_rows_have_a_number_for_every_token(
+def test_episode_rows_have_a_number_per_token(
     finished: tuple[TrainingLoop, Watcher, RunDirectory],
 ) -> None:
     _, watcher, directory = finished
@@ -233,7 +233,7 @@ def test_episode_rows_have_a_number_for_every_token(
         assert line["advantages"] == pytest.approx([episode.reward - baseline] * length, abs=1e-6)  # type: ignore[operator]
 
 
-def test_evaluations_are_at_the_start_now_and_then_and_at_the_end(
+def test_evaluations_are_made_at_the_start_periodically_and_at_the_end(
     finished: tuple[TrainingLoop, Watcher, RunDirectory],
 ) -> None:
     _, watcher, directory = finished
@@ -250,7 +250,7 @@ def test_evaluations_are_at_the_start_now_and_then_and_at_the_end(
 @pytest.mark.parametrize(
     ("held_out", "num_problems", "total"), [((), None, 3), ((), 2, 2), ((), 4, 4), (COPY, None, 4)]
 )
-def test_where_nothing_is_held_out_some_training_problems_are_asked(
+def test_training_problems_are_evaluated_if_none_are_held_out(
     held_out: list[Problem],
     num_problems: int | None,
     total: int,
@@ -265,7 +265,7 @@ def test_where_nothing_is_held_out_some_training_problems_are_asked(
     assert [(line["data"], line["total"]) for line in lines] == [(data, total)] * 2
 
 
-def test_the_moving_average_is_of_the_updates_before() -> None:
+def test_the_moving_average_covers_the_previous_updates() -> None:
     watcher = Watcher()
     reinforce = ReinforceConfig(
         problems_per_update=4, episodes_per_problem=3, baseline="moving_average", moving_average_decay=0.5
@@ -281,7 +281,7 @@ def test_the_moving_average_is_of_the_updates_before() -> None:
 
 
 @pytest.mark.parametrize("per_update", [1, 3, 4, 7, 10])
-def test_each_problem_comes_once_an_epoch(per_update: int) -> None:
+def test_each_problem_is_drawn_once_per_epoch(per_update: int) -> None:
     watcher = Watcher()
     trainer(
         num_updates=12,
@@ -289,12 +289,12 @@ def test_each_problem_comes_once_an_epoch(per_update: int) -> None:
         sampling=SamplingConfig(max_new_tokens=1),
         display=watcher,
     ).train()
-    asked = [episode.problem.id for episodes in watcher.episodes for episode in episodes[::2]]
-    assert len(asked) == 12 * per_update
-    epochs = [tuple(asked[start : start + 4]) for start in range(0, len(asked) - 3, 4)]
+    drawn = [episode.problem.id for episodes in watcher.episodes for episode in episodes[::2]]
+    assert len(drawn) == 12 * per_update
+    epochs = [tuple(drawn[start : start + 4]) for start in range(0, len(drawn) - 3, 4)]
     assert all(sorted(epoch) == ["0", "1", "2", "3"] for epoch in epochs)
-    assert len(epochs) < 3 or len(set(epochs)) > 1  # in an order of its own each time
-    for episodes in watcher.episodes:  # a problem that comes twice is two groups
+    assert len(epochs) < 3 or len(set(epochs)) > 1  # each epoch has its own order
+    for episodes in watcher.episodes:  # a problem that is drawn twice has two groups
         assert [episode.group for episode in episodes] == [i for i in range(per_update) for _ in range(2)]
 
 
@@ -302,7 +302,7 @@ def test_each_problem_comes_once_an_epoch(per_update: int) -> None:
 
 
 def rates_of_steps(one: TrainingLoop, monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Grows by the learning rate of each step that the trainer's optimiser will take."""
+    """Return a list to which each optimizer step of the trainer appends its learning rate."""
     used: list[float] = []
     step = one.optimizer.step
 
@@ -324,7 +324,7 @@ def rates_of_steps(one: TrainingLoop, monkeypatch: pytest.MonkeyPatch) -> list[f
         ("linear", 1, [0.5, 1, 2 / 3, 1 / 3]),
     ],
 )
-def test_no_update_stands_still(
+def test_every_update_has_a_positive_learning_rate(
     schedule: str, num_warmup_updates: int, shares: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one = trainer(training={"schedule": schedule, "num_warmup_updates": num_warmup_updates})
@@ -334,7 +334,9 @@ def test_no_update_stands_still(
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_the_logged_learning_rate_is_the_updates_own(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_logged_learning_rate_is_that_of_the_update(
+    schedule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     watcher = Watcher()
     one = trainer(training={"schedule": schedule}, display=watcher)
     used = rates_of_steps(one, monkeypatch)
@@ -343,21 +345,21 @@ def test_the_logged_learning_rate_is_the_updates_own(schedule: str, monkeypatch:
     assert [metrics["learning_rate"] for metrics in watcher.metrics] == used
 
 
-# ------------------------------------------------------------------------- what moves no weight
+# --------------------------------------------------------------------- updates without a step
 
 
 def fails(completion: str, problem: Problem) -> float:
-    raise RuntimeError("the judge is ill")
+    raise RuntimeError("the judge failed")
 
 
-def test_updates_without_a_scored_episode_are_left_out(tmp_path: Path) -> None:
+def test_updates_without_a_scored_episode_are_skipped(tmp_path: Path) -> None:
     calls = 0
     after: list[dict[str, torch.Tensor]] = []
 
-    def falls_ill(completion: str, problem: Problem) -> float:
+    def fails_later(completion: str, problem: Problem) -> float:
         nonlocal calls
         calls += 1
-        # 4 when the rewards are tried, 12 in the first update
+        # 4 trial episodes, 12 episodes of the first update
         return sevens(completion, problem) if calls <= 16 else fails(completion, problem)
 
     class Copying(Watcher):
@@ -366,7 +368,7 @@ def test_updates_without_a_scored_episode_are_left_out(tmp_path: Path) -> None:
 
     policy = small_policy()
     directory = new_run(tmp_path / "run")
-    rewards = (WeightedReward("fails", falls_ill),)
+    rewards = (WeightedReward("fails", fails_later),)
     watcher = Copying()
     settings = {"max_unscored_share": 1.0}
     state = trainer(
@@ -388,41 +390,43 @@ def test_updates_without_a_scored_episode_are_left_out(tmp_path: Path) -> None:
         assert "rewards/fails/mean" not in line
         assert "accuracy" in line
     episode = rows(directory, "episodes.jsonl")[-1]
-    assert (episode["failure"], episode["reward"]) == ("fails: RuntimeError: the judge is ill", None)
-    # twice twelve times, and told once, with the traceback
-    told = [line for line in watcher.said if "could not be scored" in line]
-    assert told == ["an episode could not be scored and is left out: fails: RuntimeError: the judge is ill"]
+    assert (episode["failure"], episode["reward"]) == ("fails: RuntimeError: the judge failed", None)
+    # 24 failures are reported once, with the traceback
+    reported = [line for line in watcher.said if "could not be scored" in line]
+    assert reported == [
+        "an episode could not be scored and is left out: fails: RuntimeError: the judge failed"
+    ]
     traceback = "\n".join(watcher.said)
     assert traceback.count("Traceback") == 1
-    assert "in falls_ill" in traceback
+    assert "in fails_later" in traceback
     assert "calls.py" not in traceback
 
 
 def test_too_many_unscored_episodes_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None:
-    is_ill = False
+    is_broken = False
 
-    def falls_ill(completion: str, problem: Problem) -> float:
-        return fails(completion, problem) if is_ill else sevens(completion, problem)
+    def fails_later(completion: str, problem: Problem) -> float:
+        return fails(completion, problem) if is_broken else sevens(completion, problem)
 
-    class Sickening(Watcher):
+    class Breaking(Watcher):
         def update(self, num_updates: int, *arguments: Any) -> None:
-            nonlocal is_ill
-            is_ill = num_updates == 2
+            nonlocal is_broken
+            is_broken = num_updates == 2
 
-    rewards = (WeightedReward("fails", falls_ill),)
+    rewards = (WeightedReward("fails", fails_later),)
     directory = new_run(tmp_path / "run")
-    stopped = trainer(small_policy(), 4, rewards=rewards, run_directory=directory, display=Sickening())
-    with pytest.raises(RunStoppedError, match=r"100% .* update 3 .* the judge is ill.*resume"):
+    stopped = trainer(small_policy(), 4, rewards=rewards, run_directory=directory, display=Breaking())
+    with pytest.raises(RunStoppedError, match=r"100% .* update 3 .* the judge failed.*resume"):
         stopped.train()
     assert [path.name for path in directory.checkpoints.iterdir()] == ["update-000002"]
-    is_ill = False
+    is_broken = False
     resumed, undisturbed = small_policy(), small_policy()
     trainer(resumed, 4, rewards=rewards, run_directory=directory).train(resume=True)
     trainer(undisturbed, 4, rewards=rewards).train()
     assert same(weights(resumed), weights(undisturbed))
 
 
-def test_rewards_are_tried_before_anything_else(tmp_path: Path) -> None:
+def test_rewards_are_tried_before_training(tmp_path: Path) -> None:
     def hopeless(completion: str, problem: Problem) -> float:
         raise KeyError("no such column")
 
@@ -437,7 +441,7 @@ def test_rewards_are_tried_before_anything_else(tmp_path: Path) -> None:
     assert not (directory.path / "metrics.jsonl").exists()
 
 
-def test_step_rewards_reach_the_actions_that_earned_them() -> None:
+def test_step_rewards_are_credited_to_their_actions() -> None:
     def first_character(completion: str, problem: Problem) -> StepRewards:
         return StepRewards([(0, 1, 2.0)] if completion else [])
 
@@ -454,17 +458,17 @@ def test_step_rewards_reach_the_actions_that_earned_them() -> None:
     assert watcher.metrics[0]["reward"] == pytest.approx(sum(totals) / len(totals))
 
 
-def test_a_first_update_without_a_scored_episode_ends_the_run() -> None:
+def test_a_first_update_without_a_scored_episode_stops_the_run() -> None:
     policy = small_policy()
     before = weights(policy)
     nothing = WeightedReward("nothing", lambda completion, problem: None)
-    with pytest.raises(InputError, match="first update could be scored: no reward function applies"):
+    with pytest.raises(InputError, match="first update could be scored: every reward function returned None"):
         trainer(policy, rewards=(nothing,)).train()
     assert same(weights(policy), before)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_moves_nothing(bad: float, tmp_path: Path) -> None:
+def test_an_update_whose_gradient_is_not_finite_is_skipped(bad: float, tmp_path: Path) -> None:
     policy = small_policy()
     calls = 0
 
@@ -488,41 +492,41 @@ def test_a_gradient_that_is_not_finite_moves_nothing(bad: float, tmp_path: Path)
     assert not same(after[2], after[1])
     assert all(bool(value.isfinite().all()) for value in after[2].values())
     assert [line["num_skipped_updates"] for line in rows(directory)] == [0, 1, 1]
-    assert rows(directory)[1]["grad_norm"] is None  # JSON knows no NaN
+    assert rows(directory)[1]["grad_norm"] is None  # JSON has no NaN
 
 
-def test_logits_that_are_not_finite_move_nothing_and_after_some_updates_the_run_stops(tmp_path: Path) -> None:
+def test_repeated_logits_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
     policy = small_policy()
-    is_ill = False
+    is_broken = False
 
     def spoil(module: Any, arguments: Any, output: Any) -> Any:
-        return output * float("nan") if is_ill else output
+        return output * float("nan") if is_broken else output
 
     policy.model.lm_head.register_forward_hook(spoil)  # type: ignore[union-attr, operator]
     after: list[dict[str, torch.Tensor]] = []
 
-    class Sickening(Watcher):
+    class Breaking(Watcher):
         def update(self, num_updates: int, *arguments: Any) -> None:
-            nonlocal is_ill
-            is_ill = num_updates >= 2
+            nonlocal is_broken
+            is_broken = num_updates >= 2
             after.append(weights(policy))
 
-    directory, watcher = new_run(tmp_path / "run"), Sickening()
+    directory, watcher = new_run(tmp_path / "run"), Breaking()
     one = trainer(policy, 9, display=watcher, run_directory=directory, training={"max_not_finite": 3})
-    with pytest.raises(RunStoppedError, match=r"last 3 updates were not finite.*learning_rate.*resume"):
+    with pytest.raises(RunStoppedError, match=r"last 3 updates were not finite.*new run.*learning_rate"):
         one.train()
     assert one.state.num_updates == 5
     assert all(same(copy, after[1]) for copy in after[2:])
     assert all(bool(value.isfinite().all()) for value in after[-1].values())
     assert len([line for line in watcher.said if "update 3 is skipped" in line]) == 1
     assert [path.name for path in directory.checkpoints.iterdir()] == ["update-000005"]
-    is_ill = False
+    is_broken = False
     resumed = small_policy()
     state = trainer(resumed, 9, run_directory=directory).train(resume=True)
     assert (state.num_updates, state.num_skipped_updates, state.num_not_finite_in_a_row) == (9, 3, 0)
 
 
-def test_some_unscored_episodes_stay_out_of_the_update() -> None:
+def test_unscored_episodes_are_excluded_from_the_update() -> None:
     def picky(completion: str, problem: Problem) -> float:
         if problem.id == "0":
             raise RuntimeError
@@ -540,14 +544,14 @@ def test_some_unscored_episodes_stay_out_of_the_update() -> None:
     assert same(*results)
 
 
-def test_rows_without_an_advantage_are_left_out_and_change_nothing(
+def test_skipping_rows_without_an_advantage_does_not_change_the_gradient(
     exact_policy: Callable[..., LanguagePolicy], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def rare(completion: str, problem: Problem) -> float:
         return float("1" in completion)
 
     sizes: list[int] = []
-    chosen = GradientStep.rows_that_count
+    chosen = GradientStep.rows_with_gradient
 
     def counted(self: GradientStep, batch: Any, estimate: Any) -> list[int]:
         sizes.append(len(chosen(self, batch, estimate)))
@@ -558,18 +562,18 @@ def test_rows_without_an_advantage_are_left_out_and_change_nothing(
 
     results = []
     for choice in (counted, everything):
-        monkeypatch.setattr(GradientStep, "rows_that_count", choice)
+        monkeypatch.setattr(GradientStep, "rows_with_gradient", choice)
         policy = exact_policy("0123=")
         trainer(policy, num_updates=3, rewards=(WeightedReward("rare", rare),)).train()
         results.append(policy)
     assert min(sizes) < 12
-    assert max(sizes) > 1  # neither all of them nor none
+    assert max(sizes) > 1  # some rows have an advantage and some do not
     for one, other in zip(*(policy.model.parameters() for policy in results), strict=True):
         assert torch.allclose(one.grad, other.grad, rtol=0, atol=1e-9)
         assert torch.allclose(one, other, rtol=0, atol=1e-7)
 
 
-def test_where_all_rewards_are_equal_nothing_moves() -> None:
+def test_equal_rewards_do_not_change_the_weights() -> None:
     policy = small_policy()
     before = weights(policy)
     watcher = Watcher()
@@ -581,7 +585,7 @@ def test_where_all_rewards_are_equal_nothing_moves() -> None:
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 20])
-def test_micro_batches_are_one_update(micro_batch_tokens: int) -> None:
+def test_micro_batches_do_not_change_the_update(micro_batch_tokens: int) -> None:
     policies = [small_policy(), small_policy()]
     for policy, size in zip(policies, (4096, micro_batch_tokens), strict=True):
         trainer(policy, num_updates=1, training={"micro_batch_tokens": size}).train()
@@ -610,7 +614,7 @@ def test_the_collector_skips_older_objects_during_an_update(fails: bool) -> None
 
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, stop_after: int) -> None:
+def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=4)
     straight.train()
 
@@ -629,7 +633,7 @@ def test_a_stopped_run_goes_on_as_if_it_had_not(tmp_path: Path, stop_after: int)
 
 
 @pytest.mark.parametrize("stop", [Watcher, Killer], ids=["stopped", "killed"])
-def test_an_adapter_in_micro_batches_goes_on_as_if_it_had_not_stopped(
+def test_a_resumed_adapter_in_micro_batches_ends_with_the_same_bits(
     tmp_path: Path, stop: type[Watcher]
 ) -> None:
     def one(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
@@ -650,7 +654,7 @@ def test_an_adapter_in_micro_batches_goes_on_as_if_it_had_not_stopped(
 
 
 @pytest.mark.parametrize("baseline", get_args(ReinforceConfig.model_fields["baseline"].annotation))
-def test_every_baseline_goes_on_as_if_the_run_had_not_been_killed(tmp_path: Path, baseline: str) -> None:
+def test_a_killed_run_ends_with_the_same_bits_with_every_baseline(tmp_path: Path, baseline: str) -> None:
     def one(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
         return full(directory, watcher, baseline=baseline, checkpoint_every=2)
 
@@ -667,8 +671,8 @@ def test_every_baseline_goes_on_as_if_the_run_had_not_been_killed(tmp_path: Path
     assert same(*heads)
 
 
-def test_what_changes_in_a_run_is_in_its_state(tmp_path: Path) -> None:
-    """Besides it there is only what a resumed run does not need: what was reported, saved, and asked for."""
+def test_everything_that_changes_in_a_run_is_in_its_state(tmp_path: Path) -> None:
+    """All other attributes that change are flags and counters that a resumed run does not need."""
     one = full(new_run(tmp_path / "run"), Watcher())
     before = dict(vars(one))
     one.train()
@@ -684,7 +688,7 @@ def test_what_changes_in_a_run_is_in_its_state(tmp_path: Path) -> None:
     assert "state" in changed
 
 
-def test_a_resumed_run_that_is_stopped_at_once_loses_nothing(tmp_path: Path) -> None:
+def test_a_resumed_run_that_is_stopped_immediately_loses_nothing(tmp_path: Path) -> None:
     straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=4)
     straight.train()
     full(run := new_run(tmp_path / "run"), Watcher(2), every=4).train()
@@ -703,8 +707,8 @@ def test_a_resumed_run_that_is_stopped_at_once_loses_nothing(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("stops", [(2,), (4,), (6,), (1, 2), (2, 2), (3, 5), (1, 2, 3, 4, 5, 6)])
-def test_no_problem_is_skipped_or_repeated_by_stops(tmp_path: Path, stops: tuple[int, ...]) -> None:
-    """Two problems of four an update: epochs end after updates 2, 4 and 6, the last."""
+def test_stops_neither_skip_nor_repeat_problems(tmp_path: Path, stops: tuple[int, ...]) -> None:
+    """Each update draws two of four problems, so epochs end after updates 2, 4 and 6, the last one."""
 
     def one(directory: RunDirectory | None, watcher: Watcher) -> TrainingLoop:
         reinforce = ReinforceConfig(problems_per_update=2, episodes_per_problem=2)
@@ -714,18 +718,18 @@ def test_no_problem_is_skipped_or_repeated_by_stops(tmp_path: Path, stops: tuple
 
     straight = one(None, straight_watcher := Watcher())
     straight.train()
-    directory, asked = new_run(tmp_path / "run"), []
+    directory, drawn = new_run(tmp_path / "run"), []
     for number, stop in enumerate((*stops, None)):
         resumed = one(directory, watcher := Watcher(stop))
         resumed.train(resume=number > 0)
-        asked += watcher.episodes
-    problems = [[episode.problem.id for episode in episodes] for episodes in asked]
+        drawn += watcher.episodes
+    problems = [[episode.problem.id for episode in episodes] for episodes in drawn]
     assert problems == [[e.problem.id for e in episodes] for episodes in straight_watcher.episodes]
     assert resumed.state.num_problems == 12
     assert same(weights(resumed.policy), weights(straight.policy))
 
 
-def test_a_stop_where_an_evaluation_is_due_loses_none(tmp_path: Path) -> None:
+def test_a_stop_at_an_evaluation_loses_no_evaluation(tmp_path: Path) -> None:
     straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=2)
     straight.train()
     full(stopped_run := new_run(tmp_path / "stopped"), Watcher(2), every=2).train()
@@ -734,7 +738,7 @@ def test_a_stop_where_an_evaluation_is_due_loses_none(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("moment", "stops_after"), [("evaluation", 0), ("save", 1)])
-def test_a_stop_at_any_moment_is_saved(
+def test_a_stop_at_any_moment_saves_a_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str, stops_after: int
 ) -> None:
     class Asking(Watcher):
@@ -755,7 +759,7 @@ def test_a_stop_at_any_moment_is_saved(
     assert (directory.checkpoints / f"update-{stops_after:06d}" / "manifest.json").is_file()
 
 
-def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
+def test_a_killed_run_is_resumed_from_its_checkpoint(tmp_path: Path) -> None:
     straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), checkpoint_every=2)
     straight.train()
     watcher = Killer()
@@ -764,7 +768,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
         full(killed_run := new_run(tmp_path / "killed"), watcher, checkpoint_every=2).train()
     with (killed_run.path / "episodes.jsonl").open("a") as file:
         file.write('{"update": 4, "prob')  # half a line
-    assert len(rows(killed_run)) == 3  # one more than the checkpoint knows of
+    assert len(rows(killed_run)) == 3  # one more than at the checkpoint
     resumed = full(killed_run, Watcher(), checkpoint_every=2)
     resumed.train(resume=True)
     assert same(weights(resumed.policy), weights(straight.policy))
@@ -786,7 +790,7 @@ def test_a_resume_from_update_0_does_not_repeat_the_warm_start(tmp_path: Path) -
     assert same(weights(resumed.policy), weights(straight.policy))
 
 
-def test_a_stop_in_a_warm_start_keeps_nothing(tmp_path: Path) -> None:
+def test_a_stop_during_the_warm_start_saves_nothing(tmp_path: Path) -> None:
     class Hasty(Watcher):
         def warm_start(self, num_updates: int, total: int, loss: float) -> None:
             super().warm_start(num_updates, total, loss)
@@ -807,7 +811,7 @@ def test_a_stop_in_a_warm_start_keeps_nothing(tmp_path: Path) -> None:
     assert same(weights(resumed.policy), weights(straight.policy))
 
 
-def test_a_broken_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path: Path) -> None:
     straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), checkpoint_every=1)
     straight.train()
     full(broken_run := new_run(tmp_path / "broken"), Watcher(3), checkpoint_every=1).train()
@@ -821,7 +825,7 @@ def test_a_broken_checkpoint_is_passed_over_and_told(tmp_path: Path) -> None:
     assert timeless(rows(broken_run)) == timeless(rows(straight_run))
 
 
-def test_a_finished_run_that_is_resumed_trains_no_more(tmp_path: Path) -> None:
+def test_resuming_a_finished_run_does_not_train(tmp_path: Path) -> None:
     one = full(directory := new_run(tmp_path / "run"), Watcher())
     one.train()
     before = {name: rows(directory, name) for name in ("metrics.jsonl", "evaluations.jsonl")}
@@ -831,7 +835,7 @@ def test_a_finished_run_that_is_resumed_trains_no_more(tmp_path: Path) -> None:
     assert {name: rows(directory, name) for name in before} == before
 
 
-def test_a_finished_run_goes_on_at_the_rates_of_a_longer_one(tmp_path: Path) -> None:
+def test_an_extended_run_has_the_learning_rates_of_the_longer_run(tmp_path: Path) -> None:
     directory = new_run(tmp_path / "run")
     trainer(training={"schedule": "linear"}, run_directory=directory).train()
     watcher = Watcher()
@@ -845,7 +849,7 @@ def test_scaled_gradients_are_unscaled_once(tmp_path: Path, monkeypatch: pytest.
     def trained(scaler: torch.amp.GradScaler | None) -> dict[str, torch.Tensor]:
         directory = new_run(tmp_path / f"scaled {scaler is not None}")
         one = full(directory, Watcher())
-        if scaler is not None:  # as accelerate has it for fp16 on a GPU, but for the half precision itself
+        if scaler is not None:  # as accelerate sets it up for fp16 on a GPU, without the half precision
             monkeypatch.setattr(Accelerator, "mixed_precision", "fp16")
             one.accelerator.native_amp, one.accelerator.scaler = True, scaler
             one.accelerator.autocast = nullcontext
@@ -858,9 +862,8 @@ def test_scaled_gradients_are_unscaled_once(tmp_path: Path, monkeypatch: pytest.
         return weights(one.policy)
 
     plain = trained(None)
-    assert same(
-        trained(torch.amp.GradScaler("cpu", init_scale=1024.0)), plain
-    )  # a power of two rounds nothing
+    # scaling by a power of two does not round
+    assert same(trained(torch.amp.GradScaler("cpu", init_scale=1024.0)), plain)
 
 
 def test_a_run_killed_before_it_saved_its_policy_saves_it_when_resumed(
@@ -879,7 +882,7 @@ def test_a_run_killed_before_it_saved_its_policy_saves_it_when_resumed(
     assert same(weights(load_policy(directory.path)), weights(resumed.policy))
 
 
-def test_a_kill_between_the_last_save_and_what_it_removes_leaves_nothing_more(
+def test_a_resume_removes_old_checkpoints_left_by_a_killed_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def killed(directory: Path, keep: int) -> None:
@@ -889,7 +892,7 @@ def test_a_kill_between_the_last_save_and_what_it_removes_leaves_nothing_more(
     settings = {"checkpoint_every": 1, "num_checkpoints_kept": 2}
     directory = new_run(tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr("llm_reinforce.runs.checkpoint.tidy_up_to", killed)
+        patch.setattr("llm_reinforce.runs.checkpoint.remove_old_checkpoints", killed)
         with pytest.raises(KilledError):
             full(directory, Watcher(), **settings).train()
     assert len(list(directory.checkpoints.iterdir())) > 2
@@ -898,7 +901,7 @@ def test_a_kill_between_the_last_save_and_what_it_removes_leaves_nothing_more(
     assert kept == ["update-000003", "update-000004"]
 
 
-def test_nothing_to_resume_from_without_a_directory() -> None:
+def test_resuming_without_a_directory_is_rejected() -> None:
     with pytest.raises(InputError, match="no output_dir"):
         trainer().train(resume=True)
 
@@ -917,7 +920,7 @@ def test_the_warm_start_teaches_the_answers() -> None:
     assert watcher.metrics[0]["accuracy"] > 0.9
 
 
-def test_metric_names_are_safe_to_plot() -> None:
+def test_metric_names_have_simple_characters() -> None:
     watcher = Watcher()
     trainer(num_updates=1, display=watcher).train()
     assert all(re.fullmatch(r"[a-z0-9_/]+", name) for name in watcher.metrics[0])

@@ -1,4 +1,4 @@
-"""What is not finite never reaches the weights, wherever it comes from: such an update is left out."""
+"""Updates with numbers that are not finite are skipped, wherever the numbers come from."""
 
 import itertools
 import json
@@ -23,17 +23,17 @@ from llm_reinforce.training import TrainingLoop
 NAN, INF = math.nan, math.inf
 
 
-class IllOnce(Watcher):
-    """Says that the second update is ill; copies weights and optimiser after each."""
+class BrokenOnce(Watcher):
+    """Set `is_broken` during the second update; copy weights and optimizer state after each update."""
 
     def __init__(self, policy: LanguagePolicy) -> None:
         super().__init__()
-        self.policy, self.is_ill = policy, False
+        self.policy, self.is_broken = policy, False
         self.copies: list[dict[str, torch.Tensor]] = []
 
     def update(self, num_updates: int, *arguments: Any) -> None:
         super().update(num_updates, *arguments)
-        self.is_ill = num_updates == 1
+        self.is_broken = num_updates == 1
         assert self.trainer is not None
         moments = {
             f"{index} {name}": value.clone()
@@ -43,13 +43,13 @@ class IllOnce(Watcher):
         self.copies.append({**weights(self.policy), **moments})
 
 
-def ill_once(
-    tmp_path: Path, spoil: Callable[[IllOnce], None], *, is_adapted: bool = False, **arguments: Any
+def run_broken_once(
+    tmp_path: Path, break_run: Callable[[BrokenOnce], None], *, is_adapted: bool = False, **arguments: Any
 ) -> TrainingLoop:
-    """Three updates; nothing moves in the second, it is counted, and the third is one as any other."""
+    """Train three updates; check that the second is skipped and counted, and that the third is not."""
     policy = adapted_policy(tmp_path / "base") if is_adapted else small_policy()
-    watcher = IllOnce(policy)
-    spoil(watcher)
+    watcher = BrokenOnce(policy)
+    break_run(watcher)
     directory = new_run(tmp_path / "run")
     one = trainer(policy, 3, display=watcher, run_directory=directory, **arguments)
     watcher.trainer = one
@@ -64,10 +64,10 @@ def ill_once(
     return one
 
 
-def _some(output: torch.Tensor, bad: float) -> torch.Tensor:
-    spoilt = output.clone()
-    spoilt.view(-1)[output.numel() // 2] = bad
-    return spoilt
+def _with_one(output: torch.Tensor, bad: float) -> torch.Tensor:
+    changed = output.clone()
+    changed.view(-1)[output.numel() // 2] = bad
+    return changed
 
 
 @pytest.mark.parametrize(
@@ -76,23 +76,23 @@ def _some(output: torch.Tensor, bad: float) -> torch.Tensor:
         lambda output: output * NAN,
         lambda output: output + INF,
         lambda output: output - INF,
-        lambda output: _some(output, NAN),
-        lambda output: _some(output, INF),
+        lambda output: _with_one(output, NAN),
+        lambda output: _with_one(output, INF),
     ],
     ids=["nan", "inf", "-inf", "one nan", "one inf"],
 )
 @pytest.mark.parametrize(("micro_batch_tokens", "is_adapted"), [(1, True), (4096, False)])
-def test_logits(
+def test_logits_that_are_not_finite(
     tmp_path: Path, logits: Callable[[Any], Any], micro_batch_tokens: int, is_adapted: bool
 ) -> None:
-    def spoil(watcher: IllOnce) -> None:
+    def break_run(watcher: BrokenOnce) -> None:
         def hook(module: Any, arguments: Any, output: Any) -> Any:
-            return logits(output) if watcher.is_ill and torch.is_grad_enabled() else output
+            return logits(output) if watcher.is_broken and torch.is_grad_enabled() else output
 
         watcher.policy.model.lm_head.register_forward_hook(hook)  # type: ignore[union-attr, operator]
 
     settings = {"micro_batch_tokens": micro_batch_tokens}
-    ill_once(tmp_path, spoil, is_adapted=is_adapted, training=settings)
+    run_broken_once(tmp_path, break_run, is_adapted=is_adapted, training=settings)
 
 
 @pytest.mark.parametrize(
@@ -100,73 +100,73 @@ def test_logits(
     [lambda loss: loss * NAN, lambda loss: loss * INF, lambda loss: loss + INF, lambda loss: loss + NAN],
     ids=["times nan", "times inf", "plus inf", "plus nan"],
 )
-@pytest.mark.parametrize(("ill_part", "is_adapted"), [(1, False), (2, True)])
-def test_a_loss_even_if_its_gradient_is_finite(
+@pytest.mark.parametrize(("broken_part", "is_adapted"), [(1, False), (2, True)])
+def test_a_loss_that_is_not_finite(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     loss: Callable[[Any], Any],
-    ill_part: int,
+    broken_part: int,
     is_adapted: bool,
 ) -> None:
-    """That of one micro-batch of several."""
+    """The loss of one of several micro-batches is not finite, even if its gradient is."""
     whole, num_parts = gradient_step_module.reinforce_loss, 0
 
-    def spoil(watcher: IllOnce) -> None:
-        def spoilt(*arguments: Any) -> torch.Tensor:
+    def break_run(watcher: BrokenOnce) -> None:
+        def broken_loss(*arguments: Any) -> torch.Tensor:
             nonlocal num_parts
-            num_parts += watcher.is_ill
-            is_ill = watcher.is_ill and num_parts == ill_part
-            return loss(whole(*arguments)) if is_ill else whole(*arguments)  # type: ignore[no-any-return]
+            num_parts += watcher.is_broken
+            is_broken = watcher.is_broken and num_parts == broken_part
+            return loss(whole(*arguments)) if is_broken else whole(*arguments)  # type: ignore[no-any-return]
 
-        monkeypatch.setattr(gradient_step_module, "reinforce_loss", spoilt)
+        monkeypatch.setattr(gradient_step_module, "reinforce_loss", broken_loss)
 
-    ill_once(tmp_path, spoil, is_adapted=is_adapted, training={"micro_batch_tokens": 20})
+    run_broken_once(tmp_path, break_run, is_adapted=is_adapted, training={"micro_batch_tokens": 20})
     assert num_parts > 1
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize(("micro_batch_tokens", "is_adapted"), [(20, True), (4096, False)])
-def test_one_number_of_a_gradient(
+def test_a_gradient_element_that_is_not_finite(
     tmp_path: Path, bad: float, is_adapted: bool, micro_batch_tokens: int
 ) -> None:
-    def spoil(watcher: IllOnce) -> None:
+    def break_run(watcher: BrokenOnce) -> None:
         def hook(gradient: torch.Tensor) -> torch.Tensor:
-            return _some(gradient, bad) if watcher.is_ill else gradient
+            return _with_one(gradient, bad) if watcher.is_broken else gradient
 
         trained = [each for each in watcher.policy.model.parameters() if each.requires_grad]
         trained[0].register_hook(hook)
 
     settings = {"max_grad_norm": None, "micro_batch_tokens": micro_batch_tokens}
-    ill_once(tmp_path, spoil, is_adapted=is_adapted, training=settings)
+    run_broken_once(tmp_path, break_run, is_adapted=is_adapted, training=settings)
 
 
 @pytest.mark.parametrize("baseline", ["none", "moving_average", "batch_mean", "leave_one_out", "optimal"])
-def test_rewards_that_are_finite_and_whose_sums_are_not(tmp_path: Path, baseline: str) -> None:
-    watchers: list[IllOnce] = []
+def test_finite_rewards_whose_sum_overflows(tmp_path: Path, baseline: str) -> None:
+    watchers: list[BrokenOnce] = []
 
     def huge(completion: str, problem: Problem) -> float:
-        return 3e38 if watchers[0].is_ill else sevens(completion, problem)
+        return 3e38 if watchers[0].is_broken else sevens(completion, problem)
 
     reinforce: Any = {"problems_per_update": 4, "episodes_per_problem": 3, "baseline": baseline}
-    one = ill_once(
+    one = run_broken_once(
         tmp_path,
         watchers.append,
         rewards=(WeightedReward("huge", huge),),
         reinforce=ReinforceConfig(**reinforce),
     )
-    assert math.isfinite(one.state.moving_average.value)  # else no later update would be one
+    assert math.isfinite(one.state.moving_average.value)  # otherwise all later updates would be skipped
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF, 1e39])
-def test_a_reward_is_none(bad: float) -> None:
-    """An episode whose reward isn't finite counts as one that is unscored, and so do all of an update."""
+def test_a_reward_that_is_not_finite_counts_as_unscored(bad: float) -> None:
+    """This holds for a single episode and for all episodes of an update."""
 
-    def trained(value: float | None, is_one: bool) -> tuple[dict[str, torch.Tensor], IllOnce]:
+    def trained(value: float | None, is_one: bool) -> tuple[dict[str, torch.Tensor], BrokenOnce]:
         policy = small_policy()
-        watcher = IllOnce(policy)
+        watcher = BrokenOnce(policy)
 
         def reward(completion: str, problem: Problem) -> float | None:
-            is_bad = watcher.is_ill and (not is_one or problem.id == "0")
+            is_bad = watcher.is_broken and (not is_one or problem.id == "0")
             return value if is_bad else sevens(completion, problem)
 
         rewards = (WeightedReward("r", reward),)
@@ -176,27 +176,32 @@ def test_a_reward_is_none(bad: float) -> None:
         return weights(policy), watcher
 
     for is_one in (True, False):
-        spoilt, watcher = trained(bad, is_one)
-        assert same(spoilt, trained(None, is_one)[0])
+        actual, watcher = trained(bad, is_one)
+        assert same(actual, trained(None, is_one)[0])
         assert [metrics["num_unscored"] for metrics in watcher.metrics] == [0, 3 if is_one else 12, 0]
         assert same(watcher.copies[1], watcher.copies[0]) is not is_one
 
 
-def ill_warm_start(monkeypatch: pytest.MonkeyPatch, policy: LanguagePolicy, ill: set[int]) -> list[Any]:
-    """Have the loss be infinite in these updates of a warm start; grows by the weights before each."""
+def break_warm_start(monkeypatch: pytest.MonkeyPatch, policy: LanguagePolicy, broken: set[int]) -> list[Any]:
+    """Make the loss infinite in some updates of a warm start.
+
+    Return a list to which each update appends the weights before it.
+    """
     whole, copies = warm_start_module.reinforce_loss, []
 
-    def spoilt(*arguments: Any) -> torch.Tensor:
+    def broken_loss(*arguments: Any) -> torch.Tensor:
         copies.append(weights(policy))
-        return whole(*arguments) + (INF if len(copies) in ill else 0.0)
+        return whole(*arguments) + (INF if len(copies) in broken else 0.0)
 
-    monkeypatch.setattr(warm_start_module, "reinforce_loss", spoilt)
+    monkeypatch.setattr(warm_start_module, "reinforce_loss", broken_loss)
     return copies
 
 
-def test_a_warm_start_leaves_such_updates_out_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_start_updates_that_are_not_finite_are_skipped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, watcher, directory = small_policy(), Watcher(), new_run(tmp_path / "run")
-    copies = ill_warm_start(monkeypatch, policy, {2, 4, 5})
+    copies = break_warm_start(monkeypatch, policy, {2, 4, 5})
     settings = {
         "warm_start": WarmStartConfig(num_updates=7, batch_size=4, num_warmup_updates=0),
         "max_not_finite": 3,
@@ -205,18 +210,20 @@ def test_a_warm_start_leaves_such_updates_out_too(tmp_path: Path, monkeypatch: p
     assert one.train().num_skipped_updates == 3
     is_same = [same(after, before) for before, after in itertools.pairwise(copies)]
     assert is_same == [False, True, False, True, True, False]
-    told = [line for line in watcher.said if "of the warm start is left out" in line]
-    assert [line.split(":")[0] for line in told] == [
-        f"update {number} of the warm start is left out" for number in (2, 4)
+    reported = [line for line in watcher.said if "of the warm start is skipped" in line]
+    assert [line.split(":")[0] for line in reported] == [
+        f"update {number} of the warm start is skipped" for number in (2, 4)
     ]
     assert [row["num_skipped_updates"] for row in rows(directory)] == [3, 3]
     saved = json.loads((directory.checkpoints / "update-000000" / "state.json").read_text())
     assert saved["state"]["num_skipped_updates"] == 3
 
 
-def test_a_warm_start_that_goes_on_so_stops_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_warm_start_updates_that_are_not_finite_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     policy, directory = small_policy(), new_run(tmp_path / "run")
-    copies = ill_warm_start(monkeypatch, policy, {2, 4, 5, 6})
+    copies = break_warm_start(monkeypatch, policy, {2, 4, 5, 6})
     settings = {
         "warm_start": WarmStartConfig(num_updates=9, batch_size=4, num_warmup_updates=0),
         "max_not_finite": 3,
@@ -225,4 +232,4 @@ def test_a_warm_start_that_goes_on_so_stops_the_run(tmp_path: Path, monkeypatch:
         trainer(policy, 2, training=settings, run_directory=directory).train()
     assert len(copies) == 6
     assert same(weights(policy), copies[3])
-    assert not directory.checkpoints.exists()  # half of it is nothing to go on from
+    assert not directory.checkpoints.exists()  # an unfinished warm start is not saved

@@ -1,4 +1,4 @@
-"""Reward functions that fail in every way, over whole runs: none is lost, and every weight stays finite."""
+"""Reward functions that fail in various ways: the run finishes, and all weights stay finite."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from small_runs import Watcher, new_run, rows, same, small_policy, timeless, tra
 from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
 from llm_reinforce.runs import RunDirectory
 
-# what a function does when it is asked of the problem "0"; of the others it gives a number
+# The functions fail for the problem "0", in the way given by an expression, and return a number for others.
 FAULTS = """\
 import math, os, sys, time
 
@@ -27,12 +27,12 @@ def raises(text):
     raise RuntimeError(text)
 
 def mixed(completion, problem):
-    does = ["raises('ill')", "math.nan", "math.inf", "-math.inf", "'1'", "sys.exit(3)", "os._exit(3)",
+    does = ["raises('failed')", "math.nan", "math.inf", "-math.inf", "'1'", "sys.exit(3)", "os._exit(3)",
             "os.abort()", "[0] * 10**9", "time.sleep(60)", "None", "10**400"]
     turn = sum(map(ord, completion)) + len(completion)
     return eval(does[turn % len(does)]) if problem.id == "0" else well(completion)
 
-NAMES = ["raises('ill')", "math.nan", "math.inf", "-math.inf", "'1'", "[1.0]", "sys.exit(3)", "10**400",
+NAMES = ["raises('failed')", "math.nan", "math.inf", "-math.inf", "'1'", "[1.0]", "sys.exit(3)", "10**400",
          "object()", "None"]
 """
 NAMESPACE: dict[str, Any] = {}
@@ -42,7 +42,7 @@ exec(FAULTS, NAMESPACE)
 def whole_run(
     path: Path, reward: Callable[..., Any] | WeightedReward, num_updates: int = 5
 ) -> tuple[dict[str, Any], list[dict[str, Any]], RunDirectory]:
-    """A run in which every fourth problem fails. What became of the weights, the metrics and the rest."""
+    """Train a run in which every fourth problem fails; return weights, metrics and directory."""
     policy, watcher, directory = small_policy(), Watcher(), new_run(path)
     rewards = (reward if isinstance(reward, WeightedReward) else WeightedReward("r", reward),)
     state = trainer(policy, num_updates, rewards=rewards, run_directory=directory, display=watcher).train()
@@ -53,16 +53,16 @@ def whole_run(
 
 
 @pytest.mark.parametrize("does", NAMESPACE["NAMES"])
-def test_a_fault_over_a_whole_run(tmp_path: Path, does: str) -> None:
+def test_a_failing_reward_function_over_a_run(tmp_path: Path, does: str) -> None:
     after, lines, directory = whole_run(tmp_path / "faulty", NAMESPACE["faulty"](does))
     assert [line["num_unscored"] for line in lines] == [3] * 5
     failures = [row["failure"] for row in rows(directory, "episodes.jsonl") if row["problem"] == "0"]
     assert all(failures) is (does != "None")
-    # what fails counts as what does not apply, to the last bit
+    # a failure and None give the same bits
     assert same(after, whole_run(tmp_path / "none", NAMESPACE["faulty"]("None"))[0])
 
 
-def test_all_of_them_in_workers_over_a_whole_run(tmp_path: Path) -> None:
+def test_all_failures_in_worker_processes_over_a_run(tmp_path: Path) -> None:
     file = tmp_path / "faults.py"
     file.write_text(FAULTS)
     isolation = Isolation(num_workers=2, time_limit=2.0, memory_limit=1024)
@@ -94,7 +94,7 @@ def together(completions, **columns):
 
 @pytest.mark.parametrize("name", ["each", "together"])
 @pytest.mark.parametrize("isolation", [None, Isolation(num_workers=2)], ids=["here", "in workers"])
-def test_a_function_that_draws_random_numbers_draws_the_same_again(
+def test_a_reward_with_random_numbers_is_the_same_in_a_resumed_run(
     tmp_path: Path, name: str, isolation: Isolation | None
 ) -> None:
     file = tmp_path / "draws.py"
@@ -106,7 +106,7 @@ def test_a_function_that_draws_random_numbers_draws_the_same_again(
     watcher.trainer = trainer(stopped, 4, rewards=rewards, display=watcher, run_directory=directory)
     assert watcher.trainer.train().num_updates == 2
     random.random()
-    if isolation is not None:  # as a run that was killed leaves none of its workers
+    if isolation is not None:  # a killed run leaves no workers
         rewards[0].function.close()  # type: ignore[union-attr]
         rewards = (load_reward(f"{file}:{name}", isolation=isolation),)
     resumed = small_policy()
@@ -114,6 +114,6 @@ def test_a_function_that_draws_random_numbers_draws_the_same_again(
     assert same(weights(resumed), weights(straight))
     drawn = [row["reward"] for row in rows(whole, "episodes.jsonl")]
     assert drawn == [row["reward"] for row in rows(directory, "episodes.jsonl")]
-    assert len(set(drawn)) == len(drawn)  # each a number of its own
+    assert len(set(drawn)) == len(drawn)  # all numbers differ
     if isolation is not None:
         rewards[0].function.close()  # type: ignore[union-attr]

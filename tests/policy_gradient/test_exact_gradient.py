@@ -606,7 +606,7 @@ def test_counting_a_failed_reward_as_zero_is_biased(make_toy):
 
 
 def without_the_end_token(draw: Draw, discount: float) -> Tensor:
-    """Mask the end token, as happens if padding is found by token values and the end token is the pad token."""
+    """Mask the end token, as if padding were found by token values and the end token were the pad token."""
     weights = reinforce("none", discount)(draw)
     is_last = torch.arange(weights.shape[1]) == draw.lengths[:, None] - 1
     is_terminated = draw.lengths[:, None] < 3
@@ -639,7 +639,7 @@ def mean_over_padding(draw: Draw, discount: float) -> Tensor:
 
 
 def mean_over_each_episode(draw: Draw, discount: float) -> Tensor:
-    """Divide each episode by its length, as the original GRPO, which penalizes long wrong answers too little."""
+    """Divide each episode by its length, as the original GRPO; long wrong answers get too little weight."""
     return reinforce("none", discount)(draw) / draw.lengths[:, None]
 
 

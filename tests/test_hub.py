@@ -41,7 +41,9 @@ def clear_cache() -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("error", "answers"), [(None, True), (OSError("no route"), False)])
-def test_contacted_once(error: Exception | None, answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_is_contacted_once(
+    error: Exception | None, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = Session(error)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)

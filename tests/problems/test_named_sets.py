@@ -188,7 +188,9 @@ HUB_ROWS: Mapping[str, Mapping[str, object]] = {
 
 
 @pytest.mark.parametrize("name", NAMED_SETS)
-def test_every_split_is_loaded_from_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_split_of_every_data_set_is_loaded_from_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     asked: list[tuple[object, ...]] = []

@@ -288,7 +288,7 @@ def test_with_matplotlib_there_are_plots() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nowhere.yaml"], "nowhere: nowhere.yaml: there is no such file or built-in recipe"),
+        (["nowhere.yaml"], "nowhere: nowhere.yaml: no such file or built-in recipe"),
         (["tiny.yaml", "./tiny.yaml"], "two variants are named 'tiny'; give each its own name (--variant"),
         (["tiny.yaml", "--variant", "a: seed=1"], "all variants have the same seeds"),
         (["tiny.yaml", "--variant", "a:", "--variant", "A:"], "two variants are named 'A'"),

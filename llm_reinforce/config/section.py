@@ -6,7 +6,7 @@ defined below that field.
 
 import inspect
 import textwrap
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError, PydanticUndefined
@@ -26,18 +26,25 @@ def conflict(path: KeyPath, message: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{message}", {"path": path, "message": message})
 
 
-class _ReadableErrors(type(BaseModel)):  # type: ignore[misc]
-    """Type of the settings classes: a call `TrainingConfig(…)` with invalid values raises an InputError."""
+if TYPE_CHECKING:
+    _Model = BaseModel
+else:
 
-    def __call__(cls, *arguments: Any, **values: Any) -> Any:  # noqa: N805
-        try:
-            return super().__call__(*arguments, **values)
-        except ValidationError as error:
-            lines = [f"{cls.__name__}.{dotted(path)}: {what}" for path, what in complaints(error, cls)]
-            raise InputError("\n".join(lines)) from None
+    class _ReadableErrors(type(BaseModel)):
+        """Type of the settings classes: a call with invalid values raises an InputError."""
+
+        def __call__(cls, *arguments: Any, **values: Any) -> Any:
+            try:
+                return super().__call__(*arguments, **values)
+            except ValidationError as error:
+                lines = [f"{cls.__name__}.{dotted(path)}: {what}" for path, what in complaints(error, cls)]
+                raise InputError("\n".join(lines)) from None
+
+    class _Model(BaseModel, metaclass=_ReadableErrors):
+        """A model whose invalid values are InputErrors."""
 
 
-class Section(BaseModel, metaclass=_ReadableErrors):
+class Section(_Model):
     """Base class of all settings classes: frozen, without type conversions and without unknown keys.
 
     The descriptions of the keys become a part of the class's docstring.

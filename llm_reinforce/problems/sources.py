@@ -75,7 +75,7 @@ def read_problems(
 
 
 def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
-    """Yield the rows of a JSONL file or of a JSON list.
+    """Return an iterator over the rows of a JSONL file or of a JSON list.
 
     Raises:
         InputError: if the file is missing, not UTF-8 or not JSON.
@@ -123,7 +123,7 @@ def load_hub_problems(
 
 
 def hub_rows(name: str, *, config: str | None, split: str, data_files: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a data set on the hub.
+    """Return an iterator over the rows of a data set on the hub.
 
     Args:
         name: id of the data set.

@@ -1,6 +1,7 @@
-"""Files that are whole or not there, whatever comes in between: a kill, a full disk, a power cut.
+"""Atomic and durable writes of files and directories.
 
-A rename is the only step that others see, and all that it stands for is on the disk before it.
+After a kill, a full disk or a power failure, a file or directory is complete or absent. Everything is written
+under a temporary name and synced to disk; a rename then makes it visible.
 """
 
 import math
@@ -14,15 +15,17 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-PARTIAL = ".partial"  # what is being written ends so, and is removed when it is found again
+PARTIAL = ".partial"  # suffix of incomplete files and directories; leftovers are removed
 
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """A directory to write files into; it becomes `target` once they are on the disk, or is removed.
+    """Yield a temporary directory that becomes `target` on exit, or is removed on an error.
+
+    An existing `target` is replaced.
 
     Raises:
-        OSError: what the file system raises; `target` is then as it was.
+        OSError: if the file system reports an error; `target` is then unchanged.
     """
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -42,7 +45,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 
 def _as_os_error(error: SafetensorError, target: Path) -> OSError:
-    """What the file system said to safetensors, which has it in words alone."""
+    """Return the OSError of the file system, which safetensors reports only in the text of its error."""
     if found := re.search(r"os error (\d+)", str(error)):
         number = int(found[1])
         return OSError(number, os.strerror(number), str(target))
@@ -50,7 +53,7 @@ def _as_os_error(error: SafetensorError, target: Path) -> OSError:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a text file, so that a reader sees the old one or the new one and no half."""
+    """Write a text file atomically: readers see either the old content or the new one."""
     partial = file.with_name(file.name + PARTIAL)
     try:
         partial.write_text(text, encoding="utf-8")
@@ -63,8 +66,8 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a directory, are on the disk."""
-    if path.is_dir() and os.name == "nt":  # Windows opens no directory
+    """Sync a file, or the entries of a directory, to disk."""
+    if path.is_dir() and os.name == "nt":  # Windows cannot open directories
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -74,7 +77,7 @@ def sync(path: Path) -> None:
 
 
 def finite(value: Any) -> Any:
-    """The same numbers, lists and mappings for JSON, which has no infinity and no NaN: those are null."""
+    """Return a copy of nested lists and mappings in which NaN and infinite numbers are None, for JSON."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -1,7 +1,4 @@
-"""The exceptions that have a name: the user's to mend, a run that must not go on, and a leave at once.
-
-And what no message, log or traceback may hold: the secrets of the environment.
-"""
+"""Exceptions of the toolkit, and removal of secrets from messages, logs and tracebacks."""
 
 import os
 import re
@@ -10,20 +7,20 @@ from contextlib import contextmanager
 from typing import Any
 
 SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD|PASSWD|CREDENTIALS?)$", re.IGNORECASE)
-MIN_SECRET = 8  # characters: a shorter value would be found in plain text by chance
+MIN_SECRET = 8  # characters; shorter values could occur in ordinary text by chance
 
 
 class InputError(ValueError):
-    """Something that the user gave can't be used: a file, a column, a recipe's key.
+    """Invalid input of the user, such as a file, a column or a key of a recipe.
 
-    The message is shown as it stands, without a traceback, and the command exits 2; so it names the
-    file, the key or the value, and the way out.
+    Commands show the message without a traceback and exit with code 2. The message therefore names the file,
+    the key or the value, and says how to fix it.
     """
 
 
 @contextmanager
 def errors_in(section: str) -> Iterator[None]:
-    """Prefix the message of an InputError with the section of the settings that it is about."""
+    """Prefix the message of an InputError with a section of the settings."""
     try:
         yield
     except InputError as error:
@@ -31,24 +28,28 @@ def errors_in(section: str) -> Iterator[None]:
 
 
 class RunStoppedError(RuntimeError):
-    """The run ends here, saved, because to go on would be of no use; the command exits 1."""
+    """A run that was saved and stopped because continuing it would be useless. Commands exit with code 1."""
 
 
 class LeaveAtOnce(SystemExit):
-    """A second signal has come: whatever runs ends here, a reward function's guard included."""
+    """Immediate exit after a second signal.
+
+    It derives from SystemExit, and the code that catches errors of reward functions lets it pass.
+    """
 
 
 def without_secrets(text: str) -> str:
-    """The text with the values of `HF_TOKEN`, `WANDB_API_KEY` and their like replaced by `<HF_TOKEN>`.
+    """Return the text with the values of secret environment variables replaced by their names.
 
-    A library's exception may quote a request with its token, and a reward function's end in a run's logs.
+    For example, the value of `HF_TOKEN` becomes `<HF_TOKEN>`. Exceptions of libraries may quote a request
+    with its token, and exceptions of reward functions are written to the logs of a run.
     """
     replaced: str = texts_without_secrets(text)
     return replaced
 
 
 def texts_without_secrets(value: Any) -> Any:
-    """The same of all texts in nested lists and mappings; keys and numbers stay what they are."""
+    """Apply `without_secrets` to all strings in nested lists and mappings; keys and numbers are unchanged."""
     return _replaced(value, secrets) if (secrets := _secrets()) else value
 
 

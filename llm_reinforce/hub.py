@@ -1,4 +1,4 @@
-"""Whether the hub can be reached: asked once and shortly, where its client would try for a minute or more."""
+"""A quick check if the Hugging Face hub is reachable. The hub's client would retry for a minute or more."""
 
 from functools import cache
 
@@ -7,13 +7,16 @@ PATIENCE = 5.0  # seconds
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub answers at all; False in offline mode. Without it, what is cached can still be had."""
+    """Return True if the hub is reachable, False if not or in offline mode. The result is cached.
+
+    If the hub is not reachable, files in the local cache can still be loaded.
+    """
     from huggingface_hub import constants, get_session
 
     if constants.HF_HUB_OFFLINE:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception:  # whatever the HTTP library of this release raises
+    except Exception:  # the exception types depend on the HTTP library of the installed release
         return False
     return True

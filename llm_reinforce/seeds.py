@@ -1,10 +1,10 @@
-"""Seeds made of words and numbers: what draws by one draws the same again, whatever was drawn before."""
+"""Seeds derived from words and numbers, so that each purpose has random numbers independent of all others."""
 
 import hashlib
 
 
 def seed_of(*parts: object) -> int:
-    """A number of 56 bits that depends on all of the parts, and is the same in every process.
+    """Return a 56-bit seed that depends on all parts and is the same in every process.
 
     >>> seed_of("episodes", 0, 12) == seed_of("episodes", 0, 12) != seed_of("episodes", 0, 13)
     True

@@ -1,10 +1,10 @@
-"""A reward function as a user writes it: custom_reward.yaml names it."""
+"""Example of a user's reward function, used by custom_reward.yaml."""
 
 
 def digits_in_place(completion, problem):
-    """The share of the answer's digits that stand in their place, counted from the last; 1 is all of them.
+    """Return the share of correct digits, compared place by place from the last digit.
 
-    For 132 the completion 122 has 2/3 and 32 too, while 1320 has 0: its last digit is wrong, and so on.
+    For the answer 132, both 122 and 32 have 2/3. The completion 1320 has 0, because every place is wrong.
     """
     written, wanted = completion.strip()[::-1], problem.answer[::-1]
     length = max(len(written), len(wanted))

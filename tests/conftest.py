@@ -1,41 +1,30 @@
-"""Shared test setup: checked tensor shapes, one thread, no hub access, and tiny policies."""
+"""Shared by all tests: tensor shapes are checked, one thread, no hub, and a tiny policy."""
 
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 from jaxtyping import install_import_hook
 
-# Installed before the modules are imported: all their calls check types and tensor shapes. An int is accepted
-# as a float.
+PACKAGE = Path(__file__).parents[1] / "llm_reinforce"
+
+
+def modules_with_tensors() -> list[str]:
+    """The names of all modules that import torch or jaxtyping."""
+    return [
+        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
+        for file in sorted(PACKAGE.rglob("*.py"))
+        if re.search(r"^\s*(?:import|from) (?:torch|jaxtyping)\b", file.read_text(), re.MULTILINE)
+    ]
+
+
+# Before anything imports them: every call in these modules checks the types and tensor shapes of its
+# annotations. An int is accepted where a float is annotated, as everywhere in Python.
 install_import_hook(
-    [
-        "llm_reinforce.policy_gradient",
-        "llm_reinforce.policy.action_head",
-        "llm_reinforce.policy.batches",
-        "llm_reinforce.policy.drawing",
-        "llm_reinforce.policy.language_policy",
-        "llm_reinforce.policy.fast_path.attention",
-        "llm_reinforce.policy.fast_path.packed_forward",
-        "llm_reinforce.policy.fast_path.packed_log_probs",
-        "llm_reinforce.policy.fast_path.packing",
-        "llm_reinforce.policy.fast_path.products",
-        "llm_reinforce.policy.fast_path.slot_batch",
-        "llm_reinforce.policy.sampling",
-        "llm_reinforce.policy.log_probs",
-        "llm_reinforce.policy.value_head",
-        "llm_reinforce.episodes",
-        "llm_reinforce.analysis.episode_gradients",
-        "llm_reinforce.analysis.estimators",
-        "llm_reinforce.analysis.sketch",
-        "llm_reinforce.analysis.gradient_statistics",
-        "llm_reinforce.analysis.gradient_variance",
-        "llm_reinforce.training.gradient_step",
-        "llm_reinforce.training.loop",
-        "llm_reinforce.training.metrics",
-        "llm_reinforce.training.value_baseline",
-    ],
-    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+    modules_with_tensors(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 )
+os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -47,13 +36,13 @@ from llm_reinforce.config import RandomInitConfig  # noqa: E402
 from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
 
 torch.set_num_threads(1)
-settings.register_profile("untimed", deadline=None)  # tests must not fail because the machine is busy
+settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
 settings.load_profile("untimed")
 
 
 @pytest.fixture
 def tiny_policy() -> LanguagePolicy:
-    """Return a new Llama with random weights over digits, in float32; its pad token is its end token."""
+    """A fresh Llama of random weights over digits, float32; its pad token is its end token."""
     shape = RandomInitConfig(
         alphabet="0123456789+=",
         num_layers=2,
@@ -67,9 +56,9 @@ def tiny_policy() -> LanguagePolicy:
 
 @pytest.fixture(scope="session")
 def exact_policy() -> Callable[..., LanguagePolicy]:
-    """Return a function that builds a tiny Llama in float64: `exact_policy(alphabet="01", seed=3)`.
+    """Makes a tiny Llama that computes in float64 throughout: `exact_policy(alphabet="01", seed=3)`.
 
-    Each call builds a new policy; the same arguments give the same weights.
+    The same arguments give the same weights, in a policy of its own.
     """
 
     def make(alphabet: str = "0123456789+=", seed: int = 1) -> LanguagePolicy:
@@ -77,7 +66,7 @@ def exact_policy() -> Callable[..., LanguagePolicy]:
             alphabet=alphabet, num_layers=1, num_heads=2, hidden_size=8, intermediate_size=12, max_length=32
         )
         policy = random_policy(shape, seed=seed, dtype="float64")
-        # the RMSNorm of transformers rounds to float32; that of torch computes in float64
+        # transformers' RMSNorm rounds to float32 whatever its input is; torch's computes the same in float64
         for parent in list(policy.model.modules()):
             for name, child in list(parent.named_children()):
                 if type(child).__name__ == "LlamaRMSNorm":
@@ -90,7 +79,7 @@ def exact_policy() -> Callable[..., LanguagePolicy]:
 
 @pytest.fixture(scope="session")
 def tiny_run() -> list[str]:
-    """Return overrides that make a recipe such as the quick start finish within seconds."""
+    """Overrides that let a recipe like the quick start end within seconds."""
     return [
         "policy.random_init.num_layers=1",
         "policy.random_init.num_heads=2",

@@ -1,4 +1,4 @@
-"""`llm-reinforce variance` and `claims`, and the same from Python."""
+"""The commands `variance` and `claims`, and the same measurements from Python."""
 
 import json
 import sys
@@ -40,7 +40,7 @@ REWARD += "\ndef huge(completion, problem):\n    return 1e30 * is_even(completio
 
 
 @pytest.fixture(autouse=True)
-def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     (tmp_path / "rewards.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
@@ -50,7 +50,7 @@ def command(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
 
-def test_the_table_and_the_files(tmp_path):
+def test_variance_prints_a_table_and_writes_files(tmp_path):
     done = command("variance", "tiny.yaml", "--problems", "32", "--output", "figures")
     assert done.exit_code == 0, done.output
     rows = ("whole return", "none", "leave_one_out", "greedy", "value", "optimal, exact", "this recipe")
@@ -72,7 +72,7 @@ def test_equal_seeds_give_equal_json(tmp_path):
     assert json.loads(one) == json.loads(two) != json.loads(other)
 
 
-def test_a_sketch_is_reported_and_close(tmp_path):
+def test_sketch_is_reported_and_accurate(tmp_path):
     whole, sketched = (
         json.loads(command("variance", "tiny.yaml", "--problems", "32", "--sketch", size, "--json").stdout)
         for size in ("0", "512")
@@ -82,7 +82,7 @@ def test_a_sketch_is_reported_and_close(tmp_path):
         assert other["variance"]["value"] == pytest.approx(one["variance"]["value"], rel=0.2)
 
 
-def test_weights_of_a_run_replace_the_recipes(tmp_path):
+def test_weights_of_a_run_replace_those_of_the_recipe(tmp_path):
     assert command("train", "tiny.yaml", "--set", "output_dir=run").exit_code == 0
     at_run = command("variance", "tiny.yaml", "--policy", "run", "--problems", "32", "--json")
     assert at_run.exit_code == 0, at_run.output
@@ -94,7 +94,7 @@ def test_weights_of_a_run_replace_the_recipes(tmp_path):
     ("arguments", "message"),
     [
         (["--set", "reinforce.baseline=none", "--set", "reinforce.episodes_per_problem=1"], "at least 2"),
-        (["--set", "rewards=[{function: rewards.py:same}]"], "there is no gradient to measure"),
+        (["--set", "rewards=[{function: rewards.py:same}]"], "of the 32 problems have a gradient"),
         (["--set", "rewards=[{function: rewards.py:broken}]"], "no episode could be scored"),
         (["--policy", "nowhere"], "nowhere"),
         (["--set", "reinforce.baselin=none"], "baseline"),
@@ -108,7 +108,7 @@ def test_invalid_measurements_are_refused(arguments, message):
     assert done.stdout == ""
 
 
-def test_without_matplotlib_there_is_a_table(tmp_path, monkeypatch):
+def test_table_is_printed_without_matplotlib(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = command("claims", "classifier", "--output", "figures")
     assert done.exit_code == 0, done.output
@@ -117,17 +117,17 @@ def test_without_matplotlib_there_is_a_table(tmp_path, monkeypatch):
     assert [file.name for file in (tmp_path / "figures").iterdir()] == ["classifier.json"]
 
 
-def test_the_claims(tmp_path, monkeypatch):
+def test_claims_print_tables_and_write_files(tmp_path, monkeypatch):
     monkeypatch.setattr(length_claim, "LENGTHS", (1, 2))
     monkeypatch.setattr(length_claim, "NUM_GROUPS", 24)
-    for name, arguments, told in (
+    for name, arguments, words in (
         ("classifier", (), "each state's optimal baseline"),
         ("length", (), "a verdict at the end"),
         ("constant", ("tiny.yaml", "--problems", "64"), "+10"),
     ):
         done = command("claims", name, *arguments, "--output", "figures")
         assert done.exit_code == 0, done.output
-        assert told in done.stdout
+        assert words in done.stdout
         assert "≈" in done.stdout
         assert json.loads((tmp_path / "figures" / f"{name}.json").read_text())
         assert (tmp_path / "figures" / f"{name}.png").stat().st_size > 10_000
@@ -145,11 +145,11 @@ def test_existing_files_are_not_overwritten(tmp_path):
 
 
 @pytest.mark.parametrize("output", ["rewards.py", "rewards.py/below"])
-def test_an_invalid_output_is_refused_before_anything_is_measured(output, monkeypatch):
+def test_invalid_output_is_refused_before_the_measurement(output, monkeypatch):
     monkeypatch.setattr(gradient_variance, "collect_from_recipe", None)
     done = command("variance", "tiny.yaml", "--output", output)
     assert done.exit_code == 2, done.output
-    assert "is a file; name a directory" in done.stderr
+    assert "is a file; give a directory" in done.stderr
 
 
 def test_several_processes_are_refused(monkeypatch):
@@ -161,7 +161,7 @@ def test_several_processes_are_refused(monkeypatch):
 
 
 def test_json_numbers_are_finite():
-    # when such returns are standardized their squares overflow, and all become 0
+    # the squares of such large returns overflow when they are standardized, and all advantages become 0
     done = command(
         "variance",
         "tiny.yaml",
@@ -178,28 +178,28 @@ def test_json_numbers_are_finite():
     assert rows["none"]["variance"]["value"] > 1e58
 
 
-def test_an_adapter_replaces_the_recipes():
+def test_adapter_of_a_run_replaces_that_of_the_recipe():
     adapter = ("policy.random_init=null", "policy.name_or_path=base", "policy.lora={rank: 2}")
     changes = [word for change in adapter for word in ("--set", change)]
     assert command("train", "tiny.yaml", "--set", "output_dir=base").exit_code == 0
     assert command("train", "tiny.yaml", "--set", "output_dir=run", *changes).exit_code == 0
     done = command("variance", "tiny.yaml", *changes, "--policy", "run", "--problems", "32", "--json")
     assert done.exit_code == 0, done.output
-    assert json.loads(done.stdout)["num_parameters"] == 272  # of rank 2
+    assert json.loads(done.stdout)["num_parameters"] == 272  # the adapter of rank 2
 
 
 def test_progress_counts_the_requested_problems(monkeypatch):
-    told = []
-    monkeypatch.setattr(measured_recipe, "progress", watched(told))
-    # 36 problems are five updates of eight
+    reported = []
+    monkeypatch.setattr(measured_recipe, "progress", recording_progress(reported))
+    # 36 problems are rounded up to five updates of eight
     assert command("variance", "tiny.yaml", "--problems", "36", "--json").exit_code == 0
-    assert told[9] == 72 == max(told)
+    assert reported[9] == 72 == max(reported)
 
 
-def watched(told):
+def recording_progress(reported):
     @contextmanager
     def progress(*_, **__):
-        yield told.append
+        yield reported.append
 
     return progress
 
@@ -209,7 +209,7 @@ def test_from_python_in_one_call(tmp_path, capsys):
     assert command("variance", "tiny.yaml", "--problems", "32", "--output", "same").exit_code == 0
     files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
     assert files == {file.name: file.read_bytes() for file in (tmp_path / "same").iterdir()}
-    assert capsys.readouterr() == ("", "")  # no terminal, so no progress is shown
+    assert capsys.readouterr() == ("", "")  # no progress is shown without a terminal
     config = load_config("tiny.yaml")
     assert measure_variance(config, num_problems=32) == measured
     overrides = ["reinforce.standardize=false"]

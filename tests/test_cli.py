@@ -1,4 +1,4 @@
-"""The command line: what it does, what it prints where, and how it ends."""
+"""The commands `train`, `evaluate`, `verify`, `sample`, `recipes` and `fetch`: results and exit codes."""
 
 import errno
 import io
@@ -47,14 +47,14 @@ evaluation: {every: 1, decodings: [greedy, sampled]}
 
 
 @pytest.fixture(autouse=True)
-def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run of two updates; not to be changed."""
+    """Directory of a complete run of two updates, which tests must not change."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(RECIPE)
     run = folder / "run"
@@ -68,7 +68,7 @@ def command(*arguments: str) -> Result:
 
 
 def refused(*arguments: str) -> str:
-    """What a command that exits with 2 says on stderr; nothing on stdout, no traceback."""
+    """Return stderr of a command that should exit with 2, print nothing on stdout, and have no traceback."""
     result = command(*arguments)
     assert result.exit_code == 2, result.output
     assert result.stdout == ""
@@ -77,7 +77,7 @@ def refused(*arguments: str) -> str:
 
 
 def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
-    """The arguments that train with a reward function whose body is `code`."""
+    """Return arguments that train with a reward function whose body is `code`."""
     file = tmp_path / "mine.py"
     file.write_text(
         "import os, signal, sys, time\nCALLS = []\n"
@@ -86,7 +86,7 @@ def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
     return ["train", "tiny.yaml", "--set", f"rewards=[{{function: '{file}:mine'}}]", *more]
 
 
-def test_help_recipes_and_verify_never_wait_for_torch() -> None:
+def test_importing_the_cli_does_not_import_torch() -> None:
     code = (
         "import sys, llm_reinforce, llm_reinforce.cli; "
         "llm_reinforce.verify('1', '1'); llm_reinforce.Config; "
@@ -107,7 +107,7 @@ def test_libraries_are_quiet() -> None:
     assert done.stdout.strip() == "True"
 
 
-def test_the_public_names_are_there() -> None:
+def test_public_names_exist() -> None:
     import llm_reinforce
 
     for name in llm_reinforce.__all__:
@@ -118,7 +118,7 @@ def test_the_public_names_are_there() -> None:
     assert command("--version").stdout.strip() == llm_reinforce.__version__
 
 
-def test_train_writes_a_run_and_says_what_came_of_it(finished: Path) -> None:
+def test_train_writes_a_run_and_prints_its_result(finished: Path) -> None:
     names = {entry.name for entry in finished.iterdir()}
     assert names >= {"recipe.yaml", "environment.json", "metrics.jsonl", "evaluations.jsonl", "policy"}
     assert load_config(finished / "recipe.yaml").output_dir == str(finished)
@@ -132,12 +132,12 @@ def test_train_writes_a_run_and_says_what_came_of_it(finished: Path) -> None:
     assert Path("runs/tiny/policy/config.json").is_file()
 
 
-def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path: Path) -> None:
+def test_run_is_not_overwritten_without_overwrite(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     before = Path("runs/tiny/metrics.jsonl").read_text()
     assert "resume the run there (--resume, or resume=True)" in refused("train", "tiny.yaml")
-    assert "give one of the two" in refused("train", "tiny.yaml", "--resume", "--overwrite")
-    # a broken reward, found before the old run is removed
+    assert "give only one" in refused("train", "tiny.yaml", "--resume", "--overwrite")
+    # an invalid reward is found before the old run is removed
     assert "no such file" in refused(
         "train", "tiny.yaml", "--overwrite", "--set", "rewards=[{function: x.py:f}]"
     )
@@ -149,7 +149,7 @@ def test_a_run_is_neither_overwritten_nor_mixed_up(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", ["no\n", "\n", "", "tin\n", "runs/tiny\n"])
-def test_overwriting_asks_for_the_runs_name(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+def test_overwriting_requires_the_name_of_the_run(monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
     def overwrite(answer: str) -> Result:
         settings = ["--overwrite", "--set", "training.num_updates=1"]
         return CliRunner().invoke(app, ["train", "tiny.yaml", *settings], input=answer)
@@ -162,32 +162,32 @@ def test_overwriting_asks_for_the_runs_name(monkeypatch: pytest.MonkeyPatch, ans
             sys.modules["llm_reinforce.cli.train"], "sys", SimpleNamespace(stdin=terminal, stdout=terminal)
         )
         result = overwrite(answer)
-        assert "runs/tiny will be replaced. Its name, to go on (tiny)" in result.stdout
+        assert "runs/tiny will be deleted and replaced. Type its name (tiny) to continue" in result.stdout
         assert result.exit_code == 2
-        assert "runs/tiny stays as it is" in result.stderr
+        assert "runs/tiny: not replaced" in result.stderr
         assert Path("runs/tiny/metrics.jsonl").read_text() == before
         assert overwrite("tiny\n").exit_code == 0
     assert len(Path("runs/tiny/metrics.jsonl").read_text().splitlines()) == 1
 
 
-def test_a_run_goes_on_under_its_own_recipe() -> None:
+def test_resumed_run_needs_the_same_settings() -> None:
     assert "nothing to resume" in refused("train", "tiny.yaml", "--resume")
     assert command("train", "tiny.yaml").exit_code == 0
-    told = refused("train", "tiny.yaml", "--resume", "--set", "seed=5", "--set", "training.num_updates=1")
-    assert "seed: 0 in the run, 5 now" in told
-    assert "training.num_updates: 2 in the run, 1 now" in told
-    assert "problems" not in told
+    message = refused("train", "tiny.yaml", "--resume", "--set", "seed=5", "--set", "training.num_updates=1")
+    assert "seed: 0 in the run, 5 now" in message
+    assert "training.num_updates: 2 in the run, 1 now" in message
+    assert "problems" not in message
     longer = command("train", "tiny.yaml", "--resume", "--set", "training.num_updates=3")
     assert longer.exit_code == 0, longer.output
     assert "resuming from update-000002" in longer.stdout
-    assert "update 0" in longer.stdout  # before → after reaches back to the run's beginning
+    assert "update 0" in longer.stdout  # the table compares with the beginning of the run
     rows = [json.loads(line) for line in Path("runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert [row["update"] for row in rows] == [1, 2, 3]
     assert load_config("runs/tiny/recipe.yaml").training.num_updates == 3
     assert len(json.loads(Path("runs/tiny/environment.json").read_text())["resumed"]) == 1
 
 
-def test_a_run_by_tokens_goes_on_with_more_of_them() -> None:
+def test_run_with_a_token_budget_resumes_with_a_larger_budget() -> None:
     many = ("--set", "training.num_updates=100")
     begun = command("train", "tiny.yaml", *many, "--set", "training.num_tokens=50")
     assert begun.exit_code == 0, begun.output
@@ -205,13 +205,13 @@ def test_a_run_by_tokens_goes_on_with_more_of_them() -> None:
     assert endless.exit_code == 0, endless.output
 
 
-def test_a_dry_run_of_a_budget_says_what_it_comes_to() -> None:
+def test_dry_run_estimates_the_updates_of_a_token_budget() -> None:
     result = command("train", "tiny.yaml", "--dry-run", "--set", "training.num_tokens=30")
     assert result.exit_code == 0, result.output
-    assert re.search(r"updates +about 2, until 30 tokens are sampled; at most 2", result.stdout)
+    assert re.search(r"updates +about 2 \(stops after 30 sampled tokens or 2 updates\)", result.stdout)
 
 
-def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
+def test_dry_run_writes_no_files(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     result = command("train", "tiny.yaml", "--dry-run")
     assert result.exit_code == 0, result.output
@@ -227,9 +227,9 @@ def test_a_dry_run_writes_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_signal_stops_the_run_with_a_checkpoint(tmp_path: Path, number: signal.Signals, code: int) -> None:
     handlers = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    # the fifth call is in the first update: the first four are the trial before it
+    # the first four calls are trial episodes, so the fifth call is in the first update
     stop = f"os.path.exists('again') or len(CALLS) == 5 and os.kill(os.getpid(), {int(number)})"
     result = command(*with_reward(tmp_path, stop))
     assert result.exit_code == code, result.output
@@ -242,7 +242,7 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tmp_path: Path, number: signal.
     assert "update 2/2" in resumed.stdout
 
 
-def test_a_stop_before_there_is_a_checkpoint_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stop_before_the_first_checkpoint_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object, **__: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -251,70 +251,70 @@ def test_a_stop_before_there_is_a_checkpoint_says_so(monkeypatch: pytest.MonkeyP
         patch.setattr("llm_reinforce.training.loop.warm_start", interrupted)
         result = command(*warm)
     assert result.exit_code == 130, result.output
-    assert "stopped after update 0; there is no checkpoint yet, --resume starts anew" in result.stdout
+    assert "stopped after update 0; there is no checkpoint yet; --resume starts from" in result.stdout
     assert command(*warm, "--resume").exit_code == 0
 
 
-def test_a_reward_that_always_fails_is_told(tmp_path: Path) -> None:
+def test_reward_that_always_fails_is_reported(tmp_path: Path) -> None:
     result = command(*with_reward(tmp_path, "raise RuntimeError('ill')"))
     assert result.exit_code == 2
     first, *traceback = result.stderr.splitlines()
-    told = "fix the function or remove it from `rewards`: RuntimeError: ill"
-    assert first == f"reward 'mine' failed on all 4 trial episodes; {told}"
+    message = "fix the function or remove it from `rewards`: RuntimeError: ill"
+    assert first == f"reward 'mine' failed on all 4 trial episodes; {message}"
     assert traceback[0].strip() == "Traceback (most recent call last):"
     assert "in mine" in traceback[1]
-    assert not Path("runs/tiny").exists()  # so that the same command begins once the function is mended
+    assert not Path("runs/tiny").exists()  # so that the same command works after a fix
 
 
-def test_a_run_whose_rewards_fail_replaces_none(tmp_path: Path) -> None:
+def test_run_with_failing_rewards_does_not_replace_a_run(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
     assert command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--overwrite")).exit_code == 2
     assert {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()} == before
 
 
-def test_a_reward_s_setting_that_differs_is_named_alone() -> None:
+def test_only_the_changed_setting_of_a_reward_is_reported() -> None:
     assert command("train", "tiny.yaml").exit_code == 0
-    told = refused(
+    message = refused(
         "train", "tiny.yaml", "--resume", "--set", "rewards=[{function: correct_answer, weight: 2.0}]"
     )
-    assert "rewards.0.weight: 1.0 in the run, 2.0 now" in told
-    assert "{" not in told
+    assert "rewards.0.weight: 1.0 in the run, 2.0 now" in message
+    assert "{" not in message
 
 
-def test_an_argument_that_is_null_differs_from_none(tmp_path: Path) -> None:
+def test_null_argument_differs_from_a_missing_one(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("def mine(completion, problem, limit=None):\n    return 1.0\n")
     rewards = f"rewards=[{{function: '{file}:mine', arguments: %s}}]"
     assert command("train", "tiny.yaml", "--set", rewards % "{limit: null}").exit_code == 0
-    told = refused("train", "tiny.yaml", "--resume", "--set", rewards % "{}")
-    assert "rewards.0.arguments.limit: None in the run, absent now" in told
+    message = refused("train", "tiny.yaml", "--resume", "--set", rewards % "{}")
+    assert "rewards.0.arguments.limit: None in the run, absent now" in message
 
 
-def test_a_policy_that_is_not_there_is_no_question_of_the_network() -> None:
-    told = refused("sample", "--policy", "runs/nothing", "1+1=")
-    assert "policy 'runs/nothing': there is no such directory or file" in told
+def test_missing_policy_directory_is_reported() -> None:
+    message = refused("sample", "--policy", "runs/nothing", "1+1=")
+    assert "policy 'runs/nothing': no such directory or file" in message
 
 
-def test_a_dry_run_is_refused_as_the_run_would_be(tmp_path: Path) -> None:
+def test_dry_run_reports_the_errors_of_the_run(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     result = command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--dry-run"))
     assert result.exit_code == 2
-    assert "a dry run: nothing was trained" in result.stdout
+    assert "dry run: nothing was trained" in result.stdout
     assert "reward 'mine' failed on all 4 trial episodes" in result.stderr
     assert "output_dir runs/tiny is not empty" in result.stderr
 
 
-def test_a_better_evaluation_before_the_last_is_told() -> None:
+def test_better_earlier_evaluation_is_reported() -> None:
     rows = [{"decoding": "greedy", "accuracy": 0.5}, {"decoding": "sampled", "accuracy": 0.4}]
     best = {"greedy": BestEvaluation(3, 0.75), "sampled": BestEvaluation(6, 0.4)}
     state = TrainState(6, best_evaluation=best)
-    told = sys.modules["llm_reinforce.cli.train"]._better_before(rows, state)
-    assert told == ["best greedy: 75.0%, at update 3"]
+    sentences = sys.modules["llm_reinforce.cli.train"]._better_before(rows, state)
+    assert sentences == ["best greedy accuracy: 75.0%, at update 3"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "3", '{"resumed": 3}', "\udcff"])
-def test_a_broken_environment_is_told(content: str) -> None:
+def test_invalid_environment_file_is_reported(content: str) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     file = Path("runs/tiny/environment.json")
     file.write_text(content, errors="surrogateescape")
@@ -325,15 +325,15 @@ def test_a_broken_environment_is_told(content: str) -> None:
     assert command("train", "tiny.yaml", "--resume").exit_code == 0
 
 
-def test_a_second_signal_leaves_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_signal_quits_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["llm_reinforce.cli.interruption"], "SAME_KEYPRESS", -1.0)
-    monkeypatch.setattr(interruption, "_left_by", [])  # what comes after isn't interrupted
+    monkeypatch.setattr(interruption, "_left_by", [])  # later tests are not interrupted
     result = command(*with_reward(tmp_path, "os.kill(os.getpid(), signal.SIGINT)"))
     assert result.exit_code == 130
     assert not Path("runs/tiny/checkpoints/update-000001").exists()
 
 
-def test_a_reward_function_that_exits_ends_no_run(tmp_path: Path) -> None:
+def test_reward_function_that_exits_does_not_end_the_run(tmp_path: Path) -> None:
     sometimes = "completion.startswith('1') and sys.exit()"
     result = command(*with_reward(tmp_path, sometimes, "--set", "reinforce.problems_per_update=16"))
     assert result.exit_code == 0, result.output
@@ -342,7 +342,7 @@ def test_a_reward_function_that_exits_ends_no_run(tmp_path: Path) -> None:
     assert sum(row["num_unscored"] for row in rows) > 0
 
 
-def test_a_run_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_output_dir_may_start_with_a_tilde(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     arguments = ["train", "tiny.yaml", "--set", "output_dir=~/run"]
     assert command(*arguments).exit_code == 0
@@ -352,7 +352,7 @@ def test_a_run_in_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert resumed.exit_code == 0, resumed.output
 
 
-def test_failures_are_one_line_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_are_one_line_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -371,10 +371,10 @@ def test_failures_are_one_line_unless_debugging(monkeypatch: pytest.MonkeyPatch)
     assert "Traceback" in result.stderr
 
 
-def test_mistakes_of_the_recipe_are_told_together() -> None:
-    told = command("train", "tiny.yaml", "--set", "seed=x", "--set", "wibble=1")
-    assert told.exit_code == 2
-    assert len(told.stderr.splitlines()) == 2
+def test_all_errors_of_a_recipe_are_reported() -> None:
+    result = command("train", "tiny.yaml", "--set", "seed=x", "--set", "wibble=1")
+    assert result.exit_code == 2
+    assert len(result.stderr.splitlines()) == 2
     assert command("train", "tiny.yaml", "--sett", "seed=1").exit_code == 2
     assert "no such file or built-in recipe" in refused("train", "tiny.yml")
 
@@ -383,7 +383,7 @@ def test_mistakes_of_the_recipe_are_told_together() -> None:
     ("values", "is_main"),
     [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "4", "LOCAL_RANK": "0"}, False)],
 )
-def test_one_process_speaks(values: dict[str, str], is_main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_main_process(values: dict[str, str], is_main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():
@@ -391,11 +391,11 @@ def test_one_process_speaks(values: dict[str, str], is_main: bool, monkeypatch: 
     assert is_main_process() is is_main
 
 
-def test_evaluate_takes_the_run_s_own_settings(finished: Path, tmp_path: Path) -> None:
+def test_evaluate_uses_the_settings_of_the_run(finished: Path, tmp_path: Path) -> None:
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(f'{{"prompt": "{n}+1=", "answer": "{n + 1}"}}\n' for n in range(5)))
-    asked = ["evaluate", "--policy", str(finished), "--data", str(data), str(data), "--num-problems", "4"]
-    result = command(*asked, "--json", "--decoding", "sampled", "--samples-per-problem", "2")
+    arguments = ["evaluate", "--policy", str(finished), "--data", str(data), str(data), "--num-problems", "4"]
+    result = command(*arguments, "--json", "--decoding", "sampled", "--samples-per-problem", "2")
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert rows[0] == rows[1]
@@ -406,38 +406,42 @@ def test_evaluate_takes_the_run_s_own_settings(finished: Path, tmp_path: Path) -
         "max_new_tokens": 3,
         "temperature": 0.9,
     }
-    given = command(*asked, "--json", "--template", "{prompt}", "--max-new-tokens", "2")
+    given = command(*arguments, "--json", "--template", "{prompt}", "--max-new-tokens", "2")
     assert [json.loads(given.stdout.splitlines()[0])[key] for key in ("template", "max_new_tokens")] == [
         "{prompt}",
         2,
     ]
-    table = command(*asked)
+    table = command(*arguments)
     assert table.exit_code == 0, table.output
     assert "95% interval" in table.stdout
     inner = command("evaluate", "--policy", str(finished / "policy"), "--data", str(data), "--json")
     assert json.loads(inner.stdout)["template"] == "Q:{prompt}"
 
 
-def test_evaluate_reads_the_columns_it_is_told(finished: Path, tmp_path: Path) -> None:
+def test_evaluate_reads_the_given_columns(finished: Path, tmp_path: Path) -> None:
     data = tmp_path / "sums.jsonl"
     data.write_text('{"sum": "1+1=", "right": "2"}\n')
-    asked = ["evaluate", "--policy", str(finished), "--data", str(data), "--prompt-column", "sum"]
-    assert "no answer column" in refused(*asked)
-    result = command(*asked, "--answer-column", "right", "--json")
+    arguments = ["evaluate", "--policy", str(finished), "--data", str(data), "--prompt-column", "sum"]
+    assert "no answer column" in refused(*arguments)
+    result = command(*arguments, "--answer-column", "right", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["total"] == 1
 
 
-def test_what_cannot_be_evaluated(finished: Path, tmp_path: Path) -> None:
+def test_invalid_evaluations_are_refused(finished: Path, tmp_path: Path) -> None:
     data = tmp_path / "sums.jsonl"
     data.write_text('{"prompt": "1+1=", "answer": "2"}\n')
-    asked = ["evaluate", "--policy", str(finished), "--data"]
-    assert "no such file" in refused(*asked, "nowhere.jsonl")
-    assert "all --data are files" in refused(*asked, str(data), "--split", "test")
-    assert "add --decoding sampled" in refused(*asked, str(data), "--samples-per-problem", "2")
-    assert "should contain {prompt}" in refused(*asked, str(data), "--template", "x")
-    assert "more than the 24 tokens" in refused(*asked, str(data), "--max-new-tokens", "99")
-    assert "can't be loaded" in refused("evaluate", "--policy", "no/such", "--data", str(data))
+    arguments = ["evaluate", "--policy", str(finished), "--data"]
+    assert "no such file" in refused(*arguments, "nowhere.jsonl")
+    assert "none of the data sets is read from the hub" in refused(*arguments, str(data), "--split", "test")
+    assert "add --decoding sampled" in refused(*arguments, str(data), "--samples-per-problem", "2")
+    assert "should contain {prompt}" in refused(*arguments, str(data), "--template", "x")
+    assert "exceeds the context of the policy, 24 tokens" in refused(
+        *arguments, str(data), "--max-new-tokens", "99"
+    )
+    assert "loading a causal language model from the hub failed" in refused(
+        "evaluate", "--policy", "no/such", "--data", str(data)
+    )
     Path("half").mkdir()
     Path("half/recipe.yaml").write_text(RECIPE)
     assert "no policy/ yet" in refused("evaluate", "--policy", "half", "--data", str(data))
@@ -448,11 +452,11 @@ def sums(path: Path, *numbers: int) -> Path:
     return path
 
 
-def test_two_policies_are_compared(finished: Path, tmp_path: Path) -> None:
+def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
     assert command("train", "tiny.yaml", "--set", "seed=4").exit_code == 0
     data = sums(tmp_path / "sums.jsonl", *range(8))
-    asked = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
-    result = command(*asked, "--json", "--output", "out")
+    arguments = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
+    result = command(*arguments, "--json", "--output", "out")
     assert result.exit_code == 0, result.output
     before, after, both = (json.loads(line) for line in result.stdout.splitlines())
     assert (
@@ -471,32 +475,32 @@ def test_two_policies_are_compared(finished: Path, tmp_path: Path) -> None:
     for side, row in (("before", before), ("after", after)):
         results = json.loads(Path(f"out/{side}/results.json").read_text())["results"][str(data)]
         assert results["accuracy,none"] == row["accuracy"]
-    table = command(*asked)
+    table = command(*arguments)
     assert table.exit_code == 0, table.output
     assert "McNemar p = " in table.stdout
     assert re.search(r"truncation +\d+\.\d +\d+\.\d +[-+]\d+\.\d", table.stdout)
 
 
-def test_runs_that_were_asked_differently_are_not_compared_unasked(finished: Path, tmp_path: Path) -> None:
+def test_runs_with_different_templates_need_an_explicit_template(finished: Path, tmp_path: Path) -> None:
     assert command("train", "tiny.yaml", "--set", "problems.template='{prompt}'").exit_code == 0
     data = sums(tmp_path / "sums.jsonl", 1)
-    asked = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
+    arguments = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
     assert (
-        "trained with different values ('Q:{prompt}' and '{prompt}'): choose one with --template"
-        in refused(*asked)
+        "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both (--template"
+        in refused(*arguments)
     )
-    assert command(*asked, "--template", "{prompt}").exit_code == 0
+    assert command(*arguments, "--template", "{prompt}").exit_code == 0
 
 
-def test_a_stopped_evaluation_goes_on(
+def test_interrupted_evaluation_is_continued(
     finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm_reinforce.evaluation import AnswerFile
 
     data = sums(tmp_path / "sums.jsonl", *range(8))
-    asked = ["evaluate", "--policy", str(finished), "--data", str(data), "--decoding", "sampled"]
-    asked += ["--samples-per-problem", "2", "--batch-size", "4", "--json"]
-    whole = command(*asked).stdout
+    arguments = ["evaluate", "--policy", str(finished), "--data", str(data), "--decoding", "sampled"]
+    arguments += ["--samples-per-problem", "2", "--batch-size", "4", "--json"]
+    whole = command(*arguments).stdout
     record = AnswerFile.record
 
     def interrupted(self: AnswerFile, index: int, *rest: Any) -> None:
@@ -506,22 +510,22 @@ def test_a_stopped_evaluation_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(AnswerFile, "record", interrupted)
-        assert command(*asked, "--output", "out").exit_code == 130
+        assert command(*arguments, "--output", "out").exit_code == 130
     assert not Path("out/results.json").exists()
-    result = command(*asked, "--output", "out")
+    result = command(*arguments, "--output", "out")
     assert result.exit_code == 0, result.output
     assert "continuing after 5 of 8 problems" in result.stderr
     assert result.stdout == whole
     (answers,) = Path("out").glob("answers_*.jsonl")
     assert answers.name.endswith("_sums.jsonl_sampled.jsonl")
     assert len(answers.read_text().splitlines()) == 9
-    told = refused(*asked, "--output", "out", "--seed", "1")
-    assert "holds another evaluation; it differs in seed (0 there, 1 now)" in told
+    message = refused(*arguments, "--output", "out", "--seed", "1")
+    assert "contains the answers of another evaluation (seed: 0 in the file, 1 now)" in message
 
 
-def test_a_killed_evaluation_goes_on(finished: Path, tmp_path: Path) -> None:
+def test_killed_evaluation_is_continued(finished: Path, tmp_path: Path) -> None:
     data, output = sums(tmp_path / "sums.jsonl", *range(8)), tmp_path / "out"
-    asked = ["evaluate", "--policy", str(finished), "--data", str(data), "--batch-size", "2", "--json"]
+    arguments = ["evaluate", "--policy", str(finished), "--data", str(data), "--batch-size", "2", "--json"]
     code = (
         "import os, signal\n"
         "from llm_reinforce.cli import main\n"
@@ -534,119 +538,119 @@ def test_a_killed_evaluation_goes_on(finished: Path, tmp_path: Path) -> None:
         "AnswerFile.record = dies\n"
         "main()\n"
     )
-    words = [sys.executable, "-c", code, *asked, "--output", str(output)]
+    words = [sys.executable, "-c", code, *arguments, "--output", str(output)]
     killed = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     (answers,) = output.iterdir()
     kept = answers.read_text().splitlines()
     assert len(kept) == 6
-    result = command(*asked, "--output", str(output))
+    result = command(*arguments, "--output", str(output))
     assert result.exit_code == 0, result.output
     assert "continuing after 5 of 8 problems" in result.stderr
-    assert result.stdout == command(*asked).stdout
+    assert result.stdout == command(*arguments).stdout
     rows = answers.read_text().splitlines()
     assert rows[:6] == kept
     assert sorted(json.loads(row)["index"] for row in rows[1:]) == list(range(8))
 
 
-def test_evaluate_warns_of_what_training_showed(finished: Path, tmp_path: Path) -> None:
+def test_evaluate_warns_about_training_problems(finished: Path, tmp_path: Path) -> None:
     trained = [f"{a}+{b}" for a in range(10) for b in range(10)]
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(f'{{"prompt": "{sum}=", "answer": "{eval(sum)}"}}\n' for sum in trained))
     result = command("evaluate", "--policy", str(finished), "--data", str(data), "--json")
     assert result.exit_code == 0, result.output
-    assert "90 of 100 problems asked are training problems as well" in result.stderr
+    assert "90 of 100 evaluated problems are also training problems" in result.stderr
     assert json.loads(result.stdout)["overlap"] == {"same": 90, "masked": 0, "evaluated": 100}
 
 
-def test_evaluate_lists_answers_that_do_not_verify(finished: Path, tmp_path: Path) -> None:
+def test_evaluate_lists_rejected_reference_answers(finished: Path, tmp_path: Path) -> None:
     data = sums(tmp_path / "sums.jsonl", 1)
     odd = [{"id": f"odd-{n}", "prompt": f"{n}+1=", "answer": "a</think>b"} for n in range(7)]
     data.write_text(data.read_text() + "".join(json.dumps(row) + "\n" for row in odd))
     result = command("evaluate", "--policy", str(finished), "--data", str(data), "--json")
     assert result.exit_code == 0, result.output
-    told = "right answers that don't verify against themselves: 7 (odd-0, odd-1, odd-2, odd-3, odd-4, …)"
-    assert told in result.stderr.replace("\n", " ")
+    message = "rejects the reference answers of 7 problems (odd-0, odd-1, odd-2, odd-3, odd-4, …)"
+    assert message in result.stderr.replace("\n", " ")
     assert json.loads(result.stdout)["total"] == 8
 
 
-def test_evaluate_shows_examples(finished: Path, tmp_path: Path) -> None:
+def test_few_shot_examples_are_checked(finished: Path, tmp_path: Path) -> None:
     data, more = sums(tmp_path / "a.jsonl", 1), sums(tmp_path / "b.jsonl", 1, 2)
-    asked = ["evaluate", "--policy", str(finished), "--data", str(data), "--template", "{prompt}"]
-    asked += ["--max-new-tokens", "2"]
-    assert "read with --few-shot only" in refused(*asked, "--examples", str(more))
-    # the alphabet has no line feed: the example has come to be asked
-    assert "can't be read or written by the policy" in refused(
-        *asked, "--few-shot", "1", "--examples", str(more)
+    arguments = ["evaluate", "--policy", str(finished), "--data", str(data), "--template", "{prompt}"]
+    arguments += ["--max-new-tokens", "2"]
+    assert "used only with --few-shot" in refused(*arguments, "--examples", str(more))
+    # the alphabet has no line feed, so this error shows that the example is part of the prompt
+    assert "cannot be encoded by the policy" in refused(
+        *arguments, "--few-shot", "1", "--examples", str(more)
     )
-    assert "2 examples are wanted, and only 1 of 2" in refused(
-        *asked, "--few-shot", "2", "--examples", str(more)
+    assert "needs 2 examples, but only 1 of 2" in refused(
+        *arguments, "--few-shot", "2", "--examples", str(more)
     )
 
 
-def test_a_data_set_that_cannot_be_used_is_told(finished: Path, tmp_path: Path) -> None:
-    asked = ["evaluate", "--policy", str(finished), "--data"]
-    assert "did you mean 'gsm8k'" in refused(*asked, "gsm9k")
+def test_invalid_data_sets_are_reported(finished: Path, tmp_path: Path) -> None:
+    arguments = ["evaluate", "--policy", str(finished), "--data"]
+    assert "did you mean 'gsm8k'" in refused(*arguments, "gsm9k")
     empty = tmp_path / "empty.jsonl"
     empty.touch()
-    assert "empty" in refused(*asked, str(empty))
+    assert "empty" in refused(*arguments, str(empty))
     row = {"question": "1+1?", "answer": "so\n#### two"}
     (tmp_path / "words.jsonl").write_text(json.dumps(row) + "\n")
-    assert "no number where one is wanted" in refused(*asked, "gsm8k=words.jsonl")
+    assert "must contain a number" in refused(*arguments, "gsm8k=words.jsonl")
     twice = sums(tmp_path / "twice.jsonl", 1, 1)
-    assert "id '1' was used before" in refused(*asked, str(twice))
+    assert "id '1' is already used" in refused(*arguments, str(twice))
     (tmp_path / "columns.jsonl").write_text('{"sum": "1+1=", "answer": "2"}\n')
-    assert "no prompt column" in refused(*asked, "columns.jsonl")
+    assert "no prompt column" in refused(*arguments, "columns.jsonl")
 
 
-def test_progress_is_told_in_lines_where_there_is_no_terminal(
+def test_progress_is_printed_in_lines_without_a_terminal(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm_reinforce.console import progress as module
 
     now = [0.0]
     monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
-    with module.progress("sums", 100) as told:
+    with module.progress("sums", 100) as show:
         for done in range(10, 101, 10):  # ten problems in twenty seconds
             now[0] += 20
-            told(done)
+            show(done)
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "sums: 20 of 100 problems · 0:02:40 left"
     assert len(lines) == 4
 
 
-def test_a_note_stands_above_a_bar_and_not_in_it(
+def test_note_is_printed_above_the_progress_bar(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from llm_reinforce.console import progress as module
 
     shown = io.StringIO()
     monkeypatch.setattr(module, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=60))
-    with module.progress("sums", 100) as told:
-        told(10)
+    with module.progress("sums", 100) as show:
+        show(10)
         note("nothing is held out: accuracy is measured on the training problems")
-        told(20)
+        show(20)
     assert capsys.readouterr().err == ""
-    # the cursor is back at the beginning of the bar's line, which is erased, before the note is written
+    # the line of the progress bar is erased before the note is written
     assert re.search(
         r"\x1b\[2K[^\n]*nothing is held out: accuracy is measured on the training problems", shown.getvalue()
     )
-    note("and behind it")
-    assert "and behind it" in capsys.readouterr().err
+    note("after the bar")
+    assert "after the bar" in capsys.readouterr().err
 
 
-def test_two_data_sets_with_one_file_for_their_answers(finished: Path) -> None:
+def test_data_sets_with_the_same_answer_file_are_refused(finished: Path) -> None:
     for name in ("d/a.jsonl", "d_a.jsonl"):
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text('{"prompt": "1+1=", "answer": "2"}\n')
-    told = refused(
+    message = refused(
         "evaluate", "--policy", str(finished), "--output", "out", "--data", "d/a.jsonl", "--data", "d_a.jsonl"
     )
-    assert "d/a.jsonl and d_a.jsonl would both be written to answers_d_a.jsonl_greedy.jsonl" in told
+    assert "d/a.jsonl and d_a.jsonl would both be written to answers_d_a.jsonl_greedy.jsonl" in message
     assert not Path("out").exists()
 
 
-def test_a_run_tells_what_it_gained(finished: Path) -> None:
+def test_run_reports_its_gain(finished: Path) -> None:
     result = command("train", "tiny.yaml", "--set", "seed=3")
     assert result.exit_code == 0, result.output
     for words in ("greedy, problem by problem:", "sampled, problem by problem:", "McNemar p = "):
@@ -667,7 +671,7 @@ def test_a_run_tells_what_it_gained(finished: Path) -> None:
     assert after["before"] == of_greedy["before"]
 
 
-def test_verify_audits_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verify_checks_reference_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = tmp_path / "good.jsonl", tmp_path / "bad.jsonl"
     monkeypatch.setenv("COLUMNS", "300")
     good.write_text("".join(f'{{"question": "?", "answer": "so\\n#### {n},000"}}\n' for n in range(1, 70)))
@@ -696,16 +700,16 @@ def test_verify_audits_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ]
 
 
-def test_what_cannot_be_audited(tmp_path: Path) -> None:
+def test_invalid_data_is_refused_by_verify(tmp_path: Path) -> None:
     data = tmp_path / "sums.jsonl"
     data.write_text('{"prompt": "1+1=", "answr": "2"}\n')
     assert "no such file" in refused("verify", "nowhere.jsonl")
-    assert "nearest is 'answr'" in refused("verify", str(data))
+    assert "did you mean 'answr'?" in refused("verify", str(data))
     assert "all DATA are files" in refused("verify", str(data), "--split", "test")
     assert command("verify", str(data), "--answer-column", "answr").exit_code == 0
 
 
-def test_sample_shows_completions(finished: Path) -> None:
+def test_sample_prints_completions(finished: Path) -> None:
     result = command("sample", "--policy", str(finished), "1+1=", "2+2=", "--num", "3")
     assert result.exit_code == 0, result.output
     assert re.findall(r"^\s+(\d)  ", result.stdout, re.MULTILINE) == ["1", "2", "3"] * 2
@@ -715,11 +719,11 @@ def test_sample_shows_completions(finished: Path) -> None:
     assert greedy.stdout == command("sample", "--policy", str(finished), "1+1=", "--greedy").stdout.replace(
         "1+1=", "Q:1+1=", 1
     )
-    assert "leave out one of the two" in refused("sample", "-p", str(finished), "1", "--greedy", "--num", "2")
+    assert "omit one of the two" in refused("sample", "-p", str(finished), "1", "--greedy", "--num", "2")
     assert "alphabet lacks 'x'" in refused("sample", "-p", str(finished), "x")
 
 
-def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recipes_list_show_copy_and_validate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "package" / "recipes"
     folder.mkdir(parents=True)
     (folder / "first.yaml").write_text(RECIPE)
@@ -730,18 +734,18 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "did you mean 'first'" in refused("recipes", "show", "frist")
     assert command("recipes", "copy", "first").exit_code == 0
     assert Path("first.yaml").read_text() == RECIPE
-    assert "isn't overwritten" in refused("recipes", "copy", "first")
-    assert "no folder" in refused("recipes", "copy", "first", "no/where.yaml")
+    assert "is not overwritten" in refused("recipes", "copy", "first")
+    assert "the directory no does not exist" in refused("recipes", "copy", "first", "no/where.yaml")
     assert "can't be written" in refused("recipes", "copy", "first", "tiny.yaml/mine.yaml")
     assert command("recipes", "validate", "first", "tiny.yaml").stdout.splitlines() == [
-        "first: a valid recipe",
-        "tiny.yaml: a valid recipe",
+        "first: valid recipe",
+        "tiny.yaml: valid recipe",
     ]
     Path("bad.yaml").write_text(RECIPE + "wibble: 1\nseed: x\n")
     result = command("recipes", "validate", "bad.yaml", "first", "worse.yaml")
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 3
-    assert result.stdout == "first: a valid recipe\n"
+    assert result.stdout == "first: valid recipe\n"
 
 
 @pytest.mark.parametrize(
@@ -753,11 +757,11 @@ def test_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("", ""),
     ],
 )
-def test_a_recipe_s_first_sentence(text: str, sentence: str) -> None:
+def test_first_sentence_of_a_recipe(text: str, sentence: str) -> None:
     assert first_sentence(text) == sentence
 
 
-def test_fetch_keeps_where_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_uses_the_cache_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_REINFORCE_CACHE", "elsewhere")
     there = tmp_path / "cache" / "models" / "smollm2-135m"
     there.mkdir(parents=True)

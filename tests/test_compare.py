@@ -1,4 +1,4 @@
-"""llm-reinforce compare, and `compare()`: runs are planned, trained, stopped, resumed and reported."""
+"""The command `compare` and the function `compare()`: planning, training, resuming and reporting runs."""
 
 import json
 import os
@@ -41,7 +41,7 @@ TWO = ("--variant", "with: reinforce.baseline=leave_one_out", "--variant", "none
 
 
 @pytest.fixture(autouse=True)
-def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     (tmp_path / "other.yaml").write_text(RECIPE.replace("1e-2", "1e-3"))
     monkeypatch.chdir(tmp_path)
@@ -65,7 +65,7 @@ def read(name: str) -> Any:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """A comparison of two recipes with two seeds; not to be changed."""
+    """A complete comparison of two recipes with two seeds, which tests must not change."""
     folder = tmp_path_factory.mktemp("finished")
     (folder / "tiny.yaml").write_text(RECIPE)
     (folder / "other.yaml").write_text(RECIPE.replace("1e-2", "1e-3"))
@@ -75,7 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     return folder / "out", result
 
 
-def test_each_run_is_a_normal_run_of_its_budget(finished: tuple[Path, Result]) -> None:
+def test_each_run_is_a_normal_run_with_the_budget(finished: tuple[Path, Result]) -> None:
     output, _ = finished
     for name in ("tiny", "other"):
         for seed in (5, 6):
@@ -88,7 +88,7 @@ def test_each_run_is_a_normal_run_of_its_budget(finished: tuple[Path, Result]) -
             assert run.policy.is_dir()
 
 
-def test_results_are_those_of_the_runs_logs(finished: tuple[Path, Result]) -> None:
+def test_results_agree_with_the_logs_of_the_runs(finished: tuple[Path, Result]) -> None:
     output, _ = finished
     summary = json.loads((output / "comparison.json").read_text())
     assert (summary["seeds"], summary["num_tokens"], summary["decoding"]) == ([5, 6], 100, "sampled")
@@ -106,21 +106,21 @@ def test_results_are_those_of_the_runs_logs(finished: tuple[Path, Result]) -> No
     assert set(summary["runs"][1]["differences"]) == {"final", "area", "tokens"}
 
 
-def test_the_tables(finished: tuple[Path, Result]) -> None:
+def test_tables(finished: tuple[Path, Result]) -> None:
     _, result = finished
-    told = result.stdout
-    assert "sampled accuracy on held-out problems; 100 sampled tokens a run, 2 seeds" in told
+    message = result.stdout
+    assert "sampled accuracy on held-out problems; 100 sampled tokens per run, 2 seeds" in message
     for title in ("final accuracy", "area under the learning curve, 0..1", "tokens to 5% accuracy"):
-        assert title in told
-    assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", told)
-    assert re.search(r"\d of 2", told)
-    words = " ".join(told.split())
+        assert title in message
+    assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", message)
+    assert re.search(r"\d of 2", message)
+    words = " ".join(message.split())
     assert "difference: from tiny, seed by seed; p by sign flips is at least 0.5" in words
     assert "tiny, seed 5: held-out accuracy" in result.stderr
     assert "4 of 4 runs" in result.stderr
 
 
-def test_a_run_is_the_one_that_train_makes(finished: tuple[Path, Result]) -> None:
+def test_runs_equal_those_of_train(finished: tuple[Path, Result]) -> None:
     output, _ = finished
     done = output / "other" / "seed-6"
     alone = CliRunner().invoke(app, ["train", str(done / "recipe.yaml"), "--set", "output_dir=alone"])
@@ -143,7 +143,7 @@ def test_complete_runs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     assert again.exit_code == 0, again.output
     assert "1 of 1 runs are complete" in again.stderr
     assert json.loads(again.stdout) == read("comparison.json")
-    more = compared("tiny.yaml", "--seeds", "2", *SHORT)  # the same seeds, and one more
+    more = compared("tiny.yaml", "--seeds", "2", *SHORT)  # one additional seed
     assert more.exit_code == 0, more.output
     assert trained == [0, 1]
     other_target = compared("tiny.yaml", "--seeds", "2", *SHORT[:-1], "0.5")
@@ -153,7 +153,7 @@ def test_complete_runs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def outcome() -> dict[str, object]:
-    """What two comparisons are equal by: numbers, and weights to the bit."""
+    """Return the results and weights of a comparison, to check that two comparisons are identical."""
     weights = {
         str(file): file.read_bytes() for file in sorted(Path("runs/compare").rglob("policy/*.safetensors"))
     }
@@ -161,7 +161,7 @@ def outcome() -> dict[str, object]:
 
 
 @pytest.mark.parametrize("checkpoint_every", ["1", "null"])
-def test_a_killed_comparison_is_continued_by_the_same_command(
+def test_killed_comparison_is_continued_by_the_same_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: str
 ) -> None:
     command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO, "--set"]
@@ -175,7 +175,7 @@ def test_a_killed_comparison_is_continued_by_the_same_command(
     def killed(self: RunDirectory, name: str, row: Any) -> None:
         nonlocal num_lines
         num_lines += name == "metrics.jsonl"
-        if num_lines == 8:  # the second update or so of the second run
+        if num_lines == 8:  # in the second run
             raise RuntimeError("the machine went down")
         append(self, name, row)
 
@@ -191,7 +191,7 @@ def test_a_killed_comparison_is_continued_by_the_same_command(
     assert outcome() == expected
 
 
-def test_an_interrupted_comparison_is_continued_by_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_comparison_is_continued_by_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
     command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO]
     assert compared(*command).exit_code == 0
     expected = outcome()
@@ -208,7 +208,7 @@ def test_an_interrupted_comparison_is_continued_by_the_same_command(monkeypatch:
     monkeypatch.setattr(RunDirectory, "append", interrupted)
     stopped = compared(*command)
     assert stopped.exit_code == 130, stopped.output
-    assert "stopped in none, seed 0; 1 complete runs are kept, and the same command" in stopped.stderr
+    assert "stopped in none, seed 0; 1 complete runs are kept; run the same command" in stopped.stderr
     assert list(Path("runs/compare/none/seed-0/checkpoints").iterdir())
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
@@ -216,7 +216,7 @@ def test_an_interrupted_comparison_is_continued_by_the_same_command(monkeypatch:
     assert outcome() == expected
 
 
-def test_a_run_killed_before_it_was_begun_starts(tmp_path: Path) -> None:
+def test_run_killed_before_its_first_update_is_started(tmp_path: Path) -> None:
     folder = tmp_path / "runs/compare/tiny/seed-0"
     folder.mkdir(parents=True)
     (folder / ".lock").touch()
@@ -224,30 +224,30 @@ def test_a_run_killed_before_it_was_begun_starts(tmp_path: Path) -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
 
 
-def test_a_directory_with_another_run_is_refused(tmp_path: Path) -> None:
+def test_directory_with_another_run_is_refused(tmp_path: Path) -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     before = Path("runs/compare/tiny/seed-0/metrics.jsonl").read_bytes()
-    told = refused("tiny.yaml", "--seeds", "1", *SHORT, "--set", "training.learning_rate=1e-1")
-    assert "runs/compare/tiny/seed-0 holds a run with other settings; name another --output" in told
-    assert "training.learning_rate: 0.01 in the run, 0.1 now" in told
-    told = refused("tiny.yaml", "--seeds", "1", *SHORT[2:], "--tokens", "200")
-    assert "training.num_tokens: 100 in the run, 200 now" in told
+    message = refused("tiny.yaml", "--seeds", "1", *SHORT, "--set", "training.learning_rate=1e-1")
+    assert "runs/compare/tiny/seed-0: contains a run with other settings; give another" in message
+    assert "training.learning_rate: 0.01 in the run, 0.1 now" in message
+    message = refused("tiny.yaml", "--seeds", "1", *SHORT[2:], "--tokens", "200")
+    assert "training.num_tokens: 100 in the run, 200 now" in message
     assert Path("runs/compare/tiny/seed-0/metrics.jsonl").read_bytes() == before
     (tmp_path / "runs/compare/other/seed-0").mkdir(parents=True)
     (tmp_path / "runs/compare/other/seed-0/thesis.txt").write_text("mine")
-    told = refused("other.yaml", "--seeds", "1", *SHORT)
-    assert "seed-0 can't be written to, or is no run of this comparison (thesis.txt)" in told
-    assert "--set" not in told  # train's way out is none here
+    message = refused("other.yaml", "--seeds", "1", *SHORT)
+    assert "seed-0: can't be written to, or is not a run of this comparison (thesis.txt)" in message
+    assert "--set" not in message  # the advice for `train` does not apply
     Path("file").write_text("mine")
-    told = refused("other.yaml", "--seeds", "1", *SHORT, "--output", "file/below")
-    assert "file is a file; name a directory" in told
+    message = refused("other.yaml", "--seeds", "1", *SHORT, "--output", "file/below")
+    assert "file is a file; give a directory" in message
 
 
 def test_incomplete_logs_are_reported() -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
     Path("runs/compare/tiny/seed-0/metrics.jsonl").write_text("")
-    told = refused_after_runs("tiny.yaml", "--seeds", "1", *SHORT)
-    assert "runs/compare/tiny/seed-0: its logs are incomplete (metrics.jsonl lacks update" in told
+    message = refused_after_runs("tiny.yaml", "--seeds", "1", *SHORT)
+    assert "runs/compare/tiny/seed-0: the logs are incomplete (metrics.jsonl lacks update" in message
 
 
 def refused_after_runs(*arguments: str) -> str:
@@ -266,18 +266,18 @@ def test_one_seed_has_no_interval() -> None:
     assert runs[1]["differences"]["final"]["t_p_value"] is None
 
 
-def test_without_matplotlib_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_printed_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = compared("tiny.yaml", "--seeds", "1", *SHORT)
     assert result.exit_code == 0, result.output
-    assert "pip install 'llm-reinforce[plots]' and run the same command again" in result.stderr
+    assert "pip install 'llm-reinforce[plots]' and run the same command" in " ".join(result.stderr.split())
     assert "final accuracy" in result.stdout
     assert not list(Path("runs/compare").glob("*.png"))
 
 
-def test_with_matplotlib_there_are_plots() -> None:
+def test_plots_are_written_with_matplotlib() -> None:
     pytest.importorskip("matplotlib")
     assert compared("tiny.yaml", "--seeds", "2", *SHORT).exit_code == 0
     names = {file.name for file in Path("runs/compare").iterdir() if file.is_file()}
@@ -289,40 +289,46 @@ def test_with_matplotlib_there_are_plots() -> None:
     ("arguments", "complaint"),
     [
         (["nowhere.yaml"], "nowhere: nowhere.yaml: there is no such file or built-in recipe"),
-        (["tiny.yaml", "./tiny.yaml"], "two variants are named 'tiny'; give each its own name (--variant"),
+        (
+            ["tiny.yaml", "./tiny.yaml"],
+            "two variants are named 'tiny'; give them different names, for",
+        ),
         (["tiny.yaml", "--variant", "a: seed=1"], "all variants have the same seeds"),
         (["tiny.yaml", "--variant", "a:", "--variant", "A:"], "two variants are named 'A'"),
-        (["tiny.yaml", "other.yaml", "--variant", "a:"], "--variant changes one recipe, and there are 2"),
+        (
+            ["tiny.yaml", "other.yaml", "--variant", "a:"],
+            "variants (--variant) change a single recipe",
+        ),
         (["tiny.yaml", "--variant", "reinforce.baseline=none"], 'should read "NAME: section.key=value'),
-        (["tiny.yaml", "--variant", "a: none"], "'none' has no = (quote a value with spaces)"),
+        (["tiny.yaml", "--variant", "a: none"], "'none' has no =; should read"),
         (["tiny.yaml", "--variant", "a: x='1"], "can't be parsed: No closing quotation"),
-        (["tiny.yaml", "--variant", "../a:"], "'../a' can't be a variant's name"),
-        (["tiny.yaml", "--variant", "a.: "], "'a.' can't be a variant's name"),
+        (["tiny.yaml", "--variant", "../a:"], "'../a' is not a valid name of a variant"),
+        (["tiny.yaml", "--variant", "a.: "], "'a.' is not a valid name of a variant"),
         (["tiny.yaml", "--variant", "a: reinforce.baseline=non"], "a: --set reinforce.baseline=non: "),
         (
             ["tiny.yaml", "--set", "output_dir=x"],
-            "--set output_dir=x: can't be set here",
+            "override (--set) output_dir=x: this setting can't be changed in a comparison",
         ),
         (
             ["tiny.yaml", "--set", "training.num_updates=5"],
-            "of the comparison (--tokens)",
+            "all runs have the same budget; give `tokens` (--tokens)",
         ),
         (
             ["tiny.yaml", "--variant", "a: evaluation.every=5"],
-            "evaluated equally often (--evaluations)",
+            "evaluated equally often; give `evaluations` (--evaluations)",
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
-        (["quickstart"], "quickstart: .* training.schedule: cosine falls to 0 over num_updates"),
+        (["quickstart"], "quickstart: .* training.schedule: cosine decays to 0 over num_updates"),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
-            "b: evaluation.decodings lacks sampled, which a is compared by",
+            "b: evaluation.decodings lacks sampled, the first decoding of a",
         ),
     ],
 )
 def test_invalid_comparisons_are_refused(arguments: list[str], complaint: str) -> None:
-    told = refused(*arguments, "--seeds", "2", "--tokens", "100")
-    assert re.search(complaint if ".*" in complaint else re.escape(complaint), told), told
+    message = refused(*arguments, "--seeds", "2", "--tokens", "100")
+    assert re.search(complaint if ".*" in complaint else re.escape(complaint), message), message
     assert not Path("runs").exists()
 
 
@@ -359,10 +365,10 @@ def test_all_variants_have_the_same_seeds_and_tokens(
         shape_of = run.recipe.reinforce
         num_episodes = shape_of.problems_per_update * shape_of.episodes_per_problem
         assert training.num_updates * num_episodes >= 1000 > (training.num_updates - 1) * num_episodes
-    assert str(unlike_problems(runs)).startswith("few: other problems than small's; accuracies")
+    assert str(unlike_problems(runs)).startswith("few: evaluated on other problems than small, so")
 
 
-def test_a_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("mine.py").write_text("def mine(completion, problem):\n    raise OSError('ill')\n")
     result = compared("tiny.yaml", "--seeds", "2", *SHORT, "--set", "rewards=[{function: 'mine.py:mine'}]")
     assert result.exit_code == 2
@@ -387,10 +393,10 @@ def test_from_python_in_one_call(capsys: pytest.CaptureFixture[str]) -> None:
     assert comparison.summary == read("comparison.json")
     assert comparison.num_done == 4
     assert comparison.variants["none"].differences["final"].interval is not None
-    assert capsys.readouterr() == ("", "")  # no terminal, so nothing is shown
+    assert capsys.readouterr() == ("", "")  # nothing is shown without a terminal
 
 
-def test_configs_are_compared_as_their_recipes_are() -> None:
+def test_configs_are_compared_like_recipe_files() -> None:
     configs = {name: load_config(f"{name}.yaml", ["seed=3"]) for name in ("tiny", "other")}
     named = [config.model_copy(update={"output_dir": f"runs/{name}"}) for name, config in configs.items()]
     shape = {"seeds": 1, "tokens": 100, "evaluations": 2, "target": 0.05}

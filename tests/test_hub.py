@@ -60,7 +60,7 @@ def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_hub_a_policy_of_the_hub_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: Session(OSError("no route")))
-    with pytest.raises(InputError, match=r"'no/such'.*can't be loaded.*network") as caught:
+    with pytest.raises(InputError, match=r"'no/such'.*from the hub failed.*network") as caught:
         load_policy("no/such")
     assert "\n" not in str(caught.value)
 

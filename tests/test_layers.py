@@ -46,25 +46,40 @@ def test_no_module_shadows_the_standard_library() -> None:
     assert not names & set(sys.stdlib_module_names) - {"__init__", "__main__"}
 
 
-@pytest.mark.parametrize(
-    ("file", "line"),
-    [
-        ("policy_gradient/losses.py", "from llm_reinforce.policy import sampling"),
-        ("evaluation/accuracy.py", "import llm_reinforce.training"),
-        ("rewards/built_in.py", "import llm_reinforce.policy"),  # beside it
-        ("verifier/verify.py", "import llm_reinforce.problems"),
-        ("errors.py", "import llm_reinforce.problems"),
-        ("problems/problem.py", "import torch"),
-        ("policy_gradient/returns.py", "import transformers"),
-        ("elsewhere.py", ""),  # belongs to no layer
-    ],
-)
-def test_a_breach_is_found(tmp_path: Path, file: str, line: str) -> None:
-    shutil.copytree(
-        PACKAGE, tmp_path / "llm_reinforce", ignore=shutil.ignore_patterns("__pycache__", "recipes")
-    )
+BREACHES = {  # a line in a module -> how the report names the import
+    "policy_gradient/losses.py": ("from llm_reinforce.policy import sampling", "llm_reinforce.policy"),
+    "evaluation/accuracy.py": ("import llm_reinforce.training", "llm_reinforce.training"),
+    "rewards/built_in.py": ("import llm_reinforce.policy", "llm_reinforce.policy"),  # the same layer
+    "verifier/verify.py": ("import llm_reinforce.problems", "llm_reinforce.problems"),
+    "errors.py": ("import llm_reinforce.problems", "llm_reinforce.problems"),
+    "problems/problem.py": ("import torch", "torch"),
+    "policy_gradient/returns.py": ("import transformers", "transformers"),
+}
+
+
+@pytest.fixture
+def copied(tmp_path: Path) -> Path:
+    """A copy of the package, to break its layers in."""
+    ignored = shutil.ignore_patterns("__pycache__", "recipes")
+    shutil.copytree(PACKAGE, tmp_path / "llm_reinforce", ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    breached = tmp_path / "llm_reinforce" / file
-    breached.write_text((breached.read_text() if breached.exists() else "") + f"\n{line}\n")
-    done = lint_imports(tmp_path)
-    assert done.returncode == 1, done.stdout + done.stderr
+    return tmp_path
+
+
+def test_forbidden_imports_are_reported(copied: Path) -> None:
+    for file, (line, _) in BREACHES.items():
+        path = copied / "llm_reinforce" / file
+        path.write_text(f"{path.read_text()}\n{line}\n")
+    done = lint_imports(copied)
+    assert done.returncode == 1
+    report = " ".join(done.stdout.split())
+    for file, (_, imported) in BREACHES.items():
+        module = "llm_reinforce." + file.removesuffix(".py").replace("/", ".")
+        assert f"{module} -> {imported}" in report, done.stdout
+
+
+def test_a_module_without_a_layer_is_reported(copied: Path) -> None:
+    (copied / "llm_reinforce" / "elsewhere.py").touch()
+    done = lint_imports(copied)
+    assert done.returncode == 1
+    assert "elsewhere" in done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""Training from Python: what may be given, what is yielded and returned, and the same run three ways."""
+"""Training from Python: arguments, results, errors, and equality with runs from YAML and the command line."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ SUMS = [{"prompt": f"{a}+{b}=", "answer": str(a + b)} for a in range(6) for b in
 
 
 def own_model(seed: int = 0) -> tuple[LlamaForCausalLM, Any]:
-    """A user's own model and tokenizer, made with transformers alone."""
+    """Return a user's model and tokenizer, created with transformers only."""
     tokenizer = character_tokenizer(ALPHABET)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -51,7 +51,7 @@ def short_and_right(completion: str, problem: Problem) -> float:
 
 
 def length_reward(completions: list[str], **columns: Any) -> list[float]:
-    """A function with TRL's signature."""
+    """Reward function with TRL's signature."""
     return [1.0 / (1 + len(completion)) for completion in completions]
 
 
@@ -64,11 +64,11 @@ def weights_of(policy: LanguagePolicy) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().clone() for name, parameter in policy.model.named_parameters()}
 
 
-# ------------------------------------------------------------------------------------- the example
+# --------------------------------------------------------------------------------- the trainer
 
 
-def test_the_example_of_the_design(tmp_path: Path) -> None:
-    """DESIGN's example, with a tiny policy and a small file in place of SmolLM2 and GSM8K."""
+def test_first_example_of_the_documentation(tmp_path: Path) -> None:
+    """The first example, with a tiny policy and a small file instead of SmolLM2 and GSM8K."""
     model, tokenizer = own_model()
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
@@ -95,7 +95,7 @@ def test_the_example_of_the_design(tmp_path: Path) -> None:
     } <= names
 
 
-def test_the_loop_yields_after_each_update() -> None:
+def test_loop_yields_after_each_update() -> None:
     trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, evaluation={"every": 2}, **SMALL)
     seen = []
     for update in trainer.updates():
@@ -107,7 +107,7 @@ def test_the_loop_yields_after_each_update() -> None:
     assert trainer.result().is_over
 
 
-def test_a_caller_who_leaves_the_loop_can_resume(tmp_path: Path) -> None:
+def test_run_can_be_resumed_after_leaving_the_loop(tmp_path: Path) -> None:
     whole = ReinforceTrainer(
         own_model(), SUMS, short_and_right, output_dir=tmp_path / "whole", **SMALL
     ).train()
@@ -125,20 +125,20 @@ def test_a_caller_who_leaves_the_loop_can_resume(tmp_path: Path) -> None:
         assert torch.equal(weight, dict(result.policy.model.named_parameters())[name])
 
 
-def test_stop_ends_the_run_after_the_update(tmp_path: Path) -> None:
+def test_stop_ends_the_run_after_the_next_update(tmp_path: Path) -> None:
     trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "run", **SMALL)
     numbers = []
     for update in trainer.updates():
         numbers.append(update.number)
         trainer.stop()
-    # the request comes between two updates and holds for the next one
+    # a request between two updates takes effect after the next one
     assert numbers == [1, 2]
     assert (tmp_path / "run" / "checkpoints" / "update-000002").is_dir()
     trainer.save_policy()
     assert (tmp_path / "run" / "policy" / "config.json").is_file()
 
 
-# ---------------------------------------------------------------------- the same run in three ways
+# ------------------------------------------------------------------------------- equal runs
 
 
 RECIPE = """\
@@ -159,7 +159,7 @@ training: {{num_updates: 3, learning_rate: 1e-2}}
 """
 
 
-def test_yaml_command_line_and_python_give_the_same_bits(tmp_path: Path) -> None:
+def test_yaml_command_line_and_python_give_identical_runs(tmp_path: Path) -> None:
     def path(name: str) -> Path:
         (tmp_path / f"{name}.yaml").write_text(RECIPE.format(output_dir=tmp_path / name))
         return tmp_path / f"{name}.yaml"
@@ -203,8 +203,8 @@ def test_yaml_command_line_and_python_give_the_same_bits(tmp_path: Path) -> None
         assert own == other
 
 
-def test_a_run_with_objects_is_resumed_by_its_recipe(tmp_path: Path) -> None:
-    """The command line finds policy, problems and function in the run's directory and the function's file."""
+def test_run_from_objects_is_resumed_by_its_recipe(tmp_path: Path) -> None:
+    """The recipe refers to the saved policy and problems of the run, and to the file of the function."""
     file = tmp_path / "rewards.py"
     file.write_text("def digits(completion, problem):\n    return float(completion.isdigit())\n")
     sys.path.insert(0, str(tmp_path))
@@ -230,7 +230,7 @@ def test_a_run_with_objects_is_resumed_by_its_recipe(tmp_path: Path) -> None:
     assert (tmp_path / "parts" / last).read_bytes() == (tmp_path / "whole" / last).read_bytes()
 
 
-def test_a_resumed_run_has_the_same_settings_and_problems(tmp_path: Path) -> None:
+def test_resumed_run_needs_the_same_settings_and_problems(tmp_path: Path) -> None:
     def trainer(problems: Any = SUMS, **settings: Any) -> ReinforceTrainer:
         return ReinforceTrainer(own_model(), problems, output_dir=tmp_path / "run", **{**SMALL, **settings})
 
@@ -243,7 +243,7 @@ def test_a_resumed_run_has_the_same_settings_and_problems(tmp_path: Path) -> Non
         trainer(SUMS[1:], num_updates=4).train(resume=True)
 
 
-def test_a_reward_file_that_trains_when_imported_is_refused(tmp_path: Path) -> None:
+def test_reward_file_that_trains_when_imported_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "script.py"
     file.write_text(
         "from llm_reinforce import ReinforceTrainer\n"
@@ -254,7 +254,7 @@ def test_a_reward_file_that_trains_when_imported_is_refused(tmp_path: Path) -> N
         ReinforceTrainer(own_model(), SUMS, f"{file}:mine", **SMALL)
 
 
-# -------------------------------------------------------------------------------- what may be given
+# ------------------------------------------------------------------------------- kinds of arguments
 
 
 @pytest.mark.parametrize(
@@ -269,19 +269,19 @@ def test_a_reward_file_that_trains_when_imported_is_refused(tmp_path: Path) -> N
         [lambda completion, problem: 0.5, lambda completion, problem: len(completion)],
     ],
 )
-def test_rewards_of_every_kind(rewards: Any) -> None:
+def test_all_kinds_of_rewards(rewards: Any) -> None:
     result = ReinforceTrainer(own_model(), SUMS, rewards, **{**SMALL, "num_updates": 1}).train()
     assert result.history[0]["num_unscored"] == 0
 
 
 class Judge:
-    """A callable object has no __name__."""
+    """Callable object, which has no `__name__`."""
 
     def __call__(self, completion: str, problem: Problem) -> float:
         return 1.0
 
 
-def test_rewards_are_logged_by_their_names() -> None:
+def test_names_of_rewards() -> None:
     import functools
 
     def scaled(completion: str, problem: Problem, scale: float) -> float:
@@ -296,7 +296,7 @@ def test_rewards_are_logged_by_their_names() -> None:
     ]
 
 
-def test_the_verdict_is_handed_to_a_function_that_takes_it() -> None:
+def test_reward_function_may_take_the_verdict() -> None:
     seen = []
 
     def watching(completion: str, problem: Problem, verdict: Any) -> float:
@@ -308,7 +308,7 @@ def test_the_verdict_is_handed_to_a_function_that_takes_it() -> None:
     assert all(seen)
 
 
-def test_problems_of_every_kind(tmp_path: Path) -> None:
+def test_all_kinds_of_problems(tmp_path: Path) -> None:
     import datasets
 
     file = tmp_path / "sums.jsonl"
@@ -330,7 +330,7 @@ def test_problems_of_every_kind(tmp_path: Path) -> None:
     assert (len(separate.problems), len(separate.held_out)) == (34, 2)
 
 
-def test_keywords_find_their_sections() -> None:
+def test_keyword_arguments_are_assigned_to_sections() -> None:
     trainer = ReinforceTrainer(
         own_model(), SUMS, template="{prompt}", baseline="none", evaluation={"every": 7}, **SMALL
     )
@@ -340,13 +340,13 @@ def test_keywords_find_their_sections() -> None:
     assert (config.training.num_updates, config.sampling.max_new_tokens) == (3, 4)
 
 
-def test_by_default_a_fifth_is_held_out() -> None:
+def test_one_fifth_is_held_out_by_default() -> None:
     settings = {key: value for key, value in SMALL.items() if key != "num_held_out"}
     trainer = ReinforceTrainer(own_model(), SUMS, **settings)
     assert (len(trainer.problems), len(trainer.held_out)) == (29, 7)
 
 
-def test_policies_of_every_kind(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
+def test_all_kinds_of_policies(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
     model, tokenizer = own_model()
     model.save_pretrained(tmp_path / "tiny")
     tokenizer.save_pretrained(tmp_path / "tiny")
@@ -363,7 +363,7 @@ def test_policies_of_every_kind(tmp_path: Path, tiny_policy: LanguagePolicy) -> 
     assert sum(each.requires_grad for each in adapted.policy.model.parameters()) == 14
 
 
-# ------------------------------------------------------------------------------------ clear errors
+# ---------------------------------------------------------------------------------- error messages
 
 
 def none_of(completion: str) -> float:
@@ -381,8 +381,8 @@ def none_of(completion: str) -> float:
         ),
         (lambda: {"policy": own_model()[::-1]}, r"the order is \(model, tokenizer\)"),
         (lambda: {"policy": "no/such/model/here"}, "no such directory or file"),
-        (lambda: {"problems": []}, "train: empty"),
-        (lambda: {"problems": 7}, r"train: 7 \(int\) is not a set of problems"),
+        (lambda: {"problems": []}, "train: is empty"),
+        (lambda: {"problems": 7}, r"train: 7 \(int\) is not a list of problems"),
         (lambda: {"problems": [{"prompt": "1+1="}]}, r"train\[0\]: no answer column"),
         (lambda: {"problems": ["1+1="]}, r"train\[0\]: should be a dict"),
         (lambda: {"problems": "gsm9k"}, "did you mean"),
@@ -390,8 +390,11 @@ def none_of(completion: str) -> float:
         (lambda: {"rewards": 3}, r"rewards\[0\]: 3 \(int\) is not a reward"),
         (lambda: {"rewards": []}, "rewards: empty"),
         (lambda: {"rewards": "corect_answer"}, "did you mean 'correct_answer'"),
-        (lambda: {"rewards": none_of}, r"'none_of': it must be callable as f\(completion, problem\)"),
-        (lambda: {"rewards": {"correct_answer": "1"}}, "a weight is a number"),
+        (
+            lambda: {"rewards": none_of},
+            r"'none_of': the function must be callable as f\(completion, problem\)",
+        ),
+        (lambda: {"rewards": {"correct_answer": "1"}}, "a weight must be a number"),
         (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),
         (
             lambda: {"batch_size": 1},
@@ -413,17 +416,17 @@ def none_of(completion: str) -> float:
         (lambda: {"config": {}}, "config: should be a Config"),
     ],
 )
-def test_wrong_arguments_are_told(arguments: Callable[[], dict[str, Any]], message: str) -> None:
+def test_invalid_arguments_are_reported(arguments: Callable[[], dict[str, Any]], message: str) -> None:
     given = {"policy": own_model(), "problems": SUMS, **SMALL, **arguments()}
     with pytest.raises(InputError, match=message):
         ReinforceTrainer(**given)
 
 
-def test_what_cannot_be_recorded_is_told_before_training(tmp_path: Path) -> None:
+def test_unrecordable_objects_are_reported_before_training(tmp_path: Path) -> None:
     problem = Problem("1+1=", "2", columns={"when": object()})
-    with pytest.raises(InputError, match="can't be written as JSON"):
+    with pytest.raises(InputError, match="cannot be written as JSON"):
         ReinforceTrainer(own_model(), [problem], output_dir=tmp_path / "run", **{**SMALL, "num_held_out": 0})
-    with pytest.raises(InputError, match="adapter's model was not loaded from a path"):
+    with pytest.raises(InputError, match="base model of this adapter was not loaded from a path"):
         ReinforceTrainer(own_model(), SUMS, lora={"rank": 2}, output_dir=tmp_path / "run", **SMALL)
     assert not (tmp_path / "run").exists()
 
@@ -461,8 +464,8 @@ assert state() == before
 """
 
 
-def test_the_host_process_is_left_alone(tmp_path: Path) -> None:
-    """In a process of its own: here the checks of types draw random numbers too."""
+def test_host_process_is_not_changed(tmp_path: Path) -> None:
+    """Runs in a subprocess, because type checking in this process draws random numbers too."""
     code = HOST.format(tests=str(Path(__file__).parent), run=str(tmp_path / "run"))
     environment = {
         "OMP_NUM_THREADS": "1",
@@ -473,14 +476,14 @@ def test_the_host_process_is_left_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_is_printed_unless_asked(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
     ReinforceTrainer(own_model(), SUMS, **SMALL).train()
     assert capsys.readouterr().out == ""
     ReinforceTrainer(own_model(), SUMS, progress=True, **SMALL).train()
     assert "update 3/3" in capsys.readouterr().out
 
 
-def test_the_top_level_has_all_that_a_user_needs() -> None:
+def test_top_level_names() -> None:
     for name in llm_reinforce.__all__:
         assert getattr(llm_reinforce, name) is not None
     assert {
@@ -496,7 +499,7 @@ def test_the_top_level_has_all_that_a_user_needs() -> None:
     assert callable(token_log_probs)
 
 
-# ----------------------------------------------------------------------------- runs of an older code
+# ------------------------------------------------------------------------- runs of the first edition
 
 
 FIRST_EDITION = Path(__file__).parent / "data" / "first_edition_run"
@@ -504,7 +507,7 @@ FIRST_EDITION = Path(__file__).parent / "data" / "first_edition_run"
 
 @pytest.fixture
 def old_run(tmp_path: Path) -> Path:
-    """A run's directory as version 0.1.0 wrote it (4 of 4 updates), with its place written anew."""
+    """Directory of a run of 4 updates written by version 0.1.0, with its path in `output_dir`."""
     folder = tmp_path / "old"
     shutil.copytree(FIRST_EDITION, folder)
     recipe = folder / "recipe.yaml"
@@ -512,13 +515,13 @@ def old_run(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_first_edition_run_resumes_and_evaluates_and_samples(old_run: Path) -> None:
+def test_first_edition_run_can_be_resumed_evaluated_and_sampled(old_run: Path) -> None:
     before = timeless(old_run)
     result = load_recipe(old_run, ["training.num_updates=6"]).train(resume=True)
     assert result.state.num_updates == 6
     rows = timeless(old_run)
     assert rows[:4] == before
-    # what the first edition itself went on with
+    # the updates of the first edition after resuming this run
     expected = json.loads((FIRST_EDITION / "resumed_by_first_edition.json").read_text())
     for row, known in zip(rows[4:], expected, strict=True):
         for name, value in known.items():

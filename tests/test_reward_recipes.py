@@ -1,4 +1,4 @@
-"""The recipes with rewards of one's own and with step rewards: they run, and teach what they say."""
+"""The recipes `custom_reward` and `step_rewards`, with their files."""
 
 import json
 import sys
@@ -17,8 +17,8 @@ FOLDER = Path(__file__).parents[1] / "recipes"
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A current directory without any of the recipes' files."""
+def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Change to a directory without the files of the recipes."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(FOLDER.parent), *sys.path])  # for worker processes
     return tmp_path
@@ -31,7 +31,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("step_rewards", ["correct_answer", "intermediate_steps"]),
     ],
 )
-def test_the_recipe_runs_copied_as_well(name: str, rewards: list[str], tiny_run: list[str]) -> None:
+def test_copied_recipe_runs(name: str, rewards: list[str], tiny_run: list[str]) -> None:
     assert name in builtin_recipes()
     copied = CliRunner().invoke(app, ["recipes", "copy", name, "mine.yaml"])
     assert copied.exit_code == 0, copied.output
@@ -44,27 +44,27 @@ def test_the_recipe_runs_copied_as_well(name: str, rewards: list[str], tiny_run:
         assert all(f"rewards/{reward}/mean" in row for reward in rewards)
 
 
-def test_a_function_that_falls_ill_stops_the_run_and_mended_it_goes_on(tiny_run: list[str]) -> None:
+def test_failing_reward_stops_the_run_and_a_fixed_one_continues_it(tiny_run: list[str]) -> None:
     CliRunner().invoke(app, ["recipes", "copy", "custom_reward", "mine.yaml"])
     file, overrides = Path("rewards_example.py"), [f"--set={override}" for override in tiny_run]
-    well = file.read_text()
-    ill = "\n\nCALLS = []\n\n\ndef ill(completion, problem):\n    CALLS.append(1)\n"
-    # 4 when it is tried, 16 in an update
-    ill += "    if len(CALLS) > 20:\n        raise OSError('the judge is ill')\n    return len(completion)\n"
-    file.write_text(well + ill)
-    overrides += ["--set=rewards.0.function=rewards_example.py:ill"]
+    original = file.read_text()
+    failing = "\n\nCALLS = []\n\n\ndef failing(completion, problem):\n    CALLS.append(1)\n"
+    # 4 calls for the trial episodes, and 16 per update
+    failing += "    if len(CALLS) > 20:\n        raise OSError('server down')\n    return len(completion)\n"
+    file.write_text(original + failing)
+    overrides += ["--set=rewards.0.function=rewards_example.py:failing"]
     result = CliRunner().invoke(app, ["train", "mine.yaml", *overrides])
     assert result.exit_code == 1
     assert "100% of the episodes of update 2 could not be scored" in " ".join(result.output.split())
-    assert "OSError: the judge is ill" in result.output
-    file.write_text(well + ill.replace("> 20", "> 10**6"))
+    assert "OSError: server down" in result.output
+    file.write_text(original + failing.replace("> 20", "> 10**6"))
     result = CliRunner().invoke(app, ["train", "mine.yaml", *overrides, "--resume"])
     assert result.exit_code == 0, result.output
     rows = Path("runs/custom_reward/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["update"] for row in rows] == [1, 2]
 
 
-def test_a_function_that_never_works_is_told_before_the_first_update(tiny_run: list[str]) -> None:
+def test_reward_that_always_fails_is_reported_before_the_first_update(tiny_run: list[str]) -> None:
     CliRunner().invoke(app, ["recipes", "copy", "custom_reward", "mine.yaml"])
     Path("rewards_example.py").write_text(
         "import time\n\ndef digits_in_place(completion, problem):\n    time.sleep(60)\n"
@@ -72,13 +72,13 @@ def test_a_function_that_never_works_is_told_before_the_first_update(tiny_run: l
     overrides = [f"--set={override}" for override in [*tiny_run, "rewards.0.isolation.time_limit=0.2"]]
     result = CliRunner().invoke(app, ["train", "mine.yaml", *overrides])
     assert result.exit_code == 2
-    told = " ".join(result.output.split())
-    assert "reward 'digits_in_place' failed on all 4 trial episodes; fix the function or" in told
-    assert "remove it from `rewards`: TimeoutError" in told
+    message = " ".join(result.output.split())
+    assert "reward 'digits_in_place' failed on all 4 trial episodes; fix the function or" in message
+    assert "remove it from `rewards`: TimeoutError" in message
     assert not Path("runs/custom_reward/metrics.jsonl").exists()
 
 
-def test_a_copy_overwrites_no_file_that_is_there() -> None:
+def test_copy_does_not_overwrite_files() -> None:
     Path("rewards_example.py").write_text("mine = True\n")
     assert CliRunner().invoke(app, ["recipes", "copy", "custom_reward"]).exit_code == 0
     assert Path("rewards_example.py").read_text() == "mine = True\n"
@@ -103,7 +103,7 @@ def test_digits_in_place(completion: str, share: float) -> None:
     assert reward.function(completion, Problem("47+85=", "132")) == pytest.approx(share)
 
 
-def test_the_chains_are_all_there_and_solved_right() -> None:
+def test_chains_are_complete_and_solved_correctly() -> None:
     problems = read_problems(FOLDER / "one_digit_chains.jsonl")
     assert len({problem.prompt for problem in problems}) == len(problems) == 2000
     for problem in problems:

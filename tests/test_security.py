@@ -99,7 +99,7 @@ def test_what_is_fetched_has_one_of_the_known_names(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LLM_REINFORCE_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(InputError, match="nothing to fetch"):
+    with pytest.raises(InputError, match="unknown model"):
         fetch(name, lambda gguf, directory: directory, lambda sentence: None)
     assert not (tmp_path / "cache").exists()
 

@@ -1,4 +1,7 @@
-"""The gradient's variance, the article's claims, and recipes compared at an equal budget; one call each."""
+"""Gradient variance, the article's claims about it, and comparisons of recipes at an equal token budget.
+
+The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
+"""
 
 from llm_reinforce.analysis.classifier_claim import ClassifierVariance, measure_classifier_claim
 from llm_reinforce.analysis.constant_claim import ConstantVariance, measure_constant_claim

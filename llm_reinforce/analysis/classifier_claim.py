@@ -1,12 +1,13 @@
-"""The article's second example: classification is reinforcement learning in one step.
+"""The article's second example: classification as reinforcement learning in one step.
 
-A state x with the label y, a policy π(1|x) = σ(θ·x), one action, one reward, and the gradient r ∇log π(a|x).
-In every state the correct class is worth w more than the wrong one, so the expected gradient
+A state x has the label y, and the policy is π(1|x) = σ(θ·x). An episode is one action with one reward, and
+its gradient is r ∇log π(a|x). In every state, the reward of the correct class exceeds that of the wrong class
+by w, so the expected gradient
 
     E ĝ = E_x[w p (1 - p) u],   p = π(y|x),   u = x for y = 1, -x for y = 0
 
-does not depend on the reward c(x) of the wrong class. The variance does. ∇log π is (1 - p) u for the
-correct class and -p u for the wrong one, and so
+does not depend on the reward c(x) of the wrong class. The variance does: ∇log π is (1 - p) u for the correct
+class and -p u for the wrong class, so
 
     E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
 """
@@ -33,12 +34,12 @@ class ClassifierVariance:
     """The variance under one choice of the rewards.
 
     Attributes:
-        name: the rewards of the two classes.
-        share_reinforced: of the returns other than 0, the share that makes the sampled action more likely.
-        share_to_label: of the same, the share that moves the policy towards the state's label.
-        signal: ‖E ĝ‖, exact.
-        predicted: tr Cov(ĝ) of an episode by the formula above.
-        measured: the same from sampled episodes.
+        name: description of the rewards of the two classes.
+        share_reinforced: share of the nonzero returns that make the sampled action more likely.
+        share_to_label: share of the nonzero returns that move the policy towards the label of the state.
+        signal: ‖E ĝ‖, computed exactly.
+        predicted: tr Cov(ĝ) of one episode, from the formula above.
+        measured: tr Cov(ĝ) of one episode, estimated from sampled episodes.
     """
 
     name: str
@@ -52,13 +53,14 @@ class ClassifierVariance:
 def measure_classifier_claim(
     *, seed: int = 0, output_dir: str | PathLike[str] | None = None
 ) -> tuple[ClassifierVariance, ...]:
-    """Measure the gradient's variance of a half-trained logistic policy, for five choices of the rewards.
+    """Measure the gradient variance of a partly trained logistic policy, for five choices of the rewards.
 
     Args:
-        output_dir: directory for `classifier.json` and, with matplotlib, the plot; None: nothing is written.
+        seed: random seed.
+        output_dir: directory for `classifier.json` and, with matplotlib, the plot; None: write no files.
 
     Raises:
-        InputError: the files exist, or the directory can't be written to.
+        InputError: if the files exist, or the directory can't be written to.
     """
     output = check_output(output_dir, "classifier")
     rows = classifier_variances(seed)
@@ -70,7 +72,7 @@ def measure_classifier_claim(
 
 
 def classifier_variances(seed: int = 0) -> tuple[ClassifierVariance, ...]:
-    """Return the variances of a half-trained logistic policy on random states."""
+    """Return the gradient variances of a partly trained logistic policy on random states."""
     random = np.random.default_rng(seed)
     states = random.standard_normal((NUM_STATES, NUM_FEATURES))
     true = random.standard_normal(NUM_FEATURES)
@@ -99,8 +101,12 @@ def variance_at(
     """Return the predicted and the measured variance for one choice of the rewards.
 
     Args:
-        towards: u, the direction in which the label gets more likely.
+        name: description of the rewards.
+        towards: u, the direction that makes the label more likely.
+        p_correct: p, the probability of the label.
         offset: c, the reward of the wrong class.
+        random: generator of the episodes.
+        seed: random seed of the interval.
     """
     correct_reward, wrong_reward = REWARD + offset, offset
     squares = (towards**2).sum(axis=1)

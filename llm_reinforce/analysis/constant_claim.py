@@ -1,12 +1,12 @@
-"""The article's first point: returns have no unified baseline, and plain REINFORCE pays for an offset.
+"""The article's first claim: returns have no unified baseline, so their offset adds variance.
 
-A constant c added to every reward changes the ranking of no two policies. An episode's gradient becomes
-v + c s, with v = Σ_t g_t ∇log π and s = Σ_t ∇log π. The expectation of s is 0, so the expected gradient does
-not change, and for γ = 1 and terminal rewards the variance of plain REINFORCE is
+Adding a constant c to every reward does not change the ranking of policies. The gradient of an episode
+becomes v + c s, with v = Σ_t g_t ∇log π and s = Σ_t ∇log π. The expectation of s is 0, so the expected
+gradient does not change. For γ = 1 and terminal rewards, the variance of plain REINFORCE is
 
     V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²
 
-A baseline that moves with the rewards subtracts c first.
+A baseline estimated from the rewards contains c too, so subtracting the baseline removes c.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,11 +44,14 @@ COMPARED = ("none", "batch_mean", "moving_average", "group_mean", "leave_one_out
 
 @dataclass(frozen=True, slots=True)
 class ConstantVariance:
-    """The variance of one baseline with one constant.
+    """The gradient variance with one baseline and one constant.
 
     Attributes:
-        predicted: by the formula above, from other episodes; for `none` only.
-        measured: tr Cov(ĝ) of an episode.
+        constant: the constant added to every reward.
+        baseline: name of the baseline.
+        predicted: variance from the formula above, computed from other episodes; None unless `baseline` is
+            `none`.
+        measured: tr Cov(ĝ) of one episode.
     """
 
     constant: float
@@ -67,20 +70,23 @@ def measure_constant_claim(
     output_dir: str | PathLike[str] | None = None,
     show_progress: bool | None = None,
 ) -> tuple[ConstantVariance, ...]:
-    """Measure the gradient's variance with a constant added to every reward, baseline by baseline.
+    """Measure the gradient variance with a constant added to every reward, for each baseline.
 
-    Half of the problems predict, the other half are measured. Nothing is trained but the recipe's warm start.
+    One half of the problems gives the prediction, the other half the measurement. There is no training
+    except the recipe's warm start.
 
     Args:
-        recipe: a built-in name, a file, a run's directory, or a Config.
-        policy: measure at the weights of this run, directory or named model; by default those of the first
-            update of the recipe.
-        overrides: changes of the recipe's settings, `section.key=value`.
-        output_dir: directory for `constant.json` and, with matplotlib, the plot; None: nothing is written.
-        show_progress: by default on a terminal and in a notebook.
+        recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
+        policy: a run, a model directory or a model name whose weights are measured; by default, the weights
+            with which the recipe starts its first update.
+        num_problems: number of problems, drawn with replacement; rounded up to whole updates.
+        seed: random seed of problems, episodes, sketch and intervals.
+        overrides: changes of the recipe's settings, each `section.key=value`.
+        output_dir: directory for `constant.json` and, with matplotlib, the plot; None: write no files.
+        show_progress: show progress bars; by default only on a terminal and in a notebook.
 
     Raises:
-        InputError: the recipe can't be measured, or the directory can't be written to.
+        InputError: if the recipe can't be measured, or the directory can't be written to.
     """
     output = check_output(output_dir, "constant")
     config = config_to_measure(recipe, overrides, policy)
@@ -115,26 +121,28 @@ def constant_variances(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[ConstantVariance, ...]:
-    """Return each baseline's variance with each constant; half of the groups predict, half are measured.
+    """Return the variance with each baseline and constant.
+
+    One half of the groups gives the prediction, the other half the measurement.
 
     Args:
         sketch_size: as for `measure_estimators`.
-        progress: called with the number of episodes completed.
+        progress: called with the number of completed episodes.
 
     Raises:
-        InputError: the recipe discounts, and the formula is for γ = 1.
+        InputError: if the discount is not 1, which the formula assumes.
     """
     if settings.discount != 1.0:
         raise InputError(
-            f"reinforce.discount: {settings.discount}, and the prediction is for 1; "
-            "measure with reinforce.discount=1"
+            f"reinforce.discount: {settings.discount}, but the prediction is valid only for 1; override it "
+            "with reinforce.discount=1"
         )
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
     estimators = [Estimator(name, plain.model_copy(update={"baseline": name})) for name in COMPARED]
     shifted = [with_constant(collected, constant) for constant in constants]
     weights = [action_weights(estimator, each) for each in shifted for estimator in estimators]
     at_zero = action_weights(estimators[0], collected)
-    # each ∇log π with weight 1: the difference that a constant of 1 makes
+    # a weight of 1 for each ∇log π: the change of the weights due to a constant of 1
     of_ones = action_weights(estimators[0], with_constant(collected, 1.0)) - at_zero
     batch = collected.batch
     stacked = torch.stack([*weights, of_ones, at_zero])
@@ -165,7 +173,7 @@ def constant_variances(
 
 
 def with_constant(collected: MeasuredEpisodes, constant: float) -> MeasuredEpisodes:
-    """Return the same episodes with the constant added to terminal rewards, moving average and values."""
+    """Return the episodes with the constant added to their terminal rewards, moving average and values."""
 
     def shifted(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
         return tuple(
@@ -194,7 +202,7 @@ def _predictor(
     """Return V(c) of `none`, computed from the episodes of the used groups.
 
     Args:
-        of_ones: index of s in `gradients`; the next one is v.
+        of_ones: index of s in `gradients`; the index of v is one higher.
     """
     gram = gradients.gram(of_ones + 1, of_ones + 1, groups)[np.ix_(is_used, is_used)]
     at_zero = group_size * float(total_variance(gram, np.ones(len(gram))))

@@ -1,9 +1,9 @@
-"""Each episode's contribution to the gradient of each estimator, at fixed weights, and inner products.
+"""The contribution of each episode to the gradient of each estimator, at fixed policy weights.
 
-Every estimator here is a weighted sum Σ_b Σ_t A_t ∇log π(a_t|s_t), and estimators differ in the weights A
-only. So an episode needs one backward pass for each *direction* that the estimators' weights span over its
-actions: one if all weights are constant over the episode, a few with step rewards or a learned baseline. The
-estimators' gradients are linear combinations of these.
+Every estimator is a weighted sum Σ_b Σ_t A_t ∇log π(a_t|s_t), and estimators differ only in the weights A. An
+episode needs one backward pass for each *direction* in the span of the estimators' weight vectors over its
+actions: one direction if all weights are constant over the episode, a few with step rewards or a learned
+baseline. The gradient of each estimator is a linear combination of the gradients along these directions.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 
 NEGLIGIBLE = 1e-5  # relative size of weights below which they are float32 rounding, not a direction
-COLUMNS = 1 << 12  # numbers of each gradient that are combined in float64 at once
+COLUMNS = 1 << 12  # number of columns of the gradients that are converted to float64 at the same time
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,9 +28,9 @@ class EpisodeGradients:
     """The gradients of all estimators as linear combinations of rows.
 
     Attributes:
-        rows: each the gradient along one direction of one episode's actions, whole or sketched.
-        coefficients: the coefficient of each row in each estimator's gradient.
-        episode_of: the episode that each row belongs to.
+        rows: gradients along the directions of all episodes, one row per direction; complete or sketched.
+        coefficients: coefficient of each row in the gradient of each estimator.
+        episode_of: index of the episode of each row.
     """
 
     rows: Sequence[Float[Tensor, " number"]]
@@ -38,12 +38,14 @@ class EpisodeGradients:
     episode_of: Int[Tensor, " row"]
 
     def gram(self, estimator: int, other: int, groups: Sequence[int]) -> Gram:
-        """Return ⟨h_k of one estimator, h_l of the other⟩, where h is the sum over a group's episodes.
+        """Return the inner products ⟨h_k, h'_l⟩ of the groups' gradients of two estimators.
 
-        Computed in float64, so that differences of nearly equal gradients are kept.
+        The gradient of a group is the sum over its episodes. The products are computed in float64, because
+        differences of nearly equal gradients would be lost in float32.
 
         Args:
-            groups: the group of each episode, numbered from 0 without gaps.
+            estimator, other: indices of the two estimators.
+            groups: group of each episode, numbered from 0 without gaps.
         """
         num_groups = max(groups) + 1
         total = torch.zeros(num_groups, num_groups, dtype=torch.float64)
@@ -60,7 +62,7 @@ class EpisodeGradients:
         return total.numpy()
 
     def of_episodes(self, estimator: int, other: int, num_episodes: int) -> Float[Tensor, " episode"]:
-        """Return ⟨gradient of one estimator, gradient of the other⟩ for each episode."""
+        """Return the inner product of the gradients of two estimators for each episode."""
         products = torch.zeros(num_episodes, dtype=torch.float64)
         for episode in set(self.episode_of.tolist()):
             own = (self.episode_of == episode).nonzero().flatten()
@@ -79,15 +81,18 @@ def episode_gradients(
     sketch: Sketch | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EpisodeGradients:
-    """Compute Σ_t A_t ∇log π(a_t|s_t) of every episode and estimator; the parameters are not changed.
+    """Compute Σ_t A_t ∇log π(a_t|s_t) of every episode and estimator, without changing the parameters.
 
     Args:
-        weights: A of each action; padding is not read.
-        sketch: the map that shortens gradients; None: they are kept whole, [row, parameter] numbers.
-        progress: called with the number of episodes completed.
+        policy: the policy.
+        episodes: the episodes.
+        weights: A of each action; values at padding are ignored.
+        temperature: sampling temperature of the episodes.
+        sketch: map that shortens gradients; None: keep complete gradients, one number per parameter.
+        progress: called with the number of completed episodes.
 
     Raises:
-        InputError: a gradient is not finite.
+        InputError: if a gradient is not finite.
     """
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     rows: list[Tensor] = []
@@ -108,8 +113,8 @@ def episode_gradients(
                 row = _gradient((direction.to(log_probs) * log_probs).sum(), parameters, keep=last < 0)
                 if not row.isfinite().all():
                     raise InputError(
-                        f"the gradient of {episode.completion.text!r} is not finite; measure another policy, "
-                        "or set policy.dtype to float32"
+                        f"the gradient of the completion {episode.completion.text!r} is not finite; measure "
+                        "another policy, or set policy.dtype to float32"
                     )
                 rows.append(row if sketch is None else sketch(row))
             coefficients.append(of_episode @ directions.T)
@@ -121,7 +126,7 @@ def episode_gradients(
 def squared_log_prob_gradients(
     policy: LanguagePolicy, episodes: Sequence[Episode], progress: Callable[[int], None] = lambda done: None
 ) -> Float[Tensor, "episode token"]:
-    """Return ‖∇log π(a_t|s_t)‖² of every action, by a backward pass for each; zero in padding."""
+    """Return ‖∇log π(a_t|s_t)‖² of every action, computed by one backward pass per action; 0 at padding."""
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     width = max(len(episode.completion.token_ids) for episode in episodes)
     squares = torch.zeros(len(episodes), width, dtype=torch.float64)
@@ -138,9 +143,9 @@ def squared_log_prob_gradients(
 
 
 def spanned(weights: Float[Tensor, "estimator token"]) -> Float[Tensor, "direction token"]:
-    """Return orthonormal directions that span the rows; none if all rows are zero.
+    """Return orthonormal directions that span the rows; an empty tensor if all rows are zero.
 
-    Rows are normalized first, since one estimator's weights may be a millionth of another's.
+    Rows are normalized first, because the weights of estimators may differ by factors of a million.
     """
     directions: Tensor
     _, lengths, directions = torch.linalg.svd(torch.nn.functional.normalize(weights), full_matrices=False)

@@ -1,4 +1,4 @@
-"""Estimators of the policy gradient: how each weights ∇log π(a_t|s_t) of the same episodes."""
+"""Estimators of the policy gradient, which differ in their weights of ∇log π(a_t|s_t)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,12 +19,14 @@ EXACT = "optimal, exact"
 
 @dataclass(frozen=True, slots=True)
 class Estimator:
-    """A way to compute a gradient from episodes.
+    """An estimator of the policy gradient from episodes.
 
     Attributes:
-        settings: as in training.
-        credit: the weight of an action: its reward-to-go; the return of its whole episode; or its
-            reward-to-go less the optimal constant baseline, computed from the norms of the exact gradients.
+        name: name of the estimator.
+        settings: settings of the advantages, as in training.
+        credit: weight of an action before a baseline of `settings` is subtracted. `reward_to_go`: its
+            reward-to-go; `whole_return`: the return of the whole episode; `exact_norms`: its reward-to-go
+            minus the optimal constant baseline, computed from the norms of the exact gradients.
     """
 
     name: str
@@ -43,10 +45,11 @@ class Estimator:
 
 
 def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
-    """Return each baseline in its plain form, and the recipe's own estimator if that differs.
+    """Return the estimators to measure for a recipe.
 
-    In addition: no baseline with the whole episode's return as weight, `value` with λ = 0.9, and `optimal`
-    with the norms of the exact gradients, which training doesn't know.
+    These are each baseline without standardization and with the number of episodes as denominator; no
+    baseline with the return of the whole episode as weight; `value` with λ = 0.9; `optimal` with the norms of
+    the exact gradients, which training does not compute; and the recipe's estimator if it is none of these.
     """
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
     estimators = [
@@ -67,9 +70,9 @@ def _with(settings: ReinforceConfig, baseline: str, value: ValueConfig | None = 
 def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[Tensor, "episode token"]:
     """Return the estimator's weight of each ∇log π(a_t|s_t), for all episodes.
 
-    Each update is formed as in training, times its number of groups, so that the mean of the groups' sums is
-    the mean of the updates' gradients. For exact norms, these are the weights of a baseline of -1, since the
-    baseline is known only when the gradients are.
+    The weights of each update are computed as in training and multiplied by its number of groups, so that
+    the mean over groups equals the mean of the updates' gradients. For the credit `exact_norms`, these are
+    the weights due to a baseline of -1, because that baseline can be computed only from the gradients.
     """
     parts = []
     for number, update in enumerate(collected.updates):
@@ -91,11 +94,13 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return the gradients with the exact-norms baseline applied, from the other episodes of each group.
+    """Subtract the exact-norms baseline, computed from the other episodes of each group.
 
         b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²,   v = Σ_t γ^t g_t ∇log π,   s = Σ_t γ^t ∇log π
 
-    Source: Greensmith, Bartlett & Baxter 2004. An episode without others in its group is left out.
+    The gradient of an episode whose group has no other episode becomes 0.
+
+    Source: Greensmith, Bartlett & Baxter 2004.
     """
     credits, names = [each.credit for each in estimators], [each.name for each in estimators]
     if "exact_norms" not in credits:

@@ -1,9 +1,9 @@
-"""Variance, length, agreement and bias of gradients, from their inner products.
+"""Variance, norm, agreement and bias of gradients, computed from their inner products.
 
-A group is the episodes of one problem. Its vector h is their contribution to the update's gradient, scaled
-so that the gradient is the mean of the groups' vectors. Problems are drawn independently, so the vectors are
-independent. Lengths, distances and angles all follow from their Gram matrix H[k, l] = ⟨h_k, h_l⟩, so
-gradients of a million numbers, or sketches of them, reduce to a small matrix.
+A group consists of the episodes of one problem. Its vector h is their contribution to the gradient of the
+update, scaled so that the gradient is the mean of the groups' vectors. Problems are drawn independently, so
+the vectors are independent. Norms, distances and angles follow from the Gram matrix H[k, l] = ⟨h_k, h_l⟩, so
+gradients with millions of components, or sketches of them, reduce to a small matrix.
 """
 
 import warnings
@@ -17,14 +17,14 @@ from scipy import stats
 
 Gram = Float[np.ndarray, "group group"]
 Weights = Float[np.ndarray, "*sample group"]
-"""How often each group is in a sample: once, or as often as a bootstrap has drawn it."""
+"""Number of times that each group occurs in a sample: once, or as often as a bootstrap has drawn it."""
 Values = Float[np.ndarray, "*sample"]
 """A statistic of each sample."""
 Statistic = Callable[[Weights], Values]
 
 LEVEL = 0.95
 NUM_RESAMPLES = 999
-ROUNDING = 1e-12  # relative size of a squared length that is rounding after subtracting all its vectors
+ROUNDING = 1e-12  # relative size below which a squared norm is a rounding error
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ def mean_inner_product(gram: Gram, weights: Weights) -> Values:
 
         U = Σ_{k≠l} ⟨h_k, h'_l⟩ / (K (K - 1))
 
-    With h' = h it estimates ‖E h‖², and may be negative. A group that a bootstrap has drawn twice is not
+    For h' = h it estimates ‖E h‖², and may be negative. A group that a bootstrap has drawn twice is not
     paired with itself.
     """
     pairs = ((weights @ gram) * weights).sum(axis=-1) - weights**2 @ np.diagonal(gram)
@@ -72,10 +72,11 @@ def mean_cosine(
     If all vectors of a half are zero, the cosine is 0.
 
     Args:
-        halves: 1 for the groups of one half, -1 for those of the other, 0 for one that is left over.
+        halves: for each split, 1 for the groups of one half, -1 for those of the other half, and 0 for a
+            group in neither half.
 
     Returns:
-        the cosine of all groups, and that without one group, for each group.
+        the cosine with all groups, and the cosines without each group.
     """
     one, other = ((halves == side).astype(float) for side in (1, -1))
     in_one, in_other = one @ gram, other @ gram
@@ -93,7 +94,7 @@ def mean_cosine(
 def _squares(
     gram: Gram, half: Float[np.ndarray, "split group"], inner: Float[np.ndarray, "split group"]
 ) -> tuple[Float[np.ndarray, "split 1"], Float[np.ndarray, "split group"]]:
-    """Return ‖Σ h_k‖² over the half, and the same without each group; `inner` is ⟨the sum, h_k⟩."""
+    """Return ‖Σ h_k‖² over a half, and the same without each group; `inner` is ⟨the sum, h_k⟩."""
     whole = (inner * half).sum(axis=-1, keepdims=True)
     # ‖a - h_k‖² = ‖a‖² - 2⟨a, h_k⟩ + ‖h_k‖²
     without_one = whole - half * (2 * inner - np.diagonal(gram))
@@ -101,7 +102,7 @@ def _squares(
 
 
 def random_halves(num_groups: int, num_splits: int, seed: int) -> Float[np.ndarray, "split group"]:
-    """Return random splits of the groups into halves, for `mean_cosine`."""
+    """Return random splits of the groups into halves of equal size, for `mean_cosine`."""
     half = num_groups // 2
     sides = np.repeat([1.0, -1.0, 0.0], [half, half, num_groups - 2 * half])
     return np.random.default_rng(seed).permuted(np.tile(sides, (num_splits, 1)), axis=1)
@@ -112,16 +113,18 @@ def bootstrap_interval(
 ) -> IntervalEstimate:
     """Return the statistic of all groups, with a bootstrap interval from resampling whole groups.
 
-    Source: Efron & Tibshirani 1993, chapters 13 and 14. On toy policies, BCa had the best coverage for
-    variances and ratios, percentiles for values near zero, such as squared lengths. Where BCa is undefined,
-    since all resamples are equal or lie on one side of the value, percentiles are used.
+    On toy policies, BCa had the best coverage for variances and ratios, and percentiles had the best coverage
+    for values near zero, such as squared norms. If BCa is undefined because all resamples are equal or on
+    one side of the value, percentiles are used.
+
+    Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """
 
     def of_indices(indices: Int[np.ndarray, "*sample group"], axis: int = -1) -> Values:
         return statistic(_counts(np.moveaxis(indices, axis, -1), num_groups))
 
     value = float(statistic(np.ones(num_groups)))
-    with warnings.catch_warnings():  # the interval shows it
+    with warnings.catch_warnings():  # degenerate resamples are handled below
         warnings.simplefilter("ignore", (RuntimeWarning, stats.DegenerateDataWarning))
         found = stats.bootstrap(
             (np.arange(num_groups),),
@@ -144,12 +147,17 @@ def studentized_interval(
 
         t* = (log s* - log s) / (e* / s*),   from s exp(-t*_97.5% e/s) to s exp(-t*_2.5% e/s)
 
-    Source: Efron & Tibshirani 1993, section 12.5. It suits variances: where a few long vectors dominate,
-    intervals that ignore the error of each resample are too short, BCa included (measured on toy policies).
-    If no resample has a nonzero error, as when all vectors are zero, the interval is the value itself.
+    This interval suits variances: if a few vectors of large norm dominate, intervals that ignore the error of
+    each resample are too short, including BCa (measured on toy policies). If no resample has a nonzero error,
+    for example because all vectors are zero, both limits are the value itself.
+
+    Source: Efron & Tibshirani 1993, section 12.5.
 
     Args:
-        error: the statistic's standard error.
+        statistic: the statistic.
+        error: standard error of the statistic.
+        num_groups: number of groups.
+        seed: random seed of the resamples.
     """
     once = np.ones(num_groups)
     value, own_error = float(statistic(once)), float(error(once))
@@ -158,7 +166,7 @@ def studentized_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         values = statistic(weights)
         t = np.log(values / value) / (error(weights) / values)
-    t = t[np.isfinite(t)]  # a resample of equal vectors has no error to divide by
+    t = t[np.isfinite(t)]  # the error of a resample of equal vectors is 0
     if len(t) == 0:
         return IntervalEstimate(value, value, value)
     quantiles = np.quantile(t, [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
@@ -182,12 +190,13 @@ def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) 
 
         z = artanh cos,   from tanh(z - t e) to tanh(z + t e)
 
-    A bootstrap would draw groups twice, which makes the means of the halves noisier and their angle wider.
+    A bootstrap would draw groups twice, which makes the means of the halves noisier and their angle larger.
+
     Source of the jackknife: Efron & Tibshirani 1993, chapter 11.
 
     Args:
-        cosine: of all groups.
-        without_one: the cosine without each group.
+        cosine: cosine with all groups.
+        without_one: cosine without each group.
     """
     num_groups = len(without_one)
     z, z_without = (np.arctanh(np.clip(each, ROUNDING - 1, 1 - ROUNDING)) for each in (cosine, without_one))
@@ -198,7 +207,7 @@ def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) 
 
 
 def ratio(above: Values, below: Values) -> Values:
-    """Return the quotient; 0 where the denominator is 0."""
+    """Return above / below, and 0 if the denominator is 0."""
     return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below != 0))
 
 

@@ -1,20 +1,20 @@
-"""The gradient's variance at fixed weights, for every estimator, from one collection of episodes.
+"""Gradient variance of every estimator at fixed policy weights, measured on the same episodes.
 
-The article says that plain REINFORCE has a high variance. This measures it, and the effect of each baseline.
-For the gradient ĝ of an update of N episodes:
+The article says that plain REINFORCE has a high variance. This module measures that variance and the effect
+of each baseline. For the gradient ĝ of an update of N episodes:
 
-    variance     V = N tr Cov(ĝ)              per episode: an update of N has V / N
-    SNR            = ‖E ĝ‖² / tr Cov(ĝ)        of an update of the recipe's size
-    noise scale  B = V / ‖E ĝ‖²                number of episodes at which the SNR is 1
-    cosine         = cos(ĝ, ĝ')                of two independent halves of the episodes
+    variance     V = N tr Cov(ĝ)              per episode: an update of N episodes has the variance V / N
+    SNR            = ‖E ĝ‖² / tr Cov(ĝ)        for updates of the recipe's size
+    noise scale  B = V / ‖E ĝ‖²                number of episodes for an SNR of 1
+    cosine         = cos(ĝ, ĝ')                between independent halves of the episodes
     bias           = ‖E ĝ - ∇J‖ / ‖∇J‖
 
-B is the gradient noise scale of McCandlish et al. 2018, and the batch size that they recommend: far below it,
-twice as many episodes per update halve the number of updates; far above it, more episodes are wasted.
+B is the gradient noise scale of McCandlish et al. 2018, who recommend it as batch size: far below B, doubling
+the number of episodes per update halves the number of updates; far above B, additional episodes are wasted.
 
 Problems are drawn independently, with replacement, so groups are independent. `batch_mean`, `standardize`
-and a denominator of tokens couple the groups of an update. Their gradients are formed as in training, but
-measured as if groups were independent, which leaves out a share of about 2/B of their variance.
+and a denominator of tokens couple the groups of an update. Gradients with these settings are computed as in
+training, but their statistics assume independent groups, which omits about 2/B of the variance.
 """
 
 import math
@@ -56,20 +56,23 @@ from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
 
-REFERENCE = "leave_one_out"  # unbiased and of low variance: ∇J is measured by it
-MIN_WITH_GRADIENT = 4  # problems whose reference gradient isn't zero: with fewer no interval makes sense
+REFERENCE = "leave_one_out"  # ∇J is estimated by it, since it is unbiased and has a low variance
+MIN_WITH_GRADIENT = 4  # minimum number of problems with a nonzero reference gradient, for usable intervals
 NUM_SPLITS = 50  # random splits of the groups into halves
-MAX_WHOLE = 1 << 29  # numbers of all gradients together, 2 GiB in float32; beyond that they are sketched
+MAX_WHOLE = 1 << 29  # maximum size of all gradients before they are sketched: 2 GiB in float32
 SKETCH_SIZE = 1 << 14
 
 
 @dataclass(frozen=True, slots=True)
 class EstimatorVariance:
-    """The measurements of one estimator, as defined in the module's docstring.
+    """Measurements of one estimator.
 
     Attributes:
-        along: ⟨E ĝ, ∇J⟩ / ‖∇J‖², 1 for an unbiased estimator; None if the estimator is unbiased.
-        bias: None if the estimator is unbiased.
+        name: name of the estimator.
+        is_unbiased: True if the expected gradient is ∇J.
+        variance, snr, noise_scale, cosine: see the docstring of the module.
+        along: ⟨E ĝ, ∇J⟩ / ‖∇J‖²; None for an unbiased estimator, for which it is 1.
+        bias: ‖E ĝ - ∇J‖ / ‖∇J‖; None for an unbiased estimator, for which it is 0.
     """
 
     name: str
@@ -84,15 +87,22 @@ class EstimatorVariance:
 
 @dataclass(frozen=True, slots=True)
 class GradientVariance:
-    """The measurements of all estimators, and the episodes that they were made on.
+    """Measurements of all estimators, and properties of the episodes.
 
     Attributes:
+        estimators: the measurements of each estimator.
         squared_norm: ‖∇J‖².
+        num_problems: number of problems, which are drawn with replacement.
         num_with_gradient: number of problems whose episodes differ in their returns. With fewer than 32, and
             more so with fewer than 16, the intervals are too short (tests/benchmarks/variance_coverage.py).
-        num_parameters: the length of a gradient.
-        sketch_error: upper bound of a squared length's relative standard deviation due to the sketch; 0 if
-            the gradients are whole.
+        episodes_per_problem: number of episodes per problem.
+        episodes_per_update: number of episodes per update of the recipe.
+        mean_return: mean total reward of the scored episodes.
+        accuracy: share of correct episodes.
+        num_unscored: number of episodes without a reward.
+        num_parameters: number of trained parameters, which is the length of a gradient.
+        sketch_error: upper bound on the relative standard deviation of a squared norm due to the sketch; 0
+            without a sketch.
     """
 
     estimators: tuple[EstimatorVariance, ...]
@@ -119,28 +129,28 @@ def measure_variance(
     output_dir: str | PathLike[str] | None = None,
     show_progress: bool | None = None,
 ) -> GradientVariance:
-    """Measure the gradient's variance of every baseline on a recipe's policy and problems.
+    """Measure the gradient variance with every baseline, on the policy and problems of a recipe.
 
         measured = measure_variance("price", policy="runs/price")
         {each.name: each.variance.value for each in measured.estimators}
 
-    Nothing is trained but the recipe's warm start.
+    There is no training except the recipe's warm start.
 
     Args:
-        recipe: a built-in name, a file, a run's directory, or a Config.
-        policy: measure at the weights of this run, directory or named model; by default those of the first
-            update of the recipe.
+        recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
+        policy: a run, a model directory or a model name whose weights are measured; by default, the weights
+            with which the recipe starts its first update.
         num_problems: number of problems, drawn with replacement; rounded up to whole updates.
-        sketch_size: shorten each gradient to this many numbers; 0: never; None: if all gradients together
-            would take more than 2 GiB.
-        seed: seed of problems, episodes, sketch and intervals.
-        overrides: changes of the recipe's settings, `section.key=value`.
-        output_dir: directory for `variance.json` and, with matplotlib, the plot; None: nothing is written.
-        show_progress: by default on a terminal and in a notebook.
+        sketch_size: number of components to which each gradient is shortened; 0: do not shorten; None:
+            shorten to 16,384 if all gradients together would take more than 2 GiB.
+        seed: random seed of problems, episodes, sketch and intervals.
+        overrides: changes of the recipe's settings, each `section.key=value`.
+        output_dir: directory for `variance.json` and, with matplotlib, the plot; None: write no files.
+        show_progress: show progress bars; by default only on a terminal and in a notebook.
 
     Raises:
-        InputError: the recipe can't be measured, nearly every problem has episodes of equal return, or the
-            directory can't be written to.
+        InputError: if the recipe can't be measured, fewer than four problems have episodes with different
+            returns, or the directory can't be written to.
     """
     output = check_output(output_dir, "variance")
     config = config_to_measure(recipe, overrides, policy)
@@ -175,15 +185,22 @@ def measure_estimators(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> GradientVariance:
-    """Form every estimator's gradient from the same episodes, and measure it; weights are not changed.
+    """Compute the gradient of every estimator from the same episodes, and its statistics.
+
+    The weights of the policy are not changed.
 
     Args:
-        estimators: `leave_one_out` must be one of them.
+        policy: the policy.
+        collected: its episodes.
+        estimators: the estimators, one of which must be `leave_one_out`.
+        temperature: sampling temperature of the episodes.
         sketch_size: as for `measure_variance`.
-        progress: called with the number of episodes completed.
+        seed: random seed of the sketch and the intervals.
+        progress: called with the number of completed episodes.
 
     Raises:
-        InputError: nearly every problem has episodes of equal return, or a gradient is not finite.
+        InputError: if fewer than four problems have episodes with different returns, or a gradient is not
+            finite.
     """
     batch = collected.batch
     weights = torch.stack([action_weights(estimator, collected) for estimator in estimators])
@@ -214,14 +231,18 @@ def measure_estimators(
 
 
 def num_trained_parameters(policy: LanguagePolicy) -> int:
-    """Return the length of a gradient."""
+    """Return the number of trained parameters, which is the length of a gradient."""
     return sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
 
 
 def sketch_for(
     policy: LanguagePolicy, weights: Float[Tensor, "estimator episode token"], size: int | None, seed: int
 ) -> Sketch | None:
-    """Return a sketch of this size; for None, of the default size if whole gradients would exceed 2 GiB."""
+    """Return a sketch of the given size, or None if gradients are not to be shortened.
+
+    If the size is None, the result is a sketch of the default size if complete gradients would take more
+    than 2 GiB, otherwise None.
+    """
     num_parameters = num_trained_parameters(policy)
     if size is None:
         num_rows = sum(len(spanned(of_episode.double())) for of_episode in weights.unbind(dim=1))
@@ -232,27 +253,31 @@ def sketch_for(
 def estimator_statistics(
     gram: Callable[[int, int], Gram], estimators: Sequence[Estimator], *, seed: int = 0
 ) -> tuple[tuple[EstimatorVariance, ...], IntervalEstimate, int]:
-    """Return every estimator's measurements, ‖∇J‖², and the number of problems with a gradient.
+    """Return the measurements of every estimator, ‖∇J‖², and the number of problems with a nonzero gradient.
 
     Args:
-        gram: ⟨h_k of one estimator, h_l of another⟩, given the indices of the two.
+        gram: function from the indices of two estimators to the inner products ⟨h_k, h'_l⟩ of their groups'
+            gradients.
+        estimators: the estimators, one of which must be `leave_one_out`.
+        seed: random seed of the intervals.
 
     Raises:
-        InputError: fewer than four problems have a gradient.
+        InputError: if fewer than four problems have a nonzero gradient.
     """
     names = [estimator.name for estimator in estimators]
     reference_index = names.index(REFERENCE)
     grams = [gram(index, index) for index in range(len(estimators))]
     reference = grams[reference_index]
-    # where all returns are 0.9, rounding leaves something of 0.9 - 0.9
+    # the reference gradient of equal returns is 0 up to rounding errors
     longest = np.max([np.diagonal(own) for own in grams], axis=0)
     num_with_gradient = int((np.diagonal(reference) > ROUNDING * longest).sum())
     if num_with_gradient < MIN_WITH_GRADIENT:
+        found = f"only {num_with_gradient}" if num_with_gradient else "none"
         raise InputError(
-            f"there is no gradient to measure in all but {num_with_gradient} of {len(reference)} problems: "
-            "all episodes of each have the same return. Measure a policy that is sometimes right and "
-            "sometimes wrong (--policy), or use more problems (--problems), or more episodes of each "
-            "(--set reinforce.episodes_per_problem)"
+            f"{found} of the {len(reference)} problems have a gradient, and at least {MIN_WITH_GRADIENT} are "
+            "needed: all episodes of a problem without a gradient have the same return. Measure a `policy` "
+            "that is sometimes right and sometimes wrong (--policy on the command line), or increase "
+            "`num_problems` (--problems) or reinforce.episodes_per_problem (--set)"
         )
     rows = tuple(
         _statistics(estimator, own, gram(index, reference_index), reference, seed)
@@ -268,7 +293,7 @@ def _statistics(
     estimator: Estimator, own: Gram, cross: Gram, reference: Gram, seed: int
 ) -> EstimatorVariance:
     num_groups, size = len(own), estimator.settings.episodes_per_problem
-    # an unbiased estimator's expectation is ∇J, which the reference measures best
+    # the expectation of an unbiased estimator is ∇J, which the reference estimates best
     expected = reference if estimator.is_unbiased else own
 
     def variance(weights: Weights) -> Values:
@@ -298,7 +323,7 @@ def _statistics(
 
 
 def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalEstimate, IntervalEstimate]:
-    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖, from the groups' differences to the reference."""
+    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖, from the groups' differences from the reference."""
     num_groups = len(own)
 
     def along(weights: Weights) -> Values:
@@ -317,5 +342,5 @@ def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalE
 
 
 def _inverse(value: float) -> float:
-    """Return 1 / value; infinity if there is no signal above the noise."""
+    """Return 1 / value, or infinity if the value is not positive, since there is no signal then."""
     return 1.0 / value if value > 0 else math.inf

@@ -1,4 +1,4 @@
-"""Plots of learning curves and of their measures."""
+"""Plots of learning curves and their measures."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,17 @@ def plot_comparison(
     target: float,
     folder: Path,
 ) -> list[Path]:
-    """Write `curves` and `comparison`, each as .png and .svg, into the folder; return the four files.
+    """Write the plots `curves` and `comparison`, each as .png and .svg; return the four files.
+
+    Args:
+        variants: for each variant, the curve of each seed.
+        compared: measures of the variants.
+        budget: number of tokens on the x axis.
+        target: accuracy that the plots mark.
+        folder: directory of the files.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     with plotting():
         return [
@@ -43,7 +50,8 @@ def plot_comparison(
 def curves_figure(variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float) -> "Figure":
     """Plot accuracy against sampled tokens: the mean over seeds, its 95% interval, and a thin line per seed.
 
-    Up to six variants share one panel. More have one each, with the first variant's mean dashed in all.
+    Up to six variants share one panel. More than six have one panel each, and every panel also shows the mean
+    of the first variant as a dashed line.
     """
     from matplotlib.figure import Figure
 
@@ -128,7 +136,7 @@ def _locator() -> Any:
 
 
 def short_number(value: float) -> str:
-    """Return a number of tokens as shown on an axis.
+    """Format a number of tokens for an axis.
 
     >>> short_number(0), short_number(2500), short_number(60_000), short_number(1.5e6)
     ('0', '2.5k', '60k', '1.5M')
@@ -140,9 +148,10 @@ def short_number(value: float) -> str:
 
 
 def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure":
-    """Plot a panel per measure with a row per variant: the mean, its 95% interval, and a dot per seed.
+    """Plot one panel per measure and one row per variant: the mean, its 95% interval, and a dot per seed.
 
-    A hollow mean is a lower bound: not all of its runs reached the target within the budget.
+    A hollow marker shows a mean that is a lower bound, because not all runs reached the target within the
+    budget.
     """
     from matplotlib.figure import Figure
 
@@ -163,7 +172,8 @@ def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure"
     panels[0].set_yticks(rows, [runs.name for runs in compared])
     panels[0].set_ylim(len(compared) - 0.5, -0.5)  # the first at the top
     figure.supxlabel(
-        "line: 95% interval over seeds; dots: the seeds; dotted: the first; hollow: not all reached it",
+        "line: 95% interval over seeds; dots: seeds; dotted: mean of the first variant; "
+        "hollow: not all seeds reached the target",
         fontsize=8,
     )
     return figure

@@ -1,7 +1,8 @@
-"""Learning curves at an equal budget of sampled tokens: their measures, and the differences of variants.
+"""Learning curves at an equal budget of sampled tokens: measures, and differences between variants.
 
-Pure functions. A run's curve is accuracy against the tokens sampled so far, and every variant has one curve
-per seed. Seeds are the random sample, so intervals are over seeds, and variants are compared seed by seed.
+All functions are pure. The curve of a run is its accuracy as a function of the number of tokens sampled so
+far, and every variant has one curve per seed. Seeds are the random sample: intervals are over seeds, and
+variants are compared seed by seed.
 """
 
 import itertools
@@ -17,21 +18,23 @@ Interval = tuple[float, float]
 MeasureName = Literal["final", "area", "tokens"]
 
 CONFIDENCE = 0.95
-NUM_FLIPS = 9_999  # sign flips in the permutation test, if there are too many to try all
-NUM_POINTS = 201  # of a mean curve
-ROUNDING = 1e-12  # values that differ by no more are equal
+NUM_FLIPS = 9_999  # random sign flips in the permutation test, if there are more possible ones
+NUM_POINTS = 201  # number of points of a mean curve
+ROUNDING = 1e-12  # difference up to which values count as equal
 
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """The curve of one run: `accuracy[i]` was measured after `num_tokens[i]` sampled tokens.
+    """Learning curve of one run, linear between its evaluations.
 
     Attributes:
-        num_tokens: increasing, from 0, which is before the first update; accuracy is interpolated linearly.
-        accuracy: shares in 0..1.
+        num_tokens: number of tokens sampled before each evaluation; increasing, from 0 before the first
+            update.
+        accuracy: accuracy in 0..1 of each evaluation.
 
     Raises:
-        ValueError: the two differ in length, don't begin at 0 tokens, or the tokens don't increase.
+        ValueError: if the two tuples differ in length, or the numbers of tokens do not start at 0 or do not
+            increase.
     """
 
     num_tokens: tuple[int, ...]
@@ -39,9 +42,12 @@ class LearningCurve:
 
     def __post_init__(self) -> None:
         if len(self.num_tokens) != len(self.accuracy) or self.num_tokens[:1] != (0,):
-            raise ValueError("a learning curve needs one accuracy for each number of tokens, from 0 on")
+            raise ValueError(
+                "a learning curve needs one accuracy for each number of tokens, and the first number should "
+                f"be 0: num_tokens {self.num_tokens}, accuracy {self.accuracy}"
+            )
         if any(after <= before for before, after in itertools.pairwise(self.num_tokens)):
-            raise ValueError(f"the tokens of a learning curve should increase: {self.num_tokens}")
+            raise ValueError(f"the numbers of tokens of a learning curve should increase: {self.num_tokens}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,9 @@ class OverSeeds:
     """One measure of a variant.
 
     Attributes:
-        values: one per seed.
-        mean: their mean.
-        interval: its 95% interval; None for one seed.
+        values: value of each seed.
+        mean: mean over seeds.
+        interval: 95% interval of the mean; None for one seed.
     """
 
     values: tuple[float, ...]
@@ -64,10 +70,11 @@ class Difference:
     """The difference of a measure between two variants, seed by seed.
 
     Attributes:
-        mean: mean of the seeds' differences.
-        interval: its 95% interval; None for one seed.
-        t_p_value: of Student's paired test, two-sided; None for one seed, or if all differences are equal.
-        flip_p_value: of flipping the differences' signs, two-sided; None for one seed.
+        mean: mean of the differences over seeds.
+        interval: 95% interval of the mean; None for one seed.
+        t_p_value: two-sided p-value of Student's paired t-test; None for one seed, or if all differences are
+            equal.
+        flip_p_value: two-sided p-value of the sign-flip test; None for one seed.
     """
 
     mean: float
@@ -78,14 +85,15 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class ComparedRuns:
-    """The measures of one variant's runs.
+    """Measures of the runs of one variant.
 
     Attributes:
-        name: the variant's name.
-        measures: `final` accuracy, `area` under the curve (both in 0..1), `tokens` to the target.
-        num_reached: number of runs that reached the target within the budget; the others count with the
-            budget.
-        differences: of each measure, from the first variant's; empty for the first variant.
+        name: name of the variant.
+        measures: `final` accuracy and `area` under the curve, both in 0..1, and the number of `tokens` to
+            the target.
+        num_reached: number of runs that reached the target within the budget. Runs that did not reach it
+            count with the budget.
+        differences: difference of each measure from that of the first variant; empty for the first variant.
         num_sampled: number of tokens that each run sampled; the last update may exceed the budget.
     """
 
@@ -99,17 +107,22 @@ class ComparedRuns:
 def learning_curve(
     evaluations: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]], decoding: str
 ) -> LearningCurve:
-    """Return the learning curve of a run's logs, the rows of `evaluations.jsonl` and `metrics.jsonl`.
+    """Return the learning curve of a run from its logs.
+
+    Args:
+        evaluations: rows of `evaluations.jsonl`.
+        metrics: rows of `metrics.jsonl`.
+        decoding: decoding of the evaluations to use, `greedy` or `sampled`.
 
     Raises:
-        ValueError: there is no evaluation of that decoding before the first update, or there is one after an
-            update that is not logged.
+        ValueError: if there is no evaluation with this decoding before the first update, or there is one
+            after an update that is not logged.
     """
     sampled = {0: 0, **{row["update"]: row["num_tokens"] for row in metrics}}
-    # if an update was evaluated twice (its run was given a larger budget), the last one counts
+    # an update may be evaluated twice, if the run was resumed with a larger budget; the last one counts
     rows = {row["update"]: row["accuracy"] for row in evaluations if row["decoding"] == decoding}
     if missing := sorted(rows.keys() - sampled.keys()):
-        raise ValueError(f"metrics.jsonl lacks update {missing[0]}, after which accuracy was measured")
+        raise ValueError(f"metrics.jsonl lacks update {missing[0]}, which evaluations.jsonl has")
     if 0 not in rows:
         raise ValueError(f"evaluations.jsonl has no {decoding} evaluation before the first update")
     updates = sorted(rows)
@@ -122,11 +135,11 @@ def final_accuracy(curve: LearningCurve) -> float:
 
 
 def area_under(curve: LearningCurve, budget: int) -> float:
-    """Return the mean accuracy from 0 tokens to the budget, in 0..1.
+    """Return the mean accuracy from 0 tokens to the budget B, in 0..1.
 
         (1/B) ∫ accuracy(n) dn over n from 0 to B
 
-    After its last evaluation the curve is constant.
+    The curve is constant after its last evaluation.
     """
     inside = [number for number in curve.num_tokens if number < budget]
     at = np.array([*inside, budget], dtype=float)
@@ -134,9 +147,10 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 
 
 def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
-    """Return the number of tokens at which the curve first reaches the target; None: not within the budget.
+    """Return the number of tokens at which the curve first reaches the target.
 
-    Between two evaluations the curve is linear.
+    The curve is linear between evaluations. The result is None if it does not reach the target within the
+    budget.
     """
     if curve.accuracy[0] >= target:
         return 0.0
@@ -149,7 +163,7 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the accuracy at these numbers of tokens; after the last evaluation it is constant."""
+    """Return the accuracy at these numbers of tokens; it is constant after the last evaluation."""
     at: np.ndarray = np.interp(np.asarray(num_tokens, dtype=float), curve.num_tokens, curve.accuracy)
     return at
 
@@ -171,11 +185,11 @@ def mean_curve(
 
 
 def mean_interval(values: Sequence[float], least: float, most: float) -> Interval | None:
-    """Return Student's 95% interval of the mean, cut at `least` and `most`; None for one value.
+    """Return Student's 95% interval of the mean, clipped to least..most; None for one value.
 
         mean ± t(0.975, n - 1) s / √n
 
-    If all values are equal, the interval is that value.
+    If all values are equal, both limits are that value.
     """
     if len(values) < 2:
         return None
@@ -185,14 +199,15 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
 
 
 def difference_of(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Return the mean of `values` less `others`, which belong to the same seeds in the same order.
+    """Return the mean of `values` minus `others`, which belong to the same seeds in the same order.
 
-    Its interval and first p-value are those of Student's paired test. The second p-value is the share of the
-    2ⁿ ways to flip the signs of the seeds' differences with a mean as far from 0 (Fisher 1935, scipy's
-    permutation test). That test assumes less, and is never below 2 / 2ⁿ, 0.06 for five seeds.
+    The interval and the first p-value are those of Student's paired t-test. The second p-value is that of the
+    sign-flip test (Fisher 1935, scipy's permutation test): the share of the 2ⁿ ways to flip the signs of the
+    differences whose mean is at least as far from 0 as the observed one. The sign-flip test makes fewer
+    assumptions, and its p-value is never below 2 / 2ⁿ, which is 0.06 for five seeds.
 
     Raises:
-        ValueError: the two differ in number.
+        ValueError: if the numbers of values differ.
     """
     differences = [value - other for value, other in zip(values, others, strict=True)]
     mean = math.fsum(differences) / len(differences)
@@ -220,22 +235,24 @@ def _flip_p_value(differences: Sequence[float]) -> float:
 def compare_curves(
     variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float
 ) -> list[ComparedRuns]:
-    """Return the measures of each variant, and its differences from the first.
+    """Return the measures of each variant, and its differences from the first variant.
 
-    Final accuracy is measured after the update that reached the budget; area and tokens to the target are
-    those of the curve up to the budget. A run that doesn't reach the target counts with the budget, so the
-    mean is that of min(tokens, budget), a lower bound if not all runs reached the target.
+    Final accuracy is measured after the update that reached the budget. Area and tokens to the target are
+    computed from the curve up to the budget. A run that does not reach the target counts with the budget.
+    The mean of `tokens` is therefore the mean of min(tokens, budget), which is a lower bound if not all runs
+    reached the target.
 
     Args:
-        variants: by name, one curve per seed; all variants have the same seeds in the same order.
+        variants: one curve per seed for each variant, by name. All variants have the same seeds in the same
+            order.
         budget: number of tokens.
-        target: an accuracy.
+        target: target accuracy.
 
     Raises:
-        ValueError: there are no variants, or they differ in their number of curves.
+        ValueError: if there are no variants, or their numbers of curves differ.
     """
     if not variants or len({len(curves) for curves in variants.values()}) > 1:
-        raise ValueError("a comparison needs one variant or more, each with the same number of curves")
+        raise ValueError("a comparison needs one or more variants, all with the same number of curves")
     limits: Mapping[MeasureName, Interval] = {
         "final": (0.0, 1.0),
         "area": (0.0, 1.0),

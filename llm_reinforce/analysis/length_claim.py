@@ -1,25 +1,29 @@
-"""The article's third example: returns within an episode are correlated, the more the longer it is.
+"""The article's third example: returns within an episode are correlated, more so in longer episodes.
 
-First N coins: the number of heads has the variance N/4 for independent coins, N²/4 for one coin counted N
-times. Then a policy that tosses coins: a random model samples T actions and never ends, and one of its tokens
-is heads. Each ∇log π(a_t|s_t) has mean 0 whatever came before, so those of two actions are uncorrelated, and
-where a reward hardly depends on any one action the variance is a sum over actions,
+The first experiment tosses N coins. The variance of the number of heads is N/4 for independent coins, and
+N²/4 for one coin counted N times.
+
+The second experiment is a policy that tosses coins: a model with random weights samples T actions without
+ever ending the episode, and one of its tokens means heads. Each ∇log π(a_t|s_t) has mean 0, whatever the
+previous actions are, so the gradients of different actions are uncorrelated. If the reward hardly depends on
+any single action, the variance is a sum over actions,
 
     tr Cov(ĝ) ≈ Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]
 
 With p the probability of heads, and nearly independent tosses, E[A_t²] is
 
-    rewards                     whole return            reward to go            less V(s_t)
-    each head as it falls       T² p² + T p (1 - p)     the same for T - t      (T - t) p (1 - p)
-    all heads at the end        T² p² + T p (1 - p)     the same                (T - t) p (1 - p)
-    the first toss, at the end  p                       the same                0, from the second action on
+    rewards                     whole return            reward-to-go               minus V(s_t)
+    each head immediately       T² p² + T p (1 - p)     same with T - t for T      (T - t) p (1 - p)
+    all heads at the end        T² p² + T p (1 - p)     same as whole return       (T - t) p (1 - p)
+    the first toss, at the end  p                       same as whole return       0 for t ≥ 1
 
-The variance of plain REINFORCE grows as T³ where rewards add up along an episode, a third of that with
-reward-to-go, and as T² with a state-dependent baseline. With a verdict on the first toss it grows as T,
-although the later actions do not affect the reward; a state-dependent baseline removes them.
+If rewards accumulate along the episode, the variance of plain REINFORCE grows as T³, with a third of the
+factor with reward-to-go, and as T² with a state-dependent baseline. If the reward is a verdict on the first
+toss, the variance grows as T, although the later actions do not affect the reward. A state-dependent
+baseline removes the contribution of the later actions.
 
-The exact variance subtracts each term's squared expectation. The prediction leaves that out, since it is
-small except where V(s_t) leaves little else.
+The exact variance also subtracts the squared expectation of each term. The prediction omits these squares,
+because they are small compared with the other terms, except with the baseline V(s_t).
 """
 
 from collections.abc import Callable
@@ -60,13 +64,21 @@ ESTIMATORS = (
 )
 LENGTHS = (1, 2, 4, 8, 16, 32)
 NUM_GROUPS, GROUP_SIZE = _SETTINGS.problems_per_update, _SETTINGS.episodes_per_problem
-NUM_TOSSES = 100_000  # of N coins
-HEADS, NEVER = 1, -1  # the token of "1", and an end token that no policy has
+NUM_TOSSES = 100_000  # number of times that N coins are tossed
+HEADS, NEVER = 1, -1  # the token "1", and an end token that is never sampled
 
 
 @dataclass(frozen=True, slots=True)
 class CoinVariance:
-    """The variance of the number of heads of N coins, measured and expected."""
+    """Measured and expected variance of the number of heads of N coins.
+
+    Attributes:
+        num_coins: N.
+        independent: measured variance of N independent coins.
+        expected_independent: N/4.
+        one_coin: measured variance of one coin counted N times.
+        expected_one_coin: N²/4.
+    """
 
     num_coins: int
     independent: IntervalEstimate
@@ -77,13 +89,14 @@ class CoinVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthVariance:
-    """The variance of one estimator on episodes of one length.
+    """Gradient variance of one estimator on episodes of one length.
 
     Attributes:
         paid: when rewards are given.
-        estimator: the credit of an action, and the baseline.
-        predicted: tr Cov(ĝ) of an episode by the sum above, from other episodes.
-        measured: the same from the gradients.
+        estimator: name of the estimator.
+        num_actions: number of actions of each episode.
+        predicted: tr Cov(ĝ) of one episode, from the sum in the module's docstring over other episodes.
+        measured: tr Cov(ĝ) of one episode, from the gradients.
     """
 
     paid: RewardTiming
@@ -95,7 +108,7 @@ class LengthVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthClaim:
-    """The variances of coins, and of a policy's gradient by the length of its episodes."""
+    """Variances of coin tosses, and gradient variances of a policy by the length of its episodes."""
 
     coins: tuple[CoinVariance, ...]
     lengths: tuple[LengthVariance, ...]
@@ -104,14 +117,15 @@ class LengthClaim:
 def measure_length_claim(
     *, seed: int = 0, output_dir: str | PathLike[str] | None = None, show_progress: bool | None = None
 ) -> LengthClaim:
-    """Measure how the gradient's variance grows with the length of the episodes.
+    """Measure how the gradient variance grows with the length of the episodes.
 
     Args:
-        output_dir: directory for `length.json` and, with matplotlib, the plot; None: nothing is written.
-        show_progress: by default on a terminal and in a notebook.
+        seed: random seed.
+        output_dir: directory for `length.json` and, with matplotlib, the plot; None: write no files.
+        show_progress: show a progress bar; by default only on a terminal and in a notebook.
 
     Raises:
-        InputError: the files exist, or the directory can't be written to.
+        InputError: if the files exist, or the directory can't be written to.
     """
     output = check_output(output_dir, "length")
     is_shown = is_interactive() if show_progress is None else show_progress
@@ -126,7 +140,7 @@ def measure_length_claim(
 
 
 def toss_coins(seed: int = 0) -> tuple[CoinVariance, ...]:
-    """Return the variances of the heads of N independent coins, and of one coin counted N times."""
+    """Return the variances of the number of heads of N independent coins, and of one coin counted N times."""
     random = np.random.default_rng(seed)
     rows = []
     for num in LENGTHS:
@@ -137,7 +151,7 @@ def toss_coins(seed: int = 0) -> tuple[CoinVariance, ...]:
 
 
 def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
-    """Return the variance of the values, with an interval from their fourth moment."""
+    """Return the variance of the values, with an interval from their fourth central moment."""
     variance = float(values.var(ddof=1))
     fourth = float(((values - values.mean()) ** 4).mean())
     error = float(np.sqrt(max(0.0, fourth - variance**2) / len(values)))
@@ -146,7 +160,7 @@ def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
 
 
 def coin_policy(seed: int) -> LanguagePolicy:
-    """Return a small transformer with random weights that never ends; its token "1" is heads."""
+    """Return a small transformer with random weights that never ends an episode; its token "1" is heads."""
     shape = RandomInitConfig(
         alphabet="01=", num_layers=2, num_heads=2, hidden_size=32, intermediate_size=64, max_length=64
     )
@@ -156,10 +170,11 @@ def coin_policy(seed: int) -> LanguagePolicy:
 def length_variances(
     seed: int = 0, progress: Callable[[int], None] = lambda done: None
 ) -> tuple[LengthVariance, ...]:
-    """Return the gradient's variance by the length of the episodes; other episodes give the prediction.
+    """Return the gradient variance by the length of the episodes, with a prediction from other episodes.
 
     Args:
-        progress: called with the number of episodes completed, out of `num_measured()`.
+        seed: random seed.
+        progress: called with the number of completed episodes, of `num_measured()`.
     """
     policy = coin_policy(seed)
     others = _tossed(policy, max(LENGTHS), 2 * seed)
@@ -170,7 +185,7 @@ def length_variances(
     for num_actions in LENGTHS:
         batch = _tossed(policy, num_actions, 2 * seed + 1)
         weights = _weights(batch, chances)
-        # the policy never ends, so shorter episodes are prefixes of longer ones
+        # the policy never ends an episode, so shorter episodes are prefixes of longer ones
         of_others = _weights(_cut(others, num_actions), chances)
         gradients = episode_gradients(
             policy, batch.episodes, torch.stack([*weights.values()]), progress=_after(done, progress)
@@ -200,7 +215,8 @@ def _weights(
     """Return the weight of each action, by reward timing and estimator.
 
     Args:
-        chances: probability of heads, toss by toss.
+        batch: the episodes.
+        chances: probability of heads of each toss.
     """
     weights = {}
     for timing in TIMINGS:
@@ -212,7 +228,7 @@ def _weights(
 
 
 def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch:
-    """Return groups of episodes of one prompt, without rewards."""
+    """Return `NUM_GROUPS` groups of episodes of the same prompt, without rewards."""
     prompt = policy.encode_prompt("=")
     completions = sample_completions(
         policy,
@@ -231,7 +247,7 @@ def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch
 
 
 def _heads(batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
-    """Return 1 for heads and 0 for tails, toss by toss."""
+    """Return 1 for each action that is heads and 0 for the others."""
     return torch.tensor(
         [[float(action == HEADS) for action in episode.completion.token_ids] for episode in batch.episodes]
     )
@@ -269,7 +285,7 @@ def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
 def _values(
     batch: EpisodeBatch, timing: RewardTiming, chances: Float[Tensor, " token"]
 ) -> Float[Tensor, "episode token"]:
-    """Return V(s_t), the expected return from s_t on, for independent tosses."""
+    """Return V(s_t), the expected return from s_t on, assuming independent tosses."""
     tosses = _heads(batch)
     own = chances[: tosses.shape[1]]
     if timing == "verdict":

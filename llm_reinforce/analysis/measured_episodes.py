@@ -1,4 +1,4 @@
-"""Episodes of one policy, and what the baselines of training would have learned from earlier ones."""
+"""Episodes of one policy, and baselines fitted to earlier episodes of the same policy."""
 
 import copy
 import random
@@ -17,17 +17,18 @@ from llm_reinforce.policy_gradient import MovingAverage, action_mask
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
 
-PATIENCE = 10  # fits of the value head without an improvement before the best one is used
+PATIENCE = 10  # number of fits of the value head without an improvement after which fitting stops
 
 
 @dataclass(frozen=True, slots=True)
 class MeasuredEpisodes:
-    """Episodes of one policy, from which every estimator's gradient is formed.
+    """Episodes of one policy, from which the gradient of every estimator is computed.
 
     Attributes:
-        updates: each with as many episodes as an update has; groups are numbered across updates.
-        moving_average: the mean return of other episodes, in place of that of earlier updates.
-        values: V(s_t) of each update's actions, fitted to other episodes; empty: there is no value baseline.
+        updates: the episodes of each update; groups are numbered across updates.
+        moving_average: mean return of other episodes, in place of that of earlier updates.
+        values: V(s_t) of the actions of each update, from a value head fitted to other episodes; empty if
+            there is no value baseline.
     """
 
     updates: tuple[EpisodeBatch, ...]
@@ -51,16 +52,23 @@ def collect_updates(
     seed: int,
     progress: Callable[[int], None] = lambda done: None,
 ) -> MeasuredEpisodes:
-    """Collect episodes of `num_problems` problems drawn with replacement, after as many earlier episodes.
+    """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
-    The earlier episodes give the moving average and the training data of the value head.
+    The same number of earlier episodes is collected first. They give the moving average and the training
+    data of the value head.
 
     Args:
-        num_problems: rounded up to whole updates if it is more than one update has.
-        progress: called with the number of problems completed, out of twice `num_problems`.
+        policy: the policy.
+        problems: the problems to draw from.
+        rewards: the reward functions.
+        settings: settings of updates, advantages and the value head.
+        sampling: settings of the sampling.
+        num_problems: number of problems; rounded up to whole updates if there is more than one.
+        seed: random seed of problems and sampling.
+        progress: called with the number of completed problems, of twice `num_problems`.
 
     Raises:
-        InputError: no episode could be scored.
+        InputError: if no episode could be scored.
     """
     per_update = min(settings.problems_per_update, num_problems)
     num_updates = -(-num_problems // per_update)
@@ -97,18 +105,19 @@ def collect_updates(
 def _check_scored(updates: Sequence[EpisodeBatch]) -> None:
     if not any(bool(update.scored.any()) for update in updates):
         failures = (episode.failure for update in updates for episode in update.episodes)
-        why = next((repr(failure[:400]) for failure in failures if failure), "no reward function applies")
+        default = "every reward function returned None; check that one applies to the problems"
+        why = next((repr(failure[:400]) for failure in failures if failure), default)
         raise InputError(f"no episode could be scored: {why}")
 
 
 def fitted_value_head(
     policy: LanguagePolicy, earlier: EpisodeBatch, settings: ReinforceConfig, seed: int
 ) -> ValueHead:
-    """Return a value head for `baseline: value`, fitted to the returns of these episodes.
+    """Return a value head for `baseline: value`, fitted to the returns of the earlier episodes.
 
-    Training fits the head to fresh episodes in every update. Here the same episodes are used again and again,
-    so a quarter of the groups is held out, and fitting stops early: the weights that were best on the held
-    out groups are returned.
+    Training fits the head to new episodes in every update. Here it is fitted repeatedly to the same episodes,
+    so a quarter of the groups is held out for early stopping: the weights with the lowest error on the
+    held-out groups are returned.
     """
     features, shape = _features(policy, earlier), settings.value
     head = ValueHead(features.shape[-1], hidden_size=shape.hidden_size, seed=seed).to(features.device)

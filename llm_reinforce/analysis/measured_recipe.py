@@ -1,4 +1,4 @@
-"""From a recipe to the policy that is measured, and episodes of it."""
+"""The policy of a recipe that is measured, and its episodes."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -17,24 +17,25 @@ from llm_reinforce.training import ReinforceTrainer
 def config_to_measure(
     recipe: RecipeSource, overrides: Sequence[str] = (), policy: str | PathLike[str] | None = None
 ) -> Config:
-    """Return the recipe's settings, with the weights of `policy` if one is given.
+    """Return the settings of the recipe, with the weights of `policy` if it is given.
 
     Raises:
-        InputError: the recipe is invalid, or has one episode per problem.
+        InputError: if the recipe is invalid, or has only one episode per problem.
     """
     config = config_of(recipe, overrides)
     if policy is not None:
         config = with_weights(config, fspath(policy))
     if config.reinforce.episodes_per_problem < 2:
         raise InputError(
-            "reinforce.episodes_per_problem should be at least 2: baselines compare the episodes of one "
-            "problem (--set reinforce.episodes_per_problem=4)"
+            f"reinforce.episodes_per_problem: {config.reinforce.episodes_per_problem}; should be at least 2, "
+            "because baselines compare the episodes of a problem; override it, for example with "
+            "reinforce.episodes_per_problem=4 (--set on the command line)"
         )
     return config
 
 
 def with_weights(config: Config, name_or_path: str) -> Config:
-    """Return the settings with these weights in place of the recipe's, and without a warm start."""
+    """Return the settings with other weights than the recipe's, and without a warm start."""
     changes = {"name_or_path": name_or_path, "random_init": None, "revision": None}
     path = Path(name_or_path).expanduser()
     if any((folder / "adapter_config.json").is_file() for folder in (path, path / "policy")):
@@ -47,10 +48,13 @@ def with_weights(config: Config, name_or_path: str) -> Config:
 def collect_from_recipe(
     config: Config, *, num_problems: int, seed: int, show_progress: bool = False
 ) -> tuple[LanguagePolicy, MeasuredEpisodes]:
-    """Return the recipe's policy, after the warm start if it has one, and episodes of it.
+    """Return the policy of the recipe, after its warm start if it has one, and episodes of this policy.
 
     Args:
-        num_problems: see `collect_updates`.
+        config: settings of the recipe.
+        num_problems: number of problems, see `collect_updates`.
+        seed: random seed of problems and sampling.
+        show_progress: show a progress bar.
     """
     trainer = ReinforceTrainer(config=config, progress=False)
     if config.training.warm_start is not None:

@@ -13,47 +13,52 @@ from llm_reinforce.errors import InputError
 
 
 def check_directory(output_dir: str | PathLike[str]) -> Path:
-    """Return the path of a directory that exists or can be created, `~` expanded.
+    """Return the path of an output directory with `~` expanded, after checking that it can be written to.
 
     Raises:
-        InputError: it can't be written to.
+        InputError: if the directory can neither be written to nor be created.
     """
     output = Path(output_dir).expanduser()
     nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
     if not nearest.is_dir():
-        raise InputError(f"output directory {output}: {nearest} is a file; name a directory")
+        raise InputError(f"output directory {output}: {nearest} is a file; give a directory")
     if not os.access(nearest, os.W_OK):
-        raise InputError(f"output directory {output}: can't be written to; name another directory")
+        raise InputError(f"output directory {output}: can't be written to; give another directory")
     return output
 
 
 def check_output(output_dir: str | PathLike[str] | None, name: str) -> Path | None:
-    """Return the directory for the files of a measurement; to be called before anything is measured.
+    """Check the directory for the files of a measurement, before the measurement starts.
+
+    Returns:
+        the path of the directory; None if `output_dir` is None.
 
     Raises:
-        InputError: it can't be written to, or holds files of this name.
+        InputError: if the directory can't be written to, or contains files of this measurement.
     """
     if output_dir is None:
         return None
     output = check_directory(output_dir)
     if found := measurement_files(output, name):
-        raise InputError(f"output directory {output}: {found[0].name} exists; remove it, or name another")
+        raise InputError(
+            f"output directory {output}: {found[0].name} exists; remove it, or give another directory"
+        )
     return output
 
 
 def measurement_files(output_dir: str | PathLike[str], name: str) -> list[Path]:
-    """Return the files of the measurement that exist."""
+    """Return the existing files of a measurement."""
     files = [Path(output_dir).expanduser() / f"{name}.{suffix}" for suffix in ("json", "png", "svg")]
     return [file for file in files if file.exists()]
 
 
 def write_json(output: Path, name: str, result: Any) -> None:
-    """Write a result to NAME.json in the directory, which is created if it is missing."""
+    """Write a result to NAME.json in the output directory, which is created if necessary."""
     output.mkdir(parents=True, exist_ok=True)
     write_whole(output / f"{name}.json", as_json(result) + "\n")
 
 
 def as_json(result: Any) -> str:
-    """Return a result, a dataclass or a sequence of them, as JSON; numbers that are not finite are null."""
+    """Return a dataclass or a sequence of dataclasses as JSON; infinite and NaN values become null."""
     rows = [asdict(row) for row in result] if isinstance(result, Sequence) else asdict(result)
     return json.dumps(finite(rows), indent=1, ensure_ascii=False, allow_nan=False)

@@ -1,7 +1,7 @@
-"""The style of all plots, and the files they are written to: matplotlib (an extra), PNG and SVG.
+"""Style and file formats (PNG and SVG) of all plots, which need matplotlib (an extra).
 
-The colors are those of Okabe and Ito (2008), which color-blind people can distinguish; each has its own dash
-pattern and marker, so that plots can be read in gray.
+The colors are those of Okabe and Ito (2008), which color-blind people can distinguish. Each color has its own
+dash pattern and marker, so that plots can also be read in grayscale.
 """
 
 from collections.abc import Iterator
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-RC_PARAMS = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}  # equal numbers give equal files
+RC_PARAMS = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}  # equal data give identical files
 
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """The look of one line."""
+    """Color, dash pattern and marker of a line."""
 
     color: str
     dashes: Any
@@ -38,10 +38,10 @@ STYLES = (
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Apply the settings of all plots.
+    """Apply the settings of all plots within a `with` block.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     import matplotlib
 
@@ -50,7 +50,7 @@ def plotting() -> Iterator[None]:
 
 
 def write_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write the figure as `name.png` and `name.svg`, each whole or not at all; return the two files."""
+    """Write the figure to `name.png` and `name.svg`, each atomically; return the two files."""
     files = []
     for suffix in ("png", "svg"):
         partial, file = folder / f"{name}.partial.{suffix}", folder / f"{name}.{suffix}"

@@ -1,4 +1,4 @@
-"""Compare recipes at an equal budget of sampled tokens, in one call."""
+"""Comparison of recipes at an equal budget of sampled tokens, in one call."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -41,22 +41,23 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Evaluation
 
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
-"""A context in which a signal calls the function that stops the run; for the command line."""
+"""Context manager factory for the command line: within the context, a signal calls the given function."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecipeComparison:
-    """The outcome of a comparison.
+    """Result of a comparison.
 
     Attributes:
-        variants: by name, each with its measures over the seeds and its difference from the first.
-        curves: by name, the learning curve of each seed.
-        summary: the numbers as `comparison.json` has them.
+        variants: measures of each variant over the seeds, and its differences from the first variant, by
+            name.
+        curves: learning curve of each seed, by the name of the variant.
+        summary: the contents of `comparison.json`.
         files: the files that were written.
         has_plots: False if matplotlib is not installed.
         num_done: number of complete runs.
-        stopped_in: title of the run in which a signal stopped the comparison, and then nothing is compared;
-            None: it is complete.
+        stopped_in: title of the run in which a signal stopped the comparison; None if it is complete. The
+            other attributes of a stopped comparison are empty, except `num_done`.
     """
 
     variants: Mapping[str, ComparedRuns]
@@ -81,30 +82,32 @@ def compare(
     show_progress: bool | None = None,
     stopping: Stopping | None = None,
 ) -> RecipeComparison:
-    """Train recipes, or variants of one, with several seeds at an equal budget of sampled tokens.
+    """Train several recipes, or variants of one recipe, with several seeds at an equal budget of tokens.
 
         compare("price", seeds=5, tokens=80_000,
                 variants={"leave_one_out": [], "none": ["reinforce.baseline=none"]})
 
-    Each run is a normal run in `output_dir/NAME/seed-N`. Called again, complete runs are kept, and an
-    interrupted one is resumed. `comparison.json`, `curves.json` and, with matplotlib, two plots are written
-    to `output_dir`.
+    Each run is a normal run in `output_dir/NAME/seed-N`. If the function is called again, complete runs are
+    kept, and an interrupted run is resumed. `comparison.json`, `curves.json` and, with matplotlib, two plots
+    are written to `output_dir`.
 
     Args:
-        recipes: built-in names, files, directories of runs, or Configs, which are named by their
-            `output_dir`.
-        seeds: number of seeds of each variant.
+        recipes: names of built-in recipes, recipe files, directories of runs, or Configs. A Config is named
+            by the last part of its `output_dir`.
+        seeds: number of seeds per variant.
         tokens: budget of each run, in sampled tokens.
-        variants: of the one recipe: names with settings, `section.key=value`.
-        overrides: settings of all variants.
-        target: the accuracy whose price in tokens is measured, in 0..1.
-        evaluations: number of evaluations of each run, at equal distances in tokens.
-        show_progress: by default on a terminal and in a notebook.
+        variants: variants of a single recipe: a mapping from names to lists of `section.key=value`, or
+            strings `"NAME: section.key=value …"`.
+        overrides: changes of the settings of all variants, each `section.key=value`.
+        output_dir: directory for the runs and the results.
+        target: accuracy in 0..1; the number of tokens to reach it is one of the measures.
+        evaluations: number of evaluations per run, at equal intervals of tokens.
+        show_progress: show progress bars and messages; by default only on a terminal and in a notebook.
         stopping: for the command line, see `Stopping`.
 
     Raises:
-        InputError: an argument or a recipe can't be used, or a directory holds something else.
-        RunStoppedError: a run can't go on.
+        InputError: if an argument or a recipe is invalid, or a directory contains other files.
+        RunStoppedError: if a run can't be continued.
     """
     if not 0 < target <= 1:
         raise InputError(f"target: should be above 0 and at most 1, not {target:g}")
@@ -127,7 +130,11 @@ def compare(
 def _run_all(
     runs: Sequence[PlannedRun], num_tokens: int, *, is_shown: bool, stopping: Stopping | None
 ) -> tuple[int, str | None]:
-    """Train the runs that are not complete; return the number of complete runs, and a stopped run's title."""
+    """Train the incomplete runs.
+
+    Returns:
+        the number of complete runs, and the title of the run that a signal stopped, or None.
+    """
     say = note if is_shown else _ignore
     waiting = [run for run in runs if run.progress != "done"]
     num_done = len(runs) - len(waiting)
@@ -156,17 +163,17 @@ def _run(run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None) -> T
             return trainer.train(resume=run.progress == "begun")
     except (InputError, RunStoppedError) as error:
         raise type(error)(f"{run.title}: {error}") from error
-    except OSError as error:  # the error of a full disk names no file
+    except OSError as error:  # the error of a full disk does not name a file
         error.filename = error.filename or str(run.directory.path)
         raise
 
 
 def _ignore(sentence: str) -> None:
-    """The messages of a comparison that shows nothing."""
+    """Do nothing, in place of showing a message."""
 
 
 class _RunOfMany(Silent):
-    """Shows one run of a comparison: the progress of all runs, and each message once."""
+    """Display of one run of a comparison, which shows the progress of all runs and each message once."""
 
     def __init__(
         self,
@@ -177,8 +184,8 @@ class _RunOfMany(Silent):
         budget: int,
     ) -> None:
         self._say, self._said, self._show = say, said, show
-        self._before, self._budget = before, budget  # tokens: of the runs before this one, and its own
-        self.accuracy = ""  # the latest
+        self._before, self._budget = before, budget  # tokens of the previous runs, and of this run
+        self.accuracy = ""  # the latest accuracy, as text
 
     def say(self, sentence: str) -> None:
         if sentence not in self._said:
@@ -201,7 +208,7 @@ class _RunOfMany(Silent):
 def _compare(
     runs: Sequence[PlannedRun], variants: Sequence[Variant], num_tokens: int, target: float, output: Path
 ) -> RecipeComparison:
-    """Read the runs' curves, compare them, and write the results below `output`."""
+    """Read the learning curves of the runs, compare them, and write the results to `output`."""
     curves = {
         variant.name: [_curve(run) for run in runs if run.variant == variant.name] for variant in variants
     }
@@ -243,14 +250,14 @@ def _curve(run: PlannedRun) -> LearningCurve:
         return learning_curve(rows("evaluations.jsonl"), rows("metrics.jsonl"), decoding_of([run]))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"{run.directory.path}: its logs are incomplete ({error}); remove it to run it again"
+            f"{run.directory.path}: the logs are incomplete ({error}); delete the directory to repeat the run"
         ) from None
 
 
 def _curves_json(
     curves: Mapping[str, Sequence[LearningCurve]], seeds: Sequence[int], num_tokens: int
 ) -> dict[str, Any]:
-    """Return for each variant the evaluations of each seed, and the mean curve with its pointwise limits."""
+    """Return the evaluations of each seed and the mean curve with its pointwise limits, by variant."""
     data: dict[str, Any] = {}
     for name, each in curves.items():
         at, mean, low, high = mean_curve(each, num_tokens)

@@ -1,4 +1,4 @@
-"""The runs of a comparison of recipes: variants, their seeds, and a directory for each run."""
+"""Plan of a comparison of recipes: the runs of all variants and seeds, and their directories."""
 
 import json
 import re
@@ -14,19 +14,25 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import differing_settings
 
-NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # a folder's name, and a label in the plot
-OWN_KEYS = {  # settings that compare sets itself, and where they come from
-    "output_dir": "the runs are written below the comparison's own directory (--output)",
-    "training.num_tokens": "the budget of every run is that of the comparison (--tokens)",
-    "training.num_updates": "every run ends with the budget of the comparison (--tokens)",
-    "evaluation.every": "all runs are evaluated equally often (--evaluations)",
-    "evaluation.unit": "all runs are evaluated equally often (--evaluations)",
+NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # valid as the name of a directory and as a label in a plot
+OWN_KEYS = {  # settings that compare sets itself, and the argument to use instead
+    "output_dir": "runs are written to the directory of the comparison; give `output_dir` (--output)",
+    "training.num_tokens": "all runs have the same budget; give `tokens` (--tokens)",
+    "training.num_updates": "all runs have the same budget; give `tokens` (--tokens)",
+    "evaluation.every": "all runs are evaluated equally often; give `evaluations` (--evaluations)",
+    "evaluation.unit": "all runs are evaluated equally often; give `evaluations` (--evaluations)",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A recipe and the settings that are changed in it."""
+    """A recipe with changed settings.
+
+    Attributes:
+        name: name of the variant in results.
+        recipe: the recipe.
+        overrides: changes of its settings, each `section.key=value`.
+    """
 
     name: str
     recipe: RecipeSource
@@ -34,19 +40,19 @@ class Variant:
 
     @property
     def recipe_name(self) -> str:
-        """The recipe as given, or the name of a Config."""
+        """The recipe as given; for a Config, its name."""
         return name_of(self.recipe) if isinstance(self.recipe, Config) else str(self.recipe)
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """The settings that all runs of a comparison share.
+    """Settings that all runs of a comparison share.
 
     Attributes:
-        num_seeds: number of seeds of each variant, counted from the first variant's `seed`.
-        num_tokens: the budget of a run, in sampled tokens.
-        num_evaluations: number of evaluations of a run, at equal distances in tokens, besides the first one.
-        output: a run's directory is `output/NAME/seed-N`.
+        num_seeds: number of seeds per variant; the first seed is the `seed` of the first variant.
+        num_tokens: budget of each run, in sampled tokens.
+        num_evaluations: number of evaluations per run after the initial one, at equal intervals of tokens.
+        output: output directory; the directory of a run is `output/NAME/seed-N`.
     """
 
     num_seeds: int
@@ -57,7 +63,15 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class PlannedRun:
-    """One run and its progress: `done`, `begun` (it is resumed) or `new`."""
+    """One run of a comparison.
+
+    Attributes:
+        variant: name of the variant.
+        seed: random seed.
+        recipe: settings of the run.
+        directory: directory of the run.
+        progress: `done`, `begun` (to be resumed) or `new`.
+    """
 
     variant: str
     seed: int
@@ -67,27 +81,31 @@ class PlannedRun:
 
     @property
     def title(self) -> str:
+        """Variant and seed, for messages."""
         return f"{self.variant}, seed {self.seed}"
 
 
 def variants_of(
     recipes: Sequence[RecipeSource], variants: Sequence[str] | Mapping[str, Sequence[str]] = ()
 ) -> list[Variant]:
-    """Return the recipes under the names of their files, or the variants of the one recipe.
+    """Return the variants of a single recipe or, without variants, the recipes, named by their files.
 
     Args:
-        variants: each `"NAME: section.key=value …"`, or a mapping from names to lists of `section.key=value`.
+        recipes: the recipes.
+        variants: strings `"NAME: section.key=value …"`, or a mapping from names to lists of
+            `section.key=value`.
 
     Raises:
-        InputError: variants of several recipes, one that can't be read, or two of the same name.
+        InputError: if there is no recipe, there are variants of several recipes, a variant can't be parsed,
+            or two have the same name.
     """
     if not recipes:
-        raise InputError("compare: no recipe; name one or more")
+        raise InputError("compare: no recipe is given; give one or more")
     if variants and len(recipes) > 1:
         names = ", ".join(map(name_of, recipes))
         raise InputError(
-            f"--variant changes one recipe, and there are {len(recipes)} ({names}); name one recipe, and "
-            "give each variant of it"
+            f"variants (--variant) change a single recipe, but {len(recipes)} recipes are given ({names}); "
+            "give one recipe"
         )
     if isinstance(variants, Mapping):
         chosen = [Variant(name, recipes[0], tuple(overrides)) for name, overrides in variants.items()]
@@ -97,13 +115,14 @@ def variants_of(
     for index, variant in enumerate(chosen):
         if not NAME.fullmatch(variant.name) or variant.name != variant.name.rstrip(" ."):
             raise InputError(
-                f"{variant.name!r} can't be a variant's name, which names a folder: use at most 60 letters, "
-                "digits, spaces and . , + = @ ( ) -, beginning with a letter or digit"
+                f"{variant.name!r} is not a valid name of a variant, because it is also the name of a "
+                "directory: start with a letter or digit, and use at most 60 letters, digits, spaces and "
+                ". , + = @ ( ) -, without a space or period at the end"
             )
-        # file systems of macOS and Windows ignore case
+        # the file systems of macOS and Windows ignore case
         if any(variant.name.casefold() == other.name.casefold() for other in chosen[:index]):
-            hint = "" if variants else ' (--variant "NAME: key=value …" names variants of one recipe)'
-            raise InputError(f"two variants are named {variant.name!r}; give each its own name{hint}")
+            hint = "" if variants else ', for example with `variants` (--variant "NAME: key=value …")'
+            raise InputError(f"two variants are named {variant.name!r}; give them different names{hint}")
     return chosen
 
 
@@ -113,26 +132,31 @@ def _variant(recipe: RecipeSource, text: str) -> Variant:
     try:
         overrides = tuple(shlex.split(settings))
     except ValueError as error:  # an open quote
-        raise InputError(f"--variant {text!r}: {form}, and can't be parsed: {error}") from None
+        raise InputError(f"variant {text!r}: can't be parsed: {error}; {form}") from None
     if not colon:
-        raise InputError(f"--variant {text!r}: {form}")
+        raise InputError(f"variant {text!r}: there is no colon after the name; {form}")
     for override in overrides:
         if "=" not in override:
             raise InputError(
-                f"--variant {text!r}: {form}, and {override!r} has no = (quote a value with spaces)"
+                f"variant {text!r}: {override!r} has no =; {form} (quote values that contain spaces)"
             )
     return Variant(name.strip(), recipe, overrides)
 
 
 def plan_runs(chosen: Sequence[Variant], overrides: Sequence[str], shape: Shape) -> list[PlannedRun]:
-    """Return all runs, seed by seed, so that an interrupted comparison is complete for the first seeds.
+    """Return all runs, ordered by seed, so that an interrupted comparison is complete for the first seeds.
+
+    Args:
+        chosen: the variants.
+        overrides: changes of the settings of all variants, each `section.key=value`.
+        shape: settings that all runs share.
 
     Raises:
-        InputError: a recipe can't be used as it is, or a directory holds something else.
+        InputError: if a recipe is invalid, or a directory contains another run or other files.
     """
     for variant in chosen:
-        _check_own_keys(overrides, "--set ")
-        _check_own_keys(variant.overrides, f"--variant {variant.name!r}: ", seed=True)
+        _check_own_keys(overrides, "override (--set) ")
+        _check_own_keys(variant.overrides, f"variant {variant.name!r}: ", seed=True)
     settings = [[*overrides, *variant.overrides] for variant in chosen]
     first = _load(chosen[0], settings[0])
     runs = []
@@ -148,9 +172,9 @@ def _check_own_keys(overrides: Sequence[str], where: str, *, seed: bool = False)
         key = override.partition("=")[0].strip()
         why = OWN_KEYS.get(key)
         if seed and key == "seed":
-            why = "all variants have the same seeds; set the first one for all (--set seed=…)"
+            why = "all variants have the same seeds; set the first seed in `overrides` (--set seed=…)"
         if why:
-            raise InputError(f"{where}{override}: can't be set here: {why}")
+            raise InputError(f"{where}{override}: this setting can't be changed in a comparison: {why}")
 
 
 def _load(variant: Variant, overrides: Sequence[str]) -> Config:
@@ -163,7 +187,7 @@ def _load(variant: Variant, overrides: Sequence[str]) -> Config:
 
 def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape) -> PlannedRun:
     own = _load(variant, overrides).reinforce
-    # an episode has at least one token, so this many updates always exhaust the budget
+    # an episode has at least one token, so this number of updates always uses up the budget
     most_updates = -(-shape.num_tokens // (own.problems_per_update * own.episodes_per_problem))
     folder = shape.output / variant.name / f"seed-{seed}"
     recipe = _load(
@@ -185,31 +209,32 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     """Return the progress of a run on disk.
 
     Raises:
-        InputError: its directory holds another run, or something else.
+        InputError: if its directory contains another run or other files.
     """
     own = run.directory.path / "recipe.yaml"
     if own.is_file():
         if lines := differing_settings(own, run.recipe, may_grow=False):
             head = (
-                f"{run.directory.path} holds a run with other settings; name another --output, or remove it:"
+                f"{run.directory.path}: contains a run with other settings; give another `output_dir` "
+                "(--output), or delete this directory:"
             )
             raise InputError("\n".join([head, *lines]))
         return "done" if run.directory.policy.is_dir() else "begun"  # the policy is saved last
     is_begun = run.directory.is_begun()
     try:
         run.directory.check(resume=is_begun, overwrite=False)
-    except InputError:  # its advice is for `train`
+    except InputError:  # the advice in this error is for `train`
         path = run.directory.path
         found = ", ".join(sorted(each.name for each in path.iterdir())[:4]) if path.is_dir() else "a file"
         raise InputError(
-            f"{path} can't be written to, or is no run of this comparison ({found or 'empty'}); name another "
-            "--output, or remove it"
+            f"{path}: can't be written to, or is not a run of this comparison ({found or 'empty'}); give "
+            "another `output_dir` (--output), or delete this directory"
         ) from None
     return "begun" if is_begun else "new"
 
 
 def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
-    """Return a sentence if the recipes are not evaluated on the same problems."""
+    """Return a warning if the recipes are not evaluated on the same problems, otherwise None."""
 
     def evaluated_on(run: PlannedRun) -> tuple[object, ...]:
         evaluation = run.recipe.evaluation
@@ -220,11 +245,14 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
     if not unlike:
         return None
     names = ", ".join(unlike)
-    return f"{names}: other problems than {first[0].variant}'s; accuracies on them can't be compared directly"
+    return (
+        f"{names}: evaluated on other problems than {first[0].variant}, so the accuracies can't be compared "
+        "directly"
+    )
 
 
 def decoding_of(runs: Sequence[PlannedRun]) -> str:
-    """Return the decoding whose accuracy is compared: the first variant's first one."""
+    """Return the decoding whose accuracy is compared: the first one of the first variant."""
     return runs[0].recipe.evaluation.decodings[0]
 
 
@@ -233,6 +261,7 @@ def _check_decoding(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if decoding not in run.recipe.evaluation.decodings:
             raise InputError(
-                f"{run.variant}: evaluation.decodings lacks {decoding}, which {runs[0].variant} is compared "
-                f"by; use the same for all (--set evaluation.decodings=[{decoding}])"
+                f"{run.variant}: evaluation.decodings lacks {decoding}, the first decoding of "
+                f"{runs[0].variant}, by which all are compared; use the same decodings for all (override "
+                f"evaluation.decodings=[{decoding}])"
             )

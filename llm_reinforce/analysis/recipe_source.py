@@ -1,4 +1,4 @@
-"""A recipe as an argument: a name, a file, a run's directory, or its settings."""
+"""Recipes as arguments: a name, a file, the directory of a run, or a Config."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -8,14 +8,14 @@ from llm_reinforce.config import Config, load_config
 from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, parse_document, validate
 
 RecipeSource = str | PathLike[str] | Config
-"""A built-in recipe's name, a recipe's file, a run's directory, or a Config."""
+"""The name of a built-in recipe, a recipe file, the directory of a run, or a Config."""
 
 
 def config_of(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Config:
-    """Return the recipe's settings with overrides, `section.key=value`, applied.
+    """Return the settings of the recipe, with overrides (`section.key=value`) applied.
 
     Raises:
-        InputError: one line for each thing that is wrong.
+        InputError: if the recipe or an override is invalid; the message has one line per error.
     """
     if not isinstance(recipe, Config):
         return load_config(fspath(recipe), overrides)
@@ -28,5 +28,5 @@ def config_of(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Config:
 
 
 def name_of(recipe: RecipeSource) -> str:
-    """Return the name of a file or directory without its suffix; of a Config, that of its `output_dir`."""
+    """Return the name of a recipe: its file name without the suffix, or the last part of `output_dir`."""
     return Path(recipe.output_dir).name if isinstance(recipe, Config) else Path(recipe).stem

@@ -10,19 +10,20 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """A random linear map to `size` numbers: random signs, then the vector is folded.
+    """Random linear map to vectors of `size` numbers: multiply by random signs, then fold the vector.
 
-        (S v)_j = Σ_{i lands on j} σ_i v_i,   E⟨S v, S w⟩ = ⟨v, w⟩
+        (S v)_j = Σ_{i mapped to j} σ_i v_i,   E⟨S v, S w⟩ = ⟨v, w⟩
 
     Every block of `size` numbers is rotated by a random shift before the blocks are added, so that two
-    numbers collide with a probability of at most 1/size. For a fixed v the squared length ‖S v‖² then has a
-    relative standard deviation of at most √(2/size), and so has the total variance of vectors that are all
-    sketched by one S. This is a count sketch (Charikar, Chen & Farach-Colton 2002) without an index per
-    number.
+    numbers collide with a probability of at most 1/size. For a fixed v, the relative standard deviation of
+    the squared norm ‖S v‖² is at most √(2/size). The same bound holds for the total variance of vectors that
+    are all mapped by the same S. This is a count sketch (Charikar, Chen & Farach-Colton 2002) that does not
+    store an index per number.
 
     Attributes:
-        signs: 1 or -1 for each number of the vector, int8.
-        shifts: the rotation of each block.
+        size: number of components of the result.
+        signs: 1 or -1 for each component of the vector, as int8.
+        shifts: rotation of each block.
     """
 
     size: int
@@ -31,7 +32,7 @@ class Sketch:
 
     @classmethod
     def random(cls, num_numbers: int, size: int, seed: int) -> "Sketch":
-        """Return a random sketch of vectors of `num_numbers`."""
+        """Return a random sketch of vectors with `num_numbers` components."""
         generator = torch.Generator().manual_seed(seed)
         signs = torch.randint(2, (num_numbers,), generator=generator, dtype=torch.int8) * 2 - 1
         num_blocks = -(-num_numbers // size)
@@ -40,11 +41,11 @@ class Sketch:
 
     @property
     def relative_error(self) -> float:
-        """The upper bound √(2/size) of a squared length's relative standard deviation."""
+        """Upper bound √(2/size) on the relative standard deviation of a squared norm."""
         return math.sqrt(2 / self.size)
 
     def __call__(self, vector: Float[Tensor, " number"]) -> Float[Tensor, " size"]:
-        """Return S v, in float32 or wider, since thousands of blocks are added."""
+        """Return S v in float32 or higher precision, because thousands of blocks are added."""
         dtype = torch.promote_types(vector.dtype, torch.float32)
         signed = vector.to(dtype) * self.signs.to(vector.device)
         folded = signed.new_zeros(self.size)

@@ -1,4 +1,4 @@
-"""Plots of the gradient's variance: estimators side by side, and the article's claims."""
+"""Plots of gradient variances: a comparison of estimators, and the article's claims."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from llm_reinforce.analysis.length_claim import CoinVariance, LengthVariance
 
 TITLES = {
-    "each step": "a reward for each head, as it falls",
-    "at the end": "for all heads, at the end",
-    "verdict": "a verdict on the first toss",
+    "each step": "each head rewarded immediately",
+    "at the end": "all heads rewarded at the end",
+    "verdict": "first toss rewarded at the end",
 }
 
 
 def plot_variance(measured: "GradientVariance", folder: Path) -> list[Path]:
-    """Plot each estimator's variance and signal-to-noise ratio; return the files written.
+    """Plot the variance and the signal-to-noise ratio of each estimator; return the written files.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     with plotting():
         from matplotlib.figure import Figure
@@ -40,7 +40,7 @@ def plot_variance(measured: "GradientVariance", folder: Path) -> list[Path]:
             _bar(left, row, each.variance, style.color, style.marker)
             _bar(right, row, each.snr, style.color, style.marker)
         right.axvline(0, color="#999999", linewidth=0.8)
-        left.set_xlabel("variance of an episode")
+        left.set_xlabel("variance per episode")
         _make_logarithmic(left.xaxis)
         right.set(xlabel=f"signal-to-noise ratio of an update of {measured.episodes_per_update:,} episodes")
         left.set_yticks(range(len(rows)), [each.name for each in rows])
@@ -53,10 +53,10 @@ def plot_variance(measured: "GradientVariance", folder: Path) -> list[Path]:
 
 
 def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> list[Path]:
-    """Plot each baseline's variance against the constant added to the rewards; return the files written.
+    """Plot the variance with each baseline against the constant added to rewards; return the written files.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     with plotting():
         from matplotlib.figure import Figure
@@ -71,17 +71,17 @@ def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> lis
             line = [each.measured.value if each.predicted is None else each.predicted for each in own]
             axes.plot(at, line, color=style.color, linestyle=style.dashes, linewidth=1.2)
             _points(axes, at, [each.measured for each in own], style, label)
-        axes.set(yscale="log", xlabel="constant added to every reward", ylabel="variance of an episode")
+        axes.set(yscale="log", xlabel="constant added to every reward", ylabel="variance per episode")
         axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         _hide_frame(axes)
         return write_figure(figure, folder, "constant")
 
 
 def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) -> list[Path]:
-    """Plot the variance under each choice of the rewards; return the files written.
+    """Plot the variance for each choice of the rewards; return the written files.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     with plotting():
         from matplotlib.figure import Figure
@@ -93,7 +93,7 @@ def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) ->
             axes.plot(each.predicted, row + 0.25, "x", color=STYLES[1].color, markersize=5)
         axes.set_yticks(range(len(rows)), [each.name for each in rows])
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.set_xlabel("variance of an episode (circle: measured, cross: predicted)")
+        axes.set_xlabel("variance per episode (circle: measured, cross: predicted)")
         _make_logarithmic(axes.xaxis)
         axes.grid(axis="y", color="#eeeeee")
         _hide_frame(axes)
@@ -103,10 +103,10 @@ def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) ->
 def plot_length_claim(
     coins: "Sequence[CoinVariance]", lengths: "Sequence[LengthVariance]", folder: Path
 ) -> list[Path]:
-    """Plot coins, and the gradient's variance against the number of actions; return the files written.
+    """Plot the variance of coins, and of the gradient by the number of actions; return the written files.
 
     Raises:
-        ModuleNotFoundError: matplotlib is not installed.
+        ModuleNotFoundError: if matplotlib is not installed.
     """
     with plotting():
         from matplotlib.figure import Figure
@@ -128,7 +128,7 @@ def plot_length_claim(
             axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"])
             axes.minorticks_off()
             _hide_frame(axes)
-        panels[1].set_ylabel("variance of an episode's gradient")
+        panels[1].set_ylabel("gradient variance per episode")
         for axes in panels[1:]:
             axes.set_xlabel("actions")
         handles, labels = panels[1].get_legend_handles_labels()

@@ -1,6 +1,7 @@
-"""The command line: `llm-reinforce …`.
+"""The command line interface, `llm-reinforce`.
 
-Each command imports what it needs as it runs: help, recipes and a recipe's mistakes never wait for torch.
+Each command imports torch and other slow modules only when it runs, so that help texts, the recipe commands
+and errors in recipes appear without delay.
 """
 
 import os
@@ -54,26 +55,26 @@ def llm_reinforce_command(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
     ] = False,
 ) -> None:
-    """Fine-tune a small causal language model by policy gradient, on problems with checkable answers."""
+    """Fine-tune a small causal language model by policy gradient on problems with verifiable answers."""
 
 
 def main() -> None:
-    """The command line; it leaves by SystemExit."""
+    """Run the command line interface and exit the process."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a replaced stream may be no TextIOWrapper
+        with suppress(AttributeError):  # a replaced stream may not be a TextIOWrapper
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = run_interruptibly(app)
     if num_processes() > 1:
-        _leave(code)
+        _exit_without_cleanup(code)
     raise SystemExit(code)
 
 
-def _leave(code: object) -> NoReturn:
-    """End this process, one of several, without the interpreter's own tidying up.
+def _exit_without_cleanup(code: object) -> NoReturn:
+    """Exit this process, one of several, without the cleanup of the interpreter.
 
-    The threads of a process group (torch 2.13's gloo) outlive the interpreter now and then and abort the
-    process; and to destroy the group may wait for ever, since it waits for a thread that waits for the
-    interpreter's lock.
+    The threads of a process group (gloo in torch 2.13) sometimes outlive the interpreter and then abort the
+    process. Destroying the group instead may deadlock, because it waits for a thread that waits for the
+    global interpreter lock.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -1,4 +1,4 @@
-"""`llm-reinforce claims …`: the article's claims about REINFORCE's variance, measured beside predictions."""
+"""`llm-reinforce claims`: measure the article's claims about the variance of REINFORCE."""
 
 from typing import Annotated
 
@@ -24,10 +24,10 @@ from llm_reinforce.console.variance_tables import (
 
 claims = typer.Typer(
     no_args_is_help=True,
-    help="Measure the article's claims about REINFORCE's variance, beside theoretical predictions. "
-    "`llm-reinforce compare` measures its effect on learning.",
+    help='Measure the claims of the article "The Beauty of Reinforcement Learning (1)" about the variance of '
+    "REINFORCE, and compare them with theory. For the effect on learning, see `llm-reinforce compare`.",
 )
-SeedOption = Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Seed of all random numbers.")]
+SeedOption = Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Random seed.")]
 
 
 @claims.command()
@@ -39,7 +39,7 @@ def constant(
         typer.Option(
             "--problems",
             min=2 * ENOUGH_PROBLEMS,
-            help="Number of problems; half of them predict, half are measured.",
+            help="Number of problems; one half gives the prediction, the other half the measurement.",
         ),
     ] = 512,
     overrides: OverridesOption = None,
@@ -48,7 +48,10 @@ def constant(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """No unified baseline: the variance with a constant added to every reward, baseline by baseline."""
+    """Measure the gradient variance when a constant is added to every reward, for each baseline.
+
+    This is the article's claim that returns have no unified baseline.
+    """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_constant_claim
 
@@ -68,7 +71,10 @@ def constant(
 def classifier(
     seed: SeedOption = 0, output: OutputOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
-    """Classification as one-step reinforcement learning: the variance depends on the rewards' offset."""
+    """Measure the gradient variance of a classifier for several offsets of the rewards.
+
+    This is the article's example of classification as reinforcement learning with one action.
+    """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_classifier_claim
 
@@ -80,7 +86,10 @@ def classifier(
 def length(
     seed: SeedOption = 0, output: OutputOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
-    """Correlated returns: the variance of coins, and of the gradient by the length of the episodes."""
+    """Measure the variance of coin tosses, and the gradient variance by the length of the episodes.
+
+    This is the article's claim that the returns of one episode are correlated.
+    """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_length_claim
 

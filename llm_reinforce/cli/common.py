@@ -1,4 +1,4 @@
-"""What the commands share: messages and exit codes of failures, which process prints, and quiet libraries."""
+"""Functions shared by the commands: error messages, exit codes, process ranks, and settings of libraries."""
 
 import logging
 import os
@@ -17,35 +17,35 @@ from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, witho
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
 
-DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and the libraries' warnings.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 
 
 def is_main_process() -> bool:
-    """Return True if this process writes and prints; under `accelerate launch` only the first one does."""
+    """Return True if this process writes files and prints: with several processes, only the first one."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
 
 
 def num_processes() -> int:
-    """Return the number of processes that train together."""
+    """Return the number of processes that train together under `accelerate launch`."""
     return max(1, int(os.environ.get("WORLD_SIZE") or 1))
 
 
 def check_one_process(command: str) -> None:
-    """Refuse `accelerate launch` for a command that runs in one process.
+    """Check that a command that supports only one process does not run under `accelerate launch`.
 
     Raises:
-        InputError: this is one of several processes.
+        InputError: if this is one of several processes.
     """
     if num_processes() > 1:
-        raise InputError(f"{command} runs in one process; leave accelerate launch out")
+        raise InputError(f"{command} runs in one process only; start it without accelerate launch")
 
 
 @contextmanager
 def reported_failures(what: str = "the command", *, debug: bool = False) -> Iterator[None]:
-    """Turn exceptions into a message on stderr and an exit code; with `debug` into a traceback as well.
+    """Convert exceptions to an exit code and a message on stderr, or a traceback if `debug` is True.
 
-    The code is 2 for a user error (InputError), 130 for an interruption, 1 for anything else. A closed pipe
-    and click's own errors are left to click.
+    The exit code is 2 for a user error (InputError), 130 for an interruption, and 1 for other errors. Errors
+    of typer and closed pipes are passed on to typer.
     """
     try:
         yield
@@ -60,7 +60,7 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
     except InputError as error:
         if debug:
             _print_traceback()
-        elif is_main_process():  # the others met the same mistake
+        elif is_main_process():  # all processes have the same user error
             print_error(str(error))
         raise typer.Exit(USAGE) from None
     except Exception as error:
@@ -80,12 +80,12 @@ def _print_traceback() -> None:
 
 
 def quieten(*, debug: bool) -> None:
-    """Switch off the libraries' progress bars and, unless debugging, their warnings."""
+    """Disable the progress bars of libraries and, unless debugging, their warnings."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
-        os.environ.setdefault("DATASETS_VERBOSITY", "error")  # read when datasets is imported, later
+        os.environ.setdefault("DATASETS_VERBOSITY", "error")  # read when datasets is imported
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
@@ -104,12 +104,12 @@ def _in_one_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     if type(error).__name__ == "OutOfMemoryError":
         keys = "sampling.batch_size, training.micro_batch_tokens or evaluation.batch_size"
-        return f"out of memory: lower {keys}"
+        return f"out of memory; reduce {keys}"
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep freed memory in this process; updates of small policies get faster."""
+    """Let malloc keep freed memory in this process, which makes updates of small policies faster."""
     from llm_reinforce.training.host_process import keep_freed_memory as keep
 
     keep()

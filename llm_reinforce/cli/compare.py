@@ -1,4 +1,4 @@
-"""`llm-reinforce compare RECIPE…`: recipes side by side at an equal budget of sampled tokens."""
+"""`llm-reinforce compare RECIPE…`: compare recipes at an equal budget of sampled tokens."""
 
 import json
 from pathlib import Path
@@ -25,10 +25,15 @@ if TYPE_CHECKING:
 def compare(
     recipes: Annotated[
         list[str],
-        typer.Argument(metavar="RECIPE…", help="Recipes: files, runs' directories, or built-in names."),
+        typer.Argument(
+            metavar="RECIPE…", help="Names of built-in recipes, recipe files, or directories of runs."
+        ),
     ],
     seeds: Annotated[
-        int, typer.Option("--seeds", min=1, help="Number of seeds of each recipe, from the first one's seed.")
+        int,
+        typer.Option(
+            "--seeds", min=1, help="Number of seeds per recipe, counted from the seed of the first recipe."
+        ),
     ],
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Budget of each run, in sampled tokens.")],
     variants: Annotated[
@@ -36,7 +41,7 @@ def compare(
         typer.Option(
             "--variant",
             metavar='"NAME: KEY=VALUE …"',
-            help="Compare variants of one recipe; repeatable.",
+            help="Add a variant of the recipe, with these settings changed; repeatable.",
         ),
     ] = None,
     overrides: Annotated[
@@ -47,26 +52,28 @@ def compare(
         "runs/compare"
     ),
     target: Annotated[
-        float, typer.Option("--target", help="Report the tokens needed to reach this accuracy, in 0..1.")
+        float, typer.Option("--target", help="Target accuracy for tokens-to-target, in 0..1.")
     ] = 0.9,
     evaluations: Annotated[
         int,
         typer.Option(
-            "--evaluations", min=1, help="Evaluations of each run, at equal distances in sampled tokens."
+            "--evaluations", min=1, help="Evaluations per run, at equal intervals of sampled tokens."
         ),
     ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Run recipes side by side, each with several seeds, at an equal budget of sampled tokens.
+    """Train recipes with several seeds at an equal budget of sampled tokens, and compare them.
 
-    The report has final accuracy, area under the learning curve and tokens to a target accuracy, each with a
-    95% interval over the seeds, and the differences of each recipe from the first, seed by seed. All recipes
-    have the same seeds. A recipe that draws its held-out problems draws them by the seed: recipes with the
-    same problems are evaluated on the same ones at each seed.
+    The results are final accuracy, area under the learning curve, and tokens
+    to a target accuracy. Each has a 95% interval over the seeds, and is
+    compared with the first recipe seed by seed. All recipes have the same
+    seeds. Held-out problems that are drawn at random depend on the seed, so
+    recipes with the same problems are evaluated on the same held-out ones.
 
-    Each run is a normal run in OUTPUT/NAME/seed-N. The same command continues an interrupted comparison, and
-    complete runs are kept. Ctrl-C stops after the current update and saves the run.
+    Each run is a normal run in OUTPUT/NAME/seed-N. Ctrl-C stops after the
+    current update and saves a checkpoint. Run the same command again to
+    continue; complete runs are kept.
     """
     with reported_failures("the comparison", debug=debug):
         check_one_process("compare")
@@ -87,13 +94,13 @@ def compare(
             stopping=stopped_by_signals,
         )
         if comparison.stopped_in is not None:
-            done = f"{comparison.num_done} complete runs are kept, and the same command continues"
+            done = f"{comparison.num_done} complete runs are kept; run the same command again to continue"
             print_error(f"stopped in {comparison.stopped_in}; {done}")
             raise typer.Exit(128 + received_signals()[-1])
         if not comparison.has_plots:
             note(
-                "no plots: matplotlib is not installed; pip install 'llm-reinforce[plots]' and run the same "
-                "command again"
+                "no plots, because matplotlib is not installed; pip install 'llm-reinforce[plots]' and run "
+                "the same command again"
             )
         if as_json:
             typer.echo(json.dumps(comparison.summary, ensure_ascii=False))
@@ -107,9 +114,8 @@ def _print(comparison: "RecipeComparison") -> None:
     num = len(summary["seeds"])
     seeds = f"{num} seeds" if num > 1 else "1 seed"
     console = wide_console()
-    head = (
-        f"{summary['decoding']} accuracy on {what}; {summary['num_tokens']:,} sampled tokens a run, {seeds}"
-    )
+    budget = f"{summary['num_tokens']:,} sampled tokens per run, {seeds}"
+    head = f"{summary['decoding']} accuracy on {what}; {budget}"
     console.print(Text(head, style="bold"))
     print_comparison(console, list(comparison.variants.values()), summary["target"], summary["num_tokens"])
     console.print(Text(f"written: {', '.join(map(str, comparison.files))}", style="dim"))

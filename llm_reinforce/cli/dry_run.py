@@ -1,4 +1,4 @@
-"""`llm-reinforce train RECIPE --dry-run`: everything up to the first update, and nothing written."""
+"""`llm-reinforce train RECIPE --dry-run`: load everything, sample a few episodes, and write no files."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from llm_reinforce.runs import RunDirectory
     from llm_reinforce.training import ReinforceTrainer
 
-NUM_PROBLEMS, NUM_EPISODES = 2, 2  # what is asked, and how often each
+NUM_PROBLEMS, NUM_EPISODES = 2, 2  # number of sampled problems, and of episodes per problem
 
 
 def show_dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
-    """Load all that the run needs, act in a few episodes, and say what would be done.
+    """Load everything that the run needs, sample a few episodes, and print a summary of the run.
 
     Raises:
-        InputError: the run would be refused: a reward fails, or the directory holds what it must not replace.
+        InputError: if the run would be refused, because a reward function fails or the output directory
+            contains files that it must not replace.
     """
     import torch
 
@@ -41,19 +42,19 @@ def show_dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, ove
         temperature=recipe.sampling.temperature,
         generator=torch.Generator(trainer.policy.device).manual_seed(recipe.seed),
     )
-    refusals = _refusals(trainer.loop.try_rewards)
+    errors = _errors(trainer.loop.try_rewards)
     if not is_main_process():
         return
     console = terminal_console()
     console.print(_summary(recipe, trainer, str(directory.path), float(batch.lengths.float().mean())))
     _print_episodes(console, batch.episodes)
-    console.print("\na dry run: nothing was trained, nothing was written")
-    refusals += _refusals(lambda: directory.check(resume=resume, overwrite=overwrite))
-    if refusals:
-        raise InputError("\n".join(refusals))
+    console.print("\ndry run: nothing was trained, and no files were written")
+    errors += _errors(lambda: directory.check(resume=resume, overwrite=overwrite))
+    if errors:
+        raise InputError("\n".join(errors))
 
 
-def _refusals(check: Callable[[], None]) -> list[str]:
+def _errors(check: Callable[[], None]) -> list[str]:
     try:
         check()
     except InputError as error:
@@ -61,8 +62,8 @@ def _refusals(check: Callable[[], None]) -> list[str]:
     return []
 
 
-def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_length: float) -> Table:
-    """What would be done; `mean_length` are the actions of an episode of those shown below."""
+def _summary(recipe: Config, trainer: "ReinforceTrainer", output_dir: str, mean_length: float) -> Table:
+    """Return a summary of the run; `mean_length` is the mean number of actions of the sampled episodes."""
     from llm_reinforce.console.text import visible
     from llm_reinforce.policy import describe_policy
     from llm_reinforce.runs import TrainState
@@ -74,22 +75,22 @@ def _summary(recipe: Config, trainer: "ReinforceTrainer", place: str, mean_lengt
     if recipe.training.num_tokens is not None:
         first = TrainState(1, num_tokens=max(1, round(mean_length * num_episodes)))
         expected = expected_updates(recipe.training, first)
-        updates = f"about {expected:,}, until {recipe.training.num_tokens:,} tokens are sampled"
-        updates += f"; at most {recipe.training.num_updates:,}"
+        limits = f"{recipe.training.num_tokens:,} sampled tokens or {recipe.training.num_updates:,} updates"
+        updates = f"about {expected:,} (stops after {limits})"
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in (
         ("policy", f"{recipe.policy.name_or_path or 'random weights'}: {describe_policy(trainer.policy)}"),
         ("device", str(trainer.policy.device)),
-        ("problems", f"{len(trainer.problems):,} to train on, {len(trainer.held_out):,} held out"),
+        ("problems", f"{len(trainer.problems):,} for training, {len(trainer.held_out):,} held out"),
         ("rewards", ", ".join(f"{reward.name} x {reward.weight:g}" for reward in trainer.rewards)),
         ("updates", updates),
         (
-            "an update",
+            "per update",
             f"{num_episodes:,} episodes: {shape.problems_per_update} problems x {shape.episodes_per_problem}",
         ),
-        ("output_dir", place),
+        ("output_dir", output_dir),
     ):
         table.add_row(name, Text(visible(value)))
     return table

@@ -1,4 +1,4 @@
-"""`llm-reinforce evaluate`: accuracy on data sets, and what changed between two policies."""
+"""`llm-reinforce evaluate`: measure accuracy on data sets, and compare two policies."""
 
 import enum
 import json
@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
-from llm_reinforce.cli.options import PolicyOption, RemoteCodeOption, TemperatureOption, TokensOption
+from llm_reinforce.cli.options import (
+    AlgebraOption,
+    AnswerColumnOption,
+    ConfigOption,
+    JsonPerDataSetOption,
+    PolicyOption,
+    PromptColumnOption,
+    RemoteCodeOption,
+    SplitOption,
+    TemperatureOption,
+    TokensOption,
+)
 from llm_reinforce.config import MAX_SEED
 from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
 from llm_reinforce.console.messages import note, terminal_console
@@ -20,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Decoding(enum.StrEnum):
-    """The decoding mode."""
+    """Decoding mode."""
 
     greedy = "greedy"
     sampled = "sampled"
@@ -33,66 +44,82 @@ def evaluate(
         typer.Option(
             "--data",
             "-d",
-            help="A JSONL file; a name such as gsm8k, or NAME=PATH for its published file; generate:… or "
-            "reasoning_gym:…; owner/name on the hub.",
+            help="Data set: a JSONL file; a name such as gsm8k, or NAME=PATH for a downloaded copy; "
+            "generate:… or reasoning_gym:…; or owner/name on the hub. Repeatable.",
         ),
     ],
     more_data: Annotated[
-        list[str] | None, typer.Argument(metavar="[FILE_OR_NAME]…", help="More data, as after --data.")
+        list[str] | None, typer.Argument(metavar="[DATA]…", help="More data sets, as for --data.")
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="A second policy, asked the same: what it gains and loses against --policy."),
+        typer.Option(help="Second policy, to compare with the first on the same problems."),
     ] = None,
-    split: Annotated[str | None, typer.Option(help="The data sets' split; test by default.")] = None,
-    config: Annotated[str | None, typer.Option(help="The hub data sets' configuration.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="The prompts' column; found by default.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="The answers' column; found by default.")] = None,
-    algebra: Annotated[
-        bool, typer.Option("--algebra", help="Answers may be LaTeX or algebra, judged by math-verify.")
-    ] = False,
-    num_problems: Annotated[int | None, typer.Option(min=1, help="Ask the first N of each only.")] = None,
+    split: SplitOption = None,
+    config: ConfigOption = None,
+    prompt_column: PromptColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    algebra: AlgebraOption = False,
+    num_problems: Annotated[
+        int | None, typer.Option(min=1, help="Use only the first N problems of each data set.")
+    ] = None,
     decoding: Annotated[
-        Decoding, typer.Option(help="Take the likeliest token each time, or draw as training does.")
+        Decoding,
+        typer.Option(help="Take the most likely token at each step, or sample as training does."),
     ] = Decoding.greedy,
-    samples_per_problem: Annotated[int, typer.Option(min=1, help="Completions a problem; sampled only.")] = 1,
+    samples_per_problem: Annotated[
+        int, typer.Option(min=1, help="Completions per problem; requires --decoding sampled.")
+    ] = 1,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
     template: Annotated[
         str | None,
-        typer.Option(help="How a problem is asked, around {prompt}; the run's own, else the data set's."),
+        typer.Option(
+            help="Template of the prompts, with {prompt} in place of the problem. Default: that of the "
+            "policy's run, or that of the data set."
+        ),
     ] = None,
-    few_shot: Annotated[int, typer.Option(min=0, help="Worked examples before each question.")] = 0,
+    few_shot: Annotated[int, typer.Option(min=0, help="Number of worked examples before each question.")] = 0,
     examples: Annotated[
         str | None,
-        typer.Option(help="Where these come from; the data set's own training split, else the run's."),
+        typer.Option(
+            help="Data set for the worked examples. Default: the training split of the data set, or the "
+            "training problems of the policy's run."
+        ),
     ] = None,
     stop: Annotated[
         list[str] | None,
-        typer.Option(help="Cut completions at this text before they are judged; repeatable."),
+        typer.Option(help="Cut completions at this text before they are verified; repeatable."),
     ] = None,
     seed: Annotated[
-        int, typer.Option(min=0, max=MAX_SEED - 1, help="Seed of the sampling and of the examples.")
+        int,
+        typer.Option(min=0, max=MAX_SEED - 1, help="Random seed of the sampling and of the worked examples."),
     ] = 0,
-    batch_size: Annotated[int, typer.Option(min=1, help="Completions at once.")] = 256,
+    batch_size: Annotated[
+        int, typer.Option(min=1, help="Number of completions generated at the same time.")
+    ] = 256,
     output: Annotated[
         Path | None,
-        typer.Option(help="Directory for results.json and every answer; a stopped evaluation goes on there."),
+        typer.Option(
+            help="Directory for results.json and all answers. Run the same command again to continue an "
+            "interrupted evaluation."
+        ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a data set on stdout.")] = False,
+    as_json: JsonPerDataSetOption = False,
     trust_remote_code: RemoteCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure a policy's accuracy on data sets, with 95% intervals; two policies, and what changed."""
+    """Measure the accuracy of a policy on data sets, with 95% intervals, or compare two policies."""
     with reported_failures("the evaluation", debug=debug):
         if decoding is Decoding.greedy and samples_per_problem > 1:
             raise InputError(
-                "--samples-per-problem: greedy completions are all the same; add --decoding sampled"
+                f"--samples-per-problem {samples_per_problem}: all greedy completions of a problem are "
+                "equal; add --decoding sampled"
             )
         if examples is not None and not few_shot:
-            raise InputError("--examples: read with --few-shot only")
+            raise InputError("--examples: used only with --few-shot; add --few-shot N")
         if not all(stop or ()):
-            raise InputError("--stop: an empty text stands everywhere; give the text to cut at")
+            raise InputError("--stop: the text is empty; give the text at which completions are cut")
         if template is not None and "{prompt}" not in template:
             raise InputError(f"--template {template!r}: should contain {{prompt}}")
         quieten(debug=debug)

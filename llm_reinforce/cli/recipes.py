@@ -1,4 +1,4 @@
-"""`llm-reinforce recipes list|show|copy|validate`."""
+"""`llm-reinforce recipes list|show|copy|validate`: list, show, copy and check recipes."""
 
 import re
 import shutil
@@ -17,23 +17,23 @@ from llm_reinforce.errors import InputError
 
 recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 
-NameArgument = Annotated[str, typer.Argument(help="A built-in recipe, as `recipes list` names it.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe, see `recipes list`.")]
 
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """The built-in recipes, and what each is for."""
+    """List the built-in recipes with their purposes."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     for name, path in builtin_recipes().items():
         table.add_row(name, Text(first_sentence(path.read_text(encoding="utf-8"))))
     console = terminal_console()
-    console.print(table if table.row_count else "there are no built-in recipes here")
+    console.print(table if table.row_count else "there are no built-in recipes in this installation")
 
 
 @recipes.command()
 def show(name: NameArgument, debug: DebugOption = False) -> None:
-    """Print a recipe as it stands."""
+    """Print a built-in recipe."""
     with reported_failures(debug=debug):
         typer.echo(_find(name).read_text(encoding="utf-8"), nl=False)
 
@@ -41,10 +41,12 @@ def show(name: NameArgument, debug: DebugOption = False) -> None:
 @recipes.command()
 def copy(
     name: NameArgument,
-    file: Annotated[Path | None, typer.Argument(help="Where to; NAME.yaml here by default.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="File or directory to copy to. Default: NAME.yaml.")
+    ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Copy a recipe, to make it your own; a file that is there is never overwritten."""
+    """Copy a built-in recipe and its files, in order to change them; existing files are not overwritten."""
     with reported_failures("the copy", debug=debug):
         original = _find(name)
         text = original.read_text(encoding="utf-8")
@@ -54,42 +56,42 @@ def copy(
             with target.open("x", encoding="utf-8") as opened:
                 opened.write(text)
         except FileExistsError:
-            raise InputError(
-                f"{target}: is there already, and isn't overwritten; give another name"
-            ) from None
+            raise InputError(f"{target}: exists and is not overwritten; give another name") from None
         except FileNotFoundError:
-            raise InputError(f"{target}: there is no folder {target.parent}") from None
+            raise InputError(f"{target}: the directory {target.parent} does not exist; create it") from None
         except OSError as error:
             raise InputError(f"{target}: can't be written: {error.strerror}") from None
-        for named in sorted(original.parent.glob("*.*")):  # its reward file, its data
+        for named in sorted(original.parent.glob("*.*")):  # files that the recipe names: rewards, data
             if named.suffix != ".yaml" and named.name in text and not (target.parent / named.name).exists():
                 shutil.copyfile(named, target.parent / named.name)
                 typer.echo(f"wrote {target.parent / named.name}")
-        typer.echo(f"wrote {target}; start it with: llm-reinforce train {target}")
+        typer.echo(f"wrote {target}; run it with: llm-reinforce train {target}")
 
 
 @recipes.command()
 def validate(
-    files: Annotated[list[str], typer.Argument(metavar="FILE…", help="Files, or built-in recipes' names.")],
+    files: Annotated[
+        list[str], typer.Argument(metavar="RECIPE…", help="Recipe files, or names of built-in recipes.")
+    ],
     debug: DebugOption = False,
 ) -> None:
-    """Check recipes and tell everything that is wrong with them, without loading a model."""
+    """Check recipes and report all errors in them, without loading a model."""
     with reported_failures(debug=debug):
-        num_wrong = 0
+        num_invalid = 0
         for file in files:
             try:
                 load_config(file)
             except InputError as error:
-                num_wrong += 1
+                num_invalid += 1
                 print_error(str(error))
             else:
-                typer.echo(f"{file}: a valid recipe")
-        if num_wrong:
+                typer.echo(f"{file}: valid recipe")
+        if num_invalid:
             raise typer.Exit(2)
 
 
 def first_sentence(text: str) -> str:
-    """The first sentence of the comment at a file's head."""
+    """Return the first sentence of the comment at the beginning of a file."""
     lines: list[str] = []
     for line in text.splitlines():
         words = line.lstrip("#").strip()
@@ -103,6 +105,6 @@ def first_sentence(text: str) -> str:
 def _find(name: str) -> Path:
     built_in = builtin_recipes()
     if name not in built_in:
-        hint = nearest(name, built_in) or f"; there are: {', '.join(built_in) or 'none'}"
-        raise InputError(f"no built-in recipe is called {name!r}{hint}")
+        hint = nearest(name, built_in) or f"; choose one of: {', '.join(built_in) or 'none'}"
+        raise InputError(f"there is no built-in recipe {name!r}{hint}")
     return built_in[name]

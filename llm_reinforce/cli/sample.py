@@ -1,4 +1,4 @@
-"""`llm-reinforce sample`: see what a policy answers."""
+"""`llm-reinforce sample`: print completions of a policy."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -19,23 +19,33 @@ if TYPE_CHECKING:
 
 def sample(
     policy: PolicyOption,
-    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT…", help="What the policy is asked.")],
-    num: Annotated[int | None, typer.Option("--num", "-n", min=1, help="Completions a prompt; 4.")] = None,
-    greedy: Annotated[bool, typer.Option("--greedy", help="The likeliest token each time.")] = False,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT…", help="Prompts for the policy.")],
+    num: Annotated[
+        int | None,
+        typer.Option(
+            "--num", "-n", min=1, help="Completions per prompt. Default: 4, and always 1 with --greedy."
+        ),
+    ] = None,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Take the most likely token at each step, instead of sampling.")
+    ] = False,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Seed of the sampling.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Random seed of the sampling.")] = 0,
     no_template: Annotated[
-        bool, typer.Option("--no-template", help="Ask the prompt as it stands: no template, no chat format.")
+        bool,
+        typer.Option(
+            "--no-template", help="Use the prompts unchanged, without the run's template and chat format."
+        ),
     ] = False,
     trust_remote_code: RemoteCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Show what a policy answers."""
+    """Print completions of prompts."""
     with reported_failures("sampling", debug=debug):
         if greedy and (num or 1) > 1:
             raise InputError(
-                "--num: greedy completions of a prompt are all the same; leave out one of the two"
+                "--num and --greedy: all greedy completions of a prompt are equal; omit one of the two"
             )
         quieten(debug=debug)
         from llm_reinforce.evaluation import sample as sample_policy

@@ -1,4 +1,4 @@
-"""`llm-reinforce train RECIPE`."""
+"""`llm-reinforce train RECIPE`: run a fine-tuning recipe."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -34,25 +34,35 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[str, typer.Argument(help="A recipe's file, or a built-in recipe's name.")],
+    recipe: Annotated[str, typer.Argument(help="Recipe file, or name of a built-in recipe.")],
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change one of its settings; repeatable."),
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the run's last checkpoint.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in output_dir.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in output_dir from its last checkpoint.")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Delete the run in output_dir and start a new one.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Load everything, show a few episodes, write nothing.")
+        bool,
+        typer.Option(
+            "--dry-run", help="Load everything and show a few episodes, without training or writing files."
+        ),
     ] = False,
     debug: DebugOption = False,
 ) -> None:
     """Run a fine-tuning recipe.
 
-    Ctrl-C ends the run after the update in hand and saves a checkpoint; a second one leaves at once.
+    Ctrl-C stops after the current update and saves a checkpoint. Press it
+    again to quit immediately.
     """
     with reported_failures("the run", debug=debug):
         if resume and overwrite:
-            raise InputError("--resume goes on with a run and --overwrite replaces it: give one of the two")
+            raise InputError(
+                "--resume and --overwrite: one continues the run and the other replaces it; give only one"
+            )
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
         keep_freed_memory()
@@ -72,23 +82,27 @@ def train(
                 _confirm_overwrite(directory)
         try:
             _train(loaded, Path(recipe).stem, directory, resume=resume, overwrite=overwrite)
-        except OSError as error:  # that of a full disk names no file
+        except OSError as error:  # the error of a full disk does not name a file
             error.filename = error.filename or str(directory.path)
             raise
 
 
 def _confirm_overwrite(directory: "RunDirectory") -> None:
-    """Ask for the run's name before it is replaced, where somebody is there to be asked."""
+    """On a terminal, ask for the name of the run before it is replaced.
+
+    Raises:
+        InputError: if the answer is not the name.
+    """
     if not (directory.path.exists() and sys.stdin.isatty() and sys.stdout.isatty()):
         return
     name = directory.path.absolute().name
     try:
-        question = f"{directory.path} will be replaced. Its name, to go on ({name})"
+        question = f"{directory.path} will be deleted and replaced. Type its name ({name}) to continue"
         answer = typer.prompt(question, default="", show_default=False)
-    except typer.Abort:  # the input has ended
+    except typer.Abort:  # end of the input
         answer = ""
     if answer.strip() != name:
-        raise InputError(f"{directory.path} stays as it is: {name!r} wasn't the answer")
+        raise InputError(f"{directory.path}: not replaced, because the answer was not {name!r}")
 
 
 def _train(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
@@ -99,7 +113,7 @@ def _train(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool
     with stopped_by_signals(trainer.stop, display):
         result = trainer.train(resume=resume, overwrite=overwrite)
     if is_main_process():
-        _print_end(directory, result)
+        _print_result(directory, result)
     if received_signals() and not result.is_over:
         raise typer.Exit(128 + received_signals()[0])
 
@@ -124,22 +138,22 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
     )
 
 
-def _print_end(directory: "RunDirectory", result: "TrainingResult") -> None:
-    """What came of it: accuracy before → after, and where everything is."""
+def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
+    """Print the accuracy before and after training, and the paths of the results."""
     from llm_reinforce.console.text import duration, visible
     from llm_reinforce.runs.checkpoint import find_checkpoint
 
     console, state = terminal_console(), result.state
     if not result.is_over:
         is_saved = find_checkpoint(directory.checkpoints)[0] is not None
-        goes_on = "a checkpoint is saved, --resume goes on from it"
-        anew = "there is no checkpoint yet, --resume starts anew"
-        console.print(f"stopped after update {state.num_updates}; {goes_on if is_saved else anew}")
+        saved = "a checkpoint is saved; continue with --resume"
+        unsaved = "there is no checkpoint yet; --resume starts from the beginning"
+        console.print(f"stopped after update {state.num_updates}; {saved if is_saved else unsaved}")
         return
     rows = directory.rows("evaluations.jsonl")
     if rows:
         console.print(_before_and_after(rows))
-        console.print("in brackets: the 95% intervals", style="dim")
+        console.print("in brackets: 95% intervals", style="dim")
         for sentence in _better_before(rows, state):
             console.print(Text(sentence, style="dim"))
         for decoding, both in result.comparisons.items():
@@ -147,22 +161,22 @@ def _print_end(directory: "RunDirectory", result: "TrainingResult") -> None:
             for comparison in both.values():
                 console.print(comparison_table(comparison))
         console.print()
-    places = Table.grid(padding=(0, 2))
-    places.add_column(style="dim", no_wrap=True)
-    places.add_column(overflow="fold")
-    places.add_row("done in", duration(result.seconds))
-    places.add_row("policy", Text(visible(str(directory.policy))))
+    paths = Table.grid(padding=(0, 2))
+    paths.add_column(style="dim", no_wrap=True)
+    paths.add_column(overflow="fold")
+    paths.add_row("done in", duration(result.seconds))
+    paths.add_row("policy", Text(visible(str(directory.policy))))
     logs = ("metrics.jsonl", "evaluations.jsonl", "answers.jsonl", "episodes.jsonl")
-    places.add_row("logs", ", ".join(name for name in logs if (directory.path / name).is_file()))
-    places.add_row("try it", Text(visible(f"llm-reinforce sample --policy {directory.path} 'a prompt'")))
-    console.print(places)
+    paths.add_row("logs", ", ".join(name for name in logs if (directory.path / name).is_file()))
+    paths.add_row("try it", Text(visible(f"llm-reinforce sample --policy {directory.path} 'a prompt'")))
+    console.print(paths)
 
 
 def _better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
-    """Where an earlier evaluation was better than the last: of how much, and when."""
+    """Return a sentence for each decoding whose best accuracy is higher than its last one."""
     last = {row["decoding"]: row["accuracy"] for row in rows}
     return [
-        f"best {decoding}: {best.accuracy:.1%}, at update {best.update:,}"
+        f"best {decoding} accuracy: {best.accuracy:.1%}, at update {best.update:,}"
         for decoding, best in state.best_evaluation.items()
         if best.accuracy > last.get(decoding, 1.0)
     ]

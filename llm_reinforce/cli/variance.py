@@ -1,4 +1,4 @@
-"""`llm-reinforce variance RECIPE`: the gradient's variance at fixed weights, estimator by estimator."""
+"""`llm-reinforce variance RECIPE`: measure the gradient variance of each estimator at fixed weights."""
 
 from typing import Annotated
 
@@ -22,26 +22,31 @@ def variance(
     recipe: RecipeArgument,
     policy: MeasuredPolicyOption = None,
     num_problems: Annotated[
-        int, typer.Option("--problems", min=ENOUGH_PROBLEMS, help="Number of problems to measure on.")
+        int, typer.Option("--problems", min=ENOUGH_PROBLEMS, help="Number of problems.")
     ] = 256,
     sketch: Annotated[
         int | None,
         typer.Option(
             min=0,
-            help="Shorten each gradient to this many numbers; 0: never. Default: if all of them together "
-            "would take more than 2 GiB.",
+            help="Shorten each gradient to this number of components by random projection; 0: do not "
+            "shorten. Default: shorten if all gradients together would take more than 2 GiB.",
         ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=MAX_SEED - 1, help="Seed of problems, episodes, sketch and intervals."),
+        typer.Option(
+            min=0, max=MAX_SEED - 1, help="Random seed of problems, episodes, projection and intervals."
+        ),
     ] = 0,
     overrides: OverridesOption = None,
     output: OutputOption = None,
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure how noisy each baseline's gradient is, on your policy and your problems. Nothing is trained."""
+    """Measure the gradient variance with each baseline, on the policy and problems of a recipe.
+
+    There is no training except the recipe's warm start.
+    """
     with measuring("variance", debug=debug):
         from llm_reinforce.analysis import measure_variance
 

@@ -1,4 +1,4 @@
-"""`llm-reinforce verify DATA`: a data set's answers put to the verifier."""
+"""`llm-reinforce verify DATA`: check that the verifier accepts the reference answers of a data set."""
 
 import json
 from collections import Counter
@@ -9,6 +9,14 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_reinforce.cli.common import FAILED, DebugOption, quieten, reported_failures
+from llm_reinforce.cli.options import (
+    AlgebraOption,
+    AnswerColumnOption,
+    ConfigOption,
+    JsonPerDataSetOption,
+    PromptColumnOption,
+    SplitOption,
+)
 from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
@@ -16,37 +24,41 @@ from llm_reinforce.errors import InputError
 if TYPE_CHECKING:
     from llm_reinforce.verifier.audit import Audit
 
-NUM_SHOWN = 40  # doubtful answers that the table lists; --json has all
+NUM_SHOWN = 40  # maximum number of rejected answers in the table; --json lists all
 
 
 def verify(
     data: Annotated[
         list[str],
-        typer.Argument(metavar="DATA…", help="A JSONL file, a data set by name, or one of the hub."),
+        typer.Argument(metavar="DATA…", help="JSONL files, names of data sets, or hub ids."),
     ],
-    split: Annotated[str | None, typer.Option(help="The hub data sets' split; test by default.")] = None,
-    config: Annotated[str | None, typer.Option(help="The hub data sets' configuration.")] = None,
-    prompt_column: Annotated[str | None, typer.Option(help="The prompts' column; found by default.")] = None,
-    answer_column: Annotated[str | None, typer.Option(help="The answers' column; found by default.")] = None,
-    num_problems: Annotated[int | None, typer.Option(min=1, help="Look at the first N of each only.")] = None,
-    algebra: Annotated[
-        bool, typer.Option("--algebra", help="Answers may be LaTeX or algebra, judged by math-verify.")
-    ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a data set on stdout.")] = False,
+    split: SplitOption = None,
+    config: ConfigOption = None,
+    prompt_column: PromptColumnOption = None,
+    answer_column: AnswerColumnOption = None,
+    num_problems: Annotated[
+        int | None, typer.Option(min=1, help="Check only the first N answers of each data set.")
+    ] = None,
+    algebra: AlgebraOption = False,
+    as_json: JsonPerDataSetOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Audit data sets: would the verifier accept their own answers?
+    r"""Check that the verifier accepts the reference answers of data sets.
 
-    Every answer is judged against itself, plain and as a completion may write it. Exit code 0: all are
-    accepted; 1: some are doubtful and listed.
+    Each answer is compared with itself, unchanged and in forms that are usual
+    in completions, such as \boxed{…}. The exit code is 0 if all answers are
+    accepted; otherwise it is 1, and the rejected answers are listed.
     """
-    with reported_failures("the audit", debug=debug):
+    with reported_failures("the check", debug=debug):
         quieten(debug=debug)
         from llm_reinforce.problems import find_problems, reads_split
         from llm_reinforce.verifier.audit import audit_answers
 
         if (split or config) and not any(map(reads_split, data)):
-            raise InputError("--split and --config are read for data sets of the hub, and all DATA are files")
+            raise InputError(
+                "--split and --config select part of a hub data set, but no DATA is read from the hub; omit "
+                "them"
+            )
         sets = [
             find_problems(
                 name,
@@ -61,8 +73,8 @@ def verify(
         ]
         has_doubts = False
         for name, problems in zip(data, sets, strict=True):
-            with progress(name, len(problems)) as told:
-                audit = audit_answers(problems, told)
+            with progress(name, len(problems)) as show:
+                audit = audit_answers(problems, show)
             has_doubts = has_doubts or bool(audit.doubts)
             if as_json:
                 typer.echo(_as_json(name, audit))
@@ -103,11 +115,12 @@ def _print_audit(name: str, audit: "Audit") -> None:
     if audit.num_latex_as_text:
         console.print(
             f"  {audit.num_latex_as_text:,} look like LaTeX or algebra and are compared as text; "
-            "try --algebra (in a recipe: algebra: true)"
+            "use --algebra (in a recipe: algebra: true) to compare them as expressions"
         )
     if audit.kinds.get("percentage"):
         console.print(
-            f"  {audit.kinds['percentage']:,} are percentages: 50% is 0.5, and a completion's 50 isn't 50%"
+            f"  {audit.kinds['percentage']:,} are percentages: 50% equals 0.5, so the completion 50 does not "
+            "match 50%"
         )
     if audit.doubts:
         console.print(f"  reasons: {_counted(audit)}")
@@ -127,7 +140,7 @@ def _table(audit: "Audit") -> Table:
     table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
     table.add_column("row", no_wrap=True)
     table.add_column("answer", overflow="fold")
-    table.add_column("refused when written", overflow="fold")
+    table.add_column("rejected form", overflow="fold")
     table.add_column("reason", no_wrap=True)
     for doubt in audit.doubts[:NUM_SHOWN]:
         written = (

@@ -1,4 +1,4 @@
-"""Every setting, defined once: the settings classes, and the recipe file that composes them."""
+"""Settings classes, and the recipe file that composes them. Every setting is defined once."""
 
 from llm_reinforce.config.evaluation_config import NUM_TRAINING_PROBLEMS_EVALUATED, Decoding, EvaluationConfig
 from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, RandomInitConfig
@@ -19,6 +19,7 @@ from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.config.training_config import (
     ADAPTER_LEARNING_RATE,
     LEARNING_RATE,
+    RANDOM_INIT_LEARNING_RATE,
     TrainingConfig,
     WarmStartConfig,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "MAX_NEW_TOKENS",
     "MAX_SEED",
     "NUM_TRAINING_PROBLEMS_EVALUATED",
+    "RANDOM_INIT_LEARNING_RATE",
     "AdapterConfig",
     "Config",
     "DataConfig",

@@ -1,4 +1,4 @@
-"""Settings given in Python, as keyword arguments, become a Config by the same rules as a recipe."""
+"""A Config built from Python keyword arguments, validated by the same rules as a recipe."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -10,26 +10,66 @@ from llm_reinforce.config.section import Section
 from llm_reinforce.config.strict_yaml import Document, nearest, validate
 from llm_reinforce.errors import InputError
 
-CALLER = "ReinforceTrainer"  # shown in front of messages, as a recipe's file is
+CALLER = "ReinforceTrainer"  # prefix of messages, in place of a recipe's file name
+
+OF_TRL = {  # arguments of TRL's trainers and what they are called here
+    "model": "policy, the first argument",
+    "processing_class": "part of policy=(model, tokenizer)",
+    "tokenizer": "part of policy=(model, tokenizer)",
+    "train_dataset": "problems, the second argument",
+    "eval_dataset": "held_out",
+    "reward_funcs": "rewards, the third argument",
+    "reward_weights": "rewards={function: weight}",
+    "reward_processing_classes": "not supported; write a reward function that calls the model",
+    "args": "config, or keyword arguments",
+    "peft_config": "lora={'rank': …, 'alpha': …}",
+    "callbacks": "not needed: write a loop over trainer.updates()",
+    "num_generations": "episodes_per_problem",
+    "max_steps": "num_updates",
+    "num_train_epochs": "num_updates, the number of optimizer steps",
+    "per_device_train_batch_size": "problems_per_update",
+    "gradient_accumulation_steps": "training={'micro_batch_tokens': …}",
+    "max_completion_length": "max_new_tokens",
+    "max_prompt_length": "not needed: prompts are never truncated",
+    "warmup_steps": "training={'num_warmup_updates': …}",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "training={'schedule': …}",
+    "beta": "not supported: there is no penalty on the KL divergence",
+    "epsilon": "not supported: each update makes one step on fresh episodes, without clipping",
+    "num_iterations": "not supported: each update makes one step on fresh episodes",
+    "scale_rewards": "standardize",
+    "bf16": "mixed_precision='bf16'",
+    "fp16": "mixed_precision='fp16'",
+    "logging_steps": "not needed: every update is logged",
+    "save_steps": "checkpoint_every",
+    "eval_steps": "evaluation={'every': …}",
+    "report_to": "not supported",
+}
 
 
 def config_from_keywords(
     base: Config | None, described: Mapping[str, Any], keywords: Mapping[str, Any]
 ) -> Config:
-    """Compose a Config of a base, of sections that describe the caller's objects, and of keyword arguments.
+    """Return the Config given by a base, by sections that describe the caller's objects, and by keywords.
 
-    A keyword is a section (`training={"num_updates": 10}`, or `training=TrainingConfig(…)`), or a key of one:
-    `num_updates=10`. Keywords take precedence over `described`, and that over `base`.
+    A keyword names a section (`training={"num_updates": 10}` or `training=TrainingConfig(…)`) or a key of a
+    section (`num_updates=10`). Keywords override `described`, and `described` overrides `base`.
 
     Args:
-        described: by top-level key, the value that takes the place of the base's.
+        base: settings to start from; None starts from the defaults.
+        described: values that replace those of `base`, by top-level key.
+        keywords: keyword arguments of the caller.
 
     Raises:
-        InputError: an unknown or ambiguous keyword, or values that a recipe could not have; one line each.
+        InputError: if a keyword is unknown or ambiguous, or if a value is invalid. The message has one line
+            for each problem.
     """
     data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base is not None else {}
     data |= {key: _plain(value) for key, value in described.items()}
     problems = []
+    in_sections = {
+        key: name for name in keywords if name in Config.model_fields for key in _keys_set(keywords[name])
+    }
     for name, value in keywords.items():
         if name in Config.model_fields:
             value = _plain(value)
@@ -38,7 +78,12 @@ def config_from_keywords(
             continue
         sections = sections_with(name)
         if len(sections) != 1:
-            problems.append(f"{CALLER}: {_no_place(name, sections)}")
+            problems.append(f"{CALLER}: {_keyword_error(name, sections)}")
+            continue
+        if in_sections.get(name) == sections[0]:
+            problems.append(
+                f"{CALLER}: {name} is given twice, alone and in {sections[0]}; remove one of the two"
+            )
             continue
         section = data.setdefault(sections[0], {})
         section[name] = _plain(value)
@@ -48,10 +93,10 @@ def config_from_keywords(
 
 
 def sections_with(key: str) -> list[str]:
-    """Return the sections of a Config that a keyword of this name may mean.
+    """Return the sections of a Config that have a key of this name.
 
-    `problems` and `policy` come first, since the arguments of these names are no sections: `template=` is the
-    template of the training problems, which evaluations use too.
+    If `policy` or `problems` has the key, the other sections are left out. For example, `template=` sets
+    `problems.template`, which evaluations use by default, and not `evaluation.template`.
     """
     found = [section for section, known in _keys_of_sections() if key == known]
     return [section for section in found if section in ("policy", "problems")] or found
@@ -64,16 +109,23 @@ def _keys_of_sections() -> Iterator[tuple[str, str]]:
                 yield from ((name, key) for key in kind.model_fields)
 
 
-def _no_place(keyword: str, sections: list[str]) -> str:
+def _keyword_error(keyword: str, sections: list[str]) -> str:
     if sections:
         options = " or ".join(f"{section}={{{keyword!r}: …}}" for section in sections)
         return f"{keyword} is a key of {' and '.join(sections)}; write {options}"
+    if keyword in OF_TRL:
+        return f"unknown argument {keyword!r}; here it is {OF_TRL[keyword]}"
     known = [*Config.model_fields, *(key for _, key in _keys_of_sections())]
     return f"unknown argument {keyword!r}{nearest(keyword, known)}"
 
 
+def _keys_set(section: Any) -> set[str]:
+    plain = _plain(section)
+    return set(plain) if isinstance(plain, Mapping) else set()
+
+
 def _plain(value: Any) -> Any:
-    """Return the value as a recipe has it: settings classes as mappings of the keys that were set."""
+    """Return the value as plain data: settings classes become mappings of the keys that were set."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

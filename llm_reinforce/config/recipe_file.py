@@ -1,7 +1,8 @@
-"""A recipe: a run's settings as a YAML file.
+"""Recipes: the settings of a run as a YAML file.
 
-It is valid as a whole or refused: unknown keys, wrong types and incompatible settings are reported all at
-once, each with its file, line and the nearest known key. Nothing here loads a model or touches a device.
+An invalid recipe is rejected as a whole. Unknown keys, wrong types and incompatible settings are reported all
+at once, each with its file, its line and the nearest known key. Reading a recipe loads no model and uses no
+device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,9 +15,15 @@ from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, nearest, parse_document, validate
 from llm_reinforce.errors import InputError
 
+RUN_RECIPE = "recipe.yaml"
+"""Name of the recipe in a run's directory."""
+
 
 def builtin_recipes() -> dict[str, Path]:
-    """The recipes that come along, by name: from the installed package, or else from the checkout."""
+    """Return the paths of the bundled recipes by name.
+
+    They are found in the installed package, or in the repository if the package runs from a checkout.
+    """
     here = Path(__file__).resolve()
     for folder in (here.parents[1] / "recipes", here.parents[2] / "recipes"):
         if folder.is_dir():
@@ -25,18 +32,26 @@ def builtin_recipes() -> dict[str, Path]:
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read a recipe's file, or a built-in recipe by its name; `section.key=value` overrides come on top.
+    """Read a recipe and return it as a Config.
 
-    A reward's or a data file is sought from the current directory first, then beside the recipe.
+    Files named in the recipe (data files and reward functions) are looked up in the current directory first,
+    then in the recipe's directory.
 
-    Raises one InputError with a line for each thing that is wrong.
+    Args:
+        path: a recipe file, a run directory, or the name of a built-in recipe.
+        overrides: settings of the form `section.key=value` that replace those of the file.
+
+    Raises:
+        InputError: if the recipe does not exist or is invalid. The message has one line for each problem.
     """
     file = _find_recipe(path)
     try:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: can't be read as a text file: {error}") from None
+        raise InputError(f"{file}: cannot be read as a text file: {error}") from None
     document = parse_document(text, name=str(file))
+    if file.name == RUN_RECIPE and Path(path) != file:
+        _follow_moved_run(document.data, file.parent)
     document.data.setdefault("output_dir", f"runs/{file.stem}")
     for override in overrides:
         apply_override(document, override)
@@ -45,16 +60,38 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def dump_config(recipe: Config) -> str:
-    """The recipe as YAML, defaults written out; it loads back as an equal recipe."""
+    """Return the recipe as YAML with all defaults written out. Loading it returns an equal Config."""
     data = recipe.model_dump(mode="json")
     for key, baseline in READ_WITH_BASELINE.items():
         if recipe.reinforce.baseline != baseline:
-            del data["reinforce"][key]  # no other baseline reads it, so a file can't give it
+            del data["reinforce"][key]  # other baselines reject this key
     return dump_yaml(data)
 
 
+def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
+    """Make a run's recipe refer to the directory in which it was found.
+
+    The recipe names the directory, and the files that the run keeps in it, by the paths that they had when
+    the run was started, which may be relative to another current directory.
+    """
+    before = data.get("output_dir")
+    if not isinstance(before, str):
+        return
+    data["output_dir"] = str(folder)
+
+    def moved(section: object, key: str) -> None:
+        name = section.get(key) if isinstance(section, dict) else None
+        if isinstance(section, dict) and isinstance(name, str) and Path(name).is_relative_to(before):
+            section[key] = str(folder / Path(name).relative_to(before))
+
+    moved(data.get("policy"), "name_or_path")
+    problems = data.get("problems")
+    for part in ("train", "held_out"):
+        moved(problems.get(part) if isinstance(problems, dict) else None, "data")
+
+
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
-    """Name the files that aren't found from here, but beside the recipe, by where they are."""
+    """Replace the names of files that exist only in the recipe's directory by their full paths."""
 
     def beside(name: object, suffixes: tuple[str, ...]) -> Path | None:
         there = folder.resolve() / name if isinstance(name, str) and name.endswith(suffixes) else None
@@ -76,9 +113,9 @@ def _find_recipe(path: str | Path) -> Path:
     file, built_in = Path(path), builtin_recipes()
     if file.is_file():
         return file
-    if (file / "recipe.yaml").is_file():  # a run's directory
-        return file / "recipe.yaml"
+    if (file / RUN_RECIPE).is_file():
+        return file / RUN_RECIPE
     if str(path) in built_in:
         return built_in[str(path)]
     hint = nearest(file.stem, built_in) or f"; the built-in recipes are {', '.join(built_in) or 'none'}"
-    raise InputError(f"{path}: there is no such file or built-in recipe{hint}")
+    raise InputError(f"{path}: no such file or built-in recipe{hint}")

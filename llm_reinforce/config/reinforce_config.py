@@ -1,4 +1,4 @@
-"""Sampling, and the way from rewards to the loss."""
+"""Settings of sampling and of the policy-gradient loss."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -8,79 +8,98 @@ from pydantic import Field, ValidationInfo, field_validator
 from llm_reinforce.config.section import Count, Positive, Section
 
 MAX_NEW_TOKENS = 256
-"""Default budget of a completion: room for the worked solution of a word problem, as in gsm8k_smollm2."""
+"""Default length limit of a completion: enough for the worked solution of a word problem (gsm8k_smollm2)."""
 
 
 class SamplingConfig(Section):
-    """How completions are sampled from the policy."""
+    """Settings of sampling completions from the policy."""
 
-    max_new_tokens: Count = Field(default=MAX_NEW_TOKENS, description="longest completion, in tokens")
-    temperature: Positive = Field(default=1.0, description="divides the logits, in sampling and scoring")
-    batch_size: Count | None = Field(default=None, description="sequences sampled at once; null is all")
+    max_new_tokens: Count = Field(
+        default=MAX_NEW_TOKENS, description="maximum length of a completion, in tokens"
+    )
+    temperature: Positive = Field(
+        default=1.0, description="divisor of the logits, both in sampling and in log-probabilities"
+    )
+    batch_size: Count | None = Field(
+        default=None, description="number of sequences sampled at once; null: all sequences of an update"
+    )
 
 
 class ValueConfig(Section):
-    """The learned baseline b(s_t) = V(s_t): a small network that reads the policy's last hidden states."""
+    """The learned baseline b(s_t) = V(s_t): a small network on the policy's last hidden states."""
 
     gae_lambda: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="trades bias for variance; 1 is unbiased, below it V stands in for later rewards",
+        description="λ of generalized advantage estimation; 1 is unbiased, smaller values trade bias for "
+        "lower variance",
     )
-    hidden_size: Count = Field(default=128, description="width of its hidden layer")
-    learning_rate: Positive = Field(default=1e-3, description="of its own AdamW")
+    hidden_size: Count = Field(default=128, description="width of the value network's hidden layer")
+    learning_rate: Positive = Field(
+        default=1e-3, description="learning rate of the value network's AdamW optimizer"
+    )
     num_steps: Count = Field(
-        default=8, description="steps on an update's episodes, after they are judged by it"
+        default=8,
+        description="optimizer steps of the value network per update, taken after its values have been used "
+        "as the baseline",
     )
 
 
 READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average", "value": "value"}
-"""Keys of `reinforce` that a single baseline reads, and which."""
+"""Keys of `reinforce` that only one baseline uses, with the name of the baseline."""
 
 
 class ReinforceConfig(Section):
-    """From rewards to the loss. An update's batch is problems_per_update x episodes_per_problem episodes."""
+    """Settings of the loss and of the batch.
+
+    The batch of an update has problems_per_update x episodes_per_problem episodes.
+    """
 
     baseline: Literal[
         "none", "batch_mean", "moving_average", "group_mean", "leave_one_out", "optimal", "greedy", "value"
-    ] = Field(default="leave_one_out", description="what is subtracted from the returns")
+    ] = Field(default="leave_one_out", description="baseline b(s) that is subtracted from the returns")
     moving_average_decay: float = Field(
         default=0.95,
         ge=0,
         lt=1,
-        description="share of the old average kept an update; only with moving_average",
+        description="weight of the previous average in each update; only with baseline: moving_average",
     )
     value: ValueConfig = Field(
-        default=ValueConfig(), description="the learned baseline; only with baseline: value"
+        default=ValueConfig(), description="settings of the learned baseline; only with baseline: value"
     )
-    standardize: bool = Field(default=False, description="divide advantages by their deviation")
-    discount: float = Field(default=1.0, gt=0, le=1, description="weight of a reward one action later")
+    standardize: bool = Field(
+        default=False,
+        description="divide advantages by the standard deviation of the returns around their baselines",
+    )
+    discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens"] | Positive = Field(
         default="episodes",
-        description="what the summed loss is divided by: a count over the update, or a constant",
+        description="divisor of the summed loss: the update's number of episodes or tokens, or a constant",
     )
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
-    problems_per_update: Count = Field(default=16, description="problems drawn for an update")
-    episodes_per_problem: Count = Field(default=8, description="episodes of each problem: a group")
+    problems_per_update: Count = Field(default=16, description="number of problems per update")
+    episodes_per_problem: Count = Field(
+        default=8, description="number of episodes sampled for each problem (the size of a group)"
+    )
 
     @field_validator(*READ_WITH_BASELINE)
     @classmethod
-    def _has_its_baseline(cls, setting: object, info: ValidationInfo) -> object:
+    def _check_baseline(cls, setting: object, info: ValidationInfo) -> object:
         needed = READ_WITH_BASELINE[info.field_name or ""]
         baseline = info.data.get("baseline", needed)
         if baseline != needed:
-            raise ValueError(f"read only with baseline: {needed}, and the baseline is {baseline}")
+            raise ValueError(f"used only with baseline: {needed}, but the baseline is {baseline}; remove it")
         return setting
 
     @field_validator("episodes_per_problem")
     @classmethod
-    def _is_enough_to_compare(cls, episodes: int, info: ValidationInfo) -> int:
+    def _check_group_size(cls, episodes: int, info: ValidationInfo) -> int:
         baseline = info.data.get("baseline")
         if baseline in ("leave_one_out", "group_mean", "optimal") and episodes < 2:
             raise ValueError(f"should be at least 2 for baseline: {baseline}")
         compared = "baseline: batch_mean" if baseline == "batch_mean" else "standardize: true"
         needed = baseline == "batch_mean" or info.data.get("standardize")
         if needed and info.data.get("problems_per_update", 2) * episodes < 2:
-            raise ValueError(f"should be at least 2, or problems_per_update should, for {compared}")
+            raise ValueError(f"should be at least 2 for {compared}, or problems_per_update at least 2")
         return episodes

@@ -1,4 +1,4 @@
-"""The rewards of a recipe, and what the built-in ones take."""
+"""Settings of the reward functions, and the arguments of the built-in ones."""
 
 import re
 from collections.abc import Mapping
@@ -11,53 +11,53 @@ from llm_reinforce.config.strict_yaml import complaints, nearest
 
 
 class NoArguments(Section):
-    """Of a function that takes none."""
+    """Arguments of a built-in reward without arguments."""
 
 
 class AnswerFormatArguments(Section):
-    """Of `answer_format`."""
+    """Arguments of `answer_format`."""
 
     pattern: str | None = None
     form: Literal["hashes", "boxed", "tag", "phrase"] | None = None
 
     @field_validator("pattern")
     @classmethod
-    def _is_a_regular_expression(cls, pattern: str | None) -> str | None:
+    def _check_pattern(cls, pattern: str | None) -> str | None:
         try:
             re.compile(pattern or "")
         except (re.error, OverflowError, RecursionError) as error:
-            raise ValueError(f"{pattern!r} is no regular expression: {error}") from error
+            raise ValueError(f"{pattern!r} is not a valid regular expression: {error}") from error
         return pattern
 
     @field_validator("form")
     @classmethod
-    def _stands_without_a_pattern(cls, form: str | None, info: ValidationInfo) -> str | None:
+    def _check_form(cls, form: str | None, info: ValidationInfo) -> str | None:
         if form is not None and info.data.get("pattern") is not None:
-            raise ValueError("pattern is given too; keep one and drop the other")
+            raise ValueError("pattern is given too; remove one of the two")
         return form
 
 
 class ConcisenessArguments(Section):
-    """Of `conciseness`."""
+    """Arguments of `conciseness`."""
 
     max_tokens: Count = 64
 
 
 class ReadabilityArguments(Section):
-    """Of `readability`."""
+    """Arguments of `readability`."""
 
     max_words: Count = 25
 
 
 class IntermediateStepsArguments(Section):
-    """Of `intermediate_steps`."""
+    """Arguments of `intermediate_steps`."""
 
     right: float = 1.0
     wrong: float = -1.0
     max_steps: Count = 8
 
 
-BUILT_IN_REWARD_ARGUMENTS: Mapping[str, type[Section]] = {  # and what they take
+BUILT_IN_REWARD_ARGUMENTS: Mapping[str, type[Section]] = {
     "correct_answer": NoArguments,
     "answer_format": AnswerFormatArguments,
     "conciseness": ConcisenessArguments,
@@ -67,59 +67,73 @@ BUILT_IN_REWARD_ARGUMENTS: Mapping[str, type[Section]] = {  # and what they take
 
 
 class IsolationConfig(Section):
-    """Worker processes for a reward function, so that it can't harm the run: `isolation: {}` is enough."""
+    """Worker processes that run a reward function, so that its failures cannot harm the run.
 
-    num_workers: Count = Field(default=2, description="processes that answer side by side")
-    time_limit: Positive = Field(default=10.0, description="seconds for one call")
-    memory_limit: Count | None = Field(default=4096, description="MiB a process; null is no limit")
+    `isolation: {}` uses the defaults.
+    """
+
+    num_workers: Count = Field(default=2, description="number of worker processes")
+    time_limit: Positive = Field(default=10.0, description="time limit of one call, in seconds")
+    memory_limit: Count | None = Field(
+        default=4096, description="memory limit of each worker process, in MiB; null: no limit"
+    )
 
 
 class RewardConfig(Section):
-    """One reward function; an episode's reward is the weighted sum of them all."""
+    """A reward function. The reward of an episode is the weighted sum of all reward functions."""
 
-    function: str = Field(description="built-in name, package.module:function, or path/to/file.py:function")
-    weight: float = Field(default=1.0, description="what its values are multiplied by")
-    arguments: dict[str, JsonValue] = Field(default_factory=dict, description="its keyword arguments")
+    function: str = Field(
+        description="name of a built-in reward, package.module:function, or path/to/file.py:function"
+    )
+    weight: float = Field(default=1.0, description="weight of this reward in the sum")
+    arguments: dict[str, JsonValue] = Field(
+        default_factory=dict, description="keyword arguments passed to the function"
+    )
     conversational: bool | None = Field(
         default=None,
-        description="give a function with TRL's signature messages, not texts; null: if the policy chats",
+        description="pass chat messages instead of strings to a function with TRL's signature; null: if the "
+        "policy uses a chat template",
     )
     isolation: IsolationConfig | None = Field(
-        default=None, description="run it in worker processes; null: in the training process"
+        default=None,
+        description="run the function in worker processes; null: run it in the training process",
     )
 
     @field_validator("function")
     @classmethod
-    def _can_be_found(cls, function: str) -> str:
+    def _check_function(cls, function: str) -> str:
         origin, colon, name = function.rpartition(":")
         if colon and not (origin and name):
             raise ValueError("should read package.module:function or path/to/file.py:function")
         if not colon and function not in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(
-                f"no built-in reward is called {function!r}{nearest(function, BUILT_IN_REWARD_ARGUMENTS)} "
-                f"(there are {', '.join(BUILT_IN_REWARD_ARGUMENTS)}; your own reads path/to/file.py:function)"
+                f"no built-in reward {function!r}{nearest(function, BUILT_IN_REWARD_ARGUMENTS)} "
+                f"(built-in rewards: {', '.join(BUILT_IN_REWARD_ARGUMENTS)}; for a function of your own, "
+                "write path/to/file.py:function)"
             )
         return function
 
     @field_validator("conversational")
     @classmethod
-    def _is_for_trl_s_signature(cls, conversational: bool | None, info: ValidationInfo) -> bool | None:
+    def _check_conversational(cls, conversational: bool | None, info: ValidationInfo) -> bool | None:
         if conversational is not None and info.data.get("function") in BUILT_IN_REWARD_ARGUMENTS:
-            raise ValueError("read only by a function with TRL's signature, which no built-in one has")
+            raise ValueError(
+                "used only by functions with TRL's signature, not by built-in rewards; remove it"
+            )
         return conversational
 
     @field_validator("arguments")
     @classmethod
-    def _fit_the_built_in(cls, arguments: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
+    def _check_arguments(cls, arguments: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
         function: str = info.data.get("function", "")
-        if function not in BUILT_IN_REWARD_ARGUMENTS:  # a user's own: its signature is looked at as it loads
+        if function not in BUILT_IN_REWARD_ARGUMENTS:  # the signature is checked when the function is loaded
             return arguments
         taken = BUILT_IN_REWARD_ARGUMENTS[function]
         known = tuple(taken.model_fields)
         for name in arguments:
             if name not in known:
-                there_are = f"there are {', '.join(known)}" if known else "it takes none"
-                raise conflict((name,), f"no argument of {function}{nearest(name, known)} ({there_are})")
+                listed = f"its arguments: {', '.join(known)}" if known else "it takes no arguments"
+                raise conflict((name,), f"not an argument of {function}{nearest(name, known)} ({listed})")
         try:
             taken.model_validate(arguments)
         except ValidationError as error:

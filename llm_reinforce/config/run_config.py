@@ -1,4 +1,4 @@
-"""All settings of a run: one section each for the policy, the problems, the rewards and so on."""
+"""All settings of a run, in sections: policy, problems, rewards, sampling and so on."""
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -17,36 +17,40 @@ from llm_reinforce.config.training_config import (
 
 
 class Config(Section):
-    """What a run trains, on which problems, by which rewards, and how."""
+    """All settings of a run."""
 
-    seed: int = Field(default=0, ge=0, lt=MAX_SEED, description="seed of all the run's random generators")
+    seed: int = Field(default=0, ge=0, lt=MAX_SEED, description="seed of all random generators of the run")
     output_dir: str = Field(
         default="runs/recipe",
         min_length=1,
-        description="the run's directory; load_config's default is runs/<file's stem>",
+        description="directory of the run; default for a recipe file: runs/<file name without suffix>",
     )
-    policy: PolicyConfig = Field(description="the language model that is trained")
-    problems: ProblemsConfig = Field(description="what is asked")
+    policy: PolicyConfig = Field(description="language model to train")
+    problems: ProblemsConfig = Field(description="training problems and held-out problems")
     rewards: tuple[RewardConfig, ...] = Field(
         default=(RewardConfig(function="correct_answer"),),
         strict=False,
         min_length=1,
-        description="what is rewarded",
+        description="reward functions, whose weighted sum is the reward",
     )
     sampling: SamplingConfig = Field(
-        default=SamplingConfig(), validate_default=True, description="how completions are sampled"
+        default=SamplingConfig(), validate_default=True, description="sampling of completions"
     )
-    reinforce: ReinforceConfig = Field(default=ReinforceConfig(), description="from rewards to the loss")
+    reinforce: ReinforceConfig = Field(
+        default=ReinforceConfig(), description="batch, baseline and loss of the policy gradient"
+    )
     training: TrainingConfig = Field(
         default=TrainingConfig(),
         validate_default=True,
-        description="the optimizer, its schedule, and what is saved",
+        description="optimizer, learning-rate schedule, checkpoints and logs",
     )
-    evaluation: EvaluationConfig = Field(default=EvaluationConfig(), description="how accuracy is measured")
+    evaluation: EvaluationConfig = Field(
+        default=EvaluationConfig(), description="evaluations of accuracy during the run"
+    )
 
     @field_validator("problems")
     @classmethod
-    def _fit_the_alphabet(cls, problems: ProblemsConfig, info: ValidationInfo) -> ProblemsConfig:
+    def _check_alphabet(cls, problems: ProblemsConfig, info: ValidationInfo) -> ProblemsConfig:
         policy: PolicyConfig | None = info.data.get("policy")
         if policy and policy.random_init and problems.generate:
             fixed = problems.generate.form.replace("{expression}", "").replace("{spaced}", " ")
@@ -56,13 +60,13 @@ class Config(Section):
                 characters = " ".join(map(repr, unknown))
                 raise conflict(
                     ("generate",),
-                    f"problems hold characters that policy.random_init.alphabet lacks: {characters}",
+                    f"the problems contain characters that policy.random_init.alphabet lacks: {characters}",
                 )
         return problems
 
     @field_validator("rewards")
     @classmethod
-    def _differ(cls, rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
+    def _check_no_repeats(cls, rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
         for index, reward in enumerate(rewards):
             for earlier in rewards[:index]:
                 if (earlier.function, earlier.arguments) == (reward.function, reward.arguments):
@@ -73,7 +77,7 @@ class Config(Section):
 
     @field_validator("sampling")
     @classmethod
-    def _fits_the_policy(cls, sampling: SamplingConfig, info: ValidationInfo) -> SamplingConfig:
+    def _check_max_new_tokens(cls, sampling: SamplingConfig, info: ValidationInfo) -> SamplingConfig:
         policy: PolicyConfig | None = info.data.get("policy")
         if policy and policy.random_init and sampling.max_new_tokens >= policy.random_init.max_length:
             raise conflict(
@@ -85,18 +89,18 @@ class Config(Section):
 
     @field_validator("training")
     @classmethod
-    def _can_scale_gradients(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+    def _check_fp16(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
         policy: PolicyConfig | None = info.data.get("policy")
         if policy and training.mixed_precision == "fp16" and policy.dtype == "float16" and not policy.lora:
             raise conflict(
                 ("mixed_precision",),
-                "fp16 keeps its weights in float32, and policy.dtype is float16; set that to float32",
+                "fp16 needs weights in float32, but policy.dtype is float16; set policy.dtype to float32",
             )
         return training
 
     @field_validator("training")
     @classmethod
-    def _has_a_learning_rate(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+    def _set_default_learning_rate(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
         policy: PolicyConfig | None = info.data.get("policy")
         if training.learning_rate is not None or policy is None:
             return training
@@ -106,7 +110,7 @@ class Config(Section):
 
     @field_validator("evaluation")
     @classmethod
-    def _asks_what_there_is(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
+    def _check_evaluation(cls, evaluation: EvaluationConfig, info: ValidationInfo) -> EvaluationConfig:
         problems: ProblemsConfig | None = info.data.get("problems")
         num_held_out = (
             MAX_HELD_OUT if problems is None or problems.num_held_out is None else problems.num_held_out
@@ -117,5 +121,7 @@ class Config(Section):
             )
         for name in ("template", "few_shot"):
             if problems and problems.num_held_out == 0 and getattr(evaluation, name):
-                raise conflict((name,), "read for held-out problems only, and problems.num_held_out is 0")
+                raise conflict(
+                    (name,), "used for held-out problems only, but problems.num_held_out is 0; remove it"
+                )
         return evaluation

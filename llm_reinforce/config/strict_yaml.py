@@ -1,8 +1,8 @@
-"""YAML read strictly into a pydantic model: every key keeps its place, and all that is wrong is said at once.
+"""Strict YAML for pydantic models: all problems are reported at once, each with its line.
 
-A document is a plain tree of mappings, lists and scalars. Its scalars are YAML 1.2's: `1e-5` is a number,
-`no` and `on` are text. Tags, anchors, aliases and repeated keys are refused, so nothing in it can run.
-To read one: `parse_document`, then `apply_override` for each override, then `validate`.
+A document is a plain tree of mappings, lists and scalars. Scalars follow YAML 1.2: `1e-5` is a number, `no`
+and `on` are text. Tags, anchors, aliases and repeated keys are rejected, so a document cannot execute code.
+To read a document, call `parse_document`, then `apply_override` for each override, then `validate`.
 """
 
 import difflib
@@ -17,11 +17,11 @@ from pydantic_core import ErrorDetails
 
 from llm_reinforce.errors import InputError
 
-KeyPath = tuple[str | int, ...]  # where a value stands in a document: ("rewards", 0, "weight")
+KeyPath = tuple[str | int, ...]  # location of a value in a document, such as ("rewards", 0, "weight")
 Schema = Mapping[str, Any]  # a node of a model's JSON schema
 Model = TypeVar("Model", bound=BaseModel)
 
-CORE_SCALARS = (  # what unquoted text is a value other than text: kind, pattern, first characters
+CORE_SCALARS = (  # unquoted scalars that are not text: kind, pattern, possible first characters
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(?:0|[1-9][0-9]*)", list("-+0123456789")),
@@ -32,27 +32,27 @@ CORE_SCALARS = (  # what unquoted text is a value other than text: kind, pattern
 
 
 class StrictLoader(yaml.SafeLoader):
-    """Composes a plain tree: YAML 1.2's scalars; no tags, no anchors, no aliases."""
+    """A YAML loader with the scalars of YAML 1.2 that rejects tags, anchors and aliases."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - none of YAML 1.1's; the table above comes in below
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - drops those of YAML 1.1; CORE_SCALARS are added below
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
-            unwanted = "anchors (&) and aliases (*) are not read: write the value out, or quote it"
+            unwanted = "anchors (&) and aliases (*) are not allowed; write the value out, or quote it"
         elif event.tag is not None:
             tag = event.tag.replace("tag:yaml.org,2002:", "!!")
-            unwanted = f"the tag {tag} is not read: a recipe holds text, numbers, lists and sections only"
+            unwanted = f"the tag {tag} is not allowed; use only text, numbers, lists and sections"
         else:
             return super().compose_node(parent, index)
         raise yaml.MarkedYAMLError(problem=unwanted, problem_mark=event.start_mark)
 
 
 class StrictDumper(yaml.SafeDumper):
-    """Quotes whatever text StrictLoader, or an older YAML reader, would take for something else."""
+    """A YAML dumper that quotes text which StrictLoader or a YAML 1.1 reader would read as another type."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        # a line may end there, for YAML: between double quotes they are written as escapes
+        # YAML treats these characters as line breaks; double quotes write them as escapes
         style = '"' if set(text) & set("\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -67,7 +67,7 @@ for _kind, _pattern, _first in CORE_SCALARS:
 
 @dataclass(frozen=True, order=True)
 class Place:
-    """Where the user wrote something: a line of the file (0: no line of its own) or a `--set` override."""
+    """Source of a value: a line of the file (0 if unknown) or a `--set` override."""
 
     override: str = ""
     line: int = 0
@@ -78,7 +78,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong: where it was written, the key, and a sentence."""
+    """A problem in a document: its place, the key and a message."""
 
     place: Place
     path: KeyPath
@@ -90,7 +90,7 @@ class Problem:
 
 @dataclass
 class Document:
-    """A file as read so far: its values, the place of every key and item, and what was wrong in it."""
+    """A file being read: its values, the place of every key and list item, and the problems found."""
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -98,20 +98,24 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def place_of(self, path: KeyPath) -> Place:
-        """The place of a key, or else of the nearest section around it."""
+        """Return the place of a key, or of the nearest enclosing section if the key has no place."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, Place())
 
     def raise_problems(self) -> None:
-        """Raise one InputError with a line a problem, in the file's order, overrides last."""
+        """Raise one InputError with a line per problem, in the order of the file, overrides last."""
         if self.problems:
             in_order = sorted(self.problems, key=lambda problem: problem.place)
             raise InputError("\n".join(dict.fromkeys(problem.shown(self.name) for problem in in_order)))
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Read the text of a file called `name`. A syntax error raises at once; all else is collected."""
+    """Parse the text of a file called `name` and collect its problems.
+
+    Raises:
+        InputError: if the text is not valid YAML or is not a mapping.
+    """
     document = Document(name)
     try:
         data = _read_value(text, document)
@@ -119,16 +123,14 @@ def parse_document(text: str, name: str) -> Document:
         line, message = _syntax_error(error)
         raise InputError(Problem(Place(line=line), (), message).shown(name)) from None
     if not isinstance(data, dict):
-        wrong = (
-            "the file is empty" if data is None else f"should be sections of keys, not {shown_value(data)}"
-        )
+        wrong = "the file is empty" if data is None else f"should be a mapping, not {shown_value(data)}"
         raise InputError(f"{name}: {wrong}")
     document.data = data
     return document
 
 
 def _read_value(text: str, document: Document) -> Any:
-    """The value that a YAML text holds; the places of its keys go into the document."""
+    """Return the value of a YAML text; record the places of its keys in `document`."""
     loader = StrictLoader(text)
     try:
         root = loader.get_single_node()
@@ -148,7 +150,7 @@ def _value_of(node: yaml.Node, path: KeyPath, loader: StrictLoader, document: Do
         return [_value_of(item, (*path, at), loader, document) for at, item in enumerate(node.value)]
     try:
         return loader.construct_object(node)
-    except ValueError as error:  # of an integer of thousands of digits Python makes none
+    except ValueError as error:  # Python refuses to convert integers of thousands of digits
         raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from None
 
 
@@ -172,16 +174,19 @@ def _mapping_of(
 
 
 def _syntax_error(error: yaml.YAMLError) -> tuple[int, str]:
-    """The line (0 if unknown) and the sentence of a YAML error."""
+    """Return the line (0 if unknown) and the message of a YAML error."""
     if not isinstance(error, yaml.MarkedYAMLError):
-        return 0, f"this YAML can't be read: {' '.join(str(error).split())}"
+        return 0, f"invalid YAML: {' '.join(str(error).split())}"
     mark = error.problem_mark or error.context_mark
     because = ", ".join(filter(None, (error.context, error.problem)))
-    return (mark.line + 1 if mark else 0), f"this YAML can't be read: {because}"
+    return (mark.line + 1 if mark else 0), f"invalid YAML: {because}"
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Put `section.key=value` into a document: the value is YAML, an item of a list goes by its index."""
+    """Apply an override of the form `section.key=value` to a document.
+
+    The value is YAML. Items of a list are addressed by their index, as in `rewards.0.weight=2`.
+    """
     place = Place(override=override)
     try:
         _apply_at(place, document, override)
@@ -219,14 +224,20 @@ def _key_in(container: Any, name: str, path: KeyPath) -> str | int:
     if isinstance(container, dict):
         return name
     if not isinstance(container, list):
-        raise InputError(f"{dotted(path)} is {shown_value(container)}, which has no key {name!r}")
+        raise InputError(f"no key {name!r} in {dotted(path)}, which is {shown_value(container)}")
     if not (name.isdecimal() and int(name) < len(container)):
-        raise InputError(f"{dotted(path)} is {shown_value(container)}, counted from 0; it has no {name!r}")
+        raise InputError(
+            f"no item {name!r} in {dotted(path)}, which is {shown_value(container)}, counted from 0"
+        )
     return int(name)
 
 
 def validate(model: type[Model], document: Document) -> Model:
-    """The document as a model, or one InputError with all that is wrong in it."""
+    """Return the document as a model.
+
+    Raises:
+        InputError: if the document has problems. The message has one line for each of them.
+    """
     try:
         validated = model.model_validate(document.data)
     except ValidationError as error:
@@ -237,21 +248,21 @@ def validate(model: type[Model], document: Document) -> Model:
 
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
-    """What is wrong, in plain sentences: the path of each value and what to say of it."""
+    """Return the path and a plain message for each error of a pydantic validation."""
     schema = model.model_json_schema()
     worded = [_worded(details, schema) for details in error.errors()]
     inside = {path[:depth] for path, _ in worded for depth in range(len(path))}
-    # an error inside a value says more than one about the whole
+    # an error inside a value is more specific than an error about the whole value
     return [(path, message) for path, message in worded if path not in inside]
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
-    """YAML that reads back as the same data, keys in the order given."""
+    """Return data as YAML that reads back as equal data; keys keep their order."""
     return yaml.dump(data, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
-    """The path of a pydantic error and a plain sentence about it; what was due is read off the schema."""
+    """Return the path of a pydantic error and a plain message; expected types are taken from the schema."""
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path, node = _follow(schema, error["loc"])
     if kind == "extra_forbidden":
@@ -262,32 +273,32 @@ def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
         return path, str(context["error"])
     if kind == "conflict":
         return path + context["path"], error["msg"]
-    due = _expectation(node, schema)
-    if not due:
+    expected = _expectation(node, schema)
+    if not expected:
         return path, error["msg"]
     hint = nearest(value, _choices(node)) if isinstance(value, str) else ""
-    return path, f"should be {due}, not {shown_value(value)}{hint}"
+    return path, f"should be {expected}, not {shown_value(value)}{hint}"
 
 
 def _unknown_key(path: KeyPath, schema: Schema) -> str:
-    """What to say of a key that nobody reads: the nearest key beside it, or where such a key belongs."""
+    """Return the message for an unknown key, with the nearest key of its section or the right section."""
     section = _follow(schema, path[:-1])[1]
     siblings = [str(known[0]) for known in _all_keys(section, schema) if len(known) == 1]
     of_that_name = [known for known in _all_keys(schema, schema) if known[-1] == path[-1]]
     elsewhere = [dotted(known) for known in sorted(of_that_name, key=len)]  # the outermost first
     if hint := nearest(str(path[-1]), siblings) or nearest("".join(elsewhere[:1]), elsewhere):
         return f"unknown key{hint}"
-    return f"unknown key; the keys here are {', '.join(siblings)}"
+    return f"unknown key; known keys: {', '.join(siblings)}"
 
 
 def _branches(node: Schema, root: Schema) -> list[Schema]:
-    """The alternatives of a schema node, references followed; a node without any is its own."""
+    """Return the alternatives of a schema node with references resolved; a node without any is returned."""
     branches = node.get("anyOf", [node])
     return [root["$defs"][b["$ref"].rsplit("/", 1)[-1]] if "$ref" in b else b for b in branches]
 
 
 def _child(node: Schema, part: str | int, root: Schema) -> Any:
-    """The schema of a section's key or a list's item; None where there is no such thing."""
+    """Return the schema of a section's key or of a list's items, or None if there is none."""
     for branch in _branches(node, root):
         items = [branch["items"]] if "items" in branch else branch.get("prefixItems", [])
         if isinstance(part, int) and items:
@@ -298,7 +309,11 @@ def _child(node: Schema, part: str | int, root: Schema) -> Any:
 
 
 def _follow(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
-    """Walk a schema along a pydantic location, past the names of union members that pydantic puts in it."""
+    """Follow a pydantic location through a schema, skipping the names of union members.
+
+    Returns:
+        The path without those names, and the schema node at the end of it.
+    """
     node = root
     path: KeyPath = ()
     for part in location:
@@ -316,13 +331,13 @@ def _all_keys(node: Schema, root: Schema, path: KeyPath = ()) -> Iterator[KeyPat
 
 
 NUMBERS = {"integer": "a whole number", "number": "a number"}
-OTHERS = {"string": "text", "boolean": "true or false", "null": "null", "object": "a section of keys"}
+OTHERS = {"string": "text", "boolean": "true or false", "null": "null", "object": "a mapping"}
 BOUNDS = {"minimum": "of at least", "exclusiveMinimum": "above"}
 BOUNDS |= {"maximum": "at most", "exclusiveMaximum": "below"}
 
 
 def _expectation(node: Schema, root: Schema) -> str:
-    """What a schema node takes, in words: `a whole number of at least 1 or null`; "" if that is unknown."""
+    """Describe the values that a schema node accepts ("a number above 0 or null"); "" if unknown."""
     return " or ".join(filter(None, (_expectation_of_one(branch) for branch in _branches(node, root))))
 
 
@@ -335,7 +350,7 @@ def _expectation_of_one(branch: Schema) -> str:
         return f"{NUMBERS[kind]} {' and '.join(bounds)}".strip()
     if kind == "array":
         least, most = branch.get("minItems", 0), branch.get("maxItems")
-        return f"a list of {'' if least == most else 'at least '}{least}" if least else "a list"
+        return f"a list of {'' if least == most else 'at least '}{_num_items(least)}" if least else "a list"
     if kind == "string" and branch.get("minLength"):
         return "text of at least one character"
     return OTHERS.get(kind, "")
@@ -347,21 +362,26 @@ def _choices(node: Schema) -> list[str]:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`; did you mean 'x'?` where a choice is near to the word, else nothing."""
+    """Return `; did you mean 'x'?` for the choice nearest to a word, or "" if none is near."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
 
 def dotted(path: KeyPath) -> str:
+    """Return a path as text, such as `rewards.0.weight`."""
     return ".".join(str(part) for part in path)
 
 
 def shown_value(value: Any) -> str:
-    """A value the way that a reader of YAML knows it."""
+    """Return a value as it is written in YAML, shortened for messages."""
     if isinstance(value, dict):
-        return "a section of keys"
+        return "a mapping"
     if isinstance(value, list):
-        return f"a list of {len(value)}" if value else "an empty list"
+        return f"a list of {_num_items(len(value))}" if value else "an empty list"
     if isinstance(value, str):
         return repr(value) if len(value) <= 60 else repr(value[:57] + "...")
     return "null" if value is None else str(value).lower()
+
+
+def _num_items(count: int) -> str:
+    return "1 item" if count == 1 else f"{count} items"

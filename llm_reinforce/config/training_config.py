@@ -1,4 +1,4 @@
-"""The optimizer, its schedule, and what a run saves."""
+"""Settings of the optimizer, its schedule, checkpoints and logs."""
 
 from typing import Annotated, Literal
 
@@ -7,11 +7,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from llm_reinforce.config.section import Count, Positive, Section
 
 LEARNING_RATE = 1e-5
-"""For all weights of a loaded model: it learns in the recipe smollm2_addition, with which it was measured."""
+"""Default for all weights of a pretrained model, measured with the recipe smollm2_addition."""
 ADAPTER_LEARNING_RATE = 1e-4
-"""For an adapter: ten times that of all weights, as usual (Schulman et al. 2025, "LoRA Without Regret")."""
+"""Default for adapters: ten times `LEARNING_RATE`, as usual (Schulman et al. 2025, "LoRA Without Regret")."""
 RANDOM_INIT_LEARNING_RATE = 5e-4
-"""For random weights: the recipes quickstart and price, of a million and 0.1 million, use 6e-4 and 3e-4."""
+"""Default for random weights; quickstart (1.2 million parameters) uses 6e-4, price (0.1 million) 3e-4."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -24,71 +24,101 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
 
 
 class WarmStartConfig(Section):
-    """Supervised updates on the training problems' answers before the first policy-gradient update."""
+    """Supervised updates on the answers of the training problems, before the first policy-gradient update."""
 
-    num_updates: Count = Field(description="supervised updates")
-    batch_size: Count = Field(default=64, description="problems an update")
-    learning_rate: Positive = Field(default=1e-3, description="highest learning rate")
+    num_updates: Count = Field(description="number of supervised updates")
+    batch_size: Count = Field(default=64, description="number of problems per supervised update")
+    learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
     num_warmup_updates: int = Field(
-        default=10, ge=0, validate_default=True, description="updates of a rising learning rate"
+        default=10,
+        ge=0,
+        validate_default=True,
+        description="number of updates over which the learning rate rises to its peak",
     )
 
     @field_validator("num_warmup_updates")
     @classmethod
-    def _ends_within_the_run(cls, num_warmup_updates: int, info: ValidationInfo) -> int:
+    def _check_num_warmup_updates(cls, num_warmup_updates: int, info: ValidationInfo) -> int:
         return _at_most_num_updates(num_warmup_updates, info)
 
 
 class TrainingConfig(Section):
-    """The optimiser, its schedule, and what the run saves."""
+    """Settings of the optimizer, its schedule, checkpoints and logs."""
 
-    num_updates: Count = Field(default=100, description="policy-gradient updates: optimizer steps")
+    num_updates: Count = Field(default=100, description="number of policy-gradient updates (optimizer steps)")
     num_tokens: Count | None = Field(
         default=None,
-        description="the run ends after the update that reaches so many actions in all; null: it doesn't",
+        description="token budget: the run stops after the update that reaches this number of sampled "
+        "tokens; null: no budget",
     )
     learning_rate: Positive | None = Field(
         default=None,
-        description=f"highest learning rate; null is {LEARNING_RATE:g}, with `lora` "
-        f"{ADAPTER_LEARNING_RATE:g}, "
-        f"from random weights {RANDOM_INIT_LEARNING_RATE:g}",
+        description=f"peak learning rate; null: {LEARNING_RATE:g}, or {ADAPTER_LEARNING_RATE:g} with lora, "
+        f"or {RANDOM_INIT_LEARNING_RATE:g} for random weights",
     )
     schedule: Literal["constant", "constant_with_warmup", "linear", "cosine"] = Field(
-        default="constant_with_warmup", description="how the learning rate goes; linear and cosine fall to 0"
+        default="constant_with_warmup",
+        description="learning-rate schedule; linear and cosine decay to 0 over num_updates",
     )
-    num_warmup_updates: int = Field(default=0, ge=0, description="updates of a rising learning rate")
-    weight_decay: float = Field(default=0.0, ge=0, description="AdamW's weight decay")
-    betas: tuple[Beta, Beta] = Field(default=(0.9, 0.999), strict=False, description="AdamW's decays")
-    max_grad_norm: Positive | None = Field(default=1.0, description="the gradient is clipped to it")
+    num_warmup_updates: int = Field(
+        default=0,
+        ge=0,
+        description="number of updates over which the learning rate rises to its peak",
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
+    betas: tuple[Beta, Beta] = Field(
+        default=(0.9, 0.999), strict=False, description="decay rates of AdamW's moment estimates"
+    )
+    max_grad_norm: Positive | None = Field(
+        default=1.0, description="maximum norm of the gradient, which is clipped to it; null: no clipping"
+    )
     micro_batch_tokens: Count = Field(
-        default=4096, description="most tokens a backward pass, what repeats counted once: bounds memory"
+        default=4096,
+        description="maximum number of tokens per backward pass, shared prefixes counted once; limits "
+        "memory use",
     )
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field(default="no", description="forward pass's type")
-    checkpoint_every: Count | None = Field(default=None, description="updates between checkpoints")
-    num_checkpoints_kept: Count = Field(default=2, description="the newest stay, older ones go")
+    mixed_precision: Literal["no", "bf16", "fp16"] = Field(
+        default="no", description="data type of the forward pass"
+    )
+    checkpoint_every: Count | None = Field(
+        default=None,
+        description="number of updates between checkpoints; null: only after the warm start and at "
+        "the end of the run",
+    )
+    num_checkpoints_kept: Count = Field(
+        default=2, description="number of checkpoints kept; older ones are deleted"
+    )
     max_unscored_share: float = Field(
-        default=0.5, ge=0, le=1, description="more unscored episodes in an update stop the run, saved"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="if a larger share of an update's episodes is unscored, the run is saved and stopped",
     )
     max_not_finite: Count = Field(
         default=10,
-        description="so many updates in a row whose gradient isn't finite stop the run",
+        description="after this number of consecutive updates with a gradient that is not finite, the run "
+        "is saved and stopped",
     )
-    logged_episodes: int = Field(default=8, ge=0, description="episodes an update written to episodes.jsonl")
-    warm_start: WarmStartConfig | None = Field(default=None, description="supervised updates at first")
+    logged_episodes: int = Field(
+        default=8, ge=0, description="number of episodes per update written to episodes.jsonl"
+    )
+    warm_start: WarmStartConfig | None = Field(
+        default=None, description="supervised updates before the first policy-gradient update"
+    )
 
     @field_validator("schedule")
     @classmethod
-    def _falls_over_a_known_time(cls, schedule: str, info: ValidationInfo) -> str:
+    def _check_schedule(cls, schedule: str, info: ValidationInfo) -> str:
         if schedule in ("linear", "cosine") and info.data.get("num_tokens") is not None:
             raise ValueError(
-                f"{schedule} falls to 0 over num_updates, and num_tokens ends the run before; "
-                "with it choose constant_with_warmup or constant"
+                f"{schedule} decays to 0 over num_updates, but num_tokens may stop the run earlier; "
+                "choose constant_with_warmup or constant, or remove num_tokens"
             )
         return schedule
 
     @field_validator("num_warmup_updates")
     @classmethod
-    def _fits_the_schedule(cls, num_warmup_updates: int, info: ValidationInfo) -> int:
+    def _check_num_warmup_updates(cls, num_warmup_updates: int, info: ValidationInfo) -> int:
         if num_warmup_updates and info.data.get("schedule") == "constant":
-            raise ValueError("not read with schedule: constant; choose constant_with_warmup, or leave it out")
+            raise ValueError("not used with schedule: constant; choose constant_with_warmup, or remove it")
         return _at_most_num_updates(num_warmup_updates, info)

@@ -1,10 +1,10 @@
-"""Collect episodes: the policy answers problems, the answers are judged and rewarded."""
+"""Collect episodes: sample completions of problems, verify their answers and compute their rewards."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from llm_reinforce.episodes.credit import lay_on_tokens
+from llm_reinforce.episodes.credit import step_rewards_by_token
 from llm_reinforce.episodes.episode import Episode, EpisodeBatch
 from llm_reinforce.policy import Activations, Completion, LanguagePolicy, TokenIds, sample_completions
 from llm_reinforce.problems import Problem, judge
@@ -26,16 +26,25 @@ def collect_episodes(
     with_greedy: bool = False,
     activations: Activations | None = None,
 ) -> EpisodeBatch:
-    """Sample, judge and reward `episodes_per_problem` episodes of each problem.
+    """Sample, verify and reward `episodes_per_problem` episodes of each problem.
 
     Args:
-        first_group: the group number of the first problem; the others count on from it.
-        progress: where the run is, for reward functions with TRL's signature.
-        with_greedy: complete each problem greedily as well, once, rewarded by a call of its own.
-        activations: where what is computed as the episodes are sampled is kept; not of the greedy ones.
+        policy: the policy.
+        problems: the problems.
+        rewards: reward functions with their weights.
+        episodes_per_problem: number of episodes of each problem.
+        max_new_tokens: maximum number of tokens of a completion.
+        temperature: divisor of the logits.
+        generator: source of random numbers, on the CPU or on the device of the policy.
+        batch_size: maximum number of completions sampled at once. None: no limit.
+        first_group: group number of the first problem. The following problems have the following numbers.
+        progress: progress of the run, for reward functions with TRL's signature.
+        with_greedy: also complete each problem once greedily. The reward functions are called separately on
+            these completions.
+        activations: store for the activations of the sampled episodes, but not of the greedy ones.
 
     Returns:
-        the episodes in the order of the problems, those of one problem next to each other.
+        episodes in the order of the problems; those of one problem are adjacent.
     """
     prompts = policy.encode_prompts([problem.prompt for problem in problems])
 
@@ -54,7 +63,7 @@ def collect_episodes(
         return _rewarded(policy, problems, prompts, completions, num, rewards, progress, first_group)
 
     episodes, logged = collected(episodes_per_problem, greedy=False)
-    # what the functions log of the greedy ones is not mixed into what they logged of the others
+    # metrics that reward functions log for greedy completions are discarded
     greedy = collected(1, greedy=True)[0] if with_greedy else ()
     return EpisodeBatch.of(episodes, logged, greedy)
 
@@ -69,14 +78,14 @@ def _rewarded(
     progress: Progress | None,
     first_group: int,
 ) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
-    """The completions judged and rewarded, and what the reward functions logged of all of them."""
+    """Return completions as episodes, and the metrics that reward functions logged for the batch."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
     verdicts = [judge(one.text, problem) for one, problem in zip(completions, problem_of, strict=True)]
-    asked = [
+    judged = [
         JudgedCompletion(problem, completion.text, completion.token_ids, verdict)
         for problem, completion, verdict in zip(problem_of, completions, verdicts, strict=True)
     ]
-    scores = combine_rewards(asked, rewards, conversational=policy.uses_chat_template, progress=progress)
+    combined = combine_rewards(judged, rewards, conversational=policy.uses_chat_template, progress=progress)
     episodes = tuple(
         Episode(
             problem=one.problem,
@@ -86,11 +95,15 @@ def _rewarded(
             verdict=verdicts[index],
             rewards=scored.parts,
             reward=scored.total,
-            step_rewards=lay_on_tokens(scored.steps, completion.text, completion.token_ids, policy.decode),
+            step_rewards=step_rewards_by_token(
+                scored.steps, completion.text, completion.token_ids, policy.decode
+            ),
             failures=scored.failures,
             traceback=scored.traceback,
             extras=scored.extras,
         )
-        for index, (one, completion, scored) in enumerate(zip(asked, completions, scores.scored, strict=True))
+        for index, (one, completion, scored) in enumerate(
+            zip(judged, completions, combined.scored, strict=True)
+        )
     )
-    return episodes, scores.metrics
+    return episodes, combined.metrics

@@ -1,4 +1,4 @@
-"""Credit on tokens: step rewards, given in characters, laid on the actions that earned them."""
+"""Credit assignment: convert step rewards from spans of characters to rewards of actions."""
 
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -9,20 +9,23 @@ from llm_reinforce.rewards import StepRewards
 Decode = Callable[[Sequence[int]], str]
 
 
-def lay_on_tokens(
+def step_rewards_by_token(
     steps: Sequence[StepRewards], text: str, token_ids: TokenIds, decode: Decode
 ) -> tuple[float, ...]:
-    """The reward r_{t+1} of each action a_t, from the step rewards of several functions.
+    """Return the reward r_{t+1} of each action a_t, the sum of the step rewards of several functions.
 
     Args:
-        text: the completion, `decode(token_ids)`; a span's places are its characters.
+        steps: step rewards of each function.
+        text: the completion, `decode(token_ids)`. Spans refer to its characters.
+        token_ids: tokens of the completion.
+        decode: function from tokens to text.
 
     Returns:
-        one number a token; nothing at all where there are no step rewards.
+        one number per token, or an empty tuple if there are no step rewards.
     """
     if not steps or not token_ids:
         return ()
-    decode = cache(decode)  # the bisections of several spans begin alike
+    decode = cache(decode)  # the bisections of different spans start with the same calls
     rewards = [0.0] * len(token_ids)
     for step in steps:
         for t, value in enumerate(step.by_token or ()):
@@ -33,12 +36,19 @@ def lay_on_tokens(
 
 
 def completing_token(end: int, text: str, token_ids: TokenIds, decode: Decode) -> int:
-    """The t with which the first `end` characters of the text stand: tokens 0 to t have them, 0 to t-1 don't.
+    """Return the index t of the token that completes the first `end` characters of the text.
 
-    Found by bisection over what the first tokens decode to, and so for every tokenizer: a token may hold
-    many characters, or a part of one, as the bytes of an emoji do; a decoder may take back what it wrote,
-    a space or a character in bytes, when it sees what follows. Behind the last character that is the last
-    token: the end token, if there is one.
+    The decoded tokens 0 to t start with these characters, and the decoded tokens 0 to t-1 do not. The index
+    is found by bisection over decoded prefixes, which works with every tokenizer: a token may contain several
+    characters or only some bytes of one, and a decoder may change earlier text (such as a space or an
+    incomplete character) when it sees the next token. If `end` is greater than the length of the text, the
+    result is the last token, which is the end token if there is one.
+
+    Args:
+        end: number of characters.
+        text: the completion, `decode(token_ids)`.
+        token_ids: tokens of the completion, at least one.
+        decode: function from tokens to text.
     """
     if end > len(text):
         return len(token_ids) - 1

@@ -1,4 +1,4 @@
-"""An episode: where state, action and reward meet."""
+"""Episodes: problems with sampled completions, verdicts and rewards."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,24 +10,26 @@ from torch import Tensor
 
 from llm_reinforce.policy import Completion, TokenIds
 from llm_reinforce.problems import Problem
-from llm_reinforce.rewards import failures_in_a_line
+from llm_reinforce.rewards import join_failures
 from llm_reinforce.verifier import Verdict
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One completion of one problem, judged and rewarded.
+    """A completion of a problem with its verdict and rewards.
 
     Attributes:
-        group: equal for the episodes of one problem in an update.
-        prompt_ids: the initial state s_0.
-        verdict: right or wrong, whatever the reward says.
-        rewards: each reward function's value by name, unweighted; that of step rewards is their sum.
-        reward: the terminal reward r_T, the weighted sum of those at the end; None: unscored.
-        step_rewards: r_{t+1} of each action, weighted and without the terminal reward; empty: none.
-        failures: why it is unscored, by the reward function's name, for people to read.
-        traceback: of the first failure.
-        extras: what reward functions logged of this episode.
+        problem: the problem.
+        group: number shared by the episodes of one problem in an update.
+        prompt_ids: tokens of the initial state s_0.
+        completion: the sampled completion.
+        verdict: verdict of the verifier, which does not depend on the reward.
+        rewards: unweighted value of each reward function by name; for step rewards their sum.
+        reward: terminal reward r_T, the weighted sum of all rewards except step rewards. None: unscored.
+        step_rewards: weighted r_{t+1} of each action, without the terminal reward. Empty if there are none.
+        failures: error messages by name of the reward function that failed.
+        traceback: traceback of the first failure.
+        extras: values that reward functions logged for this episode, by name.
     """
 
     problem: Problem
@@ -44,31 +46,31 @@ class Episode:
 
     @property
     def total_reward(self) -> float | None:
-        """Terminal and step rewards together, the undiscounted return g_0; None: unscored."""
+        """Sum of terminal and step rewards, the undiscounted return g_0; None: unscored."""
         return None if self.reward is None else self.reward + sum(self.step_rewards)
 
     @property
     def failure(self) -> str | None:
-        """All that went wrong, in a line; None when nothing did."""
-        return failures_in_a_line(self.failures)
+        """All failures in one line, or None if there are none."""
+        return join_failures(self.failures)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeBatch:
-    """The episodes of one update, and what the equations need of them as tensors on the CPU.
+    """The episodes of an update, and tensors for the equations, on the CPU.
 
-    Built by `EpisodeBatch.of(episodes)`, which checks nothing and computes each tensor once.
+    Use `EpisodeBatch.of(episodes)` to build a batch.
 
     Attributes:
-        episodes: the sampled episodes; all tensors are about them.
-        logged: the numbers that reward functions logged of the batch as a whole, by name.
-        greedy: the greedy completion of each problem as an episode of its group, if there are any.
-        lengths: T, the number of actions of each episode, its end token included.
-        groups: equal numbers mark the episodes of one problem.
-        scored: False if the reward failed: such an episode is left out of baseline and loss.
-        terminal_rewards: r_T; zero where unscored.
+        episodes: sampled episodes. All tensors describe these.
+        logged: numbers that reward functions logged for the whole batch, by name.
+        greedy: greedy completion of each problem as an episode of its group; empty if not sampled.
+        lengths: number of actions T of each episode, including the end token.
+        groups: number shared by the episodes of one problem.
+        scored: False for unscored episodes, which are left out of baseline and loss.
+        terminal_rewards: r_T; zero if unscored.
         step_rewards: r_{t+1} of each action, without the terminal reward; None if no episode has any.
-        behavior_log_probs: log π(a_t | s_t) as recorded at sampling; zero in padding.
+        behavior_log_probs: log π(a_t | s_t) recorded when the actions were sampled; zero in padding.
     """
 
     episodes: Sequence[Episode]
@@ -88,7 +90,13 @@ class EpisodeBatch:
         logged: Mapping[str, float] | None = None,
         greedy: Sequence[Episode] = (),
     ) -> "EpisodeBatch":
-        """Return the batch of these episodes, with its tensors."""
+        """Build a batch from episodes.
+
+        Args:
+            episodes: the sampled episodes.
+            logged: numbers that reward functions logged for the whole batch, by name.
+            greedy: greedy completions as episodes, one per group.
+        """
         has_steps = any(episode.step_rewards for episode in episodes)
         return cls(
             episodes=episodes,
@@ -111,26 +119,29 @@ class EpisodeBatch:
 
     @property
     def num_tokens(self) -> int:
-        """All actions that were taken for this batch, those of greedy completions included."""
+        """Number of tokens sampled for this batch, including those of greedy completions."""
         return sum(len(episode.completion.token_ids) for episode in (*self.episodes, *self.greedy))
 
     def squared_logit_gradient_norms(self) -> Float[Tensor, "episode token"]:
-        """Return ‖∂ log π(a_t | s_t) / ∂z‖² as recorded at sampling; zero in padding.
+        """Return ‖∂ log π(a_t | s_t) / ∂z‖² recorded when the actions were sampled; zero in padding.
 
-        A method, since only `baseline: optimal` needs it.
+        Only `baseline: optimal` needs these, so they are not an attribute.
 
         Raises:
-            ValueError: a completion has none, because it was not sampled by `sample_completions`.
+            ValueError: if a completion was not sampled by `sample_completions`.
         """
         rows = [episode.completion.squared_logit_gradient_norms for episode in self.episodes]
         if any(len(row) != len(e.completion.token_ids) for row, e in zip(rows, self.episodes, strict=True)):
-            raise ValueError("the squared gradient norms were not recorded when the episodes were sampled")
+            raise ValueError(
+                "baseline 'optimal': the squared gradient norms were not recorded when the episodes were "
+                "sampled; sample the episodes with sample_completions"
+            )
         return _padded(rows, self.episodes)
 
 
 def _padded(rows: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> Float[Tensor, "episode token"]:
     """Return the rows as float32, padded with zeros to the longest episode."""
     width = max((len(episode.completion.token_ids) for episode in episodes), default=0)
-    # through numpy: one tensor per row takes longer than a small policy's forward pass
+    # NumPy: creating one tensor per row takes longer than the forward pass of a small policy
     padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float64)
     return torch.from_numpy(padded.reshape(len(episodes), width)).float()

@@ -1,4 +1,4 @@
-"""From the episodes of an update to what each of their actions is worth."""
+"""Estimate the advantages of the actions of an update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,15 +27,15 @@ from llm_reinforce.policy_gradient import (
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What each action is worth to the update.
+    """Returns, baselines and advantages of the episodes of this process.
 
     Attributes:
-        returns: g_t of every action of this process's episodes.
-        baselines: b of each of them; with `value` that of the first action, V(s_0).
-        advantages: A_t; zero in padding and where unscored.
+        returns: g_t of each action.
+        baselines: b of each episode; with baseline `value`, V(s_0).
+        advantages: A_t; zero in padding and in unscored episodes.
         mask: True for the actions of scored episodes.
-        denominator: what the update's summed loss is divided by, over all processes.
-        mean_return: of the scored episodes of all processes; None if there are none.
+        denominator: divisor of the summed loss of the update, over all processes.
+        mean_return: mean return of the scored episodes of all processes; None if there are none.
     """
 
     returns: Float[Tensor, "episode token"]
@@ -55,18 +55,21 @@ def estimate_advantages(
     *,
     values: Float[Tensor, "episode token"] | None = None,
 ) -> Estimate:
-    """Rewards → returns → baselines → advantages.
+    """Compute returns, baselines and advantages from the rewards of episodes.
 
-    Baselines, standardisation and denominator are those of the whole update, whichever process sampled
-    what.
+    Baselines, standardization and denominator are computed over the episodes of all processes.
 
     Args:
-        batch: this process's episodes; every process has equally many.
-        gather: an episode's numbers from all processes, in the order of the processes.
-        values: V(s_t) of each action, for `baseline: value`; not learned from these episodes.
+        batch: episodes of this process. Every process has the same number of episodes.
+        settings: the `reinforce` section of the settings.
+        moving_average: moving average of returns, for `baseline: moving_average`.
+        gather: function that concatenates per-episode numbers of all processes, in the order of the
+            processes.
+        process_index: index of this process.
+        values: V(s_t) of each action, for `baseline: value`. V must not be fitted to these episodes.
 
     Raises:
-        ValueError: the baseline needs what isn't there: values, greedy completions, or recorded norms.
+        ValueError: if the values, greedy completions or recorded norms that the baseline needs are missing.
     """
     lengths, scored = batch.lengths, batch.scored
     rewards = _rewards(batch)
@@ -74,18 +77,18 @@ def estimate_advantages(
     returns = reward_to_go(rewards, settings.discount)
     mask = action_mask(lengths, returns.shape[1]) & scored[:, None]
 
-    everyone = (episode_returns(returns), batch.groups, scored, lengths)
-    g0, groups, all_scored, all_lengths = (gather(numbers) for numbers in everyone)
+    own_numbers = (episode_returns(returns), batch.groups, scored, lengths)
+    g0, groups, all_scored, all_lengths = (gather(numbers) for numbers in own_numbers)
     own = slice(process_index * len(batch), (process_index + 1) * len(batch))
     if settings.baseline == "value":
         if values is None:
-            raise ValueError("baseline 'value' needs values")
+            raise ValueError("baseline 'value' needs the argument `values`")
         b = gather(episode_returns(values.masked_fill(~mask, 0.0)))  # V(s_0)
-        # A_t = γ^t Σ_l (γλ)^l δ_{t+l}, with λ = 1 γ^t (g_t - V(s_t))
+        # A_t = γ^t Σ_l (γλ)^l δ_{t+l}; for λ = 1 this is γ^t (g_t - V(s_t))
         weights = generalized_advantages(rewards, values, mask, settings.discount, settings.value.gae_lambda)
     else:
-        needed = _what_it_needs(settings, batch, returns, mask, gather)
-        b = baseline_values(settings.baseline, g0, groups, all_scored, moving_average, **needed)
+        extra = _baseline_arguments(settings, batch, returns, mask, gather)
+        b = baseline_values(settings.baseline, g0, groups, all_scored, moving_average, **extra)
         # A_t = γ^t (g_t - b)
         weights = advantages(returns, b[own], mask, settings.discount)
     if settings.standardize:
@@ -96,34 +99,36 @@ def estimate_advantages(
     return Estimate(returns, b[own], weights, mask, denominator, mean_return)
 
 
-def _what_it_needs(
+def _baseline_arguments(
     settings: ReinforceConfig,
     batch: EpisodeBatch,
     returns: Float[Tensor, "episode token"],
     mask: Bool[Tensor, "episode token"],
     gather: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:
-    """What the baseline takes beside every episode's return, of all processes."""
+    """Return the arguments of `baseline_values` that only some baselines need, for all processes."""
     match settings.baseline:
         case "optimal":
-            of_own = weighted_returns(returns, batch.squared_logit_gradient_norms(), mask, settings.discount)
-            return {"weighted": WeightedReturns(*map(gather, of_own))}
+            weighted = weighted_returns(
+                returns, batch.squared_logit_gradient_norms(), mask, settings.discount
+            )
+            return {"weighted": WeightedReturns(*map(gather, weighted))}
         case "greedy":
             return {"greedy_returns": gather(_greedy_returns(batch, settings.discount))}
     return {}
 
 
 def _rewards(batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
-    """r_{t+1} of every action."""
+    """Return r_{t+1} of every action."""
     lengths = batch.lengths
     return place_rewards(batch.terminal_rewards, lengths, int(lengths.max()), batch.step_rewards)
 
 
 def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " episode"]:
-    """For each episode g_0 of its problem's greedy completion; NaN where that was not scored.
+    """Return, for each episode, g_0 of the greedy completion of its problem; NaN if that is unscored.
 
     Raises:
-        ValueError: a group has none.
+        ValueError: if a group has no greedy completion.
     """
     greedy = EpisodeBatch.of(batch.greedy)
     returns = episode_returns(reward_to_go(_rewards(greedy), discount)) if len(greedy) else torch.zeros(0)
@@ -132,12 +137,14 @@ def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " epi
     )
     groups = batch.groups.tolist()
     if missing := set(groups) - of_group.keys():
-        raise ValueError(f"baseline 'greedy' needs a greedy completion of groups {sorted(missing)}")
+        raise ValueError(
+            f"baseline 'greedy': no greedy completion of groups {sorted(missing)}; give one episode per group"
+        )
     return torch.tensor([of_group[group] for group in groups])
 
 
 def _denominator(settings: ReinforceConfig, scored_lengths: Int[Tensor, " episode"]) -> float:
-    """The scored episodes, their actions, or the constant that was chosen."""
+    """Return the number of scored episodes, the number of their actions, or the constant in the settings."""
     match settings.denominator:
         case "episodes":
             return float(len(scored_lengths))

@@ -1,4 +1,4 @@
-"""Accuracy with its uncertainty."""
+"""Accuracy of a policy with confidence intervals, and comparisons of two policies."""
 
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, Journal, measure_accuracy
 from llm_reinforce.evaluation.answers import Answer, Measure, majority_at_k, measures_of

@@ -1,4 +1,4 @@
-"""Accuracy on problems that training never showed, with its uncertainty."""
+"""Accuracy of a policy on a set of problems, with confidence intervals."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,9 +23,9 @@ class Evaluation:
 
     Attributes:
         decoding: `greedy`, or `sampled` at a temperature.
-        problems: the problems, in order.
-        answers: `samples_per_problem` answers to each.
-        measures: by name, each with its 95% interval, see `measures_of`.
+        problems: the evaluated problems.
+        answers: for each problem, its `samples_per_problem` answers.
+        measures: the measures of `measures_of` by name, each with its 95% interval.
     """
 
     decoding: Decoding
@@ -35,42 +35,42 @@ class Evaluation:
 
     @property
     def samples_per_problem(self) -> int:
-        """Completions a problem."""
+        """Number of completions per problem."""
         return len(self.answers[0])
 
     @property
     def correct(self) -> int:
-        """How many completions the verifier found right."""
+        """Number of completions that the verifier accepts."""
         return sum(answer.correct for row in self.answers for answer in row)
 
     @property
     def total(self) -> int:
-        """How many completions there are."""
+        """Number of completions."""
         return sum(len(row) for row in self.answers)
 
     @property
     def accuracy(self) -> float:
-        """The share of completions that are right."""
+        """Share of correct completions, in 0..1."""
         return self.measures["accuracy"].value
 
     @property
     def interval(self) -> Interval:
-        """The accuracy's 95% confidence interval."""
+        """95% confidence interval of the accuracy."""
         return self.measures["accuracy"].interval
 
     @property
     def truncated(self) -> float:
-        """The share of completions that ran out of token budget."""
+        """Share of completions that reached `max_new_tokens` without ending."""
         return self.measures["truncated"].value
 
     @property
     def mean_length(self) -> float:
-        """Tokens a completion, the end token included."""
+        """Mean number of tokens per completion, including the end token."""
         return self.measures["mean_length"].value
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
-        """The verifier's, completion by completion."""
+        """The verifier's verdict on each completion, problem by problem."""
         return tuple(answer.verdict for row in self.answers for answer in row)
 
     def __repr__(self) -> str:
@@ -81,7 +81,7 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, object]:
-        """The numbers, as a line of `evaluations.jsonl` has them."""
+        """Return the numbers as a JSON object, as logged in `evaluations.jsonl`."""
         return {
             "decoding": self.decoding,
             "correct": self.correct,
@@ -99,14 +99,14 @@ class Evaluation:
 
 
 class Journal(Protocol):
-    """Where answers are kept as they come, so that a stopped evaluation can go on."""
+    """Store of answers from which an interrupted evaluation continues."""
 
     @property
     def done(self) -> Mapping[int, Sequence[Answer]]:
-        """The answers that are there already, by the problem's place."""
+        """The stored answers, by the index of the problem."""
 
     def record(self, index: int, problem: Problem, answers: Sequence[Answer]) -> None:
-        """Keep the answers to a problem."""
+        """Store the answers to the problem with this index."""
 
 
 def measure_accuracy(
@@ -123,33 +123,37 @@ def measure_accuracy(
     progress: Callable[[int], None] | None = None,
     journal: Journal | None = None,
 ) -> Evaluation:
-    """Sample the policy's answers to every problem and measure them.
+    """Evaluate a policy on problems: generate its answers and compute their measures.
 
-    The longest prompts come first, and as soon as some completions have ended the next prompts take their
-    slots. Each problem has random numbers of its own, so its answers depend, apart from rounding, only on the
-    policy, the
-    seed and its position: a resumed evaluation gives the answers that an uninterrupted one gives.
+    The longest prompts are processed first, and as soon as completions end, the next prompts take their
+    places in the batch. Random numbers are drawn for each problem separately. Apart from rounding, the
+    answers to a problem therefore depend only on the policy, the seed and the index of the problem, and a
+    resumed evaluation gives the same answers as an uninterrupted one.
 
     Args:
-        decoding: greedy takes the likeliest token each time; sampled draws, as training does.
-        samples_per_problem: completions a problem; greedy has one.
-        seed: of the sampling.
-        batch_size: completions at once.
-        stop: strings at which a completion is cut before it is judged, such as the start of the next
-            question, which a model that is no chat model goes on to write.
-        progress: called with the number of problems done, now and then.
-        journal: has the answers of an interrupted evaluation, and records each new one.
+        decoding: `greedy` takes the most likely token at each step; `sampled` samples from the policy, as
+            training does.
+        samples_per_problem: number of completions per problem; must be 1 if `decoding` is `greedy`.
+        seed: random seed of the sampling.
+        batch_size: number of completions generated at the same time.
+        stop: strings at which a completion is cut before it is verified. A base model, for example, may
+            continue with another question after its answer.
+        progress: called with the number of completed problems after each problem.
+        journal: store of the answers. Problems whose answers are already stored are skipped.
 
     Raises:
-        ValueError: there are no problems, or several greedy completions are asked for.
+        ValueError: if there are no problems, or several greedy completions per problem are requested.
     """
     if not problems:
-        raise ValueError("an evaluation needs problems")
+        raise ValueError("there are no problems to evaluate the policy on; give at least one")
     if decoding == "greedy" and samples_per_problem != 1:
-        raise ValueError("greedy completions of a problem are all the same: samples_per_problem must be 1")
+        raise ValueError(
+            f"samples_per_problem must be 1 for greedy decoding, not {samples_per_problem}: all greedy "
+            "completions of a problem are equal"
+        )
     prompts = policy.encode_prompts([problem.prompt for problem in problems])
     answers: dict[int, Sequence[Answer]] = dict(journal.done) if journal else {}
-    # the longest first, so that what is too large fails at once
+    # the longest prompts first: a batch that does not fit into memory fails at the start
     waiting = sorted(
         set(range(len(problems))) - set(answers), key=lambda index: (-len(prompts[index]), index)
     )

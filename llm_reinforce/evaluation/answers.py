@@ -1,4 +1,4 @@
-"""One completion as it was judged, and the numbers that an evaluation makes of them."""
+"""Verified answers, and the measures of an evaluation that are computed from them."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,19 +16,21 @@ from llm_reinforce.policy import Completion
 from llm_reinforce.problems import Problem, judge
 from llm_reinforce.verifier import Verdict, read_answer
 
-PARSED = ("equal", "different")  # a verdict's reasons where one value was read and compared
+PARSED = ("equal", "different")  # reasons of a verdict if one value was extracted and compared
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the policy said to a problem once, and whether it is right.
+    """One verified completion of a problem.
 
     Attributes:
-        text: the completion, up to the first stop string.
-        num_tokens: actions, the end token included, and what came after a stop string as well.
-        terminated: the policy ended it, or a stop string did; False is truncated, out of token budget.
-        verdict: the verifier's; it alone makes the accuracy.
-        strict, flexible: right by the harness's two readings, see `extraction.py`.
+        text: text of the completion, up to the first stop string.
+        num_tokens: number of sampled tokens, including the end token and tokens after a stop string.
+        terminated: True if the completion was ended by the end token or a stop string, False if it was
+            truncated at the token budget.
+        verdict: the verdict of the verifier, which defines the accuracy.
+        strict, flexible: True if the answer is correct under lm-evaluation-harness's strict or flexible
+            extraction, see `extraction.py`.
     """
 
     text: str
@@ -40,22 +42,23 @@ class Answer:
 
     @property
     def correct(self) -> bool:
-        """The verifier's verdict."""
+        """True if the verifier accepts the answer."""
         return self.verdict.correct
 
     @property
     def parsed(self) -> bool:
-        """One value was found in it, right or wrong."""
+        """True if the verifier extracted exactly one value, correct or not."""
         return self.verdict.reason in PARSED
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """The mean of something over the problems.
+    """Mean of a quantity over the problems.
 
     Attributes:
-        interval: 95%; clustered by problem where a problem has several samples.
-        standard_error: of the mean over problems, as lm-evaluation-harness gives it.
+        value: the mean.
+        interval: its 95% confidence interval, clustered by problem if a problem has several samples.
+        standard_error: its standard error over problems, as lm-evaluation-harness reports it.
     """
 
     value: float
@@ -64,7 +67,7 @@ class Measure:
 
 
 def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -> Answer:
-    """The verdicts on a completion, read up to the first of the stop strings."""
+    """Verify a completion, cut at the first of the stop strings."""
     text, stopped = completion.text, False
     for word in stop:
         text, found, _ = text.partition(word)
@@ -80,11 +83,11 @@ def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -
 
 
 def measures_of(answers: Sequence[Sequence[Answer]], max_new_tokens: int) -> dict[str, Measure]:
-    """The measures of an evaluation by name, from each problem's answers.
+    """Compute the measures of an evaluation from the answers to each problem.
 
     `accuracy`, `strict`, `flexible`, `truncated` and `unparseable` are shares of the completions, and
-    `mean_length` is in tokens. With n > 1 samples a problem there are also `pass@k` for k = 2, 4, … and n
-    (pass@1 is the accuracy), and `maj@n`.
+    `mean_length` is in tokens. With n > 1 samples per problem, the result also has `pass@k` for k = 2, 4, …
+    and n (pass@1 is the accuracy), and `maj@n`.
     """
     measures = {
         "accuracy": _share(answers, lambda answer: answer.correct),
@@ -97,7 +100,7 @@ def measures_of(answers: Sequence[Sequence[Answer]], max_new_tokens: int) -> dic
     interval = mean_interval(lengths, 1.0, float(max_new_tokens))
     measures["mean_length"] = Measure(_mean(lengths), interval, standard_error(lengths))
     num_samples = len(answers[0])
-    for k in _ks(num_samples):
+    for k in _values_of_k(num_samples):
         passed = [pass_at_k(num_samples, sum(answer.correct for answer in row), k) for row in answers]
         measures[f"pass@{k}"] = _measure(passed)
     if num_samples > 1:
@@ -106,27 +109,30 @@ def measures_of(answers: Sequence[Sequence[Answer]], max_new_tokens: int) -> dic
 
 
 def majority_at_k(answers: Sequence[Answer], k: int) -> float:
-    """Whether the most frequent answer among k samples of a problem is right; the mean over groups of k.
+    """Return the share of majority votes among k samples of a problem that are correct.
 
-    Right answers count as one, however they are written; what could not be parsed has no vote; among equally
-    frequent answers the first to come wins. The n // k groups are consecutive and disjoint, so the mean has
-    no bias.
+    The n samples form n // k consecutive, disjoint groups, so the mean over groups is unbiased. In each
+    group, the most frequent answer wins; of equally frequent answers, the first one. All correct answers
+    count as the same answer, whatever their form. An answer that could not be parsed has no vote.
+
+    Raises:
+        ValueError: if k is less than 1 or greater than the number of samples.
 
     Source: Wang et al. 2023, "Self-Consistency Improves Chain of Thought Reasoning".
     """
     groups = [answers[start : start + k] for start in range(0, len(answers) - k + 1, k)]
     if k < 1 or not groups:
-        raise ValueError(f"maj@{k} of {len(answers)} samples is not defined")
+        raise ValueError(f"maj@{k} is not defined for {len(answers)} samples; k should be in 1..n")
     return sum(_majority_is_right(group) for group in groups) / len(groups)
 
 
 def _majority_is_right(answers: Sequence[Answer]) -> bool:
-    votes = Counter(_vote(answer) for answer in answers if answer.parsed)  # in the order they first came
+    votes = Counter(_vote(answer) for answer in answers if answer.parsed)  # ordered by first occurrence
     return bool(votes) and votes.most_common(1)[0][0] is True
 
 
 def _vote(answer: Answer) -> object:
-    """What it votes for: True for the right answer, a number as the verifier reads it, or a text."""
+    """Return the answer's vote: True if it is correct, otherwise its number or, without one, its text."""
     if answer.correct:
         return True
     text = answer.verdict.extracted or ""
@@ -134,8 +140,8 @@ def _vote(answer: Answer) -> object:
     return ("text", text.strip(" $.").casefold()) if value is None else ("number", value)
 
 
-def _share(answers: Sequence[Sequence[Answer]], holds: Callable[[Answer], bool]) -> Measure:
-    return _measure([sum(map(holds, row)) / len(row) for row in answers])
+def _share(answers: Sequence[Sequence[Answer]], predicate: Callable[[Answer], bool]) -> Measure:
+    return _measure([sum(map(predicate, row)) / len(row) for row in answers])
 
 
 def _measure(shares: Sequence[float]) -> Measure:
@@ -146,7 +152,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _ks(num_samples: int) -> list[int]:
-    """2, 4, 8, … and the number of samples itself."""
+def _values_of_k(num_samples: int) -> list[int]:
+    """Return 2, 4, 8, … and the number of samples itself; an empty list for one sample."""
     powers = [2**exponent for exponent in range(1, num_samples.bit_length()) if 2**exponent < num_samples]
     return [*powers, num_samples] if num_samples > 1 else []

@@ -1,4 +1,4 @@
-"""Before and after: two policies on the same problems, what was gained, and of which kind it is."""
+"""Comparison of two policies on the same problems: the gain in accuracy, and why answers changed."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,28 +17,37 @@ Criterion = Literal["accuracy", "strict"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A kind's part of the difference in accuracy, as shares of the problems."""
+    """Part of the difference in accuracy that is due to one kind of failure, as shares of the problems.
+
+    Attributes:
+        gained: share of the problems that failed in this way before and are correct after.
+        lost: share of the problems that were correct before and fail in this way after.
+    """
 
     gained: float
     lost: float
 
     @property
     def difference(self) -> float:
-        """What this kind adds to the accuracy."""
+        """Change of the accuracy due to this kind of failure."""
         return self.gained - self.lost
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The accuracy after less the accuracy before.
+    """Difference in accuracy between two evaluations of the same problems.
 
     Attributes:
-        criterion: what counts as right: the verifier's verdict, or the harness's strict reading.
-        interval: 95%, paired: of the difference.
-        p_value: of no difference at all; `test` says by which test, exact McNemar with one sample a problem,
-            else its generalisation, sign flips.
-        gained, lost: ids of the problems that are right (more often) only after, or only before.
-        parts: the difference by kind; they add up to it.
+        criterion: `accuracy` if the verifier decides which answers are correct, `strict` if
+            lm-evaluation-harness's strict extraction does.
+        before, after: accuracy of the first and of the second evaluation.
+        interval: paired 95% confidence interval of the difference.
+        p_value: two-sided p-value of the null hypothesis that the policies do not differ.
+        test: the test that gives the p-value: exact McNemar for one sample per problem, otherwise its
+            generalization, the sign-flip test.
+        gained, lost: ids of the problems with a higher share of correct answers after than before, and of
+            those with a lower one.
+        parts: the difference by kind of failure; the parts add up to the difference.
     """
 
     criterion: Criterion
@@ -53,11 +62,11 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """After less before."""
+        """Accuracy after minus accuracy before."""
         return self.after - self.before
 
     def summary(self) -> dict[str, object]:
-        """As JSON has it."""
+        """Return the comparison as a JSON object."""
         return {
             "criterion": self.criterion,
             "before": self.before,
@@ -76,11 +85,12 @@ class Comparison:
 
 
 def kind_of_failure(answer: Answer) -> Kind:
-    """Why a wrong answer is wrong, first that applies.
+    """Classify the failure of a wrong answer: the first of these kinds that applies.
 
-    `format`: a lenient reading finds the right value, the verifier's or the last number of the text, but it
-    is not given as it has to be; `truncation`: the token budget ended before the answer; `arithmetic`: all
-    else, which is to say the answer itself is wrong.
+    - `format`: the verifier or the last number of the text gives the correct value, but the answer does
+      not have the required form.
+    - `truncation`: the completion was cut at the token budget.
+    - `arithmetic`: the value is wrong.
     """
     if answer.correct or answer.flexible:
         return "format"
@@ -88,27 +98,29 @@ def kind_of_failure(answer: Answer) -> Kind:
 
 
 def is_right(answer: Answer, criterion: Criterion) -> bool:
-    """By the verifier, or by the strict reading."""
+    """Return True if the answer is correct by the criterion."""
     return answer.correct if criterion == "accuracy" else answer.strict
 
 
 def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "accuracy") -> Comparison:
-    """Return what changed from one evaluation to another of the same problems, by one criterion.
+    """Compare two evaluations of the same problems by one criterion.
 
-    Each problem that is gained counts for the kind of its failure before, each that is lost for the kind of
-    its failure after. With several samples a problem every pair of a sample before and one after counts, by
-    its share: with p the share that is right and f the share that fails in this way,
+    A gained problem is attributed to the kind of its failure before, a lost problem to the kind of its
+    failure after. With several samples per problem, all pairs of a sample before and a sample after count
+    equally. With p the share of a problem's samples that are correct, and f the share that fails in one way,
 
         gained = mean (p_after f_before),   lost = mean (p_before f_after)
 
-    and over all kinds gained - lost = mean (p_after - p_before).
+    Summed over all kinds, gained - lost = mean (p_after - p_before).
 
     Raises:
-        ValueError: they asked different problems.
+        ValueError: if the evaluations are of different problems.
     """
-    asked = [[(problem.id, problem.answer) for problem in side.problems] for side in (before, after)]
-    if asked[0] != asked[1]:
-        raise ValueError("the two evaluations asked different problems")
+    evaluated = [[(problem.id, problem.answer) for problem in side.problems] for side in (before, after)]
+    if evaluated[0] != evaluated[1]:
+        raise ValueError(
+            "the two evaluations are of different problems; evaluate both policies on the same problems"
+        )
     right_before = _shares(before, lambda answer: is_right(answer, criterion))
     right_after = _shares(after, lambda answer: is_right(answer, criterion))
     differences = [late - early for early, late in zip(right_before, right_after, strict=True)]
@@ -130,12 +142,12 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[Criterion, Comparison]:
-    """Return what changed by the verifier's verdict, and by the strict reading if it accepts anything.
+    """Compare two evaluations by accuracy and, if it accepts any answer, by strict extraction.
 
-    The verifier is lenient about form, so a gain in format shows in the second one.
+    The verifier is lenient about the form of an answer, so a gain in format shows in the strict comparison.
 
     Raises:
-        ValueError: they asked different problems.
+        ValueError: if the evaluations are of different problems.
     """
     both: dict[Criterion, Comparison] = {"accuracy": compare_by(before, after)}
     if before.measures["strict"].value or after.measures["strict"].value:
@@ -158,8 +170,8 @@ def _part(
     return Part(math.fsum(gained) / len(gained), math.fsum(lost) / len(lost))
 
 
-def _shares(evaluation: Evaluation, holds: Callable[[Answer], bool]) -> list[float]:
-    return [sum(map(holds, row)) / len(row) for row in evaluation.answers]
+def _shares(evaluation: Evaluation, predicate: Callable[[Answer], bool]) -> list[float]:
+    return [sum(map(predicate, row)) / len(row) for row in evaluation.answers]
 
 
 def _ids(evaluation: Evaluation, chosen: Sequence[bool]) -> list[str]:

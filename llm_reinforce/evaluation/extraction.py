@@ -1,25 +1,25 @@
-r"""The two readings of an answer that lm-evaluation-harness reports for GSM8K, side by side.
+r"""The strict and the flexible answer extraction of lm-evaluation-harness for GSM8K.
 
-strict: the number after the first `#### `; flexible: the last number of the text. What was read is right if
-it is the same text as the right answer once commas, dollar signs and a full stop at the end are gone: so
-`8.0` is not `8`. The verifier (`llm_reinforce.verify`) compares values instead; where the three differ, the
-difference is one of format.
+Strict extraction takes the number after the first `#### `, flexible extraction the last number of the text.
+The extracted text is correct if it equals the reference answer after commas, dollar signs and a final period
+are removed from both, so `8.0` does not match `8`. The verifier (`llm_reinforce.verify`) compares values
+instead. If these criteria disagree on an answer, its format is the reason.
 
-Source: the harness's tasks/gsm8k/gsm8k.yaml, version 3; a test holds these to its patterns.
+Source: tasks/gsm8k/gsm8k.yaml of the harness, version 3. A test compares these functions with its patterns.
 """
 
 import re
 
 STRICT_PATTERN = r"#### (\-?[0-9\.\,]+)"
 FLEXIBLE_PATTERN = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
-INVALID = "[invalid]"  # what the harness writes where nothing is found
+INVALID = "[invalid]"  # the harness's result if nothing is extracted
 
 _STRICT = re.compile(STRICT_PATTERN)
 _FLEXIBLE = re.compile(FLEXIBLE_PATTERN)
 
 
 def strict_answer(text: str) -> str:
-    """What stands after the first `#### `, or `[invalid]`.
+    """Return the number after the first `#### `, or `[invalid]`.
 
     >>> strict_answer("3 + 4 = 7\\n#### 7.")
     '7.'
@@ -29,26 +29,26 @@ def strict_answer(text: str) -> str:
 
 
 def flexible_answer(text: str) -> str:
-    """The last number of the text as it stands, or `[invalid]`.
+    """Return the last number of the text, unchanged, or `[invalid]`.
 
     >>> flexible_answer("so $1,042 it is.")
     '$1,042'
     """
     last: re.Match[str] | None = None
-    for last in _FLEXIBLE.finditer(text):  # noqa: B007 - only the last is wanted
+    for last in _FLEXIBLE.finditer(text):  # noqa: B007 - only the last one is used
         pass
     return (last[1] or last[2]).strip() if last else INVALID
 
 
 def exact_match(extracted: str, answer: str) -> bool:
-    """Whether the two are one text, in the harness's normal form.
+    """Return True if both texts are equal in the harness's normal form.
 
     >>> exact_match("$1,042.", "1042"), exact_match("8.0", "8")
     (True, False)
     """
-    return _normal(extracted) == _normal(answer)
+    return _normalize(extracted) == _normalize(answer)
 
 
-def _normal(text: str) -> str:
-    # as its patterns `,`, `\$`, `(?s).*#### ` and `\.$` do one after the other, in time linear in the text
+def _normalize(text: str) -> str:
+    # removes the harness's patterns `,`, `\$`, `(?s).*#### ` and `\.$` one after another, in linear time
     return text.replace(",", "").replace("$", "").rpartition("#### ")[2].removesuffix(".").lower()

@@ -1,4 +1,4 @@
-"""Results in the shape of lm-evaluation-harness's `results_….json`, for the tools that read those."""
+"""Results in the format of lm-evaluation-harness's `results_….json`, for tools that read these files."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_reinforce.evaluation.accuracy import Evaluation
 
-NAMES = {  # ours, and the harness's "metric,filter"; all others are "name,none"
+NAMES = {  # from our measures to the harness's (metric, filter); all others become (name, "none")
     "strict": ("exact_match", "strict-match"),
     "flexible": ("exact_match", "flexible-extract"),
 }
@@ -15,13 +15,14 @@ LESS_IS_BETTER = ("truncated", "unparseable")
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """An evaluation of one data set.
+    """Evaluation of one data set.
 
     Attributes:
-        task: the data set's name.
-        num_available: problems that the set has; some may not have been asked.
-        num_fewshot: worked examples before each question.
-        settings: how it was asked, such as the template and the token budget.
+        task: name of the data set.
+        evaluation: the evaluation.
+        num_available: number of problems in the data set, of which only the first ones may be evaluated.
+        num_fewshot: number of worked examples before each question.
+        settings: settings of the evaluation, such as the template and the token budget.
     """
 
     task: str
@@ -34,9 +35,16 @@ class TaskResult:
 def harness_results(
     results: Sequence[TaskResult], policy: str, *, batch_size: int, limit: int | None, seconds: float
 ) -> dict[str, Any]:
-    """What lm-evaluation-harness 0.4 writes: `results`, `configs`, `versions`, `n-shot`, `n-samples`, …
+    """Return results as lm-evaluation-harness 0.4 writes them: `results`, `configs`, `versions`, `n-shot`, …
 
-    Beside each metric and its `_stderr` stands its 95% `_interval`, which the harness does not have.
+    In addition to each metric and its `_stderr`, the results have its 95% `_interval`, which the harness
+    does not report.
+
+    Args:
+        policy: name of the policy.
+        batch_size: number of completions generated at the same time.
+        limit: maximum number of problems per data set; None means all.
+        seconds: duration of the evaluation.
     """
     tasks = {result.task: result for result in results}
     return {

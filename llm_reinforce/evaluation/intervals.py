@@ -1,8 +1,8 @@
-"""The uncertainty of what was measured: intervals, paired tests, and what several samples allow.
+"""Confidence intervals, paired tests and pass@k for accuracies.
 
-What is drawn at random are the problems: every function here takes one value a problem, which is the mean
-of that problem's samples where it has several. Samples of one problem are alike, and so they never count as
-independent ones.
+The problems are the random sample. Every interval and test takes one value per problem: the mean of the
+problem's samples if there are several. Samples of the same problem are correlated, so they are never treated
+as independent.
 """
 
 import math
@@ -13,25 +13,27 @@ from scipy import optimize, stats
 
 Interval = tuple[float, float]
 
-NUM_DRAWS = 4_000  # of a bootstrap: chance moves its ends by about a hundredth of its width
-NUM_FLIPS = 9_999
+NUM_DRAWS = 4_000  # bootstrap draws; their randomness moves the limits by about 1% of the interval's width
+NUM_FLIPS = 9_999  # random sign flips of a permutation test
 CONFIDENCE = 0.95
 
 
 def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """An interval for the mean of shares in 0..1, one a problem.
+    """Return a confidence interval for the mean of shares in 0..1, one per problem.
 
-    Where every share is 0 or 1, as with one sample a problem, it is Wilson's (1927), as scipy has it:
+    If every share is 0 or 1, as with one sample per problem, this is the Wilson interval (1927) as
+    implemented by scipy:
 
         p̃ = (p + z²/2n) / (1 + z²/n),   half width = z/(1 + z²/n) sqrt(p(1-p)/n + z²/4n²)
 
-    Otherwise it is a bootstrap clustered by problem, in Rubin's form (1981): the problems' weights are drawn
-    from a Dirichlet distribution in which each problem counts 1, and half a problem with share 0 and half a
-    one with share 1 are added, as in Jeffreys' prior. Without these two halves an interval from few or
-    lopsided problems is far too short; tests/benchmarks/interval_coverage.py shows how often each holds.
+    Otherwise it is a Bayesian bootstrap over problems (Rubin 1981): the weights of the problems are drawn
+    from a Dirichlet distribution with parameter 1 for each problem. Half a problem with share 0 and half a
+    problem with share 1 are added, as in Jeffreys' prior. Without them, intervals from few problems, or from
+    problems with shares close to 0 or 1, are far too short. tests/benchmarks/interval_coverage.py measures
+    the coverage of both intervals.
 
     Raises:
-        ValueError: there are no shares.
+        ValueError: if there are no shares.
     """
     if not shares:
         raise ValueError("an interval needs at least one problem")
@@ -42,23 +44,23 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
         low, high = float(wilson.low), float(wilson.high)
     else:
         low, high = _bootstrap(shares, 0.0, 1.0, confidence)
-    # exactly, where rounding would leave a trace
+    # exact limits, without rounding errors
     return (0.0 if mean == 0 else min(low, mean)), (1.0 if mean == 1 else max(high, mean))
 
 
 def difference_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """A paired interval for the mean of differences in -1..1, one a problem.
+    """Return a paired confidence interval for the mean of differences in -1..1, one per problem.
 
-    Where every difference is -1, 0 or 1, as with one sample a problem, it is Tango's (1998) score interval:
-    all differences δ that a test of the gained and lost problems does not refuse. It leaves 0 out where
-    McNemar's statistic (gained - lost)² / (gained + lost) exceeds z²; the exact test beside it is stricter.
-    Otherwise it is the bootstrap of `share_interval`, between -1 and 1.
+    If every difference is -1, 0 or 1, as with one sample per problem, this is Tango's score interval (1998):
+    all differences δ that a score test of the gained and lost problems does not reject. It excludes 0 if
+    McNemar's statistic (gained - lost)² / (gained + lost) exceeds z². The exact test `mcnemar` is more
+    conservative. Otherwise it is the bootstrap of `share_interval`, in -1..1.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design"; tests/benchmarks/interval_coverage.py shows how often each holds.
+    paired-sample design". tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
 
     Raises:
-        ValueError: there are no differences.
+        ValueError: if there are no differences.
     """
     if not differences:
         raise ValueError("an interval needs at least one problem")
@@ -66,19 +68,22 @@ def difference_interval(differences: Sequence[float], confidence: float = CONFID
     if all(difference in (-1, 0, 1) for difference in differences):
         gained = sum(difference > 0 for difference in differences)
         lost = sum(difference < 0 for difference in differences)
-        low = _least_difference(gained, lost, len(differences), confidence)
-        high = -_least_difference(lost, gained, len(differences), confidence)
+        low = _lower_limit(gained, lost, len(differences), confidence)
+        high = -_lower_limit(lost, gained, len(differences), confidence)
     else:
         low, high = _bootstrap(differences, -1.0, 1.0, confidence)
     return min(low, mean), max(high, mean)
 
 
-def _least_difference(gained: int, lost: int, total: int, confidence: float) -> float:
-    """The lower end of Tango's interval: the root below d = (gained - lost) / total of
+def _lower_limit(gained: int, lost: int, total: int, confidence: float) -> float:
+    """Return the lower limit of Tango's interval.
+
+    It is the root δ below d = (gained - lost) / total of
 
         total (d - δ)² = z² (2 q + δ (1 - δ))
 
-    where q is the likeliest chance of a loss if the chance of a gain is q + δ: the larger root of
+    where q is the maximum likelihood estimate of the probability of a loss if the probability of a gain is
+    q + δ. It is the larger root of
 
         2 total q² - (gained + lost - δ (2 total - gained + lost)) q - lost δ (1 - δ) = 0
     """
@@ -94,13 +99,17 @@ def _least_difference(gained: int, lost: int, total: int, confidence: float) -> 
         variance = 2 * chance + difference * (1 - difference)
         return total * (observed - difference) ** 2 - z * z * variance
 
-    # the variance may vanish at d itself, as where nothing changed, and d would be taken for the root
+    # at d itself the variance may be 0, for example if no problem changed, and d would be found as the root
     return float(optimize.brentq(excess, -1.0, observed - 1e-9))
 
 
 def _bootstrap(values: Sequence[float], least: float, most: float, confidence: float) -> Interval:
-    """The mean of the values and of half a problem at either end, their weights drawn at random."""
-    # equal values share one weight: a sum of n exponential numbers is one of a gamma distribution
+    """Return a Bayesian bootstrap interval of the mean, with half a problem added at each limit.
+
+    Args:
+        least, most: limits of the values.
+    """
+    # equal values share one weight: the sum of n exponential variables has a gamma distribution
     levels, counts = np.unique([*values, least, most], return_counts=True)
     weights = counts.astype(float)
     weights[[0, -1]] -= 0.5
@@ -112,12 +121,16 @@ def _bootstrap(values: Sequence[float], least: float, most: float, confidence: f
 def mean_interval(
     values: Sequence[float], least: float, most: float, confidence: float = CONFIDENCE
 ) -> Interval:
-    """An interval for the mean of numbers that lie in least..most, one a problem: a length, say.
+    """Return a confidence interval for the mean of bounded numbers, one per problem, such as mean lengths.
 
-    scipy's BCa bootstrap (Efron 1987). Of one problem nothing can be said: the limits themselves.
+    This is scipy's BCa bootstrap (Efron 1987). For a single problem, the interval is (least, most); if all
+    values are equal, both limits are that value.
+
+    Args:
+        least, most: limits of the values.
 
     Raises:
-        ValueError: there are no values.
+        ValueError: if there are no values.
     """
     if not values:
         raise ValueError("an interval needs at least one problem")
@@ -129,20 +142,23 @@ def mean_interval(
         (np.asarray(values, dtype=float),),
         np.mean,
         n_resamples=2_000,
-        batch=200,  # a batch of resamples is held in memory at once
+        batch=200,  # number of resamples in memory at the same time
         confidence_level=confidence,
         method="BCa",
         random_state=np.random.default_rng(0),
     )
     low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
-    # BCa has no answer where resamples hardly differ; a row of numbers that is no JSON would end a run
+    # BCa may be NaN if the resamples hardly differ, and NaN is not valid JSON
     return (least, most) if math.isnan(low + high) else (low, high)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """The probability that k samples of a problem hold a right one, estimated without bias from n ≥ k.
+    """Return an unbiased estimate of the probability that at least one of k samples is correct.
 
-        pass@k = 1 - C(n - c, k) / C(n, k)
+        pass@k = 1 - C(n - c, k) / C(n, k)   for c correct ones among n ≥ k samples
+
+    Raises:
+        ValueError: if c is not in 0..n, or k is not in 1..n.
 
     Source: Chen et al. 2021, "Evaluating Large Language Models Trained on Code", equation 1.
 
@@ -150,15 +166,15 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     0.5
     """
     if not (0 <= num_correct <= num_samples and 1 <= k <= num_samples):
-        raise ValueError(f"pass@{k} of {num_correct} right among {num_samples} is not defined")
+        raise ValueError(f"pass@{k} is not defined for {num_correct} correct of {num_samples} samples")
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 
 def mcnemar(num_gained: int, num_lost: int) -> float:
-    """The exact p-value that as many problems are gained as lost by chance (McNemar 1947), two-sided.
+    """Return the two-sided p-value of the exact McNemar test (1947).
 
-    The problems on which both agree say nothing; of the others, each is a fair coin if there is no
-    difference: scipy's binomial test.
+    Problems on which the policies agree do not count. Under the null hypothesis that the policies do not
+    differ, each other problem is gained or lost with probability 1/2, so this is scipy's binomial test.
     """
     num_changed = num_gained + num_lost
     if num_changed == 0:
@@ -167,10 +183,12 @@ def mcnemar(num_gained: int, num_lost: int) -> float:
 
 
 def sign_flip(differences: Sequence[float]) -> float:
-    """McNemar's test where a problem has several samples, and its difference is a fraction; two-sided.
+    """Return the two-sided p-value of the sign-flip test, which generalizes McNemar's test.
 
-    If there is no difference, each problem's could as well have the other sign (Fisher 1935): scipy's
-    permutation test, exact for up to 13 problems that differ, else of 9,999 drawings.
+    It applies if problems have several samples, so that their differences are fractions. Under the null
+    hypothesis that the policies do not differ, the difference of each problem has either sign with equal
+    probability (Fisher 1935). This is scipy's permutation test: exact for up to 13 nonzero differences,
+    with 9,999 random flips for more.
     """
     changed = np.array([difference for difference in differences if difference])
     if len(changed) < 2:
@@ -187,5 +205,5 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Of the mean of one value a problem, as lm-evaluation-harness reports it; 0 for a single one."""
+    """Return the standard error of the mean, as lm-evaluation-harness reports it; 0 for a single value."""
     return float(stats.sem(values)) if len(values) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""An evaluation's answers on disk, one line a problem, from which a stopped one goes on."""
+"""Answers of an evaluation on disk, one line per problem, from which an interrupted evaluation continues."""
 
 import hashlib
 import json
@@ -17,34 +17,43 @@ from llm_reinforce.verifier import Verdict
 
 Identity = Mapping[str, Any]
 
-NUM_HASHED = 4096  # elements of each parameter that its fingerprint reads
+NUM_HASHED = 4096  # approximate number of elements of each parameter that `fingerprint` reads
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerFile:
-    """A JSONL file: a first line that says which evaluation this is, then a line for each problem.
+    """JSONL file of answers: a first line that identifies the evaluation, then one line per problem.
 
-    Open it by `open_answers`.
+    Use `open_answers` to create or open one.
+
+    Attributes:
+        path: path of the file.
+        done: the answers in the file, by the index of the problem.
     """
 
     path: Path
     done: dict[int, Sequence[Answer]] = field(default_factory=dict)
 
     def record(self, index: int, problem: Problem, answers: Sequence[Answer]) -> None:
-        """Add a problem's line and flush it."""
+        """Append the answers to a problem to the file."""
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(answer_row(index, problem, answers), ensure_ascii=False) + "\n")
         self.done[index] = answers
 
 
 def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) -> AnswerFile:
-    """Begin a file of answers, or go on with one of the same evaluation; a torn last line is dropped.
+    """Create a file of answers, or open an existing file of the same evaluation to continue it.
+
+    An incomplete last line, which a killed process leaves, is removed.
 
     Args:
-        identity: all that the answers depend on, as JSON holds it.
+        path: path of the file; missing directories are created.
+        identity: the settings on which the answers depend, as JSON values.
+        problems: the problems of the evaluation.
 
     Raises:
-        InputError: the file holds another evaluation, or something else, or can't be written.
+        InputError: if the file belongs to another evaluation, is not a file of answers, or can't be read or
+            written.
     """
     try:
         if not path.exists() or not path.read_bytes().partition(b"\n")[1]:
@@ -65,7 +74,7 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
 
 
 def answer_row(index: int, problem: Problem, answers: Sequence[Answer]) -> dict[str, Any]:
-    """A problem with all that was said to it."""
+    """Return a problem and the answers to it as a JSON object."""
     return {
         "index": index,
         "id": problem.id,
@@ -88,33 +97,33 @@ def answer_row(index: int, problem: Problem, answers: Sequence[Answer]) -> dict[
 
 
 def answers_in(row: Mapping[str, Any]) -> tuple[Answer, ...]:
-    """The answers that `answer_row` wrote."""
+    """Return the answers in a JSON object written by `answer_row`."""
     return tuple(
         Answer(
-            text=said["text"],
-            num_tokens=said["num_tokens"],
-            terminated=said["terminated"],
-            verdict=Verdict(said["correct"], said["extracted"], said["reason"]),
-            strict=said["strict"],
-            flexible=said["flexible"],
+            text=completion["text"],
+            num_tokens=completion["num_tokens"],
+            terminated=completion["terminated"],
+            verdict=Verdict(completion["correct"], completion["extracted"], completion["reason"]),
+            strict=completion["strict"],
+            flexible=completion["flexible"],
         )
-        for said in row["completions"]
+        for completion in row["completions"]
     )
 
 
 def fingerprint(policy: LanguagePolicy) -> str:
-    """A digest of a policy's weights, from some thousand elements of each: another update changes it."""
+    """Return a digest of a policy's weights, computed from a few thousand elements of each parameter."""
     digest = hashlib.blake2b(digest_size=12)
     for name, parameter in policy.model.named_parameters():
         flat = parameter.detach().flatten()
-        some = flat[:: max(1, flat.numel() // NUM_HASHED)].to("cpu", torch.float64)
+        elements = flat[:: max(1, flat.numel() // NUM_HASHED)].to("cpu", torch.float64)
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(some.numpy().tobytes())
+        digest.update(elements.numpy().tobytes())
     return digest.hexdigest()
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """A digest of what is asked and what is right, in its order."""
+    """Return a digest of the ids, prompts and reference answers of problems, in order."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
         text = json.dumps([problem.id, problem.prompt, problem.answer])
@@ -124,20 +133,22 @@ def problems_digest(problems: Iterable[Problem]) -> str:
 
 def _check_identity(path: Path, line: str, identity: Identity) -> None:
     try:
-        there = json.loads(line)["evaluation"]
-        keys = sorted({*there, *identity})
+        recorded = json.loads(line)["evaluation"]
+        keys = sorted({*recorded, *identity})
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{path}: is no file of answers; give another --output") from None
-    here = json.loads(json.dumps(dict(identity)))  # tuples are lists, as they are there
+        raise InputError(
+            f"{path}: not a file of answers; give another `output_dir` (--output on the command line)"
+        ) from None
+    current = json.loads(json.dumps(dict(identity)))  # converts tuples to lists, as in the file
     differing = [
-        f"{key} ({there.get(key)!r} there, {here.get(key)!r} now)"
+        f"{key}: {recorded.get(key)!r} in the file, {current.get(key)!r} now"
         for key in keys
-        if there.get(key) != here.get(key)
+        if recorded.get(key) != current.get(key)
     ]
     if differing:
         raise InputError(
-            f"{path} holds another evaluation; it differs in {', '.join(differing)}. Give another --output, "
-            "or remove the file"
+            f"{path}: contains the answers of another evaluation ({'; '.join(differing)}); give another "
+            "`output_dir` (--output on the command line), or delete the file"
         )
 
 
@@ -151,6 +162,7 @@ def _read_row(
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path}, line {number}: isn't what an evaluation writes; remove the file to start anew"
+            f"{path}, line {number}: not a line that an evaluation writes; delete the file to start from the "
+            "beginning"
         ) from None
     return index, answers

@@ -41,42 +41,54 @@ def evaluate(
     trust_remote_code: bool = False,
     show_progress: bool | None = None,
 ) -> Evaluation:
-    """Return a policy's accuracy on a data set, with its 95% interval and all answers.
+    """Evaluate a policy on a data set; the result has its accuracy, a 95% interval and all answers.
 
         before = evaluate("smollm2-135m", "gsm8k", num_problems=200, max_new_tokens=256)
         after = evaluate("runs/mine", "gsm8k", num_problems=200, max_new_tokens=256)
         compare_evaluations(before, after)["accuracy"].interval
 
     Args:
-        policy: a name, a path, a hub id, a run's directory, `(model, tokenizer)` or a LanguagePolicy.
-        problems: a data set's name, a file, a hub id, a list of dicts or Problems, or a `datasets.Dataset`.
-        split, config, prompt_column, answer_column: of a data set that is read by name; `test` by default.
-        algebra: answers may be LaTeX or algebra.
-        num_problems: only the first so many.
-        decoding: `greedy` takes the likeliest token each time; `sampled` draws, as training does.
-        samples_per_problem: completions per problem; 1 for greedy decoding.
-        max_new_tokens, temperature, template: by default those of the policy's run, else 256, 1 and the data
-            set's own.
+        policy: a model name, a path, a hub id, the directory of a run, `(model, tokenizer)` or a
+            LanguagePolicy.
+        problems: the name of a data set, a file, a hub id, a list of dicts or Problems, or a
+            `datasets.Dataset`.
+        split: split of a hub data set; `test` by default.
+        config: configuration of a hub data set.
+        prompt_column: column of the prompts; detected by default.
+        answer_column: column of the reference answers; detected by default.
+        algebra: if True, answers may be LaTeX or algebraic expressions, which math-verify compares.
+        num_problems: number of problems to evaluate, from the first one; all by default.
+        decoding: `greedy` takes the most likely token at each step; `sampled` samples from the policy, as
+            training does.
+        samples_per_problem: number of completions per problem; must be 1 for greedy decoding.
+        max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256
+            if the policy does not come from a run.
+        temperature: sampling temperature; by default that of the policy's run, or 1.
+        template: text around each problem, with `{prompt}` in its place; by default that of the policy's
+            run, or that of the data set.
         few_shot: number of worked examples before each question.
-        examples: a data set to take them from.
-        stop: texts at which a completion is cut before it is judged.
-        seed: of the sampling and of the choice of examples.
-        batch_size: completions that are sampled at once.
-        output_dir: directory for every answer and a results.json; an interrupted evaluation continues there.
-        trust_remote_code: run Python code that comes with the model.
-        show_progress: by default on a terminal and in a notebook.
+        examples: data set from which the worked examples are taken; by default the training split of the
+            data set, or the training problems of the policy's run.
+        stop: strings at which a completion is cut before it is verified.
+        seed: random seed of the sampling and of the choice of examples.
+        batch_size: number of completions generated at the same time.
+        output_dir: directory for all answers and `results.json`. Evaluate with the same directory again to
+            continue an interrupted evaluation.
+        trust_remote_code: if True, run Python code that comes with the model.
+        show_progress: show a progress bar; by default only on a terminal and in a notebook.
 
     Raises:
-        InputError: an argument, the data or the policy can't be used.
+        InputError: if an argument is invalid, or the data or the policy can't be loaded.
     """
     if decoding not in ("greedy", "sampled"):
         raise InputError(f"decoding: should be 'greedy' or 'sampled', not {decoding!r}")
     if decoding == "greedy" and samples_per_problem != 1:
         raise InputError(
-            "samples_per_problem: all greedy completions of a problem are the same; use 'sampled'"
+            f"samples_per_problem: should be 1 for greedy decoding, not {samples_per_problem}: all greedy "
+            "completions of a problem are equal; use decoding='sampled'"
         )
     if examples is not None and not few_shot:
-        raise InputError("examples: read only with few_shot")
+        raise InputError("examples: used only with few_shot; set few_shot, or omit examples")
     is_shown = is_interactive() if show_progress is None else show_progress
     shown: dict[str, Any] = {"say": note, "progress": progress} if is_shown else {}
     report = run_evaluations(
@@ -117,29 +129,37 @@ def sample(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> list[list[Completion]]:
-    """Return completions of each prompt.
+    """Sample completions of prompts.
 
     Args:
-        policy: as for `evaluate`.
-        greedy: take the likeliest token each time; then there is one completion.
-        max_new_tokens, temperature: by default those of the policy's run, else 256 and 1.
-        plain: use the prompts as they are, without the run's template and without a chat template.
+        policy: a policy, as for `evaluate`.
+        prompts: the prompts.
+        num_completions: number of completions per prompt.
+        greedy: if True, take the most likely token at each step, and return one completion per prompt.
+        max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256.
+        temperature: sampling temperature; by default that of the policy's run, or 1.
+        plain: if True, use the prompts unchanged, without the run's template and without a chat template.
+        seed: random seed of the sampling.
+        trust_remote_code: if True, run Python code that comes with the model.
+
+    Returns:
+        for each prompt, its completions.
 
     Raises:
-        InputError: the policy can't be loaded, or a prompt doesn't fit.
+        InputError: if the policy can't be loaded, or a prompt is too long for it.
     """
     prompting = choose_prompting([policy], "{prompt}" if plain else None, max_new_tokens, temperature)
     loaded = load_for_evaluation(
         policy, prompting.recipes[0], trust_remote_code=trust_remote_code, plain=plain
     )
-    asked = in_template(
+    templated = in_template(
         [Problem(prompt, "", id=prompt) for prompt in prompts], prompting.template or "{prompt}"
     )
-    check_prompts_fit(loaded, asked, prompting.max_new_tokens)
+    check_prompts_fit(loaded, templated, prompting.max_new_tokens)
     num = 1 if greedy else num_completions
     completions = sample_completions(
         loaded,
-        loaded.encode_prompts([problem.prompt for problem in asked]),
+        loaded.encode_prompts([problem.prompt for problem in templated]),
         num_completions=num,
         max_new_tokens=prompting.max_new_tokens,
         temperature=prompting.temperature,

@@ -1,4 +1,4 @@
-"""The evaluation pipeline: data sets are read, policies answer them, answers and results are written."""
+"""The evaluation pipeline: read data sets, evaluate policies on them, write answers and results."""
 
 import json
 import re
@@ -37,26 +37,35 @@ from llm_reinforce.verifier import find_doubts
 Changes = Mapping[Criterion, Comparison]
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Called with a data set's name and number of problems; gives a function to call with the number done."""
+"""Context manager factory, called with the name of a data set and its number of problems.
 
-SIDES = ("before", "after")  # of two policies; the folders of their answers
-MAX_NAME = 100  # bytes of a data set's name in a file's
-NUM_LISTED = 5  # ids of problems that a note lists
+The context gives a function that takes the number of completed problems."""
+
+SIDES = ("before", "after")  # subdirectories for the answers of the first and the second policy
+MAX_NAME = 100  # maximum bytes of a data set's name in a file name
+NUM_LISTED = 5  # maximum number of problem ids in a note
 
 
 @dataclass(frozen=True, slots=True)
 class EvaluationRequest:
-    """Which policies answer which data sets, and how.
+    """Policies, data sets and settings of an evaluation.
 
     Attributes:
-        policies: one, or two to compare; names, paths, `(model, tokenizer)` or LanguagePolicies.
-        sources: data sets: names, paths, lists of dicts or Problems, `datasets.Dataset`s.
-        split, config, prompt_column, answer_column, algebra: of the sources, see `find_problems`.
-        num_problems: only the first so many problems of each source.
-        few_shot: worked examples before each question.
-        examples: source of the examples; None: the data set's own training split, else the run's problems.
-        stop: texts at which an answer is cut; empty: those that the data set is known to need.
-        output_dir: directory for results and answers; an interrupted evaluation continues there.
+        policies: one policy, or two to compare: names, paths, `(model, tokenizer)` or LanguagePolicies.
+        sources: data sets: names, paths, lists of dicts or Problems, or `datasets.Dataset`s.
+        prompting: template, token budget and temperature.
+        split, config, prompt_column, answer_column, algebra: how the sources are read, see `find_problems`.
+        num_problems: number of problems of each source, from the first one; None means all.
+        decoding: `greedy` or `sampled`.
+        samples_per_problem: number of completions per problem.
+        few_shot: number of worked examples before each question.
+        examples: source of the worked examples; None means the training split of the data set or, without
+            one, the training problems of the policies' runs.
+        stop: strings at which a completion is cut; if empty, the default of the data set is used.
+        seed: random seed of the sampling and of the choice of examples.
+        batch_size: number of completions generated at the same time.
+        output_dir: directory for results and answers, in which an interrupted evaluation is continued.
+        trust_remote_code: if True, run Python code that comes with a model.
     """
 
     policies: tuple[Any, ...]
@@ -81,12 +90,13 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """The outcome of a request.
+    """Result of a request.
 
     Attributes:
-        data_sets: the data sets as they were asked.
-        evaluations: for each policy, the evaluation of each data set.
-        changes: for each data set, what changed from the first policy to the second; empty with one policy.
+        request: the request.
+        data_sets: the data sets, with their problems in the template.
+        evaluations: for each policy, its evaluation on each data set.
+        changes: for each data set, the comparison of the second policy with the first; empty for one policy.
     """
 
     request: EvaluationRequest
@@ -111,12 +121,17 @@ class EvaluationReport:
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """Problems as they are put to the policies.
+    """A data set, prepared for the policies.
 
     Attributes:
-        num_available: number of problems that the source has.
-        stop: texts at which an answer is cut: the given ones, else the start of the data set's next question.
-        overlap: number of problems that the policies' runs were trained on.
+        name: name of the data set.
+        problems: the problems to evaluate, with their prompts in the template.
+        num_available: number of problems in the source.
+        template: text around each prompt.
+        stop: strings at which a completion is cut: those of the request, or else the text with which the
+            data set's template begins a question.
+        overlap: counts of problems that are also training problems of the policies' runs; empty if no
+            training problems are known.
     """
 
     name: str
@@ -128,7 +143,7 @@ class DataSet:
 
 
 def _ignore(sentence: str) -> None:
-    """The default of `say`."""
+    """Do nothing; the default of `say`."""
 
 
 def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -138,14 +153,16 @@ def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int]
 def run_evaluations(
     request: EvaluationRequest, *, say: Say = _ignore, progress: Progress = _no_progress
 ) -> EvaluationReport:
-    """Evaluate the policies one after the other, so that one at a time is in memory.
+    """Evaluate the policies one after another, so that only one of them is in memory.
 
     Args:
-        say: called with what the user should know: overlaps with training problems, doubtful answers.
-        progress: shows the progress of each data set.
+        request: policies, data sets and settings.
+        say: called with messages for the user, for example about overlap with training problems, or
+            reference answers that the verifier rejects.
+        progress: called for each policy and data set, see `Progress`.
 
     Raises:
-        InputError: the data, a policy or the output directory can't be used.
+        InputError: if the data, a policy or the output directory can't be used.
     """
     if request.output_dir is not None:
         _check_file_names(request.sources, request.decoding)
@@ -171,7 +188,7 @@ def run_evaluations(
 
 
 def policy_name(policy: Any) -> str:
-    """Return a policy's name in results: the name or path that was given, else the model's class."""
+    """Return the policy's name in results: its name or path, or the class of a model given as an object."""
     if isinstance(policy, str | PathLike):
         return str(policy)
     model = policy.model if isinstance(policy, LanguagePolicy) else policy[0]
@@ -183,7 +200,7 @@ def _summaries(changes: Changes) -> dict[str, Any]:
 
 
 def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Problem]:
-    """Return the problems that the policies' runs were trained on."""
+    """Return the training problems of the policies' runs."""
     problems: list[Problem] = []
     for number, recipe in enumerate(recipes):
         if recipe is None or recipe in recipes[:number]:
@@ -191,7 +208,10 @@ def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Probl
         try:
             problems += untemplated_problems(recipe).train
         except InputError as error:
-            say(f"the run's training problems can't be read, so overlap with them is unknown: {error}")
+            say(
+                "can't check for train/test overlap, because the training problems of the run can't be read: "
+                f"{error}"
+            )
     return problems
 
 
@@ -199,7 +219,10 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     is_named = isinstance(source, str | PathLike)
     named = [str(each) for each in request.sources if isinstance(each, str | PathLike)]
     if (request.split or request.config) and not any(map(reads_split, named)):
-        raise InputError("--split and --config are read for data sets of the hub, and all --data are files")
+        raise InputError(
+            "`split` and `config` (--split and --config on the command line) select part of a hub data set, "
+            "but none of the data sets is read from the hub; omit them"
+        )
     name = str(source) if is_named else "problems"
     if is_named:
         found = find_problems(
@@ -221,7 +244,7 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     doubtful = [doubt.problem.id for doubt in find_doubts(problems)]
     if doubtful:
         listed = ", ".join(doubtful[:NUM_LISTED]) + (", …" if len(doubtful) > NUM_LISTED else "")
-        say(f"{name}: right answers that don't verify against themselves: {len(doubtful):,} ({listed})")
+        say(f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed})")
     template = request.prompting.template or (usual_template(name) if is_named else "{prompt}")
     stop = request.stop or (() if request.prompting.template or not is_named else usual_stop(name))
     before = ""
@@ -230,8 +253,8 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
         before = examples_before(
             pool, problems, num_examples=request.few_shot, template=template, seed=request.seed
         )
-    asked = in_template(problems, template, before)
-    return DataSet(name, asked, len(found), template, stop, overlap.summary() if trained_on else {})
+    templated = in_template(problems, template, before)
+    return DataSet(name, templated, len(found), template, stop, overlap.summary() if trained_on else {})
 
 
 def _example_pool(
@@ -244,8 +267,8 @@ def _example_pool(
         return find_problems(name, split=part)
     if not trained_on:
         raise InputError(
-            f"--few-shot: {name or 'the problems'} has no training split to take examples from; give some "
-            "with --examples"
+            f"few_shot: there is no training split of {name or 'the given problems'} to take worked examples "
+            "from; give a data set as `examples` (--examples on the command line)"
         )
     return trained_on
 
@@ -293,7 +316,7 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _answer_file(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> AnswerFile | None:
-    """Return the file of this evaluation's answers; its first line has everything that they depend on."""
+    """Open the file for the answers of this evaluation; None without an output directory."""
     if output is None:
         return None
     identity: dict[str, Any] = {
@@ -316,26 +339,26 @@ def _answer_file(
 
 
 def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
-    """Check that every data set has a file of its own for its answers.
+    """Check that the answers to different data sets are written to different files.
 
     Raises:
-        InputError: two would write to one.
+        InputError: if two data sets have the same file name.
     """
     sources_of: dict[str, str] = {}
     for source in (str(each) if isinstance(each, str | PathLike) else "problems" for each in sources):
         name = answer_file_name(source, decoding)
         if name in sources_of:
             raise InputError(
-                f"--data: {sources_of[name]} and {source} would both be written to {name} in --output; "
-                "give each a directory of its own"
+                f"the answers to {sources_of[name]} and {source} would both be written to {name}; evaluate "
+                "each with a separate `output_dir` (--output on the command line)"
             )
         sources_of[name] = source
 
 
 def answer_file_name(data: str, decoding: str) -> str:
-    """Return the name of the file of a data set's answers; any data set's name gives a plain file name."""
+    """Return the name of the file for the answers to a data set, without characters special in paths."""
     name = re.sub(r"[^\w.=+-]+", "_", data)
-    # so many bytes of it, since that is what file systems count; the end is what tells files apart
+    # file systems limit names in bytes; the end of a path distinguishes data sets best
     name = name.encode(errors="replace")[-MAX_NAME:].decode(errors="ignore").strip("_")
     return f"answers_{name}_{decoding}.jsonl"
 

@@ -1,4 +1,4 @@
-"""The way a policy is prompted in an evaluation: as the caller says, else as in the policy's own run."""
+"""Template, token budget and temperature of an evaluation: given by the caller, or those of the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,9 +16,11 @@ class Prompting:
     """Template, token budget and temperature of an evaluation.
 
     Attributes:
-        recipes: for each policy the settings of its run, or, if it is not a run's, those of the first that
-            is.
-        template: None: each data set has its own.
+        recipes: for each policy, the settings of its run. A policy that does not come from a run has the
+            settings of the first policy that does, or None.
+        template: text around each prompt; None means the template of the data set.
+        max_new_tokens: maximum number of tokens per completion.
+        temperature: sampling temperature.
     """
 
     recipes: tuple[Config | None, ...]
@@ -33,11 +35,11 @@ def choose_prompting(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
 ) -> Prompting:
-    """Return the given values, and for those that are None the values with which the policies were trained.
+    """Return the given values, completed by the values with which the policies were trained.
 
     Raises:
-        InputError: a run has no policy yet, two runs differ in a value that is not given, or the template has
-            no place for the prompt.
+        InputError: if a run has no policy yet, two runs differ in a value that is not given, or the template
+            does not contain `{prompt}`.
     """
     if template is not None and "{prompt}" not in template:
         raise InputError(f"template {template!r}: should contain {{prompt}}")
@@ -65,18 +67,24 @@ def _check_runs_agree(options: Mapping[str, tuple[object, Sequence[object]]]) ->
             option = name.replace("_", "-")
             shown = " and ".join(map(repr, of_runs))
             raise InputError(
-                f"the runs were trained with different values ({shown}): choose one with --{option}"
+                f"{name}: the runs were trained with different values ({shown}); give one value for both "
+                f"(--{option} on the command line)"
             )
 
 
 def load_for_evaluation(
     policy: Any, recipe: Config | None, *, trust_remote_code: bool = False, plain: bool = False
 ) -> LanguagePolicy:
-    """Return the policy, in the type and chat format of its run; a recipe never decides whose code may run.
+    """Load a policy with the data type and chat format of its run.
 
     Args:
-        policy: a name, a path, a run's directory, `(model, tokenizer)` or a LanguagePolicy.
-        plain: prompts are used as they are, without a chat template.
+        policy: a model name, a path, the directory of a run, `(model, tokenizer)` or a LanguagePolicy.
+        recipe: settings of the run, or None. Their `trust_remote_code` is ignored, for safety.
+        trust_remote_code: if True, run Python code that comes with the model.
+        plain: if True, prompts are used unchanged, without a chat template.
+
+    Raises:
+        InputError: if `policy` is none of these, or can't be loaded.
     """
     if isinstance(policy, LanguagePolicy):
         return policy
@@ -85,7 +93,7 @@ def load_for_evaluation(
     if not isinstance(policy, str | PathLike):
         raise InputError(
             f"policy: {policy!r} ({type(policy).__name__}) is not a policy; give a name, a path, a hub id, "
-            "(model, tokenizer), or what load_policy returns"
+            "(model, tokenizer), or a policy loaded by load_policy"
         )
     settings = recipe.policy if recipe else None
     return load_policy(
@@ -99,18 +107,21 @@ def load_for_evaluation(
 
 
 def run_recipe(policy: Any) -> Config | None:
-    """Return the settings of a run, if `policy` is its directory or the `policy/` folder in it.
+    """Return the settings of a run if `policy` is its directory or its `policy/` directory, otherwise None.
 
     Raises:
-        InputError: the run has no policy yet.
+        InputError: if the run has no policy yet.
     """
     if not isinstance(policy, str | PathLike):
         return None
     path = Path(policy).expanduser()
     if (path / "recipe.yaml").is_file():
         if not (path / "policy").is_dir():
-            raise InputError(f"{path}: this run has no policy/ yet; finish it with `train … --resume`")
-        return load_config(path / "recipe.yaml")
+            raise InputError(
+                f"{path}: the run has no policy/ yet; finish it with `llm-reinforce train {path} --resume`, "
+                "or save the policy with `trainer.save_policy()`"
+            )
+        return load_config(path)
     if path.name == "policy" and (path.parent / "recipe.yaml").is_file():
-        return load_config(path.parent / "recipe.yaml")
+        return load_config(path.parent)
     return None

@@ -1,4 +1,4 @@
-"""From hidden states to log-probabilities of actions, without ever holding all logits."""
+"""Log-probabilities of actions from hidden states, without storing the logits of all states at once."""
 
 from typing import Any, NamedTuple
 
@@ -7,14 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from llm_reinforce.policy.fast_path.products import is_plain, outer_products, product
+from llm_reinforce.policy.fast_path.products import is_linear, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
-MAX_LOGITS = 1 << 23  # held at once: 32 MiB in float32, about a cache
+MAX_LOGITS = 1 << 23  # number of logits stored at once: 32 MiB in float32, about the size of a CPU cache
 
 
 class ActionLogProbs(NamedTuple):
-    """What a policy says of given actions, in nats."""
+    """Log-probabilities of given actions and, optionally, entropies of their distributions, in nats."""
 
     log_probs: Float[Tensor, "*action"]
     entropies: Float[Tensor, "*action"] | None
@@ -28,21 +28,25 @@ def action_log_probs(
     *,
     temperature: float,
     with_entropies: bool,
-    known: ActionLogProbs | None = None,
+    cached: ActionLogProbs | None = None,
 ) -> ActionLogProbs:
-    """log π(a|s) of each action and the entropy of what it is drawn from, with gradients.
+    """Return log π(a|s) and the entropy of π(·|s) for each action, with gradients.
 
         log π(a|s) = z_a - log Σ_b exp z_b,   z = W h / temperature
 
-    Where the head is a plain product, logits are computed a few rows at a time, and once more for the
-    gradient, so that an update's `[state, vocabulary]` never exists.
+    If the head is an `nn.Linear` without bias, the logits are computed a few rows at a time, and again in the
+    backward pass, so that the `[state, vocabulary]` logits of an update are never stored.
 
     Args:
-        hidden: what the head makes the logits of a state from.
-        states: which of them each action was drawn in.
-        known: what the scores are, where nothing but their gradient need be computed.
+        head: output layer of the model, which computes logits from hidden states.
+        hidden: hidden state of each state, the input of the head.
+        states: for each action, the row of `hidden` that belongs to its state.
+        actions: token id of each action.
+        temperature: divisor of the logits.
+        with_entropies: also compute entropies.
+        cached: log-probabilities and entropies that are already known; only their gradients are computed.
     """
-    if not is_plain(head) or head.bias is not None:
+    if not is_linear(head) or head.bias is not None:
         logits = head(hidden).index_select(0, states)
         return log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
     weight = head.weight
@@ -50,7 +54,7 @@ def action_log_probs(
         dtype = torch.get_autocast_dtype(hidden.device.type)
         hidden, weight = hidden.to(dtype), weight.to(dtype)
     log_probs, entropies = _ChunkedHead.apply(
-        hidden, weight, states, actions, temperature, with_entropies, known
+        hidden, weight, states, actions, temperature, with_entropies, cached
     )
     return ActionLogProbs(log_probs, entropies.index_select(0, states) if with_entropies else None)
 
@@ -62,8 +66,8 @@ def log_probs_of_logits(
     temperature: float,
     with_entropies: bool,
 ) -> ActionLogProbs:
-    """The same of logits that are at hand."""
-    # half precision is too coarse for a softmax over a vocabulary; float64 stays
+    """Return log π(a|s) and the entropy of π(·|s) for each action, given its logits."""
+    # at least float32: half precision is too coarse for a softmax over a vocabulary
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_distribution = (logits / temperature).log_softmax(dim=-1)
     log_probs = log_distribution.gather(-1, actions[..., None]).squeeze(-1)
@@ -71,7 +75,7 @@ def log_probs_of_logits(
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """The equations of `action_log_probs` and their derivatives, some rows of logits at a time.
+    """The equations of `action_log_probs` and their derivatives, computed for a few rows of logits at a time.
 
     ∂ log π(a|s) / ∂z_b = 1[a = b] - π_b
     ∂ H / ∂z_b = -π_b (log π_b + H)
@@ -86,22 +90,24 @@ class _ChunkedHead(torch.autograd.Function):
         actions: Tensor,
         temperature: float,
         with_entropies: bool,
-        known: ActionLogProbs | None,
+        cached: ActionLogProbs | None,
     ) -> tuple[Tensor, Tensor]:
-        if known is None:
-            of_actions, log_totals, entropies = _scores(
+        if cached is None:
+            action_logits, log_totals, entropies = _logits_and_entropies(
                 hidden, weight, states, actions, temperature, with_entropies
             )
-            log_probs = of_actions - log_totals.index_select(0, states)
+            log_probs = action_logits - log_totals.index_select(0, states)
         else:
-            log_probs = known.log_probs
-            of_actions = torch.linalg.vecdot(hidden.index_select(0, states), weight.index_select(0, actions))
-            # of a state that no action is drawn in there is no gradient either
+            log_probs = cached.log_probs
+            action_logits = torch.linalg.vecdot(
+                hidden.index_select(0, states), weight.index_select(0, actions)
+            )
+            # a total of infinity makes the gradient of a state without actions zero
             no_total, no_entropy = log_probs.new_tensor([[torch.inf], [0.0]]).expand(2, len(hidden))
-            log_totals = _of_states(of_actions / temperature - log_probs, states, no_total)
+            log_totals = _per_state(action_logits / temperature - log_probs, states, no_total)
             entropies = no_entropy
-            if known.entropies is not None:
-                entropies = _of_states(known.entropies, states, no_entropy)
+            if cached.entropies is not None:
+                entropies = _per_state(cached.entropies, states, no_entropy)
         ctx.save_for_backward(hidden, weight, states, actions, log_totals, entropies)
         ctx.temperature, ctx.with_entropies = temperature, with_entropies
         return log_probs, entropies
@@ -110,36 +116,36 @@ class _ChunkedHead(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, states, actions, log_totals, entropies = ctx.saved_tensors
-        of_actions, of_entropies = gradients[0], gradients[1][:, None]
-        # a state's: the sum over the actions that were drawn in it
-        of_log_probs = torch.zeros_like(log_totals).index_add_(0, states, of_actions)[:, None]
-        of_hidden = torch.zeros_like(hidden, dtype=log_totals.dtype)
-        of_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        # here by columns: each part of the weight's gradient is then written once
+        grad_actions, grad_entropies = gradients[0], gradients[1][:, None]
+        # per state: the sum over its actions
+        grad_log_probs = torch.zeros_like(log_totals).index_add_(0, states, grad_actions)[:, None]
+        grad_hidden = torch.zeros_like(hidden, dtype=log_totals.dtype)
+        grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
+        # in chunks of columns, so that each part of the weight gradient is written once
         for columns in _chunks(len(weight), len(hidden)):
             part = weight[columns]
             log_distribution = _logits(hidden, part, ctx.temperature).sub_(log_totals[:, None])
             if ctx.with_entropies:
                 probabilities = log_distribution.exp()
-                # an action of probability 0 (log -inf) has no part in it
-                of_logits = log_distribution.clamp_(min=torch.finfo(log_distribution.dtype).min / 2)
-                of_logits.add_(entropies[:, None]).mul_(of_entropies).add_(of_log_probs)
-                of_logits.mul_(probabilities).neg_()
+                # finite also for actions with probability 0, whose log-probability is -inf
+                grad_logits = log_distribution.clamp_(min=torch.finfo(log_distribution.dtype).min / 2)
+                grad_logits.add_(entropies[:, None]).mul_(grad_entropies).add_(grad_log_probs)
+                grad_logits.mul_(probabilities).neg_()
             else:
-                of_logits = log_distribution.exp_().mul_(-of_log_probs)
-            is_here = (actions >= columns.start) & (actions < columns.stop)
+                grad_logits = log_distribution.exp_().mul_(-grad_log_probs)
+            is_in_part = (actions >= columns.start) & (actions < columns.stop)
             places = states * len(part) + (actions - columns.start).clamp(0, len(part) - 1)
-            of_logits.view(-1).index_add_(0, places, of_actions.masked_fill(~is_here, 0.0))
+            grad_logits.view(-1).index_add_(0, places, grad_actions.masked_fill(~is_in_part, 0.0))
             if ctx.temperature != 1.0:
-                of_logits.div_(ctx.temperature)
-            of_logits = of_logits.to(weight.dtype)
-            of_hidden += product(of_logits, part.t())
-            if of_weight is not None:
-                (of_weight[columns],) = outer_products([of_logits], hidden)
-        return (of_hidden.to(hidden.dtype), of_weight, *[None] * 5)
+                grad_logits.div_(ctx.temperature)
+            grad_logits = grad_logits.to(weight.dtype)
+            grad_hidden += product(grad_logits, part.t())
+            if grad_weight is not None:
+                (grad_weight[columns],) = outer_products([grad_logits], hidden)
+        return (grad_hidden.to(hidden.dtype), grad_weight, *[None] * 5)
 
 
-def _scores(
+def _logits_and_entropies(
     hidden: Float[Tensor, "state hidden"],
     weight: Float[Tensor, "vocabulary hidden"],
     states: Int[Tensor, " action"],
@@ -147,27 +153,30 @@ def _scores(
     temperature: float,
     with_entropies: bool,
 ) -> tuple[Float[Tensor, " action"], Float[Tensor, " state"], Float[Tensor, " state"]]:
-    """z_a of each action; log Σ_b exp z_b and, if asked for, the entropy in each state."""
-    exact = torch.promote_types(hidden.dtype, torch.float32)
-    log_totals, entropies = torch.zeros(2, len(hidden), dtype=exact, device=hidden.device)
-    of_actions = torch.zeros(len(actions), dtype=exact, device=hidden.device)
+    """Return z_a of each action, log Σ_b exp z_b of each state, and the entropy of each state.
+
+    The entropies are zero if `with_entropies` is False.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    log_totals, entropies = torch.zeros(2, len(hidden), dtype=dtype, device=hidden.device)
+    action_logits = torch.zeros(len(actions), dtype=dtype, device=hidden.device)
     for rows in _chunks(len(hidden), len(weight)):
         logits = _logits(hidden[rows], weight, temperature)
         log_totals[rows] = logits.logsumexp(dim=1)
-        is_here = (states >= rows.start) & (states < rows.stop)
-        own = (states - rows.start).clamp(0, len(logits) - 1)
-        of_actions = torch.where(is_here, logits[own, actions], of_actions)
+        is_in_rows = (states >= rows.start) & (states < rows.stop)
+        row = (states - rows.start).clamp(0, len(logits) - 1)
+        action_logits = torch.where(is_in_rows, logits[row, actions], action_logits)
         if with_entropies:
             entropies[rows] = entropy(logits.sub_(log_totals[rows, None]))
-    return of_actions, log_totals, entropies
+    return action_logits, log_totals, entropies
 
 
-def _of_states(
-    values: Float[Tensor, " action"], states: Int[Tensor, " action"], others: Float[Tensor, " state"]
+def _per_state(
+    values: Float[Tensor, " action"], states: Int[Tensor, " action"], default: Float[Tensor, " state"]
 ) -> Float[Tensor, " state"]:
-    """The value of each state, which all actions drawn in it have in common; `others` where there is none."""
-    # of values that differ by rounding the largest: the same bits in whichever order
-    return others.scatter_reduce(0, states, values, "amax", include_self=False)
+    """Return one value per state from values that all actions of a state share; `default` without actions."""
+    # the values of a state may differ by rounding; their maximum does not depend on their order
+    return default.scatter_reduce(0, states, values, "amax", include_self=False)
 
 
 def _logits(

@@ -1,7 +1,7 @@
-"""What a batch of sequences remembers while they are written, a row for all that are alike so far.
+"""Caches of sequences that are being sampled. Sequences that are equal so far share a row.
 
-`SlotBatch` is for Llama-like models: a cache that is laid out beforehand, in whose rows new sequences can
-take the place of those that have ended. `WholeBatch` is for every other causal model of transformers.
+`SlotBatch` is for Llama-like models: its cache is allocated in advance, and rows of ended sequences are
+reused for new ones. `WholeBatch` is for every other causal model of transformers.
 """
 
 from collections.abc import Sequence
@@ -17,35 +17,44 @@ from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, i
 
 @runtime_checkable
 class Batch(Protocol):
-    """Rows of sequences on their way."""
+    """Rows of sequences that are being sampled, with their cache."""
 
-    takes_more: bool
-    """Whether rows can be filled again while others are on their way."""
+    can_refill: bool
+    """True if rows can be filled with new sequences while other rows are in progress."""
 
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """Begin new sequences in these rows, each with the prompt of that number; their first logits."""
+        """Start new sequences and return the logits of their first actions.
+
+        Args:
+            rows: rows of the new sequences.
+            prompts: token ids of the prompts.
+            of_prompt: for each row, the index of its prompt in `prompts`.
+        """
 
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """Append an action to every row; the logits of the next.
+        """Append one action to every row and return the logits of the next actions.
 
-        `shortest` and `longest` are lengths of rows with the action, prompt and all, of those that are read.
+        Args:
+            actions: token id of each row's action.
+            shortest: minimum number of tokens of the rows in use, including prompt and action.
+            longest: maximum number of tokens of the rows in use, including prompt and action.
         """
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """Let the rows `new`, which may be behind all others, go on as the rows `old` do."""
+        """Copy the rows `old` to the rows `new`, which may lie past the last existing row."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Drop all other rows."""
+        """Keep only these rows and drop all others."""
 
 
 class WholeBatch:
-    """The sequences of any causal model, all begun together, on the cache that the model makes itself."""
+    """Sequences of any causal model, all started together, with the cache that the model creates itself."""
 
-    takes_more = False
+    can_refill = False
 
     def __init__(self, model: nn.Module, pad_token_id: int) -> None:
         self.model, self.pad_token_id = model, pad_token_id
@@ -76,10 +85,10 @@ class WholeBatch:
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
         """See `Batch`."""
-        kept = [*range(max(len(self.lengths), max(new) + 1))]
-        for one, other in zip(old, new, strict=True):
-            kept[other] = one
-        self.keep(integers(kept, self.lengths.device))
+        source_of = [*range(max(len(self.lengths), max(new) + 1))]
+        for source, target in zip(old, new, strict=True):
+            source_of[target] = source
+        self.keep(integers(source_of, self.lengths.device))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """See `Batch`."""

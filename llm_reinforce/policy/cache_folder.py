@@ -1,11 +1,15 @@
-"""Where fetched and converted models are kept."""
+"""The directory in which fetched and converted models are stored."""
 
 import os
 from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """`LLM_REINFORCE_CACHE`, else `$XDG_CACHE_HOME/llm_reinforce`, else `~/.cache/llm_reinforce`."""
+    """Return the cache directory.
+
+    It is the value of the environment variable `LLM_REINFORCE_CACHE` if set, otherwise
+    `$XDG_CACHE_HOME/llm_reinforce`, and otherwise `~/.cache/llm_reinforce`.
+    """
     if chosen := os.environ.get("LLM_REINFORCE_CACHE"):
         return Path(chosen).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "llm_reinforce"

@@ -9,16 +9,22 @@ END_TOKEN = "<end>"
 
 
 def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
-    """One token a character of `alphabet`, and an end token, which serves as the pad token as well.
+    """Return a tokenizer with one token per character of `alphabet` and an end token.
 
-    There is no unknown token: to encode a character outside the alphabet is an error, not a guess. Small
-    vocabularies matter from scratch: each token that is never right makes the first reward rarer.
+    The end token also serves as pad token. There is no unknown token: encoding a character outside the
+    alphabet is an error. A small vocabulary matters for a policy with random weights, because every token
+    that is never correct makes the first reward less likely.
+
+    Args:
+        alphabet: distinct characters.
 
     Raises:
-        InputError: the alphabet is empty or holds a character twice.
+        InputError: if the alphabet is empty or contains a character twice.
     """
     if not alphabet or len(set(alphabet)) != len(alphabet):
-        raise InputError(f"an alphabet needs characters, each of them once; {alphabet!r} won't do")
+        raise InputError(
+            f"alphabet {alphabet!r}: empty or with a repeated character; give each character exactly once"
+        )
     vocabulary = {character: index for index, character in enumerate(alphabet)}
     vocabulary[END_TOKEN] = len(alphabet)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=None))

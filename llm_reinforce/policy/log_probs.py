@@ -1,4 +1,4 @@
-"""Log-probabilities of given actions; the causal shift of the plain path is here."""
+"""Log-probabilities of given actions. The causal shift of the plain path is in this module."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -16,7 +16,7 @@ from llm_reinforce.policy.fast_path.packed_log_probs import pack, packed_log_pro
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
 from llm_reinforce.policy_gradient import action_mask
 
-MAX_FEATURE_TOKENS = 16384  # of which hidden states are computed at once
+MAX_FEATURE_TOKENS = 16384  # number of tokens whose hidden states are computed at once
 
 
 def token_log_probs(
@@ -31,18 +31,20 @@ def token_log_probs(
 ) -> ActionLogProbs:
     """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
-    The temperature divides the logits, as it does in sampling. Repeated prompts, as in groups, are computed
-    once. Shared prefixes of a prompt's completions are computed once by a Llama-like model, equal
-    completions by any other model.
+    Repeated prompts, as in groups, are computed once. For a Llama-like model, shared prefixes of a prompt's
+    completions are also computed once; for any other model, only equal completions are.
 
     Args:
-        prompts: the states s_0, one per row, none empty.
-        completions: the actions, the end token included; rows may differ in length.
+        model: the model of a policy.
+        prompts: token ids of the states s_0, one per episode, none empty.
+        completions: token ids of the actions, including the end token. Their lengths may differ.
+        pad_token_id: token id that fills ragged batches.
+        temperature: divisor of the logits, as in sampling.
         with_entropies: also compute the entropy of each action's distribution, with gradient.
-        activations: the forward pass that was kept while they were sampled with the same weights.
+        activations: activations kept when the completions were sampled with the same weights.
 
     Returns:
-        tensors `[episode, longest completion]`, float32, or float64 for a float64 model; values in padding
+        tensors `[episode, longest completion]`, in float32, or float64 for a float64 model. Values in padding
         are arbitrary.
     """
     packable = packable_model(model)
@@ -74,20 +76,24 @@ def action_features(
     pad_token_id: int,
     max_tokens: int = MAX_FEATURE_TOKENS,
 ) -> Float[Tensor, "episode token hidden"]:
-    """Return the last hidden states of each action's state s_t, which the head reads, without gradient.
+    """Return the last hidden state of each action's state s_t, the input of the head, without gradient.
 
-    `head(features)[b, t]` are the logits that action a_t of episode b is drawn from, before division by the
-    temperature and before whatever a model does to its logits afterwards.
+    `head(features)[b, t]` are the logits of action a_t of episode b, before the division by the temperature
+    and before any further change of the logits by the model, such as capping.
 
     Args:
-        prompts, completions: as in `token_log_probs`.
-        max_tokens: tokens that are computed at once, padding included; at least one row.
+        model: the model of a policy.
+        prompts: token ids of the states s_0, one per episode, none empty.
+        completions: token ids of the actions, including the end token.
+        pad_token_id: token id that fills ragged batches.
+        max_tokens: maximum number of tokens computed at once, including padding; at least one episode is
+            computed.
 
     Returns:
-        in the type that the model computes in; zero where an episode is padded.
+        features in the data type of the model's computation; zero in padding.
 
     Raises:
-        InputError: the model's forward pass doesn't call its output embedding.
+        InputError: if the forward pass of the model does not call its output embedding.
     """
     width = max((len(completion) for completion in completions), default=0)
     parts = []
@@ -124,35 +130,34 @@ def _rows_at_once(
 def _inputs_of_head(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column hidden"]:
-    """Return the inputs of the output embedding, of all columns or the last ones."""
+    """Return the inputs of the output embedding for all columns, or for the last ones."""
     seen: list[Tensor] = []
 
-    def look(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    def record(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         seen.extend(inputs[:1])
-        return (
-            (inputs[0][:, :1], *inputs[1:]) if inputs else inputs
-        )  # one column of logits is enough, they are not used
+        # the logits are not used, so compute them for one column only
+        return (inputs[0][:, :1], *inputs[1:]) if inputs else inputs
 
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
     head = inner.get_output_embeddings() if hasattr(inner, "get_output_embeddings") else None
     if head is not None:
-        handle = head.register_forward_pre_hook(look)
+        handle = head.register_forward_pre_hook(record)
         try:
             _outputs_row_by_row(model, prompts, completions, pad_token_id)
         finally:
             handle.remove()
     if not seen:
         raise InputError(
-            f"the hidden states of a {type(inner).__name__} can't be read, since its forward pass calls no "
-            "output embedding; reinforce.baseline: value needs them, choose another baseline"
+            f"reinforce.baseline: value needs hidden states, and those of a {type(inner).__name__} cannot be "
+            "read because its forward pass does not call an output embedding; choose another baseline"
         )
     return seen[0]
 
 
 def keeps_keys_and_values(model: nn.Module) -> bool:
-    """Return True if the model caches keys and values only, which completions of a prompt can share.
+    """Return True if the cache of the model consists of keys and values, which completions can share.
 
-    A recurrent state (as of linear attention) is written in place, and no gradient survives that.
+    A recurrent state, as of linear attention, is updated in place, which loses its gradient.
     """
     layer_types = getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"]
     return "past_key_values" in accepted_arguments(model, ["past_key_values"]) and set(layer_types) <= {
@@ -164,16 +169,16 @@ def keeps_keys_and_values(model: nn.Module) -> bool:
 def _logits_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode token vocabulary"]:
-    """The logits that each action was drawn from, prompt and completion of every row in one sequence."""
+    """Return the logits of each action; prompt and completion of an episode form one sequence."""
     return _of_actions(_outputs_row_by_row(model, prompts, completions, pad_token_id), prompts, completions)
 
 
 def _outputs_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column vocabulary"]:
-    """The logits of all columns, or of the last ones, the first action's among them.
+    """Return the logits of all columns, or of the last ones starting at or before the first action.
 
-    Rows are right-padded: a causal model can't see what is right of a token, so no mask is needed.
+    Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
     """
     input_ids = pad_right(_read(prompts, completions), pad_token_id, next(model.parameters()).device)
     arguments: dict[str, Any] = {}
@@ -188,10 +193,10 @@ def _of_actions(
     prompts: Sequence[TokenIds],
     completions: Sequence[TokenIds],
 ) -> Float[Tensor, "episode token channel"]:
-    """What stands where each action was drawn, in the outputs of all columns or of the last ones."""
-    # column c predicts token c + 1; action t of row b is its token len(prompt) + t
-    num_left_out = max(map(len, _read(prompts, completions))) - outputs.shape[1]
-    first = integers([len(prompt) - 1 - num_left_out for prompt in prompts], outputs.device)
+    """Select the output that predicts each action, from the outputs of all columns or of the last ones."""
+    # the causal shift: column c predicts token c + 1, and action t is token len(prompt) + t
+    num_omitted = max(map(len, _read(prompts, completions))) - outputs.shape[1]
+    first = integers([len(prompt) - 1 - num_omitted for prompt in prompts], outputs.device)
     num_tokens = max(len(completion) for completion in completions)
     columns = first[:, None] + torch.arange(num_tokens, device=outputs.device)
     columns = columns.clamp(max=outputs.shape[1] - 1)[:, :, None].expand(-1, -1, outputs.shape[2])
@@ -199,7 +204,7 @@ def _of_actions(
 
 
 def _read(prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> list[TokenIds]:
-    """The tokens of each row that a model reads: the last one predicts nothing that was sampled."""
+    """Return the input tokens of each episode, without the last token, which predicts no action."""
     return [
         (*prompt, *completion)[:-1] or prompt for prompt, completion in zip(prompts, completions, strict=True)
     ]
@@ -208,9 +213,9 @@ def _read(prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> list[
 def _logits_sharing_prompts(
     model: nn.Module, prompts: Sequence[TokenIds], actions: Int[Tensor, "episode token"], pad_token_id: int
 ) -> Float[Tensor, "episode token vocabulary"]:
-    """The same logits, each distinct prompt's keys and values computed once, with gradient.
+    """Return the logits of each action, with keys and values of each distinct prompt computed once.
 
-    The prompts' last logits are those of the first actions; the others follow from the actions before.
+    The last token of a prompt predicts the first action, and each action predicts the next one.
     """
     distinct = list(dict.fromkeys(prompts))
     row = {prompt: index for index, prompt in enumerate(distinct)}

@@ -1,4 +1,4 @@
-"""Sample completions: the policy choices, one token after the other, until it ends or runs out of budget."""
+"""Sample completions token by token, until the end token or the token budget."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,11 @@ from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
 
 CHECK_EVERY = {"cpu": 1}
-"""Tokens between two checks for ended completions; 8 on a GPU, where a check waits for it."""
+"""Tokens between two checks for ended completions, by device type. The default of 8 is for GPUs, where a
+check waits for the computation to finish."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
-"""Returns the random numbers of a prompt's completions, in [0, 1), float64."""
+"""Function from the index of a prompt to the random numbers of its completions, in [0, 1), float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +30,14 @@ class Completion:
     """The actions of one episode.
 
     Attributes:
-        token_ids: the sampled tokens; the end token, if it was sampled, is the last.
-        log_probs: behavior_log_probs, log π(a_t | s_t) in nats as the token was drawn.
-        entropies: entropy of the distribution that each token was drawn from, in nats.
-        text: the tokens decoded, without a final end token.
-        terminated: the policy sampled an end token; False: truncated by the token budget.
-        squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, z the logits that it was
-            drawn from, divided by the temperature; empty where the completion wasn't sampled here.
+        token_ids: sampled tokens, including a final end token.
+        log_probs: log π(a_t | s_t) of each action when it was sampled (behavior_log_probs), in nats.
+        entropies: entropy of the distribution of each action, in nats.
+        text: the decoded tokens, without a final end token.
+        terminated: True if the policy sampled an end token, False if the token budget truncated the
+            completion.
+        squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, where z are the logits
+            divided by the temperature. Empty if the completion was not sampled by this module.
     """
 
     token_ids: TokenIds
@@ -60,19 +62,24 @@ def sample_completions(
 ) -> list[Completion]:
     """Sample completions of each prompt from softmax(logits / temperature), without top-k or top-p.
 
-    The samples depend on the generator, the prompts and the policy, and not on the batch size (except for
-    rounding).
+    The samples depend on the generator, the prompts and the policy. They do not depend on the batch size,
+    except for rounding.
 
     Args:
+        policy: the policy.
         prompts: token ids of the initial states, none empty.
-        num_completions: completions per prompt.
-        greedy: take the likeliest token instead of drawing; `log_probs` are still those of the policy.
-        generator: where the random kept_indices come from, on the CPU or on the policy's device.
-        batch_size: how many completions at once; None: all of them. At least one prompt's go together.
-        activations: where what is computed is kept for `token_log_probs`, of a Llama-like model on a CPU.
+        num_completions: number of completions per prompt.
+        max_new_tokens: maximum number of tokens of a completion.
+        temperature: divisor of the logits.
+        greedy: take the most likely token instead of sampling. `log_probs` are still those of the policy.
+        generator: source of random numbers, on the CPU or on the device of the policy.
+        batch_size: maximum number of completions sampled at once, but at least all completions of one prompt.
+            None: no limit.
+        activations: store for activations that `token_log_probs` reuses. Only Llama-like models on a CPU
+            fill it.
 
     Returns:
-        completions in the order of the prompts, those of one prompt next to each other.
+        completions in the order of the prompts; those of one prompt are adjacent.
     """
     device = policy.device if generator is None else generator.device
 
@@ -106,14 +113,22 @@ def stream_completions(
     batch_size: int | None = None,
     activations: Activations | None = None,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Yield each prompt's number and completions as soon as all of them have ended.
+    """Yield the index of a prompt with its completions as soon as all of them have ended.
 
-    Prompts are started in their order. A prompt is computed once for all its completions; on a CPU
-    completions share a row of the batch until their actions differ. Slots of ended completions are reused
-    for the next prompts if the model's cache allows it; otherwise the batch shrinks.
+    Prompts are started in order. A prompt is computed once for all its completions. On a CPU, completions
+    share a row of the batch until their actions differ. Slots of ended completions are reused for the next
+    prompts if the cache of the model allows it; otherwise the batch shrinks.
 
     Args:
-        uniforms: called for the random numbers of each prompt, in the prompts' order; None: greedy.
+        policy: see `sample_completions`.
+        prompts: see `sample_completions`.
+        num_completions: see `sample_completions`.
+        max_new_tokens: see `sample_completions`.
+        temperature: see `sample_completions`.
+        uniforms: function that is called for the random numbers of each prompt, in order. None: take the most
+            likely tokens.
+        batch_size: see `sample_completions`.
+        activations: see `sample_completions`.
     """
     size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)  # prompts at once
     model = packable_model(policy.model)
@@ -126,7 +141,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)  # there is only one batch
+                activations.begin(model, temperature)  # packable models have only one batch
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
         else:
             batch = WholeBatch(policy.model, policy.pad_token_id)
@@ -147,21 +162,23 @@ def stream_completions(
 
 
 class _Generation:
-    """Completions in progress, each in a slot; completions that are equal so far share a row of the batch.
+    """Completions in progress, each in a slot. Completions that are equal so far share a row of the batch.
 
     Attributes:
-        requests: for each slot the prompt and the number of its completion; None: the slot is free.
-        rows: for each slot its row of the batch.
-        num_rows: number of rows that the batch computes, unused ones included.
-        num_steps: number of actions sampled so far by the oldest completions.
-        start_steps: for each slot the value of `num_steps` when its completion started.
-        prompts: for each slot the tokens of its prompt.
-        kept_indices: for each slot the indices of its actions among the kept activations.
-        lengths: for each slot the number of tokens sampled so far.
+        requests: for each slot, the index of the prompt and of the completion; None: the slot is free.
+        rows: for each slot, its row of the batch.
+        num_rows: number of rows that the batch computes, including unused ones.
+        num_steps: number of steps so far.
+        start_steps: for each slot, the value of `num_steps` when its completion started.
+        prompts: for each slot, the tokens of its prompt.
+        kept_indices: for each slot, the indices of its actions among the kept activations.
+        lengths: for each slot, the number of tokens sampled so far.
         is_running: for each slot, False once the completion has ended.
-        active: the slots with a request; `active_slots` are the same as a tensor, `active_rows` their rows.
-        logits: for each row those of the next action.
-        actions: the latest action of each of `active_slots`.
+        active: slots with a request.
+        active_slots: the same slots as a tensor.
+        active_rows: rows of the active slots.
+        logits: for each row, the logits of the next action.
+        actions: for each active slot, the latest action.
     """
 
     def __init__(
@@ -183,7 +200,7 @@ class _Generation:
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.end_token_ids = integers(policy.end_token_ids, device)
-        # one extra column, never read, for tokens that are drawn after a completion's end
+        # the extra column takes the tokens drawn after the end of a completion; it is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
         self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.float64, device=device)
         self.entropies = torch.zeros_like(self.log_probs)
@@ -193,16 +210,19 @@ class _Generation:
         self.active_slots = self.active_rows = self.actions = torch.zeros(0, dtype=torch.long, device=device)
         self.logits = torch.empty(0)
         self.check_every = CHECK_EVERY.get(device.type, 8)
-        self.shares_rows = (
-            self.check_every == 1
-        )  # completions with equal actions must be found after every step
+        # sharing rows requires comparing the actions after every step
+        self.shares_rows = self.check_every == 1
 
     def has_room_for(self, num_completions: int) -> bool:
-        """Return True if a quarter of the slots is free, and enough for a prompt."""
+        """Return True if the completions of another prompt can start.
+
+        They can if no slot is in use. If the batch can refill rows, they can also start when at least a
+        quarter of the slots is free, and at least `num_completions`.
+        """
         num_free = len(self.requests) - len(self.active)
         if not self.active:
             return True
-        return self.batch.takes_more and num_free >= max(num_completions, len(self.requests) / 4)
+        return self.batch.can_refill and num_free >= max(num_completions, len(self.requests) / 4)
 
     @torch.no_grad()
     def start(
@@ -275,7 +295,7 @@ class _Generation:
         self.num_steps += 1
 
     def pop_ended(self) -> Iterator[tuple[tuple[int, int], Completion]]:
-        """Yield the completions that have ended with their requests, and free their slots."""
+        """Yield the request and the completion of each slot whose completion has ended, and free the slot."""
         oldest = self.num_steps - min(self.start_steps[slot] for slot in self.active)
         if oldest % self.check_every and oldest < self.max_new_tokens:
             return
@@ -305,7 +325,7 @@ class _Generation:
                 squared_logit_gradient_norms=tuple(squared_logit_gradient_norms[place][:length]),
             )
             if self.activations is not None:
-                self.activations.note_completion(
+                self.activations.record_completion(
                     self.prompts[slot],
                     tokens,
                     self.kept_indices[slot],
@@ -317,11 +337,15 @@ class _Generation:
 
     @torch.no_grad()
     def advance(self, *, may_shrink: bool) -> None:
-        """Append the latest actions and compute the next logits, dropping unused rows."""
+        """Append the latest actions to the batch and compute the next logits.
+
+        Args:
+            may_shrink: drop unused rows if they are at least a quarter of all rows.
+        """
         if self.shares_rows:
             self._fork()
         in_use = {self.rows[slot] for slot in self.active}
-        # unused rows are kept until they are a quarter: dropping them costs a copy of the cache
+        # dropping rows copies the cache, so it is done only for a quarter of the rows or more
         if may_shrink and len(in_use) <= 0.75 * self.num_rows:
             self.batch.keep(integers(sorted(in_use), self.active_slots.device))
             places = {row: place for place, row in enumerate(sorted(in_use))}
@@ -335,7 +359,7 @@ class _Generation:
         self.logits = self.batch.step(actions, min(lengths), max(lengths))
 
     def _fork(self) -> None:
-        """Give a row of its own to each distinct action of a row; the first one keeps the row."""
+        """Copy shared rows whose completions now differ, so that each distinct action has its own row."""
         choices = list(zip((self.rows[slot] for slot in self.active), self.actions.tolist(), strict=True))
         unused = self._unused_rows()
         forks: dict[tuple[int, int], int] = {}  # new row by current row and action

@@ -1,4 +1,4 @@
-"""The learned baseline V(s_t): a small network on the policy's last hidden states, fitted to returns.
+"""A learned baseline V(s_t): a small network on the last hidden states of the policy, fitted to returns.
 
     features = action_features(policy.model, prompts, completions, pad_token_id=policy.pad_token_id)
     head = ValueHead(features.shape[-1], hidden_size=128, seed=0)
@@ -6,7 +6,7 @@
     fit_values(head, optimizer, features, returns, mask, num_steps=8)
     values = predict_values(head, other_features, other_mask)
 
-The policy gets no gradient from it. As a baseline it is unbiased for episodes that it was not fitted to.
+No gradient flows into the policy. The baseline is unbiased for episodes that it was not fitted to.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,18 +16,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-MAX_GRAD_NORM = 1.0  # that of a step, so that no return, however large, fills the optimiser's moments
+MAX_GRAD_NORM = 1.0  # gradients are clipped, so that a large return does not dominate the optimizer's moments
 
 
 class ValueHead(nn.Module):
-    """V(s) = w · tanh(W n(h) + c) + d, where n brings the features h to mean 0 and variance 1.
+    """V(s) = w · tanh(W n(h) + c) + d, where n normalizes the features h to mean 0 and variance 1.
 
-    In float32. Its output weights are 0 at birth: then V is 0 everywhere, as the baseline `none`.
+    The weights are float32. The output layer is initialized with zeros, so that V is 0 everywhere at first,
+    like the baseline `none`.
 
     Args:
-        num_features: size of the policy's hidden states.
-        hidden_size: of its own hidden layer.
-        seed: of the hidden layer's weights; equal seeds give equal heads.
+        num_features: width of the policy's hidden states.
+        hidden_size: width of the hidden layer.
+        seed: seed of the weights of the hidden layer. Equal seeds give equal heads.
     """
 
     def __init__(self, num_features: int, *, hidden_size: int, seed: int) -> None:
@@ -40,7 +41,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, features: Float[Tensor, "*state feature"]) -> Float[Tensor, "*state"]:
-        """V of each state; gradients flow into the head alone."""
+        """Return V of each state. Gradients flow only into the head."""
         features = features.detach().to(self.hidden.weight.dtype)
         normal = nn.functional.layer_norm(features, features.shape[-1:])
         values: Tensor = self.output(self.hidden(normal).tanh())
@@ -53,7 +54,7 @@ def predict_values(
     features: Float[Tensor, "episode token feature"],
     mask: Bool[Tensor, "episode token"],
 ) -> Float[Tensor, "episode token"]:
-    """V(s_t) of each action's state; zero where `mask` is False. Float32, on the features' device."""
+    """Return V(s_t) of each action's state in float32; zero where `mask` is False."""
     values: Tensor = head(features)
     return values.masked_fill(~mask.to(values.device), 0.0)
 
@@ -68,19 +69,22 @@ def fit_values(
     num_steps: int,
     total: Callable[[Tensor], Tensor] = lambda numbers: numbers,
 ) -> bool:
-    """Take steps on the mean squared error of V over all actions of scored episodes.
+    """Fit V to returns by gradient descent on the mean squared error over all actions of scored episodes.
 
         L = (1/N) Σ_b Σ_t (V(s_t) - g_t)²
 
     Args:
-        optimizer: of the head's parameters.
+        head: the value head.
+        optimizer: optimizer of the head's parameters.
+        features: features of each action's state.
         returns: g_t of each action.
-        mask: True for the actions of scored episodes; N are they, over all processes.
-        total: the sum over all processes, so that every one of them takes the same steps.
+        mask: True for the N actions of scored episodes, counted over all processes.
+        num_steps: number of optimizer steps.
+        total: function that sums a tensor over all processes, so that all of them take the same steps.
 
     Returns:
-        whether all steps were taken. One whose loss or gradient isn't finite is not, nor those after it,
-        and neither weights nor optimiser know of it. Where nothing is scored there is nothing to take.
+        True if all steps were taken, or if no episode is scored. False if the loss or the gradient of a step
+        is not finite: this step and the following ones are skipped, without changing weights or optimizer.
     """
     mask = mask.to(features.device)
     inputs, targets = features[mask], returns.to(features.device, torch.float32)[mask]
@@ -88,7 +92,7 @@ def fit_values(
         squares = (head(inputs) - targets).square().sum()
         gradients = torch.autograd.grad(squares, list(head.parameters()))
         count = squares.new_tensor(float(len(targets)))
-        # one vector, so that processes exchange it at once
+        # one vector, so that processes communicate once per step
         sums = total(
             torch.cat([torch.stack([count, squares.detach()]), *(part.flatten() for part in gradients)])
         )
@@ -107,7 +111,7 @@ def fit_values(
 
 
 def _ends(parts: Sequence[Tensor]) -> list[int]:
-    """Where each of the flattened parts but the last ends."""
+    """Return the end of each flattened part except the last, as indices into their concatenation."""
     return list(accumulate(part.numel() for part in parts))[:-1]
 
 
@@ -116,13 +120,14 @@ def explained_variance(
     returns: Float[Tensor, "episode token"],
     mask: Bool[Tensor, "episode token"],
 ) -> float | None:
-    """The share of the returns' variance, over all actions, that V foretells; None where they have none.
+    """Return the fraction of the variance of the returns that V explains, over the actions in `mask`.
 
         1 - Var(g - V) / Var(g)
 
-    1 is a perfect V, 0 one that is as good as a constant; below 0 it is worse than that.
+    The result is 1 for a perfect V, 0 for a V that is no better than a constant, and negative for a worse
+    one. It is None if the returns have no variance.
     """
-    of_returns = returns[mask].double()
-    if len(of_returns) == 0 or not (variance := of_returns.var(correction=0)) > 0:
+    g = returns[mask].double()
+    if len(g) == 0 or not (variance := g.var(correction=0)) > 0:
         return None
-    return float(1.0 - (of_returns - values[mask].double()).var(correction=0) / variance)
+    return float(1.0 - (g - values[mask].double()).var(correction=0) / variance)

@@ -1,4 +1,4 @@
-"""The equations: pure functions of tensors, torch alone."""
+"""The equations of policy gradient as pure functions of tensors. Depends on torch only."""
 
 from llm_reinforce.policy_gradient.baselines import (
     BASELINES,

@@ -1,25 +1,31 @@
-"""Baselines: what an episode's return is compared with, b(s_t), one word each in a recipe.
+"""Baselines b(s_t), which are subtracted from returns, and the advantages.
 
-A baseline that does not depend on the actions it judges leaves the expected gradient as it is and can
-take away much of its variance (Williams 1992; Sutton & Barto 2018, section 13.4). Those here give one
-number an episode, constant along it; `value`, which goes from token to token, is in
-`value_advantages.py`. `UNBIASED` says which leave the expectation untouched:
+A baseline that does not depend on the actions it is subtracted for leaves the expected gradient unchanged and
+can greatly reduce its variance (Williams 1992; Sutton & Barto 2018, section 13.4). The baselines in this
+module give one number per episode. The baseline `value`, which gives one number per token, is in
+`value_advantages.py`. `UNBIASED` lists the baselines that leave the expected gradient unchanged:
 
 | name | b for episode i | expected gradient |
 |---|---|---|
 | `none` | 0 | ∇J |
-| `batch_mean` | mean return of all N scored episodes, its own included | ∇J pulled towards (1 - 1/N) ∇J |
-| `moving_average` | discounted mean return of the updates before | ∇J |
-| `group_mean` | mean return of the n scored episodes of its problem, its own included | (1 - 1/n) ∇J |
+| `batch_mean` | mean return of all N scored episodes, i included | (1 - 1/N) ∇J |
+| `moving_average` | exponentially weighted mean return of the previous updates | ∇J |
+| `group_mean` | mean return of the n scored episodes of its problem, i included | (1 - 1/n) ∇J |
 | `leave_one_out` | mean return of the other n - 1 scored episodes of its problem | ∇J |
-| `optimal` | the same mean, each return weighted by the squared norm of its episode's score | ∇J |
+| `optimal` | the same mean, weighted by the squared norm of each episode's ∇ log π | ∇J |
 | `greedy` | return of the greedy completion of its problem | ∇J |
-| `value` | V(s_t), learned from the updates before; its own at each action | ∇J with λ = 1 |
+| `value` | V(s_t) at each action, learned from the previous updates | ∇J if λ = 1 |
 
-The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1. All but `value` take `returns` (g_0 of each
-episode), `groups` (equal numbers mark the episodes of one problem) and `scored` (False: the reward
-failed; such an episode is in no mean) and give zero where there is nothing to compare with. The last
-three of them give an episode that has nobody to be compared with its own return, see `leave_one_out`.
+The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1.
+
+Arguments that the functions share:
+
+- `returns`: g_0 of each episode.
+- `groups`: equal numbers mark the episodes of one problem.
+- `scored`: False if the reward of the episode failed. Such an episode is left out of all means.
+
+If there is nothing to compare an episode with, its baseline is 0. `leave_one_out`, `optimal` and `greedy` use
+the episode's own return instead; see `leave_one_out` for the reason.
 """
 
 from dataclasses import dataclass
@@ -29,7 +35,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-CONSTANT_BASELINES = (  # one number an episode
+CONSTANT_BASELINES = (  # one number per episode
     "none",
     "batch_mean",
     "moving_average",
@@ -44,9 +50,13 @@ UNBIASED = frozenset({"none", "moving_average", "leave_one_out", "optimal", "gre
 
 @dataclass(frozen=True, slots=True)
 class MovingAverage:
-    """The mean return of past updates, exponentially forgotten; `weight` is 1 - decay^updates.
+    """Exponential moving average of the mean returns of past updates.
 
-    `total / weight` is the bias-corrected average, as Adam corrects its moments (Kingma & Ba 2015).
+    The average is corrected for its initial bias as Adam corrects its moments (Kingma & Ba 2015).
+
+    Attributes:
+        total: the uncorrected average.
+        weight: 1 - decay^(number of updates); `total / weight` is the corrected average.
     """
 
     total: float = 0.0
@@ -54,11 +64,11 @@ class MovingAverage:
 
     @property
     def value(self) -> float:
-        """The average; 0 before the first update, when there is no past."""
+        """The bias-corrected average; 0 before the first update."""
         return self.total / self.weight if self.weight > 0 else 0.0
 
     def updated(self, mean_return: float, decay: float) -> "MovingAverage":
-        """The average after one more update, whose scored episodes had this mean return."""
+        """Return the average after one more update, given the mean return of its scored episodes."""
         return MovingAverage(
             total=decay * self.total + (1 - decay) * mean_return,
             weight=decay * self.weight + (1 - decay),
@@ -68,7 +78,12 @@ class MovingAverage:
 def batch_mean(
     returns: Float[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """b_i = (1/N) Σ_j g_j over all scored episodes j of the batch, i included: biased, see above."""
+    """Return, for each episode, the mean return of all scored episodes of the batch.
+
+        b_i = (1/N) Σ_j g_j
+
+    The sum includes episode i, so this baseline is biased; see the docstring of the module.
+    """
     count = scored.sum().clamp(min=1)
     mean = returns.where(scored, torch.zeros_like(returns)).sum() / count
     return mean.expand_as(returns)
@@ -77,7 +92,7 @@ def batch_mean(
 def _group_sums(
     returns: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> tuple[Float[Tensor, " episode"], Float[Tensor, " episode"]]:
-    """For each episode: the sum of the scored returns of its group, and their number."""
+    """Return, for each episode, the sum and the number of the scored returns of its group."""
     _, group_index = torch.unique(groups, return_inverse=True)
     num_groups = int(group_index.max()) + 1 if len(groups) else 0
     valid = scored.to(returns.dtype)
@@ -89,7 +104,14 @@ def _group_sums(
 def group_mean(
     returns: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """b_i = (1/n) Σ_{j in group of i} g_j, i included: biased, see above. Shao et al. 2024 (GRPO)."""
+    """Return, for each episode, the mean return of the scored episodes of its group.
+
+        b_i = (1/n) Σ_{j in group of i} g_j
+
+    The sum includes episode i, so this baseline is biased; see the docstring of the module.
+
+    Source: Shao et al. 2024 (GRPO).
+    """
     sums, counts = _group_sums(returns, groups, scored)
     return sums / counts.clamp(min=1)
 
@@ -97,12 +119,16 @@ def group_mean(
 def leave_one_out(
     returns: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """b_i = 1/(n-1) Σ_{j in group of i, j ≠ i} g_j: unbiased. Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
+    """Return, for each episode, the mean return of the other episodes of its group. Unbiased.
 
-    An episode that is alone in its group has nobody to be compared with. Its own return is given as its
-    baseline, so that with γ = 1 it moves the policy nowhere in expectation (and not at all where the only
-    reward is the terminal one): without that, its whole return would push. With γ < 1 its later actions
-    keep γ^t (g_t - g_0), which is a bias.
+        b_i = 1/(n-1) Σ_{j in group of i, j ≠ i} g_j
+
+    Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
+
+    An episode that is alone in its group has its own return g_0 as baseline, because a baseline of 0 would
+    weight its actions by the whole return. With γ = 1 its expected contribution to the gradient is then zero,
+    and with a terminal reward only, the contribution itself is zero. With γ < 1 its later actions keep the
+    advantage γ^t (g_t - g_0), which is a bias.
     """
     sums, counts = _group_sums(returns, groups, scored)
     others = (sums - returns) / (counts - 1).clamp(min=1)
@@ -110,12 +136,12 @@ def leave_one_out(
 
 
 class WeightedReturns(NamedTuple):
-    """Of each episode: how much its return matters to the gradient's variance, and that return.
+    """Weight and weighted return of each episode, from which `optimal` is estimated.
 
     Attributes:
         weights: w = Σ_t γ^{2t} ‖∇ log π(a_t | s_t)‖².
-        returns: Σ_t γ^{2t} ‖∇ log π(a_t | s_t)‖² g_t / w, which is g_0 for γ = 1 and a terminal reward;
-            0 where w is 0.
+        returns: Σ_t γ^{2t} ‖∇ log π(a_t | s_t)‖² g_t / w, or 0 if w is 0. For γ = 1 and a terminal reward
+            this is g_0.
     """
 
     weights: Float[Tensor, " episode"]
@@ -128,11 +154,13 @@ def weighted_returns(
     mask: Bool[Tensor, "episode token"],
     discount: float = 1.0,
 ) -> WeightedReturns:
-    """What `optimal` averages: each action's return g_t, weighted by its share in the squared gradient.
+    """Return each episode's mean of its returns g_t, weighted by the actions' squared gradient norms.
 
     Args:
-        squared_logit_gradient_norms: ‖∇ log π(a_t | s_t)‖² of each action.
+        returns: g_t of each action.
+        squared_logit_gradient_norms: ‖∇ log π(a_t | s_t)‖² of each action, with respect to the logits.
         mask: True for the actions of scored episodes.
+        discount: γ.
     """
     times = torch.arange(returns.shape[1], device=returns.device, dtype=returns.dtype)
     of_actions = (discount ** (2 * times) * squared_logit_gradient_norms.to(returns.dtype)).masked_fill(
@@ -149,15 +177,15 @@ def optimal(
     groups: Int[Tensor, " episode"],
     scored: Bool[Tensor, " episode"],
 ) -> Float[Tensor, " episode"]:
-    """The constant baseline of the least variance, estimated from the others of the group: unbiased.
+    """Return the constant baseline of minimum variance, estimated from the rest of the group. Unbiased.
 
         b* = E[w g] / E[w]        b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
 
-    b* minimises E‖Σ_t γ^t ∇log π(a_t | s_t) (g_t - b)‖² where the scores of different states are orthogonal,
-    as they are for a policy whose parameters are its logits: there it is E[Σ_t γ^{2t} ‖∇log π‖² (g_t - b)²]
-    (Greensmith, Bartlett & Baxter 2004, here with every action's own return). For any other policy w is a
-    stand-in as long as the norms are those in the space of the logits. Where all others have weight 0 the
-    plain mean of `leave_one_out` takes its place, and so does what that gives to an episode that is alone.
+    b* minimizes E‖Σ_t γ^t ∇log π(a_t | s_t) (g_t - b)‖² if the gradients ∇log π of different states are
+    orthogonal. They are for a policy whose parameters are its logits, where the expectation is
+    E[Σ_t γ^{2t} ‖∇log π‖² (g_t - b)²] (Greensmith, Bartlett & Baxter 2004, here with the return of each
+    action). For other policies, w computed from norms in logit space is an approximation. If all other
+    episodes have weight 0, or if the episode is alone in its group, the result is that of `leave_one_out`.
     """
     of_others = _sums_of_others(weighted.weights, groups, scored)
     # b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
@@ -168,9 +196,10 @@ def optimal(
 def _sums_of_others(
     values: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """For each episode the sum over the other scored ones of its group.
+    """Return, for each episode, the sum of the values of the other scored episodes of its group.
 
-    Not the sum of all less its own: rounding would let an episode's own weight back into it.
+    Subtracting an episode's value from the sum of its group would be inexact: after rounding, the result
+    would still depend on that value.
     """
     is_other = (groups[:, None] == groups) & scored
     is_other.fill_diagonal_(False)
@@ -180,11 +209,14 @@ def _sums_of_others(
 def greedy(
     returns: Float[Tensor, " episode"], greedy_returns: Float[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """b_i = g_0 of the greedy completion of its problem: unbiased. Li et al. 2023 (ReMax).
+    """Return, for each episode, the return of the greedy completion of its problem. Unbiased.
+
+    Source: Li et al. 2023 (ReMax).
 
     Args:
-        greedy_returns: by episode; NaN where the greedy completion was not scored. Then there is nothing to
-            compare with, and its own return is given, as by `leave_one_out`.
+        returns: g_0 of each episode.
+        greedy_returns: g_0 of the greedy completion, for each episode; NaN if the greedy completion is not
+            scored. The baseline is then the episode's own return, as in `leave_one_out`.
     """
     return torch.where(greedy_returns.isnan(), returns, greedy_returns)
 
@@ -199,14 +231,19 @@ def baseline_values(
     weighted: WeightedReturns | None = None,
     greedy_returns: Float[Tensor, " episode"] | None = None,
 ) -> Float[Tensor, " episode"]:
-    """The baseline of that name for each episode.
+    """Return the value of a baseline for each episode.
 
     Args:
-        weighted: what `optimal` needs.
-        greedy_returns: what `greedy` needs.
+        name: one of `CONSTANT_BASELINES`.
+        returns: g_0 of each episode.
+        groups: equal numbers mark the episodes of one problem.
+        scored: False if the reward of the episode failed.
+        moving_average: average of past updates; used by `moving_average` only.
+        weighted: result of `weighted_returns`; required by `optimal`.
+        greedy_returns: returns of the greedy completions; required by `greedy`.
 
     Raises:
-        ValueError: the name isn't one of `CONSTANT_BASELINES`, or what it needs isn't given.
+        ValueError: if the name is unknown, or if a required argument is missing.
     """
     match name:
         case "none":
@@ -226,7 +263,7 @@ def baseline_values(
         case "optimal" | "greedy":
             needed = "weighted returns" if name == "optimal" else "the returns of greedy completions"
             raise ValueError(f"baseline {name!r} needs {needed}")
-    raise ValueError(f"unknown baseline {name!r}; there are {', '.join(CONSTANT_BASELINES)}")
+    raise ValueError(f"unknown baseline {name!r}; known baselines: {', '.join(CONSTANT_BASELINES)}")
 
 
 def advantages(
@@ -235,13 +272,18 @@ def advantages(
     mask: Bool[Tensor, "episode token"],
     discount: float = 1.0,
 ) -> Float[Tensor, "episode token"]:
-    """How much better than its baseline each action did, as the gradient of J = E[Σ γ^t r_{t+1}] weighs it.
+    """Return the advantage of each action: the weight of ∇ log π(a_t | s_t) in ∇J, J = E[Σ γ^t r_{t+1}].
 
         A_t = γ^t (g_t - b(s_t))
 
-    The γ^t belongs to the gradient (Sutton & Barto 2018, section 13.3). Leaving it out, as is common,
-    gives the gradient of no objective (Nota & Thomas 2020). With γ = 1 it is gone. `mask` is True for the
-    actions of scored episodes; elsewhere the advantage is zero.
+    The factor γ^t is part of the policy gradient (Sutton & Barto 2018, section 13.3). Without it, as in many
+    implementations, the result is not the gradient of any objective (Nota & Thomas 2020). For γ = 1 it is 1.
+
+    Args:
+        returns: g_t of each action.
+        baseline: b of each episode.
+        mask: True for the actions of scored episodes; elsewhere the advantage is zero.
+        discount: γ.
     """
     weights = discount ** torch.arange(returns.shape[1], device=returns.device, dtype=returns.dtype)
     return (weights * (returns - baseline[:, None])).masked_fill(~mask, 0.0)
@@ -254,18 +296,22 @@ def standardize(
     scored: Bool[Tensor, " everyone"],
     epsilon: float = 1e-6,
 ) -> Float[Tensor, "episode token"]:
-    """Advantages divided by one number for the batch: the spread of returns about their baselines.
+    """Divide advantages by the standard deviation of the batch's returns around their baselines.
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    The direction of the update stays, its length no longer depends on how large rewards are. The
-    expectation changes (the divisor depends on the actions), so this is biased whatever the baseline.
-    A batch where every return equals its baseline, but for rounding, compares nothing and gives zeros: with
-    γ < 1 or step rewards later actions still have advantages there, and ε alone would make them huge.
+    The direction of the update is unchanged, and its length no longer depends on the scale of the rewards.
+    The divisor depends on the actions, so the result is biased with every baseline.
+
+    If every return equals its baseline up to rounding, the result is zero. Otherwise, with γ < 1 or step
+    rewards, later actions could still have advantages, and division by ε alone would make them huge.
 
     Args:
-        values: A_t, of some of the update's episodes or of all.
-        returns, baseline, scored: of all of them; of the baseline `value` its first, V(s_0).
+        values: A_t of some or all episodes of the update.
+        returns: g_0 of all episodes of the update.
+        baseline: b of all episodes of the update; V(s_0) for the baseline `value`.
+        scored: False for episodes of the update whose reward failed.
+        epsilon: ε.
     """
     scored_returns = returns.where(scored, torch.zeros_like(returns))
     squares = ((returns - baseline) ** 2).where(scored, torch.zeros_like(returns))

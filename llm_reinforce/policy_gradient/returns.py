@@ -1,8 +1,8 @@
-"""Rewards laid on actions, and the return of every action.
+"""Rewards per action, and the return of every action.
 
-Every `[episode, token]` tensor is indexed by the action it describes: `rewards[b, t]` is r_{t+1}, the
-reward that follows action a_t. Episodes are padded on the right; what is an action and what is padding
-comes from the episodes' lengths, never from token values.
+Every `[episode, token]` tensor is indexed by the action it describes: `rewards[b, t]` is r_{t+1}, the reward
+that follows action a_t. Episodes are padded on the right. Actions and padding are told apart by the lengths
+of the episodes, never by token values.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def action_mask(lengths: Int[Tensor, " episode"], num_tokens: int) -> Bool[Tensor, "episode token"]:
-    """True where a token is an action of its episode (the end token is one), False where it is padding."""
+    """Return a mask that is True for actions, including the end token, and False for padding."""
     return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]
 
 
@@ -21,17 +21,23 @@ def place_rewards(
     num_tokens: int,
     step_rewards: Float[Tensor, "episode token"] | None = None,
 ) -> Float[Tensor, "episode token"]:
-    """Lay each episode's terminal reward r_T on its last action, and step rewards where they are.
+    """Assign terminal rewards r_T to the last action of each episode, and add step rewards.
 
         rewards[b, t] = step_rewards[b, t] + (terminal_rewards[b] if t = T_b - 1 else 0)
 
-    An episode without any action (T_b = 0) gets no reward: nobody acted. Padding holds zero.
+    Padding has zero reward. An episode without actions (T_b = 0) gets no reward.
+
+    Args:
+        terminal_rewards: r_T of each episode.
+        lengths: number of actions T_b of each episode.
+        num_tokens: width of the result.
+        step_rewards: rewards of single actions; values in padding are ignored.
 
     Raises:
-        ValueError: a length is below 0 or above `num_tokens`.
+        ValueError: if a length is below 0 or above `num_tokens`.
     """
     if lengths.numel() and (int(lengths.min()) < 0 or int(lengths.max()) > num_tokens):
-        raise ValueError(f"lengths must lie between 0 and {num_tokens}, not {lengths.tolist()}")
+        raise ValueError(f"lengths must be between 0 and {num_tokens}, not {lengths.tolist()}")
     positions = torch.arange(num_tokens, device=lengths.device)
     is_last = positions == lengths[:, None] - 1
     rewards = torch.where(is_last, terminal_rewards[:, None], torch.zeros_like(terminal_rewards)[:, None])
@@ -43,12 +49,15 @@ def place_rewards(
 def reward_to_go(
     rewards: Float[Tensor, "episode token"], discount: float = 1.0
 ) -> Float[Tensor, "episode token"]:
-    """The return of every action: what follows it, and nothing that came before.
+    """Return the return of every action: the discounted sum of the rewards that follow it.
 
         g_t = r_{t+1} + γ r_{t+2} + … + γ^{T-1-t} r_T = r_{t+1} + γ g_{t+1}
 
-    Source: the article (γ = 1); Sutton & Barto 2018, equation 3.9. Padding must hold zero reward, as
-    `place_rewards` leaves it, and then has zero return.
+    Source: the article (γ = 1); Sutton & Barto 2018, equation 3.9.
+
+    Args:
+        rewards: r_{t+1} of each action; zero in padding, as returned by `place_rewards`.
+        discount: γ.
     """
     returns = torch.zeros_like(rewards)
     following = rewards.new_zeros(rewards.shape[0])
@@ -60,7 +69,7 @@ def reward_to_go(
 
 
 def episode_returns(returns: Float[Tensor, "episode token"]) -> Float[Tensor, " episode"]:
-    """g_0, the return of the whole episode: that of its first action; 0 for an episode without actions."""
+    """Return g_0 of each episode: the return of its first action, or 0 for an episode without actions."""
     if returns.shape[1] == 0:
         return returns.new_zeros(returns.shape[0])
     return returns[:, 0]

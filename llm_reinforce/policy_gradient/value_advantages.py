@@ -1,4 +1,4 @@
-"""The `value` baseline: b(s_t) = V(s_t) at every action, and the advantages that go with it."""
+"""Advantages of the baseline `value`: b(s_t) = V(s_t) at every action."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,20 +12,23 @@ def generalized_advantages(
     discount: float = 1.0,
     gae_lambda: float = 1.0,
 ) -> Float[Tensor, "episode token"]:
-    """How much better than V each action did, as the gradient of J = E[Σ γ^t r_{t+1}] weighs it.
+    """Return the generalized advantage estimate (GAE) of each action, with the factor γ^t of `advantages`.
 
         δ_t = r_{t+1} + γ V(s_{t+1}) - V(s_t)
         A_t = γ^t Σ_l (γλ)^l δ_{t+l}
 
-    Source: Schulman et al. 2016, equation 16; for γ^t see `advantages`. λ = 1 gives γ^t (g_t - V(s_t)): for
-    any V that doesn't depend on a_t and on what follows it, the expected gradient is ∇J. λ < 1 puts V in
-    the place of later rewards: less variance, and a bias as far as V isn't the policy's true value function.
-    After the last action V is 0, of a truncated episode too: its reward was settled there.
+    Source: Schulman et al. 2016, equation 16.
+
+    With λ = 1, A_t = γ^t (g_t - V(s_t)), and the expected gradient is ∇J for every V that does not depend on
+    a_t and later actions. With λ < 1, V replaces later rewards: the variance is lower, and the gradient is
+    biased unless V is the true value function of the policy. After the last action V is 0, also in a
+    truncated episode, because the episode receives its full reward there.
 
     Args:
-        rewards: r_{t+1} of each action; zero in padding.
-        values: V(s_t) of the state that each action was taken in; what stands in padding doesn't matter.
+        rewards: r_{t+1} of each action; values in padding are ignored.
+        values: V(s_t) of the state in which each action is taken; values in padding are ignored.
         mask: True for the actions of scored episodes; elsewhere the advantage is zero.
+        discount: γ.
         gae_lambda: λ, from 0 to 1.
     """
     rewards, values = rewards.masked_fill(~mask, 0.0), values.to(rewards.dtype).masked_fill(~mask, 0.0)

@@ -1,4 +1,4 @@
-"""Problems: where they come from, how they are split, and what a data set's name means."""
+"""Problems: sources, splits, and names of data sets."""
 
 from llm_reinforce.problems.assembly import (
     GivenProblems,

@@ -1,4 +1,4 @@
-"""From the `problems` section of the settings to training and held-out problems."""
+"""Training and held-out problems from the `problems` section of the settings."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -14,16 +14,16 @@ from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.sources import split_problems
 from llm_reinforce.problems.splits import ProblemSplit, folded_prompt
 
-HELD_OUT_SHARE = 5  # one problem of so many is held out if the settings don't give a number
+HELD_OUT_SHARE = 5  # by default, one of this number of problems is held out
 
 
 @dataclass(frozen=True, slots=True)
 class GivenProblems:
-    """Problems that a Python caller has in hand, in place of what the settings name.
+    """Problems passed by a Python caller instead of being named in the settings.
 
     Attributes:
-        train: the training problems; with `held_out` None, held-out ones are drawn off them.
-        held_out: problems for evaluation; None if the settings say where they come from.
+        train: training problems. If `held_out` is None, some of them may be held out.
+        held_out: held-out problems; None if the settings define them.
     """
 
     train: tuple[Problem, ...] | None = None
@@ -40,16 +40,19 @@ NONE_GIVEN = GivenProblems()
 def problems_from_config(
     config: Config, say: Callable[[str], None] = _ignore, given: GivenProblems = NONE_GIVEN
 ) -> ProblemSplit:
-    """Training and held-out problems, each prompt in its template.
+    """Return training and held-out problems, with each prompt in its template.
 
-    The two are disjoint, unless the held-out source contains all training problems; `say` reports that.
+    The two sets are disjoint, unless the held-out source contains all training problems, which is reported
+    through `say`.
 
     Args:
-        say: called with a sentence for each overlap, and for training problems left out because of it.
-        given: problems that take the place of those that the settings name.
+        config: settings of the run.
+        say: function called with a message about overlap between the two sets, and about training problems
+            left out because of it.
+        given: problems that replace those named in the settings.
 
     Raises:
-        InputError: the data can't be read, or leaves nothing to train on.
+        InputError: if the data cannot be read, or if no training problem is left.
     """
     with errors_in("problems"):
         split = untemplated_problems(config, say, given)
@@ -72,14 +75,16 @@ def problems_from_config(
 def untemplated_problems(
     config: Config, say: Callable[[str], None] = _ignore, given: GivenProblems = NONE_GIVEN
 ) -> ProblemSplit:
-    """Training and held-out problems as their source has them, without a template.
+    """Return training and held-out problems with their original prompts, without a template.
 
     Args:
-        say: called with a sentence for each overlap, and for training problems left out because of it.
-        given: problems that take the place of those that the settings name.
+        config: settings of the run.
+        say: function called with a message about overlap between the two sets, and about training problems
+            left out because of it.
+        given: problems that replace those named in the settings.
 
     Raises:
-        InputError: the data can't be read, or leaves nothing to train on.
+        InputError: if the data cannot be read, or if no training problem is left.
     """
     settings = config.problems
     if settings.generate is not None:
@@ -107,7 +112,7 @@ def untemplated_problems(
             if num_held_out is None:
                 num_held_out = min(MAX_HELD_OUT, len(train) // HELD_OUT_SHARE)
             split = split_problems(train, num_held_out, config.seed)
-        # generated problems are apart by how they are made
+        # not needed for generated problems, which are disjoint by construction
         for sentence in find_overlap(split.train, split.held_out).sentences():
             say(sentence)
     if not split.held_out:
@@ -116,15 +121,16 @@ def untemplated_problems(
 
 
 def read_data(source: DataConfig | None) -> tuple[Problem, ...]:
-    """Read the problems of a file, of a data set by name, or of one on the hub.
+    """Read the problems of a file, of a named data set, or of a data set on the hub.
 
     Raises:
-        InputError: it does not exist or can't be used, or it has no splits and is given one.
+        InputError: if the source does not exist or is invalid, or if `config` or `split` is set for a source
+            that has neither.
     """
     assert source is not None, "the settings class requires it"
     if (source.config, source.split) != (None, DEFAULT_SPLIT) and not reads_split(source.data):
-        what = "a file" if is_file_name(source.data) or "=" in source.data else "it"
-        raise InputError(f"{source.data}: config and split are not read for {what}; leave them out")
+        what = "a file" if is_file_name(source.data) or "=" in source.data else "this source"
+        raise InputError(f"{source.data}: config and split are not used for {what}; remove them")
     return find_problems(
         source.data,
         config=source.config,
@@ -136,7 +142,13 @@ def read_data(source: DataConfig | None) -> tuple[Problem, ...]:
 
 
 def in_template(problems: Iterable[Problem], template: str, before: str = "") -> tuple[Problem, ...]:
-    """Put each prompt into a template, in which {prompt} is the problem's own, after worked examples."""
+    """Return the problems with their prompts in a template, preceded by worked examples.
+
+    Args:
+        problems: problems with their original prompts.
+        template: text in which `{prompt}` is replaced by the prompt.
+        before: worked examples placed before the template.
+    """
     return tuple(
         replace(problem, prompt=before + template.replace("{prompt}", problem.prompt)) for problem in problems
     )
@@ -149,20 +161,21 @@ def _without_overlap(
     seed: int,
     say: Callable[[str], None],
 ) -> ProblemSplit:
-    """Problems of two sources, the training ones without those that the held-out source contains too.
+    """Return the problems of two sources, without training problems that are also in the held-out source.
 
-    If that would leave none, all are kept and `say` reports it: the run trains on what it evaluates on.
+    If no training problem would be left, all of them are kept, and `say` reports that the run is evaluated on
+    its training problems.
     """
     unseen = {folded_prompt(problem.prompt) for problem in held_out}
     kept = tuple(problem for problem in train if folded_prompt(problem.prompt) not in unseen)
     if not kept:
         kept = tuple(train)
         say(
-            "the held-out problems contain all training problems: this run trains on what it evaluates on, "
-            "so its accuracy says nothing about new problems"
+            "the held-out problems contain all training problems, so the run is evaluated on its training "
+            "problems: its accuracy does not measure generalization"
         )
     elif len(kept) < len(train):
-        say(f"{len(train) - len(kept):,} training problems are among the held-out ones and were left out")
+        say(f"{len(train) - len(kept):,} training problems are also held-out problems and were left out")
     shuffled = list(held_out)
     random.Random(f"{seed} held_out").shuffle(shuffled)
     return ProblemSplit(train=kept, held_out=tuple(shuffled[:num_held_out]))

@@ -1,4 +1,4 @@
-"""Worked examples before a question."""
+"""Worked examples that are placed before a question."""
 
 import random
 from collections.abc import Sequence
@@ -14,25 +14,28 @@ GAP = "\n\n"
 def examples_before(
     pool: Sequence[Problem], asked: Sequence[Problem], *, num_examples: int, template: str, seed: int = 0
 ) -> str:
-    """The text of some worked examples, to stand before each question; the same for all of them.
+    """Return the text of worked examples, which is placed before every question.
 
-    An example is a problem of the pool in the template, then its worked solution with `#### answer`, as
-    GSM8K writes it, or its answer alone. None is among the problems asked, whatever their case, white space
-    and punctuation.
+    An example is a problem of the pool in the template, followed by its worked solution with `#### answer`,
+    as in GSM8K, or by its answer if it has no solution. Problems of the pool that are also asked are not
+    used; case, white space and punctuation are ignored in this comparison.
 
     Args:
-        pool, asked: problems as they are, not yet in a template.
-        seed: of the choice.
+        pool: problems to choose examples from, without a template.
+        asked: problems that are evaluated, without a template.
+        num_examples: number of examples.
+        template: text in which `{prompt}` is replaced by the prompt.
+        seed: seed of the choice.
 
     Raises:
-        InputError: the pool has too few that are not asked.
+        InputError: if the pool has too few problems that are not asked.
     """
     seen = {normal_text(problem.prompt) for problem in asked}
     usable = [problem for problem in pool if normal_text(problem.prompt) not in seen]
     if len(usable) < num_examples:
         raise InputError(
-            f"few_shot: {num_examples} examples are wanted, and only {len(usable)} of {len(pool):,} problems "
-            "to draw them from are not asked themselves"
+            f"few_shot: needs {num_examples} examples, but only {len(usable)} of {len(pool):,} available "
+            "problems are not among the problems evaluated; use fewer examples"
         )
     chosen = random.Random(f"{seed} examples").sample(usable, num_examples)
     return "".join(_example(problem, template) + GAP for problem in chosen)
@@ -43,6 +46,6 @@ def _example(problem: Problem, template: str) -> str:
     answer = problem.solution or problem.answer
     if problem.solution and split_at_mark(problem.solution)[1] != problem.answer.replace(",", ""):
         answer += f"\n#### {problem.answer}"
-    # a question that ends in a word or a colon is set apart from its answer; `12+34=` is not
+    # a space separates a question that ends in a word or a colon from its answer, but not `12+34=`
     gap = " " if question[-1:].isalnum() or question[-1:] in ":.?!" else ""
     return f"{question}{gap}{answer}"

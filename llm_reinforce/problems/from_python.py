@@ -1,4 +1,4 @@
-"""Problems given in Python: a name, a list of dicts or of Problems, or a `datasets.Dataset`."""
+"""Problems passed as Python objects: a name, a list of dicts or of Problems, or a `datasets.Dataset`."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -15,29 +15,30 @@ WANTED = "a data set's name, a file's path, a list of dicts or Problems, or a da
 
 
 def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tuple[Problem, ...]:
-    """Return the problems that a caller means.
+    """Return the problems of a name, a path or a Python object.
 
     Args:
-        source: a data set's name, a path, a list of dicts (read by the same rules as a file's rows: `prompt`
-            or `question`, and `answer`, `solution` or `ground_truth`), a list of Problems, or a
-            `datasets.Dataset`.
-        name: of the argument, for messages and for ids: a problem without an id gets `<name>-<number>`.
-        options: for a name or path, those of `find_problems`.
+        source: name of a data set, path of a file, list of dicts, list of Problems, or `datasets.Dataset`.
+            Dicts are read like the rows of a file: they need `prompt` or `question`, and `answer`, `solution`
+            or `ground_truth`.
+        name: name of the argument, for messages and ids. A problem without an id gets the id
+            `<name>-<number>`.
+        options: keyword arguments of `find_problems`, used for a name or path.
 
     Raises:
-        InputError: it is none of these, is empty, or one of the rows can't be used.
+        InputError: if the source has another type, is empty, or contains an invalid row.
     """
     if isinstance(source, str | PathLike):
         return find_problems(str(source), **options)
     if isinstance(source, Problem):
-        raise InputError(f"{name}: a single Problem; give a list of them")
+        raise InputError(f"{name}: is a single Problem; pass a list of Problems")
     if isinstance(source, Mapping):
-        hint = "; choose a split" if hasattr(source, "column_names") else "; give a list of dicts"
-        raise InputError(f"{name}: a {type(source).__name__} is not a list of problems{hint}")
+        hint = "choose a split" if hasattr(source, "column_names") else "pass a list of dicts"
+        raise InputError(f"{name}: a {type(source).__name__} is not a list of problems; {hint}")
     if not (isinstance(source, Sequence) or hasattr(source, "column_names")):
-        raise InputError(f"{name}: {_shown(source)} is not a set of problems; give {WANTED}")
+        raise InputError(f"{name}: {_shown(source)} is not a list of problems; pass {WANTED}")
     if len(source) == 0:
-        raise InputError(f"{name}: empty; give {WANTED}")
+        raise InputError(f"{name}: is empty; pass {WANTED}")
     if all(isinstance(each, Problem) for each in source):
         return _checked(source, name)
     rows = (
@@ -57,19 +58,19 @@ def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[s
 
 
 def _checked(problems: Iterable[Problem], name: str) -> tuple[Problem, ...]:
-    """The problems with an id each, no two of them the same."""
+    """Return the problems after checking them, with ids added to problems that have none."""
     found: list[Problem] = []
     places: dict[str, int] = {}
     for index, problem in enumerate(problems):
         for field in ("prompt", "answer"):
             value = getattr(problem, field)
             if not isinstance(value, str) or not value.strip():
-                raise InputError(f"{name}[{index}]: its {field} should be text, not {_shown(value)}")
+                raise InputError(f"{name}[{index}]: {field} should be non-empty text, not {_shown(value)}")
         if not problem.id:
             problem = replace(problem, id=f"{name}-{index + 1}")
         if problem.id in places:
             raise InputError(
-                f"{name}[{index}]: id {problem.id!r} was used before, at {name}[{places[problem.id]}]"
+                f"{name}[{index}]: id {problem.id!r} is already used by {name}[{places[problem.id]}]"
             )
         places[problem.id] = index
         found.append(problem)

@@ -1,10 +1,11 @@
-"""Seeded arithmetic problems whose train and held-out sets are disjoint by construction.
+"""Seeded arithmetic problems whose training and held-out sets are disjoint by construction.
 
-A *stratum* is one operation on one range of operands, those of a digit count say. Its *expressions*
-(`47+85`) fall into *groups* of those that are the same sum in another order (`85+47`), named by a
-canonical *key*; a group lies wholly on one side. Small strata are listed in full and divided; in large
-ones a stable hash of the key decides the side, and expressions are drawn until there are enough. Nothing
-here depends on PYTHONHASHSEED or on the order of a set.
+A *stratum* is one operation with one range of operands, such as additions of two-digit numbers. Its
+*expressions* (`47+85`) are divided into *groups*: expressions that differ only in the order of their terms
+(`85+47`) share a *key* and belong to the same group. All expressions of a group are on the same *side*,
+training or held out. Small strata are listed completely and divided. In large strata a stable hash of the key
+decides the side, and expressions are drawn until there are enough. The result depends neither on
+PYTHONHASHSEED nor on the iteration order of a set.
 """
 
 import difflib
@@ -21,22 +22,22 @@ from llm_reinforce.problems.splits import ProblemSplit, divide_groups
 _SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 
 OPERATIONS: tuple[str, ...] = (*_SYMBOLS, "chain")
-"""The operations there are; a chain mixes + and -, evaluated left to right, and has both."""
+"""Known operations. A chain contains both + and - and is evaluated from left to right."""
 
 DEFAULT_NUM_TRAIN = 100_000
-"""How many training problems are drawn where they are too many to list and no number was given."""
+"""Default number of training problems if there are too many to list."""
 
 MAX_DIGITS = 50
 MAX_OPERANDS = 8
-_MAX_LISTED = 200_000  # a stratum with more expressions than this is sampled
-_MAX_IN_VAIN = 20 * _MAX_LISTED  # draws in a row that find nothing new
-_SIDES = 10  # of a sampled stratum, one key in ten is on the held-out side
+_MAX_LISTED = 200_000  # a stratum with more expressions is sampled
+_MAX_FAILED_DRAWS = 20 * _MAX_LISTED  # consecutive draws without a new expression before giving up
+_SIDES = 10  # one key in ten of a sampled stratum is on the held-out side
 
 
 @dataclass(frozen=True, slots=True)
 class _Expression:
     operands: tuple[int, ...]
-    symbols: tuple[str, ...]  # between the operands: one fewer than these
+    symbols: tuple[str, ...]  # operators between the operands
 
     def text(self, gap: str = "") -> str:
         pairs = zip(self.symbols, self.operands[1:], strict=True)
@@ -52,13 +53,14 @@ class _Expression:
             elif symbol == "*":
                 value *= operand
             else:
-                value //= operand  # exact: a dividend is built as quotient times divisor
+                value //= operand  # exact, because the dividend is quotient times divisor
         return value
 
     def key(self) -> str:
-        """The same for expressions that only reorder what may be reordered.
+        """Return a key that is equal for expressions that differ only in the order of their terms.
 
-        85+47 and 47+85 share '+47 +85'; 5-2+3 and 3+5-2 share '+3 +5 -2'; 7-3 and 3-7 differ.
+        The key of 85+47 and 47+85 is '+47 +85'. The key of 5-2+3 and 3+5-2 is '+3 +5 -2'. The keys of 7-3 and
+        3-7 differ.
         """
         if "/" in self.symbols:
             return self.text()
@@ -70,17 +72,17 @@ class _Expression:
 @dataclass(frozen=True, slots=True)
 class _Stratum:
     operation: str
-    operands: range  # in a division, of divisor and quotient
-    held_out_operands: range  # where each lies in it, an expression may be held out
-    name: str  # of the range, for the seeds
-    num_operands: int  # of additions, multiplications and chains; the others have two
+    operands: range  # range of the operands; in a division: of divisor and quotient
+    held_out_operands: range  # an expression may be held out if all its operands are in this range
+    name: str  # name of the range of operands, used in seeds
+    num_operands: int  # used for additions, multiplications and chains; other operations have two operands
     seed: int
 
     def divisor_range(self) -> range:
         return range(max(1, self.operands.start), self.operands.stop)
 
     def symbol_rows(self) -> list[tuple[str, ...]]:
-        """Every row of symbols that its expressions may have between their operands."""
+        """Return all sequences of operators that expressions of this stratum can have."""
         if self.operation == "chain":
             rows = itertools.product("+-", repeat=self.num_operands - 1)
             return [row for row in rows if len(set(row)) == 2]
@@ -88,7 +90,7 @@ class _Stratum:
         return [(_SYMBOLS[self.operation],) * (self.num_operands - 1 if reorders else 1)]
 
     def size(self) -> int:
-        """How many expressions there are."""
+        """Return the number of expressions."""
         num_values = _length(self.operands)
         if self.operation == "division":
             return num_values * _length(self.divisor_range())
@@ -100,12 +102,16 @@ class _Stratum:
         return self.size() <= _MAX_LISTED
 
     def max_held_out(self) -> int:
-        """Half of those that may be, or as many as rejection finds quickly on the held-out side."""
+        """Return the maximum number of held-out expressions.
+
+        In a listed stratum this is half of the expressions that may be held out. In a sampled one it is half
+        of the expected size of the held-out side, so that rejection sampling stays fast.
+        """
         source = self.of_held_out_operands()
         if self.is_listed():
             return source.size() // 2
         wanted = source.size() // (2 * _SIDES)
-        # of a few the hash may have put fewer there
+        # if there are few expressions, the hash may have assigned fewer to the held-out side
         return min(wanted, sum(map(self.is_held_out, source.expressions()))) if source.is_listed() else wanted
 
     def of_held_out_operands(self) -> "_Stratum":
@@ -118,7 +124,7 @@ class _Stratum:
         return all(value in self.held_out_operands for value in values)
 
     def expressions(self) -> Iterator[_Expression]:
-        """Every expression, in numerical order."""
+        """Yield all expressions in numerical order."""
         if self.operation == "division":
             for quotient, divisor in itertools.product(self.operands, self.divisor_range()):
                 yield _Expression((quotient * divisor, divisor), ("/",))
@@ -128,7 +134,7 @@ class _Stratum:
                 yield _Expression(operands, symbols)
 
     def draw(self, generator: random.Random) -> _Expression:
-        """One expression, all being equally likely."""
+        """Return a random expression; all expressions are equally likely."""
         values = self.operands
         if self.operation == "division":
             divisors = self.divisor_range()
@@ -139,18 +145,18 @@ class _Stratum:
         return _Expression(operands, symbols)
 
     def generator(self, purpose: str) -> random.Random:
-        """A generator of its own for each purpose, so that one draw never moves another."""
+        """Return a random generator for one purpose, independent of the generators of other purposes."""
         return random.Random(f"{self.seed} {self.operation} {self.name} {self.num_operands} {purpose}")
 
     def is_held_out(self, expression: _Expression) -> bool:
-        """The side of an expression where sides are hashed: a matter of the seed and its key alone."""
+        """Return True if the hash of seed and key assigns an expression to the held-out side."""
         if not self.may_be_held_out(expression):
             return False
         name = f"{self.seed} {self.operation} {expression.key()}".encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") % _SIDES == 0
 
     def divide(self, num_held_out: int) -> tuple[list[_Expression], list[_Expression]]:
-        """All (train, held_out) expressions of a listed stratum."""
+        """Return the training and the held-out expressions of a listed stratum."""
         groups: dict[str, list[_Expression]] = {}
         others = []
         for expression in self.expressions():
@@ -162,23 +168,24 @@ class _Stratum:
         return train + others, held_out
 
     def sample(self, count: int, *, held_out: bool) -> list[_Expression]:
-        """`count` different expressions of one hashed side.
+        """Return `count` different expressions of one side of a sampled stratum.
 
         Raises:
-            InputError: there are fewer, as far as can be seen.
+            InputError: if too many draws in a row find no new expression.
         """
         generator = self.generator("held_out" if held_out else "train")
         source = self.of_held_out_operands() if held_out else self
         drawn: dict[_Expression, None] = {}  # a dict, since a set has no order
-        num_in_vain = 0
+        num_failed = 0
         while len(drawn) < count:
             expression = source.draw(generator)
             if self.is_held_out(expression) == held_out and expression not in drawn:
-                drawn[expression], num_in_vain = None, 0
-            elif (num_in_vain := num_in_vain + 1) > _MAX_IN_VAIN:
+                drawn[expression], num_failed = None, 0
+            elif (num_failed := num_failed + 1) > _MAX_FAILED_DRAWS:
+                side = "held-out" if held_out else "training"
                 raise InputError(
-                    f"{count:,} problems of {self.operation} on {self.name} are wanted, and no more than "
-                    f"{len(drawn):,} were found on their side: ask for fewer, or take another seed"
+                    f"only {len(drawn):,} of {count:,} {side} problems of {self.operation} with operands "
+                    f"{self.name} were found; reduce the number, or use another seed"
                 )
         return list(drawn)
 
@@ -195,37 +202,36 @@ def generate_problems(
     num_train: int | None = None,
     seed: int = 0,
 ) -> ProblemSplit:
-    """Arithmetic problems to train on, and others held out.
+    """Generate arithmetic problems for training, and others that are held out.
 
     >>> split = generate_problems(["addition"], [2], num_held_out=500)
     >>> split.held_out[0].prompt, split.held_out[0].answer
     ('14+36=', '50')
 
     Args:
-        operations: some of OPERATIONS. Division is always exact; a chain needs three operands or more.
-        digits: the digit counts to mix. The operands of one problem have the same count d: 0..9 for
-            d = 1, 10..99 for d = 2. In a division it bounds the divisor and the quotient.
-        operands: instead of `digits`, the smallest and the largest operand.
-        held_out_operands: with `operands`, the smallest and the largest of held-out problems: what is
-            measured can be a part of what is practised.
-        num_operands: the operands of an addition, a multiplication or a chain.
-        form: the prompt, with `{expression}` for `47+85` or `{spaced}` for `47 + 85`. Other braces
-            stay as they are.
-        num_held_out: exactly so many held-out problems, equally many for each operation and digit
-            count as far as a small one allows; at most half of it (a twentieth where there are more
-            than 200,000 to choose from).
-        num_train: so many training problems, shared out in the same way; by default all that are
-            left, or 100,000 where they are too many to list.
-        seed: the same seed gives the same problems, on every machine; `num_train` does not change
-            the held-out ones.
+        operations: names from OPERATIONS. Divisions are always exact. A chain needs at least three operands.
+        digits: numbers of digits to mix. All operands of a problem have the same number of digits: 0 to 9 for
+            one digit, 10 to 99 for two. In a division it applies to the divisor and the quotient.
+        operands: smallest and largest operand, as an alternative to `digits`.
+        held_out_operands: smallest and largest operand of held-out problems, within `operands`.
+        num_operands: number of operands in an addition, a multiplication or a chain.
+        form: text of a prompt. `{expression}` is replaced by `47+85` and `{spaced}` by `47 + 85`. Other
+            braces are kept.
+        num_held_out: number of held-out problems. They are divided equally among operations and numbers of
+            digits, as far as the small ones allow. At most half of the expressions of each can be held out,
+            or a twentieth if there are more than 200,000 of them.
+        num_train: number of training problems, divided in the same way; by default all remaining problems, or
+            100,000 if there are too many to list.
+        seed: seed of the problems. Equal seeds give equal problems on every machine. The held-out problems do
+            not depend on `num_train`.
 
     Returns:
-        Both sides in shuffled order. No prompt lies on both, nor does the same sum or product in
-        another order. Ids are like `addition-47+85`.
+        Both sides in random order. No expression is on both sides, not even with its terms in another order.
+        Ids look like `addition-47+85`.
 
     Raises:
-        InputError: an unknown operation, a digit count or number out of range, a form without a
-            place for the expression, or more problems than there are.
+        InputError: if an operation is unknown, a number is out of range, the form has no placeholder for the
+            expression, or more problems are requested than exist.
     """
     _check_settings(operations, num_operands, form, num_held_out, num_train)
     strata = [
@@ -237,8 +243,8 @@ def generate_problems(
     if sum(held_out_shares) < num_held_out:
         raise InputError(
             f"num_held_out is {num_held_out:,}, but of {sum(stratum.size() for stratum in strata):,} "
-            f"possible problems at most {sum(held_out_shares):,} can be held out: ask for fewer, "
-            "or add operations, digit counts or operands"
+            f"possible problems at most {sum(held_out_shares):,} can be held out; reduce it, or add "
+            "operations, digits or operands"
         )
 
     listed = {
@@ -257,8 +263,8 @@ def generate_problems(
     train_shares = _share_out(wanted, capacities)
     if sum(train_shares) < wanted:
         raise InputError(
-            f"num_train is {wanted:,}, but beside {num_held_out:,} held-out problems at most "
-            f"{sum(capacities):,} can be drawn for training: ask for fewer, or leave num_train out"
+            f"num_train is {wanted:,}, but with {num_held_out:,} held-out problems at most "
+            f"{sum(capacities):,} are available for training; reduce it, or leave num_train unset"
         )
 
     train: list[Problem] = []
@@ -278,25 +284,26 @@ def generate_problems(
 
 
 def _problem(operation: str, expression: _Expression, form: str) -> Problem:
-    # replace, not format: a form may hold braces of its own, such as \boxed{}
+    # replace instead of format, because a form may contain other braces, such as \boxed{}
     prompt = form.replace("{expression}", expression.text()).replace("{spaced}", expression.text(" "))
     return Problem(prompt=prompt, answer=str(expression.value()), id=f"{operation}-{expression.text()}")
 
 
 def nearest_name(name: str, known: Iterable[str], count: int = 1) -> str:
-    """` (did you mean 'gsm8k'?)`, or nothing where no known name is near."""
+    """Return ` (did you mean 'gsm8k'?)` with the nearest known names, or "" if none is near."""
     nearest = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
 
 
 def _length(values: range) -> int:
-    return values.stop - values.start  # len() refuses ranges beyond a machine word
+    return values.stop - values.start  # len() fails for ranges longer than sys.maxsize
 
 
 def _share_out(total: int, capacities: Sequence[int]) -> list[int]:
-    """Divide `total` equally, no share above its capacity: 10 over [2, 9, 9] gives [2, 4, 4].
+    """Divide `total` into equal shares, each limited by its capacity.
 
-    A remainder goes to the first ones. The shares sum to less than `total` where the capacities do.
+    For example, 10 divided over the capacities [2, 9, 9] gives [2, 4, 4]. A remainder goes to the first
+    shares. If the capacities sum to less than `total`, so do the shares.
     """
     shares = [0] * len(capacities)
     left = min(total, sum(capacities))
@@ -313,27 +320,30 @@ def _share_out(total: int, capacities: Sequence[int]) -> list[int]:
 def _operand_ranges(
     digits: Sequence[int], operands: tuple[int, int] | None, held_out_operands: tuple[int, int] | None
 ) -> list[tuple[str, range, range]]:
-    """Ranges of operands by name, each with the range of those that may be held out."""
+    """Return tuples of a range's name, the range of operands, and the range of held-out operands."""
     if operands is None:
         if not digits:
-            raise InputError("digits is empty: name at least one")
+            raise InputError("digits is empty; give at least one number of digits")
         if len(set(digits)) < len(digits):
-            raise InputError(f"digits names one twice: {list(digits)}")
+            raise InputError(f"digits contains a value twice: {list(digits)}; list each value once")
         if held_out_operands is not None:
-            raise InputError("held_out_operands is read only with operands")
+            raise InputError("held_out_operands is used only with operands; give operands, or leave it unset")
         for count in digits:
             if not 1 <= count <= MAX_DIGITS:
-                raise InputError(f"digits must lie in 1..{MAX_DIGITS}, not {count}")
+                raise InputError(f"digits must be between 1 and {MAX_DIGITS}, not {count}")
         ranges = [range(0 if count == 1 else 10 ** (count - 1), 10**count) for count in digits]
         return [(str(count), values, values) for count, values in zip(digits, ranges, strict=True)]
     if digits:
-        raise InputError("digits and operands are both given: keep one")
+        raise InputError("digits and operands are both given; remove one of the two")
     (low, high), (held_low, held_high) = operands, held_out_operands or operands
     if not 0 <= low <= high < 10**MAX_DIGITS:
-        raise InputError(f"operands are the smallest and the largest, 0 or more, not {low} and {high}")
+        raise InputError(
+            f"operands must be the smallest and the largest operand, from 0 to below 10^{MAX_DIGITS}, "
+            f"not {low} and {high}"
+        )
     if not low <= held_low <= held_high <= high:
         raise InputError(
-            f"held_out_operands, {held_low} to {held_high}, must lie within operands, {low} to {high}"
+            f"held_out_operands ({held_low} to {held_high}) must be within operands ({low} to {high})"
         )
     return [(f"{low} to {high}", range(low, high + 1), range(held_low, held_high + 1))]
 
@@ -346,22 +356,26 @@ def _check_settings(
     num_train: int | None,
 ) -> None:
     if not operations:
-        raise InputError("operations is empty: name at least one")
+        raise InputError("operations is empty; give at least one operation")
     if len(set(operations)) < len(operations):
-        raise InputError(f"operations names one twice: {list(operations)}")
+        raise InputError(f"operations contains a value twice: {list(operations)}; list each value once")
     for operation in operations:
         if operation not in OPERATIONS:
             hint = nearest_name(operation, OPERATIONS)
-            raise InputError(f"unknown operation {operation!r}{hint}: there are {', '.join(OPERATIONS)}")
+            raise InputError(
+                f"unknown operation {operation!r}{hint}; known operations: {', '.join(OPERATIONS)}"
+            )
     if not 2 <= num_operands <= MAX_OPERANDS:
-        raise InputError(f"num_operands must lie in 2..{MAX_OPERANDS}, not {num_operands}")
+        raise InputError(f"num_operands must be between 2 and {MAX_OPERANDS}, not {num_operands}")
     if "chain" in operations and num_operands < 3:
-        raise InputError(f"a chain mixes + and -, so num_operands must be 3 or more, not {num_operands}")
+        raise InputError(
+            f"num_operands must be at least 3 for a chain, which mixes + and -, not {num_operands}"
+        )
     if "{expression}" not in form and "{spaced}" not in form:
         raise InputError(
-            f"form {form!r} has no place for the expression: put {{expression}} or {{spaced}} in it"
+            f"form {form!r} has no placeholder for the expression; add {{expression}} or {{spaced}}"
         )
     if num_held_out < 0:
-        raise InputError(f"num_held_out must not be negative, as {num_held_out} is")
+        raise InputError(f"num_held_out must be at least 0, not {num_held_out}")
     if num_train is not None and num_train < 1:
-        raise InputError(f"num_train must be 1 or more, not {num_train}; leave it out for all problems")
+        raise InputError(f"num_train must be at least 1, not {num_train}; leave it unset for all problems")

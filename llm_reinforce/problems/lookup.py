@@ -1,4 +1,4 @@
-"""What a data set's name means: a file, a published set, problems made on the spot, or a set on the hub."""
+"""Problems by name: a file, a named data set, generated problems, or a data set on the hub."""
 
 import os
 from dataclasses import replace
@@ -31,19 +31,23 @@ def find_problems(
     algebra: bool = False,
     allow_doubtful: bool = False,
 ) -> tuple[Problem, ...]:
-    """The problems that a name stands for.
+    """Return the problems of a file or data set.
 
     Args:
-        data: a file's path; a name of NAMED_SETS, or `NAME=PATH` for its published file; `generate:…` or
-            `reasoning_gym:…`; or `owner/name` on the hub.
-        config, split: of a set on the hub; a named set has splits of its own.
-        prompt_column, answer_column: of a file, or a set on the hub that has no name here.
-        algebra: the answers may be LaTeX or algebra, as those of some named sets are in any case.
-        allow_doubtful: take answers as well that can't be right as they stand; an audit tells of them.
+        data: path of a file; name from NAMED_SETS; `NAME=PATH` for a local file in the published format of
+            the data set NAME; `generate:…` or `reasoning_gym:…`; or `owner/name` on the hub.
+        config: configuration of a data set on the hub.
+        split: split of a named data set or of a data set on the hub.
+        prompt_column: column of the prompts in a file or in a data set on the hub; None looks for the usual
+            names.
+        answer_column: column of the answers, as for `prompt_column`.
+        algebra: True if answers may be LaTeX or algebra. Some named data sets always set it.
+        allow_doubtful: accept answers that cannot be correct, such as empty ones, so that an audit can report
+            them.
 
     Raises:
-        InputError: there is no such thing (the message has the nearest names), it can't be read, an
-            argument has nothing to act on, or the answers are algebra and math-verify isn't installed.
+        InputError: if there is no such data (the message contains the nearest names), if it is invalid, if an
+            argument does not apply to it, or if math-verify is needed and not installed.
     """
     named = None if is_file_name(data) else NAMED_SETS.get(data.partition("=")[0])
     if not algebra and (named is None or not named.algebra):
@@ -68,7 +72,7 @@ def _find(
     if kind == "hub":
         return load_hub_problems(data, config=config, split=split, **columns, allow_doubtful=allow_doubtful)
     if config or prompt_column or answer_column:
-        raise InputError(f"{data}: its configuration and columns are known; leave them out")
+        raise InputError(f"{data}: its configuration and columns are fixed; remove these settings")
     if kind == "named":
         _, equals, path = data.partition("=")
         return load_named(name, split=split, path=path if equals else None, allow_doubtful=allow_doubtful)
@@ -77,10 +81,13 @@ def _find(
 
 
 def kind_of(data: str) -> tuple[str, str]:
-    """What kind of name this is, no file's, and the part of it that names: `('named', 'gsm8k')`.
+    """Return the kind and the name of data that is not a file, such as `('named', 'gsm8k')`.
+
+    Returns:
+        The kind is `named`, `generate`, `reasoning_gym` or `hub`.
 
     Raises:
-        InputError: it can't be a name of any kind.
+        InputError: if the text is not a valid name of any kind.
     """
     name = data.partition("=")[0]
     if name in NAMED_SETS:
@@ -92,14 +99,14 @@ def kind_of(data: str) -> tuple[str, str]:
         return "hub", data
     known = (*NAMED_SETS, GENERATE, REASONING_GYM)
     raise InputError(
-        f"no data set is called {data!r}{nearest_name(prefix.partition('=')[0], known, 2)}: there are "
-        f"{', '.join(NAMED_SETS)}, generate:… and reasoning_gym:…; a set on the hub reads owner/name, a file "
-        f"ends in {' or '.join(FILE_SUFFIXES)}"
+        f"no data set {data!r}{nearest_name(prefix.partition('=')[0], known, 2)}; known names: "
+        f"{', '.join(NAMED_SETS)}, generate:… and reasoning_gym:…; write owner/name for a data set on the "
+        f"hub, or a path that ends in {' or '.join(FILE_SUFFIXES)} for a file"
     )
 
 
 def is_file_name(data: str) -> bool:
-    """Whether this names a file of rows, there or not, and nothing else."""
+    """Return True if the text is the path of a file of rows, even if the file does not exist."""
     if data.partition("=")[0] in NAMED_SETS:
         return False
     path = Path(os.path.expanduser(data))
@@ -107,18 +114,18 @@ def is_file_name(data: str) -> bool:
 
 
 def reads_split(data: str) -> bool:
-    """Whether a split has something to act on: a set on the hub, by its id or by a name."""
+    """Return True if the data has splits: if it is a data set on the hub, by its id or by a known name."""
     return not is_file_name(data) and kind_of(data)[0] in ("hub", "named") and "=" not in data
 
 
 def usual_template(data: str) -> str:
-    """How a data set is asked where nobody says otherwise: in its own words if it has a name."""
+    """Return the default prompt template of a data set."""
     named = NAMED_SETS.get(data.partition("=")[0])
     return PLAIN if named is None or is_file_name(data) else named.template
 
 
 def usual_stop(data: str) -> tuple[str, ...]:
-    """Where an answer ends if the policy goes on to the next question by itself: at that question's head.
+    """Return the strings at which an answer ends: the beginning of the next question, from the template.
 
     >>> usual_stop("gsm8k"), usual_stop("problems.jsonl")
     (('Question:',), ())
@@ -128,6 +135,6 @@ def usual_stop(data: str) -> tuple[str, ...]:
 
 
 def training_part(data: str) -> str | None:
-    """The split of the same set that is there to learn from, for examples; None where there is none."""
+    """Return the training split of a named data set, from which examples can be taken, or None."""
     named = NAMED_SETS.get(data)
     return "train" if named is not None and "train" in named.splits else None

@@ -1,7 +1,7 @@
-"""Data sets by name: where each is, how its rows read, how it is asked, and which splits it has.
+"""Named data sets: location, splits, row format and prompt template of each.
 
-A name alone loads from the hub. `NAME=PATH` reads a file in the form in which the data set was published,
-without a network; the file is then the split.
+`NAME` loads a data set from the hub. `NAME=PATH` reads a local file in the published format of the data set,
+without network access; the file then takes the place of the split.
 """
 
 import re
@@ -25,13 +25,16 @@ class NamedSet:
     """A published data set.
 
     Attributes:
-        repository, config, data_files: where it is on the hub.
-        splits: the names by which its parts are asked for here, and the hub's.
-        convert: a row in any of the forms it was published in, to `prompt` and `answer` beside the rest.
-        template: how it is asked, where nobody says otherwise; GSM8K's is lm-evaluation-harness's.
-        is_numeric: an answer that is no number is a mistake of the file.
-        algebra: answers may be LaTeX or algebra.
-        rows: reads the published file.
+        repository: id of the repository on the hub.
+        splits: names of the splits in this toolkit, mapped to their names on the hub.
+        convert: function that takes a row in any published format and returns it with the columns `prompt`
+            and `answer`.
+        config: configuration on the hub.
+        data_files: file in the repository, if the data set is a single file of it.
+        template: default prompt template. The one of GSM8K is that of lm-evaluation-harness.
+        is_numeric: True if an answer that is not a number is an error in the file.
+        algebra: True if answers may be LaTeX or algebra.
+        rows: function that reads the published file.
     """
 
     repository: str
@@ -50,13 +53,13 @@ def _gsm8k(row: Columns) -> Columns:
 
 
 def _svamp(row: Columns) -> Columns:
-    """The body and the question are two columns; the body often lacks its full stop."""
+    """Convert a row of SVAMP. Body and question are two columns, and the body often lacks its period."""
     named = _renamed(row, prompt=("Question", "question"), answer=("Answer", "answer"), id=("ID",))
     return _with_body(_whole(named), row.get("Body"), named.get("prompt"))
 
 
 def _asdiv(row: Columns) -> Columns:
-    """`9 (apples)` is the number 9 and a unit; an answer of several numbers stays as it is."""
+    """Convert a row of ASDiv. The answer `9 (apples)` becomes `9`; lists of numbers are unchanged."""
     named = dict(_renamed(row, prompt=("Question", "question"), answer=("Answer", "answer"), id=("ID",)))
     answer = named.get("answer")
     if isinstance(answer, str) and answer.count("(") == 1:
@@ -65,7 +68,7 @@ def _asdiv(row: Columns) -> Columns:
 
 
 def _mawps(row: Columns) -> Columns:
-    """AddSub, SingleEq and MultiArith share a form; hub copies have names of their own."""
+    """Convert a row of AddSub, SingleEq or MultiArith, whose copies on the hub use different column names."""
     named = _renamed(
         row,
         prompt=("sQuestion", "question", "input", "Question"),
@@ -80,7 +83,7 @@ def _math500(row: Columns) -> Columns:
 
 
 def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
-    """The row with its first column of each list under the name that the list is for."""
+    """Return the row with columns renamed: for each name, the first candidate column that exists."""
     named = dict(row)
     for name, candidates in names.items():
         found = next((candidate for candidate in candidates if candidate in row), None)
@@ -95,7 +98,7 @@ def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
 
 
 def _whole(named: Columns) -> Columns:
-    """The text `51.0` is 51, as the number 51.0 is: lm-evaluation-harness's readings compare texts."""
+    """Replace the text `51.0` by `51`, because the metrics of lm-evaluation-harness compare texts."""
     answer = named.get("answer")
     if isinstance(answer, str) and re.fullmatch(r"-?[0-9]+\.0+", answer.strip()):
         return {**named, "answer": answer.partition(".")[0]}
@@ -119,7 +122,7 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
         "gsm8k": NamedSet("openai/gsm8k", _TRAIN_AND_TEST, _gsm8k, config="main"),
         "svamp": NamedSet("ChilleD/SVAMP", _TRAIN_AND_TEST, _svamp),
         "multiarith": NamedSet("ChilleD/MultiArith", _TRAIN_AND_TEST, _mawps),
-        # hub files of one part, which `datasets` calls train; here they are for evaluation
+        # files without splits, which `datasets` calls train; they are used for evaluation
         "addsub": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/addsub.jsonl"),
         "singleeq": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/singleeq.jsonl"),
         "asdiv": NamedSet(
@@ -145,17 +148,17 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
 def load_named(
     name: str, *, split: str = "test", path: str | None = None, allow_doubtful: bool = False
 ) -> tuple[Problem, ...]:
-    """The problems of a data set of NAMED_SETS, from the hub, or from a file in its published form.
+    """Return the problems of a data set of NAMED_SETS, from the hub or from a file in its published format.
 
     Raises:
-        InputError: it has no such split, can't be found, or a row can't be used.
+        InputError: if the split is unknown, the data cannot be found, or a row is invalid.
     """
     named = NAMED_SETS[name]
     if path is not None:
         source, rows = path, named.rows(Path(path).expanduser())
     else:
         if split not in named.splits:
-            raise InputError(f"data set {name}: no split {split!r}; there is {', '.join(named.splits)}")
+            raise InputError(f"data set {name}: no split {split!r}; known splits: {', '.join(named.splits)}")
         source, rows = (
             name,
             hub_rows(

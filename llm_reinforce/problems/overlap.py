@@ -1,4 +1,4 @@
-"""Training and evaluation problems that coincide."""
+"""Overlap between training and evaluation problems."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_reinforce.problems.problem import Problem
 
-MIN_WORDS = 4  # of a text whose numbers are masked; shorter ones, such as sums, are all alike
+MIN_WORDS = 4  # minimum words of a text with masked numbers; shorter texts, such as sums, are all alike
 
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _PUNCTUATION = re.compile(r"[.,;:!?\"'`´‘’“”()\[\]{}](?![0-9])|(?<![0-9])[.,;:!?\"'`´‘’“”()\[\]{}]")
@@ -17,11 +17,12 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Which of the evaluated problems training shows, as (evaluated id, training id).
+    """Evaluated problems that coincide with training problems, as pairs of evaluated id and training id.
 
     Attributes:
-        same: the same text but for case, white space and punctuation.
-        masked: the same text with other numbers, and not among `same`.
+        same: pairs with equal text, ignoring case, white space and punctuation.
+        masked: pairs with equal text except for the numbers, if they are not in `same`.
+        num_evaluated: number of evaluated problems.
     """
 
     same: tuple[tuple[str, str], ...]
@@ -29,25 +30,27 @@ class Overlap:
     num_evaluated: int
 
     def sentences(self) -> tuple[str, ...]:
-        """What there is to tell; nothing where the two do not coincide."""
-        told = []
+        """Return messages about the overlap; none if there is no overlap."""
+        found = []
         for pairs, what in (
-            (self.same, "are training problems as well: the policy may know their answers by heart"),
+            (self.same, "are also training problems: the policy may have memorized their answers"),
             (self.masked, "are training problems with other numbers"),
         ):
             if pairs:
                 shown = ", ".join(f"{evaluated} = {training}" for evaluated, training in pairs[:3])
                 more = ", …" if len(pairs) > 3 else ""
-                told.append(f"{len(pairs):,} of {self.num_evaluated:,} problems asked {what} ({shown}{more})")
-        return tuple(told)
+                found.append(
+                    f"{len(pairs):,} of {self.num_evaluated:,} evaluated problems {what} ({shown}{more})"
+                )
+        return tuple(found)
 
     def summary(self) -> dict[str, int]:
-        """The counts, as JSON has them."""
+        """Return the counts, for JSON."""
         return {"same": len(self.same), "masked": len(self.masked), "evaluated": self.num_evaluated}
 
 
 def find_overlap(train: Sequence[Problem], evaluated: Sequence[Problem]) -> Overlap:
-    """The evaluated problems that coincide with a training problem. Give the prompts without a template.
+    """Return the evaluated problems that coincide with training problems. Prompts must be without a template.
 
     >>> find_overlap([Problem("What is 1 + 1?", "2", id="a")], [Problem("what is 1 + 1", "2", id="b")]).same
     (('b', 'a'),)
@@ -59,7 +62,7 @@ def find_overlap(train: Sequence[Problem], evaluated: Sequence[Problem]) -> Over
 
 
 def normal_text(prompt: str) -> str:
-    """A prompt without what says nothing: case, white space, punctuation, thousands' commas.
+    """Return a prompt without case, repeated white space, punctuation and thousands separators.
 
     >>> normal_text("Tom has 1,000  apples.")
     'tom has 1000 apples'
@@ -70,7 +73,7 @@ def normal_text(prompt: str) -> str:
 
 
 def masked_text(prompt: str) -> str:
-    """The same with every number masked; empty where hardly a word is left, as in a sum.
+    """Return the normal text with every number masked, or "" if it has too few words, as in a sum.
 
     >>> masked_text("Tom has 1,000 red apples."), masked_text("12+34=")
     ('tom has # red apples', '')

@@ -1,8 +1,8 @@
-"""Problems from files and from the hub, and back to a file.
+"""Problems read from files and from the hub, and written to files.
 
-A row's prompt and answer are found under their usual names, or under the names that the caller gives.
-Where an answer holds `####`, as in GSM8K, the final answer is what follows the last one, and the whole is the
-worked solution: what a warm start shows, and a worked example, has its answer.
+The prompt and the answer of a row are looked up under their usual column names, or under names given by the
+caller. If an answer contains `####`, as in GSM8K, the text after the last `####` is the final answer, and the
+whole text is the worked solution, which warm starts and worked examples use.
 """
 
 import difflib
@@ -31,7 +31,13 @@ _NUMBER = re.compile(r"[-+]?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of a data set, where it stands ('sums.jsonl, line 3'), and its id if it gives none."""
+    """A row of a data set.
+
+    Attributes:
+        place: location of the row for messages, such as 'sums.jsonl, line 3'.
+        default_id: id of the problem if the row has none.
+        values: content of the row; a mapping if the row is valid.
+    """
 
     place: str
     default_id: str
@@ -45,29 +51,34 @@ def read_problems(
     answer_column: str | None = None,
     allow_doubtful: bool = False,
 ) -> tuple[Problem, ...]:
-    """The problems of a JSONL file (one object a line, blank lines skipped) or of a JSON list.
+    """Read the problems of a JSONL file or of a JSON list.
 
-    Numbers become text, 5.0 as "5"; a list of one value is that value. The id is the `id` column's, or
-    `<file stem>-<line>` (the row's number in a JSON list); all further columns are kept in
-    `Problem.columns`, and so is an answer that holds `####`, as it is.
+    A JSONL file has one object per line; blank lines are skipped. Numeric answers become text, 5.0 becomes
+    "5". A list of one value is read as that value. The id is taken from the column `id`; without one it is
+    `<file stem>-<line>`, or the number of the row in a JSON list. All other columns are kept in
+    `Problem.columns`, as is an answer that contains `####`.
 
     Args:
-        allow_doubtful: take answers as well that are empty or missing (both are ""), or no number where one
-            is wanted; an audit tells of them.
+        path: path of the file.
+        prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
+        answer_column: column of the answers; None looks for ANSWER_COLUMNS.
+        allow_doubtful: accept answers that are empty or null (both become ""), and answers that should be
+            numbers and are not, so that an audit can report them.
 
     Raises:
-        InputError: the file is missing, empty, not UTF-8 or not JSON; a row is no object, lacks a
-            column, has an empty prompt or answer, or repeats an id. The message names file and line.
+        InputError: if the file is missing, empty, not UTF-8 or not JSON, or if a row is not an object, lacks
+            a column, has an empty prompt or answer, or repeats an id. The message names the file and the
+            line.
     """
     rows = read_rows(path)
     return problems_of_rows(str(path), rows, prompt_column, answer_column, allow_doubtful=allow_doubtful)
 
 
 def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
-    """The rows of a JSONL file or of a JSON list.
+    """Yield the rows of a JSONL file or of a JSON list.
 
     Raises:
-        InputError: the file is missing, not UTF-8 or not JSON.
+        InputError: if the file is missing, not UTF-8 or not JSON.
     """
     path = Path(os.path.expanduser(path))
     text = read_text(path)
@@ -75,10 +86,10 @@ def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text, a byte order mark left out.
+    """Return the text of a file without its byte order mark.
 
     Raises:
-        InputError: the file is missing, or not UTF-8.
+        InputError: if the file is missing, not readable or not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
@@ -87,7 +98,7 @@ def read_text(path: Path) -> str:
     except UnicodeDecodeError as error:
         raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
     except OSError as error:
-        raise InputError(f"{path}: can't be read: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
 
 
 def load_hub_problems(
@@ -99,66 +110,75 @@ def load_hub_problems(
     answer_column: str | None = None,
     allow_doubtful: bool = False,
 ) -> tuple[Problem, ...]:
-    """The problems of a data set that `datasets.load_dataset(name, config, split=split)` finds.
+    """Load the problems of a data set with `datasets.load_dataset(name, config, split=split)`.
 
-    Rows are read as by `read_problems`; ids without an `id` column are `<name>-<split>-<row>`.
+    Rows are read as by `read_problems`. Without a column `id`, ids are `<name>-<split>-<row>`.
 
     Raises:
-        InputError: there is no such data set, configuration or split, there is no network, or a row
-            can't be used.
+        InputError: if there is no such data set, configuration or split, if there is no network, or if a row
+            is invalid.
     """
     rows = hub_rows(name, config=config, split=split)
     return problems_of_rows(name, rows, prompt_column, answer_column, allow_doubtful=allow_doubtful)
 
 
 def hub_rows(name: str, *, config: str | None, split: str, data_files: str | None = None) -> Iterator[Row]:
-    """The rows of a data set on the hub; `data_files` names the one file of it that is meant.
+    """Yield the rows of a data set on the hub.
+
+    Args:
+        name: id of the data set.
+        config: configuration of the data set; None for its default.
+        split: split of the data set.
+        data_files: file of the repository to load; None loads the data set as configured.
 
     Raises:
-        InputError: there is no such data set, configuration or split, or there is no network.
+        InputError: if there is no such data set, configuration or split, or if there is no network.
     """
     try:
-        # Here, since importing it takes seconds.
+        # imported here, because the import takes seconds
         from datasets import config as settings  # type: ignore[import-untyped,unused-ignore]
         from datasets import load_dataset
     except ImportError as error:
-        raise InputError(f"data set {name!r}: `pip install datasets`, or give a local file's path") from error
+        raise InputError(
+            f"data set {name!r}: the package datasets is not installed; run `pip install datasets`, or give "
+            "the path of a local file"
+        ) from error
     arguments = {"data_files": data_files} if data_files else {}
-    if not hub_answers():  # `datasets` would go on asking for half a minute; what is cached is found
+    if not hub_answers():  # `datasets` would retry for half a minute; offline mode uses the local cache
         settings.HF_HUB_OFFLINE = True
     try:
         table: Iterable[object] = load_dataset(name, config, split=split, **arguments)
-    # Any exception: what is raised for a missing name or network changes from release to release.
+    # any exception, because the types raised for a missing name or network depend on the release
     except Exception as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"data set {name!r} (config {config!r}, split {split!r}): not found, or no network ({cause}). "
-            "Check the three names, or give the path of a local JSONL file instead"
+            f"data set {name!r} (config {config!r}, split {split!r}): not found, or no network ({cause}); "
+            "check the three names, or give the path of a local JSONL file"
         ) from error
     stem = f"{name.rstrip('/').rsplit('/', 1)[-1]}-{split}"
     return (Row(f"{name}, row {number}", f"{stem}-{number}", row) for number, row in enumerate(table, 1))
 
 
 def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) -> ProblemSplit:
-    """Hold out `num_held_out` problems, drawn by `seed`; both sides keep the given order.
+    """Hold out `num_held_out` random problems, chosen by `seed`. Both sides keep the given order.
 
-    All copies of a prompt (the same but for case and white space) lie on one side. Where the held-out
-    side is full before a prompt's last copy, the remaining copies are used nowhere.
+    All copies of a prompt are on the same side; case and white space are ignored. If the held-out side is
+    full before the last copy of a prompt, the remaining copies are not used.
 
     Raises:
-        InputError: a negative number, or one that leaves nothing to train on.
+        InputError: if the number is negative, or if no training problem is left.
     """
     groups: dict[str, list[int]] = {}
     for index, problem in enumerate(problems):
         groups.setdefault(folded_prompt(problem.prompt), []).append(index)
     if num_held_out < 0:
-        raise InputError(f"num_held_out must not be negative, as {num_held_out} is")
+        raise InputError(f"num_held_out must be at least 0, not {num_held_out}")
     generator = random.Random(f"{seed} split_problems")
     train, held_out = divide_groups(groups, num_held_out, generator)
     if not train:
         raise InputError(
             f"num_held_out is {num_held_out:,}, which leaves none of {len(problems):,} problems "
-            f"({len(groups):,} different prompts) to train on: ask for fewer"
+            f"({len(groups):,} different prompts) to train on; reduce it"
         )
     return ProblemSplit(
         train=tuple(problems[index] for index in sorted(train)),
@@ -167,40 +187,41 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
 
 
 def write_problems(path: str | PathLike[str], problems: Iterable[Problem]) -> None:
-    """Write JSONL that `read_problems` reads back: id, prompt, answer, the solution if any, and columns.
+    """Write problems to a JSONL file that `read_problems` can read.
 
-    Missing folders are made.
+    A row contains id, prompt, answer, the solution if there is one, and all other columns. Missing folders
+    are created.
 
     Raises:
-        InputError: a column's value is nothing that JSON can hold, or the file can't be written.
+        InputError: if a value cannot be written as JSON, or if the file cannot be written.
     """
     path = Path(path)
     lines = [_line(problem) for problem in problems]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A lone surrogate is no UTF-8; backslashreplace writes it as \udXXX, which is its JSON escape.
+        # UTF-8 cannot encode a lone surrogate; backslashreplace writes it as \udXXX, its escape in JSON
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.writelines(lines)
     except OSError as error:
-        raise InputError(f"{path}: can't be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def _line(problem: Problem) -> str:
     row: dict[str, object] = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}
     raw = problem.columns.get("answer")
     if isinstance(raw, str) and raw.strip() == problem.solution and split_at_mark(raw)[1] == problem.answer:
-        row["answer"] = raw  # as GSM8K has it: the worked solution with its answer after ####
+        row["answer"] = raw  # as in GSM8K: the worked solution, with the answer after ####
     elif problem.solution is not None:
         row["solution"] = problem.solution
     row |= {name: value for name, value in problem.columns.items() if name not in row}
     try:
         return json.dumps(row, ensure_ascii=False) + "\n"
     except (TypeError, ValueError) as error:
-        raise InputError(f"problem {problem.id!r}: a column can't be written as JSON: {error}") from error
+        raise InputError(f"problem {problem.id!r}: a column cannot be written as JSON: {error}") from error
 
 
 def _line_rows(path: Path, text: str) -> Iterator[Row]:
-    # Split at \n alone: JSON text may hold U+2028 and other characters that splitlines() cuts at.
+    # split at \n only, because JSON text may contain U+2028 and other characters that splitlines() splits at
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{path}, line {number}"
@@ -216,16 +237,16 @@ def _list_rows(path: Path, text: str) -> Iterator[Row]:
 
 def _parsed(place: str, text: str) -> object:
     def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is no JSON number")
+        raise ValueError(f"{constant} is not a JSON number")
 
     try:
         value: object = json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        # An error inside a line is located by the line; one inside a list by the error itself.
+        # in JSONL `place` contains the line; in a JSON list the error does
         line = f", line {error.lineno}" if "\n" in text.strip() else ""
-        raise InputError(f"{place}{line}: broken JSON at column {error.colno}: {error.msg}") from error
+        raise InputError(f"{place}{line}: invalid JSON at column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: JSON that can't be used: {error}") from error
+        raise InputError(f"{place}: invalid JSON: {error}") from error
     return value
 
 
@@ -238,10 +259,18 @@ def problems_of_rows(
     is_numeric: bool = False,
     allow_doubtful: bool = False,
 ) -> tuple[Problem, ...]:
-    """A problem a row, by its columns; with `is_numeric` each answer has to be a number.
+    """Convert rows to problems.
+
+    Args:
+        source: name of the source, for messages.
+        rows: rows of the source.
+        prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
+        answer_column: column of the answers; None looks for ANSWER_COLUMNS.
+        is_numeric: require every answer to be a number.
+        allow_doubtful: accept invalid answers, as in `read_problems`.
 
     Raises:
-        InputError: as `read_problems` does.
+        InputError: if a row is invalid (see `read_problems`), or if there are no rows.
     """
     problems: list[Problem] = []
     places: dict[str, str] = {}
@@ -249,9 +278,9 @@ def problems_of_rows(
         if not isinstance(row.values, Mapping):
             kind = type(row.values).__name__
             raise InputError(
-                f"{row.place}: a JSON object with a prompt and an answer is wanted, not a {kind}"
+                f"{row.place}: should be a JSON object with a prompt and an answer, not a {kind}"
             )
-        # The first row settles the names; all others are held to them.
+        # the first row determines the names of the columns for all rows
         prompt_column = _column(row.values, prompt_column, PROMPT_COLUMNS, "prompt", row.place)
         answer_column = _column(row.values, answer_column, ANSWER_COLUMNS, "answer", row.place)
         problem = _problem(
@@ -263,11 +292,11 @@ def problems_of_rows(
             allow_doubtful=allow_doubtful,
         )
         if problem.id in places:
-            raise InputError(f"{row.place}: id {problem.id!r} was used before, at {places[problem.id]}")
+            raise InputError(f"{row.place}: id {problem.id!r} is already used at {places[problem.id]}")
         places[problem.id] = row.place
         problems.append(problem)
     if not problems:
-        raise InputError(f"{source}: empty; one JSON object a line with a prompt and an answer is wanted")
+        raise InputError(f"{source}: is empty; write one JSON object with a prompt and an answer per line")
     return tuple(problems)
 
 
@@ -284,25 +313,23 @@ def _problem(
     prompt = values[prompt_column]
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(
-            f"{row.place}: column {prompt_column!r} must be text that isn't empty, not {_shown(prompt)}"
+            f"{row.place}: column {prompt_column!r} must be non-empty text, not {_shown(prompt)}"
         )
     given = values[answer_column]
     answer = "" if allow_doubtful and given is None else _as_text(given, row.place, answer_column)
     solution: str | None = None
     marked = split_at_mark(answer)[1]
     if marked is not None:
-        used.discard(answer_column)  # kept as it is, for reward functions that read it so
+        used.discard(answer_column)  # kept unchanged in columns, for reward functions that read it
         solution, answer = answer, marked
         is_numeric = True
     elif answer_column != "solution" and isinstance(values.get("solution"), str):
         solution = str(values["solution"])
         used.add("solution")
     if not answer and not allow_doubtful:
-        raise InputError(f"{row.place}: column {answer_column!r} gives an empty answer")
+        raise InputError(f"{row.place}: column {answer_column!r} contains an empty answer")
     if is_numeric and not allow_doubtful and not _NUMBER.fullmatch(answer):
-        raise InputError(
-            f"{row.place}: column {answer_column!r} gives no number where one is wanted, but {_shown(answer)}"
-        )
+        raise InputError(f"{row.place}: column {answer_column!r} must contain a number, not {_shown(answer)}")
     given_id = values.get("id")
     return Problem(
         prompt=prompt,
@@ -317,7 +344,7 @@ def _problem(
 def _column(
     values: Mapping[str, object], given: str | None, usual: Sequence[str], role: str, place: str
 ) -> str:
-    """The name of the column that plays a role: the given one, or the first usual one that is there."""
+    """Return the name of the prompt or answer column: the given one, or the first usual one that exists."""
     wanted = usual if given is None else (given,)
     for name in wanted:
         if name in values:
@@ -328,16 +355,16 @@ def _column(
         for name in wanted
         for match in difflib.get_close_matches(name.lower(), by_lower_case, n=1)
     ]
-    hint = f"; nearest is {nearest[0]!r}" if nearest else ""
+    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     looked_for = " or ".join(repr(name) for name in wanted)
     columns = ", ".join(repr(name) for name in values) or "none"
     raise InputError(
-        f"{place}: no {role} column {looked_for}. Columns there: {columns}{hint}. Name it with {role}_column"
+        f"{place}: no {role} column {looked_for}{hint}; columns: {columns}; set {role}_column to one of them"
     )
 
 
 def _as_text(value: object, place: str, column: str) -> str:
-    """A cell as text: 5.0 as '5', true as 'true', [39.0] as '39'."""
+    """Return a cell as text: 5.0 as '5', true as 'true', [39.0] as '39'."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):
@@ -360,6 +387,6 @@ def _nearest_file(path: Path) -> str:
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
-        return f" (nor is there a folder {path.parent})"
+        return f"; the folder {path.parent} does not exist"
     nearest = difflib.get_close_matches(path.name, names, n=1)
     return f"; did you mean {path.parent / nearest[0]}?" if nearest else ""

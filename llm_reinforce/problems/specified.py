@@ -1,7 +1,9 @@
-"""Problems made on the spot, named by a short text.
+"""Generated problems that are specified by a short text.
 
-generate:operations=addition+subtraction,digits=2+3,num=500,seed=0
-reasoning_gym:leg_counting,num=100,seed=42
+    generate:operations=addition+subtraction,digits=2+3,num=500,seed=0
+    reasoning_gym:leg_counting,num=100,seed=42
+
+The text is used in place of the name of a data set.
 """
 
 from collections.abc import Mapping
@@ -16,20 +18,22 @@ NUM_PROBLEMS = 500
 
 
 def generated_problems(settings: str) -> tuple[Problem, ...]:
-    """Arithmetic problems of the toolkit's generators.
+    """Return arithmetic problems specified by a text.
 
-    They are what a recipe of the same seed and settings holds out, if it holds out as many.
+    The problems are those that a recipe with the same seed, settings and number of held-out problems holds
+    out.
 
     >>> generated_problems("digits=1,num=2")[0].prompt
     '1+3='
 
     Args:
-        settings: any of operations and digits (several joined by +), operands and held_out_operands (0-19,
-            instead of digits), num_operands, form, num and seed, as `key=value` with commas between; a form
-            can't hold a comma.
+        settings: comma-separated `key=value` pairs. The keys are operations and digits (several values joined
+            by +), operands and held_out_operands (such as 0-19, as an alternative to digits), num_operands,
+            form, num and seed. A form cannot contain a comma.
 
     Raises:
-        InputError: an unknown key, a value that is no number, or settings that can't be generated.
+        InputError: if a key is unknown, a value is not a number, or the settings are invalid for
+            `generate_problems`.
     """
     where = f"{GENERATE}:{settings}"
     known = ("operations", "digits", "operands", "held_out_operands", "num_operands", "form", "num", "seed")
@@ -52,20 +56,20 @@ def generated_problems(settings: str) -> tuple[Problem, ...]:
 
 
 def reasoning_gym_problems(settings: str) -> tuple[Problem, ...]:
-    """Problems of a task of reasoning_gym; an answer that is no number is compared as text.
+    """Return problems of a task of reasoning_gym. Answers that are not numbers are compared as text.
 
     Args:
-        settings: the task's name, then num and seed, such as `leg_counting,num=100,seed=42`.
+        settings: name of the task, then num and seed, such as `leg_counting,num=100,seed=42`.
 
     Raises:
-        InputError: the package isn't there, or has no such task.
+        InputError: if reasoning_gym is not installed or has no such task, or if the settings are invalid.
     """
     try:
         import reasoning_gym  # type: ignore[import-not-found,import-untyped,unused-ignore]
         from reasoning_gym.factory import DATASETS  # type: ignore[import-not-found,import-untyped,unused-ignore]
     except ImportError as error:
         raise InputError(
-            "reasoning_gym isn't installed: `pip install 'llm-reinforce[reasoning-gym]'`"
+            "reasoning_gym is not installed; run `pip install 'llm-reinforce[reasoning-gym]'`"
         ) from error
     task, _, rest = settings.partition(",")
     where = f"{REASONING_GYM}:{settings}"
@@ -89,17 +93,18 @@ def reasoning_gym_problems(settings: str) -> tuple[Problem, ...]:
 
 
 def _settings(where: str, text: str, known: tuple[str, ...]) -> Mapping[str, str]:
-    """`digits=2+3,seed=1` as a mapping, each key one that is known, and given once."""
+    """Parse text such as `digits=2+3,seed=1` into a mapping; every key must be known and unique."""
     given: dict[str, str] = {}
     for part in text.split(",") if text else []:
         key, equals, value = part.partition("=")
         key = key.strip()
         if key not in known:
             raise InputError(
-                f"{where}: no setting {key!r}{nearest_name(key, known)}: there are {', '.join(known)}"
+                f"{where}: unknown setting {key!r}{nearest_name(key, known)}; known settings: "
+                f"{', '.join(known)}"
             )
         if not equals or not value or key in given:
-            raise InputError(f"{where}: {key} should stand once, as {key}=VALUE")
+            raise InputError(f"{where}: {key} should be given once, as {key}=VALUE")
         given[key] = value
     return given
 

@@ -1,4 +1,4 @@
-"""Train and held-out problems, divided by group so that near copies stay together."""
+"""Division into training and held-out problems by groups, so that near copies stay together."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class ProblemSplit:
-    """Problems to learn from, and problems that no update may see."""
+    """Training problems, and held-out problems that are never trained on."""
 
     train: tuple[Problem, ...]
     held_out: tuple[Problem, ...]
@@ -21,10 +21,10 @@ class ProblemSplit:
 def divide_groups(
     groups: Mapping[str, Sequence[T]], num_held_out: int, generator: random.Random
 ) -> tuple[list[T], list[T]]:
-    """Draw whole groups until `num_held_out` members are held out; return (train, held_out).
+    """Hold out random groups until `num_held_out` members are held out; return (train, held_out).
 
-    The last group drawn may be too large. It is cut, and its surplus is used nowhere: the held-out
-    count is exact, and no group ever has members on both sides.
+    If the last group is too large, its surplus members are not used. The number of held-out members is
+    therefore exact, and no group has members on both sides.
     """
     keys = list(groups)
     generator.shuffle(keys)
@@ -37,5 +37,5 @@ def divide_groups(
 
 
 def folded_prompt(prompt: str) -> str:
-    """What two prompts share that differ in case and white space alone: they are one problem."""
+    """Return a prompt without case and repeated white space; prompts that are then equal are one problem."""
     return " ".join(prompt.casefold().split())

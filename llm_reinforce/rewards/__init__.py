@@ -1,4 +1,4 @@
-"""Rewards: the built-in functions, and the users' own."""
+"""Reward functions: the built-in ones and those that users write."""
 
 from llm_reinforce.rewards.built_in import (
     BUILT_IN,
@@ -13,7 +13,7 @@ from llm_reinforce.rewards.combination import (
     CombinedRewards,
     WeightedReward,
     combine_rewards,
-    failures_in_a_line,
+    join_failures,
 )
 from llm_reinforce.rewards.from_python import rewards_from
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
@@ -34,9 +34,9 @@ __all__ = [
     "combine_rewards",
     "conciseness",
     "correct_answer",
-    "failures_in_a_line",
     "file_being_loaded",
     "intermediate_steps",
+    "join_failures",
     "load_reward",
     "readability",
     "reward_from_config",

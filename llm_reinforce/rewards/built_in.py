@@ -1,6 +1,6 @@
-"""The built-in reward functions: what an episode is worth, next to whether it is right.
+"""The built-in reward functions: correctness, answer format, conciseness and readability.
 
-Each is made by calling its factory here with a recipe's `arguments`.
+Each public function is a factory: it takes the `arguments` of a recipe and returns a reward function.
 """
 
 import re
@@ -13,9 +13,8 @@ from llm_reinforce.rewards.calls import RewardFunction
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
 from llm_reinforce.verifier import Verdict
 
-_BRACES = (
-    r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})++\}"  # with up to three levels, as \boxed{\frac{3}{4}} has two
-)
+# braces nested up to three levels deep; \boxed{\frac{3}{4}} has two levels
+_BRACES = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*+\})*+\})++\}"
 ANSWER_FORMS = {
     "hashes": r"(?<!#)####[ \t]*+\S[^\n]*+\s*+\Z",
     "boxed": rf"\\boxed{_BRACES}[\s$.]*+\Z",
@@ -25,7 +24,7 @@ ANSWER_FORMS = {
 
 
 def correct_answer() -> RewardFunction:
-    """The article's reward: 1 for a correct final answer, 0 for a wrong one."""
+    """Return the article's reward function: 1 for a correct final answer, 0 for a wrong one."""
 
     def reward(completion: str, problem: Problem, verdict: Verdict | None = None) -> float:
         verdict = verdict or judge(completion, problem)
@@ -35,24 +34,28 @@ def correct_answer() -> RewardFunction:
 
 
 def answer_format(pattern: str | None = None, form: str | None = None) -> RewardFunction:
-    r"""1 when the completion has the form that is asked for, whether it is right or wrong, else 0.
+    r"""Return a reward function that is 1 for a completion in the required format and 0 for any other.
+
+    The correctness of the answer is not considered.
 
     Args:
-        pattern: a regular expression that is to be found in it.
-        form: instead, how it is to end: `hashes` (#### 42), the default; `boxed` (\boxed{42}); `tag`
-            (<answer>42</answer>); `phrase` (The answer is 42.)
+        pattern: regular expression that must match somewhere in the completion.
+        form: required ending of the completion, used instead of `pattern`: `hashes` (#### 42), the default;
+            `boxed` (\boxed{42}); `tag` (<answer>42</answer>); or `phrase` (The answer is 42.).
 
     Raises:
-        InputError: the pattern is no regular expression, there is no such form, or both are given.
+        InputError: if the pattern is not a regular expression, the form is unknown, or both are given.
     """
     if pattern is not None and form is not None:
-        raise InputError("answer_format: pattern and form are given; keep one and drop the other")
+        raise InputError("answer_format: both pattern and form are given; remove one of them")
     if form is not None and form not in ANSWER_FORMS:
-        raise InputError(f"answer_format: no form is called {form!r}; there are {', '.join(ANSWER_FORMS)}")
+        raise InputError(f"answer_format: unknown form {form!r}; choose one of {', '.join(ANSWER_FORMS)}")
     try:
         compiled = re.compile(pattern if pattern is not None else ANSWER_FORMS[form or "hashes"])
     except re.error as error:
-        raise InputError(f"answer_format: {pattern!r} is no regular expression: {error}") from error
+        raise InputError(
+            f"answer_format: the pattern {pattern!r} is not a valid regular expression: {error}"
+        ) from error
 
     def reward(completion: str, problem: Problem) -> float:
         return 1.0 if compiled.search(completion) else 0.0
@@ -61,10 +64,15 @@ def answer_format(pattern: str | None = None, form: str | None = None) -> Reward
 
 
 def conciseness(max_tokens: int = 64) -> RewardFunction:
-    """For a correct completion 1 - tokens/max_tokens, at least 0; for a wrong one 0: short isn't right.
+    """Return a reward function for short correct completions: max(0, 1 - num_tokens / max_tokens).
+
+    A wrong completion has a reward of 0.
+
+    Args:
+        max_tokens: number of tokens, end token included, from which the reward is 0.
 
     Raises:
-        InputError: `max_tokens` is below 1.
+        InputError: if `max_tokens` is less than 1.
     """
     if max_tokens < 1:
         raise InputError(f"conciseness: max_tokens must be at least 1, not {max_tokens}")
@@ -81,14 +89,18 @@ def conciseness(max_tokens: int = 64) -> RewardFunction:
 
 
 def readability(max_words: int = 25) -> RewardFunction:
-    """How easily a text reads, by its outward form alone: from 0 to 1; of meaning it knows nothing.
+    """Return a reward function, from 0 to 1, for short sentences and little repetition.
 
-        the share of sentences with at most max_words words x the share of three-word runs that are no repeats
+        (fraction of sentences with at most max_words words) x (fraction of word trigrams that are distinct)
 
-    A text without words has 0. A sentence ends at . ! ? or at the end of a line.
+    The reward looks only at the form of a text, not at its meaning. A text without words has a reward of 0.
+    A sentence ends at `.`, `!`, `?` or the end of a line.
+
+    Args:
+        max_words: maximum number of words of a short sentence.
 
     Raises:
-        InputError: `max_words` is below 1.
+        InputError: if `max_words` is less than 1.
     """
     if max_words < 1:
         raise InputError(f"readability: max_words must be at least 1, not {max_words}")
@@ -99,9 +111,9 @@ def readability(max_words: int = 25) -> RewardFunction:
         if not lengths:
             return 0.0
         words = completion.casefold().split()
-        runs = [tuple(words[start : start + 3]) for start in range(len(words) - 2)]
-        share_new = len(set(runs)) / len(runs) if runs else 1.0
-        return share_new * sum(length <= max_words for length in lengths) / len(lengths)
+        trigrams = [tuple(words[start : start + 3]) for start in range(len(words) - 2)]
+        fraction_distinct = len(set(trigrams)) / len(trigrams) if trigrams else 1.0
+        return fraction_distinct * sum(length <= max_words for length in lengths) / len(lengths)
 
     return reward
 

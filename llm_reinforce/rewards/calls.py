@@ -1,4 +1,4 @@
-"""What a reward function is asked, and what it may answer."""
+"""Call reward functions on completions and check the values that they return."""
 
 import asyncio
 import inspect
@@ -18,25 +18,29 @@ from llm_reinforce.errors import LeaveAtOnce, without_secrets
 from llm_reinforce.problems import Problem, judge
 from llm_reinforce.verifier import Verdict
 
-MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; what is above would be infinite
+MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; larger values would be infinite
 OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py"))
-MAX_TRACEBACK = 4_000  # characters of a traceback that are kept: its end, where the fault is
+MAX_TRACEBACK = 4_000  # characters; the last ones are kept, because the error is at the end
 
 
 @dataclass(frozen=True, slots=True)
 class StepRewards:
-    """Rewards for the intermediate states of an episode: what each of its steps was worth.
+    """Rewards for the intermediate states of an episode.
 
         StepRewards([(0, 6, 1.0), (8, 14, -0.5)])    # spans of the completion, in characters
-        StepRewards(by_token=[0.0, 0.0, 1.0])        # one value a token, the end token included
+        StepRewards(by_token=[0.0, 0.0, 1.0])        # one value per token, including the end token
 
-    The value of a span (start, end) is the reward of the action that completes it: of the first token with
-    which the text up to `end` stands. The place after the last character is the end token's, so that
-    `end` may be `len(completion) + 1`; of a truncated episode that is the last token.
+    The value of a span `(start, end, value)` is the reward of the action that completes it: the first token
+    after which the decoded text contains the first `end` characters of the completion. `end` may be
+    `len(completion) + 1`, which stands for the end token; in a truncated episode it means the last token.
 
-    A step's value may depend on the text up to its `end`, and on nothing behind it. Reward-to-go credits an
-    action with what follows it; a value that looks ahead would be earned by later actions and be credited to
-    none of them: the gradient is biased then.
+    The value of a step may depend only on the text up to its `end`. Reward-to-go credits an action with the
+    rewards that follow it. A value that depends on later text is earned by later actions but not credited to
+    them, so the gradient is biased.
+
+    Attributes:
+        spans: `(start, end, value)` for each step, in characters of the completion.
+        by_token: one value per token, given instead of `spans`.
     """
 
     spans: Sequence[tuple[int, int, float]] = ()
@@ -49,11 +53,13 @@ RewardFunction = Callable[[str, Problem], Value]
 
 @dataclass(frozen=True, slots=True)
 class JudgedCompletion:
-    """One completion that reward functions are called with.
+    """A completion of a problem, as given to reward functions.
 
     Attributes:
-        token_ids: the completion's tokens, a final end token included.
-        verdict: the verifier's, computed once per episode.
+        problem: the problem.
+        completion: text of the completion.
+        token_ids: tokens of the completion, including a final end token.
+        verdict: verdict of the verifier, computed once per episode.
     """
 
     problem: Problem
@@ -66,15 +72,18 @@ EXTRA_PARAMETERS: Mapping[str, Callable[[JudgedCompletion], object]] = {
     "completion_ids": lambda one: list(one.token_ids),
     "verdict": lambda one: one.verdict or judge(one.completion, one.problem),
 }
-"""Parameters that `f(completion, problem)` may have besides these two, and their values."""
+"""Optional parameters of a reward function `f(completion, problem)`, and how their values are computed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Where the run is, as functions with TRL's signature may ask their `trainer_state`.
+    """Progress of the run, passed as `trainer_state` to functions with TRL's signature.
 
     Attributes:
-        seed: of this update's and process's own: what a worker's random numbers are drawn by.
+        global_step: number of updates completed.
+        max_steps: number of updates of the whole run.
+        epoch: passes over the problems.
+        seed: seed of the random numbers of worker processes, different for every update and process.
     """
 
     global_step: int = 0
@@ -85,7 +94,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """What a function said of one completion: a value, None (not applicable), or how it failed."""
+    """Result of a reward function for one completion: a value, None (not applicable), or a failure."""
 
     value: Value = None
     failure: str | None = None
@@ -94,12 +103,12 @@ class RewardResult:
 
 @dataclass(frozen=True, slots=True)
 class RewardResults:
-    """What a function said of a batch.
+    """Results of a reward function for a batch of completions.
 
     Attributes:
-        outcomes: one a completion.
-        metrics: numbers that it logged for the whole batch.
-        extras: what it logged for each completion, by name.
+        outcomes: one result per completion.
+        metrics: numbers that the function logged for the whole batch, by name.
+        extras: values that the function logged for each completion, by name.
     """
 
     outcomes: Sequence[RewardResult]
@@ -107,37 +116,37 @@ class RewardResults:
     extras: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
-def call_on_each(function: Callable[..., Any], asked: Sequence[JudgedCompletion]) -> RewardResults:
-    """Ask `f(completion, problem)` of each completion; coroutines are awaited together.
+def call_on_each(function: Callable[..., Any], judged: Sequence[JudgedCompletion]) -> RewardResults:
+    """Call `f(completion, problem)` on each completion. Coroutines are awaited concurrently.
 
-    A function with a parameter `completion_ids` also gets the completion's tokens, one with a parameter
-    `verdict` the verifier's verdict.
+    A function with a parameter `completion_ids` also receives the tokens of the completion, and a function
+    with a parameter `verdict` receives the verdict of the verifier.
     """
     taken = [name for name in EXTRA_PARAMETERS if name in parameters_of(function)]
-    answers: list[object] = []
-    for one in asked:
-        more = {name: EXTRA_PARAMETERS[name](one) for name in taken}
-        answers.append(guarded(function, one.completion, one.problem, **more))
-    waiting = [index for index, answer in enumerate(answers) if inspect.iscoroutine(answer)]
-    results = await_all([answers[index] for index in waiting])  # type: ignore[misc]
-    for index, result in zip(waiting, results, strict=True):
-        answers[index] = result
-    return RewardResults([outcome(answer, one) for answer, one in zip(answers, asked, strict=True)])
+    values: list[object] = []
+    for one in judged:
+        extra = {name: EXTRA_PARAMETERS[name](one) for name in taken}
+        values.append(call_guarded(function, one.completion, one.problem, **extra))
+    pending = [index for index, value in enumerate(values) if inspect.iscoroutine(value)]
+    awaited = await_all([values[index] for index in pending])  # type: ignore[misc]
+    for index, value in zip(pending, awaited, strict=True):
+        values[index] = value
+    return RewardResults([checked_result(value, one) for value, one in zip(values, judged, strict=True)])
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """The parameters by name; none where the function, written in C say, doesn't tell."""
+    """Return the parameters by name; empty for functions without a signature, such as some written in C."""
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
         return {}
 
 
-def guarded(function: Callable[..., object], /, *arguments: object, **named: object) -> object:
-    """What the function returns, or the exception that it raises, `sys.exit()` included.
+def call_guarded(function: Callable[..., object], /, *arguments: object, **named: object) -> object:
+    """Return the function's result, or the exception that it raises, including that of `sys.exit()`.
 
-    A user's function may raise anything. Where it forks, the child ends with the call: two runs must not go
-    on from here.
+    If the function forks, the child process exits when the call ends, so that only one process continues the
+    run.
     """
     process = os.getpid()
     try:
@@ -152,7 +161,10 @@ def guarded(function: Callable[..., object], /, *arguments: object, **named: obj
 
 
 def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]:
-    """What the coroutines return, or raise, run together in the process's event loop for rewards."""
+    """Run the coroutines concurrently and return the result or the exception of each.
+
+    They run in the event loop that this process uses for reward functions.
+    """
     if not coroutines:
         return []
 
@@ -166,14 +178,14 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
         except BaseException as error:
             return error
         finally:
-            if os.getpid() != process:  # as in `guarded`
+            if os.getpid() != process:  # a forked child, as in `call_guarded`
                 os._exit(0)
 
     async def together() -> list[object]:
         return list(await asyncio.gather(*map(guarded_one, coroutines)))
 
     loop, own_thread = _event_loop(process)
-    if current_thread() is own_thread:  # an asynchronous function has asked another, and waits
+    if current_thread() is own_thread:  # an asynchronous function calls another one and waits for it
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, together()).result()
     results = asyncio.run_coroutine_threadsafe(together(), loop)
@@ -188,53 +200,61 @@ _loops: dict[int, tuple[asyncio.AbstractEventLoop, Thread]] = {}
 
 
 def _event_loop(process: int) -> tuple[asyncio.AbstractEventLoop, Thread]:
-    """The event loop of a process, as TRL has one, and the thread that it runs in.
+    """Return the event loop of a process and the thread that it runs in.
 
-    What a function has bound to it serves the next batch: a semaphore, a lock, a client's open connections.
-    The thread is its own, since the caller's (a notebook's, say) may have a loop that runs already. A forked
-    child makes its own.
+    As in TRL, one loop serves all batches, so that functions can reuse objects that are bound to the loop,
+    such as a semaphore, a lock or a client with open connections. The loop runs in a separate thread, because
+    the caller's thread may already run a loop (in a notebook, for example). A forked child creates a new
+    loop.
     """
     if process not in _loops:
         loop = asyncio.new_event_loop()
-        thread = Thread(target=_run_for_ever, args=[loop], name="asynchronous rewards", daemon=True)
+        thread = Thread(target=_run_forever, args=[loop], name="asynchronous rewards", daemon=True)
         if _loops.setdefault(process, (loop, thread))[0] is loop:
             thread.start()
-        else:  # another thread was faster
+        else:  # another thread has created the loop in the meantime
             loop.close()
     return _loops[process]
 
 
-def _run_for_ever(loop: asyncio.AbstractEventLoop) -> None:
+def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
     while True:
-        with suppress(BaseException):  # a task of a user's function has left by sys.exit(), or stopped it
+        with suppress(BaseException):  # a user's task has called sys.exit() or stopped the loop
             loop.run_forever()
 
 
-def outcome(answer: object, asked: JudgedCompletion) -> RewardResult:
-    """The answer checked: a finite number, None, step rewards that fit the completion, or a failure."""
-    if type(answer) is float and abs(answer) <= MAX_FLOAT32:  # as nearly all are; False for NaN
-        return RewardResult(answer)
-    if isinstance(answer, BaseException):
-        return RewardResult(failure=_told(answer), traceback=_traceback(answer))
-    if answer is None:
+def checked_result(value: object, judged: JudgedCompletion) -> RewardResult:
+    """Check a returned value and return it as a result.
+
+    Valid values are a finite number, None, and step rewards that fit the completion. Any other value is a
+    failure, as is an exception.
+    """
+    if type(value) is float and abs(value) <= MAX_FLOAT32:  # the most common case; False for NaN
+        return RewardResult(value)
+    if isinstance(value, BaseException):
+        return RewardResult(failure=_error_message(value), traceback=_traceback(value))
+    if value is None:
         return RewardResult()
     try:
         return RewardResult(
-            _checked_steps(answer, asked) if isinstance(answer, StepRewards) else number(answer)
+            _checked_steps(value, judged) if isinstance(value, StepRewards) else number(value)
         )
-    except Exception as error:  # a user's object may fail at anything that it is asked
-        return RewardResult(failure=_told(error))
+    except Exception as error:  # any method of a user's object may raise
+        return RewardResult(failure=_error_message(error))
 
 
-def _told(error: BaseException) -> str:
+def _error_message(error: BaseException) -> str:
     try:
         return without_secrets(f"{type(error).__name__}: {error}")
-    except Exception:  # its own __str__ fails
+    except Exception:  # __str__ of a user's exception may raise
         return type(error).__name__
 
 
 def _traceback(error: BaseException) -> str:
-    """As Python prints it, from the user's own function on; nothing where that was never entered."""
+    """Return the traceback as Python prints it, starting at the user's function.
+
+    The traceback is empty if the function was never entered.
+    """
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in OUR_FILES:
         frames = frames.tb_next
@@ -245,37 +265,40 @@ def _traceback(error: BaseException) -> str:
 
 
 def number(value: object) -> float:
-    """A real number, NumPy's and a tensor's included, as a float.
+    """Return a real number, which may be a NumPy scalar or a 0-dimensional tensor, as a float.
 
     Raises:
-        TypeError: it is none, or not finite in float32.
+        TypeError: if the value is not a real number or is not finite in float32.
     """
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     try:
         if isinstance(value, Real) and abs(float(value)) <= MAX_FLOAT32:  # False for NaN
             return float(value)
-    except OverflowError:  # an int beyond all floats
+    except OverflowError:  # an int that is larger than any float
         pass
     raise TypeError(
-        f"a reward is a number that is finite in float32, StepRewards, or None, not {shown(value)}"
+        f"a reward must be a number that is finite in float32, StepRewards or None, not {short_repr(value)}"
     )
 
 
-def _checked_steps(steps: StepRewards, asked: JudgedCompletion) -> StepRewards:
-    """The same in plain numbers, where they fit the completion; what is lazy is read once.
+def _checked_steps(steps: StepRewards, judged: JudgedCompletion) -> StepRewards:
+    """Return the step rewards as plain Python numbers. Iterators are consumed once.
 
     Raises:
-        TypeError, ValueError: they don't fit.
+        TypeError, ValueError: if a value is not a number or the rewards do not fit the completion.
     """
-    spans = [_checked_span(span, len(asked.completion) + 1) for span in steps.spans]
+    spans = [_checked_span(span, len(judged.completion) + 1) for span in steps.spans]
     if steps.by_token is None:
         return StepRewards(spans)
     values = [number(value) for value in steps.by_token]
     if spans:
-        raise ValueError("StepRewards has spans or by_token, not both")
-    if len(values) != len(asked.token_ids):
-        raise ValueError(f"StepRewards.by_token has {len(values)} values for {len(asked.token_ids)} tokens")
+        raise ValueError("StepRewards takes spans or by_token, not both")
+    if len(values) != len(judged.token_ids):
+        raise ValueError(
+            f"StepRewards.by_token has {len(values)} values for {len(judged.token_ids)} tokens; give one "
+            "value per token, including the end token"
+        )
     return StepRewards(by_token=values)
 
 
@@ -283,18 +306,18 @@ def _checked_span(span: tuple[int, int, float], limit: int) -> tuple[int, int, f
     try:
         start, end, value = as_index(span[0]), as_index(span[1]), span[2:]
     except (TypeError, IndexError):
-        raise TypeError(f"StepRewards: a span is (start, end, value), not {shown(span)}") from None
+        raise TypeError(f"StepRewards: a span is (start, end, value), not {short_repr(span)}") from None
     if len(value) != 1:
-        raise ValueError(f"StepRewards: a span is (start, end, value), not {shown(span)}")
+        raise ValueError(f"StepRewards: a span is (start, end, value), not {short_repr(span)}")
     if not 0 <= start < end <= limit:
         raise ValueError(f"StepRewards: the span ({start}, {end}) is empty or not within 0 to {limit}")
     return start, end, number(value[0])
 
 
-def shown(value: object) -> str:
-    """What a value looks like, in at most 200 characters."""
+def short_repr(value: object) -> str:
+    """Return the `repr` of a value, shortened to at most 200 characters."""
     try:
         text = repr(value)
-    except Exception:  # a user's object may fail at that as well
+    except Exception:  # __repr__ of a user's object may raise
         text = f"a {type(value).__name__}"
     return text if len(text) <= 200 else text[:197] + "..."

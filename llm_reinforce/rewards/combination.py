@@ -1,4 +1,7 @@
-"""Several reward functions make one score: a weighted sum, in which a failure is no zero."""
+"""Combine several reward functions into one reward per completion: a weighted sum.
+
+A completion for which a function fails is unscored; the failure does not count as a reward of 0.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,12 +22,15 @@ from llm_reinforce.rewards.trl_signature import call_on_batch, has_trl_signature
 
 @dataclass(frozen=True, slots=True)
 class WeightedReward:
-    """A reward function, the name it is logged by, and its weight in the sum.
+    """A reward function with its name in logs and its weight in the sum.
 
     Attributes:
-        function: `f(completion, problem)`, one with TRL's signature, or one that runs in worker processes.
-        conversational: whether a function with TRL's signature is given lists of messages instead of
-            texts; None: where the policy has a chat template.
+        name: name by which the rewards are logged.
+        function: `f(completion, problem)`, a function with TRL's signature, or one that runs in worker
+            processes.
+        weight: factor of the reward in the weighted sum.
+        conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
+            None: only if the policy has a chat template.
     """
 
     name: str
@@ -35,17 +41,17 @@ class WeightedReward:
 
 @dataclass(frozen=True, slots=True)
 class CombinedReward:
-    """What the reward functions said of one completion.
+    """Combined result of the reward functions for one completion.
 
     Attributes:
-        parts: each function's value by name, unweighted, that of step rewards being their sum; None where
-            it did not apply or failed. A second function of one name is `name_2`.
-        total: the weighted sum of the parts at the end, the terminal reward; None: unscored, because a
-            function failed or none applies. A failed score is not a wrong answer.
-        steps: the weighted rewards of intermediate steps.
-        failures: what went wrong by the function's name, for people to read.
-        traceback: of the first failure, if it has one.
-        extras: what the functions logged of this completion.
+        parts: unweighted value of each function by name; for step rewards their sum, and None if the function
+            does not apply or failed. A second function with the same name is called `name_2`.
+        total: terminal reward, the weighted sum of the values that are not step rewards. None: unscored,
+            because a function failed or no function applies.
+        steps: weighted rewards of intermediate steps.
+        failures: error messages by name of the function that failed.
+        traceback: traceback of the first failure, if it has one.
+        extras: values that the functions logged for this completion, by name.
     """
 
     parts: Mapping[str, float | None]
@@ -57,72 +63,81 @@ class CombinedReward:
 
     @property
     def failure(self) -> str | None:
-        """All that went wrong, in a line; None when nothing did."""
-        return failures_in_a_line(self.failures)
+        """All failures in one line, or None if there are none."""
+        return join_failures(self.failures)
 
 
 @dataclass(frozen=True, slots=True)
 class CombinedRewards:
-    """The scores of a batch of completions, and the numbers that the functions logged for all of it."""
+    """Combined rewards of a batch of completions.
+
+    Attributes:
+        scored: one combined reward per completion.
+        metrics: numbers that the functions logged for the whole batch, by name.
+    """
 
     scored: Sequence[CombinedReward]
     metrics: Mapping[str, float]
 
 
-def failures_in_a_line(failures: Mapping[str, str]) -> str | None:
-    """What went wrong by the function's name, for people to read; None when nothing did."""
+def join_failures(failures: Mapping[str, str]) -> str | None:
+    """Join error messages, given by name of the function that failed, into one line; None if empty."""
     return "; ".join(f"{name}: {text}" for name, text in failures.items()) or None
 
 
 def combine_rewards(
-    asked: Sequence[JudgedCompletion],
+    judged: Sequence[JudgedCompletion],
     rewards: Sequence[WeightedReward],
     *,
     conversational: bool = False,
     progress: Progress | None = None,
 ) -> CombinedRewards:
-    """Ask every reward function of every completion; an exception, or what is no finite number: unscored.
+    """Call every reward function on every completion and return the weighted sums.
+
+    A completion is unscored if a function raises an exception or returns a value that is not a finite number.
 
     Args:
-        conversational: whether functions with TRL's signature are given messages, unless their own
-            `conversational` says.
-        progress: what those see as `trainer_state`.
+        judged: the completions.
+        rewards: the reward functions with their weights.
+        conversational: if True, functions with TRL's signature receive lists of messages. The attribute
+            `conversational` of a reward takes precedence.
+        progress: value of `trainer_state` for functions with TRL's signature.
     """
-    names = _names(rewards)
-    answers = [
-        _ask(reward, asked, conversational=conversational, progress=progress or Progress())
+    names = _unique_names(rewards)
+    results = [
+        _call(reward, judged, conversational=conversational, progress=progress or Progress())
         for reward in rewards
     ]
-    extras = {name: values for answer in answers for name, values in answer.extras.items()}
+    extras = {name: values for result in results for name, values in result.extras.items()}
     scored = [
-        _sum(
+        _weighted_sum(
             [
-                (name, reward.weight, answer.outcomes[index])
-                for name, reward, answer in zip(names, rewards, answers, strict=True)
+                (name, reward.weight, result.outcomes[index])
+                for name, reward, result in zip(names, rewards, results, strict=True)
             ],
             {name: values[index] for name, values in extras.items()} if extras else {},
         )
-        for index in range(len(asked))
+        for index in range(len(judged))
     ]
     return CombinedRewards(
-        scored, {name: value for answer in answers for name, value in answer.metrics.items()}
+        scored, {name: value for result in results for name, value in result.metrics.items()}
     )
 
 
-def _ask(
-    reward: WeightedReward, asked: Sequence[JudgedCompletion], *, conversational: bool, progress: Progress
+def _call(
+    reward: WeightedReward, judged: Sequence[JudgedCompletion], *, conversational: bool, progress: Progress
 ) -> RewardResults:
     if reward.conversational is not None:
         conversational = reward.conversational
     if isinstance(reward.function, IsolatedFunction):
-        return reward.function.ask(asked, conversational=conversational, progress=progress)
+        return reward.function.ask(judged, conversational=conversational, progress=progress)
     if has_trl_signature(reward.function):
-        return call_on_batch(reward.function, asked, conversational=conversational, progress=progress)
-    return call_on_each(reward.function, asked)
+        return call_on_batch(reward.function, judged, conversational=conversational, progress=progress)
+    return call_on_each(reward.function, judged)
 
 
-def _names(rewards: Sequence[WeightedReward]) -> list[str]:
-    """Each one's name; answer_format, say, may stand there twice, with two patterns."""
+def _unique_names(rewards: Sequence[WeightedReward]) -> list[str]:
+    """Return the names of the rewards; repeated names are numbered, such as `answer_format_2`."""
     names: list[str] = []
     for reward in rewards:
         count, name = 1, reward.name
@@ -133,8 +148,10 @@ def _names(rewards: Sequence[WeightedReward]) -> list[str]:
     return names
 
 
-def _sum(outcomes: Sequence[tuple[str, float, RewardResult]], extras: Mapping[str, object]) -> CombinedReward:
-    """What the functions' outcomes, each with its name and weight, make together."""
+def _weighted_sum(
+    outcomes: Sequence[tuple[str, float, RewardResult]], extras: Mapping[str, object]
+) -> CombinedReward:
+    """Combine the results of the functions for one completion, given as (name, weight, result)."""
     parts: dict[str, float | None] = {}
     failures: dict[str, str] = {}
     steps: list[StepRewards] = []
@@ -152,8 +169,8 @@ def _sum(outcomes: Sequence[tuple[str, float, RewardResult]], extras: Mapping[st
             failures[name] = outcome.failure
             traceback = traceback or outcome.traceback
     magnitude = abs(total) + sum([abs(value) for step in steps for value in _values(step)])
-    if not failures and not magnitude <= MAX_FLOAT32:  # NaN as well
-        failures["the weighted sum"] = f"{total:g} and its steps are not finite in float32"
+    if not failures and not magnitude <= MAX_FLOAT32:  # also True for NaN
+        failures["the weighted sum"] = f"{total:g} plus the step rewards is not finite in float32"
     is_scored = is_applicable and not failures
     return CombinedReward(
         parts,

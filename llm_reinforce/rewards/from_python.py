@@ -1,4 +1,4 @@
-"""Rewards given in Python: functions, names, lists of these, or a dict with weights."""
+"""Rewards that are given in Python: functions, names, lists of these, or a dict with weights."""
 
 import functools
 import inspect
@@ -15,21 +15,24 @@ from llm_reinforce.rewards.combination import WeightedReward
 from llm_reinforce.rewards.isolation import IsolatedFunction
 from llm_reinforce.rewards.plug_in import ONLY_IN_PYTHON, check_signature
 
-WANTED = "a function, a name, a list of these, or a dict such as {function: weight}"
+EXPECTED = "a function, a name, a list of these, or a dict such as {function: weight}"
 
 Given = tuple[dict[str, Any], WeightedReward | None]
-"""A reward's keys in a recipe, and the reward itself; None if it is loaded by those keys."""
+"""Recipe keys of a reward, and the reward itself; None if the reward is loaded from the keys."""
 
 
 def rewards_from(source: Any) -> list[Given]:
-    """Return what a caller means by `rewards=`: the keys of a recipe and, for functions, the reward itself.
+    """Convert the argument `rewards=` to recipe keys and, for functions, the reward itself.
 
     Args:
-        source: a function of either signature, a built-in name, `path/to/file.py:function`, a RewardConfig or
-            WeightedReward, a list of these, or a dict from these to weights.
+        source: function with either signature, built-in name, `path/to/file.py:function`, RewardConfig or
+            WeightedReward; a list of these; or a dict from these to weights.
+
+    Returns:
+        one pair (recipe keys, reward or None) per reward.
 
     Raises:
-        InputError: it is none of these, or a function can be called in neither way.
+        InputError: if `source` is none of these, or a function has neither of the two signatures.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):
@@ -39,11 +42,11 @@ def rewards_from(source: Any) -> list[Given]:
     else:
         pairs = [(source, None)]
     if not pairs:
-        raise InputError(f"rewards: empty; give {WANTED}")
-    found = [_one(reward, weight, index) for index, (reward, weight) in enumerate(pairs)]
+        raise InputError(f"rewards: empty; give {EXPECTED}")
+    found = [_given(reward, weight, index) for index, (reward, weight) in enumerate(pairs)]
     seen: dict[str, int] = {}
     for keys, given in found:
-        # two lambdas are two functions, though neither has a name of its own
+        # number functions without a name in a recipe, because two lambdas are different functions
         if given is not None and keys["function"].startswith(f"{ONLY_IN_PYTHON}:"):
             count = seen[keys["function"]] = seen.get(keys["function"], 0) + 1
             keys["function"] += f"_{count}" if count > 1 else ""
@@ -51,7 +54,7 @@ def rewards_from(source: Any) -> list[Given]:
 
 
 def reward_name(function: Callable[..., Any]) -> str:
-    """Return the name by which a function's rewards are logged; every callable has one."""
+    """Return the name by which the rewards of a callable are logged."""
     if isinstance(function, functools.partial):
         return reward_name(function.func)
     qualified = getattr(function, "__qualname__", None) or type(function).__qualname__
@@ -62,9 +65,10 @@ def reward_name(function: Callable[..., Any]) -> str:
 
 
 def reward_origin(function: Callable[..., Any]) -> str:
-    """Return how a recipe names this function: `package.module:function` or `/path/file.py:function`.
+    """Return the name of a function in a recipe: `package.module:function` or `/path/file.py:function`.
 
-    A lambda, a function inside another, and one of a notebook have no such name: `python:NAME` records that.
+    A lambda, a nested function or a function of a notebook cannot be found by name; its origin is
+    `python:NAME`.
     """
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     name = getattr(function, "__qualname__", "")
@@ -72,13 +76,13 @@ def reward_origin(function: Callable[..., Any]) -> str:
         return f"{ONLY_IN_PYTHON}:{reward_name(function)}"
     if "." in module.__name__:
         return f"{module.__name__}:{name}"
-    file = getattr(module, "__file__", None)  # importable from its own folder only, or a script
+    file = getattr(module, "__file__", None)  # a script, or a module outside a package
     if file is None or not file.endswith(".py") or not Path(file).is_file():
         return f"{ONLY_IN_PYTHON}:{name}"
     return f"{Path(file).resolve()}:{name}"
 
 
-def _one(reward: Any, weight: float | None, index: int) -> Given:
+def _given(reward: Any, weight: float | None, index: int) -> Given:
     if isinstance(reward, RewardConfig):
         keys = reward.model_dump(mode="json", exclude_unset=True)
         return (keys if weight is None else {**keys, "weight": weight}), None
@@ -92,7 +96,7 @@ def _one(reward: Any, weight: float | None, index: int) -> Given:
             return _keys(reward.function.name, given), given
         return _keys(reward_origin(reward.function), given), given
     if not callable(reward):
-        raise InputError(f"rewards[{index}]: {_shown(reward)} is not a reward; give {WANTED}")
+        raise InputError(f"rewards[{index}]: {_repr_with_type(reward)} is not a reward; give {EXPECTED}")
     for name, factory in BUILT_IN.items():
         if reward is factory:
             return {"function": name, **(weighted or {})}, None
@@ -111,13 +115,13 @@ def _weight(reward: Any, weight: Any) -> float:
     if isinstance(weight, bool) or not isinstance(weight, Real):
         name = reward if isinstance(reward, str) else reward_name(reward)
         raise InputError(
-            f"rewards[{name!r}]: a weight is a number, not {_shown(weight)}; for a function with the weight "
-            "1 give a list, such as rewards=[my_function, 'answer_format']"
+            f"rewards[{name!r}]: a weight must be a number, not {_repr_with_type(weight)}; to give functions "
+            "without weights, use a list, such as rewards=[my_function, 'answer_format']"
         )
     return float(weight)
 
 
-def _shown(value: Any) -> str:
+def _repr_with_type(value: Any) -> str:
     kind = "class" if inspect.isclass(value) else type(value).__name__
     text = repr(value)
     return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind})"

@@ -1,6 +1,6 @@
-"""Rewards for correct intermediate steps: every equation of a solution, checked exactly as it is completed.
+"""Step rewards for the equations of a solution, each given to the action that completes the equation.
 
-The article's "rewards to intermediate states for correct reasoning steps".
+This implements the article's "rewards to intermediate states for correct reasoning steps".
 """
 
 import re
@@ -13,16 +13,16 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards.calls import RewardFunction, StepRewards
 
-MAX_DIGITS = 30  # of a number: above, an equation is left alone
-MAX_TOKENS = 60  # numbers, signs and brackets on one side of an equation
+MAX_DIGITS = 30  # characters of a number; equations with longer numbers are ignored
+MAX_TOKENS = 60  # numbers, signs and brackets on one side of an equation; longer equations are ignored
 
 _TOKEN = re.compile(
     r"""
-    (?P<blank>  ^[ \t]*+[-+*][ \t]++ | [ \t]++ )                    # a list's bullet is no sign
+    (?P<blank>  ^[ \t]*+[-+*][ \t]++ | [ \t]++ )                    # the bullet of a list is not a sign
   | (?P<number> [$€£]?[0-9]++(?:,[0-9]++)*+(?:\.[0-9]++)*+ )
   | (?P<equals> = )
-  | (?P<stop>   \\[()\[\]] | [^\W\d_]{2,}+ )                        # LaTeX's brackets around a formula; words
-  | (?P<part>   [-+*/()^%] | [xX](?![^\W\d_]) | \\[A-Za-z]*+ )      # what isn't understood here included
+  | (?P<stop>   \\[()\[\]] | [^\W\d_]{2,}+ )                        # LaTeX delimiters of a formula; words
+  | (?P<part>   [-+*/()^%] | [xX](?![^\W\d_]) | \\[A-Za-z]*+ )      # includes signs that are not supported
   | (?P<other>  . )
     """,
     re.VERBOSE | re.DOTALL | re.MULTILINE,
@@ -30,19 +30,21 @@ _TOKEN = re.compile(
 _NUMBER = re.compile(r"[$€£]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 _SIGNS = str.maketrans("×·÷−–\u00a0", "**/-- ")
 _OPERATORS = ("+", "-", "*", "/")
-_NO_START = frozenset(
-    "_.,)]}%^\\'"
-)  # what a first number may not touch on its left, letters and digits beside
-_NEEDS_ONE_MORE = frozenset(".,xX\\$€£")  # whether 12. or 12$ goes on tells the next character
+# besides letters and digits, the characters that may not stand directly before an equation
+_NO_START = frozenset("_.,)]}%^\\'")
+# after these characters only the next one shows if a number continues, as in 12. or 12$
+_NEEDS_ONE_MORE = frozenset(".,xX\\$€£")
 
 
 @dataclass(frozen=True, slots=True)
 class Equation:
-    """Two sides that a text calls equal.
+    """An equation in a text.
 
     Attributes:
-        start, end: its place in the text, `end` behind the first character that it can't go on with.
-        is_right: the sides are the same number.
+        start: index of the first character of the equation.
+        end: index after the character that completes the equation: the first one that cannot continue it.
+        text: the equation without spaces.
+        is_right: True if both sides are the same number.
     """
 
     start: int
@@ -52,25 +54,27 @@ class Equation:
 
 
 def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int = 8) -> RewardFunction:
-    """A step reward for each equation that a completion works out, such as `3*4=12`.
+    """Return a reward function with a step reward for each equation in a completion, such as `3*4=12`.
 
         r_{t+1} = right or wrong, for the action a_t that completes an equation
 
-    Numbers are compared as fractions, so that 10/3=3.33 is wrong. What states no operation (`x=12`, `12=12`)
-    is no step, what isn't plain arithmetic is left alone, and a step that comes again counts once. An
-    equation is complete with the first character that it can't go on with, since `3*4=12` may become
-    `3*4=120` or `3*4=12+5`; at the very end that is the end token. So a step's reward depends on the text up
-    to there, and on nothing behind it.
+    Numbers are compared as exact fractions, so `10/3=3.33` is wrong. Equations without an operation (`x=12`,
+    `12=12`) and expressions other than plain arithmetic are ignored. A repeated equation counts once.
 
-    Beware: a policy may learn to write `1+1=2` for its own sake; keep `right` small beside the reward of the
-    answer, and read the episodes.
+    An equation is complete at the first character that cannot continue it, because `3*4=12` may become
+    `3*4=120` or `3*4=12+5`. At the end of a completion, the end token completes the equation. The reward of a
+    step therefore depends only on the text up to this point.
+
+    Warning: a policy may learn to write equations such as `1+1=2` only to collect rewards. Keep `right` small
+    compared with the reward of the answer, and read the episodes.
 
     Args:
-        right, wrong: the reward of an equation that holds, or doesn't.
-        max_steps: the first so many equations count.
+        right: reward of a correct equation.
+        wrong: reward of a wrong equation.
+        max_steps: maximum number of equations that count, from the start of the completion.
 
     Raises:
-        InputError: `max_steps` is below 1.
+        InputError: if `max_steps` is less than 1.
     """
     if max_steps < 1:
         raise InputError(f"intermediate_steps: max_steps must be at least 1, not {max_steps}")
@@ -93,11 +97,11 @@ def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int =
 
 @dataclass(slots=True)
 class _Side:
-    """The numbers, signs and brackets that stand together on one side of an equals sign."""
+    """The numbers, signs and brackets on one side of an equals sign."""
 
     tokens: list[str] = field(default_factory=list)
     start: int = 0
-    depth: int = 0  # of open brackets
+    depth: int = 0  # number of open brackets
     follows_equals: bool = False
 
     def add(self, text: str, start: int) -> None:
@@ -108,15 +112,15 @@ class _Side:
 
 
 def find_equations(text: str) -> Iterator[Equation]:
-    """The equations of a text that state an operation, in their order; `a=b=c` states a=b and b=c."""
+    """Yield the equations of a text that contain an operation, in order; `a=b=c` yields a=b and b=c."""
     plain = text.translate(_SIGNS)
-    left: _Side | None = None  # of the equals sign that came last
+    left: _Side | None = None  # left side of the latest equals sign
     side = _Side()
     for found in _TOKEN.finditer(plain):
         kind, token = found.lastgroup, found[0]
         if kind == "blank":
             continue
-        is_closing = token == ")" and side.depth == 0  # a bracket that was opened outside: (so 3*4=12)
+        is_closing = token == ")" and side.depth == 0  # closes a bracket opened before: (so 3*4=12)
         if kind in ("number", "part") and not is_closing:
             side.add(token, found.start())
             continue
@@ -130,26 +134,26 @@ def find_equations(text: str) -> Iterator[Equation]:
 
 
 def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equation]:
-    """The equation of two sides, if both are numbers and one states an operation."""
+    """Yield the equation of two sides if both have a value and at least one contains an operation."""
     is_opened_outside = set(left.tokens[: left.depth]) == {"("}  # (3*4=12)
     sides = [left.tokens[left.depth :] if is_opened_outside else left.tokens, right.tokens]
     if right.tokens[-1:] == ["("]:  # 3*4=12 (the total)
         sides[1] = right.tokens[:-1]
-    if not any(map(_states_an_operation, sides)) or not (left.follows_equals or _may_start(left, text)):
+    if not any(map(_has_operation, sides)) or not (left.follows_equals or _may_start(left, text)):
         return
     values = [_value(side) for side in sides]
     if None not in values:
-        shown = "=".join("".join(side) for side in sides)
-        yield Equation(left.start, end, shown, is_right=values[0] == values[1])
+        without_spaces = "=".join("".join(side) for side in sides)
+        yield Equation(left.start, end, without_spaces, is_right=values[0] == values[1])
 
 
 def _may_start(side: _Side, text: str) -> bool:
-    """Whether nothing before the side belongs to it, as in 2.3*4 or f3*4."""
+    """Return True if the character before the side does not belong to it, unlike in `2.3*4` or `f3*4`."""
     before = text[side.start - 1 : side.start]
     return not before.isalnum() and before not in _NO_START
 
 
-def _states_an_operation(tokens: Sequence[str]) -> bool:
+def _has_operation(tokens: Sequence[str]) -> bool:
     return any(
         token in _OPERATORS or token in "xX"
         for before, token in pairwise(tokens)
@@ -158,7 +162,7 @@ def _states_an_operation(tokens: Sequence[str]) -> bool:
 
 
 def _value(tokens: Sequence[str]) -> Fraction | None:
-    """The number that an expression of + - * / and brackets makes, or None where it makes none."""
+    """Return the value of an expression of numbers, + - * / and brackets, or None if it has no value."""
     if len(tokens) > MAX_TOKENS or max(map(len, tokens), default=0) > MAX_DIGITS:
         return None
     try:
@@ -168,7 +172,7 @@ def _value(tokens: Sequence[str]) -> Fraction | None:
 
 
 class _Parser:
-    """Recursive descent over at most MAX_TOKENS tokens; nothing is ever evaluated as code."""
+    """Recursive-descent parser of at most MAX_TOKENS tokens. Nothing is evaluated as Python code."""
 
     def __init__(self, tokens: Sequence[str]) -> None:
         self.tokens = [*tokens, ""]
@@ -177,7 +181,7 @@ class _Parser:
     def whole(self) -> Fraction:
         value = self.sum()
         if self.tokens[self.next]:
-            raise ValueError("something follows the expression")
+            raise ValueError("unexpected token after the expression")
         return value
 
     def sum(self) -> Fraction:
@@ -202,9 +206,9 @@ class _Parser:
         if token == "(":
             value = self.sum()
             if self.tokens[self.next] != ")":
-                raise ValueError("an open bracket")
+                raise ValueError("missing closing bracket")
             self.next += 1
             return value
         if not _NUMBER.fullmatch(token):
-            raise ValueError(f"{token!r} is no number")
+            raise ValueError(f"{token!r} is not a number")
         return Fraction(token.replace(",", "").lstrip("$€£"))

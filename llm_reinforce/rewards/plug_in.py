@@ -1,4 +1,4 @@
-"""Find the reward function that a recipe names: built in, in a package, or in a user's file."""
+"""Load the reward functions named by a recipe: built-in ones, or those of a package or a file."""
 
 import hashlib
 import importlib
@@ -21,21 +21,21 @@ from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
 from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
 
 ONLY_IN_PYTHON = "python"
-"""The origin, in a run's recipe, of a function that can't be found by name."""
+"""Origin, in the recipe of a run, of a function that cannot be found by name."""
 
-_loading: list[Path] = []  # reward files that are being loaded
+_loading: list[Path] = []  # reward files that are currently being loaded
 
 
 def file_being_loaded() -> Path | None:
-    """Return the reward file that is being loaded at this moment, if there is one."""
+    """Return the reward file that is currently being loaded, or None."""
     return _loading[-1] if _loading else None
 
 
 def reward_from_config(settings: RewardConfig) -> WeightedReward:
-    """Return the reward function that these settings name, with its weight.
+    """Load the reward function that these settings describe.
 
     Raises:
-        InputError: as `load_reward` does.
+        InputError: under the conditions listed for `load_reward`.
     """
     isolation = settings.isolation
     return load_reward(
@@ -55,20 +55,21 @@ def load_reward(
     conversational: bool | None = None,
     isolation: Isolation | None = None,
 ) -> WeightedReward:
-    """The reward function of that name, with its weight.
+    """Load a reward function by name.
 
     Args:
-        function: a built-in name; `package.module:function`; or `path/to/file.py:function`, both from
-            the current directory too. A file runs because its path stands here.
-        arguments: keyword arguments: for a built-in one those of its factory, for a user's function those
-            that it takes beside `(completion, problem)`, or beside what TRL gives.
-        conversational: whether a function with TRL's signature is given lists of messages instead of
-            texts; None: where the policy has a chat template.
-        isolation: run it in worker processes; None: in this one.
+        function: a built-in name, `package.module:function`, or `path/to/file.py:function`. Modules are also
+            searched in the current directory, and relative paths start there. Loading a file executes it.
+        weight: factor of the reward in the weighted sum.
+        arguments: keyword arguments: those of the factory for a built-in function, those besides
+            `(completion, problem)` or besides the arguments of TRL for a user's function.
+        conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
+            None: only if the policy has a chat template.
+        isolation: settings of the worker processes that run the function. None: run it in this process.
 
     Raises:
-        InputError: there is no such function, it doesn't take these arguments, or it is called neither
-            as `f(completion, problem)` nor as TRL's are.
+        InputError: if the function does not exist, does not accept the arguments, or can be called neither
+            as `f(completion, problem)` nor with TRL's signature.
     """
     name = function.rpartition(":")[2]
     if isolation is not None:
@@ -77,21 +78,21 @@ def load_reward(
     loaded = load_function(function, arguments or {})
     if conversational is not None and not has_trl_signature(loaded):
         raise InputError(
-            f"reward {function!r}: conversational is read only by a function with TRL's signature"
+            f"reward {function!r}: `conversational` is only for functions with TRL's signature; remove it"
         )
     return WeightedReward(name, loaded, weight, conversational)
 
 
 def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., Any]:
-    """The function alone, in this process, with its arguments; see `load_reward`."""
+    """Load a function into this process and bind its arguments; see `load_reward`."""
     if ":" not in function:
         return _built_in(function, arguments)
     where, _, name = function.rpartition(":")
     if where == ONLY_IN_PYTHON:
         raise InputError(
-            f"reward {name!r}: the run was started from Python with a function that a recipe can't name (a "
-            "lambda, a function inside another, or one of a notebook); resume it from Python, or put the "
-            "function into a file and name it path/to/file.py:function"
+            f"reward {name!r}: the run was started from Python with a function that cannot be named in a "
+            "recipe (a lambda, a nested function, or a function of a notebook); resume the run from Python, "
+            "or move the function to a file and name it path/to/file.py:function"
         )
     if where.endswith(".py"):
         module = _module_from_file(Path(os.path.expanduser(where)))
@@ -108,14 +109,14 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
 
 
 def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], function: str) -> None:
-    """Check that a reward function can be called in one of the two ways, with these arguments.
+    """Check that a reward function has one of the two signatures and accepts these arguments.
 
     Raises:
-        InputError: it can't.
+        InputError: if it does not.
     """
     try:
         signature = inspect.signature(found)
-    except (TypeError, ValueError):  # written in C, it may have none
+    except (TypeError, ValueError):  # a function written in C may have no signature
         return
     if has_trl_signature(found):
         _check_trl_arguments(signature, arguments, function)
@@ -125,40 +126,43 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
         signature.bind("completion", "problem", **extras, **arguments)
     except TypeError as error:
         raise InputError(
-            f"reward {function!r}: it must be callable as f(completion, problem) or, with TRL's signature, "
-            f"as f(prompts, completions, **columns): {error}"
+            f"reward {function!r}: the function must be callable as f(completion, problem) or, with TRL's "
+            f"signature, as f(prompts, completions, **columns): {error}"
         ) from error
 
 
 def _check_trl_arguments(signature: inspect.Signature, arguments: Mapping[str, Any], function: str) -> None:
     if taken := [name for name in arguments if name in GIVEN]:
-        raise InputError(f"reward {function!r}: {taken[0]!r} is given by the trainer and is no argument")
+        raise InputError(
+            f"reward {function!r}: {taken[0]!r} is passed by the trainer; remove it from `arguments`"
+        )
     kinds = {parameter.kind for parameter in signature.parameters.values()}
     foreign = [name for name in arguments if name not in signature.parameters]
     if foreign and inspect.Parameter.VAR_KEYWORD not in kinds:
         hint = nearest(foreign[0], list(signature.parameters))
-        raise InputError(f"reward {function!r}: it takes no argument {foreign[0]!r}{hint}")
+        raise InputError(f"reward {function!r}: the function has no parameter {foreign[0]!r}{hint}")
 
 
 def _built_in(name: str, arguments: Mapping[str, Any]) -> RewardFunction:
     if name not in BUILT_IN:
         raise InputError(
-            f"unknown reward {name!r}{nearest(name, list(BUILT_IN))}; built in are {', '.join(BUILT_IN)}; "
-            "a function of your own is named path/to/file.py:function or package.module:function"
+            f"unknown reward {name!r}{nearest(name, list(BUILT_IN))}; built-in rewards are "
+            f"{', '.join(BUILT_IN)}; name your own function path/to/file.py:function or "
+            "package.module:function"
         )
     try:
         return BUILT_IN[name](**arguments)
     except TypeError as error:
-        raise InputError(f"reward {name!r}: its arguments don't fit: {error}") from error
+        raise InputError(f"reward {name!r}: invalid arguments: {error}") from error
 
 
 def _module_from_file(path: Path) -> ModuleType:
     if not path.is_file():
-        raise InputError(f"reward file {path}: no such file (looked in {Path.cwd()})")
-    # a name of its own among the loaded modules, where dataclasses and pickle look for it
+        raise InputError(f"reward file {path}: no such file (relative paths start at {Path.cwd()})")
+    # a unique name in sys.modules, where dataclasses and pickle look up the module
     name = f"reward_file_{hashlib.blake2b(str(path.resolve()).encode(), digest_size=8).hexdigest()}"
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None  # a .py file always has one
+    assert spec is not None  # always true for a .py file
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
@@ -166,7 +170,9 @@ def _module_from_file(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise InputError(f"reward file {path}: loading it fails: {type(error).__name__}: {error}") from error
+        raise InputError(
+            f"reward file {path}: the file raises an error when loaded: {type(error).__name__}: {error}"
+        ) from error
     finally:
         _loading.pop()
     return module
@@ -174,12 +180,12 @@ def _module_from_file(path: Path) -> ModuleType:
 
 def _module_by_name(name: str, function: str) -> ModuleType:
     before, here = sys.path.copy(), str(Path.cwd())
-    if here not in before:  # `python -m` puts it there, a console script doesn't
+    if here not in before:  # `python -m` adds it, a console script does not
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         sys.path[:] = before
         raise InputError(
-            f"reward {function!r}: can't import {name}: {type(error).__name__}: {error}"
+            f"reward {function!r}: cannot import {name}: {type(error).__name__}: {error}"
         ) from error

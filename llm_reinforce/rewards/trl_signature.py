@@ -1,4 +1,4 @@
-"""Reward functions with TRL's signature, as people have them, run as they are.
+"""Call reward functions with TRL's signature, unchanged.
 
     f(prompts, completions, completion_ids, **columns, trainer_state, log_extra, log_metric)
         -> list[float | None]
@@ -17,36 +17,41 @@ from llm_reinforce.rewards.calls import (
     RewardResult,
     RewardResults,
     await_all,
-    guarded,
+    call_guarded,
+    checked_result,
     number,
-    outcome,
     parameters_of,
-    shown,
+    short_repr,
 )
 
-GIVEN = frozenset(
-    {"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"}
-)  # what each call is given, beside the columns of the data
-TAKEN = GIVEN | {"prompt", "completion"}  # no column takes their place
+# arguments that the trainer passes, besides the columns of the data
+GIVEN = frozenset({"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
+TAKEN = GIVEN | {"prompt", "completion"}  # columns with these names are not passed
 
 
 def has_trl_signature(function: Callable[..., Any]) -> bool:
-    """Whether it is asked of a batch: a parameter is `completions` or `prompts`, or the first the ids."""
+    """Return True if the function has TRL's signature and is called once per batch.
+
+    It does if it has a parameter `completions` or `prompts`, or if its first parameter is `completion_ids`.
+    """
     parameters = parameters_of(function)
     return not {"completions", "prompts"}.isdisjoint(parameters) or [*parameters][:1] == ["completion_ids"]
 
 
 def call_on_batch(
     function: Callable[..., Any],
-    asked: Sequence[JudgedCompletion],
+    judged: Sequence[JudgedCompletion],
     *,
     conversational: bool,
     progress: Progress,
 ) -> RewardResults:
-    """Ask a function with TRL's signature of a batch; if it fails, so does each of the batch.
+    """Call a function with TRL's signature on a batch. If it raises, every completion of the batch fails.
 
     Args:
-        conversational: prompts and completions are lists of messages, else texts.
+        function: the reward function.
+        judged: the completions.
+        conversational: pass prompts and completions as lists of messages instead of texts.
+        progress: value of `trainer_state`.
     """
     metrics: dict[str, list[float]] = {}
     extras: dict[str, Sequence[object]] = {}
@@ -56,55 +61,55 @@ def call_on_batch(
         metrics.setdefault(str(name), []).append(checked)
 
     def log_extra(name: str, values: Sequence[object]) -> None:
-        if len(values) != len(asked):
-            raise ValueError(f"log_extra({name!r}): {len(values)} values for {len(asked)} completions")
+        if len(values) != len(judged):
+            raise ValueError(f"log_extra({name!r}): {len(values)} values for {len(judged)} completions")
         extras[str(name)] = [_as_json(value) for value in values]
 
     arguments = {
-        "prompts": [_as_messages("user", one.problem.prompt, conversational) for one in asked],
-        "completions": [_as_messages("assistant", one.completion, conversational) for one in asked],
-        "completion_ids": [list(one.token_ids) for one in asked],
-        **_columns(asked),
+        "prompts": [_as_messages("user", one.problem.prompt, conversational) for one in judged],
+        "completions": [_as_messages("assistant", one.completion, conversational) for one in judged],
+        "completion_ids": [list(one.token_ids) for one in judged],
+        **_columns(judged),
         "trainer_state": progress,
         "log_extra": log_extra,
         "log_metric": log_metric,
     }
-    answer = guarded(function, **_accepted(function, arguments))
-    if inspect.iscoroutine(answer):
-        (answer,) = await_all([answer])
+    returned = call_guarded(function, **_accepted(function, arguments))
+    if inspect.iscoroutine(returned):
+        (returned,) = await_all([returned])
     return RewardResults(
-        _outcomes(answer, asked),
+        _outcomes(returned, judged),
         {name: sum(values) / len(values) for name, values in metrics.items()},
         extras,
     )
 
 
 def _as_json(value: object) -> object:
-    """As a line of JSON holds it; of what none can hold, what it looks like."""
+    """Return the value if JSON can represent it, a number as a float, and otherwise its `repr`."""
     if value is None or isinstance(value, str | bool | int):
         return value
     try:
         return number(value)
-    except Exception:  # not one, or an object that fails at the question
-        return shown(value)
+    except Exception:  # not a number, or a method of the user's object raises
+        return short_repr(value)
 
 
 def _as_messages(role: str, text: str, conversational: bool) -> object:
     return [{"role": role, "content": text}] if conversational else text
 
 
-def _columns(asked: Sequence[JudgedCompletion]) -> dict[str, list[object]]:
-    """Every column of the data as a list; `answer` and `solution` are there in any case."""
+def _columns(judged: Sequence[JudgedCompletion]) -> dict[str, list[object]]:
+    """Return every column of the data as a list, including `answer` and `solution` in any case."""
     rows = [
         {"answer": problem.answer, "solution": problem.solution or problem.answer, **problem.columns}
-        for problem in (one.problem for one in asked)
+        for problem in (one.problem for one in judged)
     ]
     names = dict.fromkeys(name for row in rows for name in row if name not in TAKEN)
     return {name: [row.get(name) for row in rows] for name in names}
 
 
 def _accepted(function: Callable[..., Any], arguments: dict[str, object]) -> dict[str, object]:
-    """Those of the arguments that it takes; what a recipe gave it, no column of the data replaces."""
+    """Return the arguments that the function accepts, without those that the recipe has already bound."""
     given = function.keywords if isinstance(function, partial) else {}
     arguments = {name: value for name, value in arguments.items() if name not in given}
     parameters = parameters_of(function)
@@ -113,16 +118,17 @@ def _accepted(function: Callable[..., Any], arguments: dict[str, object]) -> dic
     return {name: value for name, value in arguments.items() if name in parameters}
 
 
-def _outcomes(answer: object, asked: Sequence[JudgedCompletion]) -> list[RewardResult]:
-    values = answer if isinstance(answer, BaseException) else guarded(_listed, answer, len(asked))
+def _outcomes(returned: object, judged: Sequence[JudgedCompletion]) -> list[RewardResult]:
+    is_error = isinstance(returned, BaseException)
+    values = returned if is_error else call_guarded(_as_list, returned, len(judged))
     if isinstance(values, list):
-        return [outcome(value, one) for value, one in zip(values, asked, strict=True)]
-    return [outcome(values, one) for one in asked]
+        return [checked_result(value, one) for value, one in zip(values, judged, strict=True)]
+    return [checked_result(values, one) for one in judged]
 
 
-def _listed(answer: Any, count: int) -> list[object]:
-    values = answer.tolist() if hasattr(answer, "tolist") else answer  # a tensor's, an array's
+def _as_list(returned: Any, count: int) -> list[object]:
+    values = returned.tolist() if hasattr(returned, "tolist") else returned  # tensors and arrays
     if isinstance(values, list | tuple) and len(values) == count:
         return list(values)
     shape = f"a list of {len(values)}" if isinstance(values, list | tuple) else f"a {type(values).__name__}"
-    raise ValueError(f"a list of {count} values is wanted, one a completion, not {shape}")
+    raise ValueError(f"the function must return a list of {count} values, one per completion, not {shape}")

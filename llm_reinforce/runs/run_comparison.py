@@ -15,23 +15,31 @@ from llm_reinforce.problems import Problem
 from llm_reinforce.runs.run_directory import RunDirectory
 
 
-def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
-    """Return the first and the last evaluation in `answers.jsonl`, by decoding.
-
-    Decodings without two evaluations of equally many problems are omitted.
+def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[str, dict[int, Evaluation]]:
+    """Return the first and the last evaluation in `answers.jsonl`, by decoding and number of updates.
 
     Args:
         directory: directory of the run.
         max_new_tokens: token budget of the completions.
     """
-    by_update: dict[str, dict[int, list[dict[str, Any]]]] = {}
+    rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in directory.rows("answers.jsonl"):
-        by_update.setdefault(row["decoding"], {}).setdefault(row["update"], []).append(row)
+        rows.setdefault(row["decoding"], {}).setdefault(row["update"], []).append(row)
+    return {
+        decoding: {number: _evaluation(made[number], max_new_tokens) for number in (min(made), max(made))}
+        for decoding, made in rows.items()
+    }
+
+
+def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
+    """Return the first and the last evaluation in `answers.jsonl`, by decoding.
+
+    Decodings without two evaluations of equally many problems are omitted.
+    """
     pairs = {}
-    for decoding, updates in by_update.items():
-        first, last = min(updates), max(updates)
-        before, after = (_evaluation(updates[update], max_new_tokens) for update in (first, last))
-        if first != last and len(before.problems) == len(after.problems):
+    for decoding, made in recorded_evaluations(directory, max_new_tokens).items():
+        before, after = made[min(made)], made[max(made)]
+        if before is not after and len(before.problems) == len(after.problems):
             pairs[decoding] = before, after
     return pairs
 

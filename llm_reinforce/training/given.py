@@ -14,6 +14,7 @@ from typing import Any
 
 from llm_reinforce.config import (
     ADAPTER_LEARNING_RATE,
+    RANDOM_INIT_LEARNING_RATE,
     Config,
     DataConfig,
     GenerateConfig,
@@ -89,8 +90,8 @@ def read_arguments(
     if policy is not None:
         seed = rest.get("seed", config.seed if config else 0)
         sections["policy"], own_policy = _read_policy(policy, config, rest, folder, seed)
-        if own_policy is not None and hasattr(own_policy.model, "peft_config"):
-            sections["training"] = {"learning_rate": ADAPTER_LEARNING_RATE}
+        if rate := _default_learning_rate(own_policy):
+            sections["training"] = {"learning_rate": rate}
     own_problems = GivenProblems()
     if problems is not None:
         sections["problems"], own_problems = _read_problems(problems, held_out, config, folder)
@@ -146,6 +147,16 @@ def _read_policy(
     if own.system_prompt is not None:
         section["system_prompt"] = own.system_prompt
     return section, own
+
+
+def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
+    """Return the default for a model in memory: an adapter, or one that was not loaded from anywhere."""
+    if policy is None:
+        return None
+    if hasattr(policy.model, "peft_config"):
+        return ADAPTER_LEARNING_RATE
+    # transformers records where a model was loaded from; a model made from a configuration has no such name
+    return None if getattr(policy.model, "name_or_path", "") else RANDOM_INIT_LEARNING_RATE
 
 
 def _read_problems(

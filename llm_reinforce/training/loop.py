@@ -162,8 +162,8 @@ class TrainingLoop:
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
         self.stop_requested = False
-        self.first_evaluations: dict[str, Evaluation] = {}  # by decoding; made by this object
-        self.last_evaluations: dict[str, Evaluation] = {}
+        # by decoding and number of updates: the first and the latest evaluation that this object made
+        self.evaluations: dict[str, dict[int, Evaluation]] = {}
         self._order = ProblemOrder(len(problems), seed)
         self._num_evaluated: int | None = None  # number of updates at the latest evaluation
         self._num_saved: int | None = None  # number of updates at the latest checkpoint of this object
@@ -215,6 +215,11 @@ class TrainingLoop:
                 if self._num_saved != self.state.num_updates and not sys.is_finalizing():
                     self.save_checkpoint()
                 raise
+            if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
+                # requested by the caller's loop, or while the checkpoint was saved
+                if self._num_saved != self.state.num_updates:
+                    self.save_checkpoint()
+                break
         self.accelerator.wait_for_everyone()  # only the main process evaluates and writes files
 
     def _update(self) -> tuple[Update, bool]:
@@ -241,7 +246,8 @@ class TrainingLoop:
         is_evaluated = self._num_evaluated == self.state.num_updates
         if is_over(self.training, self.state):
             self._finish()
-        evaluations = dict(self.last_evaluations) if is_evaluated else {}
+        number = self.state.num_updates
+        evaluations = {name: made[number] for name, made in self.evaluations.items()} if is_evaluated else {}
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
     def _is_stopped(self) -> bool:
@@ -459,9 +465,6 @@ class TrainingLoop:
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
         """Evaluate and save a checkpoint if they are due; return True if the run has to stop now.
 
-        A stop that is requested later, for example while the checkpoint is saved, takes effect after the next
-        update.
-
         Args:
             before: train state before the latest update; None before the first update.
         """
@@ -526,8 +529,10 @@ class TrainingLoop:
                     progress=lambda done: self.display.evaluating(done, len(problems)),
                 )
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
-            self.first_evaluations.setdefault(decoding, evaluation)
-            self.last_evaluations[decoding] = evaluation
+            made = self.evaluations.setdefault(decoding, {})
+            for number in list(made)[1:]:
+                del made[number]
+            made[self.state.num_updates] = evaluation
             self.display.evaluation(self.state.num_updates, data, evaluation)
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}

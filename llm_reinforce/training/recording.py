@@ -81,7 +81,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     Raises:
         InputError: if the file is not a valid recipe.
     """
-    before = load_config(file)
+    before = load_config(file.parent)
     may_differ = {"output_dir"}  # the same directory may be written in several ways
     if may_grow:
         may_differ |= {f"training.{name}" for name in _raised_limits(before, config)}

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
-from llm_reinforce.runs.run_comparison import first_and_last
+from llm_reinforce.runs.run_comparison import recorded_evaluations
 from llm_reinforce.training.assembly import build_loop
 from llm_reinforce.training.budget import is_over
 from llm_reinforce.training.given import read_arguments
@@ -40,8 +40,9 @@ class TrainingResult:
     Attributes:
         history: metrics of each update that this call made, oldest first: the `Update.metrics`. Updates made
             before a resume are only in `metrics.jsonl`.
-        before: first evaluation of the run, before the first update; a dict from decoding ("greedy" or
-            "sampled") to Evaluation. Evaluations have `accuracy`, `interval` (95%), `correct` and `total`.
+        before: first evaluation of the run, made before the first update and after a warm start; a dict from
+            decoding ("greedy" or "sampled") to Evaluation. Evaluations have `accuracy`, `interval` (95%),
+            `correct` and `total`.
         after: last evaluation of the run, in the same form.
         comparisons: difference between `before` and `after`, by decoding and then by criterion ("accuracy",
             and "strict" if any answer has the strict `####` form). Empty if there is only one evaluation.
@@ -52,11 +53,11 @@ class TrainingResult:
         output_dir: directory of the run; None if the run is not recorded.
     """
 
-    history: Sequence[Mapping[str, Any]]
+    history: Sequence[Mapping[str, Any]] = field(repr=False)
     before: Mapping[str, Evaluation]
     after: Mapping[str, Evaluation]
     comparisons: Mapping[str, Mapping[Criterion, Comparison]]
-    policy: LanguagePolicy
+    policy: LanguagePolicy = field(repr=False)
     state: TrainState
     is_over: bool
     seconds: float
@@ -161,6 +162,8 @@ class ReinforceTrainer:
             self._directory = RunDirectory(Path(self.config.output_dir).expanduser())
             check_can_be_recorded(given.policy, given.problems)
         self._shows_progress = progress
+        self._is_running = False  # an iterator of `updates` is open
+        self._has_run = False
         self._display = _display_for(progress, self.config)
         self._loop = build_loop(
             self.config,
@@ -203,7 +206,10 @@ class ReinforceTrainer:
 
     @property
     def directory(self) -> RunDirectory | None:
-        """Directory of the run; None if the run is not recorded."""
+        """The run's directory as an object with its files and logs; None if the run is not recorded.
+
+        Its path is `directory.path`.
+        """
         return self._directory
 
     def train(self, *, resume: bool = False, overwrite: bool = False) -> TrainingResult:
@@ -224,7 +230,7 @@ class ReinforceTrainer:
                 the gradients of `max_not_finite` updates in a row were not finite. A checkpoint is saved.
         """
         started = time.monotonic()
-        with self._recording(resume=resume, overwrite=overwrite), self._display:
+        with self._running(resume=resume, overwrite=overwrite), self._display:
             history = [update.metrics for update in self._loop.updates(resume=resume)]
         return self.result(history, seconds=time.monotonic() - started)
 
@@ -236,8 +242,10 @@ class ReinforceTrainer:
                     break
 
         The caller may break out of the loop. If the run is recorded, a checkpoint is saved then, and
-        `resume=True` continues from it. Call `result()` after the loop for the evaluations. Progress is shown
-        only if the trainer was created with `progress=True` or with a display.
+        `resume=True` continues from it. The last evaluation and `policy/` belong to the end of a run: after a
+        `break`, call `save_policy()` to write the policy, and `evaluate(trainer.policy, …)` for its accuracy.
+        Call `result()` after the loop for the evaluations. Progress is shown only if the trainer was created
+        with `progress=True` or with a display.
 
         Args:
             resume: see `train`.
@@ -249,7 +257,7 @@ class ReinforceTrainer:
         """
         if self._shows_progress is None:
             self._loop.display = Silent()
-        with self._recording(resume=resume, overwrite=overwrite):
+        with self._running(resume=resume, overwrite=overwrite):
             yield from self._loop.updates(resume=resume)
 
     def result(self, history: Sequence[Mapping[str, Any]] = (), *, seconds: float = 0.0) -> TrainingResult:
@@ -260,22 +268,21 @@ class ReinforceTrainer:
             seconds: duration to put into the result.
         """
         loop = self._loop
-        pairs = {
-            decoding: (before, loop.last_evaluations[decoding])
-            for decoding, before in loop.first_evaluations.items()
-        }
-        if self._directory is not None and (
-            recorded := first_and_last(self._directory, self.config.sampling.max_new_tokens)
-        ):
-            pairs = recorded  # in a resumed run the first evaluation was made by an earlier process
+        evaluations: dict[str, dict[int, Evaluation]] = {}  # by decoding and number of updates
+        if self._directory is not None:  # earlier processes may have evaluated the run, too
+            evaluations = recorded_evaluations(self._directory, self.config.sampling.max_new_tokens)
+        for decoding, made in loop.evaluations.items():
+            evaluations.setdefault(decoding, {}).update(made)
+        before = {decoding: made[min(made)] for decoding, made in evaluations.items()}
+        after = {decoding: made[max(made)] for decoding, made in evaluations.items()}
         return TrainingResult(
             history=tuple(history),
-            before={decoding: before for decoding, (before, _) in pairs.items()},
-            after={decoding: after for decoding, (_, after) in pairs.items()},
+            before=before,
+            after=after,
             comparisons={
-                decoding: compare_evaluations(before, after)
-                for decoding, (before, after) in pairs.items()
-                if before is not after
+                decoding: compare_evaluations(before[decoding], after[decoding])
+                for decoding, made in evaluations.items()
+                if len(made) > 1 and len(before[decoding].problems) == len(after[decoding].problems)
             },
             policy=loop.policy,
             state=loop.state,
@@ -287,21 +294,63 @@ class ReinforceTrainer:
     def stop(self) -> None:
         """Stop the run after the current update and save a checkpoint.
 
-        May be called from another thread or a signal handler. Called between two updates of `updates`, the
-        next update is still made.
+        May be called from another thread or a signal handler. A loop over `updates` may call it too, or
+        `break`.
         """
         self._loop.stop_requested = True
 
     def save_checkpoint(self) -> None:
-        """Save a checkpoint of the state after the latest update; do nothing if the run is not recorded."""
+        """Save a checkpoint of the state after the latest update, in `output_dir`.
+
+        Raises:
+            InputError: if the trainer has no `output_dir`.
+        """
+        self._check_recorded("save_checkpoint")
         self._loop.save_checkpoint()
 
     def save_policy(self) -> None:
-        """Save the current policy to `policy/` in `output_dir`; do nothing if the run is not recorded.
+        """Save the current policy to `policy/` in `output_dir`.
 
         A run saves its policy itself after its last update.
+
+        Raises:
+            InputError: if the trainer has no `output_dir`; use `trainer.policy.save(directory)`.
         """
+        self._check_recorded("save_policy")
         self._loop.save_policy()
+
+    def _check_recorded(self, method: str) -> None:
+        if self._directory is None:
+            raise InputError(
+                f"{method}: this trainer has no output_dir; create it with output_dir=…, or save the policy "
+                "with trainer.policy.save(directory)"
+            )
+
+    @contextmanager
+    def _running(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
+        """Check that the trainer can run now, and run with the directory locked, if there is one."""
+        if self._is_running:
+            raise InputError(
+                "a loop over updates() of this trainer is still open; leave it with break, or close its "
+                "iterator"
+            )
+        if self._has_run and overwrite:
+            raise InputError(
+                "overwrite would start the new run from the policy that this trainer has trained; create a "
+                "new ReinforceTrainer"
+            )
+        if self._has_run and not resume and is_over(self._loop.training, self.state):
+            raise InputError(
+                f"the run of this trainer is over after update {self.state.num_updates}; create a new "
+                "ReinforceTrainer to train again"
+            )
+        self._is_running = True
+        try:
+            with self._recording(resume=resume, overwrite=overwrite):
+                self._has_run = True
+                yield
+        finally:
+            self._is_running = False
 
     @contextmanager
     def _recording(self, *, resume: bool, overwrite: bool) -> Iterator[None]:

@@ -1,4 +1,4 @@
-"""Is this answer right? Extraction, exact numbers, algebra, and auditing a data set's own answers."""
+"""Verification of answers: extraction, exact numbers, algebra, and the audit of a data set's answers."""
 
 from llm_reinforce.verifier.algebra import check_algebra
 from llm_reinforce.verifier.audit import Audit, Doubt, audit_answers, find_doubts

@@ -6,23 +6,17 @@ relations, one kind of bracket for another, an expression left to work out, the 
 confirmed beyond rounding (see `algebra_worker.py`).
 """
 
-import atexit
-import json
-import os
 import re
-import subprocess
-import sys
-import threading
 from functools import lru_cache
 from importlib.util import find_spec
-from pathlib import Path
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.verifier.final_answer import find_final_answer, sentence
 from llm_reinforce.verifier.plain_answers import Verdict
+from llm_reinforce.workers import WorkerError, WorkerPool, WorkerTimeoutError
 
 TIME_LIMIT = 2.0  # seconds for one comparison
-START_LIMIT = 120.0  # seconds until the worker has imported its libraries
+MEMORY_LIMIT = 2_048  # MiB of data that the worker may allocate
 _MAX_ANSWER = 1_024  # characters of an answer that is compared as algebra
 
 
@@ -137,104 +131,18 @@ def _last_line(text: str) -> str:
 # --- the worker ---------------------------------------------------------------------------------------
 
 
-class AlgebraWorker:
-    """A process that compares, started when it is first asked and again after it was killed.
-
-    One of them serves all threads, in turn. A forked child starts its own.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[str] | None = None
-        self._was_killed = False
-
-    def compare(self, answer: str, right: str, limit: float) -> str:
-        """`equal`, `different`, `timed_out` (after `limit` seconds) or `crashed`."""
-        with self._lock:
-            is_dead = self._process is None or self._process.poll() is not None
-            if is_dead and self._ask(None, START_LIMIT) is None:
-                return "crashed"
-            request = {"right": right, "answer": answer, "limit": limit}
-            reply = self._ask(request, limit)
-        if reply is None:
-            return "timed_out" if self._was_killed else "crashed"
-        return "equal" if reply.get("equal") is True else "different"
-
-    def _ask(self, request: dict[str, object] | None, limit: float) -> dict[str, object] | None:
-        """One line to the process and one from it; killed after `limit` seconds. None: start it."""
-        process = self._start() if request is None else self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
-        self._was_killed = False
-        timer = threading.Timer(limit, self._kill)
-        timer.daemon = True
-        timer.start()
-        try:
-            if request is not None:
-                process.stdin.write(json.dumps(request) + "\n")
-                process.stdin.flush()
-            line = process.stdout.readline()
-            reply: dict[str, object] | None = json.loads(line) if line else None
-        except (OSError, ValueError):
-            reply = None
-        finally:
-            timer.cancel()
-        if reply is None:
-            self.stop()
-        return reply
-
-    def _start(self) -> subprocess.Popen[str]:
-        file = Path(__file__).with_name("algebra_worker.py")
-        # -P: the worker's own folder, where a numbers.py lies, must not come before the standard library
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", str(file)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            start_new_session=True,  # Ctrl-C is the parent's to handle
-        )
-        return self._process
-
-    def _kill(self) -> None:
-        self._was_killed = True
-        if self._process is not None:
-            self._process.kill()
-
-    def stop(self) -> None:
-        """End the process; the next comparison starts another."""
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            self._close(process)
-
-    def forget(self) -> None:
-        """In a forked child: the parent's process is not ours to use, nor to keep alive."""
-        process, self._process = self._process, None
-        self._lock = threading.Lock()
-        if process is not None:
-            self._close(process)
-            process.returncode = 0  # nor to wait for
-
-    @staticmethod
-    def _close(process: "subprocess.Popen[str]") -> None:
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    continue  # a request that was never read
-
-
-_WORKER = AlgebraWorker()
-atexit.register(_WORKER.stop)
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_WORKER.forget)
+_WORKER = WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=MEMORY_LIMIT)
 
 
 @lru_cache(maxsize=16_384)
 def _compared(answer: str, right: str) -> str:
-    """Remembered, so that an episode's verdict and its reward agree, a time-out included."""
-    return _WORKER.compare(answer, right, TIME_LIMIT)
+    """Compare by math-verify: `equal`, `different`, `timed_out` or `crashed`.
+
+    Cached, so that an episode's verdict and its reward agree, after a time-out too.
+    """
+    (reply,) = _WORKER.ask([{"right": right, "answer": answer}], TIME_LIMIT)
+    if isinstance(reply, WorkerTimeoutError):
+        return "timed_out"
+    if isinstance(reply, WorkerError):
+        return "crashed"
+    return "equal" if reply["equal"] is True else "different"

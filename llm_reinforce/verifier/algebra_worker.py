@@ -1,27 +1,25 @@
-"""The process in which math-verify compares: a JSON object a line in, one out. `algebra.py` runs this file.
+"""The worker process in which math-verify compares; `algebra.py` is the asking side.
 
-It may take long, eat memory or die: the parent kills it at its limit, the kernel does so a little later if
-the parent is gone, and it ends when its input ends. math-verify's yes is not enough, since it compares floats
-to six digits and intervals with sets; so its yes is confirmed here, to sixty digits.
+    python -m llm_reinforce.verifier.algebra_worker
+
+math-verify compares floats to six digits and intervals with sets. An "equal" of math-verify is therefore
+confirmed here, to sixty digits.
 """
 
-import json
 import logging
-import signal
-import sys
+import os
+from collections.abc import Callable, Mapping
 from typing import Any
 
-MEMORY_LIMIT = 2 * 2**30  # bytes of address space
-GRACE = 1.0  # seconds after the parent's limit
+from llm_reinforce.workers import serve
+
 _DIGITS = 60
 _FIRST = ("1+x", r"\frac{x}{2}+\sqrt{3}", "(1,2)", r"\{1,2\}", "x>1", r"\sin x")
 
 
-def main() -> None:
-    """Say {"ready": true}, then answer {"right", "answer", "limit"} with {"equal": bool}, in order."""
-    out = sys.stdout
-    sys.stdout = sys.stderr  # nothing that a library prints may look like an answer
-    _limit_memory()
+def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], object]]:
+    """Import math-verify; return what answers {"right", "answer"} with {"equal": bool}."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody needs what its libraries print
     logging.disable(logging.CRITICAL)
     from math_verify import parse, verify
     from math_verify.parser import LatexExtractionConfig
@@ -33,25 +31,23 @@ def main() -> None:
         found = parse(boxed, extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)
         return found[0] if found else None
 
-    for expression in _FIRST:  # the first ones take long: grammars are read, modules imported
-        verify(parsed(expression), parsed("x+2"), timeout_seconds=None)
-    print(json.dumps({"ready": True}), file=out, flush=True)
-    for line in sys.stdin:
-        request = json.loads(line)
-        _die_after(request["limit"] + GRACE)
-        right, answer = parsed(request["right"]), parsed(request["answer"])
+    def answer(question: Mapping[str, str]) -> dict[str, bool]:
+        right, given = parsed(question["right"]), parsed(question["answer"])
         equal = (
             right is not None
-            and answer is not None
-            and verify(right, answer, timeout_seconds=None)
-            and is_confirmed(right, answer)
+            and given is not None
+            and verify(right, given, timeout_seconds=None)
+            and is_confirmed(right, given)
         )
-        _die_after(0)
-        print(json.dumps({"equal": bool(equal)}), file=out, flush=True)
+        return {"equal": bool(equal)}
+
+    for expression in _FIRST:  # the first ones take long: grammars are read, modules imported
+        verify(parsed(expression), parsed("x+2"), timeout_seconds=None)
+    return {}, answer
 
 
 def is_confirmed(right: Any, answer: Any) -> bool:
-    """Whether two expressions that math-verify takes for equal are of one kind and equal beyond rounding."""
+    """Return True if two expressions that math-verify calls equal are of one kind and equal."""
     from sympy import Equality, FiniteSet, Interval, MatrixBase, Tuple
     from sympy.core.relational import Relational
     from sympy.sets.sets import Set
@@ -83,7 +79,7 @@ def is_confirmed(right: Any, answer: Any) -> bool:
 
 
 def _equal_numbers(right: Any, answer: Any) -> bool:
-    """At several points, to sixty digits, relatively; where that gives no number, by simplifying."""
+    """Compare at several points to sixty digits; if no point gives a number, simplify the difference."""
     from sympy import Float, Rational, simplify
 
     if right == answer:
@@ -106,20 +102,5 @@ def _equal_numbers(right: Any, answer: Any) -> bool:
     return bool(num_compared) or simplify(right - answer) == 0
 
 
-def _limit_memory() -> None:
-    try:
-        import resource
-    except ImportError:  # not on Windows
-        return
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-
-
-def _die_after(seconds: float) -> None:
-    """The kernel ends this process then, whatever it is in the midst of; 0: not at all."""
-    if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-
-
 if __name__ == "__main__":
-    main()
+    serve(prepare)

@@ -1,4 +1,4 @@
-"""Would the verifier accept a data set's own answers? Each is judged against itself in several wrappings."""
+"""Audit of a data set: every answer is verified against itself, in several ways to state an answer."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -22,7 +22,7 @@ _LATEX = re.compile(r"\\[A-Za-z]|[\^_]\{|\$|\b[a-z]\s?[-+*/^=]\s?[0-9a-z]")
 
 
 class AnsweredQuestion(Protocol):
-    """What an audit reads of a problem; see `llm_reinforce.Problem`."""
+    """The attributes of a problem that an audit uses; see `llm_reinforce.Problem`."""
 
     @property
     def id(self) -> str: ...
@@ -42,10 +42,12 @@ class AnsweredQuestion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
-    """An answer that the verifier refuses although it is the right one, in the first wrapping where it does.
+    """A reference answer that the verifier rejects.
 
     Attributes:
-        reason: the verdict's, or `empty`.
+        problem: problem with this answer.
+        wrapping: first text around the answer with which it is rejected; "" if the answer is empty.
+        reason: reason of the verdict, or `empty`.
     """
 
     problem: AnsweredQuestion
@@ -55,11 +57,13 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What a data set's answers are, and which of them are doubtful.
+    """Result of an audit: the kinds of a data set's answers, and the rejected ones.
 
     Attributes:
-        kinds: answers by kind: `number`, `percentage`, `text`, `latex`, `empty`.
-        num_latex_as_text: answers that look like LaTeX or algebra and are compared as text.
+        total: number of problems.
+        kinds: number of answers of each kind: `number`, `percentage`, `text`, `latex` or `empty`.
+        doubts: reference answers that the verifier rejects.
+        num_latex_as_text: number of answers that look like LaTeX or algebra but are compared as text.
     """
 
     total: int
@@ -71,7 +75,7 @@ class Audit:
 def find_doubts(
     problems: Iterable[AnsweredQuestion], wrappings: Sequence[str] = (PLAINLY,)
 ) -> Iterator[Doubt]:
-    """The right answers that are refused, each in the first of these wrappings where it is."""
+    """Yield the reference answers that are rejected, each with the first wrapping in which it is."""
     for problem in problems:
         if not problem.answer.strip():
             yield Doubt(problem, "", "empty")
@@ -92,7 +96,12 @@ def find_doubts(
 def audit_answers(
     problems: Sequence[AnsweredQuestion], progress: Callable[[int], None] | None = None
 ) -> Audit:
-    """Judge every right answer against itself; `progress` is told how many are done, now and then."""
+    """Verify every reference answer against itself.
+
+    Args:
+        problems: problems of the data set.
+        progress: function that is called regularly with the number of problems done.
+    """
     kinds: dict[str, int] = {}
     doubts: list[Doubt] = []
     num_latex_as_text = 0
@@ -107,7 +116,7 @@ def audit_answers(
 
 
 def kind_of_answer(answer: str) -> str:
-    """`number`, `percentage`, `text`, `latex` or `empty`."""
+    """Return the kind of an answer: `number`, `percentage`, `text`, `latex` or `empty`."""
     if not answer.strip():
         return "empty"
     if read_answer(answer).value is not None:

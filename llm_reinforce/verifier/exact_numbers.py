@@ -1,28 +1,36 @@
-r"""From text to one exact number, or to the reason why there is none.
+r"""Reading of one exact number from text, or the reason why there is none.
 
-The text has been through `notation.plain`. Numbers become fractions, never floats. What is not one committed
-value is refused: several values, a relation, an interval, an expression left to work out.
+The text must be the result of `notation.plain`. Numbers become fractions, never floats. Text that does not
+commit to a single value is rejected: several values, a relation, an interval, or an expression that is not
+evaluated.
 
-Each pattern is linear in the text's length: its repetitions are bounded, possessive or can't overlap.
+The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
+possessive or cannot overlap.
 """
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_NUMBER = 400  # characters of a number; below the interpreter's own limit for int(text)
+MAX_NUMBER = 400  # maximum characters of a number; below Python's limit for int(text)
 _MAX_EXPONENT = 400
 NUM_ATTEMPTS = 2
-_WINDOWS = (512, 2_048)  # characters before the last digit in which the last number is looked for
-_AFTER = 128
-_MAX_SLOT = 1_024  # characters that hold one value, its label and its unit
+_WINDOWS = (512, 2_048)  # characters before the last digit that are searched for the last number, per attempt
+_AFTER = 128  # characters after the last digit
+_MAX_SLOT = 1_024  # maximum characters of a value with its label and unit
 _DIGIT = re.compile(r"\d")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A number read from text; or, where value is None, the reason why there is none."""
+    """A number read from text, or the reason why there is none.
+
+    Attributes:
+        text: text of the number, or of what was found instead; None if nothing was found.
+        value: the number; None if there is none.
+        reason: reason why there is no number, as in `Verdict.reason`; "" if there is one.
+    """
 
     text: str | None
     value: Fraction | None = None
@@ -51,7 +59,7 @@ _NUMBER = rf"""
     (?: [ ] (?P<scale> hundred | thousand | million | billion | trillion ) s?\b )?
 """
 _NUMBER_HERE = re.compile(_NUMBER, re.VERBOSE)
-# Alternatives in this order: each run of digits is taken once, by the first that fits all of it.
+# the order of the alternatives matters: the first that matches a whole run of digits consumes it
 _TOKEN = re.compile(
     rf"""
     (?P<name> (?! {_CURRENCY} [ ]?[0-9.] )
@@ -67,7 +75,7 @@ _TOKEN = re.compile(
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PLAIN = re.compile(r"[-+]?[0-9][0-9,]*+(?:\.[0-9]++)?")
 
-# --- what stands before or after a number and takes its commitment away -------------------------------
+# --- text before or after a number that makes it an uncommitted value -----------------------------------
 
 _OPENING = r"[ \t]{0,3}[$£€({\[]{0,3}[-+]?"
 _OPERAND_BEFORE = re.compile(
@@ -114,7 +122,7 @@ _ALTERNATIVE_AFTER = re.compile(
       | (?:[A-Za-z]{1,20}[ ]){0,3} ,?[ ]? \(?or[ ](?:maybe[ ]|perhaps[ ]|possibly[ ])? [$£€]?-?[0-9] )""",
     re.IGNORECASE | re.VERBOSE,
 )
-# A letter right after the digits is a variable, unless it is a unit that everybody writes so.
+# a letter directly after the digits is a variable, unless it is a common unit
 _VARIABLE_AFTER = re.compile(r"(?![gmshlLWVNJAC])[A-Za-z](?![A-Za-z])|[A-Za-z][0-9]")
 
 # --- a slot -------------------------------------------------------------------------------------------
@@ -136,10 +144,11 @@ _MORE_VALUES = re.compile(r"[0-9]|\b(?:or|and|to)\b", re.IGNORECASE)
 
 
 def read_slot(slot: str, *, may_divide: bool = False) -> Reading:
-    """The one value that a slot holds: '$1,042.', 'x = 15', '15 apples'.
+    """Read the single value of a slot, such as '$1,042.', 'x = 15' or '15 apples'.
 
     Args:
-        may_divide: an exact division is a value as well, as the right answer '8/4' is 2.
+        slot: content of the slot, as plain text.
+        may_divide: accept a division with a whole result, so that the reference answer '8/4' is 2.
     """
     shown = slot.strip()[:MAX_NUMBER] or None
     if len(slot) > _MAX_SLOT:
@@ -164,7 +173,7 @@ def read_slot(slot: str, *, may_divide: bool = False) -> Reading:
     if _MORE_VALUES.search(rest) or any(_NEXT_EQUATION.search(side) for side in sides):
         return Reading(shown, reason="several_values")
     unit = rest.strip(_EDGE + ".,;:?$£€¥₹")
-    # A lone letter is a variable, but for the units that everybody writes so.
+    # a single letter is a variable, unless it is a common unit
     is_variable = len(unit) == 1 and unit.isascii() and unit.isalpha() and unit not in "gmshlLWVNJACFK"
     if is_variable or _VARIABLE_AFTER.match(rest) or _NO_UNIT.search(unit):
         return Reading(shown, reason="not_evaluated" if unit == "!" else "not_a_number")
@@ -172,7 +181,7 @@ def read_slot(slot: str, *, may_divide: bool = False) -> Reading:
 
 
 def read_phrase(sentence: str) -> Reading | None:
-    """The value that a sentence gives after 'answer is': its first word, else its last number."""
+    """Read the value of the rest of a sentence after "answer is": a leading number, or the last number."""
     text = _without_powers(sentence).lstrip(_EDGE)
     if text.startswith("- "):
         text = "-" + text[1:].lstrip()
@@ -186,7 +195,7 @@ def read_phrase(sentence: str) -> Reading | None:
 
 
 def read_last_number(text: str) -> Reading | None:
-    """The last number of a text that is no name, date, time or version; None without one."""
+    """Read the last number of a text that is not part of a name, date, time or version, or return None."""
     text = _without_powers(text)
     last: re.Match[str] | None = None
     for token in _TOKEN.finditer(text):
@@ -197,12 +206,12 @@ def read_last_number(text: str) -> Reading | None:
     shown = last[0].strip()[:MAX_NUMBER]
     if last["number"] is None:
         return Reading(shown, reason="not_a_number")
-    # With its sign: in '5 -3' the minus is an operator.
+    # including the sign: in '5 -3' the minus is an operator
     before = text[max(0, last.start() - 96) : last.start() + len(last["sign"] or "")]
     reason = _uncommitted_before(before) or _uncommitted_after(text, last.end())
     line = text[text.rfind("\n", 0, last.start()) + 1 : last.end()]
     if _STARS_AFTER.match(text, last.end()) and "*" not in line:
-        reason = "not_evaluated"  # "8*"; "**8**" is a bold 8
+        reason = "not_evaluated"  # "8*"; but "**8**" is 8 in bold
     if reason:
         return Reading(shown, reason=reason)
     *sides, _ = line.split("=")
@@ -210,10 +219,10 @@ def read_last_number(text: str) -> Reading | None:
 
 
 def around_last_digit(text: str, attempt: int) -> str | None:
-    """The text around its last digit, more of it at the second attempt; None where there is no more."""
+    """Return text around the last digit, more of it in the second attempt, or None if there is no more."""
     end = max(text.rfind(digit) for digit in "0123456789")
     if not text.isascii():
-        other = _DIGIT.search(text[end + 1 :][::-1])  # the digits of another script
+        other = _DIGIT.search(text[end + 1 :][::-1])  # digits of other scripts
         end = end if other is None else len(text) - other.end()
     if end < 0 or (attempt and end <= _WINDOWS[attempt - 1]):
         return None
@@ -224,7 +233,7 @@ def around_last_digit(text: str, attempt: int) -> str | None:
 
 
 def _without_powers(text: str) -> str:
-    """Without the powers of units: 'cm^2', 'm3'."""
+    """Return text without the powers of units, as in 'cm^2' and 'm3'."""
     return _UNIT_DIGIT.sub("", _UNIT_POWER.sub("", text))
 
 
@@ -251,7 +260,7 @@ def _uncommitted_after(text: str, end: int) -> str:
 
 
 def _agreeing(reading: Reading, sides: list[str]) -> Reading:
-    """The reading, unless its equation has another plain number: '6=6' commits to 6, '5=6' to nothing."""
+    """Reject a reading if a side of its equation is another number: '6=6' is read as 6, '5=6' is rejected."""
     for side in sides if reading.value is not None else ():
         side = side.strip(_EDGE)[:MAX_NUMBER]
         if _PLAIN.fullmatch(side) and Fraction(side.replace(",", "")) != reading.value:
@@ -260,7 +269,7 @@ def _agreeing(reading: Reading, sides: list[str]) -> Reading:
 
 
 def _reading(number: re.Match[str], shown: str | None, *, may_divide: bool = False) -> Reading:
-    """The value of a match of _NUMBER. A fraction that is a whole number is a division left undone."""
+    """Return the value of a match of _NUMBER. A fraction that equals a whole number is not evaluated."""
     refused = Reading(shown, reason="not_a_number")
     if len(number[0]) > MAX_NUMBER or abs(int(number["exponent"] or 0)) > _MAX_EXPONENT:
         return refused
@@ -276,7 +285,7 @@ def _reading(number: re.Match[str], shown: str | None, *, may_divide: bool = Fal
         if numerator % denominator == 0 and not may_divide and not number["whole"]:
             return Reading(shown, reason="not_evaluated")
         value = Fraction(numerator, denominator) + int(number["whole"] or 0)
-    # a Fraction takes its time, and most numbers have none of these
+    # separate steps, because operations on fractions are slow and most numbers need none of these
     if number["scale"]:
         value *= _SCALES.get(number["scale"], 1)
     if number["percent"]:

@@ -1,27 +1,28 @@
-r"""Where a completion states its final answer.
+r"""Location of the final answer in a completion.
 
-The first that applies, after the last reasoning block:
+The final answer is the first of these that exists after the last reasoning block:
 
-1. the last `\boxed{…}`, the first line after the last `####`, the last `<answer>…</answer>`: a *slot*,
-   which must hold one value and nothing else but a label, a currency sign or a unit;
-2. the last "answer is X", "answer: X" or "answer = X", X running to the end of its sentence;
-3. the last number of the text that is not an operand, nor part of a date, time, version or name.
+1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. A
+slot
+   must contain one value, and nothing else except a label, a currency sign or a unit;
+2. the last "answer is X", "answer: X" or "answer = X", where X extends to the end of its sentence;
+3. the last number of the text that is not an operand and not part of a date, time, version or name.
 
-Marks are searched from the end, and what follows them is read within bounds, so that the time hardly
-grows with the text: of a long text the end alone is read.
+Marks are searched from the end of the text, and a bounded number of characters after them is read. Of a long
+text only the end is read. The running time therefore hardly grows with the length of the text.
 """
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-MAX_READ = 65_536  # characters: a final answer stands at the end
-MAX_SLOT = 4_096  # characters of one
+MAX_READ = 65_536  # characters read at the end of a completion
+MAX_SLOT = 4_096  # maximum characters of a slot
 _MAX_LINE = 512
-_MAX_TRIES = 64  # marks looked at, from the last one back
+_MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
 
-_MARK = re.compile(r"[<\\#aA]")  # what every tag, box, ####, and "answer" begin with
+_MARK = re.compile(r"[<\\#aA]")  # first characters of tags, boxes, #### and "answer"
 _REASONING = ("think", "thinking", "reasoning", "thought")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
@@ -43,13 +44,13 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 @dataclass(frozen=True, slots=True)
 class FinalAnswer:
-    """The part of a completion that counts, and where the answer stands in it; all as written.
+    """The final answer of a completion, as written.
 
     Attributes:
-        text: what follows the last reasoning block; empty where that block was never closed.
-        slot: what the last explicit slot holds, empty where it was never closed; None without one.
-        line: the rest of the line after the last "answer is"; None without one.
-        is_several: boxes side by side, "\\boxed{15} or \\boxed{16}".
+        text: text after the last reasoning block; empty if the block is not closed.
+        slot: content of the last slot; empty if the slot is not closed; None if there is no slot.
+        line: rest of the line after the last "answer is"; None if there is a slot or no such phrase.
+        is_several: True if several boxes are side by side, as in "\\boxed{15} or \\boxed{16}".
     """
 
     text: str
@@ -59,12 +60,12 @@ class FinalAnswer:
 
 
 def find_final_answer(completion: str) -> FinalAnswer:
-    """Find it; time bounded whatever the text is."""
+    """Find the final answer of a completion, in bounded time for any text."""
     if len(completion) <= MAX_READ and not _MARK.search(completion):
         return FinalAnswer(completion)
     text = _after_reasoning(completion)
     if len(text) > MAX_READ:
-        # the cut may have left half a number
+        # remove the first token, which may be part of a number that was cut
         text = _CUT_TOKEN.sub("", text[-MAX_READ:], count=1)
     slot, is_several = _boxed(text)
     if slot is None:
@@ -75,7 +76,7 @@ def find_final_answer(completion: str) -> FinalAnswer:
 
 
 def sentence(line: str) -> str:
-    """The line up to the end of its first sentence."""
+    """Return the first sentence of a line, without its final punctuation."""
     return _SENTENCE_END.split(line, maxsplit=1)[0].strip()
 
 
@@ -84,7 +85,7 @@ def _after_reasoning(completion: str) -> str:
     for name in _REASONING:
         closed = completion.rfind(f"</{name}>")
         if completion.rfind(f"<{name}>") > closed:
-            return ""  # cut off while it was thinking
+            return ""  # the completion ends inside the reasoning block
         if closed >= 0:
             start = max(start, closed + len(name) + 3)
     return completion[start:] if start else completion
@@ -96,7 +97,7 @@ def _first_line(text: str) -> str:
 
 
 def _boxed(text: str) -> tuple[str | None, bool]:
-    """What the last box holds, or the box around it; and whether another one stands right beside it."""
+    """Return the content of the last outermost box, or None, and True if it directly follows another box."""
     box = _last_box(text, len(text))
     if box is None:
         return None, False
@@ -116,7 +117,7 @@ def _boxed(text: str) -> tuple[str | None, bool]:
 
 
 def _from_the_end(text: str, end: int, *words: str) -> Iterator[int]:
-    """Where the words stand before `end`, the last one first."""
+    """Yield the positions of words before `end`, the last one first."""
     found = {word: text.rfind(word, 0, end) for word in words}
     for _ in range(_MAX_TRIES):
         word, start = max(found.items(), key=lambda item: item[1])
@@ -160,12 +161,16 @@ def _after_cue(text: str) -> str | None:
         if cue is not None and not (start and _WORD.match(text[start - 1])):
             line = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")[0].strip()
             if "\n" in cue[0]:
-                line = line.removeprefix("- ")  # the dash of a list
+                line = line.removeprefix("- ")  # list marker
             return line or None
     return None
 
 
 def split_at_mark(solution: str) -> tuple[str, str | None]:
-    """The steps of a worked solution, and its answer where `####` marks one, as in GSM8K: without commas."""
+    """Split a worked solution into its steps and the answer after the last `####`, as in GSM8K.
+
+    Returns:
+        The steps, and the answer without commas; None as the answer if there is no `####`.
+    """
     steps, mark, answer = solution.rpartition("####")
     return (steps.rstrip(), answer.replace(",", "").strip()) if mark else (solution, None)

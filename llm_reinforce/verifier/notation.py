@@ -1,6 +1,7 @@
-"""Text with the ways undone in which LaTeX, typography and terminals write a number.
+"""Conversion of LaTeX, typographic characters and terminal codes to plain text in which numbers can be read.
 
-Each pattern is linear in the text's length: its repetitions are bounded, possessive or can't overlap.
+The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
+possessive or cannot overlap.
 """
 
 import re
@@ -28,7 +29,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-
 
 
 class _Table(dict[int, str]):
-    """For `str.translate`: what stands for a character, looked up in Unicode when it is first met."""
+    """Table for `str.translate` that computes the replacement of a character on first use."""
 
     def __missing__(self, code: int) -> str:
         self[code] = shown = _shown(chr(code))
@@ -75,7 +76,7 @@ _INTEGER = r"[ ]?(-?[0-9]++)[ ]?"
 _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\\\(?=[A-Za-z(\[])", r"\\"),  # escaped once too often
+        (r"\\\\(?=[A-Za-z(\[])", r"\\"),  # a backslash that was escaped twice
         (r"\\(?:text[a-z]{0,6}|math[a-z]{2}|mbox|hbox|boldsymbol|bm|underline)[ ]?\{([^{}]*+)\}", r" \1 "),
         (r"\\(?:boxed|fbox)[ ]?\{", "{"),
         (r"\\color[ ]?\{[a-zA-Z]{0,20}\}", " "),
@@ -83,8 +84,8 @@ _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"\\(?:left|right|quad|qquad|displaystyle|textstyle|bf|it|rm|large|Large|huge|Huge)(?![A-Za-z])",
             " ",
         ),
-        (r"(?<=[0-9]),?\\[,!;: ](?=[0-9]{3}(?![0-9]))", ","),  # thousands set apart by a small space
-        # 5\frac{1}{2} is 5 1/2; \frac{3}{4}, \dfrac34 and {3 \over 4} are 3/4; the sign stands before it all
+        (r"(?<=[0-9]),?\\[,!;: ](?=[0-9]{3}(?![0-9]))", ","),  # thousands separated by a small space
+        # 5\frac{1}{2} is 5 1/2; \frac{3}{4}, \dfrac34 and {3 \over 4} are 3/4; a sign moves to the front
         (rf"(?<=[0-9])[ ]?\\[dtcs]?frac[ ]?\{{{_INTEGER}\}}[ ]?\{{{_INTEGER}\}}", r" \1/\2"),
         (rf"\\[dtcs]?frac[ ]?\{{{_INTEGER}\}}[ ]?\{{{_INTEGER}\}}", r"\1/\2"),
         (r"\\[dtcs]?frac[ ]?([0-9])[ ]?([0-9])", r"\1/\2"),
@@ -103,7 +104,7 @@ _TEXT: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         (r"([$£€¥₹])[ ]?-(?=[0-9.])", r"-\1"),
         (r"=\s{0,4}-\s{1,4}(?=[0-9$£€.])", "= -"),
         (r"\b(?:[Mm]inus|[Nn]egative)[ ](?=[$£€]?[0-9.])", "-"),
-        # 1.5 × 10^{3} is 1.5e3; with more than one digit before the point it is a product
+        # 1.5 × 10^{3} is 1.5e3; with more than one digit before the decimal point it is a product
         (
             r"(?<![0-9.,])([0-9](?:\.[0-9]++)?)[ ]{0,2}[×·*xX][ ]{0,2}10[ ]?(?:\^|\*\*)[ ]?"
             r"(?:\{[ ]?([-+]?[0-9]{1,4})[ ]?\}|\([ ]?([-+]?[0-9]{1,4})[ ]?\)|([-+]?[0-9]{1,4})(?![0-9]))",
@@ -114,7 +115,7 @@ _TEXT: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def plain(text: str) -> str:
-    r"""The text in plain characters: ASCII digits and minus, no markup, LaTeX's numbers as one types them.
+    r"""Return text in plain characters: ASCII digits and minus signs, no markup, and no LaTeX in numbers.
 
     >>> plain(r"\boxed{-\dfrac{3}{4}\text{ cm}}")
     '{-3/4  cm }'

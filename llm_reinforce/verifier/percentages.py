@@ -1,6 +1,7 @@
-"""Answers that are a number of per cent: to "What percentage …?" GSM8K's answer is 20, and 20% is right too.
+"""Answers that are a number of percent.
 
-Everywhere else `20%` is 0.2, and no 20.
+In GSM8K the answer to "What percentage …?" is 20, and `20%` is also correct. For all other questions `20%` is
+0.2.
 """
 
 import re
@@ -14,15 +15,14 @@ _ASKS = re.compile(
     r"|\b(?:as a|in) percent(?:age)?\b",
     re.IGNORECASE,
 )
-_NUMBER = re.compile(
-    r"-?(?:[1-9][0-9,]*(?:\.[0-9]+)?|0)"
-)  # 0.2 may be 20% as well as 0.2%: as everywhere else
+_NUMBER = re.compile(r"-?(?:[1-9][0-9,]*(?:\.[0-9]+)?|0)")  # not 0.2, which could mean 20% as well as 0.2%
 _SIGN = re.compile(r"\s*(?:%|\bper ?cent|\bpct)\s*$", re.IGNORECASE)
 
 
 def is_in_per_cent(prompt: str, answer: str, solution: str | None = None) -> bool:
-    """Whether a right answer is a number of per cent: by its question, or its worked solution's last line,
-    that of `#### answer` aside.
+    """Return True if the answer of a problem is a number of percent.
+
+    The question or the last line of the worked solution, apart from `#### answer`, must say so.
 
     >>> is_in_per_cent("What percentage of the cars is red?", "20"), is_in_per_cent("How many cars?", "20")
     (True, False)
@@ -37,7 +37,7 @@ def is_in_per_cent(prompt: str, answer: str, solution: str | None = None) -> boo
 
 
 def without_sign(verdict: Verdict, answer: str) -> Verdict:
-    """The verdict on a percentage's number, where the right answer is a number of per cent.
+    """Verify the extracted answer without its percent sign. The reference answer is a number of percent.
 
     >>> without_sign(verify_plain("It is 20%.", "20"), "20")
     Verdict(correct=True, extracted='20%', reason='equal')

@@ -1,7 +1,8 @@
-"""Plain answers, a number or a text, compared exactly; it never raises and is never slow.
+"""Exact comparison of plain answers: numbers or text.
 
-`final_answer.py` finds where a completion states its answer, `notation.py` removes LaTeX and typography, and
-`exact_numbers.py` reads an exact number. This module compares the two.
+`final_answer.py` finds the final answer of a completion, `notation.py` removes LaTeX and typographic
+characters, and `exact_numbers.py` reads an exact number. This module compares the result with the reference
+answer. It never raises an exception and never takes long, for any text.
 """
 
 import re
@@ -22,53 +23,56 @@ from llm_reinforce.verifier.exact_numbers import (
 from llm_reinforce.verifier.final_answer import MAX_SLOT, FinalAnswer, find_final_answer, sentence
 from llm_reinforce.verifier.notation import plain
 
-REMEMBERED_LENGTH = 256  # characters of a completion whose number is kept for when it comes again
+REMEMBERED_LENGTH = 256  # maximum characters of completions whose readings are cached
 
 WRONG = frozenset({"different", "several_values", "relation", "not_evaluated"})
-"""The reasons of verdicts on an answer that was read and isn't the right one."""
+"""Reasons of verdicts on an answer that was read and is wrong."""
 UNPARSEABLE = frozenset({"no_answer", "not_a_number", "timed_out", "crashed"})
-"""The reasons of verdicts where there was nothing that could be read."""
+"""Reasons of verdicts on a completion from which no answer could be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a completion's final answer is right.
+    """Verdict on the final answer of a completion.
 
     `reason` is one of:
 
-    - `equal`: the same number, or the same text where the right answer is no number
+    - `equal`: the same number, or the same text if the reference answer is not a number
     - `different`: another number or text
-    - `several_values`: more than one value where one is wanted ("15 or 16", an interval, "5=6")
-    - `relation`: no value but a bound, a denial or an approximation ("> 41", "not 42", "≈ 42", "±5")
-    - `not_evaluated`: an expression where its value is wanted ("23*47", "8/4", "8+", "5!")
-    - `no_answer`: no number was found, or the slot for the answer is empty or was never closed, or the
-      reasoning was
-    - `not_a_number`: what makes no number we know ("1,04", "3/0", "2x", "nan", over 400 characters)
-    - `timed_out`, `crashed`: of an algebraic answer, the worker that compares it (see `verify_algebra`)
+    - `several_values`: more than one value ("15 or 16", an interval, "5=6")
+    - `relation`: a bound, a negation or an approximation instead of a value ("> 41", "not 42", "≈ 42", "±5")
+    - `not_evaluated`: an expression instead of its value ("23*47", "8/4", "8+", "5!")
+    - `no_answer`: no number was found, the slot for the answer is empty or not closed, or the reasoning block
+      is not closed
+    - `not_a_number`: text that is not a valid number ("1,04", "3/0", "2x", "nan", more than 400 characters)
+    - `timed_out`, `crashed`: the process that compares an algebraic answer timed out or crashed (see
+      `verify_algebra`)
     """
 
     correct: bool
+    """True if the final answer is correct."""
     extracted: str | None
-    """The final answer as it was read; None where there is none."""
+    """The final answer as it was read; None if there is none."""
     reason: str
+    """Reason of the verdict, see above."""
 
     @property
     def is_unparseable(self) -> bool:
-        """Whether nothing could be read, rather than something wrong; see `UNPARSEABLE`."""
+        """True if no answer could be read, see `UNPARSEABLE`; False for a correct or wrong answer."""
         return self.reason in UNPARSEABLE
 
 
 def verify_plain(completion: str, answer: str) -> Verdict:
-    """Compare a completion's final answer with the right one.
+    """Compare the final answer of a completion with the reference answer.
 
     >>> verify_plain("47+85=132", "132")
     Verdict(correct=True, extracted='132', reason='equal')
     >>> verify_plain("The answer is 15 or 16.", "15").reason
     'several_values'
 
-    A percentage is divided by 100 on both sides: "50%" is "0.5", and "5%" is not "5". Where the right
-    answer is no number, the slot (or the whole completion, if it has none) is compared as text, without
-    regard to case, white space and surrounding punctuation. NaN and infinities equal nothing.
+    Percentages are divided by 100 on both sides: "50%" equals "0.5", and "5%" does not equal "5". If the
+    reference answer is not a number, the slot, or the whole completion if it has none, is compared as text,
+    ignoring case, white space and surrounding punctuation. NaN and infinities equal nothing.
     """
     right = read_answer(answer)
     if right.value is None:
@@ -78,13 +82,13 @@ def verify_plain(completion: str, answer: str) -> Verdict:
 
 
 def _read(completion: str) -> Reading:
-    if is_bare_number(completion):  # what a trained policy often says
+    if is_bare_number(completion):  # fast path for the most common completion of a trained policy
         return Reading(completion, Fraction(int(completion)))
     return _read_number(find_final_answer(completion))
 
 
 def is_bare_number(text: str) -> bool:
-    """Whether the text is nothing but digits, so that there is nothing to find or to undress."""
+    """Return True if the text consists of digits only."""
     return len(text) <= MAX_NUMBER and text.isascii() and text.isdecimal()
 
 
@@ -95,13 +99,13 @@ def _compared(reading: Reading, right: Fraction) -> Verdict:
     return Verdict(equal, reading.text, "equal" if equal else "different")
 
 
-# an episode's verdict and its rewards ask of the same text, and short answers come again and again
+# cached, because the verdict and the rewards of an episode read the same text, and short answers repeat
 _read_once = lru_cache(maxsize=16_384)(_read)
 
 
 @lru_cache(maxsize=16_384)
 def read_answer(answer: str) -> Reading:
-    """An answer alone, the right one say, as a number; its value is None where it is none but a text.
+    """Read a bare answer, such as a reference answer, as a number. The value is None if it is not a number.
 
     >>> read_answer("1,042.50").value
     Fraction(2085, 2)
@@ -110,7 +114,7 @@ def read_answer(answer: str) -> Reading:
 
 
 def extract_answer(completion: str) -> str | None:
-    """The final answer as the completion states it, or None: slot, phrase or last number, as text.
+    """Return the final answer of a completion as text (slot, phrase or last number), or None.
 
     >>> extract_answer("12+3 is fifteen, so \\\\boxed{15}")
     '15'
@@ -152,7 +156,7 @@ def _verify_text(final: FinalAnswer, answer: str) -> Verdict:
     if final.slot is not None:
         candidates = [final.slot]
     elif final.line is not None:
-        candidates = [sentence(final.line), final.line]  # a full stop may belong to the answer: "St. Louis"
+        candidates = [sentence(final.line), final.line]  # a period may be part of the answer: "St. Louis"
     else:
         candidates = [final.text.strip()]
     candidates = [plain(candidate[: MAX_SLOT + 1]).strip() for candidate in candidates]
@@ -170,5 +174,5 @@ def _verify_text(final: FinalAnswer, answer: str) -> Verdict:
 def _folded(text: str) -> str:
     folded = " ".join(text.casefold().split())
     folded = _INNER_SPACE.sub("", folded).strip(_PUNCTUATION)
-    inner = _IN_BRACKETS.fullmatch(folded)  # "(B)" is "B", but "[1,2)" is no "(1,2)"
+    inner = _IN_BRACKETS.fullmatch(folded)  # "(B)" equals "B", but "[1,2)" does not equal "(1,2)"
     return (inner[1].strip(_PUNCTUATION) if inner else folded) or text.strip()

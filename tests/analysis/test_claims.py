@@ -1,4 +1,4 @@
-"""The article's claims: predictions against explicit sums, and measurements against both."""
+"""The article's claims: predictions are compared with explicit sums, and measurements with predictions."""
 
 from dataclasses import replace
 
@@ -20,12 +20,12 @@ from llm_reinforce.rewards import WeightedReward
 SETTINGS = ReinforceConfig(problems_per_update=16, episodes_per_problem=4)
 
 
-# --------------------------------------------------------------------------- a constant in the rewards
+# ----------------------------------------------------------------------- a constant added to rewards
 
 
 @pytest.fixture
 def collected(tiny_policy) -> MeasuredEpisodes:
-    """64 groups of four; a reward that depends on the first token, so that there is a gradient."""
+    """64 groups of four episodes. The reward depends on the first token, so there is a gradient."""
 
     def is_even(completion: str, problem: Problem) -> float:
         return float(completion[:1] in set("02468"))
@@ -42,7 +42,7 @@ def collected(tiny_policy) -> MeasuredEpisodes:
     )
 
 
-def test_a_constant_is_on_all_rewards_and_on_what_they_are_compared_with(collected):
+def test_constant_is_added_to_rewards_moving_average_and_values(collected):
     higher = with_constant(collected, 3.0)
     assert (higher.batch.terminal_rewards - collected.batch.terminal_rewards).unique().tolist() == [3.0]
     assert higher.moving_average.value == pytest.approx(collected.moving_average.value + 3.0)
@@ -54,23 +54,24 @@ def test_a_constant_is_on_all_rewards_and_on_what_they_are_compared_with(collect
     assert kept.batch.episodes[0].reward is None
 
 
-def test_plain_reinforce_pays_for_a_constant_as_predicted_and_the_baselines_nothing(tiny_policy, collected):
+def test_constant_raises_the_variance_as_predicted_only_without_a_baseline(tiny_policy, collected):
     figures = constant_variances(tiny_policy, collected, SETTINGS, constants=(0.0, 1.0, 3.0, 10.0))
     for name in COMPARED[1:]:
         values = [each.measured.value for each in figures if each.baseline == name]
-        assert values == pytest.approx([values[0]] * 4, rel=1e-3)  # but for rounding
+        assert values == pytest.approx([values[0]] * 4, rel=1e-3)  # up to rounding errors
     none = {each.constant: each for each in figures if each.baseline == "none"}
     v0, v1, v3, v10 = (none[constant].measured.value for constant in (0.0, 1.0, 3.0, 10.0))
-    # V(c) = V(0) + 2 c X + c² F, of the same episodes exactly: two constants give X and F, and the third
+    # V(c) = V(0) + 2 c X + c² F holds exactly on the same episodes: two constants give X and F, and the third
+    # one tests the formula
     f = (v3 - v0 - 3 * (v1 - v0)) / 6
     x = (v1 - v0 - f) / 2
     assert v10 == pytest.approx(v0 + 20 * x + 100 * f, rel=1e-3)
-    for constant in (1.0, 3.0, 10.0):  # the other half of the episodes says the same
+    for constant in (1.0, 3.0, 10.0):  # predicted from the other half of the episodes
         assert none[constant].predicted == pytest.approx(none[constant].measured.value, rel=0.35)
     assert v10 > 50 * v0
 
 
-def test_the_formula_is_not_that_of_a_discount(tiny_policy, collected):
+def test_discount_is_an_error(tiny_policy, collected):
     discounting = SETTINGS.model_copy(update={"discount": 0.9})
     with pytest.raises(InputError, match=r"reinforce\.discount"):
         constant_variances(tiny_policy, collected, discounting)
@@ -79,21 +80,21 @@ def test_the_formula_is_not_that_of_a_discount(tiny_policy, collected):
 # ------------------------------------------------------------------------------------------ classifier
 
 
-def test_the_classifiers_prediction_is_the_sum_over_states_and_classes():
+def test_prediction_is_the_sum_over_states_and_classes():
     states = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     p_right, offset = expit(np.array([0.3, -1.0, 2.0])), np.array([0.0, -1.0, 0.5])
     found = classifier_claim.variance_at("", states, p_right, offset, np.random.default_rng(0), seed=0)
     mean, mean_square = np.zeros(2), 0.0
     for x, p, c in zip(states, p_right, offset, strict=True):
-        for chance, reward, score in ((p, 1 + c, (1 - p) * x), (1 - p, c, -p * x)):
-            mean += chance * reward * score / 3
-            mean_square += chance * (reward * score) @ (reward * score) / 3
+        for chance, reward, gradient in ((p, 1 + c, (1 - p) * x), (1 - p, c, -p * x)):
+            mean += chance * reward * gradient / 3
+            mean_square += chance * (reward * gradient) @ (reward * gradient) / 3
     assert found.predicted == pytest.approx(mean_square - mean @ mean)
     assert found.signal == pytest.approx(np.linalg.norm(mean))
     assert found.measured.low < found.predicted < found.measured.high
 
 
-def test_where_rewards_begin_moves_no_expectation_and_decides_the_variance():
+def test_offset_changes_the_variance_and_not_the_expectation():
     by_name = {each.name: each for each in classifier_claim.classifier_variances(seed=1)}
     assert len({round(each.signal, 9) for each in by_name.values()}) == 1
     one, mixed, far = (
@@ -112,7 +113,7 @@ def test_where_rewards_begin_moves_no_expectation_and_decides_the_variance():
 # ---------------------------------------------------------------------------------------------- length
 
 
-def test_coins():
+def test_variance_of_coins():
     figures = length_claim.toss_coins(seed=0)
     assert [each.num_coins for each in figures] == list(length_claim.LENGTHS)
     for each in figures:
@@ -125,22 +126,22 @@ def by_length() -> dict[tuple[str, str, int], length_claim.LengthVariance]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(length_claim, "LENGTHS", (1, 4, 8))
         patch.setattr(length_claim, "NUM_GROUPS", 96)
-        told: list[int] = []
-        figures = length_claim.length_variances(seed=0, progress=told.append)
-        assert told[-1] == 4 * 96 * 2 == len(told)
+        reported: list[int] = []
+        figures = length_claim.length_variances(seed=0, progress=reported.append)
+        assert reported[-1] == 4 * 96 * 2 == len(reported)
     return {(each.paid, each.estimator, each.num_actions): each for each in figures}
 
 
-def test_what_comes_last_follows_every_action(by_length):
+def test_terminal_reward_is_the_reward_to_go_of_every_action(by_length):
     for paid in ("at the end", "verdict"):
         for num in (1, 4, 8):
             whole, to_go = (by_length[paid, name, num].measured for name in ("whole return", "reward to go"))
             assert whole.value == pytest.approx(to_go.value, rel=1e-6)
 
 
-def test_the_variance_grows_with_the_length_as_predicted(by_length):
-    for figures in by_length.values():  # squared gradients have heavy tails, and groups are few here
-        if figures.estimator == "value":  # what the prediction leaves out is not small there
+def test_variance_grows_with_the_length_as_predicted(by_length):
+    for figures in by_length.values():  # wide limits: squared gradients have heavy tails, and groups are few
+        if figures.estimator == "value":  # the terms that the prediction omits are not small here
             assert figures.measured.value < 2.5 * figures.predicted
             continue
         assert 0.4 < figures.measured.value / figures.predicted < 2.5
@@ -151,8 +152,8 @@ def test_the_variance_grows_with_the_length_as_predicted(by_length):
     assert to_go.value < 0.7 * whole.value
 
 
-def test_a_baseline_that_knows_the_state_is_not_touched_by_actions_without_a_part(by_length):
-    # the verdict is settled by the first action
+def test_state_dependent_baseline_removes_actions_without_effect(by_length):
+    # the verdict depends only on the first action
     value = [by_length["verdict", "value", num].measured for num in (1, 8)]
     plain = [by_length["verdict", "reward to go", num].measured for num in (1, 8)]
     assert value[1].value < 1.5 * value[0].value

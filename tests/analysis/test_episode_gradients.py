@@ -1,4 +1,4 @@
-"""Episodes' gradients against plain autograd of the trainer's loss: every estimator, whole updates."""
+"""Gradients of episodes, compared with autograd of the training loss for every estimator."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -37,7 +37,10 @@ OTHERS = {
 
 
 def some_updates(policy: LanguagePolicy, *, has_step_rewards: bool = True) -> MeasuredEpisodes:
-    """Two updates of three problems with three episodes; one is unscored, and all of one problem are."""
+    """Two updates of three problems with three episodes each.
+
+    One episode of the second problem and all episodes of the last problem are unscored.
+    """
     updates, values = [], []
     for update in range(2):
         episodes, greedy, learned = [], [], []
@@ -75,7 +78,7 @@ def mean_of_groups(gradients: EpisodeGradients, estimator: int, num_groups: int)
 
 
 def plain_gradient(policy: LanguagePolicy, collected: MeasuredEpisodes, estimator: Estimator) -> Tensor:
-    """Minus the gradient of the trainer's loss, by backward(), the mean over the updates."""
+    """Return minus the gradient of the training loss, averaged over the updates."""
     total: Tensor = torch.tensor(0.0)
     for number, update in enumerate(collected.updates):
         estimate = estimate_advantages(
@@ -102,12 +105,12 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
 
-# ------------------------------------------------------------------------- against plain autograd
+# ----------------------------------------------------------------------------- against autograd
 
 
 @pytest.mark.parametrize("has_step_rewards", [True, False])
 @pytest.mark.parametrize("name", OTHERS)
-def test_the_mean_of_the_groups_is_the_gradient_of_the_trainers_loss(
+def test_mean_of_the_groups_is_the_gradient_of_the_training_loss(
     exact_policy: Callable[..., LanguagePolicy], name: str, has_step_rewards: bool
 ) -> None:
     policy = exact_policy(alphabet="01", seed=3)
@@ -121,7 +124,7 @@ def test_the_mean_of_the_groups_is_the_gradient_of_the_trainers_loss(
         assert relative_difference(found, expected) < 1e-6, estimator.name  # rewards are in float32
 
 
-def test_gram_is_of_the_groups_vectors(exact_policy: Callable[..., LanguagePolicy]) -> None:
+def test_gram_matrix_of_the_groups(exact_policy: Callable[..., LanguagePolicy]) -> None:
     policy = exact_policy(alphabet="01", seed=3)
     collected = some_updates(policy)
     estimators = estimators_for(PLAIN)
@@ -136,11 +139,11 @@ def test_gram_is_of_the_groups_vectors(exact_policy: Callable[..., LanguagePolic
     for one, other in ((0, 0), (2, 5), (5, 2)):
         expected = (vectors(one) @ vectors(other).T).numpy()
         assert gradients.gram(one, other, groups.tolist()) == pytest.approx(expected, rel=1e-9, abs=1e-12)
-    # nobody of the last problem was scored
+    # the last problem has no scored episode
     assert not gradients.gram(0, 0, groups.tolist())[5].any()
 
 
-def test_the_optimal_baseline_by_exact_norms(exact_policy: Callable[..., LanguagePolicy]) -> None:
+def test_optimal_baseline_by_exact_norms(exact_policy: Callable[..., LanguagePolicy]) -> None:
     policy = exact_policy(alphabet="01", seed=3)
     settings = PLAIN.model_copy(update={"discount": 0.7})
     collected = some_updates(policy)
@@ -165,23 +168,23 @@ def test_the_optimal_baseline_by_exact_norms(exact_policy: Callable[..., Languag
             s = {j: of_episode(plain, number, j) for j in group}
             b = sum(float(v[j] @ s[j]) for j in others) / sum(float(s[j] @ s[j]) for j in others)
             assert torch.allclose(of_episode(found, number, i), v[i] - b * s[i], rtol=1e-9, atol=1e-12)
-    # and those are the scores
+    # s equals the gradient of Σ γ^t log π
     episode = collected.batch.episodes[0]
     log_probs = token_log_probs(
         policy.model, [episode.prompt_ids], [episode.completion.token_ids], pad_token_id=policy.pad_token_id
     ).log_probs[0]
     value = sum(0.7**t * log_prob for t, log_prob in enumerate(log_probs)) * 3 / 8
-    score = torch.cat(
+    expected_gradient = torch.cat(
         [part.flatten() for part in torch.autograd.grad(value, list(policy.model.parameters()))]
     )
-    assert relative_difference(of_episode(plain, number, 0), score) < 1e-6
+    assert relative_difference(of_episode(plain, number, 0), expected_gradient) < 1e-6
 
 
-def test_adapters_alone_have_a_gradient(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
+def test_only_adapters_have_a_gradient(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
     tiny_policy.save(tmp_path)
     policy = load_policy(tmp_path, lora=AdapterConfig(rank=2))
     generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():  # at birth they do nothing
+    with torch.no_grad():  # new adapters have no effect
         for parameter in policy.model.parameters():
             if parameter.requires_grad:
                 parameter += 0.3 * torch.randn(parameter.shape, generator=generator)
@@ -205,10 +208,10 @@ def updates_of_digits(policy: LanguagePolicy) -> MeasuredEpisodes:
     return MeasuredEpisodes((EpisodeBatch.of(episodes),), BEFORE, (torch.zeros(6, 2),))
 
 
-# --------------------------------------------------------------------------------- what it leaves
+# ------------------------------------------------------------------------------------ side effects
 
 
-def test_policy_stays_as_it_was(tiny_policy: LanguagePolicy) -> None:
+def test_policy_is_not_changed(tiny_policy: LanguagePolicy) -> None:
     parameters = dict(tiny_policy.model.named_parameters())
     before = {name: parameter.clone() for name, parameter in parameters.items()}
     marks = {name: torch.full_like(parameter, 7.0) for name, parameter in parameters.items()}
@@ -222,23 +225,23 @@ def test_policy_stays_as_it_was(tiny_policy: LanguagePolicy) -> None:
     assert not tiny_policy.model.training
 
 
-def test_progress_is_told_and_episodes_without_weight_cost_nothing(tiny_policy: LanguagePolicy) -> None:
+def test_progress_is_reported_and_episodes_of_weight_zero_are_skipped(tiny_policy: LanguagePolicy) -> None:
     collected = updates_of_digits(tiny_policy)
     weights = torch.ones(1, 6, 2)
     weights[0, 4] = 0.0
-    told: list[int] = []
-    gradients = episode_gradients(tiny_policy, collected.batch.episodes, weights, progress=told.append)
-    assert told == [1, 2, 3, 4, 5, 6]
+    reported: list[int] = []
+    gradients = episode_gradients(tiny_policy, collected.batch.episodes, weights, progress=reported.append)
+    assert reported == [1, 2, 3, 4, 5, 6]
     assert gradients.episode_of.tolist() == [0, 1, 2, 3, 5]
 
 
-def test_no_weight_at_all_is_no_gradient(tiny_policy: LanguagePolicy) -> None:
+def test_zero_weights_give_zero_gradients(tiny_policy: LanguagePolicy) -> None:
     collected = updates_of_digits(tiny_policy)
     gradients = episode_gradients(tiny_policy, collected.batch.episodes, torch.zeros(2, 6, 2))
     assert not gradients.gram(0, 1, [0, 0, 0, 1, 1, 1]).any()
 
 
-def test_what_stands_behind_an_episodes_end_is_not_read(tiny_policy: LanguagePolicy) -> None:
+def test_weights_at_padding_are_ignored(tiny_policy: LanguagePolicy) -> None:
     (end,) = tiny_policy.end_token_ids
     episodes = [all_episodes(tiny_policy, "1+2=")[0][0]]  # the end token at once
     assert episodes[0].completion.token_ids == (end,)
@@ -248,7 +251,7 @@ def test_what_stands_behind_an_episodes_end_is_not_read(tiny_policy: LanguagePol
     assert abs(float(gradients.coefficients[0, 0])) == pytest.approx(2.0)
 
 
-def test_a_gradient_that_is_not_finite_is_refused(tiny_policy: LanguagePolicy) -> None:
+def test_infinite_gradient_is_an_error(tiny_policy: LanguagePolicy) -> None:
     with torch.no_grad():
         next(iter(tiny_policy.model.parameters())).fill_(float("inf"))
     episodes = all_episodes(tiny_policy, "1+2=")[0][1:2]
@@ -265,12 +268,12 @@ def test_a_gradient_that_is_not_finite_is_refused(tiny_policy: LanguagePolicy) -
         ([[2.0, 2.0], [-5.0, -5.0], [0.0, 0.0]], 1),  # a terminal reward and constant baselines
         ([[0.0, 0.0]], 0),
         ([[1.0, 2.0], [1.0, 1.0], [3.0, 4.0]], 2),
-        ([[1e6, 1e6], [1e-6, 0.0]], 2),  # a direction of its own, however small
+        ([[1e6, 1e6], [1e-6, 0.0]], 2),  # a separate direction, even if small
         ([[1.0, 1.0], [1.0, 1.0 + 1e-7]], 1),  # rounding
         ([[1e-9, 1e-9]], 1),
     ],
 )
-def test_directions(weights: list[list[float]], num: int) -> None:
+def test_number_of_directions(weights: list[list[float]], num: int) -> None:
     rows = torch.tensor(weights, dtype=torch.float64)
     found = spanned(rows)
     assert len(found) == num
@@ -278,13 +281,13 @@ def test_directions(weights: list[list[float]], num: int) -> None:
     assert torch.allclose(rows @ found.T @ found, rows, rtol=1e-6)
 
 
-def test_sketch_of_gradients(exact_policy: Callable[..., LanguagePolicy]) -> None:
+def test_sketched_gradients(exact_policy: Callable[..., LanguagePolicy]) -> None:
     policy = exact_policy(alphabet="01", seed=3)
     collected = some_updates(policy)
     estimators, groups = estimators_for(PLAIN), collected.batch.groups.tolist()
     num_parameters = sum(parameter.numel() for parameter in policy.model.parameters())
     exact = gradients_of(policy, collected, estimators).gram(0, 3, groups)
-    # in a sketch as long as they are, gradients keep all their products
+    # a sketch of the same length preserves all inner products
     long = gradients_of(policy, collected, estimators, Sketch.random(num_parameters, num_parameters, 0))
     assert long.gram(0, 3, groups) == pytest.approx(exact, rel=1e-9, abs=1e-12)
     short = gradients_of(policy, collected, estimators, Sketch.random(num_parameters, 64, 0))
@@ -292,7 +295,7 @@ def test_sketch_of_gradients(exact_policy: Callable[..., LanguagePolicy]) -> Non
     assert short.gram(0, 3, groups) != pytest.approx(exact, rel=1e-9, abs=1e-12)
 
 
-def test_policies_in_bfloat16(tiny_policy: LanguagePolicy) -> None:
+def test_policy_in_bfloat16(tiny_policy: LanguagePolicy) -> None:
     collected = updates_of_digits(tiny_policy)
     estimators, groups = estimators_for(PLAIN)[:3], [0, 0, 0, 1, 1, 1]
     exact = gradients_of(tiny_policy, collected, estimators).gram(0, 0, groups)

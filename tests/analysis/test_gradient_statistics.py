@@ -1,4 +1,4 @@
-"""Statistics of gradients by their inner products: by hand, against the vectors, and their laws."""
+"""Statistics of gradients from inner products: by hand, against the vectors, and mathematical properties."""
 
 import itertools
 import math
@@ -40,31 +40,31 @@ def cosine(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def test_squared_norm_by_hand() -> None:
-    # the products of two different vectors are 0, 2 and 4: mean 2. Their mean (1, 4/3) has 25/9
+    # the products of different vectors are 0, 2 and 4, with mean 2; the squared norm of the mean is 25/9
     assert mean_inner_product(BY_HAND, ONCE) == pytest.approx(2.0)
 
 
 def test_total_variance_by_hand() -> None:
-    # E‖h‖² = 13/3, less 2; the variances of the two coordinates are 1 and 4/3
+    # E‖h‖² - 2 = 13/3 - 2; the variances of the two coordinates are 1 and 4/3
     assert total_variance(BY_HAND, ONCE) == pytest.approx(7 / 3)
 
 
-def test_a_group_that_is_drawn_twice_is_not_set_against_itself() -> None:
-    # (1, 0), (1, 0), (0, 2): the pairs of different ones have 0; with the first pair it would be 1/3
+def test_group_drawn_twice_is_not_paired_with_itself() -> None:
+    # (1, 0), (1, 0), (0, 2): products of different groups are 0; with the first pair, the mean would be 1/3
     assert mean_inner_product(BY_HAND, np.array([2.0, 1.0, 0.0])) == pytest.approx(0.0)
-    # twice the first, once the last: 2
+    # the first group twice and the last once: 2
     assert mean_inner_product(BY_HAND, np.array([2.0, 0.0, 1.0])) == pytest.approx(2.0)
 
 
 def test_variance_error_by_hand() -> None:
-    # mean (1, 4/3): squared distances 16/9, 1 + 4/9 = 13/9, 1 + 4/9 = 13/9; their deviation is √2/9 · …
+    # mean (1, 4/3): squared distances 16/9, 1 + 4/9 = 13/9 and 1 + 4/9 = 13/9, with standard deviation √2/9
     squares = np.array([16 / 9, 13 / 9, 13 / 9])
     assert variance_error(BY_HAND, ONCE) == pytest.approx(squares.std() / math.sqrt(3))
     assert squares.std() == pytest.approx(math.sqrt(2) / 9)
 
 
 def test_cosine_by_hand() -> None:
-    # (1, 0) against (0, 2): 0. (1, 0) against (2, 2): 1/√2. Without a group of a pair its half is empty: 0
+    # (1, 0) and (0, 2): 0; (1, 0) and (2, 2): 1/√2; without one group, its half is empty: 0
     halves = np.array([[1.0, -1.0, 0.0], [1.0, 0.0, -1.0]])
     value, without_one = mean_cosine(BY_HAND, halves)
     assert value == pytest.approx(math.sqrt(0.5) / 2)
@@ -72,7 +72,7 @@ def test_cosine_by_hand() -> None:
 
 
 def test_jackknife_by_hand() -> None:
-    # the jackknife of a mean is its standard error: 1, 2, 3, 6 have mean 3 and deviation √(14/3)
+    # the jackknife error of a mean is its standard error: 1, 2, 3, 6 have mean 3 and deviation √(14/3)
     values = np.array([1.0, 2.0, 3.0, 6.0]) / 10
     found = jackknife_interval(math.tanh(0.3), np.tanh((1.2 - values) / 3))
     reach = 3.182446 * math.sqrt(0.14 / 3) / 2  # t with 3 degrees of freedom
@@ -80,12 +80,12 @@ def test_jackknife_by_hand() -> None:
     assert (math.atanh(found.low), math.atanh(found.high)) == pytest.approx((0.3 - reach, 0.3 + reach))
 
 
-def test_vectors_that_agree_wholly_are_no_accident() -> None:
+def test_equal_vectors_have_a_cosine_of_one_without_uncertainty() -> None:
     found = jackknife_interval(1.0, np.ones(5))
     assert (found.low, found.value, found.high) == pytest.approx((1.0, 1.0, 1.0))
 
 
-def test_ratio_to_nothing_is_zero() -> None:
+def test_ratio_is_zero_if_the_denominator_is_zero() -> None:
     assert ratio(np.array([1.0, 0.0, 3.0]), np.array([2.0, 0.0, 0.0])).tolist() == [0.5, 0.0, 0.0]
     assert float(ratio(np.array(1.0), np.array(4.0))) == 0.25
 
@@ -95,7 +95,7 @@ def test_ratio_to_nothing_is_zero() -> None:
 
 @given(st.integers(2, 9), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_figures_are_those_of_the_vectors(num_groups: int, seed: int) -> None:
+def test_statistics_equal_those_of_the_vectors(num_groups: int, seed: int) -> None:
     vectors, others = some_vectors(num_groups, seed), some_vectors(num_groups, seed + 1000)
     once = np.ones(num_groups)
     pairs = [vectors[k] @ others[j] for k, j in itertools.permutations(range(num_groups), 2)]
@@ -105,7 +105,7 @@ def test_figures_are_those_of_the_vectors(num_groups: int, seed: int) -> None:
 
 @given(st.integers(2, 9), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_weights_are_how_often_a_vector_is_there(num_groups: int, seed: int) -> None:
+def test_weights_count_repeated_vectors(num_groups: int, seed: int) -> None:
     vectors = some_vectors(num_groups, seed)
     drawn = np.random.default_rng(seed).integers(num_groups, size=num_groups)
     weights = np.bincount(drawn, minlength=num_groups).astype(float)
@@ -123,7 +123,7 @@ def test_weights_are_how_often_a_vector_is_there(num_groups: int, seed: int) -> 
 
 @given(st.integers(4, 11), st.integers(0, 99))
 @settings(max_examples=40, deadline=None)
-def test_cosines_are_those_of_the_halves_and_of_what_is_left_of_them(num_groups: int, seed: int) -> None:
+def test_cosines_equal_those_of_the_vectors(num_groups: int, seed: int) -> None:
     vectors, halves = some_vectors(num_groups, seed), random_halves(num_groups, 5, seed)
 
     def of(kept: np.ndarray, sides: np.ndarray) -> float:
@@ -136,7 +136,7 @@ def test_cosines_are_those_of_the_halves_and_of_what_is_left_of_them(num_groups:
         assert without_one[k] == pytest.approx(left)
 
 
-def test_halves_that_are_all_zero_agree_with_nothing() -> None:
+def test_cosine_with_a_zero_half_is_zero() -> None:
     vectors = np.zeros((8, 3))
     vectors[3] = [1.0, 2.0, 3.0]
     value, without_one = mean_cosine(vectors @ vectors.T, random_halves(8, 20, 0))
@@ -144,7 +144,7 @@ def test_halves_that_are_all_zero_agree_with_nothing() -> None:
     assert without_one.tolist() == [0.0] * 8
 
 
-def test_what_rounding_leaves_of_a_half_is_no_direction() -> None:
+def test_rounding_errors_of_a_half_count_as_zero() -> None:
     vectors = np.full((4, 3), 1e-17)
     vectors[0], vectors[1] = [0.1, 0.2, 0.3], [0.3, 0.1, 0.7]
     _, without_one = mean_cosine(vectors @ vectors.T, np.array([[1.0, -1.0, 1.0, -1.0]]))
@@ -152,18 +152,18 @@ def test_what_rounding_leaves_of_a_half_is_no_direction() -> None:
 
 
 @given(st.integers(2, 20), st.integers(1, 6), st.integers(0, 99))
-def test_halves_are_equally_large(num_groups: int, num_splits: int, seed: int) -> None:
+def test_halves_have_equal_size(num_groups: int, num_splits: int, seed: int) -> None:
     halves = random_halves(num_groups, num_splits, seed)
     assert halves.shape == (num_splits, num_groups)
     assert ((halves == 1).sum(axis=1) == num_groups // 2).all()
     assert ((halves == -1).sum(axis=1) == num_groups // 2).all()
 
 
-# --------------------------------------------------------------------------------------- laws
+# --------------------------------------------------------------------------------- properties
 
 
 def test_squared_norm_and_variance_are_unbiased() -> None:
-    # four equally likely vectors, samples of three: all 64 of them
+    # all 64 samples of three from four equally likely vectors
     vectors = np.array([[1.0, 0.0], [-2.0, 1.0], [0.5, 3.0], [0.0, -1.0]])
     samples = [vectors[list(drawn)] for drawn in itertools.product(range(4), repeat=3)]
     mean = vectors.mean(axis=0)
@@ -173,8 +173,8 @@ def test_squared_norm_and_variance_are_unbiased() -> None:
     assert np.mean(variances) == pytest.approx(((vectors - mean) ** 2).sum(axis=1).mean())
 
 
-def test_a_bootstrap_is_centred_on_what_was_measured() -> None:
-    # were a group set against itself, the squared length would come out higher by about V/K each time
+def test_bootstrap_is_centered_on_the_measured_value() -> None:
+    # if a group were paired with itself, the squared norm would be too high by about V/K
     vectors = some_vectors(20, 5, mean=0.0)
     gram = vectors @ vectors.T
     weights = np.random.default_rng(0).multinomial(20, np.full(20, 0.05), 20_000).astype(float)
@@ -184,7 +184,7 @@ def test_a_bootstrap_is_centred_on_what_was_measured() -> None:
 
 
 @pytest.mark.parametrize("factor", [1e-12, 1e12])
-def test_intervals_scale_with_what_they_are_of(factor: float) -> None:
+def test_intervals_scale_with_the_statistic(factor: float) -> None:
     vectors = some_vectors(30, 7)
     gram = vectors @ vectors.T
     one, other = (
@@ -211,7 +211,7 @@ def test_equal_seeds_give_equal_intervals(method: str) -> None:
     assert one.low < one.value < one.high
 
 
-def test_what_has_no_spread_has_an_interval_of_that_one_number() -> None:
+def test_interval_of_a_constant_is_that_value() -> None:
     zero = variance_with_interval(np.zeros((20, 20)), 2.0, seed=0)
     assert (zero.value, zero.low, zero.high) == (0.0, 0.0, 0.0)
     with warnings.catch_warnings():

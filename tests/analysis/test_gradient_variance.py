@@ -1,4 +1,4 @@
-"""Measured variances: against a toy whose exact values are known, and on a tiny policy."""
+"""Measured variances, compared with the exact values of a toy, and on a tiny policy."""
 
 import math
 from collections import defaultdict
@@ -32,10 +32,10 @@ def toy(exact_policy: Callable[..., LanguagePolicy]) -> Toy:
     return make_toy(exact_policy(alphabet="01", seed=3))
 
 
-# ------------------------------------------------------------------------- expectations, exactly
+# ----------------------------------------------------------------------------- exact expectations
 
 
-def test_expected_gradients_are_those_of_the_objective(
+def test_expected_gradients_equal_the_gradient_of_the_objective(
     toy: Toy, exact_policy: Callable[..., LanguagePolicy]
 ) -> None:
     policy = exact_policy(alphabet="01", seed=3)
@@ -63,19 +63,19 @@ def test_expected_gradients_are_those_of_the_objective(
             assert difference < 1e-6, estimator.name  # rewards are in float32
         elif estimator.settings.baseline == "value":
             assert difference > 0.01, estimator.name
-        else:  # group_mean, and batch_mean where an update is one group of two
+        else:  # group_mean, and batch_mean since an update is one group of two episodes
             assert torch.allclose(expected, exact / 2, atol=1e-6 * float(exact.norm())), estimator.name
 
 
-def test_terminal_rewards_alone(exact_policy: Callable[..., LanguagePolicy]) -> None:
+def test_estimators_with_terminal_rewards_only(exact_policy: Callable[..., LanguagePolicy]) -> None:
     names = ("whole return", "none", "group_mean", "leave_one_out")
     toy = make_toy(exact_policy(alphabet="01", seed=3), is_rare=True, names=names)
-    # every action has the whole episode's return; the mean's own share is taken from every episode alike
+    # the reward-to-go of every action is the return of the episode; group_mean halves every advantage
     assert toy.variance("whole return") == pytest.approx(toy.variance("none"), rel=1e-6)
     assert toy.variance("group_mean") == pytest.approx(toy.variance("leave_one_out") / 4, rel=1e-6)
 
 
-def test_rewards_of_the_past_are_noise(toy: Toy) -> None:
+def test_reward_to_go_has_a_lower_variance_than_the_whole_return(toy: Toy) -> None:
     assert toy.variance("none") < toy.variance("whole return")
 
 
@@ -85,9 +85,9 @@ def test_rewards_of_the_past_are_noise(toy: Toy) -> None:
 def test_intervals_cover_the_exact_values_at_their_nominal_rate(
     exact_policy: Callable[..., LanguagePolicy],
 ) -> None:
-    """At least 95% - 6 points for each figure, four binomial errors of 200; 95% ± 2 for all together.
+    """The coverage is at least 89% for each statistic (95% minus four standard errors), and 95% ± 2% overall.
 
-    The full form, with other numbers of groups and rarer rewards, is tests/benchmarks/variance_coverage.py.
+    tests/benchmarks/variance_coverage.py also has other numbers of groups and rarer rewards.
     """
     toy = make_toy(exact_policy(alphabet="01", seed=3), names=COVERED)
     truths = {name: toy.truth(name, toy.cosine(name, NUM_GROUPS, 2000)) for name in COVERED}
@@ -99,18 +99,18 @@ def test_intervals_cover_the_exact_values_at_their_nominal_rate(
         for found in figures:
             for figure, truth in truths[found.name].items():
                 if (measured := getattr(found, figure)) is not None:
-                    slack = 1e-6 * abs(truth)  # group_mean is exactly one half of ∇J
+                    slack = 1e-6 * abs(truth)  # the expectation of group_mean is exactly ∇J / 2
                     hits[found.name, figure].append(measured.low - slack <= truth <= measured.high + slack)
     shares = {key: float(np.mean(held)) for key, held in hits.items()}
     assert {key: share for key, share in shares.items() if share < 0.89} == {}
     assert 0.93 <= np.mean(list(shares.values())) <= 0.97
 
 
-# ---------------------------------------------------------------------- figures and their scales
+# --------------------------------------------------------------------------- scales of statistics
 
 
 def measured_by(settings: ReinforceConfig, num_groups: int = 40, seed: int = 0) -> list[SimpleNamespace]:
-    """`none`, `group_mean` and `leave_one_out`, of one and the same made-up vectors."""
+    """Return the statistics of `none`, `group_mean` and `leave_one_out` for the same artificial vectors."""
     vectors = np.random.default_rng(7).normal(0.5, 1.0, size=(num_groups, 3))
     factors = {"none": 1.0, "group_mean": 0.5, "leave_one_out": 1.0}
     estimators = [each for each in estimators_for(settings) if each.name in factors]
@@ -120,24 +120,24 @@ def measured_by(settings: ReinforceConfig, num_groups: int = 40, seed: int = 0) 
     return [SimpleNamespace(**{name: getattr(each, name) for name in each.__slots__}) for each in figures]
 
 
-def test_variance_is_of_an_episode_and_snr_of_an_update() -> None:
+def test_variance_is_per_episode_and_snr_per_update() -> None:
     base = measured_by(PLAIN)[0]
     wider = measured_by(PLAIN.model_copy(update={"problems_per_update": 40}))[0]
     deeper = measured_by(PLAIN.model_copy(update={"episodes_per_problem": 6}))[0]
-    # ten times the problems: ten times the SNR, and nothing else
+    # ten times as many problems per update: ten times the SNR, and no other change
     assert wider.variance == base.variance
     assert wider.noise_scale == base.noise_scale
     assert wider.snr.value == pytest.approx(10 * base.snr.value)
     assert (wider.snr.low, wider.snr.high) == pytest.approx((10 * base.snr.low, 10 * base.snr.high))
-    # the same vectors, but of three times the episodes: thrice the variance of each
+    # the same vectors from three times as many episodes: three times the variance per episode
     assert deeper.variance.value == pytest.approx(3 * base.variance.value)
     assert deeper.snr.value == pytest.approx(base.snr.value)
     assert deeper.noise_scale.value == pytest.approx(3 * base.noise_scale.value)
-    # an update of as many episodes as the noise scale has an SNR of 1
+    # the SNR of an update is its number of episodes divided by the noise scale
     assert base.snr.value == pytest.approx(8 / base.noise_scale.value)
 
 
-def test_half_a_gradient_is_half_as_long_and_as_noisy_as_its_signal() -> None:
+def test_group_mean_has_half_the_gradient_and_the_same_snr() -> None:
     none, group_mean, leave_one_out = measured_by(PLAIN)
     assert (none.along, none.bias, leave_one_out.bias) == (None, None, None)
     assert group_mean.along.value == pytest.approx(0.5)
@@ -148,7 +148,7 @@ def test_half_a_gradient_is_half_as_long_and_as_noisy_as_its_signal() -> None:
     assert group_mean.cosine.value == pytest.approx(leave_one_out.cosine.value)
 
 
-def test_noise_without_a_signal_has_no_end_to_its_noise_scale() -> None:
+def test_noise_scale_without_signal_has_no_upper_limit() -> None:
     vectors = np.random.default_rng(1).normal(size=(40, 200))
     estimators = [each for each in estimators_for(PLAIN) if each.name == "leave_one_out"]
     (found,), squared_norm, _ = estimator_statistics(lambda i, j: vectors @ vectors.T, estimators)
@@ -159,15 +159,16 @@ def test_noise_without_a_signal_has_no_end_to_its_noise_scale() -> None:
 
 
 @pytest.mark.parametrize("num_with_gradient", [0, 1, 3])
-def test_too_few_problems_with_a_gradient(num_with_gradient: int) -> None:
+def test_too_few_problems_with_a_gradient_are_an_error(num_with_gradient: int) -> None:
     vectors = np.zeros((20, 3))
     vectors[:num_with_gradient] = 1.0
     estimators = [each for each in estimators_for(PLAIN) if each.name == "leave_one_out"]
-    with pytest.raises(InputError, match=f"all but {num_with_gradient} of 20 problems"):
+    found = f"only {num_with_gradient}" if num_with_gradient else "none"
+    with pytest.raises(InputError, match=f"{found} of the 20 problems have a gradient"):
         estimator_statistics(lambda i, j: vectors @ vectors.T, estimators)
 
 
-def test_few_problems_with_a_gradient_are_counted_and_give_numbers() -> None:
+def test_few_problems_with_a_gradient_give_finite_results() -> None:
     vectors = np.zeros((40, 3))
     vectors[:4] = np.random.default_rng(2).normal(1.0, 1.0, size=(4, 3))
     estimators = [each for each in estimators_for(PLAIN) if each.name in ("none", "leave_one_out")]
@@ -180,17 +181,17 @@ def test_few_problems_with_a_gradient_are_counted_and_give_numbers() -> None:
         assert not any(math.isnan(number) for number in asdict(measured).values())
 
 
-def test_what_rounding_leaves_is_no_gradient() -> None:
+def test_rounding_errors_do_not_count_as_gradient() -> None:
     vectors = np.random.default_rng(2).normal(size=(20, 3))
     factors = [1.0, 1e-7]  # none, and leave_one_out where all returns are 0.9
     estimators = [each for each in estimators_for(PLAIN) if each.name in ("none", "leave_one_out")]
-    with pytest.raises(InputError, match="all but 0 of 20 problems"):
+    with pytest.raises(InputError, match="none of the 20 problems have a gradient"):
         estimator_statistics(lambda i, j: factors[i] * factors[j] * vectors @ vectors.T, estimators)
 
 
 def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> None:
     every, _ = all_episodes(exact_policy(alphabet="01", seed=3), "0")
-    # of one and two actions, rewards 1 and 3, and a step reward of 1 at the second one's first action
+    # one action with reward 1, and two actions with reward 3 and a step reward of 1 at the first action
     one = replace(every[0], reward=1.0, step_rewards=())
     two = replace(every[3], reward=3.0, step_rewards=(1.0, 0.0))
     assert (len(one.completion.token_ids), len(two.completion.token_ids)) == (1, 2)
@@ -202,12 +203,12 @@ def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> 
         found: list[list[float]] = action_weights(estimator, collected)[:2].tolist()
         return found
 
-    # two groups over two scored episodes: times 1
+    # two groups and two scored episodes: factor 1
     assert weights("none") == [[1.0, 0.0], [4.0, 3.0]]
     assert weights("whole return") == [[1.0, 0.0], [4.0, 4.0]]
     assert weights("leave_one_out") == [[-3.0, 0.0], [3.0, 2.0]]
     assert weights("group_mean") == [[-1.5, 0.0], [1.5, 0.5]]
-    # by three actions: times 2/3; by a half: times 4
+    # a denominator of three tokens: factor 2/3; a denominator of 0.5: factor 4
     tokens = PLAIN.model_copy(update={"denominator": "tokens", "baseline": "none"})
     assert weights("this recipe", tokens) == [
         pytest.approx([2 / 3, 0.0]),
@@ -217,11 +218,11 @@ def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> 
     assert weights("this recipe", half) == [[4.0, 0.0], [16.0, 12.0]]
 
 
-# ------------------------------------------------------------------------------ a policy for real
+# ---------------------------------------------------------------------------------- a tiny policy
 
 
 def is_even(completion: str, problem: Problem) -> float:
-    """A reward that a policy of random weights now and then has."""
+    """A reward that a policy with random weights receives sometimes."""
     return float(len(completion) % 2 == 0)
 
 
@@ -240,7 +241,7 @@ def collected_of(
     )
 
 
-def test_updates_are_whole_and_their_groups_count_on(tiny_policy: LanguagePolicy) -> None:
+def test_updates_are_complete_and_groups_are_numbered_across_them(tiny_policy: LanguagePolicy) -> None:
     collected = collected_of(tiny_policy, num_problems=10)
     assert [len(update) for update in collected.updates] == [8, 8, 8]
     assert collected.batch.groups.tolist() == [group for group in range(12) for _ in range(2)]
@@ -248,21 +249,21 @@ def test_updates_are_whole_and_their_groups_count_on(tiny_policy: LanguagePolicy
     assert [len(update) for update in fewer.updates] == [6]
 
 
-def test_moving_average_stands_for_discounted_returns(tiny_policy: LanguagePolicy) -> None:
+def test_moving_average_uses_discounted_returns(tiny_policy: LanguagePolicy) -> None:
     whole, discounted = (
         collected_of(tiny_policy, discount=gamma).moving_average.value for gamma in (1.0, 0.5)
     )
     assert 0 < discounted < whole < 1
 
 
-def test_measuring_leaves_the_policy_and_repeats_itself(tiny_policy: LanguagePolicy) -> None:
+def test_measurement_is_deterministic_and_does_not_change_the_policy(tiny_policy: LanguagePolicy) -> None:
     before = {name: each.clone() for name, each in tiny_policy.model.named_parameters()}
     collected = collected_of(tiny_policy)
-    told: list[int] = []
-    first = measure_estimators(tiny_policy, collected, estimators_for(PLAIN), progress=told.append)
+    reported: list[int] = []
+    first = measure_estimators(tiny_policy, collected, estimators_for(PLAIN), progress=reported.append)
     again = measure_estimators(tiny_policy, collected, estimators_for(PLAIN))
     assert first == again
-    assert told == list(range(1, 49))
+    assert reported == list(range(1, 49))
     assert all(torch.equal(before[name], each) for name, each in tiny_policy.model.named_parameters())
     assert all(parameter.grad is None for parameter in tiny_policy.model.parameters())
     assert (first.num_problems, first.episodes_per_problem, first.episodes_per_update) == (24, 2, 8)
@@ -275,7 +276,7 @@ def test_measuring_leaves_the_policy_and_repeats_itself(tiny_policy: LanguagePol
         assert (each.bias is None) == each.is_unbiased
 
 
-def test_a_sketch_is_as_far_off_as_it_says(tiny_policy: LanguagePolicy) -> None:
+def test_error_of_a_sketch_is_within_its_bound(tiny_policy: LanguagePolicy) -> None:
     collected = collected_of(tiny_policy)
     estimators = estimators_for(PLAIN)[:7]
     exact = measure_estimators(tiny_policy, collected, estimators)
@@ -285,7 +286,7 @@ def test_a_sketch_is_as_far_off_as_it_says(tiny_policy: LanguagePolicy) -> None:
         assert other.variance.value == pytest.approx(one.variance.value, rel=4 * found.sketch_error)
 
 
-def test_a_policy_that_is_never_right_has_nothing_to_measure(tiny_policy: LanguagePolicy) -> None:
+def test_equal_returns_are_an_error(tiny_policy: LanguagePolicy) -> None:
     collected = collected_of(tiny_policy)
     updates = [
         EpisodeBatch.of(
@@ -293,5 +294,5 @@ def test_a_policy_that_is_never_right_has_nothing_to_measure(tiny_policy: Langua
         )
         for update in collected.updates
     ]
-    with pytest.raises(InputError, match="all but 0 of 24 problems"):
+    with pytest.raises(InputError, match="none of the 24 problems have a gradient"):
         measure_estimators(tiny_policy, replace(collected, updates=tuple(updates)), estimators_for(PLAIN))

@@ -1,4 +1,4 @@
-"""The plots: written whole, the same from the same numbers, and each line to be told from the others."""
+"""Plots of learning curves: files, panels, lines and markers."""
 
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -31,34 +31,34 @@ def variants_of_curves(number: int, num_seeds: int = 3) -> dict[str, list[Learni
 
 
 @pytest.mark.parametrize("number", [1, 2, MOST_IN_ONE, MOST_IN_ONE + 1])
-def test_four_files_the_same_each_time(tmp_path: Path, number: int) -> None:
-    def drawn(folder: Path) -> dict[str, bytes]:
+def test_plots_are_reproducible_files(tmp_path: Path, number: int) -> None:
+    def plotted(folder: Path) -> dict[str, bytes]:
         folder.mkdir()
         own = variants_of_curves(number)
         files = plot_comparison(own, compare_curves(own, BUDGET, 0.6), BUDGET, 0.6, folder)
         assert {file.name for file in folder.iterdir()} == {file.name for file in files}
         return {file.name: file.read_bytes() for file in files}
 
-    first = drawn(tmp_path / "first")
+    first = plotted(tmp_path / "first")
     assert set(first) == {"curves.png", "curves.svg", "comparison.png", "comparison.svg"}
     assert all(content.startswith(b"\x89PNG") for name, content in first.items() if name.endswith("png"))
     for name, content in first.items():
         if name.endswith("svg"):
             ElementTree.fromstring(content)
-    assert drawn(tmp_path / "second") == first
+    assert plotted(tmp_path / "second") == first
 
 
-def test_one_panel_holds_a_mean_a_band_and_a_line_a_seed() -> None:
+def test_panel_has_a_mean_a_band_and_a_line_per_seed() -> None:
     figure = curves_figure(variants_of_curves(3), BUDGET, 0.6)
     (axes,) = figure.axes
     assert len(axes.collections) == 3  # the bands
-    assert len(axes.lines) == 3 * (3 + 1) + 1  # a line a seed, the mean; and the target
+    assert len(axes.lines) == 3 * (3 + 1) + 1  # per variant: seeds and mean; and the target
     labels = [text.get_text() for text in axes.get_legend().get_texts()]
     assert labels == ["variant 0", "variant 1", "variant 2", "target: 60%"]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("sampled tokens", "accuracy")
 
 
-def test_many_variants_have_a_panel_each_with_the_first_beside() -> None:
+def test_many_variants_have_one_panel_each_with_the_first_mean() -> None:
     figure = curves_figure(variants_of_curves(MOST_IN_ONE + 1), BUDGET, 0.6)
     titled = [axes for axes in figure.axes if axes.get_title()]
     assert [axes.get_title() for axes in titled] == [f"variant {number}" for number in range(MOST_IN_ONE + 1)]
@@ -66,20 +66,20 @@ def test_many_variants_have_a_panel_each_with_the_first_beside() -> None:
     assert all("mean of variant 0" in {line.get_label() for line in axes.lines} for axes in titled[1:])
 
 
-def test_a_single_seed_has_no_band() -> None:
+def test_single_seed_has_no_band() -> None:
     (axes,) = curves_figure(variants_of_curves(2, num_seeds=1), BUDGET, 0.6).axes
     assert len(axes.collections) == 0
     assert axes.get_legend().get_title().get_text() == "one seed"
 
 
-def test_every_line_differs_in_grey_too() -> None:
+def test_lines_differ_in_dashes_and_markers() -> None:
     assert len(STYLES) == MOST_IN_ONE
     assert (
         len({str(style.dashes) for style in STYLES}) == len({style.marker for style in STYLES}) == len(STYLES)
     )
 
 
-def test_a_mean_of_runs_that_did_not_arrive_is_hollow() -> None:
+def test_mean_of_runs_below_the_target_is_hollow() -> None:
     own = variants_of_curves(3)
     compared = compare_curves(own, BUDGET, 0.55)
     assert [runs.num_reached for runs in compared] == [0, 0, 3]
@@ -91,5 +91,5 @@ def test_a_mean_of_runs_that_did_not_arrive_is_hollow() -> None:
 @pytest.mark.parametrize(
     ("value", "shown"), [(0, "0"), (500, "500"), (2500, "2.5k"), (60_000, "60k"), (1.5e6, "1.5M")]
 )
-def test_numbers_of_tokens_on_an_axis(value: float, shown: str) -> None:
+def test_short_number(value: float, shown: str) -> None:
     assert short_number(value) == shown

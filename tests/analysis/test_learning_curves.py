@@ -1,4 +1,4 @@
-"""What learning curves come to, by hand-worked numbers, and the tests against scipy's own."""
+"""Measures of learning curves by hand, and statistical tests compared with scipy's."""
 
 import itertools
 import math
@@ -22,27 +22,27 @@ from llm_reinforce.analysis.learning_curves import (
     tokens_to,
 )
 
-# half way up at 100 tokens, and at 250, beyond a budget of 200, it is at 0.8
+# accuracy 0.5 after 100 tokens, and 0.8 after 250, which is beyond a budget of 200
 CURVE = LearningCurve((0, 100, 250), (0.0, 0.5, 0.8))
 
 
-def test_a_curve_between_its_evaluations() -> None:
+def test_curve_is_linear_between_evaluations() -> None:
     assert heights(CURVE, [0, 50, 100, 200, 250, 900]).tolist() == pytest.approx(
         [0.0, 0.25, 0.5, 0.7, 0.8, 0.8]
     )
 
 
-def test_the_area_by_hand() -> None:
+def test_area_by_hand() -> None:
     # a triangle of 100 x 0.5, then 100 tokens from 0.5 to 0.7: (25 + 60) / 200
     assert area_under(CURVE, 200) == pytest.approx(85 / 200)
-    # up to an evaluation: (25 + 97.5) / 250; half of the triangle: 6.25 / 50
+    # budget at an evaluation: (25 + 97.5) / 250; budget at half of the triangle: 6.25 / 50
     assert area_under(CURVE, 250) == pytest.approx(122.5 / 250)
     assert area_under(CURVE, 50) == pytest.approx(6.25 / 50)
-    # level beyond the last one: 122.5 + 50 * 0.8
+    # constant after the last evaluation: 122.5 + 50 * 0.8
     assert area_under(CURVE, 300) == pytest.approx(162.5 / 300)
 
 
-def test_the_final_accuracy_is_the_last_one_measured() -> None:
+def test_final_accuracy_is_the_last_one() -> None:
     assert final_accuracy(CURVE) == 0.8
 
 
@@ -52,7 +52,7 @@ def test_the_final_accuracy_is_the_last_one_measured() -> None:
         (0.25, 200, 50.0),
         (0.5, 200, 100.0),
         (0.6, 200, 150.0),
-        (0.7, 200, 200.0),  # just within
+        (0.7, 200, 200.0),  # exactly at the budget
         (0.71, 200, None),  # beyond the budget
         (0.9, 900, None),  # never
         (0.0, 200, 0.0),  # from the start
@@ -63,7 +63,7 @@ def test_tokens_to_a_target(target: float, budget: int, expected: float | None) 
     assert found == (None if expected is None else pytest.approx(expected))
 
 
-def test_the_first_time_counts() -> None:
+def test_tokens_to_a_target_count_to_the_first_time() -> None:
     falls_back = LearningCurve((0, 10, 20, 30), (0.1, 0.9, 0.3, 0.9))
     assert tokens_to(falls_back, 0.5, 30) == pytest.approx(5.0)
 
@@ -72,7 +72,7 @@ def test_the_first_time_counts() -> None:
     ("num_tokens", "accuracy"),
     [((), ()), ((5, 10), (0.0, 0.1)), ((0, 10), (0.0,)), ((0, 10, 10), (0.0, 0.1, 0.2))],
 )
-def test_what_is_no_curve(num_tokens: tuple[int, ...], accuracy: tuple[float, ...]) -> None:
+def test_invalid_curves_are_errors(num_tokens: tuple[int, ...], accuracy: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match=r"learning curve"):
         LearningCurve(num_tokens, accuracy)
 
@@ -85,13 +85,13 @@ curves = st.lists(st.integers(1, 500), min_size=1, max_size=8, unique=True).flat
 
 
 @given(curves, st.integers(1, 600))
-def test_an_area_lies_between_the_lowest_and_the_highest(curve: LearningCurve, budget: int) -> None:
+def test_area_is_between_the_lowest_and_the_highest_accuracy(curve: LearningCurve, budget: int) -> None:
     area = area_under(curve, budget)
     assert min(curve.accuracy) - 1e-9 <= area <= max(curve.accuracy) + 1e-9
 
 
 @given(curves, st.floats(0.01, 1), st.integers(1, 600))
-def test_at_the_tokens_to_a_target_the_curve_is_there(
+def test_curve_has_the_target_accuracy_after_tokens_to(
     curve: LearningCurve, target: float, budget: int
 ) -> None:
     tokens = tokens_to(curve, target, budget)
@@ -106,7 +106,7 @@ def test_at_the_tokens_to_a_target_the_curve_is_there(
         assert float(heights(curve, [tokens])[0]) == pytest.approx(target)
 
 
-def test_a_curve_from_a_runs_logs() -> None:
+def test_curve_from_the_logs_of_a_run() -> None:
     metrics = [{"update": number, "num_tokens": 40 * number} for number in (1, 2, 3)]
     rows = [
         {"update": 0, "decoding": "greedy", "accuracy": 0.1},
@@ -123,8 +123,8 @@ def test_a_curve_from_a_runs_logs() -> None:
         learning_curve(rows[1:], metrics, "greedy")
 
 
-def test_an_interval_over_seeds_by_hand() -> None:
-    # mean 0.5, s = 0.1, t(0.975, 2) = 4.3027: half a width of 4.3027 * 0.1 / sqrt(3)
+def test_interval_over_seeds_by_hand() -> None:
+    # mean 0.5, s = 0.1, t(0.975, 2) = 4.3027: half width 4.3027 * 0.1 / sqrt(3)
     half = 4.302653 * 0.1 / math.sqrt(3)
     assert mean_interval([0.4, 0.5, 0.6], 0, 1) == pytest.approx((0.5 - half, 0.5 + half))
     assert mean_interval([0.4, 0.5, 0.6], 0.3, 0.7) == (0.3, 0.7)
@@ -132,7 +132,7 @@ def test_an_interval_over_seeds_by_hand() -> None:
     assert mean_interval([0.9], 0, 1) is None
 
 
-def test_a_mean_curve_and_its_band() -> None:
+def test_mean_curve_and_band() -> None:
     others = [LearningCurve((0, 100), (0.0, 1.0)), LearningCurve((0, 50, 100), (0.2, 0.2, 0.4))]
     at, mean, low, high = mean_curve(others, 100)
     assert (at[0], at[-1]) == (0, 100)
@@ -144,7 +144,7 @@ def test_a_mean_curve_and_its_band() -> None:
     assert mean_curve(others[:1], 100)[2:] == (None, None)
 
 
-def test_a_difference_is_scipys_paired_test() -> None:
+def test_difference_equals_scipys_paired_test() -> None:
     values, others = [0.9, 0.8, 0.95, 0.7, 0.85], [0.8, 0.75, 0.7, 0.72, 0.6]
     difference = difference_of(values, others)
     test = stats.ttest_rel(values, others)
@@ -154,18 +154,18 @@ def test_a_difference_is_scipys_paired_test() -> None:
     assert difference.t_p_value == pytest.approx(test.pvalue)
 
 
-def test_sign_flips_are_counted_all() -> None:
+def test_all_sign_flips_are_counted() -> None:
     values = [0.9, 0.8, 0.95, 0.7, 0.85]
     others = [0.8, 0.75, 0.7, 0.72, 0.6]
     own = np.subtract(values, others)
     flipped = [abs(float(np.mean(own * signs))) for signs in itertools.product((1, -1), repeat=5)]
     as_far = sum(mean >= abs(own.mean()) - 1e-12 for mean in flipped) / 32
     assert difference_of(values, others).flip_p_value == pytest.approx(as_far)
-    # all of one sign: the two ways in 32 that are as far
+    # all differences have the same sign: 2 of the 32 ways are as far from 0
     assert difference_of([1, 2, 3, 4, 5], [0, 0, 0, 0, 0]).flip_p_value == pytest.approx(2 / 32)
 
 
-def test_differences_without_spread_and_of_one_seed() -> None:
+def test_equal_differences_and_one_seed() -> None:
     none = difference_of([0.5, 0.6], [0.5, 0.6])
     assert (none.mean, none.interval, none.t_p_value, none.flip_p_value) == (0.0, (0.0, 0.0), None, 1.0)
     level = difference_of([0.3, 0.8, 0.1], [0.2, 0.7, 0.0])
@@ -177,7 +177,7 @@ def test_differences_without_spread_and_of_one_seed() -> None:
         difference_of([0.1, 0.2], [0.1])
 
 
-def test_variants_against_the_first() -> None:
+def test_variants_are_compared_with_the_first() -> None:
     variants = {
         "first": [LearningCurve((0, 100), (0.0, 0.8)), LearningCurve((0, 110), (0.0, 1.0))],
         "second": [LearningCurve((0, 100), (0.0, 0.4)), LearningCurve((0, 100), (0.2, 0.6))],
@@ -187,12 +187,12 @@ def test_variants_against_the_first() -> None:
     assert first.measures["final"].values == (0.8, 1.0)
     assert first.measures["tokens"].values == pytest.approx((62.5, 55.0))
     assert (first.num_reached, second.num_reached) == (2, 1)
-    assert second.measures["tokens"].values == pytest.approx((100.0, 75.0))  # the first of them is censored
+    assert second.measures["tokens"].values == pytest.approx((100.0, 75.0))  # the first is censored at 100
     assert second.measures["area"].values == pytest.approx((0.2, 0.4))
     assert second.differences["final"].mean == pytest.approx(-0.4)
     assert second.differences["tokens"].mean == pytest.approx((37.5 + 20.0) / 2)
     assert (first.num_sampled, second.num_sampled) == ((100, 110), (100, 100))
     with pytest.raises(ValueError, match="the same number of curves"):
         compare_curves({**variants, "third": variants["first"][:1]}, 100, 0.5)
-    with pytest.raises(ValueError, match="needs one variant or more"):
+    with pytest.raises(ValueError, match="needs one or more variants"):
         compare_curves({}, 100, 0.5)

@@ -1,11 +1,11 @@
-"""A policy whose episodes can all be enumerated, which gives the exact variance of each estimator.
+"""A toy policy with few possible episodes, which gives the exact variance of each estimator.
 
-Two prompts, each with the seven completions of at most two actions out of three, in float64:
+There are two prompts, each with the seven completions of at most two actions out of three, in float64:
 
     end | 0 end | 1 end | 0 0 | 0 1 | 1 0 | 1 1
 
-A group is two episodes of one prompt, so there are 2 x 49 groups, each with its probability. The expectation
-of every estimate is a finite sum over them.
+A group consists of two episodes of one prompt, so there are 2 x 49 possible groups. The expectation of every
+estimate is a finite sum over these groups, weighted by their probabilities.
 """
 
 import math
@@ -41,7 +41,7 @@ BEFORE = MovingAverage(0.3, 0.5)
 
 
 def completions_of(end: int) -> list[tuple[int, ...]]:
-    """All of at most two actions out of three."""
+    """Return all completions of at most two actions out of three."""
     others = [action for action in range(3) if action != end]
     return [(end,), *((action, end) for action in others), *product(others, others)]
 
@@ -49,10 +49,11 @@ def completions_of(end: int) -> list[tuple[int, ...]]:
 def all_episodes(
     policy: LanguagePolicy, prompt: str, group: int = 0, is_rare: bool = False
 ) -> tuple[list[Episode], np.ndarray]:
-    """Every episode of a prompt and its probability, with arbitrary rewards at the end and at every action.
+    """Return every episode of a prompt, with arbitrary terminal and step rewards, and its probability.
 
     Args:
-        is_rare: a reward of 1 for one episode out of seven only, like a question that is rarely answered.
+        is_rare: if True, one of the seven episodes has reward 1 and the others 0, as for a problem that is
+            rarely solved.
     """
     (end,) = policy.end_token_ids
     completions = completions_of(end)
@@ -85,7 +86,7 @@ def all_episodes(
 
 @dataclass(frozen=True)
 class Toy:
-    """All groups of two episodes: their probabilities, and their contributions to each gradient."""
+    """All groups of two episodes, with their probabilities and their contributions to each gradient."""
 
     estimators: Sequence[Estimator]
     probabilities: np.ndarray  # [group]
@@ -94,21 +95,21 @@ class Toy:
 
     @cached_property
     def grams(self) -> np.ndarray:
-        """⟨h_k, h'_l⟩ as [estimator, other estimator, group, group]."""
+        """Inner products ⟨h_k, h'_l⟩ as [estimator, other estimator, group, group]."""
         numbers = range(len(self.estimators))
         return np.array([[self.gradients.gram(i, j, self.groups) for j in numbers] for i in numbers])
 
     def gram(self, name: str, other: str | None = None) -> np.ndarray:
-        """The same for two estimators by name."""
+        """Return the inner products for two estimators, given by name."""
         names = [estimator.name for estimator in self.estimators]
         return np.asarray(self.grams[names.index(name), names.index(other or name)])
 
     def squared_norm(self, name: str, other: str | None = None) -> float:
-        """⟨E h, E h'⟩."""
+        """Return ⟨E h, E h'⟩ for two estimators, given by name."""
         return float(self.probabilities @ self.gram(name, other) @ self.probabilities)
 
     def variance(self, name: str) -> float:
-        """2 tr Cov(h), of an episode."""
+        """Return the variance per episode, 2 tr Cov(h)."""
         return 2 * (float(self.probabilities @ np.diagonal(self.gram(name))) - self.squared_norm(name))
 
     def draw(self, num_groups: int, seed: int) -> np.ndarray:
@@ -120,14 +121,14 @@ class Toy:
     def measure(
         self, num_groups: int, seed: int
     ) -> tuple[tuple[EstimatorVariance, ...], IntervalEstimate, int]:
-        """Return the measurements of so many groups, drawn at random."""
+        """Return the measurements of `num_groups` groups that are drawn at random."""
         drawn = self.draw(num_groups, seed)
         return estimator_statistics(
             lambda one, other: self.grams[one, other][np.ix_(drawn, drawn)], self.estimators, seed=seed
         )
 
     def truth(self, name: str, cosine: float) -> dict[str, float]:
-        """Return the exact value of each measure of an estimator; the cosine's is by simulation."""
+        """Return the exact value of each statistic of an estimator; the cosine is given by simulation."""
         reference = self.squared_norm("leave_one_out")
         own, cross = self.squared_norm(name), self.squared_norm(name, "leave_one_out")
         variance = self.variance(name)
@@ -157,10 +158,13 @@ def make_toy(
     is_rare: bool = False,
     names: Sequence[str] = (),
 ) -> Toy:
-    """Return the toy at this policy's weights; to the estimators, every group is an update.
+    """Return the toy with the weights of this policy. Each group is an update of its own.
 
     Args:
-        names: of the estimators; all by default.
+        policy: a policy over the alphabet "01".
+        settings: settings of the estimators.
+        is_rare: see `all_episodes`.
+        names: names of the estimators; all by default.
     """
     settings = settings or ReinforceConfig(problems_per_update=1, episodes_per_problem=2)
     updates, values, probabilities = [], [], []
@@ -184,13 +188,13 @@ def make_toy(
 
 
 def arbitrary_values(prompt: str) -> Callable[[TokenIds], list[float]]:
-    """V(s_t) of an episode's actions, by the actions before."""
+    """Return a function from the actions of an episode to arbitrary values V(s_t)."""
     random = Random(f"values of {prompt}")
     of_states: dict[TokenIds, float] = defaultdict(lambda: random.gauss(1, 1))
     return lambda actions: [of_states[actions[:t]] for t in range(len(actions))]
 
 
 def padded(rows: Sequence[Sequence[float]]) -> torch.Tensor:
-    """With zeros, to the longest."""
+    """Pad rows with zeros to the length of the longest."""
     width = max(map(len, rows))
     return torch.tensor([[*row, *[0.0] * (width - len(row))] for row in rows])

@@ -1,4 +1,4 @@
-"""A recipe key is read or refused: every mistake is told with its place, all at once."""
+"""Recipes: every key is used or rejected, and all errors are reported at once, each with its place."""
 
 import subprocess
 import sys
@@ -33,13 +33,13 @@ def load(tmp_path: Path, text: str = SMALLEST, *overrides: str) -> Config:
 
 
 def complaints(tmp_path: Path, text: str, *overrides: str) -> list[str]:
-    """The lines of the error, the file's path shortened to its name."""
+    """Return the lines of the error message, with the path of the file shortened to its name."""
     with pytest.raises(InputError) as caught:
         load(tmp_path, text, *overrides)
     return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
 
 
-def test_the_smallest_recipe_has_all_defaults(tmp_path: Path) -> None:
+def test_minimal_recipe_uses_defaults(tmp_path: Path) -> None:
     recipe = load(tmp_path)
     assert recipe.output_dir == "runs/x"
     assert recipe.training.learning_rate == 1e-5
@@ -49,12 +49,12 @@ def test_the_smallest_recipe_has_all_defaults(tmp_path: Path) -> None:
     assert recipe.problems.generate.digits == (2,)
 
 
-def test_a_recipe_is_frozen(tmp_path: Path) -> None:
+def test_config_is_frozen(tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         load(tmp_path).seed = 3
 
 
-def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
+def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
     text = SMALLEST.replace("1e-5", "1E-4") + "  max_grad_norm: 1\n  mixed_precision: no\noutput_dir: on\n"
     recipe = load(tmp_path, text)
     assert (recipe.training.learning_rate, recipe.training.max_grad_norm) == (1e-4, 1.0)
@@ -94,14 +94,14 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
             "x.yaml:9: reinforce.standardize: should be true or false, not 'no'",
         ),
         ("output_dir: 5", "x.yaml:8: output_dir: should be text of at least one character, not 5"),
-        ("rewards: []", "x.yaml:8: rewards: should be a list of at least 1, not an empty list"),
+        ("rewards: []", "x.yaml:8: rewards: should be a list of at least 1 item, not an empty list"),
         (
             "rewards: correct_answer",
-            "x.yaml:8: rewards: should be a list of at least 1, not 'correct_answer'",
+            "x.yaml:8: rewards: should be a list of at least 1 item, not 'correct_answer'",
         ),
-        ("sampling:", "x.yaml:8: sampling: should be a section of keys, not null"),
-        ("sampling: [1]", "x.yaml:8: sampling: should be a section of keys, not a list of 1"),
-        ("sampling: 5", "x.yaml:8: sampling: should be a section of keys, not 5"),
+        ("sampling:", "x.yaml:8: sampling: should be a mapping, not null"),
+        ("sampling: [1]", "x.yaml:8: sampling: should be a mapping, not a list of 1 item"),
+        ("sampling: 5", "x.yaml:8: sampling: should be a mapping, not 5"),
         ("  betas: [0.9]", "x.yaml:8: training.betas.1: missing, and it has no default"),
         ("seed: 1\nseed: 2", "x.yaml:9: seed: given twice, first on line 8"),
         ("5: 1", "x.yaml:8: a key should be text, not 5 (quote it)"),
@@ -129,33 +129,33 @@ def test_numbers_and_words_are_those_of_yaml_1_2(tmp_path: Path) -> None:
         (
             "rewards:\n  - function: concisenes",
             (
-                "x.yaml:9: rewards.0.function: no built-in reward is called 'concisenes'; "
+                "x.yaml:9: rewards.0.function: no built-in reward 'concisenes'; "
                 "did you mean 'conciseness'? "
-                "(there are correct_answer, answer_format, conciseness, readability, intermediate_steps; "
-                "your own reads path/to/file.py:function)"
+                "(built-in rewards: correct_answer, answer_format, conciseness, readability, "
+                "intermediate_steps; for a function of your own, write path/to/file.py:function)"
             ),
         ),
     ],
 )
-def test_each_mistake_is_told_with_its_line(tmp_path: Path, lines: str, complaint: str) -> None:
+def test_error_names_line_and_key(tmp_path: Path, lines: str, complaint: str) -> None:
     assert complaints(tmp_path, SMALLEST + lines + "\n") == [complaint]
 
 
-def test_all_mistakes_are_told_at_once_in_the_order_of_the_file(tmp_path: Path) -> None:
+def test_all_errors_are_reported_in_the_order_of_the_file(tmp_path: Path) -> None:
     text = SMALLEST.replace("1e-5", "fast").replace("smollm2-135m", "[]") + "wibble: 1\n"
-    told = complaints(tmp_path, text, "seed=-1")
-    assert [line.split(": ")[0] for line in told] == ["x.yaml:2", "x.yaml:7", "x.yaml:8", "--set seed=-1"]
+    messages = complaints(tmp_path, text, "seed=-1")
+    assert [line.split(": ")[0] for line in messages] == ["x.yaml:2", "x.yaml:7", "x.yaml:8", "--set seed=-1"]
 
 
-def test_a_missing_key_is_told_with_its_section(tmp_path: Path) -> None:
+def test_error_for_missing_key_names_its_section(tmp_path: Path) -> None:
     text = SMALLEST + "  warm_start: {batch_size: 4}\n"
-    (told,) = complaints(tmp_path, text)
-    assert told.endswith("training.warm_start.num_updates: missing, and it has no default")
-    told_of_all = complaints(tmp_path, "seed: 1\n")
-    assert told_of_all == [f"x.yaml: {key}: missing, and it has no default" for key in ("policy", "problems")]
+    (message,) = complaints(tmp_path, text)
+    assert message.endswith("training.warm_start.num_updates: missing, and it has no default")
+    messages = complaints(tmp_path, "seed: 1\n")
+    assert messages == [f"x.yaml: {key}: missing, and it has no default" for key in ("policy", "problems")]
 
 
-def test_the_learning_rate_defaults_to_what_suits_the_policy(tmp_path: Path) -> None:
+def test_default_learning_rate_depends_on_the_policy(tmp_path: Path) -> None:
     def rate(policy: str) -> float | None:
         file = tmp_path / "recipe.yaml"
         file.write_text(f"policy: {policy}\nproblems: {{generate: {{}}}}\n")
@@ -168,32 +168,32 @@ def test_the_learning_rate_defaults_to_what_suits_the_policy(tmp_path: Path) -> 
 
 IMPOSSIBLE = [
     ("policy.random_init={}", "policy.random_init", "name_or_path is given too"),
-    ("policy.name_or_path=null", "policy", "needs name_or_path, or random_init"),
+    ("policy.name_or_path=null", "policy", "needs name_or_path or random_init"),
     ("problems.train={data: a.jsonl}", "problems.train", "generate is given too"),
     ("problems.generate=null", "problems", "needs generate"),
-    ("problems.held_out={data: a.jsonl}", "problems.held_out", "read only with train"),
+    ("problems.held_out={data: a.jsonl}", "problems.held_out", "used only with train"),
     ("problems.template=hello", "problems.template", "should contain {prompt}"),
     ("problems.generate.form=hello", "problems.generate.form", "should contain {expression} or {spaced}"),
-    ("problems.generate.operations=[]", "problems.generate.operations", "a list of at least 1"),
-    ("problems.generate={digits: [1], operands: [0, 9]}", "problems.generate", "both given; keep one"),
+    ("problems.generate.operations=[]", "problems.generate.operations", "a list of at least 1 item"),
+    ("problems.generate={digits: [1], operands: [0, 9]}", "problems.generate", "both given; remove one"),
     ("problems.generate={operands: [9, 0]}", "problems.generate.operands", "the smallest, then the largest"),
     ("problems.generate={held_out_operands: [0, 9]}",
-     "problems.generate.held_out_operands", "read only with operands"),
+     "problems.generate.held_out_operands", "used only with operands"),
     ("problems.generate={operands: [0, 5], held_out_operands: [0, 9]}",
      "problems.generate.held_out_operands", "should lie within operands, 0 to 5"),
     ("problems.generate={operations: [chain]}", "problems.generate.num_operands", "at least 3 for a chain"),
     ("problems.generate={operations: [division, subtraction], num_operands: 3}",
-     "problems.generate.num_operands", "not read for division and subtraction alone"),
-    ("problems.generate.operations=[division, division]", "problems.generate.operations", "each one once"),
-    ("problems.generate.digits=[1, 1]", "problems.generate.digits", "each one once"),
-    ("problems={train: {data: a.jsonl, config: main}}", "problems.train.config", "not read for a file"),
-    ("problems={train: {data: ~/A.JSON, split: test}}", "problems.train.split", "not read for a file"),
+     "problems.generate.num_operands", "not used for division and subtraction"),
+    ("problems.generate.operations=[division, division]", "problems.generate.operations", "value once"),
+    ("problems.generate.digits=[1, 1]", "problems.generate.digits", "should list each value once"),
+    ("problems={train: {data: a.jsonl, config: main}}", "problems.train.config", "not used for a file"),
+    ("problems={train: {data: ~/A.JSON, split: test}}", "problems.train.split", "not used for a file"),
     ("rewards=[{function: correct_answer, arguments: {pattern: a}}]",
-     "rewards.0.arguments.pattern", "no argument of correct_answer (it takes none)"),
+     "rewards.0.arguments.pattern", "not an argument of correct_answer (it takes no arguments)"),
     ("rewards=[{function: conciseness, arguments: {max_token: 9}}]",
-     "rewards.0.arguments.max_token", "no argument of conciseness; did you mean 'max_tokens'?"),
+     "rewards.0.arguments.max_token", "not an argument of conciseness; did you mean 'max_tokens'?"),
     ("rewards=[{function: answer_format, arguments: {pattern: '('}}]",
-     "rewards.0.arguments.pattern", "'(' is no regular expression"),
+     "rewards.0.arguments.pattern", "'(' is not a valid regular expression"),
     ("rewards=[{function: answer_format, arguments: {pattern: 5}}]",
      "rewards.0.arguments.pattern", "should be text or null, not 5"),
     ("rewards=[{function: answer_format, arguments: {form: boxes}}]",
@@ -209,9 +209,9 @@ IMPOSSIBLE = [
     ("rewards=[{function: intermediate_steps, arguments: {max_steps: 2.5}}]",
      "rewards.0.arguments.max_steps", "should be a whole number of at least 1, not 2.5"),
     ("rewards=[{function: correct_answer, conversational: true}]",
-     "rewards.0.conversational", "read only by a function with TRL's signature"),
+     "rewards.0.conversational", "used only by functions with TRL's signature"),
     ("problems={train: {data: a.jsonl}, held_out: {data: b.jsonl}, num_held_out: 0}",
-     "problems.num_held_out", "held_out would be read for nothing"),
+     "problems.num_held_out", "0 leaves held_out unused"),
     ("rewards=[{function: 'file.py:'}]", "rewards.0.function", "should read package.module:function"),
     (
         "rewards=[{function: conciseness}, {function: conciseness}]",
@@ -236,7 +236,7 @@ IMPOSSIBLE = [
      "reinforce.episodes_per_problem", "for baseline: optimal"),
     ("reinforce={baseline: greedy, value: {gae_lambda: 0.9}}",
      "reinforce.value", "the baseline is greedy"),
-    ("reinforce.value={}", "reinforce.value", "read only with baseline: value"),
+    ("reinforce.value={}", "reinforce.value", "used only with baseline: value"),
     ("reinforce={baseline: value, moving_average_decay: 0.5}",
      "reinforce.moving_average_decay", "the baseline is value"),
     ("reinforce={baseline: value, value: {gae_lambda: 1.5}}", "reinforce.value.gae_lambda", "at most 1"),
@@ -244,18 +244,18 @@ IMPOSSIBLE = [
     ("reinforce={baseline: valu}", "reinforce.baseline", "did you mean 'value'?"),
     ("training.num_warmup_updates=101", "training.num_warmup_updates", "at most num_updates, which is 100"),
     ("training={schedule: constant, num_updates: 9, learning_rate: 1, num_warmup_updates: 1}",
-     "training.num_warmup_updates", "not read with schedule: constant"),
+     "training.num_warmup_updates", "not used with schedule: constant"),
     ("training={num_tokens: 10, schedule: cosine, num_updates: 9, learning_rate: 1}",
-     "training.schedule", "cosine falls to 0 over num_updates, and num_tokens ends the run before"),
+     "training.schedule", "cosine decays to 0 over num_updates, but num_tokens may stop the run earlier"),
     ("training.warm_start.num_updates=5", "training.warm_start.num_warmup_updates", "which is 5, not 10"),
     ("evaluation.num_problems=201", "evaluation.num_problems", "at most problems.num_held_out, which is 200"),
-    ("evaluation.samples_per_problem=4", "evaluation.samples_per_problem", "read only with sampled"),
+    ("evaluation.samples_per_problem=4", "evaluation.samples_per_problem", "used only with sampled decoding"),
     ("evaluation.template=x", "evaluation.template", "should contain {prompt}"),
     ("evaluation.few_shot=-1", "evaluation.few_shot", "at least 0"),
     ("evaluation.decodings=[greedy, greedy]", "evaluation.decodings", "should name each decoding once"),
     ("policy={name_or_path: a, system_prompt: b, use_chat_template: false}",
-     "policy.system_prompt", "not read without a chat template"),
-    ("policy={random_init: {}, lora: {}}", "policy.lora", "not read with random_init"),
+     "policy.system_prompt", "not used without a chat template"),
+    ("policy={random_init: {}, lora: {}}", "policy.lora", "not used with random_init"),
     ("policy={random_init: {alphabet: 0120}}", "policy.random_init.alphabet", "each character once"),
     ("policy={random_init: {hidden_size: 20}}", "policy.random_init.hidden_size", "2 x num_heads"),
     ("policy={random_init: {num_heads: 3}}", "policy.random_init.hidden_size", "2 x num_heads"),
@@ -265,10 +265,10 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("override", "key", "complaint"), IMPOSSIBLE)
-def test_settings_that_cannot_work_together(tmp_path: Path, override: str, key: str, complaint: str) -> None:
-    (told,) = complaints(tmp_path, SMALLEST, override)
-    assert f"{key}: " in told
-    assert complaint in told
+def test_incompatible_settings_are_rejected(tmp_path: Path, override: str, key: str, complaint: str) -> None:
+    (message,) = complaints(tmp_path, SMALLEST, override)
+    assert f"{key}: " in message
+    assert complaint in message
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_settings_that_cannot_work_together(tmp_path: Path, override: str, key: 
         "problems.generate={operations: [chain, division], num_operands: 3}",
         "problems.generate={operations: [subtraction], num_operands: 2}",
         "problems.generate={operands: [0, 19], held_out_operands: [0, 9]}",
-        "problems.generate={digits: [2], operands: [0, 19]}",  # as a resolved recipe has them
+        "problems.generate={digits: [2], operands: [0, 19]}",  # as written in the recipe of a run
         "problems={train: {data: a.jsonl, split: train}}",
         "problems={train: {data: a/json, config: main, split: test}}",
         "reinforce={baseline: greedy, episodes_per_problem: 1}",
@@ -287,28 +287,28 @@ def test_settings_that_cannot_work_together(tmp_path: Path, override: str, key: 
         "rewards=[{function: 'mine.py:f', arguments: {pattern: '('}}]",
     ],
 )
-def test_settings_that_work_together(tmp_path: Path, override: str) -> None:
+def test_compatible_settings_are_accepted(tmp_path: Path, override: str) -> None:
     load(tmp_path, SMALLEST, override)
 
 
-def test_a_bad_pattern_and_an_unknown_argument_are_told_at_their_lines(tmp_path: Path) -> None:
+def test_errors_in_reward_arguments_name_their_lines(tmp_path: Path) -> None:
     rewards = "rewards:\n"
     rewards += "  - function: answer_format\n    arguments:\n      pattern: '('\n"
     rewards += "  - function: conciseness\n    arguments:\n      max_words: 3\n"
-    told = complaints(tmp_path, SMALLEST + rewards)
-    assert [line.split(": ")[0] for line in told] == ["x.yaml:11", "x.yaml:14"]
+    messages = complaints(tmp_path, SMALLEST + rewards)
+    assert [line.split(": ")[0] for line in messages] == ["x.yaml:11", "x.yaml:14"]
 
 
-def test_fp16_needs_weights_in_float32_or_an_adapter(tmp_path: Path) -> None:
+def test_fp16_needs_float32_weights_or_an_adapter(tmp_path: Path) -> None:
     overrides = ["policy.dtype=float16", "training.mixed_precision=fp16"]
-    (told,) = complaints(tmp_path, SMALLEST, *overrides)
-    assert told.startswith("--set training.mixed_precision=fp16: training.mixed_precision: ")
+    (message,) = complaints(tmp_path, SMALLEST, *overrides)
+    assert message.startswith("--set training.mixed_precision=fp16: training.mixed_precision: ")
     assert load(tmp_path, SMALLEST, *overrides, "policy.lora={}").policy.lora is not None
 
 
-def test_a_conflict_is_told_beside_other_mistakes_of_its_section(tmp_path: Path) -> None:
-    told = complaints(tmp_path, SMALLEST + "reinforce:\n  wibble: 1\n  episodes_per_problem: 1\n")
-    assert [line.split(": ")[0] for line in told] == ["x.yaml:9", "x.yaml:10"]
+def test_conflict_is_reported_with_other_errors_of_its_section(tmp_path: Path) -> None:
+    messages = complaints(tmp_path, SMALLEST + "reinforce:\n  wibble: 1\n  episodes_per_problem: 1\n")
+    assert [line.split(": ")[0] for line in messages] == ["x.yaml:9", "x.yaml:10"]
 
 
 @pytest.mark.parametrize(
@@ -321,12 +321,12 @@ def test_a_conflict_is_told_beside_other_mistakes_of_its_section(tmp_path: Path)
         "training.warm_start={num_updates: 50, evaluate_every: 5}",
     ],
 )
-def test_a_key_that_nobody_would_read_is_refused(tmp_path: Path, override: str) -> None:
-    (told,) = complaints(tmp_path, SMALLEST, override)
-    assert "unknown key" in told
+def test_unknown_keys_are_rejected(tmp_path: Path, override: str) -> None:
+    (message,) = complaints(tmp_path, SMALLEST, override)
+    assert "unknown key" in message
 
 
-def test_overrides_reach_sections_items_and_absent_keys(tmp_path: Path) -> None:
+def test_overrides_set_keys_list_items_and_missing_sections(tmp_path: Path) -> None:
     text = SMALLEST + "rewards:\n  - function: correct_answer\n"
     overrides = [
         "rewards.0.weight=0.5",
@@ -347,25 +347,25 @@ def test_overrides_reach_sections_items_and_absent_keys(tmp_path: Path) -> None:
         ("seed", "--set seed: should read section.key=value"),
         ("a..b=1", "--set a..b=1: should read section.key=value"),
         ("rewards.1.weight=2",
-         "--set rewards.1.weight=2: rewards is a list of 1, counted from 0; it has no '1'"),
-        ("seed.x=2", "--set seed.x=2: seed is 7, which has no key 'x'"),
+         "--set rewards.1.weight=2: no item '1' in rewards, which is a list of 1 item, counted from 0"),
+        ("seed.x=2", "--set seed.x=2: no key 'x' in seed, which is 7"),
         (
             "training.betas=[0.9, x]",
             ("--set training.betas=[0.9, x]: training.betas.1: "
             "should be a number of at least 0 and below 1, not 'x'"),
         ),
-        ("sampling.wibble=1", ("--set sampling.wibble=1: sampling.wibble: unknown key; the keys here are "
+        ("sampling.wibble=1", ("--set sampling.wibble=1: sampling.wibble: unknown key; known keys: "
          "max_new_tokens, temperature, batch_size")),
         ("sampling={batch_size: 1, batch_size: 2}", ("--set sampling={batch_size: 1, batch_size: 2}: "
          "sampling.batch_size: given twice, first on line 1")),
     ],
 )  # fmt: skip
-def test_a_bad_override_is_named(tmp_path: Path, override: str, complaint: str) -> None:
+def test_error_names_the_invalid_override(tmp_path: Path, override: str, complaint: str) -> None:
     text = SMALLEST + "seed: 7\nrewards: [{function: correct_answer}]\n"
     assert complaints(tmp_path, text, override) == [complaint]
 
 
-def test_an_override_mends_a_mistake_of_the_file(tmp_path: Path) -> None:
+def test_override_replaces_an_invalid_value(tmp_path: Path) -> None:
     assert load(tmp_path, SMALLEST.replace("100", "many"), "training.num_updates=5").training.num_updates == 5
 
 
@@ -380,19 +380,17 @@ def test_an_override_mends_a_mistake_of_the_file(tmp_path: Path) -> None:
     ["policy.lora={target_modules: [q_proj]}", "policy.system_prompt='null'",
      "training.warm_start.num_updates=50"],
 ])  # fmt: skip
-def test_a_dumped_recipe_loads_back_as_an_equal_one(tmp_path: Path, overrides: list[str]) -> None:
+def test_dumped_recipe_loads_as_an_equal_config(tmp_path: Path, overrides: list[str]) -> None:
     recipe = load(tmp_path, SMALLEST, *overrides)
     again = tmp_path / "recipe.yaml"
     again.write_text(dump_config(recipe), encoding="utf-8")
     assert load_config(again) == recipe
 
 
-def test_a_tag_is_refused_and_runs_nothing(tmp_path: Path) -> None:
+def test_tags_are_rejected_and_execute_nothing(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
-    (told,) = complaints(tmp_path, SMALLEST + f"output_dir: !!python/object/apply:os.mkdir ['{victim}']\n")
-    assert told.startswith(
-        "x.yaml:8: this YAML can't be read: the tag !!python/object/apply:os.mkdir is not read"
-    )
+    (message,) = complaints(tmp_path, SMALLEST + f"output_dir: !!python/object/apply:os.mkdir ['{victim}']\n")
+    assert message.startswith("x.yaml:8: invalid YAML: the tag !!python/object/apply:os.mkdir is not allowed")
     assert not victim.exists()
 
 
@@ -401,21 +399,21 @@ def test_a_tag_is_refused_and_runs_nothing(tmp_path: Path) -> None:
     [
         ("", "x.yaml: the file is empty"),
         ("# nothing\n", "x.yaml: the file is empty"),
-        ("- a\n", "x.yaml: should be sections of keys, not a list of 1"),
-        ("seed: 1\npolicy: [1, 2\nproblems: 3\n", "x.yaml:3: this YAML can't be read"),
-        ("seed: &a 1\n", "x.yaml:1: this YAML can't be read: anchors"),
-        ("seed: *a\n", "x.yaml:1: this YAML can't be read: anchors"),
-        ("seed: \x01\n", "x.yaml: this YAML can't be read"),
-        ("seed: 1\noutput_dir: " + "9" * 5000, "x.yaml:2: this YAML can't be read: Exceeds the limit"),
-        ("seed: " + "[" * 5000, "x.yaml: this YAML can't be read: it is nested too deeply"),
+        ("- a\n", "x.yaml: should be a mapping, not a list of 1 item"),
+        ("seed: 1\npolicy: [1, 2\nproblems: 3\n", "x.yaml:3: invalid YAML"),
+        ("seed: &a 1\n", "x.yaml:1: invalid YAML: anchors"),
+        ("seed: *a\n", "x.yaml:1: invalid YAML: anchors"),
+        ("seed: \x01\n", "x.yaml: invalid YAML"),
+        ("seed: 1\noutput_dir: " + "9" * 5000, "x.yaml:2: invalid YAML: Exceeds the limit"),
+        ("seed: " + "[" * 5000, "x.yaml: invalid YAML: it is nested too deeply"),
     ],
 )
-def test_what_is_no_recipe_at_all(tmp_path: Path, text: str, complaint: str) -> None:
-    (told,) = complaints(tmp_path, text)
-    assert told.startswith(complaint)
+def test_files_that_are_not_recipes_are_rejected(tmp_path: Path, text: str, complaint: str) -> None:
+    (message,) = complaints(tmp_path, text)
+    assert message.startswith(complaint)
 
 
-def test_built_in_recipes_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_recipes_are_found_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "llm_reinforce" / "recipes"
     folder.mkdir(parents=True)
     (folder / "quickstart.yaml").write_text(SMALLEST)
@@ -425,12 +423,12 @@ def test_built_in_recipes_go_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert list(builtin_recipes()) == ["quickstart"]
     assert load_config("quickstart").output_dir == "runs/quickstart"
     with pytest.raises(
-        InputError, match=r"recipes/quikstart\.yaml: there is no .* did you mean 'quickstart'"
+        InputError, match=r"recipes/quikstart\.yaml: no such file .* did you mean 'quickstart'"
     ):
         load_config("recipes/quikstart.yaml")
 
 
-def test_files_are_sought_from_here_and_then_beside_the_recipe(
+def test_files_are_looked_up_in_the_current_directory_then_beside_the_recipe(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = (tmp_path / "recipes").resolve()
@@ -453,27 +451,27 @@ def test_files_are_sought_from_here_and_then_beside_the_recipe(
     monkeypatch.chdir(tmp_path)
     beside = [f"{folder}/problems.jsonl", f"{folder}/other.jsonl", f"{folder}/mine.py:f"]
     assert named() == [*beside, "yours.py:f", "correct_answer"]
-    (tmp_path / "mine.py").touch()  # what is here comes first
+    (tmp_path / "mine.py").touch()  # the current directory comes first
     assert named()[2] == "mine.py:f"
     monkeypatch.chdir(folder)
     assert named()[:3] == ["problems.jsonl", "other.jsonl", "mine.py:f"]
 
 
-def test_a_file_that_is_not_text(tmp_path: Path) -> None:
+def test_binary_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="can't be read as a text file"):
+    with pytest.raises(InputError, match="cannot be read as a text file"):
         load_config(path)
 
 
-def test_every_key_says_what_it_means() -> None:
+def test_every_setting_has_a_description() -> None:
     schema = Config.model_json_schema()
     for section in (schema, *schema["$defs"].values()):
         for key, field in section.get("properties", {}).items():
             assert field.get("description"), key
 
 
-def test_a_recipe_needs_no_torch() -> None:
+def test_reading_a_recipe_does_not_import_torch() -> None:
     code = "import sys, llm_reinforce.config.recipe_file; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -1,4 +1,4 @@
-"""Episodes: everything of a completion in its place, and the verdict beside the reward."""
+"""Tests of collecting episodes."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ def collect(
     )
 
 
-def test_episodes_stand_in_the_order_of_their_problems(tiny_policy: LanguagePolicy) -> None:
+def test_episodes_are_in_the_order_of_their_problems(tiny_policy: LanguagePolicy) -> None:
     batch = collect(tiny_policy)
     assert len(batch) == 12
     assert [episode.problem for episode in batch.episodes] == [p for p in PROBLEMS for _ in range(4)]
@@ -49,18 +49,18 @@ def test_episodes_stand_in_the_order_of_their_problems(tiny_policy: LanguagePoli
         assert episode.prompt_ids == tiny_policy.encode_prompt(episode.problem.prompt)
 
 
-def test_lengths_count_the_end_token(tiny_policy: LanguagePolicy) -> None:
+def test_lengths_include_the_end_token(tiny_policy: LanguagePolicy) -> None:
     batch = collect(tiny_policy)
     ended = [episode.completion.terminated for episode in batch.episodes]
     assert {True, False} == set(ended)
     for episode, num_actions in zip(batch.episodes, batch.lengths.tolist(), strict=True):
-        # a character is a token here
+        # in this policy, a character is a token
         assert num_actions == len(episode.completion.text) + episode.completion.terminated
         if not episode.completion.terminated:
             assert num_actions == 5
 
 
-def test_the_tensors_are_those_of_the_episodes(tiny_policy: LanguagePolicy) -> None:
+def test_tensors_contain_the_numbers_of_the_episodes(tiny_policy: LanguagePolicy) -> None:
     batch = collect(tiny_policy)
     log_probs = batch.behavior_log_probs
     assert log_probs.shape == (12, int(batch.lengths.max()))
@@ -73,29 +73,29 @@ def test_the_tensors_are_those_of_the_episodes(tiny_policy: LanguagePolicy) -> N
     assert batch.scored.all()
 
 
-def test_a_reward_that_fails_leaves_its_episodes_unscored(tiny_policy: LanguagePolicy) -> None:
-    rewards = [WeightedReward("length", length), WeightedReward("picky", fails_on_b)]
+def test_episodes_are_unscored_if_a_reward_function_fails(tiny_policy: LanguagePolicy) -> None:
+    rewards = [WeightedReward("length", length), WeightedReward("fails_on_b", fails_on_b)]
     batch = collect(tiny_policy, *rewards)
     assert batch.scored.tolist() == [True] * 4 + [False] * 4 + [True] * 4
     for episode in batch.episodes:
         if episode.problem.id == "b":
             assert episode.reward is None
-            assert episode.failure == "picky: ValueError: no b"
-            assert episode.rewards == {"length": len(episode.completion.text), "picky": None}
+            assert episode.failure == "fails_on_b: ValueError: no b"
+            assert episode.rewards == {"length": len(episode.completion.text), "fails_on_b": None}
         else:
             assert episode.failure is None
             assert episode.reward == len(episode.completion.text) + 1.0
     assert (batch.terminal_rewards[4:8] == 0).all()
 
 
-def test_the_reward_cannot_move_the_verdict(tiny_policy: LanguagePolicy) -> None:
-    def flattering(completion: str, problem: Problem) -> float:
+def test_verdict_does_not_depend_on_the_reward(tiny_policy: LanguagePolicy) -> None:
+    def constant(completion: str, problem: Problem) -> float:
         return 100.0
 
     plain = collect(tiny_policy)
     for rewards in (
-        [WeightedReward("flattering", flattering, weight=9.0)],
-        [WeightedReward("picky", fails_on_b)],
+        [WeightedReward("constant", constant, weight=9.0)],
+        [WeightedReward("fails_on_b", fails_on_b)],
         [WeightedReward("length", length, weight=-1.0)],
     ):
         batch = collect(tiny_policy, *rewards)
@@ -105,17 +105,17 @@ def test_the_reward_cannot_move_the_verdict(tiny_policy: LanguagePolicy) -> None
         assert episode.verdict == verify(episode.completion.text, episode.problem.answer)
 
 
-def test_the_seed_makes_the_episodes(tiny_policy: LanguagePolicy) -> None:
+def test_episodes_depend_only_on_the_seed(tiny_policy: LanguagePolicy) -> None:
     assert collect(tiny_policy).episodes == collect(tiny_policy).episodes
     assert collect(tiny_policy).episodes != collect(tiny_policy, seed=1).episodes
 
 
-def test_a_prompt_that_cannot_be_read_is_told(tiny_policy: LanguagePolicy) -> None:
+def test_prompt_that_cannot_be_encoded_is_rejected(tiny_policy: LanguagePolicy) -> None:
     with pytest.raises(InputError, match="alphabet lacks 'x'"):
         collect_episodes(tiny_policy, [Problem("x=", "1")], (), episodes_per_problem=1, max_new_tokens=1)
 
 
-def test_greedy_completions_stand_beside_the_sampled_ones(tiny_policy: LanguagePolicy) -> None:
+def test_greedy_completions_do_not_change_the_sampled_ones(tiny_policy: LanguagePolicy) -> None:
     def with_greedy(with_greedy: bool, *rewards: WeightedReward) -> EpisodeBatch:
         return collect_episodes(
             tiny_policy,
@@ -132,23 +132,23 @@ def test_greedy_completions_stand_beside_the_sampled_ones(tiny_policy: LanguageP
     assert batch.episodes == plain.episodes
     assert plain.greedy == ()
     assert [episode.group for episode in batch.greedy] == [7, 8, 9]
-    likeliest = sample_completions(
+    most_likely = sample_completions(
         tiny_policy, [e.prompt_ids for e in batch.greedy], max_new_tokens=5, greedy=True
     )
-    assert [episode.completion for episode in batch.greedy] == likeliest
+    assert [episode.completion for episode in batch.greedy] == most_likely
     assert [episode.problem for episode in batch.greedy] == PROBLEMS
     assert [episode.reward for episode in batch.greedy] == [len(e.completion.text) for e in batch.greedy]
-    num_greedy = sum(len(completion.token_ids) for completion in likeliest)
+    num_greedy = sum(len(completion.token_ids) for completion in most_likely)
     assert batch.num_tokens == int(batch.lengths.sum()) + num_greedy == plain.num_tokens + num_greedy
-    picky = with_greedy(True, WeightedReward("picky", fails_on_b))
-    assert [episode.reward for episode in picky.greedy] == [1.0, None, 1.0]
+    partly_failed = with_greedy(True, WeightedReward("fails_on_b", fails_on_b))
+    assert [episode.reward for episode in partly_failed.greedy] == [1.0, None, 1.0]
 
 
-def test_what_functions_log_of_greedy_completions_is_not_mixed_in(tiny_policy: LanguagePolicy) -> None:
-    asked: list[int] = []
+def test_metrics_logged_for_greedy_completions_are_not_mixed_in(tiny_policy: LanguagePolicy) -> None:
+    batch_sizes: list[int] = []
 
     def logging(prompts: list[str], completions: list[str], log_metric: Any, **_: Any) -> list[float]:
-        asked.append(len(completions))
+        batch_sizes.append(len(completions))
         log_metric("number", float(len(completions)))
         return [0.0] * len(completions)
 
@@ -156,5 +156,5 @@ def test_what_functions_log_of_greedy_completions_is_not_mixed_in(tiny_policy: L
     batch = collect_episodes(
         tiny_policy, PROBLEMS, (reward,), episodes_per_problem=4, max_new_tokens=2, with_greedy=True
     )
-    assert asked == [12, 3]
+    assert batch_sizes == [12, 3]
     assert list(batch.logged.values()) == [12.0]

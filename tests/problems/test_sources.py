@@ -133,37 +133,43 @@ GOOD = '{"prompt": "1+1=", "answer": "2"}\n'
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", r"a\.jsonl: empty"),
-        (" \n\n", r"a\.jsonl: empty"),
-        ("[]", r"a\.jsonl: empty"),
-        (GOOD + '{"prompt": ', r"a\.jsonl, line 2: broken JSON at column 12"),
-        ('[{"prompt": "1",\n  "answer" "2"}]', r"a\.jsonl, line 2: broken JSON at column 12"),
-        (GOOD + '{"prompt": "1", "answer": NaN}', r"a\.jsonl, line 2: .*NaN is no JSON number"),
+        ("", r"a\.jsonl: is empty"),
+        (" \n\n", r"a\.jsonl: is empty"),
+        ("[]", r"a\.jsonl: is empty"),
+        (GOOD + '{"prompt": ', r"a\.jsonl, line 2: invalid JSON at column 12"),
+        ('[{"prompt": "1",\n  "answer" "2"}]', r"a\.jsonl, line 2: invalid JSON at column 12"),
+        (GOOD + '{"prompt": "1", "answer": NaN}', r"a\.jsonl, line 2: .*NaN is not a JSON number"),
         (
             GOOD + '{"prompt": "1", "answer": 1e999}',
             r"line 2: column 'answer' must be text or a number, not inf",
         ),
         ("[" * 100_000, r"a\.jsonl"),
-        (GOOD + '"text"', r"a\.jsonl, line 2: a JSON object .* not a str"),
+        (GOOD + '"text"', r"a\.jsonl, line 2: should be a JSON object .* not a str"),
         (
             GOOD + '{"prompt": "1", "answr": "2"}',
-            r"line 2: no answer column 'answer'. Columns there: 'prompt', 'answr'; nearest is 'answr'",
+            r"line 2: no answer column 'answer' \(did you mean 'answr'\?\); columns: 'prompt', 'answr'",
         ),
-        ('{"Body": "1", "Question": "2"}', r"no prompt column 'prompt' or 'question'.*nearest is 'Question'"),
+        (
+            '{"Body": "1", "Question": "2"}',
+            r"no prompt column 'prompt' or 'question'.*mean 'Question'",
+        ),
         (
             GOOD + '{"prompt": "", "answer": "2"}',
-            r"line 2: column 'prompt' must be text that isn't empty, not ''",
+            r"line 2: column 'prompt' must be non-empty text, not ''",
         ),
-        (GOOD + '{"prompt": ["1"], "answer": "2"}', r"line 2: column 'prompt' must be text"),
-        (GOOD + '{"prompt": "1", "answer": " "}', r"line 2: column 'answer' gives an empty answer"),
-        (GOOD + '{"prompt": "1", "answer": "so\\n####"}', r"line 2: column 'answer' gives an empty answer"),
+        (GOOD + '{"prompt": ["1"], "answer": "2"}', r"line 2: column 'prompt' must be non-empty text"),
+        (GOOD + '{"prompt": "1", "answer": " "}', r"line 2: column 'answer' contains an empty answer"),
+        (
+            GOOD + '{"prompt": "1", "answer": "so\\n####"}',
+            r"line 2: column 'answer' contains an empty answer",
+        ),
         (
             GOOD + '{"prompt": "1", "answer": null}',
             r"line 2: column 'answer' must be text or a number, not None",
         ),
         (
             GOOD + '{"prompt": "1", "answer": "2", "id": "a-1"}',
-            r"line 2: id 'a-1' was used before, at .*line 1",
+            r"line 2: id 'a-1' is already used at .*line 1",
         ),
     ],
 )
@@ -183,7 +189,7 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
     jsonl(tmp_path / "sums.jsonl", GSM8K_ROW)
     with pytest.raises(InputError, match=r"sum\.jsonl: no such file; did you mean .*sums\.jsonl\?"):
         read_problems(tmp_path / "sum.jsonl")
-    with pytest.raises(InputError, match="nor is there a folder"):
+    with pytest.raises(InputError, match=r"the folder .* does not exist"):
         read_problems(tmp_path / "nowhere" / "sum.jsonl")
 
 
@@ -196,7 +202,7 @@ def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_problems(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
     with pytest.raises(InputError, match=r"a\.jsonl: not UTF-8 text \(byte 12\)"):
@@ -297,7 +303,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_a_column_that_json_cannot_hold_is_refused_before_the_file_is_touched(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="problem 'x': a column can't be written as JSON"):
+    with pytest.raises(InputError, match="problem 'x': a column cannot be written as JSON"):
         write_problems(tmp_path / "a.jsonl", [Problem(prompt="?", answer="1", id="x", columns={"c": {1, 2}})])
     assert not (tmp_path / "a.jsonl").exists()
 

@@ -1,4 +1,4 @@
-"""What a function may answer, and what it may do instead: whatever it is, the run goes on."""
+"""Tests of calling reward functions: valid values, invalid values and exceptions."""
 
 import asyncio
 import inspect
@@ -22,35 +22,35 @@ from llm_reinforce.rewards.calls import (
     RewardResult,
     StepRewards,
     call_on_each,
-    shown,
+    short_repr,
 )
 
-ASKED = JudgedCompletion(Problem("47+85=", "132"), "abc", (5, 6, 7, 0))
+JUDGED = JudgedCompletion(Problem("47+85=", "132"), "abc", (5, 6, 7, 0))
 
 
-class Odd:
-    """Fails at whatever it is asked."""
+class Broken:
+    """An object that raises an error on every access."""
 
     def __getattr__(self, name: str) -> Any:
-        raise RuntimeError("don't ask")
+        raise RuntimeError("no attributes")
 
     def __repr__(self) -> str:
-        raise RuntimeError("don't look")
+        raise RuntimeError("no repr")
 
     __float__ = __len__ = __iter__ = __repr__  # type: ignore[assignment]
 
 
-class OddError(Exception):
+class UnprintableError(Exception):
     def __str__(self) -> str:
-        raise RuntimeError("don't look")
+        raise RuntimeError("no str")
 
 
-def ask(function: Callable[..., Any]) -> RewardResult:
-    return call_on_each(function, [ASKED]).outcomes[0]
+def result_of(function: Callable[..., Any]) -> RewardResult:
+    return call_on_each(function, [JUDGED]).outcomes[0]
 
 
-def answering(value: Any) -> RewardResult:
-    return ask(lambda completion, problem: value)
+def result_of_value(value: Any) -> RewardResult:
+    return result_of(lambda completion, problem: value)
 
 
 @pytest.mark.parametrize(
@@ -71,14 +71,14 @@ def answering(value: Any) -> RewardResult:
         torch.tensor(1.0, requires_grad=True),
     ],
 )
-def test_numbers_are_floats_in_the_end(value: Any) -> None:
-    told = answering(value)
-    assert told == RewardResult(1.0)
-    assert type(told.value) is float
+def test_numbers_are_converted_to_floats(value: Any) -> None:
+    result = result_of_value(value)
+    assert result == RewardResult(1.0)
+    assert type(result.value) is float
 
 
-def test_none_does_not_apply() -> None:
-    assert answering(None) == RewardResult()
+def test_none_means_not_applicable() -> None:
+    assert result_of_value(None) == RewardResult()
 
 
 @pytest.mark.parametrize(
@@ -105,18 +105,18 @@ def test_none_does_not_apply() -> None:
         float,
     ],
 )
-def test_what_is_no_finite_number_is_a_failure(value: Any) -> None:
-    told = answering(value)
-    assert told.value is None
-    assert told.failure is not None
-    assert told.failure.split(":")[0] in ("TypeError", "RuntimeError")
-    assert told.traceback == ""  # none of its lines are the user's
+def test_value_that_is_not_a_finite_number_is_a_failure(value: Any) -> None:
+    result = result_of_value(value)
+    assert result.value is None
+    assert result.failure is not None
+    assert result.failure.split(":")[0] in ("TypeError", "RuntimeError")
+    assert result.traceback == ""  # no line of it is in the user's function
 
 
-def test_an_object_that_fails_at_whatever_it_is_asked() -> None:
-    assert answering(Odd()).failure == "RuntimeError: don't ask"
-    assert answering(StepRewards([Odd()])).failure is not None  # type: ignore[list-item]
-    assert answering(StepRewards(by_token=Odd())).failure is not None  # type: ignore[arg-type]
+def test_object_that_raises_on_every_access_is_a_failure() -> None:
+    assert result_of_value(Broken()).failure == "RuntimeError: no attributes"
+    assert result_of_value(StepRewards([Broken()])).failure is not None  # type: ignore[list-item]
+    assert result_of_value(StepRewards(by_token=Broken())).failure is not None  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_an_object_that_fails_at_whatever_it_is_asked() -> None:
         BaseException("base"),
     ],
 )
-def test_what_it_raises_is_a_failure(error: BaseException) -> None:
+def test_exception_is_a_failure_with_its_traceback(error: BaseException) -> None:
     def raises(completion: str, problem: Problem) -> float:
         raise error
 
@@ -141,41 +141,41 @@ def test_what_it_raises_is_a_failure(error: BaseException) -> None:
         raise error
 
     for function in (raises, raises_later):
-        told = ask(function)
-        assert told.failure == f"{type(error).__name__}: {error}"
-        assert told.traceback.startswith("Traceback")
-        assert function.__name__ in told.traceback
-        assert "/calls.py" not in told.traceback
+        result = result_of(function)
+        assert result.failure == f"{type(error).__name__}: {error}"
+        assert result.traceback.startswith("Traceback")
+        assert function.__name__ in result.traceback
+        assert "/calls.py" not in result.traceback
 
 
-def test_an_error_that_cannot_be_shown() -> None:
+def test_unprintable_error_is_reported_by_its_type() -> None:
     def raises(completion: str, problem: Problem) -> float:
-        raise OddError
+        raise UnprintableError
 
-    assert ask(raises).failure == "OddError"
+    assert result_of(raises).failure == "UnprintableError"
 
 
-def test_endless_recursion_and_a_long_traceback() -> None:
+def test_infinite_recursion_is_a_failure_and_long_tracebacks_are_cut() -> None:
     def deeper(completion: str, problem: Problem) -> float:
         return deeper(completion, problem)
 
     def long(completion: str, problem: Problem) -> float:
         raise ValueError("x" * 100_000)
 
-    told = ask(deeper)
-    assert told.failure is not None
-    assert told.failure.startswith("RecursionError")
-    assert len(ask(long).traceback) == MAX_TRACEBACK
+    result = result_of(deeper)
+    assert result.failure is not None
+    assert result.failure.startswith("RecursionError")
+    assert len(result_of(long).traceback) == MAX_TRACEBACK
 
 
-def test_a_call_that_does_not_fit_is_a_failure_without_a_traceback() -> None:
-    told = ask(lambda completion: 1.0)  # type: ignore[misc]
-    assert told.failure is not None
-    assert "argument" in told.failure
+def test_function_with_the_wrong_parameters_is_a_failure() -> None:
+    result = result_of(lambda completion: 1.0)  # type: ignore[misc]
+    assert result.failure is not None
+    assert "argument" in result.failure
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_the_child_of_a_function_that_forks_does_not_go_on() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
+def test_child_process_of_a_function_that_forks_exits() -> None:
     def forks(completion: str, problem: Problem) -> float:
         return float(os.fork() == 0)
 
@@ -185,12 +185,12 @@ def test_the_child_of_a_function_that_forks_does_not_go_on() -> None:
 
     parent = os.getpid()
     for function in (forks, forks_later):
-        assert ask(function) == RewardResult(0.0)
+        assert result_of(function) == RewardResult(0.0)
         assert os.getpid() == parent
         assert os.waitstatus_to_exitcode(os.waitpid(-1, 0)[1]) == 0
 
 
-def test_coroutines_are_awaited_together_also_within_an_event_loop() -> None:
+def test_coroutines_run_concurrently_even_within_an_event_loop() -> None:
     running = most = 0
 
     async def slow(completion: str, problem: Problem) -> float:
@@ -201,16 +201,16 @@ def test_coroutines_are_awaited_together_also_within_an_event_loop() -> None:
         running -= 1
         return float(completion)
 
-    asked = [JudgedCompletion(ASKED.problem, str(number)) for number in range(5)]
+    judged = [JudgedCompletion(JUDGED.problem, str(number)) for number in range(5)]
 
     async def notebook() -> list[RewardResult]:
-        return list(call_on_each(slow, asked).outcomes)
+        return list(call_on_each(slow, judged).outcomes)
 
     assert asyncio.run(notebook()) == [RewardResult(float(number)) for number in range(5)]
     assert most == 5
 
 
-def test_what_is_bound_to_the_event_loop_serves_the_next_batch() -> None:
+def test_objects_bound_to_the_event_loop_can_be_reused_by_the_next_batch() -> None:
     limit = asyncio.Semaphore(2)
     loops: set[int] = set()
 
@@ -220,13 +220,13 @@ def test_what_is_bound_to_the_event_loop_serves_the_next_batch() -> None:
             await asyncio.sleep(0.001)
         return float(completion)
 
-    asked = [JudgedCompletion(ASKED.problem, str(number)) for number in range(5)]
+    judged = [JudgedCompletion(JUDGED.problem, str(number)) for number in range(5)]
     for _ in range(3):
-        assert call_on_each(limited, asked).outcomes == [RewardResult(float(number)) for number in range(5)]
+        assert call_on_each(limited, judged).outcomes == [RewardResult(float(number)) for number in range(5)]
     assert len(loops) == 1
 
 
-def test_who_leaves_or_stops_the_event_loop_ends_nothing_but_an_answer() -> None:
+def test_function_that_exits_or_stops_the_event_loop_fails_alone() -> None:
     async def leaves() -> float:
         sys.exit(3)
 
@@ -241,14 +241,14 @@ def test_who_leaves_or_stops_the_event_loop_ends_nothing_but_an_answer() -> None
     async def right(completion: str, problem: Problem) -> float:
         return 2.0
 
-    told = ask(in_a_task).failure  # type: ignore[arg-type]
-    assert told is not None
-    assert "SystemExit" in told
-    assert ask(stops) == RewardResult(1.0)
-    assert ask(right) == RewardResult(2.0)
+    failure = result_of(in_a_task).failure  # type: ignore[arg-type]
+    assert failure is not None
+    assert "SystemExit" in failure
+    assert result_of(stops) == RewardResult(1.0)
+    assert result_of(right) == RewardResult(2.0)
 
 
-def test_an_asynchronous_function_may_ask_another() -> None:
+def test_asynchronous_function_may_call_another_one() -> None:
     async def inner(completion: str, problem: Problem) -> float:
         await asyncio.sleep(0)
         return 2.0
@@ -256,23 +256,23 @@ def test_an_asynchronous_function_may_ask_another() -> None:
     async def outer(completion: str, problem: Problem) -> float:
         return call_on_each(inner, [JudgedCompletion(problem, completion)]).outcomes[0].value  # type: ignore[return-value]
 
-    assert ask(outer) == RewardResult(2.0)
+    assert result_of(outer) == RewardResult(2.0)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_has_an_event_loop_of_its_own() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")
+def test_forked_child_has_its_own_event_loop() -> None:
     async def later(completion: str, problem: Problem) -> float:
         await asyncio.sleep(0)
         return 1.0
 
-    assert ask(later) == RewardResult(1.0)
+    assert result_of(later) == RewardResult(1.0)
     child = os.fork()
     if child == 0:
-        os._exit(0 if ask(later) == RewardResult(1.0) else 1)
+        os._exit(0 if result_of(later) == RewardResult(1.0) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-def test_the_tokens_go_to_who_asks_for_them() -> None:
+def test_functions_with_a_parameter_completion_ids_receive_the_tokens() -> None:
     def with_ids(completion: str, problem: Problem, completion_ids: list[int], factor: float = 1.0) -> float:
         return sum(completion_ids) * factor
 
@@ -280,36 +280,36 @@ def test_the_tokens_go_to_who_asks_for_them() -> None:
         def __call__(self, completion: str, problem: Problem, *, completion_ids: list[int]) -> float:
             return float(len(completion_ids))
 
-    assert ask(with_ids) == RewardResult(18.0)
-    assert ask(partial(with_ids, factor=2.0)) == RewardResult(36.0)
-    assert ask(CountsTokens()) == RewardResult(4.0)
+    assert result_of(with_ids) == RewardResult(18.0)
+    assert result_of(partial(with_ids, factor=2.0)) == RewardResult(36.0)
+    assert result_of(CountsTokens()) == RewardResult(4.0)
 
 
-def test_a_function_written_in_c() -> None:
+def test_function_written_in_c_can_be_called() -> None:
     with pytest.raises(ValueError, match="signature"):
         inspect.signature(max)
-    assert ask(lambda completion, problem: max(1.0, 2.0)) == RewardResult(2.0)
-    assert ask(max).failure is not None
-    assert sys.getrecursionlimit() > 100  # untouched
+    assert result_of(lambda completion, problem: max(1.0, 2.0)) == RewardResult(2.0)
+    assert result_of(max).failure is not None
+    assert sys.getrecursionlimit() > 100  # unchanged
 
 
 # -------------------------------------------------------------------------------------- step rewards
 
 
-def test_step_rewards_come_back_in_plain_numbers() -> None:
-    def lazily() -> Iterator[tuple[Any, ...]]:
+def test_step_rewards_are_converted_to_plain_numbers() -> None:
+    def spans() -> Iterator[tuple[Any, ...]]:
         yield (0, 3, 1)
         yield [np.int64(1), np.int64(4), np.float32(0.5)]  # type: ignore[misc]
 
-    told = answering(StepRewards(lazily()))  # type: ignore[arg-type]
-    assert told == RewardResult(StepRewards([(0, 3, 1.0), (1, 4, 0.5)]))
+    result = result_of_value(StepRewards(spans()))  # type: ignore[arg-type]
+    assert result == RewardResult(StepRewards([(0, 3, 1.0), (1, 4, 0.5)]))
     by_token = StepRewards(by_token=torch.tensor([0.0, 1.0, 0.0, -2.0]))  # type: ignore[arg-type]
-    assert answering(by_token) == RewardResult(StepRewards(by_token=[0.0, 1.0, 0.0, -2.0]))
-    assert answering(StepRewards()) == RewardResult(StepRewards([]))
+    assert result_of_value(by_token) == RewardResult(StepRewards(by_token=[0.0, 1.0, 0.0, -2.0]))
+    assert result_of_value(StepRewards()) == RewardResult(StepRewards([]))
 
 
 @pytest.mark.parametrize(
-    ("steps", "told"),
+    ("steps", "expected"),
     [
         (StepRewards([(0, 5, 1.0)]), "the span (0, 5) is empty or not within 0 to 4"),
         (StepRewards([(-1, 2, 1.0)]), "the span (-1, 2) is empty"),
@@ -331,13 +331,13 @@ def test_step_rewards_come_back_in_plain_numbers() -> None:
         (StepRewards([(0, 1, 1.0)], by_token=[0, 0, 0, 0]), "not both"),
     ],
 )
-def test_step_rewards_that_do_not_fit_are_a_failure(steps: StepRewards, told: str) -> None:
-    failure = answering(steps).failure
+def test_step_rewards_that_do_not_fit_the_completion_are_a_failure(steps: StepRewards, expected: str) -> None:
+    failure = result_of_value(steps).failure
     assert failure is not None
-    assert told in failure
+    assert expected in failure
 
 
-def test_what_is_shown_is_short() -> None:
-    assert shown("a" * 1000).endswith("...")
-    assert len(shown("a" * 1000)) == 200
-    assert shown(Odd()) == "a Odd"
+def test_short_repr_has_at_most_200_characters() -> None:
+    assert short_repr("a" * 1000).endswith("...")
+    assert len(short_repr("a" * 1000)) == 200
+    assert short_repr(Broken()) == "a Broken"

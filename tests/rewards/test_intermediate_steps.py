@@ -1,4 +1,4 @@
-"""Intermediate equations: found as they are written, checked exactly, and never by what comes later."""
+"""Tests of rewards for intermediate equations, which may depend only on the text up to the equation's end."""
 
 import re
 import time
@@ -40,7 +40,7 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 
 
 def steps(text: str, **arguments: float) -> list[tuple[str, float]]:
-    """Each step's text up to the character that completes it, and its reward; ■ is the end token."""
+    """Return the text and the reward of each step; ■ stands for the end token."""
     answer = intermediate_steps(**arguments)(text, PROBLEM)  # type: ignore[arg-type]
     assert isinstance(answer, StepRewards)
     return [((text + "■")[start:end], value) for start, end, value in answer.spans]
@@ -59,7 +59,7 @@ def steps(text: str, **arguments: float) -> list[tuple[str, float]]:
         ("so (we know 3*4=12)", [("3*4=12)", 1)]),
         (r"\(3*4=12\)", [(r"3*4=12\)", 1)]),
         ("- 3*4=12\n- 2+3=6\n", [("3*4=12\n", 1), ("2+3=6\n", -1)]),
-        ("1) 3*4=12 2)", []),  # 12 2 is no number
+        ("1) 3*4=12 2)", []),  # 12 2 is not a number
         ("1. 3*4=12\n2. 2+3=5\n", [("3*4=12\n", 1), ("2+3=5\n", 1)]),
         ("x=3*4=12", [("3*4=12■", 1)]),
         ("2+3=5=1+4=6", [("2+3=5=", 1), ("5=1+4=", 1), ("1+4=6■", -1)]),
@@ -75,7 +75,7 @@ def steps(text: str, **arguments: float) -> list[tuple[str, float]]:
         ("3*4=12 or 1+1=2\n", [("3*4=12 o", 1), ("1+1=2\n", 1)]),
     ],
 )
-def test_equations(text: str, expected: list[tuple[str, float]]) -> None:
+def test_equations_are_found_and_checked(text: str, expected: list[tuple[str, float]]) -> None:
     assert steps(text) == expected
 
 
@@ -123,11 +123,11 @@ def test_equations(text: str, expected: list[tuple[str, float]]) -> None:
         "+".join("1" * 40) + "=40",
     ],
 )
-def test_what_is_no_step_of_plain_arithmetic_is_left_alone(text: str) -> None:
+def test_text_without_plain_arithmetic_has_no_steps(text: str) -> None:
     assert steps(text) == []
 
 
-def test_a_repeated_step_counts_once_and_the_first_so_many() -> None:
+def test_repeated_steps_count_once_and_max_steps_limits_their_number() -> None:
     assert steps("1+1=2;1 + 1 = 2;1+1=3;") == [("1+1=2;", 1), ("1+1=3;", -1)]
     assert steps("1+1=2;2+2=4;3+3=6;", max_steps=2) == [("1+1=2;", 1), ("2+2=4;", 1)]
     assert steps("1+1=2;1+1=3;", right=0.5, wrong=0.0) == [("1+1=2;", 0.5), ("1+1=3;", 0.0)]
@@ -144,15 +144,15 @@ def test_a_repeated_step_counts_once_and_the_first_so_many() -> None:
 @example("3*4=12 ", "+1")
 @example("3*4=12$ so", "5")
 @example("3*4=12$", "5")
-def test_a_step_s_reward_depends_on_nothing_behind_it(text: str, other: str) -> None:
+def test_reward_of_a_step_does_not_depend_on_later_text(text: str, other: str) -> None:
     reward = intermediate_steps(max_steps=3)
     answer = reward(text, PROBLEM)
     assert isinstance(answer, StepRewards)
     for place, (_, end, _) in enumerate(answer.spans):
-        if end <= len(text):  # else it is the end token's, which nothing follows
-            again = reward(text[:end] + other, PROBLEM)
-            assert isinstance(again, StepRewards)
-            assert list(again.spans[: place + 1]) == list(answer.spans[: place + 1])
+        if end <= len(text):  # otherwise the end token completes the step, and no text can follow
+            changed = reward(text[:end] + other, PROBLEM)
+            assert isinstance(changed, StepRewards)
+            assert list(changed.spans[: place + 1]) == list(answer.spans[: place + 1])
 
 
 NUMBERS = st.integers(-50, 50).map(lambda number: f"({number})" if number < 0 else str(number))
@@ -166,10 +166,10 @@ EXPRESSIONS = st.recursive(
 
 
 @given(EXPRESSIONS, st.integers(-3, 3))
-def test_the_value_of_an_expression_is_python_s(expression: str, offset: int) -> None:
+def test_value_of_an_expression_equals_that_of_python(expression: str, offset: int) -> None:
     in_fractions = re.sub(r"[0-9]+", r"Fraction(\g<0>)", expression)
     try:
-        value = eval(in_fractions, {"Fraction": Fraction})  # this test has made it
+        value = eval(in_fractions, {"Fraction": Fraction})  # safe: this test has generated the expression
     except ZeroDivisionError:
         assert list(find_equations(f"{expression}+0=1")) == []
         return
@@ -179,7 +179,7 @@ def test_the_value_of_an_expression_is_python_s(expression: str, offset: int) ->
 
 
 @given(st.text(alphabet="0123456789+-*/()=.,$% x\n^\\abc", max_size=300) | st.text(max_size=300))
-def test_any_text_has_an_answer_in_order_and_in_place(text: str) -> None:
+def test_equations_of_any_text_are_ordered_and_within_the_text(text: str) -> None:
     equations = list(find_equations(text))
     ends = [equation.end for equation in equations]
     assert ends == sorted(set(ends))
@@ -189,7 +189,7 @@ def test_any_text_has_an_answer_in_order_and_in_place(text: str) -> None:
 @pytest.mark.parametrize(
     "piece", ["1+", "(", "3*4=12 ", "3*4=12;", "=", "-", "1", "1,", " ", "\n- ", "\\", "x", "a"]
 )
-def test_long_texts_take_no_time(piece: str) -> None:
+def test_long_texts_are_parsed_in_linear_time(piece: str) -> None:
     text = piece * (20_000 // len(piece))
     before = time.thread_time()
     intermediate_steps()(text, PROBLEM)

@@ -261,7 +261,7 @@ def test_a_traceback_comes_along(isolated: IsolatedFunction) -> None:
 @pytest.mark.parametrize("in_a_thread", [False, True])
 def test_a_hanging_function_is_stopped(in_short: IsolatedFunction, does: str, in_a_thread: bool) -> None:
     ask(in_short, "1.0")  # started
-    pid = in_short._workers[0].process.pid  # type: ignore[union-attr]
+    (pid,) = in_short.workers.pids
     told: list[CombinedReward] = []
     started = time.monotonic()
     if in_a_thread:
@@ -283,7 +283,7 @@ def test_a_hanging_function_is_stopped(in_short: IsolatedFunction, does: str, in
 def test_while_one_worker_starts_anew_the_other_is_stopped_in_time(file: Path) -> None:
     function = IsolatedFunction(f"{file}:does", {}, Isolation(num_workers=2, time_limit=TIME_LIMIT))
     ask(function, "1", "1")
-    pids = [worker.process.pid for worker in function._workers]  # type: ignore[union-attr]
+    pids = function.workers.pids
     started = time.monotonic()
     thread = threading.Thread(target=ask, args=(function, "os._exit(1)", "loops()", "1", "1"))
     thread.start()
@@ -315,17 +315,13 @@ def test_two_threads_may_ask(isolated: IsolatedFunction) -> None:
     assert totals == {number: float(number) for number in range(8)}
 
 
-def test_an_interrupted_question_is_not_answered_later(
-    isolated: IsolatedFunction, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
-
+def test_an_interrupted_question_is_not_answered_later(isolated: IsolatedFunction) -> None:
     ask(isolated, "1.0")
-    with monkeypatch.context() as patch:
-        patch.setattr("llm_reinforce.rewards.isolation._wait", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            ask(isolated, "5.0")
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    threading.Timer(0.3, lambda: signal.pthread_kill(main_thread, signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt):
+        ask(isolated, "time.sleep(1) or 5.0")
     assert ask(isolated, "2.0")[0].total == 2.0
 
 
@@ -343,7 +339,7 @@ def test_a_fork_s_child_does_not_answer(isolated: IsolatedFunction) -> None:
 def test_no_process_is_left_after_close(file: Path) -> None:
     function = IsolatedFunction(f"{file}:does", {}, LIMITS)
     (child,) = ask(function, "starts_a_child()")
-    pids = [int(child.total or 0), function._workers[0].process.pid]  # type: ignore[union-attr]
+    pids = [int(child.total or 0), *function.workers.pids]
     assert all(map(is_running, pids))
     function.close()
     assert all(is_gone(pid, within=1.0) for pid in pids)
@@ -351,7 +347,7 @@ def test_no_process_is_left_after_close(file: Path) -> None:
 
 def test_no_process_is_left_where_nobody_closes_it(file: Path) -> None:
     function = IsolatedFunction(f"{file}:does", {}, LIMITS)
-    pid = function._workers[0].process.pid  # type: ignore[union-attr]
+    (pid,) = function.workers.pids
     del function
     assert is_gone(pid, within=1.0)
 
@@ -367,7 +363,7 @@ function = IsolatedFunction(sys.argv[1], {}, Isolation(num_workers=1, time_limit
 def ask(completion):
     asked = [JudgedCompletion(Problem("", ""), completion)]
     return function.ask(asked, conversational=False, progress=Progress()).outcomes[0].value
-print(function._workers[0].process.pid, int(ask("starts_a_child()")), flush=True)
+print(*function.workers.pids, int(ask("starts_a_child()")), flush=True)
 ask(sys.argv[2])
 """
 
@@ -422,7 +418,7 @@ def test_what_does_not_load_is_one_input_error(tmp_path: Path, text: str, name: 
 
 
 def test_a_module_that_never_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_reinforce.rewards.isolation.MAX_START", 0.5)
+    monkeypatch.setattr("llm_reinforce.rewards.isolation.START_LIMIT", 0.5)
     path = tmp_path / "slow.py"
     path.write_text("while True: pass\n")
     with pytest.raises(InputError, match="no answer within 0\\.5 seconds"):
@@ -438,6 +434,8 @@ def test_a_file_of_the_current_directory_hides_no_module_of_python(
     function = IsolatedFunction("mine.py:f", {}, LIMITS)
     monkeypatch.chdir("/")
     assert ask(function, "a")[0].total == 1.0
-    function._workers[0].kill()
+    (pid,) = function.workers.pids
+    os.kill(pid, signal.SIGKILL)
+    assert is_gone(pid, within=5.0)
     assert ask(function, "a")[0].total == 1.0  # found again, from where it was found first
     function.close()

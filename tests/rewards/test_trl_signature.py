@@ -1,4 +1,4 @@
-"""TRL's reward functions run as they are: what they are given, and what they may give back."""
+"""Tests of calling functions with TRL's signature: their arguments and the values that they may return."""
 
 import asyncio
 import importlib.util
@@ -20,7 +20,7 @@ from llm_reinforce.rewards.trl_signature import has_trl_signature
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import TrainingLoop
 
-ASKED = [
+JUDGED = [
     JudgedCompletion(Problem("1+1=", "2", columns={"level": 1, "answer": "#### 2"}), "2", (2, 0)),
     JudgedCompletion(
         Problem("2+2=", "4", solution="two twos", columns={"source": "b"}), "five", (5, 6, 7, 0)
@@ -29,24 +29,24 @@ ASKED = [
 ]
 
 
-def ask(
-    function: Callable[..., Any], asked: Sequence[JudgedCompletion] = ASKED, **settings: Any
+def combined(
+    function: Callable[..., Any], judged: Sequence[JudgedCompletion] = JUDGED, **settings: Any
 ) -> CombinedRewards:
-    return combine_rewards(asked, [WeightedReward("f", function)], **settings)
+    return combine_rewards(judged, [WeightedReward("f", function)], **settings)
 
 
 def totals(function: Callable[..., Any], **settings: Any) -> list[float | None]:
-    return [one.total for one in ask(function, **settings).scored]
+    return [one.total for one in combined(function, **settings).scored]
 
 
 def lengths(completions: list[str], **kwargs: Any) -> list[float]:
     return [float(len(completion)) for completion in completions]
 
 
-# ------------------------------------------------------------------------------- what it is given
+# -------------------------------------------------------------------------------------- arguments
 
 
-def test_a_batch_with_its_columns_as_lists() -> None:
+def test_function_receives_a_batch_with_columns_as_lists() -> None:
     seen: dict[str, Any] = {}
 
     def looks(**kwargs: Any) -> list[float]:
@@ -60,7 +60,7 @@ def test_a_batch_with_its_columns_as_lists() -> None:
     assert seen["prompts"] == ["1+1=", "2+2=", "3+3="]
     assert seen["completions"] == ["2", "five", ""]
     assert seen["completion_ids"] == [[2, 0], [5, 6, 7, 0], [0]]
-    assert seen["answer"] == ["#### 2", "4", "6"]  # the column as the data has it, where it is a column
+    assert seen["answer"] == ["#### 2", "4", "6"]  # the unchanged column of the data if there is one
     assert seen["solution"] == ["2", "two twos", "6"]
     assert seen["level"] == [1, None, None]
     assert seen["source"] == [None, "b", None]
@@ -72,9 +72,9 @@ def test_a_batch_with_its_columns_as_lists() -> None:
     }
 
 
-def test_no_column_takes_the_place_of_an_argument() -> None:
+def test_columns_do_not_replace_arguments() -> None:
     names = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "prompt")
-    asked = [
+    judged = [
         JudgedCompletion(Problem("a", "b", columns=dict.fromkeys([*names, "function"], "column")), "c", (1,))
     ]
 
@@ -85,10 +85,10 @@ def test_no_column_takes_the_place_of_an_argument() -> None:
         assert callable(kwargs["log_extra"])
         return [1.0]
 
-    assert ask(looks, asked).scored[0].total == 1.0
+    assert combined(looks, judged).scored[0].total == 1.0
 
 
-def test_plain_and_conversational() -> None:
+def test_texts_or_messages_are_passed() -> None:
     def looks(prompts: Any, completions: Any, **kwargs: Any) -> list[float]:
         if isinstance(prompts[0], str):
             return lengths(completions)
@@ -98,12 +98,12 @@ def test_plain_and_conversational() -> None:
 
     assert totals(looks) == [1.0, 4.0, 0.0]
     assert totals(looks, conversational=True) == [-1.0, -4.0, 0.0]
-    for wanted, sign in ((False, 1), (True, -1)):  # its own setting comes first
+    for wanted, sign in ((False, 1), (True, -1)):  # the setting of the reward takes precedence
         rewards = [WeightedReward("f", looks, conversational=wanted)]
-        assert combine_rewards(ASKED, rewards, conversational=not wanted).scored[1].total == 4.0 * sign
+        assert combine_rewards(JUDGED, rewards, conversational=not wanted).scored[1].total == 4.0 * sign
 
 
-def test_forms_of_functions() -> None:
+def test_kinds_of_callables_are_accepted() -> None:
     async def later(completions: list[str], **kwargs: Any) -> list[float]:
         await asyncio.sleep(0)
         return lengths(completions)
@@ -132,7 +132,7 @@ def test_forms_of_functions() -> None:
     assert totals(of_prompts) == [1.0] * 3
     assert totals(of_ids) == [2.0, 4.0, 1.0]
     assert totals(partial(with_argument, factor=2.0)) == [2.0, 8.0, 0.0]
-    # the data has a column `answer`, of texts; what the recipe gave stays
+    # the argument `answer` of the recipe takes precedence over the column `answer` of the data
     assert totals(partial(with_argument, factor=2.0, answer=0)) == [2.0, 8.0, 0.0]
     given = partial(lambda completions, answer, **kwargs: [answer] * 3, answer=5.0)
     assert totals(given) == [5.0] * 3
@@ -142,26 +142,26 @@ def test_forms_of_functions() -> None:
     assert not has_trl_signature(max)
 
 
-# ------------------------------------------------------------------------------- what it gives back
+# ---------------------------------------------------------------------------------- returned values
 
 
 @pytest.mark.parametrize(
     "values",
     [[1, 2.0, None], (1, 2.0, None), [np.float32(1), torch.tensor(2.0), None]],
 )
-def test_a_list_of_numbers_and_none(values: Any) -> None:
+def test_list_of_numbers_and_none_is_accepted(values: Any) -> None:
     assert totals(lambda completions, **kwargs: values) == [1.0, 2.0, None]
 
 
 @pytest.mark.parametrize("values", [np.array([1.0, 2.0, 3.0]), torch.tensor([1.0, 2.0, 3.0])])
-def test_an_array_or_a_tensor(values: Any) -> None:
+def test_array_or_tensor_is_accepted(values: Any) -> None:
     assert totals(lambda completions, **kwargs: values) == [1.0, 2.0, 3.0]
 
 
 @pytest.mark.parametrize(
-    ("values", "told"),
+    ("values", "expected"),
     [
-        ([1.0, 2.0], "a list of 3 values is wanted, one a completion, not a list of 2"),
+        ([1.0, 2.0], "must return a list of 3 values, one per completion, not a list of 2"),
         ([1.0] * 4, "not a list of 4"),
         ([], "not a list of 0"),
         (1.0, "not a float"),
@@ -173,40 +173,40 @@ def test_an_array_or_a_tensor(values: Any) -> None:
         (iter([1.0] * 3), "not a list_iterator"),
     ],
 )
-def test_the_wrong_length_or_shape_fails_for_each(values: Any, told: str) -> None:
-    scored = ask(lambda completions, **kwargs: values).scored
+def test_wrong_length_or_shape_fails_for_every_completion(values: Any, expected: str) -> None:
+    scored = combined(lambda completions, **kwargs: values).scored
     assert [one.total for one in scored] == [None] * 3
-    assert all(told in str(one.failure) for one in scored)
+    assert all(expected in str(one.failure) for one in scored)
     assert all(one.traceback == "" for one in scored)
 
 
-def test_one_bad_value_fails_alone() -> None:
+def test_invalid_value_fails_for_its_completion_only() -> None:
     for bad in (math.nan, math.inf, "1", [1.0], np.ones(2)):
-        scored = ask(lambda completions, bad=bad, **kwargs: [1.0, bad, 3.0]).scored
+        scored = combined(lambda completions, bad=bad, **kwargs: [1.0, bad, 3.0]).scored
         assert [one.total for one in scored] == [1.0, None, 3.0]
         assert scored[1].failure is not None
-    scored = ask(lambda completions, **kwargs: np.ones((3, 1))).scored
+    scored = combined(lambda completions, **kwargs: np.ones((3, 1))).scored
     assert [one.total for one in scored] == [None] * 3
 
 
-def test_an_exception_fails_for_each_with_its_traceback() -> None:
+def test_exception_fails_for_every_completion_with_its_traceback() -> None:
     def breaks(completions: list[str], **kwargs: Any) -> list[float]:
         raise KeyError("level")
 
     async def breaks_later(completions: list[str], ground_truth: list[str]) -> list[float]:
         return [1.0]
 
-    scored = ask(breaks).scored
+    scored = combined(breaks).scored
     assert [one.failure for one in scored] == ["f: KeyError: 'level'"] * 3
     assert "in breaks" in scored[0].traceback
     assert "/trl_signature.py" not in scored[0].traceback
-    assert "ground_truth" in str(ask(breaks_later).scored[0].failure)
+    assert "ground_truth" in str(combined(breaks_later).scored[0].failure)
 
 
-# ------------------------------------------------------------------------------------- what it logs
+# ---------------------------------------------------------------------------------- logged values
 
 
-def test_what_it_logs() -> None:
+def test_metrics_and_extras_are_logged() -> None:
     def logs(completions: list[str], log_extra: Any, log_metric: Any, **kwargs: Any) -> list[float]:
         log_metric("share_short", 0.25)
         log_metric("share_short", torch.tensor(0.75))
@@ -214,7 +214,7 @@ def test_what_it_logs() -> None:
         log_extra("odd", [math.nan, {1: 2}, np.float64(0.5)])
         return lengths(completions)
 
-    scores = ask(logs)
+    scores = combined(logs)
     assert scores.metrics == {"share_short": 0.5}
     assert [dict(one.extras) for one in scores.scored] == [
         {"first": "2", "odd": "nan"},
@@ -224,23 +224,25 @@ def test_what_it_logs() -> None:
 
 
 @pytest.mark.parametrize("wrong", ["extra", "metric"])
-def test_what_can_not_be_logged_is_a_failure(wrong: str) -> None:
+def test_invalid_logged_value_is_a_failure(wrong: str) -> None:
     def logs(completions: list[str], log_extra: Any, log_metric: Any, **kwargs: Any) -> list[float]:
         log_extra("first", [1]) if wrong == "extra" else log_metric("x", math.nan)
         return lengths(completions)
 
-    assert all(one.total is None for one in ask(logs).scored)
-    told = "1 values for 3 completions" if wrong == "extra" else "not nan"
-    assert told in str(ask(logs).scored[0].failure)
+    assert all(one.total is None for one in combined(logs).scored)
+    expected = "1 values for 3 completions" if wrong == "extra" else "not nan"
+    assert expected in str(combined(logs).scored[0].failure)
 
 
-def test_logs_reach_the_run_s_files(tiny_policy: LanguagePolicy, tmp_path: Any) -> None:
+def test_logged_values_are_written_to_the_files_of_the_run(
+    tiny_policy: LanguagePolicy, tmp_path: Any
+) -> None:
     steps: list[int] = []
 
     def logs(completions: list[str], trainer_state: Any, log_extra: Any, log_metric: Any) -> list[float]:
         steps.append(trainer_state.global_step)
         log_metric("share_long", 0.5)
-        log_metric("update", 99.0)  # a taken name
+        log_metric("update", 99.0)  # a reserved name
         log_metric("loss", 99.0)
         log_extra("length", [len(completion) for completion in completions])
         log_extra("odd", [math.inf for _ in completions])
@@ -266,17 +268,17 @@ def test_logs_reach_the_run_s_files(tiny_policy: LanguagePolicy, tmp_path: Any) 
     assert [row["share_long"] for row in metrics] == [0.5, 0.5]
     assert all(row["loss"] != 99.0 for row in metrics)
     assert all(row["extras"] == {"length": len(row["completion"]), "odd": "inf"} for row in episodes)
-    assert steps == [0, 0, 1]  # the first when it was tried
+    assert steps == [0, 0, 1]  # the first call is the trial before the first update
 
 
-# ------------------------------------------------------------------------------------ TRL's own ones
+# -------------------------------------------------------------------------- reward functions of TRL
 
 
-@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl isn't installed")
-def test_trl_s_own_reward_functions() -> None:
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+def test_reward_functions_of_trl_run_unchanged() -> None:
     from trl.rewards import get_soft_overlong_punishment, think_format_reward
 
-    asked = [
+    judged = [
         JudgedCompletion(Problem("What is 1+1?", "2"), text, tuple(range(num_tokens)))
         for text, num_tokens in (("<think>\none and one\n</think>\n2", 50), ("2", 95), ("<think>\n2", 101))
     ]
@@ -286,7 +288,7 @@ def test_trl_s_own_reward_functions() -> None:
             "overlong", get_soft_overlong_punishment(max_completion_len=100, soft_punish_cache=20)
         ),
     ]
-    scores = combine_rewards(asked, rewards, conversational=True).scored
+    scores = combine_rewards(judged, rewards, conversational=True).scored
     assert [one.failure for one in scores] == [None] * 3
     assert [one.parts for one in scores] == [
         {"think": 1.0, "overlong": 0.0},
@@ -297,15 +299,17 @@ def test_trl_s_own_reward_functions() -> None:
 
 @pytest.mark.skipif(
     importlib.util.find_spec("trl") is None or importlib.util.find_spec("math_verify") is None,
-    reason="trl or math-verify isn't installed",
+    reason="trl or math-verify is not installed",
 )
-def test_trl_s_accuracy_reward() -> None:
+def test_accuracy_reward_of_trl_runs_unchanged() -> None:
     from trl.rewards import accuracy_reward
 
-    asked = [
+    judged = [
         JudgedCompletion(Problem("What is 1/2 + 1/4?", answer), r"That is \boxed{\frac{3}{4}}.", (1, 2))
         for answer in (r"$\frac{3}{4}$", "$0.5$", "no formula at all")
     ]
-    scores = combine_rewards(asked, [WeightedReward("accuracy", accuracy_reward)], conversational=True).scored
+    scores = combine_rewards(
+        judged, [WeightedReward("accuracy", accuracy_reward)], conversational=True
+    ).scored
     assert [one.failure for one in scores] == [None] * 3
-    assert [one.total for one in scores] == [1.0, 0.0, None]  # None: the answer can't be read
+    assert [one.total for one in scores] == [1.0, 0.0, None]  # None: the answer cannot be parsed

@@ -90,7 +90,7 @@ def test_held_out_problems_are_removed_from_the_training_problems(tmp_path: Path
     split = problems_from_config(recipe(tmp_path, source), recorder.say)
     assert [problem.prompt for problem in split.train] == ["1=", "3="]
     assert len(split.held_out) == 2
-    assert recorder.messages == ["3 training problems are among the held-out ones and were left out"]
+    assert recorder.messages == ["3 training problems are also held-out problems and were left out"]
 
 
 def test_training_on_the_evaluated_problems_is_reported(tmp_path: Path) -> None:
@@ -99,8 +99,8 @@ def test_training_on_the_evaluated_problems_is_reported(tmp_path: Path) -> None:
     recorder = MessageRecorder()
     split = problems_from_config(recipe(tmp_path, same), recorder.say)
     assert {problem.prompt for problem in split.train} == {problem.prompt for problem in split.held_out}
-    assert "trains on what it evaluates on" in recorder.messages[0]
-    assert "3 of 3 problems asked are training problems as well" in recorder.messages[1]
+    assert "evaluated on its training problems" in recorder.messages[0]
+    assert "3 of 3 evaluated problems are also training problems" in recorder.messages[1]
     recorder = MessageRecorder()
     problems_from_config(
         recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 0}}"), recorder.say
@@ -116,8 +116,8 @@ def test_near_copies_of_held_out_problems_are_reported(tmp_path: Path) -> None:
     source = f"problems={{train: {{data: {train}}}, held_out: {{data: {held_out}}}, num_held_out: 3}}"
     problems_from_config(recipe(tmp_path, source), recorder.say)
     assert [sentence.partition(" (")[0] for sentence in recorder.messages] == [
-        "1 of 3 problems asked are training problems as well: the policy may know their answers by heart",
-        "1 of 3 problems asked are training problems with other numbers",
+        "1 of 3 evaluated problems are also training problems: the policy may have memorized their answers",
+        "1 of 3 evaluated problems are training problems with other numbers",
     ]
 
 
@@ -133,10 +133,10 @@ def test_held_out_problems_have_their_own_template_and_examples(tmp_path: Path) 
     assert shown.count("\n\n") == shown.count("Q") == 2
     own = {problem.prompt.rpartition("Q")[2] for problem in split.held_out}
     assert not any(f"Q{prompt}" in shown for prompt in own)
-    with pytest.raises(InputError, match="few_shot: 7 examples are wanted, and only 6 of 6"):
+    with pytest.raises(InputError, match="few_shot: needs 7 examples, but only 6 of 6"):
         problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
-        with pytest.raises(InputError, match="read for held-out problems only"):
+        with pytest.raises(InputError, match="used for held-out problems only"):
             recipe(
                 tmp_path,
                 f"problems={{train: {{data: {data}}}, num_held_out: 0}}",
@@ -150,7 +150,7 @@ def test_a_recipe_reads_a_named_data_set(tmp_path: Path) -> None:
     source = f"problems={{train: {{data: gsm8k={data}}}, num_held_out: 2}}"
     split = problems_from_config(recipe(tmp_path, source))
     assert {problem.answer for problem in (*split.train, *split.held_out)} == set("12345")
-    with pytest.raises(InputError, match="not read for a file"):
+    with pytest.raises(InputError, match="not used for a file"):
         recipe(tmp_path, f"problems={{train: {{data: gsm8k={data}, split: test}}}}")
     with pytest.raises(InputError, match="did you mean 'gsm8k'"):
         problems_from_config(recipe(tmp_path, "problems={train: {data: gsm9k}}"))
@@ -161,9 +161,9 @@ def test_a_recipe_reads_a_named_data_set(tmp_path: Path) -> None:
     [
         ("data: nowhere.jsonl", "no such file"),
         ("data: ~/nowhere.json", "no such file"),
-        ("data: nowhere.json, config: main", "not read for a file"),
-        ("data: a.txt, config: main", "not read for a file"),
-        ("data: a.txt, split: test", "not read for a file"),
+        ("data: nowhere.json, config: main", "not used for a file"),
+        ("data: a.txt, config: main", "not used for a file"),
+        ("data: a.txt, split: test", "not used for a file"),
     ],
 )
 def test_file_names_are_never_looked_up_on_the_hub(
@@ -211,9 +211,12 @@ def test_prompts_that_leave_no_room_for_a_completion_are_rejected(
     tmp_path: Path, tiny_policy: LanguagePolicy
 ) -> None:
     check_prompts_fit(tiny_policy, [Problem("1" * 28, "1")], 4)
-    with pytest.raises(InputError, match=r"problem 'long': its prompt has 29 tokens, .* more than the 32"):
+    with pytest.raises(
+        InputError,
+        match=r"problem 'long': its prompt has 29 tokens; .* exceeds the context of the policy, 32",
+    ):
         check_prompts_fit(tiny_policy, [Problem("1", "1"), Problem("1" * 29, "1", id="long")], 4)
-    with pytest.raises(InputError, match="that is more than the 16 tokens"):
+    with pytest.raises(InputError, match="this exceeds the context of the policy, 16 tokens"):
         build_loop(recipe(tmp_path, "problems.generate={digits: [7], num_train: 9}"))
 
 

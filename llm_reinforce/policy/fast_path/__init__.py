@@ -1,1 +1,1 @@
-"""The packed implementation for Llama-like models, behind the same two functions as the plain one."""
+"""The packed implementation for Llama-like models, used by the same two functions as the plain one."""

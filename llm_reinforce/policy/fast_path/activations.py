@@ -1,4 +1,4 @@
-"""What sampling has computed, kept for the gradient: the update needs no forward pass of its own."""
+"""Activations of sampling, kept so that the update need not repeat the forward pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,30 +12,36 @@ from torch import Tensor, nn
 
 from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.fast_path.completion_tree import CompletionTree
-from llm_reinforce.policy.fast_path.packed_forward import rounded
+from llm_reinforce.policy.fast_path.packed_forward import pad_to_multiple
 from llm_reinforce.policy.fast_path.packing import PackedPrompts
-from llm_reinforce.policy.fast_path.products import goes_by_product, layer_products
+from llm_reinforce.policy.fast_path.products import is_computed_by_product, layer_products
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 
-class _Written(NamedTuple):
-    """A completion: the numbers of its tokens but the last, and each action's scores."""
+class _KeptCompletion(NamedTuple):
+    """A sampled completion.
 
-    numbers: Sequence[int]
+    Attributes:
+        indices: indices of its tokens, except the last, among the kept activations.
+        log_probs: log-probability of each action.
+        entropies: entropy of each action's distribution.
+    """
+
+    indices: Sequence[int]
     log_probs: Sequence[float]
     entropies: Sequence[float]
 
 
 @dataclass(frozen=True, slots=True)
 class KeptProducts:
-    """What need not be computed again of some prompts and their completions.
+    """Kept activations of some prompts and completions.
 
     Attributes:
-        numbers: of their tokens, as `rounded` has them.
-        scores: of the actions, one completion's after the other's.
+        indices: index of each token among the kept activations, padded by `pad_to_multiple`.
+        log_probs: log-probabilities and entropies of the actions, concatenated over the completions.
     """
 
-    numbers: Int[Tensor, " token"]
+    indices: Int[Tensor, " token"]
     log_probs: ActionLogProbs
     _products: Mapping[nn.Module, list[Tensor]]
 
@@ -46,27 +52,27 @@ class KeptProducts:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Return the products of these layers: kept ones with their gradient, others recomputed."""
-        numbers = self.numbers if tokens is None else self.numbers.index_select(0, tokens)
-        known = [
-            torch.cat(self._products[layer]).index_select(0, numbers) if layer in self._products else None
+        """Return the products of the layers, from the kept ones if possible; see `Multiply`."""
+        indices = self.indices if tokens is None else self.indices.index_select(0, tokens)
+        cached = [
+            torch.cat(self._products[layer]).index_select(0, indices) if layer in self._products else None
             for layer in layers
         ]
-        return layer_products(layers, inputs, norm=norm, known=known)
+        return layer_products(layers, inputs, norm=norm, cached=cached)
 
 
 class Activations:
-    """What a Llama-like model computes of each token as completions are sampled: products, and scores.
+    """Store of what a Llama-like model computes while it samples: matrix products and log-probabilities.
 
-    They are nearly all that a forward pass costs: `token_log_probs` takes them as they are, and computes
-    norms, rotations and attention alone, for their gradient. They are those of the weights that sampled:
-    whoever changes a weight has to `clear` them first.
+    Products take nearly all the time of a forward pass. `token_log_probs` reuses them and recomputes norms,
+    rotary embeddings and attention, which it needs for the gradient. The activations belong to the weights
+    that sampled; call `clear` before the weights change.
 
-    Tokens are numbered in the order in which they were computed. Of a layer that is more than a product in
-    full precision on a CPU, an adapter's say, nothing is kept.
+    Tokens are numbered in the order in which they are computed. Only products of unquantized `nn.Linear`
+    layers in float32 or float64 on a CPU are kept; other layers, such as adapters, are recomputed.
 
     Args:
-        max_tokens: there is room for so many; once there are more, nothing is kept at all.
+        max_tokens: maximum number of tokens. If there are more, no products are kept.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -74,15 +80,15 @@ class Activations:
         self.clear()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all activations."""
         self.num_tokens = self._num_in_pass = 0
         self._sampled_by: tuple[nn.Module, float] | None = None
         self._products: dict[nn.Module, list[Tensor]] = {}
         self._prompts: dict[TokenIds, Sequence[int]] = {}
-        self._completions: dict[tuple[TokenIds, TokenIds], _Written] = {}
+        self._completions: dict[tuple[TokenIds, TokenIds], _KeptCompletion] = {}
 
     def begin(self, model: nn.Module, temperature: float) -> None:
-        """Forget everything, and note what samples from now on."""
+        """Remove all activations and record the model and the temperature of the next samples."""
         self.clear()
         self._sampled_by = (model, temperature)
 
@@ -93,42 +99,52 @@ class Activations:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Products as `decode` asks for them; they are kept."""
+        """Compute the products of the layers and keep them; see `Multiply`."""
         results = layer_products(layers, inputs, norm=norm)
         if tokens is None:
             self._num_in_pass = len(inputs)
         if self.num_tokens + self._num_in_pass <= self.max_tokens:
             for layer, result in zip(layers, results, strict=True):
-                if goes_by_product(layer, inputs):
+                if is_computed_by_product(layer, inputs):
                     kept = result
-                    if tokens is not None:  # of the others nobody will ask
+                    if tokens is not None:  # the rows of other tokens are never read
                         kept = result.new_empty(self._num_in_pass, result.shape[1])
                         kept.index_copy_(0, tokens, result)
                     self._products.setdefault(layer, []).append(kept)
         return results
 
     def end_pass(self) -> None:
-        """Number the tokens of a forward pass that is over."""
+        """Count the tokens of a completed forward pass."""
         self.num_tokens += self._num_in_pass
         if self.num_tokens > self.max_tokens:
             self._products.clear()
 
-    def note_prompt(self, prompt: TokenIds, numbers: Sequence[int]) -> None:
-        """The number of each token of a prompt."""
-        self._prompts[prompt] = numbers
+    def record_prompt(self, prompt: TokenIds, indices: Sequence[int]) -> None:
+        """Record the index of each token of a prompt among the kept activations."""
+        self._prompts[prompt] = indices
 
-    def note_completion(
+    def record_completion(
         self,
         prompt: TokenIds,
         completion: TokenIds,
-        numbers: Sequence[int],
+        indices: Sequence[int],
         log_probs: Sequence[float],
         entropies: Sequence[float],
     ) -> None:
-        """The numbers of the actions, needed of all but the last, and their scores."""
-        self._completions[prompt, completion] = _Written(numbers[: len(completion) - 1], log_probs, entropies)
+        """Record the indices, log-probabilities and entropies of the actions of a completion.
 
-    def kept(
+        Args:
+            prompt: tokens of the prompt.
+            completion: tokens of the completion.
+            indices: index of each action, except the last, among the kept activations.
+            log_probs: log-probability of each action.
+            entropies: entropy of each action's distribution.
+        """
+        self._completions[prompt, completion] = _KeptCompletion(
+            indices[: len(completion) - 1], log_probs, entropies
+        )
+
+    def lookup(
         self,
         model: nn.Module,
         temperature: float,
@@ -136,39 +152,42 @@ class Activations:
         prompts: PackedPrompts,
         tree: CompletionTree,
     ) -> KeptProducts | None:
-        """What need not be computed of these prompts and completions.
+        """Return the kept activations of prompts and completions, or None if they must be recomputed.
 
         Args:
-            episodes: prompt and completion of each.
-            prompts, tree: how their tokens are laid out, one behind the other; `Known` has them so.
+            model: model that computes the log-probabilities.
+            temperature: divisor of the logits.
+            episodes: prompt and completion of each episode.
+            prompts: layout of the prompts.
+            tree: layout of the completions, whose tokens follow those of the prompts.
 
         Returns:
-            None where all of it has to be computed: one completion wasn't sampled here, or by another model
-            or at another temperature, or it was too much to be kept.
+            None if a completion was not recorded, if it was sampled by another model or at another
+            temperature, or if there were more than `max_tokens` tokens.
         """
         is_same = self._sampled_by == (model, temperature)
         if not self._products or not is_same or any(one not in self._completions for one in episodes):
             return None
-        # a layer that serves twice in a pass has other numbers
+        # a layer that is used twice per pass (tied layers) has other indices: recompute everything
         if any(sum(map(len, pieces)) != self.num_tokens for pieces in self._products.values()):
             return None
         device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
-        written = [self._completions[one] for one in episodes]
-        numbers = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)
+        completions = [self._completions[one] for one in episodes]
+        indices = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)
         distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # in the order of their layout
         width = prompts.slots.shape[1]
-        # past a prompt's end its last token again, as in its slots
+        # the last token of a prompt is repeated up to the width, as in its slots
         of_prompts = [
             [*own, *[own[-1]] * (width - len(own))] for own in (self._prompts[prompt] for prompt in distinct)
         ]
-        numbers[prompts.slots[: prompts.num_prompts]] = integers(of_prompts, device)
-        # each action but the last of a completion is the state that the next one is drawn in
+        indices[prompts.slots[: prompts.num_prompts]] = integers(of_prompts, device)
+        # each action of a completion except the last is the state of the next action
         is_token = tree.states >= prompts.num_prompts
         places = tree.states[is_token] + (num_prompt_tokens - prompts.num_prompts)
-        numbers[places] = integers([*chain.from_iterable(one.numbers for one in written)], device)
+        indices[places] = integers([*chain.from_iterable(one.indices for one in completions)], device)
         dtype = torch.promote_types(next(iter(self._products.values()))[0].dtype, torch.float32)
         log_probs, entropies = (
             torch.from_numpy(np.fromiter(chain.from_iterable(values), np.float64)).to(device, dtype)
-            for values in ((one.log_probs for one in written), (one.entropies for one in written))
+            for values in ((one.log_probs for one in completions), (one.entropies for one in completions))
         )
-        return KeptProducts(rounded(numbers), ActionLogProbs(log_probs, entropies), self._products)
+        return KeptProducts(pad_to_multiple(indices), ActionLogProbs(log_probs, entropies), self._products)

@@ -1,4 +1,4 @@
-"""Attention among the tokens of many sequences that lie side by side: in rows, which don't see each other."""
+"""Attention within many sequences whose tokens are packed side by side. Rows do not attend to each other."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,22 +11,23 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from llm_reinforce.policy.fast_path.products import is_full_on_cpu
+from llm_reinforce.policy.fast_path.products import is_full_precision_on_cpu
 
-SMALL = 64
-"""Keys a row, up to which a CPU is faster by plain products, whose probabilities take little memory then."""
+MAX_SMALL = 64
+"""Maximum number of keys per row for which a CPU computes attention by plain matrix products. They are faster
+than torch's attention for short rows, whose stored probabilities take little memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of tokens that attend to rows of tokens.
+    """Rows of query tokens with the key tokens that they attend to.
 
     Attributes:
-        queries: the tokens of each row, of which some may repeat at its end.
-        keys: those that they look at, the same for all queries of a row but for the mask.
-        places: where in the flattened `queries` each token stands.
-        mask: True where a query may look; None: keys and queries are the same tokens, and each looks at those
-            up to its own column, as in a prompt.
+        queries: query tokens of each row; the last one may be repeated as padding.
+        keys: key tokens of each row, shared by all its queries.
+        places: index of each token in the flattened `queries`.
+        mask: True where a query attends to a key. None: keys and queries are the same tokens, and attention
+            is causal, as in a prompt.
     """
 
     queries: Int[Tensor, "row query"]
@@ -36,15 +37,17 @@ class Rows:
 
 
 class Attention:
-    """Attention of the tokens of some rows, those of the second behind those of the first, layer by layer.
+    """Attention of packed tokens, the same in every layer.
 
         o_i = Σ_j p_ij v_j,   p_ij = exp s_ij / Σ_k exp s_ik,   s_ij = q_i · k_j / √d
 
-    the sums over the keys that a query may look at (Vaswani et al. 2017). Heads that share a key (Ainslie et
-    al. 2023) stand as queries below each other, so that no key is copied for them.
+    The sums are over the keys that a query attends to (Vaswani et al. 2017). Query heads that share a key
+    head (Ainslie et al. 2023) are stacked as further queries, so that keys are not copied.
 
     Args:
-        rows: all tokens are in them, in the order of their numbers, each as a query once.
+        rows: rows that contain every token exactly once as a query, in the order of the tokens.
+        num_heads: number of query heads.
+        num_key_heads: number of key and value heads.
     """
 
     def __init__(self, rows: Sequence[Rows], num_heads: int, num_key_heads: int) -> None:
@@ -57,9 +60,9 @@ class Attention:
         keys: Float[Tensor, "any_token key_head channel"],
         values: Float[Tensor, "any_token key_head channel"],
     ) -> Float[Tensor, "token head channel"]:
-        """What each token mixes of the values; there may be more tokens behind those of the rows."""
-        is_small = all(each.keys.shape[1] <= SMALL for each in self.rows)
-        if not is_small or not is_full_on_cpu(queries):
+        """Return o_i of each token in the rows. The inputs may have further tokens at the end."""
+        is_small = all(each.keys.shape[1] <= MAX_SMALL for each in self.rows)
+        if not is_small or not is_full_precision_on_cpu(queries):
             pairs = zip(self.rows, self._masks, strict=True)
             return torch.cat([self._mixed(rows, mask, queries, keys, values) for rows, mask in pairs])
         if torch.is_grad_enabled():
@@ -73,39 +76,36 @@ class Attention:
 
     @cached_property
     def _masks(self) -> list[Tensor | None]:
-        """Those of queries of several heads below each other."""
+        """Masks of stacked queries, repeated for the heads that share a key head."""
         repeats = self.num_heads // self.num_key_heads
         return [None if each.mask is None else each.mask.repeat(1, repeats, 1)[:, None] for each in self.rows]
 
     def _mixed(
         self, rows: Rows, mask: Tensor | None, queries: Tensor, keys: Tensor, values: Tensor
     ) -> Tensor:
-        of_queries, of_keys, of_values = (
-            take(packed, slots).transpose(1, 2)
+        q, k, v = (
+            gather(packed, slots).transpose(1, 2)
             for packed, slots in ((queries, rows.queries), (keys, rows.keys), (values, rows.keys))
         )
         if mask is None:
             mixed = scaled_dot_product_attention(
-                of_queries,
-                of_keys,
-                of_values,
-                is_causal=True,
-                enable_gqa=self.num_heads != self.num_key_heads,
+                q, k, v, is_causal=True, enable_gqa=self.num_heads != self.num_key_heads
             )
         else:
-            below = of_queries.reshape(len(of_queries), self.num_key_heads, -1, of_queries.shape[3])
-            mixed = scaled_dot_product_attention(below, of_keys, of_values, attn_mask=mask)
-        return mixed.view(of_queries.shape).transpose(1, 2).flatten(0, 1).index_select(0, rows.places)
+            stacked = q.reshape(len(q), self.num_key_heads, -1, q.shape[3])
+            mixed = scaled_dot_product_attention(stacked, k, v, attn_mask=mask)
+        return mixed.view(q.shape).transpose(1, 2).flatten(0, 1).index_select(0, rows.places)
 
 
 @dataclass(frozen=True, slots=True)
 class _SmallRows:
-    """Where the vectors of each head stand, in tensors that are flattened to `[vector, channel]`.
+    """Indices of the vectors of each head, in tensors that are flattened to `[vector, channel]`.
 
     Attributes:
-        queries, keys: a row for each row and key's head, the queries of all heads that share the key.
-        places: where in the flattened `queries` the vectors of each token stand.
-        bias: added to s_ij of all the row's heads: 0, or -∞ where a query may not look.
+        queries: one row for each row of tokens and key head, with the queries of all heads that share it.
+        keys: one row for each row of tokens and key head.
+        places: indices of each token's vectors in the flattened `queries`.
+        bias: 0 where a query attends to a key and -∞ elsewhere; added to s_ij of all heads.
     """
 
     queries: Int[Tensor, "shared query"]
@@ -115,14 +115,14 @@ class _SmallRows:
 
     @classmethod
     def of(cls, rows: Rows, num_heads: int, num_key_heads: int) -> "_SmallRows":
-        """The same rows, head by head."""
+        """Return the indices for rows of tokens."""
         (num_rows, num_queries), device = rows.queries.shape, rows.queries.device
         heads, key_heads = (torch.arange(num, device=device) for num in (num_heads, num_key_heads))
         row, column = rows.places // num_queries, rows.places % num_queries
         mask = rows.mask
         if mask is None:
             mask = torch.ones(1, num_queries, num_queries, dtype=torch.bool, device=device).tril()
-        # MKL is faster with a round number of keys; nobody looks at those that are added
+        # MKL is faster if the number of keys is a multiple of 8; no query attends to the added keys
         num_more = -mask.shape[2] % 8
         keys = torch.cat([rows.keys, rows.keys[:, -1:].expand(-1, num_more)], dim=1)
         mask = pad(mask, (0, num_more))
@@ -135,21 +135,21 @@ class _SmallRows:
         )
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """What each token mixes; and p, q / √d, k and v of all rows."""
-        of_queries, of_keys, of_values = (
-            take(packed.flatten(0, 1), places)
+        """Return o of each token, and p, q / √d, k and v of all rows."""
+        q, k, v = (
+            gather(packed.flatten(0, 1), places)
             for packed, places in ((queries, self.queries), (keys, self.keys), (values, self.keys))
         )
-        of_queries *= queries.shape[2] ** -0.5
-        scores = torch.bmm(of_queries, of_keys.mT)
-        scores.view(-1, keys.shape[1], *scores.shape[1:]).add_(self.bias)
-        probabilities = scores.softmax(dim=-1)
-        mixed = torch.bmm(probabilities, of_values).flatten(0, 1).index_select(0, self.places)
-        return mixed.view(-1, *queries.shape[1:]), (probabilities, of_queries, of_keys, of_values)
+        q *= queries.shape[2] ** -0.5
+        logits = torch.bmm(q, k.mT)
+        logits.view(-1, keys.shape[1], *logits.shape[1:]).add_(self.bias)
+        probabilities = logits.softmax(dim=-1)
+        mixed = torch.bmm(probabilities, v).flatten(0, 1).index_select(0, self.places)
+        return mixed.view(-1, *queries.shape[1:]), (probabilities, q, k, v)
 
 
 class _SmallAttention(torch.autograd.Function):
-    """The equations of `Attention` by plain products, and their derivatives; a vector is looked up but once.
+    """The equations of `Attention` as plain matrix products, and their derivatives.
 
     ∂L/∂s_ij = p_ij (g_ij - Σ_k p_ik g_ik),   g_ij = ∂L/∂o_i · v_j
     ∂L/∂q_i = Σ_j ∂L/∂s_ij k_j / √d,   ∂L/∂k_j = Σ_i ∂L/∂s_ij q_i / √d,   ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i
@@ -168,28 +168,28 @@ class _SmallAttention(torch.autograd.Function):
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         shape, key_shape = ctx.shapes
-        of_mixed, channels = gradients[0].flatten(0, 1), shape[2]
-        of_queries = of_mixed.new_zeros(shape).flatten(0, 1)
-        of_keys, of_values = (of_mixed.new_zeros(key_shape).flatten(0, 1) for _ in range(2))
+        grad_mixed, channels = gradients[0].flatten(0, 1), shape[2]
+        grad_queries = grad_mixed.new_zeros(shape).flatten(0, 1)
+        grad_keys, grad_values = (grad_mixed.new_zeros(key_shape).flatten(0, 1) for _ in range(2))
         start = 0
-        for number, rows in enumerate(ctx.rows):
-            probabilities, q, k, v = ctx.saved_tensors[4 * number : 4 * number + 4]
+        for index, rows in enumerate(ctx.rows):
+            probabilities, q, k, v = ctx.saved_tensors[4 * index : 4 * index + 4]
             own = slice(start, start + len(rows.places))
             start = own.stop
-            # what stands at a row's end again has no gradient
-            of_outputs = torch.zeros_like(q)
-            of_outputs.view(-1, channels).index_copy_(0, rows.places, of_mixed[own])
-            of_scores = torch.bmm(of_outputs, v.mT)
-            of_scores -= torch.linalg.vecdot(probabilities, of_scores)[:, :, None]
-            of_scores *= probabilities
-            of_rows = torch.bmm(of_scores, k).mul_(channels**-0.5).flatten(0, 1)
-            torch.index_select(of_rows, 0, rows.places, out=of_queries[own])
+            # zero for repeated tokens at the end of a row
+            grad_outputs = torch.zeros_like(q)
+            grad_outputs.view(-1, channels).index_copy_(0, rows.places, grad_mixed[own])
+            grad_logits = torch.bmm(grad_outputs, v.mT)
+            grad_logits -= torch.linalg.vecdot(probabilities, grad_logits)[:, :, None]
+            grad_logits *= probabilities
+            grad_rows = torch.bmm(grad_logits, k).mul_(channels**-0.5).flatten(0, 1)
+            torch.index_select(grad_rows, 0, rows.places, out=grad_queries[own])
             places = rows.keys.flatten()
-            of_keys.index_add_(0, places, torch.bmm(of_scores.mT, q).flatten(0, 1))
-            of_values.index_add_(0, places, torch.bmm(probabilities.mT, of_outputs).flatten(0, 1))
-        return of_queries.view(shape), of_keys.view(key_shape), of_values.view(key_shape), None
+            grad_keys.index_add_(0, places, torch.bmm(grad_logits.mT, q).flatten(0, 1))
+            grad_values.index_add_(0, places, torch.bmm(probabilities.mT, grad_outputs).flatten(0, 1))
+        return grad_queries.view(shape), grad_keys.view(key_shape), grad_values.view(key_shape), None
 
 
-def take(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
-    """What stands in the slots, `[row, column, …]`."""
+def gather(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
+    """Return the vectors of the tokens in the slots, with shape `[row, column, …]`."""
     return packed.index_select(0, slots.flatten()).view(*slots.shape, *packed.shape[1:])

@@ -1,4 +1,4 @@
-"""Completions behind their prompts, what several begin with but once, and who attends to whom."""
+"""Completions packed as a tree, in which shared prefixes occur once, and their attention masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +13,25 @@ from llm_reinforce.policy.fast_path.attention import Rows
 from llm_reinforce.policy.fast_path.packing import PackedPrompts
 from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
 
-BUNDLED = 32
-"""Tokens of completions that attend together, where every prompt is shorter."""
+BUNDLE_SIZE = 32
+"""Maximum number of tokens of a bundle. The maximum is raised to the length of the shortest prompt, or to the
+number of tokens that a completion adds to the tree, if these are larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionTree:
-    """The tokens of completions, each following its prompt or another token.
+    """Completions as a tree of tokens, in which each token follows a prompt or another token.
 
-    They are in preorder: each before all that follow it, and these before any other. The last action of a
-    completion is not among them: nothing is drawn after it.
+    The tokens are in preorder: a token is directly followed by its descendants. The last action of a
+    completion is not in the tree, because no action is sampled after it.
 
     Attributes:
-        token_ids, positions: of each token.
-        states: behind what each action was drawn, one completion's after the other's: the number of a prompt
-            or, counted on from the prompts, that of a token.
-        is_action: where in `[completion, column]` these actions stand.
-        bundles: what attends together; None if there are no tokens.
+        token_ids: token id of each token.
+        positions: position of each token in its sequence, prompt included.
+        states: for each action, concatenated over the completions, the index of its state: i for prompt i,
+            and the number of prompts plus j for the sequence that ends with token j.
+        is_action: True where `[completion, column]` is an action.
+        bundles: bundles of tokens for attention; None if there are no tokens.
     """
 
     token_ids: Int[Tensor, " token"]
@@ -41,18 +43,18 @@ class CompletionTree:
 
 @dataclass(frozen=True, slots=True)
 class Bundles:
-    """Runs of tokens behind one prompt, so that attention has few rows and lays out a prompt but once each.
+    """Runs of consecutive tokens of one prompt that are one row of attention.
 
-    What is NaN in one completion is NaN in its whole bundle, and in those that follow it; it never leaves the
-    completions of a prompt.
+    The keys of a prompt are copied once per bundle instead of once per completion. A NaN in one completion
+    may spread to its bundle and to bundles that attend to it, but never to completions of another prompt.
 
     Attributes:
-        prompt: the number of each bundle's prompt.
-        slots: the tokens of each bundle; past its end its last one again.
-        places: the place of each token in the flattened `slots`.
-        seen: the tokens that a bundle may look at, which are those that its first one follows and its own;
-            past their end the number of all tokens.
-        ends: behind each token the number of the first that doesn't follow it.
+        prompt: index of each bundle's prompt.
+        slots: tokens of each bundle, padded with its last token.
+        places: index of each token in the flattened `slots`.
+        seen: tokens that a bundle attends to: the ancestors of its first token, then its own tokens; padded
+            with the number of all tokens.
+        ends: for each token, the index of the first later token that is not its descendant.
     """
 
     prompt: Int[Tensor, " bundle"]
@@ -63,13 +65,13 @@ class Bundles:
 
     @property
     def _gathered(self) -> Int[Tensor, "bundle own_key"]:
-        """The same, past the end the bundle's last token again."""
+        """The tokens in `seen`, padded with the last token of the bundle instead."""
         return torch.minimum(self.seen, self.slots[:, -1:])
 
     def rows(self, prompts: PackedPrompts) -> Rows:
-        """Each token attends to the bundle's prompt, to what it follows and to itself.
+        """Return rows in which each token attends to its prompt, its ancestors and itself.
 
-        All tokens lie in one row, those of the prompts first.
+        Indices refer to the tokens of the prompts followed by those of the tree.
         """
         first = len(prompts.token_ids)
         of_prompt = prompts.slots.index_select(0, self.prompt)
@@ -91,10 +93,10 @@ class Bundles:
 
 
 class _Run(NamedTuple):
-    """A bundle: its prompt, the tokens before it that its first one follows, and the number of that one."""
+    """A bundle: the index of its prompt, and its first token with that token's ancestors in the tree."""
 
     prompt: int
-    followed: list[int]
+    ancestors: list[int]
     start: int
 
 
@@ -104,24 +106,26 @@ def pack_completions(
     prompt_lengths: Sequence[int],
     device: torch.device,
 ) -> CompletionTree:
-    """Lay completions behind their prompts, none empty.
+    """Pack completions into a tree.
 
     Args:
-        prompts: the number of each completion's prompt.
-        prompt_lengths: of each prompt.
+        completions: tokens of the completions, none empty.
+        prompts: index of each completion's prompt.
+        prompt_lengths: number of tokens of each prompt.
+        device: device of the result.
     """
-    # sorted, no completion before it shares more with the one at hand than the last
+    # in sorted order, a completion shares its longest prefix with the one directly before it
     order = sorted(zip(prompts, completions, range(len(completions)), strict=True))
-    shared = [0, *(_num_alike(one, other) for one, other in pairwise(order))]
+    shared = [0, *(_num_shared(one, other) for one, other in pairwise(order))]
     num_own = [len(tokens) - 1 - num for (_, tokens, _), num in zip(order, shared, strict=True)]
-    # all bundles are as wide as the widest, and a completion's own tokens stay together
-    limit = max(BUNDLED, min(prompt_lengths), *num_own)
+    # bundles are padded to the widest one, and the tokens that a completion adds stay in one bundle
+    limit = max(BUNDLE_SIZE, min(prompt_lengths), *num_own)
     token_ids: list[int] = []
     positions: list[int] = []
     ends: list[int] = []
     states: list[list[int]] = [[]] * len(completions)
     runs: list[_Run] = []
-    path: list[int] = []  # the tokens of the completion at hand
+    path: list[int] = []  # tokens of the current completion
     for (prompt, tokens, row), num_shared, num_new in zip(order, shared, num_own, strict=True):
         start, stop = len(token_ids), len(token_ids) + num_new
         for token in path[num_shared:]:
@@ -147,8 +151,11 @@ def pack_completions(
     )
 
 
-def _num_alike(one: tuple[int, TokenIds, int], other: tuple[int, TokenIds, int]) -> int:
-    """How many tokens two completions begin with, their last actions not among them; 0 of two prompts."""
+def _num_shared(one: tuple[int, TokenIds, int], other: tuple[int, TokenIds, int]) -> int:
+    """Return the length of the common prefix of two completions, without their last actions.
+
+    It is 0 if their prompts differ. The arguments are (prompt, completion, row).
+    """
     if one[0] != other[0]:
         return 0
     num = 0
@@ -163,13 +170,13 @@ def _bundles(runs: Sequence[_Run], ends: Int[Tensor, " token"]) -> Bundles:
     device, num_tokens = ends.device, len(ends)
     starts = [run.start for run in runs]
     stops = [*starts[1:], num_tokens]
-    seen = [[*run.followed, *range(run.start, stop)] for run, stop in zip(runs, stops, strict=True)]
-    first, behind = integers(starts, device), integers(stops, device)
+    seen = [[*run.ancestors, *range(run.start, stop)] for run, stop in zip(runs, stops, strict=True)]
+    first, end = integers(starts, device), integers(stops, device)
     widest = max(stop - start for start, stop in zip(starts, stops, strict=True))
-    bundle = torch.arange(len(runs), device=device).repeat_interleave(behind - first, output_size=num_tokens)
+    bundle = torch.arange(len(runs), device=device).repeat_interleave(end - first, output_size=num_tokens)
     return Bundles(
         prompt=integers([run.prompt for run in runs], device),
-        slots=torch.minimum(first[:, None] + torch.arange(widest, device=device), behind[:, None] - 1),
+        slots=torch.minimum(first[:, None] + torch.arange(widest, device=device), end[:, None] - 1),
         places=bundle * widest + torch.arange(num_tokens, device=device) - first[bundle],
         seen=pad_right(seen, num_tokens, device),
         ends=ends,

@@ -1,8 +1,8 @@
-"""The forward pass of Llama-like models over tokens that lie side by side, without padding.
+"""The forward pass of Llama-like models over packed tokens, without padding.
 
-Embedding, norms, projections and the feed-forward part treat every token alike, so they take the tokens of
-all sequences as rows of one matrix. Only attention knows which token belongs to which sequence, and that is
-the caller's: the scorer attends within episodes, the sampler to its cache.
+Embeddings, norms, projections and feed-forward layers process tokens independently, so they take the tokens
+of all sequences as rows of one matrix. Only attention depends on the sequences. It is a function given by the
+caller: `packed_log_probs` attends within episodes, `SlotBatch` attends to its cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,32 +18,33 @@ from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM,
 from llm_reinforce.policy.fast_path.products import layer_products
 
 LLAMA_LIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
-ROUND, ROUNDED = 16, 256
-"""On a CPU so many tokens or more are computed as a multiple of 16, for oneDNN prepares each number of rows
-that it hasn't met: that of an update's tokens would nearly always be new."""
+MULTIPLE, MIN_PADDED = 16, 256
+"""On a CPU, `MIN_PADDED` tokens or more are padded to a multiple of `MULTIPLE`. oneDNN compiles a kernel for
+each new number of rows, and the number of tokens of an update is nearly always new."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Attention: the layer's number, then queries `[token, head, channel]`, keys and values `[token, key_head,
-channel]` of all tokens as `rounded` has them; what the first of them, which are the caller's own, mix of the
-values, as the queries."""
+"""Attention function. Its arguments are the index of the layer, the queries `[token, head, channel]`, and the
+keys and values `[token, key_head, channel]` of all tokens, including those added by `pad_to_multiple`. It
+returns outputs in the shape of the queries, and may omit the added tokens."""
 
 Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | None], tuple[Tensor, ...]]
-"""Products with the weights of layers: these, their inputs, the norm before them if there is one, and which
-of all tokens the inputs are of; None: all."""
+"""Function that computes the outputs of linear layers. Its arguments are the layers, their common inputs, a
+norm that is applied to the inputs first or None, and the indices of the tokens in the inputs (None: all)."""
 
 
 def recompute_products(
     layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """The products, computed."""
+    """Compute the outputs of the layers; see `Multiply`."""
     return layer_products(layers, inputs, norm=norm)
 
 
 def packable_model(model: nn.Module) -> Any:
-    """The model whose layers `decode` can walk through, adapters in them or not; None for every other.
+    """Return the model without adapter wrapper if `forward_packed` supports it, and None otherwise.
 
-    Not those that attend to a window only, whose positions depend on the longest sequence at hand, that are
-    spread over devices, or into which somebody has hooked something.
+    Supported are Llama-like models, with or without adapters in their layers, but not with sliding-window
+    attention, positions that depend on the longest sequence of a batch, layers on several devices, gradient
+    checkpointing, prompt-learning adapters, or hooks.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
@@ -79,17 +80,20 @@ def forward_packed(
     read: Int[Tensor, " read"] | None = None,
     multiply: Multiply = recompute_products,
 ) -> Float[Tensor, "read hidden"]:
-    """The last hidden states of the tokens that are read, before the final norm and the head.
+    """Return the last hidden states of some tokens, before the final norm and the head.
 
     Args:
-        model: what `packable_model` gave.
-        positions: of each token in its own sequence, from 0.
-        read: the tokens' numbers; the last layer computes no others behind its attention. None: all.
-        multiply: how products are computed, of the tokens as `rounded` has them.
+        model: a model returned by `packable_model`.
+        token_ids: token ids of all sequences, concatenated.
+        positions: position of each token in its sequence, from 0.
+        attend: attention function.
+        read: indices of the tokens whose hidden states are returned. The last layer computes only these
+            after its attention. None: all tokens.
+        multiply: function that computes the outputs of linear layers.
     """
     num_tokens = len(token_ids)
-    # a round number, by a token that is there: another's might not be finite, nor its gradient 0
-    token_ids, positions = rounded(token_ids), rounded(positions)
+    # padding repeats an existing token, because the embedding of another token might not be finite
+    token_ids, positions = pad_to_multiple(token_ids), pad_to_multiple(positions)
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
     half = sines.shape[-1] // 2
@@ -99,7 +103,7 @@ def forward_packed(
     for number, layer in enumerate(model.model.layers):
         mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
         if read is not None and number == len(model.model.layers) - 1:
-            tokens = rounded(read)
+            tokens = pad_to_multiple(read)
             hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
         hidden = hidden + multiply([layer.self_attn.o_proj], mixed, None, tokens)[0]
         mlp, norm = layer.mlp, layer.post_attention_layernorm
@@ -108,10 +112,13 @@ def forward_packed(
     return hidden[: num_tokens if read is None else len(read)]
 
 
-def rounded(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
-    """As many that oneDNN has them prepared; the first one stands for what is missing."""
-    is_rounded = numbers.device.type == "cpu" and len(numbers) >= ROUNDED
-    num_more = -len(numbers) % ROUND if is_rounded else 0
+def pad_to_multiple(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
+    """Repeat the first number at the end, up to a multiple of `MULTIPLE`.
+
+    Tensors on other devices than a CPU and those with fewer than `MIN_PADDED` numbers are returned unchanged.
+    """
+    is_padded = numbers.device.type == "cpu" and len(numbers) >= MIN_PADDED
+    num_more = -len(numbers) % MULTIPLE if is_padded else 0
     return torch.cat([numbers, numbers[:1].expand(num_more)]) if num_more else numbers
 
 
@@ -123,7 +130,7 @@ def _mixed(
     attend: Attend,
     multiply: Multiply,
 ) -> Float[Tensor, "token mixed"]:
-    """What a layer's attention mixes of all heads' values."""
+    """Return the outputs of a layer's attention before the output projection, all heads concatenated."""
     attention = layer.self_attn
     shape = (len(hidden), -1, attention.head_dim)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -142,11 +149,11 @@ def _rotate(
     cosines: Float[Tensor, "token 1 channel"],
     sines: Float[Tensor, "token 1 channel"],
 ) -> Float[Tensor, "token head channel"]:
-    """Rotary position embedding (Su et al. 2021), the halves of the channels paired as in transformers.
+    """Apply rotary position embeddings (Su et al. 2021), with channels paired as in transformers.
 
         x'_i = x_i cos φ_i ∓ x_j sin φ_i,   j = i ± half
 
-    The sines of the first half come with their minus.
+    The sines of the first half must be negated by the caller.
     """
     if torch.is_grad_enabled():
         rotated: Tensor = _Rotation.apply(vectors, cosines, sines)  # type: ignore[no-untyped-call]
@@ -159,7 +166,7 @@ def _rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """Its gradient is rotated back, by minus the angle; the two channels of a pair have one angle."""
+    """Rotary position embedding. The gradient is rotated by the negative angle."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -1,4 +1,7 @@
-"""Log-probabilities of given actions by the packed forward pass; the causal shift of this path is here."""
+"""Log-probabilities of given actions by the packed forward pass.
+
+The causal shift of this path is in this module.
+"""
 
 from collections.abc import Sequence
 from typing import Any
@@ -24,12 +27,12 @@ def packed_log_probs(
     with_entropies: bool,
     activations: Activations | None,
 ) -> ActionLogProbs:
-    """Return the log-probabilities by a model that `packable_model` gave; see `token_log_probs`."""
+    """Return log-probabilities of actions for a model returned by `packable_model`; see `token_log_probs`."""
     of_prompts, tree = pack(model, prompts, completions)
     kept = None
     if activations is not None:
         episodes = [*zip(prompts, completions, strict=True)]
-        kept = activations.kept(model, temperature, episodes, of_prompts, tree)
+        kept = activations.lookup(model, temperature, episodes, of_prompts, tree)
     hidden = packed_states(model, of_prompts, tree, kept.multiply if kept else recompute_products)
     found = action_log_probs(
         model.lm_head,
@@ -38,7 +41,7 @@ def packed_log_probs(
         integers([action for completion in completions for action in completion], hidden.device),
         temperature=temperature,
         with_entropies=with_entropies,
-        known=kept.log_probs if kept else None,
+        cached=kept.log_probs if kept else None,
     )
     return ActionLogProbs(
         _lay_out(found.log_probs, tree.is_action),
@@ -49,7 +52,7 @@ def packed_log_probs(
 def pack(
     model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
 ) -> tuple[PackedPrompts, CompletionTree]:
-    """Return the layout of the tokens: each distinct prompt, and then the completions that follow them."""
+    """Return the layout of the tokens: the distinct prompts, and the tree of completions."""
     device = next(model.parameters()).device
     distinct = list(dict.fromkeys(prompts))
     number = {prompt: index for index, prompt in enumerate(distinct)}
@@ -62,20 +65,24 @@ def pack(
 def packed_states(
     model: Any, of_prompts: PackedPrompts, tree: CompletionTree, multiply: Multiply = recompute_products
 ) -> Float[Tensor, "state hidden"]:
-    """Return the hidden states from which the actions' logits are computed, each distinct one once.
+    """Return the hidden states from which the logits of actions are computed, one per distinct state.
 
-    All tokens are one row, without padding except within attention.
+    Args:
+        model: a model returned by `packable_model`.
+        of_prompts: layout of the prompts.
+        tree: layout of the completions.
+        multiply: function that computes the outputs of linear layers.
     """
     num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
     rows = [of_prompts.rows]
-    if tree.bundles is not None:  # None where there is one action each
+    if tree.bundles is not None:  # None if every completion has one action
         rows.append(tree.bundles.rows(of_prompts))
     attention = Attention(rows, model.config.num_attention_heads, model.config.num_key_value_heads)
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return attention(queries, keys, values)  # the same in every layer
+        return attention(queries, keys, values)  # does not depend on the layer
 
-    # the causal shift: the prompt's last token predicts the first action, each action the next one
+    # the causal shift: the last token of a prompt predicts the first action, each action the next one
     read = torch.cat(
         [
             of_prompts.last,

@@ -1,4 +1,4 @@
-"""Prompts as one row of tokens, each distinct one computed once, and who attends to whom."""
+"""Distinct prompts packed into one row of tokens, and their attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from llm_reinforce.policy.language_policy import TokenIds, integers
 
 @dataclass(frozen=True, slots=True)
 class PackedPrompts:
-    """Distinct prompts; what they all begin with, a system turn say, stands there once.
+    """Distinct prompts whose common prefix, such as a system turn, is stored once.
 
     Attributes:
-        token_ids, positions: of each packed token: the common beginning, then each prompt's rest.
-        slots: where the tokens of each prompt stand in the row; past its end its last one again, since what
-            is NaN in another sequence would pass any mask. If there is a common beginning it has a row of its
-            own, the last.
-        lengths: of the prompts, and of the common beginning.
-        places: the place of each packed token in the flattened `slots`; that of a common one in its own row.
-        num_prompts: how many there are, whose rows come first.
+        token_ids: token ids of the common prefix, then of the rest of each prompt.
+        positions: position of each token in its prompt.
+        slots: indices of each prompt's tokens, padded with its last token. (A token of another prompt might
+            be NaN, which passes any mask.) If there is a common prefix, an additional last row contains it.
+        lengths: number of tokens of each row in `slots`.
+        places: index of each token in the flattened `slots`; tokens of the common prefix refer to its row.
+        num_prompts: number of prompts. Their rows come first in `slots`.
     """
 
     token_ids: Int[Tensor, " token"]
@@ -35,18 +35,18 @@ class PackedPrompts:
 
     @property
     def last(self) -> Int[Tensor, " prompt"]:
-        """Where each prompt's last token stands, behind which the first action is drawn."""
+        """Index of each prompt's last token, after which the first action is sampled."""
         return self.slots[: self.num_prompts, -1]
 
     @property
     def rows(self) -> Rows:
-        """Each token attends to those before it and to itself: what is past a prompt's end is behind all."""
+        """Rows of causal attention. Padding is at the end, so no token attends to it."""
         return Rows(self.slots, self.slots, self.places)
 
 
 def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPrompts:
-    """Lay distinct prompts side by side, none empty."""
-    common = _common_beginning(prompts)
+    """Pack distinct prompts, none empty."""
+    common = _common_prefix_length(prompts)
     width = max(len(prompt) for prompt in prompts)
     token_ids, positions = list(prompts[0][:common]), list(range(common))
     places, slots = list(range(len(prompts) * width, len(prompts) * width + common)), []
@@ -71,8 +71,8 @@ def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPro
     )
 
 
-def _common_beginning(prompts: Sequence[TokenIds]) -> int:
-    """How many tokens all of several prompts begin with; each keeps its last for itself."""
+def _common_prefix_length(prompts: Sequence[TokenIds]) -> int:
+    """Return the length of the common prefix of the prompts without their last tokens; 0 for one prompt."""
     if len(prompts) < 2:
         return 0
     longest = min(len(prompt) for prompt in prompts) - 1

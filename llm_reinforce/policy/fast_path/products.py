@@ -1,4 +1,4 @@
-"""Matrix products in the fastest way that the machine offers: the inner loop of sampling and of learning."""
+"""Matrix products with the fastest library available: the inner loop of sampling and training."""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -14,16 +14,18 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 ONLY_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
-SMALLEST = 1 << (28 if ONLY_AVX2 else 21)
-"""Multiplications, below which a product is over before oneDNN has begun; with AVX2 alone MKL is as fast."""
+MIN_MULTIPLICATIONS = 1 << (28 if ONLY_AVX2 else 21)
+"""Number of multiplications from which a product uses oneDNN. Below it, the overhead of oneDNN is larger than
+its advantage. On a CPU with AVX2 but not AVX-512, MKL is as fast for most products."""
 
 
 def _find_onednn() -> Any:
-    """oneDNN's float32 product, as torch's own compiler calls it; None where this torch lacks it.
+    """Return the float32 product of oneDNN as called by the compiler of torch, or None if torch has none.
 
-    On a CPU torch multiplies float32 matrices by MKL, which uses no AVX-512 on a processor that isn't
-    Intel's: on a Zen 5 oneDNN is 2 to 3.5 times faster (`tests/benchmarks/speed.py` prints both). With AVX2
-    alone it wins where many columns meet few rows, as in the head, unless they stand transposed.
+    On a CPU, torch multiplies float32 matrices with MKL, which uses AVX-512 only on processors by Intel. On a
+    Zen 5, oneDNN is 2 to 3.5 times as fast (`tests/benchmarks/speed.py` prints both speeds). On a CPU with
+    AVX2 but not AVX-512, oneDNN is faster only for products with few rows and many columns, as in the head,
+    and only if the right factor is contiguous.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
@@ -36,10 +38,11 @@ _onednn = _find_onednn()
 def product(
     left: Float[Tensor, "row inner"], right: Float[Tensor, "column inner"]
 ) -> Float[Tensor, "row column"]:
-    """left · rightᵀ, without a gradient."""
+    """Return left · rightᵀ, without gradient."""
     is_float32_on_cpu = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
-    pays = left.numel() * right.shape[0] >= SMALLEST and (not ONLY_AVX2 or right.is_contiguous())
-    if _onednn is not None and is_float32_on_cpu and pays:
+    is_large = left.numel() * right.shape[0] >= MIN_MULTIPLICATIONS
+    is_faster = is_large and (not ONLY_AVX2 or right.is_contiguous())
+    if _onednn is not None and is_float32_on_cpu and is_faster:
         result: Tensor = _onednn(left, right, None, "none", [], "")
         return result
     return left @ right.t()
@@ -48,11 +51,11 @@ def product(
 def outer_products(
     lefts: Sequence[Float[Tensor, "row _"]], right: Float[Tensor, "row right"]
 ) -> list[Float[Tensor, "_ right"]]:
-    """leftᵀ · right of each left, the outer products of their rows summed up, without a gradient.
+    """Return leftᵀ · right for each left factor, a sum of outer products over rows, without gradient.
 
-    oneDNN copies and transposes a product's first factor: the narrower of the two, or the one that all
-    have in common, costs less, but the results are to be transposed then. MKL needs no such thing, and is
-    the faster one where AVX2 is all that there is.
+    oneDNN copies and transposes the first factor of a product. If it costs less to copy the right factor,
+    which all products share, the transposed products are computed. On a CPU with AVX2 but not AVX-512, MKL is
+    faster and needs no copy.
     """
     if ONLY_AVX2 or right.device.type != "cpu":
         return [left.t() @ right for left in lefts]
@@ -68,59 +71,61 @@ def layer_products(
     inputs: Float[Tensor, "row inner"],
     *,
     norm: nn.Module | None = None,
-    known: Sequence[Float[Tensor, "row _"] | None] | None = None,
+    cached: Sequence[Float[Tensor, "row _"] | None] | None = None,
 ) -> tuple[Float[Tensor, "row _"], ...]:
-    """What each of the layers makes of the same inputs.
+    """Return the outputs of linear layers that have the same inputs, with gradient.
 
-    Plain `nn.Linear`s in full precision on a CPU are computed by `product`, together with an RMSNorm before
-    them; other layers (an adapter's, a quantised one, one under autocast) are called as they are.
+    Layers for which `is_computed_by_product` returns True are computed by `product`, together with an RMSNorm
+    before them. Other layers (of adapters, quantized, or under autocast) are called.
 
     Args:
-        norm: what the inputs go through first.
-        known: what the layers make of them, where nothing but its gradient need be computed; only of those
-            that `goes_by_product`.
+        layers: the layers.
+        inputs: inputs of all layers.
+        norm: norm that is applied to the inputs first.
+        cached: outputs that are already known, one per layer or None; only their gradients are computed. They
+            are allowed only for layers that are computed by `product`.
     """
-    if known is None:
-        known = [None] * len(layers)
+    if cached is None:
+        cached = [None] * len(layers)
     epsilon = 0.0 if norm is None else _epsilon(norm)
-    if epsilon is None or not all(goes_by_product(layer, inputs) for layer in layers):
+    if epsilon is None or not all(is_computed_by_product(layer, inputs) for layer in layers):
         normed = inputs if norm is None else norm(inputs)
-        return tuple(_layer_product(layer, normed, own) for layer, own in zip(layers, known, strict=True))
+        return tuple(_layer_product(layer, normed, own) for layer, own in zip(layers, cached, strict=True))
     scale: Any = None if norm is None else norm.weight
-    tensors: Any = (*(layer.weight for layer in layers), *(layer.bias for layer in layers), *known)
+    tensors: Any = (*(layer.weight for layer in layers), *(layer.bias for layer in layers), *cached)
     if torch.is_grad_enabled():
         outputs: tuple[Tensor, ...] = _Products.apply(inputs, scale, epsilon, *tensors)  # type: ignore[no-untyped-call]
         return outputs
     return _forward(inputs, scale, epsilon, tensors)[0]
 
 
-def goes_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
-    """Whether a layer is computed by `product`: a plain one in full precision on a CPU."""
-    return is_plain(layer) and is_full_on_cpu(inputs)
+def is_computed_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
+    """Return True if `product` can compute this layer: an `nn.Linear` in float32 or float64 on a CPU."""
+    return is_linear(layer) and is_full_precision_on_cpu(inputs)
 
 
-def is_full_on_cpu(inputs: Tensor) -> bool:
-    """Whether they are in full precision on a CPU, and what is made of them is too."""
+def is_full_precision_on_cpu(inputs: Tensor) -> bool:
+    """Return True if a tensor is in float32 or float64 on a CPU and autocast is off."""
     is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
     return is_full and not torch.is_autocast_enabled("cpu")
 
 
-def is_plain(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Whether the layer is a product, and a bias at most."""
+def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return True if the layer is an `nn.Linear`, and not of a subclass such as a quantized layer."""
     return type(layer) is nn.Linear
 
 
 def _layer_product(
-    layer: nn.Module, inputs: Float[Tensor, "row inner"], known: Float[Tensor, "row column"] | None
+    layer: nn.Module, inputs: Float[Tensor, "row inner"], cached: Float[Tensor, "row column"] | None
 ) -> Float[Tensor, "row column"]:
-    if goes_by_product(layer, inputs):
-        return layer_products([layer], inputs, known=[known])[0]
+    if is_computed_by_product(layer, inputs):
+        return layer_products([layer], inputs, cached=[cached])[0]
     outputs: Tensor = layer(inputs)
     return outputs
 
 
 def _epsilon(norm: nn.Module) -> float | None:
-    """What an RMSNorm adds to the mean square; None of every other norm."""
+    """Return the epsilon of an RMSNorm, or None if the norm is of another kind or has no epsilon or scale."""
     if type(norm) is nn.RMSNorm:
         return norm.eps if norm.elementwise_affine else None
     return float(norm.variance_epsilon) if type(norm) in NORMS else None  # type: ignore[arg-type]
@@ -132,9 +137,9 @@ def _forward(
     epsilon: float,
     tensors: Sequence[Tensor | None],
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-    """What `_Products` computes: the results, n (or x, where there is no scale) and 1 / r."""
+    """Return the results of `_Products`, n (or x if there is no scale), and 1 / r."""
     num = len(tensors) // 3
-    weights, biases, known = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
+    weights, biases, cached = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
     normal, inverse_r = inputs, None
     if scale is not None:
         mean_squares = torch.linalg.vecdot(inputs, inputs)[:, None] / inputs.shape[1]
@@ -142,7 +147,7 @@ def _forward(
         normal = inputs * inverse_r
     results: list[Tensor] = []
     scaled = None
-    for weight, bias, own in zip(weights, biases, known, strict=True):
+    for weight, bias, own in zip(weights, biases, cached, strict=True):
         if own is not None:
             results.append(own.view_as(own))
             continue
@@ -154,9 +159,9 @@ def _forward(
 
 
 class _Products(torch.autograd.Function):
-    """x̂ · Wᵀ + b of several W with its gradient; a result that is known isn't computed.
+    """x̂ · Wᵀ + b for several W, with gradient. Cached results are not recomputed.
 
-    x̂ is the input x, or x over its root mean square (Zhang & Sennrich 2019), scaled:
+    x̂ is the input x, or its RMSNorm (Zhang & Sennrich 2019):
 
         x̂ = s n,   n = x / r,   r² = mean(x²) + ε
         ∂L/∂x = (v - n mean(v n)) / r,   v = s ∂L/∂x̂
@@ -168,7 +173,7 @@ class _Products(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         results, normal, inverse_r = _forward(inputs, scale, epsilon, tensors)
         num = len(results)
-        # of frozen layers, as under an adapter, the inputs need not be kept
+        # the inputs are not needed if the layers are frozen, as those with an adapter
         is_needed = scale is not None or any(ctx.needs_input_grad[3 : 3 + num])
         ctx.save_for_backward(normal if is_needed else None, inverse_r, scale, *tensors[:num])
         return results
@@ -179,24 +184,24 @@ class _Products(torch.autograd.Function):
         normal, inverse_r, scale, *weights = ctx.saved_tensors
         num = len(weights)
         needs_inputs, needs_scale, _, *needs = ctx.needs_input_grad
-        of_weights: list[Tensor | None] = [None] * num
-        if needed := [number for number in range(num) if needs[number]]:
+        grad_weights: list[Tensor | None] = [None] * num
+        if needed := [index for index in range(num) if needs[index]]:
             scaled = normal if scale is None else normal * scale
-            results = outer_products([gradients[number] for number in needed], scaled)
-            for number, result in zip(needed, results, strict=True):
-                of_weights[number] = result
-        of_biases = [
+            results = outer_products([gradients[index] for index in needed], scaled)
+            for index, result in zip(needed, results, strict=True):
+                grad_weights[index] = result
+        grad_biases = [
             gradient.sum(dim=0) if is_needed else None
             for gradient, is_needed in zip(gradients, needs[num : 2 * num], strict=True)
         ]
-        of_inputs, of_scale = None, None
+        grad_inputs, grad_scale = None, None
         if needs_inputs or needs_scale:
-            of_inputs = product(gradients[0], weights[0].t())
+            grad_inputs = product(gradients[0], weights[0].t())
             for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
-                of_inputs += product(gradient, weight.t())
-        if of_inputs is not None and scale is not None:
-            of_scale = (of_inputs * normal).sum(dim=0) if needs_scale else None
-            of_normal = of_inputs.mul_(scale)
-            mean = torch.linalg.vecdot(of_normal, normal)[:, None] / normal.shape[1]
-            of_inputs = of_normal.addcmul_(normal, mean, value=-1.0).mul_(inverse_r)
-        return (of_inputs, of_scale, None, *of_weights, *of_biases, *[None] * num)
+                grad_inputs += product(gradient, weight.t())
+        if grad_inputs is not None and scale is not None:
+            grad_scale = (grad_inputs * normal).sum(dim=0) if needs_scale else None
+            grad_normal = grad_inputs.mul_(scale)
+            mean = torch.linalg.vecdot(grad_normal, normal)[:, None] / normal.shape[1]
+            grad_inputs = grad_normal.addcmul_(normal, mean, value=-1.0).mul_(inverse_r)
+        return (grad_inputs, grad_scale, None, *grad_weights, *grad_biases, *[None] * num)

@@ -1,6 +1,6 @@
-"""The cache of a Llama-like model while completions are sampled: rows whose slots are reused.
+"""The cache of a Llama-like model during sampling.
 
-It is allocated beforehand, so that new sequences take the rows of those that have ended.
+The cache is allocated in advance, so that new sequences can reuse the rows of ended ones.
 """
 
 from collections.abc import Sequence
@@ -13,27 +13,27 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from llm_reinforce.policy.fast_path.activations import Activations
-from llm_reinforce.policy.fast_path.attention import Attention, take
+from llm_reinforce.policy.fast_path.attention import Attention, gather
 from llm_reinforce.policy.fast_path.packed_forward import Attend, forward_packed
 from llm_reinforce.policy.fast_path.packing import pack_prompts
 from llm_reinforce.policy.fast_path.products import layer_products
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
-MAX_PROMPT_TOKENS = 16384  # computed at once
-ROOM = 32  # columns by which the cache grows, at most
+MAX_PROMPT_TOKENS = 16384  # maximum number of prompt tokens computed at once
+ROOM = 32  # maximum number of columns by which the cache grows
 
 
 class SlotBatch:
-    """The sequences of a Llama-like model: each row's keys and values in its own columns, from 0 on.
+    """Sequences of a Llama-like model. The keys and values of each row start at column 0 of the cache.
 
     Args:
-        model: what `packable_model` returned.
-        num_rows: for how many there is room at first.
-        max_new_tokens: what a row may write at most.
-        activations: where what is computed shall be kept.
+        model: a model returned by `packable_model`.
+        num_rows: initial number of rows.
+        max_new_tokens: maximum number of tokens of a completion.
+        activations: store for the activations, or None.
     """
 
-    takes_more = True
+    can_refill = True
 
     def __init__(
         self, model: Any, num_rows: int, max_new_tokens: int, activations: Activations | None = None
@@ -41,7 +41,7 @@ class SlotBatch:
         self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
-        self.keys: list[Tensor] = []  # of each layer [row, key_head, column, channel]
+        self.keys: list[Tensor] = []  # for each layer [row, key_head, column, channel]
         self.values: list[Tensor] = []
 
     def fill(
@@ -76,11 +76,11 @@ class SlotBatch:
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             for cache, new in ((self.keys, keys), (self.values, values)):
-                new = take(new, slots).transpose(1, 2)
+                new = gather(new, slots).transpose(1, 2)
                 if layer == len(cache):
                     shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
                     cache.append(new.new_empty(shape))
-                # to its end: a mask hides what another sequence has left there, but not if it is NaN
+                # overwrite the row to its end: a mask hides the values of an earlier sequence, but not NaN
                 new = pad(new, (0, 0, 0, cache[layer].shape[2] - width))
                 cache[layer].index_copy_(0, rows, new)
             return attention(queries, keys, values)
@@ -88,8 +88,8 @@ class SlotBatch:
         if self.activations is not None:
             places = (self.activations.num_tokens + packed.slots[: packed.num_prompts]).tolist()
             for prompt, own in zip(prompts, places, strict=True):
-                self.activations.note_prompt(prompt, own[: len(prompt)])
-        hidden = self._decode(packed.token_ids, packed.positions, attend, packed.last)
+                self.activations.record_prompt(prompt, own[: len(prompt)])
+        hidden = self._forward(packed.token_ids, packed.positions, attend, packed.last)
         self.lengths[rows] = packed.lengths.index_select(0, of_prompt)
         return self._logits(hidden)
 
@@ -100,14 +100,12 @@ class SlotBatch:
         self._reserve(len(self.lengths), longest)
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
         self.lengths[:num_rows] += 1
-        # rows of one length write in one column, and need no mask
+        # rows of equal length write to the same column and need no mask
         is_even = shortest == longest
-        # a row that nobody reads may be longer than all that are read
+        # an unused row may be longer than all rows in use
         own_columns = positions.clamp(max=longest - 1)
-        columns, rows = (
-            torch.arange(longest, device=actions.device),
-            torch.arange(num_rows, device=actions.device),
-        )
+        columns = torch.arange(longest, device=actions.device)
+        rows = torch.arange(num_rows, device=actions.device)
         mask = None if is_even else (columns <= positions[:, None])[:, None, None]
 
         def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -117,7 +115,7 @@ class SlotBatch:
                 else:
                     cache[rows, :, own_columns] = new[:num_rows]
             mixed = scaled_dot_product_attention(
-                # heads that share a key stand as queries below each other, so that no key is copied for them
+                # query heads that share a key head are stacked as further queries: no keys are copied
                 queries[:num_rows].view(num_rows, keys.shape[1], -1, keys.shape[2]),
                 self.keys[layer][:num_rows, :, :longest],
                 self.values[layer][:num_rows, :, :longest],
@@ -125,15 +123,15 @@ class SlotBatch:
             )
             return mixed.flatten(1, 2)
 
-        return self._logits(self._decode(actions, positions, attend))
+        return self._logits(self._forward(actions, positions, attend))
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
         """See `Batch`."""
         self._reserve(max(new) + 1, 0)
         rows, start, stop = integers(old, self.lengths.device), new[0], new[0] + len(new)
-        is_behind = max(old) < start and [*new] == [*range(start, stop)]
+        is_contiguous = max(old) < start and [*new] == [*range(start, stop)]
         for cache in (*self.keys, *self.values, self.lengths):
-            if is_behind:  # copied but once
+            if is_contiguous:  # copy without a temporary tensor
                 torch.index_select(cache[:start], 0, rows, out=cache[start:stop])
             else:
                 cache.index_copy_(0, integers(new, rows.device), cache.index_select(0, rows))
@@ -146,7 +144,7 @@ class SlotBatch:
         self.lengths = self.lengths[rows]
 
     def _reserve(self, num_rows: int, width: int) -> None:
-        """Make the cache at least so large, some rows and columns more at a time."""
+        """Grow the cache to at least this size, with additional rows and columns for later."""
         num_more = max(num_rows - len(self.lengths), 0)
         if num_more:
             num_more = max(num_more, len(self.lengths) // 4)
@@ -157,14 +155,14 @@ class SlotBatch:
                 if num_more or num_columns:
                     cache[layer] = pad(old, (0, 0, 0, num_columns, 0, 0, 0, num_more))
 
-    def _decode(
+    def _forward(
         self,
         token_ids: Int[Tensor, " token"],
         positions: Int[Tensor, " token"],
         attend: Attend,
         read: Int[Tensor, " read"] | None = None,
     ) -> Float[Tensor, "read hidden"]:
-        """The last hidden states of the tokens that are read; what is to be kept is kept."""
+        """Return the last hidden states of the tokens in `read`, and keep activations if there is a store."""
         if self.activations is None:
             return forward_packed(self.model, token_ids, positions, attend, read)
         hidden = forward_packed(self.model, token_ids, positions, attend, read, self.activations.multiply)
@@ -177,7 +175,11 @@ class SlotBatch:
 
 
 def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:
-    """The prompts' numbers in runs of like length that are not too much to compute at once."""
+    """Split the prompts into parts of similar length that are small enough to compute at once.
+
+    Returns:
+        indices of the prompts in each part.
+    """
     parts: list[list[int]] = []
     num_tokens = 0
     for number in sorted(range(len(prompts)), key=lambda number: len(prompts[number])):

@@ -1,4 +1,4 @@
-"""Small models of every kind in float64, and the plain ways that the fast ones are compared with."""
+"""Small float64 models of every supported kind, and the plain path as a reference for the fast path."""
 
 from collections.abc import Callable
 from typing import Any
@@ -60,14 +60,14 @@ COMPLETIONS: list[TokenIds] = [(4, 6, 12), (7, 12), (4, 12), (1, 2, 3, 4), (12,)
 
 
 def model_of(name: str) -> Any:
-    """In float64 throughout, with biases that are not zero."""
+    """Return a model that computes in float64, with nonzero biases."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         model = MODELS[name]().eval().double()
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.5)
-    # transformers' RMSNorm rounds to float32 whatever its input is; torch's computes the same in float64
+    # RMSNorm of transformers computes in float32 for every input; that of torch computes in float64
     for parent in list(model.modules()):
         for child_name, child in list(parent.named_children()):
             if type(child).__name__.endswith("RMSNorm"):
@@ -82,25 +82,25 @@ def policy_of(model: torch.nn.Module) -> LanguagePolicy:
     )
 
 
-def in_plain_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on no model is walked through, and nothing is shared."""
+def use_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable the fast path and the sharing of prompts until the end of the test."""
     for module in (log_probs, sampling):
         monkeypatch.setattr(module, "packable_model", lambda model: None)
     monkeypatch.setattr(log_probs, "keeps_keys_and_values", lambda model: False)
 
 
-def scored(
+def log_probs_and_gradient(
     model: Any, prompts: list[TokenIds], completions: list[TokenIds], *, with_entropies: bool
 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Log-probabilities and entropies, and the gradient of a mixture of them."""
+    """Return log-probabilities, entropies, and the gradient of a weighted sum of them."""
     model.zero_grad()
-    scores = token_log_probs(
+    found = token_log_probs(
         model, prompts, completions, pad_token_id=12, temperature=0.7, with_entropies=with_entropies
     )
     lengths = torch.tensor([len(completion) for completion in completions])
-    mask = torch.arange(scores.log_probs.shape[1]) < lengths[:, None]
-    entropies = torch.zeros_like(scores.log_probs) if scores.entropies is None else scores.entropies
-    values = (scores.log_probs.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
+    mask = torch.arange(found.log_probs.shape[1]) < lengths[:, None]
+    entropies = torch.zeros_like(found.log_probs) if found.entropies is None else found.entropies
+    values = (found.log_probs.masked_fill(~mask, 0.0), entropies.masked_fill(~mask, 0.0))
     weights = torch.linspace(-1, 1, mask.numel(), dtype=torch.float64).reshape(mask.shape)
     (weights * values[0] + weights.flip(0) * values[1]).sum().backward()
     gradients = {
@@ -115,21 +115,23 @@ def same(one: Any, other: Any) -> None:
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-def poisoned(model: Any) -> Any:
-    """The token 8 makes everything NaN that can look at it."""
+def with_nan_token(model: Any) -> Any:
+    """Set the embedding of token 8 to NaN, so that every output that depends on this token is NaN."""
     with torch.no_grad():
         model.model.embed_tokens.weight[8] = torch.nan
     return model
 
 
-class NoWaiting(TorchDispatchMode):
-    """Fails where the CPU would have to wait for what a GPU has computed."""
+class NoSynchronization(TorchDispatchMode):
+    """Fail on operations for which the CPU has to wait for results of a GPU."""
 
-    waits = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
+    synchronizing = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert not any(name in func.name() for name in self.waits), func.name()
+        assert not any(name in func.name() for name in self.synchronizing), func.name()
         if "index" in func.name():
             indices = [one for each in args[1:2] for one in (each if isinstance(each, list) else [])]
-            assert all(one is None or one.dtype == torch.long for one in indices), "by a mask: counted first"
+            assert all(one is None or one.dtype == torch.long for one in indices), (
+                "indexing by a mask synchronizes, because the number of results must be known"
+            )
         return func(*args, **kwargs or {})

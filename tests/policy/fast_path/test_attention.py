@@ -1,4 +1,4 @@
-"""Attention in rows: by plain products and by torch's own, against the equations, token by token."""
+"""Tests of packed attention, by plain products and by torch, against the equations for single tokens."""
 
 import math
 from collections.abc import Sequence
@@ -17,13 +17,13 @@ from llm_reinforce.policy.fast_path.packing import pack_prompts
 CPU = torch.device("cpu")
 CASES = {
     "ragged prompts": ([(1, 2, 3), (5,)], [(4, 6, 12), (7, 12), (4, 6, 6), (8, 12)], [0, 1, 0, 0]),
-    "a common beginning": ([(1, 1, 2, 3), (1, 1, 5)], [(4, 6, 12), (7, 9, 12)], [0, 1]),
+    "a common prefix": ([(1, 1, 2, 3), (1, 1, 5)], [(4, 6, 12), (7, 9, 12)], [0, 1]),
     "one prompt": ([(1, 2)], [(4, 6, 12), (4, 6, 6, 12)], [0, 0]),
 }
 
 
-def laid_out(name: str) -> tuple[list[Rows], list[list[int]]]:
-    """The rows of a case, and of each token the tokens that it looks at."""
+def layout_of(name: str) -> tuple[list[Rows], list[list[int]]]:
+    """Return the rows of a case and, for each token, the tokens that it attends to."""
     prompts, completions, numbers = CASES[name]
     packed = pack_prompts(prompts, CPU)
     tree = pack_completions(completions, numbers, [len(prompt) for prompt in prompts], CPU)
@@ -50,8 +50,8 @@ def vectors(num_tokens: int, num_heads: int, num_key_heads: int) -> list[Tensor]
     ]
 
 
-def by_hand(inputs: Sequence[Tensor], seen: Sequence[Sequence[int]]) -> Tensor:
-    """Σ_j p_ij v_j, one token and one head after the other."""
+def attention_by_hand(inputs: Sequence[Tensor], seen: Sequence[Sequence[int]]) -> Tensor:
+    """Return Σ_j p_ij v_j, computed for one token and one head at a time."""
     queries, keys, values = inputs
     repeats = queries.shape[1] // keys.shape[1]
     mixed = []
@@ -66,43 +66,43 @@ def by_hand(inputs: Sequence[Tensor], seen: Sequence[Sequence[int]]) -> Tensor:
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("heads", [(2, 2), (4, 2), (3, 1)])
 @pytest.mark.parametrize("small", [0, 64])
-def test_each_token_mixes_what_it_looks_at(
+def test_attention_and_gradient_equal_those_by_hand(
     name: str, heads: tuple[int, int], small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "SMALL", small)
-    rows, seen = laid_out(name)
-    # two tokens more than there are in the rows
+    monkeypatch.setattr(attention, "MAX_SMALL", small)
+    rows, seen = layout_of(name)
+    # two more tokens than in the rows
     inputs = vectors(len(seen) + 2, *heads)
     weights = torch.randn(len(seen), heads[0], 4, generator=torch.Generator().manual_seed(1)).double()
     results = []
-    for mixed in (Attention(rows, *heads)(*inputs), by_hand(inputs, seen)):
+    for mixed in (Attention(rows, *heads)(*inputs), attention_by_hand(inputs, seen)):
         results.append((mixed.detach(), *torch.autograd.grad((mixed * weights).sum(), inputs)))
     torch.testing.assert_close(results[0], results[1], rtol=1e-10, atol=1e-10)
     with torch.no_grad():
         torch.testing.assert_close(Attention(rows, *heads)(*inputs), results[0][0], rtol=0.0, atol=1e-12)
 
 
-def test_the_layers_of_a_pass_are_apart() -> None:
-    rows, seen = laid_out("ragged prompts")
+def test_several_layers_use_the_same_attention_object() -> None:
+    rows, seen = layout_of("ragged prompts")
     attend, inputs = Attention(rows, 2, 2), vectors(len(seen), 2, 2)
     first = attend(*inputs)
     second = attend(first, *inputs[1:])
-    expected = by_hand([by_hand(inputs, seen), *inputs[1:]], seen)
+    expected = attention_by_hand([attention_by_hand(inputs, seen), *inputs[1:]], seen)
     torch.testing.assert_close(second, expected, rtol=1e-10, atol=1e-10)
     gradients, exact = (torch.autograd.grad(mixed.square().sum(), inputs) for mixed in (second, expected))
     torch.testing.assert_close(gradients, exact, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.parametrize("spoilt", [torch.nan, torch.inf])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
 @pytest.mark.parametrize("small", [0, 64])
-def test_what_is_not_finite_stays_with_its_prompt(
-    spoilt: float, small: int, monkeypatch: pytest.MonkeyPatch
+def test_values_that_are_not_finite_do_not_spread_to_other_prompts(
+    bad: float, small: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "SMALL", small)
-    rows, seen = laid_out("ragged prompts")
+    monkeypatch.setattr(attention, "MAX_SMALL", small)
+    rows, seen = layout_of("ragged prompts")
     inputs = [vector.detach() for vector in vectors(len(seen), 2, 2)]
     for vector in inputs:
-        vector[seen[-1][-1]] = spoilt  # behind the last prompt
+        vector[seen[-1][-1]] = bad  # a token after the last prompt
         vector.requires_grad_()
     mixed = Attention(rows, 2, 2)(*inputs)
     others = sorted({token for those in seen[:-1] for token in those} - set(seen[-1]))
@@ -112,9 +112,9 @@ def test_what_is_not_finite_stays_with_its_prompt(
         assert gradient[others].isfinite().all()
 
 
-def test_long_rows_and_half_precision_go_by_torch_s_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows, seen = laid_out("one prompt")
-    assert max(each.keys.shape[1] for each in rows) < attention.SMALL
+def test_long_rows_and_half_precision_use_the_attention_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, seen = layout_of("one prompt")
+    assert max(each.keys.shape[1] for each in rows) < attention.MAX_SMALL
     used: list[str] = []
 
     def counted(*tensors: Tensor, **options: Any) -> Tensor:
@@ -129,6 +129,6 @@ def test_long_rows_and_half_precision_go_by_torch_s_own(monkeypatch: pytest.Monk
     assert half.dtype == torch.bfloat16
     assert used
     used.clear()
-    monkeypatch.setattr(attention, "SMALL", max(each.keys.shape[1] for each in rows) - 1)
+    monkeypatch.setattr(attention, "MAX_SMALL", max(each.keys.shape[1] for each in rows) - 1)
     Attention(rows, 2, 2)(*inputs)
     assert used

@@ -1,7 +1,7 @@
-"""What a GPU is asked to do, without a GPU: tensors of torch's fake kind on a device that is no CPU.
+"""Test of the fast path on a GPU without a GPU, with fake tensors of torch on another device than the CPU.
 
-They have a shape, a type and a device but no numbers: an operation on tensors of two devices fails, and so
-does whatever must wait until a number is there. They can't show that numbers are right, nor any speed.
+Fake tensors have a shape, a data type and a device but no numbers. Operations on tensors of different devices
+and operations that wait for a number fail. The test checks neither the numbers nor the speed.
 """
 
 import os
@@ -37,15 +37,15 @@ with torch.device("meta"):
     model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).eval()
 with FakeTensorMode():
     for module in model.modules():
-        for kept in (module._parameters, module._buffers):
-            for name, tensor in kept.items():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
                 if tensor is not None:
                     moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="gpu")
-                    kept[name] = torch.nn.Parameter(moved) if kept is module._parameters else moved
+                    tensors[name] = torch.nn.Parameter(moved) if tensors is module._parameters else moved
 
-    scores = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
-    assert scores.log_probs.device.type == "gpu" and scores.log_probs.dtype == torch.float32
-    (scores.log_probs + scores.entropies).sum().backward()
+    found = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
+    assert found.log_probs.device.type == "gpu" and found.log_probs.dtype == torch.float32
+    (found.log_probs + found.entropies).sum().backward()
     assert all(parameter.grad.device.type == "gpu" for parameter in model.parameters())
 
     generation = sampling._Generation(policy_of(model), slot_batch.SlotBatch(model, 12, 20), 12, 20)
@@ -59,15 +59,15 @@ with FakeTensorMode():
     try:
         list(generation.pop_ended())
     except DataDependentOutputException:
-        print("looked after 8 tokens")
+        print("checked after 8 tokens")
 """
 
 
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
-    reason="this torch knows no backend in Python",
+    reason="this version of torch has no Python backends",
 )
-def test_on_a_gpu_all_stays_there_and_is_looked_at_every_eighth_token() -> None:
+def test_tensors_stay_on_a_gpu_and_ended_completions_are_checked_every_8_tokens() -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -76,4 +76,4 @@ def test_on_a_gpu_all_stays_there_and_is_looked_at_every_eighth_token() -> None:
         timeout=120,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.strip() == "looked after 8 tokens"
+    assert done.stdout.strip() == "checked after 8 tokens"

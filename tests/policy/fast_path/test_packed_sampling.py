@@ -1,4 +1,4 @@
-"""Sampling in the fast way is the plain one: the cache in slots, rows that completions share, refilling."""
+"""Tests that completions of the packed path equal those of the plain path."""
 
 import math
 from collections import deque
@@ -10,11 +10,11 @@ import torch
 from small_models import (
     MODELS,
     PROMPTS,
-    NoWaiting,
-    in_plain_ways,
+    NoSynchronization,
     model_of,
-    poisoned,
     policy_of,
+    use_plain_path,
+    with_nan_token,
 )
 from torch import Tensor
 
@@ -30,12 +30,10 @@ from llm_reinforce.policy.fast_path import slot_batch
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_greedy_from_slots_is_greedy_from_the_model_s_own_cache(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_completions_equal_those_of_the_plain_path(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of(name))
     fast = sample_completions(policy, PROMPTS, max_new_tokens=9, greedy=True)
-    in_plain_ways(monkeypatch)
+    use_plain_path(monkeypatch)
     plain = sample_completions(policy, PROMPTS, max_new_tokens=9, greedy=True)
     check_same(fast, plain)
 
@@ -51,11 +49,11 @@ def check_same(fast: list[Completion], plain: list[Completion]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("batch_size", "is_fast", "look_every"),
+    ("batch_size", "is_fast", "check_every"),
     [(1, True, 1), (3, True, 1), (8, True, 8), (11, True, 3), (1000, True, 8), (8, False, 1), (11, False, 8)],
 )
-def test_what_is_sampled_does_not_depend_on_the_batch_nor_on_when_one_looks(
-    batch_size: int, is_fast: bool, look_every: int, monkeypatch: pytest.MonkeyPatch
+def test_completions_do_not_depend_on_the_batch_size_and_the_time_of_checks(
+    batch_size: int, is_fast: bool, check_every: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, prompts = policy_of(model_of("llama")), [*PROMPTS, (9,), (8, 8, 8, 8, 8, 8, 8)] * 3
     monkeypatch.setattr(slot_batch, "ROOM", 2)  # the cache grows several times
@@ -73,23 +71,23 @@ def test_what_is_sampled_does_not_depend_on_the_batch_nor_on_when_one_looks(
         )
 
     whole = sampled(None)
-    assert len({len(completion.token_ids) for completion in whole}) == 9  # they end at all times
+    assert len({len(completion.token_ids) for completion in whole}) == 9  # completions of all lengths occur
     if not is_fast:
-        in_plain_ways(monkeypatch)
-    monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": look_every})
+        use_plain_path(monkeypatch)
+    monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": check_every})
     check_same(sampled(batch_size), whole)
 
 
-def test_new_prompts_take_the_places_of_what_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_prompts_reuse_the_slots_of_ended_completions(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of("llama"))
     filled: list[int] = []
-    plain = slot_batch.SlotBatch.fill
+    fill = slot_batch.SlotBatch.fill
 
-    def watched(batch: Any, rows: Tensor, prompts: list[TokenIds], of_prompt: Tensor) -> Tensor:
+    def counted_fill(batch: Any, rows: Tensor, prompts: list[TokenIds], of_prompt: Tensor) -> Tensor:
         filled.append(len(rows))
-        return plain(batch, rows, prompts, of_prompt)
+        return fill(batch, rows, prompts, of_prompt)
 
-    monkeypatch.setattr(slot_batch.SlotBatch, "fill", watched)
+    monkeypatch.setattr(slot_batch.SlotBatch, "fill", counted_fill)
     steps: list[int] = []
     step = slot_batch.SlotBatch.step
 
@@ -100,17 +98,17 @@ def test_new_prompts_take_the_places_of_what_has_ended(monkeypatch: pytest.Monke
     monkeypatch.setattr(slot_batch.SlotBatch, "step", counted)
     prompts = [(number % 12,) for number in range(64)]
     numbers = torch.rand((64, 1, 40), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    arrived = list(
+    results = list(
         stream_completions(policy, prompts, max_new_tokens=40, uniforms=lambda n: numbers[n], batch_size=8)
     )
-    assert sorted(prompt for prompt, _ in arrived) == list(range(64))
-    assert [prompt for prompt, _ in arrived] != list(range(64))  # as they end
+    assert sorted(prompt for prompt, _ in results) == list(range(64))
+    assert [prompt for prompt, _ in results] != list(range(64))  # not in the order of the prompts
     assert sum(filled) == 64
     assert filled[0] == 8
-    assert max(filled[1:]) < 8  # never waits for all of a batch
-    assert min(filled[:-1]) >= 2  # nor refills for a single one
-    written = sum(len(completion.token_ids) for _, (completion,) in arrived)
-    assert sum(steps) < 1.5 * written  # most rows of a step are of use
+    assert max(filled[1:]) < 8  # does not wait for a whole batch to end
+    assert min(filled[:-1]) >= 2  # does not refill a single slot
+    num_sampled = sum(len(completion.token_ids) for _, (completion,) in results)
+    assert sum(steps) < 1.5 * num_sampled  # most rows of a step are in use
 
 
 @pytest.mark.parametrize("is_fast", [True, False])
@@ -120,7 +118,7 @@ def test_completions_share_a_row_until_their_actions_differ(
 ) -> None:
     policy = policy_of(model_of("llama"))
     if not is_fast:
-        in_plain_ways(monkeypatch)
+        use_plain_path(monkeypatch)
     kind: Any = slot_batch.SlotBatch if is_fast else batches.WholeBatch
     num_rows: list[int] = []
     step = kind.step
@@ -148,17 +146,17 @@ def test_completions_share_a_row_until_their_actions_differ(
     monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": 8})
     alone, many = sampled()
     check_same(shared, alone)
-    beginnings = {
+    prefixes = {
         (PROMPTS[number // 8], one.token_ids[:num])
         for number, one in enumerate(shared)
         for num in range(1, len(one.token_ids))
     }
-    assert len(beginnings) <= sum(few) < sum(many)
-    if temperature == 0.05:  # hardly any of a group differ
+    assert len(prefixes) <= sum(few) < sum(many)
+    if temperature == 0.05:  # most completions of a prompt are equal
         assert sum(few) < sum(many) / 4
 
 
-def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_does_not_synchronize_between_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of("llama"))
     monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": 8})
     generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 12, 9), 12, 9)
@@ -166,11 +164,11 @@ def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.M
     generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
 
     def read(tensor: Tensor) -> Any:
-        raise AssertionError("read")
+        raise AssertionError("tolist was called")
 
     with monkeypatch.context() as patched:
         patched.setattr(Tensor, "tolist", read)
-        with NoWaiting():
+        with NoSynchronization():
             for _ in range(7):
                 generation.step(0.7)
                 assert list(generation.pop_ended()) == []
@@ -179,11 +177,11 @@ def test_between_two_looks_nobody_waits_for_what_was_drawn(monkeypatch: pytest.M
     assert len(list(generation.pop_ended())) > 6
 
 
-def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:
-    policy, asked = policy_of(model_of("llama")), []
+def test_uniforms_is_called_in_the_order_of_the_prompts() -> None:
+    policy, called = policy_of(model_of("llama")), []
 
     def uniforms(prompt: int) -> Tensor:
-        asked.append(prompt)
+        called.append(prompt)
         return torch.full((2, 4), 0.5, dtype=torch.float64)
 
     list(
@@ -191,29 +189,31 @@ def test_the_uniforms_of_a_prompt_are_asked_for_in_the_prompts_order() -> None:
             policy, PROMPTS, num_completions=2, max_new_tokens=4, uniforms=uniforms, batch_size=4
         )
     )
-    assert asked == list(range(6))
+    assert called == list(range(6))
 
 
-def test_nothing_is_kept_for_a_gradient_and_the_caller_s_gradients_stay_on() -> None:
+def test_sampling_records_no_gradient_and_leaves_gradients_enabled() -> None:
     policy = policy_of(model_of("llama"))
     generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 6, 3), 6, 3)
     generation.start(deque(range(6)), PROMPTS, 1, None)
     generation.step(1.0)
     generation.advance(may_shrink=True)
     assert torch.is_grad_enabled()
-    kept = [generation.logits, generation.log_probs, *generation.batch.keys, *generation.batch.values]
-    assert all(tensor.grad_fn is None for tensor in kept)
+    tensors = [generation.logits, generation.log_probs, *generation.batch.keys, *generation.batch.values]
+    assert all(tensor.grad_fn is None for tensor in tensors)
 
 
-def test_no_prompts_no_completions() -> None:
+def test_no_prompts_give_no_completions() -> None:
     assert sample_completions(policy_of(model_of("llama")), [], max_new_tokens=3) == []
 
 
-@pytest.mark.parametrize("beginning", [(), (2, 3)])
+@pytest.mark.parametrize("prefix", [(), (2, 3)])
 @pytest.mark.parametrize("batch_size", [None, 1, 2])
-def test_what_is_not_finite_in_one_prompt_stays_there(batch_size: int | None, beginning: TokenIds) -> None:
-    policy = replace(policy_of(poisoned(model_of("llama"))), end_token_ids=(12,))
-    prompts: list[TokenIds] = [(*beginning, *rest) for rest in [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)]]
+def test_values_that_are_not_finite_do_not_spread_to_other_prompts(
+    batch_size: int | None, prefix: TokenIds
+) -> None:
+    policy = replace(policy_of(with_nan_token(model_of("llama"))), end_token_ids=(12,))
+    prompts: list[TokenIds] = [(*prefix, *rest) for rest in [(8, 1, 2), (1, 2), (3,), (4, 4, 4, 4)]]
     numbers = torch.rand((4, 1, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     numbers[:, :, 0] = torch.tensor([0.5, 0.3, 0.4, 0.2])[:, None]
     stream = stream_completions(

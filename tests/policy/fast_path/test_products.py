@@ -1,4 +1,4 @@
-"""Matrix products, the head in chunks, and draws: against the plain equations."""
+"""Tests of matrix products, the head in chunks, and drawing, against the plain equations."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from llm_reinforce.policy import action_head, drawing
 from llm_reinforce.policy.action_head import ActionLogProbs, action_log_probs
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
 from llm_reinforce.policy.fast_path import products
-from llm_reinforce.policy.fast_path.products import is_plain, layer_products, outer_products, product
+from llm_reinforce.policy.fast_path.products import is_linear, layer_products, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
 
@@ -27,14 +27,14 @@ def numbers(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> t
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize("has_onednn", [True, False])
 @pytest.mark.parametrize("only_avx2", [True, False])
-def test_a_product_is_torch_s(
+def test_product_equals_that_of_torch(
     shape: tuple[int, int, int],
     transposed: bool,
     only_avx2: bool,
     has_onednn: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(products, "ONLY_AVX2", only_avx2)
     if not has_onednn:
         monkeypatch.setattr(products, "_onednn", None)
@@ -48,10 +48,10 @@ def test_a_product_is_torch_s(
 
 @pytest.mark.parametrize("columns", [(3, 5), (5, 3), (4, 4)])
 @pytest.mark.parametrize("only_avx2", [True, False])
-def test_outer_products_are_torch_s(
+def test_outer_products_equal_those_of_torch(
     columns: tuple[int, int], only_avx2: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(products, "ONLY_AVX2", only_avx2)
     lefts, right = [numbers(50, columns[0], seed=seed) for seed in (0, 2)], numbers(50, columns[1], seed=1)
     results = outer_products(lefts, right)
@@ -60,21 +60,21 @@ def test_outer_products_are_torch_s(
         assert (result - left.double().t() @ right.double()).abs().max() <= 1e-5
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch is built without oneDNN")
-def test_this_torch_has_the_fast_product() -> None:
-    # where it is gone the plain one is taken, and everything is slower without a word
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
+def test_torch_has_the_onednn_product() -> None:
+    # without it, the plain product is used, and everything is slower without a warning
     assert products._onednn is not None
 
 
-def test_a_linear_layer_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+def test_linear_layer_and_gradient_equal_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     layer, inputs = nn.Linear(30, 20), numbers(40, 30).requires_grad_()
     weights = numbers(40, 20, seed=2)
     results = []
-    for way in (layer, lambda inputs: layer_products([layer], inputs)[0]):
+    for function in (layer, lambda inputs: layer_products([layer], inputs)[0]):
         layer.zero_grad()
         inputs.grad = None
-        outputs = way(inputs)
+        outputs = function(inputs)
         (outputs * weights).sum().backward()
         assert layer.weight.grad is not None
         assert layer.bias.grad is not None
@@ -82,32 +82,32 @@ def test_a_linear_layer_and_its_gradient(monkeypatch: pytest.MonkeyPatch) -> Non
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)
 
 
-def test_what_has_no_gradient_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(products, "SMALLEST", 0)
+def test_frozen_weight_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     layer, inputs = nn.Linear(30, 20, bias=False).requires_grad_(False), numbers(4, 30).requires_grad_()
     layer_products([layer], inputs)[0].sum().backward()
     assert layer.weight.grad is None
     assert inputs.grad is not None
 
 
-def test_a_layer_of_another_kind_is_called() -> None:
+def test_layer_of_another_type_is_called() -> None:
     class Other(nn.Linear):
         def forward(self, input: torch.Tensor) -> torch.Tensor:
             return torch.full((1, 2), 7.0)
 
-    assert is_plain(nn.Linear(3, 2))
-    assert not is_plain(Other(3, 2))
+    assert is_linear(nn.Linear(3, 2))
+    assert not is_linear(Other(3, 2))
     assert layer_products([Other(3, 2)], numbers(1, 3))[0].tolist() == [[7.0, 7.0]]
 
 
-def test_a_frozen_layer_keeps_no_inputs_for_its_gradient() -> None:
+def test_frozen_layer_saves_no_inputs_for_its_gradient() -> None:
     layer, inputs = nn.Linear(30, 20, bias=False).requires_grad_(False), numbers(4, 30).requires_grad_()
-    kept: list[tuple[int, ...]] = []
+    saved: list[tuple[int, ...]] = []
     with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: (kept.append(tuple(tensor.shape)), tensor)[1], lambda tensor: tensor
+        lambda tensor: (saved.append(tuple(tensor.shape)), tensor)[1], lambda tensor: tensor
     ):
         layer_products([layer], inputs)
-    assert kept == [(20, 30)]
+    assert saved == [(20, 30)]
 
 
 def normed_layers(*, bias: bool, dtype: torch.dtype) -> tuple[nn.Module, list[nn.Linear]]:
@@ -121,10 +121,10 @@ def normed_layers(*, bias: bool, dtype: torch.dtype) -> tuple[nn.Module, list[nn
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("has_norm", [False, True])
-@pytest.mark.parametrize("num_known", [0, 1, 3])
+@pytest.mark.parametrize("num_cached", [0, 1, 3])
 @pytest.mark.parametrize("frozen", ["", "weight", "norm", "inputs"])
-def test_products_of_the_same_inputs_and_their_gradient_are_torch_s(
-    bias: bool, has_norm: bool, num_known: int, frozen: str
+def test_products_with_the_same_inputs_and_gradients_equal_those_of_torch(
+    bias: bool, has_norm: bool, num_cached: int, frozen: str
 ) -> None:
     own_norm, layers = normed_layers(bias=bias, dtype=torch.float64)
     norm = own_norm if has_norm else None
@@ -141,15 +141,15 @@ def test_products_of_the_same_inputs_and_their_gradient_are_torch_s(
 
     normed = norm(inputs) if norm else inputs
     plain = tuple(layer(normed) for layer in layers)
-    known = [one.detach().clone() if number < num_known else None for number, one in enumerate(plain)]
-    ours = layer_products(layers, inputs, norm=norm, known=known)
+    cached = [one.detach().clone() if number < num_cached else None for number, one in enumerate(plain)]
+    ours = layer_products(layers, inputs, norm=norm, cached=cached)
     torch.testing.assert_close(ours, plain, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(gradients(ours), gradients(plain), rtol=1e-12, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(layer_products(layers, inputs, norm=norm), plain, rtol=1e-12, atol=1e-12)
 
 
-def test_what_is_known_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_products_are_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
     norm, layers = normed_layers(bias=True, dtype=torch.float64)
     widths: list[int] = []
 
@@ -158,14 +158,14 @@ def test_what_is_known_is_not_computed(monkeypatch: pytest.MonkeyPatch) -> None:
         return left @ right.t()
 
     monkeypatch.setattr(products, "product", counted)
-    known = [numbers(7, 4, dtype=torch.float64), None, None]
-    outputs = layer_products(layers, numbers(7, 6, dtype=torch.float64), norm=norm, known=known)
+    cached = [numbers(7, 4, dtype=torch.float64), None, None]
+    outputs = layer_products(layers, numbers(7, 6, dtype=torch.float64), norm=norm, cached=cached)
     assert widths == [9, 4]
-    assert torch.equal(outputs[0], known[0])
+    assert torch.equal(outputs[0], cached[0])
 
 
 @pytest.mark.parametrize("kind", ["no scale", "no epsilon", "another norm", "another layer", "autocast"])
-def test_norms_and_layers_of_other_kinds_are_called(kind: str) -> None:
+def test_other_norms_and_layers_are_called(kind: str) -> None:
     norm, layers = normed_layers(bias=True, dtype=torch.float32)
     match kind:
         case "no scale":
@@ -186,7 +186,7 @@ def test_norms_and_layers_of_other_kinds_are_called(kind: str) -> None:
 # --------------------------------------------------------------------------------- the head
 
 
-def plain_scores(
+def plain_log_probs(
     weight: torch.Tensor, hidden: torch.Tensor, actions: torch.Tensor, temperature: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     log_distribution = (hidden @ weight.t() / temperature).log_softmax(dim=1)
@@ -195,55 +195,55 @@ def plain_scores(
 
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("with_entropies", [True, False])
-@pytest.mark.parametrize("most", [1, 70, 1 << 23], ids=["row by row", "in chunks", "at once"])
-def test_the_head_in_chunks_is_the_plain_one(
-    most: int, with_entropies: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_logits", [1, 70, 1 << 23], ids=["row by row", "in chunks", "at once"])
+def test_head_in_chunks_equals_the_plain_head(
+    max_logits: int, with_entropies: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(action_head, "MAX_LOGITS", most)
+    monkeypatch.setattr(action_head, "MAX_LOGITS", max_logits)
     head = nn.Linear(6, 37, bias=False, dtype=torch.float64)
     hidden = numbers(5, 6, dtype=torch.float64).requires_grad_()
-    states = torch.tensor([4, 0, 0, 2, 1, 2, 2, 4, 0, 1, 2])  # several actions of a state, and one of none
+    states = torch.tensor([4, 0, 0, 2, 1, 2, 2, 4, 0, 1, 2])  # some states have several actions, one has none
     actions = torch.randint(37, (11,), generator=torch.Generator().manual_seed(3))
     weights = numbers(2, 11, dtype=torch.float64, seed=4)
     results: list[Any] = []
-    for way in ("plain", "computed", "known"):
+    for way in ("plain", "computed", "cached"):
         head.zero_grad()
         hidden.grad = None
         if way == "plain":
-            log_probs, entropies = plain_scores(head.weight, hidden[states], actions, temperature)
+            log_probs, entropies = plain_log_probs(head.weight, hidden[states], actions, temperature)
         else:
-            scores = action_log_probs(
+            found = action_log_probs(
                 head,
                 hidden,
                 states,
                 actions,
                 temperature=temperature,
                 with_entropies=with_entropies,
-                known=ActionLogProbs(*results[0][:2]) if way == "known" else None,
+                cached=ActionLogProbs(*results[0][:2]) if way == "cached" else None,
             )
-            log_probs = scores.log_probs
-            assert (scores.entropies is None) != with_entropies
-            entropies = torch.zeros_like(log_probs) if scores.entropies is None else scores.entropies
+            log_probs = found.log_probs
+            assert (found.entropies is None) != with_entropies
+            entropies = torch.zeros_like(log_probs) if found.entropies is None else found.entropies
         loss = (weights[0] * log_probs).sum()
         if with_entropies:
             loss = loss + (weights[1] * entropies).sum()
         loss.backward()
-        kept = entropies.detach() if with_entropies else None
+        own_entropies = entropies.detach() if with_entropies else None
         assert head.weight.grad is not None
-        results.append((log_probs.detach(), kept, hidden.grad, head.weight.grad.clone()))
+        results.append((log_probs.detach(), own_entropies, hidden.grad, head.weight.grad.clone()))
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(results[0], results[2], rtol=1e-12, atol=1e-12)
 
 
-def test_a_head_that_is_no_plain_product_is_called() -> None:
+def test_head_with_a_bias_is_called() -> None:
     head, hidden, actions = nn.Linear(6, 37), numbers(4, 6), torch.tensor([0, 1, 2, 36])
-    scores = action_log_probs(head, hidden, torch.arange(4), actions, temperature=1.0, with_entropies=True)
+    found = action_log_probs(head, hidden, torch.arange(4), actions, temperature=1.0, with_entropies=True)
     expected = head(hidden).log_softmax(1)
-    torch.testing.assert_close(scores.log_probs, expected.gather(1, actions[:, None]).squeeze(1))
-    torch.testing.assert_close(scores.entropies, entropy(expected))
+    torch.testing.assert_close(found.log_probs, expected.gather(1, actions[:, None]).squeeze(1))
+    torch.testing.assert_close(found.entropies, entropy(expected))
 
 
-def test_a_frozen_head_gets_no_gradient() -> None:
+def test_frozen_head_gets_no_gradient() -> None:
     head, hidden = nn.Linear(6, 37, bias=False).requires_grad_(False), numbers(4, 6).requires_grad_()
     actions = torch.tensor([0, 1, 2, 36])
     action_log_probs(
@@ -253,28 +253,28 @@ def test_a_frozen_head_gets_no_gradient() -> None:
     assert hidden.grad is not None
 
 
-def test_an_action_of_probability_zero_makes_no_nan() -> None:
-    # logits of ±1e6: all others' probabilities underflow
+def test_action_with_probability_0_gives_no_nan() -> None:
+    # logits of ±1e6: the probabilities of all other actions underflow
     weight = torch.tensor([[1e6], [-1e6], [0.0]], dtype=torch.float64)
     head = nn.Linear(1, 3, bias=False, dtype=torch.float64)
     head.weight.data = weight
     hidden = torch.ones(1, 1, dtype=torch.float64, requires_grad=True)
-    scores = action_log_probs(
+    found = action_log_probs(
         head, hidden, torch.tensor([0]), torch.tensor([0]), temperature=1.0, with_entropies=True
     )
-    assert scores.entropies is not None
-    (scores.log_probs + scores.entropies).sum().backward()
-    assert scores.log_probs.item() == 0.0
-    assert scores.entropies.item() == 0.0
+    assert found.entropies is not None
+    (found.log_probs + found.entropies).sum().backward()
+    assert found.log_probs.item() == 0.0
+    assert found.entropies.item() == 0.0
     assert hidden.grad is not None
     assert hidden.grad.item() == 0.0
 
 
-# --------------------------------------------------------------------------------- draws
+# --------------------------------------------------------------------------------- drawing
 
 
 @pytest.mark.parametrize("num_columns", [2, 13, 4 * BLOCK, 4 * BLOCK + 1, 9 * BLOCK + 17])
-def test_a_draw_inverts_the_cumulated_weights(num_columns: int) -> None:
+def test_invert_inverts_the_cumulative_weights(num_columns: int) -> None:
     weights = torch.rand(50, num_columns, generator=torch.Generator().manual_seed(0))
     weights[:, ::3] = 0.0
     uniforms = torch.rand(50, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -289,19 +289,19 @@ def test_a_draw_inverts_the_cumulated_weights(num_columns: int) -> None:
 
 @pytest.mark.parametrize("num_columns", [5, 6 * BLOCK])
 @pytest.mark.parametrize("uniform", [0.0, 1.0 - 2**-53, 0.5])
-def test_an_action_of_weight_zero_is_never_drawn(num_columns: int, uniform: float) -> None:
+def test_action_with_weight_0_is_never_drawn(num_columns: int, uniform: float) -> None:
     weights = torch.zeros(1, num_columns)
     only = num_columns // 2
     weights[0, only] = 1e-30
     assert invert(weights, torch.tensor([uniform], dtype=torch.float64)).item() == only
-    weights[0, [1, only]] = torch.tensor([1.0, 1e-45])  # the second is lost in the sum
+    weights[0, [1, only]] = torch.tensor([1.0, 1e-45])  # rounding removes the second weight from the sum
     assert invert(weights, torch.tensor([uniform], dtype=torch.float64)).item() == 1
 
 
 @pytest.mark.parametrize("greedy", [True, False])
-@pytest.mark.parametrize("most", [1, 40, 60])
-def test_draws_a_few_rows_at_a_time_are_the_same(
-    most: int, greedy: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("max_logits", [1, 40, 60])
+def test_drawing_a_few_rows_at_a_time_gives_the_same_actions(
+    max_logits: int, greedy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logits = numbers(7, 20)
     logits[3] = torch.nan
@@ -312,33 +312,35 @@ def test_draws_a_few_rows_at_a_time_are_the_same(
     monkeypatch.setattr(
         drawing, "_draw", lambda some, *rest: (sizes.append(len(some)), plain(some, *rest))[1]
     )
-    monkeypatch.setattr(drawing, "MAX_LOGITS", most)
+    monkeypatch.setattr(drawing, "MAX_LOGITS", max_logits)
     in_parts = drawing.draw(logits, 0.7, uniforms)
-    assert sizes == {1: [1] * 7, 40: [2, 2, 2, 1], 60: [3, 3, 1]}[most]
+    assert sizes == {1: [1] * 7, 40: [2, 2, 2, 1], 60: [3, 3, 1]}[max_logits]
     for one, other in zip(together, in_parts, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("num_columns", [7, 5 * BLOCK])
-def test_draws_follow_the_distribution(num_columns: int) -> None:
+def test_drawn_actions_follow_the_distribution(num_columns: int) -> None:
     logits = numbers(1, num_columns) * 2
     uniforms = torch.rand(20_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     drawn = draw(logits.expand(20_000, -1), 1.5, uniforms)
-    chances = (logits[0].double() / 1.5).softmax(0)
+    probabilities = (logits[0].double() / 1.5).softmax(0)
     counts = torch.bincount(drawn.actions, minlength=num_columns).double()
-    often = chances > 5 / 20_000
+    often = probabilities > 5 / 20_000
     observed = [*counts[often].tolist(), float(counts[~often].sum())]
-    expected = [*(chances[often] * 20_000).tolist(), float(chances[~often].sum()) * 20_000]
+    expected = [*(probabilities[often] * 20_000).tolist(), float(probabilities[~often].sum()) * 20_000]
     if expected[-1] == 0:
         observed, expected = observed[:-1], expected[:-1]
     assert stats.chisquare(observed, expected).pvalue > 1e-3
-    torch.testing.assert_close(drawn.log_probs.exp().double(), chances[drawn.actions], rtol=1e-5, atol=0)
+    torch.testing.assert_close(
+        drawn.log_probs.exp().double(), probabilities[drawn.actions], rtol=1e-5, atol=0
+    )
     assert drawn.entropies.tolist() == pytest.approx(
-        [-float((chances * chances.log()).sum())] * 20_000, abs=1e-5
+        [-float((probabilities * probabilities.log()).sum())] * 20_000, abs=1e-5
     )
 
 
-def test_the_likeliest_is_taken_without_a_random_number() -> None:
+def test_most_likely_action_is_taken_without_random_numbers() -> None:
     logits = numbers(8, 2000)
     drawn = draw(logits, 0.5, None)
     assert torch.equal(drawn.actions, logits.argmax(1))
@@ -348,7 +350,7 @@ def test_the_likeliest_is_taken_without_a_random_number() -> None:
 
 
 @pytest.mark.parametrize("num_columns", [5, 1500])
-def test_logits_that_are_minus_infinite_are_never_drawn(num_columns: int) -> None:
+def test_actions_with_a_logit_of_minus_infinity_are_never_drawn(num_columns: int) -> None:
     logits = torch.full((100, num_columns), -math.inf)
     logits[:, [1, 3]] = 0.0
     uniforms = torch.linspace(0, 1, 101, dtype=torch.float64)[:-1]
@@ -358,11 +360,11 @@ def test_logits_that_are_minus_infinite_are_never_drawn(num_columns: int) -> Non
     assert drawn.entropies.tolist() == pytest.approx([math.log(2)] * 100)
 
 
-@pytest.mark.parametrize("odd", [math.nan, math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("num_columns", [5, 1500])
-def test_logits_that_make_no_distribution_give_nan_and_some_action(odd: float, num_columns: int) -> None:
+def test_logits_without_a_distribution_give_nan_and_an_arbitrary_action(bad: float, num_columns: int) -> None:
     logits: Any = numbers(3, num_columns)
-    logits[1, 2] = odd
+    logits[1, 2] = bad
     drawn = draw(logits, 1.0, torch.full((3,), 0.3, dtype=torch.float64))
     assert 0 <= int(drawn.actions[1]) < num_columns
     assert drawn.log_probs.isnan().tolist() == [False, True, False]
@@ -372,8 +374,8 @@ def test_logits_that_make_no_distribution_give_nan_and_some_action(odd: float, n
     assert torch.equal(drawn.log_probs[[0, 2]], alone.log_probs)
 
 
-def test_the_squared_norm_of_a_score_by_hand() -> None:
-    # π = (1/2, 1/2): (1 - 1/2)² + (1/2)²;   π = (1/4, 3/4), the rarer one drawn: (3/4)² + (3/4)² = 9/8
+def test_squared_gradient_norm_equals_values_computed_by_hand() -> None:
+    # π = (1/2, 1/2): (1 - 1/2)² + (1/2)²; π = (1/4, 3/4), the less likely action: (3/4)² + (3/4)² = 9/8
     logits = torch.tensor([[0.0, 0.0], [0.0, math.log(3.0)], [0.0, math.log(3.0)]])
     drawn = draw(logits, 1.0, torch.tensor([0.9, 0.1, 0.9], dtype=torch.float64))
     assert drawn.actions.tolist() == [1, 0, 1]
@@ -382,7 +384,7 @@ def test_the_squared_norm_of_a_score_by_hand() -> None:
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
 @pytest.mark.parametrize("num_columns", [7, 5 * BLOCK])
-def test_the_squared_norm_of_a_score_is_that_of_its_gradient(num_columns: int, temperature: float) -> None:
+def test_squared_gradient_norm_equals_that_of_autograd(num_columns: int, temperature: float) -> None:
     logits = numbers(20, num_columns).double() * 2
     drawn = draw(logits, temperature, torch.rand(20, generator=torch.Generator().manual_seed(0)).double())
     divided = (logits / temperature).requires_grad_()
@@ -393,16 +395,16 @@ def test_the_squared_norm_of_a_score_is_that_of_its_gradient(num_columns: int, t
     )
 
 
-def test_the_squared_norm_of_a_score_near_certainty_is_no_rounding() -> None:
-    # π_b = 1e-5 each of the other two, to first order: (2e-5)² + 2 · (1e-5)² = 6e-10; 1 - 2π + Σπ² has 1e-7
+def test_squared_gradient_norm_is_accurate_near_probability_1() -> None:
+    # π_b = 1e-5 of two other actions: (2e-5)² + 2 · (1e-5)² = 6e-10; 1 - 2π + Σπ² is 1e-7 off
     logits = torch.tensor([[0.0, math.log(1e-5), math.log(1e-5)]])
     assert draw(logits, 1.0, None).squared_logit_gradient_norms.item() == pytest.approx(6e-10, rel=0.02)
-    minus_infinite = torch.tensor([[0.0, -math.inf]])
-    assert draw(minus_infinite, 1.0, None).squared_logit_gradient_norms.item() == 0.0
+    with_minus_infinity = torch.tensor([[0.0, -math.inf]])
+    assert draw(with_minus_infinity, 1.0, None).squared_logit_gradient_norms.item() == 0.0
     assert draw(torch.tensor([[0.0, math.nan]]), 1.0, None).squared_logit_gradient_norms.isnan().all()
 
 
-def test_under_autocast_a_draw_is_what_it_is_without() -> None:
+def test_autocast_does_not_change_drawn_actions() -> None:
     logits = 3 * torch.randn(8, 40, generator=torch.Generator().manual_seed(0))
     plain = draw(logits, 1.0, None)
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -84,9 +84,9 @@ def build_loop(
 def _check_alphabet(
     shape: RandomInitConfig, problems: ProblemSplit, has_warm_start: bool, say: Callable[[str], None]
 ) -> None:
-    """Check that the alphabet covers all prompts, and with a warm start also its solutions.
+    """Check that the alphabet has all characters of the prompts, and with a warm start of the solutions.
 
-    The number of answers with other characters is reported by `say`.
+    The number of answers with characters that the alphabet lacks is reported by `say`.
 
     Raises:
         InputError: if the alphabet lacks a character.

@@ -1,8 +1,9 @@
 """Translate the arguments of `ReinforceTrainer` into settings and objects.
 
 A name or path only fills a section of the settings, so the run equals that of a recipe with this section.
-An object (a model in memory, a list of problems, a function) is used as it is. Its section then names the
-place in the run's directory where the object is saved, so that the command line can resume the run.
+An object (a model in memory, a list of problems, a function) is used directly. Its section names the place
+where the object is saved in the run's directory (a function: its file), so that the command line can resume
+the run.
 """
 
 from collections.abc import Mapping

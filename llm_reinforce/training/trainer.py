@@ -95,6 +95,7 @@ class ReinforceTrainer:
     - `learning_rate`: by default 1e-5, for LoRA adapters 1e-4, for random weights 5e-4.
     - `problems_per_update=16`, `episodes_per_problem=8`: size of the batch.
     - `max_new_tokens=256`, `temperature=1.0`: sampling of the completions.
+    - `lora=None`: train all weights; `lora={"rank": 8}` trains a LoRA adapter of rank 8 instead.
     - `baseline="leave_one_out"`: the baseline subtracted from the returns.
     - `num_held_out`: problems held out for evaluation; by default 200, or a fifth of the problems if fewer.
     - `checkpoint_every=None`: updates between checkpoints. A checkpoint is always saved at the end.
@@ -119,10 +120,11 @@ class ReinforceTrainer:
             or a dict from these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
             `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
             with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the
-            problems as keywords, and returns a list. The reward of an episode is the weighted sum. Default: 1
-            for a correct final answer, 0 otherwise.
-        held_out: problems for evaluation, in the same forms as `problems`, which then has to be given too.
-            Default: `num_held_out` of `problems` are held out.
+            problems as keywords, and returns a list. The reward of an episode is the weighted sum. A function
+            may return None if it does not apply. An episode is left out of the update if a function raises an
+            exception or all return None. Default: 1 for a correct final answer, 0 otherwise.
+        held_out: problems for evaluation: a name, file, hub id, list, `datasets.Dataset` or DataConfig. It
+            requires `problems`. Default: `num_held_out` of `problems` are held out.
         output_dir: directory in which the run is recorded, in the same layout as on the command line. It has
             to be empty or new, unless `train` gets `resume` or `overwrite`. Default: the run is not recorded.
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
@@ -185,18 +187,22 @@ class ReinforceTrainer:
 
     @property
     def policy(self) -> LanguagePolicy:
+        """Policy that is trained."""
         return self._loop.policy
 
     @property
     def problems(self) -> Sequence[Problem]:
+        """Training problems, with the template applied."""
         return self._loop.problems
 
     @property
     def held_out(self) -> Sequence[Problem]:
+        """Held-out problems, with the template applied."""
         return self._loop.held_out
 
     @property
     def rewards(self) -> Sequence[WeightedReward]:
+        """Reward functions with their names and weights."""
         return self._loop.rewards
 
     @property
@@ -266,7 +272,7 @@ class ReinforceTrainer:
             yield from self._loop.updates(resume=resume)
 
     def result(self, history: Sequence[Mapping[str, Any]] = (), *, seconds: float = 0.0) -> TrainingResult:
-        """Return the result so far; for loops over `updates`, which return none.
+        """Return the result so far, during or after a loop over `updates`.
 
         Args:
             history: metrics to put into the result.

@@ -152,8 +152,10 @@ def kind(node: Schema, root: Schema) -> str:
 
 
 def cell(text: str) -> str:
-    """Return the text as a cell of a Markdown table."""
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Return the text as a cell of a Markdown table; `<` outside code is escaped."""
+    parts = text.replace("|", "\\|").replace("\n", " ").split("`")
+    parts[::2] = [part.replace("<", "&lt;") for part in parts[::2]]
+    return "`".join(parts)
 
 
 if __name__ == "__main__":

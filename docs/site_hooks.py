@@ -39,5 +39,7 @@ def on_page_content(content: str, **_: Any) -> str:
 
 
 def _mathml(found: re.Match[str]) -> str:
-    display = "block" if found[1] == "div" else "inline"
-    return convert(html.unescape(found[2]).strip(), display=display)
+    equation = html.unescape(found[2]).strip()
+    if found[1] == "span":
+        return convert(equation)
+    return f"<p>{convert(equation, display='block')}</p>"

@@ -17,7 +17,7 @@ from llm_reinforce.errors import InputError
 
 
 def builtin_recipes() -> dict[str, Path]:
-    """Return the paths of the bundled recipes by name.
+    """Return the paths of the built-in recipes by name.
 
     They are found in the installed package, or in the repository if the package runs from a checkout.
     """

@@ -136,7 +136,7 @@ def _read_value(text: str, document: Document) -> Any:
         root = loader.get_single_node()
         return None if root is None else _value_of(root, (), loader, document)
     except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
+        raise yaml.YAMLError("the document is nested too deeply") from None
     finally:
         loader.dispose()
 
@@ -198,7 +198,7 @@ def _apply_at(place: Place, document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not all((*sections, last)):
-        raise InputError("should read section.key=value")
+        raise InputError("should have the form section.key=value")
     read = Document(document.name)
     try:
         value = _read_value(text, read)

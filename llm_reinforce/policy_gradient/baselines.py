@@ -261,8 +261,8 @@ def baseline_values(
         case "greedy" if greedy_returns is not None:
             return greedy(returns, greedy_returns)
         case "optimal" | "greedy":
-            needed = "weighted returns" if name == "optimal" else "the returns of greedy completions"
-            raise ValueError(f"baseline {name!r} needs {needed}")
+            needed = "weighted" if name == "optimal" else "greedy_returns"
+            raise ValueError(f"baseline {name!r} needs the argument {needed}")
     raise ValueError(f"unknown baseline {name!r}; known baselines: {', '.join(CONSTANT_BASELINES)}")
 
 

@@ -288,7 +288,7 @@ def test_plots_are_written_with_matplotlib() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nowhere.yaml"], "nowhere: nowhere.yaml: there is no such file or built-in recipe"),
+        (["nowhere.yaml"], "nowhere: nowhere.yaml: no such file or built-in recipe"),
         (
             ["tiny.yaml", "./tiny.yaml"],
             "two variants are named 'tiny'; give them different names, for",

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -98,6 +98,7 @@ class Evaluation:
         }
 
 
+@runtime_checkable
 class Journal(Protocol):
     """Store of answers from which an interrupted evaluation continues."""
 

@@ -31,7 +31,7 @@ class GivenProblems:
 
 
 def _ignore(sentence: str) -> None:
-    """The default of `say`."""
+    """Discard a message. This is the default of `say`."""
 
 
 NONE_GIVEN = GivenProblems()

@@ -22,18 +22,15 @@ from llm_reinforce.config import (
     ProblemsConfig,
     RandomInitConfig,
 )
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, repr_with_type
 from llm_reinforce.policy import LanguagePolicy, policy_from_model
 from llm_reinforce.problems import GivenProblems, problems_from, reads_split
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.rewards.from_python import rewards_from
 
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
-MODEL_KEYWORDS = (
-    "use_chat_template",
-    "system_prompt",
-    "lora",
-)  # policy settings used for a model object
+MODEL_KEYWORDS = ("use_chat_template", "system_prompt", "lora")  # policy settings of a model object
+COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
 Section = dict[str, Any]
@@ -76,7 +73,7 @@ def read_arguments(
     """
     if config is not None and not isinstance(config, Config):
         raise InputError(
-            f"config: should be a Config, not {_shown(config)}; pass load_recipe(…).config, for example"
+            f"config: should be a Config, such as load_recipe(…).config, not {repr_with_type(config)}"
         )
     for name, value in (("policy", policy), ("problems", problems)):
         if value is None and config is None:
@@ -94,7 +91,8 @@ def read_arguments(
             sections["training"] = {"learning_rate": rate}
     own_problems = GivenProblems()
     if problems is not None:
-        sections["problems"], own_problems = _read_problems(problems, held_out, config, folder)
+        columns = {name: rest.pop(name) for name in COLUMN_KEYWORDS if name in rest}
+        sections["problems"], own_problems = _read_problems(problems, held_out, columns, config, folder)
     elif held_out is not None:
         raise InputError("held_out: used only together with problems; pass problems too")
     own_rewards: tuple[WeightedReward | None, ...] = ()
@@ -130,8 +128,8 @@ def _read_policy(
         )
     else:
         raise InputError(
-            f"policy: {_shown(policy)} is not a policy; give a name, a path, a hub id, (model, tokenizer), "
-            "or the result of load_policy"
+            f"policy: {repr_with_type(policy)} is not a policy; give a name, a path, a hub id, "
+            "(model, tokenizer), or the result of load_policy"
         )
     for name in PolicyConfig.model_fields:
         if name in keywords:
@@ -160,12 +158,14 @@ def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
 
 
 def _read_problems(
-    problems: Any, held_out: Any, config: Config | None, folder: Path
+    problems: Any, held_out: Any, columns: Section, config: Config | None, folder: Path
 ) -> tuple[Section, GivenProblems]:
     """Return the settings of the problems, and the problems that were passed as objects."""
     base = config.problems.model_dump(mode="json", exclude_unset=True) if config else {}
     section: Section = {key: base[key] for key in ("template", "num_held_out") if key in base}
     train = held = None
+    if columns and isinstance(problems, ProblemsConfig | GenerateConfig | DataConfig):
+        raise InputError(f"{next(iter(columns))}: not used with a {type(problems).__name__}; set it there")
     if isinstance(problems, ProblemsConfig | GenerateConfig):
         if held_out is not None:
             raise InputError(
@@ -177,31 +177,26 @@ def _read_problems(
             keys if isinstance(problems, ProblemsConfig) else {**section, "generate": keys}
         ), GivenProblems()
     if isinstance(problems, str | PathLike):
-        section["train"] = {"data": str(problems)}
+        section["train"] = {"data": str(problems), **columns}
     elif isinstance(problems, DataConfig):
         section["train"] = problems.model_dump(mode="json", exclude_unset=True)
     else:
-        train = problems_from(problems, name="train")
+        train = problems_from(problems, name="problems", **columns)
         section["train"] = {"data": str(folder / PROBLEMS_FOLDER / "train.jsonl")}
         if train[0].algebra:
             section["train"]["algebra"] = True
     if held_out is None:
         return section, GivenProblems(train)
     if isinstance(held_out, str | PathLike):
-        section["held_out"] = {"data": str(held_out)}
+        section["held_out"] = {"data": str(held_out), **columns}
         if reads_split(str(held_out)):
             section["held_out"]["split"] = "test"
     elif isinstance(held_out, DataConfig):
         section["held_out"] = held_out.model_dump(mode="json", exclude_unset=True)
     else:
-        held = problems_from(held_out, name="held_out")
+        held = problems_from(held_out, name="held_out", **columns)
         section["held_out"] = {"data": str(folder / PROBLEMS_FOLDER / "held_out.jsonl")}
         if held[0].algebra:
             section["held_out"]["algebra"] = True
         section["num_held_out"] = len(held)
     return section, GivenProblems(train, held)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"

@@ -1,6 +1,7 @@
 """Train in one call: `ReinforceTrainer(policy, problems, rewards).train()`."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -110,12 +111,17 @@ class ReinforceTrainer:
             weights). A model object is trained in place.
         problems: the training problems. A data-set name ("gsm8k", "svamp", "generate:digits=2"), a `.json` or
             `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and `answer`, a
-            list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or GenerateConfig.
+            list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or GenerateConfig. Every
+            problem needs an answer, since accuracy is measured in every run. For columns with other names,
+            set `prompt_column` and `answer_column`.
         rewards: the reward. A function `f(completion: str, problem: Problem) -> float | None | StepRewards`,
             a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
             "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
-            or a dict from these to weights. The reward of an episode is their weighted sum. A function may
-            return None if it does not apply. An episode is left out of the update if a function raises an
+            or a dict from these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
+            `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
+            with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the
+            problems as keywords, and returns a list. The reward of an episode is the weighted sum. A function
+            may return None if it does not apply. An episode is left out of the update if a function raises an
             exception or all return None. Default: 1 for a correct final answer, 0 otherwise.
         held_out: problems for evaluation: a name, file, hub id, list, `datasets.Dataset` or DataConfig. It
             requires `problems`. Default: `num_held_out` of `problems` are held out.
@@ -173,6 +179,11 @@ class ReinforceTrainer:
             run_directory=self._directory,
             display=self._display,
         )
+        if self._directory is not None and (script := _script_without_guard(self.config)):
+            self._display.say(
+                f"{script}: a reward function comes from this script, which a resumed run imports; "
+                'put the training below `if __name__ == "__main__":`, so that reading it does not train'
+            )
 
     @property
     def policy(self) -> LanguagePolicy:
@@ -381,6 +392,16 @@ class ReinforceTrainer:
             overwrite=overwrite,
         ):
             yield
+
+
+def _script_without_guard(config: Config) -> str | None:
+    """Return the running script if a reward comes from it and importing it would start the training."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is None or not Path(script).is_file():
+        return None
+    has_reward = any(reward.function.startswith(f"{Path(script).resolve()}:") for reward in config.rewards)
+    is_guarded = "__main__" in Path(script).read_text(encoding="utf-8", errors="replace")
+    return script if has_reward and not is_guarded else None
 
 
 def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDisplay:

@@ -369,7 +369,7 @@ def test_all_variants_have_the_same_seeds_and_tokens(
 
 
 def test_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("mine.py").write_text("def mine(completion, problem):\n    raise OSError('ill')\n")
+    Path("mine.py").write_text("def mine(completion, problem):\n    raise OSError('no server')\n")
     result = compared("tiny.yaml", "--seeds", "2", *SHORT, "--set", "rewards=[{function: 'mine.py:mine'}]")
     assert result.exit_code == 2
     assert "tiny, seed 0: reward 'mine' failed on all 4 trial episodes" in result.stderr

@@ -19,7 +19,7 @@ Decoding = Literal["greedy", "sampled"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
-    """A policy's answers to problems, and what was measured on them.
+    """Answers of a policy to problems, and their measures.
 
     Attributes:
         decoding: `greedy`, or `sampled` at a temperature.

@@ -335,7 +335,7 @@ def _reach(location: str) -> dict[str, bool]:
     return {} if Path(location).is_dir() or hub_answers() else {"local_files_only": True}
 
 
-def _with_adapter(model: PreTrainedModel, lora: AdapterConfig, seed: int) -> Any:
+def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):

@@ -323,6 +323,7 @@ def test_compare_command_compares(in_empty: Path, tiny_run: list[str]) -> None:
         arguments[arguments.index(option) + 1] = small
     own = ("training.num_updates", "training.num_warmup_updates", "problems.num_held_out")
     tiny = options_of([override for override in tiny_run if not override.startswith(own)])
+    tiny += options_of(["evaluation.num_problems=8"])
     output = invoke(*arguments, "--evaluations", "1", *tiny)
     summary = json.loads(Path("runs/compare/comparison.json").read_text(encoding="utf-8"))
     assert [row["name"] for row in summary["runs"]] == ["leave_one_out", "none", "none, lr 1e-4"]
@@ -420,11 +421,15 @@ def test_examples_of_the_python_page_run_one_after_the_other(
     tiny = [override for override in tiny_run if not override.startswith("training.num_updates")]
     unused = ("training.num_warmup_updates", "problems.num_held_out")
     compared = [override for override in tiny if not override.startswith(unused)]
+    compared.append("evaluation.num_problems=8")
     changes: dict[str, dict[str, str]] = {
         "": {'"smollm2-135m", "gsm8k"': '"tiny-model", "sums.jsonl"', '"runs/mine"': '"runs/mine", **small'},
         "python: own": {"num_updates=30": "num_updates=1", "range(10)": "range(4)", "=64": "=16"},
         "python: result": {"num_updates=5": "num_updates=1"},
-        "python: recipe": {'"training.warm_start.num_updates=20"': "*tiny"},
+        "python: recipe": {
+            '"training.warm_start.num_updates=20"': "*tiny",
+            "num_updates=10": "num_updates=1",
+        },
         "python: compare": {
             "seeds=5": "seeds=1",
             "tokens=80_000": "tokens=100, evaluations=1, overrides=compared",

@@ -22,6 +22,7 @@ from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import load_config
 from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.console.messages import note
+from llm_reinforce.console.run_tables import better_before
 from llm_reinforce.runs import BestEvaluation, RunDirectory, TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -309,7 +310,7 @@ def test_better_earlier_evaluation_is_reported() -> None:
     rows = [{"decoding": "greedy", "accuracy": 0.5}, {"decoding": "sampled", "accuracy": 0.4}]
     best = {"greedy": BestEvaluation(3, 0.75), "sampled": BestEvaluation(6, 0.4)}
     state = TrainState(6, best_evaluation=best)
-    sentences = sys.modules["llm_reinforce.cli.train"]._better_before(rows, state)
+    sentences = better_before(rows, state)
     assert sentences == ["best greedy accuracy: 75.0%, at update 3"]
 
 

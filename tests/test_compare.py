@@ -300,7 +300,7 @@ def test_plots_are_written_with_matplotlib() -> None:
             "variants (--variant) change a single recipe",
         ),
         (["tiny.yaml", "--variant", "reinforce.baseline=none"], 'should read "NAME: section.key=value'),
-        (["tiny.yaml", "--variant", "a: none"], "'none' has no =; should read"),
+        (["tiny.yaml", "--variant", "a: none"], "'none' has no =; a variant should read"),
         (["tiny.yaml", "--variant", "a: x='1"], "can't be parsed: No closing quotation"),
         (["tiny.yaml", "--variant", "../a:"], "'../a' is not a valid name of a variant"),
         (["tiny.yaml", "--variant", "a.: "], "'a.' is not a valid name of a variant"),

@@ -532,7 +532,7 @@ def none_of(completion: str) -> float:
             lambda: {"num_updates": 0, "temperature": -1.0},
             r"temperature: .*\n.*num_updates: |num_updates: .*\n.*temperature",
         ),
-        (lambda: {"dtype": "bfloat16"}, "dtype: not read for a policy that is already loaded"),
+        (lambda: {"dtype": "bfloat16"}, "dtype: not used for a policy that is already loaded"),
         (lambda: {"config": {}}, "config: should be a Config"),
         (lambda: {"training": {"num_updates": 2}}, "num_updates is given twice, alone and in training"),
         (lambda: {"num_generations": 8}, "'num_generations'; here it is episodes_per_problem"),

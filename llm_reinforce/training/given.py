@@ -94,7 +94,7 @@ def read_arguments(
         columns = {name: rest.pop(name) for name in COLUMN_KEYWORDS if name in rest}
         sections["problems"], own_problems = _read_problems(problems, held_out, columns, config, folder)
     elif held_out is not None:
-        raise InputError("held_out: read only together with problems; pass problems too")
+        raise InputError("held_out: used only together with problems; pass problems too")
     own_rewards: tuple[WeightedReward | None, ...] = ()
     if rewards is not None:
         found = rewards_from(rewards)
@@ -134,7 +134,7 @@ def _read_policy(
     for name in PolicyConfig.model_fields:
         if name in keywords:
             raise InputError(
-                f"{name}: not read for a policy that is already loaded; leave it out, or give the policy by "
+                f"{name}: not used for a policy that is already loaded; leave it out, or give the policy by "
                 "its name or path"
             )
     section = {
@@ -169,7 +169,7 @@ def _read_problems(
     if isinstance(problems, ProblemsConfig | GenerateConfig):
         if held_out is not None:
             raise InputError(
-                "held_out: not read with generated problems or a ProblemsConfig, which hold out problems "
+                "held_out: not used with generated problems or a ProblemsConfig, which hold out problems "
                 "themselves; leave it out"
             )
         keys = problems.model_dump(mode="json", exclude_unset=True)

@@ -27,6 +27,7 @@ from llm_reinforce.training.assembly import build_loop
 from llm_reinforce.training.budget import is_over
 from llm_reinforce.training.given import read_arguments
 from llm_reinforce.training.loop import TrainingLoop, Update
+from llm_reinforce.training.preview import Preview, preview_run
 from llm_reinforce.training.recording import check_can_be_recorded, check_same_run, recording
 
 
@@ -301,6 +302,15 @@ class ReinforceTrainer:
             seconds=seconds,
             output_dir=self._directory.path if self._directory else None,
         )
+
+    def preview(self, *, num_problems: int = 2, num_episodes: int = 2) -> Preview:
+        """Sample a few episodes and call the reward functions, without training or writing files.
+
+        Args:
+            num_problems: number of training problems, from the first one.
+            num_episodes: number of episodes per problem.
+        """
+        return preview_run(self._loop, self.config, num_problems=num_problems, num_episodes=num_episodes)
 
     def stop(self) -> None:
         """Stop the run after the current update and save a checkpoint.

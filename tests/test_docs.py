@@ -300,8 +300,9 @@ def test_getting_started_can_be_followed(in_runs: Path) -> None:
     ):
         (line,) = (line for line in lines if line.startswith(f"llm-reinforce {start}"))
         invoke(*shlex.split(line.replace("path/to/", ""))[1:])
-    (line,) = (line for line in lines if line.startswith("llm-reinforce train") and "--set" in line)
-    invoke(*shlex.split(line)[1:], "--dry-run", "--overwrite")
+    for line in lines:
+        if line.startswith("llm-reinforce train mine.yaml"):
+            invoke(*shlex.split(line.removesuffix("--dry-run"))[1:], "--dry-run")
 
 
 def test_evaluate_command_prints_the_shown_table(in_runs: Path) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.problems import OPERATIONS, Problem, generate_problems, generators
+from llm_reinforce.problems import OPERATIONS, Problem, find_problems, generate_problems, generators
 
 TERM = re.compile(r"([-+*/]?)(\d+)")
 
@@ -291,3 +291,15 @@ def test_invalid_settings_are_rejected(arguments: dict[str, object], message: st
     usual: dict[str, object] = {"operations": ["addition"], "digits": [1], "num_held_out": 0}
     with pytest.raises(InputError, match=message):
         generate_problems(**(usual | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("digits", "num_held_out", "num_train"), [(1, 20, 80), (2, 200, 7_900)])
+def test_default_number_of_held_out_problems(digits: int, num_held_out: int, num_train: int) -> None:
+    split = generate_problems(["addition"], [digits])
+    assert len(split.held_out) == num_held_out
+    assert abs(len(split.train) - num_train) <= 1  # 12+34 and 34+12 are on the same side
+
+
+def test_small_generated_data_set_has_as_many_problems_as_can_be_held_out() -> None:
+    assert len(find_problems("generate:digits=1")) == 50
+    assert len(find_problems("generate:digits=2")) == 500

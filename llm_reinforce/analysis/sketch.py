@@ -18,8 +18,8 @@ class Sketch:
     the blocks are added. Two numbers are therefore added with a probability of at most 1/size.
 
     For a fixed v, the relative standard deviation of the squared norm ‖S v‖² is at most √(2/size). The same
-    bound holds for the total variance of vectors that are all mapped by the same S. The map is a count sketch (Charikar, Chen & Farach-Colton 2002), but it does
-    not store an index per number.
+    bound holds for the total variance of vectors that are all mapped by the same S. The map is a count sketch
+    (Charikar, Chen & Farach-Colton 2002), but it does not store an index per number.
 
     Attributes:
         size: number of components of the result.

@@ -145,7 +145,7 @@ class DataSet:
 
 
 def _ignore(sentence: str) -> None:
-    """Do nothing; the default of `say`."""
+    """Ignore a message. This function is the default of `say`."""
 
 
 def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -155,7 +155,10 @@ def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int]
 def run_evaluations(
     request: EvaluationRequest, *, say: Say = _ignore, progress: Progress = _no_progress
 ) -> EvaluationReport:
-    """Evaluate the policies one after another, so that only one of them is in memory.
+    """Evaluate policies on data sets, write the results to files, and return them.
+
+    The policies are evaluated one after another, so that only one of them is in memory. Files are written
+    only if the request has an `output_dir`.
 
     Args:
         request: policies, data sets and settings.

@@ -1,13 +1,15 @@
 """The article's second example: classification as reinforcement learning in one step.
 
+The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
+
 A state x has the label y, and the policy is π(1|x) = σ(θ·x). An episode is one action with one reward, and
 its gradient is r ∇log π(a|x). In every state, the reward of the correct class exceeds that of the wrong class
 by w, so the expected gradient
 
     E ĝ = E_x[w p (1 - p) u],   p = π(y|x),   u = x for y = 1, -x for y = 0
 
-does not depend on the reward c(x) of the wrong class. The variance does: ∇log π is (1 - p) u for the correct
-class and -p u for the wrong class, so
+does not depend on the reward c(x) of the wrong class. But the variance depends on c(x): ∇log π is (1 - p) u
+for the correct class and -p u for the wrong class, so
 
     E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
 """
@@ -31,7 +33,7 @@ REWARD = 1.0  # w
 
 @dataclass(frozen=True, slots=True)
 class ClassifierVariance:
-    """The variance under one choice of the rewards.
+    """Gradient variance for one choice of the rewards.
 
     Attributes:
         name: description of the rewards of the two classes.
@@ -57,10 +59,11 @@ def measure_classifier_claim(
 
     Args:
         seed: random seed.
-        output_dir: directory for `classifier.json` and, with matplotlib, the plot; None: write no files.
+        output_dir: directory for `classifier.json` and, if matplotlib is installed, the plot; None: write no
+            files.
 
     Raises:
-        InputError: if the files exist, or the directory can't be written to.
+        InputError: if these files already exist, or the directory can't be written to.
     """
     output = check_output(output_dir, "classifier")
     rows = classifier_variances(seed)

@@ -1,12 +1,14 @@
-"""The article's first claim: returns have no unified baseline, so their offset adds variance.
+"""The article's first claim: returns have no unified baseline, so a constant offset of returns adds variance.
+
+The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
 
 Adding a constant c to every reward does not change the ranking of policies. The gradient of an episode
-becomes v + c s, with v = Σ_t g_t ∇log π and s = Σ_t ∇log π. The expectation of s is 0, so the expected
-gradient does not change. For γ = 1 and terminal rewards, the variance of plain REINFORCE is
+changes from v to v + c s, with v = Σ_t g_t ∇log π and s = Σ_t ∇log π. The expectation of s is 0, so the
+expected gradient does not change. For γ = 1 and terminal rewards, the variance of plain REINFORCE is
 
     V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²
 
-A baseline estimated from the rewards contains c too, so subtracting the baseline removes c.
+A baseline that is estimated from the rewards also contains c, so subtracting the baseline removes c.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,14 +46,14 @@ COMPARED = ("none", "batch_mean", "moving_average", "group_mean", "leave_one_out
 
 @dataclass(frozen=True, slots=True)
 class ConstantVariance:
-    """The gradient variance with one baseline and one constant.
+    """Gradient variance with one baseline and one constant.
 
     Attributes:
         constant: the constant added to every reward.
         baseline: name of the baseline.
         predicted: variance from the formula above, computed from other episodes; None unless `baseline` is
             `none`.
-        measured: tr Cov(ĝ) of one episode.
+        measured: tr Cov(ĝ) of one episode, estimated from the measured episodes.
     """
 
     constant: float
@@ -72,8 +74,8 @@ def measure_constant_claim(
 ) -> tuple[ConstantVariance, ...]:
     """Measure the gradient variance with a constant added to every reward, for each baseline.
 
-    One half of the problems gives the prediction, the other half the measurement. There is no training
-    except the recipe's warm start.
+    The prediction is computed from one half of the problems, the measurement from the other half. There is no
+    training except the recipe's warm start.
 
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
@@ -82,7 +84,8 @@ def measure_constant_claim(
         num_problems: number of problems, drawn with replacement; rounded up to whole updates.
         seed: random seed of problems, episodes, sketch and intervals.
         overrides: changes of the recipe's settings, each `section.key=value`.
-        output_dir: directory for `constant.json` and, with matplotlib, the plot; None: write no files.
+        output_dir: directory for `constant.json` and, if matplotlib is installed, the plot; None: write no
+            files.
         show_progress: show progress bars; by default only on a terminal and in a notebook.
 
     Raises:
@@ -121,9 +124,10 @@ def constant_variances(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> tuple[ConstantVariance, ...]:
-    """Return the variance with each baseline and constant.
+    """Return the gradient variance with each baseline and each constant.
 
-    One half of the groups gives the prediction, the other half the measurement.
+    The prediction is computed from one half of the groups (a group is the episodes of one problem), the
+    measurement from the other half.
 
     Args:
         sketch_size: as for `measure_estimators`.
@@ -142,7 +146,7 @@ def constant_variances(
     shifted = [with_constant(collected, constant) for constant in constants]
     weights = [action_weights(estimator, each) for each in shifted for estimator in estimators]
     at_zero = action_weights(estimators[0], collected)
-    # a weight of 1 for each ∇log π: the change of the weights due to a constant of 1
+    # a constant of 1 increases the weight of each ∇log π by 1; these increases are the weights of s
     of_ones = action_weights(estimators[0], with_constant(collected, 1.0)) - at_zero
     batch = collected.batch
     stacked = torch.stack([*weights, of_ones, at_zero])
@@ -199,15 +203,20 @@ def _predictor(
     of_ones: int,
     group_size: int,
 ) -> Callable[[float], float]:
-    """Return V(c) of `none`, computed from the episodes of the used groups.
+    """Return the predicted variance V(c) without a baseline, as a function of c, from the used groups.
 
     Args:
-        of_ones: index of s in `gradients`; the index of v is one higher.
+        gradients: the gradients v and s of every episode, among those of other estimators.
+        groups: group of each episode.
+        is_used: True for the groups from which the prediction is computed.
+        of_ones: index of the estimator in `gradients` whose gradient is s; the estimator with the gradient v
+            is the next one.
+        group_size: number of episodes per group.
     """
     gram = gradients.gram(of_ones + 1, of_ones + 1, groups)[np.ix_(is_used, is_used)]
     at_zero = group_size * float(total_variance(gram, np.ones(len(gram))))
     of_used = torch.tensor(is_used)[torch.tensor(groups)]
-    # an episode's weights are divided by the group's size
+    # the weights of an episode are divided by the size of its group
     products, squares = (
         group_size**2 * float(gradients.of_episodes(index, of_ones, len(groups))[of_used].mean())
         for index in (of_ones + 1, of_ones)

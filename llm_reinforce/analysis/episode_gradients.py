@@ -1,9 +1,11 @@
 """The contribution of each episode to the gradient of each estimator, at fixed policy weights.
 
-Every estimator is a weighted sum Σ_b Σ_t A_t ∇log π(a_t|s_t), and estimators differ only in the weights A. An
-episode needs one backward pass for each *direction* in the span of the estimators' weight vectors over its
-actions: one direction if all weights are constant over the episode, a few with step rewards or a learned
-baseline. The gradient of each estimator is a linear combination of the gradients along these directions.
+Every estimator is a sum over episodes b and actions t, Σ_b Σ_t A_t ∇log π(a_t|s_t). Estimators differ only in
+the weights A. For one episode, each estimator has a vector of weights, one weight per action. These vectors
+span a space, and one backward pass is made for each *direction* of an orthonormal basis of this space. There
+is one direction if all weights are constant over the episode, and there are a few with step rewards or a
+learned baseline. The gradient of each estimator is a linear combination of the gradients along these
+directions.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +21,17 @@ from llm_reinforce.episodes import Episode
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 
-NEGLIGIBLE = 1e-5  # relative size of weights below which they are float32 rounding, not a direction
+NEGLIGIBLE = 1e-5  # weights of a smaller relative size are float32 rounding errors, not a direction
 COLUMNS = 1 << 12  # number of columns of the gradients that are converted to float64 at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeGradients:
-    """The gradients of all estimators as linear combinations of rows.
+    """Gradients of all estimators, stored as linear combinations of rows.
 
     Attributes:
-        rows: gradients along the directions of all episodes, one row per direction; complete or sketched.
+        rows: gradients along the directions of all episodes, one row per direction; either complete or
+            sketched.
         coefficients: coefficient of each row in the gradient of each estimator.
         episode_of: index of the episode of each row.
     """
@@ -40,8 +43,9 @@ class EpisodeGradients:
     def gram(self, estimator: int, other: int, groups: Sequence[int]) -> Gram:
         """Return the inner products ⟨h_k, h'_l⟩ of the groups' gradients of two estimators.
 
-        The gradient of a group is the sum over its episodes. The products are computed in float64, because
-        differences of nearly equal gradients would be lost in float32.
+        The gradient of a group, h_k by one estimator and h'_k by the other, is the sum over the episodes of
+        the group. The products are computed in float64, because differences of nearly equal gradients would
+        be lost in float32.
 
         Args:
             estimator, other: indices of the two estimators.
@@ -62,7 +66,7 @@ class EpisodeGradients:
         return total.numpy()
 
     def of_episodes(self, estimator: int, other: int, num_episodes: int) -> Float[Tensor, " episode"]:
-        """Return the inner product of the gradients of two estimators for each episode."""
+        """Return, for each episode, the inner product of the gradients of two estimators."""
         products = torch.zeros(num_episodes, dtype=torch.float64)
         for episode in set(self.episode_of.tolist()):
             own = (self.episode_of == episode).nonzero().flatten()
@@ -86,9 +90,10 @@ def episode_gradients(
     Args:
         policy: the policy.
         episodes: the episodes.
-        weights: A of each action; values at padding are ignored.
+        weights: weight A_t of each action, for each estimator; values at padding are ignored.
         temperature: sampling temperature of the episodes.
-        sketch: map that shortens gradients; None: keep complete gradients, one number per parameter.
+        sketch: random projection that shortens each gradient; None: keep complete gradients, with one number
+            per parameter.
         progress: called with the number of completed episodes.
 
     Raises:

@@ -24,9 +24,10 @@ class Estimator:
     Attributes:
         name: name of the estimator.
         settings: settings of the advantages, as in training.
-        credit: weight of an action before a baseline of `settings` is subtracted. `reward_to_go`: its
-            reward-to-go; `whole_return`: the return of the whole episode; `exact_norms`: its reward-to-go
-            minus the optimal constant baseline, computed from the norms of the exact gradients.
+        credit: weight of an action before the baseline of `settings` is subtracted. `reward_to_go`: the
+            action's reward-to-go. `whole_return`: the return of the whole episode. `exact_norms`: the
+            action's reward-to-go minus the optimal constant baseline, which is computed from the norms of the
+            exact gradients.
     """
 
     name: str
@@ -47,9 +48,13 @@ class Estimator:
 def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
     """Return the estimators to measure for a recipe.
 
-    These are each baseline without standardization and with the number of episodes as denominator; no
-    baseline with the return of the whole episode as weight; `value` with λ = 0.9; `optimal` with the norms of
-    the exact gradients, which training does not compute; and the recipe's estimator if it is none of these.
+    The estimators are:
+
+    - each baseline, without standardization and with the number of episodes as denominator;
+    - no baseline, with the return of the whole episode as weight;
+    - `value` with λ = 0.9;
+    - `optimal` with the norms of the exact gradients, which training does not compute;
+    - the recipe's own estimator, if the recipe standardizes or has another denominator.
     """
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
     estimators = [
@@ -70,9 +75,10 @@ def _with(settings: ReinforceConfig, baseline: str, value: ValueConfig | None = 
 def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[Tensor, "episode token"]:
     """Return the estimator's weight of each ∇log π(a_t|s_t), for all episodes.
 
-    The weights of each update are computed as in training and multiplied by its number of groups, so that
-    the mean over groups equals the mean of the updates' gradients. For the credit `exact_norms`, these are
-    the weights due to a baseline of -1, because that baseline can be computed only from the gradients.
+    The weights of each update are computed as in training and multiplied by the number of groups of the
+    update, so that the mean over groups equals the mean of the updates' gradients. The baseline of the credit
+    `exact_norms` can be computed only from the gradients. For this credit, the weights for a baseline of -1
+    are returned instead.
     """
     parts = []
     for number, update in enumerate(collected.updates):
@@ -94,11 +100,14 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Subtract the exact-norms baseline, computed from the other episodes of each group.
+    """Return the gradients with the optimal baseline subtracted in the estimator with exact norms.
+
+    The estimator is the one with the credit `exact_norms`. The baseline b_i of episode i is computed from the
+    other episodes j of the group:
 
         b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²,   v = Σ_t γ^t g_t ∇log π,   s = Σ_t γ^t ∇log π
 
-    The gradient of an episode whose group has no other episode becomes 0.
+    If the group of an episode has no other episode, the gradient of the episode becomes 0.
 
     Source: Greensmith, Bartlett & Baxter 2004.
     """

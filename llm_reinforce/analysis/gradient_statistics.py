@@ -1,9 +1,10 @@
 """Variance, norm, agreement and bias of gradients, computed from their inner products.
 
-A group consists of the episodes of one problem. Its vector h is their contribution to the gradient of the
-update, scaled so that the gradient is the mean of the groups' vectors. Problems are drawn independently, so
-the vectors are independent. Norms, distances and angles follow from the Gram matrix H[k, l] = ⟨h_k, h_l⟩, so
-gradients with millions of components, or sketches of them, reduce to a small matrix.
+A group consists of the episodes of one problem. The vector h_k of group k is the contribution of these
+episodes to the gradient of the update, scaled so that the gradient is the mean of the groups' vectors.
+Problems are drawn independently, so the vectors are independent. All norms, distances and angles can be
+computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩, so gradients with millions of components, or sketches
+(random projections) of them, are needed only for this small matrix.
 """
 
 import warnings
@@ -17,7 +18,7 @@ from scipy import stats
 
 Gram = Float[np.ndarray, "group group"]
 Weights = Float[np.ndarray, "*sample group"]
-"""Number of times that each group occurs in a sample: once, or as often as a bootstrap has drawn it."""
+"""Number of times that each group occurs in a sample: 1, or the number of times that a bootstrap drew it."""
 Values = Float[np.ndarray, "*sample"]
 """A statistic of each sample."""
 Statistic = Callable[[Weights], Values]
@@ -41,8 +42,8 @@ def mean_inner_product(gram: Gram, weights: Weights) -> Values:
 
         U = Σ_{k≠l} ⟨h_k, h'_l⟩ / (K (K - 1))
 
-    For h' = h it estimates ‖E h‖², and may be negative. A group that a bootstrap has drawn twice is not
-    paired with itself.
+    For h' = h, the result estimates ‖E h‖² and can be negative. A group that a bootstrap has drawn twice is
+    not paired with itself.
     """
     pairs = ((weights @ gram) * weights).sum(axis=-1) - weights**2 @ np.diagonal(gram)
     counts = weights.sum(axis=-1) ** 2 - (weights**2).sum(axis=-1)
@@ -72,17 +73,17 @@ def mean_cosine(
     If all vectors of a half are zero, the cosine is 0.
 
     Args:
-        halves: for each split, 1 for the groups of one half, -1 for those of the other half, and 0 for a
+        halves: for each split, 1 for the groups of one half, -1 for the groups of the other half, and 0 for a
             group in neither half.
 
     Returns:
-        the cosine with all groups, and the cosines without each group.
+        the cosine computed with all groups and, for each group, the cosine computed without this group.
     """
     one, other = ((halves == side).astype(float) for side in (1, -1))
     in_one, in_other = one @ gram, other @ gram
     product = (in_one * other).sum(axis=-1, keepdims=True)
     squares = [_squares(gram, *pair) for pair in ((one, in_one), (other, in_other))]
-    # ⟨a - h_k, b⟩ = ⟨a, b⟩ - ⟨h_k, b⟩ for h_k in a: no sum over the other groups is needed
+    # ⟨a - h_k, b⟩ = ⟨a, b⟩ - ⟨h_k, b⟩ for h_k in half a: no new sum over the other groups is needed
     products = product - one * in_other - other * in_one
     of_all, without_one = (
         ratio(above, np.sqrt(first * second)).mean(axis=0)
@@ -94,7 +95,7 @@ def mean_cosine(
 def _squares(
     gram: Gram, half: Float[np.ndarray, "split group"], inner: Float[np.ndarray, "split group"]
 ) -> tuple[Float[np.ndarray, "split 1"], Float[np.ndarray, "split group"]]:
-    """Return ‖Σ h_k‖² over a half, and the same without each group; `inner` is ⟨the sum, h_k⟩."""
+    """Return ‖Σ h_k‖² over a half, and this norm without each group; `inner` is ⟨Σ h_l, h_k⟩."""
     whole = (inner * half).sum(axis=-1, keepdims=True)
     # ‖a - h_k‖² = ‖a‖² - 2⟨a, h_k⟩ + ‖h_k‖²
     without_one = whole - half * (2 * inner - np.diagonal(gram))
@@ -113,9 +114,9 @@ def bootstrap_interval(
 ) -> IntervalEstimate:
     """Return the statistic of all groups, with a bootstrap interval from resampling whole groups.
 
-    On toy policies, BCa had the best coverage for variances and ratios, and percentiles had the best coverage
-    for values near zero, such as squared norms. If BCa is undefined because all resamples are equal or on
-    one side of the value, percentiles are used.
+    On toy policies, the method BCa had the best coverage for variances and ratios, and percentiles had the
+    best coverage for values near zero, such as squared norms. BCa is undefined if all resamples are equal or
+    on one side of the value; percentiles are then used.
 
     Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """
@@ -147,9 +148,9 @@ def studentized_interval(
 
         t* = (log s* - log s) / (e* / s*),   from s exp(-t*_97.5% e/s) to s exp(-t*_2.5% e/s)
 
-    This interval suits variances: if a few vectors of large norm dominate, intervals that ignore the error of
-    each resample are too short, including BCa (measured on toy policies). If no resample has a nonzero error,
-    for example because all vectors are zero, both limits are the value itself.
+    This interval is suitable for variances. If a few vectors of large norm dominate, intervals that ignore
+    the error of each resample, such as BCa, are too short (measured on toy policies). If no resample has a
+    nonzero error, for example because all vectors are zero, both limits are equal to the statistic.
 
     Source: Efron & Tibshirani 1993, section 12.5.
 
@@ -175,7 +176,7 @@ def studentized_interval(
 
 
 def variance_with_interval(gram: Gram, scale: float, seed: int) -> IntervalEstimate:
-    """Return `scale` times the total variance, with its interval."""
+    """Return `scale` times the total variance of the groups' vectors, with its 95% interval."""
     estimate = studentized_interval(
         lambda weights: total_variance(gram, weights),
         lambda weights: variance_error(gram, weights),
@@ -190,13 +191,14 @@ def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) 
 
         z = artanh cos,   from tanh(z - t e) to tanh(z + t e)
 
-    A bootstrap would draw groups twice, which makes the means of the halves noisier and their angle larger.
+    A bootstrap is not suitable, because it draws groups repeatedly. This makes the means of the halves
+    noisier and the angle between them larger.
 
     Source of the jackknife: Efron & Tibshirani 1993, chapter 11.
 
     Args:
-        cosine: cosine with all groups.
-        without_one: cosine without each group.
+        cosine: cosine computed with all groups.
+        without_one: for each group, the cosine computed without this group.
     """
     num_groups = len(without_one)
     z, z_without = (np.arctanh(np.clip(each, ROUNDING - 1, 1 - ROUNDING)) for each in (cosine, without_one))

@@ -1,7 +1,8 @@
 """Gradient variance of every estimator at fixed policy weights, measured on the same episodes.
 
-The article says that plain REINFORCE has a high variance. This module measures that variance and the effect
-of each baseline. For the gradient ĝ of an update of N episodes:
+The article "The Beauty of Reinforcement Learning (1)" says that plain REINFORCE has a high variance. This
+module measures this variance and the effect of each baseline on it. For the gradient ĝ of an update of N
+episodes:
 
     variance     V = N tr Cov(ĝ)              per episode: an update of N episodes has the variance V / N
     SNR            = ‖E ĝ‖² / tr Cov(ĝ)        for updates of the recipe's size
@@ -9,12 +10,14 @@ of each baseline. For the gradient ĝ of an update of N episodes:
     cosine         = cos(ĝ, ĝ')                between independent halves of the episodes
     bias           = ‖E ĝ - ∇J‖ / ‖∇J‖
 
-B is the gradient noise scale of McCandlish et al. 2018, who recommend it as batch size: far below B, doubling
-the number of episodes per update halves the number of updates; far above B, additional episodes are wasted.
+B is the gradient noise scale of McCandlish et al. 2018, who recommend B as batch size. If N is far below B,
+doubling the number of episodes per update halves the number of updates that are needed. If N is far above B,
+additional episodes are wasted.
 
-Problems are drawn independently, with replacement, so groups are independent. `batch_mean`, `standardize`
-and a denominator of tokens couple the groups of an update. Gradients with these settings are computed as in
-training, but their statistics assume independent groups, which omits about 2/B of the variance.
+A group is the episodes of one problem. Problems are drawn independently, with replacement, so groups are
+independent. The settings `batch_mean`, `standardize` and a denominator of tokens make the gradient of a group
+depend on the other groups of its update. Gradients with these settings are computed as in training, but their
+statistics assume independent groups. This assumption omits a share of about 2/B of the variance.
 """
 
 import math
@@ -56,10 +59,10 @@ from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
 
-REFERENCE = "leave_one_out"  # ∇J is estimated by it, since it is unbiased and has a low variance
+REFERENCE = "leave_one_out"  # estimator of ∇J, since it is unbiased and has a low variance
 MIN_WITH_GRADIENT = 4  # minimum number of problems with a nonzero reference gradient, for usable intervals
 NUM_SPLITS = 50  # random splits of the groups into halves
-MAX_WHOLE = 1 << 29  # maximum size of all gradients before they are sketched: 2 GiB in float32
+MAX_WHOLE = 1 << 29  # maximum number of components of all gradients without a sketch: 2 GiB in float32
 SKETCH_SIZE = 1 << 14
 
 
@@ -93,8 +96,9 @@ class GradientVariance:
         estimators: the measurements of each estimator.
         squared_norm: ‖∇J‖².
         num_problems: number of problems, which are drawn with replacement.
-        num_with_gradient: number of problems whose episodes differ in their returns. With fewer than 32, and
-            more so with fewer than 16, the intervals are too short (tests/benchmarks/variance_coverage.py).
+        num_with_gradient: number of problems whose episodes differ in their returns. If this number is below
+            32, the intervals are too short; below 16, they are much too short (measured by
+            tests/benchmarks/variance_coverage.py).
         episodes_per_problem: number of episodes per problem.
         episodes_per_update: number of episodes per update of the recipe.
         mean_return: mean total reward of the scored episodes.
@@ -141,11 +145,12 @@ def measure_variance(
         policy: a run, a model directory or a model name whose weights are measured; by default, the weights
             with which the recipe starts its first update.
         num_problems: number of problems, drawn with replacement; rounded up to whole updates.
-        sketch_size: number of components to which each gradient is shortened; 0: do not shorten; None:
-            shorten to 16,384 if all gradients together would take more than 2 GiB.
+        sketch_size: number of components to which each gradient is shortened by random projection; 0: do not
+            shorten; None: shorten to 16,384 if all gradients together would take more than 2 GiB.
         seed: random seed of problems, episodes, sketch and intervals.
         overrides: changes of the recipe's settings, each `section.key=value`.
-        output_dir: directory for `variance.json` and, with matplotlib, the plot; None: write no files.
+        output_dir: directory for `variance.json` and, if matplotlib is installed, the plot; None: write no
+            files.
         show_progress: show progress bars; by default only on a terminal and in a notebook.
 
     Raises:
@@ -185,13 +190,13 @@ def measure_estimators(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> GradientVariance:
-    """Compute the gradient of every estimator from the same episodes, and its statistics.
+    """Compute the gradient of every estimator from the same episodes, and return the statistics.
 
     The weights of the policy are not changed.
 
     Args:
         policy: the policy.
-        collected: its episodes.
+        collected: episodes of the policy.
         estimators: the estimators, one of which must be `leave_one_out`.
         temperature: sampling temperature of the episodes.
         sketch_size: as for `measure_variance`.
@@ -240,8 +245,8 @@ def sketch_for(
 ) -> Sketch | None:
     """Return a sketch of the given size, or None if gradients are not to be shortened.
 
-    If the size is None, the result is a sketch of the default size if complete gradients would take more
-    than 2 GiB, otherwise None.
+    If the size is None, gradients are shortened to the default size if they would take more than 2 GiB in
+    full.
     """
     num_parameters = num_trained_parameters(policy)
     if size is None:
@@ -256,8 +261,8 @@ def estimator_statistics(
     """Return the measurements of every estimator, ‖∇J‖², and the number of problems with a nonzero gradient.
 
     Args:
-        gram: function from the indices of two estimators to the inner products ⟨h_k, h'_l⟩ of their groups'
-            gradients.
+        gram: function from the indices of two estimators to the inner products ⟨h_k, h'_l⟩ of the groups'
+            gradients by the two estimators.
         estimators: the estimators, one of which must be `leave_one_out`.
         seed: random seed of the intervals.
 
@@ -323,7 +328,7 @@ def _statistics(
 
 
 def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalEstimate, IntervalEstimate]:
-    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖, from the groups' differences from the reference."""
+    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖, computed from differences to the reference."""
     num_groups = len(own)
 
     def along(weights: Weights) -> Values:

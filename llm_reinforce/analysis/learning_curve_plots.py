@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_IN_ONE = 6  # with more variants, each has its own panel
+MOST_IN_ONE = 6  # maximum number of variants in one panel; with more, each variant has a separate panel
 NUM_COLUMNS = 4
 TITLES: Mapping[MeasureName, str] = {
     "final": "final accuracy",
@@ -34,7 +34,7 @@ def plot_comparison(
         variants: for each variant, the curve of each seed.
         compared: measures of the variants.
         budget: number of tokens on the x axis.
-        target: accuracy that the plots mark.
+        target: target accuracy, which is marked by a horizontal line.
         folder: directory of the files.
 
     Raises:
@@ -150,8 +150,8 @@ def short_number(value: float) -> str:
 def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure":
     """Plot one panel per measure and one row per variant: the mean, its 95% interval, and a dot per seed.
 
-    A hollow marker shows a mean that is a lower bound, because not all runs reached the target within the
-    budget.
+    A hollow marker means that the shown mean is a lower bound, because not all runs reached the target within
+    the budget.
     """
     from matplotlib.figure import Figure
 
@@ -170,7 +170,7 @@ def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure"
         axes.xaxis.set_major_formatter(_formatter(key))
         axes.xaxis.set_major_locator(_locator())
     panels[0].set_yticks(rows, [runs.name for runs in compared])
-    panels[0].set_ylim(len(compared) - 0.5, -0.5)  # the first at the top
+    panels[0].set_ylim(len(compared) - 0.5, -0.5)  # the first variant at the top
     figure.supxlabel(
         "line: 95% interval over seeds; dots: seeds; dotted: mean of the first variant; "
         "hollow: not all seeds reached the target",

@@ -1,8 +1,8 @@
 """Learning curves at an equal budget of sampled tokens: measures, and differences between variants.
 
-All functions are pure. The curve of a run is its accuracy as a function of the number of tokens sampled so
-far, and every variant has one curve per seed. Seeds are the random sample: intervals are over seeds, and
-variants are compared seed by seed.
+The learning curve of a run is the run's accuracy as a function of the number of tokens sampled so far, and
+every variant has one curve per seed. The seeds are treated as a random sample: intervals are computed over
+seeds, and variants are compared in pairs of runs with the same seed. All functions are pure.
 """
 
 import itertools
@@ -18,9 +18,9 @@ Interval = tuple[float, float]
 MeasureName = Literal["final", "area", "tokens"]
 
 CONFIDENCE = 0.95
-NUM_FLIPS = 9_999  # random sign flips in the permutation test, if there are more possible ones
+NUM_FLIPS = 9_999  # number of random sign flips in the permutation test, if more sign flips are possible
 NUM_POINTS = 201  # number of points of a mean curve
-ROUNDING = 1e-12  # difference up to which values count as equal
+ROUNDING = 1e-12  # values that differ by at most this number are treated as equal
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class LearningCurve:
     """Learning curve of one run, linear between its evaluations.
 
     Attributes:
-        num_tokens: number of tokens sampled before each evaluation; increasing, from 0 before the first
-            update.
+        num_tokens: number of tokens sampled before each evaluation. The first number is 0, and the numbers
+            increase.
         accuracy: accuracy in 0..1 of each evaluation.
 
     Raises:
@@ -67,7 +67,7 @@ class OverSeeds:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The difference of a measure between two variants, seed by seed.
+    """Difference of a measure between two variants, computed for each seed and averaged over seeds.
 
     Attributes:
         mean: mean of the differences over seeds.
@@ -91,10 +91,10 @@ class ComparedRuns:
         name: name of the variant.
         measures: `final` accuracy and `area` under the curve, both in 0..1, and the number of `tokens` to
             the target.
-        num_reached: number of runs that reached the target within the budget. Runs that did not reach it
-            count with the budget.
+        num_reached: number of runs that reached the target within the budget. In the measure `tokens`, a run
+            that did not reach the target counts with the budget.
         differences: difference of each measure from that of the first variant; empty for the first variant.
-        num_sampled: number of tokens that each run sampled; the last update may exceed the budget.
+        num_sampled: number of tokens that each run sampled; the last update of a run can exceed the budget.
     """
 
     name: str
@@ -115,11 +115,11 @@ def learning_curve(
         decoding: decoding of the evaluations to use, `greedy` or `sampled`.
 
     Raises:
-        ValueError: if there is no evaluation with this decoding before the first update, or there is one
-            after an update that is not logged.
+        ValueError: if there is no evaluation with this decoding before the first update, or if `metrics`
+            lacks an update after which the run was evaluated.
     """
     sampled = {0: 0, **{row["update"]: row["num_tokens"] for row in metrics}}
-    # an update may be evaluated twice, if the run was resumed with a larger budget; the last one counts
+    # if a run was resumed with a larger budget, an update can have two evaluations; the last one is used
     rows = {row["update"]: row["accuracy"] for row in evaluations if row["decoding"] == decoding}
     if missing := sorted(rows.keys() - sampled.keys()):
         raise ValueError(f"metrics.jsonl lacks update {missing[0]}, which evaluations.jsonl has")
@@ -149,8 +149,8 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
     """Return the number of tokens at which the curve first reaches the target.
 
-    The curve is linear between evaluations. The result is None if it does not reach the target within the
-    budget.
+    The curve is linear between evaluations. The result is None if the curve does not reach the target within
+    the budget.
     """
     if curve.accuracy[0] >= target:
         return 0.0
@@ -163,7 +163,7 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the accuracy at these numbers of tokens; it is constant after the last evaluation."""
+    """Return the accuracy at the given numbers of tokens; after the last evaluation, accuracy is constant."""
     at: np.ndarray = np.interp(np.asarray(num_tokens, dtype=float), curve.num_tokens, curve.accuracy)
     return at
 
@@ -173,7 +173,7 @@ def mean_curve(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Return numbers of tokens from 0 to the budget, and the mean accuracy with its pointwise 95% limits.
 
-    The limits are None for one curve.
+    The limits are None if there is only one curve.
     """
     at = np.linspace(0, budget, NUM_POINTS)
     each = np.stack([heights(curve, at) for curve in curves])
@@ -185,7 +185,7 @@ def mean_curve(
 
 
 def mean_interval(values: Sequence[float], least: float, most: float) -> Interval | None:
-    """Return Student's 95% interval of the mean, clipped to least..most; None for one value.
+    """Return Student's 95% interval of the mean, clipped to least..most; None if there is only one value.
 
         mean ± t(0.975, n - 1) s / √n
 
@@ -238,9 +238,8 @@ def compare_curves(
     """Return the measures of each variant, and its differences from the first variant.
 
     Final accuracy is measured after the update that reached the budget. Area and tokens to the target are
-    computed from the curve up to the budget. A run that does not reach the target counts with the budget.
-    The mean of `tokens` is therefore the mean of min(tokens, budget), which is a lower bound if not all runs
-    reached the target.
+    computed from the curve up to the budget. A run that does not reach the target counts with the budget. The
+    mean of `tokens` is therefore a lower bound if not all runs reached the target.
 
     Args:
         variants: one curve per seed for each variant, by name. All variants have the same seeds in the same

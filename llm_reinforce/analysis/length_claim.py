@@ -1,12 +1,15 @@
-"""The article's third example: returns within an episode are correlated, more so in longer episodes.
+"""The article's claim that the returns of an episode are correlated, which adds variance in long episodes.
 
-The first experiment tosses N coins. The variance of the number of heads is N/4 for independent coins, and
-N²/4 for one coin counted N times.
+The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
+
+The first experiment tosses N coins. The variance of the number of heads is N/4 for N independent coins, and
+N²/4 for a single coin whose result is counted N times.
 
 The second experiment is a policy that tosses coins: a model with random weights samples T actions without
 ever ending the episode, and one of its tokens means heads. Each ∇log π(a_t|s_t) has mean 0, whatever the
-previous actions are, so the gradients of different actions are uncorrelated. If the reward hardly depends on
-any single action, the variance is a sum over actions,
+previous actions are, so the log-probability gradients of different actions are uncorrelated. If the reward
+hardly depends on any single action, the variance of the gradient is a sum over actions, where A_t is the
+weight of action t:
 
     tr Cov(ĝ) ≈ Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]
 
@@ -17,10 +20,10 @@ With p the probability of heads, and nearly independent tosses, E[A_t²] is
     all heads at the end        T² p² + T p (1 - p)     same as whole return       (T - t) p (1 - p)
     the first toss, at the end  p                       same as whole return       0 for t ≥ 1
 
-If rewards accumulate along the episode, the variance of plain REINFORCE grows as T³, with a third of the
-factor with reward-to-go, and as T² with a state-dependent baseline. If the reward is a verdict on the first
-toss, the variance grows as T, although the later actions do not affect the reward. A state-dependent
-baseline removes the contribution of the later actions.
+If rewards accumulate along the episode, the variance of plain REINFORCE grows as T³. Reward-to-go reduces it
+to a third; with a state-dependent baseline, it grows as T². If the reward is a verdict on the first toss, the
+variance grows as T, although the later actions do not affect the reward. A state-dependent baseline removes
+the contribution of the later actions.
 
 The exact variance also subtracts the squared expectation of each term. The prediction omits these squares,
 because they are small compared with the other terms, except with the baseline V(s_t).
@@ -64,7 +67,7 @@ ESTIMATORS = (
 )
 LENGTHS = (1, 2, 4, 8, 16, 32)
 NUM_GROUPS, GROUP_SIZE = _SETTINGS.problems_per_update, _SETTINGS.episodes_per_problem
-NUM_TOSSES = 100_000  # number of times that N coins are tossed
+NUM_TOSSES = 100_000  # number of repetitions of the toss of N coins
 HEADS, NEVER = 1, -1  # the token "1", and an end token that is never sampled
 
 
@@ -92,11 +95,13 @@ class LengthVariance:
     """Gradient variance of one estimator on episodes of one length.
 
     Attributes:
-        paid: when rewards are given.
+        paid: time at which rewards are given: after each step, at the end, or at the end for the first toss
+            only ("verdict").
         estimator: name of the estimator.
         num_actions: number of actions of each episode.
-        predicted: tr Cov(ĝ) of one episode, from the sum in the module's docstring over other episodes.
-        measured: tr Cov(ĝ) of one episode, from the gradients.
+        predicted: tr Cov(ĝ) of one episode, computed from other episodes by the sum in the module's
+            docstring.
+        measured: tr Cov(ĝ) of one episode, estimated from the gradients of the measured episodes.
     """
 
     paid: RewardTiming
@@ -121,11 +126,12 @@ def measure_length_claim(
 
     Args:
         seed: random seed.
-        output_dir: directory for `length.json` and, with matplotlib, the plot; None: write no files.
+        output_dir: directory for `length.json` and, if matplotlib is installed, the plot; None: write no
+            files.
         show_progress: show a progress bar; by default only on a terminal and in a notebook.
 
     Raises:
-        InputError: if the files exist, or the directory can't be written to.
+        InputError: if these files already exist, or the directory can't be written to.
     """
     output = check_output(output_dir, "length")
     is_shown = is_interactive() if show_progress is None else show_progress
@@ -174,7 +180,7 @@ def length_variances(
 
     Args:
         seed: random seed.
-        progress: called with the number of completed episodes, of `num_measured()`.
+        progress: called with the number of completed episodes, at most `num_measured()`.
     """
     policy = coin_policy(seed)
     others = _tossed(policy, max(LENGTHS), 2 * seed)
@@ -193,7 +199,7 @@ def length_variances(
         done += len(batch)
         for index, (timing, name) in enumerate(weights):
             gram = gradients.gram(index, index, batch.groups.tolist())
-            # Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]; the weights are A divided by the group's size
+            # Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]; `of_others` has A_t divided by the size of the group
             predicted = (squares[:, :num_actions] * (GROUP_SIZE * of_others[timing, name]) ** 2).sum(dim=1)
             measured = variance_with_interval(gram, GROUP_SIZE, seed)
             rows.append(LengthVariance(timing, name, num_actions, float(predicted.mean()), measured))
@@ -228,7 +234,7 @@ def _weights(
 
 
 def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch:
-    """Return `NUM_GROUPS` groups of episodes of the same prompt, without rewards."""
+    """Return `NUM_GROUPS` groups of sampled episodes, all of the same prompt, without rewards."""
     prompt = policy.encode_prompt("=")
     completions = sample_completions(
         policy,

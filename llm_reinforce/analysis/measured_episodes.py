@@ -17,7 +17,7 @@ from llm_reinforce.policy_gradient import MovingAverage, action_mask
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
 
-PATIENCE = 10  # number of fits of the value head without an improvement after which fitting stops
+PATIENCE = 10  # fitting of the value head stops after this number of fits without an improvement
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,8 +25,9 @@ class MeasuredEpisodes:
     """Episodes of one policy, from which the gradient of every estimator is computed.
 
     Attributes:
-        updates: the episodes of each update; groups are numbered across updates.
-        moving_average: mean return of other episodes, in place of that of earlier updates.
+        updates: the episodes of each update. The groups of all updates have different numbers.
+        moving_average: mean return of other episodes of the policy. It takes the place of the moving average
+            over earlier updates in training.
         values: V(s_t) of the actions of each update, from a value head fitted to other episodes; empty if
             there is no value baseline.
     """
@@ -54,8 +55,8 @@ def collect_updates(
 ) -> MeasuredEpisodes:
     """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
-    The same number of earlier episodes is collected first. They give the moving average and the training
-    data of the value head.
+    Before these episodes, the same number of episodes is collected for the baselines that learn from earlier
+    episodes: the moving average and the value head.
 
     Args:
         policy: the policy.
@@ -63,9 +64,9 @@ def collect_updates(
         rewards: the reward functions.
         settings: settings of updates, advantages and the value head.
         sampling: settings of the sampling.
-        num_problems: number of problems; rounded up to whole updates if there is more than one.
+        num_problems: number of problems; if it exceeds one update, it is rounded up to whole updates.
         seed: random seed of problems and sampling.
-        progress: called with the number of completed problems, of twice `num_problems`.
+        progress: called with the number of completed problems, at most twice `num_problems`.
 
     Raises:
         InputError: if no episode could be scored.
@@ -115,9 +116,9 @@ def fitted_value_head(
 ) -> ValueHead:
     """Return a value head for `baseline: value`, fitted to the returns of the earlier episodes.
 
-    Training fits the head to new episodes in every update. Here it is fitted repeatedly to the same episodes,
-    so a quarter of the groups is held out for early stopping: the weights with the lowest error on the
-    held-out groups are returned.
+    In training, the head is fitted to new episodes in every update. Here, the head is fitted repeatedly to
+    the same episodes, so a quarter of the groups is held out for early stopping. The returned head has the
+    weights with the lowest error on the held-out groups.
     """
     features, shape = _features(policy, earlier), settings.value
     head = ValueHead(features.shape[-1], hidden_size=shape.hidden_size, seed=seed).to(features.device)

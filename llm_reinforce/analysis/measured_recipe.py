@@ -1,4 +1,4 @@
-"""The policy of a recipe that is measured, and its episodes."""
+"""Preparation of a measurement: settings and policy of a recipe, and episodes of this policy."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -17,7 +17,7 @@ from llm_reinforce.training import ReinforceTrainer
 def config_to_measure(
     recipe: RecipeSource, overrides: Sequence[str] = (), policy: str | PathLike[str] | None = None
 ) -> Config:
-    """Return the settings of the recipe, with the weights of `policy` if it is given.
+    """Return the settings of the recipe. If `policy` is given, its weights replace those of the recipe.
 
     Raises:
         InputError: if the recipe is invalid, or has only one episode per problem.
@@ -35,7 +35,7 @@ def config_to_measure(
 
 
 def with_weights(config: Config, name_or_path: str) -> Config:
-    """Return the settings with other weights than the recipe's, and without a warm start."""
+    """Return settings that load the policy `name_or_path` and skip the warm start."""
     changes = {"name_or_path": name_or_path, "random_init": None, "revision": None}
     path = Path(name_or_path).expanduser()
     if any((folder / "adapter_config.json").is_file() for folder in (path, path / "policy")):
@@ -52,7 +52,7 @@ def collect_from_recipe(
 
     Args:
         config: settings of the recipe.
-        num_problems: number of problems, see `collect_updates`.
+        num_problems: number of problems, drawn with replacement and rounded up to whole updates.
         seed: random seed of problems and sampling.
         show_progress: show a progress bar.
     """

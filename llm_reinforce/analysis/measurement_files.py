@@ -1,4 +1,4 @@
-"""The files of a measurement: NAME.json, and the plot as NAME.png and NAME.svg."""
+"""Files of a measurement: NAME.json, and the plot as NAME.png and NAME.svg."""
 
 import json
 import os
@@ -16,7 +16,7 @@ def check_directory(output_dir: str | PathLike[str]) -> Path:
     """Return the path of an output directory with `~` expanded, after checking that it can be written to.
 
     Raises:
-        InputError: if the directory can neither be written to nor be created.
+        InputError: if the directory can't be written to, or does not exist and can't be created.
     """
     output = Path(output_dir).expanduser()
     nearest = next(folder for folder in (output, *output.absolute().parents) if folder.exists())
@@ -59,6 +59,6 @@ def write_json(output: Path, name: str, result: Any) -> None:
 
 
 def as_json(result: Any) -> str:
-    """Return a dataclass or a sequence of dataclasses as JSON; infinite and NaN values become null."""
+    """Return a dataclass or a sequence of dataclasses as JSON text; infinite and NaN values become null."""
     rows = [asdict(row) for row in result] if isinstance(result, Sequence) else asdict(result)
     return json.dumps(finite(rows), indent=1, ensure_ascii=False, allow_nan=False)

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-RC_PARAMS = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}  # equal data give identical files
+RC_PARAMS = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}  # a fixed salt, so that equal data give
+# identical files
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ def plotting() -> Iterator[None]:
 
 
 def write_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write the figure to `name.png` and `name.svg`, each atomically; return the two files."""
+    """Write the figure to `name.png` and `name.svg`, each atomically; return the paths of the two files."""
     files = []
     for suffix in ("png", "svg"):
         partial, file = folder / f"{name}.partial.{suffix}", folder / f"{name}.{suffix}"

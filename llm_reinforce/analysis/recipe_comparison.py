@@ -41,7 +41,9 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Evaluation
 
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
-"""Context manager factory for the command line: within the context, a signal calls the given function."""
+"""Function for the command line: from a function that stops a run, and the display of the run, to a context.
+
+Within the context, a signal calls the stopping function."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +51,15 @@ class RecipeComparison:
     """Result of a comparison.
 
     Attributes:
-        variants: measures of each variant over the seeds, and its differences from the first variant, by
-            name.
-        curves: learning curve of each seed, by the name of the variant.
+        variants: for each variant, by name: its measures over the seeds, and their differences from those of
+            the first variant.
+        curves: for each variant, by name: the learning curve of each seed.
         summary: the contents of `comparison.json`.
         files: the files that were written.
         has_plots: False if matplotlib is not installed.
         num_done: number of complete runs.
-        stopped_in: title of the run in which a signal stopped the comparison; None if it is complete. The
-            other attributes of a stopped comparison are empty, except `num_done`.
+        stopped_in: title of the run in which a signal stopped the comparison; None if the comparison is
+            complete. In a stopped comparison, all other attributes except `num_done` are empty.
     """
 
     variants: Mapping[str, ComparedRuns]
@@ -100,14 +102,15 @@ def compare(
             strings `"NAME: section.key=value …"`.
         overrides: changes of the settings of all variants, each `section.key=value`.
         output_dir: directory for the runs and the results.
-        target: accuracy in 0..1; the number of tokens to reach it is one of the measures.
+        target: target accuracy, above 0 and at most 1. One of the measures is the number of tokens with which
+            a run reaches this accuracy.
         evaluations: number of evaluations per run, at equal intervals of tokens.
         show_progress: show progress bars and messages; by default only on a terminal and in a notebook.
-        stopping: for the command line, see `Stopping`.
+        stopping: how signals stop the comparison, used by the command line; see `Stopping`.
 
     Raises:
         InputError: if an argument or a recipe is invalid, or a directory contains other files.
-        RunStoppedError: if a run can't be continued.
+        RunStoppedError: if a run had to stop, as in `ReinforceTrainer.train`.
     """
     if not 0 < target <= 1:
         raise InputError(f"target: should be above 0 and at most 1, not {target:g}")
@@ -169,11 +172,11 @@ def _run(run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None) -> T
 
 
 def _ignore(sentence: str) -> None:
-    """Do nothing, in place of showing a message."""
+    """Ignore a message. This function replaces `note` if progress is hidden."""
 
 
 class _RunOfMany(Silent):
-    """Display of one run of a comparison, which shows the progress of all runs and each message once."""
+    """Display of one run of a comparison. It shows the progress of all runs, and repeats no message."""
 
     def __init__(
         self,
@@ -184,7 +187,7 @@ class _RunOfMany(Silent):
         budget: int,
     ) -> None:
         self._say, self._said, self._show = say, said, show
-        self._before, self._budget = before, budget  # tokens of the previous runs, and of this run
+        self._before, self._budget = before, budget  # tokens of previous runs, and token budget of this run
         self.accuracy = ""  # the latest accuracy, as text
 
     def say(self, sentence: str) -> None:
@@ -257,7 +260,7 @@ def _curve(run: PlannedRun) -> LearningCurve:
 def _curves_json(
     curves: Mapping[str, Sequence[LearningCurve]], seeds: Sequence[int], num_tokens: int
 ) -> dict[str, Any]:
-    """Return the evaluations of each seed and the mean curve with its pointwise limits, by variant."""
+    """Return the contents of `curves.json`: for each variant, the curve of each seed, and the mean curve."""
     data: dict[str, Any] = {}
     for name, each in curves.items():
         at, mean, low, high = mean_curve(each, num_tokens)

@@ -15,7 +15,7 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import differing_settings
 
 NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # valid as the name of a directory and as a label in a plot
-OWN_KEYS = {  # settings that compare sets itself, and the argument to use instead
+OWN_KEYS = {  # settings that `compare` sets itself, and the argument that the user can give instead
     "output_dir": "runs are written to the directory of the comparison; give `output_dir` (--output)",
     "training.num_tokens": "all runs have the same budget; give `tokens` (--tokens)",
     "training.num_updates": "all runs have the same budget; give `tokens` (--tokens)",
@@ -31,7 +31,7 @@ class Variant:
     Attributes:
         name: name of the variant in results.
         recipe: the recipe.
-        overrides: changes of its settings, each `section.key=value`.
+        overrides: changes of the recipe's settings, each `section.key=value`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def recipe_name(self) -> str:
-        """The recipe as given; for a Config, its name."""
+        """The name or path with which the recipe was given; for a Config, its name."""
         return name_of(self.recipe) if isinstance(self.recipe, Config) else str(self.recipe)
 
 
@@ -70,7 +70,7 @@ class PlannedRun:
         seed: random seed.
         recipe: settings of the run.
         directory: directory of the run.
-        progress: `done`, `begun` (to be resumed) or `new`.
+        progress: state of the run on disk: `done`, `begun` (to be resumed) or `new`.
     """
 
     variant: str
@@ -88,7 +88,9 @@ class PlannedRun:
 def variants_of(
     recipes: Sequence[RecipeSource], variants: Sequence[str] | Mapping[str, Sequence[str]] = ()
 ) -> list[Variant]:
-    """Return the variants of a single recipe or, without variants, the recipes, named by their files.
+    """Return the variants to compare: the given variants of a single recipe, or one variant per recipe.
+
+    If no variants are given, each recipe is one variant without changed settings, named by its file.
 
     Args:
         recipes: the recipes.
@@ -96,8 +98,8 @@ def variants_of(
             `section.key=value`.
 
     Raises:
-        InputError: if there is no recipe, there are variants of several recipes, a variant can't be parsed,
-            or two have the same name.
+        InputError: if there is no recipe, if variants are given with several recipes, if a variant can't be
+            parsed or its name is invalid, or if two variants have the same name.
     """
     if not recipes:
         raise InputError("compare: no recipe is given; give one or more")
@@ -144,7 +146,9 @@ def _variant(recipe: RecipeSource, text: str) -> Variant:
 
 
 def plan_runs(chosen: Sequence[Variant], overrides: Sequence[str], shape: Shape) -> list[PlannedRun]:
-    """Return all runs, ordered by seed, so that an interrupted comparison is complete for the first seeds.
+    """Return all runs of a comparison, ordered by seed.
+
+    With this order, an interrupted comparison is complete for the first seeds.
 
     Args:
         chosen: the variants.
@@ -187,7 +191,7 @@ def _load(variant: Variant, overrides: Sequence[str]) -> Config:
 
 def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape) -> PlannedRun:
     own = _load(variant, overrides).reinforce
-    # an episode has at least one token, so this number of updates always uses up the budget
+    # an episode has at least one token, so this number of updates always suffices to use up the budget
     most_updates = -(-shape.num_tokens // (own.problems_per_update * own.episodes_per_problem))
     folder = shape.output / variant.name / f"seed-{seed}"
     recipe = _load(
@@ -209,7 +213,7 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     """Return the progress of a run on disk.
 
     Raises:
-        InputError: if its directory contains another run or other files.
+        InputError: if the directory of the run contains another run or other files.
     """
     own = run.directory.path / "recipe.yaml"
     if own.is_file():
@@ -252,7 +256,7 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
 
 
 def decoding_of(runs: Sequence[PlannedRun]) -> str:
-    """Return the decoding whose accuracy is compared: the first one of the first variant."""
+    """Return the decoding by whose accuracy runs are compared: the first decoding of the first variant."""
     return runs[0].recipe.evaluation.decodings[0]
 
 

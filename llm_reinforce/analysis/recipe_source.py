@@ -28,5 +28,5 @@ def config_of(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Config:
 
 
 def name_of(recipe: RecipeSource) -> str:
-    """Return the name of a recipe: its file name without the suffix, or the last part of `output_dir`."""
+    """Return the file name of a recipe without the suffix; for a Config, the last part of `output_dir`."""
     return Path(recipe.output_dir).name if isinstance(recipe, Config) else Path(recipe).stem

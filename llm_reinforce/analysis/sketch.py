@@ -10,20 +10,21 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """Random linear map to vectors of `size` numbers: multiply by random signs, then fold the vector.
+    """Random linear map S to vectors of `size` numbers: multiply by random signs, then fold the vector.
 
         (S v)_j = Σ_{i mapped to j} σ_i v_i,   E⟨S v, S w⟩ = ⟨v, w⟩
 
-    Every block of `size` numbers is rotated by a random shift before the blocks are added, so that two
-    numbers collide with a probability of at most 1/size. For a fixed v, the relative standard deviation of
-    the squared norm ‖S v‖² is at most √(2/size). The same bound holds for the total variance of vectors that
-    are all mapped by the same S. This is a count sketch (Charikar, Chen & Farach-Colton 2002) that does not
-    store an index per number.
+    The vector is divided into blocks of `size` numbers, and every block is rotated by a random shift before
+    the blocks are added. Two numbers are therefore added with a probability of at most 1/size.
+
+    For a fixed v, the relative standard deviation of the squared norm ‖S v‖² is at most √(2/size). The same
+    bound holds for the total variance of vectors that are all mapped by the same S. The map is a count sketch
+    (Charikar, Chen & Farach-Colton 2002), but it does not store an index per number.
 
     Attributes:
         size: number of components of the result.
         signs: 1 or -1 for each component of the vector, as int8.
-        shifts: rotation of each block.
+        shifts: number of places by which each block is rotated.
     """
 
     size: int

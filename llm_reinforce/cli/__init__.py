@@ -61,7 +61,7 @@ def llm_reinforce_command(
 def main() -> None:
     """Run the command line interface and exit the process."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a replaced stream may not be a TextIOWrapper
+        with suppress(AttributeError):  # a stream that was replaced is not always a TextIOWrapper
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = run_interruptibly(app)
     if num_processes() > 1:
@@ -70,10 +70,10 @@ def main() -> None:
 
 
 def _exit_without_cleanup(code: object) -> NoReturn:
-    """Exit this process, one of several, without the cleanup of the interpreter.
+    """Exit one of several processes that train together, without the cleanup of the interpreter.
 
     The threads of a process group (gloo in torch 2.13) sometimes outlive the interpreter and then abort the
-    process. Destroying the group instead may deadlock, because it waits for a thread that waits for the
+    process. Destroying the group instead can cause a deadlock: the call waits for a thread that waits for the
     global interpreter lock.
     """
     for stream in (sys.stdout, sys.stderr):

@@ -39,7 +39,8 @@ def constant(
         typer.Option(
             "--problems",
             min=2 * ENOUGH_PROBLEMS,
-            help="Number of problems; one half gives the prediction, the other half the measurement.",
+            help="Number of problems. The prediction is computed from one half, the measurement from the "
+            "other half.",
         ),
     ] = 512,
     overrides: OverridesOption = None,
@@ -50,7 +51,7 @@ def constant(
 ) -> None:
     """Measure the gradient variance when a constant is added to every reward, for each baseline.
 
-    This is the article's claim that returns have no unified baseline.
+    This measures the article's claim that returns have no unified baseline.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_constant_claim
@@ -73,7 +74,7 @@ def classifier(
 ) -> None:
     """Measure the gradient variance of a classifier for several offsets of the rewards.
 
-    This is the article's example of classification as reinforcement learning with one action.
+    This measures the article's example of classification as reinforcement learning with one action.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_classifier_claim
@@ -88,7 +89,7 @@ def length(
 ) -> None:
     """Measure the variance of coin tosses, and the gradient variance by the length of the episodes.
 
-    This is the article's claim that the returns of one episode are correlated.
+    This measures the article's claim that the returns of one episode are correlated.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_length_claim

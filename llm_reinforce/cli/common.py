@@ -21,7 +21,7 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and 
 
 
 def is_main_process() -> bool:
-    """Return True if this process writes files and prints: with several processes, only the first one."""
+    """Return True if this process writes files and prints. Of several processes, only the first one does."""
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
 
 
@@ -42,10 +42,14 @@ def check_one_process(command: str) -> None:
 
 @contextmanager
 def reported_failures(what: str = "the command", *, debug: bool = False) -> Iterator[None]:
-    """Convert exceptions to an exit code and a message on stderr, or a traceback if `debug` is True.
+    """Convert exceptions in a `with` block to an exit code, and to a message on stderr or a traceback.
 
     The exit code is 2 for a user error (InputError), 130 for an interruption, and 1 for other errors. Errors
-    of typer and closed pipes are passed on to typer.
+    of typer and errors of closed pipes are not converted, because typer handles them.
+
+    Args:
+        what: name of the action in the message about an unexpected error: "{what} failed: …".
+        debug: if True, print a traceback instead of a message.
     """
     try:
         yield
@@ -60,7 +64,7 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
     except InputError as error:
         if debug:
             _print_traceback()
-        elif is_main_process():  # all processes have the same user error
+        elif is_main_process():  # all processes raise the same user error, and one of them reports it
             print_error(str(error))
         raise typer.Exit(USAGE) from None
     except Exception as error:
@@ -80,7 +84,7 @@ def _print_traceback() -> None:
 
 
 def quieten(*, debug: bool) -> None:
-    """Disable the progress bars of libraries and, unless debugging, their warnings."""
+    """Disable the progress bars of libraries and, if `debug` is False, the warnings of libraries."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
@@ -109,7 +113,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def keep_freed_memory() -> None:
-    """Let malloc keep freed memory in this process, which makes updates of small policies faster."""
+    """Make malloc keep freed memory in this process, so that updates of small policies are faster."""
     from llm_reinforce.training.host_process import keep_freed_memory as keep
 
     keep()

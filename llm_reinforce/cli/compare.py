@@ -52,7 +52,8 @@ def compare(
         "runs/compare"
     ),
     target: Annotated[
-        float, typer.Option("--target", help="Target accuracy for tokens-to-target, in 0..1.")
+        float,
+        typer.Option("--target", help="Accuracy in 0..1; the number of tokens to reach it is measured."),
     ] = 0.9,
     evaluations: Annotated[
         int,
@@ -66,10 +67,11 @@ def compare(
     """Train recipes with several seeds at an equal budget of sampled tokens, and compare them.
 
     The results are final accuracy, area under the learning curve, and tokens
-    to a target accuracy. Each has a 95% interval over the seeds, and is
-    compared with the first recipe seed by seed. All recipes have the same
-    seeds. Held-out problems that are drawn at random depend on the seed, so
-    recipes with the same problems are evaluated on the same held-out ones.
+    to a target accuracy. Each result has a 95% interval over the seeds, and
+    each recipe is compared with the first recipe seed by seed. All recipes
+    have the same seeds. Held-out problems that are drawn at random depend on
+    the seed only, so recipes with the same problems are evaluated on the same
+    held-out problems.
 
     Each run is a normal run in OUTPUT/NAME/seed-N. Ctrl-C stops after the
     current update and saves a checkpoint. Run the same command again to

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Decoding(enum.StrEnum):
-    """Decoding mode."""
+    """Decoding mode of the option --decoding."""
 
     greedy = "greedy"
     sampled = "sampled"
@@ -49,11 +49,12 @@ def evaluate(
         ),
     ],
     more_data: Annotated[
-        list[str] | None, typer.Argument(metavar="[DATA]…", help="More data sets, as for --data.")
+        list[str] | None,
+        typer.Argument(metavar="[DATA]…", help="Further data sets, in the same forms as for --data."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Second policy, to compare with the first on the same problems."),
+        typer.Option(help="Second policy, which is compared with the first policy on the same problems."),
     ] = None,
     split: SplitOption = None,
     config: ConfigOption = None,

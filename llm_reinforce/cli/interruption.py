@@ -1,8 +1,9 @@
-"""Handling of SIGINT and SIGTERM: an interrupted command exits with 130 or 143.
+"""Handling of SIGINT and SIGTERM: an interrupted command exits with code 130 or 143, respectively.
 
-A signal handler raises its exception at an arbitrary place, and some code converts the exception to another
-one: pydantic to a SchemaError, the creation of a class to a RuntimeError. This module therefore records the
-signals, so that the exit code does not depend on the type of the exception.
+A signal handler raises its exception at an arbitrary place in the code, and some code converts the exception
+to an exception of another type. For example, pydantic raises a SchemaError instead, and the creation of a
+class raises a RuntimeError. This module therefore records the signals, so that the exit code does not depend
+on the type of the exception.
 """
 
 import signal
@@ -19,8 +20,8 @@ ASKING = (signal.SIGINT, signal.SIGTERM)  # signals that request a command to en
 # seconds within which two signals count as one: after Ctrl-C, a process under a launcher receives one signal
 # from the terminal and another one from the launcher
 SAME_KEYPRESS = 0.5
-_left_by: list[int] = []  # signals that end the command immediately
-_received: list[int] = []  # signals that stop a run after the current update
+_left_by: list[int] = []  # received signals that end the command immediately
+_received: list[int] = []  # received signals that stop the run after the current update
 
 
 class StopDisplay(Protocol):
@@ -31,7 +32,7 @@ class StopDisplay(Protocol):
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterator[None]:
-    """Within a `with` block, let the first signal call `stop`, and a second one end the command immediately.
+    """In a `with` block, call `stop` at the first signal, and end the command immediately at the second.
 
     Args:
         stop: function that stops the run after the current update.
@@ -71,14 +72,14 @@ def leave_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
 
 
 def is_leaving() -> bool:
-    """Return True if a signal is ending this command, so that other exceptions may be consequences of it."""
+    """Return True if a signal is ending this command. Other exceptions can then be effects of the signal."""
     return bool(_left_by)
 
 
 def run_interruptibly(command: Callable[[], object]) -> object:
     """Run a command that ends by SystemExit, and return its exit code.
 
-    After the command, the default handlers of the signals are installed.
+    After the command, the default signal handlers are restored.
 
     Returns:
         the exit code as in SystemExit; 128 + N if signal N ended the command.

@@ -32,7 +32,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 
 @contextmanager
 def measuring(command: str, *, debug: bool) -> Iterator[None]:
-    """Report errors of a measurement, after checking that it runs in one process."""
+    """Check that the measurement runs in a single process, then report the errors that it raises."""
     with reported_failures("the measurement", debug=debug):
         check_one_process(command)
         quieten(debug=debug)
@@ -42,14 +42,14 @@ def measuring(command: str, *, debug: bool) -> Iterator[None]:
 def show_measurement(
     name: str, result: object, table: RenderableType, output: Path | None, *, as_json: bool
 ) -> None:
-    """Print the table or JSON, and the files that were written.
+    """Print the result as a table or as JSON, and the names of the written files.
 
     Args:
-        name: name of the measurement and its files.
+        name: name of the measurement, and the names of its files without their suffixes.
         result: the result, as for `analysis.as_json`.
         table: the result as a table.
         output: directory of the files, or None.
-        as_json: print JSON instead of the table.
+        as_json: if True, print JSON instead of the table.
     """
     from llm_reinforce import analysis
 

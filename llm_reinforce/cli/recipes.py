@@ -22,7 +22,7 @@ NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe, se
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """List the built-in recipes with their purposes."""
+    """List the built-in recipes and the purpose of each."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     for name, path in builtin_recipes().items():
@@ -46,7 +46,7 @@ def copy(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Copy a built-in recipe and its files, in order to change them; existing files are not overwritten."""
+    """Copy a built-in recipe and its files, so that you can change them. No file is overwritten."""
     with reported_failures("the copy", debug=debug):
         original = _find(name)
         text = original.read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def copy(
             raise InputError(f"{target}: the directory {target.parent} does not exist; create it") from None
         except OSError as error:
             raise InputError(f"{target}: can't be written: {error.strerror}") from None
-        for named in sorted(original.parent.glob("*.*")):  # files that the recipe names: rewards, data
+        for named in sorted(original.parent.glob("*.*")):  # files that the recipe names
             if named.suffix != ".yaml" and named.name in text and not (target.parent / named.name).exists():
                 shutil.copyfile(named, target.parent / named.name)
                 typer.echo(f"wrote {target.parent / named.name}")

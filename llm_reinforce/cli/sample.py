@@ -23,7 +23,7 @@ def sample(
     num: Annotated[
         int | None,
         typer.Option(
-            "--num", "-n", min=1, help="Completions per prompt. Default: 4, and always 1 with --greedy."
+            "--num", "-n", min=1, help="Number of completions per prompt. Default: 4; with --greedy: 1."
         ),
     ] = None,
     greedy: Annotated[
@@ -41,7 +41,7 @@ def sample(
     trust_remote_code: RemoteCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Print completions of prompts."""
+    """Print completions of prompts by a policy."""
     with reported_failures("sampling", debug=debug):
         if greedy and (num or 1) > 1:
             raise InputError(

@@ -79,14 +79,14 @@ def train(
         if resume:
             from llm_reinforce.training import check_same_run
 
-            check_same_run(directory, loaded)  # before the policy is loaded
+            check_same_run(directory, loaded)  # check before the policy is loaded, which takes time
         if is_main_process():
             directory.check(resume=resume, overwrite=overwrite)
             if overwrite:
                 _confirm_overwrite(directory)
         try:
             _train(loaded, Path(recipe).stem, directory, resume=resume, overwrite=overwrite)
-        except OSError as error:  # the error of a full disk does not name a file
+        except OSError as error:  # the error for a full disk does not name a file
             error.filename = error.filename or str(directory.path)
             raise
 
@@ -119,10 +119,10 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
 
 
 def _confirm_overwrite(directory: "RunDirectory") -> None:
-    """On a terminal, ask for the name of the run before it is replaced.
+    """On a terminal, ask the user to confirm that the run is replaced, by typing the run's name.
 
     Raises:
-        InputError: if the answer is not the name.
+        InputError: if the user types something else.
     """
     if not (directory.path.exists() and sys.stdin.isatty() and sys.stdout.isatty()):
         return

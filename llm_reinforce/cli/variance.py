@@ -1,4 +1,4 @@
-"""`llm-reinforce variance RECIPE`: measure the gradient variance of each estimator at fixed weights."""
+"""`llm-reinforce variance RECIPE`: measure the gradient variance of each estimator, without training."""
 
 from typing import Annotated
 

@@ -126,10 +126,10 @@ def measure_accuracy(
 ) -> Evaluation:
     """Evaluate a policy on problems: generate its answers and compute their measures.
 
-    The longest prompts are processed first, and as soon as completions end, the next prompts take their
-    places in the batch. Random numbers are drawn for each problem separately. Apart from rounding, the
-    answers to a problem therefore depend only on the policy, the seed and the index of the problem, and a
-    resumed evaluation gives the same answers as an uninterrupted one.
+    The longest prompts are processed first. As soon as completions end, the next prompts take their places in
+    the batch. Random numbers are drawn for each problem separately. Apart from rounding, the answers to a
+    problem therefore depend only on the policy, the seed and the index of the problem. A resumed evaluation
+    gives the same answers as an uninterrupted one.
 
     Args:
         decoding: `greedy` takes the most likely token at each step; `sampled` samples from the policy, as

@@ -16,7 +16,7 @@ from llm_reinforce.policy import Completion
 from llm_reinforce.problems import Problem, judge
 from llm_reinforce.verifier import Verdict, read_answer
 
-PARSED = ("equal", "different")  # reasons of a verdict if one value was extracted and compared
+PARSED = ("equal", "different")  # reasons of verdicts for which one value was extracted and compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +26,11 @@ class Answer:
     Attributes:
         text: text of the completion, up to the first stop string.
         num_tokens: number of sampled tokens, including the end token and tokens after a stop string.
-        terminated: True if the completion was ended by the end token or a stop string, False if it was
+        terminated: True if the end token or a stop string ended the completion, False if the completion was
             truncated at the token budget.
         verdict: the verdict of the verifier, which defines the accuracy.
-        strict, flexible: True if the answer is correct under lm-evaluation-harness's strict or flexible
-            extraction, see `extraction.py`.
+        strict, flexible: True if the answer is correct by the strict or the flexible extraction of
+            lm-evaluation-harness, respectively; see `extraction.py`.
     """
 
     text: str
@@ -57,8 +57,8 @@ class Measure:
 
     Attributes:
         value: the mean.
-        interval: its 95% confidence interval, clustered by problem if a problem has several samples.
-        standard_error: its standard error over problems, as lm-evaluation-harness reports it.
+        interval: 95% confidence interval of the mean, clustered by problem if problems have several samples.
+        standard_error: standard error of the mean over problems, as lm-evaluation-harness reports it.
     """
 
     value: float
@@ -67,7 +67,7 @@ class Measure:
 
 
 def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -> Answer:
-    """Verify a completion, cut at the first of the stop strings."""
+    """Cut a completion at the first stop string, and return it as a verified answer."""
     text, stopped = completion.text, False
     for word in stop:
         text, found, _ = text.partition(word)
@@ -85,9 +85,10 @@ def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -
 def measures_of(answers: Sequence[Sequence[Answer]], max_new_tokens: int) -> dict[str, Measure]:
     """Compute the measures of an evaluation from the answers to each problem.
 
-    `accuracy`, `strict`, `flexible`, `truncated` and `unparseable` are shares of the completions, and
-    `mean_length` is in tokens. With n > 1 samples per problem, the result also has `pass@k` for k = 2, 4, …
-    and n (pass@1 is the accuracy), and `maj@n`.
+    The keys of the result are the names of the measures. `accuracy`, `strict`, `flexible`, `truncated` and
+    `unparseable` are shares of the completions, and `mean_length` is in tokens. With n > 1 samples per
+    problem, the result also has `pass@k` for k = 2, 4, … and n (pass@1 is the accuracy), and the majority
+    vote `maj@n`.
     """
     measures = {
         "accuracy": _share(answers, lambda answer: answer.correct),
@@ -111,9 +112,10 @@ def measures_of(answers: Sequence[Sequence[Answer]], max_new_tokens: int) -> dic
 def majority_at_k(answers: Sequence[Answer], k: int) -> float:
     """Return the share of majority votes among k samples of a problem that are correct.
 
-    The n samples form n // k consecutive, disjoint groups, so the mean over groups is unbiased. In each
-    group, the most frequent answer wins; of equally frequent answers, the first one. All correct answers
-    count as the same answer, whatever their form. An answer that could not be parsed has no vote.
+    The n samples are divided into n // k consecutive, disjoint groups, so the mean over groups is unbiased.
+    In each group, the most frequent answer wins. If several answers are equally frequent, the one that occurs
+    first wins. All correct answers count as the same answer, whatever their form. An answer that could not be
+    parsed has no vote.
 
     Raises:
         ValueError: if k is less than 1 or greater than the number of samples.
@@ -132,7 +134,7 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 
 
 def _vote(answer: Answer) -> object:
-    """Return the answer's vote: True if it is correct, otherwise its number or, without one, its text."""
+    """Return the vote of an answer: True if correct, otherwise its number, or its text without a number."""
     if answer.correct:
         return True
     text = answer.verdict.extracted or ""

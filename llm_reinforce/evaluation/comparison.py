@@ -17,11 +17,13 @@ Criterion = Literal["accuracy", "strict"]
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Part of the difference in accuracy that is due to one kind of failure, as shares of the problems.
+    """Part of the difference in accuracy that is due to one kind of failure.
 
     Attributes:
-        gained: share of the problems that failed in this way before and are correct after.
-        lost: share of the problems that were correct before and fail in this way after.
+        gained: share of the problems that failed in this way in the first evaluation and are correct in the
+            second.
+        lost: share of the problems that are correct in the first evaluation and fail in this way in the
+            second.
     """
 
     gained: float
@@ -45,9 +47,9 @@ class Comparison:
         p_value: two-sided p-value of the null hypothesis that the policies do not differ.
         test: the test that gives the p-value: exact McNemar for one sample per problem, otherwise its
             generalization, the sign-flip test.
-        gained, lost: ids of the problems with a higher share of correct answers after than before, and of
-            those with a lower one.
-        parts: the difference by kind of failure; the parts add up to the difference.
+        gained, lost: ids of the problems whose share of correct answers is higher or lower in the second
+            evaluation, respectively.
+        parts: part of the difference for each kind of failure; the parts add up to the difference.
     """
 
     criterion: Criterion
@@ -85,12 +87,12 @@ class Comparison:
 
 
 def kind_of_failure(answer: Answer) -> Kind:
-    """Classify the failure of a wrong answer: the first of these kinds that applies.
+    """Return the kind of failure of a wrong answer: the first of these kinds that applies.
 
     - `format`: the verifier or the last number of the text gives the correct value, but the answer does
       not have the required form.
-    - `truncation`: the completion was cut at the token budget.
-    - `arithmetic`: the value is wrong.
+    - `truncation`: the completion was truncated at the token budget.
+    - `arithmetic`: all other wrong answers; the value is wrong or missing.
     """
     if answer.correct or answer.flexible:
         return "format"
@@ -105,10 +107,10 @@ def is_right(answer: Answer, criterion: Criterion) -> bool:
 def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "accuracy") -> Comparison:
     """Compare two evaluations of the same problems by one criterion.
 
-    A gained problem is attributed to the kind of failure in the first evaluation, and a lost problem to the
-    kind of failure in the second. With several samples per problem, all pairs of a sample before and a sample
-    after count equally. With p the share of a problem's samples that are correct, and f the share that fails
-    in one way,
+    A gained problem is attributed to its kind of failure in the first evaluation, and a lost problem to its
+    kind of failure in the second. With several samples per problem, all pairs of a sample from the first and
+    a sample from the second evaluation count equally. Let p be the share of a problem's samples that are
+    correct, and f the share that fails in one way. Then
 
         gained = mean (p_after f_before),   lost = mean (p_before f_after)
 
@@ -143,9 +145,9 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[Criterion, Comparison]:
-    """Compare two evaluations by accuracy and, if it accepts any answer, by strict extraction.
+    """Compare two evaluations by accuracy and, if strict extraction accepts any answer, by this extraction.
 
-    The verifier is lenient about the form of an answer, so a gain in format shows in the strict comparison.
+    The verifier is lenient about the form of an answer, so only the strict comparison shows a gain in format.
 
     Raises:
         ValueError: if the evaluations are of different problems.

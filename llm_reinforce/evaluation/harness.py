@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_reinforce.evaluation.accuracy import Evaluation
 
-NAMES = {  # from our measures to the harness's (metric, filter); all others become (name, "none")
+NAMES = {  # from our measures to the (metric, filter) of the harness; other measures become (name, "none")
     "strict": ("exact_match", "strict-match"),
     "flexible": ("exact_match", "flexible-extract"),
 }
@@ -20,7 +20,7 @@ class TaskResult:
     Attributes:
         task: name of the data set.
         evaluation: the evaluation.
-        num_available: number of problems in the data set, of which only the first ones may be evaluated.
+        num_available: number of problems in the data set; the evaluation may use only the first of them.
         num_fewshot: number of worked examples before each question.
         settings: settings of the evaluation, such as the template and the token budget.
     """
@@ -37,13 +37,13 @@ def harness_results(
 ) -> dict[str, Any]:
     """Return results as lm-evaluation-harness 0.4 writes them: `results`, `configs`, `versions`, `n-shot`, …
 
-    In addition to each metric and its `_stderr`, the results have its 95% `_interval`, which the harness
-    does not report.
+    For each metric, the results also have a 95% interval with the suffix `_interval`, which the harness does
+    not report.
 
     Args:
         policy: name of the policy.
         batch_size: number of completions generated at the same time.
-        limit: maximum number of problems per data set; None means all.
+        limit: maximum number of problems per data set; None: evaluate all problems.
         seconds: duration of the evaluation.
     """
     tasks = {result.task: result for result in results}

@@ -1,8 +1,8 @@
 """Confidence intervals, paired tests and pass@k for accuracies.
 
-The problems are the random sample. Every interval and test takes one value per problem: the mean of the
-problem's samples if there are several. Samples of the same problem are correlated, so they are never treated
-as independent.
+The problems are treated as a random sample. Every interval and every test takes one value per problem. If a
+problem has several samples, the value is their mean: samples of the same problem are correlated, so they are
+never treated as independent.
 """
 
 import math
@@ -26,11 +26,11 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
 
         p̃ = (p + z²/2n) / (1 + z²/n),   half width = z/(1 + z²/n) sqrt(p(1-p)/n + z²/4n²)
 
-    Otherwise it is a Bayesian bootstrap over problems (Rubin 1981): the weights of the problems are drawn
-    from a Dirichlet distribution with parameter 1 for each problem. Half a problem with share 0 and half a
-    problem with share 1 are added, as in Jeffreys' prior. Without them, intervals from few problems, or from
-    problems with shares close to 0 or 1, are far too short. tests/benchmarks/interval_coverage.py measures
-    the coverage of both intervals.
+    Otherwise the interval is computed by a Bayesian bootstrap over problems (Rubin 1981): the weights of the
+    problems are drawn from a Dirichlet distribution with parameter 1 for each problem. Half a problem with
+    share 0 and half a problem with share 1 are added, as in Jeffreys' prior. Without these additions,
+    intervals from few problems, or from problems with shares close to 0 or 1, are far too short.
+    tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
 
     Raises:
         ValueError: if there are no shares.
@@ -52,9 +52,11 @@ def difference_interval(differences: Sequence[float], confidence: float = CONFID
     """Return a paired confidence interval for the mean of differences in -1..1, one per problem.
 
     If every difference is -1, 0 or 1, as with one sample per problem, this is Tango's score interval (1998):
-    all differences δ that a score test of the gained and lost problems does not reject. It excludes 0 if
-    McNemar's statistic (gained - lost)² / (gained + lost) exceeds z². The exact test `mcnemar` is more
-    conservative. Otherwise it is the bootstrap of `share_interval`, in -1..1.
+    all differences δ that a score test of the gained and lost problems does not reject. Tango's interval
+    excludes 0 if McNemar's statistic (gained - lost)² / (gained + lost) exceeds z². The exact test `mcnemar`
+    is more conservative.
+
+    Otherwise the interval is computed by the bootstrap of `share_interval`, with the limits -1 and 1.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design". tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
@@ -78,12 +80,12 @@ def difference_interval(differences: Sequence[float], confidence: float = CONFID
 def _lower_limit(gained: int, lost: int, total: int, confidence: float) -> float:
     """Return the lower limit of Tango's interval.
 
-    It is the root δ below d = (gained - lost) / total of
+    The limit is the root δ below d = (gained - lost) / total of
 
         total (d - δ)² = z² (2 q + δ (1 - δ))
 
-    where q is the maximum likelihood estimate of the probability of a loss if the probability of a gain is
-    q + δ. It is the larger root of
+    where q is the maximum likelihood estimate of the probability of a loss, given that the probability of a
+    gain is q + δ. The estimate q is the larger root of
 
         2 total q² - (gained + lost - δ (2 total - gained + lost)) q - lost δ (1 - δ) = 0
     """
@@ -99,7 +101,7 @@ def _lower_limit(gained: int, lost: int, total: int, confidence: float) -> float
         variance = 2 * chance + difference * (1 - difference)
         return total * (observed - difference) ** 2 - z * z * variance
 
-    # at d itself the variance may be 0, for example if no problem changed, and d would be found as the root
+    # at d itself the variance can be 0, for example if no problem changed; d would then be found as the root
     return float(optimize.brentq(excess, -1.0, observed - 1e-9))
 
 
@@ -107,9 +109,9 @@ def _bootstrap(values: Sequence[float], least: float, most: float, confidence: f
     """Return a Bayesian bootstrap interval of the mean, with half a problem added at each limit.
 
     Args:
-        least, most: limits of the values.
+        least, most: smallest and largest possible value.
     """
-    # equal values share one weight: the sum of n exponential variables has a gamma distribution
+    # n equal values are merged and get one weight: a sum of n exponential variables has a gamma distribution
     levels, counts = np.unique([*values, least, most], return_counts=True)
     weights = counts.astype(float)
     weights[[0, -1]] -= 0.5
@@ -173,8 +175,9 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def mcnemar(num_gained: int, num_lost: int) -> float:
     """Return the two-sided p-value of the exact McNemar test (1947).
 
-    Problems on which the policies agree do not count. Under the null hypothesis that the policies do not
-    differ, each other problem is gained or lost with probability 1/2, so this is scipy's binomial test.
+    Only problems that exactly one of the two policies solves are counted. Under the null
+    hypothesis that the policies do not differ, each of these problems is gained or lost with probability 1/2,
+    so scipy's binomial test gives the p-value.
     """
     num_changed = num_gained + num_lost
     if num_changed == 0:
@@ -185,10 +188,13 @@ def mcnemar(num_gained: int, num_lost: int) -> float:
 def sign_flip(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of the sign-flip test, which generalizes McNemar's test.
 
-    It applies if problems have several samples, so that their differences are fractions. Under the null
+    The test is used if problems have several samples, so that the differences are fractions. Under the null
     hypothesis that the policies do not differ, the difference of each problem has either sign with equal
-    probability (Fisher 1935). This is scipy's permutation test: exact for up to 13 nonzero differences,
-    with 9,999 random flips for more.
+    probability (Fisher 1935). The p-value is computed by scipy's permutation test. It is exact for up to 13
+    nonzero differences; for more, 9,999 random flips are used.
+
+    Args:
+        differences: difference of the share of correct samples, one per problem.
     """
     changed = np.array([difference for difference in differences if difference])
     if len(changed) < 2:

@@ -1,4 +1,4 @@
-"""Answers of an evaluation on disk, one line per problem, from which an interrupted evaluation continues."""
+"""File of an evaluation's answers, one line per problem, with which an interrupted evaluation continues."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ NUM_HASHED = 4096  # approximate number of elements of each parameter that `fing
 class AnswerFile:
     """JSONL file of answers: a first line that identifies the evaluation, then one line per problem.
 
-    Use `open_answers` to create or open one.
+    Use `open_answers` to create or open such a file.
 
     Attributes:
         path: path of the file.
@@ -44,7 +44,7 @@ class AnswerFile:
 def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) -> AnswerFile:
     """Create a file of answers, or open an existing file of the same evaluation to continue it.
 
-    An incomplete last line, which a killed process leaves, is removed.
+    If a process was killed while writing, the last line is incomplete; it is removed.
 
     Args:
         path: path of the file; missing directories are created.
@@ -123,7 +123,7 @@ def fingerprint(policy: LanguagePolicy) -> str:
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the ids, prompts and reference answers of problems, in order."""
+    """Return a digest of the ids, prompts and reference answers of problems; their order matters."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
         text = json.dumps([problem.id, problem.prompt, problem.answer])

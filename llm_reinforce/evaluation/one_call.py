@@ -54,8 +54,8 @@ def evaluate(
             `datasets.Dataset`.
         split: split of a hub data set; `test` by default.
         config: configuration of a hub data set.
-        prompt_column: column of the prompts; detected by default.
-        answer_column: column of the reference answers; detected by default.
+        prompt_column: column of the prompts; by default, it is found by its name, such as `question`.
+        answer_column: column of the reference answers; by default, it is found by its name, such as `answer`.
         algebra: if True, answers may be LaTeX or algebraic expressions, which math-verify compares.
         num_problems: number of problems to evaluate, from the first one; all by default.
         decoding: `greedy` takes the most likely token at each step; `sampled` samples from the policy, as
@@ -64,8 +64,8 @@ def evaluate(
         max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256
             if the policy does not come from a run.
         temperature: sampling temperature; by default that of the policy's run, or 1.
-        template: text around each problem, with `{prompt}` in its place; by default that of the policy's
-            run, or that of the data set.
+        template: text around each problem, with `{prompt}` in place of the problem; by default the template
+            of the policy's run, or that of the data set if the policy does not come from a run.
         few_shot: number of worked examples before each question.
         examples: data set from which the worked examples are taken; by default the training split of the
             data set, or the training problems of the policy's run.
@@ -135,7 +135,8 @@ def sample(
     """Sample completions of prompts.
 
     Args:
-        policy: a policy, as for `evaluate`.
+        policy: a model name, a path, a hub id, the directory of a run, `(model, tokenizer)` or a
+            LanguagePolicy.
         prompts: the prompts.
         num_completions: number of completions per prompt.
         greedy: if True, take the most likely token at each step, and return one completion per prompt.

@@ -37,9 +37,9 @@ from llm_reinforce.verifier import find_doubts
 Changes = Mapping[Criterion, Comparison]
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Context manager factory, called with the name of a data set and its number of problems.
+"""Function from the name of a data set and its number of problems to a context manager that shows progress.
 
-The context gives a function that takes the number of completed problems."""
+Entering the context returns a function, which is called with the number of completed problems."""
 
 SIDES = ("before", "after")  # subdirectories for the answers of the first and the second policy
 MAX_NAME = 100  # maximum bytes of a data set's name in a file name
@@ -54,7 +54,8 @@ class EvaluationRequest:
         policies: one policy, or two to compare: names, paths, `(model, tokenizer)` or LanguagePolicies.
         sources: data sets: names, paths, lists of dicts or Problems, or `datasets.Dataset`s.
         prompting: template, token budget and temperature.
-        split, config, prompt_column, answer_column, algebra: how the sources are read, see `find_problems`.
+        split, config, prompt_column, answer_column, algebra: options for reading the sources, see
+            `find_problems`.
         num_problems: number of problems of each source, from the first one; None means all.
         decoding: `greedy` or `sampled`.
         samples_per_problem: number of completions per problem.
@@ -64,7 +65,8 @@ class EvaluationRequest:
         stop: strings at which a completion is cut; if empty, the default of the data set is used.
         seed: random seed of the sampling and of the choice of examples.
         batch_size: number of completions generated at the same time.
-        output_dir: directory for results and answers, in which an interrupted evaluation is continued.
+        output_dir: directory for results and answers; an interrupted evaluation with this directory is
+            continued.
         trust_remote_code: if True, run Python code that comes with a model.
     """
 
@@ -128,9 +130,9 @@ class DataSet:
         problems: the problems to evaluate, with their prompts in the template.
         num_available: number of problems in the source.
         template: text around each prompt.
-        stop: strings at which a completion is cut: those of the request, or else the text with which the
-            data set's template begins a question.
-        overlap: counts of problems that are also training problems of the policies' runs; empty if no
+        stop: strings at which a completion is cut: the strings of the request or, if there are none, the text
+            with which a question begins in the data set's template.
+        overlap: counts of the problems that are also training problems of the policies' runs; empty if no
             training problems are known.
     """
 
@@ -143,7 +145,7 @@ class DataSet:
 
 
 def _ignore(sentence: str) -> None:
-    """Do nothing; the default of `say`."""
+    """Ignore a message. This function is the default of `say`."""
 
 
 def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
@@ -153,7 +155,10 @@ def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int]
 def run_evaluations(
     request: EvaluationRequest, *, say: Say = _ignore, progress: Progress = _no_progress
 ) -> EvaluationReport:
-    """Evaluate the policies one after another, so that only one of them is in memory.
+    """Evaluate policies on data sets, write the results to files, and return them.
+
+    The policies are evaluated one after another, so that only one of them is in memory. Files are written
+    only if the request has an `output_dir`.
 
     Args:
         request: policies, data sets and settings.
@@ -188,7 +193,7 @@ def run_evaluations(
 
 
 def policy_name(policy: Any) -> str:
-    """Return the policy's name in results: its name or path, or the class of a model given as an object."""
+    """Return the name of a policy in results: its name, its path, or the class of a model object."""
     if isinstance(policy, str | PathLike):
         return str(policy)
     model = policy.model if isinstance(policy, LanguagePolicy) else policy[0]
@@ -200,7 +205,7 @@ def _summaries(changes: Changes) -> dict[str, Any]:
 
 
 def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Problem]:
-    """Return the training problems of the policies' runs."""
+    """Return the training problems of the policies' runs; report runs whose problems can't be read."""
     problems: list[Problem] = []
     for number, recipe in enumerate(recipes):
         if recipe is None or recipe in recipes[:number]:
@@ -359,7 +364,7 @@ def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
 def answer_file_name(data: str, decoding: str) -> str:
     """Return the name of the file for the answers to a data set, without characters special in paths."""
     name = re.sub(r"[^\w.=+-]+", "_", data)
-    # file systems limit names in bytes; the end of a path distinguishes data sets best
+    # file systems limit names in bytes; the end of a path is kept, because it distinguishes data sets best
     name = name.encode(errors="replace")[-MAX_NAME:].decode(errors="ignore").strip("_")
     return f"answers_{name}_{decoding}.jsonl"
 

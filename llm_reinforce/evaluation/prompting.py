@@ -1,4 +1,4 @@
-"""Template, token budget and temperature of an evaluation: given by the caller, or those of the run."""
+"""Choice of an evaluation's template, token budget and temperature: the caller's, or those of the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Prompting:
     """Template, token budget and temperature of an evaluation.
 
     Attributes:
-        recipes: for each policy, the settings of its run. A policy that does not come from a run has the
-            settings of the first policy that does, or None.
+        recipes: for each policy, the settings of its run. For a policy that does not come from a run, the
+            settings of the first policy that does; None if no policy comes from a run.
         template: text around each prompt; None means the template of the data set.
         max_new_tokens: maximum number of tokens per completion.
         temperature: sampling temperature.
@@ -35,11 +35,11 @@ def choose_prompting(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
 ) -> Prompting:
-    """Return the given values, completed by the values with which the policies were trained.
+    """Return the given values; for values that are None, those with which the policies were trained.
 
     Raises:
-        InputError: if a run has no policy yet, two runs differ in a value that is not given, or the template
-            does not contain `{prompt}`.
+        InputError: if a run has no policy yet, if a value is not given and the two runs differ in it, or if
+            the template does not contain `{prompt}`.
     """
     if template is not None and "{prompt}" not in template:
         raise InputError(f"template {template!r}: should contain {{prompt}}")
@@ -79,12 +79,12 @@ def load_for_evaluation(
 
     Args:
         policy: a model name, a path, the directory of a run, `(model, tokenizer)` or a LanguagePolicy.
-        recipe: settings of the run, or None. Their `trust_remote_code` is ignored, for safety.
+        recipe: settings of the run, or None. The setting `trust_remote_code` in them is ignored, for safety.
         trust_remote_code: if True, run Python code that comes with the model.
         plain: if True, prompts are used unchanged, without a chat template.
 
     Raises:
-        InputError: if `policy` is none of these, or can't be loaded.
+        InputError: if `policy` has another type, or can't be loaded.
     """
     if isinstance(policy, LanguagePolicy):
         return policy

@@ -76,14 +76,16 @@ def test_measures_of_several_samples() -> None:
 
 def test_majority_at_k_by_hand() -> None:
     eight, eight_again = answered("8"), answered("8.0")
-    assert majority_at_k([RIGHT, eight, eight_again], 3) == 0  # 8 and 8.0 are one answer
+    assert majority_at_k([RIGHT, eight, eight_again], 3) == 0  # 8 and 8.0 count as the same answer
     assert majority_at_k([answered("7"), answered("7.0"), eight], 3) == 1
     assert majority_at_k([RIGHT, eight], 2) == 1  # the first one wins a tie
     assert majority_at_k([eight, RIGHT], 2) == 0
     assert majority_at_k([UNANSWERED, UNANSWERED, RIGHT], 3) == 1  # an answer without a value has no vote
     assert majority_at_k([UNANSWERED], 1) == 0
     assert majority_at_k([RIGHT, eight, eight, eight], 1) == 0.25
-    assert majority_at_k([RIGHT, RIGHT, eight, eight, RIGHT], 2) == 0.5  # two groups, one left over
+    assert (
+        majority_at_k([RIGHT, RIGHT, eight, eight, RIGHT], 2) == 0.5
+    )  # two groups, and one answer left over
     # all forms of a number count as the same answer
     eights = [answered(text) for text in (r"\boxed{8 \text{ apples}}", r"\boxed{x = 8}", "800%")]
     assert majority_at_k([RIGHT, RIGHT, *eights], 5) == 0
@@ -92,7 +94,7 @@ def test_majority_at_k_by_hand() -> None:
     assert majority_at_k([RIGHT, answered("1"), eight, eight_again], 4) == 0
     capital = Problem("Capital of France?", "Paris")
     huge, paris = answered("1e99999999", capital), answered("Paris", capital)
-    assert majority_at_k([huge, paris], 2) == 0  # without computing the number
+    assert majority_at_k([huge, paris], 2) == 0  # and the huge number is not computed
     with pytest.raises(ValueError, match="maj@2 is not defined for 1 samples"):
         majority_at_k([RIGHT], 2)
 

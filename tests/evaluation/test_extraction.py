@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from llm_reinforce.evaluation.extraction import INVALID, exact_match, flexible_answer, strict_answer
 
-# copied from the harness's gsm8k.yaml and its filters
+# patterns and filters, copied from gsm8k.yaml of the harness
 STRICT, FLEXIBLE = re.compile(r"#### (\-?[0-9\.\,]+)"), re.compile(r"(-?[$0-9.,]{2,})|(-?[0-9]+)")
 IGNORED = [",", "\\$", "(?s).*#### ", "\\.$"]
 
@@ -33,7 +33,7 @@ def harness_normal(text: str) -> str:
     ("text", "strict", "flexible"),
     [
         ("3+4=7\n#### 7", "7", "7"),
-        ("#### 7 or #### 8", "7", "8"),  # the first one, and the last number
+        ("#### 7 or #### 8", "7", "8"),  # strict takes the first number after ####, flexible the last number
         ("so it is $1,042.", INVALID, "$1,042."),
         ("####7", INVALID, "7"),
         ("#### -3.5%", "-3.5", "-3.5"),
@@ -77,7 +77,7 @@ def test_extraction_equals_the_patterns_of_the_harness(text: str) -> None:
 @given(TEXTS, TEXTS)
 @settings(deadline=None)
 def test_exact_match_equals_the_filters_of_the_harness(left: str, right: str) -> None:
-    left, right = left.strip(), right.strip()  # the harness strips what it extracts
+    left, right = left.strip(), right.strip()  # the harness strips extracted texts
     assert exact_match(left, right) == (harness_normal(left) == harness_normal(right))
 
 

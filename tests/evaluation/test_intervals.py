@@ -70,7 +70,7 @@ def test_interval_of_many_problems_is_normal() -> None:
 
 
 def test_interval_has_the_width_of_jeffreys_interval() -> None:
-    # with shares of 1/4 and 3/4 only, the mean would be between them without the added half problems
+    # all shares are 1/4 or 3/4; without the added half problems, all draws of the mean would be in between
     low, high = share_interval([0.25] * 30 + [0.75] * 30)
     jeffreys = NormalDist(0.5, math.sqrt(0.25 * 0.25 / 61))  # approximately, for a variance of (1/4)²
     assert low == pytest.approx(jeffreys.inv_cdf(0.025), abs=0.012)
@@ -128,7 +128,7 @@ def paired(gained: int, lost: int, total: int) -> tuple[float, float]:
 
 
 def test_published_interval() -> None:
-    # Fagerland, Lydersen and Laake 2017, for 161 patients of Cavo et al., of whom 6 and 16 change
+    # Fagerland, Lydersen and Laake 2017, data of Cavo et al.: 161 patients, of whom 6 gain and 16 lose
     assert paired(6, 16, 161) == pytest.approx((-0.1240, -0.0054), abs=5e-5)
 
 
@@ -141,7 +141,7 @@ def test_no_or_all_problems_changed_by_hand() -> None:
 @given(st.integers(1, 60), st.data())
 @settings(max_examples=100, deadline=None)
 def test_limits_are_roots_of_tangos_quartic(total: int, data: st.DataObject) -> None:
-    # Yang, Sun and Hardin 2013: substituting q and squaring twice gives a polynomial in δ
+    # Yang, Sun and Hardin 2013: substituting q and squaring twice turns the equation into a polynomial in δ
     gained = data.draw(st.integers(0, total))
     lost = data.draw(st.integers(0, total - gained))
     d, s, g = gained - lost, gained + lost, NormalDist().inv_cdf(0.975) ** 2
@@ -163,7 +163,7 @@ def test_limits_are_roots_of_tangos_quartic(total: int, data: st.DataObject) -> 
 
 # ----------------------------------------------------------------------------------------- coverage
 #
-# A reduced version of tests/benchmarks/interval_coverage.py, which has many more cases.
+# These tests are a reduced version of tests/benchmarks/interval_coverage.py, which has many more cases.
 
 
 def coverage(rows: np.ndarray, truth: float, paired: bool = False) -> float:
@@ -187,7 +187,7 @@ def test_coverage_of_single_samples_exactly(rate: float, num_problems: int) -> N
 @pytest.mark.parametrize(
     ("a", "b", "num_problems"),
     [
-        (0.1, 1.9, 20),  # most problems are never solved, a few always: accuracy 0.05
+        (0.1, 1.9, 20),  # most problems are never solved, a few are always solved: accuracy 0.05
         (0.5, 0.5, 50),  # most problems are nearly always or nearly never solved
         (20.0, 20.0, 20),  # all problems are similar: nearly independent samples
     ],
@@ -305,7 +305,7 @@ def test_sign_flips_of_single_samples_equal_mcnemar(gained: int, lost: int) -> N
 
 
 def test_sign_flips_by_hand() -> None:
-    # of the 8 ways to sign 0.5, 0.25 and 0.25, two have a sum as far from 0 as the observed one
+    # of the 8 ways to sign 0.5, 0.25 and 0.25, two give a sum as far from 0 as the observed sum
     assert sign_flip([0.5, 0.25, 0.25, 0.0]) == pytest.approx(2 / 8)
     assert sign_flip([]) == 1
     many = np.random.default_rng(0).choice([0.25, 0.5, -0.25], size=200).tolist()

@@ -78,7 +78,7 @@ def test_algebra_is_set_by_the_recipe_and_requires_math_verify(
     plain = problems_from_config(recipe(tmp_path, source.replace(", algebra: true", "")))
     assert not any(problem.algebra for problem in (*plain.train, *plain.held_out))
     monkeypatch.setattr("llm_reinforce.verifier.algebra.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"math-verify, which isn't installed: .*llm-reinforce\[algebra\]"):
+    with pytest.raises(InputError, match=r"math-verify, which is not installed; .*llm-reinforce\[algebra\]"):
         problems_from_config(recipe(tmp_path, source))
 
 

@@ -136,7 +136,7 @@ def test_held_out_problems_have_their_own_template_and_examples(tmp_path: Path) 
     with pytest.raises(InputError, match="few_shot: needs 7 examples, but only 6 of 6"):
         problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
-        with pytest.raises(InputError, match="used for held-out problems only"):
+        with pytest.raises(InputError, match="used only for held-out problems"):
             recipe(
                 tmp_path,
                 f"problems={{train: {{data: {data}}}, num_held_out: 0}}",

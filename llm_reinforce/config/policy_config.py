@@ -83,9 +83,7 @@ class PolicyConfig(Section):
     system_prompt: str | None = Field(
         default=None, description="system message; null: the default of the chat template"
     )
-    revision: Text | None = Field(
-        default=None, description="branch, tag or commit of the model on the hub; null: the main branch"
-    )
+    revision: Text | None = Field(default=None, description="branch, tag or commit of the model on the hub")
     trust_remote_code: bool = Field(
         default=False, description="allow Python code from the model's repository to run"
     )

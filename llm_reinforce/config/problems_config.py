@@ -57,7 +57,7 @@ class GenerateConfig(Section):
     num_train: Count | None = Field(
         default=None,
         description="number of training problems; null: all problems that are not held out, or 100,000 if "
-        "there are more than 200,000 problems",
+        "there are too many problems to list",
     )
 
     @field_validator("operations", "digits")

@@ -22,7 +22,7 @@ class SamplingConfig(Section):
         description="divisor of the logits, used when sampling and when computing log-probabilities",
     )
     batch_size: Count | None = Field(
-        default=None, description="number of completions sampled at once; null: all those of an update"
+        default=None, description="number of sequences sampled at once; null: all sequences of an update"
     )
 
 

@@ -9,7 +9,7 @@ from llm_reinforce.config.section import Count, Positive, Section
 LEARNING_RATE = 1e-5
 """Default if all weights of a pretrained model are trained; measured with the recipe smollm2_addition."""
 ADAPTER_LEARNING_RATE = 1e-4
-"""Default if adapters are trained: ten times `LEARNING_RATE`, as in "LoRA Without Regret" (Schulman 2025)."""
+"""Default if adapters are trained: ten times `LEARNING_RATE` (Schulman et al. 2025, LoRA Without Regret)."""
 RANDOM_INIT_LEARNING_RATE = 5e-4
 """Default if the policy has random initial weights. The recipes quickstart and price use 6e-4 and 3e-4."""
 

@@ -1,7 +1,7 @@
 """Atomic and durable writes of files and directories.
 
-After a kill, a full disk or a power failure, a file or directory is complete or absent. Everything is written
-under a temporary name and synced to disk; a rename then makes it visible.
+If the process is killed, the disk is full or the power fails during a write, no incomplete file or directory
+is left under the final name. Everything is written under a temporary name, synced to disk, and then renamed.
 """
 
 import math
@@ -15,17 +15,18 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-PARTIAL = ".partial"  # suffix of incomplete files and directories; leftovers are removed
+PARTIAL = ".partial"  # suffix of files and directories that are being written
 
 
 @contextmanager
 def whole_directory(target: Path) -> Iterator[Path]:
-    """Yield a temporary directory that becomes `target` on exit, or is removed on an error.
+    """Yield a temporary directory, which is renamed to `target` at the end of the `with` block.
 
-    An existing `target` is replaced.
+    An existing `target` is replaced. If the block raises an exception, the temporary directory is removed.
 
     Raises:
-        OSError: if the file system reports an error; `target` is then unchanged.
+        OSError: if the file system reports an error while the directory is written; `target` is then
+            unchanged.
     """
     partial = target.with_name(target.name + PARTIAL)
     shutil.rmtree(partial, ignore_errors=True)
@@ -45,7 +46,10 @@ def whole_directory(target: Path) -> Iterator[Path]:
 
 
 def _as_os_error(error: SafetensorError, target: Path) -> OSError:
-    """Return the OSError of the file system, which safetensors reports only in the text of its error."""
+    """Convert a safetensors error to the OSError that caused it.
+
+    safetensors mentions the number of the OSError only in its error message.
+    """
     if found := re.search(r"os error (\d+)", str(error)):
         number = int(found[1])
         return OSError(number, os.strerror(number), str(target))
@@ -53,7 +57,7 @@ def _as_os_error(error: SafetensorError, target: Path) -> OSError:
 
 
 def write_whole(file: Path, text: str) -> None:
-    """Write a text file atomically: readers see either the old content or the new one."""
+    """Write a text file atomically: readers see either the old content or the new content."""
     partial = file.with_name(file.name + PARTIAL)
     try:
         partial.write_text(text, encoding="utf-8")
@@ -66,7 +70,7 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Sync a file, or the entries of a directory, to disk."""
+    """Sync a file to disk. For a directory, sync the list of its entries."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open directories
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -77,7 +81,7 @@ def sync(path: Path) -> None:
 
 
 def finite(value: Any) -> Any:
-    """Return a copy of nested lists and mappings in which NaN and infinite numbers are None, for JSON."""
+    """Return a copy of nested lists and mappings in which NaN and infinity are None, as JSON requires."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

@@ -11,10 +11,10 @@ MIN_SECRET = 8  # characters; shorter values could occur in ordinary text by cha
 
 
 class InputError(ValueError):
-    """Invalid input of the user, such as a file, a column or a key of a recipe.
+    """An error in the user's input, such as a missing file or an unknown key of a recipe.
 
-    Commands show the message without a traceback and exit with code 2. The message therefore names the file,
-    the key or the value, and says how to fix it.
+    Commands print the message without a traceback and exit with code 2. The message therefore names the file,
+    the key or the value that is invalid, and says how to fix it.
     """
 
 
@@ -31,7 +31,7 @@ def repr_with_type(value: object) -> str:
 
 @contextmanager
 def errors_in(section: str) -> Iterator[None]:
-    """Prefix the message of an InputError with a section of the settings."""
+    """Add the name of a section of the settings to the message of an InputError raised in the block."""
     try:
         yield
     except InputError as error:
@@ -39,28 +39,36 @@ def errors_in(section: str) -> Iterator[None]:
 
 
 class RunStoppedError(RuntimeError):
-    """A run that was saved and stopped because continuing it would be useless. Commands exit with code 1."""
+    """Raised after a run was saved and stopped because continuing it would be useless.
+
+    Commands exit with code 1.
+    """
 
 
 class LeaveAtOnce(SystemExit):
-    """Immediate exit after a second signal.
+    """Raised to exit immediately when the user sends a second signal, such as a second Ctrl-C.
 
-    It derives from SystemExit, and the code that catches errors of reward functions lets it pass.
+    This class derives from SystemExit. The code that catches the exceptions of reward functions does not
+    catch this one.
     """
 
 
 def without_secrets(text: str) -> str:
     """Return the text with the values of secret environment variables replaced by their names.
 
-    For example, the value of `HF_TOKEN` becomes `<HF_TOKEN>`. Exceptions of libraries may quote a request
-    with its token, and exceptions of reward functions are written to the logs of a run.
+    For example, the value of `HF_TOKEN` becomes `<HF_TOKEN>`. This is needed because the exceptions of
+    libraries can contain a request with its token, and because the exceptions of reward functions are written
+    to the logs of a run.
     """
     replaced: str = texts_without_secrets(text)
     return replaced
 
 
 def texts_without_secrets(value: Any) -> Any:
-    """Apply `without_secrets` to all strings in nested lists and mappings; keys and numbers are unchanged."""
+    """Apply `without_secrets` to all strings in nested lists and mappings.
+
+    Keys of mappings, and values that are not strings, are unchanged.
+    """
     return _replaced(value, secrets) if (secrets := _secrets()) else value
 
 

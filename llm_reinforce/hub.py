@@ -1,15 +1,18 @@
-"""Quick check whether the Hugging Face hub is reachable; its own client would retry for a minute or more."""
+"""Quick check whether the Hugging Face hub is reachable.
+
+Without this check, the hub's client library would retry for a minute or more if there is no network.
+"""
 
 from functools import cache
 
-PATIENCE = 5.0  # seconds
+PATIENCE = 5.0  # seconds to wait for a response
 
 
 @cache
 def hub_answers() -> bool:
-    """Return True if the hub is reachable, False if not or in offline mode. The result is cached.
+    """Return True if the hub is reachable, and False if it is not reachable or in offline mode.
 
-    If the hub is not reachable, files in the local cache can still be loaded.
+    The result is cached. If the hub is not reachable, files in the local cache can still be loaded.
     """
     from huggingface_hub import constants, get_session
 

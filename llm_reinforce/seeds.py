@@ -1,10 +1,10 @@
-"""Seeds derived from words and numbers, so that each purpose has random numbers independent of all others."""
+"""Seeds derived from words and numbers, so that different purposes use independent random numbers."""
 
 import hashlib
 
 
 def seed_of(*parts: object) -> int:
-    """Return a 56-bit seed that depends on all parts and is the same in every process.
+    """Return a 56-bit seed computed from all parts. Equal parts give equal seeds in every process.
 
     >>> seed_of("episodes", 0, 12) == seed_of("episodes", 0, 12) != seed_of("episodes", 0, 13)
     True

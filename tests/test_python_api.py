@@ -534,7 +534,7 @@ def none_of(completion: str) -> float:
         ),
         (lambda: {"dtype": "bfloat16"}, "dtype: not used for a policy that is already loaded"),
         (lambda: {"config": {}}, "config: should be a Config"),
-        (lambda: {"training": {"num_updates": 2}}, "num_updates is given twice, alone and in training"),
+        (lambda: {"training": {"num_updates": 2}}, "num_updates is given twice, as an argument and in"),
         (lambda: {"num_generations": 8}, "'num_generations'; here it is episodes_per_problem"),
         (lambda: {"reward_funcs": none_of}, "'reward_funcs'; here it is rewards"),
         (lambda: {"problems": (row for row in SUMS)}, "not a list of problems"),

@@ -1,4 +1,4 @@
-"""Settings classes, and the recipe file that composes them. Every setting is defined once."""
+"""Settings of a run as classes, and reading and writing of recipe files. Every setting is defined once."""
 
 from llm_reinforce.config.evaluation_config import NUM_TRAINING_PROBLEMS_EVALUATED, Decoding, EvaluationConfig
 from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, RandomInitConfig

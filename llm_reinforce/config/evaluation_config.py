@@ -6,7 +6,8 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.config.section import Count, Section, Text
 
-NUM_TRAINING_PROBLEMS_EVALUATED = 1000  # most training problems evaluated if no problems are held out
+# maximum number of training problems that are evaluated if no problems are held out
+NUM_TRAINING_PROBLEMS_EVALUATED = 1000
 
 Decoding = Literal["greedy", "sampled"]
 
@@ -19,13 +20,13 @@ class EvaluationConfig(Section):
     )
     unit: Literal["updates", "tokens"] = Field(
         default="updates",
-        description="unit of `every`; tokens make runs with different batch sizes comparable",
+        description="unit of `every`; with tokens, runs with different batch sizes can be compared",
     )
     decodings: tuple[Decoding, ...] = Field(
         default=("greedy",),
         strict=False,
         min_length=1,
-        description="decoding modes; accuracy is measured separately with each",
+        description="decoding modes; accuracy is measured separately for each mode",
     )
     num_problems: Count | None = Field(
         default=None,
@@ -34,18 +35,20 @@ class EvaluationConfig(Section):
     )
     batch_size: Count = Field(default=256, description="number of sequences sampled at once")
     samples_per_problem: Count = Field(
-        default=1, description="number of completions per problem in sampled decoding"
+        default=1, description="number of completions per problem with sampled decoding"
     )
     template: Text | None = Field(
         default=None,
-        description="prompt template of held-out problems; {prompt} is the problem's text; "
+        description="prompt template of held-out problems; {prompt} is replaced by the problem's text; "
         "null: problems.template",
     )
     few_shot: int = Field(
         default=0, ge=0, description="number of worked training examples placed before each problem"
     )
     stop: tuple[Text, ...] = Field(
-        default=(), strict=False, description="strings at which a completion is cut before it is verified"
+        default=(),
+        strict=False,
+        description="strings at which a completion is cut off before it is verified",
     )
 
     @field_validator("template")
@@ -66,5 +69,7 @@ class EvaluationConfig(Section):
     @classmethod
     def _check_samples_per_problem(cls, samples: int, info: ValidationInfo) -> int:
         if samples > 1 and "sampled" not in info.data.get("decodings", ("sampled",)):
-            raise ValueError("used only with sampled decoding; add sampled to decodings, or remove this key")
+            raise ValueError(
+                "used only with sampled decoding; add sampled to decodings, or remove this setting"
+            )
         return samples

@@ -1,4 +1,4 @@
-"""A Config built from Python keyword arguments, validated by the same rules as a recipe."""
+"""Conversion of Python keyword arguments to a Config, which is validated like a recipe."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
@@ -10,9 +10,9 @@ from llm_reinforce.config.section import Section
 from llm_reinforce.config.strict_yaml import Document, nearest, validate
 from llm_reinforce.errors import InputError
 
-CALLER = "ReinforceTrainer"  # prefix of messages, in place of a recipe's file name
+CALLER = "ReinforceTrainer"  # prefix of messages, used instead of the file name of a recipe
 
-OF_TRL = {  # arguments of TRL's trainers and what they are called here
+OF_TRL = {  # arguments of TRL's trainers, and the corresponding arguments of this toolkit
     "model": "policy, the first argument",
     "processing_class": "part of policy=(model, tokenizer)",
     "tokenizer": "part of policy=(model, tokenizer)",
@@ -50,14 +50,16 @@ OF_TRL = {  # arguments of TRL's trainers and what they are called here
 def config_from_keywords(
     base: Config | None, described: Mapping[str, Any], keywords: Mapping[str, Any]
 ) -> Config:
-    """Return the Config given by a base, by sections that describe the caller's objects, and by keywords.
+    """Return the Config that results from keyword arguments and the settings that they override.
 
-    A keyword names a section (`training={"num_updates": 10}` or `training=TrainingConfig(…)`) or a key of a
-    section (`num_updates=10`). Keywords override `described`, and `described` overrides `base`.
+    The name of a keyword argument is that of a section (`training={"num_updates": 10}` or
+    `training=TrainingConfig(…)`) or of a key of a section (`num_updates=10`). Keyword arguments override
+    `described`, and `described` overrides `base`.
 
     Args:
-        base: settings to start from; None starts from the defaults.
-        described: values that replace those of `base`, by top-level key.
+        base: settings to start from; None to start from the defaults.
+        described: settings that describe objects of the caller, such as the model; a mapping from top-level
+            keys to values.
         keywords: keyword arguments of the caller.
 
     Raises:
@@ -82,7 +84,7 @@ def config_from_keywords(
             continue
         if in_sections.get(name) == sections[0]:
             problems.append(
-                f"{CALLER}: {name} is given twice, alone and in {sections[0]}; remove one of the two"
+                f"{CALLER}: {name} is given twice, as an argument and in {sections[0]}; remove one of the two"
             )
             continue
         section = data.setdefault(sections[0], {})
@@ -93,10 +95,10 @@ def config_from_keywords(
 
 
 def sections_with(key: str) -> list[str]:
-    """Return the sections of a Config that have a key of this name.
+    """Return the names of the sections of a Config that have a key with this name.
 
-    If `policy` or `problems` has the key, the other sections are left out. For example, `template=` sets
-    `problems.template`, which evaluations use by default, and not `evaluation.template`.
+    If `policy` or `problems` has such a key, the other sections are left out. For example, `template=` sets
+    `problems.template`, and not `evaluation.template`, whose default is `problems.template`.
     """
     found = [section for section, known in _keys_of_sections() if key == known]
     return [section for section in found if section in ("policy", "problems")] or found
@@ -125,7 +127,7 @@ def _keys_set(section: Any) -> set[str]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value as plain data: settings classes become mappings of the keys that were set."""
+    """Replace instances of settings classes in a value by mappings of the keys that were set."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

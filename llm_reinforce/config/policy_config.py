@@ -8,13 +8,13 @@ from llm_reinforce.config.section import Count, Positive, Section, Text
 
 
 class RandomInitConfig(Section):
-    """A policy with random weights and one token per character, as in STEP 0 of the article.
+    """A policy with random weights and one token per character. All weights are trained.
 
-    All weights are trained.
+    STEP 0 of the article "The Beauty of Reinforcement Learning (1)" trains such a policy.
     """
 
     alphabet: str = Field(
-        default="0123456789+-*/=", description="characters of the vocabulary, each listed once"
+        default="0123456789+-*/=", description="characters of the vocabulary; each character is listed once"
     )
     num_layers: Count = Field(default=4, description="number of transformer layers")
     num_heads: Count = Field(default=4, description="number of attention heads per layer")
@@ -25,7 +25,7 @@ class RandomInitConfig(Section):
     )
     intermediate_size: Count = Field(default=512, description="width of the feed-forward layers")
     max_length: Count = Field(
-        default=512, description="maximum length of prompt and completion together, in tokens"
+        default=512, description="maximum total length of a prompt and its completion, in tokens"
     )
 
     @field_validator("alphabet")
@@ -48,15 +48,16 @@ class RandomInitConfig(Section):
 
 
 class AdapterConfig(Section):
-    """Low-rank adapters (LoRA). The policy's original weights are frozen."""
+    """Low-rank adapters (LoRA), which are trained instead of the policy's original weights."""
 
     rank: Count = Field(default=16, description="rank of the adapters")
     alpha: Positive = Field(
-        default=32.0, description="scale of the adapters: their output is multiplied by alpha / rank"
+        default=32.0, description="scale of the adapters, whose output is multiplied by alpha / rank"
     )
     target_modules: Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default="all-linear",
-        description="modules that get an adapter: a list of names, a regular expression, or all-linear",
+        description="modules that get an adapter: a list of names, a regular expression, or all-linear "
+        "for all linear layers",
     )
 
 
@@ -68,7 +69,7 @@ class PolicyConfig(Section):
         description="hub id, directory, .gguf file, or name of a model that `llm-reinforce fetch` downloads",
     )
     random_init: RandomInitConfig | None = Field(
-        default=None, description="start from random weights instead of a pretrained model"
+        default=None, description="initialize a new model with random weights instead of a pretrained model"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="data type of the weights"
@@ -82,7 +83,7 @@ class PolicyConfig(Section):
     system_prompt: str | None = Field(
         default=None, description="system message; null: the default of the chat template"
     )
-    revision: Text | None = Field(default=None, description="branch, tag or commit on the hub")
+    revision: Text | None = Field(default=None, description="branch, tag or commit of the model on the hub")
     trust_remote_code: bool = Field(
         default=False, description="allow Python code from the model's repository to run"
     )
@@ -100,14 +101,16 @@ class PolicyConfig(Section):
     @classmethod
     def _check_not_random_init(cls, value: object, info: ValidationInfo) -> object:
         if value and info.data.get("random_init") is not None:
-            raise ValueError("not used with random_init; remove it")
+            raise ValueError("not used with random_init; remove this setting")
         return value
 
     @field_validator("system_prompt")
     @classmethod
     def _check_system_prompt(cls, system_prompt: str | None, info: ValidationInfo) -> str | None:
         if system_prompt is not None and info.data.get("use_chat_template") is False:
-            raise ValueError("not used without a chat template; set use_chat_template: true or remove it")
+            raise ValueError(
+                "not used without a chat template; set use_chat_template: true, or remove this setting"
+            )
         return system_prompt
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""Settings of the problems: their source, their prompt template, and the held-out part."""
+"""Settings of the problems: their source, their prompt template, and the number of held-out problems."""
 
 from pathlib import PurePath
 from typing import Annotated, Literal, Self
@@ -9,7 +9,7 @@ from llm_reinforce.config.section import Count, Section, Text
 
 DEFAULT_SPLIT = "train"
 MAX_HELD_OUT = 200  # default number of held-out problems
-FILE_SUFFIXES = (".json", ".jsonl")  # names that end so are files, not data sets of the hub
+FILE_SUFFIXES = (".json", ".jsonl")  # names with these suffixes are files, not data sets on the hub
 
 NumDigits = Annotated[int, Field(ge=1, le=12)]
 Operand = Annotated[int, Field(ge=0, lt=10**12)]
@@ -17,19 +17,19 @@ Operation = Literal["addition", "subtraction", "multiplication", "division", "ch
 
 
 class GenerateConfig(Section):
-    """Arithmetic problems generated from the run's seed."""
+    """Arithmetic problems that are generated with the seed of the run."""
 
     operations: tuple[Operation, ...] = Field(
         default=("addition",),
         strict=False,
         min_length=1,
-        description="arithmetic operations, mixed in equal parts; a chain mixes + and -",
+        description="arithmetic operations, mixed in equal parts; a chain contains both + and -",
     )
     digits: tuple[NumDigits, ...] = Field(
         default=(2,),
         strict=False,
         min_length=1,
-        description="numbers of digits per operand, mixed in equal parts",
+        description="numbers of digits of the operands, mixed in equal parts",
     )
     operands: tuple[Operand, Operand] | None = Field(
         default=None,
@@ -39,7 +39,7 @@ class GenerateConfig(Section):
     held_out_operands: tuple[Operand, Operand] | None = Field(
         default=None,
         strict=False,
-        description="smallest and largest operand of held-out problems; null: same as operands",
+        description="smallest and largest operand of held-out problems; null: the same as operands",
     )
     num_operands: int = Field(
         default=2,
@@ -51,12 +51,13 @@ class GenerateConfig(Section):
     )
     form: str = Field(
         default="{expression}=",
-        description="text of a problem; {expression} becomes 12+34, {spaced} becomes 12 + 34",
+        description="text of a problem; {expression} is replaced by an expression such as 12+34, and "
+        "{spaced} by one with spaces, such as 12 + 34",
     )
     num_train: Count | None = Field(
         default=None,
-        description="number of training problems; null: all that are not held out, or 100,000 if there are "
-        "too many to list",
+        description="number of training problems; null: all problems that are not held out, or 100,000 if "
+        "there are too many problems to list",
     )
 
     @field_validator("operations", "digits")
@@ -70,7 +71,9 @@ class GenerateConfig(Section):
     @classmethod
     def _check_operands(cls, values: tuple[int, int] | None) -> tuple[int, int] | None:
         if values is not None and values[0] > values[1]:
-            raise ValueError(f"should be the smallest, then the largest, not {values[0]}, {values[1]}")
+            raise ValueError(
+                f"should be the smallest, then the largest operand, not {values[0]}, {values[1]}"
+            )
         return values
 
     @field_validator("held_out_operands")
@@ -82,7 +85,7 @@ class GenerateConfig(Section):
         if values is None:
             return values
         if within is None:
-            raise ValueError("used only with operands; set operands too, or remove it")
+            raise ValueError("used only with operands; set operands, or remove this setting")
         if not within[0] <= values[0] <= values[1] <= within[1]:
             raise ValueError(
                 f"should lie within operands, {within[0]} to {within[1]}, the smallest first, "
@@ -102,9 +105,13 @@ class GenerateConfig(Section):
     def _check_num_operands(cls, num_operands: int, info: ValidationInfo) -> int:
         operations = info.data.get("operations", ("addition",))
         if "chain" in operations and num_operands < 3:
-            raise ValueError(f"should be at least 3 for a chain, which mixes + and -, not {num_operands}")
+            raise ValueError(
+                f"should be at least 3 for a chain, which contains both + and -, not {num_operands}"
+            )
         if num_operands > 2 and set(operations) <= {"subtraction", "division"}:
-            raise ValueError(f"not used for {' and '.join(operations)}: they have two operands; remove it")
+            raise ValueError(
+                f"not used for {' and '.join(operations)}, which always has two operands; remove this setting"
+            )
         return num_operands
 
     @field_validator("form")
@@ -119,8 +126,8 @@ class DataConfig(Section):
     """Problems read from a file or from a data set on the hub."""
 
     data: Text = Field(
-        description="path of a file, name of a data set (gsm8k, …), NAME=PATH for a local copy of a named "
-        "data set, or owner/name on the hub"
+        description="path of a file, name of a data set (such as gsm8k), NAME=PATH for a local copy of a "
+        "named data set, or owner/name of a data set on the hub"
     )
     config: Text | None = Field(
         default=None, description="configuration of the data set; null: its default configuration"
@@ -143,23 +150,25 @@ class DataConfig(Section):
         data = info.data.get("data", "")
         is_file = "=" in data or PurePath(data).suffix.lower() in FILE_SUFFIXES
         if is_file and value != (DEFAULT_SPLIT if info.field_name == "split" else None):
-            raise ValueError("not used for a file; remove it")
+            raise ValueError("not used for a file; remove this setting")
         return value
 
 
 class ProblemsConfig(Section):
-    """Training problems, and the held-out problems that accuracy is measured on."""
+    """Training problems, and held-out problems, on which accuracy is measured."""
 
     generate: GenerateConfig | None = Field(default=None, description="generate arithmetic problems")
     train: DataConfig | None = Field(default=None, description="source of the training problems")
     held_out: DataConfig | None = Field(
         default=None, description="source of the held-out problems; null: a random part of train is held out"
     )
-    template: str = Field(default="{prompt}", description="prompt template; {prompt} is the problem's text")
+    template: str = Field(
+        default="{prompt}", description="prompt template; {prompt} is replaced by the problem's text"
+    )
     num_held_out: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="number of held-out problems (with held_out: the maximum); null: 200, or a fifth of "
-        "train if that is fewer; 0: accuracy is measured on training problems",
+        description="number of held-out problems; if held_out is set, the maximum number; null: 200, or a "
+        "fifth of train if this is less than 200; 0: accuracy is measured on training problems",
     )
 
     @field_validator("train")
@@ -187,7 +196,7 @@ class ProblemsConfig(Section):
     @classmethod
     def _check_num_held_out(cls, num_held_out: int | None, info: ValidationInfo) -> int | None:
         if num_held_out == 0 and info.data.get("held_out") is not None:
-            raise ValueError("0 leaves held_out unused; remove one of the two")
+            raise ValueError("held_out is not used if this is 0; remove one of the two settings")
         return num_held_out
 
     @model_validator(mode="after")

@@ -1,8 +1,8 @@
-"""Recipes: the settings of a run as a YAML file.
+"""Reading and writing of recipes, which are the settings of a run as a YAML file.
 
-An invalid recipe is rejected as a whole. Unknown keys, wrong types and incompatible settings are reported all
-at once, each with its file, its line and the nearest known key. Reading a recipe loads no model and uses no
-device.
+If a recipe is invalid, all of its errors are reported at once: unknown keys, wrong types and incompatible
+settings. Each message contains the file and the line. For an unknown key, the message also contains the most
+similar known key. Reading a recipe loads no model and uses no device.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +20,9 @@ RUN_RECIPE = "recipe.yaml"
 
 
 def builtin_recipes() -> dict[str, Path]:
-    """Return the paths of the built-in recipes by name.
+    """Return the built-in recipes as a mapping from names to paths.
 
-    They are found in the installed package, or in the repository if the package runs from a checkout.
+    The recipes are in the installed package, or in the repository if the package is run from a checkout.
     """
     here = Path(__file__).resolve()
     for folder in (here.parents[1] / "recipes", here.parents[2] / "recipes"):
@@ -34,12 +34,12 @@ def builtin_recipes() -> dict[str, Path]:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and return it as a Config.
 
-    Files named in the recipe (data files and reward functions) are looked up in the current directory first,
-    then in the recipe's directory.
+    If the recipe contains the name of a data file or of a Python file with a reward function, the file is
+    searched in the current directory first, then in the directory of the recipe.
 
     Args:
         path: a recipe file, a run directory, or the name of a built-in recipe.
-        overrides: settings of the form `section.key=value` that replace those of the file.
+        overrides: texts of the form `section.key=value`. Their values replace those of the file.
 
     Raises:
         InputError: if the recipe does not exist or is invalid. The message has one line for each problem.
@@ -60,19 +60,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def dump_config(recipe: Config) -> str:
-    """Return the recipe as YAML with all defaults written out. Loading it returns an equal Config."""
+    """Return a Config as the YAML text of a recipe, including all defaults.
+
+    Loading the recipe returns an equal Config.
+    """
     data = recipe.model_dump(mode="json")
     for key, baseline in READ_WITH_BASELINE.items():
         if recipe.reinforce.baseline != baseline:
-            del data["reinforce"][key]  # other baselines reject this key
+            del data["reinforce"][key]  # recipes with other baselines must not contain this key
     return dump_yaml(data)
 
 
 def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
-    """Make a run's recipe refer to the directory in which it was found.
+    """Replace paths in the recipe of a run, in case its directory was moved after the run was started.
 
-    The recipe names the directory, and the files that the run keeps in it, by the paths that they had when
-    the run was started, which may be relative to another current directory.
+    The recipe contains the path of the run's directory, and the paths of files in it. These paths may be
+    relative to the directory in which the run was started. They are replaced by paths in `folder`, in which
+    the recipe was found.
     """
     before = data.get("output_dir")
     if not isinstance(before, str):
@@ -91,7 +95,7 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
 
 
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
-    """Replace the names of files that exist only in the recipe's directory by their full paths."""
+    """Replace names of files by full paths if the files exist only in the recipe's directory."""
 
     def beside(name: object, suffixes: tuple[str, ...]) -> Path | None:
         there = folder.resolve() / name if isinstance(name, str) and name.endswith(suffixes) else None

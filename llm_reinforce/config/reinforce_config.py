@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from llm_reinforce.config.section import Count, Positive, Section
 
 MAX_NEW_TOKENS = 256
-"""Default length limit of a completion: enough for the worked solution of a word problem (gsm8k_smollm2)."""
+"""Default maximum length of a completion. This is enough for the worked solution of a GSM8K problem."""
 
 
 class SamplingConfig(Section):
@@ -18,7 +18,8 @@ class SamplingConfig(Section):
         default=MAX_NEW_TOKENS, description="maximum length of a completion, in tokens"
     )
     temperature: Positive = Field(
-        default=1.0, description="divisor of the logits, both in sampling and in log-probabilities"
+        default=1.0,
+        description="divisor of the logits, used when sampling and when computing log-probabilities",
     )
     batch_size: Count | None = Field(
         default=None, description="number of sequences sampled at once; null: all sequences of an update"
@@ -26,14 +27,14 @@ class SamplingConfig(Section):
 
 
 class ValueConfig(Section):
-    """The learned baseline b(s_t) = V(s_t): a small network on the policy's last hidden states."""
+    """Settings of the learned baseline V(s_t), a small network on the policy's last hidden states."""
 
     gae_lambda: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="λ of generalized advantage estimation; 1 is unbiased, smaller values trade bias for "
-        "lower variance",
+        description="λ of generalized advantage estimation; 1 is unbiased; smaller values reduce the "
+        "variance but introduce bias",
     )
     hidden_size: Count = Field(default=128, description="width of the value network's hidden layer")
     learning_rate: Positive = Field(
@@ -41,19 +42,19 @@ class ValueConfig(Section):
     )
     num_steps: Count = Field(
         default=8,
-        description="optimizer steps of the value network per update, taken after its values have been used "
-        "as the baseline",
+        description="number of optimizer steps of the value network per update, after its values have been "
+        "used as the baseline",
     )
 
 
 READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average", "value": "value"}
-"""Keys of `reinforce` that only one baseline uses, with the name of the baseline."""
+"""Keys of `reinforce` that are used with a single baseline only, mapped to the name of this baseline."""
 
 
 class ReinforceConfig(Section):
-    """Settings of the loss and of the batch.
+    """Settings of the policy-gradient loss, and of the batch of episodes it is computed from.
 
-    The batch of an update has problems_per_update x episodes_per_problem episodes.
+    The batch of an update contains problems_per_update x episodes_per_problem episodes.
     """
 
     baseline: Literal[
@@ -63,10 +64,12 @@ class ReinforceConfig(Section):
         default=0.95,
         ge=0,
         lt=1,
-        description="weight of the previous average in each update; only with baseline: moving_average",
+        description="weight of the previous average when an update changes the average; used only with "
+        "baseline: moving_average",
     )
     value: ValueConfig = Field(
-        default=ValueConfig(), description="settings of the learned baseline; only with baseline: value"
+        default=ValueConfig(),
+        description="settings of the learned baseline; used only with baseline: value",
     )
     standardize: bool = Field(
         default=False,
@@ -75,7 +78,8 @@ class ReinforceConfig(Section):
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens"] | Positive = Field(
         default="episodes",
-        description="divisor of the summed loss: the update's number of episodes or tokens, or a constant",
+        description="divisor of the summed loss: the number of episodes or of tokens in the update, or a "
+        "constant",
     )
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
     problems_per_update: Count = Field(default=16, description="number of problems per update")
@@ -89,7 +93,9 @@ class ReinforceConfig(Section):
         needed = READ_WITH_BASELINE[info.field_name or ""]
         baseline = info.data.get("baseline", needed)
         if baseline != needed:
-            raise ValueError(f"used only with baseline: {needed}, but the baseline is {baseline}; remove it")
+            raise ValueError(
+                f"used only with baseline: {needed}, but the baseline is {baseline}; remove this setting"
+            )
         return setting
 
     @field_validator("episodes_per_problem")
@@ -101,5 +107,5 @@ class ReinforceConfig(Section):
         compared = "baseline: batch_mean" if baseline == "batch_mean" else "standardize: true"
         needed = baseline == "batch_mean" or info.data.get("standardize")
         if needed and info.data.get("problems_per_update", 2) * episodes < 2:
-            raise ValueError(f"should be at least 2 for {compared}, or problems_per_update at least 2")
+            raise ValueError(f"should be at least 2 for {compared}, unless problems_per_update is at least 2")
         return episodes

@@ -11,7 +11,7 @@ from llm_reinforce.config.strict_yaml import complaints, nearest
 
 
 class NoArguments(Section):
-    """Arguments of a built-in reward without arguments."""
+    """Used for built-in rewards that take no arguments."""
 
 
 class AnswerFormatArguments(Section):
@@ -69,11 +69,13 @@ BUILT_IN_REWARD_ARGUMENTS: Mapping[str, type[Section]] = {
 class IsolationConfig(Section):
     """Worker processes that run a reward function, so that its failures cannot harm the run.
 
-    `isolation: {}` uses the defaults.
+    `isolation: {}` uses the default values.
     """
 
     num_workers: Count = Field(default=2, description="number of worker processes")
-    time_limit: Positive = Field(default=10.0, description="time limit of one call, in seconds")
+    time_limit: Positive = Field(
+        default=10.0, description="time limit of each call of the function, in seconds"
+    )
     memory_limit: Count | None = Field(
         default=4096, description="memory limit of each worker process, in MiB; null: no limit"
     )
@@ -85,14 +87,14 @@ class RewardConfig(Section):
     function: str = Field(
         description="name of a built-in reward, package.module:function, or path/to/file.py:function"
     )
-    weight: float = Field(default=1.0, description="weight of this reward in the sum")
+    weight: float = Field(default=1.0, description="weight of this function's reward in the sum")
     arguments: dict[str, JsonValue] = Field(
         default_factory=dict, description="keyword arguments passed to the function"
     )
     conversational: bool | None = Field(
         default=None,
-        description="pass chat messages instead of strings to a function with TRL's signature; null: if the "
-        "policy uses a chat template",
+        description="pass chat messages instead of strings to a function with TRL's signature; null: true if "
+        "the policy uses a chat template",
     )
     isolation: IsolationConfig | None = Field(
         default=None,
@@ -118,7 +120,7 @@ class RewardConfig(Section):
     def _check_conversational(cls, conversational: bool | None, info: ValidationInfo) -> bool | None:
         if conversational is not None and info.data.get("function") in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(
-                "used only by functions with TRL's signature, not by built-in rewards; remove it"
+                "used only by functions with TRL's signature, not by built-in rewards; remove this setting"
             )
         return conversational
 
@@ -126,7 +128,7 @@ class RewardConfig(Section):
     @classmethod
     def _check_arguments(cls, arguments: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
         function: str = info.data.get("function", "")
-        if function not in BUILT_IN_REWARD_ARGUMENTS:  # the signature is checked when the function is loaded
+        if function not in BUILT_IN_REWARD_ARGUMENTS:  # its arguments are checked when it is loaded
             return arguments
         taken = BUILT_IN_REWARD_ARGUMENTS[function]
         known = tuple(taken.model_fields)

@@ -1,4 +1,4 @@
-"""All settings of a run, in sections: policy, problems, rewards, sampling and so on."""
+"""The class `Config`, which contains all settings of a run."""
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -17,7 +17,7 @@ from llm_reinforce.config.training_config import (
 
 
 class Config(Section):
-    """All settings of a run."""
+    """All settings of a run, in sections such as `policy`, `problems` and `training`."""
 
     seed: int = Field(default=0, ge=0, lt=MAX_SEED, description="seed of all random generators of the run")
     output_dir: str = Field(
@@ -61,7 +61,7 @@ class Config(Section):
                 raise conflict(
                     ("generate",),
                     f"the problems contain characters that policy.random_init.alphabet lacks: {characters}; "
-                    "add them to it",
+                    "add these characters to the alphabet",
                 )
         return problems
 
@@ -85,7 +85,7 @@ class Config(Section):
             raise conflict(
                 ("max_new_tokens",),
                 f"{sampling.max_new_tokens} tokens leave no room for a prompt: policy.random_init.max_length "
-                f"is {policy.random_init.max_length}; raise it, or reduce max_new_tokens",
+                f"is {policy.random_init.max_length}; increase max_length, or reduce max_new_tokens",
             )
         return sampling
 
@@ -124,6 +124,7 @@ class Config(Section):
         for name in ("template", "few_shot"):
             if problems and problems.num_held_out == 0 and getattr(evaluation, name):
                 raise conflict(
-                    (name,), "used for held-out problems only, but problems.num_held_out is 0; remove it"
+                    (name,),
+                    "used only for held-out problems, but problems.num_held_out is 0; remove this setting",
                 )
         return evaluation

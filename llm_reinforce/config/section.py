@@ -1,7 +1,7 @@
-"""Base class of all settings classes, types of keys, and errors at nested keys.
+"""Base class of all settings classes, common types of keys, and errors at nested keys.
 
-The validator of a field sees only the fields defined above it, so a field that depends on another one is
-defined below that field.
+The validator of a field can only use the values of fields that are defined above it. If the validation of a
+field depends on other fields, the field is therefore defined below them.
 """
 
 import inspect
@@ -22,7 +22,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def conflict(path: KeyPath, message: str) -> PydanticCustomError:
-    """Return an error at a key inside the field that is being validated."""
+    """Return an error to raise in a validator, for a key inside the field that is being validated.
+
+    Args:
+        path: location of the key, relative to the field.
+        message: message without the location.
+    """
     return PydanticCustomError("conflict", "{message}", {"path": path, "message": message})
 
 
@@ -31,7 +36,7 @@ if TYPE_CHECKING:
 else:
 
     class _ReadableErrors(type(BaseModel)):
-        """Type of the settings classes: a call with invalid values raises an InputError."""
+        """Metaclass of the settings classes: invalid values raise an InputError, not a ValidationError."""
 
         def __call__(cls, *arguments: Any, **values: Any) -> Any:
             try:
@@ -41,13 +46,14 @@ else:
                 raise InputError("\n".join(lines)) from None
 
     class _Model(BaseModel, metaclass=_ReadableErrors):
-        """A model whose invalid values are InputErrors."""
+        """A pydantic model that raises an InputError if its values are invalid."""
 
 
 class Section(_Model):
-    """Base class of all settings classes: frozen, without type conversions and without unknown keys.
+    """Base class of all settings classes.
 
-    The descriptions of the keys become a part of the class's docstring.
+    Instances are immutable. Values are not converted to other types, and unknown keys are rejected. The
+    descriptions of the keys are added to the docstring of the class.
 
     Raises:
         InputError: if a key is unknown or a value is invalid. The message has one line for each problem.

@@ -1,8 +1,8 @@
-"""Strict YAML for pydantic models: all problems are reported at once, each with its line.
+"""Strict YAML for pydantic models. All errors in a file are reported at once, each with its line.
 
-A document is a plain tree of mappings, lists and scalars. Scalars follow YAML 1.2: `1e-5` is a number, `no`
-and `on` are text. Tags, anchors, aliases and repeated keys are rejected, so a document cannot execute code.
-To read a document, call `parse_document`, then `apply_override` for each override, then `validate`.
+A document consists of mappings, lists and scalars. Scalars follow YAML 1.2: `1e-5` is a number, and `no` and
+`on` are text. Tags, anchors, aliases and repeated keys are rejected; without tags, a document cannot execute
+code. To read a document, call `parse_document`, then `apply_override` for each override, then `validate`.
 """
 
 import difflib
@@ -32,7 +32,7 @@ CORE_SCALARS = (  # unquoted scalars that are not text: kind, pattern, possible 
 
 
 class StrictLoader(yaml.SafeLoader):
-    """A YAML loader with the scalars of YAML 1.2 that rejects tags, anchors and aliases."""
+    """A YAML loader that reads scalars as in YAML 1.2, and rejects tags, anchors and aliases."""
 
     yaml_implicit_resolvers = {}  # noqa: RUF012 - drops those of YAML 1.1; CORE_SCALARS are added below
 
@@ -49,7 +49,7 @@ class StrictLoader(yaml.SafeLoader):
 
 
 class StrictDumper(yaml.SafeDumper):
-    """A YAML dumper that quotes text which StrictLoader or a YAML 1.1 reader would read as another type."""
+    """A YAML dumper that quotes text if StrictLoader or a YAML 1.1 reader would read it as another type."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
         # YAML treats these characters as line breaks; double quotes write them as escapes
@@ -78,7 +78,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem in a document: its place, the key and a message."""
+    """An error in a document, with its place, its key and a message."""
 
     place: Place
     path: KeyPath
@@ -90,7 +90,14 @@ class Problem:
 
 @dataclass
 class Document:
-    """A file being read: its values, the place of every key and list item, and the problems found."""
+    """A file that is being read.
+
+    Attributes:
+        name: name of the file.
+        data: values of the file, with overrides applied.
+        places: place of every key and list item.
+        problems: errors found so far.
+    """
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
@@ -98,20 +105,27 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def place_of(self, path: KeyPath) -> Place:
-        """Return the place of a key, or of the nearest enclosing section if the key has no place."""
+        """Return the place of a key. If the key has no place, return the place of its innermost section."""
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, Place())
 
     def raise_problems(self) -> None:
-        """Raise one InputError with a line per problem, in the order of the file, overrides last."""
+        """Raise an InputError if there are problems.
+
+        The message has one line for each problem, in the order of the file. Problems of overrides come last.
+        """
         if self.problems:
             in_order = sorted(self.problems, key=lambda problem: problem.place)
             raise InputError("\n".join(dict.fromkeys(problem.shown(self.name) for problem in in_order)))
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Parse the text of a file called `name` and collect its problems.
+    """Parse the text of a file, and return its values and its problems, such as repeated keys.
+
+    Args:
+        text: text of the file.
+        name: name of the file, for messages.
 
     Raises:
         InputError: if the text is not valid YAML or is not a mapping.
@@ -130,7 +144,7 @@ def parse_document(text: str, name: str) -> Document:
 
 
 def _read_value(text: str, document: Document) -> Any:
-    """Return the value of a YAML text; record the places of its keys in `document`."""
+    """Return the value of a YAML text, and add the places of its keys to `document`."""
     loader = StrictLoader(text)
     try:
         root = loader.get_single_node()
@@ -183,9 +197,10 @@ def _syntax_error(error: yaml.YAMLError) -> tuple[int, str]:
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Apply an override of the form `section.key=value` to a document.
+    """Change a value of a document by an override of the form `section.key=value`.
 
-    The value is YAML. Items of a list are addressed by their index, as in `rewards.0.weight=2`.
+    The value is parsed as YAML. The items of a list are addressed by their index, as in `rewards.0.weight=2`.
+    An invalid override is added to the problems of the document.
     """
     place = Place(override=override)
     try:
@@ -233,10 +248,11 @@ def _key_in(container: Any, name: str, path: KeyPath) -> str | int:
 
 
 def validate(model: type[Model], document: Document) -> Model:
-    """Return the document as a model.
+    """Return the data of a document as an instance of a pydantic model.
 
     Raises:
-        InputError: if the document has problems. The message has one line for each of them.
+        InputError: if the data is invalid, or if problems were found before. The message has one line for
+            each problem.
     """
     try:
         validated = model.model_validate(document.data)
@@ -248,7 +264,7 @@ def validate(model: type[Model], document: Document) -> Model:
 
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
-    """Return the path and a plain message for each error of a pydantic validation."""
+    """Return the path of the key and a readable message for each error of a pydantic validation."""
     schema = model.model_json_schema()
     worded = [_worded(details, schema) for details in error.errors()]
     inside = {path[:depth] for path, _ in worded for depth in range(len(path))}
@@ -257,12 +273,15 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[Key
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
-    """Return data as YAML that reads back as equal data; keys keep their order."""
+    """Return data as a YAML text from which equal data can be read. Keys keep their order."""
     return yaml.dump(data, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
-    """Return the path of a pydantic error and a plain message; expected types are taken from the schema."""
+    """Return the path of the key and a readable message for a pydantic error.
+
+    The values that the message names as valid are taken from the JSON schema of the model.
+    """
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path, node = _follow(schema, error["loc"])
     if kind == "extra_forbidden":
@@ -281,7 +300,11 @@ def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
 
 
 def _unknown_key(path: KeyPath, schema: Schema) -> str:
-    """Return the message for an unknown key, with the nearest key of its section or the right section."""
+    """Return the message for an unknown key.
+
+    The message suggests a similar key of the section, or the same key in another section. Without a
+    suggestion, it lists the known keys of the section.
+    """
     section = _follow(schema, path[:-1])[1]
     siblings = [str(known[0]) for known in _all_keys(section, schema) if len(known) == 1]
     of_that_name = [known for known in _all_keys(schema, schema) if known[-1] == path[-1]]
@@ -292,13 +315,16 @@ def _unknown_key(path: KeyPath, schema: Schema) -> str:
 
 
 def _branches(node: Schema, root: Schema) -> list[Schema]:
-    """Return the alternatives of a schema node, or the node if it has none, with references resolved."""
+    """Return the alternatives of a schema node, with references resolved.
+
+    If the node has no alternatives, it is the only element of the list.
+    """
     branches = node.get("anyOf", [node])
     return [root["$defs"][b["$ref"].rsplit("/", 1)[-1]] if "$ref" in b else b for b in branches]
 
 
 def _child(node: Schema, part: str | int, root: Schema) -> Any:
-    """Return the schema of a section's key or of a list's items, or None if there is none."""
+    """Return the schema of a key of a section or of an item of a list; None if it does not exist."""
     for branch in _branches(node, root):
         items = [branch["items"]] if "items" in branch else branch.get("prefixItems", [])
         if isinstance(part, int) and items:
@@ -309,10 +335,12 @@ def _child(node: Schema, part: str | int, root: Schema) -> Any:
 
 
 def _follow(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
-    """Follow a pydantic location through a schema, skipping the names of union members.
+    """Find the schema node at the location of a pydantic error.
+
+    pydantic's locations also contain the names of members of unions, which are not keys of the document.
 
     Returns:
-        The path without those names, and the schema node at the end of it.
+        The location without these names, and the schema node.
     """
     node = root
     path: KeyPath = ()
@@ -339,7 +367,7 @@ BOUNDS |= {"maximum": "at most", "exclusiveMaximum": "below"}
 def _expectation(node: Schema, root: Schema) -> str:
     """Return a description of the values that a schema node accepts, such as "a number above 0 or null".
 
-    Returns "" if the schema does not say.
+    Returns "" if the schema does not contain this information.
     """
     return " or ".join(filter(None, (_expectation_of_one(branch) for branch in _branches(node, root))))
 
@@ -365,7 +393,7 @@ def _choices(node: Schema) -> list[str]:
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` for the choice nearest to a word, or "" if none is near."""
+    """Return `; did you mean 'x'?` with the choice most similar to a word, or "" if no choice is similar."""
     near = difflib.get_close_matches(word, list(choices), n=1)
     return f"; did you mean '{near[0]}'?" if near else ""
 
@@ -376,7 +404,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as it is written in YAML, shortened for messages."""
+    """Return a value as text for messages, as in YAML, but shortened."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""Settings of the optimizer, its schedule, checkpoints and logs."""
+"""Settings of the optimizer, of the learning-rate schedule, and of checkpoints and logs."""
 
 from typing import Annotated, Literal
 
@@ -7,11 +7,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from llm_reinforce.config.section import Count, Positive, Section
 
 LEARNING_RATE = 1e-5
-"""Default for all weights of a pretrained model, measured with the recipe smollm2_addition."""
+"""Default if all weights of a pretrained model are trained; measured with the recipe smollm2_addition."""
 ADAPTER_LEARNING_RATE = 1e-4
-"""Default for adapters: ten times `LEARNING_RATE`, as usual (Schulman et al. 2025, "LoRA Without Regret")."""
+"""Default if adapters are trained: ten times `LEARNING_RATE` (Schulman et al. 2025, LoRA Without Regret)."""
 RANDOM_INIT_LEARNING_RATE = 5e-4
-"""Default for random weights; quickstart (1.2 million parameters) uses 6e-4, price (0.1 million) 3e-4."""
+"""Default if the policy has random initial weights. The recipes quickstart and price use 6e-4 and 3e-4."""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -24,7 +24,10 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
 
 
 class WarmStartConfig(Section):
-    """Supervised updates on worked solutions or answers, before the first policy-gradient update."""
+    """Supervised updates before the first policy-gradient update.
+
+    Each problem is trained on its worked solution, or on its answer if it has no worked solution.
+    """
 
     num_updates: Count = Field(description="number of supervised updates")
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
@@ -43,7 +46,7 @@ class WarmStartConfig(Section):
 
 
 class TrainingConfig(Section):
-    """Settings of the optimizer, its schedule, checkpoints and logs."""
+    """Settings of the optimizer, of the learning-rate schedule, and of checkpoints and logs."""
 
     num_updates: Count = Field(default=100, description="number of policy-gradient updates (optimizer steps)")
     num_tokens: Count | None = Field(
@@ -70,15 +73,17 @@ class TrainingConfig(Section):
         default=(0.9, 0.999), strict=False, description="decay rates of AdamW's moment estimates"
     )
     max_grad_norm: Positive | None = Field(
-        default=1.0, description="maximum norm of the gradient, which is clipped to it; null: no clipping"
+        default=1.0,
+        description="maximum norm of the gradient; a larger gradient is clipped to this norm; null: no "
+        "clipping",
     )
     micro_batch_tokens: Count = Field(
         default=4096,
-        description="maximum number of tokens per backward pass, shared prefixes counted once; limits "
-        "memory use",
+        description="maximum number of tokens per backward pass, which limits the use of memory; shared "
+        "prefixes are counted once",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="data type of the forward pass; no: the type of the weights"
+        default="no", description="data type of the forward pass; no: the data type of the weights"
     )
     checkpoint_every: Count | None = Field(
         default=None,
@@ -92,12 +97,13 @@ class TrainingConfig(Section):
         default=0.5,
         ge=0,
         le=1,
-        description="if a larger share of an update's episodes is unscored, the run is saved and stopped",
+        description="maximum share of unscored episodes in an update; if the share is larger, the run is "
+        "saved and stopped",
     )
     max_not_finite: Count = Field(
         default=10,
-        description="after this number of consecutive updates with a gradient that is not finite, the run "
-        "is saved and stopped",
+        description="number of consecutive updates with a gradient that is not finite after which the run is "
+        "saved and stopped",
     )
     logged_episodes: int = Field(
         default=8, ge=0, description="number of episodes per update written to episodes.jsonl"
@@ -120,5 +126,7 @@ class TrainingConfig(Section):
     @classmethod
     def _check_num_warmup_updates(cls, num_warmup_updates: int, info: ValidationInfo) -> int:
         if num_warmup_updates and info.data.get("schedule") == "constant":
-            raise ValueError("not used with schedule: constant; choose constant_with_warmup, or remove it")
+            raise ValueError(
+                "not used with schedule: constant; choose constant_with_warmup, or remove this setting"
+            )
         return _at_most_num_updates(num_warmup_updates, info)

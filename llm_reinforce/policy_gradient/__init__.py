@@ -1,4 +1,4 @@
-"""The equations of policy gradient as pure functions of tensors. Depends on torch only."""
+"""The equations of policy gradient as pure functions of tensors. This package depends only on torch."""
 
 from llm_reinforce.policy_gradient.baselines import (
     BASELINES,

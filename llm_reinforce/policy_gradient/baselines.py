@@ -1,31 +1,31 @@
-"""Baselines b(s_t), which are subtracted from returns, and the advantages.
+"""Baselines b(s_t), which are subtracted from returns, and the resulting advantages.
 
-A baseline that does not depend on the actions it is subtracted for leaves the expected gradient unchanged and
-can greatly reduce its variance (Williams 1992; Sutton & Barto 2018, section 13.4). The baselines in this
-module give one number per episode. The baseline `value`, which gives one number per token, is in
-`value_advantages.py`. `UNBIASED` lists the baselines that leave the expected gradient unchanged:
+If the baseline of an action does not depend on this action or on later ones, it does not change the expected
+gradient, and it can greatly reduce the variance of the gradient (Williams 1992; Sutton & Barto 2018, section
+13.4). Such baselines are listed in `UNBIASED`. The baselines in this module are one number per episode. The
+baseline `value`, which is one number per token, is in `value_advantages.py`.
 
 | name | b for episode i | expected gradient |
 |---|---|---|
 | `none` | 0 | ∇J |
-| `batch_mean` | mean return of all N scored episodes, i included | (1 - 1/N) ∇J |
+| `batch_mean` | mean return of all N scored episodes, including i | (1 - 1/N) ∇J |
 | `moving_average` | exponentially weighted mean return of the previous updates | ∇J |
-| `group_mean` | mean return of the n scored episodes of its problem, i included | (1 - 1/n) ∇J |
-| `leave_one_out` | mean return of the other n - 1 scored episodes of its problem | ∇J |
-| `optimal` | the same mean, weighted by the squared norm of each episode's ∇ log π | ∇J |
-| `greedy` | return of the greedy completion of its problem | ∇J |
-| `value` | V(s_t) at each action, learned from the previous updates | ∇J if λ = 1 |
+| `group_mean` | mean return of the n scored episodes of the same problem, including i | (1 - 1/n) ∇J |
+| `leave_one_out` | mean return of the other n - 1 scored episodes of the same problem | ∇J |
+| `optimal` | like `leave_one_out`, but weighted by the squared norm of each episode's ∇ log π | ∇J |
+| `greedy` | return of the greedy completion of the same problem | ∇J |
+| `value` | V(s_t) at each action, where V is learned from the previous updates | ∇J if λ = 1 |
 
 The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1.
 
-Arguments that the functions share:
+Several functions have these arguments:
 
-- `returns`: g_0 of each episode.
-- `groups`: equal numbers mark the episodes of one problem.
-- `scored`: False if the reward of the episode failed. Such an episode is left out of all means.
+- `returns`: the return g_0 of each episode.
+- `groups`: the number of each episode's group. A group consists of the episodes of one problem.
+- `scored`: False for an episode whose reward function failed. This episode is left out of all means.
 
-If there is nothing to compare an episode with, its baseline is 0. `leave_one_out`, `optimal` and `greedy` use
-the episode's own return instead; see `leave_one_out` for the reason.
+If there are no other episodes to compute a baseline from, the baseline is 0. In this case `leave_one_out`,
+`optimal` and `greedy` use the return of the episode itself; `leave_one_out` explains why.
 """
 
 from dataclasses import dataclass
@@ -55,8 +55,8 @@ class MovingAverage:
     The average is corrected for its initial bias as Adam corrects its moments (Kingma & Ba 2015).
 
     Attributes:
-        total: the uncorrected average.
-        weight: 1 - decay^(number of updates); `total / weight` is the corrected average.
+        total: average without the correction.
+        weight: 1 - decay^(number of updates). The corrected average is `total / weight`.
     """
 
     total: float = 0.0
@@ -68,7 +68,7 @@ class MovingAverage:
         return self.total / self.weight if self.weight > 0 else 0.0
 
     def updated(self, mean_return: float, decay: float) -> "MovingAverage":
-        """Return the average after one more update, given the mean return of its scored episodes."""
+        """Return the average after one more update, in which the scored episodes have this mean return."""
         return MovingAverage(
             total=decay * self.total + (1 - decay) * mean_return,
             weight=decay * self.weight + (1 - decay),
@@ -125,10 +125,10 @@ def leave_one_out(
 
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
 
-    An episode that is alone in its group has its own return g_0 as baseline, because a baseline of 0 would
-    weight its actions by the whole return. With γ = 1 its expected contribution to the gradient is then zero,
-    and with a terminal reward only, the contribution itself is zero. With γ < 1 its later actions keep the
-    advantage γ^t (g_t - g_0), which is a bias.
+    If an episode is alone in its group, its baseline is its own return g_0. A baseline of 0 would weight its
+    actions by the whole return. With γ = 1, the expected contribution of this episode to the gradient is
+    zero. If the only reward is the terminal reward, the contribution itself is zero. With γ < 1, the later
+    actions have the advantage γ^t (g_t - g_0), so the gradient is biased.
     """
     sums, counts = _group_sums(returns, groups, scored)
     others = (sums - returns) / (counts - 1).clamp(min=1)
@@ -136,7 +136,7 @@ def leave_one_out(
 
 
 class WeightedReturns(NamedTuple):
-    """Weight and weighted return of each episode, from which `optimal` is estimated.
+    """Weight and weighted return of each episode, used to estimate the baseline `optimal`.
 
     Attributes:
         weights: w = Σ_t γ^{2t} ‖∇ log π(a_t | s_t)‖².
@@ -154,11 +154,12 @@ def weighted_returns(
     mask: Bool[Tensor, "episode token"],
     discount: float = 1.0,
 ) -> WeightedReturns:
-    """Return each episode's mean of its returns g_t, weighted by the actions' squared gradient norms.
+    """Return, for each episode, the mean of the returns g_t, weighted by the squared gradient norms.
 
     Args:
         returns: g_t of each action.
-        squared_logit_gradient_norms: ‖∇ log π(a_t | s_t)‖² of each action, with respect to the logits.
+        squared_logit_gradient_norms: ‖∇ log π(a_t | s_t)‖² of each action, where ∇ is with respect to the
+            logits.
         mask: True for the actions of scored episodes.
         discount: γ.
     """
@@ -182,10 +183,11 @@ def optimal(
         b* = E[w g] / E[w]        b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
 
     b* minimizes E‖Σ_t γ^t ∇log π(a_t | s_t) (g_t - b)‖² if the gradients ∇log π of different states are
-    orthogonal. They are for a policy whose parameters are its logits, where the expectation is
+    orthogonal. This is the case if the parameters of the policy are its logits; the expectation is then
     E[Σ_t γ^{2t} ‖∇log π‖² (g_t - b)²] (Greensmith, Bartlett & Baxter 2004, here with the return of each
-    action). For other policies, w computed from norms in logit space is an approximation. If all other
-    episodes have weight 0, or if the episode is alone in its group, the result is that of `leave_one_out`.
+    action). For other policies, the weights w are an approximation, because the norms of the gradients are
+    computed with respect to the logits. If all other episodes of the group have weight 0, or if there are no
+    other episodes, the result is that of `leave_one_out`.
     """
     other_weights = _sums_of_others(weighted.weights, groups, scored)
     # b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
@@ -198,8 +200,8 @@ def _sums_of_others(
 ) -> Float[Tensor, " episode"]:
     """Return, for each episode, the sum of the values of the other scored episodes of its group.
 
-    Subtracting an episode's value from the sum of its group would be inexact: after rounding, the result
-    would still depend on that value.
+    The sum is not computed as the sum of the group minus the value of the episode, because rounding would
+    make the result depend on this value.
     """
     is_other = (groups[:, None] == groups) & scored
     is_other.fill_diagonal_(False)
@@ -215,8 +217,9 @@ def greedy(
 
     Args:
         returns: g_0 of each episode.
-        greedy_returns: g_0 of the greedy completion, for each episode; NaN if the greedy completion is not
-            scored. The baseline is then the episode's own return, as in `leave_one_out`.
+        greedy_returns: for each episode, g_0 of the greedy completion of its problem; NaN if the greedy
+            completion is not scored. For NaN, the baseline is the episode's own return, as in
+            `leave_one_out`.
     """
     return torch.where(greedy_returns.isnan(), returns, greedy_returns)
 
@@ -236,11 +239,12 @@ def baseline_values(
     Args:
         name: one of `CONSTANT_BASELINES`.
         returns: g_0 of each episode.
-        groups: equal numbers mark the episodes of one problem.
-        scored: False if the reward of the episode failed.
-        moving_average: average of past updates; used by `moving_average` only.
-        weighted: result of `weighted_returns`; required by `optimal`.
-        greedy_returns: returns of the greedy completions; required by `greedy`.
+        groups: number of each episode's group; a group consists of the episodes of one problem.
+        scored: False for episodes whose reward function failed.
+        moving_average: average of past updates; used only by the baseline `moving_average`.
+        weighted: result of `weighted_returns`; required by the baseline `optimal`.
+        greedy_returns: for each episode, the return of the greedy completion of its problem; required by the
+            baseline `greedy`.
 
     Raises:
         ValueError: if the name is unknown, or if a required argument is missing.
@@ -272,17 +276,18 @@ def advantages(
     mask: Bool[Tensor, "episode token"],
     discount: float = 1.0,
 ) -> Float[Tensor, "episode token"]:
-    """Return the advantage of each action: the weight of ∇ log π(a_t | s_t) in ∇J, J = E[Σ γ^t r_{t+1}].
+    """Return the advantage of each action.
 
         A_t = γ^t (g_t - b(s_t))
 
-    The factor γ^t is part of the policy gradient (Sutton & Barto 2018, section 13.3). Without it, as in many
-    implementations, the result is not the gradient of any objective (Nota & Thomas 2020). For γ = 1 it is 1.
+    A_t is the weight of ∇ log π(a_t | s_t) in the gradient ∇J of J = E[Σ_t γ^t r_{t+1}]. The factor γ^t is
+    part of the policy gradient (Sutton & Barto 2018, section 13.3). Many implementations omit this factor;
+    their result is not the gradient of any objective unless γ = 1 (Nota & Thomas 2020).
 
     Args:
         returns: g_t of each action.
         baseline: b of each episode.
-        mask: True for the actions of scored episodes; elsewhere the advantage is zero.
+        mask: True for the actions of scored episodes. The advantage is zero for all others and for padding.
         discount: γ.
     """
     weights = discount ** torch.arange(returns.shape[1], device=returns.device, dtype=returns.dtype)
@@ -300,17 +305,18 @@ def standardize(
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    The direction of the update is unchanged, and its length no longer depends on the scale of the rewards.
-    The divisor depends on the actions, so the result is biased with every baseline.
+    Standardization does not change the direction of the update, and makes its length independent of the scale
+    of the rewards. The divisor depends on the actions, so the gradient is biased with every baseline.
 
-    If every return equals its baseline up to rounding, the result is zero. Otherwise, with γ < 1 or step
-    rewards, later actions could still have advantages, and division by ε alone would make them huge.
+    If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, the divisor
+    would be ε, and later actions, which can have nonzero advantages if γ < 1 or if there are step rewards,
+    would get huge advantages.
 
     Args:
-        values: A_t of some or all episodes of the update.
+        values: advantages A_t of some or all episodes of the update.
         returns: g_0 of all episodes of the update.
-        baseline: b of all episodes of the update; V(s_0) for the baseline `value`.
-        scored: False for episodes of the update whose reward failed.
+        baseline: b of all episodes of the update; for the baseline `value`, b is V(s_0).
+        scored: for all episodes of the update, False if the reward function failed.
         epsilon: ε.
     """
     scored_returns = returns.where(scored, torch.zeros_like(returns))

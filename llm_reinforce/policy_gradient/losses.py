@@ -14,18 +14,19 @@ def reinforce_loss(
 
         L = - (1/D) Σ_b Σ_t A_t log π(a_t | s_t; θ)
 
-    With A_t = g_t this is the loss of the article: an episode of T actions is T labeled examples, each
-    weighted by its return. The denominator D counts over the whole update (in the article: its episodes). The
-    losses of the micro-batches therefore add up to the loss of the update, regardless of their size, order
-    and padding.
+    With A_t = g_t this is the loss of the article "The Beauty of Reinforcement Learning (1)", in which an
+    episode of T actions is T labeled examples, each weighted by its return. The denominator D is the same for
+    all micro-batches of an update, such as the number of episodes in the update. The losses of the
+    micro-batches therefore add up to the loss of the update, and this sum does not depend on the size, order
+    and padding of the micro-batches.
 
     Source: Williams 1992; Sutton & Barto 2018, equation 13.8.
 
     Args:
-        log_probs: log π(a_t | s_t; θ) of the sampled actions, in nats, with gradient.
-        advantages: the weights A_t; no gradient flows into them.
+        log_probs: log π(a_t | s_t; θ) of the sampled actions, in nats. The gradient flows through them.
+        advantages: weights A_t. No gradient flows through them.
         mask: True for the actions that contribute to the loss.
-        denominator: D > 0.
+        denominator: the denominator D, which must be above 0.
 
     Raises:
         ValueError: if the denominator is not above 0.
@@ -43,10 +44,10 @@ def entropy(log_distribution: Float[Tensor, "*batch vocabulary"]) -> Float[Tenso
 
         H = - Σ_a π(a|s) log π(a|s)
 
-    A token of probability zero (log-probability -inf) contributes nothing.
+    A token with probability zero, whose log-probability is -inf, contributes nothing.
     """
     probabilities = log_distribution.exp()
-    # masked before the product; masking the product would leave NaN from 0 · -inf in the gradient
+    # the factor is masked, and not the product: 0 · -inf would still make the gradient NaN
     finite = log_distribution.masked_fill(probabilities == 0, 0.0)
     # H = - Σ_a π log π
     return -(probabilities * finite).sum(dim=-1)
@@ -55,12 +56,12 @@ def entropy(log_distribution: Float[Tensor, "*batch vocabulary"]) -> Float[Tenso
 def entropy_bonus(
     entropies: Float[Tensor, "episode token"], mask: Bool[Tensor, "episode token"], denominator: float
 ) -> Float[Tensor, ""]:
-    """Return the entropy bonus: the summed entropy of the visited states, divided like the loss.
+    """Return the entropy bonus: the sum of the entropies of all visited states, divided by D as in the loss.
 
         (1/D) Σ_b Σ_t H(π(·|s_t))
 
-    The bonus, multiplied by a coefficient, is subtracted from the loss to keep the policy exploring. Its
-    gradient treats the visited states as fixed and ignores that the policy determines which states are
-    visited, as in A3C (Mnih et al. 2016).
+    The bonus is multiplied by a coefficient and subtracted from the loss, so that the policy keeps exploring.
+    The gradient of the bonus treats the visited states as fixed, although they depend on the policy, as in
+    A3C (Mnih et al. 2016).
     """
     return entropies.masked_fill(~mask, 0.0).sum() / denominator

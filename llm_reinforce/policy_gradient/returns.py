@@ -1,8 +1,8 @@
 """Rewards per action, and the return of every action.
 
-Every `[episode, token]` tensor is indexed by the action it describes: `rewards[b, t]` is r_{t+1}, the reward
-that follows action a_t. Episodes are padded on the right. Actions and padding are told apart by the lengths
-of the episodes, never by token values.
+In every `[episode, token]` tensor, the entry [b, t] belongs to action a_t of episode b. For example,
+`rewards[b, t]` is r_{t+1}, the reward that follows action a_t. Episodes are padded on the right. Padding is
+recognized by the lengths of the episodes, never by the values of tokens.
 """
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def action_mask(lengths: Int[Tensor, " episode"], num_tokens: int) -> Bool[Tensor, "episode token"]:
-    """Return a mask that is True for actions, including the end token, and False for padding."""
+    """Return a mask that is True for actions and False for padding. The end token is an action."""
     return torch.arange(num_tokens, device=lengths.device) < lengths[:, None]
 
 
@@ -21,17 +21,17 @@ def place_rewards(
     num_tokens: int,
     step_rewards: Float[Tensor, "episode token"] | None = None,
 ) -> Float[Tensor, "episode token"]:
-    """Assign terminal rewards r_T to the last action of each episode, and add step rewards.
+    """Return the reward of each action: its step reward, plus the terminal reward for the last action.
 
         rewards[b, t] = step_rewards[b, t] + (terminal_rewards[b] if t = T_b - 1 else 0)
 
     Padding has zero reward. An episode without actions (T_b = 0) gets no reward.
 
     Args:
-        terminal_rewards: r_T of each episode.
+        terminal_rewards: terminal reward r_T of each episode.
         lengths: number of actions T_b of each episode.
-        num_tokens: width of the result.
-        step_rewards: rewards of single actions; values in padding are ignored.
+        num_tokens: number of columns of the result.
+        step_rewards: step reward of each action; values in padding are ignored. None for no step rewards.
 
     Raises:
         ValueError: if a length is below 0 or above `num_tokens`.
@@ -53,7 +53,7 @@ def reward_to_go(
 
         g_t = r_{t+1} + γ r_{t+2} + … + γ^{T-1-t} r_T = r_{t+1} + γ g_{t+1}
 
-    Source: the article (γ = 1); Sutton & Barto 2018, equation 3.9.
+    Source: "The Beauty of Reinforcement Learning (1)" (for γ = 1); Sutton & Barto 2018, equation 3.9.
 
     Args:
         rewards: r_{t+1} of each action; zero in padding, as returned by `place_rewards`.

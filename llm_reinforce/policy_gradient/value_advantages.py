@@ -1,4 +1,4 @@
-"""Advantages of the baseline `value`: b(s_t) = V(s_t) at every action."""
+"""Advantages with the baseline `value`, which is a learned value V(s_t) of every state."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,7 +12,7 @@ def generalized_advantages(
     discount: float = 1.0,
     gae_lambda: float = 1.0,
 ) -> Float[Tensor, "episode token"]:
-    """Return the generalized advantage estimate (GAE) of each action, with the factor γ^t of `advantages`.
+    """Return the generalized advantage estimate (GAE) of each action, multiplied by γ^t as in `advantages`.
 
         δ_t = r_{t+1} + γ V(s_{t+1}) - V(s_t)
         A_t = γ^t Σ_l (γλ)^l δ_{t+l}
@@ -20,14 +20,14 @@ def generalized_advantages(
     Source: Schulman et al. 2016, equation 16.
 
     With λ = 1, A_t = γ^t (g_t - V(s_t)), and the expected gradient is ∇J for every V that does not depend on
-    a_t and later actions. With λ < 1, V replaces later rewards: the variance is lower, and the gradient is
-    biased unless V is the true value function of the policy. After the last action V is 0, also in a
-    truncated episode, because the episode receives its full reward there.
+    a_t and later actions. With λ < 1, estimates by V partly replace the later rewards. The variance is then
+    lower, but the gradient is biased unless V is the true value function of the policy. V is 0 after the last
+    action. This also holds for a truncated episode, which receives its whole reward at its last action.
 
     Args:
         rewards: r_{t+1} of each action; values in padding are ignored.
         values: V(s_t) of the state in which each action is taken; values in padding are ignored.
-        mask: True for the actions of scored episodes; elsewhere the advantage is zero.
+        mask: True for the actions of scored episodes. The advantage is zero for all others and for padding.
         discount: γ.
         gae_lambda: λ, from 0 to 1.
     """

@@ -1,4 +1,4 @@
-"""Problems: sources, splits, and names of data sets."""
+"""Problems: how they are read, generated, and divided into training and held-out problems."""
 
 from llm_reinforce.problems.assembly import (
     GivenProblems,

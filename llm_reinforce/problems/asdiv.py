@@ -9,15 +9,16 @@ from llm_reinforce.problems.sources import Row, read_rows, read_text
 
 
 def asdiv_rows(path: Path) -> Iterator[Row]:
-    """Yield a row for each `<Problem>`, with its attributes and the text of its elements by name.
+    """Yield a row for each element `<Problem>` of the file.
 
-    A file with a DTD is rejected. Entities can only be declared in a DTD, so no entity can expand or read
-    another file. A file that is not XML is read as JSON.
+    The values of a row are the attributes of the element and the texts of its child elements, by their names.
+    A file with a document type definition (DTD) is rejected. XML entities can only be declared in a DTD, so
+    they can neither fill the memory nor read another file. A file that is not XML is read as JSON.
 
     Source: Miao et al. 2020; github.com/chaochun/nlu-asdiv-dataset.
 
     Raises:
-        InputError: if the file does not exist, is not valid, contains no `<Problem>`, or has a DTD.
+        InputError: if the file does not exist, is not valid, contains no element `<Problem>`, or has a DTD.
     """
     text = read_text(path)
     if not text.lstrip().startswith("<"):

@@ -1,4 +1,4 @@
-"""Training and held-out problems from the `problems` section of the settings."""
+"""Assembly of the training and held-out problems of a run, as described by the settings."""
 
 import random
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.sources import split_problems
 from llm_reinforce.problems.splits import ProblemSplit, folded_prompt
 
-HELD_OUT_SHARE = 5  # by default, one of this number of problems is held out
+HELD_OUT_SHARE = 5  # by default, one in this number of problems is held out
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,8 @@ class GivenProblems:
     """Problems passed by a Python caller instead of being named in the settings.
 
     Attributes:
-        train: training problems. If `held_out` is None, some of them may be held out.
+        train: training problems; None if the settings define them. If neither `held_out` nor the settings
+            define held-out problems, some of the training problems are held out instead.
         held_out: held-out problems; None if the settings define them.
     """
 
@@ -31,7 +32,7 @@ class GivenProblems:
 
 
 def _ignore(sentence: str) -> None:
-    """Discard a message. This is the default of `say`."""
+    """Discard a message. This function is the default value of `say`."""
 
 
 NONE_GIVEN = GivenProblems()
@@ -40,16 +41,16 @@ NONE_GIVEN = GivenProblems()
 def problems_from_config(
     config: Config, say: Callable[[str], None] = _ignore, given: GivenProblems = NONE_GIVEN
 ) -> ProblemSplit:
-    """Return training and held-out problems, with each prompt in its template.
+    """Return training and held-out problems, with their prompts inserted into the templates of the settings.
 
-    The two sets are disjoint, unless the held-out source contains all training problems, which is reported
-    through `say`.
+    The two sets are disjoint, except if the held-out source contains all training problems. This is then
+    reported through `say`.
 
     Args:
         config: settings of the run.
-        say: function called with a message about overlap between the two sets, and about training problems
-            left out because of it.
-        given: problems that replace those named in the settings.
+        say: function that is called with messages about the problems, such as the number of training problems
+            that were left out because they are also held-out problems.
+        given: problems that are used instead of those named in the settings.
 
     Raises:
         InputError: if the data cannot be read, or if no training problem is left.
@@ -79,9 +80,8 @@ def untemplated_problems(
 
     Args:
         config: settings of the run.
-        say: function called with a message about overlap between the two sets, and about training problems
-            left out because of it.
-        given: problems that replace those named in the settings.
+        say: function that is called with messages about the problems, as in `problems_from_config`.
+        given: problems that are used instead of those named in the settings.
 
     Raises:
         InputError: if the data cannot be read, or if no training problem is left.
@@ -124,8 +124,8 @@ def read_data(source: DataConfig | None) -> tuple[Problem, ...]:
     """Read the problems of a file, of a named data set, or of a data set on the hub.
 
     Raises:
-        InputError: if the source does not exist or is invalid, or if `config` or `split` is set for a source
-            that has neither.
+        InputError: if the source does not exist or is invalid, or if `config` or `split` is set although the
+            source has no configurations and splits.
     """
     assert source is not None, "the settings class requires it"
     if (source.config, source.split) != (None, DEFAULT_SPLIT) and not reads_split(source.data):
@@ -142,12 +142,12 @@ def read_data(source: DataConfig | None) -> tuple[Problem, ...]:
 
 
 def in_template(problems: Iterable[Problem], template: str, before: str = "") -> tuple[Problem, ...]:
-    """Return the problems with their prompts in a template, preceded by worked examples.
+    """Return copies of the problems whose prompts are inserted into a template.
 
     Args:
         problems: problems with their original prompts.
-        template: text in which `{prompt}` is replaced by the prompt.
-        before: worked examples placed before the template.
+        template: text in which `{prompt}` is replaced by the original prompt.
+        before: text that is placed before the template, such as worked examples.
     """
     return tuple(
         replace(problem, prompt=before + template.replace("{prompt}", problem.prompt)) for problem in problems
@@ -161,10 +161,10 @@ def _without_overlap(
     seed: int,
     say: Callable[[str], None],
 ) -> ProblemSplit:
-    """Return the problems of two sources, without training problems that are also in the held-out source.
+    """Return a split of two sources, without the training problems that are also in the held-out source.
 
-    If no training problem would be left, all of them are kept, and `say` reports that the run is evaluated on
-    its training problems.
+    If this would remove all training problems, all of them are kept instead, and `say` is called with a
+    message that the run is evaluated on its training problems.
     """
     unseen = {folded_prompt(problem.prompt) for problem in held_out}
     kept = tuple(problem for problem in train if folded_prompt(problem.prompt) not in unseen)

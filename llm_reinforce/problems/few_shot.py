@@ -1,4 +1,4 @@
-"""Worked examples that are placed before a question."""
+"""Worked examples that are placed before the prompt of a problem (few-shot prompts)."""
 
 import random
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ GAP = "\n\n"
 def examples_before(
     pool: Sequence[Problem], evaluated: Sequence[Problem], *, num_examples: int, template: str, seed: int = 0
 ) -> str:
-    """Return the text of worked examples, which is placed before every question.
+    """Return the text of worked examples, to be placed before the prompt of every evaluated problem.
 
-    An example is a problem of the pool in the template, followed by its worked solution with `#### answer`,
-    as in GSM8K, or by its answer if it has no solution. Problems of the pool that are also evaluated are not
-    used; case, white space and punctuation are ignored in this comparison.
+    An example is a problem of the pool in the template, followed by its worked solution and `#### answer`, as
+    in GSM8K. If the problem has no worked solution, its answer follows. A problem of the pool is not used if
+    its prompt equals the prompt of an evaluated problem, ignoring case, white space and punctuation.
 
     Args:
         pool: problems to choose examples from, without a template.
         evaluated: problems that are evaluated, without a template.
         num_examples: number of examples.
         template: text in which `{prompt}` is replaced by the prompt.
-        seed: seed of the choice.
+        seed: seed of the random choice.
 
     Raises:
-        InputError: if the pool has too few problems that are not evaluated.
+        InputError: if the pool has fewer than `num_examples` problems that are not evaluated.
     """
     seen = {normal_text(problem.prompt) for problem in evaluated}
     usable = [problem for problem in pool if normal_text(problem.prompt) not in seen]
@@ -46,6 +46,6 @@ def _example(problem: Problem, template: str) -> str:
     answer = problem.solution or problem.answer
     if problem.solution and split_at_mark(problem.solution)[1] != problem.answer.replace(",", ""):
         answer += f"\n#### {problem.answer}"
-    # a space separates a question that ends in a word or a colon from its answer, but not `12+34=`
+    # a space is needed if the question ends in a word or a colon, but not if it is `12+34=`
     gap = " " if question[-1:].isalnum() or question[-1:] in ":.?!" else ""
     return f"{question}{gap}{answer}"

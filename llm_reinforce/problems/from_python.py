@@ -15,19 +15,19 @@ WANTED = "a data set's name, a file's path, a list of dicts or Problems, or a da
 
 
 def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tuple[Problem, ...]:
-    """Return the problems of a name, a path or a Python object.
+    """Return the problems of a data set or file given by its name, or of a Python object.
 
     Args:
-        source: name of a data set, path of a file, list of dicts, list of Problems, or `datasets.Dataset`.
-            Dicts are read like the rows of a file: they need `prompt` or `question`, and `answer`, `solution`
-            or `ground_truth`.
-        name: name of the argument, for messages and ids. A problem without an id gets the id
+        source: name of a data set, path of a file, list of dicts, list of Problems, or `datasets.Dataset`. A
+            dict is read like a row of a file: by default it needs the key `prompt` or `question`, and the key
+            `answer`, `solution` or `ground_truth`.
+        name: name of the caller's argument, used in messages and ids. A problem without an id gets the id
             `<name>-<number>`.
-        options: keyword arguments of `find_problems`. Of these, `prompt_column` and `answer_column` also
-            apply to dicts and a `datasets.Dataset`; the others apply to a name or path.
+        options: keyword arguments of `find_problems`. For a list or a `datasets.Dataset`, only
+            `prompt_column` and `answer_column` are used.
 
     Raises:
-        InputError: if the source has another type, is empty, or contains an invalid row.
+        InputError: if the source is not one of these types, is empty, or contains an invalid row.
     """
     if isinstance(source, str | PathLike):
         return find_problems(str(source), **options)
@@ -64,7 +64,7 @@ def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[s
 
 
 def _checked(problems: Iterable[Problem], name: str) -> tuple[Problem, ...]:
-    """Return the problems after checking them, with ids added to problems that have none."""
+    """Check the problems and return them, with ids added to problems that have no id."""
     found: list[Problem] = []
     places: dict[str, int] = {}
     for index, problem in enumerate(problems):

@@ -1,11 +1,12 @@
 """Seeded arithmetic problems whose training and held-out sets are disjoint by construction.
 
-A *stratum* is one operation with one range of operands, such as additions of two-digit numbers. Its
-*expressions* (`47+85`) are divided into *groups*: expressions that differ only in the order of their terms
-(`85+47`) share a *key* and belong to the same group. All expressions of a group are on the same *side*,
-training or held out. Small strata are listed completely and divided. In large strata a stable hash of the key
-decides the side, and expressions are drawn until there are enough. The result depends neither on
-PYTHONHASHSEED nor on the iteration order of a set.
+A *stratum* contains all *expressions* with one operation and one range of operands, such as the additions of
+two-digit numbers. Expressions that differ only in the order of their terms, such as `47+85` and `85+47`, have
+the same *key* and form a *group*. All expressions of a group are on the same *side*: training or held out.
+
+In a small stratum, all expressions are listed, and random groups are held out. In a large stratum, a hash of
+the key determines the side of each expression, and random expressions are drawn until each side has enough.
+The result does not depend on PYTHONHASHSEED or on the iteration order of sets.
 """
 
 import difflib
@@ -23,16 +24,16 @@ from llm_reinforce.problems.splits import ProblemSplit, divide_groups
 _SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 
 OPERATIONS: tuple[str, ...] = (*_SYMBOLS, "chain")
-"""Known operations. A chain contains both + and - and is evaluated from left to right."""
+"""Known operations. A chain contains at least one + and one -, and is evaluated from left to right."""
 
 DEFAULT_NUM_TRAIN = 100_000
-"""Default number of training problems if there are too many to list."""
+"""Default number of training problems if there are too many possible problems to list."""
 
 MAX_DIGITS = 50
 MAX_OPERANDS = 8
-_MAX_LISTED = 200_000  # a stratum with more expressions is sampled
-_MAX_FAILED_DRAWS = 20 * _MAX_LISTED  # consecutive draws without a new expression before giving up
-_SIDES = 10  # one key in ten of a sampled stratum is on the held-out side
+_MAX_LISTED = 200_000  # the expressions of a larger stratum are not listed but drawn at random
+_MAX_FAILED_DRAWS = 20 * _MAX_LISTED  # maximum number of consecutive draws without a new expression
+_SIDES = 10  # in a large stratum, the hash assigns one key in ten to the held-out side
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +59,10 @@ class _Expression:
         return value
 
     def key(self) -> str:
-        """Return a key that is equal for expressions that differ only in the order of their terms.
+        """Return the key, which is the same for expressions that differ only in the order of their terms.
 
         The key of 85+47 and 47+85 is '+47 +85'. The key of 5-2+3 and 3+5-2 is '+3 +5 -2'. The keys of 7-3 and
-        3-7 differ.
+        3-7 are different.
         """
         if "/" in self.symbols:
             return self.text()
@@ -73,10 +74,10 @@ class _Expression:
 @dataclass(frozen=True, slots=True)
 class _Stratum:
     operation: str
-    operands: range  # range of the operands; in a division: of divisor and quotient
-    held_out_operands: range  # an expression may be held out if all its operands are in this range
-    name: str  # name of the range of operands, used in seeds
-    num_operands: int  # used for additions, multiplications and chains; other operations have two operands
+    operands: range  # range of the operands; for divisions, range of the divisor and of the quotient
+    held_out_operands: range  # an expression can be held out if all its operands are in this range
+    name: str  # name of the range of operands, used in seeds and messages
+    num_operands: int  # number of operands; subtractions and divisions always have two
     seed: int
 
     def divisor_range(self) -> range:
@@ -91,7 +92,7 @@ class _Stratum:
         return [(_SYMBOLS[self.operation],) * (self.num_operands - 1 if reorders else 1)]
 
     def size(self) -> int:
-        """Return the number of expressions."""
+        """Return the number of expressions in this stratum."""
         num_values = _length(self.operands)
         if self.operation == "division":
             return num_values * _length(self.divisor_range())
@@ -100,19 +101,20 @@ class _Stratum:
         return size
 
     def is_listed(self) -> bool:
+        """Return True if the stratum is small enough to list all its expressions."""
         return self.size() <= _MAX_LISTED
 
     def max_held_out(self) -> int:
-        """Return the maximum number of held-out expressions.
+        """Return the maximum number of expressions that are held out.
 
-        In a listed stratum this is half of the expressions that may be held out. In a sampled one it is half
-        of the expected size of the held-out side, so that rejection sampling stays fast.
+        If all expressions are listed, this is half of the expressions that can be held out. Otherwise it is
+        half of the expected size of the held-out side, so that new expressions are found after few draws.
         """
         source = self.of_held_out_operands()
         if self.is_listed():
             return source.size() // 2
         wanted = source.size() // (2 * _SIDES)
-        # if there are few expressions, the hash may have assigned fewer to the held-out side
+        # by chance, the hash can assign fewer expressions to the held-out side if there are few expressions
         return min(wanted, sum(map(self.is_held_out, source.expressions()))) if source.is_listed() else wanted
 
     def of_held_out_operands(self) -> "_Stratum":
@@ -125,7 +127,7 @@ class _Stratum:
         return all(value in self.held_out_operands for value in values)
 
     def expressions(self) -> Iterator[_Expression]:
-        """Yield all expressions in numerical order."""
+        """Yield all expressions of this stratum in numerical order."""
         if self.operation == "division":
             for quotient, divisor in itertools.product(self.operands, self.divisor_range()):
                 yield _Expression((quotient * divisor, divisor), ("/",))
@@ -135,7 +137,7 @@ class _Stratum:
                 yield _Expression(operands, symbols)
 
     def draw(self, generator: random.Random) -> _Expression:
-        """Return a random expression; all expressions are equally likely."""
+        """Return a random expression. All expressions have the same probability."""
         values = self.operands
         if self.operation == "division":
             divisors = self.divisor_range()
@@ -146,18 +148,25 @@ class _Stratum:
         return _Expression(operands, symbols)
 
     def generator(self, purpose: str) -> random.Random:
-        """Return a random generator for one purpose, independent of the generators of other purposes."""
+        """Return a random generator whose seed depends on the stratum and on a purpose, such as "train"."""
         return random.Random(f"{self.seed} {self.operation} {self.name} {self.num_operands} {purpose}")
 
     def is_held_out(self, expression: _Expression) -> bool:
-        """Return True if the hash of seed and key assigns an expression to the held-out side."""
+        """Return True if the hash of the seed and the key assigns an expression to the held-out side.
+
+        Returns False for every expression that has an operand outside `held_out_operands`.
+        """
         if not self.may_be_held_out(expression):
             return False
         name = f"{self.seed} {self.operation} {expression.key()}".encode()
         return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "big") % _SIDES == 0
 
     def divide(self, num_held_out: int) -> tuple[list[_Expression], list[_Expression]]:
-        """Return the training and the held-out expressions of a listed stratum."""
+        """Divide the list of all expressions into training and held-out expressions.
+
+        Returns:
+            The training expressions, and `num_held_out` held-out expressions.
+        """
         groups: dict[str, list[_Expression]] = {}
         others = []
         for expression in self.expressions():
@@ -169,14 +178,14 @@ class _Stratum:
         return train + others, held_out
 
     def sample(self, count: int, *, held_out: bool) -> list[_Expression]:
-        """Return `count` different expressions of one side of a sampled stratum.
+        """Draw `count` different expressions of one side at random. Used if there are too many to list.
 
         Raises:
-            InputError: if too many draws in a row find no new expression.
+            InputError: if too many consecutive draws find no new expression.
         """
         generator = self.generator("held_out" if held_out else "train")
         source = self.of_held_out_operands() if held_out else self
-        drawn: dict[_Expression, None] = {}  # a dict, since a set has no order
+        drawn: dict[_Expression, None] = {}  # a dict instead of a set, because a set has no order
         num_failed = 0
         while len(drawn) < count:
             expression = source.draw(generator)
@@ -232,7 +241,7 @@ def generate_problems(
     num_train: int | None = None,
     seed: int = 0,
 ) -> ProblemSplit:
-    """Generate arithmetic problems for training, and others that are held out.
+    """Generate arithmetic problems, and divide them into training problems and held-out problems.
 
     >>> split = generate_problems(["addition"], [2], num_held_out=500)
     >>> split.held_out[0].prompt, split.held_out[0].answer
@@ -240,25 +249,27 @@ def generate_problems(
 
     Args:
         operations: names from OPERATIONS. Divisions are always exact. A chain needs at least three operands.
-        digits: numbers of digits to mix. All operands of a problem have the same number of digits: 0 to 9 for
-            one digit, 10 to 99 for two. In a division it applies to the divisor and the quotient.
+        digits: numbers of digits to mix. All operands of a problem have the same number of digits. One-digit
+            operands are 0 to 9, and two-digit operands are 10 to 99. In a division, the divisor and the
+            quotient have this number of digits.
         operands: smallest and largest operand, as an alternative to `digits`.
         held_out_operands: smallest and largest operand of held-out problems, within `operands`.
-        num_operands: number of operands in an addition, a multiplication or a chain.
+        num_operands: number of operands in an addition, a multiplication or a chain. Subtractions and
+            divisions always have two.
         form: text of a prompt. `{expression}` is replaced by `47+85` and `{spaced}` by `47 + 85`. Other
             braces are kept.
-        num_held_out: number of held-out problems. They are divided equally among operations and numbers of
-            digits, as far as the small ones allow. At most half of the expressions of each can be held out,
-            or a twentieth if there are more than 200,000 of them. None: 200, or a fifth of all problems if
-            that is fewer.
-        num_train: number of training problems, divided in the same way; by default all remaining problems, or
+        num_held_out: number of held-out problems. Each operation with each number of digits gets an equal
+            part of them, or fewer if it has too few expressions. At most half of its expressions can be held
+            out, or a twentieth if it has more than 200,000 expressions. None holds out 200 problems, or a
+            fifth of all problems if that is fewer.
+        num_train: number of training problems, divided in the same way. None uses all remaining problems, or
             100,000 if there are too many to list.
         seed: seed of the problems. Equal seeds give equal problems on every machine. The held-out problems do
             not depend on `num_train`.
 
     Returns:
-        Both sides in random order. No expression is on both sides, not even with its terms in another order.
-        Ids look like `addition-47+85`.
+        Training and held-out problems, each in random order. No training problem has the same expression as a
+        held-out problem, not even with its terms in another order. Ids look like `addition-47+85`.
 
     Raises:
         InputError: if an operation is unknown, a number is out of range, the form has no placeholder for the
@@ -320,7 +331,10 @@ def _problem(operation: str, expression: _Expression, form: str) -> Problem:
 
 
 def nearest_name(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Return ` (did you mean 'gsm8k'?)` with the nearest known names, or "" if none is near."""
+    """Return ` (did you mean 'gsm8k'?)` with the known names most similar to a name.
+
+    Returns "" if no known name is similar.
+    """
     nearest = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""
 
@@ -330,10 +344,10 @@ def _length(values: range) -> int:
 
 
 def _share_out(total: int, capacities: Sequence[int]) -> list[int]:
-    """Divide `total` into equal shares, each limited by its capacity.
+    """Divide `total` into equal shares, where no share exceeds its capacity.
 
     For example, 10 divided over the capacities [2, 9, 9] gives [2, 4, 4]. A remainder goes to the first
-    shares. If the capacities sum to less than `total`, so do the shares.
+    shares. If the capacities sum to less than `total`, every share equals its capacity.
     """
     shares = [0] * len(capacities)
     left = min(total, sum(capacities))
@@ -350,7 +364,7 @@ def _share_out(total: int, capacities: Sequence[int]) -> list[int]:
 def _operand_ranges(
     digits: Sequence[int], operands: tuple[int, int] | None, held_out_operands: tuple[int, int] | None
 ) -> list[tuple[str, range, range]]:
-    """Return tuples of a range's name, the range of operands, and the range of held-out operands."""
+    """Return a list of tuples: name of a range of operands, the range, and the range of held-out operands."""
     if operands is None:
         if not digits:
             raise InputError("digits is empty; give at least one number of digits")

@@ -1,4 +1,4 @@
-"""Problems by name: a file, a named data set, generated problems, or a data set on the hub."""
+"""Lookup of problems by the name of their source, such as a file or a data set on the hub."""
 
 import os
 from dataclasses import replace
@@ -40,14 +40,16 @@ def find_problems(
         split: split of a named data set or of a data set on the hub.
         prompt_column: column of the prompts in a file or in a data set on the hub; None looks for the usual
             names.
-        answer_column: column of the answers, as for `prompt_column`.
-        algebra: True if answers may be LaTeX or algebra. Some named data sets always set it.
-        allow_doubtful: accept answers that cannot be correct, such as empty ones, so that an audit can report
-            them.
+        answer_column: column of the answers in a file or in a data set on the hub; None looks for the usual
+            names.
+        algebra: True if answers can be LaTeX or algebra. For some named data sets, this is always so.
+        allow_doubtful: True to accept answers that cannot be correct, such as empty ones, so that an audit
+            can report them.
 
     Raises:
-        InputError: if there is no such data (the message contains the nearest names), if it is invalid, if an
-            argument does not apply to it, or if math-verify is needed and not installed.
+        InputError: if the data does not exist or is invalid, if an argument cannot be used with this kind of
+            data, or if math-verify is needed and not installed. For an unknown name, the message contains the
+            most similar known names.
     """
     named = None if is_file_name(data) else NAMED_SETS.get(data.partition("=")[0])
     if not algebra and (named is None or not named.algebra):
@@ -83,8 +85,7 @@ def _find(
 def kind_of(data: str) -> tuple[str, str]:
     """Return the kind and the name of data that is not a file, such as `('named', 'gsm8k')`.
 
-    Returns:
-        The kind is `named`, `generate`, `reasoning_gym` or `hub`.
+    The kind is `named`, `generate`, `reasoning_gym` or `hub`.
 
     Raises:
         InputError: if the text is not a valid name of any kind.
@@ -106,7 +107,7 @@ def kind_of(data: str) -> tuple[str, str]:
 
 
 def is_file_name(data: str) -> bool:
-    """Return True if the text is the path of a file of rows, even if the file does not exist."""
+    """Return True if the text is the path of a data file, even if the file does not exist."""
     if data.partition("=")[0] in NAMED_SETS:
         return False
     path = Path(os.path.expanduser(data))
@@ -114,7 +115,10 @@ def is_file_name(data: str) -> bool:
 
 
 def reads_split(data: str) -> bool:
-    """Return True if the data has splits: if it is a data set on the hub, by its id or by a known name."""
+    """Return True if the data has splits, as data sets on the hub do.
+
+    A data set on the hub is given by its id, such as `openai/gsm8k`, or by a name from NAMED_SETS.
+    """
     return not is_file_name(data) and kind_of(data)[0] in ("hub", "named") and "=" not in data
 
 
@@ -125,7 +129,9 @@ def usual_template(data: str) -> str:
 
 
 def usual_stop(data: str) -> tuple[str, ...]:
-    """Return the strings at which an answer ends: the beginning of the next question, from the template.
+    """Return the strings at which a completion should be cut, because the next question begins there.
+
+    The strings are the text before `{prompt}` in the default template of the data set.
 
     >>> usual_stop("gsm8k"), usual_stop("problems.jsonl")
     (('Question:',), ())
@@ -135,6 +141,9 @@ def usual_stop(data: str) -> tuple[str, ...]:
 
 
 def training_part(data: str) -> str | None:
-    """Return the training split of a named data set, from which examples can be taken, or None."""
+    """Return the name of a named data set's training split, from which worked examples can be taken.
+
+    Returns None if there is no such data set or no training split.
+    """
     named = NAMED_SETS.get(data)
     return "train" if named is not None and "train" in named.splits else None

@@ -1,7 +1,7 @@
-"""Named data sets: location, splits, row format and prompt template of each.
+"""Data sets that can be given by a short name, with their location, splits, row format and prompt template.
 
-`NAME` loads a data set from the hub. `NAME=PATH` reads a local file in the published format of the data set,
-without network access; the file then takes the place of the split.
+`NAME` loads a split of the data set NAME from the hub. `NAME=PATH` reads a local file that has the published
+format of the data set. In this case no network is needed, and the split is ignored.
 """
 
 import re
@@ -27,14 +27,14 @@ class NamedSet:
     Attributes:
         repository: id of the repository on the hub.
         splits: names of the splits in this toolkit, mapped to their names on the hub.
-        convert: function that takes a row in any published format and returns it with the columns `prompt`
-            and `answer`.
-        config: configuration on the hub.
-        data_files: file in the repository, if the data set is a single file of it.
-        template: default prompt template. The one of GSM8K is that of lm-evaluation-harness.
-        is_numeric: True if an answer that is not a number is an error in the file.
-        algebra: True if answers may be LaTeX or algebra.
-        rows: function that reads the published file.
+        convert: function that converts a row in any of the published formats to a row with the columns
+            `prompt` and `answer`.
+        config: configuration of the data set on the hub; None for the default configuration.
+        data_files: path of the file in the repository, if the data set is a single file.
+        template: default prompt template. For GSM8K, it is the template of lm-evaluation-harness.
+        is_numeric: True if all answers must be numbers.
+        algebra: True if answers can be LaTeX or algebra.
+        rows: function that reads the rows of a local file in the published format.
     """
 
     repository: str
@@ -53,13 +53,13 @@ def _gsm8k(row: Columns) -> Columns:
 
 
 def _svamp(row: Columns) -> Columns:
-    """Convert a row of SVAMP. Body and question are two columns, and the body often lacks its period."""
+    """Convert a row of SVAMP. The body and the question are joined; the body often has no final period."""
     named = _renamed(row, prompt=("Question", "question"), answer=("Answer", "answer"), id=("ID",))
     return _with_body(_whole(named), row.get("Body"), named.get("prompt"))
 
 
 def _asdiv(row: Columns) -> Columns:
-    """Convert a row of ASDiv. The answer `9 (apples)` becomes `9`; lists of numbers are unchanged."""
+    """Convert a row of ASDiv. The answer `9 (apples)` becomes `9`. Lists of several numbers are unchanged."""
     named = dict(_renamed(row, prompt=("Question", "question"), answer=("Answer", "answer"), id=("ID",)))
     answer = named.get("answer")
     if isinstance(answer, str) and answer.count("(") == 1:
@@ -83,7 +83,12 @@ def _math500(row: Columns) -> Columns:
 
 
 def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
-    """Return the row with columns renamed: for each name, the first candidate column that exists."""
+    """Return the row with renamed columns.
+
+    Args:
+        row: row to convert.
+        names: for each new name of a column, its possible old names. The first one that exists is renamed.
+    """
     named = dict(row)
     for name, candidates in names.items():
         found = next((candidate for candidate in candidates if candidate in row), None)
@@ -98,7 +103,10 @@ def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
 
 
 def _whole(named: Columns) -> Columns:
-    """Replace the text `51.0` by `51`, because the metrics of lm-evaluation-harness compare texts."""
+    """Return the row with an answer such as `51.0` replaced by `51`.
+
+    This is needed because lm-evaluation-harness compares answers as text.
+    """
     answer = named.get("answer")
     if isinstance(answer, str) and re.fullmatch(r"-?[0-9]+\.0+", answer.strip()):
         return {**named, "answer": answer.partition(".")[0]}
@@ -122,7 +130,7 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
         "gsm8k": NamedSet("openai/gsm8k", _TRAIN_AND_TEST, _gsm8k, config="main"),
         "svamp": NamedSet("ChilleD/SVAMP", _TRAIN_AND_TEST, _svamp),
         "multiarith": NamedSet("ChilleD/MultiArith", _TRAIN_AND_TEST, _mawps),
-        # files without splits, which `datasets` calls train; they are used for evaluation
+        # files without splits, which `datasets` loads as the split train; they are used for evaluation
         "addsub": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/addsub.jsonl"),
         "singleeq": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/singleeq.jsonl"),
         "asdiv": NamedSet(
@@ -148,7 +156,13 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
 def load_named(
     name: str, *, split: str = "test", path: str | None = None, allow_doubtful: bool = False
 ) -> tuple[Problem, ...]:
-    """Return the problems of a data set of NAMED_SETS, from the hub or from a file in its published format.
+    """Return the problems of a data set from NAMED_SETS, read from the hub or from a local file.
+
+    Args:
+        name: name of the data set.
+        split: split to load from the hub; ignored if `path` is given.
+        path: path of a local file in the published format of the data set; None loads from the hub.
+        allow_doubtful: True to accept invalid answers, as in `find_problems`.
 
     Raises:
         InputError: if the split is unknown, the data cannot be found, or a row is invalid.

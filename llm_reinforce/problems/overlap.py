@@ -1,4 +1,4 @@
-"""Overlap between training and evaluation problems."""
+"""Overlap between training problems and evaluated problems."""
 
 import re
 import unicodedata
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_reinforce.problems.problem import Problem
 
-MIN_WORDS = 4  # minimum words of a text with masked numbers; shorter texts, such as sums, are all alike
+MIN_WORDS = 4  # prompts with fewer words, such as sums, are not compared without their numbers
 
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _PUNCTUATION = re.compile(r"[.,;:!?\"'`´‘’“”()\[\]{}](?![0-9])|(?<![0-9])[.,;:!?\"'`´‘’“”()\[\]{}]")
@@ -17,11 +17,14 @@ _WORD = re.compile(r"[^\W\d_]{2,}")
 
 @dataclass(frozen=True, slots=True)
 class Overlap:
-    """Evaluated problems that coincide with training problems, as pairs of evaluated id and training id.
+    """Evaluated problems that are equal or similar to training problems.
+
+    A pair contains the id of an evaluated problem and the id of a training problem.
 
     Attributes:
-        same: pairs with equal text, ignoring case, white space and punctuation.
-        masked: pairs with equal text except for the numbers, if they are not in `same`.
+        same: pairs of problems with equal prompts, ignoring case, white space and punctuation.
+        masked: pairs of problems whose prompts differ only in their numbers. An evaluated problem that is in
+            `same` is not listed again.
         num_evaluated: number of evaluated problems.
     """
 
@@ -30,7 +33,7 @@ class Overlap:
     num_evaluated: int
 
     def sentences(self) -> tuple[str, ...]:
-        """Return messages about the overlap; none if there is no overlap."""
+        """Return messages about the overlap. The tuple is empty if there is no overlap."""
         found = []
         for pairs, what in (
             (self.same, "are also training problems: the policy may have memorized their answers"),
@@ -45,12 +48,14 @@ class Overlap:
         return tuple(found)
 
     def summary(self) -> dict[str, int]:
-        """Return the counts, for JSON."""
+        """Return the numbers of pairs and of evaluated problems, as a dict that can be written as JSON."""
         return {"same": len(self.same), "masked": len(self.masked), "evaluated": self.num_evaluated}
 
 
 def find_overlap(train: Sequence[Problem], evaluated: Sequence[Problem]) -> Overlap:
-    """Return the evaluated problems that coincide with training problems. Prompts must be without a template.
+    """Return the evaluated problems that are equal or similar to training problems.
+
+    The prompts of the problems must not contain a template.
 
     >>> find_overlap([Problem("What is 1 + 1?", "2", id="a")], [Problem("what is 1 + 1", "2", id="b")]).same
     (('b', 'a'),)
@@ -62,7 +67,7 @@ def find_overlap(train: Sequence[Problem], evaluated: Sequence[Problem]) -> Over
 
 
 def normal_text(prompt: str) -> str:
-    """Return a prompt without case, repeated white space, punctuation and thousands separators.
+    """Return a prompt in lower case without punctuation, repeated white space and thousands separators.
 
     >>> normal_text("Tom has 1,000  apples.")
     'tom has 1000 apples'
@@ -73,7 +78,9 @@ def normal_text(prompt: str) -> str:
 
 
 def masked_text(prompt: str) -> str:
-    """Return the normal text with every number masked, or "" if it has too few words, as in a sum.
+    """Return the result of `normal_text` with every number replaced by #.
+
+    Returns "" if the prompt has too few words, like the prompt of a sum.
 
     >>> masked_text("Tom has 1,000 red apples."), masked_text("12+34=")
     ('tom has # red apples', '')

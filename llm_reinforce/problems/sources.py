@@ -1,8 +1,8 @@
-"""Problems read from files and from the hub, and written to files.
+"""Reading of problems from files and from the hub, and writing of problems to files.
 
-The prompt and the answer of a row are looked up under their usual column names, or under names given by the
-caller. If an answer contains `####`, as in GSM8K, the text after the last `####` is the final answer, and the
-whole text is the worked solution, which warm starts and worked examples use.
+The prompt and the answer of a row are in columns with usual names, such as `prompt` and `answer`, or in
+columns named by the caller. If an answer contains `####`, as in GSM8K, the text after the last `####` is the
+reference answer. The whole text is then the worked solution, which warm starts and worked examples use.
 """
 
 import difflib
@@ -35,8 +35,8 @@ class Row:
 
     Attributes:
         place: location of the row for messages, such as 'sums.jsonl, line 3'.
-        default_id: id of the problem if the row has none.
-        values: content of the row; a mapping if the row is valid.
+        default_id: id of the problem if the row does not contain an id.
+        values: content of the row. If the row is valid, this is a mapping from column names to values.
     """
 
     place: str
@@ -53,17 +53,18 @@ def read_problems(
 ) -> tuple[Problem, ...]:
     """Read the problems of a JSONL file or of a JSON list.
 
-    A JSONL file has one object per line; blank lines are skipped. Numeric answers become text, 5.0 becomes
-    "5". A list of one value is read as that value. The id is taken from the column `id`; without one it is
-    `<file stem>-<line>`, or the number of the row in a JSON list. All other columns are kept in
-    `Problem.columns`, as is an answer that contains `####`.
+    A JSONL file has one object per line; blank lines are skipped. Answers that are numbers are converted to
+    text; for example, 5.0 becomes "5". A list with a single value is read as this value. The id of a problem
+    is taken from the column `id`. If there is none, the id is `<file stem>-<number>`, with the number of the
+    line in a JSONL file or of the row in a JSON list. All other columns are kept in `Problem.columns`. The
+    column of the answers is also kept there if the answer contains `####`.
 
     Args:
         path: path of the file.
         prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
         answer_column: column of the answers; None looks for ANSWER_COLUMNS.
-        allow_doubtful: accept answers that are empty or null (both become ""), and answers that should be
-            numbers and are not, so that an audit can report them.
+        allow_doubtful: True to accept answers that are empty or null (both become ""), and answers that are
+            not numbers although they should be, so that an audit can report them.
 
     Raises:
         InputError: if the file is missing, empty, not UTF-8 or not JSON, or if a row is not an object, lacks
@@ -112,7 +113,7 @@ def load_hub_problems(
 ) -> tuple[Problem, ...]:
     """Load the problems of a data set with `datasets.load_dataset(name, config, split=split)`.
 
-    Rows are read as by `read_problems`. Without a column `id`, ids are `<name>-<split>-<row>`.
+    Rows are read as in `read_problems`. If there is no column `id`, the ids are `<name>-<split>-<row>`.
 
     Raises:
         InputError: if there is no such data set, configuration or split, if there is no network, or if a row
@@ -127,9 +128,10 @@ def hub_rows(name: str, *, config: str | None, split: str, data_files: str | Non
 
     Args:
         name: id of the data set.
-        config: configuration of the data set; None for its default.
+        config: configuration of the data set; None for its default configuration.
         split: split of the data set.
-        data_files: file of the repository to load; None loads the data set as configured.
+        data_files: path of the only file to load from the repository; None loads the files of the
+            configuration.
 
     Raises:
         InputError: if there is no such data set, configuration or split, or if there is no network.
@@ -148,7 +150,7 @@ def hub_rows(name: str, *, config: str | None, split: str, data_files: str | Non
         settings.HF_HUB_OFFLINE = True
     try:
         table: Iterable[object] = load_dataset(name, config, split=split, **arguments)
-    # any exception, because the types raised for a missing name or network depend on the release
+    # the types of these exceptions depend on the release of `datasets`
     except Exception as error:
         cause = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(
@@ -160,13 +162,13 @@ def hub_rows(name: str, *, config: str | None, split: str, data_files: str | Non
 
 
 def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) -> ProblemSplit:
-    """Hold out `num_held_out` random problems, chosen by `seed`. Both sides keep the given order.
+    """Divide problems at random into training problems and `num_held_out` held-out problems.
 
-    All copies of a prompt are on the same side; case and white space are ignored. If the held-out side is
-    full before the last copy of a prompt, the remaining copies are not used.
+    Both parts keep the order of `problems`. Problems whose prompts are equal, ignoring case and white space,
+    are in the same part. If only some of them are needed to reach `num_held_out`, the others are not used.
 
     Raises:
-        InputError: if the number is negative, or if no training problem is left.
+        InputError: if `num_held_out` is negative, or if no training problem is left.
     """
     groups: dict[str, list[int]] = {}
     for index, problem in enumerate(problems):
@@ -189,8 +191,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
 def write_problems(path: str | PathLike[str], problems: Iterable[Problem]) -> None:
     """Write problems to a JSONL file that `read_problems` can read.
 
-    A row contains id, prompt, answer, the solution if there is one, and all other columns. Missing folders
-    are created.
+    A row contains the id, the prompt, the answer, the worked solution if there is one, and all other columns.
+    Missing folders are created.
 
     Raises:
         InputError: if a value cannot be written as JSON, or if the file cannot be written.
@@ -210,7 +212,7 @@ def _line(problem: Problem) -> str:
     row: dict[str, object] = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}
     raw = problem.columns.get("answer")
     if isinstance(raw, str) and raw.strip() == problem.solution and split_at_mark(raw)[1] == problem.answer:
-        row["answer"] = raw  # as in GSM8K: the worked solution, with the answer after ####
+        row["answer"] = raw  # the worked solution and the answer after ####, as in GSM8K
     elif problem.solution is not None:
         row["solution"] = problem.solution
     row |= {name: value for name, value in problem.columns.items() if name not in row}
@@ -221,7 +223,7 @@ def _line(problem: Problem) -> str:
 
 
 def _line_rows(path: Path, text: str) -> Iterator[Row]:
-    # split at \n only, because JSON text may contain U+2028 and other characters that splitlines() splits at
+    # not splitlines(), which would also split at U+2028 and other characters that JSON text can contain
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{path}, line {number}"
@@ -242,7 +244,7 @@ def _parsed(place: str, text: str) -> object:
     try:
         value: object = json.loads(text, parse_constant=refuse)
     except json.JSONDecodeError as error:
-        # in JSONL `place` contains the line; in a JSON list the error does
+        # for JSONL, `place` contains the number of the line; for a JSON list, the error contains it
         line = f", line {error.lineno}" if "\n" in text.strip() else ""
         raise InputError(f"{place}{line}: invalid JSON at column {error.colno}: {error.msg}") from error
     except (ValueError, RecursionError) as error:
@@ -266,8 +268,8 @@ def problems_of_rows(
         rows: rows of the source.
         prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
         answer_column: column of the answers; None looks for ANSWER_COLUMNS.
-        is_numeric: require every answer to be a number.
-        allow_doubtful: accept invalid answers, as in `read_problems`.
+        is_numeric: True if every answer must be a number.
+        allow_doubtful: True to accept invalid answers, as in `read_problems`.
 
     Raises:
         InputError: if a row is invalid (see `read_problems`), or if there are no rows.
@@ -320,7 +322,7 @@ def _problem(
     solution: str | None = None
     marked = split_at_mark(answer)[1]
     if marked is not None:
-        used.discard(answer_column)  # kept unchanged in columns, for reward functions that read it
+        used.discard(answer_column)  # keeps the column in `Problem.columns`, for reward functions
         solution, answer = answer, marked
         is_numeric = True
     elif answer_column != "solution" and isinstance(values.get("solution"), str):
@@ -346,7 +348,13 @@ def _problem(
 def _column(
     values: Mapping[str, object], given: str | None, usual: Sequence[str], role: str, place: str
 ) -> str:
-    """Return the name of the prompt or answer column: the given one, or the first usual one that exists."""
+    """Return the name of the prompt or answer column of a row.
+
+    This is the name given by the caller, or the first usual name that exists.
+
+    Raises:
+        InputError: if there is no such column.
+    """
     wanted = usual if given is None else (given,)
     for name in wanted:
         if name in values:
@@ -367,7 +375,7 @@ def _column(
 
 
 def _as_text(value: object, place: str, column: str) -> str:
-    """Return a cell as text: 5.0 as '5', true as 'true', [39.0] as '39'."""
+    """Return the value of a column as text: '5' for 5.0, 'true' for true, '39' for [39.0]."""
     if isinstance(value, list | tuple) and len(value) == 1:
         value = value[0]
     if isinstance(value, str):

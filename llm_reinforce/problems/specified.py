@@ -1,9 +1,7 @@
-"""Generated problems that are specified by a short text.
+"""Generated problems that are specified by a short text, which is used instead of the name of a data set.
 
-    generate:operations=addition+subtraction,digits=2+3,num=500,seed=0
-    reasoning_gym:leg_counting,num=100,seed=42
-
-The text is used in place of the name of a data set.
+generate:operations=addition+subtraction,digits=2+3,num=500,seed=0
+reasoning_gym:leg_counting,num=100,seed=42
 """
 
 from collections.abc import Mapping
@@ -21,16 +19,16 @@ NUM_PROBLEMS = 500
 def generated_problems(settings: str) -> tuple[Problem, ...]:
     """Return arithmetic problems specified by a text.
 
-    The problems are those that a recipe with the same seed, settings and number of held-out problems holds
-    out.
+    The result equals the held-out problems of a recipe with the same settings, seed and number of held-out
+    problems.
 
     >>> generated_problems("digits=1,num=2")[0].prompt
     '1+3='
 
     Args:
-        settings: comma-separated `key=value` pairs. The keys are operations and digits (several values joined
-            by +), operands and held_out_operands (such as 0-19, as an alternative to digits), num_operands,
-            form, num and seed. A form cannot contain a comma.
+        settings: comma-separated `key=value` pairs. The keys are operations and digits (several values are
+            joined with +), operands and held_out_operands (ranges such as 0-19, as an alternative to digits),
+            num_operands, form, num (the number of problems) and seed. A form cannot contain a comma.
 
     Raises:
         InputError: if a key is unknown, a value is not a number, or the settings are invalid for
@@ -68,7 +66,8 @@ def reasoning_gym_problems(settings: str) -> tuple[Problem, ...]:
     """Return problems of a task of reasoning_gym. Answers that are not numbers are compared as text.
 
     Args:
-        settings: name of the task, then num and seed, such as `leg_counting,num=100,seed=42`.
+        settings: name of the task, optionally followed by the number of problems and the seed, as in
+            `leg_counting,num=100,seed=42`.
 
     Raises:
         InputError: if reasoning_gym is not installed or has no such task, or if the settings are invalid.
@@ -102,7 +101,11 @@ def reasoning_gym_problems(settings: str) -> tuple[Problem, ...]:
 
 
 def _settings(where: str, text: str, known: tuple[str, ...]) -> Mapping[str, str]:
-    """Parse text such as `digits=2+3,seed=1` into a mapping; every key must be known and unique."""
+    """Parse text such as `digits=2+3,seed=1` into a mapping.
+
+    Raises:
+        InputError: if a key is unknown, is given twice, or has no value.
+    """
     given: dict[str, str] = {}
     for part in text.split(",") if text else []:
         key, equals, value = part.partition("=")

@@ -1,4 +1,4 @@
-"""Division into training and held-out problems by groups, so that near copies stay together."""
+"""Division into training and held-out problems, in which equal or similar problems stay on the same side."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -21,10 +21,13 @@ class ProblemSplit:
 def divide_groups(
     groups: Mapping[str, Sequence[T]], num_held_out: int, generator: random.Random
 ) -> tuple[list[T], list[T]]:
-    """Hold out random groups until `num_held_out` members are held out; return (train, held_out).
+    """Divide the members of groups at random into training members and `num_held_out` held-out members.
 
-    If the last group is too large, its surplus members are not used. The number of held-out members is
-    therefore exact, and no group has members on both sides.
+    No group has members on both sides. If the last group that is held out is too large, its surplus members
+    are not used, so that the number of held-out members is exact.
+
+    Returns:
+        The training members and the held-out members.
     """
     keys = list(groups)
     generator.shuffle(keys)
@@ -37,5 +40,5 @@ def divide_groups(
 
 
 def folded_prompt(prompt: str) -> str:
-    """Return a prompt without case and repeated white space; prompts that are then equal are one problem."""
+    """Return a prompt in lower case without repeated white space, to find equal prompts."""
     return " ".join(prompt.casefold().split())

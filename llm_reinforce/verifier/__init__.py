@@ -1,4 +1,4 @@
-"""Verification of answers: extraction, exact numbers, algebra, and the audit of a data set's answers."""
+"""Verification of answers: extraction from completions, exact comparison, and audits of data sets."""
 
 from llm_reinforce.verifier.algebra import check_algebra
 from llm_reinforce.verifier.audit import Audit, Doubt, audit_answers, find_doubts

@@ -1,9 +1,10 @@
-r"""Answers that are LaTeX or algebra, judged by math-verify in a process of its own, within a hard limit.
+r"""Comparison of answers that are LaTeX or algebra, with math-verify in a worker process with a time limit.
 
-A plain number never comes here: `verify` judges it. What is put to math-verify is the slot that our own rules
-find, and only after the forms have been refused that it is known to take for equal: several values for one,
-relations, one kind of bracket for another, an expression left to work out, the question itself. Its yes is
-confirmed beyond rounding (see `algebra_worker.py`).
+`final_answer.py` finds the final answer of a completion. Answers that are plain numbers are compared by
+`verify_plain` instead. math-verify is known to accept some wrong answers, so these are rejected before
+math-verify is called: several values instead of one, relations, other brackets than those of the reference
+answer, expressions that are not evaluated, and repetitions of the question. If math-verify says that two
+answers are equal, `algebra_worker.py` confirms this with a more precise comparison.
 """
 
 import re
@@ -15,19 +16,22 @@ from llm_reinforce.verifier.final_answer import find_final_answer, sentence
 from llm_reinforce.verifier.plain_answers import Verdict
 from llm_reinforce.workers import WorkerError, WorkerPool, WorkerTimeoutError
 
-TIME_LIMIT = 2.0  # seconds for one comparison
-MEMORY_LIMIT = 2_048  # MiB of data that the worker may allocate
-_MAX_ANSWER = 1_024  # characters of an answer that is compared as algebra
+TIME_LIMIT = 2.0  # seconds per comparison
+MEMORY_LIMIT = 2_048  # MiB of data that the worker can allocate
+_MAX_ANSWER = 1_024  # maximum characters of an answer that is compared as algebra
 
 
 def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
-    """Compare a completion's final answer with the right one, which is LaTeX or algebra and no plain number.
+    """Compare the final answer of a completion with a reference answer that is LaTeX or algebra.
 
-    Reasons beyond those of plain answers: `timed_out` if the comparison takes longer than `TIME_LIMIT`
-    seconds, `crashed` if it ends its worker (out of memory, say). Works from any thread; never raises.
+    In addition to the reasons of plain answers, the reason of the verdict can be `timed_out`, if the
+    comparison takes longer than `TIME_LIMIT` seconds, or `crashed`, if the worker process ends, for example
+    because it is out of memory. This function can be called from any thread and never raises an exception.
 
     Args:
-        prompt: the question; a completion that repeats a part of it has not evaluated it.
+        completion: the completion to verify.
+        answer: the reference answer, which is not a plain number.
+        prompt: the question. An answer that only repeats a part of the question is rejected.
     """
     final = find_final_answer(completion)
     slot = final.slot if final.slot is not None else sentence(final.line or "") or _last_line(final.text)
@@ -39,19 +43,19 @@ def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
 
 
 def check_algebra() -> None:
-    """Check that math-verify, which compares algebra, is installed.
+    """Check that math-verify is installed, which is needed to compare LaTeX and algebra.
 
     Raises:
-        InputError: it isn't.
+        InputError: if math-verify is not installed.
     """
     if find_spec("math_verify") is None:
         raise InputError(
-            "algebra: true needs math-verify, which isn't installed: `pip install 'llm-reinforce[algebra]'`, "
-            "or leave algebra out where the answers are plain numbers"
+            "algebra: true needs math-verify, which is not installed; run "
+            "`pip install 'llm-reinforce[algebra]'`, or remove the setting if all answers are plain numbers"
         )
 
 
-# --- what is refused before math-verify sees it -------------------------------------------------------
+# --- answers that are rejected before math-verify is called -------------------------------------------
 
 _DRESS = re.compile(
     r"\\(?:displaystyle|left|right|big[lr]?|Big[lr]?|,|;|!|:|quad)(?![A-Za-z])|\\\(|\\\)|\\\[|\\\]"
@@ -69,7 +73,7 @@ _OPENING, _CLOSING = "([{", ")]}"
 
 
 def _refusal(answer: str, right: str, prompt: str) -> str:
-    """`equal`, or the reason why not."""
+    """Return `equal` if an answer equals the reference answer `right`, or the reason why it is rejected."""
     if len(answer) > _MAX_ANSWER:
         return "not_a_number"
     if _RELATION.search(answer) and not _RELATION.search(right):
@@ -77,7 +81,7 @@ def _refusal(answer: str, right: str, prompt: str) -> str:
     if _OPERATION.search(answer) and not _OPERATION.search(right):
         return "not_evaluated"
     if _squeezed(answer) != _squeezed(right) and len(answer) > 2 and _squeezed(answer) in _squeezed(prompt):
-        return "not_evaluated"  # the question, or a part of it
+        return "not_evaluated"  # the answer repeats the question or a part of it
     *labels, value = _parts(answer, "=") if "=" not in right else [answer]
     if len(_parts(value, ",")) > 1 and len(_parts(right, ",")) == 1:
         return "several_values"
@@ -102,7 +106,7 @@ def _squeezed(text: str) -> str:
 
 
 def _parts(text: str, separator: str) -> list[str]:
-    """The text cut where the separator (for a comma: 'or' and 'and' too) stands outside all brackets."""
+    """Split a text at a separator outside brackets. A comma also stands for ';', 'or' and 'and'."""
     words = re.compile(r"\bor\b|\band\b|[,;]" if separator == "," else re.escape(separator))
     parts, start, depth, index = [], 0, 0, 0
     while index < len(text):
@@ -116,7 +120,10 @@ def _parts(text: str, separator: str) -> list[str]:
 
 
 def _brackets(text: str) -> str:
-    """The brackets around a list: '[)' of '[1,2)'. A set's braces count as none, a lone value has none."""
+    """Return the brackets around a list of values, such as '[)' for '[1,2)'.
+
+    Returns "" if there is a single value, no brackets, or the braces of a set.
+    """
     text = text.replace(r"\{", "{").replace(r"\}", "}").strip()
     if len(text) < 2 or text[0] not in _OPENING or text[-1] not in _CLOSING:
         return ""
@@ -136,9 +143,10 @@ _WORKER = WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=M
 
 @lru_cache(maxsize=16_384)
 def _compared(answer: str, right: str) -> str:
-    """Compare by math-verify: `equal`, `different`, `timed_out` or `crashed`.
+    """Compare an answer with the reference answer in the worker process.
 
-    Cached, so that an episode's verdict and its reward agree, after a time-out too.
+    The result is `equal`, `different`, `timed_out` or `crashed`. It is cached, so that the verdict and the
+    reward of an episode agree even after a time-out.
     """
     (reply,) = _WORKER.ask([{"right": right, "answer": answer}], TIME_LIMIT)
     if isinstance(reply, WorkerTimeoutError):

@@ -1,9 +1,9 @@
-"""The worker process in which math-verify compares; `algebra.py` is the asking side.
+"""Worker process that compares answers with math-verify. The process is started and called by `algebra.py`.
 
     python -m llm_reinforce.verifier.algebra_worker
 
-math-verify compares floats to six digits and intervals with sets. An "equal" of math-verify is therefore
-confirmed here, to sixty digits.
+math-verify compares floats to six digits, and accepts an interval as equal to a set. If math-verify says that
+two answers are equal, this module therefore compares them again: their kinds, and their values to 45 digits.
 """
 
 import logging
@@ -18,8 +18,11 @@ _FIRST = ("1+x", r"\frac{x}{2}+\sqrt{3}", "(1,2)", r"\{1,2\}", "x>1", r"\sin x")
 
 
 def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], object]]:
-    """Import math-verify; return what answers {"right", "answer"} with {"equal": bool}."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # nobody needs what its libraries print
+    """Import math-verify, and return an empty greeting and the function that compares two answers.
+
+    That function takes the mapping {"right": reference answer, "answer": answer} and returns {"equal": bool}.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # discard the warnings that libraries print
     logging.disable(logging.CRITICAL)
     from math_verify import parse, verify
     from math_verify.parser import LatexExtractionConfig
@@ -41,13 +44,17 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
         )
         return {"equal": bool(equal)}
 
-    for expression in _FIRST:  # the first ones take long: grammars are read, modules imported
+    # the first comparisons are slow, because they load grammars and import modules
+    for expression in _FIRST:
         verify(parsed(expression), parsed("x+2"), timeout_seconds=None)
     return {}, answer
 
 
 def is_confirmed(right: Any, answer: Any) -> bool:
-    """Return True if two expressions that math-verify calls equal are of one kind and equal."""
+    """Return True if two expressions that are equal according to math-verify have the same kind and value.
+
+    Kinds are, for example, a number, a matrix, a set, a tuple or an interval.
+    """
     from sympy import Equality, FiniteSet, Interval, MatrixBase, Tuple
     from sympy.core.relational import Relational
     from sympy.sets.sets import Set
@@ -74,12 +81,16 @@ def is_confirmed(right: Any, answer: Any) -> bool:
             and is_confirmed(right.end, answer.end)
         )
     if isinstance(right, Set | Relational) or isinstance(answer, Set | Relational):
-        return True  # unions and relations: math-verify solves them exactly
+        return True  # unions and relations, which math-verify compares exactly
     return _equal_numbers(right, answer)
 
 
 def _equal_numbers(right: Any, answer: Any) -> bool:
-    """Compare at several points to sixty digits; if no point gives a number, simplify the difference."""
+    """Return True if two expressions are equal at several values of their variables, to 45 digits.
+
+    The values are computed with 60 digits. If no point gives two finite numbers, the difference of the
+    expressions is simplified, and they are equal if the result is 0.
+    """
     from sympy import Float, Rational, simplify
 
     if right == answer:

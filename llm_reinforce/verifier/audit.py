@@ -1,4 +1,8 @@
-"""Audit of a data set: every reference answer is verified against itself in several wrappings."""
+"""Audit of a data set: a check that the verifier accepts every reference answer as an answer to its problem.
+
+Each reference answer is inserted into several *wrappings*, which are texts such as `The answer is %s.`, and
+the result is verified like a completion.
+"""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -45,9 +49,9 @@ class Doubt:
     """A reference answer that the verifier rejects.
 
     Attributes:
-        problem: problem with this answer.
-        wrapping: first text around the answer with which it is rejected; "" if the answer is empty.
-        reason: reason of the verdict, or `empty`.
+        problem: problem that the reference answer belongs to.
+        wrapping: first wrapping in which the answer is rejected; "" if the answer is empty.
+        reason: reason of the verdict, as in `Verdict.reason`; `empty` if the answer is empty.
     """
 
     problem: AnsweredQuestion
@@ -75,7 +79,7 @@ class Audit:
 def find_doubts(
     problems: Iterable[AnsweredQuestion], wrappings: Sequence[str] = (PLAINLY,)
 ) -> Iterator[Doubt]:
-    """Yield the rejected reference answers, each with the first wrapping in which it is rejected."""
+    """Yield a `Doubt` for each reference answer that is empty or that is rejected in one of the wrappings."""
     for problem in problems:
         if not problem.answer.strip():
             yield Doubt(problem, "", "empty")
@@ -96,11 +100,11 @@ def find_doubts(
 def audit_answers(
     problems: Sequence[AnsweredQuestion], progress: Callable[[int], None] | None = None
 ) -> Audit:
-    """Verify every reference answer against itself.
+    """Verify every reference answer as if it were a completion, and return the result of the audit.
 
     Args:
         problems: problems of the data set.
-        progress: function that is called regularly with the number of problems done.
+        progress: function that is called after every 64 problems with the number of problems audited so far.
     """
     kinds: dict[str, int] = {}
     doubts: list[Doubt] = []

@@ -1,8 +1,8 @@
-r"""Reading of one exact number from text, or the reason why there is none.
+r"""Reading of a single exact number from a text.
 
-The text must be the result of `notation.plain`. Numbers become fractions, never floats. Text that does not
-commit to a single value is rejected: several values, a relation, an interval, or an expression that is not
-evaluated.
+The text must be the result of `notation.plain`. Numbers become fractions, never floats. A text that does not
+state exactly one value is rejected, with a reason: for example, if it contains several values, a relation, an
+interval, or an expression that is not evaluated.
 
 The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
 possessive or cannot overlap.
@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-MAX_NUMBER = 400  # maximum characters of a number; below Python's limit for int(text)
+MAX_NUMBER = 400  # maximum characters of a number; the limit of Python's int(text) is higher
 _MAX_EXPONENT = 400
 NUM_ATTEMPTS = 2
 _WINDOWS = (512, 2_048)  # characters before the last digit that are searched for the last number, per attempt
@@ -27,9 +27,9 @@ class Reading:
     """A number read from text, or the reason why there is none.
 
     Attributes:
-        text: text of the number, or of what was found instead; None if nothing was found.
-        value: the number; None if there is none.
-        reason: reason why there is no number, as in `Verdict.reason`; "" if there is one.
+        text: text that was read as the answer, whether it is a number or not; None if there is no answer.
+        value: the number; None if no number was read.
+        reason: reason why no number was read, as in `Verdict.reason`; "" if a number was read.
     """
 
     text: str | None
@@ -75,7 +75,7 @@ _TOKEN = re.compile(
 _SCALES = {"hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _PLAIN = re.compile(r"[-+]?[0-9][0-9,]*+(?:\.[0-9]++)?")
 
-# --- text before or after a number that makes it an uncommitted value -----------------------------------
+# --- text before or after a number which shows that the number alone is not the stated value ------------
 
 _OPENING = r"[ \t]{0,3}[$£€({\[]{0,3}[-+]?"
 _OPERAND_BEFORE = re.compile(
@@ -144,11 +144,15 @@ _MORE_VALUES = re.compile(r"[0-9]|\b(?:or|and|to)\b", re.IGNORECASE)
 
 
 def read_slot(slot: str, *, may_divide: bool = False) -> Reading:
-    """Read the single value of a slot, such as '$1,042.', 'x = 15' or '15 apples'.
+    """Read the value of a slot, which is a text that contains an answer and no reasoning.
+
+    Examples of slots are '$1,042.', 'x = 15' and '15 apples'. A completion marks its slot with `####` or
+    `\\boxed{…}`, for example.
 
     Args:
         slot: content of the slot, as plain text.
-        may_divide: accept a division with a whole result, so that the reference answer '8/4' is 2.
+        may_divide: True to accept a division whose result is a whole number, so that the reference answer
+            '8/4' is read as 2.
     """
     shown = slot.strip()[:MAX_NUMBER] or None
     if len(slot) > _MAX_SLOT:
@@ -181,7 +185,11 @@ def read_slot(slot: str, *, may_divide: bool = False) -> Reading:
 
 
 def read_phrase(sentence: str) -> Reading | None:
-    """Read the value of the rest of a sentence after "answer is": a leading number, or the last number."""
+    """Read the answer from the rest of a sentence after "answer is".
+
+    The answer is the number at the beginning, or the last number if the text does not begin with a number or
+    if an equation or an expression follows it. Returns None if there is no number.
+    """
     text = _without_powers(sentence).lstrip(_EDGE)
     if text.startswith("- "):
         text = "-" + text[1:].lstrip()
@@ -195,7 +203,10 @@ def read_phrase(sentence: str) -> Reading | None:
 
 
 def read_last_number(text: str) -> Reading | None:
-    """Read the last number of a text that is not part of a name, date, time or version, or return None."""
+    """Read the last number of a text. Numbers in names, dates, times and versions are skipped.
+
+    Returns None if there is no number.
+    """
     text = _without_powers(text)
     last: re.Match[str] | None = None
     for token in _TOKEN.finditer(text):
@@ -219,7 +230,16 @@ def read_last_number(text: str) -> Reading | None:
 
 
 def around_last_digit(text: str, attempt: int) -> str | None:
-    """Return text around the last digit, more of it in the second attempt, or None if there is no more."""
+    """Return the part of a text in which to look for the last number: the text around the last digit.
+
+    Args:
+        text: text of any length.
+        attempt: 0 for the first attempt; 1 for the second one, which returns a longer part.
+
+    Returns:
+        The part of the text; None if there is no digit, or if the first attempt already returned the whole
+        text before the last digit.
+    """
     end = max(text.rfind(digit) for digit in "0123456789")
     if not text.isascii():
         other = _DIGIT.search(text[end + 1 :][::-1])  # digits of other scripts
@@ -233,7 +253,7 @@ def around_last_digit(text: str, attempt: int) -> str | None:
 
 
 def _without_powers(text: str) -> str:
-    """Return text without the powers of units, as in 'cm^2' and 'm3'."""
+    """Remove the powers of units from a text, such as ^2 in 'cm^2' and 'm3' as a whole."""
     return _UNIT_DIGIT.sub("", _UNIT_POWER.sub("", text))
 
 
@@ -260,7 +280,10 @@ def _uncommitted_after(text: str, end: int) -> str:
 
 
 def _agreeing(reading: Reading, sides: list[str]) -> Reading:
-    """Reject a reading if a side of its equation is another number: '6=6' is read as 6, '5=6' is rejected."""
+    """Return the reading, or reject it if another side of its equation is a different number.
+
+    For example, '6=6' is read as 6, and '5=6' is rejected.
+    """
     for side in sides if reading.value is not None else ():
         side = side.strip(_EDGE)[:MAX_NUMBER]
         if _PLAIN.fullmatch(side) and Fraction(side.replace(",", "")) != reading.value:
@@ -269,7 +292,11 @@ def _agreeing(reading: Reading, sides: list[str]) -> Reading:
 
 
 def _reading(number: re.Match[str], shown: str | None, *, may_divide: bool = False) -> Reading:
-    """Return the value of a match of _NUMBER. A fraction that equals a whole number is not evaluated."""
+    """Convert a match of _NUMBER to a reading with its exact value.
+
+    A fraction that equals a whole number, such as 8/4, is rejected as not evaluated unless `may_divide` is
+    True.
+    """
     refused = Reading(shown, reason="not_a_number")
     if len(number[0]) > MAX_NUMBER or abs(int(number["exponent"] or 0)) > _MAX_EXPONENT:
         return refused
@@ -285,7 +312,7 @@ def _reading(number: re.Match[str], shown: str | None, *, may_divide: bool = Fal
         if numerator % denominator == 0 and not may_divide and not number["whole"]:
             return Reading(shown, reason="not_evaluated")
         value = Fraction(numerator, denominator) + int(number["whole"] or 0)
-    # separate steps, because operations on fractions are slow and most numbers need none of these
+    # only if needed, because operations on fractions are slow and most numbers have no scale, % or minus
     if number["scale"]:
         value *= _SCALES.get(number["scale"], 1)
     if number["percent"]:

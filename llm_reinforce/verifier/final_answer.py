@@ -3,13 +3,13 @@ r"""Location of the final answer in a completion.
 The final answer is the first of these that exists after the last reasoning block:
 
 1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. A
-slot
-   must contain one value, and nothing else except a label, a currency sign or a unit;
-2. the last "answer is X", "answer: X" or "answer = X", where X extends to the end of its sentence;
-3. the last number of the text that is not an operand and not part of a date, time, version or name.
+   slot must contain one value, and nothing else except a label, a currency sign or a unit;
+2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its sentence;
+3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
 
-Marks are searched from the end of the text, and a bounded number of characters after them is read. Of a long
-text only the end is read. The running time therefore hardly grows with the length of the text.
+Marks such as `####` are searched from the end of the text, and a limited number of characters after them is
+read. If the text is long, only its end is read. The running time therefore hardly grows with the length of
+the text.
 """
 
 import re
@@ -47,10 +47,12 @@ class FinalAnswer:
     """The final answer of a completion, as written.
 
     Attributes:
-        text: text after the last reasoning block; empty if the block is not closed.
-        slot: content of the last slot; empty if the slot is not closed; None if there is no slot.
-        line: rest of the line after the last "answer is"; None if there is a slot or no such phrase.
-        is_several: True if several boxes are side by side, as in "\\boxed{15} or \\boxed{16}".
+        text: text after the last reasoning block; empty if the completion ends inside a reasoning block.
+        slot: content of the last slot (see the docstring of the module); empty if the slot is not closed;
+            None if there is no slot.
+        line: rest of the line after the last "answer is"; None if there is a slot, or no "answer is".
+        is_several: True if there are several boxes next to each other, as in
+            "\\boxed{15} or \\boxed{16}".
     """
 
     text: str
@@ -60,7 +62,7 @@ class FinalAnswer:
 
 
 def find_final_answer(completion: str) -> FinalAnswer:
-    """Find the final answer of a completion, in bounded time for any text."""
+    """Return the final answer of a completion. The running time is limited for every text."""
     if len(completion) <= MAX_READ and not _MARK.search(completion):
         return FinalAnswer(completion)
     text = _after_reasoning(completion)
@@ -97,7 +99,12 @@ def _first_line(text: str) -> str:
 
 
 def _boxed(text: str) -> tuple[str | None, bool]:
-    """Return the content of the last outermost box, or None, and True if it directly follows another box."""
+    """Return the content of the last box that is not inside another box, and whether a box precedes it.
+
+    Returns:
+        The content: None if there is no box, "" if the box is not closed. Then True if the box directly
+        follows another box, as in "\\boxed{15} or \\boxed{16}".
+    """
     box = _last_box(text, len(text))
     if box is None:
         return None, False
@@ -170,7 +177,7 @@ def split_at_mark(solution: str) -> tuple[str, str | None]:
     """Split a worked solution into its steps and the answer after the last `####`, as in GSM8K.
 
     Returns:
-        The steps, and the answer without commas; None as the answer if there is no `####`.
+        The steps, and the answer without commas. If there is no `####`, the whole solution and None.
     """
     steps, mark, answer = solution.rpartition("####")
     return (steps.rstrip(), answer.replace(",", "").strip()) if mark else (solution, None)

@@ -1,4 +1,4 @@
-"""Conversion of LaTeX, typographic characters and terminal codes to plain text in which numbers can be read.
+"""Conversion of LaTeX, typographic characters and terminal codes to plain text, so that numbers can be read.
 
 The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
 possessive or cannot overlap.
@@ -29,7 +29,7 @@ _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-
 
 
 class _Table(dict[int, str]):
-    """Table for `str.translate` that computes the replacement of a character on first use."""
+    """Table for `str.translate` that computes the replacement of each character when it is first needed."""
 
     def __missing__(self, code: int) -> str:
         self[code] = shown = _shown(chr(code))
@@ -115,7 +115,7 @@ _TEXT: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def plain(text: str) -> str:
-    r"""Return text in plain characters: ASCII digits and minus signs, no markup, and no LaTeX in numbers.
+    r"""Return a text with ASCII digits and minus signs, without markup, and without LaTeX in numbers.
 
     >>> plain(r"\boxed{-\dfrac{3}{4}\text{ cm}}")
     '{-3/4  cm }'

@@ -1,7 +1,7 @@
-"""Answers that are a number of percent.
+"""Answers to questions that ask for a number of percent.
 
-In GSM8K the answer to "What percentage …?" is 20, and `20%` is also correct. For all other questions `20%` is
-0.2.
+In GSM8K the reference answer to "What percentage …?" is a number such as 20. The completion `20%` is then
+also correct. For all other questions, `20%` is read as 0.2.
 """
 
 import re
@@ -20,9 +20,10 @@ _SIGN = re.compile(r"\s*(?:%|\bper ?cent|\bpct)\s*$", re.IGNORECASE)
 
 
 def is_in_per_cent(prompt: str, answer: str, solution: str | None = None) -> bool:
-    """Return True if the answer of a problem is a number of percent.
+    """Return True if the reference answer of a problem is a number of percent, as 20 in "20%".
 
-    The question or the last line of the worked solution, apart from `#### answer`, must say so.
+    This is the case if the question asks for a percentage, or if the last line of the worked solution states
+    the answer with a percent sign. The line `#### answer` is not part of the worked solution.
 
     >>> is_in_per_cent("What percentage of the cars is red?", "20"), is_in_per_cent("How many cars?", "20")
     (True, False)
@@ -37,7 +38,7 @@ def is_in_per_cent(prompt: str, answer: str, solution: str | None = None) -> boo
 
 
 def without_sign(verdict: Verdict, answer: str) -> Verdict:
-    """Verify the extracted answer without its percent sign. The reference answer is a number of percent.
+    """Verify an answer without its percent sign, for a reference answer that is a number of percent.
 
     >>> without_sign(verify_plain("It is 20%.", "20"), "20")
     Verdict(correct=True, extracted='20%', reason='equal')

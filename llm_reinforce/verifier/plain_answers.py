@@ -1,8 +1,8 @@
-"""Exact comparison of plain answers: numbers or text.
+"""Exact comparison of answers that are numbers or plain text.
 
 `final_answer.py` finds the final answer of a completion, `notation.py` removes LaTeX and typographic
-characters, and `exact_numbers.py` reads an exact number. This module compares the result with the reference
-answer. It never raises an exception and never takes long, for any text.
+characters, and `exact_numbers.py` reads an exact number. This module compares the number with the reference
+answer. No text makes it raise an exception or take long.
 """
 
 import re
@@ -26,9 +26,9 @@ from llm_reinforce.verifier.notation import plain
 REMEMBERED_LENGTH = 256  # maximum characters of completions whose readings are cached
 
 WRONG = frozenset({"different", "several_values", "relation", "not_evaluated"})
-"""Reasons of verdicts on an answer that was read and is wrong."""
+"""Reasons for rejecting a completion whose answer was read and is wrong."""
 UNPARSEABLE = frozenset({"no_answer", "not_a_number", "timed_out", "crashed"})
-"""Reasons of verdicts on a completion from which no answer could be read."""
+"""Reasons for rejecting a completion from which no answer could be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +52,13 @@ class Verdict:
     correct: bool
     """True if the final answer is correct."""
     extracted: str | None
-    """The final answer as it was read; None if there is none."""
+    """The final answer as text; None if there is no answer."""
     reason: str
-    """Reason of the verdict, see above."""
+    """Reason of the verdict; the values are listed above."""
 
     @property
     def is_unparseable(self) -> bool:
-        """True if no answer could be read, see `UNPARSEABLE`; False for a correct or wrong answer."""
+        """True if no answer could be read from the completion; see `UNPARSEABLE`."""
         return self.reason in UNPARSEABLE
 
 
@@ -70,9 +70,10 @@ def verify_plain(completion: str, answer: str) -> Verdict:
     >>> verify_plain("The answer is 15 or 16.", "15").reason
     'several_values'
 
-    Percentages are divided by 100 on both sides: "50%" equals "0.5", and "5%" does not equal "5". If the
-    reference answer is not a number, the slot, or the whole completion if it has none, is compared as text,
-    ignoring case, white space and surrounding punctuation. NaN and infinities equal nothing.
+    Percentages are divided by 100 in both answers: "50%" equals "0.5", and "5%" does not equal "5". If the
+    reference answer is not a number, the answers are compared as text, ignoring case, white space and
+    surrounding punctuation. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer is" marks
+    as the answer; without such a mark, it is the whole completion. NaN and infinities equal nothing.
     """
     right = read_answer(answer)
     if right.value is None:
@@ -99,13 +100,15 @@ def _compared(reading: Reading, right: Fraction) -> Verdict:
     return Verdict(equal, reading.text, "equal" if equal else "different")
 
 
-# cached, because the verdict and the rewards of an episode read the same text, and short answers repeat
+# cached, because the verdict and the rewards of an episode use the same text, and short answers are repeated
 _read_once = lru_cache(maxsize=16_384)(_read)
 
 
 @lru_cache(maxsize=16_384)
 def read_answer(answer: str) -> Reading:
-    """Read a bare answer, such as a reference answer, as a number. The value is None if it is not a number.
+    """Read an answer without other text, such as a reference answer, as a number.
+
+    The `value` of the result is None if the answer is not a number.
 
     >>> read_answer("1,042.50").value
     Fraction(2085, 2)
@@ -114,7 +117,9 @@ def read_answer(answer: str) -> Reading:
 
 
 def extract_answer(completion: str) -> str | None:
-    """Return the final answer of a completion as text (slot, phrase or last number), or None.
+    """Return the final answer of a completion as text, or None if there is no answer.
+
+    `final_answer.py` describes how the final answer is found.
 
     >>> extract_answer("12+3 is fifteen, so \\\\boxed{15}")
     '15'

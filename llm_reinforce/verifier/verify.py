@@ -15,15 +15,17 @@ def verify(
     >>> verify("The answer is 15 or 16.", "15").reason
     'several_values'
 
-    Percentages are divided by 100 on both sides: "50%" equals "0.5", and "5%" does not equal "5". If the
-    reference answer is not a number, the slot, or the whole completion if it has none, is compared as text,
-    ignoring case, white space and surrounding punctuation. NaN and infinities equal nothing.
+    Percentages are divided by 100 in both answers: "50%" equals "0.5", and "5%" does not equal "5". If the
+    reference answer is not a number, the answers are compared as text, ignoring case, white space and
+    surrounding punctuation. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer is" marks
+    as the answer; without such a mark, it is the whole completion. NaN and infinities equal nothing.
 
     Args:
-        completion: any text. No text raises an exception or takes long.
+        completion: the text to verify. No text makes this function raise an exception or take long.
         answer: the reference answer without other text, such as "42" or "3/4".
-        algebra: True if the reference answer may be LaTeX or algebra. math-verify then compares answers that
-            are not plain numbers, in a process that is stopped after two seconds.
+        algebra: True if the reference answer can be LaTeX or algebra. If it is not a plain number, it is
+            compared with math-verify, in a process that is killed if the comparison takes more than two
+            seconds.
         in_per_cent: True if the reference answer is a number of percent: if it is "20", both "20" and "20%"
             are correct.
         prompt: the question. An algebraic answer that only repeats a part of the question is rejected.

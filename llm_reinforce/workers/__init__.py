@@ -1,4 +1,4 @@
-"""Worker processes that answer questions and can be killed: whatever happens there, the caller continues."""
+"""Worker processes that answer questions. A worker that hangs or crashes does not harm its caller."""
 
 from llm_reinforce.workers.pool import WorkerError, WorkerPool, WorkerSettingsError, WorkerTimeoutError
 from llm_reinforce.workers.service import limit_memory, serve

@@ -1,8 +1,8 @@
-"""The asking side: processes that are started when needed, and killed when they take too long.
+"""A pool of worker processes that are started when needed and killed if they take too long.
 
-Questions and answers are JSON, one per line, over a pair of pipes; `service.py` is the other side. A thread
-per question writes and reads, so the caller waits for a deadline and never for a pipe. No signals are used:
-any thread may ask.
+Questions and answers are lines of JSON, sent over a pair of pipes. The worker process runs `serve` from
+`service.py`. Each question has its own thread, which writes to and reads from the pipes, so the caller waits
+no longer than until the question's deadline. No signals are used, so questions can be sent from any thread.
 """
 
 import json
@@ -21,14 +21,14 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-START_LIMIT = 120.0  # seconds until a worker is ready: its libraries, or a user's module, may take long
-MAX_LINE = 64 * 2**20  # bytes of an answer
+START_LIMIT = 120.0  # seconds until a worker must be ready; importing its modules can take long
+MAX_LINE = 64 * 2**20  # maximum bytes of an answer
 _CHUNK = 2**18  # bytes read or written at once
-_TIME_TO_END = 0.5  # seconds that a process has to end by itself once it has closed its pipe
+_TIME_TO_END = 0.5  # seconds to wait for the exit code of a process that has closed its pipe
 
 
 class WorkerError(Exception):
-    """A worker did not answer; the message says what it did instead."""
+    """A worker did not answer. The message gives the reason, such as a crash or a time-out."""
 
 
 class WorkerTimeoutError(WorkerError):
@@ -36,23 +36,24 @@ class WorkerTimeoutError(WorkerError):
 
 
 class WorkerSettingsError(WorkerError):
-    """A worker could not use its settings; the message is the worker's own."""
+    """A worker rejected its settings. The message is that of the exception raised in the worker."""
 
 
 class WorkerPool:
-    """Processes that run one module and answer questions side by side.
+    """A pool of processes that run the same module and answer questions in parallel.
 
-    A process is started by the first question that needs it. It is killed, with every process that it has
-    started, when a question takes too long or fails, and replaced at the next question. All are killed when
-    the pool is closed, is garbage-collected, or the interpreter exits. A forked child starts its own.
+    A process is started when a question needs it. If a question takes too long or fails, its process and all
+    child processes are killed, and the next question starts a new process. All processes are killed when the
+    pool is closed or garbage-collected, and when the interpreter exits. A forked child does not use the
+    processes of its parent; it starts new ones.
 
     Args:
-        module: the name of a module that calls `serve`.
-        settings: sent to each process when it starts; must be serializable as JSON.
-        num_workers: the number of processes.
-        memory_limit: MiB of data that a process may allocate, where the system enforces this (Linux does);
-            None: no limit.
-        start_limit: seconds until a process must be ready.
+        module: name of a module that calls `serve`.
+        settings: settings sent to each process when it starts; must be serializable as JSON.
+        num_workers: maximum number of processes.
+        memory_limit: MiB of data that each process can allocate, on systems that enforce a limit, such as
+            Linux; None for no limit.
+        start_limit: seconds after which a process that is not ready is killed.
     """
 
     def __init__(
@@ -72,16 +73,16 @@ class WorkerPool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The process ids of the workers that are running."""
+        """Process ids of the running workers."""
         processes = [worker.process for worker in self._workers if worker.process is not None]
         return tuple(process.pid for process in processes if process.poll() is None)
 
     def greeting(self) -> dict[str, Any]:
-        """Start the first worker and return what it says of itself when it is ready.
+        """Start the first worker if it is not running, and return the greeting that its `prepare` returned.
 
         Raises:
-            WorkerSettingsError: the worker could not use its settings.
-            WorkerError: the process failed or was not ready in time.
+            WorkerSettingsError: if the worker rejects its settings.
+            WorkerError: if the process crashes or is not ready in time.
         """
         with self._lock:
             (greeting,) = self._run([_GREET], time_limit=0.0)
@@ -90,24 +91,27 @@ class WorkerPool:
         return dict(greeting)
 
     def ask(self, questions: Sequence[object], time_limit: float) -> list[dict[str, Any] | WorkerError]:
-        """Return the answer to each question, or the error that took its place, in order.
+        """Return one answer or error per question, in the order of the questions.
 
-        Calls from several threads wait for each other.
+        Calls from several threads are executed one after another.
 
         Args:
-            questions: each serializable as JSON.
-            time_limit: seconds for one question.
+            questions: questions to send to the workers; each must be serializable as JSON.
+            time_limit: time limit of each question, in seconds. It does not include the start of a process.
         """
         with self._lock:
             return self._run(questions, time_limit)
 
     def close(self) -> None:
-        """Kill the processes."""
+        """Kill all processes. A later question starts new ones."""
         _kill_all(self._workers)
 
     def forget(self) -> None:
-        """Drop the processes without killing them: in a forked child they belong to the parent."""
-        self._lock = threading.Lock()  # another thread of the parent may have held it
+        """Close the pipes to the processes without killing them; used in a forked child.
+
+        The processes belong to the parent, which continues to use them.
+        """
+        self._lock = threading.Lock()  # a thread of the parent may have held the lock during the fork
         for worker in self._workers:
             worker.forget()
 
@@ -127,27 +131,31 @@ class WorkerPool:
                     worker, answer = answered
                     answers[busy.pop(worker)] = answer
         finally:
-            _kill_all(busy)  # after an interruption, a late answer must not reach a later question
+            # after an interruption, such as Ctrl-C, the answer to an old question must not reach a new one
+            _kill_all(busy)
         return answers
 
 
-_GREET = object()  # in place of a question: only start the process
+_GREET = object()  # used instead of a question to start a process without sending a question
 _POOLS: "weakref.WeakSet[WorkerPool]" = weakref.WeakSet()
 
 
 class _Worker:
-    """One process, started by its first question and again after it was killed. Nothing here waits."""
+    """A process that is started by its first question, and restarted by the next question if it was killed.
+
+    `send` does not wait for the answer.
+    """
 
     def __init__(self, module: str, first_message: Mapping[str, Any], start_limit: float) -> None:
         self.module, self.first_message, self.start_limit = module, first_message, start_limit
         self.directory = Path.cwd()
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = 0.0
-        self.late = WorkerError("")  # the error, should the deadline pass
+        self.late = WorkerError("")  # the answer to the question if the deadline passes
 
     def send(self, question: object, time_limit: float, inbox: "_Inbox") -> None:
-        """Have a thread put the question; the answer, or a `WorkerError`, arrives in the inbox."""
-        if self.process is not None and self.process.poll() is not None:  # it ended after its last answer
+        """Send a question in a new thread, which puts the answer or a `WorkerError` into the inbox."""
+        if self.process is not None and self.process.poll() is not None:  # ended after the last answer
             self.kill()
         is_new = self.process is None
         process = self.process = self.process or self._start()
@@ -162,7 +170,7 @@ class _Worker:
                 if is_new:
                     answer = _greeting(process, self.first_message)
                     self._set_deadline(time_limit, WorkerTimeoutError)
-                    inbox.put(None)  # the deadline has changed
+                    inbox.put(None)  # tells `_next_answer` that the deadline has changed
                 if question is not _GREET:
                     answer = _answer(process, question, time_limit)
             except WorkerError as error:
@@ -172,7 +180,7 @@ class _Worker:
         threading.Thread(target=exchange, daemon=True).start()
 
     def kill(self) -> None:
-        """End the process and every process that it has started."""
+        """Kill the process and all of its child processes."""
         process, self.process = self.process, None
         if process is None:
             return
@@ -185,7 +193,7 @@ class _Worker:
         process, self.process = self.process, None
         if process is not None:
             _close_pipes(process)
-            process.returncode = 0  # a child of the parent: there is nothing to wait for
+            process.returncode = 0  # only the parent can wait for this process
 
     def _start(self) -> "subprocess.Popen[bytes]":
         search_path = os.pathsep.join(path or str(self.directory) for path in sys.path)
@@ -196,7 +204,8 @@ class _Worker:
             bufsize=0,
             cwd=self.directory,
             env={**os.environ, "PYTHONPATH": search_path},
-            start_new_session=True,  # killed with all its children, and spared by Ctrl-C
+            # a process group that can be killed as a whole, and that does not receive Ctrl-C
+            start_new_session=True,
         )
 
     def _set_deadline(self, time_limit: float, error: type[WorkerError]) -> None:
@@ -210,22 +219,25 @@ _Inbox = queue.SimpleQueue["tuple[_Worker, subprocess.Popen[bytes], dict[str, An
 def _next_answer(
     busy: Mapping[_Worker, int], inbox: _Inbox
 ) -> tuple[_Worker, dict[str, Any] | WorkerError] | None:
-    """Wait for one event: an answer, a changed deadline (None), or a passed deadline.
+    """Wait for the next answer and return it with its worker.
 
-    A worker that failed or ran out of time is killed.
+    Returns:
+        The worker and its answer. If the worker failed or its deadline passed, the worker is killed and the
+        answer is the error. None if there is no answer yet and the caller has to call again, for example
+        because a deadline changed.
     """
     first = min(busy, key=lambda worker: worker.deadline)
     try:
         event = inbox.get(timeout=max(0.0, first.deadline - time.monotonic()))
     except queue.Empty:
-        if time.monotonic() < first.deadline:  # it was extended while we waited
+        if time.monotonic() < first.deadline:  # the deadline was extended during the wait
             return None
         first.kill()
         return first, first.late
     if event is None:
         return None
     worker, process, answer = event
-    if worker.process is not process:  # killed before its answer arrived
+    if worker.process is not process:  # the process was killed before its answer arrived
         return None
     if isinstance(answer, WorkerError):
         worker.kill()
@@ -246,7 +258,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 
 
-# --- one exchange, in a thread of its own -------------------------------------------------------------
+# --- one question and its answer, in a separate thread ------------------------------------------------
 
 _numbers = count(1)
 
@@ -268,13 +280,13 @@ def _answer(process: "subprocess.Popen[bytes]", question: object, time_limit: fl
 
 
 def _exchange(process: "subprocess.Popen[bytes]", message: object) -> dict[str, Any]:
-    """Write one line and read one.
+    """Send a message as one line of JSON, and return the reply.
 
     Raises:
-        WorkerError: the process ended, or what it wrote is not one JSON object on one line.
+        WorkerError: if the process ends, or if its reply is not a JSON object on a single line.
     """
     line = b""
-    with suppress(OSError, ValueError):  # the process ended, or its pipes were closed by `kill`
+    with suppress(OSError, ValueError):  # raised if the process has ended, or `kill` has closed its pipes
         _write(process, memoryview(json.dumps(message, default=str).encode() + b"\n"))
         line = _read_line(process)
     if not line.endswith(b"\n"):
@@ -307,7 +319,7 @@ def _read_line(process: "subprocess.Popen[bytes]") -> bytes:
 
 
 def _not_an_answer() -> WorkerError:
-    return WorkerError("something else was written to the pipe that answers take")
+    return WorkerError("something other than the answer was written to the worker's answer pipe")
 
 
 def _ending(process: "subprocess.Popen[bytes]") -> str:

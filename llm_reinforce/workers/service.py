@@ -1,8 +1,8 @@
-"""The answering side: the main loop of a worker process.
+"""The main loop of a worker process, which answers the questions of a `WorkerPool` in the parent process.
 
-What a worker's code prints goes to the error stream, so that it cannot be mistaken for an answer. The process
-ends with its parent, at the end of its input, and some time after a question's time limit if the parent did
-not kill it.
+Output that the worker's code prints goes to the error stream, so that it cannot be mistaken for an answer.
+The process ends when its parent ends, when its input is closed, and if a question exceeds its time limit and
+the parent has not killed the process.
 """
 
 import faulthandler
@@ -16,17 +16,18 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
 
-_GRACE = 2.0  # seconds beyond the time limit, which the parent enforces as a rule
+_GRACE = 2.0  # seconds after the time limit until the process ends itself; usually the parent kills it first
 
 Answer = Callable[[Any], object]
 
 
 def serve(prepare: Callable[[Any], tuple[dict[str, Any], Answer]]) -> None:
-    """Answer questions from the standard input until it ends or the parent process has ended.
+    """Answer questions from the standard input until the input is closed or the parent process ends.
 
     Args:
-        prepare: takes the pool's settings and returns a greeting and the function that answers a question.
-            An exception that it raises is reported to the pool; its message must say what is wrong.
+        prepare: function that takes the pool's settings and returns a greeting, which is a dict, and the
+            function that answers a question. If `prepare` raises an exception, the pool raises a
+            `WorkerSettingsError` with the same message.
     """
     questions, answers = _own_pipes()
     threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
@@ -41,7 +42,7 @@ def serve(prepare: Callable[[Any], tuple[dict[str, Any], Answer]]) -> None:
     nowhere = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process lives
     for line in questions:
         message = json.loads(line)
-        # ends this process even while C code holds the interpreter and the parent is gone
+        # this ends the process even if C code blocks the interpreter and the parent no longer exists
         faulthandler.dump_traceback_later(message["time_limit"] + _GRACE, exit=True, file=nowhere)
         _write(answers, {"number": message["number"], "answer": answer(message["question"])})
         faulthandler.cancel_dump_traceback_later()
@@ -49,18 +50,25 @@ def serve(prepare: Callable[[Any], tuple[dict[str, Any], Answer]]) -> None:
 
 
 def limit_memory(mebibytes: int | None) -> None:
-    """Limit what this process may allocate, where the system can; None: no limit."""
+    """Limit the memory that this process can allocate, if the system supports limits.
+
+    Args:
+        mebibytes: limit in MiB; None for no limit.
+    """
     if mebibytes is None:
         return
-    with suppress(ImportError, ValueError, OSError):  # not on Windows
+    with suppress(ImportError, ValueError, OSError):  # Windows has no limits
         import resource
 
-        # private data only: mapped libraries, such as CUDA's large ones, do not count
+        # RLIMIT_DATA counts private data only, and not mapped libraries, such as the large ones of CUDA
         resource.setrlimit(resource.RLIMIT_DATA, (mebibytes * 2**20, mebibytes * 2**20))
 
 
 def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
-    """Keep the pipes to the parent; the worker's code sees an empty input and prints to the error stream."""
+    """Return the pipes for questions and answers, after redirecting standard input and output.
+
+    The worker's code then reads an empty standard input, and prints to the error stream.
+    """
     questions, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -81,7 +89,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _end_all() -> None:
-    """End this process and every process that it has started."""
+    """Kill this process and all of its child processes."""
     if hasattr(os, "killpg"):
         os.killpg(0, signal.SIGKILL)
     os._exit(1)

@@ -229,7 +229,7 @@ def test_a_large_question_and_a_large_answer(isolated: IsolatedFunction) -> None
         ("float(len([0] * 10**9))", "MemoryError"),
         ("1 +", "SyntaxError"),
         ("os.closerange(3, 100) or 1.0", "worker process"),
-        ("writes_to_its_pipes()", "something else was written"),
+        ("writes_to_its_pipes()", "something other than the answer was written"),
     ],
 )
 def test_a_failure_leaves_an_episode_unscored_and_the_next_is_scored(

@@ -78,7 +78,7 @@ def test_algebra_is_set_by_the_recipe_and_requires_math_verify(
     plain = problems_from_config(recipe(tmp_path, source.replace(", algebra: true", "")))
     assert not any(problem.algebra for problem in (*plain.train, *plain.held_out))
     monkeypatch.setattr("llm_reinforce.verifier.algebra.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"math-verify, which isn't installed: .*llm-reinforce\[algebra\]"):
+    with pytest.raises(InputError, match=r"math-verify, which is not installed; .*llm-reinforce\[algebra\]"):
         problems_from_config(recipe(tmp_path, source))
 
 
@@ -136,7 +136,7 @@ def test_held_out_problems_have_their_own_template_and_examples(tmp_path: Path) 
     with pytest.raises(InputError, match="few_shot: needs 7 examples, but only 6 of 6"):
         problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
-        with pytest.raises(InputError, match="used for held-out problems only"):
+        with pytest.raises(InputError, match="used only for held-out problems"):
             recipe(
                 tmp_path,
                 f"problems={{train: {{data: {data}}}, num_held_out: 0}}",

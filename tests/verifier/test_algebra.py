@@ -1,4 +1,4 @@
-r"""Answers that are LaTeX or algebra: math-verify's yes where it holds, its known false ones refused."""
+r"""Answers that are LaTeX or algebra, including wrong answers that math-verify accepts and we reject."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +15,7 @@ pytest.importorskip("math_verify")
 
 @pytest.fixture(autouse=True)
 def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The limits have their own tests; the others don't fail because a machine is busy."""
+    """Raise the time limit, so that tests of other properties do not fail on a busy machine."""
     monkeypatch.setattr(algebra_module, "TIME_LIMIT", 120.0)
 
 
@@ -58,7 +58,7 @@ def test_equal(right: str, answer: str) -> None:
     [
         ("x+1", "x+2", "different"),
         (r"\text{Tuesday}", r"\text{Monday}", "different"),
-        # math-verify takes the following for equal
+        # math-verify accepts the following pairs as equal
         (r"\sqrt{2}", "1.414214", "different"),
         (r"\pi", "3.141593", "different"),
         (r"\frac{1}{3}x", "0.333333x", "different"),
@@ -68,7 +68,7 @@ def test_equal(right: str, answer: str) -> None:
         ("1,2", "(1,2)", "different"),
         ("5x", "x = 5x", "relation"),
         (r"\sqrt{2}", r"\sqrt{3} = \sqrt{2}", "several_values"),
-        # and these are no one value, whatever it takes them for
+        # other kinds of answers than the reference answer, more than one value, or no value
         ("[1,2)", "(1,2)", "different"),
         ("(1,2)", "[1,2]", "different"),
         (r"\sqrt{2}", r"\sqrt{2} \text{ or } \sqrt{3}", "several_values"),
@@ -86,7 +86,7 @@ def test_not_equal(right: str, answer: str, reason: str) -> None:
     assert judged(right, answer) == (False, reason)
 
 
-def test_a_copy_of_the_question_is_no_answer() -> None:
+def test_copy_of_the_question_is_rejected() -> None:
     assert judged("x+1", r"\frac{x^2-1}{x-1}", r"Simplify $\frac{x^2 - 1}{x - 1}$.") == (
         False,
         "not_evaluated",
@@ -95,7 +95,9 @@ def test_a_copy_of_the_question_is_no_answer() -> None:
     assert judged("x+1", "x+1", "Is it x+1?") == (True, "equal")
 
 
-def test_only_a_problem_that_says_so_is_judged_by_algebra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plain_numbers_and_problems_without_algebra_are_not_compared_as_algebra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert judge("1+x", Problem("?", "x+1", algebra=True)).correct
     assert not judge("1+x", Problem("?", "x+1")).correct
 
@@ -107,7 +109,7 @@ def test_only_a_problem_that_says_so_is_judged_by_algebra(monkeypatch: pytest.Mo
         assert judge(completion, Problem("?", "42", algebra=True)) == verify(completion, "42")
 
 
-def test_the_phrase_and_the_last_line_are_read_too() -> None:
+def test_answer_is_read_from_the_phrase_or_from_the_last_line_if_there_is_no_slot() -> None:
     problem = Problem("?", r"2\sqrt{3}", algebra=True)
     assert judge(r"The answer is $\sqrt{12}$.", problem).correct
     assert judge("Well.\n$\\sqrt{12}$", problem).correct
@@ -115,24 +117,26 @@ def test_the_phrase_and_the_last_line_are_read_too() -> None:
     assert judge(r"\boxed{" + "x" * 2_000 + "}", problem).reason == "not_a_number"
 
 
-def test_a_comparison_that_hangs_is_stopped_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert judged("x+1", "5+x-4") == (True, "equal")  # the worker has started
+def test_comparison_that_hangs_is_stopped_and_the_next_one_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert judged("x+1", "5+x-4") == (True, "equal")  # starts the worker
     monkeypatch.setattr(algebra_module, "TIME_LIMIT", 0.5)
     start = time.monotonic()
     hanging = r"\dfrac{5^{\left(5^{\left(5^{\left(5^5\right)}\right)} - 4\right)} - 5}{16}"
     assert judged("x+1", hanging)[1] in ("timed_out", "crashed")
-    assert time.monotonic() - start < 10  # 0.5 s, and the time that a busy machine takes to kill it
+    assert time.monotonic() - start < 10  # 0.5 s, and the time to kill the worker on a busy machine
     monkeypatch.setattr(algebra_module, "TIME_LIMIT", 120.0)
     assert judged("x+1", "6+x-5") == (True, "equal")
 
 
-def test_any_thread_may_ask() -> None:
+def test_answers_can_be_compared_from_several_threads() -> None:
     with ThreadPoolExecutor(8) as pool:
         asked = [("x+1", f"{number}+x-{number - 1}") for number in range(2, 18)]
         assert list(pool.map(lambda pair: judged(*pair), asked)) == [(True, "equal")] * 16
 
 
-def test_without_math_verify_the_message_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_message_without_math_verify_contains_the_command_to_install_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     check_algebra()
     monkeypatch.setattr(algebra_module, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'llm-reinforce\[algebra\]'"):

@@ -1,4 +1,4 @@
-"""Percentages: 20% is 0.2, but it also equals the answer 20 if the question asks for percent."""
+"""Percentages: 20% is 0.2. If the question asks for a percentage, 20% also equals the reference answer 20."""
 
 import doctest
 import json

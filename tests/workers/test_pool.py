@@ -1,4 +1,4 @@
-"""Worker processes: answers in order, hard limits, and nothing left behind."""
+"""Worker processes: the order of the answers, the limits on time and memory, and the end of all processes."""
 
 import gc
 import os
@@ -19,7 +19,7 @@ import json, os, signal, sys, time
 from llm_reinforce.workers import serve
 
 def forge():
-    # what a worker's code might write to the pipe: the answer to another question
+    # writes the answer to another question to all pipes, as faulty code in a worker might do
     for pipe in range(3, 10):
         try:
             os.write(pipe, json.dumps({"number": 0, "answer": {"value": "forged"}}).encode() + b"\\n")
@@ -75,13 +75,13 @@ def is_gone(pid: int, within: float) -> bool:
     return not is_running(pid)
 
 
-def test_the_greeting_and_answers_in_order(pool: WorkerPool) -> None:
+def test_greeting_and_answers_in_the_order_of_the_questions(pool: WorkerPool) -> None:
     assert pool.greeting() == {"name": "one"}
     assert values(pool, "1", "'two'", "[3]") == [1, "two", [3]]
     assert values(pool) == []
 
 
-def test_workers_answer_side_by_side() -> None:
+def test_workers_answer_in_parallel() -> None:
     pool = WorkerPool("evaluating_worker", {}, num_workers=2)
     values(pool, "1", "1")
     assert len(set(pool.pids)) == 2
@@ -92,10 +92,10 @@ def test_workers_answer_side_by_side() -> None:
     assert pool.pids == ()
 
 
-def test_a_worker_that_does_not_answer_is_killed_and_replaced(pool: WorkerPool) -> None:
+def test_worker_that_does_not_answer_is_killed_and_replaced(pool: WorkerPool) -> None:
     values(pool, "1")
     (before,) = pool.pids
-    os.kill(before, signal.SIGSTOP)  # cannot react, whatever it runs
+    os.kill(before, signal.SIGSTOP)  # a stopped process cannot answer
     (failed,) = values(pool, "2", time_limit=0.3)
     assert isinstance(failed, WorkerTimeoutError)
     assert str(failed) == "TimeoutError: no answer within 0.3 seconds"
@@ -103,13 +103,13 @@ def test_a_worker_that_does_not_answer_is_killed_and_replaced(pool: WorkerPool) 
     assert values(pool, "3") == [3]
 
 
-def test_the_time_limit_does_not_count_the_start() -> None:
+def test_time_limit_does_not_include_the_start_of_the_process() -> None:
     pool = WorkerPool("evaluating_worker", {})
     assert values(pool, "1", time_limit=0.5) == [1]  # starting takes longer than this
     pool.close()
 
 
-def test_a_worker_that_ended_between_two_questions_is_replaced(pool: WorkerPool) -> None:
+def test_worker_that_ended_between_two_questions_is_replaced(pool: WorkerPool) -> None:
     values(pool, "1")
     (pid,) = pool.pids
     os.kill(pid, signal.SIGKILL)
@@ -118,9 +118,9 @@ def test_a_worker_that_ended_between_two_questions_is_replaced(pool: WorkerPool)
     assert values(pool, "2") == [2]
 
 
-def test_a_forged_answer_is_an_error(pool: WorkerPool) -> None:
+def test_forged_answer_is_an_error(pool: WorkerPool) -> None:
     failed, after = values(pool, "forge()", "4")
-    assert "something else was written to the pipe" in str(failed)
+    assert "something other than the answer was written" in str(failed)
     assert after == 4
 
 
@@ -130,7 +130,7 @@ def test_memory_is_limited(pool: WorkerPool) -> None:
     assert after == 4
 
 
-def test_settings_that_a_worker_refuses() -> None:
+def test_rejected_settings_raise_a_settings_error() -> None:
     pool = WorkerPool("evaluating_worker", {"refuse": True})
     with pytest.raises(WorkerSettingsError, match="the settings are refused"):
         pool.greeting()
@@ -138,7 +138,7 @@ def test_settings_that_a_worker_refuses() -> None:
     assert isinstance(failed, WorkerSettingsError)
 
 
-def test_a_start_that_takes_too_long_or_fails() -> None:
+def test_start_that_takes_too_long_or_fails_raises_an_error() -> None:
     with pytest.raises(WorkerError, match="no answer within 0\\.5 seconds") as caught:
         WorkerPool("evaluating_worker", {"hang": True}, start_limit=0.5).greeting()
     assert not isinstance(caught.value, WorkerTimeoutError)
@@ -146,7 +146,7 @@ def test_a_start_that_takes_too_long_or_fails() -> None:
         WorkerPool("no_such_module", {}).greeting()
 
 
-def test_an_interrupted_question_is_not_answered_later(pool: WorkerPool) -> None:
+def test_answer_to_an_interrupted_question_is_dropped(pool: WorkerPool) -> None:
     values(pool, "1")
     main_thread = threading.main_thread().ident
     assert main_thread is not None
@@ -165,8 +165,8 @@ def test_no_process_is_left_when_the_pool_is_collected() -> None:
     assert is_gone(pid, within=1.0)
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
-def test_a_forked_child_starts_its_own_and_all_end_with_their_parent() -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_forked_child_starts_new_processes_and_all_processes_end_with_their_parents() -> None:
     code = """
 import os, sys
 from llm_reinforce.workers import WorkerPool

@@ -401,7 +401,11 @@ def test_no_process_is_left_where_the_asking_one_is_killed(
         ("def f(:\n", "f", "SyntaxError"),
         ("1/0\n", "f", "ZeroDivisionError"),
         ("import sys; sys.exit(3)\n", "f", "SystemExit"),
-        ("import os; os._exit(3)\n", "f", "failed as it started: its worker process ended (exit code 3)"),
+        (
+            "import os; os._exit(3)\n",
+            "f",
+            "failed to start: its worker process ended (exit code 3)",
+        ),
         ("x = bytearray(2 * 1024**3)\n", "f", "MemoryError"),
         ("def f(completion): pass\n", "f", "f(completion, problem"),
         ("def good(completion, problem): pass\n", "godo", "did you mean 'good'"),

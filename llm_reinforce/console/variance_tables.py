@@ -57,7 +57,7 @@ def _variance_notes(measured: "GradientVariance") -> list[str]:
     notes = [f"‖∇J‖² = {_number(norm.value)} [{_number(norm.low)}, {_number(norm.high)}]"]
     if measured.sketch_error:
         notes.append(
-            f"gradients are projected to fewer dimensions, which changes squared lengths by a random relative "
+            "gradients are projected to fewer dimensions, which changes squared lengths by a random relative "
             f"error with a standard deviation of at most {measured.sketch_error:.1%}"
         )
     if measured.num_with_gradient < ENOUGH_PROBLEMS:

@@ -207,7 +207,7 @@ class RunDirectory:
                 sync(self.path / name)
 
     def cut_logs(self, num_updates: int) -> None:
-        """Remove the log lines of updates after number `num_updates`, since a resumed run writes them again."""
+        """Remove the log lines of updates after number `num_updates`; a resumed run writes them again."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():

@@ -58,7 +58,7 @@ class IsolatedFunction:
         except WorkerSettingsError as error:
             raise InputError(str(error)) from error
         except WorkerError as error:
-            raise InputError(f"reward {name!r}: the worker process failed to start: {error}") from error
+            raise InputError(f"reward {name!r}: cannot be loaded in a worker process: {error}") from error
         self.has_trl_signature = bool(greeting["has_trl_signature"])
 
     def close(self) -> None:
@@ -87,9 +87,11 @@ class IsolatedFunction:
                 outcomes += [RewardResult(failure=str(answer)) for _ in batch]
             else:
                 outcomes += [_outcome(each) for each in answer["outcomes"]]
-        told = [answer for answer in answers if not isinstance(answer, WorkerError)]
-        # only a function with TRL's signature logs, and it is called once
-        return RewardResults(outcomes, *((told[0]["metrics"], told[0]["extras"]) if told else ()))
+        succeeded = [answer for answer in answers if not isinstance(answer, WorkerError)]
+        # only functions with TRL's signature log numbers, and they are called once per batch
+        return RewardResults(
+            outcomes, *((succeeded[0]["metrics"], succeeded[0]["extras"]) if succeeded else ())
+        )
 
 
 def _as_json(asked: JudgedCompletion) -> dict[str, object]:
@@ -102,9 +104,9 @@ def _as_json(asked: JudgedCompletion) -> dict[str, object]:
     }
 
 
-def _outcome(told: Mapping[str, Any]) -> RewardResult:
-    steps = told.get("steps")
+def _outcome(result: Mapping[str, Any]) -> RewardResult:
+    steps = result.get("steps")
     if steps is None:
-        return RewardResult(told.get("value"), told.get("failure"), told.get("traceback", ""))
+        return RewardResult(result.get("value"), result.get("failure"), result.get("traceback", ""))
     spans = [(start, end, value) for start, end, value in steps["spans"]]
     return RewardResult(StepRewards(spans, steps["by_token"]))

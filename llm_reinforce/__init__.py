@@ -14,27 +14,29 @@ A complete training script. Run `llm-reinforce fetch smollm2-135m` once before i
     result = trainer.train()
     print(result.before["greedy"].accuracy, "->", result.after["greedy"].accuracy)
 
+The main arguments:
+
 - The policy is a model name, a path, a hub id, or a `(model, tokenizer)` pair of transformers.
 - The problems are a data-set name such as "gsm8k", a file, a hub id, a list of dicts, or a
   `datasets.Dataset`. "generate:digits=2" generates two-digit additions and downloads nothing.
-- A reward function is `f(completion: str, problem: Problem) -> float`. It may also return None, if it does
-  not apply, or `StepRewards`. `problem` has the attributes `prompt`, `answer`, `solution`, `id` and
-  `columns`. Without a reward function the reward is 1 for a correct final answer and 0 otherwise.
+- A reward function is `f(completion: str, problem: Problem) -> float`. It may also return `StepRewards`, or
+  None if it does not apply to the problem. `problem` has the attributes `prompt`, `answer`, `solution`, `id`
+  and `columns`. Without a reward function, the reward is 1 for a correct final answer and 0 otherwise.
 - All other settings are keyword arguments of `ReinforceTrainer`, and all have defaults.
 
 Main entry points:
 
 - `ReinforceTrainer(...).train()` trains, and `for update in trainer.updates()` exposes the training loop.
-- `load_recipe("quickstart").train()` trains a recipe: all settings of a run in one YAML file.
+- `load_recipe("quickstart").train()` trains a recipe, which is a YAML file with all settings of a run.
 - `verify(completion, answer)` checks one answer and returns a `Verdict` (`correct`, `extracted`, `reason`).
 - `evaluate(policy, problems)` returns the accuracy with its 95% confidence interval, and
-  `compare_evaluations(before, after)` returns the difference of two evaluations.
-- `compare(recipes, seeds=..., tokens=...)` trains several recipes at an equal budget of sampled tokens.
+  `compare_evaluations(before, after)` returns the difference between two evaluations.
+- `compare(recipes, seeds=..., tokens=...)` trains several recipes with equal budgets of sampled tokens.
 - `load_policy(name)` loads a model as a `LanguagePolicy`.
 
 User errors raise `InputError`, whose message says what is wrong and what to do.
 
-Names are imported on first use, so that importing `verify` or `Problem` does not import torch.
+Each name is imported when it is first used, so that importing `verify` or `Problem` does not import torch.
 """
 
 from importlib import import_module

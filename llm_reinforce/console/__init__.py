@@ -1,1 +1,1 @@
-"""Terminal output: tables, progress, the live view, and text escaped for printing."""
+"""Terminal output: tables, progress, the live view of a run, and text escaped for printing."""

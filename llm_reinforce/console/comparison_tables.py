@@ -1,4 +1,4 @@
-"""Tables of recipes compared at an equal budget of tokens."""
+"""Tables that compare recipes trained with equal budgets of sampled tokens."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 def print_comparison(
     console: Console, compared: "Sequence[ComparedRuns]", target: float, num_tokens: int
 ) -> None:
-    """Print a table per measure, with the mean and the tested difference from the first variant.
+    """Print one table per measure, with the mean of each variant and its difference from the first variant.
+
+    The tables have p-values of the differences if there are several seeds.
 
     Args:
         console: console to print to.
-        compared: one entry per variant; the first is the one that the others are compared with.
-        target: accuracy of the measure `tokens to TARGET accuracy`.
+        compared: runs of each variant, which is a recipe or a recipe with changed settings. All variants are
+            compared with the first one.
+        target: accuracy to reach, for the measure `tokens to TARGET accuracy`.
         num_tokens: budget of sampled tokens per run.
     """
     titles: dict[MeasureName, str] = {
@@ -74,7 +77,11 @@ def _difference_cells(key: "MeasureName", difference: "Difference | None", *, is
 
 
 def _shown(key: "MeasureName", value: float, interval: "Interval | None", sign: str = "") -> str:
-    """Return `98.8% [97.4, 99.4]`, `0.74 [0.71, 0.77]` or `41,800 [36,500, 47,100]`; differences signed."""
+    """Return a value with its interval as text, in the format of the measure `key`.
+
+    Examples: `98.8% [97.4, 99.4]`, `0.740 [0.710, 0.770]`, `41,800 [36,500, 47,100]`. With `sign="+"`, the
+    numbers are differences and have a sign.
+    """
 
     def number(each: float) -> str:
         if key == "final":

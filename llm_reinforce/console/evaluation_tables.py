@@ -1,4 +1,4 @@
-"""Tables of evaluations, and of the difference between two evaluations."""
+"""Tables of evaluations, and of the differences between two evaluations."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -20,11 +20,11 @@ TITLES = {
 
 
 def measures_table(data: str, columns: "Sequence[tuple[str, Evaluation]]") -> RenderableType:
-    """Return a table with a row per measure and a column per policy; values have 95% intervals.
+    """Return a table with a row per measure and a column per policy. Each value has its 95% interval.
 
     Args:
         data: name of the data set.
-        columns: name and evaluation of each policy, on the same problems.
+        columns: name and evaluation of each policy. All policies were evaluated on the same problems.
     """
     first = columns[0][1]
     samples = f" x {first.samples_per_problem} samples" if first.samples_per_problem > 1 else ""
@@ -63,7 +63,7 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Return the difference in accuracy with its interval and test, and its parts by reason."""
+    """Return the difference in accuracy with its interval and p-value, and a table of why answers changed."""
     low, high = comparison.interval
     test = "McNemar" if comparison.test == "mcnemar" else "sign flips"
     head = (

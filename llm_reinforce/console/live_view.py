@@ -1,7 +1,7 @@
 """Live view of a run on a terminal.
 
-✓ and ✗ are the verdicts of the verifier. The reward next to them is what training maximizes; the two may
-differ.
+The signs ✓ and ✗ show the verdicts of the verifier. The rewards are shown next to them, because training
+maximizes the rewards, which may differ from the verdicts.
 """
 
 import itertools
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
 
-NUM_AVERAGED = 20  # number of latest updates in the shown mean reward
-NUM_SAMPLES = 4
-SAMPLE_SECONDS = 2.0  # minimum time for which a sample is shown
+NUM_AVERAGED = 20  # number of latest updates over which the reward is averaged
+NUM_SAMPLES = 4  # number of episodes that are shown
+SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown
 REFRESHES_PER_SECOND = 4
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -37,14 +37,15 @@ def display_for(
     num_processes: int = 1,
     first: Mapping[str, tuple[int, float]] | None = None,
 ) -> "LiveDisplay | PlainDisplay":
-    """Return a live view if the console is a terminal, and a display of plain lines otherwise.
+    """Return a live view if the console is a terminal, and otherwise a display that prints plain lines.
 
     Args:
         console: console to print to.
         title: heading of the live view.
         num_processes: number of processes. The display gets the episodes of one process, so it multiplies the
             rate of episodes by this number.
-        first: number of updates and accuracy of a resumed run's first evaluation, by decoding.
+        first: first evaluation of a resumed run, by decoding: the number of updates before the evaluation,
+            and the accuracy. None: the run is not resumed.
     """
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(console, title, num_processes, first or {})
@@ -69,7 +70,7 @@ class _Picture:
 
 
 class LiveDisplay:
-    """Live view, refreshed by a thread up to four times per second; use it as a context manager."""
+    """Live view of a run, refreshed by a thread four times per second. Use it as a context manager."""
 
     def __init__(
         self, console: Console, title: str, num_processes: int, first: Mapping[str, tuple[int, float]]
@@ -127,7 +128,10 @@ class LiveDisplay:
         picture.latest = {**picture.latest, evaluation.decoding: latest}
 
     def stopping(self, sentence: str) -> None:
-        """Show the sentence at the next refresh; safe to call from a signal handler."""
+        """Show `sentence`, which says that the run will stop, at the next refresh.
+
+        This method is safe to call from a signal handler.
+        """
         self._picture.stopping = sentence
 
     def _render(self) -> RenderableType:
@@ -135,7 +139,7 @@ class LiveDisplay:
 
 
 def render(picture: _Picture, height: int) -> RenderableType:
-    """Return the view, with as many samples as fit into the height of the terminal."""
+    """Return the live view, with as many episodes as fit into the height of the terminal."""
     parts: list[RenderableType] = [_head(picture), _progress_bar(picture.pace)]
     if picture.numbers:
         parts += ["", _numbers_table(picture.numbers, picture.rewards)]
@@ -145,7 +149,7 @@ def render(picture: _Picture, height: int) -> RenderableType:
     room = height - 11 - len(picture.latest)
     if picture.samples and room > 0:
         parts += ["", _samples(picture.samples[:room])]
-    return Group(*parts, "")  # an empty line for the ^C that a terminal echoes
+    return Group(*parts, "")  # an empty line, on which the terminal shows the ^C of Ctrl+C
 
 
 def _head(picture: _Picture) -> RenderableType:
@@ -227,7 +231,9 @@ def _samples(episodes: "Sequence[Episode]") -> RenderableType:
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """Return the values as at most `width` bars, scaled to the range of the values; a bar may be a mean.
+    """Return a bar chart of the values in one line of text, scaled to the range of the values.
+
+    The chart has at most `width` bars. If there are more values, each bar shows the mean of several values.
 
     >>> curve([0.0, 0.1, 0.5, 1.0], 4)
     '▁▂▅█'
@@ -240,6 +246,6 @@ def curve(values: Sequence[float], width: int) -> str:
 
 
 def evenly_spaced(episodes: "Sequence[Episode]", count: int) -> "Sequence[Episode]":
-    """Return `count` episodes of an update, evenly spaced by position, whatever their reward."""
+    """Return `count` episodes of an update at evenly spaced positions, regardless of their rewards."""
     count = min(count, len(episodes))
     return [episodes[len(episodes) * index // count] for index in range(count)]

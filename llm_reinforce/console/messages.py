@@ -13,12 +13,12 @@ FILE_WIDTH = 130  # characters per line of output that is not a terminal
 
 
 def print_error(message: str) -> None:
-    """Print an error message on stderr, without wrapping; red on a terminal."""
+    """Print an error message on stderr, without wrapping. On a terminal, it is red."""
     _print_on_stderr(Text(without_secrets(message), style="red"))
 
 
 def note(message: str) -> None:
-    """Print a note on stderr; control characters are escaped, since the text may come from a data set."""
+    """Print a note on stderr. Control characters are escaped, since the text may come from a data set."""
     shown = "".join(
         character if character.isprintable() else character.encode("unicode_escape").decode()
         for character in message
@@ -28,7 +28,7 @@ def note(message: str) -> None:
 
 @contextmanager
 def messages_above_bar(console: Console) -> Iterator[None]:
-    """Print messages above the progress bar of this console, within the context."""
+    """Print notes and errors on this console within the context, so that they appear above a progress bar."""
     _consoles.append(console)
     try:
         yield
@@ -45,14 +45,14 @@ def _print_on_stderr(text: Text) -> None:
 
 
 def terminal_console() -> Console:
-    """Return a console on the current `sys.stdout`, which a test or a caller may have replaced."""
+    """Return a console that prints to the current `sys.stdout`, even if a test or caller has replaced it."""
     return Console(file=sys.stdout, highlight=False)
 
 
 def wide_console() -> Console:
-    """Return a console on the current `sys.stdout` for wide tables.
+    """Return a console for wide tables that prints to the current `sys.stdout`.
 
-    In a file, rich would cut their rows at 80 characters.
+    If the output is a file or a pipe, lines may have up to FILE_WIDTH characters. The default of rich is 80.
     """
     console = terminal_console()
     if not console.is_terminal:

@@ -1,4 +1,4 @@
-"""Progress of a command and its remaining time, on stderr."""
+"""Progress of a command, with an estimate of the remaining time, on stderr."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,15 +16,16 @@ SECONDS_BETWEEN_LINES = 30.0
 def progress(
     name: str, total: int, *, what: str = "problems", done: int = 0, is_shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Yield a function to call with the number of items done.
+    """Show progress within the context. Yield a function, to be called with the number of items done so far.
 
-    On a terminal it updates a progress bar; elsewhere it prints a line every 30 seconds.
+    On a terminal, the function updates a progress bar. Otherwise, it prints a line every 30 seconds.
 
     Args:
         name: heading of the progress.
         total: number of items.
         what: name of the items.
-        done: number of items that were done before. They are ignored in the estimate of the remaining time.
+        done: number of items that were done before, for example in an interrupted evaluation. They are
+            ignored in the estimate of the remaining time.
         is_shown: if False, nothing is shown.
     """
     if not is_shown:
@@ -48,13 +49,13 @@ def progress(
 
 
 def _lines(name: str, total: int, what: str) -> Callable[[int], None]:
-    begun: tuple[float, int] | None = None  # time of the first call, and the number done by then
+    begun: tuple[float, int] | None = None  # time of the first call, and number of items done at that time
     shown = time.monotonic()
 
     def show(done: int) -> None:
         nonlocal shown, begun
         now = time.monotonic()
-        if begun is None:  # items done before, in a resumed evaluation, took no time here
+        if begun is None:  # start the clock: items done before the first call took no time in this process
             begun = now, done
         started, first = begun
         if now - shown < SECONDS_BETWEEN_LINES or done in (total, first):

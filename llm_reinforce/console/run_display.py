@@ -1,6 +1,6 @@
-"""Displays of a run: the protocol, plain lines for a pipe or a file, and a silent one.
+"""Displays of a run: the interface, a display of plain lines for a pipe or a file, and a silent display.
 
-The live view on a terminal is in `live_view.py`.
+The live view for a terminal is in `live_view.py`.
 """
 
 import os
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
 
-# PlainDisplay prints a line after 5% of the updates, but not within 2 s, and at the latest after 60 s
+# PlainDisplay prints a line after every 5% of the updates, but at most every 2 s and at least every 60 s
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
 
 
 @runtime_checkable
 class Display(Protocol):
-    """Interface through which the training loop shows its progress; all methods should return quickly."""
+    """Interface through which the training loop shows its progress. All methods should return quickly."""
 
     def say(self, sentence: str) -> None:
         """Show a message."""
@@ -38,25 +38,28 @@ class Display(Protocol):
         """Show policy-gradient update number `num_updates` of `total`, with its metrics and episodes."""
 
     def evaluating(self, num_problems: int, total: int) -> None:
-        """Show that `num_problems` of the `total` problems of the current evaluation are done."""
+        """Show that `num_problems` of the `total` problems of the current evaluation are completed."""
 
     def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
         """Show an evaluation after `num_updates` updates; `data` is "held_out" or "training"."""
 
 
 class RunDisplay(Display, Protocol):
-    """Display that is also a context manager, entered for the duration of the run."""
+    """Display that is also a context manager. The context lasts for the duration of the run."""
 
     def __enter__(self) -> object: ...
 
     def __exit__(self, *exception: object) -> None: ...
 
     def stopping(self, sentence: str) -> None:
-        """Show that the run will stop; called from a signal handler."""
+        """Show `sentence`, which says that the run will stop. This method is called from a signal handler."""
 
 
 def write_on_stderr(sentence: str) -> None:
-    """Write to file descriptor 2 without buffers, since a signal handler may interrupt a print."""
+    """Print a line on stderr from a signal handler.
+
+    The line is written to file descriptor 2, because the signal may have interrupted a buffered print.
+    """
     with suppress(OSError):
         os.write(2, f"{sentence}\n".encode())
 
@@ -91,9 +94,10 @@ class Pace:
     Attributes:
         name: name of the phase.
         total: number of updates of the phase.
-        done: number of updates made.
-        first: number of updates made before the clock started; above 0 in a resumed run.
-        started: start of the clock, in seconds of `time.monotonic`.
+        done: number of updates made so far.
+        first: number of updates that were made before the measurement of time started; above 0 in a resumed
+            run.
+        started: time at which the measurement started, in seconds of `time.monotonic`.
     """
 
     name: str
@@ -103,24 +107,27 @@ class Pace:
     started: float
 
     def elapsed(self) -> float:
-        """Return the seconds since the phase began."""
+        """Return the time since the start of the measurement, in seconds."""
         return time.monotonic() - self.started
 
     def left(self) -> float | None:
-        """Return the seconds left at the mean pace so far, evaluations included; None if unknown."""
+        """Return the estimated remaining time in seconds, or None if no update has been made yet.
+
+        The estimate is based on the mean time per update so far, which includes evaluations.
+        """
         num_done = self.done - self.first
         return self.elapsed() / num_done * (self.total - self.done) if num_done > 0 else None
 
 
 def next_pace(pace: Pace | None, name: str, done: int, total: int, seconds: float | None) -> Pace:
-    """Return the pace after another update; a new one if a phase begins.
+    """Return the pace after another update. At the first update of a phase, a new pace is created.
 
     Args:
-        pace: the pace before; None at the beginning.
+        pace: the pace before the update. None: no update has been made yet.
         name: name of the phase.
-        done: number of updates made.
+        done: number of updates of the phase that have been made.
         total: number of updates of the phase.
-        seconds: duration of the update; None if it is unknown.
+        seconds: duration of the update. None: unknown.
     """
     if pace is None or pace.name != name:
         first = done if seconds is None else done - 1
@@ -130,7 +137,7 @@ def next_pace(pace: Pace | None, name: str, done: int, total: int, seconds: floa
 
 
 class PlainDisplay:
-    """Display that prints a line for each evaluation and for some updates, for logs and pipes."""
+    """Display for log files and pipes, which prints a line for each evaluation and for some updates."""
 
     def __init__(self, console: Console, num_processes: int = 1) -> None:
         self.console = console
@@ -182,11 +189,11 @@ class PlainDisplay:
 
 
 def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str, str]:
-    """Return the main metrics of an update as text, by short names.
+    """Return the main metrics of an update as text, by a short name.
 
     Args:
         metrics: metrics of the update.
-        num_episodes: number of episodes in all processes, for the rate.
+        num_episodes: number of episodes of the update in all processes, from which `episodes/s` is computed.
     """
     shown = {}
     for name, key, form in (

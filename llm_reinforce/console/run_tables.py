@@ -1,4 +1,4 @@
-"""Tables of a run: before its first update, and after its last one."""
+"""Summary of a run before its first update, and table of its accuracies after its last update."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def named_values(rows: Mapping[str, str]) -> Table:
-    """Return a table with a name and a value in each row; long values are folded."""
+    """Return a table with a name and a value in each row. Long values are continued on the next line."""
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
@@ -26,7 +26,7 @@ def named_values(rows: Mapping[str, str]) -> Table:
 
 
 def preview_table(config: "Config", preview: "Preview") -> Table:
-    """Return a summary of a run that has not been started."""
+    """Return a table that summarizes a run that has not been started."""
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
     updates = f"{training.num_updates:,}"
@@ -48,7 +48,7 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
 
 
 def episode_lines(episode: "Episode") -> Iterator[Text]:
-    """Yield the prompt, the completion, and the verdict with the rewards."""
+    """Yield three lines about an episode: the prompt, the completion, and the verdict with the rewards."""
     verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"
     parts = ", ".join(f"{name} {value}" for name, value in episode.rewards.items())
     reward = "unscored" if episode.reward is None else f"reward {episode.reward:g}"
@@ -58,10 +58,10 @@ def episode_lines(episode: "Episode") -> Iterator[Text]:
 
 
 def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table of the first and the last evaluation of a run.
+    """Return a table with the accuracies of a run's first and last evaluations.
 
     Args:
-        rows: the rows of `evaluations.jsonl`, at least one.
+        rows: the rows of `evaluations.jsonl`; at least one.
     """
     last = {row["decoding"]: row for row in rows}
     first = {decoding: next(row for row in rows if row["decoding"] == decoding) for decoding in last}
@@ -83,7 +83,7 @@ def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
-    """Return a sentence for each decoding whose best accuracy is higher than its last one.
+    """Return a line of text for each decoding whose highest accuracy was not reached in the last evaluation.
 
     Args:
         rows: the rows of `evaluations.jsonl`.

@@ -1,11 +1,11 @@
-"""Formatted numbers, and text escaped for a terminal."""
+"""Format numbers, and escape text for a terminal."""
 
 import unicodedata
 from collections.abc import Sequence
 
 
 def accuracy_title(data: str) -> str:
-    """Return the title of an accuracy on `data`, which is "held_out" or "training"."""
+    """Return the title of an accuracy that was measured on `data`, which is "held_out" or "training"."""
     return "held-out accuracy" if data == "held_out" else "accuracy on the training problems"
 
 
@@ -22,11 +22,12 @@ def duration(seconds: float) -> str:
 
 
 def visible(text: str, max_characters: int | None = None) -> str:
-    r"""Return the text with control characters escaped, such as a newline as `\n`.
+    r"""Return the text with control characters escaped: a newline becomes `\n`, for example.
 
     Args:
         text: the text.
-        max_characters: length to which the text is shortened before it is escaped, by cutting its middle.
+        max_characters: maximum number of characters before escaping. The middle of a longer text is replaced
+            by an ellipsis. None: no limit.
     """
     if max_characters is not None and len(text) > max_characters:
         tail = max_characters // 2  # keeps the final answer, which is at the end

@@ -1,4 +1,7 @@
-"""Tables of the gradient's variance: comparison of estimators, and tests of the article's claims."""
+"""Tables of the gradient's variance, and of tests of the article's claims about the variance.
+
+The article is "The Beauty of Reinforcement Learning (1)".
+"""
 
 import math
 from collections.abc import Sequence
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
         LengthVariance,
     )
 
-ENOUGH_PROBLEMS = 32  # with fewer problems that have a gradient, the intervals are too narrow
+ENOUGH_PROBLEMS = 32  # if fewer problems have a gradient, the intervals are too narrow
 EXPLANATION = "below each value: its 95% interval; ≈: the theoretical prediction, from other episodes"
 TIMINGS = {
     "each step": "a reward for each head, at its toss",
@@ -30,7 +33,7 @@ TIMINGS = {
 
 
 def variance_table(measured: "GradientVariance") -> RenderableType:
-    """Return a table with a row per estimator, each value above its 95% interval."""
+    """Return a table with a row per estimator. The 95% interval of each value is below the value."""
     table = _table(padding=1)
     table.add_column("estimator", no_wrap=True)
     for title in ("variance", "SNR", "noise scale", "cosine", "bias"):
@@ -54,8 +57,8 @@ def _variance_notes(measured: "GradientVariance") -> list[str]:
     notes = [f"‖∇J‖² = {_number(norm.value)} [{_number(norm.low)}, {_number(norm.high)}]"]
     if measured.sketch_error:
         notes.append(
-            f"gradients are sketched: the standard error of a squared length is at most "
-            f"{measured.sketch_error:.1%}"
+            "gradients are projected to fewer dimensions, which changes squared lengths by a random relative "
+            f"error with a standard deviation of at most {measured.sketch_error:.1%}"
         )
     if measured.num_with_gradient < ENOUGH_PROBLEMS:
         few = f"{measured.num_with_gradient} of {measured.num_problems:,} problems"
@@ -80,7 +83,10 @@ def _bias(each: "EstimatorVariance") -> Text:
 
 
 def constant_table(rows: "Sequence[ConstantVariance]") -> RenderableType:
-    """Return a table with a row per constant and a column per baseline."""
+    """Return a table of variances if a constant is added to every reward.
+
+    The table has a row per constant and a column per baseline.
+    """
     table = _table()
     table.add_column("constant", justify="right")
     names = list(dict.fromkeys(each.baseline for each in rows))
@@ -94,7 +100,7 @@ def constant_table(rows: "Sequence[ConstantVariance]") -> RenderableType:
 
 
 def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
-    """Return a table with a row per choice of rewards for a wrong and a right label."""
+    """Return a table for a classifier, with a row per pair of rewards of a wrong and a right label."""
     table = _table()
     for title in ("rewards, wrong and right", "reinforced", "to the label", "‖E ĝ‖", "variance"):
         table.add_column(title, justify="left" if title.startswith("rewards") else "right")
@@ -111,7 +117,11 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
 
 
 def length_table(claim: "LengthClaim") -> RenderableType:
-    """Return a table of coin tosses, and one table per reward timing with a row per episode length."""
+    """Return the tables of the claim that variance grows with the length of an episode.
+
+    The first table is about coin tosses. The other tables are about gradients: one table for each time at
+    which rewards are given, with a row per episode length.
+    """
     return Group(_coins_table(claim.coins), Text(""), _lengths_table(claim.lengths))
 
 
@@ -151,14 +161,14 @@ def _table(padding: int = 2) -> Table:
 
 
 def _cell(estimate: "IntervalEstimate", predicted: float | None = None, digits: int = 3) -> Text:
-    """Return a value, its interval below, and its prediction below that, if any."""
+    """Return three lines: a value, its interval, and its predicted value if there is one."""
     low, high = _number(estimate.low, digits), _number(estimate.high, digits)
     lines = Text.assemble(_number(estimate.value), (f"\n{low} – {high}", "dim"))
     return lines if predicted is None else lines.append(f"\n≈ {_number(predicted)}", "italic")
 
 
 def _number(value: float, digits: int = 3) -> str:
-    """Return the value with `digits` significant digits; from 100,000 in thousands, such as `123k`."""
+    """Return the value with `digits` significant digits. Values of 100,000 or more become `123k`."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if abs(value) >= 1e5:

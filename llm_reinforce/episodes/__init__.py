@@ -1,4 +1,4 @@
-"""Episodes: problems, completions, verdicts and rewards together."""
+"""Episodes: problems with sampled completions, verdicts, rewards and advantages."""
 
 from llm_reinforce.episodes.collect import collect_episodes
 from llm_reinforce.episodes.episode import Episode, EpisodeBatch

@@ -37,14 +37,15 @@ def collect_episodes(
         temperature: divisor of the logits.
         generator: source of random numbers, on the CPU or on the device of the policy.
         batch_size: maximum number of completions sampled at once. None: no limit.
-        first_group: group number of the first problem. The following problems have the following numbers.
+        first_group: number of the group of the first problem. The next groups are numbered consecutively.
         progress: progress of the run, for reward functions with TRL's signature.
-        with_greedy: also complete each problem once greedily. The reward functions are called separately on
-            these completions.
-        activations: store for the activations of the sampled episodes, but not of the greedy ones.
+        with_greedy: also sample one greedy completion of each problem. The reward functions are called
+            separately on the greedy completions.
+        activations: store for the activations of the sampled episodes. Those of greedy completions are not
+            stored.
 
     Returns:
-        episodes in the order of the problems; those of one problem are adjacent.
+        episodes in the order of the problems; the episodes of one problem are adjacent.
     """
     prompts = policy.encode_prompts([problem.prompt for problem in problems])
 
@@ -78,7 +79,7 @@ def _rewarded(
     progress: Progress | None,
     first_group: int,
 ) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
-    """Return completions as episodes, and the metrics that reward functions logged for the batch."""
+    """Verify and reward completions; return the episodes and the metrics that reward functions logged."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
     verdicts = [judge(one.text, problem) for one, problem in zip(completions, problem_of, strict=True)]
     judged = [

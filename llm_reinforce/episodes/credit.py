@@ -12,11 +12,11 @@ Decode = Callable[[Sequence[int]], str]
 def step_rewards_by_token(
     steps: Sequence[StepRewards], text: str, token_ids: TokenIds, decode: Decode
 ) -> tuple[float, ...]:
-    """Return the reward r_{t+1} of each action a_t, the sum of the step rewards of several functions.
+    """Return the reward r_{t+1} of each action a_t: the sum of the step rewards that the action receives.
 
     Args:
-        steps: step rewards of each function.
-        text: the completion, `decode(token_ids)`. Spans refer to its characters.
+        steps: one entry per reward function that returned step rewards.
+        text: the completion, `decode(token_ids)`. Spans are given in characters of this text.
         token_ids: tokens of the completion.
         decode: function from tokens to text.
 
@@ -38,11 +38,11 @@ def step_rewards_by_token(
 def completing_token(end: int, text: str, token_ids: TokenIds, decode: Decode) -> int:
     """Return the index t of the token that completes the first `end` characters of the text.
 
-    The decoded tokens 0 to t start with these characters, and the decoded tokens 0 to t-1 do not. The index
-    is found by bisection over decoded prefixes, which works with every tokenizer: a token may contain several
-    characters or only some bytes of one, and a decoder may change earlier text (such as a space or an
-    incomplete character) when it sees the next token. If `end` is greater than the length of the text, the
-    result is the last token, which is the end token if there is one.
+    The text of tokens 0 to t starts with these characters, and the text of tokens 0 to t-1 does not. The
+    index is found by bisection over decoded prefixes, which works with every tokenizer: a token may contain
+    several characters or only some bytes of a character, and the next token may change how earlier tokens are
+    decoded (a space or an incomplete character, for example). If `end` is greater than the length of the
+    text, the result is the last token, which is the end token in a terminated episode.
 
     Args:
         end: number of characters.

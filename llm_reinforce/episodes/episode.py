@@ -24,12 +24,15 @@ class Episode:
         prompt_ids: tokens of the initial state s_0.
         completion: the sampled completion.
         verdict: verdict of the verifier, which does not depend on the reward.
-        rewards: unweighted value of each reward function by name; for step rewards their sum.
-        reward: terminal reward r_T, the weighted sum of all rewards except step rewards. None: unscored.
-        step_rewards: weighted r_{t+1} of each action, without the terminal reward. Empty if there are none.
-        failures: error messages by name of the reward function that failed.
-        traceback: traceback of the first failure.
-        extras: values that reward functions logged for this episode, by name.
+        rewards: unweighted value of each reward function, by the name of the function. The value of step
+            rewards is their sum.
+        reward: terminal reward r_T, the weighted sum of all rewards except step rewards. None: the episode is
+            unscored.
+        step_rewards: weighted step reward r_{t+1} of each action, without the terminal reward. Empty if there
+            are no step rewards.
+        failures: error messages, by the name of the reward function that failed.
+        traceback: traceback of the first failure; empty if there is none.
+        extras: values that reward functions logged for this episode, by the name given by the function.
     """
 
     problem: Problem
@@ -46,7 +49,7 @@ class Episode:
 
     @property
     def total_reward(self) -> float | None:
-        """Sum of terminal and step rewards, the undiscounted return g_0; None: unscored."""
+        """Sum of terminal and step rewards, the undiscounted return g_0. None: the episode is unscored."""
         return None if self.reward is None else self.reward + sum(self.step_rewards)
 
     @property
@@ -57,19 +60,21 @@ class Episode:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpisodeBatch:
-    """The episodes of an update, and tensors for the equations, on the CPU.
+    """The episodes of an update, and their rewards and log-probabilities as tensors on the CPU.
 
     Use `EpisodeBatch.of(episodes)` to build a batch.
 
     Attributes:
-        episodes: sampled episodes. All tensors describe these.
-        logged: numbers that reward functions logged for the whole batch, by name.
-        greedy: greedy completion of each problem as an episode of its group; empty if not sampled.
+        episodes: sampled episodes. The tensors describe these episodes.
+        logged: numbers that reward functions logged for the whole batch, by the name given by the function.
+        greedy: the greedy completion of each problem as an episode with the group number of the problem;
+            empty if no greedy completions were sampled.
         lengths: number of actions T of each episode, including the end token.
-        groups: number shared by the episodes of one problem.
+        groups: group number of each episode, shared by the episodes of one problem.
         scored: False for unscored episodes, which are left out of baseline and loss.
         terminal_rewards: r_T; zero if unscored.
-        step_rewards: r_{t+1} of each action, without the terminal reward; None if no episode has any.
+        step_rewards: step reward r_{t+1} of each action, without the terminal reward; None if no episode has
+            step rewards.
         behavior_log_probs: log π(a_t | s_t) recorded when the actions were sampled; zero in padding.
     """
 
@@ -94,7 +99,8 @@ class EpisodeBatch:
 
         Args:
             episodes: the sampled episodes.
-            logged: numbers that reward functions logged for the whole batch, by name.
+            logged: numbers that reward functions logged for the whole batch, by the name given by the
+                function.
             greedy: greedy completions as episodes, one per group.
         """
         has_steps = any(episode.step_rewards for episode in episodes)
@@ -125,7 +131,7 @@ class EpisodeBatch:
     def squared_logit_gradient_norms(self) -> Float[Tensor, "episode token"]:
         """Return ‖∂ log π(a_t | s_t) / ∂z‖² recorded when the actions were sampled; zero in padding.
 
-        Only `baseline: optimal` needs these, so they are not an attribute.
+        The norms are computed on request, because only `baseline: optimal` needs them.
 
         Raises:
             ValueError: if a completion was not sampled by `sample_completions`.

@@ -31,10 +31,10 @@ class Estimate:
 
     Attributes:
         returns: g_t of each action.
-        baselines: b of each episode; with baseline `value`, V(s_0).
+        baselines: baseline b of each episode. With `baseline: value`, this is V(s_0).
         advantages: A_t; zero in padding and in unscored episodes.
         mask: True for the actions of scored episodes.
-        denominator: divisor of the summed loss of the update, over all processes.
+        denominator: number by which the summed loss of an update is divided, equal in all processes.
         mean_return: mean return of the scored episodes of all processes; None if there are none.
     """
 
@@ -57,16 +57,16 @@ def estimate_advantages(
 ) -> Estimate:
     """Compute returns, baselines and advantages from the rewards of episodes.
 
-    Baselines, standardization and denominator are computed over the episodes of all processes.
+    Baselines, standardization and denominator are computed from the episodes of all processes.
 
     Args:
         batch: episodes of this process. Every process has the same number of episodes.
         settings: the `reinforce` section of the settings.
         moving_average: moving average of returns, for `baseline: moving_average`.
-        gather: function that concatenates per-episode numbers of all processes, in the order of the
-            processes.
+        gather: function that concatenates tensors with one number per episode over all processes, in the
+            order of the processes.
         process_index: index of this process.
-        values: V(s_t) of each action, for `baseline: value`. V must not be fitted to these episodes.
+        values: V(s_t) of each action, for `baseline: value`. V must not have been fitted to these episodes.
 
     Raises:
         ValueError: if the values, greedy completions or recorded norms that the baseline needs are missing.
@@ -106,7 +106,7 @@ def _baseline_arguments(
     mask: Bool[Tensor, "episode token"],
     gather: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:
-    """Return the arguments of `baseline_values` that only some baselines need, for all processes."""
+    """Return the arguments of `baseline_values` that only some baselines need, for all processes together."""
     match settings.baseline:
         case "optimal":
             weighted = weighted_returns(
@@ -125,7 +125,9 @@ def _rewards(batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
 
 
 def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " episode"]:
-    """Return, for each episode, g_0 of the greedy completion of its problem; NaN if that is unscored.
+    """Return, for each episode, the return g_0 of the greedy completion of its problem.
+
+    The return is NaN if the greedy completion is unscored.
 
     Raises:
         ValueError: if a group has no greedy completion.
@@ -144,7 +146,11 @@ def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " epi
 
 
 def _denominator(settings: ReinforceConfig, scored_lengths: Int[Tensor, " episode"]) -> float:
-    """Return the number of scored episodes, the number of their actions, or the constant in the settings."""
+    """Return the denominator of the loss.
+
+    Depending on the settings, this is the number of scored episodes, the number of actions of scored
+    episodes, or a constant.
+    """
     match settings.denominator:
         case "episodes":
             return float(len(scored_lengths))

@@ -1,4 +1,4 @@
-"""Log-probabilities of actions from hidden states, without storing the logits of all states at once."""
+"""Compute log-probabilities of actions from hidden states, a few logits at a time to save memory."""
 
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ MAX_LOGITS = 1 << 23  # number of logits stored at once: 32 MiB in float32, abou
 
 
 class ActionLogProbs(NamedTuple):
-    """Log-probabilities of given actions and, optionally, entropies of their distributions, in nats."""
+    """Log-probabilities of given actions and, optionally, entropies of their distributions, both in nats."""
 
     log_probs: Float[Tensor, "*action"]
     entropies: Float[Tensor, "*action"] | None
@@ -34,8 +34,9 @@ def action_log_probs(
 
         log π(a|s) = z_a - log Σ_b exp z_b,   z = W h / temperature
 
-    If the head is an `nn.Linear` without bias, the logits are computed a few rows at a time, and again in the
-    backward pass, so that the `[state, vocabulary]` logits of an update are never stored.
+    If the head is an `nn.Linear` without bias, the logits are computed for a few states at a time, and are
+    recomputed in the backward pass. The `[state, vocabulary]` logits of an update are never stored as a
+    whole.
 
     Args:
         head: output layer of the model, which computes logits from hidden states.
@@ -44,7 +45,8 @@ def action_log_probs(
         actions: token id of each action.
         temperature: divisor of the logits.
         with_entropies: also compute entropies.
-        cached: log-probabilities and entropies that are already known; only their gradients are computed.
+        cached: log-probabilities and entropies that are already known, so that only their gradients have to
+            be computed. None: compute them.
     """
     if not is_linear(head) or head.bias is not None:
         logits = head(hidden).index_select(0, states)
@@ -102,7 +104,7 @@ class _ChunkedHead(torch.autograd.Function):
             action_logits = torch.linalg.vecdot(
                 hidden.index_select(0, states), weight.index_select(0, actions)
             )
-            # a total of infinity makes the gradient of a state without actions zero
+            # for a state without actions, an infinite log-total makes all probabilities and the gradient zero
             no_total, no_entropy = log_probs.new_tensor([[torch.inf], [0.0]]).expand(2, len(hidden))
             log_totals = _per_state(action_logits / temperature - log_probs, states, no_total)
             entropies = no_entropy
@@ -117,7 +119,7 @@ class _ChunkedHead(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, states, actions, log_totals, entropies = ctx.saved_tensors
         grad_actions, grad_entropies = gradients[0], gradients[1][:, None]
-        # per state: the sum over its actions
+        # one value per state: the sum over the actions of the state
         grad_log_probs = torch.zeros_like(log_totals).index_add_(0, states, grad_actions)[:, None]
         grad_hidden = torch.zeros_like(hidden, dtype=log_totals.dtype)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
@@ -127,7 +129,7 @@ class _ChunkedHead(torch.autograd.Function):
             log_distribution = _logits(hidden, part, ctx.temperature).sub_(log_totals[:, None])
             if ctx.with_entropies:
                 probabilities = log_distribution.exp()
-                # finite also for actions with probability 0, whose log-probability is -inf
+                # avoid 0 · -inf = NaN for actions with probability 0
                 grad_logits = log_distribution.clamp_(min=torch.finfo(log_distribution.dtype).min / 2)
                 grad_logits.add_(entropies[:, None]).mul_(grad_entropies).add_(grad_log_probs)
                 grad_logits.mul_(probabilities).neg_()
@@ -174,8 +176,11 @@ def _logits_and_entropies(
 def _per_state(
     values: Float[Tensor, " action"], states: Int[Tensor, " action"], default: Float[Tensor, " state"]
 ) -> Float[Tensor, " state"]:
-    """Return one value per state from values that all actions of a state share; `default` without actions."""
-    # the values of a state may differ by rounding; their maximum does not depend on their order
+    """Reduce values of actions to one value per state. All actions of a state have the same value.
+
+    A state without actions gets the value in `default`.
+    """
+    # because of rounding, the values may differ slightly; the maximum does not depend on their order
     return default.scatter_reduce(0, states, values, "amax", include_self=False)
 
 

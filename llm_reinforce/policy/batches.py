@@ -1,7 +1,7 @@
-"""Caches of sequences that are being sampled. Sequences that are equal so far share a row.
+"""Batches of sequences that are being sampled, with the cache of keys and values of the model.
 
-`SlotBatch` is for Llama-like models: its cache is allocated in advance, and rows of ended sequences are
-reused for new ones. `WholeBatch` is for every other causal model of transformers.
+`SlotBatch` is for Llama-like models. Its cache is allocated in advance, and rows of ended sequences are
+reused for new sequences. `WholeBatch` is for all other causal models of transformers.
 """
 
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, i
 
 @runtime_checkable
 class Batch(Protocol):
-    """Rows of sequences that are being sampled, with their cache."""
+    """Sequences that are being sampled, with their cache. Sequences that are equal so far share a row."""
 
     can_refill: bool
     """True if rows can be filled with new sequences while other rows are in progress."""
@@ -30,7 +30,7 @@ class Batch(Protocol):
         Args:
             rows: rows of the new sequences.
             prompts: token ids of the prompts.
-            of_prompt: for each row, the index of its prompt in `prompts`.
+            of_prompt: for each entry of `rows`, the index in `prompts` of the prompt of the sequence.
         """
 
     def step(
@@ -40,19 +40,19 @@ class Batch(Protocol):
 
         Args:
             actions: token id of each row's action.
-            shortest: minimum number of tokens of the rows in use, including prompt and action.
-            longest: maximum number of tokens of the rows in use, including prompt and action.
+            shortest: length of the shortest row in use, in tokens, including the prompt and the new action.
+            longest: length of the longest row in use, in tokens, including the prompt and the new action.
         """
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """Copy the rows `old` to the rows `new`, which may lie past the last existing row."""
+        """Copy the rows `old` to the rows `new`. Rows past the last existing row are added."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Keep only these rows and drop all others."""
 
 
 class WholeBatch:
-    """Sequences of any causal model, all started together, with the cache that the model creates itself."""
+    """Batch for any causal model, in which all sequences start together. The model creates the cache."""
 
     can_refill = False
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 
 def cache_directory() -> Path:
-    """Return the cache directory.
+    """Return the directory in which fetched and converted models are stored.
 
-    It is the value of the environment variable `LLM_REINFORCE_CACHE` if set, otherwise
-    `$XDG_CACHE_HOME/llm_reinforce`, and otherwise `~/.cache/llm_reinforce`.
+    The directory is the value of the environment variable `LLM_REINFORCE_CACHE` if it is set. Otherwise it is
+    `$XDG_CACHE_HOME/llm_reinforce` if this variable is set, and `~/.cache/llm_reinforce` if it is not.
     """
     if chosen := os.environ.get("LLM_REINFORCE_CACHE"):
         return Path(chosen).expanduser()

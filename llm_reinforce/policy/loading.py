@@ -44,21 +44,22 @@ def load_policy(
     """Load a causal language model of transformers as a policy.
 
     Args:
-        name_or_path: a hub id; the directory of a model, an adapter or a run; a `.gguf` file, which is
-            dequantized and stored as safetensors in the cache directory; or a name known to
-            `llm-reinforce fetch`.
+        name_or_path: a hub id, a directory, a `.gguf` file, or the name of a model that was downloaded with
+            `llm-reinforce fetch`. The directory may be that of a model, an adapter or a run. A `.gguf` file
+            is dequantized and stored as safetensors in the cache directory.
         dtype: data type of the weights: float32, bfloat16 or float16.
-        lora: shape of a new adapter to train. None: train all weights, or the adapter that is loaded.
+        lora: shape of a new LoRA adapter to train. None: train the loaded adapter or, if the model is not an
+            adapter, all weights.
         use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
         system_prompt: system turn of the chat template. None: the default of the template.
         revision: branch, tag or commit of a hub id.
-        trust_remote_code: allow the code of a model on the hub to run.
+        trust_remote_code: if True, code that belongs to a model on the hub may run.
         seed: seed of the random initialization of a new adapter.
         device: device of the model.
 
     Raises:
-        InputError: if no model is found, if the model is not a causal language model whose cache consists of
-            keys and values, or if `system_prompt` is given without a chat template.
+        InputError: if no model is found, if the model is not a causal language model, if its cache contains
+            more than keys and values, or if `system_prompt` is given although there is no chat template.
     """
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
@@ -80,12 +81,12 @@ def load_policy(
 def random_policy(
     shape: RandomInitConfig, *, seed: int = 0, dtype: str = "float32", device: torch.device | str = "cpu"
 ) -> LanguagePolicy:
-    """Return a small Llama with random weights and a tokenizer of single characters.
+    """Return a small Llama with random weights and a tokenizer whose tokens are single characters.
 
-    This is STEP 0 of the article: θ is initialized at random.
+    This is STEP 0 of the article "The Beauty of Reinforcement Learning (1)": θ is initialized at random.
 
     Args:
-        shape: sizes of the model, and its alphabet.
+        shape: sizes of the model, and the alphabet of the tokenizer.
         seed: seed of the weights.
         dtype: data type of the weights: float32, bfloat16 or float16.
         device: device of the model.
@@ -102,7 +103,7 @@ def random_policy(
         initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 is for widths of thousands
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=None,  # an embedding computes no gradient for its pad token, here the end token
+        pad_token_id=None,  # an embedding computes no gradient for its pad token, which is the end token here
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
@@ -123,7 +124,7 @@ def policy_from_model(
     """Return a policy from a model and a tokenizer of transformers. The model is not copied.
 
     Args:
-        model: causal language model of transformers, or an adapter of peft on one.
+        model: causal language model of transformers, or an adapter of peft for such a model.
         tokenizer: tokenizer of the model, with an end token.
         use_chat_template: see `load_policy`.
         system_prompt: see `load_policy`.
@@ -131,7 +132,8 @@ def policy_from_model(
         seed: see `load_policy`.
 
     Raises:
-        InputError: if the model or the tokenizer has another type, or the two do not belong together.
+        InputError: if the model or the tokenizer has another type, or if the tokenizer has more tokens than
+            the model.
     """
     from peft import PeftModel
 
@@ -165,11 +167,11 @@ def policy_from_model(
 
 
 def check_reloads(policy: LanguagePolicy) -> None:
-    """Check that a policy made from objects in memory can be saved and loaded without change.
+    """Check that a policy made from objects in memory can be saved and is unchanged after it is loaded.
 
     Raises:
-        InputError: if the model cannot be saved, the base model of an adapter has no path, or the end tokens
-            would change.
+        InputError: if the model cannot be saved, if the base model of an adapter was not loaded from a path,
+            or if the end tokens would change.
     """
     model = policy.model
     if not hasattr(model, "save_pretrained"):
@@ -181,9 +183,9 @@ def check_reloads(policy: LanguagePolicy) -> None:
         bases = [config.base_model_name_or_path for config in model.peft_config.values()]  # type: ignore[operator,unused-ignore]
         if not all(bases):
             raise InputError(
-                "policy: the base model of this adapter was not loaded from a path and could not be found "
-                "when the run is loaded; save it with save_pretrained and load it from there, or omit "
-                "output_dir"
+                "policy: the base model of this adapter was not loaded from a path, so it could not be found "
+                "when the run is resumed; save the base model with save_pretrained and load it from that "
+                "path, or omit output_dir"
             )
     template = str(policy.tokenizer.chat_template or "") if policy.uses_chat_template else ""
     if (found := _end_tokens(model, policy.tokenizer, template)) != policy.end_token_ids:
@@ -220,11 +222,11 @@ def policy_from_config(
 
 
 def resolve_location(name_or_path: str) -> str:
-    """Return the location of a model for transformers: a local directory, or the unchanged hub id.
+    """Return the location from which transformers loads a model: a local directory, or the unchanged hub id.
 
     Raises:
-        InputError: if the name belongs to a model that has not been fetched yet, or the path contains no
-            model.
+        InputError: if the name is that of a model that can be fetched but has not been, or if the path
+            contains no model.
     """
     path = Path(name_or_path).expanduser()
     if name_or_path in FETCHABLE and not path.exists():
@@ -235,7 +237,8 @@ def resolve_location(name_or_path: str) -> str:
         policy_directory = path / "policy" if (path / "policy").is_dir() else path
         if not any((policy_directory / name).is_file() for name in ("config.json", "adapter_config.json")):
             raise InputError(f"{path}: no model in this directory (no config.json, no adapter_config.json)")
-        return str(policy_directory.absolute())  # an adapter stores this path of its base model
+        # absolute, because an adapter stores the path of its base model
+        return str(policy_directory.absolute())
     if not path.exists() and (name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))):
         raise InputError(f"policy {name_or_path}: no such directory or file")
     if path.exists():
@@ -248,7 +251,7 @@ def resolve_location(name_or_path: str) -> str:
 def convert_gguf(path: Path, directory: Path | None = None) -> Path:
     """Convert a GGUF file to float32 safetensors and return the directory of the result.
 
-    If the directory already contains the model, nothing is converted.
+    If the directory of the result already contains a model, nothing is converted.
 
     Args:
         path: the GGUF file.
@@ -283,8 +286,11 @@ def convert_gguf(path: Path, directory: Path | None = None) -> Path:
 
 
 def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
-    """Replace a pad token that equals the end token, as in some GGUF files, by an unused token if any."""
-    # transformers adds a missing <|endoftext|> to the tokenizer, past the end of the embedding
+    """If the pad token of a tokenizer equals its end token, choose an unused token as pad token, if any.
+
+    The tokenizers of some GGUF files have equal pad and end tokens.
+    """
+    # transformers adds a missing <|endoftext|> to the tokenizer, but the model has no embedding for its id
     spare = tokenizer.get_vocab().get("<|endoftext|>", num_tokens)
     if tokenizer.pad_token_id == tokenizer.eos_token_id and spare < num_tokens:
         tokenizer.pad_token = "<|endoftext|>"
@@ -303,18 +309,21 @@ def _load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, argu
         raise InputError(
             f"{adapter}: the name of the base model is missing; set base_model_name_or_path in this file"
         )
-    if not adapter.with_name("adapter_model.safetensors").is_file():  # peft would load a pickle instead
+    # without this file, peft would load a pickle, which can execute code
+    if not adapter.with_name("adapter_model.safetensors").is_file():
         raise InputError(
             f"{location}: no adapter_model.safetensors; save the adapter with safe_serialization=True"
         )
-    arguments.pop("revision", None)  # the revision of the adapter, not of its base model
+    arguments.pop("revision", None)  # this is the revision of the adapter, not of the base model
     return PeftModel.from_pretrained(
         _all_weights(resolve_location(base), **arguments), location, is_trainable=True
     )
 
 
 def _all_weights(location: str, **arguments: Any) -> Any:
-    """Load a model with `from_pretrained`, but do not accept random numbers for missing tensors.
+    """Load a model with `from_pretrained` and check that the files contain all tensors of the model.
+
+    By default, transformers initializes missing tensors with random numbers.
 
     Raises:
         ValueError: if a tensor is missing.
@@ -328,9 +337,9 @@ def _all_weights(location: str, **arguments: Any) -> Any:
 
 
 def _reach(location: str) -> dict[str, bool]:
-    """Return arguments that restrict loading to the local cache if the hub does not answer.
+    """Return arguments of `from_pretrained` that restrict loading to local files if the hub does not answer.
 
-    Otherwise transformers would wait for the hub once per file.
+    Without these arguments, transformers would wait for the hub once per file.
     """
     return {} if Path(location).is_dir() or hub_answers() else {"local_files_only": True}
 
@@ -340,7 +349,8 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
 
     if isinstance(model, PeftModel):
         raise InputError(
-            "policy.lora: this policy is already an adapter; remove the key to continue training it"
+            "policy.lora: this policy is already an adapter; remove this setting to continue the training of "
+            "the adapter"
         )
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
     alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # other libraries expect an int
@@ -354,10 +364,10 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
 
 
 def _check_cache(model: Any) -> None:
-    """Check that the cache of a model consists of keys and values, which the sampler copies row by row.
+    """Check that the cache of a model consists only of keys and values, which the sampler copies row by row.
 
     Raises:
-        InputError: if the model has a recurrent state.
+        InputError: if the cache contains more, such as a recurrent state.
     """
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if getattr(inner, "_is_stateful", False) or not keeps_keys_and_values(model):
@@ -374,7 +384,7 @@ def _as_policy(
     if system_prompt is not None and not template:
         raise InputError(
             "policy.system_prompt has no effect, because this policy has no chat template or does not use "
-            "it; move the text to problems.template"
+            "its chat template; move the text to problems.template"
         )
     end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
@@ -387,11 +397,12 @@ def _as_policy(
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
-    An end token of the model that is ordinary text in the tokenizer is left out: a model made from a
-    configuration has a default, such as 2, that may be the token of a digit.
+    An end token of the model is omitted if it is ordinary text in the tokenizer. A model that was made from a
+    configuration has a default end token, such as 2, which may be the token of a digit.
 
-    The first one is the token that `encode_completion` appends. It is the end token of the tokenizer if the
-    chat template ends turns with it, because the generation settings of a base model may not contain it.
+    The first token of the result is the one that `encode_completion` appends. If the chat template ends turns
+    with the end token of the tokenizer, this token is the first one, because the generation settings of a
+    base model may not contain it. Otherwise, an end token of the model is the first one, if it has any.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]

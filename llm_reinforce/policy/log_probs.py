@@ -1,4 +1,8 @@
-"""Log-probabilities of given actions. The causal shift of the plain path is in this module."""
+"""Log-probabilities of given actions, and hidden states of their states.
+
+The causal shift (the output at one token predicts the next token) is made in this module for all models that
+do not use the fast path.
+"""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -31,8 +35,9 @@ def token_log_probs(
 ) -> ActionLogProbs:
     """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
-    Repeated prompts, as in groups, are computed once. For a Llama-like model, shared prefixes of a prompt's
-    completions are also computed once; for any other model, only equal completions are.
+    A prompt with several completions is computed once. For a Llama-like model, shared prefixes of a prompt's
+    completions are also computed once. For any other model, only completions that are equal as a whole are
+    computed once.
 
     Args:
         model: the model of a policy.
@@ -41,11 +46,12 @@ def token_log_probs(
         pad_token_id: token id that fills ragged batches.
         temperature: divisor of the logits, as in sampling.
         with_entropies: also compute the entropy of each action's distribution, with gradient.
-        activations: activations kept when the completions were sampled with the same weights.
+        activations: activations kept when the completions were sampled with the same weights. None: compute
+            everything.
 
     Returns:
-        tensors `[episode, longest completion]`, in float32, or float64 for a float64 model. Values in padding
-        are arbitrary.
+        log-probabilities and entropies of shape `[episode, longest completion]`, in float64 for a float64
+        model and otherwise in float32. Values in padding are arbitrary.
     """
     packable = packable_model(model)
     if packable is not None and all(completions):
@@ -76,21 +82,22 @@ def action_features(
     pad_token_id: int,
     max_tokens: int = MAX_FEATURE_TOKENS,
 ) -> Float[Tensor, "episode token hidden"]:
-    """Return the last hidden state of each action's state s_t, the input of the head, without gradient.
+    """Return the last hidden state of the state s_t of each action, without gradient.
 
-    `head(features)[b, t]` are the logits of action a_t of episode b, before the division by the temperature
-    and before any further change of the logits by the model, such as capping.
+    The last hidden state is the input of the model's output layer (the head). `head(features)[b, t]` are the
+    logits of action a_t of episode b, before the division by the temperature and before any further change of
+    the logits by the model, such as capping.
 
     Args:
         model: the model of a policy.
         prompts: token ids of the states s_0, one per episode, none empty.
         completions: token ids of the actions, including the end token.
         pad_token_id: token id that fills ragged batches.
-        max_tokens: maximum number of tokens computed at once, including padding; at least one episode is
-            computed.
+        max_tokens: maximum number of tokens computed at once, including padding. A single episode may be
+            longer.
 
     Returns:
-        features in the data type of the model's computation; zero in padding.
+        hidden states in the data type of the model's computation; zero in padding.
 
     Raises:
         InputError: if the forward pass of the model does not call its output embedding.
@@ -117,7 +124,7 @@ def action_features(
 def _rows_at_once(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], max_tokens: int
 ) -> Iterator[slice]:
-    """Yield runs of rows, each of at most `max_tokens` tokens when padded to its longest."""
+    """Divide the rows into slices of at most `max_tokens` tokens including padding, or of a single row."""
     start, longest = 0, 0
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         longest = max(longest, len(prompt) + len(completion))
@@ -130,12 +137,15 @@ def _rows_at_once(
 def _inputs_of_head(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column hidden"]:
-    """Return the inputs of the output embedding for all columns, or for the last ones."""
+    """Return the inputs of the model's head (its output embedding) for all columns, or for the last ones.
+
+    The columns include those that predict an action.
+    """
     seen: list[Tensor] = []
 
     def record(head: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
         seen.extend(inputs[:1])
-        # the logits are not used, so compute them for one column only
+        # the logits are not used, so the head has to compute only one column
         return (inputs[0][:, :1], *inputs[1:]) if inputs else inputs
 
     inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
@@ -148,16 +158,18 @@ def _inputs_of_head(
             handle.remove()
     if not seen:
         raise InputError(
-            f"reinforce.baseline: value needs hidden states, and those of a {type(inner).__name__} cannot be "
-            "read because its forward pass does not call an output embedding; choose another baseline"
+            f"reinforce.baseline: value needs the hidden states of the policy, but those of a "
+            f"{type(inner).__name__} cannot be read, because its forward pass does not call an output "
+            "embedding; choose another baseline"
         )
     return seen[0]
 
 
 def keeps_keys_and_values(model: nn.Module) -> bool:
-    """Return True if the cache of the model consists of keys and values, which completions can share.
+    """Return True if the cache of the model consists only of keys and values.
 
-    A recurrent state, as of linear attention, is updated in place, which loses its gradient.
+    Several completions can share the keys and values of a prompt. They cannot share a recurrent state (of
+    linear attention, for example), because it is updated in place, which loses the gradient.
     """
     layer_types = getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"]
     return "past_key_values" in accepted_arguments(model, ["past_key_values"]) and set(layer_types) <= {
@@ -169,14 +181,14 @@ def keeps_keys_and_values(model: nn.Module) -> bool:
 def _logits_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode token vocabulary"]:
-    """Return the logits of each action; prompt and completion of an episode form one sequence."""
+    """Return the logits of each action, from one sequence per episode: the prompt and the completion."""
     return _of_actions(_outputs_row_by_row(model, prompts, completions, pad_token_id), prompts, completions)
 
 
 def _outputs_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column vocabulary"]:
-    """Return the logits of all columns, or of the last ones starting at or before the first action.
+    """Return the logits of all columns, or of the last ones, which include all that predict an action.
 
     Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
     """
@@ -193,7 +205,7 @@ def _of_actions(
     prompts: Sequence[TokenIds],
     completions: Sequence[TokenIds],
 ) -> Float[Tensor, "episode token channel"]:
-    """Select the output that predicts each action, from the outputs of all columns or of the last ones."""
+    """Select the outputs that predict actions, from the outputs of all columns or of the last ones."""
     # the causal shift: column c predicts token c + 1, and action t is token len(prompt) + t
     num_omitted = max(map(len, _read(prompts, completions))) - outputs.shape[1]
     first = integers([len(prompt) - 1 - num_omitted for prompt in prompts], outputs.device)
@@ -204,7 +216,10 @@ def _of_actions(
 
 
 def _read(prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> list[TokenIds]:
-    """Return the input tokens of each episode, without the last token, which predicts no action."""
+    """Return the input tokens of each episode: prompt and completion without the last action.
+
+    The last action is not needed, because no action follows it.
+    """
     return [
         (*prompt, *completion)[:-1] or prompt for prompt, completion in zip(prompts, completions, strict=True)
     ]
@@ -213,9 +228,10 @@ def _read(prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> list[
 def _logits_sharing_prompts(
     model: nn.Module, prompts: Sequence[TokenIds], actions: Int[Tensor, "episode token"], pad_token_id: int
 ) -> Float[Tensor, "episode token vocabulary"]:
-    """Return the logits of each action, with keys and values of each distinct prompt computed once.
+    """Return the logits of each action. The keys and values of each distinct prompt are computed only once.
 
-    The last token of a prompt predicts the first action, and each action predicts the next one.
+    The output at the last token of a prompt predicts the first action, and the output at each action predicts
+    the next action.
     """
     distinct = list(dict.fromkeys(prompts))
     row = {prompt: index for index, prompt in enumerate(distinct)}

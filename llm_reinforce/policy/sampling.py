@@ -18,11 +18,12 @@ from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
 
 CHECK_EVERY = {"cpu": 1}
-"""Tokens between two checks for ended completions, by device type. The default of 8 is for GPUs, where a
-check waits for the computation to finish."""
+"""Number of tokens between two checks for ended completions, by device type. For other devices than those
+listed here, the number is 8, because a check on a GPU has to wait for the computation to finish."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
-"""Function from the index of a prompt to the random numbers of its completions, in [0, 1), float64."""
+"""Function that returns the random numbers for the completions of a prompt, in [0, 1), float64. Its argument
+is the index of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +31,12 @@ class Completion:
     """The actions of one episode.
 
     Attributes:
-        token_ids: sampled tokens, including a final end token.
+        token_ids: sampled tokens, including the end token if there is one.
         log_probs: log π(a_t | s_t) of each action when it was sampled (behavior_log_probs), in nats.
         entropies: entropy of the distribution of each action, in nats.
-        text: the decoded tokens, without a final end token.
-        terminated: True if the policy sampled an end token, False if the token budget truncated the
-            completion.
+        text: the decoded tokens, without the end token.
+        terminated: True if the policy sampled an end token. False if the completion was truncated, because it
+            reached the maximum number of tokens.
         squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, where z are the logits
             divided by the temperature. Empty if the completion was not sampled by this module.
     """
@@ -71,15 +72,16 @@ def sample_completions(
         num_completions: number of completions per prompt.
         max_new_tokens: maximum number of tokens of a completion.
         temperature: divisor of the logits.
-        greedy: take the most likely token instead of sampling. `log_probs` are still those of the policy.
+        greedy: if True, the most likely token is taken instead of sampling. `log_probs` are still
+            log-probabilities of the policy.
         generator: source of random numbers, on the CPU or on the device of the policy.
-        batch_size: maximum number of completions sampled at once, but at least all completions of one prompt.
-            None: no limit.
-        activations: store for activations that `token_log_probs` reuses. Only Llama-like models on a CPU
-            fill it.
+        batch_size: maximum number of completions sampled at once. If it is smaller than `num_completions`,
+            the completions of one prompt are sampled at once. None: no limit.
+        activations: store for activations that `token_log_probs` reuses. Activations are stored only for
+            Llama-like models on a CPU. None: do not store activations.
 
     Returns:
-        completions in the order of the prompts; those of one prompt are adjacent.
+        completions in the order of the prompts; the completions of one prompt are adjacent.
     """
     device = policy.device if generator is None else generator.device
 
@@ -113,11 +115,11 @@ def stream_completions(
     batch_size: int | None = None,
     activations: Activations | None = None,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Yield the index of a prompt with its completions as soon as all of them have ended.
+    """Sample completions, and yield those of a prompt as soon as all of them have ended.
 
     Prompts are started in order. A prompt is computed once for all its completions. On a CPU, completions
-    share a row of the batch until their actions differ. Slots of ended completions are reused for the next
-    prompts if the cache of the model allows it; otherwise the batch shrinks.
+    share a row of the batch until their actions differ. When completions have ended, the next prompts start
+    in their place if the cache of the model allows it. Otherwise, the batch shrinks.
 
     Args:
         policy: see `sample_completions`.
@@ -125,10 +127,13 @@ def stream_completions(
         num_completions: see `sample_completions`.
         max_new_tokens: see `sample_completions`.
         temperature: see `sample_completions`.
-        uniforms: function that is called for the random numbers of each prompt, in order. None: take the most
-            likely tokens.
+        uniforms: function that returns the random numbers for the completions of a prompt. It is called once
+            per prompt, in the order of the prompts. None: take the most likely tokens.
         batch_size: see `sample_completions`.
         activations: see `sample_completions`.
+
+    Yields:
+        the index of the prompt, and its completions.
     """
     size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)  # prompts at once
     model = packable_model(policy.model)
@@ -141,7 +146,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)  # packable models have only one batch
+                activations.begin(model, temperature)  # called once: Llama-like models have only one batch
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
         else:
             batch = WholeBatch(policy.model, policy.pad_token_id)
@@ -162,20 +167,24 @@ def stream_completions(
 
 
 class _Generation:
-    """Completions in progress, each in a slot. Completions that are equal so far share a row of the batch.
+    """Completions in progress.
+
+    Each completion in progress has a slot, which is an index into the lists and tensors below. Completions
+    that are equal so far have different slots but share a row of the batch, which computes their next logits.
 
     Attributes:
-        requests: for each slot, the index of the prompt and of the completion; None: the slot is free.
-        rows: for each slot, its row of the batch.
-        num_rows: number of rows that the batch computes, including unused ones.
+        requests: for each slot, the index of the prompt and the number of the completion among those of the
+            prompt. None: the slot is free.
+        rows: for each slot, the row of the batch that computes its logits.
+        num_rows: number of rows that the batch computes, including unused rows.
         num_steps: number of steps so far.
         start_steps: for each slot, the value of `num_steps` when its completion started.
         prompts: for each slot, the tokens of its prompt.
         kept_indices: for each slot, the indices of its actions among the kept activations.
         lengths: for each slot, the number of tokens sampled so far.
-        is_running: for each slot, False once the completion has ended.
-        active: slots with a request.
-        active_slots: the same slots as a tensor.
+        is_running: for each slot, True if the completion has not ended yet.
+        active: slots that are not free.
+        active_slots: `active` as a tensor.
         active_rows: rows of the active slots.
         logits: for each row, the logits of the next action.
         actions: for each active slot, the latest action.
@@ -200,7 +209,7 @@ class _Generation:
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.end_token_ids = integers(policy.end_token_ids, device)
-        # the extra column takes the tokens drawn after the end of a completion; it is never read
+        # the extra column is for tokens that are drawn after the end of a completion; it is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
         self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.float64, device=device)
         self.entropies = torch.zeros_like(self.log_probs)
@@ -210,14 +219,14 @@ class _Generation:
         self.active_slots = self.active_rows = self.actions = torch.zeros(0, dtype=torch.long, device=device)
         self.logits = torch.empty(0)
         self.check_every = CHECK_EVERY.get(device.type, 8)
-        # sharing rows requires comparing the actions after every step
+        # sharing rows requires comparing the actions after every step, so it is not done on a GPU
         self.shares_rows = self.check_every == 1
 
     def has_room_for(self, num_completions: int) -> bool:
         """Return True if the completions of another prompt can start.
 
-        They can if no slot is in use. If the batch can refill rows, they can also start when at least a
-        quarter of the slots is free, and at least `num_completions`.
+        They can start if no slot is in use. If the batch can refill rows, they can also start if at least
+        `num_completions` slots and at least a quarter of all slots are free.
         """
         num_free = len(self.requests) - len(self.active)
         if not self.active:
@@ -232,7 +241,7 @@ class _Generation:
         num_completions: int,
         uniforms: Uniforms | None,
     ) -> None:
-        """Start the completions of the next prompts in free slots."""
+        """Start the completions of as many waiting prompts as the free slots allow."""
         free = [slot for slot, request in enumerate(self.requests) if request is None]
         started = [waiting.popleft() for _ in range(min(len(free) // num_completions, len(waiting)))]
         slots = free[: len(started) * num_completions]
@@ -240,7 +249,7 @@ class _Generation:
         distinct = {prompts[prompt]: None for prompt in started}
         index_of = {prompt: index for index, prompt in enumerate(distinct)}
         of_prompt = [index_of[prompts[prompt]] for prompt, _ in requests]
-        # a row for each prompt or for each completion
+        # if rows are shared, one row per distinct prompt, and otherwise one row per completion
         filled = [*range(len(distinct))] if self.shares_rows else of_prompt
         rows = [row for row, _ in zip(self._unused_rows(), filled, strict=False)]
         for place, (slot, request) in enumerate(zip(slots, requests, strict=True)):
@@ -269,7 +278,7 @@ class _Generation:
         return (row for row in count() if row not in in_use)
 
     def _refresh_active(self) -> None:
-        """Update the list of active slots and their rows."""
+        """Recompute `active`, `active_slots` and `active_rows`."""
         self.active = [slot for slot, request in enumerate(self.requests) if request is not None]
         self.active_slots = integers(self.active, self.active_slots.device)
         self.active_rows = integers([self.rows[slot] for slot in self.active], self.active_slots.device)
@@ -295,7 +304,10 @@ class _Generation:
         self.num_steps += 1
 
     def pop_ended(self) -> Iterator[tuple[tuple[int, int], Completion]]:
-        """Yield the request and the completion of each slot whose completion has ended, and free the slot."""
+        """Yield the request and the completion of each slot whose completion has ended, and free the slot.
+
+        If no check is due on this device, nothing is yielded.
+        """
         oldest = self.num_steps - min(self.start_steps[slot] for slot in self.active)
         if oldest % self.check_every and oldest < self.max_new_tokens:
             return
@@ -340,12 +352,12 @@ class _Generation:
         """Append the latest actions to the batch and compute the next logits.
 
         Args:
-            may_shrink: drop unused rows if they are at least a quarter of all rows.
+            may_shrink: if True, unused rows are dropped if they are at least a quarter of all rows.
         """
         if self.shares_rows:
             self._fork()
         in_use = {self.rows[slot] for slot in self.active}
-        # dropping rows copies the cache, so it is done only for a quarter of the rows or more
+        # dropping rows copies the cache, so it is not done for a few rows
         if may_shrink and len(in_use) <= 0.75 * self.num_rows:
             self.batch.keep(integers(sorted(in_use), self.active_slots.device))
             places = {row: place for place, row in enumerate(sorted(in_use))}
@@ -359,7 +371,7 @@ class _Generation:
         self.logits = self.batch.step(actions, min(lengths), max(lengths))
 
     def _fork(self) -> None:
-        """Copy shared rows whose completions now differ, so that each distinct action has its own row."""
+        """Copy rows whose completions have drawn different actions, so that each action has its own row."""
         choices = list(zip((self.rows[slot] for slot in self.active), self.actions.tolist(), strict=True))
         unused = self._unused_rows()
         forks: dict[tuple[int, int], int] = {}  # new row by current row and action

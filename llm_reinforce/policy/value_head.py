@@ -6,7 +6,8 @@
     fit_values(head, optimizer, features, returns, mask, num_steps=8)
     values = predict_values(head, other_features, other_mask)
 
-No gradient flows into the policy. The baseline is unbiased for episodes that it was not fitted to.
+No gradient flows into the policy. The gradient of the policy is unbiased if the value head has not been
+fitted to the episodes for which it is the baseline.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,19 +17,21 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-MAX_GRAD_NORM = 1.0  # gradients are clipped, so that a large return does not dominate the optimizer's moments
+MAX_GRAD_NORM = 1.0  # norm to which gradients are clipped, so that a large return does not dominate the fit
 
 
 class ValueHead(nn.Module):
-    """V(s) = w · tanh(W n(h) + c) + d, where n normalizes the features h to mean 0 and variance 1.
+    """Network with one hidden layer that predicts the value of a state from the policy's hidden state h.
 
-    The weights are float32. The output layer is initialized with zeros, so that V is 0 everywhere at first,
-    like the baseline `none`.
+        V(s) = w · tanh(W n(h) + c) + d
+
+    Here n normalizes h to mean 0 and variance 1. The weights are float32. The output layer is initialized
+    with zeros, so that V is 0 for all states at first, like the baseline `none`.
 
     Args:
         num_features: width of the policy's hidden states.
         hidden_size: width of the hidden layer.
-        seed: seed of the weights of the hidden layer. Equal seeds give equal heads.
+        seed: seed of the weights of the hidden layer.
     """
 
     def __init__(self, num_features: int, *, hidden_size: int, seed: int) -> None:
@@ -41,7 +44,7 @@ class ValueHead(nn.Module):
         nn.init.zeros_(self.output.bias)
 
     def forward(self, features: Float[Tensor, "*state feature"]) -> Float[Tensor, "*state"]:
-        """Return V of each state. Gradients flow only into the head."""
+        """Return V of each state. Gradients flow into the head, but not into the features."""
         features = features.detach().to(self.hidden.weight.dtype)
         normal = nn.functional.layer_norm(features, features.shape[-1:])
         values: Tensor = self.output(self.hidden(normal).tanh())
@@ -54,7 +57,7 @@ def predict_values(
     features: Float[Tensor, "episode token feature"],
     mask: Bool[Tensor, "episode token"],
 ) -> Float[Tensor, "episode token"]:
-    """Return V(s_t) of each action's state in float32; zero where `mask` is False."""
+    """Return V(s_t) of the state of each action, in float32, and zero where `mask` is False."""
     values: Tensor = head(features)
     return values.masked_fill(~mask.to(values.device), 0.0)
 
@@ -76,15 +79,16 @@ def fit_values(
     Args:
         head: the value head.
         optimizer: optimizer of the head's parameters.
-        features: features of each action's state.
+        features: hidden state of the policy for the state of each action.
         returns: g_t of each action.
-        mask: True for the N actions of scored episodes, counted over all processes.
+        mask: True for the actions of scored episodes. N is the number of these actions in all processes.
         num_steps: number of optimizer steps.
-        total: function that sums a tensor over all processes, so that all of them take the same steps.
+        total: function that sums a tensor over all processes, so that all processes take the same steps.
 
     Returns:
         True if all steps were taken, or if no episode is scored. False if the loss or the gradient of a step
-        is not finite: this step and the following ones are skipped, without changing weights or optimizer.
+        is not finite. In this case, this step and the following steps are skipped, without changing the
+        weights or the optimizer.
     """
     mask = mask.to(features.device)
     inputs, targets = features[mask], returns.to(features.device, torch.float32)[mask]
@@ -111,7 +115,7 @@ def fit_values(
 
 
 def _ends(parts: Sequence[Tensor]) -> list[int]:
-    """Return the end of each flattened part except the last, as indices into their concatenation."""
+    """Return the indices at which to split the concatenation of the flattened parts."""
     return list(accumulate(part.numel() for part in parts))[:-1]
 
 
@@ -124,8 +128,8 @@ def explained_variance(
 
         1 - Var(g - V) / Var(g)
 
-    The result is 1 for a perfect V, 0 for a V that is no better than a constant, and negative for a worse
-    one. It is None if the returns have no variance.
+    The result is 1 if V is perfect, 0 if V is no better than a constant, and negative if V is worse than a
+    constant. The result is None if the returns have no variance.
     """
     g = returns[mask].double()
     if len(g) == 0 or not (variance := g.var(correction=0)) > 0:

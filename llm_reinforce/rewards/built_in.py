@@ -24,7 +24,10 @@ ANSWER_FORMS = {
 
 
 def correct_answer() -> RewardFunction:
-    """Return the article's reward function: 1 for a correct final answer, 0 for a wrong one."""
+    """Return the reward function that is 1 for a correct final answer and 0 for a wrong one.
+
+    This is the reward of the article "The Beauty of Reinforcement Learning (1)".
+    """
 
     def reward(completion: str, problem: Problem, verdict: Verdict | None = None) -> float:
         verdict = verdict or judge(completion, problem)
@@ -34,17 +37,19 @@ def correct_answer() -> RewardFunction:
 
 
 def answer_format(pattern: str | None = None, form: str | None = None) -> RewardFunction:
-    r"""Return a reward function that is 1 for a completion in the required format and 0 for any other.
+    r"""Return a reward function that is 1 for a completion in the required format and 0 otherwise.
 
     The correctness of the answer is not considered.
 
     Args:
         pattern: regular expression that must match somewhere in the completion.
-        form: required ending of the completion, used instead of `pattern`: `hashes` (#### 42), the default;
-            `boxed` (\boxed{42}); `tag` (<answer>42</answer>); or `phrase` (The answer is 42.).
+        form: required ending of the completion, given instead of `pattern`: `hashes` (#### 42),
+            `boxed` (\boxed{42}), `tag` (<answer>42</answer>) or `phrase` (The answer is 42.). The default is
+            `hashes` if `pattern` is not given either.
 
     Raises:
-        InputError: if the pattern is not a regular expression, the form is unknown, or both are given.
+        InputError: if the pattern is not a regular expression, if the form is unknown, or if both a pattern
+            and a form are given.
     """
     if pattern is not None and form is not None:
         raise InputError("answer_format: both pattern and form are given; remove one of them")
@@ -64,12 +69,13 @@ def answer_format(pattern: str | None = None, form: str | None = None) -> Reward
 
 
 def conciseness(max_tokens: int = 64) -> RewardFunction:
-    """Return a reward function for short correct completions: max(0, 1 - num_tokens / max_tokens).
+    """Return a reward function that favors short completions with a correct answer.
 
-    A wrong completion has a reward of 0.
+    The reward of a correct completion is max(0, 1 - num_tokens / max_tokens), where the end token is counted.
+    The reward of a wrong completion is 0.
 
     Args:
-        max_tokens: number of tokens, end token included, from which the reward is 0.
+        max_tokens: number of tokens at which the reward reaches 0.
 
     Raises:
         InputError: if `max_tokens` is less than 1.
@@ -89,15 +95,17 @@ def conciseness(max_tokens: int = 64) -> RewardFunction:
 
 
 def readability(max_words: int = 25) -> RewardFunction:
-    """Return a reward function, from 0 to 1, for short sentences and little repetition.
+    """Return a reward function that favors short sentences and little repetition.
+
+    The reward is between 0 and 1:
 
         (fraction of sentences with at most max_words words) x (fraction of word trigrams that are distinct)
 
-    The reward looks only at the form of a text, not at its meaning. A text without words has a reward of 0.
-    A sentence ends at `.`, `!`, `?` or the end of a line.
+    It depends only on the form of a text, not on its meaning. A text without words has a reward of 0. A
+    sentence ends at `.`, `!`, `?` or the end of a line.
 
     Args:
-        max_words: maximum number of words of a short sentence.
+        max_words: maximum number of words of a sentence that is considered short.
 
     Raises:
         InputError: if `max_words` is less than 1.

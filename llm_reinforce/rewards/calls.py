@@ -20,7 +20,7 @@ from llm_reinforce.verifier import Verdict
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; larger values would be infinite
 OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py"))
-MAX_TRACEBACK = 4_000  # characters; the last ones are kept, because the error is at the end
+MAX_TRACEBACK = 4_000  # characters of a traceback that are kept: its end, which contains the error
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,16 +30,17 @@ class StepRewards:
         StepRewards([(0, 6, 1.0), (8, 14, -0.5)])    # spans of the completion, in characters
         StepRewards(by_token=[0.0, 0.0, 1.0])        # one value per token, including the end token
 
-    The value of a span `(start, end, value)` is the reward of the action that completes it: the first token
-    after which the decoded text contains the first `end` characters of the completion. `end` may be
-    `len(completion) + 1`, which stands for the end token; in a truncated episode it means the last token.
+    The value of a span `(start, end, value)` is the reward of the action that completes the span: the first
+    token after which the decoded text contains the first `end` characters of the completion. An `end` of
+    `len(completion) + 1` refers to the end token or, in a truncated episode, to the last token.
 
-    The value of a step may depend only on the text up to its `end`. Reward-to-go credits an action with the
-    rewards that follow it. A value that depends on later text is earned by later actions but not credited to
-    them, so the gradient is biased.
+    The value of a span must depend only on the text up to `end`. Reward-to-go credits an action only with
+    rewards that follow the action. If a value depends on text after `end`, the actions that wrote this text
+    are not credited with the value, and the gradient is biased.
 
     Attributes:
-        spans: `(start, end, value)` for each step, in characters of the completion.
+        spans: `(start, end, value)` for each step, where `start` and `end` count characters of the
+            completion.
         by_token: one value per token, given instead of `spans`.
     """
 
@@ -82,7 +83,7 @@ class Progress:
     Attributes:
         global_step: number of updates completed.
         max_steps: number of updates of the whole run.
-        epoch: passes over the problems.
+        epoch: number of passes over the problems so far; may be fractional.
         seed: seed of the random numbers of worker processes, different for every update and process.
     """
 
@@ -107,8 +108,8 @@ class RewardResults:
 
     Attributes:
         outcomes: one result per completion.
-        metrics: numbers that the function logged for the whole batch, by name.
-        extras: values that the function logged for each completion, by name.
+        metrics: numbers that the function logged for the whole batch, by the name given by the function.
+        extras: values that the function logged for each completion, by the name given by the function.
     """
 
     outcomes: Sequence[RewardResult]
@@ -135,7 +136,10 @@ def call_on_each(function: Callable[..., Any], judged: Sequence[JudgedCompletion
 
 
 def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters by name; empty for functions without a signature, such as some written in C."""
+    """Return the parameters of a function by name.
+
+    The result is empty if Python cannot find the signature, as for some functions written in C.
+    """
     try:
         return inspect.signature(function).parameters
     except (TypeError, ValueError):
@@ -143,10 +147,10 @@ def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Paramete
 
 
 def call_guarded(function: Callable[..., object], /, *arguments: object, **named: object) -> object:
-    """Return the function's result, or the exception that it raises, including that of `sys.exit()`.
+    """Return the result of the function, or the exception that it raises.
 
-    If the function forks, the child process exits when the call ends, so that only one process continues the
-    run.
+    The `SystemExit` of `sys.exit()` is returned like any other exception. If the function forks, the child
+    process exits when the call ends, so that only the parent process continues the run.
     """
     process = os.getpid()
     try:
@@ -163,7 +167,7 @@ def call_guarded(function: Callable[..., object], /, *arguments: object, **named
 def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]:
     """Run the coroutines concurrently and return the result or the exception of each.
 
-    They run in the event loop that this process uses for reward functions.
+    All coroutines of reward functions run in one event loop per process.
     """
     if not coroutines:
         return []
@@ -185,7 +189,7 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
         return list(await asyncio.gather(*map(guarded_one, coroutines)))
 
     loop, own_thread = _event_loop(process)
-    if current_thread() is own_thread:  # an asynchronous function calls another one and waits for it
+    if current_thread() is own_thread:  # called from within a coroutine: waiting for its loop would deadlock
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, together()).result()
     results = asyncio.run_coroutine_threadsafe(together(), loop)
@@ -202,10 +206,10 @@ _loops: dict[int, tuple[asyncio.AbstractEventLoop, Thread]] = {}
 def _event_loop(process: int) -> tuple[asyncio.AbstractEventLoop, Thread]:
     """Return the event loop of a process and the thread that it runs in.
 
-    As in TRL, one loop serves all batches, so that functions can reuse objects that are bound to the loop,
+    As in TRL, one loop is used for all batches, so that functions can reuse objects that are bound to a loop,
     such as a semaphore, a lock or a client with open connections. The loop runs in a separate thread, because
-    the caller's thread may already run a loop (in a notebook, for example). A forked child creates a new
-    loop.
+    the caller's thread may already be running a loop (in a notebook, for example). A forked child process
+    does not use the loop of its parent; it creates a new one.
     """
     if process not in _loops:
         loop = asyncio.new_event_loop()
@@ -224,10 +228,10 @@ def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
 
 
 def checked_result(value: object, judged: JudgedCompletion) -> RewardResult:
-    """Check a returned value and return it as a result.
+    """Check the value that a reward function returned and convert it to a result.
 
-    Valid values are a finite number, None, and step rewards that fit the completion. Any other value is a
-    failure, as is an exception.
+    Valid values are a finite number, None, and step rewards that fit the completion. Any other value, or an
+    exception, becomes a failure.
     """
     if type(value) is float and abs(value) <= MAX_FLOAT32:  # the most common case; False for NaN
         return RewardResult(value)
@@ -253,7 +257,7 @@ def _error_message(error: BaseException) -> str:
 def _traceback(error: BaseException) -> str:
     """Return the traceback as Python prints it, starting at the user's function.
 
-    The traceback is empty if the function was never entered.
+    The result is empty if the exception was raised before the function was entered.
     """
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename in OUR_FILES:
@@ -265,7 +269,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def number(value: object) -> float:
-    """Return a real number, which may be a NumPy scalar or a 0-dimensional tensor, as a float.
+    """Convert a real number, a NumPy scalar or a 0-dimensional tensor to a float.
 
     Raises:
         TypeError: if the value is not a real number or is not finite in float32.
@@ -283,7 +287,7 @@ def number(value: object) -> float:
 
 
 def _checked_steps(steps: StepRewards, judged: JudgedCompletion) -> StepRewards:
-    """Return the step rewards as plain Python numbers. Iterators are consumed once.
+    """Check step rewards and return them as plain Python numbers. Each iterator is consumed only once.
 
     Raises:
         TypeError, ValueError: if a value is not a number or the rewards do not fit the completion.

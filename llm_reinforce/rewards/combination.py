@@ -22,12 +22,12 @@ from llm_reinforce.rewards.trl_signature import call_on_batch, has_trl_signature
 
 @dataclass(frozen=True, slots=True)
 class WeightedReward:
-    """A reward function with its name in logs and its weight in the sum.
+    """A reward function with a name for logs and a weight for the sum.
 
     Attributes:
         name: name by which the rewards are logged.
-        function: `f(completion, problem)`, a function with TRL's signature, or one that runs in worker
-            processes.
+        function: `f(completion, problem)`, a function with TRL's signature, or a function that runs in
+            worker processes.
         weight: factor of the reward in the weighted sum.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
             None: only if the policy has a chat template.
@@ -44,14 +44,15 @@ class CombinedReward:
     """Combined result of the reward functions for one completion.
 
     Attributes:
-        parts: unweighted value of each function by name; for step rewards their sum, and None if the function
-            does not apply or failed. A second function with the same name is called `name_2`.
-        total: terminal reward, the weighted sum of the values that are not step rewards. None: unscored,
-            because a function failed or no function applies.
+        parts: unweighted value of each function, by the name of the function. The value of step rewards is
+            their sum. The value is None if the function returned None or failed. If two functions have the
+            same name, the second one is called `name_2`.
+        total: terminal reward, the weighted sum of the values that are not step rewards. None: the completion
+            is unscored, because a function failed or all functions returned None.
         steps: weighted rewards of intermediate steps.
-        failures: error messages by name of the function that failed.
-        traceback: traceback of the first failure, if it has one.
-        extras: values that the functions logged for this completion, by name.
+        failures: error messages, by the name of the function that failed.
+        traceback: traceback of the first failure that has one; empty if there is none.
+        extras: values that the functions logged for this completion, by the name given by the function.
     """
 
     parts: Mapping[str, float | None]
@@ -73,7 +74,7 @@ class CombinedRewards:
 
     Attributes:
         scored: one combined reward per completion.
-        metrics: numbers that the functions logged for the whole batch, by name.
+        metrics: numbers that the functions logged for the whole batch, by the name given by the function.
     """
 
     scored: Sequence[CombinedReward]
@@ -81,7 +82,7 @@ class CombinedRewards:
 
 
 def join_failures(failures: Mapping[str, str]) -> str | None:
-    """Join error messages, given by name of the function that failed, into one line; None if empty."""
+    """Return all error messages in one line, each after the name of its function; None if there are none."""
     return "; ".join(f"{name}: {text}" for name, text in failures.items()) or None
 
 
@@ -94,13 +95,14 @@ def combine_rewards(
 ) -> CombinedRewards:
     """Call every reward function on every completion and return the weighted sums.
 
-    A completion is unscored if a function raises an exception or returns a value that is not a finite number.
+    A completion is unscored if a function fails on it, that is, raises an exception or returns an invalid
+    value such as NaN.
 
     Args:
         judged: the completions.
         rewards: the reward functions with their weights.
-        conversational: if True, functions with TRL's signature receive lists of messages. The attribute
-            `conversational` of a reward takes precedence.
+        conversational: if True, functions with TRL's signature receive lists of messages instead of texts.
+            The attribute `conversational` of a reward takes precedence if it is not None.
         progress: value of `trainer_state` for functions with TRL's signature.
     """
     names = _unique_names(rewards)
@@ -137,7 +139,7 @@ def _call(
 
 
 def _unique_names(rewards: Sequence[WeightedReward]) -> list[str]:
-    """Return the names of the rewards; repeated names are numbered, such as `answer_format_2`."""
+    """Return the names of the rewards. A repeated name gets a number, such as `answer_format_2`."""
     names: list[str] = []
     for reward in rewards:
         count, name = 1, reward.name

@@ -17,21 +17,22 @@ from llm_reinforce.rewards.plug_in import ONLY_IN_PYTHON, check_signature
 EXPECTED = "a function, a name, a list of these, or a dict such as {function: weight}"
 
 Given = tuple[dict[str, Any], WeightedReward | None]
-"""Recipe keys of a reward, and the reward itself; None if the reward is loaded from the keys."""
+"""Recipe keys of a reward, and the reward as an object. The object is None if the keys suffice to load it."""
 
 
 def rewards_from(source: Any) -> list[Given]:
-    """Convert the argument `rewards=` to recipe keys and, for functions, the reward itself.
+    """Convert the argument `rewards=` to recipe keys and, if functions are given, to reward objects.
 
     Args:
-        source: function with either signature, built-in name, `path/to/file.py:function`, RewardConfig or
-            WeightedReward; a list of these; or a dict from these to weights.
+        source: a function `f(completion, problem)` or with TRL's signature, a built-in name,
+            `path/to/file.py:function`, a RewardConfig or a WeightedReward; a list of these; or a dict from
+            these to weights.
 
     Returns:
-        one pair (recipe keys, reward or None) per reward.
+        one pair per reward: the recipe keys, and the reward as an object or None if the keys suffice.
 
     Raises:
-        InputError: if `source` is none of these, or a function has neither of the two signatures.
+        InputError: if `source` has another type, or a function has neither of the two signatures.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):
@@ -45,7 +46,7 @@ def rewards_from(source: Any) -> list[Given]:
     found = [_given(reward, weight, index) for index, (reward, weight) in enumerate(pairs)]
     seen: dict[str, int] = {}
     for keys, given in found:
-        # number functions without a name in a recipe, because two lambdas are different functions
+        # two functions that cannot be found by name, such as two lambdas, need different origins
         if given is not None and keys["function"].startswith(f"{ONLY_IN_PYTHON}:"):
             count = seen[keys["function"]] = seen.get(keys["function"], 0) + 1
             keys["function"] += f"_{count}" if count > 1 else ""
@@ -64,10 +65,10 @@ def reward_name(function: Callable[..., Any]) -> str:
 
 
 def reward_origin(function: Callable[..., Any]) -> str:
-    """Return the name of a function in a recipe: `package.module:function` or `/path/file.py:function`.
+    """Return the name by which a recipe can load a function.
 
-    A lambda, a nested function or a function of a notebook cannot be found by name; its origin is
-    `python:NAME`.
+    The name has the form `package.module:function` or `/path/file.py:function`. A lambda, a nested function
+    or a function of a notebook cannot be loaded by name; `python:NAME` is returned for it.
     """
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     name = getattr(function, "__qualname__", "")

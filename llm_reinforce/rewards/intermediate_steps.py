@@ -1,6 +1,7 @@
-"""Step rewards for the equations of a solution, each given to the action that completes the equation.
+"""Step rewards for the equations in a completion, each given to the action that completes an equation.
 
-This implements the article's "rewards to intermediate states for correct reasoning steps".
+This implements the "rewards to intermediate states for correct reasoning steps" of the article "The Beauty of
+Reinforcement Learning (1)".
 """
 
 import re
@@ -30,9 +31,9 @@ _TOKEN = re.compile(
 _NUMBER = re.compile(r"[$€£]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?")
 _SIGNS = str.maketrans("×·÷−–\u00a0", "**/-- ")
 _OPERATORS = ("+", "-", "*", "/")
-# besides letters and digits, the characters that may not stand directly before an equation
+# an equation must not directly follow one of these characters, a letter or a digit
 _NO_START = frozenset("_.,)]}%^\\'")
-# after these characters only the next one shows if a number continues, as in 12. or 12$
+# after one of these characters, as in 12. or 12$, one more character shows whether the number continues
 _NEEDS_ONE_MORE = frozenset(".,xX\\$€£")
 
 
@@ -42,9 +43,10 @@ class Equation:
 
     Attributes:
         start: index of the first character of the equation.
-        end: index after the character that completes the equation: the first one that cannot continue it.
+        end: index after the character that completes the equation, which is the first character that cannot
+            continue it.
         text: the equation without spaces.
-        is_right: True if both sides are the same number.
+        is_right: True if both sides have the same value.
     """
 
     start: int
@@ -59,19 +61,20 @@ def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int =
         r_{t+1} = right or wrong, for the action a_t that completes an equation
 
     Numbers are compared as exact fractions, so `10/3=3.33` is wrong. Equations without an operation (`x=12`,
-    `12=12`) and expressions other than plain arithmetic are ignored. A repeated equation counts once.
+    `12=12`) and expressions other than plain arithmetic are ignored. If an equation is repeated, only its
+    first occurrence is rewarded.
 
     An equation is complete at the first character that cannot continue it, because `3*4=12` may become
-    `3*4=120` or `3*4=12+5`. At the end of a completion, the end token completes the equation. The reward of a
-    step therefore depends only on the text up to this point.
+    `3*4=120` or `3*4=12+5`. At the end of a completion, the end token completes the equation. The reward of
+    an equation therefore depends only on the text up to the action that receives it.
 
     Warning: a policy may learn to write equations such as `1+1=2` only to collect rewards. Keep `right` small
-    compared with the reward of the answer, and read the episodes.
+    compared with the reward of the answer, and read some episodes of the run.
 
     Args:
         right: reward of a correct equation.
         wrong: reward of a wrong equation.
-        max_steps: maximum number of equations that count, from the start of the completion.
+        max_steps: maximum number of rewarded equations; only the first ones in a completion are rewarded.
 
     Raises:
         InputError: if `max_steps` is less than 1.
@@ -112,7 +115,10 @@ class _Side:
 
 
 def find_equations(text: str) -> Iterator[Equation]:
-    """Yield the equations of a text that contain an operation, in order; `a=b=c` yields a=b and b=c."""
+    """Yield the equations of a text that contain an operation, in order.
+
+    A chain `a=b=c` yields the equations a=b and b=c.
+    """
     plain = text.translate(_SIGNS)
     left: _Side | None = None  # left side of the latest equals sign
     side = _Side()
@@ -120,7 +126,7 @@ def find_equations(text: str) -> Iterator[Equation]:
         kind, token = found.lastgroup, found[0]
         if kind == "blank":
             continue
-        is_closing = token == ")" and side.depth == 0  # closes a bracket opened before: (so 3*4=12)
+        is_closing = token == ")" and side.depth == 0  # its bracket opened before the side: (so 3*4=12)
         if kind in ("number", "part") and not is_closing:
             side.add(token, found.start())
             continue
@@ -134,7 +140,7 @@ def find_equations(text: str) -> Iterator[Equation]:
 
 
 def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equation]:
-    """Yield the equation of two sides if both have a value and at least one contains an operation."""
+    """Yield the equation of two sides if both have a value and at least one of them has an operation."""
     is_opened_outside = set(left.tokens[: left.depth]) == {"("}  # (3*4=12)
     sides = [left.tokens[left.depth :] if is_opened_outside else left.tokens, right.tokens]
     if right.tokens[-1:] == ["("]:  # 3*4=12 (the total)
@@ -148,7 +154,10 @@ def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equatio
 
 
 def _may_start(side: _Side, text: str) -> bool:
-    """Return True if the character before the side does not belong to it, unlike in `2.3*4` or `f3*4`."""
+    """Return True if an equation can start at this side.
+
+    It cannot if the preceding character belongs to the same number or word, as in `2.3*4` or `f3*4`.
+    """
     before = text[side.start - 1 : side.start]
     return not before.isalnum() and before not in _NO_START
 
@@ -162,7 +171,10 @@ def _has_operation(tokens: Sequence[str]) -> bool:
 
 
 def _value(tokens: Sequence[str]) -> Fraction | None:
-    """Return the value of an expression of numbers, + - * / and brackets, or None if it has no value."""
+    """Return the value of an expression of numbers, + - * / and brackets.
+
+    Return None if the expression is invalid, too long or divides by zero.
+    """
     if len(tokens) > MAX_TOKENS or max(map(len, tokens), default=0) > MAX_DIGITS:
         return None
     try:

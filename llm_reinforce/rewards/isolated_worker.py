@@ -1,6 +1,8 @@
-"""A worker process that loads one reward function and calls it; `isolation.py` is the asking side.
+"""A worker process that loads one reward function and calls it for the process of the run.
 
-python -m llm_reinforce.rewards.isolated_worker
+    python -m llm_reinforce.rewards.isolated_worker
+
+The process of the run starts workers and sends them completions with `isolation.py`.
 """
 
 import random
@@ -25,7 +27,12 @@ from llm_reinforce.workers import serve
 
 
 def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], object]]:
-    """Load the function; return its kind and what answers a question about it."""
+    """Load the reward function.
+
+    Returns:
+        the greeting of the worker, which says if the function has TRL's signature; and a function that
+        computes the rewards of the completions in a request.
+    """
     function = load_function(settings["function"], settings["arguments"])
 
     def answer(question: Mapping[str, Any]) -> dict[str, object]:
@@ -36,7 +43,7 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
 
 
 def _seed(seed: int) -> None:
-    """Seed Python's generator, and those of numpy and torch if the function's file imports them."""
+    """Seed the random generators of Python and, if the reward's file imports them, of NumPy and torch."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)

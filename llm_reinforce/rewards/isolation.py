@@ -1,4 +1,4 @@
-"""Reward functions in worker processes: a function that hangs or crashes there does not harm the run."""
+"""Run reward functions in worker processes, so that one that hangs or crashes does not stop the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -9,18 +9,18 @@ from llm_reinforce.rewards.calls import JudgedCompletion, Progress, RewardResult
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.workers import WorkerError, WorkerPool, WorkerSettingsError
 
-START_LIMIT = 120.0  # seconds: a user's module may import much
+START_LIMIT = 120.0  # seconds that a worker may take to start: a user's module may import large packages
 
 
 @dataclass(frozen=True, slots=True)
 class Isolation:
-    """Worker processes for one function, and their limits.
+    """Number and limits of the worker processes of one reward function.
 
     Attributes:
-        num_workers: the number of processes that run side by side.
-        time_limit: seconds that one call may take.
-        memory_limit: MiB of data that a process may allocate, where the system enforces this (Linux does);
-            None: no limit.
+        num_workers: number of processes that run at the same time.
+        time_limit: time that one call may take, in seconds.
+        memory_limit: memory that a process may allocate, in MiB. The limit has an effect only on systems
+            that enforce it, such as Linux. None: no limit.
     """
 
     num_workers: int = 2
@@ -29,18 +29,18 @@ class Isolation:
 
 
 class IsolatedFunction:
-    """A user's function that runs in worker processes.
+    """A user's reward function that runs in worker processes.
 
     Args:
-        name: the function's name as in a recipe; each worker loads it by this name.
-        arguments: keyword arguments of the function, serializable as JSON.
-        isolation: the number of processes and their limits.
+        name: name of the function, as in a recipe. Each worker loads the function by this name.
+        arguments: keyword arguments of the function; must be serializable as JSON.
+        isolation: number and limits of the worker processes.
 
     Attributes:
-        workers: the processes.
+        workers: pool of the worker processes.
 
     Raises:
-        InputError: the function cannot be loaded in a worker.
+        InputError: if a worker cannot load the function.
     """
 
     def __init__(self, name: str, arguments: Mapping[str, Any], isolation: Isolation) -> None:
@@ -58,11 +58,11 @@ class IsolatedFunction:
         except WorkerSettingsError as error:
             raise InputError(str(error)) from error
         except WorkerError as error:
-            raise InputError(f"reward {name!r}: its worker process failed as it started: {error}") from error
+            raise InputError(f"reward {name!r}: cannot be loaded in a worker process: {error}") from error
         self.has_trl_signature = bool(greeting["has_trl_signature"])
 
     def close(self) -> None:
-        """End the processes; the next call starts others."""
+        """End the worker processes. The next call of the function starts new ones."""
         self.workers.close()
 
     def ask(
@@ -72,7 +72,7 @@ class IsolatedFunction:
         together = {"conversational": conversational, "progress": asdict(progress)}
         batches = [asked] if self.has_trl_signature else [[one] for one in asked]
         questions = [
-            # independent of the worker that answers and of its earlier questions
+            # the seed makes the result independent of the worker and of its earlier calls
             {
                 "asked": [_as_json(one) for one in batch],
                 "seed": seed_of("reward", progress.seed, index),
@@ -87,9 +87,11 @@ class IsolatedFunction:
                 outcomes += [RewardResult(failure=str(answer)) for _ in batch]
             else:
                 outcomes += [_outcome(each) for each in answer["outcomes"]]
-        told = [answer for answer in answers if not isinstance(answer, WorkerError)]
-        # only a function with TRL's signature logs, and it is called once
-        return RewardResults(outcomes, *((told[0]["metrics"], told[0]["extras"]) if told else ()))
+        succeeded = [answer for answer in answers if not isinstance(answer, WorkerError)]
+        # only functions with TRL's signature log numbers, and they are called once per batch
+        return RewardResults(
+            outcomes, *((succeeded[0]["metrics"], succeeded[0]["extras"]) if succeeded else ())
+        )
 
 
 def _as_json(asked: JudgedCompletion) -> dict[str, object]:
@@ -102,9 +104,9 @@ def _as_json(asked: JudgedCompletion) -> dict[str, object]:
     }
 
 
-def _outcome(told: Mapping[str, Any]) -> RewardResult:
-    steps = told.get("steps")
+def _outcome(result: Mapping[str, Any]) -> RewardResult:
+    steps = result.get("steps")
     if steps is None:
-        return RewardResult(told.get("value"), told.get("failure"), told.get("traceback", ""))
+        return RewardResult(result.get("value"), result.get("failure"), result.get("traceback", ""))
     spans = [(start, end, value) for start, end, value in steps["spans"]]
     return RewardResult(StepRewards(spans, steps["by_token"]))

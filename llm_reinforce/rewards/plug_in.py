@@ -1,4 +1,4 @@
-"""Load the reward functions named by a recipe: built-in ones, or those of a package or a file."""
+"""Load the reward functions that a recipe names: built-in functions, or functions of a package or a file."""
 
 import hashlib
 import importlib
@@ -21,7 +21,7 @@ from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
 from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
 
 ONLY_IN_PYTHON = "python"
-"""Origin, in the recipe of a run, of a function that cannot be found by name."""
+"""Prefix, in the recipe of a run, of a function that was passed in Python and cannot be loaded by name."""
 
 _loading: list[Path] = []  # reward files that are currently being loaded
 
@@ -61,8 +61,8 @@ def load_reward(
         function: a built-in name, `package.module:function`, or `path/to/file.py:function`. Modules are also
             searched in the current directory, and relative paths start there. Loading a file executes it.
         weight: factor of the reward in the weighted sum.
-        arguments: keyword arguments: those of the factory for a built-in function, those besides
-            `(completion, problem)` or besides the arguments of TRL for a user's function.
+        arguments: keyword arguments of the built-in reward (`max_tokens` of `conciseness`, for example), or
+            further keyword arguments of a user's function, besides those that the trainer passes.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
             None: only if the policy has a chat template.
         isolation: settings of the worker processes that run the function. None: run it in this process.
@@ -78,7 +78,8 @@ def load_reward(
     loaded = load_function(function, arguments or {})
     if conversational is not None and not has_trl_signature(loaded):
         raise InputError(
-            f"reward {function!r}: `conversational` is only for functions with TRL's signature; remove it"
+            f"reward {function!r}: `conversational` is only for functions with TRL's signature; remove this "
+            "setting"
         )
     return WeightedReward(name, loaded, weight, conversational)
 
@@ -112,7 +113,7 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
     """Check that a reward function has one of the two signatures and accepts these arguments.
 
     Raises:
-        InputError: if it does not.
+        InputError: if the function has neither signature, or does not accept one of the arguments.
     """
     try:
         signature = inspect.signature(found)
@@ -147,7 +148,7 @@ def _built_in(name: str, arguments: Mapping[str, Any]) -> RewardFunction:
     if name not in BUILT_IN:
         raise InputError(
             f"unknown reward {name!r}{nearest(name, list(BUILT_IN))}; built-in rewards are "
-            f"{', '.join(BUILT_IN)}; name your own function path/to/file.py:function or "
+            f"{', '.join(BUILT_IN)}; to use your own function, write path/to/file.py:function or "
             "package.module:function"
         )
     try:

@@ -1,4 +1,6 @@
-"""Call reward functions with TRL's signature, unchanged.
+"""Call reward functions that were written for the library TRL, without changing them.
+
+TRL's signature is
 
     f(prompts, completions, completion_ids, **columns, trainer_state, log_extra, log_metric)
         -> list[float | None]
@@ -30,9 +32,10 @@ TAKEN = GIVEN | {"prompt", "completion"}  # columns with these names are not pas
 
 
 def has_trl_signature(function: Callable[..., Any]) -> bool:
-    """Return True if the function has TRL's signature and is called once per batch.
+    """Return True if the function has TRL's signature, so that it is called once per batch.
 
-    It does if it has a parameter `completions` or `prompts`, or if its first parameter is `completion_ids`.
+    A function with TRL's signature has a parameter `completions` or `prompts`, or its first parameter is
+    `completion_ids`.
     """
     parameters = parameters_of(function)
     return not {"completions", "prompts"}.isdisjoint(parameters) or [*parameters][:1] == ["completion_ids"]
@@ -45,12 +48,14 @@ def call_on_batch(
     conversational: bool,
     progress: Progress,
 ) -> RewardResults:
-    """Call a function with TRL's signature on a batch. If it raises, every completion of the batch fails.
+    """Call a function with TRL's signature on a batch of completions and return the checked results.
+
+    If the function raises an exception, the exception is the result of every completion of the batch.
 
     Args:
         function: the reward function.
         judged: the completions.
-        conversational: pass prompts and completions as lists of messages instead of texts.
+        conversational: if True, prompts and completions are passed as lists of messages instead of texts.
         progress: value of `trainer_state`.
     """
     metrics: dict[str, list[float]] = {}
@@ -85,7 +90,7 @@ def call_on_batch(
 
 
 def _as_json(value: object) -> object:
-    """Return the value if JSON can represent it, a number as a float, and otherwise its `repr`."""
+    """Return a value that JSON can represent: the value itself, a number as a float, or its `repr`."""
     if value is None or isinstance(value, str | bool | int):
         return value
     try:
@@ -99,7 +104,7 @@ def _as_messages(role: str, text: str, conversational: bool) -> object:
 
 
 def _columns(judged: Sequence[JudgedCompletion]) -> dict[str, list[object]]:
-    """Return every column of the data as a list, including `answer` and `solution` in any case."""
+    """Return one list per column of the data. The columns `answer` and `solution` are always included."""
     rows = [
         {"answer": problem.answer, "solution": problem.solution or problem.answer, **problem.columns}
         for problem in (one.problem for one in judged)

@@ -35,8 +35,9 @@ def save_checkpoint(
 ) -> Path:
     """Write the checkpoint `root/update-NNNNNN` atomically, then remove all but the newest `keep`.
 
-    Checkpoints of later updates are removed too: they are damaged, and the run was resumed from an earlier
-    one. If there is already an intact checkpoint of this update, it is kept: the run was resumed from it.
+    If the directory already contains an intact checkpoint of this update, from which the run was resumed,
+    nothing is changed. Checkpoints of later updates are removed: they are damaged, because a run is resumed
+    from its newest intact checkpoint.
 
     Args:
         root: directory of the run's checkpoints.
@@ -52,8 +53,8 @@ def save_checkpoint(
         directory of the checkpoint.
 
     Raises:
-        OSError: if the checkpoint cannot be written, or differs when it is read again. All older checkpoints
-            are kept then.
+        OSError: if the checkpoint cannot be written, or if its files differ from their digests when they are
+            read again. In these cases, all older checkpoints are kept.
     """
     directory = root / f"update-{state.num_updates:06d}"
     if _find_fault(directory) is None:
@@ -72,7 +73,10 @@ def save_checkpoint(
 
 
 def remove_old_checkpoints(directory: Path, keep: int) -> None:
-    """Keep the newest `keep` checkpoints up to and including `directory`; remove older and unfinished ones.
+    """Remove old and unfinished checkpoints.
+
+    The newest `keep` checkpoints up to and including `directory` are kept. Checkpoints of later updates are
+    also kept.
 
     Args:
         directory: an intact checkpoint.
@@ -110,8 +114,8 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """Find the newest intact checkpoint.
 
     Returns:
-        directory of the checkpoint, or None if there is none; and for each newer checkpoint, its name and
-        what is wrong with it.
+        directory of the checkpoint, or None if there is no intact one; and one line of text for each newer
+        checkpoint, with its name and what is wrong with it.
     """
     faults: list[str] = []
     for directory in reversed(_checkpoints(root)):
@@ -129,21 +133,22 @@ def load_checkpoint(
     schedule: Any,
     scaler: torch.amp.GradScaler | None = None,
 ) -> TrainState:
-    """Load a checkpoint into model, optimizer, schedule and scaler; return the train state.
+    """Load a checkpoint into model, optimizer, schedule and scaler, and return the train state.
 
-    The optimizer gets the learning rates of the saved run. If the run is continued with more updates, its
-    schedule has other rates, which the caller sets by `set_learning_rates`.
+    The learning rates of the optimizer become those of the checkpoint. If the run is resumed with a larger
+    number of updates, the rates of its schedule differ from those of the checkpoint. In this case, the caller
+    has to call `set_learning_rates`.
 
     Raises:
-        InputError: if the checkpoint belongs to a model with other weights.
+        InputError: if names or shapes of the model's weights differ from those in the checkpoint.
     """
     saved = load_file(directory / "policy.safetensors")
     with torch.no_grad():
         for name, parameter in _trainable(model).items():
             if name not in saved or saved[name].shape != parameter.shape:
                 raise InputError(
-                    f"{directory}: its weights are not those of this policy ({name} differs in shape or is "
-                    "missing); resume the run with the policy that it was started with"
+                    f"{directory}: the weights in this checkpoint are not those of this policy ({name} is "
+                    "missing or has another shape); resume the run with the policy with which it was started"
                 )
             parameter.copy_(saved[name])
     numbers = json.loads((directory / "state.json").read_text())
@@ -159,14 +164,14 @@ def load_checkpoint(
 
 
 def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
-    """Return the tensors that `save_checkpoint` got as `value_head`; None if there were none."""
+    """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if it was None."""
     file = directory / VALUE_HEAD
     tensors: Mapping[str, Tensor] | None = load_file(file) if file.is_file() else None
     return tensors
 
 
 def _checkpoints(root: Path) -> list[Path]:
-    """Return all checkpoints, intact or not, sorted by their number of updates."""
+    """Return the directories of all checkpoints, intact or damaged, sorted by number of updates."""
     return sorted(filter(lambda found: NAME.fullmatch(found.name), root.glob("update-*")), key=_num_updates)
 
 
@@ -192,7 +197,7 @@ def _digest(file: Path) -> str:
 
 
 def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by name; tied weights occur once."""
+    """Return the trainable parameters by name. Tied weights are included once."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 

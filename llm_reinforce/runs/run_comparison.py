@@ -1,4 +1,4 @@
-"""Comparison of the first and the last evaluation of a run, problem by problem."""
+"""Comparison of a run's first and last evaluations, problem by problem."""
 
 import json
 from typing import Any
@@ -20,7 +20,7 @@ def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[s
 
     Args:
         directory: directory of the run.
-        max_new_tokens: token budget of the completions.
+        max_new_tokens: maximum number of tokens of the completions.
     """
     rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in directory.rows("answers.jsonl"):
@@ -32,9 +32,10 @@ def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[s
 
 
 def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
-    """Return the first and the last evaluation in `answers.jsonl`, by decoding.
+    """Return pairs of the first and the last evaluation in `answers.jsonl`, by decoding.
 
-    Decodings without two evaluations of equally many problems are omitted.
+    A decoding is omitted if it has only one evaluation, or if its two evaluations have different numbers of
+    problems.
     """
     pairs = {}
     for decoding, made in recorded_evaluations(directory, max_new_tokens).items():
@@ -47,11 +48,12 @@ def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tu
 def compare_first_and_last(
     directory: RunDirectory, max_new_tokens: int
 ) -> dict[str, dict[Criterion, Comparison]]:
-    """Compare the first and the last evaluation of a run, and write `comparison.json`.
+    """Compare the first and the last evaluation of a run, and write the result to `comparison.json`.
+
+    If there are no two evaluations to compare, no file is written.
 
     Returns:
-        comparisons by decoding and criterion; empty if there are not two evaluations, and then no file is
-        written.
+        comparisons by decoding and criterion; empty if there are no two evaluations to compare.
     """
     changes = {
         decoding: compare_evaluations(*pair)

@@ -33,7 +33,7 @@ OWN_NAMES = (
     "initial_policy",  # a policy object passed in Python
     "problems",  # problem objects passed in Python
 )
-LOCK = ".lock"  # held by the process that writes the run; the system releases it when the process ends
+LOCK = ".lock"  # lock file of the process that writes the run; the system releases the lock at its end
 WRITTEN_BEFORE_RECIPE = frozenset(
     {
         "environment.json",
@@ -53,7 +53,7 @@ class RunDirectory:
     """Directory of one run.
 
     Attributes:
-        path: path of the directory, which may not exist yet.
+        path: path of the directory. The directory need not exist yet.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class RunDirectory:
         return self.path / "policy"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that `prepare` can succeed, without changing anything.
+        """Check that `prepare` can succeed, without changing any file.
 
         The check is fast, so it can be made before a model is loaded.
 
@@ -105,7 +105,7 @@ class RunDirectory:
             )
 
     def is_begun(self) -> bool:
-        """Return True if a run was killed in this directory before it had written its recipe."""
+        """Return True if a run was started in this directory and killed before it had written its recipe."""
         names = {entry.name for entry in self._entries()}
         return (self.path / LOCK).exists() and names <= WRITTEN_BEFORE_RECIPE
 
@@ -116,7 +116,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory within the context, so that no other run writes to it.
+        """Hold the lock of the directory within the context, so that no other run writes to the directory.
 
         Raises:
             InputError: if another run holds the lock, or the directory cannot be created.
@@ -138,12 +138,12 @@ class RunDirectory:
             lock.release()
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the directory of a new run, or check that a run can be resumed.
+        """Create the directory of a new run, or check that the run in the directory can be resumed.
 
         With `overwrite`, the files of an earlier run are deleted.
 
         Raises:
-            InputError: see `check`.
+            InputError: under the conditions listed for `check`.
         """
         self.check(resume=resume, overwrite=overwrite)
         if resume:
@@ -156,11 +156,11 @@ class RunDirectory:
             raise InputError(f"output_dir {self.path} can't be created: {error.strerror}") from error
 
     def write_text(self, name: str, text: str) -> None:
-        """Write a file atomically: readers see the old or the new content, never a part."""
+        """Write a file atomically: readers see either the old or the new content, never a part of it."""
         write_whole(self.path / name, text)
 
     def append(self, name: str, row: Mapping[str, Any]) -> None:
-        """Append a line of JSON to a log and flush it; numbers that are not finite are written as null."""
+        """Append a line of JSON to a log and flush the file. Numbers that are not finite become null."""
         # an unpaired surrogate, such as in the text of an exception, is written as the JSON escape \udXXX
         with (self.path / name).open("a", encoding="utf-8", errors="backslashreplace") as file:
             line = json.dumps(texts_without_secrets(finite(row)), ensure_ascii=False, allow_nan=False)
@@ -171,7 +171,7 @@ class RunDirectory:
         """Append a line to `answers.jsonl` for each problem of an evaluation, with all its answers.
 
         Args:
-            where: further columns of each line: `update` and `data`.
+            where: values of the columns `update` and `data`, which are equal in all lines.
             evaluation: the evaluation.
         """
         pairs = zip(evaluation.problems, evaluation.answers, strict=True)
@@ -184,26 +184,30 @@ class RunDirectory:
             file.write(text)
 
     def rows(self, name: str) -> list[dict[str, Any]]:
-        """Return the complete lines of a log; an empty list if there is no such file."""
+        """Return the complete lines of a log as dicts. The list is empty if the file does not exist."""
         file = self.path / name
         rows = []
-        # a killed run may leave a line that ends within a character
+        # the last line of a killed run may end within a character
         text = file.read_text("utf-8", errors="replace") if file.is_file() else ""
         for line in text.split("\n"):
             try:
                 rows.append(json.loads(line))
             except ValueError:
-                continue  # an incomplete line of a killed run
+                continue  # the last line of a killed run may be incomplete
         return rows
 
     def sync_logs(self) -> None:
-        """Wait until the logs are on the disk; call it before saving a checkpoint that relies on them."""
+        """Wait until the logs are on the disk.
+
+        This is necessary before a checkpoint is saved, because a resumed run needs all log lines up to its
+        checkpoint.
+        """
         for name in LOGS:
             if (self.path / name).is_file():
                 sync(self.path / name)
 
     def cut_logs(self, num_updates: int) -> None:
-        """Remove the log lines of updates after number `num_updates`, which a resumed run writes again."""
+        """Remove the log lines of updates after number `num_updates`; a resumed run writes them again."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():
@@ -221,7 +225,7 @@ def _is_before(line: str, num_updates: int) -> bool:
 
 
 def environment(seed: int, device: str) -> dict[str, Any]:
-    """Return versions, seed, device and git revision of the code, for `environment.json`."""
+    """Return the content of `environment.json`: versions, seed, device and git revision of the code."""
     packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
     versions = {}
     for package in packages:
@@ -241,7 +245,7 @@ def environment(seed: int, device: str) -> dict[str, Any]:
 
 
 def _git_revision() -> str | None:
-    """Return the commit of the toolkit's checkout; None if the toolkit is installed as a package."""
+    """Return the commit of the toolkit's git checkout, or None if it is installed as a package."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

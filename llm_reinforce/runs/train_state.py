@@ -1,4 +1,4 @@
-"""State of a run: everything that changes during a run, except tensors."""
+"""Train state: everything that changes during a run, except tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +12,7 @@ class BestEvaluation:
     """Highest accuracy of a run so far.
 
     Attributes:
-        update: number of updates before the evaluation.
+        update: number of updates that had been made before the evaluation.
         accuracy: share of correct completions.
     """
 
@@ -24,25 +24,26 @@ class BestEvaluation:
 class TrainState:
     """Everything that changes during a run, except tensors.
 
-    A checkpoint contains this state, the trained weights (only the adapter if there is one), the states of
-    the optimizer, the schedule and the fp16 scaler, and with `baseline: value` the weights and moments of
-    the value head. Nothing else is needed to resume a run:
+    A checkpoint contains this state, the trained weights (of an adapter if there is one), and the states of
+    the optimizer, the schedule and the fp16 scaler. With `baseline: value`, it also contains the weights of
+    the value head and the moments of its optimizer. Nothing else is needed to resume a run:
 
-    - All random generators (of the sampler, Python, NumPy and torch) are seeded for each update from the seed
-      of the run and `num_updates`. The order of the problems in each epoch depends on the seed of the run.
-    - Episodes exist within one update only, and checkpoints are saved between updates.
+    - All random generators (of the sampler, Python, NumPy and torch) are seeded for each update with a number
+      that depends on the seed of the run and `num_updates`.
+    - The order of the problems in an epoch depends only on the seed of the run and the number of the epoch.
+    - Episodes exist only during an update, and checkpoints are saved between updates.
 
     Attributes:
-        num_updates: number of updates made, including skipped ones.
-        num_problems: number of problems drawn so far: the position in the order of the training problems.
+        num_updates: number of updates made so far, including skipped ones.
+        num_problems: number of problems drawn so far, which is the position in the order of the problems.
         num_tokens: number of tokens sampled so far.
-        num_skipped_updates: number of updates that left the weights unchanged because the gradient was not
-            finite or no episode was scored; includes supervised updates of the warm start.
-        num_not_finite_in_a_row: number of the latest consecutive updates whose gradient was not finite.
-        moving_average: value of `baseline: moving_average`.
+        num_skipped_updates: number of updates that did not change the weights, because the gradient was not
+            finite or no episode was scored. Includes supervised updates of the warm start.
+        num_not_finite_in_a_row: number of latest updates in a row whose gradient was not finite.
+        moving_average: moving average of returns, for `baseline: moving_average`.
         best_evaluation: highest accuracy so far and the first update that reached it, by decoding.
-        num_skipped_fits: number of updates in which value-head steps were skipped because a loss or gradient
-            was not finite.
+        num_skipped_fits: number of updates in which steps of the value head were skipped, because their loss
+            or gradient was not finite.
     """
 
     num_updates: int = 0
@@ -56,7 +57,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
-        """Return the state from its JSON form, `dataclasses.asdict(state)`."""
+        """Build a state from the dict `dataclasses.asdict(state)` after it was saved as JSON and loaded."""
         best = values.get("best_evaluation", {})
         nested = {
             "moving_average": MovingAverage(**values["moving_average"]),

@@ -1,4 +1,4 @@
-"""Training loop, gradient step and metrics; starting and resuming a recorded run."""
+"""Training: the loop, the gradient step, metrics, and starting or resuming a recorded run."""
 
 from llm_reinforce.training.loop import TrainingLoop, Update
 from llm_reinforce.training.preview import Preview

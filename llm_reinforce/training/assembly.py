@@ -1,4 +1,4 @@
-"""Build the objects of a run from its settings, the cheapest checks first."""
+"""Build the training loop of a run from its settings. Cheap checks are made before a model is loaded."""
 
 from collections.abc import Callable, Sequence
 
@@ -17,7 +17,7 @@ from llm_reinforce.rewards import WeightedReward, reward_from_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.loop import TrainingLoop
 
-NUM_LOOKED_AT = 1_000  # training prompts in which unknown characters are looked for
+NUM_LOOKED_AT = 1_000  # number of training prompts that are searched for unknown characters
 
 
 def build_loop(
@@ -35,14 +35,14 @@ def build_loop(
         config: all settings of the run.
         policy: policy to train instead of the one in the settings.
         problems: problems to use instead of those in the settings.
-        rewards: one entry per reward in the settings: the function to use, or None to load the function by
-            its settings. Empty: load all functions by their settings.
-        run_directory: directory in which the run is recorded; None if it is not recorded.
-        display: display of the run; also shows a line about the problems and one about the policy.
+        rewards: one entry per reward in the settings: the function to use, or None to load the function that
+            the settings name. Empty: load all functions that the settings name.
+        run_directory: directory in which the run is recorded. None: the run is not recorded.
+        display: display of the run. Here it shows one line about the problems and one about the policy.
 
     Raises:
-        InputError: if the problems, a reward function or the policy cannot be loaded, or if the policy cannot
-            read the problems.
+        InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
+            fit into the context of the policy or contains characters that its alphabet lacks.
     """
     display = display or Silent()
     split = problems_from_config(config, display.say, problems or GivenProblems())
@@ -84,12 +84,13 @@ def build_loop(
 def _check_alphabet(
     shape: RandomInitConfig, problems: ProblemSplit, has_warm_start: bool, say: Callable[[str], None]
 ) -> None:
-    """Check that the alphabet has all characters of the prompts, and with a warm start of the solutions.
+    """Check that the alphabet of a policy with random weights contains the characters of the problems.
 
-    The number of answers with characters that the alphabet lacks is reported by `say`.
+    It must contain all characters of the prompts. With a warm start, it must also contain all characters of
+    the solutions. If it lacks characters of other answers, `say` reports the number of these answers.
 
     Raises:
-        InputError: if the alphabet lacks a character.
+        InputError: if the alphabet lacks a character that it must contain.
     """
     known = set(shape.alphabet)
     for problem in (*problems.train, *problems.held_out):

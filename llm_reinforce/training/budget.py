@@ -1,4 +1,4 @@
-"""Length of a run: a number of updates, or a budget of sampled tokens."""
+"""Length of a run, limited by a number of updates and, optionally, by a budget of sampled tokens."""
 
 import math
 
@@ -7,7 +7,7 @@ from llm_reinforce.runs import TrainState
 
 
 def is_over(training: TrainingConfig, state: TrainState) -> bool:
-    """Return True after the last update: number `num_updates`, or the one that reached `num_tokens`."""
+    """Return True if the run has made `num_updates` updates or has sampled `num_tokens` tokens."""
     has_spent = training.num_tokens is not None and state.num_tokens >= training.num_tokens
     return has_spent or state.num_updates >= training.num_updates
 
@@ -15,8 +15,8 @@ def is_over(training: TrainingConfig, state: TrainState) -> bool:
 def expected_updates(training: TrainingConfig, state: TrainState) -> int:
     """Return the expected number of updates of the whole run.
 
-    With a budget of tokens this is an estimate, from the mean number of tokens per update so far. It is
-    exact once the run is over.
+    With a budget of tokens, the number is estimated from the mean number of tokens per update so far. After
+    the last update of the run, it is exact.
     """
     if training.num_tokens is None or state.num_tokens == 0:
         return training.num_updates
@@ -27,7 +27,7 @@ def expected_updates(training: TrainingConfig, state: TrainState) -> int:
 def is_evaluation_due(evaluation: EvaluationConfig, before: TrainState, now: TrainState) -> bool:
     """Return True if the update from `before` to `now` reached a multiple of `evaluation.every`.
 
-    `evaluation.unit` says if updates or sampled tokens are counted.
+    The setting `evaluation.unit` decides whether updates or sampled tokens are counted.
     """
     if evaluation.unit == "tokens":
         return before.num_tokens // evaluation.every < now.num_tokens // evaluation.every

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from llm_reinforce.errors import InputError
 
-MAX_EXCHANGED = 1 << 23  # elements per message: enough to amortize its latency, small beside the gradient
+# elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
+MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -24,8 +25,8 @@ _mixed_precision: list[str] = []  # setting of the latest accelerator; at most o
 def new_accelerator(mixed_precision: str) -> Accelerator:
     """Return an accelerator with this mixed precision.
 
-    accelerate keeps one setting for all accelerators of a process. The setting of an earlier run is reset;
-    that of an accelerator created outside this function is not.
+    accelerate keeps one setting for all accelerators of a process. A setting that an earlier call of this
+    function has made is reset. A setting that other code has made is not reset.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".
@@ -54,7 +55,7 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
 
 @torch.no_grad()
 def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
-    """Copy the weights and buffers of the first process to all processes, since random weights may differ."""
+    """Copy the weights and buffers of the first process to all other processes, whose weights may differ."""
     if accelerator.num_processes > 1:
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.data = broadcast(tensor.data.contiguous())  # broadcast ignores strides
@@ -64,7 +65,7 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
 def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     """Replace the gradients of every process by their sum over all processes.
 
-    A parameter without a gradient in any process stays without one.
+    The gradient of a parameter remains None if it is None in every process.
     """
     if accelerator.num_processes == 1:
         return
@@ -86,7 +87,10 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Yield consecutive gradients of one dtype, at most MAX_EXCHANGED elements or a single gradient."""
+    """Split the gradients into lists of consecutive gradients of one dtype.
+
+    Each list has at most MAX_EXCHANGED elements in total, or contains a single gradient.
+    """
     bucket: list[Tensor] = []
     for gradient in gradients:
         num_elements = sum(each.numel() for each in bucket) + gradient.numel()

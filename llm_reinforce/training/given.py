@@ -1,9 +1,9 @@
 """Translate the arguments of `ReinforceTrainer` into settings and objects.
 
-A name or path only fills a section of the settings, so the run equals that of a recipe with this section.
-An object (a model in memory, a list of problems, a function) is used directly. Its section names the place
-where the object is saved in the run's directory (a function: its file), so that the command line can resume
-the run.
+A name or path is written into a section of the settings, so the run equals a run of a recipe with this
+section. An object (a model in memory, a list of problems, a function) is used directly. The command line can
+also resume such a run: the section of a model or of problems names the place in the run's directory where the
+object is saved, and the section of a function names the file that defines it.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.rewards.from_python import rewards_from
 
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
-MODEL_KEYWORDS = ("use_chat_template", "system_prompt", "lora")  # policy settings of a model object
+MODEL_KEYWORDS = ("use_chat_template", "system_prompt", "lora")  # policy settings allowed with a model object
 COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
@@ -43,11 +43,11 @@ class TrainerArguments:
     Attributes:
         sections: settings that describe the policy, the problems, the rewards and `output_dir`, by top-level
             key.
-        keywords: the remaining keyword arguments.
+        keywords: the keyword arguments that are not in `sections`.
         policy: the policy object passed by the caller; None if `sections` names the policy.
         problems: the problem objects passed by the caller.
-        rewards: one entry per reward: the function passed by the caller, or None if the reward is loaded by
-            its settings. Empty if no rewards were passed.
+        rewards: one entry per reward: the function passed by the caller, or None if the function is loaded by
+            the name in `sections`. Empty if no rewards were passed.
     """
 
     sections: Mapping[str, Any]
@@ -94,7 +94,7 @@ def read_arguments(
         columns = {name: rest.pop(name) for name in COLUMN_KEYWORDS if name in rest}
         sections["problems"], own_problems = _read_problems(problems, held_out, columns, config, folder)
     elif held_out is not None:
-        raise InputError("held_out: used only together with problems; pass problems too")
+        raise InputError("held_out: used only together with problems; pass problems as well")
     own_rewards: tuple[WeightedReward | None, ...] = ()
     if rewards is not None:
         found = rewards_from(rewards)
@@ -106,7 +106,7 @@ def read_arguments(
 def _read_policy(
     policy: Any, config: Config | None, keywords: Section, folder: Path, seed: int
 ) -> tuple[Section, LanguagePolicy | None]:
-    """Return the settings of the policy and, if an object was passed, the policy.
+    """Return the settings of the policy, and the policy itself if it was passed as an object.
 
     Settings that apply to a `(model, tokenizer)` pair are removed from `keywords`.
     """
@@ -134,8 +134,8 @@ def _read_policy(
     for name in PolicyConfig.model_fields:
         if name in keywords:
             raise InputError(
-                f"{name}: not used for a policy that is already loaded; leave it out, or give the policy by "
-                "its name or path"
+                f"{name}: not used for a policy that is already loaded; remove this argument, or give the "
+                "policy by its name or path"
             )
     section = {
         "name_or_path": str(folder / POLICY_FOLDER),
@@ -148,12 +148,15 @@ def _read_policy(
 
 
 def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
-    """Return the default for a model in memory: an adapter, or one that was not loaded from anywhere."""
+    """Return the default learning rate of a policy object.
+
+    Adapters and models with random weights have special defaults. The result is None for other models.
+    """
     if policy is None:
         return None
     if hasattr(policy.model, "peft_config"):
         return ADAPTER_LEARNING_RATE
-    # transformers records where a model was loaded from; a model made from a configuration has no such name
+    # transformers records the source of a loaded model in name_or_path; a model with random weights has none
     return None if getattr(policy.model, "name_or_path", "") else RANDOM_INIT_LEARNING_RATE
 
 
@@ -165,12 +168,15 @@ def _read_problems(
     section: Section = {key: base[key] for key in ("template", "num_held_out") if key in base}
     train = held = None
     if columns and isinstance(problems, ProblemsConfig | GenerateConfig | DataConfig):
-        raise InputError(f"{next(iter(columns))}: not used with a {type(problems).__name__}; set it there")
+        raise InputError(
+            f"{next(iter(columns))}: not used with a {type(problems).__name__}; remove this argument (a "
+            "DataConfig can contain it)"
+        )
     if isinstance(problems, ProblemsConfig | GenerateConfig):
         if held_out is not None:
             raise InputError(
-                "held_out: not used with generated problems or a ProblemsConfig, which hold out problems "
-                "themselves; leave it out"
+                "held_out: not used with generated problems or a ProblemsConfig, which define their own "
+                "held-out problems; remove this argument"
             )
         keys = problems.model_dump(mode="json", exclude_unset=True)
         return (

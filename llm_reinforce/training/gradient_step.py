@@ -1,4 +1,4 @@
-"""One gradient step: the loss of an update's episodes, its gradient by micro-batches, the optimizer step."""
+"""One gradient step: the loss of an update's episodes, its gradient in micro-batches, the optimizer step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
 from llm_reinforce.training.data_parallel import sum_gradients
 
-ATTENDED = 8  # padded key and value positions of attention, per token of a full micro-batch
+ATTENDED = 8  # maximum number of padded key and value positions, per token of a full micro-batch
 
 Skipped = Literal["no episode was scored", "the gradient is not finite"]
 
@@ -26,10 +26,10 @@ class UpdateOutcome:
     Attributes:
         loss: value of the loss, summed over the episodes of this process.
         grad_norm: norm of the whole gradient before clipping.
-        max_log_prob_difference: largest |Δ log π| between sampling and the forward pass of the loss, over the
-            actions in the loss.
+        max_log_prob_difference: largest difference |Δ log π| between sampling and the forward pass of the
+            loss, over the actions in the loss.
         learning_rate: learning rate of the step.
-        skipped: the reason if the weights were not changed; None if they were.
+        skipped: the reason why the weights were not changed; None if the weights were changed.
     """
 
     loss: float
@@ -41,18 +41,22 @@ class UpdateOutcome:
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """Step on L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t), minus an entropy bonus, summed over micro-batches.
+    """An optimizer step on the policy-gradient loss minus an entropy bonus.
+
+        L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus
+
+    The sums are accumulated over micro-batches.
 
     Attributes:
         accelerator: the accelerator of the run.
         model: the model that is trained.
         optimizer: optimizer of the model, prepared by the accelerator.
-        pad_token_id: token for padding.
+        pad_token_id: token id that fills ragged batches.
         temperature: temperature at which the episodes were sampled.
         entropy_coefficient: factor of the entropy bonus.
-        micro_batch_tokens: maximum number of tokens per backward pass; repeated prompts and episodes count
-            once.
-        max_grad_norm: maximum norm to which the gradient is clipped; None for no clipping.
+        micro_batch_tokens: maximum number of tokens per backward pass. The tokens of a repeated prompt or
+            episode are counted once.
+        max_grad_norm: maximum norm to which the gradient is clipped. None: no clipping.
     """
 
     accelerator: Accelerator
@@ -67,13 +71,16 @@ class GradientStep:
     def __call__(
         self, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None = None
     ) -> UpdateOutcome:
-        """Take the step; skip it if no episode was scored or the gradient is not finite.
+        """Take the step, unless no episode was scored or the gradient is not finite.
 
         Args:
             batch: episodes of this process.
-            estimate: their advantages, and the denominator of the loss.
-            activations: activations kept when the episodes were sampled. They are reused here and cleared,
-                since they do not match the weights after the step.
+            estimate: advantages of the episodes, and the denominator of the loss.
+            activations: activations kept when the episodes were sampled. They are reused for the loss and
+                cleared afterwards, because they do not match the weights after the step.
+
+        Returns:
+            the outcome of the step, which contains the reason if the step was skipped.
         """
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if estimate.mean_return is None:
@@ -92,18 +99,20 @@ class GradientStep:
         limit = self.max_grad_norm or float("inf")
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = grad_norm < float("inf")  # False for NaN as well
-        # the fp16 scaler skips a step that is not finite by itself, and lowers its scale
+        # with an fp16 scaler, step() skips gradients that are not finite and lowers the scale
         if is_finite or self.accelerator.scaler is not None:
             self.optimizer.step()
         skipped: Skipped | None = None if is_finite else "the gradient is not finite"
         return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped)
 
     def rows_with_gradient(self, batch: EpisodeBatch, estimate: Estimate) -> list[int]:
-        """Return the rows of the episodes with a gradient; all rows with an entropy bonus.
+        """Return the rows of the episodes that have a gradient.
 
-        An episode whose advantages are all zero has no gradient, so it is left out to save time. If no
-        episode has a gradient, one row is returned. Episodes of a group stay together, to share the prompt;
-        groups with the longest episodes come first.
+        An episode whose advantages are all zero has no gradient, so its row is omitted to save time. With an
+        entropy bonus, every episode has a gradient. If no episode has a gradient, one row is returned.
+
+        Episodes of a group are adjacent, so that they share the computation of the prompt. Groups with long
+        episodes come first.
         """
         lengths, groups = batch.lengths.tolist(), batch.groups.tolist()
         longest: dict[int, int] = {}
@@ -116,13 +125,15 @@ class GradientStep:
         return [row for row in order if counts[row]] or order[:1]
 
     def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
-        """Return the rows in micro-batches of at most `micro_batch_tokens` tokens, or of a single row.
+        """Divide the rows into micro-batches of at most `micro_batch_tokens` tokens, or of a single row.
 
-        Repeated prompts and episodes of a micro-batch are computed once and count once.
+        A prompt or episode that is repeated within a micro-batch is computed once, and its tokens are counted
+        once.
 
-        Attention pads its keys and values to the longest episode, and may copy those of a prompt to each of
-        its completions. They are small beside the other activations of a token, so a micro-batch may have
-        `ATTENDED * micro_batch_tokens` of these positions.
+        A second limit is on the memory of keys and values. Attention pads the keys and values to the longest
+        episode, and may copy those of a prompt for each of its completions. They are small compared with the
+        other activations of a token, so a micro-batch may have up to `ATTENDED * micro_batch_tokens`
+        positions of keys and values, including padding and copies.
         """
         runs: list[list[int]] = [[]]
         seen: set[tuple[TokenIds, ...]] = set()  # prompts and episodes of the current micro-batch
@@ -176,10 +187,10 @@ class GradientStep:
 
 
 def nan_unless_finite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
-    """Return the loss; if it is not finite, return NaN, whose gradient is NaN too.
+    """Return the loss if it is finite, and otherwise NaN with a NaN gradient.
 
     An infinite loss may have a finite gradient: -log π is infinite at π = 0, where the derivative of the
-    softmax is finite. With NaN gradients the step is skipped in all processes and by all gradient scalers.
+    softmax is finite. A NaN gradient ensures that all processes and gradient scalers skip the step.
     """
     # 1 + 0 · L is 1 or NaN
     return loss * (1.0 + 0.0 * loss.detach())

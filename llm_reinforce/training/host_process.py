@@ -1,7 +1,7 @@
 """Process-wide settings during an update: random generators, garbage collector and malloc.
 
-Random generators and the garbage collector are restored after each update, before the caller's code runs.
-The setting of malloc (`keep_freed_memory`) is permanent, so only the command line makes it.
+The states of random generators and the garbage collector are restored after each update, before the code of
+the caller runs. The setting of malloc (`keep_freed_memory`) is permanent, so only the command line makes it.
 """
 
 import ctypes
@@ -16,8 +16,10 @@ import torch
 from accelerate.utils import set_seed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of <malloc.h>
-LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30  # bytes: per block (the maximum allowed), of all free memory
-NUM_NEW = 20_000  # new objects between two collections: a few updates; reference counting frees most of them
+# bytes: the largest block that is kept (the maximum that malloc allows), and the most free memory in total
+LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30
+# new objects between two collections, about those of a few updates; reference counting frees most of them
+NUM_NEW = 20_000
 
 
 @contextmanager
@@ -41,11 +43,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def fewer_collections() -> Iterator[None]:
-    """Make the garbage collector run less often within the context, and on new objects only.
+    """Reduce the time of garbage collection within the context.
 
-    An update creates thousands of small objects. By default the collector would run a dozen times per update,
-    and every few dozen updates it would examine all objects. torch and transformers have half a million of
-    them, which takes a quarter of a second. Objects that the caller has frozen stay frozen.
+    The collector runs less often, and examines only objects that were created within the context. An update
+    creates thousands of small objects. By default the collector would run a dozen times per update. Every few
+    dozen updates it would examine all objects, which takes a quarter of a second, because torch and
+    transformers have half a million objects. Objects that the caller has frozen remain frozen.
     """
     thresholds, has_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
     if not has_frozen:
@@ -61,11 +64,14 @@ def fewer_collections() -> Iterator[None]:
 
 
 def keep_freed_memory() -> bool:
-    """Make glibc keep the memory of freed tensors for later tensors; return True if it does.
+    """Make glibc keep the memory of freed tensors for later tensors.
 
     By default glibc returns much of this memory to the system, and each page that is used again costs a page
-    fault. An update of a small policy then takes 10% longer. The setting lasts until the process ends.
-    Nothing is changed with another C library, or if the environment has settings of malloc.
+    fault, so that an update of a small policy takes 10% longer. The setting remains until the process ends.
+
+    Returns:
+        True if the setting was made. False if the process uses another C library, or if environment variables
+        configure malloc; then nothing is changed.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return False

@@ -10,19 +10,20 @@ from transformers import get_scheduler
 def learning_rate_schedule(
     name: str, optimizer: torch.optim.Optimizer, num_warmup_updates: int, num_updates: int
 ) -> Any:
-    """Return the transformers schedule of this name, advanced by one step.
+    """Return a learning-rate schedule of transformers whose rate is positive in every update.
 
-    The schedules of transformers start a warm-up and end a decay with a learning rate of 0. Here update k of
-    W warm-up updates has k / (W + 1) of the highest rate, so the rate of every update is positive.
+    A schedule of transformers has a rate of 0 at the first step of a warm-up and after the last step of a
+    decay. Here the warm-up and the whole schedule are one step longer, and the first update uses the second
+    step. Update k of W warm-up updates has k / (W + 1) of the highest rate.
 
     Args:
         name: constant, constant_with_warmup, linear or cosine.
-        optimizer: the optimizer; its learning rate is the highest rate.
+        optimizer: the optimizer, whose learning rate is the highest rate of the schedule.
         num_warmup_updates: number of updates with a rising rate.
         num_updates: number of updates of the run.
     """
     schedule = get_scheduler(name, optimizer, num_warmup_updates + 1, num_updates + 1)
-    with warnings.catch_warnings():  # PyTorch warns because no optimizer step came before
+    with warnings.catch_warnings():  # PyTorch warns if a schedule is advanced before the optimizer
         warnings.simplefilter("ignore", UserWarning)
         schedule.step()
     return schedule

@@ -60,14 +60,14 @@ class Update:
     """One update of the policy, after its gradient step.
 
     Attributes:
-        number: number of the update; 1 for the first update of the run.
+        number: number of the update in the run, from 1.
         metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
             `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
             `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
-        episodes: episodes of the update (of this process), those of one problem next to each other. Each has
-            `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
+        episodes: episodes of the update, of this process only. The episodes of one problem are adjacent. An
+            episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.
-        evaluations: evaluations made after this update, by decoding; empty for most updates.
+        evaluations: evaluations made after this update, by decoding. Empty if none was due.
     """
 
     number: int
@@ -84,20 +84,21 @@ class TrainingLoop:
 
     `ReinforceTrainer` builds the loop from names, paths and settings; this class takes the finished objects.
 
-    References: Williams 1992; Sutton & Barto 2018, chapter 13; the article named in this module, STEP 0-3.
+    References: Williams 1992; Sutton & Barto 2018, chapter 13; STEP 0-3 of the article named at the top of
+    this module.
 
     Args:
         policy: the initial policy θ_0, with random (STEP 0) or pretrained weights; it is trained in place.
         problems: the training problems.
-        training: number of updates or tokens, optimizer, checkpoints and so on.
+        training: settings of the training: number of updates or tokens, optimizer, checkpoints and others.
         rewards: the reward functions with their weights. Default: 1 for a correct final answer, 0 otherwise.
         reinforce: baseline, discount, batch size and other settings of the loss.
         sampling: length and temperature of the completions.
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
         evaluation: how often and how the policy is evaluated.
-        run_directory: directory in which the run is recorded; None if it is not recorded.
-        display: shows the progress; silent by default.
+        run_directory: directory in which the run is recorded. None: the run is not recorded.
+        display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
 
     Raises:
@@ -171,7 +172,7 @@ class TrainingLoop:
         self._has_tried_rewards = False
 
     def train(self, *, resume: bool = False) -> TrainState:
-        """Run all updates and return the final state; see `updates`."""
+        """Make all updates and return the train state after the last one; see `updates`."""
         for _ in self.updates(resume=resume):
             pass
         return self.state
@@ -179,17 +180,17 @@ class TrainingLoop:
     def updates(self, *, resume: bool = False) -> Iterator[Update]:
         """Train, and yield an `Update` after each optimizer step.
 
-        The last update is number `training.num_updates`, or the one that reaches `training.num_tokens`
-        sampled tokens, or the one during which `stop_requested` is set. If the caller breaks out of the loop
-        earlier, a checkpoint is saved.
+        The run ends after `training.num_updates` updates, after the update that reaches `training.num_tokens`
+        sampled tokens, or after the update during which `stop_requested` is set. If the caller breaks out of
+        the loop earlier, a checkpoint is saved.
 
         Args:
             resume: continue from the newest checkpoint in the run's directory.
 
         Raises:
             InputError: if a reward function fails on every trial episode, or there is nothing to resume.
-            RunStoppedError: if too many episodes of an update could not be scored, or too many gradients in a
-                row were not finite. A checkpoint is saved, except during the warm start.
+            RunStoppedError: if too many episodes of an update could not be scored, or the gradients of too
+                many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
         if self.training.num_tokens is not None:
@@ -202,7 +203,7 @@ class TrainingLoop:
             if self._is_stopped():  # an unfinished warm start is not saved
                 return
             is_stopping = self._evaluate_and_save()
-        gc.collect()  # once for the objects that `fewer_collections` skips from here on
+        gc.collect()  # the last collection that examines old objects: `fewer_collections` skips them
         if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
@@ -220,10 +221,10 @@ class TrainingLoop:
                 if self._num_saved != self.state.num_updates:
                     self.save_checkpoint()
                 break
-        self.accelerator.wait_for_everyone()  # only the main process evaluates and writes files
+        self.accelerator.wait_for_everyone()  # the main process may still be evaluating or writing files
 
     def _update(self) -> tuple[Update, bool]:
-        """Make one update; return it, and True if the run stops after it."""
+        """Make one update. Return the update, and True if the run stops after it."""
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
@@ -235,7 +236,7 @@ class TrainingLoop:
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
         outcome = self.gradient_step(batch, estimate, activations)
-        # after the prediction, since a baseline must not depend on the episodes it is subtracted from
+        # fit only after the prediction: the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, estimate)
         self.schedule.step()
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
@@ -251,13 +252,13 @@ class TrainingLoop:
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
     def _is_stopped(self) -> bool:
-        """Return True if a stop was requested in any process; the result is the same in all processes."""
+        """Return True if a stop was requested in any process. All processes get the same result."""
         if self.accelerator.num_processes == 1:
             return self.stop_requested
         return bool(self._gather(torch.tensor([self.stop_requested])).any())
 
     def _draw_problems(self) -> list[Problem]:
-        """Return the problems of this process for the next update; each epoch has its own random order."""
+        """Return the problems of this process for the next update, in the random order of `ProblemOrder`."""
         first = self.state.num_problems + self.accelerator.process_index
         stop = self.state.num_problems + self.reinforce.problems_per_update
         positions = range(first, stop, self.accelerator.num_processes)
@@ -270,7 +271,10 @@ class TrainingLoop:
         *,
         is_trial: bool = False,
     ) -> EpisodeBatch:
-        """Sample episodes from the current policy; if `is_trial`, one short episode per problem."""
+        """Sample episodes of the problems from the current policy.
+
+        If `is_trial`, one short episode of each problem is sampled.
+        """
         max_new_tokens = self.sampling.max_new_tokens
         with self.accelerator.autocast():
             return collect_episodes(
@@ -304,13 +308,15 @@ class TrainingLoop:
         )
 
     def _fit_values(self, prediction: Prediction | None, estimate: Estimate) -> bool:
-        """Fit the value head, if there is one; return False if it skipped a step."""
+        """Fit the value head if there is one. Return False if a step was skipped."""
         if self.value_baseline is None or prediction is None:
             return True
         return self.value_baseline.fit(prediction, estimate)
 
     def try_rewards(self) -> None:
-        """Call all reward functions on a few trial episodes; only the first call does anything.
+        """Call all reward functions on a few trial episodes, to find errors before the run starts.
+
+        If this method has already succeeded, it returns at once.
 
         Raises:
             InputError: if a function fails on all trial episodes.
@@ -338,9 +344,9 @@ class TrainingLoop:
         return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))
 
     def _random_number(self, purpose: str) -> int:
-        """Return a random number that depends on the seed, the update, the purpose and the process only.
+        """Return a seed that depends only on the run's seed, the update, the purpose and the process.
 
-        It seeds generators, so a resumed run draws the same numbers as an uninterrupted one.
+        A resumed run therefore draws the same random numbers as an uninterrupted one.
         """
         return seed_of(purpose, self.seed, self.state.num_updates, self.accelerator.process_index)
 
@@ -354,7 +360,8 @@ class TrainingLoop:
 
         Raises:
             InputError: if no episode of the run's first update could be scored.
-            RunStoppedError: if the share is above `training.max_unscored_share`; a checkpoint is saved first.
+            RunStoppedError: if the share of unscored episodes is above `training.max_unscored_share`. A
+                checkpoint is saved before.
         """
         failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
         why = visible(failed[0].failure or "", 400) if failed else "every reward function returned None"
@@ -375,10 +382,13 @@ class TrainingLoop:
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:
-        """Report an update whose gradient is not finite; of several in a row, the first only.
+        """Report an update whose gradient is not finite, and stop the run after too many of them.
+
+        Of several such updates in a row, only the first is reported.
 
         Raises:
-            RunStoppedError: if there were `training.max_not_finite` of them in a row; a checkpoint is saved.
+            RunStoppedError: if the gradients of `training.max_not_finite` updates in a row were not finite. A
+                checkpoint is saved before.
         """
         in_a_row, limit = self.state.num_not_finite_in_a_row, self.training.max_not_finite
         if in_a_row == 1:
@@ -395,7 +405,10 @@ class TrainingLoop:
             )
 
     def _check_fitted(self, is_fitted: bool) -> None:
-        """Report the first update in which value-head steps were skipped; the metrics count all of them."""
+        """Report the first update in which value-head steps were skipped.
+
+        The metric `value/num_skipped_fits` counts all such updates.
+        """
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
                 f"value-head steps of update {self.state.num_updates} were skipped: their loss or gradient "
@@ -432,7 +445,7 @@ class TrainingLoop:
         started: float,
         sampled: float,
     ) -> dict[str, Any]:
-        """Compute the metrics of the update, show and record them, and return them."""
+        """Compute the metrics of the update, show and record them, and return them by name."""
         now = time.perf_counter()
         metrics: dict[str, Any] = {
             "update": self.state.num_updates,
@@ -449,7 +462,7 @@ class TrainingLoop:
         }
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
-        # metrics logged by reward functions must not replace those above
+        # a metric logged by a reward function must not replace one of the metrics above
         metrics |= {name: value for name, value in batch.logged.items() if name not in metrics}
         if not self.accelerator.is_main_process:
             return metrics
@@ -463,10 +476,10 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Evaluate and save a checkpoint if they are due; return True if the run has to stop now.
+        """Run an evaluation and save a checkpoint, each if it is due; return True if the run has to stop now.
 
         Args:
-            before: train state before the latest update; None before the first update.
+            before: train state before the latest update. None: no update has been made yet.
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
@@ -496,7 +509,7 @@ class TrainingLoop:
             )
 
     def _finish(self) -> None:
-        """Save the policy, and the comparison of the first and the last evaluation."""
+        """Save the policy, and the comparison of the run's first and last evaluations."""
         self.save_policy()
         if self.accelerator.is_main_process and self.run_directory is not None:
             compare_first_and_last(self.run_directory, self.sampling.max_new_tokens)
@@ -541,7 +554,7 @@ class TrainingLoop:
                     self.run_directory.append_answers(where, evaluation)
 
     def warm_start(self) -> None:
-        """Make the supervised updates of `training.warm_start`, if set."""
+        """Make the supervised updates of the warm start, if the settings have `training.warm_start`."""
         if self.training.warm_start is None:
             return
         num_skipped = warm_start(
@@ -557,9 +570,9 @@ class TrainingLoop:
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 
     def _restore(self) -> bool:
-        """Load the newest complete checkpoint; return False if there is none.
+        """Load the newest complete checkpoint. Return False if there is none.
 
-        Log rows after the checkpoint are removed, since the resumed run writes them again.
+        The log lines of updates after the checkpoint are removed, because the resumed run writes them again.
         """
         if self.run_directory is None:
             raise InputError("nothing to resume: this run has no output_dir")
@@ -584,5 +597,5 @@ class TrainingLoop:
 
 
 def _lines(traceback: str) -> list[str]:
-    """Return the lines of a traceback, indented below a message."""
+    """Return the lines of a traceback, indented for display below a message."""
     return [f"    {visible(line, 200)}" for line in traceback.splitlines()]

@@ -16,16 +16,17 @@ TIMES = frozenset({"step_time", "step_time/collect", "step_time/update"})  # not
 def update_metrics(
     batch: EpisodeBatch, estimate: Estimate, values: Float[Tensor, "episode token"] | None = None
 ) -> dict[str, float]:
-    """Return the metrics of an update's episodes by name; the documentation explains each.
+    """Return the metrics of an update's episodes, by name.
 
-    A metric that has no value in this update is omitted. With several processes, the logged metrics are those
-    of the episodes of the first process, a random sample of all.
+    Each metric is explained in the documentation of the run's directory. A metric that has no value in this
+    update is omitted. With several processes, only the metrics of the first process are logged. They are
+    computed from its own episodes, which are a random sample of all episodes.
 
     Args:
         batch: episodes of the update.
-        estimate: their returns, baselines and advantages.
-        values: V(s_t) of each action, predicted before the value head was fitted to these episodes; None
-            without a value head.
+        estimate: returns, baselines and advantages of the episodes.
+        values: V(s_t) of each action, predicted before the value head was fitted to these episodes. None: the
+            run has no value head.
     """
     episodes = batch.episodes
     scored = batch.scored
@@ -65,7 +66,7 @@ def update_metrics(
 
 
 def _greedy_metrics(greedy: Sequence[Episode]) -> dict[str, float]:
-    """Return the metrics of the greedy completions, which are the baseline of the sampled ones."""
+    """Return the metrics of the greedy completions, by name; none if there are no greedy completions."""
     totals = [total for episode in greedy if (total := episode.total_reward) is not None]
     metrics = {"greedy/reward": sum(totals) / len(totals)} if totals else {}
     if num_unscored := len(greedy) - len(totals):
@@ -74,7 +75,7 @@ def _greedy_metrics(greedy: Sequence[Episode]) -> dict[str, float]:
 
 
 def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -> dict[str, float]:
-    """Return the metrics of the value head's predictions."""
+    """Return the metrics of the value head's predictions, by name."""
     metrics = {}
     if estimate.mask.any():
         errors = (values - estimate.returns)[estimate.mask]
@@ -86,7 +87,11 @@ def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -
 
 
 def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the shares of episodes with a wrong answer, with no answer, and truncated before an answer."""
+    """Return the shares of the three kinds of incorrect episodes, among all episodes.
+
+    The kinds are `wrong` (with a wrong answer), `unparseable` (terminated without an answer) and `truncated`
+    (truncated before an answer).
+    """
     kinds = [
         "wrong"
         if not episode.verdict.is_unparseable
@@ -102,7 +107,7 @@ def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
 def _frac_reward_zero_std(batch: EpisodeBatch) -> float:
     """Return the share of groups whose scored episodes all have the same reward.
 
-    With a baseline from the group, such groups have no gradient.
+    With a baseline that is computed from the group, the episodes of such a group have no gradient.
     """
     by_group: dict[int, set[float]] = {}
     for episode in batch.episodes:

@@ -1,4 +1,4 @@
-"""A few episodes of a run before it is trained, and what the run would be."""
+"""Preview of a run: its size, and a few episodes of the policy before training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,16 +16,17 @@ from llm_reinforce.training.loop import TrainingLoop
 
 @dataclass(frozen=True, slots=True)
 class Preview:
-    """A run before its first update; nothing was trained and no file was written.
+    """Description of a run that has not been started, with a few episodes.
 
     Attributes:
-        policy: the architecture of the policy, its number of parameters and its end tokens.
+        policy: one line with the architecture of the policy, its number of parameters and its end tokens.
         device: device of the policy.
-        num_training, num_held_out: numbers of problems.
+        num_training, num_held_out: numbers of training problems and of held-out problems, respectively.
         rewards: name and weight of each reward function.
-        num_updates: expected number of updates; with a budget of tokens an estimate from these episodes.
-        episodes: a few episodes, those of one problem next to each other.
-        reward_error: the error of a reward function that failed on all trial episodes; None if there is none.
+        num_updates: expected number of updates. With a budget of tokens, it is estimated from `episodes`.
+        episodes: a few episodes of the training problems. The episodes of one problem are adjacent.
+        reward_error: error message of a reward function that failed on all trial episodes; None if no
+            function did.
     """
 
     policy: str
@@ -39,12 +40,14 @@ class Preview:
 
 
 def preview_run(loop: TrainingLoop, config: Config, *, num_problems: int, num_episodes: int) -> Preview:
-    """Sample episodes of the first training problems, and call every reward function.
+    """Sample episodes of the first training problems, call every reward function, and describe the run.
+
+    Nothing is trained and no file is written.
 
     Args:
         loop: the training loop of the run.
         config: all settings of the run.
-        num_problems: number of problems.
+        num_problems: number of training problems for which episodes are sampled.
         num_episodes: number of episodes per problem.
     """
     batch = collect_episodes(

@@ -1,4 +1,4 @@
-"""Order of the training problems: each epoch is shuffled again, from the seed."""
+"""Order of the training problems, which are shuffled with a new seed in every epoch."""
 
 import random
 
@@ -6,8 +6,8 @@ import random
 class ProblemOrder:
     """Map a position in the sequence of problems over all epochs to the index of a training problem.
 
-    Each epoch is a permutation of all problems. It depends on the seed and the number of the epoch only, so
-    a resumed run continues with the same problems as an uninterrupted one.
+    Each epoch is a permutation of all problems that depends only on the seed of the run and the number of the
+    epoch. A resumed run therefore continues with the same problems as an uninterrupted one.
     """
 
     def __init__(self, num_problems: int, seed: int) -> None:
@@ -16,7 +16,7 @@ class ProblemOrder:
         self._permutation: list[int] = []
 
     def index(self, position: int) -> int:
-        """Return the index of the problem at a position; positions count from 0 over all epochs."""
+        """Return the index of the problem at a position, which is counted from 0 over all epochs."""
         epoch, place = divmod(position, self.num_problems)
         if epoch != self._epoch:
             self._permutation = list(range(self.num_problems))

@@ -12,10 +12,10 @@ from llm_reinforce.training.trainer import ReinforceTrainer, TrainingResult
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Settings of a run; `print(recipe)` shows them as YAML.
+    """Settings of a run. `print(recipe)` shows the settings as YAML.
 
     Attributes:
-        config: all settings, by section, such as `recipe.config.training.num_updates`.
+        config: all settings in their sections, such as `recipe.config.training.num_updates`.
     """
 
     config: Config
@@ -36,8 +36,8 @@ class Recipe:
         The run is recorded in `config.output_dir`.
 
         Args:
-            resume: continue the run in its directory from its newest checkpoint.
-            overwrite: delete the run in its directory and start a new one.
+            resume: continue the run in `config.output_dir` from its newest checkpoint.
+            overwrite: delete the run in `config.output_dir` and start a new one.
             progress: True to show progress, False to hide it. Default: shown on a terminal and in a notebook.
 
         Raises:
@@ -52,7 +52,7 @@ class Recipe:
 
 
 def load_recipe(path: str | PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """Read a recipe.
+    """Read and check a recipe.
 
         load_recipe("quickstart", ["training.num_updates=10"]).train()
 

@@ -28,21 +28,23 @@ def recording(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[None]:
-    """Lock a run's directory within the context, after writing the run's recipe, environment and objects.
+    """Hold the lock of a run's directory within the context, and write the files that a resume needs.
+
+    The recipe, the environment, and the objects passed by the caller are written before the context starts.
 
     Args:
         directory: directory of the run.
         config: settings of the run.
-        policy: policy object passed by the caller, if any. It is saved in the directory, and the recipe
-            refers to it by its path.
-        problems: problem objects passed by the caller, saved in the same way.
+        policy: policy object passed by the caller, which is saved in the directory. None: the settings name
+            the policy.
+        problems: problem objects passed by the caller, which are saved in the directory.
         device: device of the run, for `environment.json`.
         resume: continue the run in the directory.
         overwrite: replace the run in the directory.
 
     Raises:
         InputError: if another process holds the lock, the directory cannot be used with these options (see
-            `RunDirectory.check`), or the run in it has other problems.
+            `RunDirectory.check`), or the run to resume was started with other problems.
     """
     with directory.locked():
         directory.prepare(resume=resume, overwrite=overwrite)
@@ -56,10 +58,12 @@ def recording(
 
 
 def check_same_run(directory: RunDirectory, config: Config) -> None:
-    """Check that the run in the directory, if any, has these settings. A longer run is accepted.
+    """Check that the run in the directory, if there is one, has the same settings.
+
+    `num_updates` and `num_tokens` may be larger than in the run.
 
     Raises:
-        InputError: if other settings than the length of the run differ; one line each.
+        InputError: if settings differ. The message has one line per setting.
     """
     file = directory.path / "recipe.yaml"
     if not file.is_file():  # reported by RunDirectory.check
@@ -71,7 +75,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
 
 
 def differing_settings(file: Path, config: Config, *, may_grow: bool = False) -> list[str]:
-    """Return the differences between a run's recipe and other settings, one line each.
+    """Return the differences between a run's recipe and other settings, as one line of text per setting.
 
     Args:
         file: `recipe.yaml` of the run.
@@ -95,7 +99,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:
-    """Return the keys that limit the length of the run and are larger now."""
+    """Return the settings `num_updates` and `num_tokens` that are larger now than before."""
     grown = ["num_updates"] if before.training.num_updates < now.training.num_updates else []
     own, given = before.training.num_tokens, now.training.num_tokens
     if own is not None and (given is None or own < given):
@@ -104,9 +108,9 @@ def _raised_limits(before: Config, now: Config) -> list[str]:
 
 
 def _flat(values: object, path: str = "") -> dict[str, object]:
-    """Return nested mappings, and lists of mappings, as one mapping with dotted keys.
+    """Flatten nested mappings and lists of mappings to one mapping with dotted keys.
 
-    An empty mapping counts as a value.
+    An empty mapping is kept as a value.
     """
     if isinstance(values, list | tuple) and any(isinstance(each, Mapping) for each in values):
         values = {str(place): each for place, each in enumerate(values)}
@@ -119,7 +123,7 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
 
 
 def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
-    """Write `environment.json`; a resumed run adds its environment to the list `resumed` in the file."""
+    """Write `environment.json`. A resumed run appends its environment to the list `resumed` in this file."""
     file, here = directory.path / "environment.json", environment(seed, device)
     whole: dict[str, Any] = here
     if file.is_file():
@@ -134,7 +138,7 @@ def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:
-    """Check that the objects passed by the caller can be saved and are equal when they are loaded again.
+    """Check that the objects passed by the caller can be saved, and are unchanged when they are loaded again.
 
     Raises:
         InputError: if the policy or a problem changes when it is saved and loaded.
@@ -151,12 +155,12 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
                         raise InputError(
                             f"problem {before.id!r}: can't be recorded in output_dir, because "
                             f"{_difference(before, after)} when the file is read; change the problem, or "
-                            "leave output_dir out"
+                            "remove output_dir"
                         )
 
 
 def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
-    """Write the problems passed by the caller, or check that they are those of the resumed run.
+    """Write the problems passed by the caller, or check that a resumed run was started with the same ones.
 
     Raises:
         InputError: if the resumed run has other problems.
@@ -169,13 +173,13 @@ def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
             write_problems(file, given)
         elif _read_back(file, given) != list(given):
             raise InputError(
-                f"{file}: the run was started with other problems, those of this file; resume it with them, "
-                "or by load_recipe(output_dir).train(resume=True), which reads them"
+                f"{file}: the run was started with other problems, which are in this file; resume the run "
+                "with these problems, or use load_recipe(output_dir).train(resume=True), which reads the file"
             )
 
 
 def _read_back(file: Path, given: Sequence[Problem]) -> list[Problem]:
-    # the file does not contain `algebra`: the recipe has it, for all problems of a file
+    # `algebra` is not in the file: it is a setting of the recipe, for all problems of the file
     return [
         replace(problem, algebra=given[0].algebra) for problem in read_problems(file, allow_doubtful=True)
     ]

@@ -1,4 +1,4 @@
-"""Train in one call: `ReinforceTrainer(policy, problems, rewards).train()`."""
+"""The Python interface of training: `ReinforceTrainer(policy, problems, rewards).train()`."""
 
 import os
 import sys
@@ -40,17 +40,18 @@ class TrainingResult:
         print(result.comparisons["greedy"]["accuracy"].interval)
 
     Attributes:
-        history: metrics of each update that this call made, oldest first: the `Update.metrics`. Updates made
-            before a resume are only in `metrics.jsonl`.
-        before: first evaluation of the run, made before the first update and after a warm start; a dict from
-            decoding ("greedy" or "sampled") to Evaluation. Evaluations have `accuracy`, `interval` (95%),
-            `correct` and `total`.
-        after: last evaluation of the run, in the same form.
+        history: `Update.metrics` of each update that this call made, oldest first. The metrics of updates
+            made before a resume are only in `metrics.jsonl`.
+        before: first evaluation of the run, made after the warm start (if there is one) and before the first
+            update; a dict from decoding ("greedy" or "sampled") to Evaluation. An Evaluation has `accuracy`,
+            `interval` (95%), `correct` and `total`.
+        after: last evaluation of the run, as a dict like `before`.
         comparisons: difference between `before` and `after`, by decoding and then by criterion ("accuracy",
             and "strict" if any answer has the strict `####` form). Empty if there is only one evaluation.
         policy: the trained policy.
-        state: the final train state: number of updates, sampled tokens, skipped updates and so on.
-        is_over: True if the run has made its last update, False if it was stopped earlier.
+        state: train state at the end of this call: numbers of updates, sampled tokens, skipped updates and
+            others.
+        is_over: True if the run has made its last update; False if it was stopped earlier.
         seconds: duration of this call.
         output_dir: directory of the run; None if the run is not recorded.
     """
@@ -102,8 +103,9 @@ class ReinforceTrainer:
     - `checkpoint_every=None`: updates between checkpoints. A checkpoint is always saved at the end.
     - `seed=0`: seed of all random generators.
 
-    A keyword may also be a whole section: `evaluation={"every": 10}`, `training=TrainingConfig(...)`. A key
-    that occurs in several sections has to be given in its section. The attribute `config` shows all settings.
+    A keyword may also be a whole section: `evaluation={"every": 10}`, `training=TrainingConfig(...)`. If
+    several sections have a key of the same name, give the key within its section. The attribute `config`
+    shows all settings.
 
     Args:
         policy: the model to train. A directory, a `.gguf` file, a hub id, the directory of an earlier run, a
@@ -122,21 +124,25 @@ class ReinforceTrainer:
             `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
             with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the
             problems as keywords, and returns a list. The reward of an episode is the weighted sum. A function
-            may return None if it does not apply. An episode is left out of the update if a function raises an
-            exception or all return None. Default: 1 for a correct final answer, 0 otherwise.
+            may return None if it does not apply to a problem. An episode is left out of the update if a
+            function raises an exception, or if all functions return None. Default: 1 for a correct final
+            answer, 0 otherwise.
         held_out: problems for evaluation: a name, file, hub id, list, `datasets.Dataset` or DataConfig. It
             requires `problems`. Default: `num_held_out` of `problems` are held out.
-        output_dir: directory in which the run is recorded, in the same layout as on the command line. It has
-            to be empty or new, unless `train` gets `resume` or `overwrite`. Default: the run is not recorded.
+        output_dir: directory in which the run is recorded, in the same layout as on the command line. The
+            directory has to be empty or new, unless `train` is called with `resume` or `overwrite`. Default:
+            the run is not recorded.
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
-            precedence. If the config sets `output_dir`, the run is recorded there.
+            precedence over the config. If the config sets `output_dir`, the run is recorded in this
+            directory.
         progress: True to show progress, False to hide it. Default: shown on a terminal and in a notebook. An
             object with the methods of `RunDisplay` is used as the display.
 
     Attributes:
         config: all settings of the run.
         policy: the policy that is trained.
-        problems, held_out: the training problems and the held-out problems, with the template applied.
+        problems, held_out: the training problems and the held-out problems, respectively, with the prompt
+            template applied.
         rewards: the reward functions with their names and weights.
 
     Raises:
@@ -182,8 +188,8 @@ class ReinforceTrainer:
         )
         if self._directory is not None and (script := _script_without_guard(self.config)):
             self._display.say(
-                f"{script}: a reward function comes from this script, which a resumed run imports; "
-                'put the training below `if __name__ == "__main__":`, so that reading it does not train'
+                f"{script}: a reward function is defined in this script, which a resumed run imports; put "
+                'the training below `if __name__ == "__main__":`, so that importing the script does not train'
             )
 
     @property
@@ -193,12 +199,12 @@ class ReinforceTrainer:
 
     @property
     def problems(self) -> Sequence[Problem]:
-        """Training problems, with the template applied."""
+        """Training problems, with the prompt template applied."""
         return self._loop.problems
 
     @property
     def held_out(self) -> Sequence[Problem]:
-        """Held-out problems, with the template applied."""
+        """Held-out problems, with the prompt template applied."""
         return self._loop.held_out
 
     @property
@@ -218,9 +224,9 @@ class ReinforceTrainer:
 
     @property
     def directory(self) -> RunDirectory | None:
-        """The run's directory as an object with its files and logs; None if the run is not recorded.
+        """Directory of the run, as an object that reads its files and logs. None: the run is not recorded.
 
-        Its path is `directory.path`.
+        The path of the directory is `directory.path`.
         """
         return self._directory
 
@@ -228,18 +234,20 @@ class ReinforceTrainer:
         """Train to the last update and return the result.
 
         The policy is evaluated before the first update, every `evaluation.every` updates, and after the last
-        one.
+        update.
 
         Args:
-            resume: continue the run in `output_dir` from its newest checkpoint. The settings have to be those
-                of the run; only `num_updates` and `num_tokens` may be larger.
+            resume: continue the run in `output_dir` from its newest checkpoint. The settings of the trainer
+                must equal those of the run, except that `num_updates` and `num_tokens` may be larger.
             overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:
             InputError: if `output_dir` is not empty and neither `resume` nor `overwrite` is set, if there is
-                no run to resume or its settings differ, or if a reward function fails on every trial episode.
-            RunStoppedError: if more than `max_unscored_share` of an update's episodes could not be scored, or
-                the gradients of `max_not_finite` updates in a row were not finite. A checkpoint is saved.
+                no run to resume, if the run to resume has other settings, or if a reward function fails on
+                every trial episode.
+            RunStoppedError: if the share of an update's episodes that could not be scored exceeds
+                `max_unscored_share`, or if the gradients of `max_not_finite` updates in a row were not
+                finite. A checkpoint is saved.
         """
         started = time.monotonic()
         with self._running(resume=resume, overwrite=overwrite), self._display:
@@ -253,11 +261,11 @@ class ReinforceTrainer:
                 if update.metrics["accuracy"] > 0.9:
                     break
 
-        The caller may break out of the loop. If the run is recorded, a checkpoint is saved then, and
-        `resume=True` continues from it. The last evaluation and `policy/` belong to the end of a run: after a
-        `break`, call `save_policy()` to write the policy, and `evaluate(trainer.policy, …)` for its accuracy.
-        Call `result()` after the loop for the evaluations. Progress is shown only if the trainer was created
-        with `progress=True` or with a display.
+        The caller may break out of the loop. If the run is recorded, a checkpoint is then saved, and
+        `resume=True` continues from this checkpoint. The final evaluation and the directory `policy/` are
+        only made at the end of a run. After a `break`, call `save_policy()` to write the policy, and
+        `evaluate(trainer.policy, …)` to measure its accuracy. After the loop, `result()` returns the
+        evaluations. Progress is shown only if the trainer was created with `progress=True` or with a display.
 
         Args:
             resume: see `train`.
@@ -273,15 +281,15 @@ class ReinforceTrainer:
             yield from self._loop.updates(resume=resume)
 
     def result(self, history: Sequence[Mapping[str, Any]] = (), *, seconds: float = 0.0) -> TrainingResult:
-        """Return the result so far, during or after a loop over `updates`.
+        """Return the result so far. It can be called during or after a loop over `updates`.
 
         Args:
-            history: metrics to put into the result.
-            seconds: duration to put into the result.
+            history: value of the attribute `history` of the result.
+            seconds: value of the attribute `seconds` of the result.
         """
         loop = self._loop
         evaluations: dict[str, dict[int, Evaluation]] = {}  # by decoding and number of updates
-        if self._directory is not None:  # earlier processes may have evaluated the run, too
+        if self._directory is not None:  # a resumed run was also evaluated by earlier processes
             evaluations = recorded_evaluations(self._directory, self.config.sampling.max_new_tokens)
         for decoding, made in loop.evaluations.items():
             evaluations.setdefault(decoding, {}).update(made)
@@ -307,7 +315,7 @@ class ReinforceTrainer:
         """Sample a few episodes and call the reward functions, without training or writing files.
 
         Args:
-            num_problems: number of training problems, from the first one.
+            num_problems: number of training problems; the first ones are used.
             num_episodes: number of episodes per problem.
         """
         return preview_run(self._loop, self.config, num_problems=num_problems, num_episodes=num_episodes)
@@ -315,8 +323,8 @@ class ReinforceTrainer:
     def stop(self) -> None:
         """Stop the run after the current update and save a checkpoint.
 
-        May be called from another thread or a signal handler. A loop over `updates` may call it too, or
-        `break`.
+        This method may be called from another thread, from a signal handler, or within a loop over `updates`,
+        which may also simply `break`.
         """
         self._loop.stop_requested = True
 
@@ -332,10 +340,10 @@ class ReinforceTrainer:
     def save_policy(self) -> None:
         """Save the current policy to `policy/` in `output_dir`.
 
-        A run saves its policy itself after its last update.
+        After the last update of a run, the policy is saved automatically.
 
         Raises:
-            InputError: if the trainer has no `output_dir`; use `trainer.policy.save(directory)`.
+            InputError: if the trainer has no `output_dir`. Use `trainer.policy.save(directory)` instead.
         """
         self._check_recorded("save_policy")
         self._loop.save_policy()
@@ -349,11 +357,11 @@ class ReinforceTrainer:
 
     @contextmanager
     def _running(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """Check that the trainer can run now, and run with the directory locked, if there is one."""
+        """Check that the trainer can run now. If the run is recorded, hold the lock of its directory."""
         if self._is_running:
             raise InputError(
-                "a loop over updates() of this trainer is still open; leave it with break, or close its "
-                "iterator"
+                "a loop over updates() of this trainer is still open; leave the loop with break, or close "
+                "its iterator"
             )
         if self._has_run and overwrite:
             raise InputError(
@@ -405,7 +413,11 @@ class ReinforceTrainer:
 
 
 def _script_without_guard(config: Config) -> str | None:
-    """Return the running script if a reward comes from it and importing it would start the training."""
+    """Return the path of the running script if a resumed run, which imports it, would start the training.
+
+    This is the case if the script defines a reward function and has no `__main__` guard. Return None
+    otherwise.
+    """
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is None or not Path(script).is_file():
         return None
@@ -415,7 +427,7 @@ def _script_without_guard(config: Config) -> str | None:
 
 
 def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDisplay:
-    """Return the display of a run: the caller's, one that suits the console, or a silent one."""
+    """Return the display of a run: the caller's display, one that suits the console, or a silent one."""
     if not isinstance(progress, bool | None):
         return progress
     console = Console()

@@ -31,10 +31,10 @@ class Prediction:
 
 
 class ValueBaseline:
-    """Value head with its own optimizer; its weights are equal in all processes.
+    """A value head with an optimizer. The weights of the head are equal in all processes.
 
     Args:
-        policy: the policy whose hidden states the head reads.
+        policy: the policy whose hidden states are the input of the head.
         settings: size, learning rate and number of steps of the head.
         accelerator: the accelerator of the run.
         seed: seed of the head's initial weights.
@@ -48,14 +48,14 @@ class ValueBaseline:
     ) -> None:
         self.policy, self.settings, self.accelerator = policy, settings, accelerator
         end = policy.end_token_ids[:1]
-        num_features = self._features([end], [end]).shape[-1]  # of a prompt of one token
+        num_features = self._features([end], [end]).shape[-1]  # any prompt and completion will do
         self.head = ValueHead(num_features, hidden_size=settings.hidden_size, seed=seed).to(policy.device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=settings.learning_rate, weight_decay=0.0
         )
 
     def predict(self, batch: EpisodeBatch) -> Prediction:
-        """Return V(s_t) of every action, by the current policy and value head."""
+        """Return V(s_t) of every action, predicted with the current policy and value head."""
         features = self._features(
             [episode.prompt_ids for episode in batch.episodes],
             [episode.completion.token_ids for episode in batch.episodes],
@@ -67,7 +67,8 @@ class ValueBaseline:
         """Fit the head to the returns of the scored episodes of all processes.
 
         Returns:
-            False if a step was skipped because its loss or gradient was not finite.
+            True if all steps were taken; False if a step was skipped because its loss or gradient was not
+            finite.
         """
         return fit_values(
             self.head,

@@ -1,4 +1,4 @@
-"""Supervised warm start: train on the problems' answers, as if the policy had sampled them.
+"""Supervised warm start: train on the solutions of the problems, as if the policy had sampled them.
 
 The loss is the policy-gradient loss with all advantages equal to 1: an episode of T actions is T labeled
 examples.
@@ -35,20 +35,21 @@ def warm_start(
     is_stopped: Callable[[], bool],
     max_not_finite: int,
 ) -> int:
-    """Train the policy on the solutions of the problems, or on their answers, with a separate optimizer.
+    """Train the policy by supervised updates before the policy-gradient updates, with a separate optimizer.
 
-    The loss of an update is the mean of -log π(action) over its actions, in nats. With several processes it
-    is the mean of their losses.
+    The policy is trained on the solution of each problem, or on its answer if it has no solution. The loss of
+    an update is the mean of -log π(action) over its actions, in nats. With several processes, the loss is the
+    mean of the losses of the processes.
 
     Args:
         policy: the policy; it is trained in place.
         problems: the training problems; each update draws some of them with replacement.
         settings: number of updates, batch size and learning rate.
         accelerator: the accelerator of the run.
-        display: shows the updates.
-        seed: seed of the choice of problems.
-        is_stopped: called before each update; the warm start ends early if it returns True.
-        max_not_finite: number of updates in a row with a gradient that is not finite after which to stop.
+        display: display of the progress.
+        seed: seed of the random choice of problems.
+        is_stopped: function that is called before each update. If it returns True, the warm start ends early.
+        max_not_finite: number of updates in a row whose gradient is not finite after which the run stops.
 
     Returns:
         number of updates that were skipped because their gradient was not finite.
@@ -59,7 +60,7 @@ def warm_start(
     model = policy.model
     adam = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
     schedule = learning_rate_schedule("cosine", adam, settings.num_warmup_updates, settings.num_updates)
-    # not by accelerator.prepare, which would unscale fp16 gradients once per prepared optimizer
+    # accelerator.prepare is not used: it would unscale fp16 gradients once per prepared optimizer
     optimizer = AcceleratedOptimizer(adam, scaler=accelerator.scaler)
     generator = random.Random(f"warm start {seed} {accelerator.process_index}")
     num_skipped, num_in_a_row = 0, 0
@@ -74,7 +75,8 @@ def warm_start(
         accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         is_finite = bool(norm.isfinite())
-        if is_finite or accelerator.scaler is not None:  # the fp16 scaler skips such a step by itself
+        # with an fp16 scaler, step() skips gradients that are not finite
+        if is_finite or accelerator.scaler is not None:
             optimizer.step()
         schedule.step()
         num_skipped, num_in_a_row = num_skipped + (not is_finite), 0 if is_finite else num_in_a_row + 1

@@ -45,7 +45,7 @@ def evaluation(correct: int, decoding: str = "greedy") -> Evaluation:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Return a list with one item, the time that `time.monotonic` returns."""
+    """Replace `time.monotonic`. The only item of the returned list is the time that it returns."""
     now = [1000.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     return now
@@ -132,7 +132,8 @@ def test_plain_lines_of_a_fast_or_a_slow_run(clock: list[float]) -> None:
     for number in range(1, 101):
         clock[0] += 0.01
         display.update(number, 100, METRICS, [episode()])
-    assert len(written(console).splitlines()) == 2  # within two seconds: the first and the last
+    # all updates take less than two seconds, so only the first and the last one are shown
+    assert len(written(console).splitlines()) == 2
     display = PlainDisplay(console := Console(file=io.StringIO()))
     for number in range(1, 11):
         clock[0] += 31
@@ -213,4 +214,5 @@ def test_the_live_view_is_refreshed_by_a_thread() -> None:
     shown = written(console)
     assert shown.count("said [once]") == 1
     assert shown.count("200/200") <= 4  # fewer refreshes than updates
-    assert "held-out accuracy" not in shown.rpartition("title")[2]  # the command prints it in a table
+    # after the run, the command prints the accuracies in a table
+    assert "held-out accuracy" not in shown.rpartition("title")[2]

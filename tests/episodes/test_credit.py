@@ -75,7 +75,7 @@ def decoder(tokenizer: Tokenizer) -> Callable[[Sequence[int]], str]:
 
 
 def by_token_of(steps: StepRewards, tokens: Sequence[str], text: str) -> tuple[float, ...]:
-    """Return the step rewards by token, where `tokens` are the texts of the tokens."""
+    """Return the step rewards by token for a completion whose tokens have the texts `tokens`."""
     return step_rewards_by_token(
         [steps], text, tuple(range(len(tokens))), lambda ids: "".join(tokens[i] for i in ids)
     )

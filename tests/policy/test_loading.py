@@ -1,4 +1,4 @@
-"""Tests of loading and saving policies, and of the messages if that fails."""
+"""Tests of loading and saving policies, and of the error messages if loading or saving fails."""
 
 import json
 import os
@@ -358,7 +358,7 @@ def test_policy_without_an_end_token_is_rejected(model_copy: Path) -> None:
 
 
 def error_of(name: str | Path, **arguments: Any) -> str:
-    """Return the message of the error, which must be one line and raised quickly."""
+    """Return the message of the error, which must have one line and must be raised quickly."""
     started = time.perf_counter()
     with pytest.raises(InputError) as caught:
         load_policy(name, **arguments)

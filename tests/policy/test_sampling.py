@@ -82,7 +82,7 @@ def test_greedy_takes_the_most_likely_token(policy: LanguagePolicy) -> None:
     for prompt, completion in zip(PROMPTS, completions, strict=True):
         assert completion.token_ids == greedy_by_hand(policy, prompt, MAX_NEW_TOKENS)
         check_against_plain(policy, prompt, completion, 1.0, EXACT)
-    assert len({len(completion.token_ids) for completion in completions}) > 1  # they ended at different times
+    assert len({len(completion.token_ids) for completion in completions}) > 1  # at different times
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 4, 100])

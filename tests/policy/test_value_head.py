@@ -242,7 +242,8 @@ def test_numbers_that_are_not_finite_change_neither_weights_nor_moments(bad: flo
     features, returns = FEATURES.clone(), RETURNS.clone()
     (features if place == "features" else returns)[0, 0] = bad
     is_fitted = fit_values(head, optimizer, features, returns, MASK, num_steps=2)
-    if (bad, place) == (3e38, "features"):  # finite after normalization, or not: both are allowed
+    # after normalization, this number may or may not be finite: both results are allowed
+    if (bad, place) == (3e38, "features"):
         assert is_fitted is not same(numbers_of(head, optimizer), before)
     else:
         assert not is_fitted

@@ -120,7 +120,7 @@ def reward_of(reward: RewardFunction, completion: str, num_tokens: int) -> float
 def test_conciseness_rewards_only_right_answers_by_number_of_tokens() -> None:
     reward = conciseness(max_tokens=10)
     assert reward_of(reward, "132", 3) == pytest.approx(0.7)
-    assert reward_of(reward, "       132", 3) == pytest.approx(0.7)  # characters do not count
+    assert reward_of(reward, "       132", 3) == pytest.approx(0.7)  # tokens are counted, not characters
     assert reward_of(reward, "132", 10) == 0.0
     assert reward_of(reward, "132", 20) == 0.0  # never negative
     assert reward_of(reward, "1", 1) == 0.0
@@ -145,7 +145,7 @@ def test_conciseness_and_readability_reject_limits_below_1(limit: int) -> None:
         ("One two three four.", 0.0),  # a sentence of more than three words
         ("One two. One two three four.", 0.5),
         ("One two\nthree four", 1.0),  # the end of a line ends a sentence
-        ("3.14 is pi", 1.0),  # a decimal point does not
+        ("3.14 is pi", 1.0),  # a decimal point does not end a sentence
         ("a b c! a b c? a b c.", 1.0),  # punctuation makes different words: no trigram is repeated
         ("a b c\na b c", 3 / 4),  # abc bca cab abc: three of four are distinct
         ("A b c\na B c", 3 / 4),

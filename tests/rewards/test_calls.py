@@ -110,7 +110,7 @@ def test_value_that_is_not_a_finite_number_is_a_failure(value: Any) -> None:
     assert result.value is None
     assert result.failure is not None
     assert result.failure.split(":")[0] in ("TypeError", "RuntimeError")
-    assert result.traceback == ""  # no line of it is in the user's function
+    assert result.traceback == ""  # no line of the traceback is in the user's function
 
 
 def test_object_that_raises_on_every_access_is_a_failure() -> None:

@@ -1,4 +1,4 @@
-"""Tests of rewards for intermediate equations, which may depend only on the text up to the equation's end."""
+"""Tests of step rewards for equations. The reward depends only on the text up to the end of the equation."""
 
 import re
 import time
@@ -40,7 +40,7 @@ TEXTS = st.lists(st.sampled_from(PIECES), max_size=14).map("".join)
 
 
 def steps(text: str, **arguments: float) -> list[tuple[str, float]]:
-    """Return the text and the reward of each step; ■ stands for the end token."""
+    """Return the text and the reward of each step. In the text, ■ represents the end token."""
     answer = intermediate_steps(**arguments)(text, PROBLEM)  # type: ignore[arg-type]
     assert isinstance(answer, StepRewards)
     return [((text + "■")[start:end], value) for start, end, value in answer.spans]

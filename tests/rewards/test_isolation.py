@@ -1,4 +1,4 @@
-"""Functions in worker processes: whatever they do there, the run goes on, within the limit and a second."""
+"""Tests of reward functions in worker processes: a function that fails or hangs does not stop the run."""
 
 import os
 import signal
@@ -30,8 +30,8 @@ FILE = """\
 import asyncio, ctypes, math, os, re, signal, subprocess, sys, time
 from llm_reinforce.rewards import StepRewards
 
-def does(completion, problem):
-    '''What the completion says.'''
+def evaluate(completion, problem):
+    '''Evaluate the completion as a Python expression.'''
     return eval(completion)
 
 def loops():
@@ -75,7 +75,7 @@ def reads_its_input():
 def pid(completion, problem):
     return float(os.getpid())
 
-def told(completion, problem, factor=1.0, completion_ids=()):
+def lengths(completion, problem, factor=1.0, completion_ids=()):
     assert problem.columns == {"level": 3} and problem.solution == "so" and problem.id == "p"
     return factor * len(completion_ids) + len(problem.prompt + problem.answer)
 
@@ -99,10 +99,10 @@ def trl_hangs(completions, **columns):
     time.sleep(60)
 """
 PROBLEM = Problem(prompt="1+1=", answer="2", solution="so", id="p", algebra=True, columns={"level": 3})
-LIMITS = Isolation(num_workers=1, time_limit=60.0, memory_limit=512)  # time enough on a busy machine
+LIMITS = Isolation(num_workers=1, time_limit=60.0, memory_limit=512)  # long enough on a busy machine
 TIME_LIMIT = 1.0
 SHORT = Isolation(num_workers=1, time_limit=TIME_LIMIT, memory_limit=512)
-MORE_TIME = 1.0  # beyond the limit, in which a hanging function is to be gone
+MORE_TIME = 1.0  # seconds after the time limit within which a hanging function must be stopped
 pytestmark = pytest.mark.skipif(not hasattr(os, "killpg"), reason="no process groups here")
 
 
@@ -115,15 +115,15 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def isolated(file: Path) -> Iterator[IsolatedFunction]:
-    function = IsolatedFunction(f"{file}:does", {}, LIMITS)
+    function = IsolatedFunction(f"{file}:evaluate", {}, LIMITS)
     yield function
     function.close()
 
 
 @pytest.fixture(scope="module")
-def in_short(file: Path) -> Iterator[IsolatedFunction]:
-    """The same with a short time limit."""
-    function = IsolatedFunction(f"{file}:does", {}, SHORT)
+def short_limit(file: Path) -> Iterator[IsolatedFunction]:
+    """Function like `isolated`, but with a short time limit."""
+    function = IsolatedFunction(f"{file}:evaluate", {}, SHORT)
     yield function
     function.close()
 
@@ -135,7 +135,7 @@ def ask(function: Any, *completions: str, **settings: Any) -> list[CombinedRewar
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and one that is more than an entry in the table."""
+    """Return True if the process exists and is not a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -153,21 +153,21 @@ def is_gone(pid: int, within: float) -> bool:
     return not is_running(pid)
 
 
-# ------------------------------------------------------------------------------------------- goes well
+# --------------------------------------------------------------------------------------------- results
 
 
-def test_all_of_a_question_and_of_an_answer_goes_through(file: Path) -> None:
+def test_all_arguments_and_results_are_passed_between_the_processes(file: Path) -> None:
     def loaded(name: str, **arguments: Any) -> WeightedReward:
         return load_reward(f"{file}:{name}", arguments=arguments, isolation=LIMITS)
 
     rewards = [
-        *(loaded("told", factor=2.0), loaded("steps"), loaded("by_token"), loaded("later"), loaded("trl"))
+        *(loaded("lengths", factor=2.0), loaded("steps"), loaded("by_token"), loaded("later"), loaded("trl"))
     ]
     asked = [JudgedCompletion(PROBLEM, completion, (4, 5, 6)) for completion in ("ab\udc80\x00\n", "none")]
     scores = combine_rewards(asked, rewards, progress=Progress(global_step=7))
     first, second = scores.scored
     assert first.failure is None
-    assert first.parts == {"told": 11.0, "steps": 0.5, "by_token": 0.75, "later": 3.0, "trl": 1.0}
+    assert first.parts == {"lengths": 11.0, "steps": 0.5, "by_token": 0.75, "later": 3.0, "trl": 1.0}
     assert first.steps == (StepRewards([(0, 5, 0.5)]), StepRewards(by_token=[0.25] * 3))
     assert (first.total, second.total) == (15.0, 14.0)
     assert second.parts["trl"] is None
@@ -177,17 +177,19 @@ def test_all_of_a_question_and_of_an_answer_goes_through(file: Path) -> None:
         reward.function.close()  # type: ignore[union-attr]
 
 
-def test_a_built_in_one_and_one_of_a_module(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_built_in_functions_and_functions_of_a_module_can_be_isolated(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", [*sys.path, str(file.parent)])
-    for name, completion in (("correct_answer", "2"), ("mine:does", "1.0")):
+    for name, completion in (("correct_answer", "2"), ("mine:evaluate", "1.0")):
         reward = load_reward(name, isolation=LIMITS)
         assert ask(reward.function, completion)[0].total == 1.0
         reward.function.close()  # type: ignore[union-attr]
 
 
-def test_workers_answer_side_by_side_and_in_order(file: Path) -> None:
-    function = IsolatedFunction(f"{file}:does", {}, Isolation(num_workers=2, time_limit=60.0))
-    ask(function, "1", "1")  # started
+def test_workers_run_concurrently_and_results_are_in_order(file: Path) -> None:
+    function = IsolatedFunction(f"{file}:evaluate", {}, Isolation(num_workers=2, time_limit=60.0))
+    ask(function, "1", "1")  # start the workers
     started = time.monotonic()
     totals = [one.total for one in ask(function, "time.sleep(1) or 0", "time.sleep(1) or 1", "2", "3")]
     assert totals == [0.0, 1.0, 2.0, 3.0]
@@ -195,18 +197,18 @@ def test_workers_answer_side_by_side_and_in_order(file: Path) -> None:
     function.close()
 
 
-def test_a_large_question_and_a_large_answer(isolated: IsolatedFunction) -> None:
+def test_large_completions_and_results_are_supported(isolated: IsolatedFunction) -> None:
     (one,) = ask(isolated, "len('" + "x" * 3_000_000 + "')")
     assert one.total == 3e6
     (one,) = ask(isolated, "StepRewards([(0, 1, 0.0)] * 20000)")
     assert one.total == 0.0
 
 
-# -------------------------------------------------------------------------------------------- goes wrong
+# ---------------------------------------------------------------------------------------------- failures
 
 
 @pytest.mark.parametrize(
-    ("does", "told"),
+    ("expression", "message"),
     [
         ("raises()", "RuntimeError: not today"),
         ("deeper()", "RecursionError"),
@@ -232,16 +234,16 @@ def test_a_large_question_and_a_large_answer(isolated: IsolatedFunction) -> None
         ("writes_to_its_pipes()", "something other than the answer was written"),
     ],
 )
-def test_a_failure_leaves_an_episode_unscored_and_the_next_is_scored(
-    isolated: IsolatedFunction, does: str, told: str
+def test_failure_makes_one_episode_unscored_but_not_the_next(
+    isolated: IsolatedFunction, expression: str, message: str
 ) -> None:
-    before, failed, after = ask(isolated, "1.0", does, "2.0")
+    before, failed, after = ask(isolated, "1.0", expression, "2.0")
     assert (before.total, failed.total, after.total) == (1.0, None, 2.0)
-    assert told in str(failed.failure)
-    assert ask(isolated, "None")[0] == CombinedReward({"f": None}, None)  # does not apply: no failure
+    assert message in str(failed.failure)
+    assert ask(isolated, "None")[0] == CombinedReward({"f": None}, None)  # not applicable is not a failure
 
 
-def test_a_traceback_comes_along(isolated: IsolatedFunction) -> None:
+def test_traceback_of_the_worker_is_returned(isolated: IsolatedFunction) -> None:
     (failed,) = ask(isolated, "raises()")
     assert failed.traceback.startswith("Traceback")
     assert "in raises" in failed.traceback
@@ -249,7 +251,7 @@ def test_a_traceback_comes_along(isolated: IsolatedFunction) -> None:
 
 
 @pytest.mark.parametrize(
-    "does",
+    "expression",
     [
         "loops()",
         "time.sleep(60)",
@@ -259,29 +261,31 @@ def test_a_traceback_comes_along(isolated: IsolatedFunction) -> None:
     ],
 )
 @pytest.mark.parametrize("in_a_thread", [False, True])
-def test_a_hanging_function_is_stopped(in_short: IsolatedFunction, does: str, in_a_thread: bool) -> None:
-    ask(in_short, "1.0")  # started
-    (pid,) = in_short.workers.pids
-    told: list[CombinedReward] = []
+def test_hanging_function_is_stopped(
+    short_limit: IsolatedFunction, expression: str, in_a_thread: bool
+) -> None:
+    ask(short_limit, "1.0")  # start the workers
+    (pid,) = short_limit.workers.pids
+    results: list[CombinedReward] = []
     started = time.monotonic()
     if in_a_thread:
-        thread = threading.Thread(target=lambda: told.extend(ask(in_short, does)))
+        thread = threading.Thread(target=lambda: results.extend(ask(short_limit, expression)))
         thread.start()
         thread.join()
     else:
-        told += ask(in_short, does)
+        results += ask(short_limit, expression)
     took = time.monotonic() - started
-    assert told[0].total is None
+    assert results[0].total is None
     assert not is_running(pid)
-    if does != "closes_its_pipes()":
-        assert told[0].failure == "f: TimeoutError: no answer within 1 seconds"
+    if expression != "closes_its_pipes()":
+        assert results[0].failure == "f: TimeoutError: no answer within 1 seconds"
         assert took >= TIME_LIMIT
     assert took < TIME_LIMIT + MORE_TIME
-    assert ask(in_short, "2.0")[0].total == 2.0
+    assert ask(short_limit, "2.0")[0].total == 2.0
 
 
-def test_while_one_worker_starts_anew_the_other_is_stopped_in_time(file: Path) -> None:
-    function = IsolatedFunction(f"{file}:does", {}, Isolation(num_workers=2, time_limit=TIME_LIMIT))
+def test_worker_is_stopped_in_time_while_another_one_restarts(file: Path) -> None:
+    function = IsolatedFunction(f"{file}:evaluate", {}, Isolation(num_workers=2, time_limit=TIME_LIMIT))
     ask(function, "1", "1")
     pids = function.workers.pids
     started = time.monotonic()
@@ -293,7 +297,7 @@ def test_while_one_worker_starts_anew_the_other_is_stopped_in_time(file: Path) -
     function.close()
 
 
-def test_a_batch_that_hangs_leaves_all_of_it_unscored(file: Path) -> None:
+def test_all_episodes_of_a_hanging_batch_are_unscored(file: Path) -> None:
     function = IsolatedFunction(f"{file}:trl_hangs", {}, SHORT)
     failed = ask(function, "a", "b")
     assert [one.total for one in failed] == [None, None]
@@ -301,13 +305,13 @@ def test_a_batch_that_hangs_leaves_all_of_it_unscored(file: Path) -> None:
     function.close()
 
 
-def test_two_threads_may_ask(isolated: IsolatedFunction) -> None:
+def test_several_threads_can_call_the_function(isolated: IsolatedFunction) -> None:
     totals: dict[int, float | None] = {}
 
-    def asks(number: int) -> None:
+    def call(number: int) -> None:
         totals[number] = ask(isolated, str(number))[0].total
 
-    threads = [threading.Thread(target=asks, args=(number,)) for number in range(8)]
+    threads = [threading.Thread(target=call, args=(number,)) for number in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -315,7 +319,7 @@ def test_two_threads_may_ask(isolated: IsolatedFunction) -> None:
     assert totals == {number: float(number) for number in range(8)}
 
 
-def test_an_interrupted_question_is_not_answered_later(isolated: IsolatedFunction) -> None:
+def test_result_of_an_interrupted_call_is_not_returned_later(isolated: IsolatedFunction) -> None:
     ask(isolated, "1.0")
     main_thread = threading.main_thread().ident
     assert main_thread is not None
@@ -325,19 +329,19 @@ def test_an_interrupted_question_is_not_answered_later(isolated: IsolatedFunctio
     assert ask(isolated, "2.0")[0].total == 2.0
 
 
-# ----------------------------------------------------------------------------- what it leaves behind
+# ----------------------------------------------------------------------------------------- processes
 
 
-def test_what_it_prints_is_no_answer(isolated: IsolatedFunction) -> None:
+def test_output_of_the_function_is_not_taken_for_a_result(isolated: IsolatedFunction) -> None:
     assert [one.total for one in ask(isolated, "prints()", "2.0", "reads_its_input()")] == [1.0, 2.0, 0.0]
 
 
-def test_a_fork_s_child_does_not_answer(isolated: IsolatedFunction) -> None:
+def test_forked_child_process_returns_no_result(isolated: IsolatedFunction) -> None:
     assert [one.total for one in ask(isolated, "forks()", "2.0", "3.0")] == [1.0, 2.0, 3.0]
 
 
 def test_no_process_is_left_after_close(file: Path) -> None:
-    function = IsolatedFunction(f"{file}:does", {}, LIMITS)
+    function = IsolatedFunction(f"{file}:evaluate", {}, LIMITS)
     (child,) = ask(function, "starts_a_child()")
     pids = [int(child.total or 0), *function.workers.pids]
     assert all(map(is_running, pids))
@@ -345,8 +349,8 @@ def test_no_process_is_left_after_close(file: Path) -> None:
     assert all(is_gone(pid, within=1.0) for pid in pids)
 
 
-def test_no_process_is_left_where_nobody_closes_it(file: Path) -> None:
-    function = IsolatedFunction(f"{file}:does", {}, LIMITS)
+def test_no_process_is_left_after_garbage_collection(file: Path) -> None:
+    function = IsolatedFunction(f"{file}:evaluate", {}, LIMITS)
     (pid,) = function.workers.pids
     del function
     assert is_gone(pid, within=1.0)
@@ -369,23 +373,23 @@ ask(sys.argv[2])
 
 
 @pytest.mark.parametrize(
-    ("does", "time_limit", "within"),
+    ("expression", "time_limit", "within"),
     [("1.0", 60.0, 2.5), ("loops()", 60.0, 2.5), ("re.match('(a+)+b', 'a' * 40)", 0.5, 4.0)],
 )
-def test_no_process_is_left_where_the_asking_one_is_killed(
-    file: Path, does: str, time_limit: float, within: float
+def test_no_process_is_left_if_the_calling_process_ends_or_is_killed(
+    file: Path, expression: str, time_limit: float, within: float
 ) -> None:
-    arguments = [sys.executable, "-c", PARENT, f"{file}:does", does, str(time_limit)]
+    arguments = [sys.executable, "-c", PARENT, f"{file}:evaluate", expression, str(time_limit)]
     with subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         worker, child = map(int, parent.stdout.readline().split())
-        if does != "1.0":
+        if expression != "1.0":
             time.sleep(0.3)
             parent.send_signal(signal.SIGKILL)
         parent.wait()
     try:
         assert is_gone(worker, within)
-        if "re.match" not in does:
+        if "re.match" not in expression:
             assert is_gone(child, within=0.5)
     finally:
         if is_running(child):
@@ -396,28 +400,34 @@ def test_no_process_is_left_where_the_asking_one_is_killed(
 
 
 @pytest.mark.parametrize(
-    ("text", "name", "told"),
+    ("text", "name", "message"),
     [
         ("def f(:\n", "f", "SyntaxError"),
         ("1/0\n", "f", "ZeroDivisionError"),
         ("import sys; sys.exit(3)\n", "f", "SystemExit"),
-        ("import os; os._exit(3)\n", "f", "failed as it started: its worker process ended (exit code 3)"),
+        (
+            "import os; os._exit(3)\n",
+            "f",
+            "cannot be loaded in a worker process: its worker process ended (exit code 3)",
+        ),
         ("x = bytearray(2 * 1024**3)\n", "f", "MemoryError"),
         ("def f(completion): pass\n", "f", "f(completion, problem"),
         ("def good(completion, problem): pass\n", "godo", "did you mean 'good'"),
     ],
 )
-def test_what_does_not_load_is_one_input_error(tmp_path: Path, text: str, name: str, told: str) -> None:
+def test_function_that_cannot_be_loaded_is_an_input_error(
+    tmp_path: Path, text: str, name: str, message: str
+) -> None:
     path = tmp_path / "bad.py"
     path.write_text(text)
     with pytest.raises(InputError) as caught:
         load_reward(f"{path}:{name}", isolation=LIMITS)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_module_that_never_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_loading_a_file_has_a_time_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llm_reinforce.rewards.isolation.START_LIMIT", 0.5)
     path = tmp_path / "slow.py"
     path.write_text("while True: pass\n")
@@ -425,7 +435,7 @@ def test_a_module_that_never_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         IsolatedFunction(f"{path}:f", {}, LIMITS)
 
 
-def test_a_file_of_the_current_directory_hides_no_module_of_python(
+def test_file_in_the_current_directory_does_not_replace_a_module_of_python(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -438,5 +448,7 @@ def test_a_file_of_the_current_directory_hides_no_module_of_python(
     os.kill(pid, signal.SIGKILL)
     while function.workers.pids:
         time.sleep(0.01)
-    assert ask(function, "a")[0].total == 1.0  # found again, from where it was found first
+    assert (
+        ask(function, "a")[0].total == 1.0
+    )  # a new worker finds the file, although the current directory has changed
     function.close()

@@ -1,4 +1,4 @@
-"""Tests of loading reward functions by name, and of the messages if that fails."""
+"""Tests of loading reward functions by name, and of the error messages if loading fails."""
 
 import sys
 from pathlib import Path
@@ -34,7 +34,7 @@ number = 7
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Current directory with two files of rewards, one of them in a folder."""
+    """Current directory with two files of reward functions, one of which is in a subfolder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", sys.path.copy())
     Path("mine.py").write_text(FILE)

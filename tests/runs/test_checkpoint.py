@@ -1,4 +1,4 @@
-"""Checkpoints: saved completely or not at all, and skipped if damaged."""
+"""Tests of checkpoints, which are saved completely or not at all, and are skipped if they are damaged."""
 
 import json
 import random

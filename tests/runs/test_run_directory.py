@@ -1,4 +1,4 @@
-"""Run directories: no files of others are deleted, and logs stay lines of JSON."""
+"""Tests of run directories: only files of a run are deleted, and all lines of logs are valid JSON."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def run(tmp_path: Path) -> RunDirectory:
 
 
 def refusal(directory: RunDirectory, *, resume: bool = False, overwrite: bool = False) -> str:
-    """Return the error of `check` and `prepare`; check that both leave the directory unchanged."""
+    """Return the error message of `check` and `prepare`, which must not change the directory."""
     is_directory = directory.path.is_dir()
     before = contents(directory.path) if is_directory else None
     for method in (directory.check, directory.prepare):

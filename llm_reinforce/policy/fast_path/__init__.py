@@ -1,1 +1,5 @@
-"""The packed implementation for Llama-like models, used by the same two functions as the plain one."""
+"""The fast path: sampling and log-probabilities for Llama-like models, computed on packed tokens.
+
+The functions `sample_completions` and `token_log_probs` use this implementation if a model supports it, and
+the plain implementation otherwise.
+"""

@@ -1,4 +1,4 @@
-"""Activations of sampling, kept so that the update need not repeat the forward pass."""
+"""Activations that are kept during sampling, so that the update does not repeat the forward pass."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,10 +19,10 @@ from llm_reinforce.policy.language_policy import TokenIds, integers
 
 
 class _KeptCompletion(NamedTuple):
-    """A sampled completion.
+    """Numbers that were recorded for a sampled completion.
 
     Attributes:
-        indices: indices of its tokens, except the last, among the kept activations.
+        indices: for each token of the completion except the last, its index among the kept activations.
         log_probs: log-probability of each action.
         entropies: entropy of each action's distribution.
     """
@@ -37,7 +37,7 @@ class KeptProducts:
     """Kept activations of some prompts and completions.
 
     Attributes:
-        indices: index of each token among the kept activations, padded by `pad_to_multiple`.
+        indices: for each token, its index among the kept activations; padded by `pad_to_multiple`.
         log_probs: log-probabilities and entropies of the actions, concatenated over the completions.
     """
 
@@ -52,7 +52,7 @@ class KeptProducts:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Return the products of the layers, from the kept ones if possible; see `Multiply`."""
+        """Return the outputs of the layers. Kept outputs are reused, others are computed; see `Multiply`."""
         indices = self.indices if tokens is None else self.indices.index_select(0, tokens)
         cached = [
             torch.cat(self._products[layer]).index_select(0, indices) if layer in self._products else None
@@ -62,17 +62,18 @@ class KeptProducts:
 
 
 class Activations:
-    """Store of what a Llama-like model computes while it samples: matrix products and log-probabilities.
+    """Store for the matrix products and log-probabilities that a Llama-like model computes during sampling.
 
-    Products take nearly all the time of a forward pass. `token_log_probs` reuses them and recomputes norms,
-    rotary embeddings and attention, which it needs for the gradient. The activations belong to the weights
-    that sampled; call `clear` before the weights change.
+    Matrix products take nearly all the time of a forward pass. `token_log_probs` reuses the products, and
+    recomputes norms, rotary embeddings and attention, which are needed for the gradient. The kept activations
+    are valid only for the weights with which they were computed, so call `clear` before the weights change.
 
-    Tokens are numbered in the order in which they are computed. Only products of unquantized `nn.Linear`
-    layers in float32 or float64 on a CPU are kept; other layers, such as adapters, are recomputed.
+    Tokens are numbered in the order in which they are computed. Only the outputs of unquantized `nn.Linear`
+    layers in float32 or float64 on a CPU are kept. Other layers, such as adapters, are recomputed.
 
     Args:
-        max_tokens: maximum number of tokens. If there are more, no products are kept.
+        max_tokens: maximum number of tokens whose products are kept. If more tokens are computed, the
+            products of all tokens are removed.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -88,7 +89,7 @@ class Activations:
         self._completions: dict[tuple[TokenIds, TokenIds], _KeptCompletion] = {}
 
     def begin(self, model: nn.Module, temperature: float) -> None:
-        """Remove all activations and record the model and the temperature of the next samples."""
+        """Remove all activations and record the model and the temperature with which sampling starts."""
         self.clear()
         self._sampled_by = (model, temperature)
 
@@ -99,7 +100,7 @@ class Activations:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Compute the products of the layers and keep them; see `Multiply`."""
+        """Compute the outputs of the layers and keep them; see `Multiply`."""
         results = layer_products(layers, inputs, norm=norm)
         if tokens is None:
             self._num_in_pass = len(inputs)
@@ -114,7 +115,7 @@ class Activations:
         return results
 
     def end_pass(self) -> None:
-        """Count the tokens of a completed forward pass."""
+        """Add the tokens of a completed forward pass to `num_tokens`."""
         self.num_tokens += self._num_in_pass
         if self.num_tokens > self.max_tokens:
             self._products.clear()
@@ -136,7 +137,7 @@ class Activations:
         Args:
             prompt: tokens of the prompt.
             completion: tokens of the completion.
-            indices: index of each action, except the last, among the kept activations.
+            indices: for each action except the last, its index among the kept activations.
             log_probs: log-probability of each action.
             entropies: entropy of each action's distribution.
         """
@@ -159,24 +160,24 @@ class Activations:
             temperature: divisor of the logits.
             episodes: prompt and completion of each episode.
             prompts: layout of the prompts.
-            tree: layout of the completions, whose tokens follow those of the prompts.
+            tree: layout of the completions. The tokens of the tree follow those of the prompts.
 
         Returns:
-            None if a completion was not recorded, if it was sampled by another model or at another
-            temperature, or if there were more than `max_tokens` tokens.
+            the kept activations, or None if a completion was not recorded, if the model or the temperature
+            differs from that of sampling, or if more than `max_tokens` tokens were computed.
         """
         is_same = self._sampled_by == (model, temperature)
         if not self._products or not is_same or any(one not in self._completions for one in episodes):
             return None
-        # a layer that is used twice per pass (tied layers) has other indices: recompute everything
+        # if a layer is used twice per pass (tied layers), the indices do not apply to its outputs
         if any(sum(map(len, pieces)) != self.num_tokens for pieces in self._products.values()):
             return None
         device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
         completions = [self._completions[one] for one in episodes]
         indices = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)
-        distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # in the order of their layout
+        distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # the same order as in `prompts`
         width = prompts.slots.shape[1]
-        # the last token of a prompt is repeated up to the width, as in its slots
+        # the last token of a prompt is repeated up to the width, as in `prompts.slots`
         of_prompts = [
             [*own, *[own[-1]] * (width - len(own))] for own in (self._prompts[prompt] for prompt in distinct)
         ]

@@ -1,4 +1,7 @@
-"""Attention within many sequences whose tokens are packed side by side. Rows do not attend to each other."""
+"""Attention for many sequences whose tokens are packed into one tensor.
+
+The tokens are divided into rows. A query attends only to the keys of its row.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,18 +17,19 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from llm_reinforce.policy.fast_path.products import is_full_precision_on_cpu
 
 MAX_SMALL = 64
-"""Maximum number of keys per row for which a CPU computes attention by plain matrix products. They are faster
-than torch's attention for short rows, whose stored probabilities take little memory."""
+"""Maximum number of keys per row for which attention is computed with plain matrix products on a CPU. For
+short rows, this is faster than the attention function of torch, and the stored probabilities take little
+memory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """Rows of query tokens with the key tokens that they attend to.
+    """Rows of query tokens with the key tokens to which they attend.
 
     Attributes:
-        queries: query tokens of each row; the last one may be repeated as padding.
-        keys: key tokens of each row, shared by all its queries.
-        places: index of each token in the flattened `queries`.
+        queries: indices of the query tokens of each row. The last token may be repeated as padding.
+        keys: indices of the key tokens of each row, which are shared by all queries of the row.
+        places: for each token, its index in the flattened `queries`.
         mask: True where a query attends to a key. None: keys and queries are the same tokens, and attention
             is causal, as in a prompt.
     """
@@ -37,15 +41,17 @@ class Rows:
 
 
 class Attention:
-    """Attention of packed tokens, the same in every layer.
+    """Attention of packed tokens. The object is used in every layer, because the rows are the same.
 
         o_i = Σ_j p_ij v_j,   p_ij = exp s_ij / Σ_k exp s_ik,   s_ij = q_i · k_j / √d
 
-    The sums are over the keys that a query attends to (Vaswani et al. 2017). Query heads that share a key
-    head (Ainslie et al. 2023) are stacked as further queries, so that keys are not copied.
+    The sums are over the keys to which a query attends (Vaswani et al. 2017). If several query heads share a
+    key head (Ainslie et al. 2023), they are treated as further queries of this key head, so that keys are not
+    copied.
 
     Args:
-        rows: rows that contain every token exactly once as a query, in the order of the tokens.
+        rows: groups of rows of equal width. Apart from padding, every token is a query in exactly one row,
+            and the tokens are in order.
         num_heads: number of query heads.
         num_key_heads: number of key and value heads.
     """
@@ -60,7 +66,7 @@ class Attention:
         keys: Float[Tensor, "any_token key_head channel"],
         values: Float[Tensor, "any_token key_head channel"],
     ) -> Float[Tensor, "token head channel"]:
-        """Return o_i of each token in the rows. The inputs may have further tokens at the end."""
+        """Return the output o_i of each token in the rows. The inputs may have further tokens at the end."""
         is_small = all(each.keys.shape[1] <= MAX_SMALL for each in self.rows)
         if not is_small or not is_full_precision_on_cpu(queries):
             pairs = zip(self.rows, self._masks, strict=True)
@@ -76,7 +82,7 @@ class Attention:
 
     @cached_property
     def _masks(self) -> list[Tensor | None]:
-        """Masks of stacked queries, repeated for the heads that share a key head."""
+        """Masks of the rows, repeated for the query heads that share a key head."""
         repeats = self.num_heads // self.num_key_heads
         return [None if each.mask is None else each.mask.repeat(1, repeats, 1)[:, None] for each in self.rows]
 
@@ -99,12 +105,14 @@ class Attention:
 
 @dataclass(frozen=True, slots=True)
 class _SmallRows:
-    """Indices of the vectors of each head, in tensors that are flattened to `[vector, channel]`.
+    """Rows of query and key vectors, as indices into tensors that are flattened to `[vector, channel]`.
+
+    There is one row of vectors for each pair of a row of tokens and a key head.
 
     Attributes:
-        queries: one row for each row of tokens and key head, with the queries of all heads that share it.
-        keys: one row for each row of tokens and key head.
-        places: indices of each token's vectors in the flattened `queries`.
+        queries: indices of the query vectors of each row, of all heads that share the key head.
+        keys: indices of the key and value vectors of each row.
+        places: for each vector of each token, its index in the flattened `queries`.
         bias: 0 where a query attends to a key and -∞ elsewhere; added to s_ij of all heads.
     """
 
@@ -122,7 +130,7 @@ class _SmallRows:
         mask = rows.mask
         if mask is None:
             mask = torch.ones(1, num_queries, num_queries, dtype=torch.bool, device=device).tril()
-        # MKL is faster if the number of keys is a multiple of 8; no query attends to the added keys
+        # add keys, because MKL is faster if their number is a multiple of 8; no query attends to them
         num_more = -mask.shape[2] % 8
         keys = torch.cat([rows.keys, rows.keys[:, -1:].expand(-1, num_more)], dim=1)
         mask = pad(mask, (0, num_more))
@@ -135,7 +143,7 @@ class _SmallRows:
         )
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return o of each token, and p, q / √d, k and v of all rows."""
+        """Return the outputs o of the tokens; and p, q / √d, k and v of all rows, for the backward pass."""
         q, k, v = (
             gather(packed.flatten(0, 1), places)
             for packed, places in ((queries, self.queries), (keys, self.keys), (values, self.keys))
@@ -149,7 +157,7 @@ class _SmallRows:
 
 
 class _SmallAttention(torch.autograd.Function):
-    """The equations of `Attention` as plain matrix products, and their derivatives.
+    """The equations of `Attention` as plain matrix products, with the derivatives
 
     ∂L/∂s_ij = p_ij (g_ij - Σ_k p_ik g_ik),   g_ij = ∂L/∂o_i · v_j
     ∂L/∂q_i = Σ_j ∂L/∂s_ij k_j / √d,   ∂L/∂k_j = Σ_i ∂L/∂s_ij q_i / √d,   ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i
@@ -176,7 +184,7 @@ class _SmallAttention(torch.autograd.Function):
             probabilities, q, k, v = ctx.saved_tensors[4 * index : 4 * index + 4]
             own = slice(start, start + len(rows.places))
             start = own.stop
-            # zero for repeated tokens at the end of a row
+            # the gradient remains zero for repeated tokens at the end of a row
             grad_outputs = torch.zeros_like(q)
             grad_outputs.view(-1, channels).index_copy_(0, rows.places, grad_mixed[own])
             grad_logits = torch.bmm(grad_outputs, v.mT)
@@ -191,5 +199,5 @@ class _SmallAttention(torch.autograd.Function):
 
 
 def gather(packed: Tensor, slots: Int[Tensor, "row column"]) -> Tensor:
-    """Return the vectors of the tokens in the slots, with shape `[row, column, …]`."""
+    """Return the vectors of the tokens whose indices are in `slots`, with shape `[row, column, …]`."""
     return packed.index_select(0, slots.flatten()).view(*slots.shape, *packed.shape[1:])

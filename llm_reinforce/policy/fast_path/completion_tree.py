@@ -1,4 +1,4 @@
-"""Completions packed as a tree, in which shared prefixes occur once, and their attention masks."""
+"""Completions packed as a tree of tokens, in which shared prefixes occur once, and the attention masks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,24 +14,24 @@ from llm_reinforce.policy.fast_path.packing import PackedPrompts
 from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
 
 BUNDLE_SIZE = 32
-"""Maximum number of tokens of a bundle. The maximum is raised to the length of the shortest prompt, or to the
-number of tokens that a completion adds to the tree, if these are larger."""
+"""Maximum number of tokens of a bundle (see `Bundles`). The maximum is raised to the length of the shortest
+prompt or to the largest number of tokens that a completion adds to the tree, if one of these is larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class CompletionTree:
-    """Completions as a tree of tokens, in which each token follows a prompt or another token.
+    """Completions as a tree of tokens. The parent of a token is the token before it, or a prompt.
 
     The tokens are in preorder: a token is directly followed by its descendants. The last action of a
-    completion is not in the tree, because no action is sampled after it.
+    completion is not in the tree, because no action follows it.
 
     Attributes:
         token_ids: token id of each token.
-        positions: position of each token in its sequence, prompt included.
-        states: for each action, concatenated over the completions, the index of its state: i for prompt i,
-            and the number of prompts plus j for the sequence that ends with token j.
+        positions: position of each token in its sequence, including the prompt.
+        states: for each action, the index of its state; concatenated over the completions. State i is prompt
+            i, and the number of prompts plus j is the state that ends with token j of the tree.
         is_action: True where `[completion, column]` is an action.
-        bundles: bundles of tokens for attention; None if there are no tokens.
+        bundles: rows of attention for the tokens; None if the tree has no tokens.
     """
 
     token_ids: Int[Tensor, " token"]
@@ -43,18 +43,19 @@ class CompletionTree:
 
 @dataclass(frozen=True, slots=True)
 class Bundles:
-    """Runs of consecutive tokens of one prompt that are one row of attention.
+    """The tokens of a tree, divided into bundles. Each bundle is one row of attention.
 
-    The keys of a prompt are copied once per bundle instead of once per completion. A NaN in one completion
-    may spread to its bundle and to bundles that attend to it, but never to completions of another prompt.
+    A bundle consists of consecutive tokens that belong to the same prompt. Without bundles, each completion
+    would be a row with a copy of the prompt's keys; with bundles, there is only one copy per bundle. A NaN in
+    a completion may spread to other completions of the same prompt, but never to those of another prompt.
 
     Attributes:
-        prompt: index of each bundle's prompt.
-        slots: tokens of each bundle, padded with its last token.
-        places: index of each token in the flattened `slots`.
-        seen: tokens that a bundle attends to: the ancestors of its first token, then its own tokens; padded
-            with the number of all tokens.
-        ends: for each token, the index of the first later token that is not its descendant.
+        prompt: for each bundle, the index of its prompt.
+        slots: indices of the tokens of each bundle, padded with the last token of the bundle.
+        places: for each token, its index in the flattened `slots`.
+        seen: indices of the tokens of the tree to which a bundle attends: the ancestors of its first token,
+            then the tokens of the bundle. Padded with the total number of tokens.
+        ends: for each token, the index of the next token in preorder that is not its descendant.
     """
 
     prompt: Int[Tensor, " bundle"]
@@ -65,13 +66,13 @@ class Bundles:
 
     @property
     def _gathered(self) -> Int[Tensor, "bundle own_key"]:
-        """The tokens in `seen`, padded with the last token of the bundle instead."""
+        """The tokens in `seen`, where the padding is replaced by the last token of the bundle."""
         return torch.minimum(self.seen, self.slots[:, -1:])
 
     def rows(self, prompts: PackedPrompts) -> Rows:
-        """Return rows in which each token attends to its prompt, its ancestors and itself.
+        """Return rows of attention in which each token attends to its prompt, its ancestors and itself.
 
-        Indices refer to the tokens of the prompts followed by those of the tree.
+        The indices in the rows refer to the tokens of the prompts, followed by the tokens of the tree.
         """
         first = len(prompts.token_ids)
         of_prompt = prompts.slots.index_select(0, self.prompt)
@@ -93,7 +94,13 @@ class Bundles:
 
 
 class _Run(NamedTuple):
-    """A bundle: the index of its prompt, and its first token with that token's ancestors in the tree."""
+    """Description of a bundle.
+
+    Attributes:
+        prompt: index of the prompt.
+        ancestors: ancestors of the first token in the tree.
+        start: index of the first token.
+    """
 
     prompt: int
     ancestors: list[int]
@@ -109,8 +116,8 @@ def pack_completions(
     """Pack completions into a tree.
 
     Args:
-        completions: tokens of the completions, none empty.
-        prompts: index of each completion's prompt.
+        completions: tokens of the completions. None of them may be empty.
+        prompts: for each completion, the index of its prompt.
         prompt_lengths: number of tokens of each prompt.
         device: device of the result.
     """
@@ -118,7 +125,7 @@ def pack_completions(
     order = sorted(zip(prompts, completions, range(len(completions)), strict=True))
     shared = [0, *(_num_shared(one, other) for one, other in pairwise(order))]
     num_own = [len(tokens) - 1 - num for (_, tokens, _), num in zip(order, shared, strict=True)]
-    # bundles are padded to the widest one, and the tokens that a completion adds stay in one bundle
+    # all bundles are padded to the widest one; the tokens that a completion adds must fit into one bundle
     limit = max(BUNDLE_SIZE, min(prompt_lengths), *num_own)
     token_ids: list[int] = []
     positions: list[int] = []
@@ -152,9 +159,9 @@ def pack_completions(
 
 
 def _num_shared(one: tuple[int, TokenIds, int], other: tuple[int, TokenIds, int]) -> int:
-    """Return the length of the common prefix of two completions, without their last actions.
+    """Return the length of the common prefix of two completions of the same prompt, or 0 if prompts differ.
 
-    It is 0 if their prompts differ. The arguments are (prompt, completion, row).
+    The last actions are not part of the prefix. The arguments have the form (prompt, completion, row).
     """
     if one[0] != other[0]:
         return 0

@@ -1,8 +1,9 @@
 """The forward pass of Llama-like models over packed tokens, without padding.
 
-Embeddings, norms, projections and feed-forward layers process tokens independently, so they take the tokens
-of all sequences as rows of one matrix. Only attention depends on the sequences. It is a function given by the
-caller: `packed_log_probs` attends within episodes, `SlotBatch` attends to its cache.
+Embeddings, norms, projections and feed-forward layers process each token independently, so the tokens of all
+sequences can be the rows of one matrix. Only attention depends on the sequences. Attention is a function that
+the caller provides: the one of `packed_log_probs` attends within episodes, and the one of `SlotBatch` attends
+to a cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,32 +20,33 @@ from llm_reinforce.policy.fast_path.products import layer_products
 
 LLAMA_LIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
 MULTIPLE, MIN_PADDED = 16, 256
-"""On a CPU, `MIN_PADDED` tokens or more are padded to a multiple of `MULTIPLE`. oneDNN compiles a kernel for
-each new number of rows, and the number of tokens of an update is nearly always new."""
+"""On a CPU, `MIN_PADDED` tokens or more are padded to a multiple of `MULTIPLE`. Otherwise, nearly every
+update would have a new number of tokens, for which oneDNN would have to compile a kernel."""
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Attention function. Its arguments are the index of the layer, the queries `[token, head, channel]`, and the
-keys and values `[token, key_head, channel]` of all tokens, including those added by `pad_to_multiple`. It
-returns outputs in the shape of the queries, and may omit the added tokens."""
+"""Attention function. The arguments are the index of the layer, the queries `[token, head, channel]`, and the
+keys and values `[token, key_head, channel]` of all tokens, including tokens added by `pad_to_multiple`. The
+result has the shape of the queries, but may omit the added tokens."""
 
 Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | None], tuple[Tensor, ...]]
-"""Function that computes the outputs of linear layers. Its arguments are the layers, their common inputs, a
-norm that is applied to the inputs first or None, and the indices of the tokens in the inputs (None: all)."""
+"""Function that computes the outputs of linear layers with the same inputs. The arguments are the layers, the
+inputs, a norm that is applied to the inputs first (None: no norm), and the indices of the tokens to which the
+inputs belong (None: all tokens)."""
 
 
 def recompute_products(
     layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Compute the outputs of the layers; see `Multiply`."""
+    """Compute the outputs of the layers without a store of activations; see `Multiply`."""
     return layer_products(layers, inputs, norm=norm)
 
 
 def packable_model(model: nn.Module) -> Any:
-    """Return the model without adapter wrapper if `forward_packed` supports it, and None otherwise.
+    """Return the model without adapter wrapper if `forward_packed` supports the model, and otherwise None.
 
-    Supported are Llama-like models, with or without adapters in their layers, but not with sliding-window
-    attention, positions that depend on the longest sequence of a batch, layers on several devices, gradient
-    checkpointing, prompt-learning adapters, or hooks.
+    Llama-like models are supported, with or without adapters in their layers. A model is not supported if it
+    has sliding-window attention, positions that depend on the longest sequence of a batch, layers on several
+    devices, gradient checkpointing, prompt-learning adapters, or hooks.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
@@ -87,12 +89,12 @@ def forward_packed(
         token_ids: token ids of all sequences, concatenated.
         positions: position of each token in its sequence, from 0.
         attend: attention function.
-        read: indices of the tokens whose hidden states are returned. The last layer computes only these
-            after its attention. None: all tokens.
+        read: indices of the tokens whose hidden states are returned. The last layer processes only these
+            tokens after its attention. None: all tokens.
         multiply: function that computes the outputs of linear layers.
     """
     num_tokens = len(token_ids)
-    # padding repeats an existing token, because the embedding of another token might not be finite
+    # the padding repeats the first token, because the embedding of another token might not be finite
     token_ids, positions = pad_to_multiple(token_ids), pad_to_multiple(positions)
     hidden: Tensor = model.model.embed_tokens(token_ids)
     cosines, sines = model.model.rotary_emb(hidden[None], positions[None])
@@ -113,9 +115,9 @@ def forward_packed(
 
 
 def pad_to_multiple(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
-    """Repeat the first number at the end, up to a multiple of `MULTIPLE`.
+    """Pad a tensor at the end with copies of its first number, to a multiple of `MULTIPLE`.
 
-    Tensors on other devices than a CPU and those with fewer than `MIN_PADDED` numbers are returned unchanged.
+    A tensor is returned unchanged if it is not on a CPU or has fewer than `MIN_PADDED` numbers.
     """
     is_padded = numbers.device.type == "cpu" and len(numbers) >= MIN_PADDED
     num_more = -len(numbers) % MULTIPLE if is_padded else 0
@@ -130,7 +132,7 @@ def _mixed(
     attend: Attend,
     multiply: Multiply,
 ) -> Float[Tensor, "token mixed"]:
-    """Return the outputs of a layer's attention before the output projection, all heads concatenated."""
+    """Return the outputs of a layer's attention before the output projection, with all heads concatenated."""
     attention = layer.self_attn
     shape = (len(hidden), -1, attention.head_dim)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -153,7 +155,7 @@ def _rotate(
 
         x'_i = x_i cos φ_i ∓ x_j sin φ_i,   j = i ± half
 
-    The sines of the first half must be negated by the caller.
+    The caller must negate the sines of the first half of the channels.
     """
     if torch.is_grad_enabled():
         rotated: Tensor = _Rotation.apply(vectors, cosines, sines)  # type: ignore[no-untyped-call]
@@ -166,7 +168,7 @@ def _rotated(vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 
 
 class _Rotation(torch.autograd.Function):
-    """Rotary position embedding. The gradient is rotated by the negative angle."""
+    """Rotary position embedding. In the backward pass, the gradient is rotated by the negative angle."""
 
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

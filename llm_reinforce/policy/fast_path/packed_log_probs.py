@@ -1,6 +1,6 @@
-"""Log-probabilities of given actions by the packed forward pass.
+"""Log-probabilities of given actions, computed with the packed forward pass.
 
-The causal shift of this path is in this module.
+The causal shift of the fast path (the output at one token predicts the next token) is made in this module.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,10 @@ def packed_log_probs(
     with_entropies: bool,
     activations: Activations | None,
 ) -> ActionLogProbs:
-    """Return log-probabilities of actions for a model returned by `packable_model`; see `token_log_probs`."""
+    """Return the log-probability of each action; see `token_log_probs`.
+
+    The model must be one that `packable_model` returned.
+    """
     of_prompts, tree = pack(model, prompts, completions)
     kept = None
     if activations is not None:
@@ -52,7 +55,7 @@ def packed_log_probs(
 def pack(
     model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
 ) -> tuple[PackedPrompts, CompletionTree]:
-    """Return the layout of the tokens: the distinct prompts, and the tree of completions."""
+    """Pack the distinct prompts, and the completions as a tree."""
     device = next(model.parameters()).device
     distinct = list(dict.fromkeys(prompts))
     number = {prompt: index for index, prompt in enumerate(distinct)}
@@ -65,7 +68,7 @@ def pack(
 def packed_states(
     model: Any, of_prompts: PackedPrompts, tree: CompletionTree, multiply: Multiply = recompute_products
 ) -> Float[Tensor, "state hidden"]:
-    """Return the hidden states from which the logits of actions are computed, one per distinct state.
+    """Return the last hidden state of each distinct state, from which the head computes logits.
 
     Args:
         model: a model returned by `packable_model`.
@@ -75,14 +78,14 @@ def packed_states(
     """
     num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
     rows = [of_prompts.rows]
-    if tree.bundles is not None:  # None if every completion has one action
+    if tree.bundles is not None:  # None if every completion has only one action
         rows.append(tree.bundles.rows(of_prompts))
     attention = Attention(rows, model.config.num_attention_heads, model.config.num_key_value_heads)
 
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        return attention(queries, keys, values)  # does not depend on the layer
+        return attention(queries, keys, values)
 
-    # the causal shift: the last token of a prompt predicts the first action, each action the next one
+    # the causal shift: the last token of a prompt predicts the first action, and an action the next action
     read = torch.cat(
         [
             of_prompts.last,

@@ -1,4 +1,4 @@
-"""Distinct prompts packed into one row of tokens, and their attention."""
+"""Distinct prompts packed into one sequence of tokens, and their rows of attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +19,13 @@ class PackedPrompts:
     Attributes:
         token_ids: token ids of the common prefix, then of the rest of each prompt.
         positions: position of each token in its prompt.
-        slots: indices of each prompt's tokens, padded with its last token. (A token of another prompt might
-            be NaN, which passes any mask.) If there is a common prefix, an additional last row contains it.
-        lengths: number of tokens of each row in `slots`.
-        places: index of each token in the flattened `slots`; tokens of the common prefix refer to its row.
-        num_prompts: number of prompts. Their rows come first in `slots`.
+        slots: for each prompt, the indices of its tokens in `token_ids`, padded with the last token of the
+            prompt. (The activations of a token of another prompt might be NaN, and a mask does not hide NaN.)
+            If there is a common prefix, the last row of `slots` contains the common prefix.
+        lengths: for each row of `slots`, the number of tokens without padding.
+        places: for each token, its index in the flattened `slots`. For tokens of the common prefix, this is
+            an index in the last row.
+        num_prompts: number of prompts, which is the number of rows of `slots` without the common prefix.
     """
 
     token_ids: Int[Tensor, " token"]
@@ -35,7 +37,7 @@ class PackedPrompts:
 
     @property
     def last(self) -> Int[Tensor, " prompt"]:
-        """Index of each prompt's last token, after which the first action is sampled."""
+        """For each prompt, the index of its last token, after which the first action is sampled."""
         return self.slots[: self.num_prompts, -1]
 
     @property
@@ -45,7 +47,7 @@ class PackedPrompts:
 
 
 def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPrompts:
-    """Pack distinct prompts, none empty."""
+    """Pack distinct prompts. None of the prompts may be empty."""
     common = _common_prefix_length(prompts)
     width = max(len(prompt) for prompt in prompts)
     token_ids, positions = list(prompts[0][:common]), list(range(common))
@@ -72,7 +74,10 @@ def pack_prompts(prompts: Sequence[TokenIds], device: torch.device) -> PackedPro
 
 
 def _common_prefix_length(prompts: Sequence[TokenIds]) -> int:
-    """Return the length of the common prefix of the prompts without their last tokens; 0 for one prompt."""
+    """Return the length of the common prefix of all prompts, or 0 if there is only one prompt.
+
+    The last token of a prompt is not part of the prefix.
+    """
     if len(prompts) < 2:
         return 0
     longest = min(len(prompt) for prompt in prompts) - 1

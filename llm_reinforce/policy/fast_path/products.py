@@ -1,4 +1,4 @@
-"""Matrix products with the fastest library available: the inner loop of sampling and training."""
+"""Matrix products with the fastest available library. Sampling and training spend most of their time here."""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -15,17 +15,19 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
 ONLY_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 MIN_MULTIPLICATIONS = 1 << (28 if ONLY_AVX2 else 21)
-"""Number of multiplications from which a product uses oneDNN. Below it, the overhead of oneDNN is larger than
-its advantage. On a CPU with AVX2 but not AVX-512, MKL is as fast for most products."""
+"""Minimum number of multiplications of a product for which oneDNN is used. For smaller products, the overhead
+of oneDNN is larger than its advantage over MKL. The number is larger on a CPU with AVX2 but without AVX-512,
+where MKL is as fast as oneDNN for most products."""
 
 
 def _find_onednn() -> Any:
-    """Return the float32 product of oneDNN as called by the compiler of torch, or None if torch has none.
+    """Return the function of oneDNN that multiplies float32 matrices, or None if torch does not have it.
 
-    On a CPU, torch multiplies float32 matrices with MKL, which uses AVX-512 only on processors by Intel. On a
-    Zen 5, oneDNN is 2 to 3.5 times as fast (`tests/benchmarks/speed.py` prints both speeds). On a CPU with
-    AVX2 but not AVX-512, oneDNN is faster only for products with few rows and many columns, as in the head,
-    and only if the right factor is contiguous.
+    The function is private; the compiler of torch calls it. On a CPU, torch multiplies float32 matrices with
+    MKL, which uses AVX-512 only on processors by Intel. On a Zen 5 processor, oneDNN is 2 to 3.5 times as
+    fast as MKL (`tests/benchmarks/speed.py` prints both speeds). On a CPU with AVX2 but without AVX-512,
+    oneDNN is faster only for products with few rows and many columns (in the head, for example), and only if
+    the right factor is contiguous.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
@@ -51,11 +53,11 @@ def product(
 def outer_products(
     lefts: Sequence[Float[Tensor, "row _"]], right: Float[Tensor, "row right"]
 ) -> list[Float[Tensor, "_ right"]]:
-    """Return leftᵀ · right for each left factor, a sum of outer products over rows, without gradient.
+    """Return leftᵀ · right for each left factor, without gradient. The products are sums over rows.
 
-    oneDNN copies and transposes the first factor of a product. If it costs less to copy the right factor,
-    which all products share, the transposed products are computed. On a CPU with AVX2 but not AVX-512, MKL is
-    faster and needs no copy.
+    oneDNN copies and transposes the first factor of a product. If copying the right factor, which all
+    products share, costs less than copying the left factors, the transposed products rightᵀ · left are
+    computed. On a CPU with AVX2 but without AVX-512, MKL is used, which is faster and needs no copy.
     """
     if ONLY_AVX2 or right.device.type != "cpu":
         return [left.t() @ right for left in lefts]
@@ -75,15 +77,15 @@ def layer_products(
 ) -> tuple[Float[Tensor, "row _"], ...]:
     """Return the outputs of linear layers that have the same inputs, with gradient.
 
-    Layers for which `is_computed_by_product` returns True are computed by `product`, together with an RMSNorm
-    before them. Other layers (of adapters, quantized, or under autocast) are called.
+    Layers for which `is_computed_by_product` returns True are computed with `product`, together with an
+    RMSNorm of the inputs. Other layers (with an adapter, quantized, or under autocast) are called as modules.
 
     Args:
         layers: the layers.
-        inputs: inputs of all layers.
-        norm: norm that is applied to the inputs first.
-        cached: outputs that are already known, one per layer or None; only their gradients are computed. They
-            are allowed only for layers that are computed by `product`.
+        inputs: the common inputs of the layers.
+        norm: norm that is applied to the inputs first. None: no norm.
+        cached: for each layer, its outputs if they are already known, so that only their gradients have to be
+            computed, or None. Outputs may be given only for layers that are computed with `product`.
     """
     if cached is None:
         cached = [None] * len(layers)
@@ -105,13 +107,13 @@ def is_computed_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"])
 
 
 def is_full_precision_on_cpu(inputs: Tensor) -> bool:
-    """Return True if a tensor is in float32 or float64 on a CPU and autocast is off."""
+    """Return True if a tensor is in float32 or float64, is on a CPU, and autocast is off."""
     is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
     return is_full and not torch.is_autocast_enabled("cpu")
 
 
 def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return True if the layer is an `nn.Linear`, and not of a subclass such as a quantized layer."""
+    """Return True if the layer is an `nn.Linear` itself. A subclass, such as a quantized layer, is not."""
     return type(layer) is nn.Linear
 
 
@@ -125,7 +127,7 @@ def _layer_product(
 
 
 def _epsilon(norm: nn.Module) -> float | None:
-    """Return the epsilon of an RMSNorm, or None if the norm is of another kind or has no epsilon or scale."""
+    """Return the epsilon of an RMSNorm, or None for another norm or a norm without epsilon or scale."""
     if type(norm) is nn.RMSNorm:
         return norm.eps if norm.elementwise_affine else None
     return float(norm.variance_epsilon) if type(norm) in NORMS else None  # type: ignore[arg-type]
@@ -137,7 +139,11 @@ def _forward(
     epsilon: float,
     tensors: Sequence[Tensor | None],
 ) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-    """Return the results of `_Products`, n (or x if there is no scale), and 1 / r."""
+    """Compute the equations of `_Products`.
+
+    Returns:
+        the outputs; n, or x if there is no norm; and 1 / r, or None if there is no norm.
+    """
     num = len(tensors) // 3
     weights, biases, cached = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
     normal, inverse_r = inputs, None
@@ -159,9 +165,9 @@ def _forward(
 
 
 class _Products(torch.autograd.Function):
-    """x̂ · Wᵀ + b for several W, with gradient. Cached results are not recomputed.
+    """Compute x̂ · Wᵀ + b for several layers, with gradient. Cached outputs are not recomputed.
 
-    x̂ is the input x, or its RMSNorm (Zhang & Sennrich 2019):
+    x̂ is the input x, or the RMSNorm of x (Zhang & Sennrich 2019):
 
         x̂ = s n,   n = x / r,   r² = mean(x²) + ε
         ∂L/∂x = (v - n mean(v n)) / r,   v = s ∂L/∂x̂
@@ -173,7 +179,7 @@ class _Products(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         results, normal, inverse_r = _forward(inputs, scale, epsilon, tensors)
         num = len(results)
-        # the inputs are not needed if the layers are frozen, as those with an adapter
+        # the inputs are not needed if the layers are frozen, as is the case with an adapter
         is_needed = scale is not None or any(ctx.needs_input_grad[3 : 3 + num])
         ctx.save_for_backward(normal if is_needed else None, inverse_r, scale, *tensors[:num])
         return results

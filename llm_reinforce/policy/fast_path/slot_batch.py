@@ -1,6 +1,6 @@
-"""The cache of a Llama-like model during sampling.
+"""Batch of sequences that are sampled from a Llama-like model, with the cache of their keys and values.
 
-The cache is allocated in advance, so that new sequences can reuse the rows of ended ones.
+The cache is allocated in advance, so that new sequences can reuse the rows of ended sequences.
 """
 
 from collections.abc import Sequence
@@ -20,17 +20,17 @@ from llm_reinforce.policy.fast_path.products import layer_products
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 MAX_PROMPT_TOKENS = 16384  # maximum number of prompt tokens computed at once
-ROOM = 32  # maximum number of columns by which the cache grows
+ROOM = 32  # maximum number of additional columns when the cache is allocated or grows
 
 
 class SlotBatch:
-    """Sequences of a Llama-like model. The keys and values of each row start at column 0 of the cache.
+    """Batch for a Llama-like model; see `Batch`. There is no padding on the left: rows start at column 0.
 
     Args:
         model: a model returned by `packable_model`.
         num_rows: initial number of rows.
         max_new_tokens: maximum number of tokens of a completion.
-        activations: store for the activations, or None.
+        activations: store for the activations. None: do not keep activations.
     """
 
     can_refill = True
@@ -80,7 +80,7 @@ class SlotBatch:
                 if layer == len(cache):
                     shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
                     cache.append(new.new_empty(shape))
-                # overwrite the row to its end: a mask hides the values of an earlier sequence, but not NaN
+                # overwrite the whole row: a mask would hide the values of an earlier sequence, but not NaN
                 new = pad(new, (0, 0, 0, cache[layer].shape[2] - width))
                 cache[layer].index_copy_(0, rows, new)
             return attention(queries, keys, values)
@@ -100,7 +100,7 @@ class SlotBatch:
         self._reserve(len(self.lengths), longest)
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
         self.lengths[:num_rows] += 1
-        # rows of equal length write to the same column and need no mask
+        # if all rows are equally long, they write to the same column and need no mask
         is_even = shortest == longest
         # an unused row may be longer than all rows in use
         own_columns = positions.clamp(max=longest - 1)
@@ -115,7 +115,7 @@ class SlotBatch:
                 else:
                     cache[rows, :, own_columns] = new[:num_rows]
             mixed = scaled_dot_product_attention(
-                # query heads that share a key head are stacked as further queries: no keys are copied
+                # query heads that share a key head become further queries, so that keys are not copied
                 queries[:num_rows].view(num_rows, keys.shape[1], -1, keys.shape[2]),
                 self.keys[layer][:num_rows, :, :longest],
                 self.values[layer][:num_rows, :, :longest],
@@ -144,7 +144,7 @@ class SlotBatch:
         self.lengths = self.lengths[rows]
 
     def _reserve(self, num_rows: int, width: int) -> None:
-        """Grow the cache to at least this size, with additional rows and columns for later."""
+        """Grow the cache to at least this size. If it grows, rows and columns are added in reserve."""
         num_more = max(num_rows - len(self.lengths), 0)
         if num_more:
             num_more = max(num_more, len(self.lengths) // 4)
@@ -162,7 +162,7 @@ class SlotBatch:
         attend: Attend,
         read: Int[Tensor, " read"] | None = None,
     ) -> Float[Tensor, "read hidden"]:
-        """Return the last hidden states of the tokens in `read`, and keep activations if there is a store."""
+        """Return the last hidden states of the tokens in `read`. If there is a store, keep activations."""
         if self.activations is None:
             return forward_packed(self.model, token_ids, positions, attend, read)
         hidden = forward_packed(self.model, token_ids, positions, attend, read, self.activations.multiply)
@@ -175,10 +175,12 @@ class SlotBatch:
 
 
 def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:
-    """Split the prompts into parts of similar length that are small enough to compute at once.
+    """Divide prompts into parts that are small enough to be computed at once.
+
+    The prompts of a part have similar lengths, so that there is little padding.
 
     Returns:
-        indices of the prompts in each part.
+        for each part, the indices of its prompts.
     """
     parts: list[list[int]] = []
     num_tokens = 0

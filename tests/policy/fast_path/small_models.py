@@ -67,7 +67,7 @@ def model_of(name: str) -> Any:
         for parameter_name, parameter in model.named_parameters():
             if parameter_name.endswith("bias"):
                 torch.nn.init.normal_(parameter, std=0.5)
-    # RMSNorm of transformers computes in float32 for every input; that of torch computes in float64
+    # the RMSNorm of transformers always computes in float32, but the RMSNorm of torch in float64
     for parent in list(model.modules()):
         for child_name, child in list(parent.named_children()):
             if type(child).__name__.endswith("RMSNorm"):
@@ -123,7 +123,7 @@ def with_nan_token(model: Any) -> Any:
 
 
 class NoSynchronization(TorchDispatchMode):
-    """Fail on operations for which the CPU has to wait for results of a GPU."""
+    """Mode in which operations raise an error if the CPU would have to wait for results of a GPU."""
 
     synchronizing = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero", "equal")
 

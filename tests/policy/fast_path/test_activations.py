@@ -1,4 +1,4 @@
-"""Tests of kept activations: the same log-probabilities and gradient as without, with fewer products."""
+"""Tests of kept activations: they save products and do not change log-probabilities or gradients."""
 
 from typing import Any
 
@@ -63,7 +63,7 @@ def log_probs_and_gradient(
 
 
 class Counter:
-    """Counter of the numbers computed by products with weights, including those of gradients."""
+    """Count the numbers that products with weights compute, including products for gradients."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.num = 0
@@ -77,7 +77,7 @@ class Counter:
 
 
 def num_products(model: Any, episodes: Episodes, activations: Activations | None) -> int:
-    """Return how many numbers the products of a forward pass compute."""
+    """Return the number of numbers that the products of a forward pass compute."""
     with pytest.MonkeyPatch.context() as patched:
         counter = Counter(patched)
         token_log_probs(

@@ -1,4 +1,4 @@
-"""Tests of packed attention, by plain products and by torch, against the equations for single tokens."""
+"""Tests of both implementations of packed attention (plain products, torch) against the equations."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ CASES = {
 
 
 def layout_of(name: str) -> tuple[list[Rows], list[list[int]]]:
-    """Return the rows of a case and, for each token, the tokens that it attends to."""
+    """Return the rows of a case and, for each token, the tokens to which it attends."""
     prompts, completions, numbers = CASES[name]
     packed = pack_prompts(prompts, CPU)
     tree = pack_completions(completions, numbers, [len(prompt) for prompt in prompts], CPU)

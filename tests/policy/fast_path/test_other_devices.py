@@ -1,7 +1,8 @@
-"""Test of the fast path on a GPU without a GPU, with fake tensors of torch on another device than the CPU.
+"""Test of the fast path on another device than the CPU, with fake tensors instead of a GPU.
 
-Fake tensors have a shape, a data type and a device but no numbers. Operations on tensors of different devices
-and operations that wait for a number fail. The test checks neither the numbers nor the speed.
+Fake tensors of torch have a shape, a data type and a device, but no numbers. An operation fails if its
+tensors are on different devices, or if it has to wait for a number. The test checks neither numbers nor
+speed.
 """
 
 import os

@@ -24,11 +24,8 @@ def modules_with_tensors() -> list[str]:
 
 
 # Before anything imports them: every call in these modules checks the tensor shapes and types of its
-# annotations, except as in `skip_checks_without_tensors`. An int is accepted where a float is annotated, as
-# everywhere in Python.
-install_import_hook(
-    modules_with_tensors(), "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
-)
+# annotations, except as in `skip_checks_without_tensors`.
+install_import_hook(modules_with_tensors(), "shape_checks.checked")
 os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"

@@ -32,7 +32,7 @@ Main entry points:
 - `compare(recipes, seeds=..., tokens=...)` trains several recipes at an equal budget of sampled tokens.
 - `load_policy(name)` loads a model as a `LanguagePolicy`.
 
-Errors of the user raise `InputError`; its message says what is wrong and what to do.
+User errors raise `InputError`, whose message says what is wrong and what to do.
 
 Names are imported on first use, so that importing `verify` or `Problem` does not import torch.
 """

@@ -18,6 +18,17 @@ class InputError(ValueError):
     """
 
 
+def short_repr(value: object) -> str:
+    """Return the repr of a value for a message, cut to 60 characters."""
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def repr_with_type(value: object) -> str:
+    """Return the repr of a value, cut to 60 characters, and its type: `3 (int)`."""
+    return f"{short_repr(value)} ({'class' if isinstance(value, type) else type(value).__name__})"
+
+
 @contextmanager
 def errors_in(section: str) -> Iterator[None]:
     """Prefix the message of an InputError with a section of the settings."""

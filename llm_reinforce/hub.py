@@ -1,4 +1,4 @@
-"""A quick check if the Hugging Face hub is reachable. The hub's client would retry for a minute or more."""
+"""Quick check whether the Hugging Face hub is reachable; its own client would retry for a minute or more."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""Shared by all tests: tensor shapes are checked, one thread, no hub, and a tiny policy."""
+"""Shared test setup: checked tensor shapes, one thread, no hub access, and tiny policies."""
 
 import inspect
 import os
@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "llm_reinforce"
 
 
 def modules_with_tensors() -> list[str]:
-    """The names of all modules that import torch or jaxtyping."""
+    """Return the names of all modules that import torch or jaxtyping."""
     return [
         ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
         for file in sorted(PACKAGE.rglob("*.py"))
@@ -23,10 +23,10 @@ def modules_with_tensors() -> list[str]:
     ]
 
 
-# Before anything imports them: every call in these modules checks the tensor shapes and types of its
-# annotations, except as in `skip_checks_without_tensors`.
+# Installed before the modules are imported: all their calls check annotated types and tensor shapes, except
+# as in `skip_checks_without_tensors`.
 install_import_hook(modules_with_tensors(), "shape_checks.checked")
-os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that tests start, too
+os.environ["OMP_NUM_THREADS"] = "1"  # also for processes that tests start
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
@@ -38,7 +38,7 @@ from llm_reinforce.config import RandomInitConfig  # noqa: E402
 from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
 
 torch.set_num_threads(1)
-settings.register_profile("untimed", deadline=None)  # a busy machine is no fault of the code
+settings.register_profile("untimed", deadline=None)  # tests must not fail because the machine is busy
 settings.load_profile("untimed")
 
 
@@ -88,7 +88,7 @@ def _fast_checks_and_runs() -> Iterator[None]:
 
 @pytest.fixture
 def tiny_policy() -> LanguagePolicy:
-    """A fresh Llama of random weights over digits, float32; its pad token is its end token."""
+    """Return a new Llama with random weights over digits, in float32; its pad token is its end token."""
     shape = RandomInitConfig(
         alphabet="0123456789+=",
         num_layers=2,
@@ -102,9 +102,9 @@ def tiny_policy() -> LanguagePolicy:
 
 @pytest.fixture(scope="session")
 def exact_policy() -> Callable[..., LanguagePolicy]:
-    """Makes a tiny Llama that computes in float64 throughout: `exact_policy(alphabet="01", seed=3)`.
+    """Return a function that builds a tiny Llama in float64: `exact_policy(alphabet="01", seed=3)`.
 
-    The same arguments give the same weights, in a policy of its own.
+    Each call builds a new policy; the same arguments give the same weights.
     """
 
     def make(alphabet: str = "0123456789+=", seed: int = 1) -> LanguagePolicy:
@@ -112,7 +112,7 @@ def exact_policy() -> Callable[..., LanguagePolicy]:
             alphabet=alphabet, num_layers=1, num_heads=2, hidden_size=8, intermediate_size=12, max_length=32
         )
         policy = random_policy(shape, seed=seed, dtype="float64")
-        # transformers' RMSNorm rounds to float32 whatever its input is; torch's computes the same in float64
+        # the RMSNorm of transformers rounds to float32; that of torch computes in float64
         for parent in list(policy.model.modules()):
             for name, child in list(parent.named_children()):
                 if type(child).__name__ == "LlamaRMSNorm":
@@ -125,7 +125,7 @@ def exact_policy() -> Callable[..., LanguagePolicy]:
 
 @pytest.fixture(scope="session")
 def tiny_run() -> list[str]:
-    """Overrides that let a recipe like the quick start end within seconds."""
+    """Return overrides that make a recipe such as the quick start finish within seconds."""
     return [
         "policy.random_init.num_layers=1",
         "policy.random_init.num_heads=2",

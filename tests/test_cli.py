@@ -22,6 +22,7 @@ from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import load_config
 from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.console.messages import note
+from llm_reinforce.console.run_tables import better_before
 from llm_reinforce.runs import BestEvaluation, RunDirectory, TrainState
 
 ROOT = Path(__file__).parents[1]
@@ -256,10 +257,10 @@ def test_stop_before_the_first_checkpoint_is_reported(monkeypatch: pytest.Monkey
 
 
 def test_reward_that_always_fails_is_reported(tmp_path: Path) -> None:
-    result = command(*with_reward(tmp_path, "raise RuntimeError('ill')"))
+    result = command(*with_reward(tmp_path, "raise RuntimeError('no server')"))
     assert result.exit_code == 2
     first, *traceback = result.stderr.splitlines()
-    message = "fix the function or remove it from `rewards`: RuntimeError: ill"
+    message = "fix the function or remove it from `rewards`: RuntimeError: no server"
     assert first == f"reward 'mine' failed on all 4 trial episodes; {message}"
     assert traceback[0].strip() == "Traceback (most recent call last):"
     assert "in mine" in traceback[1]
@@ -269,7 +270,7 @@ def test_reward_that_always_fails_is_reported(tmp_path: Path) -> None:
 def test_run_with_failing_rewards_does_not_replace_a_run(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     before = {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()}
-    assert command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--overwrite")).exit_code == 2
+    assert command(*with_reward(tmp_path, "raise RuntimeError('no server')", "--overwrite")).exit_code == 2
     assert {file: file.read_bytes() for file in Path("runs").rglob("*") if file.is_file()} == before
 
 
@@ -298,7 +299,7 @@ def test_missing_policy_directory_is_reported() -> None:
 
 def test_dry_run_reports_the_errors_of_the_run(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
-    result = command(*with_reward(tmp_path, "raise RuntimeError('ill')", "--dry-run"))
+    result = command(*with_reward(tmp_path, "raise RuntimeError('no server')", "--dry-run"))
     assert result.exit_code == 2
     assert "dry run: nothing was trained" in result.stdout
     assert "reward 'mine' failed on all 4 trial episodes" in result.stderr
@@ -309,7 +310,7 @@ def test_better_earlier_evaluation_is_reported() -> None:
     rows = [{"decoding": "greedy", "accuracy": 0.5}, {"decoding": "sampled", "accuracy": 0.4}]
     best = {"greedy": BestEvaluation(3, 0.75), "sampled": BestEvaluation(6, 0.4)}
     state = TrainState(6, best_evaluation=best)
-    sentences = sys.modules["llm_reinforce.cli.train"]._better_before(rows, state)
+    sentences = better_before(rows, state)
     assert sentences == ["best greedy accuracy: 75.0%, at update 3"]
 
 

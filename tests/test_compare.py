@@ -288,7 +288,7 @@ def test_plots_are_written_with_matplotlib() -> None:
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["nowhere.yaml"], "nowhere: nowhere.yaml: there is no such file or built-in recipe"),
+        (["nowhere.yaml"], "nowhere: nowhere.yaml: no such file or built-in recipe"),
         (
             ["tiny.yaml", "./tiny.yaml"],
             "two variants are named 'tiny'; give them different names, for",
@@ -300,7 +300,7 @@ def test_plots_are_written_with_matplotlib() -> None:
             "variants (--variant) change a single recipe",
         ),
         (["tiny.yaml", "--variant", "reinforce.baseline=none"], 'should read "NAME: section.key=value'),
-        (["tiny.yaml", "--variant", "a: none"], "'none' has no =; should read"),
+        (["tiny.yaml", "--variant", "a: none"], "'none' has no =; a variant should read"),
         (["tiny.yaml", "--variant", "a: x='1"], "can't be parsed: No closing quotation"),
         (["tiny.yaml", "--variant", "../a:"], "'../a' is not a valid name of a variant"),
         (["tiny.yaml", "--variant", "a.: "], "'a.' is not a valid name of a variant"),
@@ -369,7 +369,7 @@ def test_all_variants_have_the_same_seeds_and_tokens(
 
 
 def test_failing_run_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    Path("mine.py").write_text("def mine(completion, problem):\n    raise OSError('ill')\n")
+    Path("mine.py").write_text("def mine(completion, problem):\n    raise OSError('no server')\n")
     result = compared("tiny.yaml", "--seeds", "2", *SHORT, "--set", "rewards=[{function: 'mine.py:mine'}]")
     assert result.exit_code == 2
     assert "tiny, seed 0: reward 'mine' failed on all 4 trial episodes" in result.stderr

@@ -1,4 +1,4 @@
-"""The hub is asked once; what is cached is enough where it doesn't answer."""
+"""The hub is contacted once, and cached files are used if it is not reachable."""
 
 import json
 import os
@@ -33,7 +33,7 @@ print(json.dumps(results))
 
 
 class Session:
-    """Counts the questions; answers, or breaks off."""
+    """A session that counts its requests, which succeed or raise an error."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error, self.asked = error, 0
@@ -46,14 +46,16 @@ class Session:
 
 
 @pytest.fixture(autouse=True)
-def forgets() -> Iterator[None]:
+def clear_cache() -> Iterator[None]:
     hub_answers.cache_clear()
     yield
     hub_answers.cache_clear()
 
 
 @pytest.mark.parametrize(("error", "answers"), [(None, True), (OSError("no route"), False)])
-def test_it_is_asked_once(error: Exception | None, answers: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_is_contacted_once(
+    error: Exception | None, answers: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     session = Session(error)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
@@ -61,7 +63,7 @@ def test_it_is_asked_once(error: Exception | None, answers: bool, monkeypatch: p
     assert session.asked == 1
 
 
-def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_is_not_contacted_in_offline_mode(monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(None)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: session)
@@ -69,7 +71,7 @@ def test_offline_nobody_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     assert session.asked == 0
 
 
-def test_without_a_hub_a_policy_of_the_hub_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_hub_policy_without_network_is_immediate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "get_session", lambda: Session(OSError("no route")))
     with pytest.raises(InputError, match=r"'no/such'.*from the hub failed.*network") as caught:
@@ -77,8 +79,8 @@ def test_without_a_hub_a_policy_of_the_hub_is_told_at_once(monkeypatch: pytest.M
     assert "\n" not in str(caught.value)
 
 
-def test_offline_the_caches_of_the_hub_are_enough(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
-    # as huggingface_hub and datasets keep what they have fetched
+def test_cached_policy_and_data_are_used_offline(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
+    # the cache layouts of huggingface_hub and datasets
     model = tmp_path / "hub" / "models--tiny--adder"
     tiny_policy.save(model / "snapshots" / COMMIT)
     (model / "refs").mkdir()

@@ -4,16 +4,18 @@ import json
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 import llm_reinforce
-from llm_reinforce import InputError, Problem, ReinforceTrainer, load_recipe, verify
+from llm_reinforce import InputError, Problem, ReinforceTrainer, evaluate, load_recipe, random_policy, verify
 from llm_reinforce.config import GenerateConfig, RandomInitConfig, TrainingConfig
 from llm_reinforce.policy import LanguagePolicy, character_tokenizer, sample_completions, token_log_probs
 from llm_reinforce.training.metrics import TIMES
@@ -125,17 +127,95 @@ def test_run_can_be_resumed_after_leaving_the_loop(tmp_path: Path) -> None:
         assert torch.equal(weight, dict(result.policy.model.named_parameters())[name])
 
 
-def test_stop_ends_the_run_after_the_next_update(tmp_path: Path) -> None:
+def test_stop_in_the_loop_ends_the_run_with_a_checkpoint(tmp_path: Path) -> None:
     trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "run", **SMALL)
     numbers = []
     for update in trainer.updates():
         numbers.append(update.number)
         trainer.stop()
-    # a request between two updates takes effect after the next one
-    assert numbers == [1, 2]
-    assert (tmp_path / "run" / "checkpoints" / "update-000002").is_dir()
+    assert numbers == [1]
+    assert (tmp_path / "run" / "checkpoints" / "update-000001").is_dir()
     trainer.save_policy()
     assert (tmp_path / "run" / "policy" / "config.json").is_file()
+
+
+def test_a_used_trainer_does_not_overwrite_its_run(tmp_path: Path) -> None:
+    trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "run", **SMALL)
+    updates = trainer.updates()
+    next(updates)
+    with pytest.raises(InputError, match="still open"):
+        trainer.train(resume=True)
+    updates.close()
+    with pytest.raises(InputError, match="create a new ReinforceTrainer"):
+        trainer.train(overwrite=True)
+    assert [row["update"] for row in timeless(tmp_path / "run")] == [1]
+    assert [row["update"] for row in trainer.train(resume=True).history] == [2, 3]
+
+
+def test_a_trainer_without_a_directory_continues_until_its_run_is_over() -> None:
+    trainer = ReinforceTrainer(own_model(), SUMS, short_and_right, **SMALL)
+    for _ in trainer.updates():
+        break
+    assert [update.number for update in trainer.updates()] == [2, 3]
+    with pytest.raises(InputError, match="over after update 3"):
+        trainer.train()
+    for save in (trainer.save_policy, trainer.save_checkpoint):
+        with pytest.raises(InputError, match="no output_dir"):
+            save()
+
+
+def test_the_result_of_a_resumed_loop_has_the_first_evaluation_of_the_run(tmp_path: Path) -> None:
+    def trainer(**settings: Any) -> ReinforceTrainer:
+        evaluation = {"every": 1}
+        arguments = {**SMALL, "evaluation": evaluation, **settings}
+        return ReinforceTrainer(own_model(), SUMS, short_and_right, output_dir=tmp_path / "run", **arguments)
+
+    first = trainer()
+    for _ in first.updates():
+        break
+    second = trainer()
+    for update in second.updates(resume=True):
+        last = update.evaluations
+        if update.number == 2:
+            break
+    result = second.result()
+    assert result.before["greedy"].answers == first.result().before["greedy"].answers
+    assert result.after == last
+    assert result.comparisons["greedy"]["accuracy"].after == last["greedy"].accuracy
+
+
+def test_a_run_can_be_moved_and_resumed_from_another_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    trainer = ReinforceTrainer(own_model(), SUMS, "correct_answer", output_dir="runs/mine", **SMALL)
+    for _ in trainer.updates():
+        break
+    shutil.move(tmp_path / "runs" / "mine", tmp_path / "moved")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    result = load_recipe("../moved").train(resume=True)
+    assert [row["update"] for row in result.history] == [2, 3]
+    assert (tmp_path / "moved" / "policy").is_dir()
+    assert not (tmp_path / "elsewhere" / "runs").exists()
+
+
+def test_a_run_is_not_resumed_with_another_model(tmp_path: Path) -> None:
+    arguments = {"output_dir": tmp_path / "run", **SMALL}
+    for _ in ReinforceTrainer(own_model(), SUMS, "correct_answer", **arguments).updates():
+        break
+    tokenizer = own_model()[1]
+    wider = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=32,
+            num_attention_heads=2,
+            num_hidden_layers=1,
+            intermediate_size=32,
+        )
+    )
+    with pytest.raises(InputError, match="not those of this policy"):
+        ReinforceTrainer((wider, tokenizer), SUMS, "correct_answer", **arguments).train(resume=True)
 
 
 # ------------------------------------------------------------------------------- equal runs
@@ -330,6 +410,46 @@ def test_all_kinds_of_problems(tmp_path: Path) -> None:
     assert (len(separate.problems), len(separate.held_out)) == (34, 2)
 
 
+def test_columns_with_other_names() -> None:
+    rows = [{"q": row["prompt"], "sum": row["answer"]} for row in SUMS]
+    columns = {"prompt_column": "q", "answer_column": "sum"}
+    for problems in (rows, datasets.Dataset.from_list(rows)):
+        trainer = ReinforceTrainer(own_model(), problems, held_out=rows[:4], **columns, **without_held_out())
+        assert {problem.prompt for problem in trainer.held_out} == {row["q"] for row in rows[:4]}
+        assert evaluate(own_model(), problems, **columns, max_new_tokens=2).total == len(rows)
+
+
+def without_held_out() -> dict[str, Any]:
+    return {key: value for key, value in SMALL.items() if key != "num_held_out"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "rate"),
+    [
+        (own_model, 5e-4),
+        (lambda: random_policy(RandomInitConfig(alphabet=ALPHABET, max_length=32)), 5e-4),
+        (lambda: saved_and_loaded(own_model()), 1e-5),
+    ],
+)
+def test_the_default_learning_rate_depends_on_the_model(policy: Callable[[], Any], rate: float) -> None:
+    settings = {key: value for key, value in SMALL.items() if key != "learning_rate"}
+    assert ReinforceTrainer(policy(), SUMS, **settings).config.training.learning_rate == rate
+
+
+def saved_and_loaded(pair: tuple[LlamaForCausalLM, Any]) -> tuple[Any, Any]:
+    with tempfile.TemporaryDirectory() as directory:
+        pair[0].save_pretrained(directory)
+        return AutoModelForCausalLM.from_pretrained(directory), pair[1]
+
+
+def test_an_end_token_of_the_model_that_is_text_ends_nothing() -> None:
+    model, tokenizer = own_model()
+    model.generation_config.eos_token_id = 2  # the default of LlamaConfig; here it is the digit 2
+    trainer = ReinforceTrainer((model, tokenizer), SUMS, **SMALL)
+    assert trainer.policy.end_token_ids == (tokenizer.eos_token_id,)
+    assert trainer.policy.decode(trainer.policy.encode_completion("12")) == "12"
+
+
 def test_keyword_arguments_are_assigned_to_sections() -> None:
     trainer = ReinforceTrainer(
         own_model(), SUMS, template="{prompt}", baseline="none", evaluation={"every": 7}, **SMALL
@@ -381,10 +501,10 @@ def none_of(completion: str) -> float:
         ),
         (lambda: {"policy": own_model()[::-1]}, r"the order is \(model, tokenizer\)"),
         (lambda: {"policy": "no/such/model/here"}, "no such directory or file"),
-        (lambda: {"problems": []}, "train: is empty"),
-        (lambda: {"problems": 7}, r"train: 7 \(int\) is not a list of problems"),
-        (lambda: {"problems": [{"prompt": "1+1="}]}, r"train\[0\]: no answer column"),
-        (lambda: {"problems": ["1+1="]}, r"train\[0\]: should be a dict"),
+        (lambda: {"problems": []}, "problems: is empty"),
+        (lambda: {"problems": 7}, r"problems: 7 \(int\) is not a list of problems"),
+        (lambda: {"problems": [{"prompt": "1+1="}]}, r"problems\[0\]: no answer column.*every problem needs"),
+        (lambda: {"problems": ["1+1="]}, r"problems\[0\]: should be a dict"),
         (lambda: {"problems": "gsm9k"}, "did you mean"),
         (lambda: {"held_out": 3}, "held_out: 3"),
         (lambda: {"rewards": 3}, r"rewards\[0\]: 3 \(int\) is not a reward"),
@@ -412,14 +532,38 @@ def none_of(completion: str) -> float:
             lambda: {"num_updates": 0, "temperature": -1.0},
             r"temperature: .*\n.*num_updates: |num_updates: .*\n.*temperature",
         ),
-        (lambda: {"dtype": "bfloat16"}, "dtype: not read for a policy that is already loaded"),
+        (lambda: {"dtype": "bfloat16"}, "dtype: not used for a policy that is already loaded"),
         (lambda: {"config": {}}, "config: should be a Config"),
+        (lambda: {"training": {"num_updates": 2}}, "num_updates is given twice, alone and in training"),
+        (lambda: {"num_generations": 8}, "'num_generations'; here it is episodes_per_problem"),
+        (lambda: {"reward_funcs": none_of}, "'reward_funcs'; here it is rewards"),
+        (lambda: {"problems": (row for row in SUMS)}, "not a list of problems"),
+        (
+            lambda: {"problems": datasets.Dataset.from_list(SUMS).to_iterable_dataset()},
+            "IterableDataset has no length",
+        ),
+        (lambda: {"problems": GenerateConfig(), "prompt_column": "q"}, "not used with a GenerateConfig"),
     ],
 )
 def test_invalid_arguments_are_reported(arguments: Callable[[], dict[str, Any]], message: str) -> None:
     given = {"policy": own_model(), "problems": SUMS, **SMALL, **arguments()}
     with pytest.raises(InputError, match=message):
         ReinforceTrainer(**given)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            lambda: TrainingConfig(num_update=3),
+            "TrainingConfig.num_update: unknown key; did you mean",
+        ),
+        (lambda: RandomInitConfig(num_layers=0), "RandomInitConfig.num_layers: should be a whole number of"),
+    ],
+)
+def test_invalid_settings_objects_are_reported(settings: Callable[[], Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        settings()
 
 
 def test_unrecordable_objects_are_reported_before_training(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def test_copied_recipe_runs(name: str, rewards: list[str], tiny_run: list[str]) 
     assert copied.exit_code == 0, copied.output
     result = CliRunner().invoke(app, ["train", "mine.yaml", *(f"--set={override}" for override in tiny_run)])
     assert result.exit_code == 0, result.output
-    metrics = [json.loads(line) for line in Path("runs", name, "metrics.jsonl").read_text().splitlines()]
+    metrics = [json.loads(line) for line in Path("runs", "mine", "metrics.jsonl").read_text().splitlines()]
     assert len(metrics) == 2
     for row in metrics:
         assert row["num_unscored"] == 0
@@ -60,7 +60,7 @@ def test_failing_reward_stops_the_run_and_a_fixed_one_continues_it(tiny_run: lis
     file.write_text(original + failing.replace("> 20", "> 10**6"))
     result = CliRunner().invoke(app, ["train", "mine.yaml", *overrides, "--resume"])
     assert result.exit_code == 0, result.output
-    rows = Path("runs/custom_reward/metrics.jsonl").read_text().splitlines()
+    rows = Path("runs/mine/metrics.jsonl").read_text().splitlines()
     assert [json.loads(row)["update"] for row in rows] == [1, 2]
 
 
@@ -75,7 +75,7 @@ def test_reward_that_always_fails_is_reported_before_the_first_update(tiny_run: 
     message = " ".join(result.output.split())
     assert "reward 'digits_in_place' failed on all 4 trial episodes; fix the function or" in message
     assert "remove it from `rewards`: TimeoutError" in message
-    assert not Path("runs/custom_reward/metrics.jsonl").exists()
+    assert not Path("runs/mine/metrics.jsonl").exists()
 
 
 def test_copy_does_not_overwrite_files() -> None:

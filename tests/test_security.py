@@ -1,4 +1,4 @@
-"""What comes from elsewhere stays where it belongs: names under their roots, secrets unsaid, code not run."""
+"""Untrusted input: paths stay inside their directories, secrets are not printed, and code is not executed."""
 
 import hashlib
 import json
@@ -38,7 +38,7 @@ evaluation: {every: 1}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory, with a tiny recipe."""
+    """Return the current directory, which contains a tiny recipe."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     Path("tiny.yaml").write_text(RECIPE)
@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def policy(folder: Path) -> Path:
-    """The directory of a policy."""
+    """Return the directory of a saved policy."""
     shape = RandomInitConfig(
         alphabet="0123456789+=", num_layers=1, num_heads=2, hidden_size=8, intermediate_size=8, max_length=24
     )
@@ -67,21 +67,21 @@ def contents(root: Path) -> str:
     return "".join(path.read_bytes().decode(errors="replace") for path in root.rglob("*") if path.is_file())
 
 
-# -------------------------------------------------------------------------------- names and roots
+# -------------------------------------------------------------------------------- names and paths
 
 
 @given(
     st.text(max_size=400)
     | st.sampled_from(["..", "../../etc/passwd", "/etc/passwd", "a\0b", "~", "日" * 300])
 )
-def test_a_data_set_s_name_is_a_file_s_name(data: str) -> None:
+def test_name_of_a_data_set_gives_a_safe_file_name(data: str) -> None:
     name = answer_file_name(data, "greedy")
     assert Path(name).name == name
     assert "\0" not in name
     assert len(name.encode()) < 200
 
 
-def test_the_answers_to_a_data_set_from_outside_stay_in_the_output(folder: Path, policy: Path) -> None:
+def test_answers_to_an_outside_data_set_stay_in_the_output_directory(folder: Path, policy: Path) -> None:
     outside = folder.parent / ("日" * 60 + ".jsonl")
     outside.write_text('{"prompt": "1+1=", "answer": "2"}\n')
     before = files(folder.parent)
@@ -95,9 +95,7 @@ def test_the_answers_to_a_data_set_from_outside_stay_in_the_output(folder: Path,
 
 
 @pytest.mark.parametrize("name", ["../../x", "/x", "smollm2-135m/../x", ""])
-def test_what_is_fetched_has_one_of_the_known_names(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_known_models_can_be_fetched(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLM_REINFORCE_CACHE", str(tmp_path / "cache"))
     with pytest.raises(InputError, match="unknown model"):
         fetch(name, lambda gguf, directory: directory, lambda sentence: None)
@@ -107,7 +105,7 @@ def test_what_is_fetched_has_one_of_the_known_names(
 @pytest.mark.parametrize(
     "run", ["runs/a b;rm -rf $HOME", "runs/$(touch sprung)", "runs/[bold]x[-]\u202e", "runs/-x"]
 )
-def test_a_run_s_name_is_a_folder_s_name_and_no_more(folder: Path, run: str) -> None:
+def test_special_characters_in_the_name_of_a_run_have_no_effect(folder: Path, run: str) -> None:
     result = command("train", "tiny.yaml", "--set", f"output_dir={json.dumps(run)}")
     assert result.exit_code == 0, result.output
     assert {name for name in files(folder) if not name.startswith(run + "/")} == {"tiny.yaml"}
@@ -127,7 +125,7 @@ def test_secrets_are_replaced_by_their_names(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize("isolation", ["null", "{num_workers: 1}"])
 @pytest.mark.parametrize("is_hopeless", [False, True])
-def test_no_secret_is_in_what_a_run_writes_or_says(
+def test_secrets_are_not_in_files_or_output_of_a_run(
     folder: Path, monkeypatch: pytest.MonkeyPatch, isolation: str, is_hopeless: bool
 ) -> None:
     for name, value in SECRETS.items():
@@ -148,11 +146,11 @@ def test_no_secret_is_in_what_a_run_writes_or_says(
         assert value not in said + contents(folder)
 
 
-# ------------------------------------------------------------------------------------------ canary
+# ------------------------------------------------------------------------------- malicious files
 
 
 def trap(sprung: Path) -> bytes:
-    """A pickle that makes a folder when it is loaded."""
+    """Return a pickle that creates a folder when it is loaded."""
 
     class Trap:
         def __reduce__(self) -> Any:
@@ -161,7 +159,7 @@ def trap(sprung: Path) -> bytes:
     return pickle.dumps({"lm_head.weight": Trap()})
 
 
-def test_the_trap_springs_where_it_is_loaded(folder: Path) -> None:
+def test_loading_the_malicious_pickle_creates_the_folder(folder: Path) -> None:
     pickle.loads(trap(folder / "sprung"))
     assert Path("sprung").exists()
 
@@ -169,7 +167,7 @@ def test_the_trap_springs_where_it_is_loaded(folder: Path) -> None:
 PICKLES = ("pytorch_model.bin", "training_args.bin", "optimizer.pt", "adapter_model.bin", "tokenizer.pkl")
 
 
-def test_no_pickle_beside_a_policy_is_opened(folder: Path, policy: Path) -> None:
+def test_pickles_beside_a_policy_are_not_loaded(folder: Path, policy: Path) -> None:
     for name in PICKLES:
         (policy / name).write_bytes(trap(folder / "sprung"))
     result = command("sample", "--policy", policy, "1+1=", *SHORT)
@@ -179,11 +177,11 @@ def test_no_pickle_beside_a_policy_is_opened(folder: Path, policy: Path) -> None
     assert not Path("sprung").exists()
 
 
-def test_neither_pickle_nor_code_beside_an_adapter_runs(
+def test_pickles_and_code_beside_an_adapter_are_not_executed(
     folder: Path, policy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     adapter = folder / "adapter"
-    monkeypatch.syspath_prepend(adapter)  # so that the library which it names would be found
+    monkeypatch.syspath_prepend(adapter)  # makes the library named in the adapter importable
     load_policy(policy, lora=AdapterConfig(rank=2)).save(adapter)
     for name in PICKLES:
         (adapter / name).write_bytes(trap(folder / "sprung"))
@@ -203,8 +201,8 @@ def test_neither_pickle_nor_code_beside_an_adapter_runs(
 
 
 @pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json"])
-def test_no_pickle_in_a_checkpoint_is_opened(folder: Path, name: str) -> None:
-    """Not even where its maker has made the digests for it."""
+def test_pickles_in_a_checkpoint_are_not_loaded(folder: Path, name: str) -> None:
+    """The digests match, so the integrity check does not reject the file."""
     assert command("train", "tiny.yaml", "--set", "output_dir=run").exit_code == 0
     checkpoint = folder / "run" / "checkpoints" / "update-000002"
     (checkpoint / name).write_bytes(trap(folder / "sprung"))
@@ -219,21 +217,21 @@ def test_no_pickle_in_a_checkpoint_is_opened(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["pkl", "jsonl", "json", "bin", "npy", "arrow", "parquet", "xml"])
-def test_no_pickle_is_a_data_set(folder: Path, policy: Path, suffix: str) -> None:
+def test_pickles_are_not_loaded_as_data_sets(folder: Path, policy: Path, suffix: str) -> None:
     Path(f"data.{suffix}").write_bytes(trap(folder / "sprung"))
     result = command("evaluate", "--policy", policy, "--data", f"data.{suffix}")
     assert result.exit_code == 2, result.output
     assert not Path("sprung").exists()
 
 
-def test_a_data_set_s_own_code_does_not_run(folder: Path, policy: Path) -> None:
+def test_code_of_a_data_set_is_not_executed(folder: Path, policy: Path) -> None:
     (folder / "set").mkdir()
     (folder / "set" / "set.py").write_text(f"import os\nos.mkdir({str(folder / 'sprung')!r})\n")
     assert command("evaluate", "--policy", policy, "--data", folder / "set").exit_code == 2
     assert not Path("sprung").exists()
 
 
-def test_no_code_beside_a_policy_runs(folder: Path, policy: Path) -> None:
+def test_code_beside_a_policy_is_not_executed(folder: Path, policy: Path) -> None:
     for name in ("evil.py", "custom_generate/generate.py"):
         (policy / name).parent.mkdir(exist_ok=True)
         (policy / name).write_text(f"import os\nos.mkdir({str(folder / 'sprung')!r})\n")
@@ -248,11 +246,11 @@ def test_no_code_beside_a_policy_runs(folder: Path, policy: Path) -> None:
         ["train", "tiny.yaml", "--set", f"policy={{name_or_path: {policy}}}"],
     ):
         result = command(*arguments)
-        assert result.exit_code in (0, 2), result.output  # with the model's own class, or not at all
+        assert result.exit_code in (0, 2), result.output  # loaded with the built-in class, or rejected
     assert not Path("sprung").exists()
 
 
-def test_a_chat_template_does_nothing_but_write(folder: Path, policy: Path) -> None:
+def test_chat_templates_cannot_execute_code(folder: Path, policy: Path) -> None:
     call = f"cycler.__init__.__globals__.os.mkdir({str(folder / 'sprung')!r})"
     (policy / "chat_template.jinja").write_text(f"{{{{ {call} }}}}{{{{ messages[0].content }}}}")
     result = command("sample", "--policy", policy, "1+1=", *SHORT)
@@ -261,8 +259,8 @@ def test_a_chat_template_does_nothing_but_write(folder: Path, policy: Path) -> N
     assert not Path("sprung").exists()
 
 
-def test_a_run_s_reward_function_runs_in_training_alone(folder: Path, policy: Path) -> None:
-    """A run directory of somebody else's names a file in its recipe; whoever asks its policy runs nothing."""
+def test_reward_function_of_a_run_is_executed_only_in_training(folder: Path, policy: Path) -> None:
+    """Sampling from and evaluating the policy of a run do not execute the reward file in its recipe."""
     Path("evil.py").write_text(f"import os\nos.mkdir({str(folder / 'sprung')!r})\n")
     recipe = RECIPE + f"rewards: [{{function: '{folder / 'evil.py'}:f'}}]\n"
     for name in ("recipe.yaml", "evil.yaml"):
@@ -282,7 +280,7 @@ def test_a_run_s_reward_function_runs_in_training_alone(folder: Path, policy: Pa
 @pytest.mark.parametrize(
     "tag", ["!!python/object/apply:os.mkdir", "!!python/object/new:os.mkdir", "!!python/name:os.mkdir"]
 )
-def test_a_yaml_tag_makes_nothing(tag: str) -> None:
+def test_yaml_tags_are_not_executed(tag: str) -> None:
     Path("evil.yaml").write_text(RECIPE + f"output_dir: {tag} [sprung]\n")
     for arguments in (
         ["train", "evil.yaml"],

@@ -128,7 +128,7 @@ def variants_of(
 
 def _variant(recipe: RecipeSource, text: str) -> Variant:
     name, colon, settings = text.partition(":")
-    form = 'should read "NAME: section.key=value section.key=value"'
+    form = 'a variant should read "NAME: section.key=value section.key=value"'
     try:
         overrides = tuple(shlex.split(settings))
     except ValueError as error:  # an open quote

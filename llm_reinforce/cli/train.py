@@ -1,12 +1,10 @@
 """`llm-reinforce train RECIPE`: run a fine-tuning recipe."""
 
 import sys
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.table import Table
 from rich.text import Text
 
 from llm_reinforce.cli.common import (
@@ -17,17 +15,23 @@ from llm_reinforce.cli.common import (
     quieten,
     reported_failures,
 )
-from llm_reinforce.cli.dry_run import show_dry_run
 from llm_reinforce.cli.interruption import received_signals, stopped_by_signals
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.console.evaluation_tables import comparison_table
 from llm_reinforce.console.messages import terminal_console
+from llm_reinforce.console.run_tables import (
+    before_and_after,
+    better_before,
+    episode_lines,
+    named_values,
+    preview_table,
+)
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay
     from llm_reinforce.console.run_display import PlainDisplay, Silent
-    from llm_reinforce.runs import RunDirectory, TrainState
+    from llm_reinforce.runs import RunDirectory
     from llm_reinforce.training import TrainingResult
 
     AnyDisplay = LiveDisplay | PlainDisplay | Silent
@@ -70,7 +74,7 @@ def train(
 
         directory = RunDirectory(Path(loaded.output_dir).expanduser())
         if dry_run:
-            show_dry_run(loaded, directory, resume=resume, overwrite=overwrite)
+            _dry_run(loaded, directory, resume=resume, overwrite=overwrite)
             return
         if resume:
             from llm_reinforce.training import check_same_run
@@ -85,6 +89,33 @@ def train(
         except OSError as error:  # the error of a full disk does not name a file
             error.filename = error.filename or str(directory.path)
             raise
+
+
+def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
+    """Print a summary of the run and a few episodes.
+
+    Raises:
+        InputError: if the run would be refused, because a reward function fails or the output directory
+            contains files that it must not replace.
+    """
+    from llm_reinforce.training import ReinforceTrainer
+
+    preview = ReinforceTrainer(config=recipe).preview()
+    if not is_main_process():
+        return
+    console = terminal_console()
+    console.print(preview_table(recipe, preview))
+    for episode in preview.episodes:
+        for line in episode_lines(episode):
+            console.print(line, soft_wrap=True)
+    console.print("\ndry run: nothing was trained, and no files were written")
+    errors = [preview.reward_error] if preview.reward_error else []
+    try:
+        directory.check(resume=resume, overwrite=overwrite)
+    except InputError as error:
+        errors.append(str(error))
+    if errors:
+        raise InputError("\n".join(errors))
 
 
 def _confirm_overwrite(directory: "RunDirectory") -> None:
@@ -140,7 +171,7 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
 
 def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
     """Print the accuracy before and after training, and the paths of the results."""
-    from llm_reinforce.console.text import duration, visible
+    from llm_reinforce.console.text import duration
     from llm_reinforce.runs.checkpoint import find_checkpoint
 
     console, state = terminal_console(), result.state
@@ -152,53 +183,23 @@ def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
         return
     rows = directory.rows("evaluations.jsonl")
     if rows:
-        console.print(_before_and_after(rows))
+        console.print(before_and_after(rows))
         console.print("in brackets: 95% intervals", style="dim")
-        for sentence in _better_before(rows, state):
+        for sentence in better_before(rows, state):
             console.print(Text(sentence, style="dim"))
         for decoding, both in result.comparisons.items():
             console.print(Text(f"\n{decoding}, problem by problem:", style="dim"))
             for comparison in both.values():
                 console.print(comparison_table(comparison))
         console.print()
-    paths = Table.grid(padding=(0, 2))
-    paths.add_column(style="dim", no_wrap=True)
-    paths.add_column(overflow="fold")
-    paths.add_row("done in", duration(result.seconds))
-    paths.add_row("policy", Text(visible(str(directory.policy))))
     logs = ("metrics.jsonl", "evaluations.jsonl", "answers.jsonl", "episodes.jsonl")
-    paths.add_row("logs", ", ".join(name for name in logs if (directory.path / name).is_file()))
-    paths.add_row("try it", Text(visible(f"llm-reinforce sample --policy {directory.path} 'a prompt'")))
-    console.print(paths)
-
-
-def _better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
-    """Return a sentence for each decoding whose best accuracy is higher than its last one."""
-    last = {row["decoding"]: row["accuracy"] for row in rows}
-    return [
-        f"best {decoding} accuracy: {best.accuracy:.1%}, at update {best.update:,}"
-        for decoding, best in state.best_evaluation.items()
-        if best.accuracy > last.get(decoding, 1.0)
-    ]
-
-
-def _before_and_after(rows: list[dict[str, Any]]) -> Table:
-    from llm_reinforce.console.text import accuracy_title, shown_accuracy
-
-    last = {row["decoding"]: row for row in rows}
-    first = {decoding: next(row for row in rows if row["decoding"] == decoding) for decoding in last}
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column(accuracy_title(rows[-1]["data"]))
-    begun, ended = next(iter(first.values()))["update"], rows[-1]["update"]
-    for title in (f"update {begun:,}", "", f"update {ended:,}", "right"):
-        table.add_column(title, no_wrap=True)
-    for decoding, before in first.items():
-        after = last[decoding]
-        table.add_row(
-            decoding,
-            Text(shown_accuracy(before["accuracy"], before["interval"])),
-            "→",
-            Text(shown_accuracy(after["accuracy"], after["interval"]), style="bold green"),
-            f"{after['correct']:,} of {after['total']:,}",
+    console.print(
+        named_values(
+            {
+                "done in": duration(result.seconds),
+                "policy": str(directory.policy),
+                "logs": ", ".join(name for name in logs if (directory.path / name).is_file()),
+                "try it": f"llm-reinforce sample --policy {directory.path} 'a prompt'",
+            }
         )
-    return table
+    )

@@ -104,7 +104,7 @@ class GenerateConfig(Section):
         if "chain" in operations and num_operands < 3:
             raise ValueError(f"should be at least 3 for a chain, which mixes + and -, not {num_operands}")
         if num_operands > 2 and set(operations) <= {"subtraction", "division"}:
-            raise ValueError(f"not used for {' and '.join(operations)}, which has two operands; remove it")
+            raise ValueError(f"not used for {' and '.join(operations)}: they have two operands; remove it")
         return num_operands
 
     @field_validator("form")

@@ -20,7 +20,7 @@ RUN_RECIPE = "recipe.yaml"
 
 
 def builtin_recipes() -> dict[str, Path]:
-    """Return the paths of the bundled recipes by name.
+    """Return the paths of the built-in recipes by name.
 
     They are found in the installed package, or in the repository if the package runs from a checkout.
     """

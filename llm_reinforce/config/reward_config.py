@@ -104,7 +104,7 @@ class RewardConfig(Section):
     def _check_function(cls, function: str) -> str:
         origin, colon, name = function.rpartition(":")
         if colon and not (origin and name):
-            raise ValueError("should read package.module:function or path/to/file.py:function")
+            raise ValueError("should have the form package.module:function or path/to/file.py:function")
         if not colon and function not in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(
                 f"no built-in reward {function!r}{nearest(function, BUILT_IN_REWARD_ARGUMENTS)} "

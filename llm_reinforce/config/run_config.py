@@ -60,7 +60,8 @@ class Config(Section):
                 characters = " ".join(map(repr, unknown))
                 raise conflict(
                     ("generate",),
-                    f"the problems contain characters that policy.random_init.alphabet lacks: {characters}",
+                    f"the problems contain characters that policy.random_init.alphabet lacks: {characters}; "
+                    "add them to it",
                 )
         return problems
 
@@ -71,7 +72,8 @@ class Config(Section):
             for earlier in rewards[:index]:
                 if (earlier.function, earlier.arguments) == (reward.function, reward.arguments):
                     raise conflict(
-                        (index, "function"), f"{reward.function} is listed twice with the same arguments"
+                        (index, "function"),
+                        f"{reward.function} is listed twice with the same arguments; remove one",
                     )
         return rewards
 
@@ -83,7 +85,7 @@ class Config(Section):
             raise conflict(
                 ("max_new_tokens",),
                 f"{sampling.max_new_tokens} tokens leave no room for a prompt: policy.random_init.max_length "
-                f"is {policy.random_init.max_length}",
+                f"is {policy.random_init.max_length}; raise it, or reduce max_new_tokens",
             )
         return sampling
 

@@ -26,7 +26,25 @@ def conflict(path: KeyPath, message: str) -> PydanticCustomError:
     return PydanticCustomError("conflict", "{message}", {"path": path, "message": message})
 
 
-class Section(BaseModel):
+if TYPE_CHECKING:
+    _Model = BaseModel
+else:
+
+    class _ReadableErrors(type(BaseModel)):
+        """Type of the settings classes: a call with invalid values raises an InputError."""
+
+        def __call__(cls, *arguments: Any, **values: Any) -> Any:
+            try:
+                return super().__call__(*arguments, **values)
+            except ValidationError as error:
+                lines = [f"{cls.__name__}.{dotted(path)}: {what}" for path, what in complaints(error, cls)]
+                raise InputError("\n".join(lines)) from None
+
+    class _Model(BaseModel, metaclass=_ReadableErrors):
+        """A model whose invalid values are InputErrors."""
+
+
+class Section(_Model):
     """Base class of all settings classes: frozen, without type conversions and without unknown keys.
 
     The descriptions of the keys become a part of the class's docstring.
@@ -36,16 +54,6 @@ class Section(BaseModel):
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
-
-    if not TYPE_CHECKING:  # type checkers know the keys of each class
-
-        def __init__(self, **values: Any) -> None:
-            try:
-                super().__init__(**values)
-            except ValidationError as error:
-                name = type(self).__name__
-                lines = [f"{name}.{dotted(path)}: {what}" for path, what in complaints(error, type(self))]
-                raise InputError("\n".join(lines)) from None
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:

@@ -136,7 +136,7 @@ def _read_value(text: str, document: Document) -> Any:
         root = loader.get_single_node()
         return None if root is None else _value_of(root, (), loader, document)
     except RecursionError:
-        raise yaml.YAMLError("it is nested too deeply") from None
+        raise yaml.YAMLError("the document is nested too deeply") from None
     finally:
         loader.dispose()
 
@@ -198,7 +198,7 @@ def _apply_at(place: Place, document: Document, override: str) -> None:
     key, equals, text = override.partition("=")
     *sections, last = key.strip().split(".")
     if not equals or not all((*sections, last)):
-        raise InputError("should read section.key=value")
+        raise InputError("should have the form section.key=value")
     read = Document(document.name)
     try:
         value = _read_value(text, read)
@@ -292,7 +292,7 @@ def _unknown_key(path: KeyPath, schema: Schema) -> str:
 
 
 def _branches(node: Schema, root: Schema) -> list[Schema]:
-    """Return the alternatives of a schema node with references resolved; a node without any is returned."""
+    """Return the alternatives of a schema node, or the node if it has none, with references resolved."""
     branches = node.get("anyOf", [node])
     return [root["$defs"][b["$ref"].rsplit("/", 1)[-1]] if "$ref" in b else b for b in branches]
 
@@ -337,7 +337,10 @@ BOUNDS |= {"maximum": "at most", "exclusiveMaximum": "below"}
 
 
 def _expectation(node: Schema, root: Schema) -> str:
-    """Describe the values that a schema node accepts ("a number above 0 or null"); "" if unknown."""
+    """Return a description of the values that a schema node accepts, such as "a number above 0 or null".
+
+    Returns "" if the schema does not say.
+    """
     return " or ".join(filter(None, (_expectation_of_one(branch) for branch in _branches(node, root))))
 
 

@@ -24,7 +24,7 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
 
 
 class WarmStartConfig(Section):
-    """Supervised updates on the answers of the training problems, before the first policy-gradient update."""
+    """Supervised updates on worked solutions or answers, before the first policy-gradient update."""
 
     num_updates: Count = Field(description="number of supervised updates")
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
@@ -78,15 +78,15 @@ class TrainingConfig(Section):
         "memory use",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="data type of the forward pass"
+        default="no", description="data type of the forward pass; no: the type of the weights"
     )
     checkpoint_every: Count | None = Field(
         default=None,
-        description="number of updates between checkpoints; null: only after the warm start and at "
-        "the end of the run",
+        description="number of updates between checkpoints; null: only after the warm start, and when "
+        "the run ends or is stopped",
     )
     num_checkpoints_kept: Count = Field(
-        default=2, description="number of checkpoints kept; older ones are deleted"
+        default=2, description="number of most recent checkpoints kept; older ones are deleted"
     )
     max_unscored_share: float = Field(
         default=0.5,

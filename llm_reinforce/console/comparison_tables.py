@@ -40,7 +40,7 @@ def print_comparison(
             table.add_column("difference", overflow="fold")
         if is_tested:
             table.add_column("p, t-test", overflow="fold")
-            table.add_column("p, flips", overflow="fold")
+            table.add_column("p, sign flips", overflow="fold")
         for runs in compared:
             table.add_row(*_cells(runs, key, is_tested=is_tested, is_compared=len(compared) > 1))
         console.print(Text(f"\n{title}"), table, sep="\n")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ Decoding = Literal["greedy", "sampled"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
-    """A policy's answers to problems, and what was measured on them.
+    """Answers of a policy to problems, and their measures.
 
     Attributes:
         decoding: `greedy`, or `sampled` at a temperature.
@@ -98,6 +98,7 @@ class Evaluation:
         }
 
 
+@runtime_checkable
 class Journal(Protocol):
     """Store of answers from which an interrupted evaluation continues."""
 

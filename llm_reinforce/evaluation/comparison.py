@@ -105,9 +105,10 @@ def is_right(answer: Answer, criterion: Criterion) -> bool:
 def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "accuracy") -> Comparison:
     """Compare two evaluations of the same problems by one criterion.
 
-    A gained problem is attributed to the kind of its failure before, a lost problem to the kind of its
-    failure after. With several samples per problem, all pairs of a sample before and a sample after count
-    equally. With p the share of a problem's samples that are correct, and f the share that fails in one way,
+    A gained problem is attributed to the kind of failure in the first evaluation, and a lost problem to the
+    kind of failure in the second. With several samples per problem, all pairs of a sample before and a sample
+    after count equally. With p the share of a problem's samples that are correct, and f the share that fails
+    in one way,
 
         gained = mean (p_after f_before),   lost = mean (p_before f_after)
 

@@ -1,6 +1,6 @@
 r"""The strict and the flexible answer extraction of lm-evaluation-harness for GSM8K.
 
-Strict extraction takes the number after the first `#### `, flexible extraction the last number of the text.
+Strict extraction takes the number after the first `#### `. Flexible extraction takes the last number.
 The extracted text is correct if it equals the reference answer after commas, dollar signs and a final period
 are removed from both, so `8.0` does not match `8`. The verifier (`llm_reinforce.verify`) compares values
 instead. If these criteria disagree on an answer, its format is the reason.

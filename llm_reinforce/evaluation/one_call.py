@@ -41,7 +41,7 @@ def evaluate(
     trust_remote_code: bool = False,
     show_progress: bool | None = None,
 ) -> Evaluation:
-    """Evaluate a policy on a data set; the result has its accuracy, a 95% interval and all answers.
+    """Evaluate a policy on a data set.
 
         before = evaluate("smollm2-135m", "gsm8k", num_problems=200, max_new_tokens=256)
         after = evaluate("runs/mine", "gsm8k", num_problems=200, max_new_tokens=256)
@@ -76,6 +76,9 @@ def evaluate(
             continue an interrupted evaluation.
         trust_remote_code: if True, run Python code that comes with the model.
         show_progress: show a progress bar; by default only on a terminal and in a notebook.
+
+    Returns:
+        the accuracy with its 95% interval, other measures, and all answers.
 
     Raises:
         InputError: if an argument is invalid, or the data or the policy can't be loaded.

@@ -234,7 +234,8 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
             algebra=request.algebra,
         )
     else:
-        found = problems_from(source, name=name)
+        columns = {"prompt_column": request.prompt_column, "answer_column": request.answer_column}
+        found = problems_from(source, name=name, **columns)
         if request.algebra:
             found = tuple(replace(problem, algebra=True) for problem in found)
     problems = found[: request.num_problems]

@@ -3,7 +3,12 @@
 from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
-from llm_reinforce.policy.description import best_device, check_prompts_fit, describe_policy
+from llm_reinforce.policy.description import (
+    best_device,
+    check_prompts_fit,
+    describe_policy,
+    num_unknown_prompts,
+)
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
@@ -39,6 +44,7 @@ __all__ = [
     "fetch",
     "fit_values",
     "load_policy",
+    "num_unknown_prompts",
     "policy_from_config",
     "policy_from_model",
     "predict_values",

@@ -12,13 +12,23 @@ NUM_MEASURED = 200  # number of prompts whose tokens are counted; those with the
 
 
 def describe_policy(policy: LanguagePolicy) -> str:
-    """Return one line with the architecture and the numbers of all and of trained parameters."""
+    """Return one line with the architecture, the numbers of parameters, and the end tokens."""
     parameters = list(policy.model.parameters())
     total = sum(parameter.numel() for parameter in parameters)
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
     share = "all trained" if trained == total else f"{trained:,} of them trained"
     kind = getattr(getattr(policy.model, "config", None), "model_type", type(policy.model).__name__)
-    return f"{kind}, {total:,} parameters, {share}"
+    ends = " or ".join(map(str, policy.tokenizer.convert_ids_to_tokens(list(policy.end_token_ids))))
+    return f"{kind}, {total:,} parameters, {share}; a completion ends with {ends}"
+
+
+def num_unknown_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> int:
+    """Return the number of prompts in which the tokenizer puts its unknown token for a character."""
+    unknown = policy.tokenizer.unk_token_id
+    if unknown is None or unknown in policy.end_token_ids:
+        return 0
+    encoded = policy.encode_prompts([problem.prompt for problem in problems])
+    return sum(unknown in prompt for prompt in encoded)
 
 
 def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_new_tokens: int) -> None:

@@ -1,7 +1,8 @@
 """A causal language model as a policy π(a|s; θ) over tokens."""
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Int
 from jinja2 import TemplateError
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from llm_reinforce.errors import InputError
 
@@ -89,7 +91,8 @@ class LanguagePolicy:
 
     def save(self, directory: str | Path) -> None:
         """Save the model (or adapter) and the tokenizer for `from_pretrained` of transformers (or peft)."""
-        self.model.save_pretrained(str(directory))  # type: ignore[operator]
+        with without_progress_bars():
+            self.model.save_pretrained(str(directory))  # type: ignore[operator]
         self.tokenizer.save_pretrained(str(directory))
 
     def _in_chat_template(self, prompt: str) -> str:
@@ -126,6 +129,18 @@ class LanguagePolicy:
                 "policy.random_init.alphabet"
             ) from error
         return encoded
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Hide the progress bars of transformers, which it shows even for a model of a few kilobytes."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call,unused-ignore]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
 
 
 def integers(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "..."]:

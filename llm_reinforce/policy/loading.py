@@ -335,7 +335,7 @@ def _reach(location: str) -> dict[str, bool]:
     return {} if Path(location).is_dir() or hub_answers() else {"local_files_only": True}
 
 
-def _with_adapter(model: PreTrainedModel, lora: AdapterConfig, seed: int) -> Any:
+def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
     if isinstance(model, PeftModel):
@@ -387,12 +387,19 @@ def _as_policy(
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
+    An end token of the model that is ordinary text in the tokenizer is left out: a model made from a
+    configuration has a default, such as 2, that may be the token of a digit.
+
     The first one is the token that `encode_completion` appends. It is the end token of the tokenizer if the
     chat template ends turns with it, because the generation settings of a base model may not contain it.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]
     of_tokenizer = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    if of_tokenizer:
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        ordinary = set(tokenizer.get_vocab().values()) - special
+        of_model = [token_id for token_id in of_model if token_id not in ordinary]
     ends_turns = bool(of_tokenizer) and tokenizer.eos_token in template
     in_order = [*of_tokenizer, *of_model] if ends_turns else [*of_model, *of_tokenizer]
     if not in_order:

@@ -163,11 +163,11 @@ def weighted_returns(
         discount: γ.
     """
     times = torch.arange(returns.shape[1], device=returns.device, dtype=returns.dtype)
-    of_actions = (discount ** (2 * times) * squared_logit_gradient_norms.to(returns.dtype)).masked_fill(
+    action_weights = (discount ** (2 * times) * squared_logit_gradient_norms.to(returns.dtype)).masked_fill(
         ~mask, 0.0
     )
-    weights = of_actions.sum(dim=1)
-    totals = (of_actions * returns.masked_fill(~mask, 0.0)).sum(dim=1)
+    weights = action_weights.sum(dim=1)
+    totals = (action_weights * returns.masked_fill(~mask, 0.0)).sum(dim=1)
     return WeightedReturns(weights, torch.where(weights == 0, 0 * totals, totals / weights))
 
 
@@ -187,10 +187,10 @@ def optimal(
     action). For other policies, w computed from norms in logit space is an approximation. If all other
     episodes have weight 0, or if the episode is alone in its group, the result is that of `leave_one_out`.
     """
-    of_others = _sums_of_others(weighted.weights, groups, scored)
+    other_weights = _sums_of_others(weighted.weights, groups, scored)
     # b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
-    mean = _sums_of_others(weighted.weights * weighted.returns, groups, scored) / of_others
-    return torch.where(of_others == 0, leave_one_out(returns, groups, scored), mean)
+    mean = _sums_of_others(weighted.weights * weighted.returns, groups, scored) / other_weights
+    return torch.where(other_weights == 0, leave_one_out(returns, groups, scored), mean)
 
 
 def _sums_of_others(
@@ -261,8 +261,8 @@ def baseline_values(
         case "greedy" if greedy_returns is not None:
             return greedy(returns, greedy_returns)
         case "optimal" | "greedy":
-            needed = "weighted returns" if name == "optimal" else "the returns of greedy completions"
-            raise ValueError(f"baseline {name!r} needs {needed}")
+            needed = "weighted" if name == "optimal" else "greedy_returns"
+            raise ValueError(f"baseline {name!r} needs the argument {needed}")
     raise ValueError(f"unknown baseline {name!r}; known baselines: {', '.join(CONSTANT_BASELINES)}")
 
 

@@ -31,7 +31,7 @@ class GivenProblems:
 
 
 def _ignore(sentence: str) -> None:
-    """The default of `say`."""
+    """Discard a message. This is the default of `say`."""
 
 
 NONE_GIVEN = GivenProblems()
@@ -96,7 +96,7 @@ def untemplated_problems(
             held_out_operands=shape.held_out_operands,
             num_operands=shape.num_operands,
             form=shape.form,
-            num_held_out=MAX_HELD_OUT if settings.num_held_out is None else settings.num_held_out,
+            num_held_out=settings.num_held_out,
             num_train=shape.num_train,
             seed=config.seed,
         )

@@ -12,25 +12,25 @@ GAP = "\n\n"
 
 
 def examples_before(
-    pool: Sequence[Problem], asked: Sequence[Problem], *, num_examples: int, template: str, seed: int = 0
+    pool: Sequence[Problem], evaluated: Sequence[Problem], *, num_examples: int, template: str, seed: int = 0
 ) -> str:
     """Return the text of worked examples, which is placed before every question.
 
     An example is a problem of the pool in the template, followed by its worked solution with `#### answer`,
-    as in GSM8K, or by its answer if it has no solution. Problems of the pool that are also asked are not
+    as in GSM8K, or by its answer if it has no solution. Problems of the pool that are also evaluated are not
     used; case, white space and punctuation are ignored in this comparison.
 
     Args:
         pool: problems to choose examples from, without a template.
-        asked: problems that are evaluated, without a template.
+        evaluated: problems that are evaluated, without a template.
         num_examples: number of examples.
         template: text in which `{prompt}` is replaced by the prompt.
         seed: seed of the choice.
 
     Raises:
-        InputError: if the pool has too few problems that are not asked.
+        InputError: if the pool has too few problems that are not evaluated.
     """
-    seen = {normal_text(problem.prompt) for problem in asked}
+    seen = {normal_text(problem.prompt) for problem in evaluated}
     usable = [problem for problem in pool if normal_text(problem.prompt) not in seen]
     if len(usable) < num_examples:
         raise InputError(

@@ -5,7 +5,7 @@ from dataclasses import replace
 from os import PathLike
 from typing import Any
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, repr_with_type
 from llm_reinforce.problems.lookup import find_problems
 from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.sources import Row, problems_of_rows
@@ -23,7 +23,8 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
             or `ground_truth`.
         name: name of the argument, for messages and ids. A problem without an id gets the id
             `<name>-<number>`.
-        options: keyword arguments of `find_problems`, used for a name or path.
+        options: keyword arguments of `find_problems`. Of these, `prompt_column` and `answer_column` also
+            apply to dicts and a `datasets.Dataset`; the others apply to a name or path.
 
     Raises:
         InputError: if the source has another type, is empty, or contains an invalid row.
@@ -36,7 +37,12 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
         hint = "choose a split" if hasattr(source, "column_names") else "pass a list of dicts"
         raise InputError(f"{name}: a {type(source).__name__} is not a list of problems; {hint}")
     if not (isinstance(source, Sequence) or hasattr(source, "column_names")):
-        raise InputError(f"{name}: {_shown(source)} is not a list of problems; pass {WANTED}")
+        raise InputError(f"{name}: {repr_with_type(source)} is not a list of problems; pass {WANTED}")
+    if not hasattr(source, "__len__"):
+        raise InputError(
+            f"{name}: a {type(source).__name__} has no length; pass a part of it as a list, such as "
+            "list(dataset.take(1000))"
+        )
     if len(source) == 0:
         raise InputError(f"{name}: is empty; pass {WANTED}")
     if all(isinstance(each, Problem) for each in source):
@@ -44,7 +50,7 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
     rows = (
         Row(f"{name}[{number - 1}]", f"{name}-{number}", each) for number, each in _numbered(source, name)
     )
-    return problems_of_rows(name, rows)
+    return problems_of_rows(name, rows, options.get("prompt_column"), options.get("answer_column"))
 
 
 def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[str, object]]]:
@@ -52,7 +58,7 @@ def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[s
         if not isinstance(each, Mapping):
             raise InputError(
                 f"{name}[{number - 1}]: should be a dict with a prompt and an answer, or a Problem in a "
-                f"list of Problems, not {_shown(each)}"
+                f"list of Problems, not {repr_with_type(each)}"
             )
         yield number, each
 
@@ -65,7 +71,9 @@ def _checked(problems: Iterable[Problem], name: str) -> tuple[Problem, ...]:
         for field in ("prompt", "answer"):
             value = getattr(problem, field)
             if not isinstance(value, str) or not value.strip():
-                raise InputError(f"{name}[{index}]: {field} should be non-empty text, not {_shown(value)}")
+                raise InputError(
+                    f"{name}[{index}]: {field} should be non-empty text, not {repr_with_type(value)}"
+                )
         if not problem.id:
             problem = replace(problem, id=f"{name}-{index + 1}")
         if problem.id in places:
@@ -77,8 +85,3 @@ def _checked(problems: Iterable[Problem], name: str) -> tuple[Problem, ...]:
     if any(problem.algebra for problem in found):
         check_algebra()
     return tuple(found)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({type(value).__name__})"

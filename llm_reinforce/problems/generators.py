@@ -15,6 +15,7 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from llm_reinforce.config.problems_config import MAX_HELD_OUT
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups
@@ -190,6 +191,35 @@ class _Stratum:
         return list(drawn)
 
 
+def max_num_held_out(
+    operations: Sequence[str],
+    digits: Sequence[int] = (),
+    *,
+    operands: tuple[int, int] | None = None,
+    held_out_operands: tuple[int, int] | None = None,
+    num_operands: int = 2,
+) -> int:
+    """Return the largest number of problems that `generate_problems` can hold out; see its arguments."""
+    _check_settings(operations, num_operands, "{expression}", None, None)
+    strata = _strata(operations, digits, operands, held_out_operands, num_operands, seed=0)
+    return sum(stratum.max_held_out() for stratum in strata)
+
+
+def _strata(
+    operations: Sequence[str],
+    digits: Sequence[int],
+    operands: tuple[int, int] | None,
+    held_out_operands: tuple[int, int] | None,
+    num_operands: int,
+    seed: int,
+) -> list[_Stratum]:
+    return [
+        _Stratum(operation, values, held_out_values, name, num_operands, seed)
+        for operation in operations
+        for name, values, held_out_values in _operand_ranges(digits, operands, held_out_operands)
+    ]
+
+
 def generate_problems(
     operations: Sequence[str],
     digits: Sequence[int] = (),
@@ -198,7 +228,7 @@ def generate_problems(
     held_out_operands: tuple[int, int] | None = None,
     num_operands: int = 2,
     form: str = "{expression}=",
-    num_held_out: int,
+    num_held_out: int | None = None,
     num_train: int | None = None,
     seed: int = 0,
 ) -> ProblemSplit:
@@ -219,7 +249,8 @@ def generate_problems(
             braces are kept.
         num_held_out: number of held-out problems. They are divided equally among operations and numbers of
             digits, as far as the small ones allow. At most half of the expressions of each can be held out,
-            or a twentieth if there are more than 200,000 of them.
+            or a twentieth if there are more than 200,000 of them. None: 200, or a fifth of all problems if
+            that is fewer.
         num_train: number of training problems, divided in the same way; by default all remaining problems, or
             100,000 if there are too many to list.
         seed: seed of the problems. Equal seeds give equal problems on every machine. The held-out problems do
@@ -234,11 +265,10 @@ def generate_problems(
             expression, or more problems are requested than exist.
     """
     _check_settings(operations, num_operands, form, num_held_out, num_train)
-    strata = [
-        _Stratum(operation, values, held_out_values, name, num_operands, seed)
-        for operation in operations
-        for name, values, held_out_values in _operand_ranges(digits, operands, held_out_operands)
-    ]
+    strata = _strata(operations, digits, operands, held_out_operands, num_operands, seed)
+    if num_held_out is None:
+        fifth = sum(stratum.size() for stratum in strata) // 5
+        num_held_out = min(MAX_HELD_OUT, fifth, sum(stratum.max_held_out() for stratum in strata))
     held_out_shares = _share_out(num_held_out, [stratum.max_held_out() for stratum in strata])
     if sum(held_out_shares) < num_held_out:
         raise InputError(
@@ -352,7 +382,7 @@ def _check_settings(
     operations: Sequence[str],
     num_operands: int,
     form: str,
-    num_held_out: int,
+    num_held_out: int | None,
     num_train: int | None,
 ) -> None:
     if not operations:
@@ -375,7 +405,7 @@ def _check_settings(
         raise InputError(
             f"form {form!r} has no placeholder for the expression; add {{expression}} or {{spaced}}"
         )
-    if num_held_out < 0:
+    if num_held_out is not None and num_held_out < 0:
         raise InputError(f"num_held_out must be at least 0, not {num_held_out}")
     if num_train is not None and num_train < 1:
         raise InputError(f"num_train must be at least 1, not {num_train}; leave it unset for all problems")

@@ -17,7 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import NoReturn
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, short_repr
 from llm_reinforce.hub import hub_answers
 from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
@@ -75,7 +75,7 @@ def read_problems(
 
 
 def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
-    """Yield the rows of a JSONL file or of a JSON list.
+    """Return an iterator over the rows of a JSONL file or of a JSON list.
 
     Raises:
         InputError: if the file is missing, not UTF-8 or not JSON.
@@ -123,7 +123,7 @@ def load_hub_problems(
 
 
 def hub_rows(name: str, *, config: str | None, split: str, data_files: str | None = None) -> Iterator[Row]:
-    """Yield the rows of a data set on the hub.
+    """Return an iterator over the rows of a data set on the hub.
 
     Args:
         name: id of the data set.
@@ -313,7 +313,7 @@ def _problem(
     prompt = values[prompt_column]
     if not isinstance(prompt, str) or not prompt.strip():
         raise InputError(
-            f"{row.place}: column {prompt_column!r} must be non-empty text, not {_shown(prompt)}"
+            f"{row.place}: column {prompt_column!r} must be non-empty text, not {short_repr(prompt)}"
         )
     given = values[answer_column]
     answer = "" if allow_doubtful and given is None else _as_text(given, row.place, answer_column)
@@ -329,7 +329,9 @@ def _problem(
     if not answer and not allow_doubtful:
         raise InputError(f"{row.place}: column {answer_column!r} contains an empty answer")
     if is_numeric and not allow_doubtful and not _NUMBER.fullmatch(answer):
-        raise InputError(f"{row.place}: column {answer_column!r} must contain a number, not {_shown(answer)}")
+        raise InputError(
+            f"{row.place}: column {answer_column!r} must contain a number, not {short_repr(answer)}"
+        )
     given_id = values.get("id")
     return Problem(
         prompt=prompt,
@@ -359,7 +361,8 @@ def _column(
     looked_for = " or ".join(repr(name) for name in wanted)
     columns = ", ".join(repr(name) for name in values) or "none"
     raise InputError(
-        f"{place}: no {role} column {looked_for}{hint}; columns: {columns}; set {role}_column to one of them"
+        f"{place}: no {role} column {looked_for}{hint}; columns: {columns}; every problem needs a prompt "
+        f"and an answer: add the column, or set {role}_column to one of these"
     )
 
 
@@ -375,12 +378,7 @@ def _as_text(value: object, place: str, column: str) -> str:
         return str(value)
     if isinstance(value, float) and math.isfinite(value):
         return str(int(value)) if value.is_integer() else repr(value)
-    raise InputError(f"{place}: column {column!r} must be text or a number, not {_shown(value)}")
-
-
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
+    raise InputError(f"{place}: column {column!r} must be text or a number, not {short_repr(value)}")
 
 
 def _nearest_file(path: Path) -> str:

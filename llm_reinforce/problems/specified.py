@@ -7,9 +7,10 @@ The text is used in place of the name of a data set.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.problems.generators import generate_problems, nearest_name
+from llm_reinforce.problems.generators import generate_problems, max_num_held_out, nearest_name
 from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.sources import Row, problems_of_rows
 
@@ -39,14 +40,22 @@ def generated_problems(settings: str) -> tuple[Problem, ...]:
     known = ("operations", "digits", "operands", "held_out_operands", "num_operands", "form", "num", "seed")
     given = _settings(where, settings, known)
     digits = given.get("digits", "" if "operands" in given else "2")
+    operations = given.get("operations", "addition").split("+")
+    operands: dict[str, Any] = {
+        "digits": tuple(_number(where, "digits", part) for part in digits.split("+") if digits),
+        "operands": _range(where, "operands", given),
+        "held_out_operands": _range(where, "held_out_operands", given),
+        "num_operands": _number(where, "num_operands", given.get("num_operands", "2")),
+    }
+    if "num" in given:
+        num = _number(where, "num", given["num"])
+    else:
+        num = min(NUM_PROBLEMS, max_num_held_out(operations, **operands))
     split = generate_problems(
-        given.get("operations", "addition").split("+"),
-        tuple(_number(where, "digits", part) for part in digits.split("+") if digits),
-        operands=_range(where, "operands", given),
-        held_out_operands=_range(where, "held_out_operands", given),
-        num_operands=_number(where, "num_operands", given.get("num_operands", "2")),
+        operations,
+        **operands,
         form=given.get("form", "{expression}="),
-        num_held_out=_number(where, "num", given.get("num", str(NUM_PROBLEMS))),
+        num_held_out=num,
         num_train=1,
         seed=_number(where, "seed", given.get("seed", "0")),
     )

@@ -1,7 +1,6 @@
 """Rewards that are given in Python: functions, names, lists of these, or a dict with weights."""
 
 import functools
-import inspect
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llm_reinforce.config import RewardConfig
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, repr_with_type
 from llm_reinforce.rewards.built_in import BUILT_IN
 from llm_reinforce.rewards.combination import WeightedReward
 from llm_reinforce.rewards.isolation import IsolatedFunction
@@ -96,7 +95,7 @@ def _given(reward: Any, weight: float | None, index: int) -> Given:
             return _keys(reward.function.name, given), given
         return _keys(reward_origin(reward.function), given), given
     if not callable(reward):
-        raise InputError(f"rewards[{index}]: {_repr_with_type(reward)} is not a reward; give {EXPECTED}")
+        raise InputError(f"rewards[{index}]: {repr_with_type(reward)} is not a reward; give {EXPECTED}")
     for name, factory in BUILT_IN.items():
         if reward is factory:
             return {"function": name, **(weighted or {})}, None
@@ -115,13 +114,7 @@ def _weight(reward: Any, weight: Any) -> float:
     if isinstance(weight, bool) or not isinstance(weight, Real):
         name = reward if isinstance(reward, str) else reward_name(reward)
         raise InputError(
-            f"rewards[{name!r}]: a weight must be a number, not {_repr_with_type(weight)}; to give functions "
+            f"rewards[{name!r}]: a weight must be a number, not {repr_with_type(weight)}; to give functions "
             "without weights, use a list, such as rewards=[my_function, 'answer_format']"
         )
     return float(weight)
-
-
-def _repr_with_type(value: Any) -> str:
-    kind = "class" if inspect.isclass(value) else type(value).__name__
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '...'} ({kind})"

@@ -91,8 +91,8 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
     if where == ONLY_IN_PYTHON:
         raise InputError(
             f"reward {name!r}: the run was started from Python with a function that cannot be named in a "
-            "recipe (a lambda, a nested function, or a function of a notebook); resume the run from Python, "
-            "or move the function to a file and name it path/to/file.py:function"
+            "recipe (a lambda, a nested function, or a function of a notebook); resume the run from Python "
+            "with this function: ReinforceTrainer(…, output_dir=…).train(resume=True)"
         )
     if where.endswith(".py"):
         module = _module_from_file(Path(os.path.expanduser(where)))

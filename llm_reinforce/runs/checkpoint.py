@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from llm_reinforce.durable_files import PARTIAL, whole_directory
+from llm_reinforce.errors import InputError
 from llm_reinforce.runs.train_state import TrainState
 
 MANIFEST = "manifest.json"
@@ -132,10 +133,18 @@ def load_checkpoint(
 
     The optimizer gets the learning rates of the saved run. If the run is continued with more updates, its
     schedule has other rates, which the caller sets by `set_learning_rates`.
+
+    Raises:
+        InputError: if the checkpoint belongs to a model with other weights.
     """
     saved = load_file(directory / "policy.safetensors")
     with torch.no_grad():
         for name, parameter in _trainable(model).items():
+            if name not in saved or saved[name].shape != parameter.shape:
+                raise InputError(
+                    f"{directory}: its weights are not those of this policy ({name} differs in shape or is "
+                    "missing); resume the run with the policy that it was started with"
+                )
             parameter.copy_(saved[name])
     numbers = json.loads((directory / "state.json").read_text())
     tensors: dict[int, dict[str, Tensor]] = {}

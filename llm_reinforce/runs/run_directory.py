@@ -69,8 +69,9 @@ class RunDirectory:
         return self.path / "policy"
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Check that `prepare` can succeed, without changing anything; cheap enough to call before a model
-        is loaded.
+        """Check that `prepare` can succeed, without changing anything.
+
+        The check is fast, so it can be made before a model is loaded.
 
         Args:
             resume: the run in the directory will be continued.

@@ -1,11 +1,13 @@
 """Training loop, gradient step and metrics; starting and resuming a recorded run."""
 
 from llm_reinforce.training.loop import TrainingLoop, Update
+from llm_reinforce.training.preview import Preview
 from llm_reinforce.training.recipe import Recipe, load_recipe
 from llm_reinforce.training.recording import check_same_run, differing_settings
 from llm_reinforce.training.trainer import ReinforceTrainer, TrainingResult
 
 __all__ = [
+    "Preview",
     "Recipe",
     "ReinforceTrainer",
     "TrainingLoop",

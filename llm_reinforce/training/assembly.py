@@ -5,11 +5,19 @@ from collections.abc import Callable, Sequence
 from llm_reinforce.config import Config, RandomInitConfig
 from llm_reinforce.console.run_display import Display, Silent
 from llm_reinforce.errors import InputError, errors_in
-from llm_reinforce.policy import LanguagePolicy, check_prompts_fit, describe_policy, policy_from_config
+from llm_reinforce.policy import (
+    LanguagePolicy,
+    check_prompts_fit,
+    describe_policy,
+    num_unknown_prompts,
+    policy_from_config,
+)
 from llm_reinforce.problems import GivenProblems, ProblemSplit, problems_from_config
 from llm_reinforce.rewards import WeightedReward, reward_from_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.loop import TrainingLoop
+
+NUM_LOOKED_AT = 1_000  # training prompts in which unknown characters are looked for
 
 
 def build_loop(
@@ -52,6 +60,12 @@ def build_loop(
     display.say(f"policy: {describe_policy(policy)}")
     for part in (split.train, split.held_out):
         check_prompts_fit(policy, part, config.sampling.max_new_tokens)
+    looked_at = split.train[:NUM_LOOKED_AT]
+    if num_unknown := num_unknown_prompts(policy, looked_at):
+        display.say(
+            f"{num_unknown:,} of the first {len(looked_at):,} training prompts contain characters that the "
+            "tokenizer does not know; the policy sees its unknown token in their place"
+        )
     return TrainingLoop(
         policy,
         split.train,
@@ -70,9 +84,9 @@ def build_loop(
 def _check_alphabet(
     shape: RandomInitConfig, problems: ProblemSplit, has_warm_start: bool, say: Callable[[str], None]
 ) -> None:
-    """Check that the alphabet covers all prompts, and with a warm start also its solutions.
+    """Check that the alphabet has all characters of the prompts, and with a warm start of the solutions.
 
-    The number of answers with other characters is reported by `say`.
+    The number of answers with characters that the alphabet lacks is reported by `say`.
 
     Raises:
         InputError: if the alphabet lacks a character.

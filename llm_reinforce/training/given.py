@@ -1,8 +1,9 @@
 """Translate the arguments of `ReinforceTrainer` into settings and objects.
 
 A name or path only fills a section of the settings, so the run equals that of a recipe with this section.
-An object (a model in memory, a list of problems, a function) is used as it is. Its section then names the
-place in the run's directory where the object is saved, so that the command line can resume the run.
+An object (a model in memory, a list of problems, a function) is used directly. Its section names the place
+where the object is saved in the run's directory (a function: its file), so that the command line can resume
+the run.
 """
 
 from collections.abc import Mapping
@@ -21,18 +22,15 @@ from llm_reinforce.config import (
     ProblemsConfig,
     RandomInitConfig,
 )
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, repr_with_type
 from llm_reinforce.policy import LanguagePolicy, policy_from_model
 from llm_reinforce.problems import GivenProblems, problems_from, reads_split
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.rewards.from_python import rewards_from
 
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
-MODEL_KEYWORDS = (
-    "use_chat_template",
-    "system_prompt",
-    "lora",
-)  # policy settings that apply to a model object
+MODEL_KEYWORDS = ("use_chat_template", "system_prompt", "lora")  # policy settings of a model object
+COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
 Section = dict[str, Any]
@@ -75,7 +73,7 @@ def read_arguments(
     """
     if config is not None and not isinstance(config, Config):
         raise InputError(
-            f"config: should be a Config, not {_shown(config)}; pass load_recipe(…).config, for example"
+            f"config: should be a Config, such as load_recipe(…).config, not {repr_with_type(config)}"
         )
     for name, value in (("policy", policy), ("problems", problems)):
         if value is None and config is None:
@@ -93,9 +91,10 @@ def read_arguments(
             sections["training"] = {"learning_rate": rate}
     own_problems = GivenProblems()
     if problems is not None:
-        sections["problems"], own_problems = _read_problems(problems, held_out, config, folder)
+        columns = {name: rest.pop(name) for name in COLUMN_KEYWORDS if name in rest}
+        sections["problems"], own_problems = _read_problems(problems, held_out, columns, config, folder)
     elif held_out is not None:
-        raise InputError("held_out: read only together with problems; pass problems too")
+        raise InputError("held_out: used only together with problems; pass problems too")
     own_rewards: tuple[WeightedReward | None, ...] = ()
     if rewards is not None:
         found = rewards_from(rewards)
@@ -129,13 +128,13 @@ def _read_policy(
         )
     else:
         raise InputError(
-            f"policy: {_shown(policy)} is not a policy; give a name, a path, a hub id, (model, tokenizer), "
-            "or the result of load_policy"
+            f"policy: {repr_with_type(policy)} is not a policy; give a name, a path, a hub id, "
+            "(model, tokenizer), or the result of load_policy"
         )
     for name in PolicyConfig.model_fields:
         if name in keywords:
             raise InputError(
-                f"{name}: not read for a policy that is already loaded; leave it out, or give the policy by "
+                f"{name}: not used for a policy that is already loaded; leave it out, or give the policy by "
                 "its name or path"
             )
     section = {
@@ -159,16 +158,18 @@ def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
 
 
 def _read_problems(
-    problems: Any, held_out: Any, config: Config | None, folder: Path
+    problems: Any, held_out: Any, columns: Section, config: Config | None, folder: Path
 ) -> tuple[Section, GivenProblems]:
     """Return the settings of the problems, and the problems that were passed as objects."""
     base = config.problems.model_dump(mode="json", exclude_unset=True) if config else {}
     section: Section = {key: base[key] for key in ("template", "num_held_out") if key in base}
     train = held = None
+    if columns and isinstance(problems, ProblemsConfig | GenerateConfig | DataConfig):
+        raise InputError(f"{next(iter(columns))}: not used with a {type(problems).__name__}; set it there")
     if isinstance(problems, ProblemsConfig | GenerateConfig):
         if held_out is not None:
             raise InputError(
-                "held_out: not read with generated problems or a ProblemsConfig, which hold out problems "
+                "held_out: not used with generated problems or a ProblemsConfig, which hold out problems "
                 "themselves; leave it out"
             )
         keys = problems.model_dump(mode="json", exclude_unset=True)
@@ -176,31 +177,26 @@ def _read_problems(
             keys if isinstance(problems, ProblemsConfig) else {**section, "generate": keys}
         ), GivenProblems()
     if isinstance(problems, str | PathLike):
-        section["train"] = {"data": str(problems)}
+        section["train"] = {"data": str(problems), **columns}
     elif isinstance(problems, DataConfig):
         section["train"] = problems.model_dump(mode="json", exclude_unset=True)
     else:
-        train = problems_from(problems, name="train")
+        train = problems_from(problems, name="problems", **columns)
         section["train"] = {"data": str(folder / PROBLEMS_FOLDER / "train.jsonl")}
         if train[0].algebra:
             section["train"]["algebra"] = True
     if held_out is None:
         return section, GivenProblems(train)
     if isinstance(held_out, str | PathLike):
-        section["held_out"] = {"data": str(held_out)}
+        section["held_out"] = {"data": str(held_out), **columns}
         if reads_split(str(held_out)):
             section["held_out"]["split"] = "test"
     elif isinstance(held_out, DataConfig):
         section["held_out"] = held_out.model_dump(mode="json", exclude_unset=True)
     else:
-        held = problems_from(held_out, name="held_out")
+        held = problems_from(held_out, name="held_out", **columns)
         section["held_out"] = {"data": str(folder / PROBLEMS_FOLDER / "held_out.jsonl")}
         if held[0].algebra:
             section["held_out"]["algebra"] = True
         section["num_held_out"] = len(held)
     return section, GivenProblems(train, held)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else text[:57] + '…'} ({type(value).__name__})"

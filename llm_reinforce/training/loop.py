@@ -93,8 +93,8 @@ class TrainingLoop:
         rewards: the reward functions with their weights. Default: 1 for a correct final answer, 0 otherwise.
         reinforce: baseline, discount, batch size and other settings of the loss.
         sampling: length and temperature of the completions.
-        held_out: problems for evaluation, disjoint from `problems`. If empty, training problems are
-            evaluated, and recorded as such.
+        held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
+            problems and are logged with `data: training`.
         evaluation: how often and how the policy is evaluated.
         run_directory: directory in which the run is recorded; None if it is not recorded.
         display: shows the progress; silent by default.

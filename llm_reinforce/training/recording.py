@@ -169,7 +169,8 @@ def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
             write_problems(file, given)
         elif _read_back(file, given) != list(given):
             raise InputError(
-                f"{file}: the run was started with other problems; resume it with the problems of this file"
+                f"{file}: the run was started with other problems, those of this file; resume it with them, "
+                "or by load_recipe(output_dir).train(resume=True), which reads them"
             )
 
 

@@ -1,6 +1,7 @@
 """Train in one call: `ReinforceTrainer(policy, problems, rewards).train()`."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ from llm_reinforce.training.assembly import build_loop
 from llm_reinforce.training.budget import is_over
 from llm_reinforce.training.given import read_arguments
 from llm_reinforce.training.loop import TrainingLoop, Update
+from llm_reinforce.training.preview import Preview, preview_run
 from llm_reinforce.training.recording import check_can_be_recorded, check_same_run, recording
 
 
@@ -94,6 +96,7 @@ class ReinforceTrainer:
     - `learning_rate`: by default 1e-5, for LoRA adapters 1e-4, for random weights 5e-4.
     - `problems_per_update=16`, `episodes_per_problem=8`: size of the batch.
     - `max_new_tokens=256`, `temperature=1.0`: sampling of the completions.
+    - `lora=None`: train all weights; `lora={"rank": 8}` trains a LoRA adapter of rank 8 instead.
     - `baseline="leave_one_out"`: the baseline subtracted from the returns.
     - `num_held_out`: problems held out for evaluation; by default 200, or a fifth of the problems if fewer.
     - `checkpoint_every=None`: updates between checkpoints. A checkpoint is always saved at the end.
@@ -109,14 +112,20 @@ class ReinforceTrainer:
             weights). A model object is trained in place.
         problems: the training problems. A data-set name ("gsm8k", "svamp", "generate:digits=2"), a `.json` or
             `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and `answer`, a
-            list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or GenerateConfig.
+            list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or GenerateConfig. Every
+            problem needs an answer, since accuracy is measured in every run. For columns with other names,
+            set `prompt_column` and `answer_column`.
         rewards: the reward. A function `f(completion: str, problem: Problem) -> float | None | StepRewards`,
             a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
             "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
-            or a dict from these to weights. The reward of an episode is their weighted sum. Default: 1 for a
-            correct final answer, 0 otherwise.
-        held_out: problems for evaluation, in the same forms as `problems`, which then has to be given too.
-            Default: `num_held_out` of `problems` are held out.
+            or a dict from these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
+            `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
+            with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the
+            problems as keywords, and returns a list. The reward of an episode is the weighted sum. A function
+            may return None if it does not apply. An episode is left out of the update if a function raises an
+            exception or all return None. Default: 1 for a correct final answer, 0 otherwise.
+        held_out: problems for evaluation: a name, file, hub id, list, `datasets.Dataset` or DataConfig. It
+            requires `problems`. Default: `num_held_out` of `problems` are held out.
         output_dir: directory in which the run is recorded, in the same layout as on the command line. It has
             to be empty or new, unless `train` gets `resume` or `overwrite`. Default: the run is not recorded.
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
@@ -171,21 +180,30 @@ class ReinforceTrainer:
             run_directory=self._directory,
             display=self._display,
         )
+        if self._directory is not None and (script := _script_without_guard(self.config)):
+            self._display.say(
+                f"{script}: a reward function comes from this script, which a resumed run imports; "
+                'put the training below `if __name__ == "__main__":`, so that reading it does not train'
+            )
 
     @property
     def policy(self) -> LanguagePolicy:
+        """Policy that is trained."""
         return self._loop.policy
 
     @property
     def problems(self) -> Sequence[Problem]:
+        """Training problems, with the template applied."""
         return self._loop.problems
 
     @property
     def held_out(self) -> Sequence[Problem]:
+        """Held-out problems, with the template applied."""
         return self._loop.held_out
 
     @property
     def rewards(self) -> Sequence[WeightedReward]:
+        """Reward functions with their names and weights."""
         return self._loop.rewards
 
     @property
@@ -255,7 +273,7 @@ class ReinforceTrainer:
             yield from self._loop.updates(resume=resume)
 
     def result(self, history: Sequence[Mapping[str, Any]] = (), *, seconds: float = 0.0) -> TrainingResult:
-        """Return the result so far; for loops over `updates`, which return none.
+        """Return the result so far, during or after a loop over `updates`.
 
         Args:
             history: metrics to put into the result.
@@ -284,6 +302,15 @@ class ReinforceTrainer:
             seconds=seconds,
             output_dir=self._directory.path if self._directory else None,
         )
+
+    def preview(self, *, num_problems: int = 2, num_episodes: int = 2) -> Preview:
+        """Sample a few episodes and call the reward functions, without training or writing files.
+
+        Args:
+            num_problems: number of training problems, from the first one.
+            num_episodes: number of episodes per problem.
+        """
+        return preview_run(self._loop, self.config, num_problems=num_problems, num_episodes=num_episodes)
 
     def stop(self) -> None:
         """Stop the run after the current update and save a checkpoint.
@@ -375,6 +402,16 @@ class ReinforceTrainer:
             overwrite=overwrite,
         ):
             yield
+
+
+def _script_without_guard(config: Config) -> str | None:
+    """Return the running script if a reward comes from it and importing it would start the training."""
+    script = getattr(sys.modules["__main__"], "__file__", None)
+    if script is None or not Path(script).is_file():
+        return None
+    has_reward = any(reward.function.startswith(f"{Path(script).resolve()}:") for reward in config.rewards)
+    is_guarded = "__main__" in Path(script).read_text(encoding="utf-8", errors="replace")
+    return script if has_reward and not is_guarded else None
 
 
 def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDisplay:

@@ -1,4 +1,4 @@
-"""Audit of a data set: every answer is verified against itself, in several ways to state an answer."""
+"""Audit of a data set: every reference answer is verified against itself in several wrappings."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,7 +75,7 @@ class Audit:
 def find_doubts(
     problems: Iterable[AnsweredQuestion], wrappings: Sequence[str] = (PLAINLY,)
 ) -> Iterator[Doubt]:
-    """Yield the reference answers that are rejected, each with the first wrapping in which it is."""
+    """Yield the rejected reference answers, each with the first wrapping in which it is rejected."""
     for problem in problems:
         if not problem.answer.strip():
             yield Doubt(problem, "", "empty")

@@ -72,8 +72,9 @@ class WorkerPool:
 
     @property
     def pids(self) -> tuple[int, ...]:
-        """The process ids of the workers that were started and not killed."""
-        return tuple(worker.process.pid for worker in self._workers if worker.process is not None)
+        """The process ids of the workers that are running."""
+        processes = [worker.process for worker in self._workers if worker.process is not None]
+        return tuple(process.pid for process in processes if process.poll() is None)
 
     def greeting(self) -> dict[str, Any]:
         """Start the first worker and return what it says of itself when it is ready.

@@ -73,7 +73,7 @@ def gradients_of(
 
 
 def mean_of_groups(gradients: EpisodeGradients, estimator: int, num_groups: int) -> Tensor:
-    """(1/K) Σ_k h_k"""
+    """Return (1/K) Σ_k h_k."""
     return gradients.coefficients[estimator] @ torch.stack(list(gradients.rows)).double() / num_groups
 
 

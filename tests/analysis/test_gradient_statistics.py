@@ -28,7 +28,7 @@ ONCE = np.ones(3)
 
 
 def some_vectors(num_groups: int, seed: int, mean: float = 0.5) -> np.ndarray:
-    """[group, number]"""
+    """Return random vectors, [group, number]."""
     return np.random.default_rng(seed).normal(mean, 1.0, size=(num_groups, 4))
 
 

@@ -74,7 +74,7 @@ def test_squared_norms_are_unbiased_with_the_stated_error(num_numbers: int) -> N
         exact = float(vector @ vector)
         found = np.array([float(short @ short) for short in (sketch(vector) for sketch in sketches)]) / exact
         assert abs(found.mean() - 1) <= 4 * found.std() / math.sqrt(NUM_SEEDS) + 1e-12, name
-        # four standard errors of a standard deviation, doubled because of its heavy tail
+        # four standard errors of a standard deviation, with a margin for its heavy tail
         assert found.std() <= bound * (1 + 4 * 2 / math.sqrt(NUM_SEEDS)), name
 
 

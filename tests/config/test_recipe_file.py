@@ -212,7 +212,7 @@ IMPOSSIBLE = [
      "rewards.0.conversational", "used only by functions with TRL's signature"),
     ("problems={train: {data: a.jsonl}, held_out: {data: b.jsonl}, num_held_out: 0}",
      "problems.num_held_out", "0 leaves held_out unused"),
-    ("rewards=[{function: 'file.py:'}]", "rewards.0.function", "should read package.module:function"),
+    ("rewards=[{function: 'file.py:'}]", "rewards.0.function", "should have the form package.module"),
     (
         "rewards=[{function: conciseness}, {function: conciseness}]",
         "rewards.1.function",
@@ -344,8 +344,8 @@ def test_overrides_set_keys_list_items_and_missing_sections(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("override", "complaint"),
     [
-        ("seed", "--set seed: should read section.key=value"),
-        ("a..b=1", "--set a..b=1: should read section.key=value"),
+        ("seed", "--set seed: should have the form section.key=value"),
+        ("a..b=1", "--set a..b=1: should have the form section.key=value"),
         ("rewards.1.weight=2",
          "--set rewards.1.weight=2: no item '1' in rewards, which is a list of 1 item, counted from 0"),
         ("seed.x=2", "--set seed.x=2: no key 'x' in seed, which is 7"),
@@ -405,7 +405,7 @@ def test_tags_are_rejected_and_execute_nothing(tmp_path: Path) -> None:
         ("seed: *a\n", "x.yaml:1: invalid YAML: anchors"),
         ("seed: \x01\n", "x.yaml: invalid YAML"),
         ("seed: 1\noutput_dir: " + "9" * 5000, "x.yaml:2: invalid YAML: Exceeds the limit"),
-        ("seed: " + "[" * 5000, "x.yaml: invalid YAML: it is nested too deeply"),
+        ("seed: " + "[" * 5000, "x.yaml: invalid YAML: the document is nested too deeply"),
     ],
 )
 def test_files_that_are_not_recipes_are_rejected(tmp_path: Path, text: str, complaint: str) -> None:

@@ -1,17 +1,19 @@
-"""The proof of the whole: REINFORCE's expected gradient is ∇J, to nine digits, without a single sample.
+"""The expected gradient of REINFORCE equals ∇J to nine digits. Expectations are exact sums without sampling.
 
-The toy's states and actions are those of a real transformer, in float64, with two characters and the end
-token and at most three actions, so that all completions can be written down, 15 of them:
+The toy policy is a real transformer in float64, with two characters and the end token as actions and at most
+three actions per episode. All of its 15 completions can therefore be listed:
 
     end | 0 end | 1 end | 0 0 end | … | 1 1 end | 0 0 0 | … | 1 1 1     (the last eight are truncated)
 
-Each has an arbitrary terminal reward, and each action an arbitrary step reward, which depends on the actions
-up to it; so has each action an arbitrary weight (for `optimal`), and each state an arbitrary value (for
-`value`), which depends on the actions before. Then J(θ) = Σ_c π(c; θ) Σ_t γ^t r_{t+1}(c) is a finite sum,
-and autograd gives its gradient. The other side is what the trainer does: draw a batch of completions, lay
-out rewards, take returns, subtract a baseline, and follow the gradient of the loss. All batches that can be
-drawn are gone through, each weighted by its probability. Both sides must agree, or must differ as the
-docstrings say.
+Each completion has an arbitrary terminal reward. Each action has an arbitrary step reward and an arbitrary
+weight (for `optimal`), which depend on the actions up to it. Each state has an arbitrary value (for `value`),
+which depends on the actions before it. J(θ) = Σ_c π(c; θ) Σ_t γ^t r_{t+1}(c) is then a finite sum, and
+autograd computes its gradient.
+
+This gradient is compared with the expected update of the trainer, which samples a batch of completions,
+assigns rewards, computes returns, subtracts a baseline and follows the gradient of the loss. The expectation
+is the sum over all possible batches, each weighted by its probability. Both gradients must agree, or must
+differ as the docstrings of the baselines say.
 """
 
 from collections import Counter, defaultdict
@@ -44,17 +46,17 @@ from llm_reinforce.policy_gradient import (
     weighted_returns,
 )
 
-EXACT = 1e-9  # relative: rounding leaves about 1e-15
-FAR_OFF = 1e-2  # relative: no rounding looks like that
+EXACT = 1e-9  # relative error; rounding errors are about 1e-15
+FAR_OFF = 1e-2  # relative error that cannot be due to rounding
 DISCOUNTS = (1.0, 0.7)
-PAST = MovingAverage(total=0.3, weight=0.5)  # an arbitrary one: its value is 0.6
+PAST = MovingAverage(total=0.3, weight=0.5)  # arbitrary; its value is 0.6
 
 
-# ------------------------------------------------------------------------------------------ the toy
+# ------------------------------------------------------------------------------------- the toy policy
 
 
 def enumerate_completions(num_tokens: int, end: int, max_new_tokens: int) -> list[TokenIds]:
-    """Every sequence of actions that ends with the end token, or with the budget."""
+    """Return all sequences of actions that end with the end token or have the maximum length."""
     ended: list[TokenIds] = []
     running: list[TokenIds] = [()]
     for _ in range(max_new_tokens):
@@ -66,21 +68,20 @@ def enumerate_completions(num_tokens: int, end: int, max_new_tokens: int) -> lis
 
 @dataclass(frozen=True, eq=False)
 class Toy:
-    """A prompt, all its completions, what each is worth, and what the policy says of it."""
+    """A prompt with all its completions, their rewards and their probabilities under a policy."""
 
     policy: LanguagePolicy
     prompt: TokenIds
     completions: list[TokenIds]
     terminal_rewards: Tensor  # [completion]
-    step_rewards: Tensor  # [completion, token]; NaN in padding, where nobody may read it
-    squared_logit_gradient_norms: (
-        Tensor  # the same, above 0: not those of this policy, which would be a special case
-    )
-    values: Tensor  # the same, of the state that each action is taken in
+    step_rewards: Tensor  # [completion, token]; NaN in padding, which must not be used
+    # [completion, token], arbitrary numbers above 0; the norms of this policy would be a special case
+    squared_logit_gradient_norms: Tensor
+    values: Tensor  # [completion, token], V of the state in which each action is taken
 
     @cached_property
     def greedy(self) -> int:
-        """Which of the completions is the greedy one."""
+        """Index of the greedy completion."""
         (completion,) = sample_completions(
             self.policy, [self.prompt], max_new_tokens=self.step_rewards.shape[1], greedy=True
         )
@@ -95,7 +96,7 @@ class Toy:
         return torch.ones(len(self.completions), dtype=torch.bool)
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
-        """log π(a_t | s_t; θ) as [completion, token], zero in padding."""
+        """Return log π(a_t | s_t; θ) as [completion, token], zero in padding."""
         prompts = [self.prompt] * len(self.completions)
         scores = token_log_probs(
             self.policy.model,
@@ -108,18 +109,18 @@ class Toy:
         return scores.log_probs.masked_fill(~mask, 0.0)
 
     def probabilities(self, temperature: float = 1.0) -> Tensor:
-        """π(c; θ) = Π_t π(a_t | s_t; θ) of each completion."""
+        """Return π(c; θ) = Π_t π(a_t | s_t; θ) of each completion."""
         return self.log_probs(temperature).sum(dim=1).exp()
 
     def gradient(self, value: Tensor) -> Tensor:
-        """∇θ of a number, all parameters in one vector."""
+        """Return ∇θ of a scalar as one vector of all parameters."""
         parameters = list(self.policy.model.parameters())
         return torch.cat(
             [part.flatten() for part in torch.autograd.grad(value, parameters, retain_graph=True)]
         )
 
     def objective(self, discount: float, with_step_rewards: bool) -> Tensor:
-        """J(θ) = Σ_c π(c; θ) Σ_t γ^t r_{t+1}(c), from the definition and from nothing of the package."""
+        """Return J(θ) = Σ_c π(c; θ) Σ_t γ^t r_{t+1}(c), computed without functions of the package."""
         returns = []
         for row, completion in enumerate(self.completions):
             last = len(completion) - 1
@@ -130,7 +131,7 @@ class Toy:
         return (self.probabilities() * torch.stack(returns)).sum()
 
     def objective_gradient(self, discount: float, with_step_rewards: bool) -> Tensor:
-        """∇J(θ), computed once for the same arguments."""
+        """Return ∇J(θ), which is computed once for the same arguments."""
         known = self.__dict__.setdefault("objective_gradients", {})
         if (discount, with_step_rewards) not in known:
             gradient = self.gradient(self.objective(discount, with_step_rewards))
@@ -139,7 +140,7 @@ class Toy:
 
     @cached_property
     def score_vectors(self) -> Tensor:
-        """∇θ log π(a_t | s_t; θ) as [completion, token, parameter], zero in padding."""
+        """Return ∇θ log π(a_t | s_t; θ) as [completion, token, parameter], zero in padding."""
         log_probs = self.log_probs()
         size = sum(parameter.numel() for parameter in self.policy.model.parameters())
         vectors = log_probs.new_zeros(*log_probs.shape, size)
@@ -167,7 +168,7 @@ def make_toy(exact_policy) -> Callable[..., Toy]:
             for t in range(len(completion)):
                 norms[row, t] = norms_of_actions[completion[: t + 1]]
                 values[row, t] = of_states[completion[:t]]
-                # r_{t+1} is settled by the actions up to a_t; in hindsight, by those after it as well
+                # r_{t+1} depends on the actions up to a_t; with in_hindsight, also on later actions
                 step_rewards[row, t] = random.gauss(0, 1) if in_hindsight else of_actions[completion[: t + 1]]
         terminal_rewards = [random.gauss(0, 1) for _ in completions]
         return Toy(
@@ -188,7 +189,7 @@ def toy(make_toy) -> Toy:
     return make_toy()
 
 
-# ------------------------------------------------------------------- what the trainer makes of a draw
+# ------------------------------------------------------------------------ the update of the trainer
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Draw:
     scored: Tensor
     squared_logit_gradient_norms: Tensor | None = None
     values: Tensor | None = None
-    greedy: "Draw | None" = None  # of each episode's problem the greedy completion
+    greedy: "Draw | None" = None  # the greedy completion of each episode's problem
 
     @property
     def mask(self) -> Tensor:
@@ -215,11 +216,14 @@ class Draw:
 
 
 Estimator = Callable[[Draw], Tensor]
-"""What a draw makes of it: the weight of each ∇log π(a_t | s_t) in the step, as [episode, token]."""
+"""A function that returns the weight of each ∇log π(a_t | s_t) in the update, as [episode, token]."""
 
 
 def weights_of_loss(draw: Draw, values: Tensor) -> Tensor:
-    """The loss knows θ through log π(a_t | s_t) alone: these are minus its derivatives by them."""
+    """Return the negative derivatives of the loss with respect to log π(a_t | s_t).
+
+    They determine the gradient, because the loss depends on θ only through these log-probabilities.
+    """
     log_probs = torch.zeros_like(values, requires_grad=True)
     reinforce_loss(log_probs, values, draw.mask, float(draw.scored.sum())).backward()
     return -log_probs.grad
@@ -229,7 +233,7 @@ def weights_of_loss(draw: Draw, values: Tensor) -> Tensor:
 def reinforce(
     baseline: str, discount: float, standardized: bool = False, gae_lambda: float = 1.0
 ) -> Estimator:
-    """The trainer's own way: rewards → returns → baseline → advantages → loss over the episodes' number."""
+    """Return the trainer's estimator: rewards → returns → baseline → advantages → loss per episode."""
 
     def weights(draw: Draw) -> Tensor:
         returns = draw.returns(discount)
@@ -238,8 +242,8 @@ def reinforce(
             num_tokens = returns.shape[1]
             steps = draw.step_rewards[:, :num_tokens]
             rewards = place_rewards(draw.terminal_rewards, draw.lengths, num_tokens, steps)
-            b, judged = draw.values[:, 0], draw.values[:, :num_tokens]
-            values = generalized_advantages(rewards, judged, draw.mask, discount, gae_lambda)
+            b, state_values = draw.values[:, 0], draw.values[:, :num_tokens]
+            values = generalized_advantages(rewards, state_values, draw.mask, discount, gae_lambda)
         else:
             b = constant_baseline(baseline, draw, returns, discount)
             values = advantages(returns, b, draw.mask, discount)
@@ -251,7 +255,7 @@ def reinforce(
 
 
 def constant_baseline(name: str, draw: Draw, returns: Tensor, discount: float) -> Tensor:
-    """The baseline with what it takes."""
+    """Return the values of a baseline, called with the arguments that it requires."""
     weighted = greedy_returns = None
     if name == "optimal":
         norms = draw.squared_logit_gradient_norms[:, : returns.shape[1]]
@@ -271,7 +275,7 @@ def constant_baseline(name: str, draw: Draw, returns: Tensor, discount: float) -
 
 
 def taken(toys: Sequence[Toy], rows: Sequence[int], groups: Tensor, *, with_step_rewards: bool) -> Draw:
-    """The draw of these completions, one of each toy, all of them scored."""
+    """Return the draw of the given completions, one for each toy, all scored."""
     (draw,) = draws(toys, [rows], groups, with_step_rewards=with_step_rewards)
     return draw
 
@@ -279,7 +283,7 @@ def taken(toys: Sequence[Toy], rows: Sequence[int], groups: Tensor, *, with_step
 def draws(
     toys: Sequence[Toy], all_rows: Sequence[Sequence[int]], groups: Tensor, *, with_step_rewards: bool
 ) -> Iterator[Draw]:
-    """The draws of these completions, in each one of each toy, all of them scored."""
+    """Yield the draws of the given completions, in each draw one for each toy, all scored."""
     num_tokens = max(toy.step_rewards.shape[1] for toy in toys)
 
     def of_all(name: str) -> Tensor:
@@ -315,16 +319,16 @@ def expected_gradient(
     failure_probability: float = 0.0,
     is_greedy_scored: bool = True,
 ) -> Tensor:
-    """E[what the estimator steps along], over all that can be drawn: one completion of each of `toys`.
+    """Return the expected update of an estimator over all possible draws of one completion per toy.
 
-    A toy that stands there twice is a group of two episodes. Each episode stays unscored with
-    `failure_probability`, whatever its actions; where nothing is scored there is no step. The greedy
-    completions are scored or not. Draws that differ in the order of a group's episodes only are computed
-    once (`test_the_order_of_the_episodes_in_a_group_does_not_matter`).
+    A toy that is listed twice is a group of two episodes. Each episode is unscored with
+    `failure_probability`, independently of its actions. If no episode is scored, the update is zero.
+    `is_greedy_scored` applies to all greedy completions. Draws that differ only in the order of a group's
+    episodes are computed once (`test_order_of_the_episodes_in_a_group_does_not_matter`).
     """
     groups = torch.tensor([toys.index(toy) for toy in toys])
     probabilities = [toy.probabilities().tolist() for toy in toys]
-    # the estimate is linear in the score vectors, so it is their weights that are summed up
+    # the estimate is linear in the gradients ∇log π, so their weights are summed
     total = {index: torch.zeros_like(toys[index].step_rewards) for index in set(groups.tolist())}
     scored_patterns = list(product([True, False] if failure_probability else [True], repeat=len(toys)))
     greedy = taken(toys, [toy.greedy for toy in toys], groups, with_step_rewards=with_step_rewards)
@@ -358,7 +362,10 @@ def relative_error(estimate: Tensor, truth: Tensor) -> float:
 
 @pytest.fixture(scope="module")
 def error_of(toy) -> Callable[..., float]:
-    """The relative error of an estimator's expectation over groups of two, against a multiple of ∇J."""
+    """Return a function that compares an estimator's expectation over groups of two with a multiple of ∇J.
+
+    It returns the relative error.
+    """
     expectation = cache(
         lambda estimator, steps: expected_gradient([toy] * 2, estimator, with_step_rewards=steps)
     )
@@ -371,21 +378,21 @@ def error_of(toy) -> Callable[..., float]:
     return error
 
 
-# ---------------------------------------------------------------------------- the toy is what it says
+# ------------------------------------------------------------------------- properties of the toy policy
 
 
-def test_all_completions_are_there_and_their_probabilities_sum_to_one(toy):
+def test_all_completions_are_listed_and_their_probabilities_sum_to_one(toy):
     end = toy.policy.end_token_ids[0]
     assert len(set(toy.completions)) == 15
     assert sum(completion[-1] == end for completion in toy.completions) == 7
     assert toy.log_probs().dtype == torch.float64
     assert abs(toy.probabilities().sum().item() - 1) < 1e-12
-    assert toy.probabilities().min().item() > 1e-3  # none so rare that a mistake in it wouldn't show
+    assert toy.probabilities().min().item() > 1e-3  # an error in any completion is noticeable
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_the_sampler_draws_completions_with_these_probabilities(toy, temperature):
-    # what is summed over here is what the trainer samples from: 20,000 samples, χ² with 14 degrees of freedom
+def test_sampler_draws_completions_with_these_probabilities(toy, temperature):
+    # χ² test with 14 degrees of freedom on 20,000 samples
     generator = torch.Generator().manual_seed(0)
     samples = sample_completions(
         toy.policy,
@@ -400,13 +407,13 @@ def test_the_sampler_draws_completions_with_these_probabilities(toy, temperature
         counts[sample.token_ids] += 1
     expected = (20_000 * toy.probabilities(temperature)).tolist()
     assert chisquare(list(counts.values()), expected, sum_check=False).pvalue > 1e-4
-    # and the test can tell: the same counts don't fit another temperature
+    # the test has power: the same counts do not fit another temperature
     other = (20_000 * toy.probabilities(temperature * 1.2)).tolist()
     assert chisquare(list(counts.values()), other, sum_check=False).pvalue < 1e-4
 
 
-def test_the_gradient_of_a_batch_is_the_weighted_sum_of_its_score_vectors(toy):
-    # five episodes, with backpropagation through transformer and loss together
+def test_gradient_of_a_batch_is_the_weighted_sum_of_log_prob_gradients(toy):
+    # five episodes, backpropagated through transformer and loss
     rows = [0, 4, 9, 2, 9]
     pick = torch.tensor(rows)
     num_tokens = 3
@@ -428,7 +435,7 @@ def test_the_gradient_of_a_batch_is_the_weighted_sum_of_its_score_vectors(toy):
 
 @pytest.mark.parametrize("standardized", [False, True], ids=["", "standardized"])
 @pytest.mark.parametrize("baseline", sorted(BASELINES))
-def test_the_order_of_the_episodes_in_a_group_does_not_matter(toy, baseline, standardized):
+def test_order_of_the_episodes_in_a_group_does_not_matter(toy, baseline, standardized):
     estimator = reinforce(baseline, 0.7, standardized)
     groups, scored = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([True, True, False, True, True])
     rows, order = torch.tensor([4, 9, 14, 0, 2]), torch.tensor([2, 0, 1, 4, 3])
@@ -440,25 +447,25 @@ def test_the_order_of_the_episodes_in_a_group_does_not_matter(toy, baseline, sta
     assert torch.allclose(estimator(one)[order], estimator(other), rtol=0, atol=1e-12)
 
 
-# ------------------------------------------------------------------------------- what is unbiased is so
+# ------------------------------------------------------------------------------------- unbiased baselines
 
 
 @pytest.mark.parametrize("steps", [False, True], ids=["terminal reward", "step rewards"])
 @pytest.mark.parametrize("discount", DISCOUNTS)
 @pytest.mark.parametrize("baseline", sorted(UNBIASED))
-def test_the_expected_gradient_is_exactly_that_of_the_objective(error_of, baseline, discount, steps):
+def test_expected_gradient_equals_the_gradient_of_the_objective(error_of, baseline, discount, steps):
     assert error_of(reinforce(baseline, discount), discount, steps=steps) < EXACT
 
 
 @pytest.mark.parametrize("discount", DISCOUNTS)
-def test_unbiased_lists_exactly_the_baselines_that_are(error_of, discount):
+def test_unbiased_lists_exactly_the_unbiased_baselines(error_of, discount):
     exact = {name for name in BASELINES if error_of(reinforce(name, discount), discount) < EXACT}
     assert exact == UNBIASED
 
 
 @pytest.mark.parametrize("steps", [False, True], ids=["terminal reward", "step rewards"])
 @pytest.mark.parametrize("baseline", ["group_mean", "batch_mean"])
-def test_a_mean_that_holds_the_episode_itself_shortens_the_gradient(error_of, baseline, steps):
+def test_mean_that_includes_the_episode_shortens_the_gradient(error_of, baseline, steps):
     # (1 - 1/n) ∇J with n = 2
     estimator = reinforce(baseline, 1.0)
     assert error_of(estimator, 1.0, steps=steps, multiple=1 / 2) < EXACT
@@ -466,14 +473,14 @@ def test_a_mean_that_holds_the_episode_itself_shortens_the_gradient(error_of, ba
 
 
 @pytest.mark.parametrize("baseline", ["group_mean", "batch_mean"])
-def test_with_a_discount_such_a_mean_is_biased_in_direction_too(error_of, baseline):
+def test_mean_that_includes_the_episode_changes_the_direction_with_a_discount(error_of, baseline):
     estimator = reinforce(baseline, 0.7)
     assert error_of(estimator, 0.7) > FAR_OFF
     assert error_of(estimator, 0.7, multiple=1 / 2) > FAR_OFF
 
 
 @pytest.mark.parametrize("baseline", sorted(UNBIASED))
-def test_standardizing_biases_every_baseline(error_of, baseline):
+def test_standardization_makes_every_baseline_biased(error_of, baseline):
     assert error_of(reinforce(baseline, 1.0, standardized=True), 1.0) > FAR_OFF
 
 
@@ -490,7 +497,7 @@ def test_standardizing_biases_every_baseline(error_of, baseline):
         ("batch_mean", 3 / 4),
     ],
 )
-def test_two_episodes_of_each_of_two_problems(make_toy, baseline, multiple):
+def test_expected_gradient_with_two_episodes_of_each_of_two_problems(make_toy, baseline, multiple):
     # (1 - 1/n) with n = 2 for the group, (1 - 1/N) with N = 4 for the batch; 7² 3² batches
     one, other = make_toy("10", max_new_tokens=2), make_toy("0", max_new_tokens=1)
     truth = (one.objective_gradient(1.0, True) + other.objective_gradient(1.0, True)) / 2
@@ -498,35 +505,35 @@ def test_two_episodes_of_each_of_two_problems(make_toy, baseline, multiple):
     assert relative_error(estimate, multiple * truth) < EXACT
 
 
-# ------------------------------------------------------------------------- values in the place of rewards
+# --------------------------------------------------------------------- generalized advantage estimation
 
 
 def true_values(toy: Toy, discount: float, with_step_rewards: bool) -> Tensor:
-    """V(s_t) = E[g_t | s_t], from all completions that go on from each state, as [completion, token]."""
+    """Return V(s_t) = E[g_t | s_t] as [completion, token], from all completions that continue each state."""
     rows = range(len(toy.completions))
     draw = taken([toy] * len(rows), rows, torch.zeros(len(rows)), with_step_rewards=with_step_rewards)
     returns, chances = draw.returns(discount), toy.probabilities().detach()
     values = torch.zeros_like(returns)
     for row, completion in enumerate(toy.completions):
         for t in range(len(completion)):
-            going_on = [other for other in rows if toy.completions[other][:t] == completion[:t]]
-            values[row, t] = (chances[going_on] * returns[going_on, t]).sum() / chances[going_on].sum()
+            same_state = [other for other in rows if toy.completions[other][:t] == completion[:t]]
+            values[row, t] = (chances[same_state] * returns[same_state, t]).sum() / chances[same_state].sum()
     return values
 
 
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("discount", DISCOUNTS)
-def test_below_lambda_1_it_is_biased_unless_the_values_are_the_true_ones(toy, discount, gae_lambda):
+def test_lambda_below_1_is_biased_unless_values_are_the_true_ones(toy, discount, gae_lambda):
     for steps in (True, False):
         truth = toy.objective_gradient(discount, steps)
         estimator = reinforce("value", discount, gae_lambda=gae_lambda)
         arbitrary = expected_gradient([toy], estimator, with_step_rewards=steps)
         assert relative_error(arbitrary, truth) > FAR_OFF
-        knowing = replace(toy, values=true_values(toy, discount, steps))
-        assert relative_error(expected_gradient([knowing], estimator, with_step_rewards=steps), truth) < EXACT
+        exact = replace(toy, values=true_values(toy, discount, steps))
+        assert relative_error(expected_gradient([exact], estimator, with_step_rewards=steps), truth) < EXACT
 
 
-def test_the_bias_grows_as_lambda_falls(toy):
+def test_bias_grows_as_lambda_decreases(toy):
     truth = toy.objective_gradient(1.0, True)
     errors = [
         relative_error(expected_gradient([toy], reinforce("value", 1.0, gae_lambda=gae_lambda)), truth)
@@ -536,23 +543,22 @@ def test_the_bias_grows_as_lambda_falls(toy):
     assert errors == sorted(errors)
 
 
-def test_a_baseline_that_knows_the_action_would_be_biased(toy):
-    # one's own return as a part of the values: what predicting before fitting is for
+def test_baseline_that_depends_on_the_action_is_biased(toy):
+    # values that contain the episode's own return; the trainer avoids this by predicting values before the
+    # fit
     fitted = replace(toy, values=toy.values + 0.5 * toy.terminal_rewards[:, None])
     truth = toy.objective_gradient(1.0, False)
     estimate = expected_gradient([fitted], reinforce("value", 1.0), with_step_rewards=False)
     assert relative_error(estimate, truth) > FAR_OFF
 
 
-# ------------------------------------------------------------------------------ the least of all variances
+# ---------------------------------------------------------------------------------- the optimal baseline
 
 
 @pytest.mark.parametrize("steps", [False, True], ids=["terminal reward", "step rewards"])
 @pytest.mark.parametrize("discount", DISCOUNTS)
-def test_no_constant_has_less_variance_than_the_optimal_one_where_logits_are_the_parameters(
-    toy, discount, steps
-):
-    # a policy of one logit for each state and action: its scores are 1[a = b] - π_b in the state's logits
+def test_optimal_baseline_has_minimum_variance_if_logits_are_the_parameters(toy, discount, steps):
+    # a policy with one logit for each state and action: ∂log π(a)/∂logit_b = 1[a = b] - π_b
     rows = range(len(toy.completions))
     draw = taken([toy] * len(rows), rows, torch.zeros(len(rows)), with_step_rewards=steps)
     random, chances = Random("logits"), {}
@@ -584,7 +590,7 @@ def test_no_constant_has_less_variance_than_the_optimal_one_where_logits_are_the
     plain_mean = float((probabilities * returns[:, 0]).sum())
     assert abs(best - plain_mean) > 1e-2
     assert variance(best) < variance(plain_mean)
-    # the variance is a parabola in b, whose lowest point lies between equally high ones
+    # the variance is a parabola in b that is symmetric around its minimum
     for distance in (0.01, 1.0):
         assert variance(best - distance) == pytest.approx(variance(best + distance), rel=1e-9)
         assert variance(best - distance) > variance(best)
@@ -595,21 +601,21 @@ def test_no_constant_has_less_variance_than_the_optimal_one_where_logits_are_the
 
 @pytest.mark.parametrize("discount", DISCOUNTS)
 @pytest.mark.parametrize("baseline", ["none", "moving_average", "greedy", "value"])
-def test_scoring_that_fails_at_random_leaves_the_expectation(make_toy, baseline, discount):
-    # given that anything was scored, which has probability 1 - 0.3², the expectation is ∇J
+def test_random_failures_of_rewards_do_not_change_the_expectation(make_toy, baseline, discount):
+    # given that at least one episode is scored, with probability 1 - 0.3², the expectation is ∇J
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(discount, True)
     estimate = expected_gradient([toy, toy], reinforce(baseline, discount), failure_probability=0.3)
     assert relative_error(estimate / (1 - 0.3**2), truth) < EXACT
 
 
-TWO_OF_THREE_SCORED = 0.7**3 + 3 * 0.7**2 * 0.3  # probability that at least two are, if each fails with 0.3
+TWO_OF_THREE_SCORED = 0.7**3 + 3 * 0.7**2 * 0.3  # at least two scored, each failing with probability 0.3
 
 
 @pytest.mark.parametrize("baseline", ["leave_one_out", "optimal"])
 @pytest.mark.parametrize("steps", [False, True], ids=["terminal reward", "step rewards"])
-def test_an_episode_left_alone_by_failed_scoring_does_not_move_the_policy(make_toy, steps, baseline):
-    # both need two scored episodes to compare; given those the expectation is ∇J, otherwise 0
+def test_single_scored_episode_of_a_group_does_not_change_the_policy(make_toy, steps, baseline):
+    # with at least two scored episodes the expectation is ∇J, otherwise 0
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(1.0, steps)
     estimate = expected_gradient(
@@ -618,8 +624,8 @@ def test_an_episode_left_alone_by_failed_scoring_does_not_move_the_policy(make_t
     assert relative_error(estimate, TWO_OF_THREE_SCORED * truth) < EXACT
 
 
-def test_with_a_discount_an_episode_left_alone_does_move_it(make_toy):
-    # γ^t (g_t - g_0) isn't zero: as the docstring of leave_one_out says
+def test_single_scored_episode_of_a_group_is_biased_with_a_discount(make_toy):
+    # γ^t (g_t - g_0) is not zero, see the docstring of leave_one_out
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(0.7, False)
     estimate = expected_gradient(
@@ -629,7 +635,7 @@ def test_with_a_discount_an_episode_left_alone_does_move_it(make_toy):
 
 
 @pytest.mark.parametrize("steps", [False, True], ids=["terminal reward", "step rewards"])
-def test_where_the_greedy_completion_was_not_scored_nothing_moves(make_toy, steps):
+def test_unscored_greedy_completion_gives_zero_gradient(make_toy, steps):
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(1.0, steps)
     estimate = expected_gradient(
@@ -638,7 +644,7 @@ def test_where_the_greedy_completion_was_not_scored_nothing_moves(make_toy, step
     assert float(estimate.abs().max()) < EXACT * float(truth.abs().max())
 
 
-def test_a_failed_score_taken_for_a_zero_reward_would_be_biased(make_toy):
+def test_counting_a_failed_reward_as_zero_is_biased(make_toy):
     def zero_where_unscored(draw: Draw) -> Tensor:
         rewards = draw.terminal_rewards.masked_fill(~draw.scored, 0.0)
         steps = draw.step_rewards.masked_fill(~draw.scored[:, None], 0.0)
@@ -652,11 +658,11 @@ def test_a_failed_score_taken_for_a_zero_reward_would_be_biased(make_toy):
     assert relative_error(estimate / (1 - 0.3**2), truth) > FAR_OFF
 
 
-# -------------------------------------------------------- the test can tell: each mistake alone is found
+# ---------------------------------------------------------------------- the test detects common mistakes
 
 
 def without_the_end_token(draw: Draw, discount: float) -> Tensor:
-    """The usual mistake where padding is told by token values and the pad token is the end token."""
+    """Mask the end token, as if padding were found by token values and the end token were the pad token."""
     weights = reinforce("none", discount)(draw)
     is_last = torch.arange(weights.shape[1]) == draw.lengths[:, None] - 1
     is_terminated = draw.lengths[:, None] < 3
@@ -664,37 +670,37 @@ def without_the_end_token(draw: Draw, discount: float) -> Tensor:
 
 
 def without_the_discount_of_time(draw: Draw, discount: float) -> Tensor:
-    """Σ_t ∇log π g_t, without γ^t: the gradient of no objective (Nota & Thomas 2020)."""
+    """Omit γ^t: Σ_t ∇log π g_t is not the gradient of any objective (Nota & Thomas 2020)."""
     returns = draw.returns(discount)
     return weights_of_loss(draw, advantages(returns, torch.zeros_like(returns[:, 0]), draw.mask))
 
 
 def one_token_late(draw: Draw, discount: float) -> Tensor:
-    """Each return meets the log-probability of the token after its own."""
+    """Weight the log-probability of each token by the return of the token before it."""
     late = reinforce("none", discount)(draw).roll(1, dims=1)
     late[:, 0] = 0.0
     return late.masked_fill(~draw.mask, 0.0)
 
 
 def one_token_early(draw: Draw, discount: float) -> Tensor:
-    """Each return meets the log-probability of the token before its own."""
+    """Weight the log-probability of each token by the return of the token after it."""
     early = reinforce("none", discount)(draw).roll(-1, dims=1)
     early[:, -1] = 0.0
     return early
 
 
 def mean_over_padding(draw: Draw, discount: float) -> Tensor:
-    """`(advantages * log_probs).mean()`: the divisor is the padded tensor's size, not a count of episodes."""
+    """Divide by the size of the padded tensor, as `(advantages * log_probs).mean()` does."""
     return reinforce("none", discount)(draw) / draw.mask.shape[1]
 
 
 def mean_over_each_episode(draw: Draw, discount: float) -> Tensor:
-    """Each episode divided by its own length, as GRPO first did: long wrong answers are let off."""
+    """Divide each episode by its length, as the original GRPO; long wrong answers get too little weight."""
     return reinforce("none", discount)(draw) / draw.lengths[:, None]
 
 
 def sum_of_what_came_before(draw: Draw, discount: float) -> Tensor:
-    """The rewards up to the action instead of those that follow it."""
+    """Sum the rewards before each action instead of the rewards after it."""
     before = draw.returns(discount).flip(1)
     return weights_of_loss(draw, advantages(before, torch.zeros_like(before[:, 0]), draw.mask, discount))
 
@@ -711,19 +717,19 @@ def sum_of_what_came_before(draw: Draw, discount: float) -> Tensor:
         sum_of_what_came_before,
     ],
 )
-def test_each_mistake_is_found(error_of, mistake):
+def test_each_mistake_is_detected(error_of, mistake):
     assert error_of(lambda draw: mistake(draw, 0.7), 0.7) > FAR_OFF
 
 
 def whole_return(draw: Draw) -> Tensor:
-    """Every action weighted by the return of the whole episode, g_0 instead of g_t (γ = 1)."""
+    """Weight every action by the return g_0 of the whole episode instead of g_t (γ = 1)."""
     returns = draw.returns(1.0)
     same_for_all = episode_returns(returns)[:, None].expand_as(returns)
     return weights_of_loss(draw, advantages(same_for_all, torch.zeros_like(returns[:, 0]), draw.mask))
 
 
-def test_the_whole_return_for_every_action_is_unbiased_too_but_another_estimate(toy, error_of):
-    # from Σ ∇log π · g_0 to Σ ∇log π · g_t: the same expectation, other samples
+def test_whole_return_for_every_action_is_a_different_unbiased_estimate(toy, error_of):
+    # Σ ∇log π · g_0 and Σ ∇log π · g_t have the same expectation, but are different estimates
     assert error_of(whole_return, 1.0) < EXACT
     last = slice(-1, None)  # "1 1 1", with three step rewards
     draw = Draw(
@@ -738,9 +744,9 @@ def test_the_whole_return_for_every_action_is_unbiased_too_but_another_estimate(
     assert difference[0, 1:].abs().min().item() > 0.1
 
 
-def test_a_step_reward_given_in_hindsight_is_no_reward_of_that_step(make_toy):
-    # Where r_{t+1} depends on actions after a_t too (a judge who reads the whole completion first), those
-    # actions have a share in it, and reward-to-go doesn't tell them: it is biased, the whole return isn't.
+def test_step_rewards_that_depend_on_later_actions_bias_reward_to_go(make_toy):
+    # If r_{t+1} also depends on actions after a_t, as with a judge that reads the whole completion first,
+    # reward-to-go does not credit those actions. It is biased, and the whole return is not.
     toy = make_toy(in_hindsight=True)
     truth = toy.objective_gradient(1.0, True)
     assert relative_error(expected_gradient([toy], reinforce("none", 1.0)), truth) > FAR_OFF

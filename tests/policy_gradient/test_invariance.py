@@ -1,4 +1,4 @@
-"""What must not matter does not: padding, order, micro-batches, company; and the end token always learns."""
+"""The update does not depend on padding, order or micro-batches, and the end token always gets a gradient."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -34,9 +34,9 @@ from llm_reinforce.training import TrainingLoop
 from llm_reinforce.verifier import verify
 
 PROMPTS = ("1+2=", "10+20=", "7=", "10+20=", "1+2=", "33+44+55=", "7=")
-ACTIONS = ("3", "30", "", "1234", "5", "132", "77777")  # the last one is truncated: it lacks the end token
+ACTIONS = ("3", "30", "", "1234", "5", "132", "77777")  # the last one is truncated: it has no end token
 ADVANTAGES = (1.0, -0.5, 2.0, 0.3, -1.2, 0.7, 0.9)
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}  # rounding leaves about 1e-15 and 1e-6
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 5e-6}  # rounding errors are about 1e-15 and 1e-6
 
 
 @pytest.fixture(params=[torch.float64, torch.float32], ids=["float64", "float32"])
@@ -45,24 +45,24 @@ def policy(request, exact_policy, tiny_policy) -> LanguagePolicy:
 
 
 def episodes_of(policy: LanguagePolicy) -> tuple[list[TokenIds], list[TokenIds]]:
-    """The prompts and completions above as token ids."""
+    """Return the prompts and completions above as token ids."""
     completions = [policy.encode_completion(text) for text in ACTIONS]
     completions[-1] = completions[-1][:-1]
     return [policy.encode_prompt(prompt) for prompt in PROMPTS], completions
 
 
 def loss_of(policy: LanguagePolicy, rows: list[int], *, extra_padding: int = 0) -> Tensor:
-    """The share of these episodes in the loss of all seven.
+    """Return the contribution of some episodes to the loss of all seven.
 
-    `extra_padding` widens the batch by a longer episode whose mask is False throughout.
+    `extra_padding` pads the batch further by adding a longer episode that is masked completely.
     """
     prompts, completions = episodes_of(policy)
     lengths = torch.tensor([len(completions[row]) for row in rows])
-    company = [(prompts[0], (0,) * (int(lengths.max()) + extra_padding))] if extra_padding else []
+    masked = [(prompts[0], (0,) * (int(lengths.max()) + extra_padding))] if extra_padding else []
     scores = token_log_probs(
         policy.model,
-        [prompts[row] for row in rows] + [prompt for prompt, _ in company],
-        [completions[row] for row in rows] + [completion for _, completion in company],
+        [prompts[row] for row in rows] + [prompt for prompt, _ in masked],
+        [completions[row] for row in rows] + [completion for _, completion in masked],
         pad_token_id=policy.pad_token_id,
     )
     log_probs = scores.log_probs[: len(rows)]
@@ -72,7 +72,7 @@ def loss_of(policy: LanguagePolicy, rows: list[int], *, extra_padding: int = 0) 
 
 
 def loss_and_gradient(policy: LanguagePolicy, parts: list[list[int]], **options: int) -> tuple[float, Tensor]:
-    """The loss and its gradient, summed over micro-batches."""
+    """Return the loss and its gradient, summed over micro-batches."""
     policy.model.zero_grad()
     total = 0.0
     for rows in parts:
@@ -95,7 +95,7 @@ ALL = list(range(len(ACTIONS)))
     ],
     ids=["another order", "one at a time", "three at a time", "each prompt on its own"],
 )
-def test_the_update_does_not_depend_on_how_its_episodes_are_batched(policy, parts):
+def test_update_does_not_depend_on_order_and_micro_batches(policy, parts):
     tolerance = TOLERANCE[next(policy.model.parameters()).dtype]
     loss, gradient = loss_and_gradient(policy, [ALL])
     other_loss, other_gradient = loss_and_gradient(policy, parts)
@@ -104,7 +104,7 @@ def test_the_update_does_not_depend_on_how_its_episodes_are_batched(policy, part
 
 
 @pytest.mark.parametrize("extra_padding", [1, 9])
-def test_the_update_does_not_depend_on_padding(policy, extra_padding):
+def test_update_does_not_depend_on_padding(policy, extra_padding):
     tolerance = TOLERANCE[next(policy.model.parameters()).dtype]
     loss, gradient = loss_and_gradient(policy, [ALL])
     other_loss, other_gradient = loss_and_gradient(policy, [ALL], extra_padding=extra_padding)
@@ -112,7 +112,7 @@ def test_the_update_does_not_depend_on_padding(policy, extra_padding):
     assert (other_gradient - gradient).abs().max().item() <= tolerance * gradient.abs().max().item()
 
 
-def test_the_pad_token_does_not_matter_and_the_end_token_learns_where_it_is_the_pad_token(exact_policy):
+def test_pad_token_has_no_effect_and_the_end_token_gets_a_gradient_if_it_is_the_pad_token(exact_policy):
     policy = exact_policy()
     end = policy.end_token_ids[0]
     assert policy.pad_token_id == end
@@ -123,7 +123,7 @@ def test_the_pad_token_does_not_matter_and_the_end_token_learns_where_it_is_the_
     assert end_row.abs().max().item() > 1e-3
 
 
-def test_an_episode_that_is_nothing_but_its_end_token_teaches_that_token(exact_policy):
+def test_episode_of_only_the_end_token_trains_that_token(exact_policy):
     policy = exact_policy()  # pad token = end token
     loss_and_gradient(policy, [[2]])  # "7=" -> <end>, advantage 2
     gradient = policy.model.lm_head.weight.grad
@@ -137,7 +137,7 @@ def test_an_episode_that_is_nothing_but_its_end_token_teaches_that_token(exact_p
 
 
 def test_padding_gets_no_gradient(exact_policy):
-    # "8" is in no prompt and in no completion: as the pad token it is read, and nothing must come of that
+    # "8" is in no prompt and in no completion; as the pad token it must not get a gradient
     policy = exact_policy()
     eight = policy.encode_prompt("8")[0]
     loss_and_gradient(replace(policy, pad_token_id=eight), [ALL])
@@ -146,11 +146,11 @@ def test_padding_gets_no_gradient(exact_policy):
     assert embedding[policy.encode_prompt("7")[0]].abs().max().item() > 1e-3
 
 
-# --------------------------------------------------------------------------------- the trainer itself
+# --------------------------------------------------------------------------------- the trainer
 
 
 def batch_of(policy: LanguagePolicy) -> EpisodeBatch:
-    """Two problems, four sampled episodes each, with arbitrary rewards; one of them unscored."""
+    """Return four sampled episodes of each of two problems, with arbitrary rewards and one unscored."""
     problems = [Problem(prompt="1+2=", answer="3"), Problem(prompt="10+20=", answer="30")]
     prompts = [policy.encode_prompt(problem.prompt) for problem in problems]
     generator = torch.Generator().manual_seed(0)
@@ -196,7 +196,7 @@ def parameters_of(policy: LanguagePolicy) -> Tensor:
 
 
 @pytest.mark.parametrize("entropy_coefficient", [0.0, 0.1])
-def test_the_trainers_update_does_not_depend_on_its_micro_batches(exact_policy, entropy_coefficient):
+def test_update_of_the_trainer_does_not_depend_on_micro_batches(exact_policy, entropy_coefficient):
     start, weights, losses = parameters_of(exact_policy()), [], []
     for micro_batch_tokens in (4096, 1, 20):
         policy = exact_policy()
@@ -211,7 +211,7 @@ def test_the_trainers_update_does_not_depend_on_its_micro_batches(exact_policy, 
         assert (other_weights - weights[0]).abs().max().item() <= 1e-10
 
 
-def test_an_episode_that_repeats_takes_no_room_in_a_micro_batch(exact_policy):
+def test_repeated_episodes_count_once_in_a_micro_batch(exact_policy):
     policy = exact_policy()
     one, *others = batch_of(policy).episodes
     step = trainer_of(policy, len(one.prompt_ids) + len(one.completion.token_ids), 0.0).gradient_step
@@ -220,8 +220,8 @@ def test_an_episode_that_repeats_takes_no_room_in_a_micro_batch(exact_policy):
     assert step.micro_batches(EpisodeBatch.of([one, one, other, one]), range(4)) == [[0, 1], [2], [3]]
 
 
-def test_the_trainers_gradient_is_the_one_that_is_proved_exact(exact_policy):
-    # by hand from the definition: leave_one_out over the scored, γ = 0.9, seven scored episodes of eight
+def test_gradient_of_the_trainer_equals_the_definition(exact_policy):
+    # computed from the definition: leave_one_out over scored episodes, γ = 0.9, seven of eight scored
     policy = exact_policy()
     batch, trainer = batch_of(policy), trainer_of(policy, 3, 0.0)
     total = torch.zeros((), dtype=torch.float64)
@@ -251,7 +251,7 @@ def test_the_trainers_gradient_is_the_one_that_is_proved_exact(exact_policy):
     assert (gradient - expected).abs().max().item() <= 1e-6 * expected.abs().max().item()
 
 
-# ------------------------------------------------------------------------ what is sampled is what is scored
+# ------------------------------------------------------------- log-probabilities in sampling and in training
 
 SHAPE = {"vocab_size": 13, "bos_token_id": None, "eos_token_id": 12, "pad_token_id": None}
 LLAMA_LIKE = {
@@ -279,7 +279,7 @@ MODELS: dict[str, Callable[[], torch.nn.Module]] = {
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.3])
 @pytest.mark.parametrize("name", MODELS)
-def test_log_probs_recorded_in_sampling_are_those_recomputed_in_training(name, temperature):
+def test_log_probs_of_sampling_and_training_agree(name, temperature):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(2)
         model = MODELS[name]().eval()
@@ -294,7 +294,7 @@ def test_log_probs_recorded_in_sampling_are_those_recomputed_in_training(name, t
         generator=torch.Generator().manual_seed(0),
     )
     lengths = torch.tensor([len(sample.token_ids) for sample in samples])
-    assert len(set(lengths.tolist())) > 3  # ragged, so that rows left the batch on the way
+    assert len(set(lengths.tolist())) > 3  # different lengths, so rows leave the batch at different times
     scores = token_log_probs(
         model,
         [prompt for prompt in prompts for _ in range(16)],
@@ -314,7 +314,7 @@ def test_log_probs_recorded_in_sampling_are_those_recomputed_in_training(name, t
 
 
 @pytest.mark.parametrize("with_entropies", [False, True])
-def test_sharing_prompts_changes_neither_scores_nor_gradients(
+def test_shared_prompts_change_neither_log_probs_nor_gradients(
     exact_policy: Callable[..., LanguagePolicy], monkeypatch: pytest.MonkeyPatch, with_entropies: bool
 ) -> None:
     policy = exact_policy()

@@ -1,4 +1,4 @@
-"""Generalised advantage estimation, by hand and by its laws."""
+"""Generalized advantage estimation, compared with hand-computed values and with its definition."""
 
 import pytest
 import torch
@@ -9,35 +9,35 @@ from llm_reinforce.policy_gradient import advantages, generalized_advantages, re
 
 NAN = float("nan")
 REWARDS = torch.tensor([[1.0, 0.0, 2.0], [4.0, 0.0, 0.0]])
-VALUES = torch.tensor([[2.0, 1.0, 3.0], [1.0, NAN, NAN]])  # of padding nobody may read
+VALUES = torch.tensor([[2.0, 1.0, 3.0], [1.0, NAN, NAN]])  # padding must not be used
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 
 
-def test_at_lambda_1_it_is_the_return_less_the_value():
-    # g = 3, 2, 2 and 4: less 2, 1, 3 and 1
+def test_lambda_1_gives_the_return_minus_the_value():
+    # g = 3, 2, 2 and 4, minus 2, 1, 3 and 1
     assert generalized_advantages(REWARDS, VALUES, MASK).tolist() == [[1.0, 1.0, -1.0], [3.0, 0.0, 0.0]]
 
 
-def test_at_lambda_0_it_is_the_difference_of_one_step():
-    # δ = 1 + 1 - 2, 0 + 3 - 1, 2 + 0 - 3: behind the last action there is nothing
+def test_lambda_0_gives_the_one_step_difference():
+    # δ = 1 + 1 - 2, 0 + 3 - 1, 2 + 0 - 3; V is 0 after the last action
     expected = [[0.0, 2.0, -1.0], [3.0, 0.0, 0.0]]
     assert generalized_advantages(REWARDS, VALUES, MASK, gae_lambda=0.0).tolist() == expected
 
 
-def test_between_the_two():
+def test_lambda_between_0_and_1():
     # δ = 0, 2, -1 as above; λ = 1/2:  A_2 = -1,  A_1 = 2 - 1/2,  A_0 = 0 + 3/2 · 1/2
     expected = [[0.75, 1.5, -1.0], [3.0, 0.0, 0.0]]
     assert generalized_advantages(REWARDS, VALUES, MASK, gae_lambda=0.5).tolist() == expected
 
 
-def test_with_a_discount():
+def test_discount():
     # γ = 1/2: δ = 1 + 1/2 - 2, 0 + 3/2 - 1, 2 - 3 = -1/2, 1/2, -1;  γλ = 1/4
     # sums: -1, 1/2 - 1/4 = 1/4, -1/2 + 1/16 = -7/16;  times γ^t: -7/16, 1/8, -1/4
     expected = [[-7 / 16, 1 / 8, -1 / 4], [3.0, 0.0, 0.0]]
     assert generalized_advantages(REWARDS, VALUES, MASK, 0.5, 0.5).tolist() == expected
 
 
-def test_an_unscored_episode_gets_nothing_whatever_it_holds():
+def test_unscored_episode_has_zero_advantage_even_with_nan_values():
     values, mask = VALUES.clone(), MASK.clone()
     values[1], mask[1] = NAN, False
     rewards = REWARDS.clone()
@@ -45,7 +45,7 @@ def test_an_unscored_episode_gets_nothing_whatever_it_holds():
     assert generalized_advantages(rewards, values, mask, 0.9, 0.9)[1].tolist() == [0.0] * 3
 
 
-def test_an_episode_without_actions():
+def test_episode_without_actions():
     nothing = torch.zeros(2, 0)
     assert generalized_advantages(nothing, nothing, nothing.bool()).shape == (2, 0)
 
@@ -56,8 +56,8 @@ def test_an_episode_without_actions():
     st.floats(0.1, 1.0),
     st.floats(0.0, 1.0),
 )
-def test_two_ways_to_the_same(actions, discount, gae_lambda):
-    # λ = 1 against the plain equation; any λ against the definition, a sum over all later differences
+def test_recursion_equals_both_definitions(actions, discount, gae_lambda):
+    # λ = 1 is compared with g - V, any λ with the definition: a sum over all later differences
     numbers = torch.tensor(actions, dtype=torch.float64)
     rewards, values = numbers[None, :, 0], numbers[None, :, 1]
     mask = torch.ones_like(rewards, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""The files of data/ are what their README says, byte for byte."""
+"""The files in data/ are reproduced byte for byte by the code in their README."""
 
 import re
 import subprocess
@@ -15,10 +15,10 @@ README = (ROOT / "data" / "README.md").read_text(encoding="utf-8")
 NUM_ROWS = {"one_digit_addition.jsonl": 100, "two_digit_addition.jsonl": 500, "mixed_arithmetic.jsonl": 500}
 
 
-def test_the_readme_makes_every_file_byte_for_byte(tmp_path: Path) -> None:
+def test_code_of_the_readme_reproduces_every_file(tmp_path: Path) -> None:
     code = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     assert len(code) == 1
-    # Another process, so that its hash seed differs from ours.
+    # a separate process with another hash seed
     environment = {"PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "1"}
     subprocess.run([sys.executable, "-c", code[0]], cwd=tmp_path, env=environment, check=True)
     made = {path.name: path.read_bytes() for path in (tmp_path / "data").iterdir()}
@@ -26,7 +26,7 @@ def test_the_readme_makes_every_file_byte_for_byte(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NUM_ROWS)
-def test_a_file_has_its_rows_and_its_answers_are_readable(name: str) -> None:
+def test_files_have_their_rows_and_verifiable_answers(name: str) -> None:
     problems = read_problems(ROOT / "data" / name)
     assert len(problems) == NUM_ROWS[name]
     assert len({problem.prompt for problem in problems}) == len(problems)

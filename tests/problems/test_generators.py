@@ -1,4 +1,4 @@
-"""Generated arithmetic: right answers, exact counts, and sides that never meet."""
+"""Generated arithmetic problems: correct answers, exact counts and disjoint sides."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.problems import OPERATIONS, Problem, generate_problems, generators
+from llm_reinforce.problems import OPERATIONS, Problem, find_problems, generate_problems, generators
 
 TERM = re.compile(r"([-+*/]?)(\d+)")
 
@@ -22,7 +22,7 @@ def expression(problem: Problem) -> str:
 
 
 def worked_out(text: str) -> Fraction:
-    """Left to right, in an implementation of the test's own: 5-2+3 is 6."""
+    """Evaluate an expression from left to right, independently of the package: 5-2+3 is 6."""
     value = Fraction(0)
     for symbol, digits in TERM.findall(text):
         operand = Fraction(int(digits))
@@ -36,14 +36,14 @@ def worked_out(text: str) -> Fraction:
 
 
 def unordered(text: str) -> tuple[tuple[str, str], ...]:
-    """47+85 and 85+47 alike; 7*8 and 8*7 alike; 7-3 and 3-7 not; a quotient only like itself."""
+    """Return a key that is equal for 47+85 and 85+47, and for 7*8 and 8*7, but not for 7-3 and 3-7."""
     if "/" in text:
         return (("", text),)
     first = "*" if "*" in text else "+"
     return tuple(sorted((symbol or first, digits) for symbol, digits in TERM.findall(text)))
 
 
-def test_one_digit_addition_is_the_hundred_sums() -> None:
+def test_one_digit_addition_has_the_hundred_sums() -> None:
     split = generate_problems(["addition"], [1], num_held_out=0)
     assert {problem.prompt for problem in split.train} == {f"{a}+{b}=" for a in range(10) for b in range(10)}
     assert len(split.train) == 100
@@ -65,7 +65,7 @@ def test_one_digit_addition_is_the_hundred_sums() -> None:
         ("chain", 3, "chain-5+9-3", "11"),
     ],
 )
-def test_answers_worked_by_hand(operation: str, num_operands: int, id_: str, answer: str) -> None:
+def test_answers_are_correct(operation: str, num_operands: int, id_: str, answer: str) -> None:
     split = generate_problems([operation], [1], num_operands=num_operands, num_held_out=0)
     assert {problem.id: problem.answer for problem in split.train}[id_] == answer
 
@@ -79,28 +79,28 @@ def test_answers_worked_by_hand(operation: str, num_operands: int, id_: str, ans
         ("division", 2, 90),  # no divisor 0
         ("addition", 3, 1_000),
         ("chain", 3, 2_000),  # a+b-c and a-b+c
-        ("chain", 4, 60_000),  # 8 rows of symbols, less +++ and ---
+        ("chain", 4, 60_000),  # 8 sequences of operators minus +++ and ---
     ],
 )
-def test_the_number_of_one_digit_problems(operation: str, num_operands: int, size: int) -> None:
+def test_number_of_one_digit_problems(operation: str, num_operands: int, size: int) -> None:
     split = generate_problems([operation], [1], num_operands=num_operands, num_held_out=0)
     assert len(split.train) == len({problem.prompt for problem in split.train}) == size
 
 
-def test_operands_have_exactly_the_digits_asked_for() -> None:
+def test_operands_have_the_requested_number_of_digits() -> None:
     split = generate_problems(["addition", "subtraction"], [2, 4], num_held_out=50, num_train=400)
     for problem in split.train + split.held_out:
         lengths = {len(number) for number in re.findall(r"\d+", expression(problem))}
         assert lengths in ({2}, {4})
 
 
-def test_division_bounds_divisor_and_quotient() -> None:
+def test_digits_of_a_division_apply_to_divisor_and_quotient() -> None:
     for problem in generate_problems(["division"], [2], num_held_out=0, num_train=500).train:
         assert 10 <= int(problem.answer) <= 99
         assert 10 <= int(problem.id.rpartition("/")[2]) <= 99
 
 
-def test_the_form_places_the_expression_and_leaves_other_braces() -> None:
+def test_form_replaces_placeholders_and_keeps_other_braces() -> None:
     form = r"What is {spaced}? ({expression}) Put it in \boxed{}."
     problem = generate_problems(["division"], [1], form=form, num_held_out=0).train[0]
     text = expression(problem)
@@ -114,7 +114,7 @@ def test_the_form_places_the_expression_and_leaves_other_braces() -> None:
     num_held_out=st.integers(0, 45),
     seed=st.integers(0, 2**64),
 )
-def test_sides_are_disjoint_and_exact_also_in_another_order(
+def test_sides_are_disjoint_up_to_order_and_have_exact_sizes(
     operations: list[str], digits: list[int], num_held_out: int, seed: int
 ) -> None:
     num_operands = 3 if "chain" in operations else 2
@@ -134,15 +134,15 @@ def test_sides_are_disjoint_and_exact_also_in_another_order(
 
 
 @pytest.mark.parametrize("operation", ["addition", "multiplication", "chain"])
-def test_sides_by_hash_are_disjoint_where_chance_would_make_them_meet(operation: str) -> None:
-    # A million expressions or more, too many to list, in so few groups that a blind draw meets itself.
+def test_hashed_sides_are_disjoint_where_random_draws_would_overlap(operation: str) -> None:
+    # at least a million expressions, too many to list, in so few groups that random draws would overlap
     split = generate_problems([operation], [1], num_operands=6, num_held_out=500, num_train=5_000)
     train = {unordered(expression(problem)) for problem in split.train}
     assert train.isdisjoint(unordered(expression(problem)) for problem in split.held_out)
 
 
 @pytest.mark.parametrize("digits", [[2], [5], [1, 4]])
-def test_num_train_does_not_move_the_held_out_problems(digits: list[int]) -> None:
+def test_num_train_does_not_change_the_held_out_problems(digits: list[int]) -> None:
     few, many = (
         generate_problems(["addition"], digits, num_held_out=60, num_train=number, seed=7)
         for number in (10, 90)
@@ -151,7 +151,7 @@ def test_num_train_does_not_move_the_held_out_problems(digits: list[int]) -> Non
     assert few.train != many.train
 
 
-def test_the_seed_decides() -> None:
+def test_problems_depend_on_the_seed() -> None:
     first, again, other = (
         generate_problems(["addition"], [3], num_held_out=20, num_train=20, seed=seed) for seed in (1, 1, 2)
     )
@@ -160,7 +160,7 @@ def test_the_seed_decides() -> None:
     assert first.train != other.train
 
 
-def test_the_hash_seed_does_not_decide() -> None:
+def test_problems_do_not_depend_on_the_hash_seed() -> None:
     code = (
         "from llm_reinforce.problems import generate_problems as g\n"
         "for digits in ([2], [6]):\n"
@@ -179,25 +179,25 @@ def test_the_hash_seed_does_not_decide() -> None:
     assert len(outputs) == 1
 
 
-def test_held_out_problems_are_shared_equally_as_far_as_a_small_stratum_allows() -> None:
+def test_held_out_problems_are_divided_equally_up_to_capacity() -> None:
     # one-digit addition has 100 problems, so at most 50; two-digit addition takes the rest
     held_out = generate_problems(["addition"], [1, 2], num_held_out=300).held_out
     num_small = sum(len(problem.prompt) == len("3+9=") for problem in held_out)
     assert (num_small, len(held_out) - num_small) == (50, 250)
 
 
-def test_all_but_the_held_out_groups_are_training_problems() -> None:
+def test_all_other_groups_are_training_problems() -> None:
     split = generate_problems(["subtraction"], [2], num_held_out=1_000)
-    assert len(split.train) == 8_100 - 1_000  # a difference is alone in its group: none is cut
+    assert len(split.train) == 8_100 - 1_000  # every group has one expression, so none is cut
 
 
-def test_half_can_be_held_out_and_no_more() -> None:
+def test_at_most_half_can_be_held_out() -> None:
     assert len(generate_problems(["addition"], [1], num_held_out=50).held_out) == 50
     with pytest.raises(InputError, match="num_held_out is 51, but of 100 possible problems at most 50"):
         generate_problems(["addition"], [1], num_held_out=51)
 
 
-def test_operands_lie_in_their_range_and_held_out_ones_in_theirs() -> None:
+def test_operands_are_in_their_ranges() -> None:
     split = generate_problems(["addition"], operands=(0, 19), held_out_operands=(0, 9), num_held_out=20)
     held_out = {tuple(map(int, expression(problem).split("+"))) for problem in split.held_out}
     train = {tuple(map(int, expression(problem).split("+"))) for problem in split.train}
@@ -205,15 +205,15 @@ def test_operands_lie_in_their_range_and_held_out_ones_in_theirs() -> None:
     assert all(max(pair) <= 9 for pair in held_out)
     mirrored = held_out | {(b, a) for a, b in held_out}
     assert not mirrored & train
-    # all others are practised, but perhaps the mirror of the one at which the twenty were full
+    # all others are training problems, except possibly one: the surplus member of the last held-out group
     assert len({(a, b) for a in range(20) for b in range(20)} - mirrored - train) <= 1
     with pytest.raises(InputError, match="of 400 possible problems at most 50"):
         generate_problems(["addition"], operands=(0, 19), held_out_operands=(0, 9), num_held_out=51)
 
 
-def test_of_a_small_range_no_more_are_held_out_than_lie_on_that_side() -> None:
+def test_held_out_problems_of_a_small_range_are_limited_by_the_hash() -> None:
     refused = 0
-    for seed in range(20):  # 25 problems, of which a twentieth is one; the hash may have put none there
+    for seed in range(20):  # a twentieth of 25 problems is 1, but the hash may hold out none
         settings = {"operands": (0, 999), "held_out_operands": (0, 4), "num_train": 5, "seed": seed}
         try:
             assert len(generate_problems(["addition"], num_held_out=1, **settings).held_out) == 1
@@ -223,20 +223,20 @@ def test_of_a_small_range_no_more_are_held_out_than_lie_on_that_side() -> None:
     assert 0 < refused < 10
 
 
-def test_more_than_lie_on_a_side_are_not_drawn_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sampling_stops_if_a_side_has_too_few_problems(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generators, "_MAX_FAILED_DRAWS", 1_000)
     stratum = generators._Stratum("addition", range(1_000), range(5), "0 to 999", 2, 0)
     with pytest.raises(InputError, match="of 26 held-out problems of addition with operands 0 to 999"):
         stratum.sample(26, held_out=True)
 
 
-def test_operands_of_a_digit_count_are_that_digit_count() -> None:
+def test_digits_equal_the_range_of_operands() -> None:
     by_digits = generate_problems(["division", "addition"], [2], num_held_out=0)
     by_range = generate_problems(["division", "addition"], operands=(10, 99), num_held_out=0)
     assert set(by_digits.train) == set(by_range.train)
 
 
-def test_a_large_range_is_sampled_and_divided_by_the_hash() -> None:
+def test_large_range_is_sampled_and_divided_by_hash() -> None:
     split = generate_problems(
         ["addition", "division"],
         operands=(0, 5_000),
@@ -254,12 +254,12 @@ def test_a_large_range_is_sampled_and_divided_by_the_hash() -> None:
     assert any(all(100 <= int(text) <= 299 for text in expression(p).split("+")) for p in inside)
 
 
-def test_too_many_training_problems_are_refused_with_their_number() -> None:
+def test_too_many_training_problems_are_rejected() -> None:
     with pytest.raises(InputError, match=r"num_train is 101, .* at most 100 are available"):
         generate_problems(["addition"], [1], num_held_out=0, num_train=101)
 
 
-def test_a_large_space_gives_a_hundred_thousand_by_default() -> None:
+def test_default_number_of_training_problems() -> None:
     assert len(generate_problems(["addition"], [9], num_held_out=1).train) == 100_000
 
 
@@ -287,7 +287,19 @@ def test_a_large_space_gives_a_hundred_thousand_by_default() -> None:
         ),
     ],
 )
-def test_a_wrong_setting_is_one_clear_error(arguments: dict[str, object], message: str) -> None:
+def test_invalid_settings_are_rejected(arguments: dict[str, object], message: str) -> None:
     usual: dict[str, object] = {"operations": ["addition"], "digits": [1], "num_held_out": 0}
     with pytest.raises(InputError, match=message):
         generate_problems(**(usual | arguments))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("digits", "num_held_out", "num_train"), [(1, 20, 80), (2, 200, 7_900)])
+def test_default_number_of_held_out_problems(digits: int, num_held_out: int, num_train: int) -> None:
+    split = generate_problems(["addition"], [digits])
+    assert len(split.held_out) == num_held_out
+    assert abs(len(split.train) - num_train) <= 1  # 12+34 and 34+12 are on the same side
+
+
+def test_small_generated_data_set_has_as_many_problems_as_can_be_held_out() -> None:
+    assert len(find_problems("generate:digits=1")) == 50
+    assert len(find_problems("generate:digits=2")) == 500

@@ -1,4 +1,4 @@
-"""Data sets by name, each in the form in which it was published; names that mean something else."""
+"""Named data sets in their published formats, and other names of data."""
 
 import doctest
 import json
@@ -76,13 +76,13 @@ ASDIV = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 def written(path: Path, *rows: object) -> Path:
-    """A JSONL file, or a list where its name ends in .json, as SVAMP, AddSub and their kin come."""
+    """Write rows as JSONL, or as a JSON list if the name ends in .json, as SVAMP and AddSub are published."""
     lines = "".join(json.dumps(row) + "\n" for row in rows)
     path.write_text(json.dumps(rows, indent=4) if path.suffix == ".json" else lines, encoding="utf-8")
     return path
 
 
-# --- each in its published form ----------------------------------------------------------------------
+# --- published formats -------------------------------------------------------------------------------
 
 
 def test_gsm8k(tmp_path: Path) -> None:
@@ -111,7 +111,7 @@ def test_svamp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["multiarith", "addsub", "singleeq"])
-def test_mawps_and_its_kin(tmp_path: Path, name: str) -> None:
+def test_mawps_format(tmp_path: Path, name: str) -> None:
     (problem,) = find_problems(f"{name}={written(tmp_path / 'a.json', MAWPS)}")
     assert problem.prompt == "Joan found 70 seashells. She gave Sam some. She has 27. How many did she give?"
     assert (problem.id, problem.answer) == ("7", "43")
@@ -159,7 +159,7 @@ def test_math500(tmp_path: Path) -> None:
         ("multiarith", "multiarith.json", 600),
     ],
 )
-def test_the_real_files_answers_verify_themselves(name: str, file: str, num_rows: int) -> None:
+def test_answers_of_the_published_files_are_accepted(name: str, file: str, num_rows: int) -> None:
     if not (DATASETS / file).exists():
         pytest.skip(f"{file} is not on this machine")
     problems = find_problems(f"{name}={DATASETS / file}")
@@ -188,7 +188,9 @@ HUB_ROWS: Mapping[str, Mapping[str, object]] = {
 
 
 @pytest.mark.parametrize("name", NAMED_SETS)
-def test_every_part_of_every_set_is_somewhere_on_the_hub(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_split_of_every_data_set_is_loaded_from_the_hub(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     asked: list[tuple[object, ...]] = []
@@ -211,17 +213,17 @@ def test_every_part_of_every_set_is_somewhere_on_the_hub(name: str, monkeypatch:
     assert asked == []
 
 
-def test_a_set_without_a_training_part_says_so() -> None:
+def test_missing_training_split_is_reported() -> None:
     assert training_part("gsm8k") == "train"
     assert training_part("math500") is None
     with pytest.raises(InputError, match="no split 'train'; known splits: test"):
         find_problems("math500", split="train")
 
 
-# --- what else a name can mean -----------------------------------------------------------------------
+# --- other names of data -----------------------------------------------------------------------------
 
 
-def test_generators_by_a_spec() -> None:
+def test_generated_problems_from_a_text() -> None:
     problems = find_problems("generate:operations=addition+subtraction,digits=1+2,num=40,seed=3")
     assert len(problems) == 40
     assert {problem.id.split("-")[0] for problem in problems} == {"addition", "subtraction"}
@@ -262,22 +264,22 @@ def test_generators_by_a_spec() -> None:
         ("asdiv=nowhere.xml", "nowhere.xml: no such file"),
     ],
 )
-def test_what_cannot_be_found_is_told_with_its_nearest_name(data: str, message: str) -> None:
+def test_error_for_unknown_name_suggests_the_nearest_one(data: str, message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_problems(data)
 
 
-def test_columns_of_a_known_set_are_not_chosen(tmp_path: Path) -> None:
+def test_columns_of_a_named_data_set_cannot_be_set(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="columns are fixed"):
         find_problems(f"gsm8k={tmp_path}", prompt_column="x")
 
 
 @pytest.mark.parametrize("module", [few_shot, lookup, overlap, specified])
-def test_the_examples_of_the_docstrings(module: ModuleType) -> None:
+def test_doctests(module: ModuleType) -> None:
     assert doctest.testmod(module).failed == 0
 
 
-def test_what_has_splits_and_templates() -> None:
+def test_splits_and_templates() -> None:
     assert reads_split("gsm8k")
     assert reads_split("openai/gsm8k")
     for data in ("gsm8k=a.jsonl", "a.jsonl", "generate:digits=2"):
@@ -290,7 +292,7 @@ def test_what_has_splits_and_templates() -> None:
     assert all("{prompt}" in named.template for named in NAMED_SETS.values())
 
 
-def test_reasoning_gym_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_reasoning_gym_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     with pytest.raises(InputError, match=r"pip install 'llm-reinforce\[reasoning-gym\]'"):
         find_problems("reasoning_gym:leg_counting")
@@ -314,7 +316,7 @@ def test_reasoning_gym_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         find_problems("reasoning_gym:leg_count")
 
 
-# --- what is refused ---------------------------------------------------------------------------------
+# --- invalid data ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -328,12 +330,12 @@ def test_reasoning_gym_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
         ("math500", {"answer": "3"}, "no prompt column"),
     ],
 )
-def test_rows_that_cannot_be_used(tmp_path: Path, name: str, row: object, message: str) -> None:
+def test_invalid_rows_are_rejected(tmp_path: Path, name: str, row: object, message: str) -> None:
     with pytest.raises(InputError, match=message):
         find_problems(f"{name}={written(tmp_path / 'a.jsonl', row)}")
 
 
-def test_duplicate_ids_and_empty_files(tmp_path: Path) -> None:
+def test_duplicate_ids_and_empty_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 2: id '7' is already used"):
         find_problems(f"addsub={written(tmp_path / 'a.json', MAWPS, MAWPS)}")
     with pytest.raises(InputError, match="empty"):
@@ -357,7 +359,7 @@ def test_duplicate_ids_and_empty_files(tmp_path: Path) -> None:
         (lambda text: text.replace("nluds-0002", "nluds-0001"), "problem 2: id 'nluds-0001' is already used"),
     ],
 )
-def test_xml_that_is_not_asdivs(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
+def test_invalid_asdiv_files_are_rejected(tmp_path: Path, change: Callable[[str], str], message: str) -> None:
     path = tmp_path / "ASDiv.xml"
     path.write_text(change(ASDIV), encoding="utf-8")
     with pytest.raises(InputError, match=message):

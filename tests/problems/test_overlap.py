@@ -1,4 +1,4 @@
-"""Problems that coincide, and examples that never do."""
+"""Overlap of training and evaluated problems, and few-shot examples."""
 
 import pytest
 from hypothesis import given, settings
@@ -19,30 +19,30 @@ APPLES = "Tom has 1,000 apples. How many are left?"
         ("\uff11\uff12 apples", "12 apples"),
     ],
 )
-def test_what_says_nothing_is_left_out(one: str, other: str) -> None:
+def test_case_white_space_and_punctuation_are_ignored(one: str, other: str) -> None:
     assert normal_text(one) == normal_text(other)
 
 
 @pytest.mark.parametrize(
     ("one", "other"), [("1+2=", "1-2="), ("1.5 x", "15 x"), ("2/4", "24"), ("1,2", "12")]
 )
-def test_what_makes_another_problem_stays(one: str, other: str) -> None:
+def test_differences_in_meaning_are_kept(one: str, other: str) -> None:
     assert normal_text(one) != normal_text(other)
 
 
 @given(st.text(st.characters(max_codepoint=0xFF)))
 @settings(deadline=None)
-def test_a_normal_text_is_its_own(text: str) -> None:
+def test_normal_text_is_idempotent(text: str) -> None:
     assert normal_text(normal_text(text)) == normal_text(text)
 
 
-def test_masked_numbers() -> None:
+def test_numbers_are_masked() -> None:
     assert masked_text(APPLES) == masked_text("Tom has 2.5 apples. How many are left?")
     assert masked_text(APPLES) != masked_text("Ann has 1,000 apples. How many are left?")
     assert masked_text("12+34=") == masked_text("What is 12 + 34?") == ""  # sums are all alike
 
 
-def test_overlap_by_hand() -> None:
+def test_find_overlap() -> None:
     train = [Problem(APPLES, "1", id="a"), Problem("1+1=", "2", id="b"), Problem(APPLES.lower(), "1", id="c")]
     evaluated = [
         Problem(APPLES.upper(), "1", id="x"),
@@ -58,7 +58,7 @@ def test_overlap_by_hand() -> None:
     assert find_overlap(train[1:2], evaluated).sentences() == ()
 
 
-def test_examples_are_worked_and_never_asked() -> None:
+def test_examples_have_solutions_and_are_never_evaluated_problems() -> None:
     pool = [
         Problem("How much is 1+1?", "2", solution="1+1 is 2.", id="a"),
         Problem("How much is 2+1?", "3", id="b"),

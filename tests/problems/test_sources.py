@@ -1,4 +1,4 @@
-"""Problems from files and the hub: what is read, what is refused, what is written."""
+"""Reading problems from files and from the hub, rejecting invalid data, and writing problems."""
 
 import json
 import pickle
@@ -37,10 +37,10 @@ def shared(name: str) -> Path:
     return path
 
 
-# --- what is read -------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------
 
 
-def test_a_gsm8k_row_gives_answer_and_solution(tmp_path: Path) -> None:
+def test_gsm8k_row_has_answer_and_solution(tmp_path: Path) -> None:
     assert read_problems(jsonl(tmp_path / "sums.jsonl", GSM8K_ROW)) == (
         Problem(
             prompt="Two and two thousand?",
@@ -52,7 +52,7 @@ def test_a_gsm8k_row_gives_answer_and_solution(tmp_path: Path) -> None:
     )
 
 
-def test_a_number_of_per_cent_is_one_in_a_copy_too(tmp_path: Path) -> None:
+def test_number_of_percent_is_kept_in_a_written_copy(tmp_path: Path) -> None:
     row = {"question": "How much is left?", "answer": "100-25 = 75% is left\n#### 75"}
     (problem,) = read_problems(jsonl(tmp_path / "sums.jsonl", row))
     write_problems(tmp_path / "copy.jsonl", [problem])
@@ -61,12 +61,12 @@ def test_a_number_of_per_cent_is_one_in_a_copy_too(tmp_path: Path) -> None:
         assert (one.answer, one.solution, one.in_per_cent) == ("75", row["answer"], True)
 
 
-def test_usual_names_ids_and_other_columns(tmp_path: Path) -> None:
+def test_usual_column_names_ids_and_other_columns(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "sums.jsonl", {"id": 7, "prompt": "1+1=", "ground_truth": 2, "level": "easy"})
     assert read_problems(path) == (Problem(prompt="1+1=", answer="2", id="7", columns={"level": "easy"}),)
 
 
-def test_given_names_win(tmp_path: Path) -> None:
+def test_given_column_names_take_precedence(tmp_path: Path) -> None:
     row = {"prompt": "no", "answer": "no", "sQuestion": "3+4?", "lSolutions": [7.0]}
     (problem,) = read_problems(
         jsonl(tmp_path / "a.jsonl", row), prompt_column="sQuestion", answer_column="lSolutions"
@@ -88,12 +88,12 @@ def test_given_names_win(tmp_path: Path) -> None:
         ([2.0], "2"),
     ],
 )
-def test_answers_become_text(tmp_path: Path, value: object, answer: str) -> None:
+def test_answers_are_converted_to_text(tmp_path: Path, value: object, answer: str) -> None:
     (problem,) = read_problems(jsonl(tmp_path / "a.jsonl", {"prompt": "?", "answer": value}))
     assert problem.answer == answer
 
 
-def test_a_json_list_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
+def test_json_list_blank_lines_and_byte_order_mark_are_read(tmp_path: Path) -> None:
     rows = [{"prompt": "1+1=", "answer": "2"}, {"prompt": "1+2=", "answer": "3"}]
     whole = tmp_path / "a.json"
     whole.write_text(json.dumps(rows, indent=2), encoding="utf-8-sig")
@@ -103,7 +103,7 @@ def test_a_json_list_blank_lines_and_a_byte_order_mark(tmp_path: Path) -> None:
     assert [problem.id for problem in read_problems(lines)] == ["b-2", "b-4"]
 
 
-def test_a_line_separator_inside_a_text_is_no_new_line(tmp_path: Path) -> None:
+def test_unicode_line_separators_do_not_end_a_line(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"prompt": "one\u2028two\x85three", "answer": "3"}\n', encoding="utf-8")
     assert read_problems(path)[0].prompt == "one\u2028two\x85three"
@@ -119,13 +119,13 @@ def test_gsm8k_has_numeric_answers_that_verify_themselves(name: str, num_rows: i
         assert not verify(f"#### {problem.answer}1", problem.answer).correct, problem.id
 
 
-def test_multiarith_is_read_by_its_column_names() -> None:
+def test_multiarith_is_read_with_its_column_names() -> None:
     problems = read_problems(shared("multiarith.json"), prompt_column="sQuestion", answer_column="lSolutions")
     assert len(problems) == 600
     assert problems[0].answer == "39"
 
 
-# --- what is refused ----------------------------------------------------------------------------------
+# --- invalid data -------------------------------------------------------------------------------------
 
 GOOD = '{"prompt": "1+1=", "answer": "2"}\n'
 
@@ -173,7 +173,7 @@ GOOD = '{"prompt": "1+1=", "answer": "2"}\n'
         ),
     ],
 )
-def test_a_bad_file_is_one_clear_error(tmp_path: Path, text: str, message: str) -> None:
+def test_error_for_invalid_file_names_its_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message) as raised:
@@ -181,11 +181,11 @@ def test_a_bad_file_is_one_clear_error(tmp_path: Path, text: str, message: str) 
     assert len(str(raised.value)) < 500
 
 
-def test_an_answer_need_not_be_a_number(tmp_path: Path) -> None:
+def test_answers_may_be_text(tmp_path: Path) -> None:
     assert read_problems(jsonl(tmp_path / "a.jsonl", {"prompt": "?", "answer": "Paris"}))[0].answer == "Paris"
 
 
-def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
+def test_error_for_missing_file_names_the_nearest_file(tmp_path: Path) -> None:
     jsonl(tmp_path / "sums.jsonl", GSM8K_ROW)
     with pytest.raises(InputError, match=r"sum\.jsonl: no such file; did you mean .*sums\.jsonl\?"):
         read_problems(tmp_path / "sum.jsonl")
@@ -193,15 +193,15 @@ def test_a_missing_file_names_the_nearest(tmp_path: Path) -> None:
         read_problems(tmp_path / "nowhere" / "sum.jsonl")
 
 
-def test_a_tilde_is_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tilde_is_expanded_to_the_home_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jsonl(tmp_path / "sums.jsonl", GSM8K_ROW)
-    jsonl(tmp_path / "~$sums.jsonl", GSM8K_ROW)  # nobody's home
+    jsonl(tmp_path / "~$sums.jsonl", GSM8K_ROW)  # not a home directory
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     assert [len(read_problems(name)) for name in ("~/sums.jsonl", "~$sums.jsonl")] == [1, 1]
 
 
-def test_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
+def test_folders_and_binary_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_problems(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
@@ -212,7 +212,7 @@ def test_a_folder_and_bytes_are_refused(tmp_path: Path) -> None:
 # --- the hub ------------------------------------------------------------------------------------------
 
 
-def test_a_hub_data_set_is_read_by_the_same_code(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_data_set_is_read_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
     def load_dataset(name: str, config: str | None, *, split: str) -> list[Mapping[str, str]]:
@@ -225,7 +225,7 @@ def test_a_hub_data_set_is_read_by_the_same_code(monkeypatch: pytest.MonkeyPatch
     assert (problem.id, problem.answer) == ("gsm8k-test-1", "2002")
 
 
-def test_datasets_itself_reads_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_datasets_reads_a_local_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "sums").mkdir()
     jsonl(tmp_path / "sums" / "train.jsonl", GSM8K_ROW, GSM8K_ROW)
@@ -236,7 +236,7 @@ def test_datasets_itself_reads_a_local_folder(tmp_path: Path, monkeypatch: pytes
     ]
 
 
-def test_no_network_and_no_such_data_set_are_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_network_and_missing_data_set_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, config: str | None, *, split: str) -> None:
         raise ConnectionError("Couldn't reach the Hub\nand much more")
 
@@ -262,7 +262,7 @@ def problems_of(*prompts: str) -> list[Problem]:
     num_held_out=st.integers(0, 10),
     seed=st.integers(),
 )
-def test_copies_of_a_prompt_stay_on_one_side(prompts: list[str], num_held_out: int, seed: int) -> None:
+def test_copies_of_a_prompt_are_on_the_same_side(prompts: list[str], num_held_out: int, seed: int) -> None:
     problems = problems_of(*prompts)
     try:
         split = split_problems(problems, num_held_out, seed)
@@ -275,7 +275,7 @@ def test_copies_of_a_prompt_stay_on_one_side(prompts: list[str], num_held_out: i
     assert split == split_problems(problems, num_held_out, seed)
 
 
-def test_different_prompts_are_all_used_in_their_order() -> None:
+def test_all_different_prompts_are_used_in_order() -> None:
     problems = problems_of(*"abcdefgh")
     split = split_problems(problems, 3, seed=0)
     assert sorted(split.train + split.held_out, key=lambda problem: problem.id) == problems
@@ -284,12 +284,12 @@ def test_different_prompts_are_all_used_in_their_order() -> None:
 
 
 @pytest.mark.parametrize("num_held_out", [-1, 3, 4])
-def test_a_split_leaves_something_to_train_on(num_held_out: int) -> None:
+def test_split_without_training_problems_is_rejected(num_held_out: int) -> None:
     with pytest.raises(InputError, match="num_held_out"):
         split_problems(problems_of("a", "b", "c"), num_held_out, seed=0)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_problems_are_read_back_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.jsonl"
     problems = (
         *generate_problems(["subtraction"], [2], num_held_out=5).held_out,
@@ -302,13 +302,13 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     assert path.read_bytes().count(b"\n") == 6
 
 
-def test_a_column_that_json_cannot_hold_is_refused_before_the_file_is_touched(tmp_path: Path) -> None:
+def test_column_that_is_not_json_is_rejected_before_writing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="problem 'x': a column cannot be written as JSON"):
         write_problems(tmp_path / "a.jsonl", [Problem(prompt="?", answer="1", id="x", columns={"c": {1, 2}})])
     assert not (tmp_path / "a.jsonl").exists()
 
 
-def test_a_problem_can_be_pickled_and_hashed() -> None:
+def test_problem_can_be_pickled_and_hashed() -> None:
     problem = Problem(prompt="1+1=", answer="2", columns={"level": [1]})
     assert pickle.loads(pickle.dumps(problem)) == problem
     assert len({problem, Problem(prompt="1+1=", answer="2", columns={"level": [1]})}) == 1

@@ -1,4 +1,4 @@
-"""The audit of a data set's answers: what is accepted, what is doubtful, what kinds there are."""
+"""The audit of a data set's answers: accepted and rejected answers, and their kinds."""
 
 import pytest
 
@@ -24,7 +24,7 @@ from llm_reinforce.verifier.audit import WRAPPINGS, audit_answers, kind_of_answe
         (" ", "empty"),
     ],
 )
-def test_the_kind_of_an_answer(answer: str, kind: str) -> None:
+def test_kind_of_answer(answer: str, kind: str) -> None:
     assert kind_of_answer(answer) == kind
 
 
@@ -36,11 +36,11 @@ def test_numbers_and_words_are_accepted_in_every_wrapping() -> None:
     assert audit.kinds == {"number": 7, "percentage": 1, "text": 4}
 
 
-def test_doubtful_answers_are_told_with_wrapping_and_reason() -> None:
+def test_rejected_answers_are_listed_with_wrapping_and_reason() -> None:
     problems = [Problem("?", answer, id=answer) for answer in ("7", "", "nan", "a } b", "x^{2}+1")]
-    told: list[int] = []
-    audit = audit_answers(problems * 64, told.append)
-    assert told == [64, 128, 192, 256, 320]
+    progress: list[int] = []
+    audit = audit_answers(problems * 64, progress.append)
+    assert progress == [64, 128, 192, 256, 320]
     found = {doubt.problem.id: (doubt.wrapping, doubt.reason) for doubt in audit.doubts}
     assert found == {
         "": ("", "empty"),

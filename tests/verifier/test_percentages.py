@@ -1,4 +1,4 @@
-"""Percentages: 20% is 0.2, but where a question asks for per cent it is the answer 20."""
+"""Percentages: 20% is 0.2, but it also equals the answer 20 if the question asks for percent."""
 
 import doctest
 import json
@@ -22,12 +22,12 @@ from llm_reinforce.verifier.percentages import is_in_per_cent
         ("What was the charge?", "94", "It was 94%.\nSo it is 94 volts.", False),
         ("What is 20 percent of 50?", "10", None, False),
         ("If she pays 50% more, how much does she pay?", "94", "It is 47 * 2 = 94 dollars.", False),
-        ("What percentage is it?", "0.2", None, False),  # 20%, or 0.2%?
+        ("What percentage is it?", "0.2", None, False),  # could be 20% or 0.2%
         ("What percentage is it?", "20%", None, False),
         ("What percentage is it?", "Paris", None, False),
     ],
 )
-def test_which_answers_are_in_per_cent(
+def test_answers_in_percent_are_recognized(
     prompt: str, answer: str, solution: str | None, in_per_cent: bool
 ) -> None:
     assert is_in_per_cent(prompt, answer, solution) is in_per_cent
@@ -41,14 +41,14 @@ def test_which_answers_are_in_per_cent(
         ("So it is 20 percent of them.", True, False),
         ("\\boxed{20\\%}", True, False),
         ("#### 0.2", False, False),
-        ("#### 2000%", False, True),  # is 20, and in per cent 2000
+        ("#### 2000%", False, True),  # equals 20, but is 2000 in percent
         ("#### 21%", False, False),
         ("20% or 21%", False, False),
         ("more than 20%", False, False),
         ("", False, False),
     ],
 )
-def test_a_percentage_is_right_where_one_is_asked_for(
+def test_percentage_is_correct_if_the_question_asks_for_percent(
     completion: str, in_per_cent: bool, elsewhere: bool
 ) -> None:
     verdict = judge(completion, Problem("?", "20", in_per_cent=True))
@@ -58,7 +58,7 @@ def test_a_percentage_is_right_where_one_is_asked_for(
         assert verdict.extracted == "20%"
 
 
-def test_a_file_s_problems_say_so(tmp_path: Path) -> None:
+def test_problems_of_a_file_are_marked_as_in_percent(tmp_path: Path) -> None:
     rows = [
         {"question": "What percentage of 50 is 10?", "answer": "10/50 = 20%\n#### 20"},
         {"question": "What is 20% of 50?", "answer": "50*20/100 = 10\n#### 10"},
@@ -69,5 +69,5 @@ def test_a_file_s_problems_say_so(tmp_path: Path) -> None:
     assert [problem.in_per_cent for problem in find_problems(str(path))] == [True, False]
 
 
-def test_the_examples_of_the_docstrings() -> None:
+def test_doctests() -> None:
     assert doctest.testmod(percentages).failed == 0

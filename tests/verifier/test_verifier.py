@@ -1,4 +1,4 @@
-r"""The verifier: literal completions with their verdicts, and laws that hold for all text."""
+r"""The verifier: verdicts on literal completions, and properties that hold for all text."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from llm_reinforce.verifier import Verdict, extract_answer, final_answer, plain_
 from llm_reinforce.verifier.final_answer import find_final_answer
 from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG
 
-untimed = settings(deadline=None, max_examples=200)  # time is measured below
+untimed = settings(deadline=None, max_examples=200)  # other tests measure time
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ untimed = settings(deadline=None, max_examples=200)  # time is measured below
         ("The answer is 15 because 3*5=15 and 4<5.", "15"),
         ("The answer is 47+85=132.", "132"),
         ("The answer is 4. No, the answer is 15.", "15"),
-        # slots, and which of them wins
+        # slots, and their precedence
         ("#### 15", "15"),
         ("3 and 4 make 7\n#### 1,042\nQuestion: 5", "1042"),
         ("#### 7\n#### 15", "15"),
@@ -99,7 +99,7 @@ untimed = settings(deadline=None, max_examples=200)  # time is measured below
         ("#### yes", "Yes"),
     ],
 )
-def test_right(completion: str, answer: str) -> None:
+def test_correct_answers(completion: str, answer: str) -> None:
     verdict = verify(completion, answer)
     assert (verdict.correct, verdict.reason) == (True, "equal")
     assert verdict.extracted
@@ -124,7 +124,7 @@ def test_right(completion: str, answer: str) -> None:
         ("fifteen", "15", "no_answer"),
         ("15 #### none", "15", "no_answer"),
         (r"15, so \boxed{}", "15", "no_answer"),
-        (r"15, so \boxed{15", "15", "no_answer"),  # cut off: it may have become 150
+        (r"15, so \boxed{15", "15", "no_answer"),  # truncated; it could have become 150
         ("<answer>15", "15", "no_answer"),
         ("<think>15</think>", "15", "no_answer"),
         ("on 2024-01-15", "15", "no_answer"),
@@ -143,7 +143,7 @@ def test_right(completion: str, answer: str) -> None:
         (r"\boxed{\frac{56}{7}}", "8", "not_evaluated"),
         (r"\boxed{2^{10}}", "2", "not_evaluated"),
         ("56/7", "8", "not_evaluated"),
-        ("1*47", "47", "not_evaluated"),  # repeating the question is no answer to it
+        ("1*47", "47", "not_evaluated"),  # repeats the question
         ("0+7", "7", "not_evaluated"),
         ("7-0", "0", "not_evaluated"),
         ("47 -85", "-85", "not_evaluated"),
@@ -157,12 +157,12 @@ def test_right(completion: str, answer: str) -> None:
         ("#### " + "9" * 5_000, "9", "not_a_number"),
     ],
 )
-def test_wrong(completion: str, answer: str, reason: str) -> None:
+def test_wrong_answers(completion: str, answer: str, reason: str) -> None:
     verdict = verify(completion, answer)
     assert (verdict.correct, verdict.reason) == (False, reason)
 
 
-def test_a_verdict_says_what_was_read() -> None:
+def test_verdict_contains_the_extracted_answer() -> None:
     assert verify("so 47+85=132", "132") == Verdict(correct=True, extracted="132", reason="equal")
     assert verify("#### $18 each", "19") == Verdict(correct=False, extracted="$18 each", reason="different")
     assert verify("no idea", "19") == Verdict(correct=False, extracted=None, reason="no_answer")
@@ -184,7 +184,7 @@ def test_extract_answer(completion: str, answer: str | None) -> None:
     assert extract_answer(completion) == answer
 
 
-# --- laws -----------------------------------------------------------------------------------------------
+# --- properties -----------------------------------------------------------------------------------------
 
 PIECES = st.sampled_from(
     [
@@ -229,7 +229,7 @@ ANY_TEXT = st.text(st.characters(), max_size=200) | st.lists(PIECES, max_size=30
 @example("\ud800\x00", "15")
 @example("0/0", "0/0")
 @example("²", "²")
-def test_any_text_gives_a_verdict(completion: str, answer: str) -> None:
+def test_any_text_has_a_verdict(completion: str, answer: str) -> None:
     verdict = verify(completion, answer)
     assert verdict.reason in {"equal"} | WRONG | UNPARSEABLE
     assert verdict.is_unparseable == (verdict.reason in UNPARSEABLE)
@@ -257,7 +257,7 @@ INTEGERS = st.integers() | st.integers(-(10**60), 10**60)
 @example(number="0" * 400, answer="0")
 @example(number="0" * 401, answer="0")
 @example(number="042", answer="42")
-def test_a_bare_number_is_read_as_the_long_way_reads_it(number: str, answer: str) -> None:
+def test_fast_path_for_bare_numbers_equals_the_general_path(number: str, answer: str) -> None:
     plain_answers._read_once.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain_answers, "is_bare_number", lambda text: False)
@@ -268,14 +268,14 @@ def test_a_bare_number_is_read_as_the_long_way_reads_it(number: str, answer: str
 
 
 @pytest.mark.parametrize("text", ["", "-4", "4 ", "4.", "٤", "²", "４", "1,042"])
-def test_what_is_no_bare_number(text: str) -> None:
+def test_texts_that_are_not_bare_numbers(text: str) -> None:
     assert not plain_answers.is_bare_number(text)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @untimed
 @given(number=INTEGERS)
-def test_every_wrapping_says_the_same(wrapping: str, number: int) -> None:
+def test_verdict_does_not_depend_on_the_wrapping(wrapping: str, number: int) -> None:
     for text in (f"{number}", f"{number:,}", f"{number}.0"):
         assert verify(wrapping % text, str(number)).correct
     if number:
@@ -286,7 +286,7 @@ def test_every_wrapping_says_the_same(wrapping: str, number: int) -> None:
 
 @untimed
 @given(numerator=st.integers(-999, 999), denominator=st.integers(2, 99), factor=st.integers(2, 9))
-def test_fractions_are_equal_when_their_values_are(numerator: int, denominator: int, factor: int) -> None:
+def test_fractions_are_compared_by_value(numerator: int, denominator: int, factor: int) -> None:
     if numerator % denominator:
         scaled = f"{numerator * factor}/{denominator * factor}"
         assert verify(rf"\boxed{{{scaled}}}", f"{numerator}/{denominator}").correct
@@ -331,17 +331,17 @@ LONG = [
 
 
 @pytest.mark.parametrize("piece", LONG)
-def test_a_million_characters_take_no_time(piece: str) -> None:
+def test_million_characters_are_verified_fast(piece: str) -> None:
     text = (piece * (MILLION // len(piece) + 1))[:MILLION]
     start = time.process_time()
     verify(text, "15")
     verify(text + " #### 15", "15")
     verify("answer is " + text[:60_000] + "x", "15")
     verify(r"\boxed{" + text[:60_000] + "x}", "15")
-    assert time.process_time() - start < 2.0  # measured: 0.2 s at most; a quadratic pattern takes minutes
+    assert time.process_time() - start < 2.0  # takes at most 0.2 s; a quadratic pattern would take minutes
 
 
-def test_a_long_text_is_read_at_its_end_alone_and_no_number_is_cut_in_two() -> None:
+def test_only_the_end_of_a_long_text_is_read_without_cutting_a_number() -> None:
     assert verify("7 " * MILLION + "is 15", "15").correct
     assert verify("9" * MILLION + " words" * 10_000, "9").reason == "no_answer"
 
@@ -350,12 +350,12 @@ def test_a_long_text_is_read_at_its_end_alone_and_no_number_is_cut_in_two() -> N
 
 
 def adversarial_cases() -> list[dict[str, Any]]:
-    """What any sane verifier must get right; tests/benchmarks/verifier.py puts it to math-verify too."""
+    """Return the cases of adversarial.jsonl; tests/benchmarks/verifier.py also runs math-verify on them."""
     lines = Path(__file__).with_name("adversarial.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 
 
-def test_the_adversarial_set() -> None:
+def test_adversarial_set() -> None:
     cases = adversarial_cases()
     assert len(cases) >= 300
     assert len({(case["completion"], case["answer"]) for case in cases}) == len(cases)
@@ -371,7 +371,7 @@ DEEP = 100_000
 @pytest.mark.parametrize(
     ("completion", "correct"),
     [
-        (r"\boxed{" * DEEP + "15" + "}" * DEEP, None),  # None: a verdict, whichever
+        (r"\boxed{" * DEEP + "15" + "}" * DEEP, None),  # None: any verdict
         (r"\boxed{" * 8 + "15" + "}" * 8, True),
         (r"\boxed{" * DEEP + "15", False),
         ("{" * DEEP + "15" + "}" * DEEP, None),
@@ -387,21 +387,21 @@ DEEP = 100_000
         ("\x1b[0m" * DEEP + "15" + "\x1b[0m" * 50, True),
     ],
 )
-def test_what_is_deep_or_long_gets_a_verdict_soon(completion: str, correct: bool | None) -> None:
+def test_deeply_nested_and_long_texts_are_verified_fast(completion: str, correct: bool | None) -> None:
     start = time.thread_time()
     assert correct is None or verify(completion, "15").correct is correct
     verify(completion, completion)
     assert time.thread_time() - start < 1.0
 
 
-def test_any_thread_may_ask() -> None:
+def test_verify_is_thread_safe() -> None:
     cases = adversarial_cases()
     with ThreadPoolExecutor(8) as pool:
         verdicts = list(pool.map(lambda case: verify(case["completion"], case["answer"]), cases * 4))
     assert [verdict.correct for verdict in verdicts] == [case["correct"] for case in cases] * 4
 
 
-# --- laws of wrapping, units and white space -------------------------------------------------------------
+# --- properties of wrappings, units and white space -------------------------------------------------------
 
 VALUES = st.one_of(
     st.integers(-(10**9), 10**9).map(str),
@@ -420,7 +420,7 @@ SEPARATORS = st.sampled_from([" or ", ", ", " and ", "; ", " to ", " or maybe "]
 
 @untimed
 @given(value=VALUES, other=VALUES, wrapping=LAW_WRAPPINGS, around=st.tuples(SPACES, SPACES))
-def test_wrapping_and_white_space_never_change_a_verdict(
+def test_wrapping_and_white_space_do_not_change_the_verdict(
     value: str, other: str, wrapping: str, around: tuple[str, str]
 ) -> None:
     for answer in (value, other):
@@ -433,7 +433,7 @@ def test_wrapping_and_white_space_never_change_a_verdict(
 
 @untimed
 @given(value=VALUES, other=VALUES, unit=UNITS, wrapping=LAW_WRAPPINGS)
-def test_units_never_change_a_verdict(value: str, other: str, unit: str, wrapping: str) -> None:
+def test_units_do_not_change_the_verdict(value: str, other: str, unit: str, wrapping: str) -> None:
     for answer in (value, other):
         expected = Fraction(value) == Fraction(answer)
         assert verify(wrapping % f"{value} {unit}", answer).correct is expected
@@ -444,7 +444,7 @@ def test_units_never_change_a_verdict(value: str, other: str, unit: str, wrappin
 @given(
     value=VALUES, other=VALUES, separator=SEPARATORS, wrapping=st.sampled_from(WRAPPINGS), flip=st.booleans()
 )
-def test_another_value_never_turns_false_into_true(
+def test_several_values_are_never_correct(
     value: str, other: str, separator: str, wrapping: str, flip: bool
 ) -> None:
     if Fraction(value) == Fraction(other):
@@ -456,7 +456,7 @@ def test_another_value_never_turns_false_into_true(
 
 @untimed
 @given(completion=ANY_TEXT, value=st.integers(0, 10**6), other=st.integers(0, 10**6))
-def test_alternatives_after_any_text_are_no_answer(completion: str, value: int, other: int) -> None:
+def test_alternatives_after_any_text_are_never_correct(completion: str, value: int, other: int) -> None:
     if value != other:
         assert not verify(f"{completion}</think>\n#### {value} or {other}", str(value)).correct
         assert not verify(f"{completion}</think>\n\\boxed{{{value}, {other}}}", str(other)).correct
@@ -464,7 +464,7 @@ def test_alternatives_after_any_text_are_no_answer(completion: str, value: int, 
 
 @untimed
 @given(st.text(alphabet="0123456789+=.,-/ x\nb()$%") | st.text())
-def test_what_has_no_mark_is_read_at_once_as_it_would_be_in_full(text: str) -> None:
+def test_fast_path_for_text_without_marks_equals_the_general_path(text: str) -> None:
     at_once = find_final_answer(text)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(final_answer, "_MARK", re.compile(""))

@@ -1,0 +1,97 @@
+"""Tables of a run: before its first update, and after its last one."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from llm_reinforce.console.text import accuracy_title, shown_accuracy, visible
+
+if TYPE_CHECKING:
+    from llm_reinforce.config import Config
+    from llm_reinforce.episodes import Episode
+    from llm_reinforce.runs import TrainState
+    from llm_reinforce.training import Preview
+
+
+def named_values(rows: Mapping[str, str]) -> Table:
+    """Return a table with a name and a value in each row; long values are folded."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        table.add_row(name, Text(visible(value)))
+    return table
+
+
+def preview_table(config: "Config", preview: "Preview") -> Table:
+    """Return a summary of a run that has not been started."""
+    shape, training = config.reinforce, config.training
+    num_episodes = shape.problems_per_update * shape.episodes_per_problem
+    updates = f"{training.num_updates:,}"
+    if training.num_tokens is not None:
+        limits = f"{training.num_tokens:,} sampled tokens or {training.num_updates:,} updates"
+        updates = f"about {preview.num_updates:,} (stops after {limits})"
+    return named_values(
+        {
+            "policy": f"{config.policy.name_or_path or 'random weights'}: {preview.policy}",
+            "device": preview.device,
+            "problems": f"{preview.num_training:,} for training, {preview.num_held_out:,} held out",
+            "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in preview.rewards),
+            "updates": updates,
+            "per update": f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
+            f"{shape.episodes_per_problem}",
+            "output_dir": config.output_dir,
+        }
+    )
+
+
+def episode_lines(episode: "Episode") -> Iterator[Text]:
+    """Yield the prompt, the completion, and the verdict with the rewards."""
+    verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"
+    parts = ", ".join(f"{name} {value}" for name, value in episode.rewards.items())
+    reward = "unscored" if episode.reward is None else f"reward {episode.reward:g}"
+    yield Text(f"\n{visible(episode.problem.prompt, 400)}", style="bold")
+    yield Text(f"  {visible(episode.completion.text, 400)}")
+    yield Text(f"  {verdict} · {reward} ({visible(episode.failure or parts)})", style="dim")
+
+
+def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return a table of the first and the last evaluation of a run.
+
+    Args:
+        rows: the rows of `evaluations.jsonl`, at least one.
+    """
+    last = {row["decoding"]: row for row in rows}
+    first = {decoding: next(row for row in rows if row["decoding"] == decoding) for decoding in last}
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column(accuracy_title(rows[-1]["data"]))
+    begun, ended = next(iter(first.values()))["update"], rows[-1]["update"]
+    for title in (f"update {begun:,}", "", f"update {ended:,}", "right"):
+        table.add_column(title, no_wrap=True)
+    for decoding, before in first.items():
+        after = last[decoding]
+        table.add_row(
+            decoding,
+            Text(shown_accuracy(before["accuracy"], before["interval"])),
+            "→",
+            Text(shown_accuracy(after["accuracy"], after["interval"]), style="bold green"),
+            f"{after['correct']:,} of {after['total']:,}",
+        )
+    return table
+
+
+def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
+    """Return a sentence for each decoding whose best accuracy is higher than its last one.
+
+    Args:
+        rows: the rows of `evaluations.jsonl`.
+        state: the final train state.
+    """
+    last = {row["decoding"]: row["accuracy"] for row in rows}
+    return [
+        f"best {decoding} accuracy: {best.accuracy:.1%}, at update {best.update:,}"
+        for decoding, best in state.best_evaluation.items()
+        if best.accuracy > last.get(decoding, 1.0)
+    ]

@@ -289,7 +289,7 @@ def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
 
 
 def _values(
-    batch: EpisodeBatch, timing: RewardTiming, chances: Float[Tensor, " token"]
+    batch: EpisodeBatch, timing: RewardTiming, chances: Float[Tensor, " longest"]
 ) -> Float[Tensor, "episode token"]:
     """Return V(s_t), the expected return from s_t on, assuming independent tosses."""
     tosses = _heads(batch)

@@ -124,17 +124,17 @@ def test_variance_of_coins():
 @pytest.fixture(scope="module")
 def by_length() -> dict[tuple[str, str, int], length_claim.LengthVariance]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(length_claim, "LENGTHS", (1, 4, 8))
-        patch.setattr(length_claim, "NUM_GROUPS", 96)
+        patch.setattr(length_claim, "LENGTHS", (1, 8))
+        patch.setattr(length_claim, "NUM_GROUPS", 64)
         reported: list[int] = []
         figures = length_claim.length_variances(seed=0, progress=reported.append)
-        assert reported[-1] == 4 * 96 * 2 == len(reported)
+        assert reported[-1] == 3 * 64 * 2 == len(reported)
     return {(each.paid, each.estimator, each.num_actions): each for each in figures}
 
 
 def test_terminal_reward_is_the_reward_to_go_of_every_action(by_length):
     for paid in ("at the end", "verdict"):
-        for num in (1, 4, 8):
+        for num in (1, 8):
             whole, to_go = (by_length[paid, name, num].measured for name in ("whole return", "reward to go"))
             assert whole.value == pytest.approx(to_go.value, rel=1e-6)
 

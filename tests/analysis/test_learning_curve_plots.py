@@ -45,7 +45,8 @@ def test_plots_are_reproducible_files(tmp_path: Path, number: int) -> None:
     for name, content in first.items():
         if name.endswith("svg"):
             ElementTree.fromstring(content)
-    assert plotted(tmp_path / "second") == first
+    if number in (1, MOST_IN_ONE + 1):  # both layouts of the panels
+        assert plotted(tmp_path / "second") == first
 
 
 def test_panel_has_a_mean_a_band_and_a_line_per_seed() -> None:

@@ -16,9 +16,10 @@ is the sum over all possible batches, each weighted by its probability. Both gra
 differ as the docstrings of the baselines say.
 """
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, cached_property
 from itertools import product
 from random import Random
 
@@ -26,6 +27,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 from torch import Tensor
+from torch.nn.functional import pad
 
 from llm_reinforce.policy import LanguagePolicy, TokenIds, sample_completions, token_log_probs
 from llm_reinforce.policy_gradient import (
@@ -77,7 +79,7 @@ class Toy:
     squared_logit_gradient_norms: Tensor
     values: Tensor  # [completion, token], V of the state in which each action is taken
 
-    @property
+    @cached_property
     def greedy(self) -> int:
         """Index of the greedy completion."""
         (completion,) = sample_completions(
@@ -85,9 +87,13 @@ class Toy:
         )
         return self.completions.index(completion.token_ids)
 
-    @property
+    @cached_property
     def lengths(self) -> Tensor:
         return torch.tensor([len(completion) for completion in self.completions])
+
+    @cached_property
+    def all_scored(self) -> Tensor:
+        return torch.ones(len(self.completions), dtype=torch.bool)
 
     def log_probs(self, temperature: float = 1.0) -> Tensor:
         """Return log π(a_t | s_t; θ) as [completion, token], zero in padding."""
@@ -124,6 +130,15 @@ class Toy:
             returns.append(value)
         return (self.probabilities() * torch.stack(returns)).sum()
 
+    def objective_gradient(self, discount: float, with_step_rewards: bool) -> Tensor:
+        """Return ∇J(θ), which is computed once for the same arguments."""
+        known = self.__dict__.setdefault("objective_gradients", {})
+        if (discount, with_step_rewards) not in known:
+            gradient = self.gradient(self.objective(discount, with_step_rewards))
+            known[discount, with_step_rewards] = gradient
+        return known[discount, with_step_rewards]
+
+    @cached_property
     def score_vectors(self) -> Tensor:
         """Return ∇θ log π(a_t | s_t; θ) as [completion, token, parameter], zero in padding."""
         log_probs = self.log_probs()
@@ -137,8 +152,10 @@ class Toy:
 
 @pytest.fixture(scope="module")
 def make_toy(exact_policy) -> Callable[..., Toy]:
+    """Return the function that makes a toy; the same arguments give the same object."""
     policy = exact_policy(alphabet="01", seed=3)
 
+    @cache
     def make(prompt: str = "10", max_new_tokens: int = 3, in_hindsight: bool = False) -> Toy:
         completions = enumerate_completions(3, policy.end_token_ids[0], max_new_tokens)
         random = Random(f"rewards of {prompt}")
@@ -212,6 +229,7 @@ def weights_of_loss(draw: Draw, values: Tensor) -> Tensor:
     return -log_probs.grad
 
 
+@cache
 def reinforce(
     baseline: str, discount: float, standardized: bool = False, gae_lambda: float = 1.0
 ) -> Estimator:
@@ -258,20 +276,39 @@ def constant_baseline(name: str, draw: Draw, returns: Tensor, discount: float) -
 
 def taken(toys: Sequence[Toy], rows: Sequence[int], groups: Tensor, *, with_step_rewards: bool) -> Draw:
     """Return the draw of the given completions, one for each toy, all scored."""
+    (draw,) = draws(toys, [rows], groups, with_step_rewards=with_step_rewards)
+    return draw
 
-    def stacked(name: str) -> Tensor:
-        return torch.stack([getattr(toy, name)[row] for toy, row in zip(toys, rows, strict=True)])
 
-    steps = stacked("step_rewards")
-    return Draw(
-        stacked("lengths"),
-        stacked("terminal_rewards"),
-        steps if with_step_rewards else torch.zeros_like(steps),
-        groups,
-        torch.ones(len(rows), dtype=torch.bool),
-        stacked("squared_logit_gradient_norms"),
-        stacked("values"),
-    )
+def draws(
+    toys: Sequence[Toy], all_rows: Sequence[Sequence[int]], groups: Tensor, *, with_step_rewards: bool
+) -> Iterator[Draw]:
+    """Yield the draws of the given completions, in each draw one for each toy, all scored."""
+    num_tokens = max(toy.step_rewards.shape[1] for toy in toys)
+
+    def of_all(name: str) -> Tensor:
+        parts = []
+        for toy, rows in zip(toys, zip(*all_rows, strict=True), strict=True):
+            part = getattr(toy, name)[torch.tensor(rows)]
+            parts.append(
+                pad(part, (0, num_tokens - part.shape[1]), value=torch.nan) if part.dim() > 1 else part
+            )
+        return torch.stack(parts, dim=1)
+
+    names = ("lengths", "terminal_rewards", "step_rewards", "all_scored")
+    lengths, terminal_rewards, steps, scored = map(of_all, names)
+    steps = steps if with_step_rewards else torch.zeros_like(steps)
+    norms, values = of_all("squared_logit_gradient_norms"), of_all("values")
+    for number in range(len(all_rows)):
+        yield Draw(
+            lengths[number],
+            terminal_rewards[number],
+            steps[number],
+            groups,
+            scored[number],
+            norms[number],
+            values[number],
+        )
 
 
 def expected_gradient(
@@ -286,7 +323,8 @@ def expected_gradient(
 
     A toy that is listed twice is a group of two episodes. Each episode is unscored with
     `failure_probability`, independently of its actions. If no episode is scored, the update is zero.
-    `is_greedy_scored` applies to all greedy completions.
+    `is_greedy_scored` applies to all greedy completions. Draws that differ only in the order of a group's
+    episodes are computed once (`test_order_of_the_episodes_in_a_group_does_not_matter`).
     """
     groups = torch.tensor([toys.index(toy) for toy in toys])
     probabilities = [toy.probabilities().tolist() for toy in toys]
@@ -295,9 +333,13 @@ def expected_gradient(
     scored_patterns = list(product([True, False] if failure_probability else [True], repeat=len(toys)))
     greedy = taken(toys, [toy.greedy for toy in toys], groups, with_step_rewards=with_step_rewards)
     greedy = replace(greedy, scored=torch.full((len(toys),), is_greedy_scored))
-    for rows in product(*(range(len(toy.completions)) for toy in toys)):
-        draw = replace(taken(toys, rows, groups, with_step_rewards=with_step_rewards), greedy=greedy)
-        probability = 1.0
+    in_order = product(*(range(len(toy.completions)) for toy in toys))
+    orders = Counter(tuple(sorted(zip(groups.tolist(), rows, strict=True))) for rows in in_order)
+    all_rows = [[row for _, row in pairs] for pairs in orders]
+    all_draws = draws(toys, all_rows, groups, with_step_rewards=with_step_rewards)
+    for rows, num_orders, complete in zip(all_rows, orders.values(), all_draws, strict=True):
+        draw = replace(complete, greedy=greedy)
+        probability = float(num_orders)
         for chances, row in zip(probabilities, rows, strict=True):
             probability *= chances[row]
         for pattern in scored_patterns:
@@ -307,9 +349,10 @@ def expected_gradient(
             chance = failure_probability**num_failed * (1 - failure_probability) ** (len(toys) - num_failed)
             weights = estimator(replace(draw, scored=torch.tensor(pattern)))
             for group, row, row_weights in zip(groups.tolist(), rows, weights, strict=True):
-                total[group][row, : len(row_weights)] += probability * chance * row_weights
+                num_tokens = min(len(row_weights), total[group].shape[1])
+                total[group][row, :num_tokens] += probability * chance * row_weights[:num_tokens]
     return sum(
-        torch.einsum("ct,ctp->p", weights, toys[index].score_vectors()) for index, weights in total.items()
+        torch.einsum("ct,ctp->p", weights, toys[index].score_vectors) for index, weights in total.items()
     )
 
 
@@ -323,15 +366,14 @@ def error_of(toy) -> Callable[..., float]:
 
     It returns the relative error.
     """
-    truths = {
-        (discount, steps): toy.gradient(toy.objective(discount, steps))
-        for discount in DISCOUNTS
-        for steps in (True, False)
-    }
+    expectation = cache(
+        lambda estimator, steps: expected_gradient([toy] * 2, estimator, with_step_rewards=steps)
+    )
 
     def error(estimator: Estimator, discount: float, *, steps: bool = True, multiple: float = 1.0) -> float:
-        estimate = expected_gradient([toy, toy], estimator, with_step_rewards=steps)
-        return relative_error(estimate, multiple * truths[discount, steps])
+        return relative_error(
+            expectation(estimator, steps), multiple * toy.objective_gradient(discount, steps)
+        )
 
     return error
 
@@ -387,8 +429,22 @@ def test_gradient_of_a_batch_is_the_weighted_sum_of_log_prob_gradients(toy):
         pad_token_id=toy.policy.pad_token_id,
     )
     loss = reinforce_loss(scores.log_probs, values, draw.mask, float(len(rows)))
-    combined = torch.einsum("ct,ctp->p", weights_of_loss(draw, values), toy.score_vectors()[pick])
+    combined = torch.einsum("ct,ctp->p", weights_of_loss(draw, values), toy.score_vectors[pick])
     assert relative_error(combined, -toy.gradient(loss)) < EXACT
+
+
+@pytest.mark.parametrize("standardized", [False, True], ids=["", "standardized"])
+@pytest.mark.parametrize("baseline", sorted(BASELINES))
+def test_order_of_the_episodes_in_a_group_does_not_matter(toy, baseline, standardized):
+    estimator = reinforce(baseline, 0.7, standardized)
+    groups, scored = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([True, True, False, True, True])
+    rows, order = torch.tensor([4, 9, 14, 0, 2]), torch.tensor([2, 0, 1, 4, 3])
+    greedy = taken([toy] * 5, [toy.greedy] * 5, groups, with_step_rewards=True)
+    one, other = (
+        replace(taken([toy] * 5, each.tolist(), groups, with_step_rewards=True), scored=which, greedy=greedy)
+        for each, which in ((rows, scored), (rows[order], scored[order]))
+    )
+    assert torch.allclose(estimator(one)[order], estimator(other), rtol=0, atol=1e-12)
 
 
 # ------------------------------------------------------------------------------------- unbiased baselines
@@ -442,9 +498,9 @@ def test_standardization_makes_every_baseline_biased(error_of, baseline):
     ],
 )
 def test_expected_gradient_with_two_episodes_of_each_of_two_problems(make_toy, baseline, multiple):
-    # (1 - 1/n) with n = 2 for the group, (1 - 1/N) with N = 4 for the batch
-    one, other = make_toy("10", max_new_tokens=2), make_toy("0", max_new_tokens=2)
-    truth = (one.gradient(one.objective(1.0, True)) + other.gradient(other.objective(1.0, True))) / 2
+    # (1 - 1/n) with n = 2 for the group, (1 - 1/N) with N = 4 for the batch; 7² 3² batches
+    one, other = make_toy("10", max_new_tokens=2), make_toy("0", max_new_tokens=1)
+    truth = (one.objective_gradient(1.0, True) + other.objective_gradient(1.0, True)) / 2
     estimate = expected_gradient([one, one, other, other], reinforce(baseline, 1.0))
     assert relative_error(estimate, multiple * truth) < EXACT
 
@@ -469,7 +525,7 @@ def true_values(toy: Toy, discount: float, with_step_rewards: bool) -> Tensor:
 @pytest.mark.parametrize("discount", DISCOUNTS)
 def test_lambda_below_1_is_biased_unless_values_are_the_true_ones(toy, discount, gae_lambda):
     for steps in (True, False):
-        truth = toy.gradient(toy.objective(discount, steps))
+        truth = toy.objective_gradient(discount, steps)
         estimator = reinforce("value", discount, gae_lambda=gae_lambda)
         arbitrary = expected_gradient([toy], estimator, with_step_rewards=steps)
         assert relative_error(arbitrary, truth) > FAR_OFF
@@ -478,7 +534,7 @@ def test_lambda_below_1_is_biased_unless_values_are_the_true_ones(toy, discount,
 
 
 def test_bias_grows_as_lambda_decreases(toy):
-    truth = toy.gradient(toy.objective(1.0, True))
+    truth = toy.objective_gradient(1.0, True)
     errors = [
         relative_error(expected_gradient([toy], reinforce("value", 1.0, gae_lambda=gae_lambda)), truth)
         for gae_lambda in (1.0, 0.9, 0.5, 0.0)
@@ -491,7 +547,7 @@ def test_baseline_that_depends_on_the_action_is_biased(toy):
     # values that contain the episode's own return; the trainer avoids this by predicting values before the
     # fit
     fitted = replace(toy, values=toy.values + 0.5 * toy.terminal_rewards[:, None])
-    truth = toy.gradient(toy.objective(1.0, False))
+    truth = toy.objective_gradient(1.0, False)
     estimate = expected_gradient([fitted], reinforce("value", 1.0), with_step_rewards=False)
     assert relative_error(estimate, truth) > FAR_OFF
 
@@ -548,7 +604,7 @@ def test_optimal_baseline_has_minimum_variance_if_logits_are_the_parameters(toy,
 def test_random_failures_of_rewards_do_not_change_the_expectation(make_toy, baseline, discount):
     # given that at least one episode is scored, with probability 1 - 0.3², the expectation is ∇J
     toy = make_toy(max_new_tokens=2)
-    truth = toy.gradient(toy.objective(discount, True))
+    truth = toy.objective_gradient(discount, True)
     estimate = expected_gradient([toy, toy], reinforce(baseline, discount), failure_probability=0.3)
     assert relative_error(estimate / (1 - 0.3**2), truth) < EXACT
 
@@ -561,7 +617,7 @@ TWO_OF_THREE_SCORED = 0.7**3 + 3 * 0.7**2 * 0.3  # at least two scored, each fai
 def test_single_scored_episode_of_a_group_does_not_change_the_policy(make_toy, steps, baseline):
     # with at least two scored episodes the expectation is ∇J, otherwise 0
     toy = make_toy(max_new_tokens=2)
-    truth = toy.gradient(toy.objective(1.0, steps))
+    truth = toy.objective_gradient(1.0, steps)
     estimate = expected_gradient(
         [toy] * 3, reinforce(baseline, 1.0), with_step_rewards=steps, failure_probability=0.3
     )
@@ -571,7 +627,7 @@ def test_single_scored_episode_of_a_group_does_not_change_the_policy(make_toy, s
 def test_single_scored_episode_of_a_group_is_biased_with_a_discount(make_toy):
     # γ^t (g_t - g_0) is not zero, see the docstring of leave_one_out
     toy = make_toy(max_new_tokens=2)
-    truth = toy.gradient(toy.objective(0.7, False))
+    truth = toy.objective_gradient(0.7, False)
     estimate = expected_gradient(
         [toy] * 3, reinforce("leave_one_out", 0.7), with_step_rewards=False, failure_probability=0.3
     )
@@ -581,7 +637,7 @@ def test_single_scored_episode_of_a_group_is_biased_with_a_discount(make_toy):
 @pytest.mark.parametrize("steps", [False, True], ids=["terminal reward", "step rewards"])
 def test_unscored_greedy_completion_gives_zero_gradient(make_toy, steps):
     toy = make_toy(max_new_tokens=2)
-    truth = toy.gradient(toy.objective(1.0, steps))
+    truth = toy.objective_gradient(1.0, steps)
     estimate = expected_gradient(
         [toy, toy], reinforce("greedy", 1.0), with_step_rewards=steps, is_greedy_scored=False
     )
@@ -597,7 +653,7 @@ def test_counting_a_failed_reward_as_zero_is_biased(make_toy):
         return reinforce("none", 1.0)(taken_for_zero)
 
     toy = make_toy(max_new_tokens=2)
-    truth = toy.gradient(toy.objective(1.0, True))
+    truth = toy.objective_gradient(1.0, True)
     estimate = expected_gradient([toy, toy], zero_where_unscored, failure_probability=0.3)
     assert relative_error(estimate / (1 - 0.3**2), truth) > FAR_OFF
 
@@ -692,6 +748,6 @@ def test_step_rewards_that_depend_on_later_actions_bias_reward_to_go(make_toy):
     # If r_{t+1} also depends on actions after a_t, as with a judge that reads the whole completion first,
     # reward-to-go does not credit those actions. It is biased, and the whole return is not.
     toy = make_toy(in_hindsight=True)
-    truth = toy.gradient(toy.objective(1.0, True))
+    truth = toy.objective_gradient(1.0, True)
     assert relative_error(expected_gradient([toy], reinforce("none", 1.0)), truth) > FAR_OFF
     assert relative_error(expected_gradient([toy], whole_return), truth) < EXACT

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_runs import Watcher, new_run, rows, same, small_policy, timeless, trainer, weights
 
 from llm_reinforce.rewards import Isolation, WeightedReward, load_reward
@@ -40,7 +41,7 @@ exec(FAULTS, NAMESPACE)
 
 
 def whole_run(
-    path: Path, reward: Callable[..., Any] | WeightedReward, num_updates: int = 5
+    path: Path, reward: Callable[..., Any] | WeightedReward, num_updates: int = 3
 ) -> tuple[dict[str, Any], list[dict[str, Any]], RunDirectory]:
     """Train a run in which every fourth problem fails; return weights, metrics and directory."""
     policy, watcher, directory = small_policy(), Watcher(), new_run(path)
@@ -52,29 +53,39 @@ def whole_run(
     return after, timeless(rows(directory)), directory
 
 
+@pytest.fixture(scope="module")
+def unscored(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    """Return the weights after a run in which the reward function returns None for every fourth problem."""
+    return whole_run(tmp_path_factory.mktemp("none") / "run", NAMESPACE["faulty"]("None"))[0]
+
+
 @pytest.mark.parametrize("does", NAMESPACE["NAMES"])
-def test_a_failing_reward_function_over_a_run(tmp_path: Path, does: str) -> None:
+def test_a_failing_reward_function_over_a_run(
+    tmp_path: Path, does: str, unscored: dict[str, torch.Tensor]
+) -> None:
     after, lines, directory = whole_run(tmp_path / "faulty", NAMESPACE["faulty"](does))
-    assert [line["num_unscored"] for line in lines] == [3] * 5
+    assert [line["num_unscored"] for line in lines] == [3] * 3
     failures = [row["failure"] for row in rows(directory, "episodes.jsonl") if row["problem"] == "0"]
     assert all(failures) is (does != "None")
     # a failure and None give the same bits
-    assert same(after, whole_run(tmp_path / "none", NAMESPACE["faulty"]("None"))[0])
+    assert same(after, unscored)
 
 
-def test_all_failures_in_worker_processes_over_a_run(tmp_path: Path) -> None:
+def test_all_failures_in_worker_processes_over_a_run(
+    tmp_path: Path, unscored: dict[str, torch.Tensor]
+) -> None:
     file = tmp_path / "faults.py"
     file.write_text(FAULTS)
     isolation = Isolation(num_workers=2, time_limit=2.0, memory_limit=1024)
     reward = load_reward(f"{file}:mixed", isolation=isolation)
     try:
-        after, lines, directory = whole_run(tmp_path / "faulty", reward, 3)
+        after, lines, directory = whole_run(tmp_path / "faulty", reward)
     finally:
         reward.function.close()  # type: ignore[union-attr]
     assert [line["num_unscored"] for line in lines] == [3] * 3
     kinds = {row["failure"].split(":")[1] for row in rows(directory, "episodes.jsonl") if row["failure"]}
     assert len(kinds) >= 3, kinds
-    assert same(after, whole_run(tmp_path / "none", NAMESPACE["faulty"]("None"), 3)[0])
+    assert same(after, unscored)
 
 
 DRAWS = """\
@@ -101,16 +112,16 @@ def test_a_reward_with_random_numbers_is_the_same_in_a_resumed_run(
     file.write_text(DRAWS if name == "each" else WITH_TORCH)
     rewards = (load_reward(f"{file}:{name}", isolation=isolation),)
     straight = small_policy()
-    trainer(straight, 4, rewards=rewards, run_directory=(whole := new_run(tmp_path / "whole"))).train()
+    trainer(straight, 3, rewards=rewards, run_directory=(whole := new_run(tmp_path / "whole"))).train()
     stopped, watcher, directory = small_policy(), Watcher(2), new_run(tmp_path / "run")
-    watcher.trainer = trainer(stopped, 4, rewards=rewards, display=watcher, run_directory=directory)
+    watcher.trainer = trainer(stopped, 3, rewards=rewards, display=watcher, run_directory=directory)
     assert watcher.trainer.train().num_updates == 2
     random.random()
     if isolation is not None:  # a killed run leaves no workers
         rewards[0].function.close()  # type: ignore[union-attr]
         rewards = (load_reward(f"{file}:{name}", isolation=isolation),)
     resumed = small_policy()
-    trainer(resumed, 4, rewards=rewards, run_directory=directory).train(resume=True)
+    trainer(resumed, 3, rewards=rewards, run_directory=directory).train(resume=True)
     assert same(weights(resumed), weights(straight))
     drawn = [row["reward"] for row in rows(whole, "episodes.jsonl")]
     assert drawn == [row["reward"] for row in rows(directory, "episodes.jsonl")]

@@ -1,0 +1,185 @@
+"""Checks of training in two processes: `torchrun --nproc_per_node 2 two_processes.py DIRECTORY`.
+
+A launch takes many seconds, so `test_data_parallel.py` makes one for all checks. Each process prints the name
+of a check that has passed.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.utils import gather_object
+from small_runs import sevens, small_policy, trainer
+
+from llm_reinforce import load_recipe
+from llm_reinforce.config import ReinforceConfig, WarmStartConfig
+from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
+from llm_reinforce.policy.fast_path.packed_forward import packable_model
+from llm_reinforce.policy_gradient import MovingAverage
+from llm_reinforce.rewards import WeightedReward
+from llm_reinforce.training import data_parallel, gradient_step, warm_start
+
+
+def weights_are_broadcast_and_gradients_are_summed(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    checked = []
+
+    def flat(tensors):
+        return torch.cat([tensor.detach().flatten() for tensor in tensors])
+
+    def checking(model, accelerator):
+        own = flat([p.grad for p in model.parameters()])
+        data_parallel.sum_gradients(model, accelerator)
+        of_both = accelerator.gather(own[None])
+        assert not torch.equal(of_both[0], of_both[1])
+        torch.testing.assert_close(flat([p.grad for p in model.parameters()]), of_both.sum(0))
+        checked.append(own)
+
+    patch.setattr(data_parallel, "MAX_EXCHANGED", 1000)  # several messages
+    patch.setattr(gradient_step, "sum_gradients", checking)
+    patch.setattr(warm_start, "sum_gradients", checking)
+    policy = small_policy(seed=int(os.environ["RANK"]))
+    start = WarmStartConfig(num_updates=2, batch_size=4, num_warmup_updates=0)
+    one = trainer(policy, num_updates=3, training={"warm_start": start, "micro_batch_tokens": 30})
+    assert packable_model(one.gradient_step.model) is policy.model  # the fast path is used
+    for run in (lambda: None, one.train):
+        run()
+        both = one.accelerator.gather(flat(policy.model.parameters())[None])
+        assert both.shape[0] == 2
+        assert torch.equal(both[0], both[1])
+    assert len(checked) == 5
+
+    rank = one.accelerator.process_index
+    odd = torch.nn.Module()
+    odd.no_gradient, odd.gradient_in_first = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    odd.register_buffer("not_contiguous", torch.full((4, 6), float(rank))[:, ::2])
+    data_parallel.broadcast_weights(odd, one.accelerator)
+    assert not odd.not_contiguous.any()
+    if rank == 0:
+        odd.gradient_in_first.grad = torch.full((3,), 2.0)
+    data_parallel.sum_gradients(odd, one.accelerator)
+    assert odd.no_gradient.grad is None
+    assert odd.gradient_in_first.grad.tolist() == [2.0, 2.0, 2.0]
+
+
+def value_heads_are_equal(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    def picky(completion, problem):  # the two processes have different numbers of scored episodes
+        return None if problem.id == "0" else sevens(completion, problem)
+
+    reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3, baseline="value")
+    one = trainer(num_updates=3, reinforce=reinforce, rewards=(WeightedReward("picky", picky),))
+    one.train()
+    head = torch.cat([value.flatten() for value in one.value_baseline.tensors().values()])
+    both = one.accelerator.gather(head[None])
+    assert both.shape[0] == 2
+    assert torch.equal(both[0], both[1])
+    assert bool(head.any())
+
+
+def the_gradient_equals_that_of_one_process_with_all_episodes(
+    directory: Path, patch: pytest.MonkeyPatch
+) -> None:
+    settings = ReinforceConfig(
+        problems_per_update=4,
+        episodes_per_problem=3,
+        baseline="leave_one_out",
+        standardize=True,
+        denominator="tokens",
+        entropy_coefficient=0.1,
+    )
+    one = trainer(
+        num_updates=2, reinforce=settings, training={"max_grad_norm": None, "micro_batch_tokens": 30}
+    )
+    step, parameters, compared = one.gradient_step, list(one.policy.model.parameters()), []
+
+    def gradient():
+        return torch.cat([parameter.grad.flatten() for parameter in parameters])
+
+    def checking(model, accelerator):
+        sum_gradients(model, accelerator)
+        of_both = gradient()
+        # with the same weights, compute the gradient of all episodes in this process alone
+        everyone = EpisodeBatch.of(tuple(gather_object(list(batches[-1].episodes))))
+        estimate = estimate_advantages(everyone, settings, MovingAverage())
+        model.zero_grad()
+        step._backward(everyone, estimate, range(len(everyone)), None)
+        torch.testing.assert_close(of_both, gradient(), rtol=1e-4, atol=1e-6)
+        compared.append((len(everyone), float(of_both.norm())))
+
+    batches = []
+    plain = gradient_step.GradientStep.__call__
+
+    def watched(self, batch, *rest):
+        batches.append(batch)
+        return plain(self, batch, *rest)
+
+    sum_gradients = gradient_step.sum_gradients
+    patch.setattr(gradient_step, "sum_gradients", checking)
+    patch.setattr(gradient_step.GradientStep, "__call__", watched)
+    one.train()
+    assert [number for number, _ in compared] == [12, 12], compared
+    assert all(norm > 0.01 for _, norm in compared), compared
+
+
+def a_run_with_the_baseline_value_ends(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    check_run(directory / "value", "value")
+
+
+def a_run_with_the_baseline_greedy_ends(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    check_run(directory / "greedy", "greedy")
+
+
+def check_run(run: Path, baseline: str) -> None:
+    settings = [f"{key}={value}" for key, value in recipe_settings(run, baseline).items()]
+    load_recipe("quickstart", settings).train()
+    if os.environ["RANK"] == "0":
+        check_files(run)
+
+
+def recipe_settings(run: Path, baseline: str) -> dict[str, object]:
+    """Return settings that make the quick start a run of six tiny updates."""
+    return {
+        "output_dir": run,
+        "policy.random_init.num_layers": 1,
+        "policy.random_init.num_heads": 2,
+        "policy.random_init.hidden_size": 16,
+        "policy.random_init.intermediate_size": 16,
+        "problems.generate.digits": [1],  # few problems, so prompts repeat in one process but not the other
+        "problems.num_held_out": 10,
+        "reinforce.problems_per_update": 8,
+        "reinforce.baseline": baseline,
+        "training.num_updates": 6,
+        "training.num_warmup_updates": 0,
+        "training.warm_start.num_updates": 6,
+        "training.warm_start.batch_size": 8,
+        "training.warm_start.num_warmup_updates": 0,
+    }
+
+
+def check_files(run: Path) -> None:
+    """Check that a run of two processes is complete and has been written by one of them."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["update"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    lengths = sum(row["completions/mean_length"] for row in rows) * 16
+    assert rows[-1]["num_tokens"] > 1.5 * lengths  # includes the tokens of the other process
+    assert (run / "policy" / "config.json").is_file()
+
+
+CHECKS = (
+    weights_are_broadcast_and_gradients_are_summed,
+    value_heads_are_equal,
+    the_gradient_equals_that_of_one_process_with_all_episodes,
+    a_run_with_the_baseline_value_ends,
+    a_run_with_the_baseline_greedy_ends,
+)
+
+if __name__ == "__main__":
+    for check in CHECKS:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            check(Path(sys.argv[1]), monkeypatch)
+        torch.distributed.barrier()
+        sys.stdout.write(f"passed: {check.__name__}\n")
+        sys.stdout.flush()
+    os._exit(0)  # a regular exit may be aborted by the threads of gloo

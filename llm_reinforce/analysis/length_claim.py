@@ -216,7 +216,7 @@ def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:
 
 
 def _weights(
-    batch: EpisodeBatch, chances: Float[Tensor, " token"]
+    batch: EpisodeBatch, chances: Float[Tensor, " longest"]
 ) -> dict[tuple[RewardTiming, str], Float[Tensor, "episode token"]]:
     """Return the weight of each action, by reward timing and estimator.
 

@@ -136,7 +136,7 @@ def test_train_writes_a_run_and_prints_its_result(finished: Path) -> None:
 def test_run_is_not_overwritten_without_overwrite(tmp_path: Path) -> None:
     assert command("train", "tiny.yaml").exit_code == 0
     before = Path("runs/tiny/metrics.jsonl").read_text()
-    assert "resume the run there (--resume, or resume=True)" in refused("train", "tiny.yaml")
+    assert "resume the run in it (--resume, or resume=True)" in refused("train", "tiny.yaml")
     assert "give only one" in refused("train", "tiny.yaml", "--resume", "--overwrite")
     # an invalid reward is found before the old run is removed
     assert "no such file" in refused(
@@ -706,7 +706,7 @@ def test_invalid_data_is_refused_by_verify(tmp_path: Path) -> None:
     data.write_text('{"prompt": "1+1=", "answr": "2"}\n')
     assert "no such file" in refused("verify", "nowhere.jsonl")
     assert "did you mean 'answr'?" in refused("verify", str(data))
-    assert "all DATA are files" in refused("verify", str(data), "--split", "test")
+    assert "no DATA is read from the hub" in refused("verify", str(data), "--split", "test")
     assert command("verify", str(data), "--answer-column", "answr").exit_code == 0
 
 
@@ -769,5 +769,5 @@ def test_fetch_uses_the_cache_directory(tmp_path: Path, monkeypatch: pytest.Monk
     (there / "config.json").touch()
     result = command("fetch", "smollm2-135m", "--cache-dir", str(tmp_path / "cache"))
     assert result.exit_code == 0, result.output
-    assert result.stdout == f"smollm2-135m is in {there} already\n"
+    assert result.stdout == f"smollm2-135m is already in {there}\n"
     assert "smollm2-135m" in refused("fetch", "gpt-9")

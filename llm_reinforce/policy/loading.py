@@ -397,8 +397,9 @@ def _as_policy(
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
-    An end token of the model is omitted if it is ordinary text in the tokenizer. A model that was made from a
-    configuration has a default end token, such as 2, which may be the token of a digit.
+    If the end tokens of the model do not include the end token of the tokenizer, those that are ordinary text
+    in the tokenizer are omitted. A model that was made from a configuration has a default end token, such as
+    2, which may be the token of a digit.
 
     The first token of the result is the one that `encode_completion` appends. If the chat template ends turns
     with the end token of the tokenizer, this token is the first one, because the generation settings of a
@@ -407,7 +408,7 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]
     of_tokenizer = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    if of_tokenizer:
+    if of_tokenizer and of_tokenizer[0] not in of_model:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ordinary = set(tokenizer.get_vocab().values()) - special
         of_model = [token_id for token_id in of_model if token_id not in ordinary]

@@ -329,7 +329,7 @@ def test_prompt_is_unchanged_without_a_chat_template(saved: Path) -> None:
 
 def test_all_end_tokens_of_the_generation_config_are_used(model_copy: Path) -> None:
     config = json.loads((model_copy / "generation_config.json").read_text())
-    for ends, expected in (([12, 3], (12, 3)), ([4, 3], (4, 3, 12)), (3, (3, 12)), (None, (12,))):
+    for ends, expected in (([12, 3], (12, 3)), ([3, 12], (3, 12)), (3, (12,)), (None, (12,))):
         config["eos_token_id"] = ends
         (model_copy / "generation_config.json").write_text(json.dumps(config))
         assert load_policy(model_copy).end_token_ids == expected
@@ -337,9 +337,9 @@ def test_all_end_tokens_of_the_generation_config_are_used(model_copy: Path) -> N
 
 def test_completions_end_with_the_token_that_ends_a_turn(chat: Path) -> None:
     config = json.loads((chat / "generation_config.json").read_text())
-    (chat / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": 3}))
-    (chat / "chat_template.jinja").write_text(TEMPLATE + "<end>")
     end = len(ALPHABET) + 4
+    (chat / "generation_config.json").write_text(json.dumps({**config, "eos_token_id": [3, end]}))
+    (chat / "chat_template.jinja").write_text(TEMPLATE + "<end>")
     policy = load_policy(chat)
     assert policy.end_token_ids == (end, 3)
     assert policy.encode_completion("12") == (1, 2, end)

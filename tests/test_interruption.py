@@ -25,7 +25,7 @@ ANNOUNCE_START = "import os, runpy; os.write(1, b'!'); runpy.run_module('llm_rei
 @pytest.fixture(autouse=True)
 def handlers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Install Python's default handlers before a test, and restore pytest's handlers after it."""
-    monkeypatch.setattr(interruption, "_left_by", [])
+    monkeypatch.setattr(interruption, "leaving_signals", [])
     before = {number: signal.getsignal(number) for number in ASKING}
     signal.signal(signal.SIGINT, signal.default_int_handler)
     yield

@@ -20,7 +20,7 @@ ASKING = (signal.SIGINT, signal.SIGTERM)  # signals that request a command to en
 # seconds within which two signals count as one: after Ctrl-C, a process under a launcher receives one signal
 # from the terminal and another one from the launcher
 SAME_KEYPRESS = 0.5
-_left_by: list[int] = []  # received signals that end the command immediately
+leaving_signals: list[int] = []  # received signals that end the command immediately
 _received: list[int] = []  # received signals that stop the run after the current update
 
 
@@ -67,13 +67,13 @@ def received_signals() -> list[int]:
 
 def leave_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
     """Signal handler that ends the command by raising LeaveAtOnce, so that `finally` blocks still run."""
-    _left_by.append(number)
+    leaving_signals.append(number)
     raise LeaveAtOnce(128 + number)
 
 
 def is_leaving() -> bool:
     """Return True if a signal is ending this command. Other exceptions can then be effects of the signal."""
-    return bool(_left_by)
+    return bool(leaving_signals)
 
 
 def run_interruptibly(command: Callable[[], object]) -> object:
@@ -84,7 +84,7 @@ def run_interruptibly(command: Callable[[], object]) -> object:
     Returns:
         the exit code as in SystemExit; 128 + N if signal N ended the command.
     """
-    _left_by.clear()
+    leaving_signals.clear()
     try:
         try:
             _handle(leave_at_once)
@@ -102,7 +102,7 @@ def run_interruptibly(command: Callable[[], object]) -> object:
 
 
 def _code(code: object) -> object:
-    return 128 + _left_by[-1] if is_leaving() else code
+    return 128 + leaving_signals[-1] if is_leaving() else code
 
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:

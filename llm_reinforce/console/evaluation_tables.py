@@ -40,7 +40,7 @@ def measures_table(data: str, columns: "Sequence[tuple[str, Evaluation]]") -> Re
         table.add_column("")
     for name, measure in first.measures.items():
         table.add_row(TITLES.get(name, name), *_cells(name, columns, measure))
-    note = Text("in brackets: the 95% intervals", style="dim")
+    note = Text("in brackets: 95% intervals", style="dim")
     return Group(Text(head, style="bold"), table, *([note] if len(columns) > 1 else []))
 
 

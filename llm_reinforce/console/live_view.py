@@ -80,7 +80,7 @@ class LiveDisplay:
         self._picture = _Picture(title, dict(first))
         self._sampled_at = -SAMPLE_SECONDS
         self._live = Live(
-            get_renderable=self._render,
+            get_renderable=self.render,
             console=console,
             refresh_per_second=REFRESHES_PER_SECOND,
             transient=False,
@@ -134,7 +134,7 @@ class LiveDisplay:
         """
         self._picture.stopping = sentence
 
-    def _render(self) -> RenderableType:
+    def render(self) -> RenderableType:
         return render(self._picture, self.console.height)
 
 

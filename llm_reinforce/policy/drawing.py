@@ -43,13 +43,15 @@ def draw(
     """
     num_rows = max(1, MAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     if len(logits) <= num_rows:
-        return _draw(logits, temperature, uniforms)
+        return draw_rows(logits, temperature, uniforms)
     parts = [slice(start, start + num_rows) for start in range(0, len(logits), num_rows)]
-    drawn = [_draw(logits[rows], temperature, None if uniforms is None else uniforms[rows]) for rows in parts]
+    drawn = [
+        draw_rows(logits[rows], temperature, None if uniforms is None else uniforms[rows]) for rows in parts
+    ]
     return Drawn(*(torch.cat(values) for values in zip(*drawn, strict=True)))
 
 
-def _draw(
+def draw_rows(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least float32

@@ -32,7 +32,7 @@ DEFAULT_NUM_TRAIN = 100_000
 MAX_DIGITS = 50
 MAX_OPERANDS = 8
 _MAX_LISTED = 200_000  # the expressions of a larger stratum are not listed but drawn at random
-_MAX_FAILED_DRAWS = 20 * _MAX_LISTED  # maximum number of consecutive draws without a new expression
+MAX_FAILED_DRAWS = 20 * _MAX_LISTED  # maximum number of consecutive draws without a new expression
 _SIDES = 10  # in a large stratum, the hash assigns one key in ten to the held-out side
 
 
@@ -191,7 +191,7 @@ class _Stratum:
             expression = source.draw(generator)
             if self.is_held_out(expression) == held_out and expression not in drawn:
                 drawn[expression], num_failed = None, 0
-            elif (num_failed := num_failed + 1) > _MAX_FAILED_DRAWS:
+            elif (num_failed := num_failed + 1) > MAX_FAILED_DRAWS:
                 side = "held-out" if held_out else "training"
                 raise InputError(
                     f"only {len(drawn):,} of {count:,} {side} problems of {self.operation} with operands "

@@ -90,7 +90,7 @@ class GradientStep:
         loss, difference = 0.0, 0.0
         self.optimizer.zero_grad()
         for rows in self.micro_batches(batch, self.rows_with_gradient(batch, estimate)):
-            part_loss, part_difference = self._backward(batch, estimate, rows, activations)
+            part_loss, part_difference = self.backward(batch, estimate, rows, activations)
             loss, difference = loss + part_loss, max(difference, part_difference)
         if activations is not None:
             activations.clear()
@@ -154,7 +154,7 @@ class GradientStep:
             num_tokens, num_rows, width = num_tokens + cost, num_rows + is_new, max(width, length)
         return runs
 
-    def _backward(
+    def backward(
         self,
         batch: EpisodeBatch,
         estimate: Estimate,

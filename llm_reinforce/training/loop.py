@@ -228,11 +228,11 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
-        batch = self._collect(self._draw_problems(), activations)
+        batch = self.collect(self._draw_problems(), activations)
         sampled = time.perf_counter()
         # STEP 2: the return of every action, and its baseline
         prediction = self.value_baseline.predict(batch) if self.value_baseline else None
-        estimate = self._estimate(batch, prediction)
+        estimate = self.estimate_batch(batch, prediction)
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
         outcome = self.gradient_step(batch, estimate, activations)
@@ -264,7 +264,7 @@ class TrainingLoop:
         positions = range(first, stop, self.accelerator.num_processes)
         return [self.problems[self._order.index(position)] for position in positions]
 
-    def _collect(
+    def collect(
         self,
         problems: Sequence[Problem],
         activations: Activations | None = None,
@@ -297,7 +297,13 @@ class TrainingLoop:
                 activations=activations,
             )
 
-    def _estimate(self, batch: EpisodeBatch, prediction: Prediction | None) -> Estimate:
+    def estimate_batch(self, batch: EpisodeBatch, prediction: Prediction | None) -> Estimate:
+        """Return the returns, baselines and advantages of a batch.
+
+        Args:
+            batch: episodes of this process.
+            prediction: values predicted by the value head; None if there is none.
+        """
         return estimate_advantages(
             batch,
             self.reinforce,
@@ -323,7 +329,7 @@ class TrainingLoop:
         """
         if self._has_tried_rewards:
             return
-        batch = self._collect(self.problems[:NUM_TRIED], is_trial=True)
+        batch = self.collect(self.problems[:NUM_TRIED], is_trial=True)
         episode = batch.episodes[0]
         failing = [name for name in episode.rewards if all(name in one.failures for one in batch.episodes)]
         has_failed = self._gather(torch.tensor([bool(failing)]))  # so that all processes stop together

@@ -91,9 +91,9 @@ def _refusal(answer: str, right: str, prompt: str) -> str:
         if _LABEL.fullmatch(label):
             if re.search(rf"(?<![A-Za-z\\]){re.escape(label)}(?![A-Za-z])", value):
                 return "relation"  # x = 5x
-        elif (reason := _compared(label, right)) != "equal":
+        elif (reason := compare_expressions(label, right)) != "equal":
             return "several_values" if reason == "different" else reason
-    return _compared(value, right)
+    return compare_expressions(value, right)
 
 
 def _undressed(text: str) -> str:
@@ -142,7 +142,7 @@ _WORKER = WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=M
 
 
 @lru_cache(maxsize=16_384)
-def _compared(answer: str, right: str) -> str:
+def compare_expressions(answer: str, right: str) -> str:
     """Compare an answer with the reference answer in the worker process.
 
     The result is `equal`, `different`, `timed_out` or `crashed`. It is cached, so that the verdict and the

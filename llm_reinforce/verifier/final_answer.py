@@ -22,7 +22,7 @@ _MAX_LINE = 512
 _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
 
-_MARK = re.compile(r"[<\\#aA]")  # first characters of tags, boxes, #### and "answer"
+MARK = re.compile(r"[<\\#aA]")  # first characters of tags, boxes, #### and "answer"
 _REASONING = ("think", "thinking", "reasoning", "thought")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
@@ -63,7 +63,7 @@ class FinalAnswer:
 
 def find_final_answer(completion: str) -> FinalAnswer:
     """Return the final answer of a completion. The running time is limited for every text."""
-    if len(completion) <= MAX_READ and not _MARK.search(completion):
+    if len(completion) <= MAX_READ and not MARK.search(completion):
         return FinalAnswer(completion)
     text = _after_reasoning(completion)
     if len(text) > MAX_READ:

@@ -78,11 +78,11 @@ def verify_plain(completion: str, answer: str) -> Verdict:
     right = read_answer(answer)
     if right.value is None:
         return _verify_text(find_final_answer(completion), answer)
-    read: Callable[[str], Reading] = _read_once if len(completion) <= REMEMBERED_LENGTH else _read
+    read: Callable[[str], Reading] = read_cached if len(completion) <= REMEMBERED_LENGTH else read_completion
     return _compared(read(completion), right.value)
 
 
-def _read(completion: str) -> Reading:
+def read_completion(completion: str) -> Reading:
     if is_bare_number(completion):  # fast path for the most common completion of a trained policy
         return Reading(completion, Fraction(int(completion)))
     return _read_number(find_final_answer(completion))
@@ -101,7 +101,7 @@ def _compared(reading: Reading, right: Fraction) -> Verdict:
 
 
 # cached, because the verdict and the rewards of an episode use the same text, and short answers are repeated
-_read_once = lru_cache(maxsize=16_384)(_read)
+read_cached = lru_cache(maxsize=16_384)(read_completion)
 
 
 @lru_cache(maxsize=16_384)

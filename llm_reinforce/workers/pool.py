@@ -85,7 +85,7 @@ class WorkerPool:
             WorkerError: if the process crashes or is not ready in time.
         """
         with self._lock:
-            (greeting,) = self._run([_GREET], time_limit=0.0)
+            (greeting,) = self._run([_GREET], time_limit=START_LIMIT)
         if isinstance(greeting, WorkerError):
             raise greeting
         return dict(greeting)
@@ -151,6 +151,7 @@ class _Worker:
         self.directory = Path.cwd()
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = 0.0
+        self.greeting: dict[str, Any] = {}  # of the latest process
         self.late = WorkerError("")  # the answer to the question if the deadline passes
 
     def send(self, question: object, time_limit: float, inbox: "_Inbox") -> None:
@@ -168,11 +169,11 @@ class _Worker:
             answer: dict[str, Any] | WorkerError
             try:
                 if is_new:
-                    answer = _greeting(process, self.first_message)
-                    self._set_deadline(time_limit, WorkerTimeoutError)
+                    self.greeting = _greeting(process, self.first_message)
+                    if self.process is process:  # not killed meanwhile
+                        self._set_deadline(time_limit, WorkerTimeoutError)
                     inbox.put(None)  # tells `_next_answer` that the deadline has changed
-                if question is not _GREET:
-                    answer = _answer(process, question, time_limit)
+                answer = self.greeting if question is _GREET else _answer(process, question, time_limit)
             except WorkerError as error:
                 answer = error
             inbox.put((self, process, answer))

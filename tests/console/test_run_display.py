@@ -66,7 +66,7 @@ def written(console: Console) -> str:
 def current_view(display: LiveDisplay) -> str:
     """Return the current live view as text, for a console of the display's size."""
     console = terminal(display.console.width, display.console.height)
-    console.print(display._render())
+    console.print(display.render())
     return written(console)
 
 

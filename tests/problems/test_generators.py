@@ -224,7 +224,7 @@ def test_held_out_problems_of_a_small_range_are_limited_by_the_hash() -> None:
 
 
 def test_sampling_stops_if_a_side_has_too_few_problems(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generators, "_MAX_FAILED_DRAWS", 1_000)
+    monkeypatch.setattr(generators, "MAX_FAILED_DRAWS", 1_000)
     stratum = generators._Stratum("addition", range(1_000), range(5), "0 to 999", 2, 0)
     with pytest.raises(InputError, match="of 26 held-out problems of addition with operands 0 to 999"):
         stratum.sample(26, held_out=True)

@@ -49,13 +49,13 @@ def test_greedy_completions_are_rewarded_logged_and_counted() -> None:
     watcher = Watcher()
     one = trainer(num_updates=2, reinforce=with_baseline("greedy"), display=watcher)
     collected: list[EpisodeBatch] = []
-    collect = one._collect
+    collect = one.collect
 
     def kept(*arguments: Any, **options: Any) -> EpisodeBatch:
         collected.append(collect(*arguments, **options))
         return collected[-1]
 
-    one._collect = kept  # type: ignore[method-assign]
+    one.collect = kept  # type: ignore[method-assign]
     one.train()
     trial, *batches = collected
     assert trial.greedy == ()
@@ -252,9 +252,9 @@ def test_the_value_head_does_not_change_the_policy(tmp_path: Path) -> None:
     one = trainer(policy, 2, reinforce=with_baseline("value"))
     assert one.value_baseline is not None
     before = weights(policy)
-    batch = one._collect(COPY)
+    batch = one.collect(COPY)
     prediction = one.value_baseline.predict(batch)
-    assert one.value_baseline.fit(prediction, one._estimate(batch, prediction))
+    assert one.value_baseline.fit(prediction, one.estimate_batch(batch, prediction))
     assert same(weights(policy), before)
     assert all(parameter.grad is None for parameter in policy.model.parameters())
     one.train()

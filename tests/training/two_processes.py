@@ -104,7 +104,7 @@ def the_gradient_equals_that_of_one_process_with_all_episodes(
         everyone = EpisodeBatch.of(tuple(gather_object(list(batches[-1].episodes))))
         estimate = estimate_advantages(everyone, settings, MovingAverage())
         model.zero_grad()
-        step._backward(everyone, estimate, range(len(everyone)), None)
+        step.backward(everyone, estimate, range(len(everyone)), None)
         torch.testing.assert_close(of_both, gradient(), rtol=1e-4, atol=1e-6)
         compared.append((len(everyone), float(of_both.norm())))
 

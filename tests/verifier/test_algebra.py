@@ -104,7 +104,7 @@ def test_plain_numbers_and_problems_without_algebra_are_not_compared_as_algebra(
     def never(answer: str, right: str) -> str:
         raise AssertionError("a plain number was compared as algebra")
 
-    monkeypatch.setattr(algebra_module, "_compared", never)
+    monkeypatch.setattr(algebra_module, "compare_expressions", never)
     for completion in ("#### 42", "#### 6*7", r"\boxed{\sqrt{1764}}"):
         assert judge(completion, Problem("?", "42", algebra=True)) == verify(completion, "42")
 

@@ -258,13 +258,13 @@ INTEGERS = st.integers() | st.integers(-(10**60), 10**60)
 @example(number="0" * 401, answer="0")
 @example(number="042", answer="42")
 def test_fast_path_for_bare_numbers_equals_the_general_path(number: str, answer: str) -> None:
-    plain_answers._read_once.cache_clear()
+    plain_answers.read_cached.cache_clear()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plain_answers, "is_bare_number", lambda text: False)
-        long_way = plain_answers._read(number), verify(number, answer)
-    plain_answers._read_once.cache_clear()
+        long_way = plain_answers.read_completion(number), verify(number, answer)
+    plain_answers.read_cached.cache_clear()
     assert plain_answers.is_bare_number(number) == (len(number) <= 400)
-    assert (plain_answers._read(number), verify(number, answer)) == long_way
+    assert (plain_answers.read_completion(number), verify(number, answer)) == long_way
 
 
 @pytest.mark.parametrize("text", ["", "-4", "4 ", "4.", "٤", "²", "４", "1,042"])
@@ -467,7 +467,7 @@ def test_alternatives_after_any_text_are_never_correct(completion: str, value: i
 def test_fast_path_for_text_without_marks_equals_the_general_path(text: str) -> None:
     at_once = find_final_answer(text)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(final_answer, "_MARK", re.compile(""))
+        patched.setattr(final_answer, "MARK", re.compile(""))
         assert find_final_answer(text) == at_once
 
 

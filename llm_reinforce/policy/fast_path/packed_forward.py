@@ -61,10 +61,10 @@ def packable_model(model: nn.Module) -> Any:
     has_moving_positions = getattr(inner.model.rotary_emb, "rope_type", "") in ("dynamic", "longrope")
     if set(layer_types) != {"full_attention"} or is_checkpointed or has_moving_positions:
         return None
-    return None if any(_is_hooked(module) for module in inner.modules() if module is not inner) else inner
+    return None if any(is_hooked(module) for module in inner.modules() if module is not inner) else inner
 
 
-def _is_hooked(module: nn.Module) -> bool:
+def is_hooked(module: nn.Module) -> bool:
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,

@@ -34,7 +34,7 @@ def _find_onednn() -> Any:
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
-_onednn = _find_onednn()
+onednn = _find_onednn()
 
 
 def product(
@@ -44,8 +44,8 @@ def product(
     is_float32_on_cpu = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
     is_large = left.numel() * right.shape[0] >= MIN_MULTIPLICATIONS
     is_faster = is_large and (not ONLY_AVX2 or right.is_contiguous())
-    if _onednn is not None and is_float32_on_cpu and is_faster:
-        result: Tensor = _onednn(left, right, None, "none", [], "")
+    if onednn is not None and is_float32_on_cpu and is_faster:
+        result: Tensor = onednn(left, right, None, "none", [], "")
         return result
     return left @ right.t()
 

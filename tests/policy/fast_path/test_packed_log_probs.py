@@ -141,7 +141,7 @@ def test_padding_to_a_multiple_does_not_change_the_results(
     model = model_of("llama")
     computed: list[int] = []
     model.model.embed_tokens.register_forward_hook(lambda *seen: computed.append(seen[1][0].numel()))
-    monkeypatch.setattr(packed_forward, "_is_hooked", lambda module: False)
+    monkeypatch.setattr(packed_forward, "is_hooked", lambda module: False)
     monkeypatch.setattr(packed_forward, "MIN_PADDED", min_padded)
     packed = log_probs_and_gradient(model, PROMPTS, COMPLETIONS, with_entropies=True)
     assert computed == [{1: 32, 256: 19}[min_padded]]

@@ -37,7 +37,7 @@ def test_product_equals_that_of_torch(
     monkeypatch.setattr(products, "MIN_MULTIPLICATIONS", 0)
     monkeypatch.setattr(products, "ONLY_AVX2", only_avx2)
     if not has_onednn:
-        monkeypatch.setattr(products, "_onednn", None)
+        monkeypatch.setattr(products, "onednn", None)
     rows, inner, columns = shape
     left, right = numbers(rows, inner), numbers(columns, inner, seed=1)
     if transposed:
@@ -63,7 +63,7 @@ def test_outer_products_equal_those_of_torch(
 @pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch was built without oneDNN")
 def test_torch_has_the_onednn_product() -> None:
     # without it, the plain product is used, and everything is slower without a warning
-    assert products._onednn is not None
+    assert products.onednn is not None
 
 
 def test_linear_layer_and_gradient_equal_those_of_torch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,9 +308,9 @@ def test_drawing_a_few_rows_at_a_time_gives_the_same_actions(
     uniforms = None if greedy else torch.rand(7, generator=torch.Generator().manual_seed(0)).double()
     together = drawing.draw(logits, 0.7, uniforms)
     sizes: list[int] = []
-    plain = drawing._draw
+    plain = drawing.draw_rows
     monkeypatch.setattr(
-        drawing, "_draw", lambda some, *rest: (sizes.append(len(some)), plain(some, *rest))[1]
+        drawing, "draw_rows", lambda some, *rest: (sizes.append(len(some)), plain(some, *rest))[1]
     )
     monkeypatch.setattr(drawing, "MAX_LOGITS", max_logits)
     in_parts = drawing.draw(logits, 0.7, uniforms)

@@ -15,8 +15,8 @@ from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, nearest, parse_document, validate
 from llm_reinforce.errors import InputError
 
-RUN_RECIPE = "recipe.yaml"
-"""Name of the recipe in a run's directory."""
+RUN_RECIPE, RUN_ENVIRONMENT = "recipe.yaml", "environment.json"
+"""Names of two files in the directory of a run."""
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -50,7 +50,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{file}: cannot be read as a text file: {error}") from None
     document = parse_document(text, name=str(file))
-    if file.name == RUN_RECIPE and Path(path) != file:
+    if Path(path) != file and (file.parent / RUN_ENVIRONMENT).is_file():
         _follow_moved_run(document.data, file.parent)
     document.data.setdefault("output_dir", f"runs/{file.stem}")
     for override in overrides:

@@ -475,3 +475,11 @@ def test_reading_a_recipe_does_not_import_torch() -> None:
     code = "import sys, llm_reinforce.config.recipe_file; print({'torch', 'transformers'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def test_output_dir_follows_a_run_and_not_a_folder_with_a_recipe(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(SMALLEST + "output_dir: runs/before\n")
+    assert load_config(tmp_path).output_dir == "runs/before"
+    (tmp_path / "environment.json").write_text("{}")  # written by a run
+    assert load_config(tmp_path).output_dir == str(tmp_path)
+    assert load_config(tmp_path / "recipe.yaml").output_dir == "runs/before"

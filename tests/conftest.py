@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, no_type_check
 
+import jaxtyping
 from jaxtyping import install_import_hook
 
 PACKAGE = Path(__file__).parents[1] / "llm_reinforce"
@@ -68,13 +69,23 @@ def has_tensors(function: Callable[..., Any]) -> bool:
 
 
 prepared: set[str] = set()  # names of modules
+# Test files that run whole commands and recorded runs, as all files directly in tests/ do. The shapes of the
+# functions that they call are checked in the tests of each layer; here the checks took 40% of the time.
+WITHOUT_CHECKS = {
+    "test_budget",
+    "test_durable_files",
+    "test_learning",
+    "test_not_finite",
+    "test_resumed_runs",
+    "test_reward_faults",
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _fast_checks_and_runs() -> Iterator[None]:
+def _fast_checks_and_runs(request: pytest.FixtureRequest) -> Iterator[None]:
     """Prepare the modules that have been imported, and start runs without a full garbage collection.
 
-    Each run makes one, which takes a fifth of a second: twice as long as most runs of these tests.
+    Each run makes a collection, which takes a fifth of a second: twice as long as most runs of these tests.
     """
     for name in modules_with_tensors():
         if name in sys.modules and name not in prepared:
@@ -83,7 +94,10 @@ def _fast_checks_and_runs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         if "llm_reinforce.training.loop" in sys.modules:
             patch.setattr("llm_reinforce.training.loop.gc", SimpleNamespace(collect=lambda: 0))
+        runs_commands = request.path.parent == Path(__file__).parent or request.path.stem in WITHOUT_CHECKS
+        jaxtyping.config.update("jaxtyping_disable", runs_commands)
         yield
+        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -436,6 +436,25 @@ def test_the_default_learning_rate_depends_on_the_model(policy: Callable[[], Any
     assert ReinforceTrainer(policy(), SUMS, **settings).config.training.learning_rate == rate
 
 
+def test_a_config_keeps_its_training_settings_beside_a_model_object() -> None:
+    config = load_recipe("quickstart").config
+    trainer = ReinforceTrainer(own_model(), SUMS, config=config, num_held_out=10, max_new_tokens=4)
+    assert trainer.config.training == config.training
+
+
+def test_a_default_learning_rate_is_not_passed_on_to_another_policy(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text(
+        "policy: {name_or_path: smollm2-135m}\n"
+        "problems: {generate: {digits: [1]}}\n"
+        "training: {num_updates: 3}\n"
+    )
+    config = load_recipe(tmp_path / "mine.yaml").config
+    assert config.training.learning_rate == 1e-5
+    shape = RandomInitConfig(alphabet=ALPHABET, max_length=32)
+    trainer = ReinforceTrainer(shape, config=config, max_new_tokens=4)
+    assert trainer.config.training.learning_rate == 5e-4
+
+
 def saved_and_loaded(pair: tuple[LlamaForCausalLM, Any]) -> tuple[Any, Any]:
     with tempfile.TemporaryDirectory() as directory:
         pair[0].save_pretrained(directory)

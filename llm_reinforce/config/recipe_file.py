@@ -85,8 +85,13 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
 
     def moved(section: object, key: str) -> None:
         name = section.get(key) if isinstance(section, dict) else None
-        if isinstance(section, dict) and isinstance(name, str) and Path(name).is_relative_to(before):
-            section[key] = str(folder / Path(name).relative_to(before))
+        for kept in ("initial_policy", "problems"):
+            if (
+                isinstance(section, dict)
+                and isinstance(name, str)
+                and Path(name).is_relative_to(Path(before, kept))
+            ):
+                section[key] = str(folder / Path(name).relative_to(before))
 
     moved(data.get("policy"), "name_or_path")
     problems = data.get("problems")

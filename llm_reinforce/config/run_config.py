@@ -108,7 +108,9 @@ class Config(Section):
             return training
         rate = ADAPTER_LEARNING_RATE if policy.lora else LEARNING_RATE
         rate = RANDOM_INIT_LEARNING_RATE if policy.random_init else rate
-        return training.model_copy(update={"learning_rate": rate})
+        resolved = training.model_copy(update={"learning_rate": rate})
+        resolved.model_fields_set.discard("learning_rate")  # another policy gets its own default
+        return resolved
 
     @field_validator("evaluation")
     @classmethod

@@ -92,6 +92,8 @@ def evaluate(
         )
     if examples is not None and not few_shot:
         raise InputError("examples: used only with few_shot; set few_shot, or omit examples")
+    if isinstance(stop, str) or not all(stop):
+        raise InputError(f"stop: should be a list of non-empty texts, such as ['Question:'], not {stop!r}")
     is_shown = is_interactive() if show_progress is None else show_progress
     shown: dict[str, Any] = {"say": note, "progress": progress} if is_shown else {}
     report = run_evaluations(

@@ -82,13 +82,14 @@ def read_arguments(
     rest = dict(keywords)
     if output_dir is not None:
         sections["output_dir"] = str(output_dir)
-    folder = Path(sections.get("output_dir") or (config.output_dir if config else UNNAMED_RUN))
+    folder = Path(sections.get("output_dir") or (config.output_dir if config else UNNAMED_RUN)).expanduser()
     own_policy = None
     if policy is not None:
         seed = rest.get("seed", config.seed if config else 0)
         sections["policy"], own_policy = _read_policy(policy, config, rest, folder, seed)
         if rate := _default_learning_rate(own_policy):
-            sections["training"] = {"learning_rate": rate}
+            given = config.training.model_dump(mode="json", exclude_unset=True) if config else {}
+            sections["training"] = {"learning_rate": rate, **given}
     own_problems = GivenProblems()
     if problems is not None:
         columns = {name: rest.pop(name) for name in COLUMN_KEYWORDS if name in rest}

@@ -250,6 +250,7 @@ class ReinforceTrainer:
                 finite. A checkpoint is saved.
         """
         started = time.monotonic()
+        self._loop.display = self._display
         with self._running(resume=resume, overwrite=overwrite), self._display:
             history = [update.metrics for update in self._loop.updates(resume=resume)]
         return self.result(history, seconds=time.monotonic() - started)
@@ -275,8 +276,7 @@ class ReinforceTrainer:
             InputError: see `train`.
             RunStoppedError: see `train`.
         """
-        if self._shows_progress is None:
-            self._loop.display = Silent()
+        self._loop.display = Silent() if self._shows_progress is None else self._display
         with self._running(resume=resume, overwrite=overwrite):
             yield from self._loop.updates(resume=resume)
 

@@ -148,7 +148,10 @@ class _Worker:
 
     def __init__(self, module: str, first_message: Mapping[str, Any], start_limit: float) -> None:
         self.module, self.first_message, self.start_limit = module, first_message, start_limit
-        self.directory = Path.cwd()
+        try:
+            self.directory: Path | None = Path.cwd()
+        except OSError:  # it was deleted
+            self.directory = None
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = 0.0
         self.greeting: dict[str, Any] = {}  # of the latest process
@@ -159,7 +162,12 @@ class _Worker:
         if self.process is not None and self.process.poll() is not None:  # ended after the last answer
             self.kill()
         is_new = self.process is None
-        process = self.process = self.process or self._start()
+        try:
+            process = self.process = self.process or self._start()
+        except OSError as error:
+            self._set_deadline(self.start_limit, WorkerError)
+            inbox.put((self, None, WorkerError(f"its worker process cannot be started: {error}")))
+            return
         if is_new:
             self._set_deadline(self.start_limit, WorkerError)
         else:
@@ -176,6 +184,8 @@ class _Worker:
                 answer = self.greeting if question is _GREET else _answer(process, question, time_limit)
             except WorkerError as error:
                 answer = error
+            except Exception as error:  # for example, the question cannot be written as JSON
+                answer = WorkerError(f"{type(error).__name__}: {error}")
             inbox.put((self, process, answer))
 
         threading.Thread(target=exchange, daemon=True).start()
@@ -197,13 +207,14 @@ class _Worker:
             process.returncode = 0  # only the parent can wait for this process
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        search_path = os.pathsep.join(path or str(self.directory) for path in sys.path)
+        here = self.directory if self.directory is not None and self.directory.is_dir() else None
+        search_path = os.pathsep.join(path or str(here or "") for path in sys.path)
         return subprocess.Popen(
             [sys.executable, "-P", "-m", self.module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             bufsize=0,
-            cwd=self.directory,
+            cwd=here,
             env={**os.environ, "PYTHONPATH": search_path},
             # a process group that can be killed as a whole, and that does not receive Ctrl-C
             start_new_session=True,
@@ -214,7 +225,9 @@ class _Worker:
         self.deadline = time.monotonic() + time_limit
 
 
-_Inbox = queue.SimpleQueue["tuple[_Worker, subprocess.Popen[bytes], dict[str, Any] | WorkerError] | None"]
+_Inbox = queue.SimpleQueue[
+    "tuple[_Worker, subprocess.Popen[bytes] | None, dict[str, Any] | WorkerError] | None"
+]
 
 
 def _next_answer(
@@ -238,6 +251,8 @@ def _next_answer(
     if event is None:
         return None
     worker, process, answer = event
+    if worker.process is None and process is not None and worker in busy:
+        return worker, WorkerError("its worker process was killed by close()")
     if worker.process is not process:  # the process was killed before its answer arrived
         return None
     if isinstance(answer, WorkerError):
@@ -287,8 +302,9 @@ def _exchange(process: "subprocess.Popen[bytes]", message: object) -> dict[str, 
         WorkerError: if the process ends, or if its reply is not a JSON object on a single line.
     """
     line = b""
+    encoded = memoryview(json.dumps(message, default=str).encode() + b"\n")
     with suppress(OSError, ValueError):  # raised if the process has ended, or `kill` has closed its pipes
-        _write(process, memoryview(json.dumps(message, default=str).encode() + b"\n"))
+        _write(process, encoded)
         line = _read_line(process)
     if not line.endswith(b"\n"):
         raise WorkerError(f"its worker process ended ({_ending(process)})")

@@ -157,6 +157,39 @@ def test_answer_to_an_interrupted_question_is_dropped(pool: WorkerPool) -> None:
     assert values(pool, "2") == [2]
 
 
+def test_a_question_that_json_cannot_hold_is_an_error(pool: WorkerPool) -> None:
+    start = time.monotonic()
+    (failed,) = pool.ask([{(1, 2): "a key that is no text"}], 60.0)
+    assert "TypeError" in str(failed)
+    assert time.monotonic() - start < 30.0
+    assert values(pool, "2") == [2]
+
+
+def test_a_working_directory_that_was_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    pool = WorkerPool("evaluating_worker", {})
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").rmdir()
+    assert values(pool, "2") == [2]
+    pool.close()
+
+
+def test_a_process_that_cannot_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = WorkerPool("evaluating_worker", {})
+    monkeypatch.setattr(sys, "executable", "/no/such/python")
+    (failed,) = pool.ask(["1"], 60.0)
+    assert "cannot be started" in str(failed)
+
+
+def test_close_ends_a_question_of_another_thread() -> None:
+    pool = WorkerPool("evaluating_worker", {})
+    values(pool, "1")
+    threading.Timer(0.3, pool.close).start()
+    (failed,) = values(pool, "time.sleep(50)", time_limit=60.0)
+    assert "close()" in str(failed)
+
+
 def test_no_process_is_left_when_the_pool_is_collected() -> None:
     pool = WorkerPool("evaluating_worker", {})
     values(pool, "1")

@@ -177,7 +177,10 @@ def constant_variances(
 
 
 def with_constant(collected: MeasuredEpisodes, constant: float) -> MeasuredEpisodes:
-    """Return the episodes with the constant added to their terminal rewards, moving average and values."""
+    """Return a copy in which every return is higher by a constant, and every baseline accordingly.
+
+    The constant is added to the terminal rewards, to the moving average, and to the predicted values.
+    """
 
     def shifted(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
         return tuple(

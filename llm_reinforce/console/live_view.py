@@ -44,8 +44,8 @@ def display_for(
         title: heading of the live view.
         num_processes: number of processes. The display gets the episodes of one process, so it multiplies the
             rate of episodes by this number.
-        first: first evaluation of a resumed run, by decoding: the number of updates before the evaluation,
-            and the accuracy. None: the run is not resumed.
+        first: the first evaluation of a resumed run, as a mapping from each decoding mode to the number of
+            updates before the evaluation and the accuracy. None if the run is not resumed.
     """
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveDisplay(console, title, num_processes, first or {})

@@ -125,10 +125,11 @@ def leave_one_out(
 
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
 
-    If an episode is alone in its group, its baseline is its own return g_0. A baseline of 0 would weight its
-    actions by the whole return. With γ = 1, the expected contribution of this episode to the gradient is
-    zero. If the only reward is the terminal reward, the contribution itself is zero. With γ < 1, the later
-    actions have the advantage γ^t (g_t - g_0), so the gradient is biased.
+    The baseline of an episode that is alone in its group is its own return g_0, because a baseline of 0 would
+    weight the episode's actions by the full return. With this choice and γ = 1, the expected contribution of
+    the episode to the gradient is zero. If the only reward is the terminal reward, the contribution itself is
+    zero. With γ < 1, later actions have the advantage γ^t (g_t - g_0), so the gradient of such a batch is
+    biased.
     """
     sums, counts = _group_sums(returns, groups, scored)
     others = (sums - returns) / (counts - 1).clamp(min=1)

@@ -15,10 +15,10 @@ def reinforce_loss(
         L = - (1/D) Σ_b Σ_t A_t log π(a_t | s_t; θ)
 
     With A_t = g_t this is the loss of the article "The Beauty of Reinforcement Learning (1)", in which an
-    episode of T actions is T labeled examples, each weighted by its return. The denominator D is the same for
-    all micro-batches of an update, such as the number of episodes in the update. The losses of the
+    episode of T actions is T labeled examples, each weighted by its return. All micro-batches of an
+    update use the same denominator D, for example the number of episodes in the update. The losses of the
     micro-batches therefore add up to the loss of the update, and this sum does not depend on the size, order
-    and padding of the micro-batches.
+    or padding of the micro-batches.
 
     Source: Williams 1992; Sutton & Barto 2018, equation 13.8.
 

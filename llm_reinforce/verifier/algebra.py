@@ -106,7 +106,10 @@ def _squeezed(text: str) -> str:
 
 
 def _parts(text: str, separator: str) -> list[str]:
-    """Split a text at a separator outside brackets. A comma also stands for ';', 'or' and 'and'."""
+    """Split a text at a separator outside brackets.
+
+    If the separator is a comma, the text is also split at ';', 'or' and 'and'.
+    """
     words = re.compile(r"\bor\b|\band\b|[,;]" if separator == "," else re.escape(separator))
     parts, start, depth, index = [], 0, 0, 0
     while index < len(text):

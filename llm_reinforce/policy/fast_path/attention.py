@@ -41,13 +41,13 @@ class Rows:
 
 
 class Attention:
-    """Attention of packed tokens. The object is used in every layer, because the rows are the same.
+    """Attention of packed tokens. One object serves all layers, because every layer has the same rows.
 
         o_i = Σ_j p_ij v_j,   p_ij = exp s_ij / Σ_k exp s_ik,   s_ij = q_i · k_j / √d
 
     The sums are over the keys to which a query attends (Vaswani et al. 2017). If several query heads share a
-    key head (Ainslie et al. 2023), they are treated as further queries of this key head, so that keys are not
-    copied.
+    key head (Ainslie et al. 2023), they are treated as additional queries to that key head, so that the
+    keys need not be copied.
 
     Args:
         rows: groups of rows of equal width. Apart from padding, every token is a query in exactly one row,

@@ -171,7 +171,7 @@ def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> n
 def mean_curve(
     curves: Sequence[LearningCurve], budget: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Return numbers of tokens from 0 to the budget, and the mean accuracy with its pointwise 95% limits.
+    """Return token counts from 0 to the budget, and the mean accuracy and its 95% limits at each of them.
 
     The limits are None if there is only one curve.
     """

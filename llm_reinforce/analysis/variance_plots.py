@@ -1,4 +1,6 @@
-"""Plots of gradient variances: a comparison of estimators, and the article's claims."""
+"""Plots of gradient variances: a comparison of estimators, and tests of the claims of "The Beauty of
+Reinforcement Learning (1)".
+"""
 
 from collections.abc import Sequence
 from pathlib import Path

@@ -69,12 +69,9 @@ def config_from_keywords(
     data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base is not None else {}
     data |= {key: _plain(value) for key, value in described.items()}
     problems = []
-    in_sections = {
-        key: name for name in keywords if name in Config.model_fields for key in _keys_set(keywords[name])
-    }
-    for name, value in keywords.items():
+    plain = {name: _plain(value) for name, value in keywords.items()}
+    for name, value in plain.items():
         if name in Config.model_fields:
-            value = _plain(value)
             is_section = isinstance(value, Mapping) and isinstance(data.get(name), Mapping)
             data[name] = {**data[name], **value} if is_section else value
             continue
@@ -82,13 +79,13 @@ def config_from_keywords(
         if len(sections) != 1:
             problems.append(f"{CALLER}: {_keyword_error(name, sections)}")
             continue
-        if in_sections.get(name) == sections[0]:
+        if isinstance(same := plain.get(sections[0]), Mapping) and name in same:
             problems.append(
                 f"{CALLER}: {name} is given twice, as an argument and in {sections[0]}; remove one of the two"
             )
             continue
         section = data.setdefault(sections[0], {})
-        section[name] = _plain(value)
+        section[name] = value
     if problems:
         raise InputError("\n".join(problems))
     return validate(Config, Document(CALLER, data))
@@ -121,13 +118,8 @@ def _keyword_error(keyword: str, sections: list[str]) -> str:
     return f"unknown argument {keyword!r}{nearest(keyword, known)}"
 
 
-def _keys_set(section: Any) -> set[str]:
-    plain = _plain(section)
-    return set(plain) if isinstance(plain, Mapping) else set()
-
-
 def _plain(value: Any) -> Any:
-    """Replace instances of settings classes in a value by mappings of the keys that were set."""
+    """Return the value with each settings object in it replaced by a dict of the keys that were set."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

@@ -83,20 +83,17 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
         return
     data["output_dir"] = str(folder)
 
-    def moved(section: object, key: str) -> None:
-        name = section.get(key) if isinstance(section, dict) else None
-        for kept in ("initial_policy", "problems"):
-            if (
-                isinstance(section, dict)
-                and isinstance(name, str)
-                and Path(name).is_relative_to(Path(before, kept))
-            ):
-                section[key] = str(folder / Path(name).relative_to(before))
-
-    moved(data.get("policy"), "name_or_path")
-    problems = data.get("problems")
-    for part in ("train", "held_out"):
-        moved(problems.get(part) if isinstance(problems, dict) else None, "data")
+    problems = data["problems"] if isinstance(data.get("problems"), dict) else {}
+    for section, key in (
+        (data.get("policy"), "name_or_path"),
+        (problems.get("train"), "data"),
+        (problems.get("held_out"), "data"),
+    ):
+        if not isinstance(section, dict):
+            continue
+        path = Path(str(section.get(key)))
+        if any(path.is_relative_to(Path(before, kept)) for kept in ("initial_policy", "problems")):
+            section[key] = str(folder / path.relative_to(before))
 
 
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:

@@ -81,7 +81,7 @@ def evaluate(
         the accuracy with its 95% interval, other measures, and all answers.
 
     Raises:
-        InputError: if an argument is invalid, or the data or the policy can't be loaded.
+        InputError: if an argument is invalid, or if the data or the policy cannot be loaded.
     """
     if decoding not in ("greedy", "sampled"):
         raise InputError(f"decoding: should be 'greedy' or 'sampled', not {decoding!r}")
@@ -152,7 +152,7 @@ def sample(
         for each prompt, its completions.
 
     Raises:
-        InputError: if the policy can't be loaded, or a prompt is too long for it.
+        InputError: if the policy cannot be loaded, or a prompt does not fit into its context.
     """
     prompting = choose_prompting([policy], "{prompt}" if plain else None, max_new_tokens, temperature)
     loaded = load_for_evaluation(

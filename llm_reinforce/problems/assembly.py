@@ -14,8 +14,6 @@ from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.sources import split_problems
 from llm_reinforce.problems.splits import ProblemSplit, folded_prompt
 
-HELD_OUT_SHARE = 5  # by default, one in this number of problems is held out
-
 
 @dataclass(frozen=True, slots=True)
 class GivenProblems:
@@ -110,7 +108,7 @@ def untemplated_problems(
             split = _without_overlap(train, held_out, num_held_out, config.seed, say)
         else:
             if num_held_out is None:
-                num_held_out = min(MAX_HELD_OUT, len(train) // HELD_OUT_SHARE)
+                num_held_out = default_num_held_out(len(train))
             split = split_problems(train, num_held_out, config.seed)
         # not needed for generated problems, which are disjoint by construction
         for sentence in find_overlap(split.train, split.held_out).sentences():

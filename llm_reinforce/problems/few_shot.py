@@ -17,8 +17,8 @@ def examples_before(
     """Return the text of worked examples, to be placed before the prompt of every evaluated problem.
 
     An example is a problem of the pool in the template, followed by its worked solution and `#### answer`, as
-    in GSM8K. If the problem has no worked solution, its answer follows. A problem of the pool is not used if
-    its prompt equals the prompt of an evaluated problem, ignoring case, white space and punctuation.
+    in GSM8K. If the problem has no worked solution, only the answer is shown. A problem of the pool is not
+    used if its prompt equals the prompt of an evaluated problem, ignoring case, white space and punctuation.
 
     Args:
         pool: problems to choose examples from, without a template.

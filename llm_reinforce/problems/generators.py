@@ -16,10 +16,9 @@ import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from llm_reinforce.config.problems_config import MAX_HELD_OUT
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems.problem import Problem
-from llm_reinforce.problems.splits import ProblemSplit, divide_groups
+from llm_reinforce.problems.splits import ProblemSplit, default_num_held_out, divide_groups
 
 _SYMBOLS = {"addition": "+", "subtraction": "-", "multiplication": "*", "division": "/"}
 
@@ -107,8 +106,9 @@ class _Stratum:
     def max_held_out(self) -> int:
         """Return the maximum number of expressions that are held out.
 
-        If all expressions are listed, this is half of the expressions that can be held out. Otherwise it is
-        half of the expected size of the held-out side, so that new expressions are found after few draws.
+        If the expressions are few enough to be listed, this is half of those that can be held out. Otherwise
+        expressions are drawn at random, and the maximum is half of the expected number that can be held out.
+        A few draws are then enough to find a new expression.
         """
         source = self.of_held_out_operands()
         if self.is_listed():
@@ -277,13 +277,14 @@ def generate_problems(
     """
     _check_settings(operations, num_operands, form, num_held_out, num_train)
     strata = _strata(operations, digits, operands, held_out_operands, num_operands, seed)
+    num_possible = sum(stratum.size() for stratum in strata)
+    most_held_out = [stratum.max_held_out() for stratum in strata]
     if num_held_out is None:
-        fifth = sum(stratum.size() for stratum in strata) // 5
-        num_held_out = min(MAX_HELD_OUT, fifth, sum(stratum.max_held_out() for stratum in strata))
-    held_out_shares = _share_out(num_held_out, [stratum.max_held_out() for stratum in strata])
+        num_held_out = min(default_num_held_out(num_possible), sum(most_held_out))
+    held_out_shares = _share_out(num_held_out, most_held_out)
     if sum(held_out_shares) < num_held_out:
         raise InputError(
-            f"num_held_out is {num_held_out:,}, but of {sum(stratum.size() for stratum in strata):,} "
+            f"num_held_out is {num_held_out:,}, but of {num_possible:,} "
             f"possible problems at most {sum(held_out_shares):,} can be held out; reduce it, or add "
             "operations, digits or operands"
         )

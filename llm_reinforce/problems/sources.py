@@ -1,6 +1,6 @@
-"""Reading of problems from files and from the hub, and writing of problems to files.
+"""Read problems from files and from the hub, and write problems to files.
 
-The prompt and the answer of a row are in columns with usual names, such as `prompt` and `answer`, or in
+The prompt and the answer of a row are in columns with common names, such as `prompt` and `answer`, or in
 columns named by the caller. If an answer contains `####`, as in GSM8K, the text after the last `####` is the
 reference answer. The whole text is then the worked solution, which warm starts and worked examples use.
 """

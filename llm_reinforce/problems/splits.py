@@ -5,9 +5,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from llm_reinforce.config.problems_config import MAX_HELD_OUT
 from llm_reinforce.problems.problem import Problem
 
 T = TypeVar("T")
+
+HELD_OUT_SHARE = 5  # by default, one in this number of problems is held out
+
+
+def default_num_held_out(num_problems: int) -> int:
+    """Return the number of problems that are held out by default: 200, or a fifth if that is fewer."""
+    return min(MAX_HELD_OUT, num_problems // HELD_OUT_SHARE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,9 @@ def reward_name(function: Callable[..., Any]) -> str:
 def reward_origin(function: Callable[..., Any]) -> str:
     """Return the name by which a recipe can load a function.
 
-    The name has the form `package.module:function` or `/path/file.py:function`. A lambda, a nested function
-    or a function of a notebook cannot be loaded by name; `python:NAME` is returned for it.
+    The name has the form `package.module:function` or `/path/file.py:function`. For a function that
+    cannot be loaded by name, the result is `python:NAME`. These are lambdas, nested functions and functions
+    of a notebook.
     """
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     name = getattr(function, "__qualname__", "")

@@ -7,9 +7,7 @@ from typing import Any
 from llm_reinforce.errors import InputError
 from llm_reinforce.rewards.calls import JudgedCompletion, Progress, RewardResult, RewardResults, StepRewards
 from llm_reinforce.seeds import seed_of
-from llm_reinforce.workers import WorkerError, WorkerPool, WorkerSettingsError
-
-START_LIMIT = 120.0  # seconds that a worker may take to start: a user's module may import large packages
+from llm_reinforce.workers import START_LIMIT, WorkerError, WorkerPool, WorkerSettingsError
 
 
 @dataclass(frozen=True, slots=True)

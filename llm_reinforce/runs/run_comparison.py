@@ -1,6 +1,7 @@
 """Comparison of a run's first and last evaluations, problem by problem."""
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from llm_reinforce.evaluation import (
@@ -31,18 +32,23 @@ def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[s
     }
 
 
-def first_and_last(directory: RunDirectory, max_new_tokens: int) -> dict[str, tuple[Evaluation, Evaluation]]:
-    """Return pairs of the first and the last evaluation in `answers.jsonl`, by decoding.
+def compare_evaluations_of_run(
+    evaluations: Mapping[str, Mapping[int, Evaluation]],
+) -> dict[str, dict[Criterion, Comparison]]:
+    """Compare the first and the last of the evaluations, by decoding.
 
     A decoding is omitted if it has only one evaluation, or if its two evaluations have different numbers of
     problems.
+
+    Args:
+        evaluations: evaluations by decoding and number of updates.
     """
-    pairs = {}
-    for decoding, made in recorded_evaluations(directory, max_new_tokens).items():
-        before, after = made[min(made)], made[max(made)]
-        if before is not after and len(before.problems) == len(after.problems):
-            pairs[decoding] = before, after
-    return pairs
+    pairs = {decoding: (made[min(made)], made[max(made)]) for decoding, made in evaluations.items()}
+    return {
+        decoding: compare_evaluations(before, after)
+        for decoding, (before, after) in pairs.items()
+        if before is not after and len(before.problems) == len(after.problems)
+    }
 
 
 def compare_first_and_last(
@@ -55,10 +61,7 @@ def compare_first_and_last(
     Returns:
         comparisons by decoding and criterion; empty if there are no two evaluations to compare.
     """
-    changes = {
-        decoding: compare_evaluations(*pair)
-        for decoding, pair in first_and_last(directory, max_new_tokens).items()
-    }
+    changes = compare_evaluations_of_run(recorded_evaluations(directory, max_new_tokens))
     if changes:
         rows = {
             decoding: {criterion: comparison.summary() for criterion, comparison in both.items()}

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 
-from llm_reinforce.config import Config
 from llm_reinforce.episodes import Episode, collect_episodes
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import describe_policy
@@ -39,14 +38,13 @@ class Preview:
     reward_error: str | None
 
 
-def preview_run(loop: TrainingLoop, config: Config, *, num_problems: int, num_episodes: int) -> Preview:
+def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> Preview:
     """Sample episodes of the first training problems, call every reward function, and describe the run.
 
     Nothing is trained and no file is written.
 
     Args:
         loop: the training loop of the run.
-        config: all settings of the run.
         num_problems: number of training problems for which episodes are sampled.
         num_episodes: number of episodes per problem.
     """
@@ -55,16 +53,16 @@ def preview_run(loop: TrainingLoop, config: Config, *, num_problems: int, num_ep
         loop.problems[:num_problems],
         loop.rewards,
         episodes_per_problem=num_episodes,
-        max_new_tokens=config.sampling.max_new_tokens,
-        temperature=config.sampling.temperature,
-        generator=torch.Generator(loop.policy.device).manual_seed(config.seed),
+        max_new_tokens=loop.sampling.max_new_tokens,
+        temperature=loop.sampling.temperature,
+        generator=torch.Generator(loop.policy.device).manual_seed(loop.seed),
     )
     try:
         loop.try_rewards()
         reward_error = None
     except InputError as error:
         reward_error = str(error)
-    shape = config.reinforce
+    shape = loop.reinforce
     per_update = float(batch.lengths.float().mean()) * shape.problems_per_update * shape.episodes_per_problem
     return Preview(
         policy=describe_policy(loop.policy),
@@ -72,7 +70,7 @@ def preview_run(loop: TrainingLoop, config: Config, *, num_problems: int, num_ep
         num_training=len(loop.problems),
         num_held_out=len(loop.held_out),
         rewards=[(reward.name, reward.weight) for reward in loop.rewards],
-        num_updates=expected_updates(config.training, TrainState(1, num_tokens=max(1, round(per_update)))),
+        num_updates=expected_updates(loop.training, TrainState(1, num_tokens=max(1, round(per_update)))),
         episodes=batch.episodes,
         reward_error=reward_error,
     )

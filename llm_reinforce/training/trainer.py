@@ -17,12 +17,12 @@ from llm_reinforce.config.keywords import config_from_keywords
 from llm_reinforce.console.live_view import display_for
 from llm_reinforce.console.run_display import RunDisplay, Silent
 from llm_reinforce.errors import InputError
-from llm_reinforce.evaluation import Comparison, Criterion, Evaluation, compare_evaluations
+from llm_reinforce.evaluation import Comparison, Criterion, Evaluation
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
-from llm_reinforce.runs.run_comparison import recorded_evaluations
+from llm_reinforce.runs.run_comparison import compare_evaluations_of_run, recorded_evaluations
 from llm_reinforce.training.assembly import build_loop
 from llm_reinforce.training.budget import is_over
 from llm_reinforce.training.given import read_arguments
@@ -293,17 +293,11 @@ class ReinforceTrainer:
             evaluations = recorded_evaluations(self._directory, self.config.sampling.max_new_tokens)
         for decoding, made in loop.evaluations.items():
             evaluations.setdefault(decoding, {}).update(made)
-        before = {decoding: made[min(made)] for decoding, made in evaluations.items()}
-        after = {decoding: made[max(made)] for decoding, made in evaluations.items()}
         return TrainingResult(
             history=tuple(history),
-            before=before,
-            after=after,
-            comparisons={
-                decoding: compare_evaluations(before[decoding], after[decoding])
-                for decoding, made in evaluations.items()
-                if len(made) > 1 and len(before[decoding].problems) == len(after[decoding].problems)
-            },
+            before={decoding: made[min(made)] for decoding, made in evaluations.items()},
+            after={decoding: made[max(made)] for decoding, made in evaluations.items()},
+            comparisons=compare_evaluations_of_run(evaluations),
             policy=loop.policy,
             state=loop.state,
             is_over=is_over(loop.training, loop.state),
@@ -318,7 +312,7 @@ class ReinforceTrainer:
             num_problems: number of training problems; the first ones are used.
             num_episodes: number of episodes per problem.
         """
-        return preview_run(self._loop, self.config, num_problems=num_problems, num_episodes=num_episodes)
+        return preview_run(self._loop, num_problems=num_problems, num_episodes=num_episodes)
 
     def stop(self) -> None:
         """Stop the run after the current update and save a checkpoint.

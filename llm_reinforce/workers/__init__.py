@@ -1,9 +1,16 @@
 """Worker processes that answer questions. A worker that hangs or crashes does not harm its caller."""
 
-from llm_reinforce.workers.pool import WorkerError, WorkerPool, WorkerSettingsError, WorkerTimeoutError
+from llm_reinforce.workers.pool import (
+    START_LIMIT,
+    WorkerError,
+    WorkerPool,
+    WorkerSettingsError,
+    WorkerTimeoutError,
+)
 from llm_reinforce.workers.service import limit_memory, serve
 
 __all__ = [
+    "START_LIMIT",
     "WorkerError",
     "WorkerPool",
     "WorkerSettingsError",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from processes import is_gone, is_running
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
@@ -132,25 +133,6 @@ def ask(function: Any, *completions: str, **settings: Any) -> list[CombinedRewar
     asked = [JudgedCompletion(PROBLEM, completion, (1, 2, 3)) for completion in completions]
     rewards = [WeightedReward("f", function)]
     return list(combine_rewards(asked, rewards, **settings).scored)
-
-
-def is_running(pid: int) -> bool:
-    """Return True if the process exists and is not a zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def is_gone(pid: int, within: float) -> bool:
-    until = time.monotonic() + within
-    while is_running(pid) and time.monotonic() < until:
-        time.sleep(0.02)
-    return not is_running(pid)
 
 
 # --------------------------------------------------------------------------------------------- results

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from processes import is_gone, is_running
 
 from llm_reinforce.workers import WorkerError, WorkerPool, WorkerSettingsError, WorkerTimeoutError
 
@@ -59,20 +60,6 @@ def values(pool: WorkerPool, *questions: str, time_limit: float = 60.0) -> list[
         answer if isinstance(answer, WorkerError) else answer["value"]
         for answer in pool.ask(questions, time_limit)
     ]
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def is_gone(pid: int, within: float) -> bool:
-    end = time.monotonic() + within
-    while is_running(pid) and time.monotonic() < end:
-        time.sleep(0.02)
-    return not is_running(pid)
 
 
 def test_greeting_and_answers_in_the_order_of_the_questions(pool: WorkerPool) -> None:

@@ -121,7 +121,7 @@ class Activations:
             self._products.clear()
 
     def record_prompt(self, prompt: TokenIds, indices: Sequence[int]) -> None:
-        """Record the index of each token of a prompt among the kept activations."""
+        """For each token of a prompt, record its index in the kept activations."""
         self._prompts[prompt] = indices
 
     def record_completion(

@@ -12,7 +12,7 @@ from llm_reinforce.problems.lookup import find_problems, is_file_name, reads_spl
 from llm_reinforce.problems.overlap import find_overlap
 from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.sources import split_problems
-from llm_reinforce.problems.splits import ProblemSplit, folded_prompt
+from llm_reinforce.problems.splits import ProblemSplit, default_num_held_out, folded_prompt
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,7 @@ def test_commands_without_a_model_import_no_slow_library(arguments: list[str], t
         "import sys, llm_reinforce; from llm_reinforce.cli import app\n"
         "llm_reinforce.verify('1', '1'); llm_reinforce.Config\n"
         f"try: app({arguments})\n"
-        "finally: print({'torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas'} & set(sys.modules))"
+        "finally: print({'torch', 'transformers', 'datasets', 'scipy', 'pandas'} & set(sys.modules))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "set()"

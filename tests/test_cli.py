@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -465,7 +466,9 @@ def test_invalid_evaluations_are_refused(finished: Path, tmp_path: Path) -> None
     )
     Path("half").mkdir()
     Path("half/recipe.yaml").write_text(RECIPE)
-    assert "no policy/ yet" in refused("evaluate", "--policy", "half", "--data", str(data))
+    assert "neither a policy nor an intact checkpoint" in refused(
+        "evaluate", "--policy", "half", "--data", str(data)
+    )
 
 
 def sums(path: Path, *numbers: int) -> Path:
@@ -831,3 +834,20 @@ def test_fetch_uses_the_cache_directory(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.exit_code == 0, result.output
     assert result.stdout == f"smollm2-135m is already in {there}\n"
     assert "smollm2-135m" in refused("fetch", "gpt-9")
+
+
+def test_stopped_run_is_sampled_and_evaluated_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    result = command("train", "tiny.yaml", "--set", "training.num_updates=1")
+    assert result.exit_code == 0, result.output
+    greedy = ["sample", "--policy", "runs/tiny", "--greedy", "1+1=", "3+5="]
+    finished = command(*greedy)
+    shutil.rmtree("runs/tiny/policy")
+    stopped = command(*greedy)
+    assert stopped.exit_code == 0, stopped.output
+    assert stopped.stdout == finished.stdout
+    assert "its newest checkpoint, update-000001, is used" in stopped.stderr
+    data = sums(tmp_path / "sums.jsonl", 1, 2)
+    evaluated = command("evaluate", str(data), "--policy", "runs/tiny", "--json")
+    assert json.loads(evaluated.stdout)["total"] == 2
+    shutil.rmtree("runs/tiny/checkpoints")
+    assert "llm-reinforce train runs/tiny --resume" in refused(*greedy)

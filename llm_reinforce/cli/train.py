@@ -171,8 +171,8 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
 
 def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
     """Print the accuracy before and after training, and the paths of the results."""
+    from llm_reinforce.checkpoint_files import find_checkpoint
     from llm_reinforce.console.text import duration
-    from llm_reinforce.runs.checkpoint import find_checkpoint
 
     console, state = terminal_console(), result.state
     if not result.is_over:

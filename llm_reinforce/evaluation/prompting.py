@@ -38,7 +38,7 @@ def choose_prompting(
     """Return the given values; for values that are None, those with which the policies were trained.
 
     Raises:
-        InputError: if a run has no policy yet, if a value is not given and the two runs differ in it, or if
+        InputError: if a value is not given and the two runs differ in it, or if
             the template does not contain `{prompt}`.
     """
     if template is not None and "{prompt}" not in template:
@@ -107,20 +107,11 @@ def load_for_evaluation(
 
 
 def run_recipe(policy: Any) -> Config | None:
-    """Return the settings of a run if `policy` is its directory or its `policy/` directory, otherwise None.
-
-    Raises:
-        InputError: if the run has no policy yet.
-    """
+    """Return the settings of a run if `policy` is its directory or its `policy/` directory, else None."""
     if not isinstance(policy, str | PathLike):
         return None
     path = Path(policy).expanduser()
     if (path / "recipe.yaml").is_file():
-        if not (path / "policy").is_dir():
-            raise InputError(
-                f"{path}: the run has no policy/ yet; finish it with `llm-reinforce train {path} --resume`, "
-                "or save the policy with `trainer.save_policy()`"
-            )
         return load_config(path)
     if path.name == "policy" and (path.parent / "recipe.yaml").is_file():
         return load_config(path.parent)

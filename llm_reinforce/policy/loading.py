@@ -4,6 +4,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetched_directory
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.policy.log_probs import keeps_keys_and_values
+from llm_reinforce.policy.stopped_run import load_weights, stopped_run
 
 
 def load_policy(
@@ -45,7 +47,8 @@ def load_policy(
 
     Args:
         name_or_path: a hub id, a directory, a `.gguf` file, or the name of a model that was downloaded with
-            `llm-reinforce fetch`. The directory may be that of a model, an adapter or a run. A `.gguf` file
+            `llm-reinforce fetch`. The directory may be that of a model, an adapter or a run. If the run has
+            not saved its policy yet, the policy of its newest intact checkpoint is loaded. A `.gguf` file
             is dequantized and stored as safetensors in the cache directory.
         dtype: data type of the weights: float32, bfloat16 or float16.
         lora: shape of a new LoRA adapter to train. None: train the loaded adapter or, if the model is not an
@@ -61,6 +64,13 @@ def load_policy(
         InputError: if no model is found, if the model is not a causal language model, if its cache contains
             more than keys and values, or if `system_prompt` is given although there is no chat template.
     """
+    if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
+        config, checkpoint = stopped
+        given = {"dtype": dtype, "use_chat_template": use_chat_template, "system_prompt": system_prompt}
+        settings = config.policy.model_copy(update={**given, "trust_remote_code": trust_remote_code})
+        policy = policy_from_config(settings, seed=config.seed, device=device)
+        load_weights(checkpoint, policy.model)
+        return policy if lora is None else replace(policy, model=_with_adapter(policy.model, lora, seed))
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     try:

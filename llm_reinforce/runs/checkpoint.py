@@ -1,8 +1,6 @@
 """Save and load checkpoints: safetensors and JSON files, and a manifest of their digests, written last."""
 
-import hashlib
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,13 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm_reinforce.checkpoint_files import (
+    WEIGHTS,
+    all_checkpoints,
+    find_fault,
+    num_updates_of,
+    write_manifest,
+)
 from llm_reinforce.durable_files import PARTIAL, whole_directory
-from llm_reinforce.errors import InputError
+from llm_reinforce.policy import load_weights, trainable_parameters
 from llm_reinforce.runs.train_state import TrainState
 
-MANIFEST = "manifest.json"
-NAME = re.compile(r"update-[0-9]{6,}")  # directory of a checkpoint
-FILES = ("optimizer.safetensors", "policy.safetensors", "state.json")  # required in every checkpoint
 VALUE_HEAD = "value_head.safetensors"  # only with `baseline: value`
 
 
@@ -57,16 +59,16 @@ def save_checkpoint(
             read again. In these cases, all older checkpoints are kept.
     """
     directory = root / f"update-{state.num_updates:06d}"
-    if _find_fault(directory) is None:
+    if find_fault(directory) is None:
         return directory
     with whole_directory(directory) as partial:
         if value_head is not None:
             save_file(dict(value_head), partial / VALUE_HEAD)
         _write_files(partial, state, model, optimizer, schedule, scaler)
-    if fault := _find_fault(directory):
+    if fault := find_fault(directory):
         raise OSError(f"{directory} was written but can't be used: {fault}")
-    for found in _checkpoints(root):
-        if _num_updates(found) > state.num_updates:
+    for found in all_checkpoints(root):
+        if num_updates_of(found) > state.num_updates:
             shutil.rmtree(found)
     remove_old_checkpoints(directory, keep)
     return directory
@@ -83,7 +85,9 @@ def remove_old_checkpoints(directory: Path, keep: int) -> None:
         keep: number of checkpoints to keep.
     """
     root = directory.parent
-    up_to_here = [found for found in _checkpoints(root) if _num_updates(found) <= _num_updates(directory)]
+    up_to_here = [
+        found for found in all_checkpoints(root) if num_updates_of(found) <= num_updates_of(directory)
+    ]
     for found in [*root.glob(f"*{PARTIAL}"), *up_to_here[:-keep]]:
         shutil.rmtree(found)
 
@@ -96,7 +100,7 @@ def _write_files(
     schedule: Any,
     scaler: torch.amp.GradScaler | None,
 ) -> None:
-    save_file(_trainable_tensors(model), directory / "policy.safetensors")
+    save_file(_trainable_tensors(model), directory / WEIGHTS)
     tensors, groups = _flatten_optimizer(optimizer)
     save_file(tensors, directory / "optimizer.safetensors")
     numbers = {
@@ -106,24 +110,7 @@ def _write_files(
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
     (directory / "state.json").write_text(json.dumps(numbers))
-    digests = {file.name: _digest(file) for file in sorted(directory.iterdir())}
-    (directory / MANIFEST).write_text(json.dumps(digests, indent=1))
-
-
-def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest intact checkpoint.
-
-    Returns:
-        directory of the checkpoint, or None if there is no intact one; and one line of text for each newer
-        checkpoint, with its name and what is wrong with it.
-    """
-    faults: list[str] = []
-    for directory in reversed(_checkpoints(root)):
-        fault = _find_fault(directory)
-        if fault is None:
-            return directory, faults
-        faults.append(f"{directory.name}: {fault}")
-    return None, faults
+    write_manifest(directory)
 
 
 def load_checkpoint(
@@ -142,15 +129,7 @@ def load_checkpoint(
     Raises:
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.
     """
-    saved = load_file(directory / "policy.safetensors")
-    with torch.no_grad():
-        for name, parameter in _trainable(model).items():
-            if name not in saved or saved[name].shape != parameter.shape:
-                raise InputError(
-                    f"{directory}: the weights in this checkpoint are not those of this policy ({name} is "
-                    "missing or has another shape); resume the run with the policy with which it was started"
-                )
-            parameter.copy_(saved[name])
+    load_weights(directory, model)
     numbers = json.loads((directory / "state.json").read_text())
     tensors: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(directory / "optimizer.safetensors").items():
@@ -170,39 +149,8 @@ def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
     return tensors
 
 
-def _checkpoints(root: Path) -> list[Path]:
-    """Return the directories of all checkpoints, intact or damaged, sorted by number of updates."""
-    return sorted(filter(lambda found: NAME.fullmatch(found.name), root.glob("update-*")), key=_num_updates)
-
-
-def _num_updates(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("update-"))
-
-
-def _find_fault(directory: Path) -> str | None:
-    """Return what is wrong with a checkpoint; None if all files match the manifest."""
-    try:
-        digests = json.loads((directory / MANIFEST).read_text())
-        for name in sorted({*FILES, *digests.keys()}):
-            if _digest(directory / name) != digests.get(name):
-                return f"{name} does not match its digest in {MANIFEST}"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"can't be read: {error}"
-    return None
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by name. Tied weights are included once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def _trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().contiguous() for name, parameter in _trainable(model).items()}
+    return {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(model).items()}
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import (
     LEARNING_RATE,
     NUM_TRAINING_PROBLEMS_EVALUATED,
@@ -33,12 +34,7 @@ from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
-from llm_reinforce.runs.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    remove_old_checkpoints,
-    save_checkpoint,
-)
+from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of

@@ -1,4 +1,4 @@
-"""Batches of sequences that are being sampled, with the cache of keys and values of the model.
+"""Batches of sequences that are being sampled, with the model's cache of keys and values.
 
 `SlotBatch` is for Llama-like models. Its cache is allocated in advance, and rows of ended sequences are
 reused for new sequences. `WholeBatch` is for all other causal models of transformers.
@@ -17,7 +17,11 @@ from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, i
 
 @runtime_checkable
 class Batch(Protocol):
-    """Sequences that are being sampled, with their cache. Sequences that are equal so far share a row."""
+    """Sequences that are being sampled, with their cache of keys and values.
+
+    Each row contains one sequence. The caller may use one row for several completions, as long as their
+    tokens are equal.
+    """
 
     can_refill: bool
     """True if rows can be filled with new sequences while other rows are in progress."""
@@ -30,7 +34,7 @@ class Batch(Protocol):
         Args:
             rows: rows of the new sequences.
             prompts: token ids of the prompts.
-            of_prompt: for each entry of `rows`, the index in `prompts` of the prompt of the sequence.
+            of_prompt: for each entry of `rows`, the index of its prompt in `prompts`.
         """
 
     def step(
@@ -45,7 +49,7 @@ class Batch(Protocol):
         """
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """Copy the rows `old` to the rows `new`. Rows past the last existing row are added."""
+        """Copy the rows `old` to the rows `new`. If a row in `new` does not exist yet, it is added."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
         """Keep only these rows and drop all others."""

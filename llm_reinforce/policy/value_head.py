@@ -1,4 +1,4 @@
-"""A learned baseline V(s_t): a small network on the last hidden states of the policy, fitted to returns.
+"""A learned baseline V(s_t): a small network that predicts returns from hidden states of the policy.
 
     features = action_features(policy.model, prompts, completions, pad_token_id=policy.pad_token_id)
     head = ValueHead(features.shape[-1], hidden_size=128, seed=0)
@@ -6,8 +6,8 @@
     fit_values(head, optimizer, features, returns, mask, num_steps=8)
     values = predict_values(head, other_features, other_mask)
 
-No gradient flows into the policy. The gradient of the policy is unbiased if the value head has not been
-fitted to the episodes for which it is the baseline.
+No gradient flows into the policy. The gradient of the policy is unbiased if the value head is fitted to the
+returns of a batch only after its predictions have been used as baseline for this batch.
 """
 
 from collections.abc import Callable, Sequence

@@ -20,11 +20,11 @@ from llm_reinforce.policy.fast_path.products import layer_products
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 MAX_PROMPT_TOKENS = 16384  # maximum number of prompt tokens computed at once
-ROOM = 32  # maximum number of additional columns when the cache is allocated or grows
+ROOM = 32  # maximum number of spare columns that are added when the cache is allocated or grows
 
 
 class SlotBatch:
-    """Batch for a Llama-like model; see `Batch`. There is no padding on the left: rows start at column 0.
+    """Batch for a Llama-like model; see `Batch`. Rows are not padded on the left, but start at column 0.
 
     Args:
         model: a model returned by `packable_model`.
@@ -80,7 +80,7 @@ class SlotBatch:
                 if layer == len(cache):
                     shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
                     cache.append(new.new_empty(shape))
-                # overwrite the whole row: a mask would hide the values of an earlier sequence, but not NaN
+                # overwrite the whole row, because a mask would not hide NaN values of an earlier sequence
                 new = pad(new, (0, 0, 0, cache[layer].shape[2] - width))
                 cache[layer].index_copy_(0, rows, new)
             return attention(queries, keys, values)
@@ -144,7 +144,7 @@ class SlotBatch:
         self.lengths = self.lengths[rows]
 
     def _reserve(self, num_rows: int, width: int) -> None:
-        """Grow the cache to at least this size. If it grows, rows and columns are added in reserve."""
+        """Grow the cache to at least `num_rows` rows and `width` columns, plus some spare rows and columns."""
         num_more = max(num_rows - len(self.lengths), 0)
         if num_more:
             num_more = max(num_more, len(self.lengths) // 4)
@@ -162,7 +162,7 @@ class SlotBatch:
         attend: Attend,
         read: Int[Tensor, " read"] | None = None,
     ) -> Float[Tensor, "read hidden"]:
-        """Return the last hidden states of the tokens in `read`. If there is a store, keep activations."""
+        """Return the hidden states of the tokens in `read`, and keep the activations if there is a store."""
         if self.activations is None:
             return forward_packed(self.model, token_ids, positions, attend, read)
         hidden = forward_packed(self.model, token_ids, positions, attend, read, self.activations.multiply)
@@ -175,9 +175,10 @@ class SlotBatch:
 
 
 def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:
-    """Divide prompts into parts that are small enough to be computed at once.
+    """Divide the prompts into parts. The prompts of a part are computed at once.
 
-    The prompts of a part have similar lengths, so that there is little padding.
+    A part is limited to `MAX_PROMPT_TOKENS` tokens. Its prompts have similar lengths, so that there is little
+    padding.
 
     Returns:
         for each part, the indices of its prompts.

@@ -1,4 +1,8 @@
-"""Save and load checkpoints: safetensors and JSON files, and a manifest of their digests, written last."""
+"""Save and load checkpoints.
+
+A checkpoint is a directory of safetensors and JSON files. A manifest, which is written last, contains the
+digests of these files.
+"""
 
 import hashlib
 import json
@@ -36,8 +40,8 @@ def save_checkpoint(
     """Write the checkpoint `root/update-NNNNNN` atomically, then remove all but the newest `keep`.
 
     If the directory already contains an intact checkpoint of this update, from which the run was resumed,
-    nothing is changed. Checkpoints of later updates are removed: they are damaged, because a run is resumed
-    from its newest intact checkpoint.
+    nothing is changed. Checkpoints of later updates are removed. They must be damaged, because a run is
+    resumed from its newest intact checkpoint.
 
     Args:
         root: directory of the run's checkpoints.
@@ -47,7 +51,7 @@ def save_checkpoint(
         schedule: learning-rate schedule whose state is saved.
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.
-        value_head: tensors of the value head and its optimizer; None if the run has none.
+        value_head: tensors of the value head and its optimizer. None: the run has no value head.
 
     Returns:
         directory of the checkpoint.
@@ -114,8 +118,8 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """Find the newest intact checkpoint.
 
     Returns:
-        directory of the checkpoint, or None if there is no intact one; and one line of text for each newer
-        checkpoint, with its name and what is wrong with it.
+        directory of the checkpoint, or None if there is no intact checkpoint, and one line of text for each
+        newer checkpoint, with its name and its fault.
     """
     faults: list[str] = []
     for directory in reversed(_checkpoints(root)):
@@ -136,8 +140,8 @@ def load_checkpoint(
     """Load a checkpoint into model, optimizer, schedule and scaler, and return the train state.
 
     The learning rates of the optimizer become those of the checkpoint. If the run is resumed with a larger
-    number of updates, the rates of its schedule differ from those of the checkpoint. In this case, the caller
-    has to call `set_learning_rates`.
+    number of updates, the schedule has other rates. In this case, the caller has to call
+    `set_learning_rates`.
 
     Raises:
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.
@@ -164,7 +168,7 @@ def load_checkpoint(
 
 
 def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
-    """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if it was None."""
+    """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if there are none."""
     file = directory / VALUE_HEAD
     tensors: Mapping[str, Tensor] | None = load_file(file) if file.is_file() else None
     return tensors
@@ -180,7 +184,7 @@ def _num_updates(checkpoint: Path) -> int:
 
 
 def _find_fault(directory: Path) -> str | None:
-    """Return what is wrong with a checkpoint; None if all files match the manifest."""
+    """Return a description of the fault of a checkpoint, or None if all files match the manifest."""
     try:
         digests = json.loads((directory / MANIFEST).read_text())
         for name in sorted({*FILES, *digests.keys()}):

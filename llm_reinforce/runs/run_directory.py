@@ -33,7 +33,7 @@ OWN_NAMES = (
     "initial_policy",  # a policy object passed in Python
     "problems",  # problem objects passed in Python
 )
-LOCK = ".lock"  # lock file of the process that writes the run; the system releases the lock at its end
+LOCK = ".lock"  # lock file of the process that writes the run; released when the process ends
 WRITTEN_BEFORE_RECIPE = frozenset(
     {
         "environment.json",
@@ -110,13 +110,13 @@ class RunDirectory:
         return (self.path / LOCK).exists() and names <= WRITTEN_BEFORE_RECIPE
 
     def _entries(self) -> list[Path]:
-        """Return all entries except the lock, sorted by name."""
+        """Return the paths of all files and folders in the directory, except the lock, sorted by name."""
         entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
         return [entry for entry in entries if entry.name != LOCK]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory within the context, so that no other run writes to the directory.
+        """Hold the lock of the directory within the context. Other runs cannot write to it.
 
         Raises:
             InputError: if another run holds the lock, or the directory cannot be created.
@@ -138,7 +138,7 @@ class RunDirectory:
             lock.release()
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the directory of a new run, or check that the run in the directory can be resumed.
+        """Create an empty directory for a new run, or check that the run in the directory can be resumed.
 
         With `overwrite`, the files of an earlier run are deleted.
 
@@ -171,7 +171,7 @@ class RunDirectory:
         """Append a line to `answers.jsonl` for each problem of an evaluation, with all its answers.
 
         Args:
-            where: values of the columns `update` and `data`, which are equal in all lines.
+            where: values of the columns `update` and `data`, which are the same in all lines.
             evaluation: the evaluation.
         """
         pairs = zip(evaluation.problems, evaluation.answers, strict=True)
@@ -197,17 +197,17 @@ class RunDirectory:
         return rows
 
     def sync_logs(self) -> None:
-        """Wait until the logs are on the disk.
+        """Wait until the logs are stored on the disk.
 
-        This is necessary before a checkpoint is saved, because a resumed run needs all log lines up to its
-        checkpoint.
+        This is necessary before a checkpoint is saved, because a run that is resumed from the checkpoint
+        needs all log lines of the updates before it.
         """
         for name in LOGS:
             if (self.path / name).is_file():
                 sync(self.path / name)
 
     def cut_logs(self, num_updates: int) -> None:
-        """Remove the log lines of updates after number `num_updates`; a resumed run writes them again."""
+        """Remove the log lines of all updates after update `num_updates`. A resumed run writes them again."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():

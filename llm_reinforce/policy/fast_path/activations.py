@@ -52,7 +52,7 @@ class KeptProducts:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Return the outputs of the layers. Kept outputs are reused; the arguments are those of `Multiply`."""
+        """Return the outputs of the layers. Kept outputs are reused. See `Multiply` for the arguments."""
         indices = self.indices if tokens is None else self.indices.index_select(0, tokens)
         cached = [
             torch.cat(self._products[layer]).index_select(0, indices) if layer in self._products else None
@@ -100,7 +100,7 @@ class Activations:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Compute the outputs of the layers and keep them. The arguments are those of `Multiply`."""
+        """Compute the outputs of the layers and keep them. See `Multiply` for the arguments."""
         results = layer_products(layers, inputs, norm=norm)
         if tokens is None:
             self._num_in_pass = len(inputs)

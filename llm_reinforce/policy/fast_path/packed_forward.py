@@ -37,7 +37,7 @@ the inputs belong (None: all tokens)."""
 def recompute_products(
     layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Compute the outputs of the layers without reusing activations. The arguments are those of `Multiply`."""
+    """Compute the outputs of the layers without reusing activations. See `Multiply` for the arguments."""
     return layer_products(layers, inputs, norm=norm)
 
 

@@ -129,7 +129,7 @@ def _layer_product(
 
 
 def _epsilon(norm: nn.Module) -> float | None:
-    """Return the epsilon of an RMSNorm. Return None for other norms, and for norms without epsilon or scale."""
+    """Return the epsilon of an RMSNorm, or None for other norms and for norms without epsilon or scale."""
     if type(norm) is nn.RMSNorm:
         return norm.eps if norm.elementwise_affine else None
     return float(norm.variance_epsilon) if type(norm) in NORMS else None  # type: ignore[arg-type]

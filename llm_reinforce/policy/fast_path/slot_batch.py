@@ -144,7 +144,10 @@ class SlotBatch:
         self.lengths = self.lengths[rows]
 
     def _reserve(self, num_rows: int, width: int) -> None:
-        """Grow the cache to at least `num_rows` rows and `width` columns, plus some spare rows and columns."""
+        """Grow the cache to at least `num_rows` rows and `width` columns, with some spare rows and columns.
+
+        A cache that is large enough is unchanged.
+        """
         num_more = max(num_rows - len(self.lengths), 0)
         if num_more:
             num_more = max(num_more, len(self.lengths) // 4)

@@ -386,9 +386,10 @@ class TrainingLoop:
         if share > self.training.max_unscored_share:
             self.save_checkpoint()
             raise RunStoppedError(
-                f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored ({why}), "
-                f"but training.max_unscored_share is {self.training.max_unscored_share:.0%}; the state before "
-                "this update is saved in a checkpoint. Fix the reward function, then resume the run"
+                f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored "
+                f"({why}), but training.max_unscored_share is {self.training.max_unscored_share:.0%}; the "
+                "state before this update is saved in a checkpoint. Fix the reward function, then resume the "
+                "run"
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:

@@ -107,7 +107,10 @@ def _baseline_arguments(
     mask: Bool[Tensor, "episode token"],
     gather: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:
-    """Return the arguments of `baseline_values` that only some baselines need, for all processes."""
+    """Return the arguments of `baseline_values` that only some baselines need.
+
+    Their values are gathered from all processes.
+    """
     match settings.baseline:
         case "optimal":
             weighted = weighted_returns(

@@ -34,6 +34,8 @@ def action_log_probs(
 
         log π(a|s) = z_a - log Σ_b exp z_b,   z = W h / temperature
 
+    Here W is the weight matrix of the head, and h is the hidden vector of the state s.
+
     If the head is an `nn.Linear` without bias, the logits are computed for a few states at a time, and are
     recomputed in the backward pass. The `[state, vocabulary]` logits of an update are never stored as a
     whole.

@@ -173,8 +173,8 @@ class _Generation:
     that are equal so far have different slots but share a row of the batch, which computes their next logits.
 
     Attributes:
-        requests: for each slot, the index of the prompt and the number of the completion among those of the
-            prompt. None: the slot is free.
+        requests: for each slot, the index of the prompt, and the number of the completion among the
+            completions of this prompt. None: the slot is free.
         rows: for each slot, the row of the batch that computes its logits.
         num_rows: number of rows that the batch computes, including unused rows.
         num_steps: number of calls of `step` so far.

@@ -128,8 +128,8 @@ def explained_variance(
 
         1 - Var(g - V) / Var(g)
 
-    The result is 1 if V is perfect, 0 if V is no better than a constant, and negative if V is worse than a
-    constant. The result is None if the returns have no variance.
+    The result is 1 if V is perfect, 0 if V predicts no better than a constant, and negative if V predicts
+    worse than a constant. The result is None if the returns have no variance.
     """
     g = returns[mask].double()
     if len(g) == 0 or not (variance := g.var(correction=0)) > 0:

@@ -251,7 +251,8 @@ def baseline_values(
     Args:
         name: one of `CONSTANT_BASELINES`.
         returns: g_0 of each episode.
-        groups: number of each episode's group; a group consists of the episodes of one problem.
+        groups: for each episode, the number that identifies its group. A group consists of the episodes of
+            one problem.
         scored: False for episodes whose reward function failed.
         moving_average: average of past updates; used only by the baseline `moving_average`.
         weighted: result of `weighted_returns`; required by the baseline `optimal`.

@@ -25,8 +25,9 @@ _mixed_precision: list[str] = []  # setting of the latest accelerator; at most o
 def new_accelerator(mixed_precision: str) -> Accelerator:
     """Return an accelerator with this mixed precision.
 
-    accelerate has one mixed precision for all accelerators of a process. If an earlier call of this function
-    has set another one, it is replaced. If other code has set another one, an error is raised.
+    The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
+    call of this function made a different setting, this setting is replaced. If other code made a different
+    setting, an error is raised.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".

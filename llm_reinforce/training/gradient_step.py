@@ -193,8 +193,9 @@ class GradientStep:
 def nan_unless_finite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Return the loss if it is finite, and otherwise NaN with a NaN gradient.
 
-    An infinite loss may have a finite gradient: -log π is infinite at π = 0, where the derivative of the
-    softmax is finite. With a NaN gradient, all processes and gradient scalers skip the step.
+    An infinite loss may have a finite gradient. For example, -log π is infinite at π = 0, but its derivative
+    with respect to the logits is finite. With a NaN gradient, all processes and gradient scalers skip the
+    step.
     """
     # 1 + 0 · L is 1 or NaN
     return loss * (1.0 + 0.0 * loss.detach())

@@ -52,7 +52,7 @@ from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
-NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number and maximum length of the trial episodes of reward functions
+NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +174,7 @@ class TrainingLoop:
         self._has_tried_rewards = False
 
     def train(self, *, resume: bool = False) -> TrainState:
-        """Make all updates and return the train state after the last one; see `updates`."""
+        """Make all updates, as `updates` does, and return the train state after the last update."""
         for _ in self.updates(resume=resume):
             pass
         return self.state

@@ -1,4 +1,4 @@
-"""Order of the training problems. In every epoch, the problems are shuffled with another seed."""
+"""Order of the training problems, which are shuffled again at the start of every epoch."""
 
 import random
 

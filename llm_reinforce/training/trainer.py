@@ -95,10 +95,10 @@ class ReinforceTrainer:
     settings, Python, YAML and the command line give bit-identical runs. The most common settings are:
 
     - `num_updates=100`: number of optimizer steps.
-    - `num_tokens=None`: stop after this many sampled tokens.
+    - `num_tokens=None`: number of sampled tokens after which the run stops.
     - `learning_rate`: 1e-5 by default, but 1e-4 for LoRA adapters and 5e-4 for random weights.
     - `problems_per_update=16`, `episodes_per_problem=8`: number of problems of an update, and number of
-      completions sampled for each of them.
+      completions that are sampled for each problem.
     - `max_new_tokens=256`, `temperature=1.0`: maximum length of a completion, and temperature of sampling.
     - `lora=None`: train all weights. With `lora={"rank": 8}`, a LoRA adapter of rank 8 is trained instead.
     - `baseline="leave_one_out"`: the baseline subtracted from the returns.
@@ -119,24 +119,24 @@ class ReinforceTrainer:
         problems: the training problems, given as a data-set name ("gsm8k", "svamp", "generate:digits=2"), a
             `.json` or `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and
             `answer`, a list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or
-            GenerateConfig. Every problem needs an answer, since accuracy is measured in every run. For
+            GenerateConfig. Every problem needs an answer, because accuracy is measured in every run. For
             columns with other names, set `prompt_column` and `answer_column`.
         rewards: the reward, given as a function `f(completion: str, problem: Problem) -> float | None |
             StepRewards`, a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
             "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
-            or a dict from these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
+            or a dict that maps any of these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
             `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
             with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the
-            problems as keywords, and returns a list. The reward of an episode is the weighted sum. A function
-            may return None if it does not apply to a problem. An episode is left out of the update if a
-            function raises an exception, or if all functions return None. Default: 1 for a correct final
-            answer, 0 otherwise.
+            problems as keywords, and returns a list. The reward of an episode is the weighted sum of the
+            values of all functions. A function may return None if it does not apply to a problem. An episode
+            is left out of the update if a function raises an exception, or if all functions return None.
+            Default: 1 for a correct final answer, 0 otherwise.
         held_out: problems for evaluation, given as a name, file, hub id, list, `datasets.Dataset` or
             DataConfig. This argument can be used only together with `problems`. Default: `num_held_out` of
             the `problems` are held out.
-        output_dir: directory in which the run is recorded, in the same layout as on the command line. The
-            directory has to be empty or new, unless `train` is called with `resume` or `overwrite`. Default:
-            the run is not recorded.
+        output_dir: directory in which the run is recorded. Its layout is that of a run of the command line.
+            The directory has to be empty or new, unless `train` is called with `resume` or `overwrite`.
+            Default: the run is not recorded.
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
             precedence over the config. If the config sets `output_dir`, the run is recorded in this
             directory.

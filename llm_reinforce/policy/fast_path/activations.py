@@ -175,7 +175,7 @@ class Activations:
         device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
         completions = [self._completions[one] for one in episodes]
         indices = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)
-        distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # the same order as in `prompts`
+        distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # in the order of `prompts`
         width = prompts.slots.shape[1]
         # the last token of a prompt is repeated up to the width, as in `prompts.slots`
         of_prompts = [

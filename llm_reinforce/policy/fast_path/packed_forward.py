@@ -42,7 +42,7 @@ def recompute_products(
 
 
 def packable_model(model: nn.Module) -> Any:
-    """Return the model, without its adapter wrapper, if `forward_packed` supports it, and otherwise None.
+    """Return the model without its adapter wrapper, or None if `forward_packed` does not support the model.
 
     Llama-like models are supported, with or without adapters in their layers. A model is not supported if it
     has sliding-window attention, positions that depend on the longest sequence of a batch, layers on several

@@ -182,7 +182,7 @@ class _Products(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         results, normal, inverse_r = _forward(inputs, scale, epsilon, tensors)
         num = len(results)
-        # the inputs are not needed for frozen layers, such as those of a model with an adapter
+        # frozen layers, such as the base layers of a model with an adapter, do not need the inputs
         is_needed = scale is not None or any(ctx.needs_input_grad[3 : 3 + num])
         ctx.save_for_backward(normal if is_needed else None, inverse_r, scale, *tensors[:num])
         return results

@@ -52,7 +52,7 @@ class Batch(Protocol):
         """Copy the rows `old` to the rows `new`. If a row in `new` does not exist yet, it is added."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep only these rows and drop all others."""
+        """Keep only the given rows and drop all other rows."""
 
 
 class WholeBatch:
@@ -70,7 +70,7 @@ class WholeBatch:
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """See `Batch`."""
+        """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         device = next(self.model.parameters()).device
         states, selected = pad_left(prompts, self.pad_token_id, device), integers(of_prompt, device)
         self.is_padded, self.cache = bool((states.mask == 0).any()), None
@@ -82,20 +82,20 @@ class WholeBatch:
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """See `Batch`."""
+        """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         self.attention_mask = pad(self.attention_mask, (0, 1), value=1)
         self.lengths = self.lengths + 1
         return self._forward(actions[:, None], (self.lengths - 1)[:, None])
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """See `Batch`."""
+        """Copy rows to other rows; see `Batch.copy`."""
         source_of = [*range(max(len(self.lengths), max(new) + 1))]
         for source, target in zip(old, new, strict=True):
             source_of[target] = source
         self.keep(integers(source_of, self.lengths.device))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `Batch`."""
+        """Keep only the given rows; see `Batch.keep`."""
         self.cache.batch_select_indices(rows)
         self.attention_mask, self.lengths = self.attention_mask[rows], self.lengths[rows]
 

@@ -45,8 +45,8 @@ def load_policy(
 
     Args:
         name_or_path: a hub id, a directory, a `.gguf` file, or the name of a model that was downloaded with
-            `llm-reinforce fetch`. The directory may be that of a model, an adapter or a run. A `.gguf` file
-            is dequantized and stored as safetensors in the cache directory.
+            `llm-reinforce fetch`. The directory may contain a model, an adapter or a run. A `.gguf` file is
+            dequantized and stored as safetensors in the cache directory.
         dtype: data type of the weights: float32, bfloat16 or float16.
         lora: settings of a new LoRA adapter to train. None: train the loaded adapter, or all weights if the
             model is not an adapter.
@@ -355,7 +355,8 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
             "the adapter"
         )
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # other libraries expect an int
+    # libraries that load the adapter expect an int
+    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

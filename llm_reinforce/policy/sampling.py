@@ -117,9 +117,9 @@ def stream_completions(
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Sample completions, and yield the completions of a prompt as soon as all of them have ended.
 
-    Prompts are started in order. A prompt is computed once for all its completions. On a CPU, completions
-    share a row of the batch until their actions differ. When completions have ended, completions of the next
-    prompts take their place if the cache of the model allows it. Otherwise, the batch shrinks.
+    Prompts are started in the given order. A prompt is computed once for all its completions. On a CPU,
+    completions share a row of the batch until their actions differ. When completions have ended, completions
+    of the next prompts take their place if the cache of the model allows it. Otherwise, the batch shrinks.
 
     Args:
         policy: see `sample_completions`.
@@ -169,8 +169,9 @@ def stream_completions(
 class _Generation:
     """Completions in progress.
 
-    Each completion in progress has a slot, which is an index into the lists and tensors below. Completions
-    that are equal so far have different slots but share a row of the batch, which computes their next logits.
+    Each completion in progress has a slot, which is an index into the lists and tensors below. On a CPU,
+    completions whose tokens are equal so far share a row of the batch, which computes their next logits, but
+    they have different slots.
 
     Attributes:
         requests: for each slot, the index of the prompt, and the number of the completion among the
@@ -374,7 +375,7 @@ class _Generation:
         """Copy rows whose completions have drawn different actions, so that each action has its own row."""
         choices = list(zip((self.rows[slot] for slot in self.active), self.actions.tolist(), strict=True))
         unused = self._unused_rows()
-        forks: dict[tuple[int, int], int] = {}  # new row by current row and action
+        forks: dict[tuple[int, int], int] = {}  # from (current row, action) to the new row
         kept: set[int] = set()
         for choice in dict.fromkeys(choices):
             row, _ = choice

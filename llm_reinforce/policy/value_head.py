@@ -79,7 +79,7 @@ def fit_values(
     Args:
         head: the value head.
         optimizer: optimizer of the head's parameters.
-        features: hidden state of the policy for the state of each action.
+        features: hidden vector of the policy's model at the state of each action.
         returns: g_t of each action.
         mask: True for the actions of scored episodes. N is the number of these actions in all processes.
         num_steps: number of optimizer steps.

@@ -16,14 +16,15 @@ baseline `value`, which has one value per token, is in `value_advantages.py`.
 | `greedy` | return of the greedy completion of the same problem | ∇J |
 | `value` | V(s_t) at each action, where V is learned from the previous updates | ∇J if λ = 1 |
 
-The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1.
+Here ∇J is the exact policy gradient, γ is the discount, and λ is the parameter of generalized advantage
+estimation. The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1.
 
 Several functions have these arguments:
 
 - `returns`: the return g_0 of each episode.
 - `groups`: for each episode, the number that identifies its group. A group consists of the episodes of one
   problem.
-- `scored`: False for an episode whose reward function failed. This episode is left out of all means.
+- `scored`: False for an episode whose reward function failed. Such an episode is excluded from all means.
 
 If a mean has no episodes, the baseline is 0. The baselines `leave_one_out`, `optimal` and `greedy` are
 exceptions: if they cannot be computed for an episode, its own return is the baseline. The docstring of
@@ -189,7 +190,8 @@ def optimal(
 
         b* = E[w g] / E[w]        b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
 
-    The sums are over the other scored episodes j of the group of episode i, so this baseline is unbiased.
+    Here w_j is the weight of episode j, and g_j is its weighted return (see `WeightedReturns`). The sums are
+    over the other scored episodes j of the group of episode i, so this baseline is unbiased.
 
     b* minimizes E‖Σ_t γ^t ∇log π(a_t | s_t) (g_t - b)‖² if the gradients ∇log π of different states are
     orthogonal. This is the case if the parameters of the policy are its logits. The expectation is then the
@@ -314,13 +316,13 @@ def standardize(
     scored: Bool[Tensor, " everyone"],
     epsilon: float = 1e-6,
 ) -> Float[Tensor, "episode token"]:
-    """Divide advantages by the standard deviation of the batch's returns around their baselines.
+    """Divide advantages by the root mean square of the differences between returns and baselines.
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    Standardization does not change the direction of the update, and makes its length independent of the scale
-    of the rewards. The divisor depends on the actions. Therefore the gradient is biased, even with an
-    unbiased baseline.
+    Standardization does not change the direction of the gradient, and makes the norm of the gradient
+    independent of the scale of the rewards. The divisor depends on the actions. Therefore the gradient is
+    biased, even with an unbiased baseline.
 
     If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, advantages
     would be divided by ε. The advantages of later actions, which can be nonzero if γ < 1 or if there are step

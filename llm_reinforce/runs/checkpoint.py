@@ -37,7 +37,9 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
     value_head: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the checkpoint `root/update-NNNNNN` atomically, then remove all but the newest `keep`.
+    """Write a checkpoint atomically, and remove all checkpoints except the newest `keep`.
+
+    The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
     If the directory already contains an intact checkpoint of this update, from which the run was resumed,
     nothing is changed. Checkpoints of later updates are removed. They must be damaged, because a run is
@@ -139,8 +141,8 @@ def load_checkpoint(
 ) -> TrainState:
     """Load a checkpoint into model, optimizer, schedule and scaler, and return the train state.
 
-    The learning rates of the optimizer become those of the checkpoint. If the run is resumed with a larger
-    number of updates, the schedule has other rates. In this case, the caller has to call
+    The optimizer gets the learning rates that are saved in the checkpoint. If the run is resumed with a
+    larger number of updates, the schedule has other rates. In this case, the caller has to call
     `set_learning_rates`.
 
     Raises:

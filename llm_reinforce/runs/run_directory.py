@@ -90,7 +90,10 @@ class RunDirectory:
         found = [entry.name for entry in self._entries()]
         if resume:
             if "recipe.yaml" not in found and not self.is_begun():
-                raise InputError(f"nothing to resume in {self.path}; start the run without {RESUME}")
+                raise InputError(
+                    f"nothing to resume in {self.path}; start the run without --resume (in Python, without "
+                    "resume=True)"
+                )
             return
         if found and not overwrite:
             raise InputError(
@@ -116,7 +119,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory within the context. Other runs cannot write to it.
+        """Hold the lock of the directory within the context. Other runs then cannot write to the directory.
 
         Raises:
             InputError: if another run holds the lock, or the directory cannot be created.
@@ -168,7 +171,9 @@ class RunDirectory:
             file.flush()
 
     def append_answers(self, where: Mapping[str, Any], evaluation: Evaluation) -> None:
-        """Append a line to `answers.jsonl` for each problem of an evaluation, with all its answers.
+        """Append one line per problem of an evaluation to `answers.jsonl`.
+
+        A line contains all answers to its problem.
 
         Args:
             where: values of the columns `update` and `data`, which are the same in all lines.
@@ -211,7 +216,7 @@ class RunDirectory:
         for name in LOGS:
             file = self.path / name
             if file.is_file():
-                text = file.read_text("utf-8", errors="replace")  # may end within a character
+                text = file.read_text("utf-8", errors="replace")  # a killed run may end within a character
                 lines = text.split("\n")  # not splitlines: text may contain U+2028
                 kept = [line for line in lines if _is_before(line, num_updates)]
                 self.write_text(name, "".join(line + "\n" for line in kept))

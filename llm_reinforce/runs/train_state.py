@@ -34,7 +34,7 @@ class TrainState:
     - Episodes exist only during an update, and checkpoints are saved between updates.
 
     Attributes:
-        num_updates: number of updates made so far, including skipped ones.
+        num_updates: number of updates made so far, including skipped updates.
         num_problems: number of problems used so far. It is also the position of the next problem in the order
             of the problems over all epochs.
         num_tokens: number of tokens sampled so far.
@@ -60,7 +60,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
-        """Build a state from the dict `dataclasses.asdict(state)` after it was saved as JSON and loaded."""
+        """Build a state from a dict that was made with `dataclasses.asdict`, saved as JSON and loaded."""
         best = values.get("best_evaluation", {})
         nested = {
             "moving_average": MovingAverage(**values["moving_average"]),
@@ -69,7 +69,7 @@ class TrainState:
         return cls(**{**values, **nested})
 
     def with_evaluation(self, decoding: str, accuracy: float) -> "TrainState":
-        """Return the state after an evaluation, with a new best evaluation if the accuracy is higher."""
+        """Return the state after an evaluation with this accuracy, which may be the highest so far."""
         best = self.best_evaluation.get(decoding)
         if best is not None and accuracy <= best.accuracy:
             return self

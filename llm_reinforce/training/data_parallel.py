@@ -19,7 +19,7 @@ MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-_mixed_precision: list[str] = []  # setting of the latest accelerator; at most one element
+_mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
 
 
 def new_accelerator(mixed_precision: str) -> Accelerator:

@@ -47,8 +47,8 @@ class TrainerArguments:
         keywords: the other keyword arguments, which are settings that are not in `sections`.
         policy: the policy object passed by the caller; None if `sections` names the policy.
         problems: the problem objects passed by the caller.
-        rewards: one entry per reward: the function passed by the caller, or None if the function is loaded by
-            the name in `sections`. Empty if no rewards were passed.
+        rewards: one entry per reward. An entry is the function passed by the caller, or None if the function
+            is loaded by its name in `sections`. Empty if no rewards were passed.
     """
 
     sections: Mapping[str, Any]

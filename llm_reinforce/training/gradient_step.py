@@ -125,12 +125,14 @@ class GradientStep:
         return [row for row in order if counts[row]] or order[:1]
 
     def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
-        """Divide the rows into micro-batches of at most `micro_batch_tokens` tokens, or of a single row.
+        """Divide the rows into micro-batches.
+
+        A micro-batch has at most `micro_batch_tokens` tokens, or consists of a single row.
 
         A prompt or episode that is repeated within a micro-batch is computed once, and its tokens are counted
         once.
 
-        A second limit is on the memory of keys and values. Attention pads the keys and values to the longest
+        A second limit bounds the memory of keys and values. Attention pads the keys and values to the longest
         episode, and may copy the keys and values of a prompt for each of its completions. A key and a value
         are small compared with the other activations of a token. Therefore, a micro-batch may have up to
         `ATTENDED * micro_batch_tokens` positions of keys and values, including padding and copies.

@@ -1,8 +1,8 @@
 """Process-wide settings during an update: random generators, garbage collector and malloc.
 
 The states of random generators and the garbage collector are restored after each update, before the code of
-the caller runs. The setting of malloc (`keep_freed_memory`) remains until the process ends, so only the
-command line makes it.
+the caller runs. The setting of malloc (`keep_freed_memory`) remains until the process ends. Therefore, only
+the command line changes it.
 """
 
 import ctypes

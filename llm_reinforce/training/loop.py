@@ -192,7 +192,7 @@ class TrainingLoop:
         Raises:
             InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
             RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
-            many updates in a row were not finite. A checkpoint is saved, except during the warm start.
+                many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
         if self.training.num_tokens is not None:
@@ -393,7 +393,7 @@ class TrainingLoop:
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:
-        """Report an update whose gradient is not finite, and stop the run after too many of them.
+        """Report an update whose gradient is not finite, and stop the run after too many such updates.
 
         If the gradients of several updates in a row are not finite, only the first of these updates is
         reported.
@@ -411,9 +411,9 @@ class TrainingLoop:
         if in_a_row >= limit:
             self.save_checkpoint()
             raise RunStoppedError(
-                f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
-                "saved in a checkpoint. Start a new run with a lower training.learning_rate, or with a "
-                "higher-precision dtype or mixed_precision"
+                f"the gradients of the last {in_a_row} updates were not finite; the weights before these "
+                "updates are saved in a checkpoint. Start a new run with a lower training.learning_rate, or "
+                "with a higher-precision dtype or mixed_precision"
             )
 
     def _check_fitted(self, is_fitted: bool) -> None:

@@ -18,9 +18,9 @@ def update_metrics(
 ) -> dict[str, float]:
     """Return the metrics of an update's episodes, by name.
 
-    Each metric is explained in the documentation of the run's directory. A metric that has no value in this
-    update is omitted. With several processes, only the metrics of the first process are logged. They are
-    computed from its own episodes, which are a random sample of all episodes.
+    Each metric is explained on the documentation page about the directory of a run. A metric that has no
+    value in this update is omitted. With several processes, only the metrics of the first process are logged.
+    They are computed from the episodes of this process, which are a random sample of all episodes.
 
     Args:
         batch: episodes of the update.

@@ -1,4 +1,4 @@
-"""Record a run: lock and prepare its directory, and write everything that a resume needs."""
+"""Record a run: lock and prepare its directory, and write everything that is needed to resume the run."""
 
 import json
 import tempfile
@@ -28,7 +28,7 @@ def recording(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[None]:
-    """Hold the lock of a run's directory within the context, and write the files that a resume needs.
+    """Hold the lock of a run's directory within the context, and write the files that are needed to resume.
 
     The recipe, the environment, and the objects passed by the caller are written before the context starts.
 
@@ -180,7 +180,7 @@ def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
 
 
 def _read_back(file: Path, given: Sequence[Problem]) -> list[Problem]:
-    # `algebra` is not in the file: it is a setting of the recipe, for all problems of the file
+    # the file does not contain `algebra`, because the recipe sets it for all problems of the file
     return [
         replace(problem, algebra=given[0].algebra) for problem in read_problems(file, allow_doubtful=True)
     ]

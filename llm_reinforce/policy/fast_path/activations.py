@@ -1,4 +1,4 @@
-"""Store for the activations of sampling. The update reuses them, so it need not repeat the forward pass."""
+"""Store for activations that are computed during sampling and reused for the gradient step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -153,7 +153,7 @@ class Activations:
         prompts: PackedPrompts,
         tree: CompletionTree,
     ) -> KeptProducts | None:
-        """Return the kept activations of prompts and completions, or None if they do not match.
+        """Return the kept activations of prompts and completions, or None if they cannot be used.
 
         Args:
             model: model that computes the log-probabilities.

@@ -111,8 +111,8 @@ class _SmallRows:
     There is one row of vectors for each pair of a row of tokens and a key head.
 
     Attributes:
-        queries: indices of the query vectors of each row, of all heads that share the key head.
-        keys: indices of the key and value vectors of each row.
+        queries: for each row, the indices of the query vectors of all heads that share the key head.
+        keys: for each row, the indices of the key and value vectors.
         places: for each vector of each token, its index in the flattened `queries`.
         bias: 0 where a query attends to a key and -∞ elsewhere; added to s_ij of all heads.
     """
@@ -124,7 +124,7 @@ class _SmallRows:
 
     @classmethod
     def of(cls, rows: Rows, num_heads: int, num_key_heads: int) -> "_SmallRows":
-        """Return the indices for rows of tokens."""
+        """Build the rows of vectors from rows of tokens."""
         (num_rows, num_queries), device = rows.queries.shape, rows.queries.device
         heads, key_heads = (torch.arange(num, device=device) for num in (num_heads, num_key_heads))
         row, column = rows.places // num_queries, rows.places % num_queries

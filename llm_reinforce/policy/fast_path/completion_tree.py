@@ -23,7 +23,9 @@ prompt or to the largest number of tokens that a completion adds to the tree, if
 
 @dataclass(frozen=True, slots=True)
 class CompletionTree:
-    """Completions as a tree of tokens. The parent of a token is the token before it, or a prompt.
+    """Completions as a tree of tokens.
+
+    The parent of a token is the token before it in its completion, or the prompt.
 
     The tokens are in preorder: a token is directly followed by its descendants. The last action of a
     completion is not in the tree, because no action follows it.
@@ -35,7 +37,7 @@ class CompletionTree:
             state i < P is the end of prompt i, and state P + j is the state whose last token is token j of
             the tree.
         is_action: True for the actions of each completion, False for padding.
-        bundles: rows of attention for the tokens; None if the tree has no tokens.
+        bundles: the tokens, divided into bundles for attention; None if the tree has no tokens.
     """
 
     token_ids: Int[Tensor, " token"]
@@ -59,8 +61,8 @@ class Bundles:
         slots: indices of the tokens of each bundle, padded with the last token of the bundle.
         places: for each token, its index in the flattened `slots`.
         seen: for each bundle, the indices of the tokens of the tree to which its tokens attend. These are the
-            ancestors of its first token, followed by the tokens of the bundle. Padded with the total number
-            of tokens.
+            ancestors of the bundle's first token, followed by the tokens of the bundle. The padding value is
+            the total number of tokens of the tree.
         ends: for each token, the index of the next token in preorder that is not its descendant.
     """
 
@@ -167,7 +169,8 @@ def pack_completions(
 def _num_shared(one: tuple[int, TokenIds, int], other: tuple[int, TokenIds, int]) -> int:
     """Return the length of the common prefix of two completions, or 0 if their prompts differ.
 
-    The last actions are not part of the prefix. The arguments have the form (prompt, completion, row).
+    The last action of a completion is never part of the prefix. The arguments have the form (prompt,
+    completion, row).
     """
     if one[0] != other[0]:
         return 0

@@ -155,7 +155,8 @@ def _rotate(
 
         x'_i = x_i cos φ_i ∓ x_j sin φ_i,   j = i ± half
 
-    The caller must negate the sines of the first half of the channels.
+    Here `half` is half the number of channels. The caller must negate the sines of the first half of the
+    channels.
     """
     if torch.is_grad_enabled():
         rotated: Tensor = _Rotation.apply(vectors, cosines, sines)  # type: ignore[no-untyped-call]

@@ -86,8 +86,8 @@ def layer_products(
         inputs: the common inputs of the layers.
         norm: norm that is applied to the inputs first. None: no norm.
         cached: for each layer, its outputs if they are already known, and otherwise None. Known outputs are
-            not recomputed; only gradients are. They may be given only for layers that are computed with
-            `product`.
+            not recomputed, but their gradients are computed. Known outputs are allowed only for layers that
+            are computed with `product`.
     """
     if cached is None:
         cached = [None] * len(layers)
@@ -109,13 +109,13 @@ def is_computed_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"])
 
 
 def is_full_precision_on_cpu(inputs: Tensor) -> bool:
-    """Return True if a tensor is in float32 or float64, is on a CPU, and autocast is off."""
+    """Return True if the tensor is a float32 or float64 tensor on a CPU, and autocast is off."""
     is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
     return is_full and not torch.is_autocast_enabled("cpu")
 
 
 def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return True if the layer is an `nn.Linear`, but not of a subclass such as a quantized layer."""
+    """Return True for an `nn.Linear`, but not for an instance of a subclass, such as a quantized layer."""
     return type(layer) is nn.Linear
 
 
@@ -170,7 +170,7 @@ def _forward(
 class _Products(torch.autograd.Function):
     """Compute x̂ · Wᵀ + b for several layers, with gradient. Cached outputs are not recomputed.
 
-    x̂ is the input x, or the RMSNorm of x (Zhang & Sennrich 2019):
+    x̂ is the input x, or the RMSNorm of x with scale s (Zhang & Sennrich 2019):
 
         x̂ = s n,   n = x / r,   r² = mean(x²) + ε
         ∂L/∂x = (v - n mean(v n)) / r,   v = s ∂L/∂x̂

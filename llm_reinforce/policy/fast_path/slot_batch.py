@@ -41,13 +41,13 @@ class SlotBatch:
         self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
-        self.keys: list[Tensor] = []  # for each layer [row, key_head, column, channel]
+        self.keys: list[Tensor] = []  # one tensor per layer: [row, key_head, column, channel]
         self.values: list[Tensor] = []
 
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """See `Batch`."""
+        """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         parts, computed = _parts(prompts), []
         for part in parts:
             place = {number: index for index, number in enumerate(part)}
@@ -96,7 +96,7 @@ class SlotBatch:
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """See `Batch`."""
+        """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         self._reserve(len(self.lengths), longest)
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
         self.lengths[:num_rows] += 1
@@ -126,7 +126,7 @@ class SlotBatch:
         return self._logits(self._forward(actions, positions, attend))
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """See `Batch`."""
+        """Copy rows to other rows; see `Batch.copy`."""
         self._reserve(max(new) + 1, 0)
         rows, start, stop = integers(old, self.lengths.device), new[0], new[0] + len(new)
         is_contiguous = max(old) < start and [*new] == [*range(start, stop)]
@@ -137,7 +137,7 @@ class SlotBatch:
                 cache.index_copy_(0, integers(new, rows.device), cache.index_select(0, rows))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `Batch`."""
+        """Keep only the given rows; see `Batch.keep`."""
         for cache in (self.keys, self.values):
             for layer, old in enumerate(cache):
                 cache[layer] = old.index_select(0, rows)

@@ -21,8 +21,8 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """Find the newest intact checkpoint.
 
     Returns:
-        directory of the checkpoint, or None if there is no intact one; and one line of text for each newer
-        checkpoint, with its name and what is wrong with it.
+        directory of the checkpoint, or None if there is no intact checkpoint, and one line of text for each
+        newer checkpoint, with its name and its fault.
     """
     faults: list[str] = []
     for directory in reversed(all_checkpoints(root)):
@@ -43,7 +43,7 @@ def num_updates_of(checkpoint: Path) -> int:
 
 
 def find_fault(directory: Path) -> str | None:
-    """Return what is wrong with a checkpoint; None if all files match the manifest."""
+    """Return a description of the fault of a checkpoint, or None if all files match the manifest."""
     try:
         digests = json.loads((directory / MANIFEST).read_text())
         for name in sorted({*FILES, *digests.keys()}):

@@ -1,4 +1,8 @@
-"""Save and load checkpoints: safetensors and JSON files, and a manifest of their digests, written last."""
+"""Save and load checkpoints.
+
+A checkpoint is a directory of safetensors and JSON files. A manifest, which is written last, contains the
+digests of these files.
+"""
 
 import json
 import shutil
@@ -35,11 +39,13 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
     value_head: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the checkpoint `root/update-NNNNNN` atomically, then remove all but the newest `keep`.
+    """Write a checkpoint atomically, and remove all checkpoints except the newest `keep`.
+
+    The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
     If the directory already contains an intact checkpoint of this update, from which the run was resumed,
-    nothing is changed. Checkpoints of later updates are removed: they are damaged, because a run is resumed
-    from its newest intact checkpoint.
+    nothing is changed. Checkpoints of later updates are removed. They must be damaged, because a run is
+    resumed from its newest intact checkpoint.
 
     Args:
         root: directory of the run's checkpoints.
@@ -49,7 +55,7 @@ def save_checkpoint(
         schedule: learning-rate schedule whose state is saved.
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.
-        value_head: tensors of the value head and its optimizer; None if the run has none.
+        value_head: tensors of the value head and its optimizer. None: the run has no value head.
 
     Returns:
         directory of the checkpoint.
@@ -122,9 +128,9 @@ def load_checkpoint(
 ) -> TrainState:
     """Load a checkpoint into model, optimizer, schedule and scaler, and return the train state.
 
-    The learning rates of the optimizer become those of the checkpoint. If the run is resumed with a larger
-    number of updates, the rates of its schedule differ from those of the checkpoint. In this case, the caller
-    has to call `set_learning_rates`.
+    The optimizer gets the learning rates that are saved in the checkpoint. If the run is resumed with a
+    larger number of updates, the schedule has other rates. In this case, the caller has to call
+    `set_learning_rates`.
 
     Raises:
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.
@@ -143,7 +149,7 @@ def load_checkpoint(
 
 
 def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
-    """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if it was None."""
+    """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if there are none."""
     file = directory / VALUE_HEAD
     tensors: Mapping[str, Tensor] | None = load_file(file) if file.is_file() else None
     return tensors

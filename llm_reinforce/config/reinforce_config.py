@@ -28,10 +28,7 @@ class SamplingConfig(Section):
 
 
 class ValueConfig(Section):
-    """Settings of the learned baseline V(s_t).
-
-    The baseline is computed by a small network from the hidden states of the policy's last layer.
-    """
+    """Settings of the learned baseline V(s_t), a small network on top of the policy's last hidden states."""
 
     gae_lambda: float = Field(
         default=1.0,

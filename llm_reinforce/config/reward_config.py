@@ -67,9 +67,8 @@ BUILT_IN_REWARD_ARGUMENTS: Mapping[str, type[Section]] = {
 
 
 class IsolationConfig(Section):
-    """Settings of the worker processes that run a reward function.
+    """Worker processes that run a reward function, so that a crash of the function does not end the run.
 
-    If the function crashes or hangs in a worker process, the training process is not affected.
     `isolation: {}` uses the default values.
     """
 
@@ -83,10 +82,7 @@ class IsolationConfig(Section):
 
 
 class RewardConfig(Section):
-    """Settings of a reward function.
-
-    The reward of an episode is the weighted sum of the rewards from all reward functions.
-    """
+    """A reward function. The reward of an episode is the weighted sum of the rewards from all functions."""
 
     function: str = Field(
         description="name of a built-in reward, package.module:function, or path/to/file.py:function"

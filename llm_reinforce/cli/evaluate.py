@@ -50,11 +50,11 @@ def evaluate(
     ],
     more_data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DATA]…", help="Further data sets, in the same forms as for --data."),
+        typer.Argument(metavar="[DATA]…", help="Further data sets, written as for --data."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Second policy, which is compared with the first policy on the same problems."),
+        typer.Option(help="Second policy. It is compared with the first policy on the same problems."),
     ] = None,
     split: SplitOption = None,
     config: ConfigOption = None,
@@ -66,7 +66,7 @@ def evaluate(
     ] = None,
     decoding: Annotated[
         Decoding,
-        typer.Option(help="Take the most likely token at each step, or sample as training does."),
+        typer.Option(help="Take the most likely token at each step (greedy), or sample as in training."),
     ] = Decoding.greedy,
     samples_per_problem: Annotated[
         int, typer.Option(min=1, help="Completions per problem; requires --decoding sampled.")
@@ -76,16 +76,16 @@ def evaluate(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Template of the prompts, with {prompt} in place of the problem. Default: that of the "
-            "policy's run, or that of the data set."
+            help="Template of the prompts, with {prompt} in place of the problem. Default: the template of "
+            "the policy's run or, if there is no run, of the data set."
         ),
     ] = None,
     few_shot: Annotated[int, typer.Option(min=0, help="Number of worked examples before each question.")] = 0,
     examples: Annotated[
         str | None,
         typer.Option(
-            help="Data set for the worked examples. Default: the training split of the data set, or the "
-            "training problems of the policy's run."
+            help="Data set for the worked examples. Default: the training split of the data set or, if it "
+            "has none, the training problems of the policy's run."
         ),
     ] = None,
     stop: Annotated[

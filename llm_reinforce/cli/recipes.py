@@ -17,12 +17,12 @@ from llm_reinforce.errors import InputError
 
 recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
 
-NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe, see `recipes list`.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe; see `recipes list`.")]
 
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """List the built-in recipes and the purpose of each."""
+    """List the built-in recipes with their purposes."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     for name, path in builtin_recipes().items():
@@ -46,7 +46,7 @@ def copy(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Copy a built-in recipe and its files, so that you can change them. No file is overwritten."""
+    """Copy a built-in recipe and its files, to change them. Existing files are not overwritten."""
     with reported_failures("the copy", debug=debug):
         original = _find(name)
         text = original.read_text(encoding="utf-8")
@@ -61,7 +61,7 @@ def copy(
             raise InputError(f"{target}: the directory {target.parent} does not exist; create it") from None
         except OSError as error:
             raise InputError(f"{target}: can't be written: {error.strerror}") from None
-        for named in sorted(original.parent.glob("*.*")):  # files that the recipe names
+        for named in sorted(original.parent.glob("*.*")):  # copy the files whose names the recipe contains
             if named.suffix != ".yaml" and named.name in text and not (target.parent / named.name).exists():
                 shutil.copyfile(named, target.parent / named.name)
                 typer.echo(f"wrote {target.parent / named.name}")

@@ -17,8 +17,8 @@ additional episodes hardly reduce this number.
 A group consists of the episodes of one problem. Problems are drawn independently, with replacement, so groups
 are independent. With the baseline `batch_mean`, with `standardize`, or with the number of tokens as
 denominator, the gradient of a group also depends on the other groups of its update. Gradients with these
-settings are computed as in training, but their statistics assume independent groups. The error of the
-variance due to this assumption is a share of about 2/B.
+settings are computed as in training, but their statistics assume independent groups. This assumption changes
+the variance by a fraction of about 2/B.
 """
 
 import math

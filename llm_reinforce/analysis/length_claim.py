@@ -167,7 +167,7 @@ def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
 
 
 def coin_policy(seed: int) -> LanguagePolicy:
-    """Return a small transformer with random weights. It never ends an episode, and its token "1" is heads."""
+    """Return a small transformer with random weights. It never ends an episode. Its token "1" means heads."""
     shape = RandomInitConfig(
         alphabet="01=", num_layers=2, num_heads=2, hidden_size=32, intermediate_size=64, max_length=64
     )

@@ -686,8 +686,8 @@ def test_verify_checks_reference_answers(tmp_path: Path, monkeypatch: pytest.Mon
     doubtful = command("verify", str(bad), str(good))
     assert doubtful.exit_code == 1
     assert "4 of 6 answers accepted" in doubtful.stdout
-    assert "1 are percentages" in doubtful.stdout
-    assert "1 look like LaTeX or algebra" in doubtful.stdout
+    assert "answers that are percentages: 1" in doubtful.stdout
+    assert "compared as text: 1;" in doubtful.stdout
     assert re.search(r"2 +empty", doubtful.stdout)
     assert re.search(r"3 +NaN +plain +not_a_number", doubtful.stdout)
     assert "\x1b" not in doubtful.stdout

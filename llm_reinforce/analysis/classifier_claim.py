@@ -1,4 +1,4 @@
-"""Gradient variance of a classifier, which is trained by reinforcement learning with one action per episode.
+"""Gradient variance of classification as reinforcement learning with one action per episode.
 
 This is the second example of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
 Methods".
@@ -70,7 +70,7 @@ def measure_classifier_claim(
     rows = classifier_variances(seed)
     if output is not None:
         write_json(output, "classifier", rows)
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_classifier_claim(rows, output)
     return rows
 

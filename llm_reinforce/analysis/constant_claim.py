@@ -83,7 +83,7 @@ def measure_constant_claim(
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
         policy: directory of a run, directory of a model, or model name. The gradients are measured with the
-            weights of this policy. The default is the recipe's policy before its first policy-gradient
+            weights of this policy. The default is the recipe's policy before the first policy-gradient
             update.
         num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
         seed: random seed of the problems, the episodes, the random projection and the intervals.
@@ -113,7 +113,7 @@ def measure_constant_claim(
         )
     if output is not None:
         write_json(output, "constant", rows)
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_constant_claim(rows, output)
     return rows
 
@@ -219,7 +219,8 @@ def _predictor(
             and v.
         groups: group of each episode.
         is_used: for each group, True if the prediction is computed from it.
-        of_ones: index of the estimator whose gradient is s. The next index is that of the gradient v.
+        of_ones: index of the estimator with the gradient s. The estimator with the gradient v has the next
+            index.
         group_size: number of episodes per group.
     """
     gram = gradients.gram(of_ones + 1, of_ones + 1, groups)[np.ix_(is_used, is_used)]

@@ -1,11 +1,11 @@
 """The contribution of each episode to the gradient of each estimator, at fixed policy weights.
 
-Every estimator is a sum over episodes and actions t of A_t ∇log π(a_t|s_t). Estimators differ only in the
-weights A_t. For one episode, each estimator has a vector of weights, with one weight per action. The vectors
-of all estimators span a space. The vectors of an orthonormal basis of this space are called *directions*, and
-one backward pass is made for each direction. If the weights of all estimators are constant over the episode,
-there is only one direction. With step rewards or a learned baseline, there are a few directions. The gradient
-of each estimator is a linear combination of the gradients along these directions.
+Every estimator is the sum of A_t ∇log π(a_t|s_t) over all episodes and their actions t. Estimators differ
+only in the weights A_t. For one episode, each estimator has a vector of weights, with one weight per action.
+The vectors of all estimators span a space. The vectors of an orthonormal basis of this space are called
+*directions*, and one backward pass is made for each direction. If the weights of all estimators are constant
+over the episode, there is only one direction. With step rewards or a learned baseline, there are a few
+directions. The gradient of each estimator is a linear combination of the gradients along these directions.
 """
 
 from collections.abc import Callable, Sequence

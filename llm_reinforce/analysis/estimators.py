@@ -105,7 +105,7 @@ def with_exact_norms(
 ) -> EpisodeGradients:
     """Return gradients in which the estimator with the credit `exact_norms` has the gradient v - b s.
 
-    b is the optimal constant baseline. For episode i, it is computed from the other episodes j of the group:
+    b is the optimal constant baseline. For episode i, b_i is computed from the other episodes j of the group:
 
         b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²,   v = Σ_t γ^t g_t ∇log π,   s = Σ_t γ^t ∇log π
 

@@ -25,7 +25,7 @@ Statistic = Callable[[Weights], Values]
 
 LEVEL = 0.95
 NUM_RESAMPLES = 999
-ROUNDING = 1e-12  # relative size below which a squared norm is a rounding error
+ROUNDING = 1e-12  # relative size below which a squared norm is treated as a rounding error
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def total_variance(gram: Gram, weights: Weights) -> Values:
 def variance_error(gram: Gram, weights: Weights) -> Values:
     """Return the standard error of `total_variance`, computed from the variance of ‖h - E h‖² over groups."""
     num_drawn = weights.sum(axis=-1, keepdims=True)
-    inner = weights @ gram / num_drawn  # ⟨mean, h_k⟩
+    inner = weights @ gram / num_drawn  # ⟨mean, h_k⟩ for each group k
     squares = np.diagonal(gram) - 2 * inner + (inner * weights).sum(axis=-1, keepdims=True) / num_drawn
     deviations = squares - (squares * weights).sum(axis=-1, keepdims=True) / num_drawn
     return np.asarray(np.sqrt((weights * deviations**2).sum(axis=-1)) / num_drawn[..., 0])
@@ -154,8 +154,8 @@ def studentized_interval(
 
         t* = (log s* - log s) / (e* / s*),   from s exp(-t*_97.5% e/s) to s exp(-t*_2.5% e/s)
 
-    Here s is the statistic and e is its standard error. In a resample, they are s* and e*. The limits use the
-    quantiles of t* over the resamples.
+    Here s is the statistic and e is its standard error. s* and e* are their values in a resample. The limits
+    are computed from quantiles of t* over all resamples.
 
     This interval is suitable for variances. On toy policies, intervals that ignore the standard error of each
     resample, such as BCa, are too short if a few vectors of large norm dominate. If the standard error of

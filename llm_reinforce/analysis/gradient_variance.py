@@ -2,7 +2,7 @@
 
 The article "The Beauty of Reinforcement Learning (1)" says that plain REINFORCE has a high variance. This
 module measures this variance and the effect of each baseline on it. For the gradient ĝ of an update of N
-episodes:
+episodes, it computes:
 
     variance     V = N tr Cov(ĝ)              per episode: an update of N episodes has the variance V / N
     SNR            = ‖E ĝ‖² / tr Cov(ĝ)        signal-to-noise ratio, for updates of the recipe's size
@@ -146,7 +146,7 @@ def measure_variance(
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
         policy: directory of a run, directory of a model, or model name. The gradients are measured with the
-            weights of this policy. The default is the recipe's policy before its first policy-gradient
+            weights of this policy. The default is the recipe's policy before the first policy-gradient
             update.
         num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
         sketch_size: number of components to which each gradient is shortened by random projection. 0: do not
@@ -181,7 +181,7 @@ def measure_variance(
         )
     if output is not None:
         write_json(output, "variance", measured)
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_variance(measured, output)
     return measured
 

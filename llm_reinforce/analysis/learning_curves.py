@@ -1,4 +1,4 @@
-"""Learning curves at an equal budget of sampled tokens, measures of the curves, and differences of variants.
+"""Learning curves at an equal budget of sampled tokens, their measures, and differences between variants.
 
 The learning curve of a run is the run's accuracy as a function of the number of tokens sampled so far. A
 variant is a recipe, possibly with changed settings. Every variant has one run, and therefore one curve, per
@@ -117,7 +117,7 @@ def learning_curve(
         decoding: decoding mode of the evaluations that are used, `greedy` or `sampled`.
 
     Raises:
-        ValueError: if there is no evaluation with this decoding before the first update, or if `metrics`
+        ValueError: if there is no evaluation with this decoding mode before the first update, or if `metrics`
             lacks an update after which the run was evaluated.
     """
     sampled = {0: 0, **{row["update"]: row["num_tokens"] for row in metrics}}
@@ -177,7 +177,7 @@ def mean_curve(
 
     Returns:
         token counts from 0 to the budget, the mean accuracy at each count, and the lower and the upper limit
-        of its 95% interval at each count. Both limits are None if there is only one curve.
+        of the mean's 95% interval at each count. Both limits are None if there is only one curve.
     """
     at = np.linspace(0, budget, NUM_POINTS)
     each = np.stack([heights(curve, at) for curve in curves])
@@ -193,8 +193,8 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
 
         mean ± t(0.975, n - 1) s / √n
 
-    n is the number of values and s is their standard deviation. If all values are equal, both limits are
-    equal to them.
+    n is the number of values and s is their standard deviation. If all values are equal, s is 0, and both
+    limits are equal to the mean.
     """
     if len(values) < 2:
         return None

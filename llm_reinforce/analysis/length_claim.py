@@ -96,8 +96,8 @@ class LengthVariance:
     """Gradient variance of one estimator on episodes of one length.
 
     Attributes:
-        paid: time at which rewards are given. "each step": a reward for each head immediately. "at the end":
-            a reward for all heads at the end. "verdict": a reward for the first toss at the end.
+        paid: time at which rewards are given. "each step": each head is rewarded immediately. "at the end":
+            all heads are rewarded at the end. "verdict": heads at the first toss is rewarded at the end.
         estimator: name of the estimator.
         num_actions: number of actions of each episode.
         predicted: variance tr Cov(ĝ) of one episode, computed from other episodes with the sum in the
@@ -141,7 +141,7 @@ def measure_length_claim(
         lengths = length_variances(seed, show)
     if output is not None:
         write_json(output, "length", [*coins, *lengths])
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_length_claim(coins, lengths, output)
     return LengthClaim(coins, lengths)
 
@@ -179,7 +179,7 @@ def length_variances(
 ) -> tuple[LengthVariance, ...]:
     """Return the measured and the predicted gradient variance for each length of the episodes.
 
-    The prediction is computed from other episodes than the measurement.
+    The prediction and the measurement are computed from different episodes.
 
     Args:
         seed: random seed.

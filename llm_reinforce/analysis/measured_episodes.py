@@ -1,4 +1,4 @@
-"""Collection of episodes of a policy, and of baselines that are fitted to other episodes of the policy."""
+"""Episodes of a policy, and baselines that are fitted to other episodes of the same policy."""
 
 import copy
 import random
@@ -26,7 +26,7 @@ class MeasuredEpisodes:
 
     Attributes:
         updates: the episodes of each update. The numbers of groups are unique across all updates.
-        moving_average: mean return of other episodes of the policy. It is used as the moving average, which
+        moving_average: mean return of other episodes of the policy. It replaces the moving average that
             training computes over earlier updates.
         values: for each update, the predicted value V(s_t) of each action. The values come from a value head
             that was fitted to other episodes. The tuple is empty if there is no value head.

@@ -48,7 +48,9 @@ def with_weights(config: Config, name_or_path: str) -> Config:
 def collect_from_recipe(
     config: Config, *, num_problems: int, seed: int, show_progress: bool = False
 ) -> tuple[LanguagePolicy, MeasuredEpisodes]:
-    """Return the policy of the recipe, after its warm start if it has one, and episodes of this policy.
+    """Return the policy of a recipe, and episodes of this policy.
+
+    If the recipe has a warm start, the policy is first trained by the warm start.
 
     Args:
         config: settings of the recipe.

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
 """Function that takes a function that stops a run, and the display of the run, and returns a context manager.
 
-The command line uses it to stop a comparison: within the context, a signal calls the function that stops the
-run."""
+The command line passes such a function to `compare`. Within the context, a signal calls the function that
+stops the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +241,7 @@ def _compare(
     write_whole(files[0], text + "\n")
     write_whole(files[1], json.dumps(_curves_json(curves, seeds, num_tokens)) + "\n")
     plots: list[Path] = []
-    with suppress(ModuleNotFoundError):  # matplotlib is an extra
+    with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
         plots = plot_comparison(curves, compared, num_tokens, target, output)
     return RecipeComparison(
         {each.name: each for each in compared},

@@ -185,7 +185,7 @@ def _bar(axes: "Axes", row: int, measured: "IntervalEstimate", color: str, marke
 
 
 def _make_logarithmic(axis: "Axis") -> None:
-    """Make the axis logarithmic, labeled with plain numbers."""
+    """Make the axis logarithmic, with labels such as 20 and 5,000 instead of powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.axes.set_xscale("log")

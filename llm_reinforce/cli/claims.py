@@ -52,7 +52,7 @@ def constant(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure the gradient variance when a constant is added to every reward, for each baseline.
+    """Measure the gradient variance of each baseline when a constant is added to every reward.
 
     This tests the article's claim that returns have no unified baseline:
     adding a constant to all returns changes the variance of the gradient, but

@@ -79,7 +79,7 @@ def train(
         if resume:
             from llm_reinforce.training import check_same_run
 
-            check_same_run(directory, loaded)  # check before the policy is loaded, which takes time
+            check_same_run(directory, loaded)  # checked early, because loading the policy takes time
         if is_main_process():
             directory.check(resume=resume, overwrite=overwrite)
             if overwrite:

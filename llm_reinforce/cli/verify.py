@@ -115,13 +115,13 @@ def _print_audit(name: str, audit: "Audit") -> None:
     console.print(f"  kinds: {kinds}")
     if audit.num_latex_as_text:
         console.print(
-            f"  {audit.num_latex_as_text:,} look like LaTeX or algebra, but are compared as text; "
+            f"  answers in LaTeX or algebra that are compared as text: {audit.num_latex_as_text:,}; "
             "use --algebra (in a recipe: algebra: true) to compare them as expressions"
         )
     if audit.kinds.get("percentage"):
         console.print(
-            f"  {audit.kinds['percentage']:,} are percentages; since 50% equals 0.5, the completion 50 does "
-            "not match 50%"
+            f"  answers that are percentages: {audit.kinds['percentage']:,}; since 50% equals 0.5, the "
+            "completion 50 does not match 50%"
         )
     if audit.doubts:
         console.print(f"  reasons: {_counted(audit)}")

@@ -1,4 +1,4 @@
-"""Comparison of two policies on the same problems: the gain in accuracy, and why answers changed."""
+"""Comparison of two policies on the same problems: the gain in accuracy, and the kinds of failures."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -40,8 +40,8 @@ class Comparison:
     """Difference in accuracy between two evaluations of the same problems.
 
     Attributes:
-        criterion: `accuracy` if the verifier decides which answers are correct, `strict` if
-            lm-evaluation-harness's strict extraction does.
+        criterion: `accuracy` if the verifier decides which answers are correct, `strict` if the strict
+            extraction of lm-evaluation-harness decides.
         before, after: accuracy of the first and of the second evaluation.
         interval: paired 95% confidence interval of the difference.
         p_value: two-sided p-value of the null hypothesis that the policies do not differ.
@@ -89,8 +89,8 @@ class Comparison:
 def kind_of_failure(answer: Answer) -> Kind:
     """Return the kind of failure of a wrong answer. It is the first of the following kinds that applies.
 
-    - `format`: the verifier or the last number of the text gives the correct value, but the answer does
-      not have the required form.
+    - `format`: the verifier accepts the answer, or the last number of the text is correct, but the answer
+      does not have the form that the criterion requires.
     - `truncation`: the completion was truncated at the token budget.
     - `arithmetic`: the value is wrong or missing, although the completion ended.
     """
@@ -120,7 +120,7 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
     The sum of gained - lost over all kinds of failure equals mean (p_after - p_before).
 
     Raises:
-        ValueError: if the evaluations are of different problems.
+        ValueError: if the two evaluations have different problems.
     """
     evaluated = [[(problem.id, problem.answer) for problem in side.problems] for side in (before, after)]
     if evaluated[0] != evaluated[1]:
@@ -155,7 +155,7 @@ def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[Criterion
     shows whether more answers have the required form.
 
     Raises:
-        ValueError: if the evaluations are of different problems.
+        ValueError: if the two evaluations have different problems.
     """
     both: dict[Criterion, Comparison] = {"accuracy": compare_by(before, after)}
     if before.measures["strict"].value or after.measures["strict"].value:

@@ -38,8 +38,8 @@ def harness_results(
 ) -> dict[str, Any]:
     """Return results as lm-evaluation-harness 0.4 writes them: `results`, `configs`, `versions`, `n-shot`, …
 
-    For each metric, the results also contain a 95% interval, which the harness does not report. Its key has
-    the suffix `_interval`.
+    For each metric, the results also contain a 95% interval, which the harness does not report. The key of
+    the interval has the suffix `_interval`.
 
     Args:
         policy: name of the policy.

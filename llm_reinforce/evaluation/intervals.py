@@ -13,7 +13,7 @@ from scipy import optimize, stats
 
 Interval = tuple[float, float]
 
-NUM_DRAWS = 4_000  # number of bootstrap draws; they change the limits by about 1% of the interval's width
+NUM_DRAWS = 4_000  # number of bootstrap draws; other draws change the limits by about 1% of the width
 NUM_FLIPS = 9_999  # number of random sign flips of a permutation test
 CONFIDENCE = 0.95
 
@@ -26,7 +26,7 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
 
         p̃ = (p + z²/2n) / (1 + z²/n),   half width = z/(1 + z²/n) sqrt(p(1-p)/n + z²/4n²)
 
-    where p is the mean, n is the number of problems, and z is the quantile of the normal distribution.
+    where p is the mean, n is the number of problems, and z is the normal quantile (1.96 for 95% confidence).
 
     Otherwise the interval is computed by a Bayesian bootstrap over problems (Rubin 1981). The weights of the
     problems are drawn from a Dirichlet distribution with parameter 1 for each problem. As in Jeffreys' prior,
@@ -56,8 +56,8 @@ def difference_interval(differences: Sequence[float], confidence: float = CONFID
     If every difference is -1, 0 or 1, as with one completion per problem, this is Tango's score interval
     (1998). It contains all values δ of the mean difference that a score test does not reject. The test uses
     the numbers of gained problems (difference 1) and lost problems (difference -1). The interval excludes 0
-    if McNemar's statistic (gained - lost)² / (gained + lost) exceeds z², where z is the quantile of the
-    normal distribution. The exact test `mcnemar` is more conservative.
+    if McNemar's statistic (gained - lost)² / (gained + lost) exceeds z², where z is the normal quantile (1.96
+    for 95% confidence). The exact test `mcnemar` is more conservative.
 
     Otherwise the interval is computed by the bootstrap of `share_interval`, with the limits -1 and 1 instead
     of 0 and 1.

@@ -1,4 +1,4 @@
-"""File of the answers in an evaluation, with one line per problem. It allows continuing the evaluation."""
+"""File of the answers in an evaluation. With this file, an interrupted evaluation can be continued."""
 
 import hashlib
 import json

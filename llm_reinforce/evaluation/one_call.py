@@ -54,8 +54,9 @@ def evaluate(
             `datasets.Dataset`.
         split: split of a hub data set; `test` by default.
         config: configuration of a hub data set.
-        prompt_column: column of the prompts; by default, it is found by its name, such as `question`.
-        answer_column: column of the reference answers; by default, it is found by its name, such as `answer`.
+        prompt_column: column that contains the prompts; by default, `prompt` or `question`.
+        answer_column: column that contains the reference answers; by default, `answer`, `solution` or
+            `ground_truth`.
         algebra: if True, math-verify compares answers that are LaTeX or algebraic expressions.
         num_problems: if given, only the first `num_problems` problems are evaluated.
         decoding: `greedy` takes the most likely token at each step. `sampled` samples from the policy, as in

@@ -366,7 +366,7 @@ def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
 
 
 def answer_file_name(data: str, decoding: str) -> str:
-    """Return the name of the file for the answers to a data set, without characters special in paths."""
+    """Return the name of the file for a data set's answers, without characters that are special in paths."""
     name = re.sub(r"[^\w.=+-]+", "_", data)
     # File systems limit the length of file names in bytes. The end of a long path is kept, because it
     # distinguishes data sets better than the beginning.

@@ -39,7 +39,9 @@ def choose_prompting(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
 ) -> Prompting:
-    """Return the given values. A value that is None is replaced by the value in the policies' runs, if any.
+    """Return the given values, with values that are None replaced by those of the policies' runs.
+
+    If a value is None and no policy comes from a run, the default of the value is used.
 
     Raises:
         InputError: if a run has no policy yet, if a value is None and the two runs have different values, or
@@ -112,7 +114,9 @@ def load_for_evaluation(
 
 
 def run_recipe(policy: Any) -> Config | None:
-    """Return the settings of a run if `policy` is its directory or its `policy/` directory, otherwise None.
+    """Return the settings of the run that a policy comes from; None if the policy does not come from a run.
+
+    A policy comes from a run if it is given as the directory of the run, or as the directory `policy/` in it.
 
     Raises:
         InputError: if the run has no policy yet.

@@ -26,8 +26,8 @@ class Estimator:
         settings: settings from which advantages are computed, as in training.
         credit: kind of return from which the baseline of `settings` is subtracted. `reward_to_go`: the return
             from the action on. `whole_return`: the return of the whole episode. `exact_norms`: the return
-            from the action on; instead of the baseline of `settings`, the optimal constant baseline is
-            subtracted, which is computed from the norms of the exact gradients.
+            from the action on. With `exact_norms`, the subtracted baseline is not that of `settings`, but the
+            optimal constant baseline, which is computed from the norms of the exact gradients.
     """
 
     name: str

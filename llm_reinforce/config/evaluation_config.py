@@ -35,7 +35,7 @@ class EvaluationConfig(Section):
     )
     batch_size: Count = Field(default=256, description="number of completions generated at the same time")
     samples_per_problem: Count = Field(
-        default=1, description="number of completions per problem; above 1 only with sampled decoding"
+        default=1, description="number of completions per problem; used only with sampled decoding"
     )
     template: Text | None = Field(
         default=None,
@@ -64,7 +64,7 @@ class EvaluationConfig(Section):
     @classmethod
     def _check_decodings(cls, decodings: tuple[Decoding, ...]) -> tuple[Decoding, ...]:
         if len(set(decodings)) < len(decodings):
-            raise ValueError("should name each decoding once")
+            raise ValueError("should name each decoding mode only once")
         return decodings
 
     @field_validator("samples_per_problem")

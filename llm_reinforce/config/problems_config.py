@@ -89,7 +89,7 @@ class GenerateConfig(Section):
             raise ValueError("used only with operands; set operands, or remove this setting")
         if not within[0] <= values[0] <= values[1] <= within[1]:
             raise ValueError(
-                f"should lie within operands, {within[0]} to {within[1]}, the smallest first, "
+                f"should lie within operands, {within[0]} to {within[1]}, with the smallest operand first, "
                 f"not {values[0]}, {values[1]}"
             )
         return values
@@ -163,7 +163,8 @@ class ProblemsConfig(Section):
     generate: GenerateConfig | None = Field(default=None, description="generate arithmetic problems")
     train: DataConfig | None = Field(default=None, description="source of the training problems")
     held_out: DataConfig | None = Field(
-        default=None, description="source of the held-out problems; null: a random part of train is held out"
+        default=None,
+        description="source of the held-out problems; null: a random part of `train` is held out",
     )
     template: str = Field(
         default="{prompt}", description="prompt template; {prompt} is replaced by the problem's text"
@@ -199,7 +200,7 @@ class ProblemsConfig(Section):
     @classmethod
     def _check_num_held_out(cls, num_held_out: int | None, info: ValidationInfo) -> int | None:
         if num_held_out == 0 and info.data.get("held_out") is not None:
-            raise ValueError("held_out is not used if this is 0; remove one of the two settings")
+            raise ValueError("held_out is not used if num_held_out is 0; remove one of the two settings")
         return num_held_out
 
     @model_validator(mode="after")

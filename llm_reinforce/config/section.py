@@ -1,4 +1,4 @@
-"""Base class of all settings classes, types that many settings have, and errors for nested keys.
+"""Base class of all settings classes, common types of settings, and errors for nested keys.
 
 The validator of a field can only use the values of fields that are defined above this field. A field whose
 validation depends on other fields is therefore defined below these other fields.
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError, PydanticUndefined
 from llm_reinforce.config.strict_yaml import KeyPath, complaints, dotted
 from llm_reinforce.errors import InputError
 
-MAX_SEED = 10**18  # exclusive upper bound of seeds, which fit into the 64 bits that torch accepts
+MAX_SEED = 10**18  # exclusive upper bound of seeds, below the limit of 64 bits that torch accepts
 
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]

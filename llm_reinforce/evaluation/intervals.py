@@ -46,7 +46,7 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
         low, high = float(wilson.low), float(wilson.high)
     else:
         low, high = _bootstrap(shares, 0.0, 1.0, confidence)
-    # no rounding errors at 0 and 1; the interval contains the mean
+    # the interval must contain the mean, and limits of exactly 0 and 1 must not have rounding errors
     return (0.0 if mean == 0 else min(low, mean)), (1.0 if mean == 1 else max(high, mean))
 
 

@@ -211,7 +211,7 @@ IMPOSSIBLE = [
     ("rewards=[{function: correct_answer, conversational: true}]",
      "rewards.0.conversational", "used only by functions with TRL's signature"),
     ("problems={train: {data: a.jsonl}, held_out: {data: b.jsonl}, num_held_out: 0}",
-     "problems.num_held_out", "held_out is not used if this is 0"),
+     "problems.num_held_out", "held_out is not used if num_held_out is 0"),
     ("rewards=[{function: 'file.py:'}]", "rewards.0.function", "should have the form package.module"),
     (
         "rewards=[{function: conciseness}, {function: conciseness}]",

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from llm_reinforce.cli import app, interruption
 from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.recipes import first_sentence
-from llm_reinforce.config import load_config
+from llm_reinforce.config import WarmStartConfig, load_config
 from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.console.messages import note
 from llm_reinforce.console.run_tables import better_before
@@ -87,20 +87,41 @@ def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
     return ["train", "tiny.yaml", "--set", f"rewards=[{{function: '{file}:mine'}}]", *more]
 
 
-def test_importing_the_cli_does_not_import_torch() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["verify", "sums.jsonl"],
+        ["verify", "sums.jsonl", "--algebra", "--json"],
+        ["recipes", "list"],
+        ["recipes", "show", "quickstart"],
+        ["recipes", "copy", "quickstart", "mine.yaml"],
+        ["recipes", "validate", "quickstart"],
+        ["recipes", "keys", "sampling"],
+        ["runs", "list"],
+        ["train", "missing.yaml"],
+        ["train", "quickstart", "--set", "trainin.num_updates=2"],
+    ],
+    ids=" ".join,
+)
+def test_commands_without_a_model_import_no_slow_library(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
     code = (
-        "import sys, llm_reinforce, llm_reinforce.cli; "
-        "llm_reinforce.verify('1', '1'); llm_reinforce.Config; "
-        "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+        "import sys, llm_reinforce; from llm_reinforce.cli import app\n"
+        "llm_reinforce.verify('1', '1'); llm_reinforce.Config\n"
+        "slow = {'torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas'}\n"
+        f"try: app({arguments})\n"
+        "finally: print(slow & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_libraries_are_quiet() -> None:
     code = (
         "import os, logging; from llm_reinforce.cli.common import quieten; quieten(debug=False); "
-        "import datasets, huggingface_hub; "
+        "import datasets, huggingface_hub, transformers; "
         "names = ('huggingface_hub.utils._http', 'httpx', 'datasets.load', 'transformers.utils.hub'); "
         "print({logging.getLogger(name).getEffectiveLevel() for name in names} == {logging.ERROR})"
     )
@@ -747,6 +768,43 @@ def test_recipes_list_show_copy_and_validate(tmp_path: Path, monkeypatch: pytest
     assert result.exit_code == 2
     assert len(result.stderr.splitlines()) == 3
     assert result.stdout == "first: valid recipe\n"
+
+
+def test_copied_recipe_has_its_own_output_directory_and_no_results(tmp_path: Path) -> None:
+    file = tmp_path / "my sums.yaml"
+    result = command("recipes", "copy", "quickstart", str(file))
+    assert f"llm-reinforce train '{file}'" in result.stdout
+    text = file.read_text()
+    assert text.startswith("# Two-digit addition")
+    assert "# Hardware:" in text
+    assert "Measured" not in text
+    assert "%" not in text.split("\n\n")[0]
+    assert load_config(file).output_dir == "runs/my sums"
+    original = load_config("quickstart").model_dump() | {"output_dir": ""}
+    assert load_config(file).model_dump() | {"output_dir": ""} == original
+
+
+def test_recipes_keys_lists_all_keys_of_a_section() -> None:
+    shown = command("recipes", "keys", "training.warm_start").stdout
+    for key, field in WarmStartConfig.model_fields.items():
+        assert key in shown
+        assert " ".join((field.description or "").split()[:4]) in shown
+    everything = command("recipes", "keys").stdout
+    assert "problems.train and problems.held_out" in everything
+    assert "learning_rate" in everything
+    assert "did you mean 'training'?" in refused("recipes", "keys", "trainin")
+    schema = json.loads(command("recipes", "keys", "--json-schema").stdout)
+    assert schema["required"] == ["policy", "problems"]
+    assert "seed" in schema["properties"]
+
+
+def test_runs_list_shows_state_and_accuracies(finished: Path) -> None:
+    assert "no such directory" in refused("runs", "list")
+    line = next(
+        line for line in command("runs", "list", str(finished.parent)).stdout.splitlines() if "2 of 2" in line
+    )
+    assert "finished" in line
+    assert "greedy 0.0% → 0.0%" in line
 
 
 @pytest.mark.parametrize(

@@ -322,7 +322,7 @@ def test_plots_are_written_with_matplotlib() -> None:
         (["quickstart"], "quickstart: .* training.schedule: cosine decays to 0 over num_updates"),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
-            "b: evaluation.decodings lacks sampled, the first decoding of a",
+            "b: evaluation.decodings lacks sampled; all variants are compared by the first decoding of a",
         ),
     ],
 )

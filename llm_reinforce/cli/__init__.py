@@ -18,6 +18,7 @@ from llm_reinforce.cli.evaluate import evaluate
 from llm_reinforce.cli.fetch import fetch
 from llm_reinforce.cli.interruption import run_interruptibly
 from llm_reinforce.cli.recipes import recipes
+from llm_reinforce.cli.runs import runs
 from llm_reinforce.cli.sample import sample
 from llm_reinforce.cli.train import train
 from llm_reinforce.cli.variance import variance
@@ -37,6 +38,7 @@ app.command()(sample)
 app.command()(variance)
 app.add_typer(claims, name="claims")
 app.add_typer(recipes, name="recipes")
+app.add_typer(runs, name="runs")
 app.command()(verify)
 app.command()(fetch)
 

@@ -87,18 +87,19 @@ def _print_traceback() -> None:
 
 
 def quieten(*, debug: bool) -> None:
-    """Disable the progress bars of libraries and, if `debug` is False, the warnings of libraries."""
+    """Disable the progress bars of libraries and, if `debug` is False, the warnings of libraries.
+
+    Most of this is done with environment variables, which the libraries read when they are imported. No
+    library is therefore imported here. Environment variables that the user has set keep their values.
+    """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
-        os.environ.setdefault("DATASETS_VERBOSITY", "error")  # read when datasets is imported
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
-    if not debug:
-        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call,unused-ignore]
-        for library in ("huggingface_hub", "httpx", "httpx2", "datasets"):
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+        os.environ.setdefault("DATASETS_VERBOSITY", "error")
+        for library in ("httpx", "httpx2"):
             logging.getLogger(library).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step", category=UserWarning)

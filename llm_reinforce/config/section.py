@@ -59,7 +59,13 @@ class Section(_Model):
         InputError: if a key is unknown or a value is invalid. The message has one line for each problem.
     """
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        json_schema_extra=lambda schema: schema.update(description=_summary(schema)),
+    )
 
     @classmethod
     def __pydantic_init_subclass__(cls, **arguments: Any) -> None:
@@ -75,6 +81,11 @@ class Section(_Model):
                 for name, field in keys.items()
             ]
             cls.__doc__ = "\n".join([inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:", *described])
+
+
+def _summary(schema: dict[str, Any]) -> str:
+    """Return the first paragraph of a JSON schema's description, without the list of keys that follows."""
+    return str(schema.get("description", "")).split("\n\n")[0].replace("\n", " ")
 
 
 def _default(value: object) -> str:

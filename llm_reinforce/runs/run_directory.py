@@ -11,13 +11,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
 from llm_reinforce.durable_files import finite, sync, write_whole
 from llm_reinforce.errors import InputError, texts_without_secrets
-from llm_reinforce.evaluation import Evaluation, answer_row
+
+if TYPE_CHECKING:
+    from llm_reinforce.evaluation import Evaluation
 
 OWN_NAMES = (
     "recipe.yaml",
@@ -167,13 +169,15 @@ class RunDirectory:
             file.write(line + "\n")
             file.flush()
 
-    def append_answers(self, where: Mapping[str, Any], evaluation: Evaluation) -> None:
+    def append_answers(self, where: Mapping[str, Any], evaluation: "Evaluation") -> None:
         """Append a line to `answers.jsonl` for each problem of an evaluation, with all its answers.
 
         Args:
             where: values of the columns `update` and `data`, which are equal in all lines.
             evaluation: the evaluation.
         """
+        from llm_reinforce.evaluation import answer_row  # imports torch
+
         pairs = zip(evaluation.problems, evaluation.answers, strict=True)
         rows = (
             {**where, "decoding": evaluation.decoding, **answer_row(index, problem, answers)}

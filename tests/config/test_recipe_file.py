@@ -252,7 +252,7 @@ IMPOSSIBLE = [
     ("evaluation.samples_per_problem=4", "evaluation.samples_per_problem", "used only with sampled decoding"),
     ("evaluation.template=x", "evaluation.template", "should contain {prompt}"),
     ("evaluation.few_shot=-1", "evaluation.few_shot", "at least 0"),
-    ("evaluation.decodings=[greedy, greedy]", "evaluation.decodings", "should name each decoding once"),
+    ("evaluation.decodings=[greedy, greedy]", "evaluation.decodings", "each decoding mode only once"),
     ("policy={name_or_path: a, system_prompt: b, use_chat_template: false}",
      "policy.system_prompt", "not used without a chat template"),
     ("policy={random_init: {}, lora: {}}", "policy.lora", "not used with random_init"),

@@ -1,4 +1,4 @@
-"""Random projections that shorten vectors. The expectation of inner products is preserved."""
+"""Random projections that shorten vectors. They preserve inner products in expectation."""
 
 import math
 from dataclasses import dataclass

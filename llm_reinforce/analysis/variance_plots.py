@@ -57,7 +57,7 @@ def plot_variance(measured: "GradientVariance", folder: Path) -> list[Path]:
 
 
 def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> list[Path]:
-    """Plot the gradient variance with each baseline against the constant that is added to every reward.
+    """For each baseline, plot the gradient variance against the constant that is added to every reward.
 
     Returns:
         the written files.
@@ -156,8 +156,8 @@ def _plot_coins(axes: "Axes", coins: "Sequence[CoinVariance]") -> None:
     axes.plot(at, [each.expected_independent for each in coins], color=STYLES[5].color)
     _points(axes, at, one_coin, STYLES[4], "one coin, N times: N²/4")
     _points(axes, at, independent, STYLES[5], "N coins: N/4")
-    axes.set(xlabel="coins, N", ylabel="variance of the heads")
-    axes.set_title("heads of N coins", fontsize=9)
+    axes.set(xlabel="coins, N", ylabel="variance")
+    axes.set_title("number of heads of N coins", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
 
 

@@ -110,7 +110,7 @@ def test_commands_without_a_model_import_no_slow_library(arguments: list[str], t
     code = (
         "import sys, llm_reinforce; from llm_reinforce.cli import app\n"
         "llm_reinforce.verify('1', '1'); llm_reinforce.Config\n"
-        "slow = {'torch', 'transformers', 'datasets', 'scipy', 'matplotlib', 'pandas'}\n"
+        "slow = {'torch', 'transformers', 'datasets', 'scipy', 'pandas'}\n"
         f"try: app({arguments})\n"
         "finally: print(slow & set(sys.modules))"
     )

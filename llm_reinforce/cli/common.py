@@ -7,12 +7,12 @@ import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llm_reinforce.cli.interruption import is_leaving
-from llm_reinforce.console.messages import print_error
+from llm_reinforce.console.messages import note, print_error
 from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, without_secrets
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
@@ -47,6 +47,8 @@ def check_one_process(command: str) -> None:
 def reported_failures(what: str = "the command", *, debug: bool = False) -> Iterator[None]:
     """In a `with` block, print exceptions as a message or traceback on stderr, and exit with an exit code.
 
+    Warnings are printed as notes, without the file and line of the code that issued them.
+
     The exit code is 2 for a user error (InputError), 130 for an interruption, and 1 for other errors. Errors
     of typer and errors of closed pipes are raised unchanged, because typer handles them.
 
@@ -55,7 +57,9 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
         debug: if True, print a traceback instead of a message.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_as_note
+            yield
     except (typer.Exit, typer.TyperException, BrokenPipeError):
         raise
     except KeyboardInterrupt:
@@ -80,6 +84,11 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
         else:
             print_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         raise typer.Exit(FAILED) from None
+
+
+def _show_as_note(message: Warning | str, *_: Any, **__: Any) -> None:
+    if is_main_process():
+        note(str(message))
 
 
 def _print_traceback() -> None:

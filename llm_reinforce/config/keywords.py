@@ -1,13 +1,15 @@
 """Conversion of Python keyword arguments to a Config, which is validated like a recipe."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from llm_reinforce.config.adaptation import adapt
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import Section
-from llm_reinforce.config.strict_yaml import Document, nearest, validate
+from llm_reinforce.config.strict_yaml import Document, KeyPath, nearest, validate
 from llm_reinforce.errors import InputError
 
 CALLER = "ReinforceTrainer"  # prefix of messages, used instead of the file name of a recipe
@@ -54,7 +56,8 @@ def config_from_keywords(
 
     A keyword argument has the name of a section, as in `training={"num_updates": 10}` or
     `training=TrainingConfig(…)`, or the name of a key in a section, as in `num_updates=10`. Keyword arguments
-    override `described`, and `described` overrides `base`.
+    override `described`, and `described` overrides `base`. If a setting of `base` is not valid together with
+    the other settings, its default is used, and a warning is issued.
 
     Args:
         base: settings to start from; None to start from the defaults.
@@ -67,6 +70,7 @@ def config_from_keywords(
             for each problem.
     """
     data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base is not None else {}
+    changed = [(key, *path) for key, value in described.items() for path in _paths(_plain(value))]
     data |= {key: _plain(value) for key, value in described.items()}
     problems = []
     plain = {name: _plain(value) for name, value in keywords.items()}
@@ -74,6 +78,7 @@ def config_from_keywords(
         if name in Config.model_fields:
             is_section = isinstance(value, Mapping) and isinstance(data.get(name), Mapping)
             data[name] = {**data[name], **value} if is_section else value
+            changed += [(name, *path) for path in _paths(value)]
             continue
         sections = sections_with(name)
         if len(sections) != 1:
@@ -86,8 +91,12 @@ def config_from_keywords(
             continue
         section = data.setdefault(sections[0], {})
         section[name] = value
+        changed += [(sections[0], name, *path) for path in _paths(value)]
     if problems:
         raise InputError("\n".join(problems))
+    if base is not None:
+        for note in adapt(data, changed, Config):
+            warnings.warn(note, stacklevel=3)
     return validate(Config, Document(CALLER, data))
 
 
@@ -117,6 +126,15 @@ def _keyword_error(keyword: str, sections: list[str]) -> str:
         return f"unknown argument {keyword!r}; here it is {OF_TRL[keyword]}"
     known = [*Config.model_fields, *(key for _, key in _keys_of_sections())]
     return f"unknown argument {keyword!r}{nearest(keyword, known)}"
+
+
+def _paths(value: Any) -> Iterator[KeyPath]:
+    """Yield the paths of all values inside a mapping; for another value, yield an empty path."""
+    if not isinstance(value, Mapping):
+        yield ()
+        return
+    for key, inner in value.items():
+        yield from ((key, *path) for path in _paths(inner))
 
 
 def _plain(value: Any) -> Any:

@@ -5,14 +5,25 @@ settings. Each message contains the file and the line. For an unknown key, the m
 similar known key. No model is loaded and no device is used.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from llm_reinforce.config.adaptation import adapt
 from llm_reinforce.config.problems_config import FILE_SUFFIXES
 from llm_reinforce.config.reinforce_config import READ_WITH_BASELINE
 from llm_reinforce.config.run_config import Config
-from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, nearest, parse_document, validate
+from llm_reinforce.config.strict_yaml import (
+    Document,
+    apply_override,
+    dump_yaml,
+    nearest,
+    parse_document,
+    validate,
+)
 from llm_reinforce.errors import InputError
 
 RUN_RECIPE, RUN_ENVIRONMENT = "recipe.yaml", "environment.json"
@@ -39,7 +50,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
     Args:
         path: a recipe file, a run directory, or the name of a built-in recipe.
-        overrides: changes of the form `section.key=value`. Their values replace the values in the file.
+        overrides: changes of the form `section.key=value`. Their values replace the values in the file. If
+            another setting of the file is not valid together with these values, its default is used, and a
+            warning is issued.
 
     Raises:
         InputError: if the recipe does not exist or is invalid. The message has one line for each problem.
@@ -53,9 +66,14 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if Path(path) != file and (file.parent / RUN_ENVIRONMENT).is_file():
         _follow_moved_run(document.data, file.parent)
     document.data.setdefault("output_dir", f"runs/{file.stem}")
+    is_valid = _is_valid(document)
     for override in overrides:
         apply_override(document, override)
     _find_files_beside(document.data, file.parent)
+    if overrides and is_valid:
+        changed = [path for path, place in document.places.items() if place.override]
+        for note in adapt(document.data, changed, Config):
+            warnings.warn(note, stacklevel=2)
     return validate(Config, document)
 
 
@@ -69,6 +87,14 @@ def dump_config(recipe: Config) -> str:
         if recipe.reinforce.baseline != baseline:
             del data["reinforce"][key]  # recipes with other baselines must not contain this key
     return dump_yaml(data)
+
+
+def _is_valid(document: Document) -> bool:
+    try:
+        Config.model_validate(document.data)
+    except ValidationError:
+        return False
+    return not document.problems
 
 
 def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:

@@ -104,7 +104,10 @@ class ReinforceConfig(Section):
     def _check_group_size(cls, episodes: int, info: ValidationInfo) -> int:
         baseline = info.data.get("baseline")
         if baseline in ("leave_one_out", "group_mean", "optimal") and episodes < 2:
-            raise ValueError(f"should be at least 2 for baseline: {baseline}")
+            raise ValueError(
+                f"should be at least 2 for baseline: {baseline}; increase it, or choose another baseline "
+                "with reinforce.baseline"
+            )
         compared = "baseline: batch_mean" if baseline == "batch_mean" else "standardize: true"
         needed = baseline == "batch_mean" or info.data.get("standardize")
         if needed and info.data.get("problems_per_update", 2) * episodes < 2:

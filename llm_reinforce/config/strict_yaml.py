@@ -6,9 +6,11 @@ repeated keys are also rejected. To read a document, call `parse_document`, then
 override of the form `section.key=value`, then `validate`.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -264,10 +266,56 @@ def validate(model: type[Model], document: Document) -> Model:
     try:
         validated = model.model_validate(document.data)
     except ValidationError as error:
-        for path, message in complaints(error, model):
-            document.problems.append(Problem(document.place_of(path), path, message))
+        found = complaints(error, model)
+        corrected = _with_nearest_keys(error, model, document)
+        if corrected is not None:
+            # a misspelled key leaves its setting at the default, which would cause further, misleading errors
+            unknown = {each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"}
+            found = [(path, message) for path, message in found if path in unknown]
+            with suppress(InputError):
+                validate(model, corrected)
+            document.problems += corrected.problems
+        document.problems += [Problem(document.place_of(path), path, message) for path, message in found]
     document.raise_problems()
     return validated
+
+
+def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document: Document) -> Document | None:
+    """Return a copy of the document in which unknown keys are replaced by the most similar known keys.
+
+    The problems of the document are not copied. If no unknown key is similar to a known key, None is
+    returned.
+    """
+    schema = model.model_json_schema()
+    renamed = {}
+    for path in (each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"):
+        near = _closest(str(path[-1]), _known_keys(path[:-1], schema))
+        if near is not None:
+            renamed[path] = (*path[:-1], near)
+    if not renamed:
+        return None
+    corrected = Document(document.name, copy.deepcopy(document.data), dict(document.places))
+    for old, new in renamed.items():
+        _rename(corrected, old, new)
+    return corrected
+
+
+def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
+    """Rename a key of a document.
+
+    If the new key already exists and both values are sections, the sections are merged. If one of the values
+    is not a section, the value of the old key is dropped.
+    """
+    section: Any = document.data
+    for part in old[:-1]:
+        section = section[part]
+    value, known = section.pop(old[-1]), section.get(new[-1])
+    if isinstance(known, dict) and isinstance(value, dict):
+        known.update(value)
+    elif new[-1] not in section:
+        section[new[-1]] = value
+    moved = {path: place for path, place in document.places.items() if path[: len(old)] == old}
+    document.places |= {new + path[len(old) :]: place for path, place in moved.items()}
 
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
@@ -312,13 +360,18 @@ def _unknown_key(path: KeyPath, schema: Schema) -> str:
     The message suggests a similar key of the section, or the same key in another section. If there is no such
     key, the message lists the known keys of the section.
     """
-    section = _follow(schema, path[:-1])[1]
-    siblings = [str(known[0]) for known in _all_keys(section, schema) if len(known) == 1]
+    siblings = _known_keys(path[:-1], schema)
     of_that_name = [known for known in _all_keys(schema, schema) if known[-1] == path[-1]]
     elsewhere = [dotted(known) for known in sorted(of_that_name, key=len)]  # keys of outer sections first
     if hint := nearest(str(path[-1]), siblings) or nearest("".join(elsewhere[:1]), elsewhere):
         return f"unknown key{hint}"
     return f"unknown key; known keys: {', '.join(siblings)}"
+
+
+def _known_keys(section: KeyPath, schema: Schema) -> list[str]:
+    """Return the names of the keys of a section."""
+    node = _follow(schema, section)[1]
+    return [str(known[0]) for known in _all_keys(node, schema) if len(known) == 1]
 
 
 def _branches(node: Schema, root: Schema) -> list[Schema]:
@@ -402,8 +455,12 @@ def _choices(node: Schema) -> list[str]:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the choice most similar to a word, or "" if no choice is similar."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = _closest(word, choices)
+    return f"; did you mean '{near}'?" if near is not None else ""
+
+
+def _closest(word: str, choices: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
 def dotted(path: KeyPath) -> str:

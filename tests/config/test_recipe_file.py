@@ -167,9 +167,9 @@ def test_default_learning_rate_depends_on_the_policy(tmp_path: Path) -> None:
 
 
 IMPOSSIBLE = [
-    ("policy.random_init={}", "policy.random_init", "name_or_path is given too"),
+    ("policy={name_or_path: x, random_init: {}}", "policy.random_init", "name_or_path is given too"),
     ("policy.name_or_path=null", "policy", "needs name_or_path or random_init"),
-    ("problems.train={data: a.jsonl}", "problems.train", "generate is given too"),
+    ("problems={generate: {}, train: {data: a.jsonl}}", "problems.train", "generate is given too"),
     ("problems.generate=null", "problems", "needs generate"),
     ("problems.held_out={data: a.jsonl}", "problems.held_out", "used only with train"),
     ("problems.template=hello", "problems.template", "should contain {prompt}"),

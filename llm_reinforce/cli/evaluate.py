@@ -70,7 +70,7 @@ def evaluate(
     ] = None,
     decoding: Annotated[
         Decoding,
-        typer.Option(help="Take the most likely token at each step, or sample as training does."),
+        typer.Option(help="Take the most likely token at each step (greedy), or sample as in training."),
     ] = Decoding.greedy,
     samples_per_problem: Annotated[
         int, typer.Option(min=1, help="Completions per problem; requires --decoding sampled.")
@@ -80,16 +80,16 @@ def evaluate(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Template of the prompts, with {prompt} in place of the problem. Default: that of the "
-            "policy's run, or that of the data set."
+            help="Template of the prompts, with {prompt} in place of the problem. Default: the template of "
+            "the policy's run or, if there is no run, of the data set."
         ),
     ] = None,
     few_shot: Annotated[int, typer.Option(min=0, help="Number of worked examples before each question.")] = 0,
     examples: Annotated[
         str | None,
         typer.Option(
-            help="Data set for the worked examples. Default: the training split of the data set, or the "
-            "training problems of the policy's run."
+            help="Data set for the worked examples. Default: the training split of the data set or, if it "
+            "has none, the training problems of the policy's run."
         ),
     ] = None,
     stop: Annotated[

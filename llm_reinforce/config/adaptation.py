@@ -1,8 +1,8 @@
 """Adaptation of a recipe to settings that the user changes, on the command line or in Python.
 
-A changed setting can make another setting of the recipe invalid. For example, a recipe with 10 warmup updates
-does not fit `--set training.num_updates=2`. If the user has not set the other setting, it is removed from the
-recipe, so that its default applies.
+A changed setting can make another setting of the recipe invalid. For example, 10 warmup updates in the recipe
+are invalid after `--set training.num_updates=2`. If the user has not changed the invalid setting, it is
+removed from the recipe, so that its default is used.
 """
 
 from collections.abc import Collection
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 
 from llm_reinforce.config.strict_yaml import KeyPath, complaints, dotted, shown_value
 
-REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # a setting, and the settings that it replaces
+REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # from a setting to the settings that it replaces
     ("policy", "name_or_path"): (("policy", "random_init"),),
     ("policy", "random_init"): (("policy", "name_or_path"), ("policy", "lora")),
     ("problems", "train"): (("problems", "generate"),),
@@ -26,10 +26,10 @@ REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # a setting, and the settings 
 
 
 def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseModel]) -> list[str]:
-    """Remove settings from a recipe that do not fit the changed settings.
+    """Remove the settings of a recipe that are not valid together with changed settings.
 
-    Without the changes, the recipe must be valid. Changed settings and whole sections that do not fit remain,
-    and cause errors when the recipe is validated.
+    Without the changes, the recipe must be valid. Changed settings and whole sections are not removed. If
+    they are invalid, the validation of the recipe raises an error.
 
     Args:
         data: the recipe, with the changes applied. It is modified.
@@ -37,7 +37,7 @@ def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseMo
         model: settings class of the recipe.
 
     Returns:
-        One sentence for each removed setting.
+        a sentence for each removed setting.
     """
     notes = []
     for chosen, replaced in REPLACED.items():
@@ -69,7 +69,7 @@ def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseMo
 
 
 def _is_changed(path: KeyPath, changed: Collection[KeyPath]) -> bool:
-    """Return True if the user has set this setting, or a setting inside it."""
+    """Return True if the user has changed this setting, or a setting inside this section."""
     return any(each[: len(path)] == path for each in changed)
 
 

@@ -54,16 +54,16 @@ def config_from_keywords(
 ) -> Config:
     """Return the Config that results from keyword arguments and the settings that they override.
 
-    The name of a keyword argument is that of a section (`training={"num_updates": 10}` or
-    `training=TrainingConfig(…)`) or of a key of a section (`num_updates=10`). Keyword arguments override
-    `described`, and `described` overrides `base`. Settings of `base` that do not fit the other settings get
-    their defaults, with a warning.
+    A keyword argument has the name of a section, as in `training={"num_updates": 10}` or
+    `training=TrainingConfig(…)`, or the name of a key in a section, as in `num_updates=10`. Keyword arguments
+    override `described`, and `described` overrides `base`. If a setting of `base` is not valid together with
+    the other settings, its default is used, and a warning is issued.
 
     Args:
         base: settings to start from; None to start from the defaults.
-        described: settings that describe objects of the caller, such as the model; a mapping from top-level
-            keys to values.
-        keywords: keyword arguments of the caller.
+        described: settings derived from objects that the caller passed, such as the model, as a mapping from
+            top-level keys to values.
+        keywords: keyword arguments that the caller passed.
 
     Raises:
         InputError: if a keyword is unknown or ambiguous, or if a value is invalid. The message has one line
@@ -103,8 +103,9 @@ def config_from_keywords(
 def sections_with(key: str) -> list[str]:
     """Return the names of the sections of a Config that have a key with this name.
 
-    If `policy` or `problems` has such a key, the other sections are left out. For example, `template=` sets
-    `problems.template`, and not `evaluation.template`, whose default is `problems.template`.
+    If the section `policy` or `problems` has this key, the other sections are left out. For example,
+    `template=` sets `problems.template`. It does not set `evaluation.template`, because the default of that
+    setting is `problems.template`.
     """
     found = [section for section, known in _keys_of_sections() if key == known]
     return [section for section in found if section in ("policy", "problems")] or found
@@ -128,7 +129,7 @@ def _keyword_error(keyword: str, sections: list[str]) -> str:
 
 
 def _paths(value: Any) -> Iterator[KeyPath]:
-    """Yield the paths of all values inside a value, or an empty path if it is not a mapping."""
+    """Yield the paths of all values inside a mapping; for another value, yield an empty path."""
     if not isinstance(value, Mapping):
         yield ()
         return
@@ -137,7 +138,7 @@ def _paths(value: Any) -> Iterator[KeyPath]:
 
 
 def _plain(value: Any) -> Any:
-    """Return the value with each settings object in it replaced by a dict of the keys that were set."""
+    """Return a value in which every settings object is replaced by a dict of its explicitly set keys."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""Reading and writing of recipes, which are the settings of a run as a YAML file.
+"""Functions that read and write recipes. A recipe is a YAML file with the settings of a run.
 
 If a recipe is invalid, all of its errors are reported at once: unknown keys, wrong types and incompatible
-settings. Each message contains the file and the line. For an unknown key, the message also contains the most
-similar known key. Reading a recipe loads no model and uses no device.
+settings. Each message contains the file and the line. For an unknown key, the message also suggests the most
+similar known key. No model is loaded and no device is used.
 """
 
 import warnings
@@ -45,13 +45,14 @@ def builtin_recipes() -> dict[str, Path]:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and return it as a Config.
 
-    If the recipe contains the name of a data file or of a Python file with a reward function, the file is
-    searched in the current directory first, then in the directory of the recipe.
+    A recipe can name data files, and Python files with reward functions. Each of these files is looked up in
+    the current directory first, and then in the directory of the recipe.
 
     Args:
         path: a recipe file, a run directory, or the name of a built-in recipe.
-        overrides: texts of the form `section.key=value`. Their values replace those of the file. Settings of
-            the file that do not fit these values get their defaults, with a warning.
+        overrides: changes of the form `section.key=value`. Their values replace the values in the file. If
+            another setting of the file is not valid together with these values, its default is used, and a
+            warning is issued.
 
     Raises:
         InputError: if the recipe does not exist or is invalid. The message has one line for each problem.
@@ -79,7 +80,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 def dump_config(recipe: Config) -> str:
     """Return a Config as the YAML text of a recipe, including all defaults.
 
-    Loading the recipe returns an equal Config.
+    Loading this recipe returns an equal Config.
     """
     data = recipe.model_dump(mode="json")
     for key, baseline in READ_WITH_BASELINE.items():
@@ -97,11 +98,11 @@ def _is_valid(document: Document) -> bool:
 
 
 def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
-    """Replace paths in the recipe of a run, in case its directory was moved after the run was started.
+    """Correct the paths in the recipe of a run whose directory was moved after the run was started.
 
-    The recipe contains the path of the run's directory, and the paths of files in it. These paths may be
-    relative to the directory in which the run was started. They are replaced by paths in `folder`, in which
-    the recipe was found.
+    The recipe contains the path of the run's directory and the paths of files in this directory. The paths
+    may be relative to the directory in which the run was started. They are replaced by paths in `folder`, the
+    directory in which the recipe was found.
     """
     before = data.get("output_dir")
     if not isinstance(before, str):
@@ -122,7 +123,10 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
 
 
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
-    """Replace names of files by full paths if the files exist only in the recipe's directory."""
+    """Replace names of files by full paths if the files exist in `folder` but not in the current directory.
+
+    `folder` is the directory of the recipe.
+    """
 
     def beside(name: object, suffixes: tuple[str, ...]) -> Path | None:
         there = folder.resolve() / name if isinstance(name, str) and name.endswith(suffixes) else None

@@ -1,4 +1,4 @@
-"""Tables about runs: before the first update, after the last update, and a list of recorded runs."""
+"""Tables about runs: settings of a new run, accuracies of a completed run, and a list of recorded runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -26,7 +26,7 @@ def named_values(rows: Mapping[str, str]) -> Table:
 
 
 def preview_table(config: "Config", preview: "Preview") -> Table:
-    """Return a table that summarizes a run that has not been started."""
+    """Return a table that summarizes the settings and the data of a run that has not been started."""
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
     updates = f"{training.num_updates:,}"
@@ -83,11 +83,11 @@ def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
-    """Return a line of text for each decoding whose highest accuracy was not reached in the last evaluation.
+    """Return the best accuracy of each decoding mode as a line of text, if it exceeds the last accuracy.
 
     Args:
         rows: the rows of `evaluations.jsonl`.
-        state: the final train state.
+        state: state of the training after the last update, which contains the best evaluations.
     """
     last = {row["decoding"]: row["accuracy"] for row in rows}
     return [

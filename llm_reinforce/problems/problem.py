@@ -23,7 +23,7 @@ class Problem:
     algebra: bool = field(default=False, kw_only=True)
     """True if the answer can be LaTeX or algebra. math-verify compares it unless it is a plain number."""
     in_per_cent: bool = field(default=False, kw_only=True)
-    """True if the answer is a number of percent. If it is 20, both `20` and `20%` are correct."""
+    """True if the answer is a number of percent. If the answer is 20, both `20` and `20%` are correct."""
     id: str = ""
     """Name of the problem in reports. It is unique within the data set."""
     # a plain dict, because a read-only proxy cannot be pickled and problems are sent to worker processes

@@ -126,7 +126,7 @@ def find_equations(text: str) -> Iterator[Equation]:
         kind, token = found.lastgroup, found[0]
         if kind == "blank":
             continue
-        is_closing = token == ")" and side.depth == 0  # its bracket opened before the side: (so 3*4=12)
+        is_closing = token == ")" and side.depth == 0  # opened before this side, as in (so 3*4=12)
         if kind in ("number", "part") and not is_closing:
             side.add(token, found.start())
             continue

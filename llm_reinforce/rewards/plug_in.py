@@ -64,8 +64,9 @@ def load_reward(
         arguments: keyword arguments of the built-in reward (`max_tokens` of `conciseness`, for example), or
             further keyword arguments of a user's function, besides those that the trainer passes.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
-            None: only if the policy has a chat template.
-        isolation: settings of the worker processes that run the function. None: run it in this process.
+            If None, the function receives messages only if the policy has a chat template.
+        isolation: settings of the worker processes that run the function. None runs the function in this
+            process.
 
     Raises:
         InputError: if the function does not exist, does not accept the arguments, or can be called neither

@@ -110,7 +110,7 @@ def untemplated_problems(
             if num_held_out is None:
                 num_held_out = default_num_held_out(len(train))
             split = split_problems(train, num_held_out, config.seed)
-        # not needed for generated problems, which are disjoint by construction
+        # generated problems need no comparison, because the two sets are disjoint by construction
         for sentence in find_overlap(split.train, split.held_out).sentences():
             say(sentence)
     if not split.held_out:

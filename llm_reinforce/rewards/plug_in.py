@@ -182,7 +182,7 @@ def _module_from_file(path: Path) -> ModuleType:
 
 def _module_by_name(name: str, function: str) -> ModuleType:
     before, here = sys.path.copy(), str(Path.cwd())
-    if here not in before:  # `python -m` adds it, a console script does not
+    if here not in before:  # `python -m` adds the directory, a console script does not
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)

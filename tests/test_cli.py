@@ -476,13 +476,13 @@ def sums(path: Path, *numbers: int) -> Path:
 def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
     assert command("train", "tiny.yaml", "--set", "seed=4").exit_code == 0
     data = sums(tmp_path / "sums.jsonl", *range(8))
-    arguments = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
+    arguments = ["evaluate", "--baseline", str(finished), "--policy", "runs/tiny", str(data)]
     result = command(*arguments, "--json", "--output", "out")
     assert result.exit_code == 0, result.output
     before, after, both = (json.loads(line) for line in result.stdout.splitlines())
     assert (
         (before["policy"], after["policy"])
-        == (both["policy"], both["against"])
+        == (both["baseline"], both["policy"])
         == (str(finished), "runs/tiny")
     )
     comparison = both["comparison"]["accuracy"]
@@ -496,8 +496,11 @@ def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
     for side, row in (("before", before), ("after", after)):
         results = json.loads(Path(f"out/{side}/results.json").read_text())["results"][str(data)]
         assert results["accuracy,none"] == row["accuracy"]
-    table = command(*arguments)
+    table = command("evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data))
     assert table.exit_code == 0, table.output
+    assert "--policy runs/tiny --baseline" in table.stderr
+    assert "use only --baseline" in refused(*arguments, "--against", "runs/tiny")
+    assert "no data set is given" in refused("evaluate", "--policy", str(finished))
     assert "McNemar p = " in table.stdout
     assert re.search(r"truncation +\d+\.\d +\d+\.\d +[-+]\d+\.\d", table.stdout)
 
@@ -505,7 +508,7 @@ def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
 def test_runs_with_different_templates_need_an_explicit_template(finished: Path, tmp_path: Path) -> None:
     assert command("train", "tiny.yaml", "--set", "problems.template='{prompt}'").exit_code == 0
     data = sums(tmp_path / "sums.jsonl", 1)
-    arguments = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
+    arguments = ["evaluate", "--baseline", str(finished), "--policy", "runs/tiny", str(data)]
     assert (
         "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both (--template"
         in refused(*arguments)

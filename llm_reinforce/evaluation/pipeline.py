@@ -51,7 +51,8 @@ class EvaluationRequest:
     """Policies, data sets and settings of an evaluation.
 
     Attributes:
-        policies: one policy, or two to compare: names, paths, `(model, tokenizer)` or LanguagePolicies.
+        policies: one policy, or two to compare, the baseline first: names, paths, `(model, tokenizer)` or
+            LanguagePolicies.
         sources: data sets: names, paths, lists of dicts or Problems, or `datasets.Dataset`s.
         prompting: template, token budget and temperature.
         split, config, prompt_column, answer_column, algebra: options for reading the sources, see
@@ -116,7 +117,7 @@ class EvaluationReport:
                 rows.append(row | ({"overlap": data.overlap} if data.overlap else {}))
             if self.changes:
                 before, after = map(policy_name, self.request.policies)
-                row = {"data": data.name, "policy": before, "against": after}
+                row = {"data": data.name, "policy": after, "baseline": before}
                 rows.append({**row, "comparison": _summaries(self.changes[place])})
         return rows
 

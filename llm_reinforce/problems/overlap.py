@@ -24,7 +24,7 @@ class Overlap:
     Attributes:
         same: pairs of problems with equal prompts, ignoring case, white space and punctuation.
         masked: pairs of problems whose prompts differ only in their numbers. An evaluated problem that is in
-            `same` is not listed again.
+            `same` is not repeated in `masked`.
         num_evaluated: number of evaluated problems.
     """
 

@@ -21,7 +21,7 @@ class Problem:
     solution: str | None = None
     """A worked solution, used by step rewards and supervised warm starts."""
     algebra: bool = field(default=False, kw_only=True)
-    """True if the answer can be LaTeX or algebra. math-verify compares it unless it is a plain number."""
+    """True if the answer can be LaTeX or algebra. Unless it is a plain number, math-verify compares it."""
     in_per_cent: bool = field(default=False, kw_only=True)
     """True if the answer is a number of percent. If the answer is 20, both `20` and `20%` are correct."""
     id: str = ""

@@ -1,4 +1,4 @@
-"""Step rewards for the equations in a completion, each given to the action that completes an equation.
+"""Step rewards for equations in a completion, given to the actions that complete the equations.
 
 This implements the "rewards to intermediate states for correct reasoning steps" of the article "The Beauty of
 Reinforcement Learning (1)".

@@ -21,7 +21,7 @@ from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
 from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
 
 ONLY_IN_PYTHON = "python"
-"""Prefix, in the recipe of a run, of a function that was passed in Python and cannot be loaded by name."""
+"""Prefix of the recorded name of a function that was passed in Python and cannot be loaded by name."""
 
 _loading: list[Path] = []  # reward files that are currently being loaded
 

@@ -53,8 +53,8 @@ class EvaluationRequest:
     """Policies, data sets and settings of an evaluation.
 
     Attributes:
-        policies: one policy, or two policies to compare, the baseline first. Each is a name, a path, `(model, tokenizer)` or a
-            LanguagePolicy.
+        policies: one policy, or two policies to compare, the baseline first. Each is a name, a path,
+            `(model, tokenizer)` or a LanguagePolicy.
         sources: the data sets. Each is a name, a path, a list of dicts or Problems, or a `datasets.Dataset`.
         prompting: prompt template, token budget and temperature.
         split, config, prompt_column, answer_column, algebra: options for reading the data sets; see

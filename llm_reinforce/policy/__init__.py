@@ -21,7 +21,7 @@ from llm_reinforce.policy.loading import (
     random_policy,
 )
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
-from llm_reinforce.policy.sampling import Completion, sample_completions, stream_completions
+from llm_reinforce.policy.sampling import Completion, OnStep, sample_completions, stream_completions
 from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
@@ -31,6 +31,7 @@ __all__ = [
     "Activations",
     "Completion",
     "LanguagePolicy",
+    "OnStep",
     "TokenIds",
     "ValueHead",
     "action_features",

@@ -22,6 +22,7 @@ CHECK_EVERY = {"cpu": 1}
 is not listed here, it is 8, because a check on a GPU has to wait until the computation is finished."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
+OnStep = Callable[[int, int], None]  # takes the numbers of ended completions and of sampled tokens
 """Function that returns random numbers in [0, 1) as float64, for the completions of one prompt. The argument
 of the function is the index of the prompt."""
 
@@ -60,6 +61,7 @@ def sample_completions(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     activations: Activations | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Completion]:
     """Sample completions of each prompt from softmax(logits / temperature), without top-k or top-p.
 
@@ -79,6 +81,7 @@ def sample_completions(
             sampled together, even if `num_completions` is larger than this number. None: no limit.
         activations: store for activations that `token_log_probs` reuses. Activations are stored only for
             Llama-like models on a CPU. None: do not store activations.
+        on_step: see `stream_completions`.
 
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
@@ -99,6 +102,7 @@ def sample_completions(
             uniforms=None if greedy else uniforms,
             batch_size=batch_size,
             activations=activations,
+            on_step=on_step,
         )
     )
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
@@ -114,6 +118,7 @@ def stream_completions(
     uniforms: Uniforms | None,
     batch_size: int | None = None,
     activations: Activations | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Sample completions, and yield the completions of a prompt as soon as all of them have ended.
 
@@ -131,6 +136,8 @@ def stream_completions(
             per prompt, in the order of the prompts. None: take the most likely tokens.
         batch_size: see `sample_completions`.
         activations: see `sample_completions`.
+        on_step: function that is called after each step of the sampler, with the number of completions that
+            have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
 
     Yields:
         the index of the prompt, and its completions.
@@ -140,6 +147,7 @@ def stream_completions(
     if model is None or policy.device.type != "cpu":
         activations = None
     per_batch = max(1, len(prompts)) if model is not None else size
+    num_ended = num_tokens = 0
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
         num_slots = min(size, len(part)) * num_completions
@@ -157,11 +165,15 @@ def stream_completions(
             if waiting and generation.has_room_for(num_completions):
                 generation.start(waiting, prompts, num_completions, uniforms)
             generation.step(temperature)
+            num_tokens += len(generation.active)
             for (prompt, number), completion in generation.pop_ended():
+                num_ended += 1
                 ended.setdefault(prompt, {})[number] = completion
                 if len(ended[prompt]) == num_completions:
                     yield prompt, [ended[prompt][number] for number in range(num_completions)]
                     del ended[prompt]
+            if on_step is not None:
+                on_step(num_ended, num_tokens)
             if generation.active:
                 generation.advance(may_shrink=not waiting)
 

@@ -213,13 +213,20 @@ def render(picture: _Picture, console: Console) -> RenderableType:
     """Return the live view. The chart of rewards and the episodes fill the height of the terminal."""
     width = console.width
     parts: list[RenderableType] = [_head(picture, width), _progress_bar(picture), _status(picture)]
-    if picture.numbers or picture.rewards:
-        parts += _number_tables(picture.numbers, picture.rewards, width)
+    sections = _number_tables(picture.numbers, picture.rewards, width)
     is_done = picture.is_finished and picture.pace is not None and picture.pace.done == picture.pace.total
     if picture.accuracies and not is_done:  # after the run, a separate table shows the accuracies
-        parts += ["", _accuracies(picture, width)]
+        sections.append(Group("", _accuracies(picture, width)))
+
+    def num_lines_of(part: RenderableType) -> int:
+        return len(console.render_lines(part, pad=False))
+
     # the last line is empty, and the terminal shows the ^C of Ctrl+C in it
-    room = console.height - 1 - sum(len(console.render_lines(part, pad=False)) for part in parts)
+    room = console.height - 1 - sum(map(num_lines_of, parts))
+    for section in sections:
+        if (num_lines := num_lines_of(section)) <= room:
+            parts.append(section)
+            room -= num_lines
     if len(picture.rewards) > 1 and room >= MIN_SAMPLE_LINES:
         num_lines = min(MAX_CHART_LINES, max(1, (room - MIN_SAMPLE_LINES) // 3))
         parts += ["", reward_chart(list(picture.rewards), width, num_lines)]
@@ -375,7 +382,7 @@ def bar_chart(points: Sequence[float], num_lines: int) -> list[str]:
     """Return a bar chart as lines of text, the top line first, scaled to the range of the points.
 
     >>> bar_chart([0.0, 0.5, 1.0], 2)
-    ['  █', '▁██']
+    [' ▁█', '▁██']
     """
     low, high = min(points), max(points)
     num_steps = num_lines * len(BARS) - 1

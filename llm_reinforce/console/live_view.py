@@ -39,7 +39,7 @@ SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown, in s
 REFRESHES_PER_SECOND = 4
 MIN_SAMPLE_LINES = 6  # lines that are kept for episodes before the reward chart gets more than one line
 MAX_CHART_LINES = 10
-WIDE = 100  # number of columns from which the accuracies have curves
+MEDIUM, WIDE = 72, 100  # columns from which the accuracies have the number of the update, and curves
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -304,7 +304,7 @@ def _accuracies(picture: _Picture, width: int) -> RenderableType:
         table.add_row(
             Text(f"{picture.accuracy_title}, {decoding}", style="dim"),
             Text.assemble(before, (shown_accuracy(last.accuracy, last.interval), "bold green")),
-            Text(f"at update {last.num_updates:,}", style="dim"),
+            Text(f"at update {last.num_updates:,}" if width >= MEDIUM else "", style="dim"),
             Text(curve([each.accuracy for each in made], 20), style="cyan", no_wrap=True)
             if width >= WIDE and len(made) > 1
             else "",
@@ -327,22 +327,24 @@ def reward_chart(rewards: Sequence[tuple[int, float]], width: int, num_lines: in
         points = averaged(values, num_bars)
         label = f"reward {min(points):.3f} to {max(points):.3f}, {updates}"
         return Text.assemble((f"{label}  ", "dim"), (bar_chart(points, 1)[0], "cyan"), no_wrap=True)
-    points = averaged(values, max(1, width - 10))
+    num_columns = max(1, width - 10)
+    points = averaged(values, num_columns)
     low, high = f"{min(points):.3f}", f"{max(points):.3f}"
     num_each = len(values) / len(points)
     each = f", {num_each:.3g} per bar" if num_each > 1 else ""
     labels = [high, *[""] * (num_lines - 2), low]
+    wide = [point for point in points for _ in range(max(1, num_columns // len(points)))]
     margin = max(len(low), len(high))
     lines = [
         Text.assemble((f"{label:>{margin}} ", "dim"), (bars, "cyan"), no_wrap=True)
-        for label, bars in zip(labels, bar_chart(points, num_lines), strict=True)
+        for label, bars in zip(labels, bar_chart(wide, num_lines), strict=True)
     ]
     return Group(Text(f"reward, {updates}{each}", style="dim"), *lines)
 
 
 def _samples(episodes: "Sequence[Episode]", width: int) -> RenderableType:
     """Return a table with a line per episode. The answer of the problem is shown beside a wrong one."""
-    head = "right answer"
+    head, explained = "right answer", "completion (✓ ✗: the verdict)"
     limit = max(len(head), width // 5)
     answers = ["" if each.verdict.correct else fitted(each.problem.answer, limit) for each in episodes]
     answer_width = max(len(head), *map(cell_len, answers)) if any(answers) else 0
@@ -350,21 +352,22 @@ def _samples(episodes: "Sequence[Episode]", width: int) -> RenderableType:
     prompts = [fitted(episode.problem.prompt, rest * 2 // 5) for episode in episodes]
     prompt_width = max(len("prompt"), *map(cell_len, prompts))
     completion_width = max(len("completion"), rest - prompt_width - 2)
+    completions = [fitted(episode.completion.text, completion_width) for episode in episodes]
+    completion_width = min(completion_width, max(len(explained), *map(cell_len, completions)))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
     table.add_column("", no_wrap=True, width=1)
     table.add_column("prompt", no_wrap=True, width=prompt_width)
-    explained = "completion (✓ ✗: the verdict)"
     title = explained if len(explained) <= completion_width else "completion"
     table.add_column(title, no_wrap=True, width=completion_width)
     if answer_width:
         table.add_column(head, no_wrap=True, width=answer_width)
     table.add_column("reward", no_wrap=True, justify="right", width=6)
-    for episode, prompt, answer in zip(episodes, prompts, answers, strict=True):
+    for episode, prompt, completion, answer in zip(episodes, prompts, completions, answers, strict=True):
         is_right = episode.verdict.correct
         table.add_row(
             Text("✓", style="green") if is_right else Text("✗", style="red"),
             Text(prompt),
-            Text(fitted(episode.completion.text, completion_width)),
+            Text(completion),
             *([Text(answer)] if answer_width else []),
             "none" if episode.reward is None else f"{episode.reward:.2f}",
         )

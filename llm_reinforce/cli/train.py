@@ -76,13 +76,18 @@ def train(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
             )
         loaded = load_config(recipe, overrides or [])
-        if is_main_process():  # before torch is imported, which takes seconds
-            print(f"{Path(recipe).stem}: loading the libraries, the problems and the policy", flush=True)
         quieten(debug=debug)
-        keep_freed_memory()
         from llm_reinforce.runs import RunDirectory
 
         directory = RunDirectory(Path(loaded.output_dir).expanduser())
+        if is_main_process():
+            if not dry_run:
+                directory.check(resume=resume, overwrite=overwrite)
+                if overwrite:
+                    _confirm_overwrite(directory)
+            # shown before torch is imported, which takes seconds
+            print(f"{Path(recipe).stem}: loading libraries, problems and the policy", flush=True)
+        keep_freed_memory()
         if dry_run:
             _dry_run(loaded, directory, resume=resume, overwrite=overwrite)
             return
@@ -90,10 +95,6 @@ def train(
             from llm_reinforce.training import check_same_run
 
             check_same_run(directory, loaded)  # checked early, because loading the policy takes time
-        if is_main_process():
-            directory.check(resume=resume, overwrite=overwrite)
-            if overwrite:
-                _confirm_overwrite(directory)
         run = _Run(directory, resume_command(recipe, overrides or []), _written_at(directory))
         progress.append(run)
         try:

@@ -200,7 +200,7 @@ def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
         display.evaluation(1, "held_out", evaluation(5, decoding))
     lines = current_view(display).splitlines()
     assert len(lines) <= height
-    assert ("✗" in "".join(lines)) == (height > 10)
+    assert ("✗" in "".join(lines)) == (height > 12)
 
 
 def test_a_resumed_run_is_compared_with_its_first_evaluation() -> None:

@@ -365,7 +365,8 @@ def test_invalid_environment_file_is_reported(content: str) -> None:
 def test_second_signal_quits_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["llm_reinforce.cli.interruption"], "SAME_KEYPRESS", -1.0)
     monkeypatch.setattr(interruption, "leaving_signals", [])  # later tests are not interrupted
-    result = command(*with_reward(tmp_path, "os.kill(os.getpid(), signal.SIGINT)"))
+    # the first four calls are trial episodes, before the run starts
+    result = command(*with_reward(tmp_path, "len(CALLS) > 4 and os.kill(os.getpid(), signal.SIGINT)"))
     assert result.exit_code == 130
     assert not Path("runs/tiny/checkpoints/update-000001").exists()
     interrupted = (

@@ -17,7 +17,6 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app, interruption
-from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import load_config
 from llm_reinforce.config import recipe_file as recipe_module

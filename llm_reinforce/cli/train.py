@@ -9,9 +9,7 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import (
     DebugOption,
-    is_main_process,
     keep_freed_memory,
-    num_processes,
     quieten,
     reported_failures,
 )
@@ -27,6 +25,7 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
+from llm_reinforce.processes import is_main_process
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay
@@ -164,7 +163,6 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
     return display_for(
         terminal_console(),
         f"{name} · {policy}{adapter} · {directory.path}",
-        num_processes=num_processes(),
         first=first,
     )
 

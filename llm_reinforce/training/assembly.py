@@ -13,8 +13,10 @@ from llm_reinforce.policy import (
     policy_from_config,
 )
 from llm_reinforce.problems import GivenProblems, ProblemSplit, problems_from_config
+from llm_reinforce.processes import check_launch
 from llm_reinforce.rewards import WeightedReward, reward_from_config
 from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
 
 NUM_LOOKED_AT = 1_000  # number of training prompts that are searched for unknown characters
@@ -41,9 +43,11 @@ def build_loop(
         display: display of the run. Here it shows one line about the problems and one about the policy.
 
     Raises:
-        InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
-            fit into the context of the policy or contains characters that its alphabet lacks.
+        InputError: if the launcher has started too few processes, if the problems, a reward function or the
+            policy cannot be loaded, or if a prompt does not fit into the context of the policy or contains
+            characters that its alphabet lacks.
     """
+    check_launch()
     display = display or Silent()
     split = problems_from_config(config, display.say, problems or GivenProblems())
     with errors_in("rewards"):
@@ -66,7 +70,7 @@ def build_loop(
             f"{num_unknown:,} of the first {len(looked_at):,} training prompts contain characters that the "
             "tokenizer does not know; the policy sees its unknown token in their place"
         )
-    return TrainingLoop(
+    loop = TrainingLoop(
         policy,
         split.train,
         config.training,
@@ -79,6 +83,8 @@ def build_loop(
         display=display,
         seed=config.seed,
     )
+    display.say(f"device: {describe_processes(loop.accelerator)}")
+    return loop
 
 
 def _check_alphabet(

@@ -19,11 +19,10 @@ def update_metrics(
     """Return the metrics of an update's episodes, by name.
 
     Each metric is explained in the documentation of the run's directory. A metric that has no value in this
-    update is omitted. With several processes, only the metrics of the first process are logged. They are
-    computed from its own episodes, which are a random sample of all episodes.
+    update is omitted.
 
     Args:
-        batch: episodes of the update.
+        batch: episodes of the update, of all processes.
         estimate: returns, baselines and advantages of the episodes.
         values: V(s_t) of each action, predicted before the value head was fitted to these episodes. None: the
             run has no value head.

@@ -1,5 +1,6 @@
 """Training in several processes, as started by `accelerate launch`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 import two_processes
 from accelerate.utils import DistributedType
+from small_runs import timeless
 
+from llm_reinforce import load_recipe
 from llm_reinforce.errors import InputError
 from llm_reinforce.training import data_parallel
 from llm_reinforce.training.data_parallel import SHARDING, new_accelerator
@@ -39,9 +42,14 @@ def test_two_processes_of_the_command_train_to_the_end(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checked")
+
+
+@pytest.fixture(scope="module")
+def checked(folder: Path) -> subprocess.CompletedProcess[str]:
     """Return the result of all checks of `two_processes.py`, from one launch."""
-    return launched(two_processes.__file__, str(tmp_path_factory.mktemp("checked")))
+    return launched(two_processes.__file__, str(folder))
 
 
 @pytest.mark.slow
@@ -49,6 +57,33 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPro
 def test_two_processes(checked: subprocess.CompletedProcess[str], check: str) -> None:
     """The checks run in this order until one fails; its traceback is in the output."""
     assert checked.stdout.count(f"passed: {check}\n") == 2, checked.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("baseline", ["value", "greedy"])
+def test_two_processes_log_the_same_run_as_one(
+    checked: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path, baseline: str
+) -> None:
+    settings = two_processes.recipe_settings(tmp_path, baseline)
+    load_recipe("quickstart", [f"{key}={value}" for key, value in settings.items()]).train()
+    for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"):
+        of_one, of_two = timeless(lines(tmp_path / name)), timeless(lines(folder / baseline / name))
+        assert len(of_one) == len(of_two) > 0
+        for one, two in zip(of_one, of_two, strict=True):
+            assert one.keys() == two.keys()
+            for key, value in one.items():
+                assert two[key] == approximately(value), (name, key)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def approximately(value: Any) -> Any:
+    numeric = value if isinstance(value, list) else [value]
+    if all(isinstance(each, float) for each in numeric):
+        return pytest.approx(value, rel=1e-3, abs=1e-5)
+    return value
 
 
 @pytest.mark.parametrize("kind", SHARDING)

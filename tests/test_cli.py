@@ -379,18 +379,6 @@ def test_all_errors_of_a_recipe_are_reported() -> None:
     assert "no such file or built-in recipe" in refused("train", "tiny.yml")
 
 
-@pytest.mark.parametrize(
-    ("values", "is_main"),
-    [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "4", "LOCAL_RANK": "0"}, False)],
-)
-def test_main_process(values: dict[str, str], is_main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    assert is_main_process() is is_main
-
-
 def test_evaluate_uses_the_settings_of_the_run(finished: Path, tmp_path: Path) -> None:
     data = tmp_path / "sums.jsonl"
     data.write_text("".join(f'{{"prompt": "{n}+1=", "answer": "{n + 1}"}}\n' for n in range(5)))

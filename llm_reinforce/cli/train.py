@@ -25,7 +25,7 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
-from llm_reinforce.processes import is_main_process
+from llm_reinforce.processes import check_launch, is_main_process
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay
@@ -66,6 +66,7 @@ def train(
             raise InputError(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
             )
+        check_launch()
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
         keep_freed_memory()

@@ -13,7 +13,6 @@ from llm_reinforce.policy import (
     policy_from_config,
 )
 from llm_reinforce.problems import GivenProblems, ProblemSplit, problems_from_config
-from llm_reinforce.processes import check_launch
 from llm_reinforce.rewards import WeightedReward, reward_from_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.data_parallel import describe_processes
@@ -43,11 +42,9 @@ def build_loop(
         display: display of the run. Here it shows one line about the problems and one about the policy.
 
     Raises:
-        InputError: if the launcher has started too few processes, if the problems, a reward function or the
-            policy cannot be loaded, or if a prompt does not fit into the context of the policy or contains
-            characters that its alphabet lacks.
+        InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
+            fit into the context of the policy or contains characters that its alphabet lacks.
     """
-    check_launch()
     display = display or Silent()
     split = problems_from_config(config, display.say, problems or GivenProblems())
     with errors_in("rewards"):

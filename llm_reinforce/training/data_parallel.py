@@ -53,8 +53,9 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
             AcceleratorState._reset_state()
     try:
         # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
-        on_cpu = num_processes() > 1 and not torch.accelerator.is_available()
-        accelerator = Accelerator(mixed_precision=mixed_precision, cpu=on_cpu)
+        is_forced = num_processes() > 1 and not torch.accelerator.is_available()
+        on_cpu = {"cpu": True} if is_forced else {}
+        accelerator = Accelerator(mixed_precision=mixed_precision, **on_cpu)
     except ValueError as error:
         raise InputError(
             f"training.mixed_precision: accelerate rejects {mixed_precision!r}: {error}"

@@ -80,7 +80,7 @@ def describe_processes(accelerator: Accelerator) -> str:
     """Return one line with the device, and the numbers of processes and threads."""
     processes, threads = accelerator.num_processes, torch.get_num_threads()
     return (
-        f"{accelerator.device}, {processes} process{'es' if processes > 1 else ''} with {threads} "
+        f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''} with {threads} "
         f"thread{'s' if threads > 1 else ''}{' each' if processes > 1 else ''}"
     )
 

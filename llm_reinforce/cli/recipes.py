@@ -1,6 +1,7 @@
 """`llm-reinforce recipes list|show|copy|validate`: list, show, copy and check recipes."""
 
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -65,7 +66,7 @@ def copy(
             if named.suffix != ".yaml" and named.name in text and not (target.parent / named.name).exists():
                 shutil.copyfile(named, target.parent / named.name)
                 typer.echo(f"wrote {target.parent / named.name}")
-        typer.echo(f"wrote {target}; run it with: llm-reinforce train {target}")
+        typer.echo(f"wrote {target}; run it with: llm-reinforce train {shlex.quote(str(target))}")
 
 
 @recipes.command()

@@ -1,5 +1,6 @@
 """`llm-reinforce train RECIPE`: run a fine-tuning recipe."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -198,7 +199,7 @@ def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
                 "done in": duration(result.seconds),
                 "policy": str(directory.policy),
                 "logs": ", ".join(name for name in logs if (directory.path / name).is_file()),
-                "try it": f"llm-reinforce sample --policy {directory.path} 'a prompt'",
+                "try it": f"llm-reinforce sample --policy {shlex.quote(str(directory.path))} 'a prompt'",
             }
         )
     )

@@ -1,5 +1,6 @@
 """Choice of an evaluation's template, token budget and temperature: the caller's, or those of the run."""
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
@@ -118,8 +119,8 @@ def run_recipe(policy: Any) -> Config | None:
     if (path / "recipe.yaml").is_file():
         if not (path / "policy").is_dir():
             raise InputError(
-                f"{path}: the run has no policy/ yet; finish it with `llm-reinforce train {path} --resume`, "
-                "or save the policy with `trainer.save_policy()`"
+                f"{path}: the run has no policy/ yet; finish it with "
+                f"`llm-reinforce train {shlex.quote(str(path))} --resume`, or save the policy with `trainer.save_policy()`"
             )
         return load_config(path)
     if path.name == "policy" and (path.parent / "recipe.yaml").is_file():

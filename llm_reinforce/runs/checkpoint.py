@@ -105,9 +105,9 @@ def _write_files(
         "schedule": schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
-    (directory / "state.json").write_text(json.dumps(numbers))
+    (directory / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
     digests = {file.name: _digest(file) for file in sorted(directory.iterdir())}
-    (directory / MANIFEST).write_text(json.dumps(digests, indent=1))
+    (directory / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
 
 def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
@@ -151,7 +151,7 @@ def load_checkpoint(
                     "missing or has another shape); resume the run with the policy with which it was started"
                 )
             parameter.copy_(saved[name])
-    numbers = json.loads((directory / "state.json").read_text())
+    numbers = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     tensors: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(directory / "optimizer.safetensors").items():
         index, name = key.split(".", 1)
@@ -182,7 +182,7 @@ def _num_updates(checkpoint: Path) -> int:
 def _find_fault(directory: Path) -> str | None:
     """Return what is wrong with a checkpoint; None if all files match the manifest."""
     try:
-        digests = json.loads((directory / MANIFEST).read_text())
+        digests = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         for name in sorted({*FILES, *digests.keys()}):
             if _digest(directory / name) != digests.get(name):
                 return f"{name} does not match its digest in {MANIFEST}"

@@ -271,6 +271,6 @@ def _git_revision() -> str | None:
         return None
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, check=True).stdout.decode("ascii").strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -33,7 +33,7 @@ class Estimate:
         advantages: A_t; zero in padding and in unscored episodes.
         mask: True for the actions of scored episodes.
         denominator: number by which the summed loss of an update is divided.
-        mean_return: mean return of the scored episodes; None if there are none.
+        mean_return: mean return of the scored episodes; None if no episode is scored.
     """
 
     returns: Float[Tensor, "episode token"]
@@ -70,7 +70,8 @@ def estimate_advantages(
         batch: all episodes of an update, those of all processes.
         settings: the `reinforce` section of the settings.
         moving_average: moving average of returns, for `baseline: moving_average`.
-        values: V(s_t) of each action, for `baseline: value`. V must not have been fitted to these episodes.
+        values: V(s_t) at each action, for `baseline: value`. V must not have been fitted to these episodes.
+            None: another baseline is used.
 
     Raises:
         ValueError: if the values, greedy completions or recorded norms that the baseline needs are missing.

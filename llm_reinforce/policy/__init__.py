@@ -23,6 +23,7 @@ from llm_reinforce.policy.loading import (
 )
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
 from llm_reinforce.policy.sampling import Completion, random_numbers, sample_completions, stream_completions
+from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
 __all__ = [
@@ -45,6 +46,7 @@ __all__ = [
     "fetch",
     "fit_values",
     "load_policy",
+    "load_weights",
     "num_unknown_prompts",
     "policy_from_config",
     "policy_from_model",
@@ -54,5 +56,6 @@ __all__ = [
     "sample_completions",
     "stream_completions",
     "token_log_probs",
+    "trainable_parameters",
     "widest_float",
 ]

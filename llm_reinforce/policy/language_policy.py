@@ -33,9 +33,9 @@ class LanguagePolicy:
             other token.
         pad_token_id: token id that fills ragged batches. The pad token may also be an end token, because
             masks are computed from lengths.
-        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as the turn
-            of the user.
-        system_prompt: system turn of the chat template. None: the default of the template.
+        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as a
+            message of the user.
+        system_prompt: text of the system message in the chat template. None: the default of the template.
     """
 
     model: nn.Module
@@ -82,7 +82,7 @@ class LanguagePolicy:
         return (*self._encode([text], add_special_tokens=False)[0], self.end_token_ids[0])
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of the actions of a completion, without a final end token.
+        """Return the text of a completion, given the token ids of its actions. A final end token is omitted.
 
         Other special tokens are part of the text, so that `1<pad>5` is not read as 15.
         """
@@ -139,7 +139,10 @@ class LanguagePolicy:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers, which it shows even for a model of a few kilobytes."""
+    """Hide the progress bars of transformers within the context.
+
+    Without this context, transformers shows them even for a model of a few kilobytes.
+    """
     was_enabled = transformers_logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call,unused-ignore]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
     try:
@@ -150,7 +153,10 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def integers(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "..."]:
-    """Convert numbers to a tensor with NumPy, which is five times as fast as torch."""
+    """Convert lists of integers to a tensor.
+
+    The conversion uses NumPy, which is five times as fast as `torch.tensor`.
+    """
     return torch.from_numpy(np.asarray(numbers, dtype=np.int64)).to(device)
 
 
@@ -180,7 +186,7 @@ class LeftPadded(NamedTuple):
 def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> LeftPadded:
     """Return prompts of different lengths as one tensor, padded with `value` on the left.
 
-    Tokens can then be appended to all prompts in the same column of a model's cache.
+    Because all prompts end in the same column, new tokens can be appended to all of them in the next column.
     """
     width = max(len(prompt) for prompt in prompts)
     rows = [[value] * (width - len(prompt)) + list(prompt) for prompt in prompts]

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import two_processes
 from accelerate.utils import DistributedType
-from small_runs import timeless
+from small_runs import Watcher, timeless
 
-from llm_reinforce import load_recipe
+from llm_reinforce import ReinforceTrainer, load_recipe
 from llm_reinforce.errors import InputError
 from llm_reinforce.training import data_parallel
 from llm_reinforce.training.data_parallel import SHARDING, new_accelerator
@@ -25,7 +25,7 @@ def launched(*program: str) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
         [sys.executable, *launch, *program],
-        env={**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=150,
@@ -39,6 +39,29 @@ def test_two_processes_of_the_command_train_to_the_end(tmp_path: Path) -> None:
     done = launched("-m", "llm_reinforce", "train", "quickstart", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     two_processes.check_files(tmp_path / "run")
+    assert "2 processes with 1 thread each" in done.stdout
+    documented = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    assert "torchrun --nproc_per_node 2 -m llm_reinforce train quickstart" in documented
+
+
+def test_run_resumed_with_another_number_of_processes(tmp_path: Path) -> None:
+    settings = two_processes.recipe_settings(tmp_path / "run", "leave_one_out")
+    options = [f"{key}={value}" for key, value in settings.items()]
+    load_recipe("quickstart", options).train()
+    file = tmp_path / "run" / "environment.json"
+    environment = json.loads(file.read_text())
+    assert (environment["num_processes"], environment["num_threads"]) == (1, 1)
+    assert environment["thread_settings"]["OMP_NUM_THREADS"] == "1"
+    for recorded, is_reported in ((2, True), (1, False)):
+        file.write_text(json.dumps({**environment, "num_processes": recorded}))
+        watcher = Watcher()
+        more = f"training.num_updates={8 if is_reported else 10}"
+        ReinforceTrainer(config=load_recipe("quickstart", [*options, more]).config, progress=watcher).train(
+            resume=True
+        )
+        said = [line for line in watcher.said if "process" in line and "resumed" in line]
+        assert bool(said) == is_reported
+        assert all("was last trained in 2 processes and is resumed in 1" in line for line in said)
 
 
 @pytest.fixture(scope="module")

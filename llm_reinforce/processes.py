@@ -13,12 +13,23 @@ from llm_reinforce.errors import InputError
 
 # the variables that accelerate reads: those of torchrun, and those of three implementations of MPI
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+LOCAL_SIZES = (
+    "LOCAL_WORLD_SIZE",
+    "MPI_LOCALNRANKS",
+    "OMPI_COMM_WORLD_LOCAL_SIZE",
+    "MV2_COMM_WORLD_LOCAL_SIZE",
+)
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 
 
 def num_processes() -> int:
     """Return the number of processes that the launcher has started; 1 without a launcher."""
     return max(1, _number(SIZES, 1))
+
+
+def num_local_processes() -> int:
+    """Return the number of processes that the launcher has started on this machine; 1 without a launcher."""
+    return max(1, _number(LOCAL_SIZES, 1))
 
 
 def process_index() -> int:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
 from accelerate.utils import gather_object as accelerate_gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -22,7 +22,7 @@ from torch.nn.functional import pad
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
-from llm_reinforce.processes import check_launch, num_processes, working_command
+from llm_reinforce.processes import check_launch, num_local_processes, num_processes, working_command
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
@@ -46,10 +46,11 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
 
     Raises:
         InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
-            started another number of processes than accelerate uses, or if the process already has an
-            accelerator with another mixed precision.
+            started more processes than there are GPUs or another number than accelerate uses, or if the
+            process already has an accelerator with another mixed precision.
     """
     check_launch()
+    _check_devices()
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
         with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
@@ -77,6 +78,21 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
             "one process"
         )
     return accelerator
+
+
+def _check_devices() -> None:
+    """Check that every process of this machine has a GPU if they train on GPUs.
+
+    Raises:
+        InputError: if there are more processes than GPUs.
+    """
+    num_local, num_devices = num_local_processes(), torch.accelerator.device_count()
+    if num_devices and num_local > num_devices and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise InputError(
+            f"{num_local} processes were started on this machine, which has {num_devices} "
+            f"GPU{'s' if num_devices > 1 else ''}; start one process per GPU, or train on the CPU with "
+            f"`{working_command(num_processes(), on_cpu=True)}`"
+        )
 
 
 def describe_processes(accelerator: Accelerator) -> str:

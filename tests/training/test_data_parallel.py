@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import two_processes
 from accelerate.utils import DistributedType
 from small_runs import Watcher, timeless
@@ -107,6 +108,23 @@ def approximately(value: Any) -> Any:
     if all(isinstance(each, float) for each in numeric):
         return pytest.approx(value, rel=1e-3, abs=1e-5)
     return value
+
+
+def test_more_processes_than_devices_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"2 processes .* has 1 GPU; .*`ACCELERATE_USE_CPU=true torchrun"):
+        new_accelerator("no")
+
+
+def test_processes_that_would_train_alone_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device for which accelerate has no communication."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"has started 2 processes, but accelerate uses 1 .*=true torchrun"):
+        new_accelerator("no")
 
 
 @pytest.mark.parametrize("kind", SHARDING)

@@ -9,24 +9,27 @@ model.
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, parse_flag_from_env
 from accelerate.utils import gather_object as accelerate_gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
+from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.problems import Problem
 from llm_reinforce.processes import check_launch, num_local_processes, num_processes, working_command
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+LONGEST_WAIT = timedelta(days=1)  # after which a process that waits for another one ends
 NO_PROBLEM = Problem("", "")
 
 _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
@@ -55,14 +58,11 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
         with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
     try:
-        # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
-        is_forced = num_processes() > 1 and not torch.accelerator.is_available()
-        on_cpu = {"cpu": True} if is_forced else {}
-        accelerator = Accelerator(mixed_precision=mixed_precision, **on_cpu)
+        accelerator = Accelerator(mixed_precision=mixed_precision, **_settings_of_launch())
     except ValueError as error:
-        raise InputError(
-            f"training.mixed_precision: accelerate rejects {mixed_precision!r}: {error}"
-        ) from error
+        key = f"training.mixed_precision {mixed_precision!r}"
+        rejected = key if num_processes() == 1 else f"{key} or the launch of {num_processes()} processes"
+        raise InputError(f"accelerate rejects {rejected}: {error}") from error
     _mixed_precision[:] = [mixed_precision]
     if accelerator.distributed_type in SHARDING:
         raise InputError(
@@ -78,6 +78,16 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
             "one process"
         )
     return accelerator
+
+
+def _settings_of_launch() -> dict[str, Any]:
+    """Return the arguments of `Accelerator` that several processes need."""
+    if num_processes() == 1:
+        return {}
+    # the others wait while the main process evaluates, for which the default of 10 minutes is too short
+    group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
+    return {"kwargs_handlers": [group], "cpu": not torch.accelerator.is_available()}
 
 
 def _check_devices() -> None:
@@ -139,6 +149,21 @@ def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator:
     names = dict.fromkeys(name for _, logged, _ in parts for name in logged)
     values = {name: [logged[name] for _, logged, _ in parts if name in logged] for name in names}
     return EpisodeBatch.of(episodes, {name: sum(each) / len(each) for name, each in values.items()}, greedy)
+
+
+def share_evaluation(
+    evaluation: Evaluation | None, problems: Sequence[Problem], accelerator: Accelerator
+) -> Evaluation:
+    """Return the evaluation of the main process in all processes.
+
+    Args:
+        evaluation: the evaluation; None in all other processes.
+        problems: problems of the evaluation.
+        accelerator: the accelerator of the run.
+    """
+    # columns of a problem may be objects that cannot be pickled, and every process has them
+    shared = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
+    return replace(shared, problems=problems)
 
 
 def gather_rows(own: Tensor, num_columns: int, accelerator: Accelerator) -> Tensor:

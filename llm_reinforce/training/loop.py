@@ -28,7 +28,7 @@ from llm_reinforce.console.text import visible
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import Evaluation, measure_accuracy
+from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.policy import Activations, LanguagePolicy, random_numbers
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
@@ -44,6 +44,7 @@ from llm_reinforce.training.data_parallel import (
     gather_object,
     gather_rows,
     new_accelerator,
+    share_evaluation,
 )
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
@@ -530,7 +531,7 @@ class TrainingLoop:
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
-        if self.accelerator.is_main_process and is_due:
+        if is_due:
             self._evaluate(is_first_or_last=before is None or is_last)
         is_stopping = self._is_stopped()
         every = self.training.checkpoint_every
@@ -568,37 +569,45 @@ class TrainingLoop:
                 self.policy.save(directory)
 
     def _evaluate(self, *, is_first_or_last: bool) -> None:
+        """Evaluate the policy in the main process, and share the result with all processes."""
         data = "held_out" if self.held_out else "training"
         num_problems = self.evaluation.num_problems or (
             None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED
         )
         problems = (self.held_out or self.problems)[:num_problems]
         self._num_evaluated = self.state.num_updates
+        is_main = self.accelerator.is_main_process
         for decoding in self.evaluation.decodings:
-            with self.accelerator.autocast():
-                evaluation = measure_accuracy(
-                    self.policy,
-                    problems,
-                    decoding=decoding,
-                    samples_per_problem=self.evaluation.samples_per_problem if decoding == "sampled" else 1,
-                    max_new_tokens=self.sampling.max_new_tokens,
-                    temperature=self.sampling.temperature,
-                    seed=self.seed,
-                    batch_size=self.evaluation.batch_size,
-                    stop=self.evaluation.stop,
-                    progress=lambda done: self.display.evaluating(done, len(problems)),
-                )
+            own = self._measure_accuracy(problems, decoding) if is_main else None
+            evaluation = share_evaluation(own, problems, self.accelerator)
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
             made = self.evaluations.setdefault(decoding, {})
             for number in list(made)[1:]:
                 del made[number]
             made[self.state.num_updates] = evaluation
+            if not is_main:
+                continue
             self.display.evaluation(self.state.num_updates, data, evaluation)
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
                 self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
                 if is_first_or_last:
                     self.run_directory.append_answers(where, evaluation)
+
+    def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation:
+        with self.accelerator.autocast():
+            return measure_accuracy(
+                self.policy,
+                problems,
+                decoding=decoding,
+                samples_per_problem=self.evaluation.samples_per_problem if decoding == "sampled" else 1,
+                max_new_tokens=self.sampling.max_new_tokens,
+                temperature=self.sampling.temperature,
+                seed=self.seed,
+                batch_size=self.evaluation.batch_size,
+                stop=self.evaluation.stop,
+                progress=lambda done: self.display.evaluating(done, len(problems)),
+            )
 
     def warm_start(self) -> None:
         """Make the supervised updates of the warm start, if the settings have `training.warm_start`."""

@@ -162,7 +162,7 @@ def share_evaluation(
         accelerator: the accelerator of the run.
     """
     # columns of a problem may be objects that cannot be pickled, and every process has them
-    shared = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
+    shared: Evaluation = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
     return replace(shared, problems=problems)
 
 

@@ -18,7 +18,6 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app, interruption
-from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import WarmStartConfig, load_config
 from llm_reinforce.config import recipe_file as recipe_module
@@ -400,18 +399,6 @@ def test_all_errors_of_a_recipe_are_reported() -> None:
     assert len(result.stderr.splitlines()) == 2
     assert command("train", "tiny.yaml", "--sett", "seed=1").exit_code == 2
     assert "no such file or built-in recipe" in refused("train", "tiny.yml")
-
-
-@pytest.mark.parametrize(
-    ("values", "is_main"),
-    [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "4", "LOCAL_RANK": "0"}, False)],
-)
-def test_main_process(values: dict[str, str], is_main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    assert is_main_process() is is_main
 
 
 def test_evaluate_uses_the_settings_of_the_run(finished: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """`llm-reinforce train RECIPE`: run a fine-tuning recipe."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +10,7 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import (
     DebugOption,
-    is_main_process,
     keep_freed_memory,
-    num_processes,
     quieten,
     reported_failures,
 )
@@ -27,6 +26,7 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
+from llm_reinforce.processes import check_launch, is_main_process
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay
@@ -67,6 +67,7 @@ def train(
             raise InputError(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
             )
+        check_launch()
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
         keep_freed_memory()
@@ -164,7 +165,6 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
     return display_for(
         terminal_console(),
         f"{name} · {policy}{adapter} · {directory.path}",
-        num_processes=num_processes(),
         first=first,
     )
 
@@ -199,7 +199,7 @@ def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
                 "done in": duration(result.seconds),
                 "policy": str(directory.policy),
                 "logs": ", ".join(name for name in logs if (directory.path / name).is_file()),
-                "try it": f"llm-reinforce sample --policy {directory.path} 'a prompt'",
+                "try it": f"llm-reinforce sample --policy {shlex.quote(str(directory.path))} 'a prompt'",
             }
         )
     )

@@ -34,7 +34,6 @@ def display_for(
     console: Console,
     title: str = "",
     *,
-    num_processes: int = 1,
     first: Mapping[str, tuple[int, float]] | None = None,
 ) -> "LiveDisplay | PlainDisplay":
     """Return a live view if the console is a terminal, and otherwise a display that prints plain lines.
@@ -42,15 +41,13 @@ def display_for(
     Args:
         console: console to print to.
         title: heading of the live view.
-        num_processes: number of processes. The display receives the episodes of one process, and multiplies
-            the measured rate of episodes by the number of processes.
         first: for a resumed run, a mapping from each decoding mode to a pair: the number of updates before
             the first evaluation of the run, and the accuracy of this evaluation. None if the run is not
             resumed.
     """
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, title, num_processes, first or {})
-    return PlainDisplay(console, num_processes)
+        return LiveDisplay(console, title, first or {})
+    return PlainDisplay(console)
 
 
 @dataclass
@@ -73,11 +70,8 @@ class _Picture:
 class LiveDisplay:
     """Live view of a run, refreshed by a thread four times per second. Use it as a context manager."""
 
-    def __init__(
-        self, console: Console, title: str, num_processes: int, first: Mapping[str, tuple[int, float]]
-    ) -> None:
+    def __init__(self, console: Console, title: str, first: Mapping[str, tuple[int, float]]) -> None:
         self.console = console
-        self.num_processes = num_processes
         self._picture = _Picture(title, dict(first))
         self._sampled_at = -SAMPLE_SECONDS
         self._live = Live(
@@ -109,7 +103,7 @@ class LiveDisplay:
         picture, seconds = self._picture, metrics.get("step_time")
         picture.pace = next_pace(picture.pace, "REINFORCE", num_updates, total, seconds)
         picture.status = ""
-        picture.numbers = latest_numbers(metrics, len(episodes) * self.num_processes)
+        picture.numbers = latest_numbers(metrics, len(episodes))
         if "reward" in metrics:
             picture.rewards.append(metrics["reward"])
         if time.monotonic() - self._sampled_at >= SAMPLE_SECONDS or num_updates == total:

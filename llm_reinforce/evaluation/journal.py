@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from llm_reinforce.errors import InputError
@@ -116,9 +117,11 @@ def fingerprint(policy: LanguagePolicy) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for name, parameter in policy.model.named_parameters():
         flat = parameter.detach().flatten()
-        elements = flat[:: max(1, flat.numel() // NUM_HASHED)].to("cpu", torch.float64)
+        elements = flat[:: max(1, flat.numel() // NUM_HASHED)].cpu()
+        if elements.dtype != torch.float64:
+            elements = elements.float()  # NumPy has no bfloat16
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(elements.numpy().tobytes())
+        digest.update(elements.numpy().astype(np.float64).tobytes())
     return digest.hexdigest()
 
 

@@ -9,6 +9,7 @@ from llm_reinforce.policy.description import (
     describe_policy,
     num_unknown_prompts,
 )
+from llm_reinforce.policy.drawing import widest_float
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
@@ -21,7 +22,7 @@ from llm_reinforce.policy.loading import (
     random_policy,
 )
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
-from llm_reinforce.policy.sampling import Completion, sample_completions, stream_completions
+from llm_reinforce.policy.sampling import Completion, random_numbers, sample_completions, stream_completions
 from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
@@ -50,9 +51,11 @@ __all__ = [
     "policy_from_config",
     "policy_from_model",
     "predict_values",
+    "random_numbers",
     "random_policy",
     "sample_completions",
     "stream_completions",
     "token_log_probs",
     "trainable_parameters",
+    "widest_float",
 ]

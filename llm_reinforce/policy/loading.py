@@ -242,7 +242,7 @@ def resolve_location(name_or_path: str) -> str:
     path = Path(name_or_path).expanduser()
     if name_or_path in FETCHABLE and not path.exists():
         return str(fetched_directory(name_or_path))
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return str(convert_gguf(path))
     if path.is_dir():
         policy_directory = path / "policy" if (path / "policy").is_dir() else path
@@ -250,7 +250,9 @@ def resolve_location(name_or_path: str) -> str:
             raise InputError(f"{path}: no model in this directory (no config.json, no adapter_config.json)")
         # absolute, because an adapter stores the path of its base model
         return str(policy_directory.absolute())
-    if not path.exists() and (name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))):
+    is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))
+    is_path = is_path or any(sign in name_or_path for sign in "\\:")  # as in C:\models
+    if is_path and not path.exists():
         raise InputError(f"policy {name_or_path}: no such directory or file")
     if path.exists():
         raise InputError(
@@ -315,7 +317,7 @@ def _load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, argu
         return _all_weights(location, **arguments)
     from peft import PeftModel
 
-    config = json.loads(adapter.read_text())
+    config = json.loads(adapter.read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str):
         raise InputError(

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from llm_reinforce.policy.batches import Batch, WholeBatch
-from llm_reinforce.policy.drawing import draw
+from llm_reinforce.policy.drawing import draw, widest_float
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
@@ -22,8 +22,8 @@ CHECK_EVERY = {"cpu": 1}
 is not listed here, it is 8, because a check on a GPU has to wait until the computation is finished."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
-"""Function that returns random numbers in [0, 1) as float64, for the completions of one prompt. The argument
-of the function is the index of the prompt."""
+"""Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the
+function is the index of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +83,9 @@ def sample_completions(
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
     """
-    device = policy.device if generator is None else generator.device
 
     def uniforms(prompt: int) -> Tensor:
-        size = (num_completions, max_new_tokens)
-        return torch.rand(size, generator=generator, dtype=torch.float64, device=device)
+        return random_numbers(num_completions, max_new_tokens, generator or policy.device)
 
     of_prompts = dict(
         stream_completions(
@@ -102,6 +100,24 @@ def sample_completions(
         )
     )
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
+
+
+def random_numbers(
+    num_completions: int, max_new_tokens: int, source: torch.Generator | torch.device
+) -> Float[Tensor, "completion token"]:
+    """Return the random numbers for the completions of one prompt, in [0, 1).
+
+    They are float64 if the device has it.
+
+    Args:
+        num_completions: number of completions of the prompt.
+        max_new_tokens: maximum number of tokens of a completion.
+        source: generator of the numbers, or a device, whose default generator is used.
+    """
+    generator = source if isinstance(source, torch.Generator) else None
+    device = source.device if isinstance(source, torch.Generator) else source
+    size = (num_completions, max_new_tokens)
+    return torch.rand(size, generator=generator, dtype=widest_float(device), device=device)
 
 
 def stream_completions(
@@ -184,6 +200,7 @@ class _Generation:
         kept_indices: for each slot, the index of each of its actions in the stored activations.
         lengths: for each slot, the number of tokens sampled so far.
         is_running: for each slot, True if the completion has not ended yet.
+        dtype: data type of random numbers and recorded statistics.
         active: slots that are not free.
         active_slots: `active` as a tensor.
         active_rows: rows of the active slots.
@@ -212,7 +229,8 @@ class _Generation:
         self.end_token_ids = integers(policy.end_token_ids, device)
         # the extra column is for tokens that are drawn after the end of a completion; it is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.float64, device=device)
+        self.dtype = widest_float(device)
+        self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=self.dtype, device=device)
         self.entropies = torch.zeros_like(self.log_probs)
         self.squared_logit_gradient_norms = torch.zeros_like(self.log_probs)
         self.uniforms: Tensor | None = None
@@ -268,10 +286,10 @@ class _Generation:
         self.lengths[selected] = 0
         self.is_running[selected] = True
         if uniforms is not None:
-            random_numbers = torch.cat([uniforms(prompt) for prompt in started]).to(device)
+            numbers = torch.cat([uniforms(prompt) for prompt in started]).to(self.dtype).to(device)
             if self.uniforms is None:
-                self.uniforms = random_numbers.new_zeros(len(self.requests), self.max_new_tokens)
-            self.uniforms[selected] = random_numbers
+                self.uniforms = numbers.new_zeros(len(self.requests), self.max_new_tokens)
+            self.uniforms[selected] = numbers
         self._refresh_active()
 
     def _unused_rows(self) -> Iterator[int]:
@@ -294,9 +312,9 @@ class _Generation:
         drawn = draw(self.logits.index_select(0, self.active_rows), temperature, uniforms)
         self.actions = drawn.actions
         self.token_ids[slots, column] = drawn.actions
-        self.log_probs[slots, column] = drawn.log_probs.double()
-        self.entropies[slots, column] = drawn.entropies.double()
-        self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.double()
+        self.log_probs[slots, column] = drawn.log_probs.to(self.dtype)
+        self.entropies[slots, column] = drawn.entropies.to(self.dtype)
+        self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.to(self.dtype)
         is_running = self.is_running[slots]
         column += is_running
         is_running &= ~torch.isin(drawn.actions, self.end_token_ids)

@@ -1,5 +1,6 @@
 """Policy of a run that was stopped before its policy was saved: the weights of its newest checkpoint."""
 
+import shlex
 import warnings
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def stopped_run(path: Path) -> tuple[Config, Path] | None:
     if checkpoint is None:
         raise InputError(
             f"{path}: the run has neither a policy nor an intact checkpoint; continue it with "
-            f"`llm-reinforce train {path} --resume`"
+            f"`llm-reinforce train {shlex.quote(str(path))} --resume`"
         )
     warnings.warn(
         f"{path}: the run is not finished; its newest checkpoint, {checkpoint.name}, is used", stacklevel=3

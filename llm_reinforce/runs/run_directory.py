@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from filelock import FileLock, Timeout
 
 from llm_reinforce.durable_files import finite, sync, write_whole
@@ -47,6 +48,16 @@ WRITTEN_BEFORE_RECIPE = frozenset(
     }
 )
 RESUME, OVERWRITE = "--resume, or resume=True", "--overwrite, or overwrite=True"  # for messages
+# environment variables that set the number of threads, and how long threads without work keep a core busy
+THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "OMP_PROC_BIND",
+    "OMP_DYNAMIC",
+)
 LOGS = ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl")
 
 
@@ -233,8 +244,14 @@ def _is_before(line: str, num_updates: int) -> bool:
         return False
 
 
-def environment(seed: int, device: str) -> dict[str, Any]:
-    """Return the content of `environment.json`: versions, seed, device and git revision of the code."""
+def environment(seed: int, device: str, num_processes: int = 1) -> dict[str, Any]:
+    """Return the content of `environment.json`: versions, seed, device, threads and git revision of the code.
+
+    Args:
+        seed: seed of the run.
+        device: device of the run.
+        num_processes: number of processes that train together.
+    """
     packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
     versions = {}
     for package in packages:
@@ -248,6 +265,9 @@ def environment(seed: int, device: str) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "num_processes": num_processes,
+        "num_threads": torch.get_num_threads(),
+        "thread_settings": {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
         "versions": versions,
         "git_revision": _git_revision(),
     }
@@ -260,6 +280,6 @@ def _git_revision() -> str | None:
         return None
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, check=True).stdout.decode("ascii").strip()
     except (OSError, subprocess.CalledProcessError):
         return None

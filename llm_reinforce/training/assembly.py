@@ -15,6 +15,7 @@ from llm_reinforce.policy import (
 from llm_reinforce.problems import GivenProblems, ProblemSplit, problems_from_config
 from llm_reinforce.rewards import WeightedReward, reward_from_config
 from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
 
 NUM_LOOKED_AT = 1_000  # number of training prompts that are searched for unknown characters
@@ -67,7 +68,7 @@ def build_loop(
             f"{num_unknown:,} of the first {len(looked_at):,} training prompts contain characters that the "
             "tokenizer does not know; the policy sees its unknown token in their place"
         )
-    return TrainingLoop(
+    loop = TrainingLoop(
         policy,
         split.train,
         config.training,
@@ -80,6 +81,8 @@ def build_loop(
         display=display,
         seed=config.seed,
     )
+    display.say(f"device: {describe_processes(loop.accelerator)}")
+    return loop
 
 
 def _check_alphabet(

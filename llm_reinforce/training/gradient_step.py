@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
-from llm_reinforce.training.data_parallel import sum_gradients
+from llm_reinforce.training.data_parallel import gather_object, sum_gradients
 
 ATTENDED = 8  # maximum number of positions of keys and values per token of a full micro-batch
 
@@ -24,7 +24,7 @@ class UpdateOutcome:
     """Outcome of one gradient step.
 
     Attributes:
-        loss: value of the loss, summed over the episodes of this process.
+        loss: value of the loss.
         grad_norm: norm of the whole gradient before clipping.
         max_log_prob_difference: largest |Δ log π| of an action in the loss. This is the difference between
             the log-probability recorded during sampling and the log-probability computed for the loss.
@@ -75,7 +75,8 @@ class GradientStep:
 
         Args:
             batch: episodes of this process.
-            estimate: advantages of the episodes, and the denominator of the loss.
+            estimate: advantages of the episodes of this process, and the denominator of the loss, which
+                counts the episodes of all processes.
             activations: activations kept when the episodes were sampled. They are reused for the loss and
                 cleared afterwards, because they do not match the weights after the step.
 
@@ -94,6 +95,9 @@ class GradientStep:
             loss, difference = loss + part_loss, max(difference, part_difference)
         if activations is not None:
             activations.clear()
+        of_processes = gather_object((loss, difference), self.accelerator)
+        loss = sum(part_loss for part_loss, _ in of_processes)
+        difference = max(part_difference for _, part_difference in of_processes)
         # a sum, not a mean: the denominator counts the episodes of all processes
         sum_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")

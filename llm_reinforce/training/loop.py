@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import (
@@ -30,7 +29,7 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation, measure_accuracy
-from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.policy import Activations, LanguagePolicy, random_numbers
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
@@ -39,7 +38,13 @@ from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
-from llm_reinforce.training.data_parallel import broadcast_weights, new_accelerator
+from llm_reinforce.training.data_parallel import (
+    broadcast_weights,
+    gather_episodes,
+    gather_object,
+    gather_rows,
+    new_accelerator,
+)
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
 from llm_reinforce.training.learning_rates import learning_rate_schedule, set_learning_rates
@@ -60,7 +65,7 @@ class Update:
         metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
             `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
             `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
-        episodes: episodes of the update, of this process only. The episodes of one problem are adjacent. An
+        episodes: episodes of the update, of all processes. The episodes of one problem are adjacent. An
             episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.
         evaluations: evaluations made after this update, by decoding ("greedy" or "sampled"). Empty if no
@@ -226,16 +231,19 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
-        batch = self.collect(self._draw_problems(), activations)
+        problems = self._draw_problems()
+        own = self.collect(self._share(problems), activations)
+        batch = gather_episodes(own, problems, self.accelerator)  # with the episodes of the other processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
-        prediction = self.value_baseline.predict(batch) if self.value_baseline else None
+        prediction = self._predict(own, batch)
         estimate = self.estimate_batch(batch, prediction)
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
-        outcome = self.gradient_step(batch, estimate, activations)
+        own_estimate = estimate.part(self._own_rows(len(batch)), int(own.lengths.max()))
+        outcome = self.gradient_step(own, own_estimate, activations)
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
-        is_fitted = self._fit_values(prediction, estimate)
+        is_fitted = self._fit_values(prediction, own_estimate)
         self.schedule.step()
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
         metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
@@ -251,16 +259,40 @@ class TrainingLoop:
 
     def _is_stopped(self) -> bool:
         """Return True if a stop was requested in any process. All processes get the same result."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        return bool(self._gather(torch.tensor([self.stop_requested])).any())
+        return any(gather_object(self.stop_requested, self.accelerator))
 
     def _draw_problems(self) -> list[Problem]:
-        """Return the problems of this process for the next update, in the random order of `ProblemOrder`."""
-        first = self.state.num_problems + self.accelerator.process_index
-        stop = self.state.num_problems + self.reinforce.problems_per_update
-        positions = range(first, stop, self.accelerator.num_processes)
+        """Return the problems of the next update, in the random order of `ProblemOrder`."""
+        first = self.state.num_problems
+        positions = range(first, first + self.reinforce.problems_per_update)
         return [self.problems[self._order.index(position)] for position in positions]
+
+    def _share(self, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """Return the problems of this process among those of all processes."""
+        return problems[self._own_rows(len(problems))]
+
+    def _own_rows(self, num_rows: int) -> slice:
+        """Return the rows of this process among `num_rows` rows of all processes."""
+        num_own = num_rows // self.accelerator.num_processes
+        first = self.accelerator.process_index * num_own
+        return slice(first, first + num_own)
+
+    def _process_of(self, episode: Episode) -> str:
+        """Return "process N: " for an episode of an update of several processes, and otherwise ""."""
+        num_processes = self.accelerator.num_processes
+        process = episode.group * num_processes // self.reinforce.problems_per_update
+        return f"process {process}: " if num_processes > 1 else ""
+
+    def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
+        """Return the values of the episodes of all processes and the features of the own episodes.
+
+        The result is None if there is no value head.
+        """
+        if self.value_baseline is None:
+            return None
+        prediction = self.value_baseline.predict(own)
+        values = gather_rows(prediction.values, int(batch.lengths.max()), self.accelerator)
+        return replace(prediction, values=values)
 
     def collect(
         self,
@@ -269,22 +301,30 @@ class TrainingLoop:
         *,
         is_trial: bool = False,
     ) -> EpisodeBatch:
-        """Sample episodes of the problems from the current policy.
+        """Sample episodes of the problems of this process from the current policy.
 
         If `is_trial` is True, one short episode of each problem is sampled.
         """
         max_new_tokens = self.sampling.max_new_tokens
+        if is_trial:
+            max_new_tokens = min(max_new_tokens, MAX_TRIED_TOKENS)
+        num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
+        first_group = self.accelerator.process_index * len(problems)
+        generator = self._generator("trial" if is_trial else "episodes")
+        # all processes use one sequence of random numbers, so that their number does not change the episodes
+        for _ in range(first_group):
+            random_numbers(num_episodes, max_new_tokens, generator)
         with self.accelerator.autocast():
             return collect_episodes(
                 self.policy,
                 problems,
                 self.rewards,
-                episodes_per_problem=1 if is_trial else self.reinforce.episodes_per_problem,
-                max_new_tokens=min(max_new_tokens, MAX_TRIED_TOKENS) if is_trial else max_new_tokens,
+                episodes_per_problem=num_episodes,
+                max_new_tokens=max_new_tokens,
                 temperature=self.sampling.temperature,
-                generator=self._generator("trial" if is_trial else "episodes"),
+                generator=generator,
                 batch_size=self.sampling.batch_size,
-                first_group=self.accelerator.process_index * len(problems),
+                first_group=first_group,
                 progress=Progress(
                     self.state.num_updates,
                     expected_updates(self.training, self.state),
@@ -299,17 +339,11 @@ class TrainingLoop:
         """Return the returns, baselines and advantages of a batch.
 
         Args:
-            batch: episodes of this process.
+            batch: episodes of all processes.
             prediction: values predicted by the value head; None if the run has no value head.
         """
-        return estimate_advantages(
-            batch,
-            self.reinforce,
-            self.state.moving_average,
-            self._gather,
-            self.accelerator.process_index,
-            values=prediction.values if prediction else None,
-        )
+        values = prediction.values if prediction else None
+        return estimate_advantages(batch, self.reinforce, self.state.moving_average, values=values)
 
     def _fit_values(self, prediction: Prediction | None, estimate: Estimate) -> bool:
         """Fit the value head, if there is one. Return False if any step of the fit was skipped."""
@@ -327,39 +361,39 @@ class TrainingLoop:
         """
         if self._has_tried_rewards:
             return
-        batch = self.collect(self.problems[:NUM_TRIED], is_trial=True)
-        episode = batch.episodes[0]
-        failing = [name for name in episode.rewards if all(name in one.failures for one in batch.episodes)]
-        has_failed = self._gather(torch.tensor([bool(failing)]))  # so that all processes stop together
-        if failing:
-            why = visible(episode.failures[failing[0]], 400)
-            message = (
-                f"reward {failing[0]!r} failed on all {len(batch)} trial episodes; fix the function or "
-                f"remove it from `rewards`: {why}"
-            )
-            raise InputError("\n".join([message, *_lines(episode.traceback)]))
-        if has_failed.any():
-            raise InputError(
-                "a reward failed on all trial episodes of another process; see the message of that process"
-            )
+        tried, num_processes = self.problems[:NUM_TRIED], self.accelerator.num_processes
+        own = self.collect(tried, is_trial=True)
+        batch = gather_episodes(own, [*tried] * num_processes, self.accelerator)
+        for process in range(num_processes):  # all processes stop together
+            episodes = batch.episodes[process * len(own) : (process + 1) * len(own)]
+            failing = [name for name in episodes[0].rewards if all(name in one.failures for one in episodes)]
+            if failing:
+                why = visible(episodes[0].failures[failing[0]], 400)
+                where = f" of process {process}" if num_processes > 1 else ""
+                message = (
+                    f"reward {failing[0]!r} failed on all {len(own)} trial episodes{where}; fix the function "
+                    f"or remove it from `rewards`: {why}"
+                )
+                raise InputError("\n".join([message, *_lines(episodes[0].traceback)]))
         if not batch.scored.any():
             self.display.say("every reward function returned None on all trial episodes")
         self._has_tried_rewards = True
 
     def _generator(self, purpose: str) -> torch.Generator:
-        return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))
+        """Return a generator with the same seed in all processes."""
+        return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose, process=0))
 
-    def _random_number(self, purpose: str) -> int:
+    def _random_number(self, purpose: str, process: int | None = None) -> int:
         """Return a seed that depends only on the run's seed, the update, the purpose and the process.
 
         A resumed run therefore draws the same random numbers as an uninterrupted one.
-        """
-        return seed_of(purpose, self.seed, self.state.num_updates, self.accelerator.process_index)
 
-    def _gather(self, values: Tensor) -> Tensor:
-        """Return the values of all processes on the CPU, concatenated in the order of the processes."""
-        gathered: Tensor = self.accelerator.gather(values.to(self.accelerator.device))
-        return gathered.cpu()
+        Args:
+            purpose: name of what the random numbers are used for.
+            process: index of the process. None: that of this process.
+        """
+        index = self.accelerator.process_index if process is None else process
+        return seed_of(purpose, self.seed, self.state.num_updates, index)
 
     def _check_scored(self, batch: EpisodeBatch, estimate: Estimate) -> None:
         """Report the first failure of a reward, and stop the run if too many episodes are unscored.
@@ -370,7 +404,9 @@ class TrainingLoop:
                 checkpoint is saved first.
         """
         failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
-        why = visible(failed[0].failure or "", 400) if failed else "every reward function returned None"
+        why = "every reward function returned None"
+        if failed:
+            why = self._process_of(failed[0]) + visible(failed[0].failure or "", 400)
         if failed and not self._has_reported_failure:
             self._has_reported_failure = True
             self.display.say(f"an episode could not be scored and is left out: {why}")
@@ -378,7 +414,7 @@ class TrainingLoop:
                 self.display.say(line)
         if self.state.num_updates == 0 and estimate.mean_return is None:
             raise InputError(f"no episode of the first update could be scored: {why}")
-        share = 1.0 - float(self._gather(batch.scored.float()).mean())
+        share = 1.0 - float(batch.scored.float().mean())
         if share > self.training.max_unscored_share:
             self.save_checkpoint()
             raise RunStoppedError(
@@ -428,7 +464,6 @@ class TrainingLoop:
         self, batch: EpisodeBatch, estimate: Estimate, outcome: UpdateOutcome, *, is_fitted: bool
     ) -> TrainState:
         state = self.state
-        num_tokens = int(self._gather(torch.tensor([batch.num_tokens])).sum())
         is_not_finite = outcome.skipped == "the gradient is not finite"
         average = state.moving_average
         # the mean of huge returns may overflow, and an infinite moving average would stay infinite
@@ -438,7 +473,7 @@ class TrainingLoop:
             state,
             num_updates=state.num_updates + 1,
             num_problems=state.num_problems + self.reinforce.problems_per_update,
-            num_tokens=state.num_tokens + num_tokens,
+            num_tokens=state.num_tokens + batch.num_tokens,
             num_skipped_updates=state.num_skipped_updates + (outcome.skipped is not None),
             num_skipped_fits=state.num_skipped_fits + (not is_fitted),
             num_not_finite_in_a_row=state.num_not_finite_in_a_row + 1 if is_not_finite else 0,

@@ -19,11 +19,10 @@ def update_metrics(
     """Return the metrics of an update's episodes, by name.
 
     Each metric is explained on the documentation page about the directory of a run. A metric that has no
-    value in this update is omitted. With several processes, only the metrics of the first process are logged.
-    They are computed from the episodes of this process, which are a random sample of all episodes.
+    value in this update is omitted.
 
     Args:
-        batch: episodes of the update.
+        batch: episodes of the update, of all processes.
         estimate: returns, baselines and advantages of the episodes.
         values: V(s_t) at each action, predicted before the value head was fitted to these episodes. None: the
             run has no value head.

@@ -2,7 +2,7 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,8 +25,10 @@ def recording(
     policy: LanguagePolicy | None,
     problems: GivenProblems,
     device: str,
+    num_processes: int,
     resume: bool,
     overwrite: bool,
+    say: Callable[[str], None],
 ) -> Iterator[None]:
     """Hold the lock of a run's directory within the context, and write the files that are needed to resume.
 
@@ -39,8 +41,10 @@ def recording(
             the policy.
         problems: problem objects passed by the caller, which are saved in the directory.
         device: device of the run, for `environment.json`.
+        num_processes: number of processes that train together.
         resume: continue the run in the directory.
         overwrite: replace the run in the directory.
+        say: function that shows a message to the user.
 
     Raises:
         InputError: if another process holds the lock, if the directory cannot be used with these options (see
@@ -48,7 +52,7 @@ def recording(
     """
     with directory.locked():
         directory.prepare(resume=resume, overwrite=overwrite)
-        _write_environment(directory, config.seed, device)
+        _write_environment(directory, environment(config.seed, device, num_processes), say)
         _write_problems(directory, problems)
         if policy is not None and not (directory.path / POLICY_FOLDER).is_dir():
             with whole_directory(directory.path / POLICY_FOLDER) as folder:
@@ -122,18 +126,28 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
     return flat
 
 
-def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
-    """Write `environment.json`. A resumed run appends its environment to the list `resumed` in this file."""
-    file, here = directory.path / "environment.json", environment(seed, device)
-    whole: dict[str, Any] = here
+def _write_environment(directory: RunDirectory, here: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write `environment.json`. A resumed run appends its environment to the list `resumed` in this file.
+
+    `say` reports that the number of processes has changed.
+    """
+    file, whole = directory.path / "environment.json", here
     if file.is_file():
         try:
             whole = json.loads(file.read_text(encoding="utf-8"))
+            sessions = [whole, *whole.get("resumed", [])]
             whole["resumed"] = [*whole.get("resumed", []), here]
+            before, now = sessions[-1].get("num_processes"), here["num_processes"]
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{file}: not the environment.json of a run ({error}); delete the file to resume the run"
             ) from error
+        if before not in (None, now):  # None: the run was started by an earlier version
+            say(
+                f"the run was last trained in {before} process{'es' if before > 1 else ''} and is resumed in "
+                f"{now}: its problems and random numbers are the same, but rounding differs, so it is not "
+                "equal, bit for bit, to a run that was not interrupted"
+            )
     directory.write_text("environment.json", json.dumps(whole, indent=2) + "\n")
 
 

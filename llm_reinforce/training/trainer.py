@@ -1,6 +1,5 @@
 """The Python interface of training: `ReinforceTrainer(policy, problems, rewards).train()`."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation import Comparison, Criterion, Evaluation
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
+from llm_reinforce.processes import is_main_process
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
 from llm_reinforce.runs.model_card import write_model_card
@@ -408,8 +408,10 @@ class ReinforceTrainer:
             policy=self._given.policy,
             problems=self._given.problems,
             device=str(self._loop.accelerator.device),
+            num_processes=self._loop.accelerator.num_processes,
             resume=resume,
             overwrite=overwrite,
+            say=self._loop.display.say,
         ):
             yield
             if is_over(self._loop.training, self._loop.state):
@@ -436,8 +438,7 @@ def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDispl
         return progress
     console = Console()
     is_shown = (console.is_terminal or console.is_jupyter) if progress is None else progress
-    if not is_shown or os.environ.get("RANK", "0") != "0":
+    if not is_shown or not is_main_process():
         return Silent()
-    num_processes = int(os.environ.get("WORLD_SIZE") or 1)
     name = config.policy.name_or_path or "random weights"
-    return display_for(console, f"{name} · {config.output_dir}", num_processes=num_processes)
+    return display_for(console, f"{name} · {config.output_dir}")

@@ -3,6 +3,7 @@
 from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
+from llm_reinforce.policy.chat_templates import ChatSettings
 from llm_reinforce.policy.description import (
     best_device,
     check_prompts_fit,
@@ -21,6 +22,7 @@ from llm_reinforce.policy.loading import (
     random_policy,
 )
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
+from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
 from llm_reinforce.policy.sampling import Completion, sample_completions, stream_completions
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
@@ -28,6 +30,7 @@ __all__ = [
     "FETCHABLE",
     "ActionLogProbs",
     "Activations",
+    "ChatSettings",
     "Completion",
     "LanguagePolicy",
     "TokenIds",
@@ -36,12 +39,14 @@ __all__ = [
     "best_device",
     "cache_directory",
     "character_tokenizer",
+    "check_prompts",
     "check_prompts_fit",
     "check_reloads",
     "convert_gguf",
     "describe_policy",
     "explained_variance",
     "fetch",
+    "first_prompt",
     "fit_values",
     "load_policy",
     "num_unknown_prompts",
@@ -52,4 +57,5 @@ __all__ = [
     "sample_completions",
     "stream_completions",
     "token_log_probs",
+    "with_chat_settings",
 ]

@@ -17,8 +17,12 @@ from llm_reinforce.cli.options import (
     PromptColumnOption,
     RemoteCodeOption,
     SplitOption,
+    SystemPromptOption,
     TemperatureOption,
+    TemplateArgumentOption,
+    TemplateDateOption,
     TokensOption,
+    template_arguments,
 )
 from llm_reinforce.config import MAX_SEED
 from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
@@ -80,6 +84,9 @@ def evaluate(
             "policy's run, or that of the data set."
         ),
     ] = None,
+    system_prompt: SystemPromptOption = None,
+    chat_template_kwarg: TemplateArgumentOption = None,
+    chat_template_date: TemplateDateOption = None,
     few_shot: Annotated[int, typer.Option(min=0, help="Number of worked examples before each question.")] = 0,
     examples: Annotated[
         str | None,
@@ -123,15 +130,23 @@ def evaluate(
             raise InputError("--stop: the text is empty; give the text at which completions are cut")
         if template is not None and "{prompt}" not in template:
             raise InputError(f"--template {template!r}: should contain {{prompt}}")
+        arguments = template_arguments(chat_template_kwarg)
         quieten(debug=debug)
         from llm_reinforce.evaluation import EvaluationRequest, choose_prompting, run_evaluations
+        from llm_reinforce.policy import ChatSettings
 
         policies = [policy] if against is None else [policy, against]
         report = run_evaluations(
             EvaluationRequest(
                 policies=tuple(policies),
                 sources=(*data, *(more_data or [])),
-                prompting=choose_prompting(policies, template, max_new_tokens, temperature),
+                prompting=choose_prompting(
+                    policies,
+                    template,
+                    max_new_tokens,
+                    temperature,
+                    ChatSettings(system_prompt, arguments, chat_template_date),
+                ),
                 split=split,
                 config=config,
                 prompt_column=prompt_column,

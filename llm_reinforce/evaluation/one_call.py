@@ -1,6 +1,7 @@
 """Evaluate a policy, or sample from it, in one call."""
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation
 from llm_reinforce.evaluation.pipeline import EvaluationRequest, run_evaluations
 from llm_reinforce.evaluation.prompting import choose_prompting, load_for_evaluation
-from llm_reinforce.policy import Completion, check_prompts_fit, sample_completions
+from llm_reinforce.policy import ChatSettings, Completion, check_prompts_fit, sample_completions
 from llm_reinforce.problems import Problem, in_template
 
 
@@ -32,6 +33,9 @@ def evaluate(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     template: str | None = None,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     few_shot: int = 0,
     examples: str | None = None,
     stop: Sequence[str] = (),
@@ -66,6 +70,11 @@ def evaluate(
         temperature: sampling temperature; by default that of the policy's run, or 1.
         template: text around each problem, with `{prompt}` in place of the problem; by default the template
             of the policy's run, or that of the data set if the policy does not come from a run.
+        system_prompt: system turn of the chat template; by default that of the policy's run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`; by
+            default those of the policy's run.
+        chat_template_date: date that the chat template prints as the current date; by default that of the
+            policy's run, or the date of today.
         few_shot: number of worked examples before each question.
         examples: data set from which the worked examples are taken; by default the training split of the
             data set, or the training problems of the policy's run.
@@ -100,7 +109,13 @@ def evaluate(
         EvaluationRequest(
             policies=(policy,),
             sources=(problems,),
-            prompting=choose_prompting([policy], template, max_new_tokens, temperature),
+            prompting=choose_prompting(
+                [policy],
+                template,
+                max_new_tokens,
+                temperature,
+                ChatSettings(system_prompt, chat_template_kwargs, chat_template_date),
+            ),
             split=split,
             config=config,
             prompt_column=prompt_column,
@@ -131,6 +146,9 @@ def sample(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     plain: bool = False,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> list[list[Completion]]:
@@ -145,6 +163,11 @@ def sample(
         max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256.
         temperature: sampling temperature; by default that of the policy's run, or 1.
         plain: if True, use the prompts unchanged, without the run's template and without a chat template.
+        system_prompt: system turn of the chat template; by default that of the policy's run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`; by
+            default those of the policy's run.
+        chat_template_date: date that the chat template prints as the current date; by default that of the
+            policy's run, or the date of today.
         seed: random seed of the sampling.
         trust_remote_code: if True, run Python code that comes with the model.
 
@@ -156,7 +179,11 @@ def sample(
     """
     prompting = choose_prompting([policy], "{prompt}" if plain else None, max_new_tokens, temperature)
     loaded = load_for_evaluation(
-        policy, prompting.recipes[0], trust_remote_code=trust_remote_code, plain=plain
+        policy,
+        prompting.recipes[0],
+        chat=ChatSettings(system_prompt, chat_template_kwargs, chat_template_date),
+        trust_remote_code=trust_remote_code,
+        plain=plain,
     )
     templated = in_template(
         [Problem(prompt, "", id=prompt) for prompt in prompts], prompting.template or "{prompt}"

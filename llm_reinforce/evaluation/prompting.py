@@ -1,14 +1,21 @@
-"""Choice of an evaluation's template, token budget and temperature: the caller's, or those of the run."""
+"""Choice of an evaluation's templates, token budget and temperature: the caller's, or those of the run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from llm_reinforce.config import MAX_NEW_TOKENS, Config, load_config
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy import LanguagePolicy, best_device, load_policy, policy_from_model
+from llm_reinforce.policy import (
+    ChatSettings,
+    LanguagePolicy,
+    best_device,
+    load_policy,
+    policy_from_model,
+    with_chat_settings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,12 +28,14 @@ class Prompting:
         template: text around each prompt; None means the template of the data set.
         max_new_tokens: maximum number of tokens per completion.
         temperature: sampling temperature.
+        chat: settings of the chat template that replace those of the runs. None: use those of the runs.
     """
 
     recipes: tuple[Config | None, ...]
     template: str | None
     max_new_tokens: int
     temperature: float
+    chat: ChatSettings | None = None
 
 
 def choose_prompting(
@@ -34,6 +43,7 @@ def choose_prompting(
     template: str | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
+    chat: ChatSettings | None = None,
 ) -> Prompting:
     """Return the given values; for values that are None, those with which the policies were trained.
 
@@ -58,6 +68,7 @@ def choose_prompting(
         template or (first.problems.template if first else None),
         max_new_tokens or (first.sampling.max_new_tokens if first else MAX_NEW_TOKENS),
         temperature or (first.sampling.temperature if first else 1.0),
+        chat,
     )
 
 
@@ -73,21 +84,33 @@ def _check_runs_agree(options: Mapping[str, tuple[object, Sequence[object]]]) ->
 
 
 def load_for_evaluation(
-    policy: Any, recipe: Config | None, *, trust_remote_code: bool = False, plain: bool = False
+    policy: Any,
+    recipe: Config | None,
+    *,
+    chat: ChatSettings | None = None,
+    trust_remote_code: bool = False,
+    plain: bool = False,
 ) -> LanguagePolicy:
     """Load a policy with the data type and chat format of its run.
 
     Args:
         policy: a model name, a path, the directory of a run, `(model, tokenizer)` or a LanguagePolicy.
         recipe: settings of the run, or None. The setting `trust_remote_code` in them is ignored, for safety.
+        chat: settings of the chat template that replace those of the run.
         trust_remote_code: if True, run Python code that comes with the model.
         plain: if True, prompts are used unchanged, without a chat template.
 
     Raises:
-        InputError: if `policy` has another type, or can't be loaded.
+        InputError: if `policy` has another type or can't be loaded, or if `chat` can't be used with its chat
+            template.
     """
+    loaded = _load(policy, recipe, trust_remote_code=trust_remote_code, plain=plain)
+    return loaded if chat is None else with_chat_settings(loaded, chat)
+
+
+def _load(policy: Any, recipe: Config | None, *, trust_remote_code: bool, plain: bool) -> LanguagePolicy:
     if isinstance(policy, LanguagePolicy):
-        return policy
+        return replace(policy, uses_chat_template=False) if plain else policy
     if isinstance(policy, tuple | list) and len(policy) == 2:
         return policy_from_model(*policy, use_chat_template=not plain)
     if not isinstance(policy, str | PathLike):
@@ -100,10 +123,15 @@ def load_for_evaluation(
         str(policy),
         dtype=settings.dtype if settings else "float32",
         use_chat_template=not plain and (settings.use_chat_template if settings else True),
-        system_prompt=settings.system_prompt if settings and not plain else None,
+        **_chat_settings(recipe) if not plain else {},
         trust_remote_code=trust_remote_code,
         device=best_device(),
     )
+
+
+def _chat_settings(recipe: Config | None) -> dict[str, Any]:
+    names = ("system_prompt", "chat_template_kwargs", "chat_template_date")
+    return {} if recipe is None else {name: getattr(recipe.policy, name) for name in names}
 
 
 def run_recipe(policy: Any) -> Config | None:

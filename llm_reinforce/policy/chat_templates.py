@@ -133,7 +133,7 @@ def end_of_turn_token(tokenizer: Any, after_reply: str) -> int | None:
 
     A token is special if it is an added token, or a single token in the form of a tag, such as `<|im_end|>`.
     """
-    added = {str(token): token_id for token_id, token in tokenizer.added_tokens_decoder.items()}
+    added: dict[str, int] = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     added |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))
     starting = [text for text in added if text and after_reply.startswith(text)]
     if starting:

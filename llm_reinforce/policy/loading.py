@@ -395,7 +395,7 @@ def _check_cache(model: Any) -> None:
 
 
 def _as_policy(
-    model: Any, tokenizer: Any, use_chat_template: bool, chat: ChatSettings = ChatSettings()
+    model: Any, tokenizer: Any, use_chat_template: bool, chat: ChatSettings | None = None
 ) -> LanguagePolicy:
     template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
     end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
@@ -404,7 +404,7 @@ def _as_policy(
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
     model.get_input_embeddings().padding_idx = None
     policy = LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template))
-    return with_chat_settings(policy, chat)
+    return with_chat_settings(policy, chat or ChatSettings())
 
 
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:

@@ -21,8 +21,6 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.loop import TrainingLoop
 
 NUM_LOOKED_AT = 1_000  # number of training prompts that are searched for unknown characters
-    600  # maximum characters of the prompt that is shown; the middle of a longer one is omitted
-)
 
 
 def build_loop(

@@ -36,7 +36,7 @@ TemplateArgumentOption = Annotated[
     typer.Option(
         "--chat-template-kwarg",
         metavar="NAME=VALUE",
-        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: those of the "
+        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: as in the "
         "policy's run.",
     ),
 ]

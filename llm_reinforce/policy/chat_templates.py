@@ -56,7 +56,7 @@ def render_chat(
         add_generation_prompt: open the turn of the assistant at the end.
     """
     fixed: dict[str, Any] = {}
-    if date is not None and _DATE_FUNCTION in (template := str(tokenizer.get_chat_template())):
+    if date is not None and _DATE_FUNCTION in (template := _template_of(tokenizer)):
         fixed["chat_template"] = _with_fixed_date(template, date)
     text: str = tokenizer.apply_chat_template(
         list(messages),
@@ -68,9 +68,24 @@ def render_chat(
     return text
 
 
-def prints_date(template: str) -> bool:
-    """Return True if a chat template can print the current date."""
-    return _DATE_FUNCTION in template
+def prints_date(tokenizer: Any) -> bool:
+    """Return True if the chat template of the tokenizer can print the current date."""
+    return _DATE_FUNCTION in _template_of(tokenizer)
+
+
+def _template_of(tokenizer: Any) -> str:
+    """Return the chat template of the tokenizer that is used by default.
+
+    Raises:
+        InputError: if the tokenizer has only templates with other names.
+    """
+    try:
+        return str(tokenizer.get_chat_template())
+    except ValueError as error:
+        raise InputError(
+            f"policy: the tokenizer has no default chat template ({error}); set tokenizer.chat_template to "
+            "one of them, or set policy.use_chat_template: false"
+        ) from error
 
 
 @lru_cache(maxsize=16)
@@ -94,7 +109,7 @@ def check_template_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> No
     Raises:
         InputError: if the template does not mention an argument, or if the toolkit sets the argument itself.
     """
-    template = str(tokenizer.get_chat_template()) if arguments else ""
+    template = _template_of(tokenizer) if arguments else ""
     words = set(re.findall(r"[A-Za-z_]\w*", template))
     parameters = inspect.signature(tokenizer.apply_chat_template).parameters
     own = ({*parameters} - {"tools", "documents"}) | {"messages"}
@@ -123,7 +138,7 @@ def end_of_turn(
         messages.insert(0, {"role": "system", "content": system_prompt})
     try:
         text = render_chat(tokenizer, messages, arguments or {}, date, add_generation_prompt=False)
-    except (TemplateError, TypeError, ValueError):
+    except (TemplateError, TypeError, InputError):
         return None
     return text.rpartition(REPLY)[2].lstrip() if REPLY in text else None
 

@@ -105,7 +105,8 @@ class LanguagePolicy:
             messages.insert(0, {"role": "system", "content": self.system_prompt})
         try:
             text = render_chat(self.tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
-        except TemplateError as error:  # some templates do not support system turns
+        # some templates do not support system turns, or expect the content of a turn to be a list
+        except (TemplateError, TypeError) as error:
             turns = " and ".join(message["role"] for message in messages)
             raise InputError(
                 f"the chat template of the policy does not accept a {turns} turn: {error}; set "
@@ -113,8 +114,8 @@ class LanguagePolicy:
             ) from error
         if prompt.strip() not in text:
             raise InputError(
-                f"prompt {visible(prompt, MAX_SHOWN)!r}: the chat template of the policy drops or changes "
-                f"it; the policy would read {visible(text, MAX_SHOWN)!r}. Correct the template, or set "
+                f"prompt '{visible(prompt, MAX_SHOWN)}': the chat template of the policy drops or changes "
+                f"it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or set "
                 "policy.use_chat_template: false"
             )
         return text
@@ -144,7 +145,7 @@ class LanguagePolicy:
         If the prompt ends in an open reasoning block, such as `<think>`, the text starts with this part of
         the prompt. The verifier and reward functions then know that the completion begins with reasoning.
         """
-        return self._opened_reasoning(prompt) + self.decode(token_ids)
+        return self.opened_reasoning(prompt) + self.decode(token_ids)
 
     def save(self, directory: str | Path) -> None:
         """Save the model and the tokenizer, so that `load_policy` and transformers can load them.
@@ -179,12 +180,15 @@ class LanguagePolicy:
             if number in special
         }
 
+    def opened_reasoning(self, prompt: TokenIds) -> str:
+        """Return the end of a prompt from the tag of the reasoning block that it opens, or ""."""
+        return self._remembered_reasoning(prompt)
+
     @cached_property
-    def _opened_reasoning(self) -> Callable[[TokenIds], str]:
+    def _remembered_reasoning(self) -> Callable[[TokenIds], str]:
         return lru_cache(maxsize=4096)(self._find_opened_reasoning)
 
     def _find_opened_reasoning(self, prompt: TokenIds) -> str:
-        """Return the end of a prompt from the tag of the reasoning block that it opens, or ""."""
         last_mark = max(
             (place for place, token in enumerate(prompt) if token in self._turn_marks), default=-1
         )
@@ -210,7 +214,7 @@ class LanguagePolicy:
                 if self.uses_chat_template
                 else "remove it from the prompts, or from problems.template"
             )
-            raise InputError(f"prompt {visible(text, MAX_SHOWN)!r}: ends in the end token {end}; {remedy}")
+            raise InputError(f"prompt '{visible(text, MAX_SHOWN)}': ends in the end token {end}; {remedy}")
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:

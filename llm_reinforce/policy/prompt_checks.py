@@ -44,7 +44,7 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
         for name in ("system_prompt", "chat_template_kwargs")
         if (value := getattr(chat, name)) is not None
     }
-    has_date = prints_date(str(policy.tokenizer.get_chat_template()))
+    has_date = prints_date(policy.tokenizer)
     changed = replace(policy, **given, chat_template_date=date if has_date else None)
     changed.render_prompt(PROBE)  # finds a template that drops every text
     return changed
@@ -111,7 +111,7 @@ def _notes_on_tokens(policy: LanguagePolicy, prompt: str, num_tokens: int) -> li
     if after is None or end_of_turn_token(policy.tokenizer, after) in policy.end_token_ids:
         return []
     ends = " or ".join(map(str, policy.tokenizer.convert_ids_to_tokens(list(policy.end_token_ids))))
-    what = f"with {after.splitlines()[0][:40]!r}, which is not an end token" if after else "without a token"
+    what = f"with {after.split()[0][:40]!r}, which is not an end token" if after else "without a token"
     return [f"the chat template ends the turns of the assistant {what}; a completion ends only with {ends}"]
 
 

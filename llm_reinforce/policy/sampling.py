@@ -40,6 +40,8 @@ class Completion:
             reached the maximum number of tokens.
         squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, where z are the logits
             divided by the temperature. Empty if the completion was not sampled by this module.
+        opened_reasoning: start of `text` that belongs to the prompt. Empty if the prompt opens no reasoning
+            block.
     """
 
     token_ids: TokenIds
@@ -48,6 +50,7 @@ class Completion:
     text: str
     terminated: bool
     squared_logit_gradient_norms: tuple[float, ...] = ()
+    opened_reasoning: str = ""
 
 
 def sample_completions(
@@ -337,6 +340,7 @@ class _Generation:
                 texts[prompts[place], tokens],
                 terminated=tokens[-1] in self.policy.end_token_ids,
                 squared_logit_gradient_norms=tuple(squared_logit_gradient_norms[place][:length]),
+                opened_reasoning=self.policy.opened_reasoning(prompts[place]),
             )
             if self.activations is not None:
                 self.activations.record_completion(

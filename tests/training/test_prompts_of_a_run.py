@@ -113,22 +113,15 @@ def test_first_prompt_and_settings_of_the_chat_template_are_shown_and_recorded(
     policy: Path, tmp_path: Path
 ) -> None:
     chat = {"chat_template_date": "2026-03-01", "chat_template_kwargs": {"enable_thinking": True}}
-    trainer = ReinforceTrainer(
-        policy,
-        PROBLEMS,
-        output_dir=tmp_path / "run",
-        progress=(shown := Messages()),
-        system_prompt="S",
-        **chat,
-        **SETTINGS,
-    )
+    settings = {**SETTINGS, **chat, "system_prompt": "S", "progress": (shown := Messages())}
+    trainer = ReinforceTrainer(policy, PROBLEMS, output_dir=tmp_path / "run", **settings)
     assert "first prompt: 2026-03-01:S.0=.TA" in shown.said
     assert trainer.preview().prompt == "2026-03-01:S.0=.TA"
     assert any("ends the turns of the assistant with" in sentence for sentence in shown.said)
     trainer.train()
     recorded = load_config(tmp_path / "run").policy
     assert {name: getattr(recorded, name) for name in chat} == chat
-    assert isinstance(trainer.config, Config) and trainer.config.policy == recorded
+    assert trainer.config.policy == recorded
 
 
 def test_problems_that_the_chat_template_drops_are_refused(policy: Path) -> None:

@@ -14,7 +14,13 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation
 from llm_reinforce.evaluation.pipeline import EvaluationRequest, run_evaluations
 from llm_reinforce.evaluation.prompting import choose_prompting, load_for_evaluation
-from llm_reinforce.policy import ChatSettings, Completion, check_prompts_fit, sample_completions
+from llm_reinforce.policy import (
+    ChatSettings,
+    Completion,
+    check_prompts,
+    check_prompts_fit,
+    sample_completions,
+)
 from llm_reinforce.problems import Problem, in_template
 
 
@@ -189,6 +195,7 @@ def sample(
         [Problem(prompt, "", id=prompt) for prompt in prompts], prompting.template or "{prompt}"
     )
     check_prompts_fit(loaded, templated, prompting.max_new_tokens)
+    check_prompts(loaded, templated)
     num = 1 if greedy else num_completions
     completions = sample_completions(
         loaded,

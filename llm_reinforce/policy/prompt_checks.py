@@ -13,7 +13,7 @@ from llm_reinforce.policy.chat_templates import (
     end_of_turn_token,
     prints_date,
 )
-from llm_reinforce.policy.language_policy import LanguagePolicy
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.problems import Problem
 
 NUM_COMPARED = 1_000  # number of prompts whose tokens are compared with each other
@@ -46,7 +46,12 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     }
     has_date = prints_date(policy.tokenizer)
     changed = replace(policy, **given, chat_template_date=date if has_date else None)
-    changed.render_prompt(PROBE)  # finds a template that drops every text
+    rendered = changed.render_prompt(PROBE)  # finds a template that drops every text
+    if changed.system_prompt is not None and changed.system_prompt.strip() not in rendered:
+        raise InputError(
+            "policy.system_prompt: the chat template of the policy drops or changes it; remove this setting, "
+            "or move the text to problems.template"
+        )
     return changed
 
 
@@ -93,18 +98,27 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
             f"{len(prompts):,} different prompts become only {num_distinct:,} different sequences of tokens, "
             "because the tokenizer does not distinguish all characters"
         )
-    return [*notes, *_notes_on_tokens(policy, prompts[0], len(encoded[0]))]
+    if opened := policy.opened_reasoning(encoded[0]):
+        notes.append(
+            f"the prompts end in open reasoning, {opened!r}; a completion that does not close it has no answer"
+        )
+    if policy.uses_chat_template:
+        return [*notes, *_notes_on_turns(policy)]
+    return [*notes, *_notes_on_added_tokens(policy, prompts[0], encoded[0])]
 
 
-def _notes_on_tokens(policy: LanguagePolicy, prompt: str, num_tokens: int) -> list[str]:
-    """Return notes about tokens that are removed from a prompt, or about the end of turns."""
-    if not policy.uses_chat_template:
-        whole = policy.tokenizer(prompt)["input_ids"]
-        if len(whole) == num_tokens:
-            return []
-        removed = whole[num_tokens:] if whole[0] != whole[1] else whole[:1]
-        tokens = " ".join(map(str, policy.tokenizer.convert_ids_to_tokens(removed)))
-        return [f"the tokenizer adds {tokens} to a text; it is removed from the prompts"]
+def _notes_on_added_tokens(policy: LanguagePolicy, prompt: str, encoded: TokenIds) -> list[str]:
+    """Return a note about tokens that are removed from a plain prompt, if there are any."""
+    whole = policy.tokenizer(prompt)["input_ids"]
+    if len(whole) == len(encoded):
+        return []
+    removed = whole[len(encoded) :] if whole[0] != whole[1] else whole[:1]
+    tokens = " ".join(map(str, policy.tokenizer.convert_ids_to_tokens(removed)))
+    return [f"the tokenizer adds {tokens} to a text; it is removed from the prompts"]
+
+
+def _notes_on_turns(policy: LanguagePolicy) -> list[str]:
+    """Return a note about a chat template that does not end turns in an end token."""
     after = end_of_turn(
         policy.tokenizer, policy.system_prompt, policy.chat_template_kwargs, policy.chat_template_date
     )

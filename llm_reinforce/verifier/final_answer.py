@@ -91,7 +91,8 @@ def sentence(line: str) -> str:
 
 def _after_reasoning(completion: str) -> str:
     start = 0
-    for opening, closing in REASONING.items():
+    tags = {opening: closing for opening, closing in REASONING.items() if opening[0] in completion}
+    for opening, closing in tags.items():
         closed = completion.rfind(closing)
         if completion.rfind(opening) > closed:
             return ""  # the completion ends inside the reasoning block

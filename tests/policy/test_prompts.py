@@ -224,6 +224,14 @@ def test_settings_of_a_chat_template_without_one_are_rejected() -> None:
         new_policy(None, chat_template_kwargs={"enable_thinking": True})
 
 
+def test_system_prompt_that_the_template_drops_is_rejected() -> None:
+    template = "{% for m in messages if m.role == 'user' %}U{{ m.content }}{% endfor %}T:"
+    with pytest.raises(
+        InputError, match=r"system_prompt: the chat template of the policy drops or changes it"
+    ):
+        new_policy(template, system_prompt="What")
+
+
 # ------------------------------------------------------------------------------------------------ the date
 
 
@@ -289,6 +297,8 @@ def test_reasoning_that_the_prompt_opens_is_open(
     batch = collect_episodes(policy, [PROBLEM], [reward], episodes_per_problem=2, max_new_tokens=length)
     assert {episode.verdict.correct for episode in batch.episodes} == {expected}
     assert {episode.reward for episode in batch.episodes} == {float(expected)}  # rewards verify too
+    notes = check_prompts(policy, [PROBLEM])
+    assert any("open reasoning, '<think>\\n'" in note for note in notes) == thinks
     evaluation = evaluate(policy, [PROBLEM], max_new_tokens=length, stop=["\n"])
     assert evaluation.accuracy == float(expected)
     ((first, *_),) = sample(policy, [PROBLEM.prompt], max_new_tokens=length)

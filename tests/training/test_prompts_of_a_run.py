@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from llm_reinforce import (
-    Config,
     InputError,
     LanguagePolicy,
     RandomInitConfig,

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from typer.testing import CliRunner, Result
 from llm_reinforce.cli import app, interruption
 from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.recipes import first_sentence
-from llm_reinforce.config import load_config
+from llm_reinforce.config import WarmStartConfig, load_config
 from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.console.messages import note
 from llm_reinforce.console.run_tables import better_before
@@ -87,20 +88,41 @@ def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
     return ["train", "tiny.yaml", "--set", f"rewards=[{{function: '{file}:mine'}}]", *more]
 
 
-def test_importing_the_cli_does_not_import_torch() -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["verify", "sums.jsonl"],
+        ["verify", "sums.jsonl", "--algebra", "--json"],
+        ["recipes", "list"],
+        ["recipes", "show", "quickstart"],
+        ["recipes", "copy", "quickstart", "mine.yaml"],
+        ["recipes", "validate", "quickstart"],
+        ["recipes", "keys", "sampling"],
+        ["runs", "list"],
+        ["train", "missing.yaml"],
+        ["train", "quickstart", "--set", "trainin.num_updates=2"],
+    ],
+    ids=" ".join,
+)
+def test_commands_without_a_model_import_no_slow_library(arguments: list[str], tmp_path: Path) -> None:
+    (tmp_path / "sums.jsonl").write_text('{"prompt": "1+1=", "answer": "2"}\n')
     code = (
-        "import sys, llm_reinforce, llm_reinforce.cli; "
-        "llm_reinforce.verify('1', '1'); llm_reinforce.Config; "
-        "print({'torch', 'transformers', 'datasets'} & set(sys.modules))"
+        "import sys, llm_reinforce; from llm_reinforce.cli import app\n"
+        "llm_reinforce.verify('1', '1'); llm_reinforce.Config\n"
+        "slow = {'torch', 'transformers', 'datasets', 'scipy', 'pandas'}\n"
+        f"try: app({arguments})\n"
+        "finally: print(slow & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "set()"
 
 
 def test_libraries_are_quiet() -> None:
     code = (
         "import os, logging; from llm_reinforce.cli.common import quieten; quieten(debug=False); "
-        "import datasets, huggingface_hub; "
+        "import datasets, huggingface_hub, transformers; "
         "names = ('huggingface_hub.utils._http', 'httpx', 'datasets.load', 'transformers.utils.hub'); "
         "print({logging.getLogger(name).getEffectiveLevel() for name in names} == {logging.ERROR})"
     )
@@ -497,7 +519,9 @@ def test_invalid_evaluations_are_refused(finished: Path, tmp_path: Path) -> None
     )
     Path("half").mkdir()
     Path("half/recipe.yaml").write_text(RECIPE)
-    assert "no policy/ yet" in refused("evaluate", "--policy", "half", "--data", str(data))
+    assert "neither a policy nor an intact checkpoint" in refused(
+        "evaluate", "--policy", "half", "--data", str(data)
+    )
 
 
 def sums(path: Path, *numbers: int) -> Path:
@@ -508,13 +532,13 @@ def sums(path: Path, *numbers: int) -> Path:
 def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
     assert command("train", "tiny.yaml", "--set", "seed=4").exit_code == 0
     data = sums(tmp_path / "sums.jsonl", *range(8))
-    arguments = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
+    arguments = ["evaluate", "--baseline", str(finished), "--policy", "runs/tiny", str(data)]
     result = command(*arguments, "--json", "--output", "out")
     assert result.exit_code == 0, result.output
     before, after, both = (json.loads(line) for line in result.stdout.splitlines())
     assert (
         (before["policy"], after["policy"])
-        == (both["policy"], both["against"])
+        == (both["baseline"], both["policy"])
         == (str(finished), "runs/tiny")
     )
     comparison = both["comparison"]["accuracy"]
@@ -528,8 +552,11 @@ def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
     for side, row in (("before", before), ("after", after)):
         results = json.loads(Path(f"out/{side}/results.json").read_text())["results"][str(data)]
         assert results["accuracy,none"] == row["accuracy"]
-    table = command(*arguments)
+    table = command("evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data))
     assert table.exit_code == 0, table.output
+    assert "--policy runs/tiny --baseline" in table.stderr
+    assert "use only --baseline" in refused(*arguments, "--against", "runs/tiny")
+    assert "no data set is given" in refused("evaluate", "--policy", str(finished))
     assert "McNemar p = " in table.stdout
     assert re.search(r"truncation +\d+\.\d +\d+\.\d +[-+]\d+\.\d", table.stdout)
 
@@ -537,7 +564,7 @@ def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
 def test_runs_with_different_templates_need_an_explicit_template(finished: Path, tmp_path: Path) -> None:
     assert command("train", "tiny.yaml", "--set", "problems.template='{prompt}'").exit_code == 0
     data = sums(tmp_path / "sums.jsonl", 1)
-    arguments = ["evaluate", "--policy", str(finished), "--against", "runs/tiny", "--data", str(data)]
+    arguments = ["evaluate", "--baseline", str(finished), "--policy", "runs/tiny", str(data)]
     assert (
         "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both (--template"
         in refused(*arguments)
@@ -738,8 +765,8 @@ def test_verify_checks_reference_answers(tmp_path: Path, monkeypatch: pytest.Mon
     doubtful = command("verify", str(bad), str(good))
     assert doubtful.exit_code == 1
     assert "4 of 6 answers accepted" in doubtful.stdout
-    assert "1 are percentages" in doubtful.stdout
-    assert "1 look like LaTeX or algebra" in doubtful.stdout
+    assert "answers that are percentages: 1" in doubtful.stdout
+    assert "compared as text: 1;" in doubtful.stdout
     assert re.search(r"2 +empty", doubtful.stdout)
     assert re.search(r"3 +NaN +plain +not_a_number", doubtful.stdout)
     assert "\x1b" not in doubtful.stdout
@@ -801,6 +828,43 @@ def test_recipes_list_show_copy_and_validate(tmp_path: Path, monkeypatch: pytest
     assert result.stdout == "first: valid recipe\n"
 
 
+def test_copied_recipe_has_its_own_output_directory_and_no_results(tmp_path: Path) -> None:
+    file = tmp_path / "my sums.yaml"
+    result = command("recipes", "copy", "quickstart", str(file))
+    assert f"llm-reinforce train '{file}'" in result.stdout
+    text = file.read_text()
+    assert text.startswith("# Two-digit addition")
+    assert "# Hardware:" in text
+    assert "Measured" not in text
+    assert "%" not in text.split("\n\n")[0]
+    assert load_config(file).output_dir == "runs/my sums"
+    original = load_config("quickstart").model_dump() | {"output_dir": ""}
+    assert load_config(file).model_dump() | {"output_dir": ""} == original
+
+
+def test_recipes_keys_lists_all_keys_of_a_section() -> None:
+    shown = command("recipes", "keys", "training.warm_start").stdout
+    for key, field in WarmStartConfig.model_fields.items():
+        assert key in shown
+        assert " ".join((field.description or "").split()[:4]) in shown
+    everything = command("recipes", "keys").stdout
+    assert "problems.train and problems.held_out" in everything
+    assert "learning_rate" in everything
+    assert "did you mean 'training'?" in refused("recipes", "keys", "trainin")
+    schema = json.loads(command("recipes", "keys", "--json-schema").stdout)
+    assert schema["required"] == ["policy", "problems"]
+    assert "seed" in schema["properties"]
+
+
+def test_runs_list_shows_state_and_accuracies(finished: Path) -> None:
+    assert "no such directory" in refused("runs", "list")
+    line = next(
+        line for line in command("runs", "list", str(finished.parent)).stdout.splitlines() if "2 of 2" in line
+    )
+    assert "finished" in line
+    assert "greedy 0.0% → 0.0%" in line
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
@@ -823,3 +887,20 @@ def test_fetch_uses_the_cache_directory(tmp_path: Path, monkeypatch: pytest.Monk
     assert result.exit_code == 0, result.output
     assert result.stdout == f"smollm2-135m is already in {there}\n"
     assert "smollm2-135m" in refused("fetch", "gpt-9")
+
+
+def test_stopped_run_is_sampled_and_evaluated_from_its_newest_checkpoint(tmp_path: Path) -> None:
+    result = command("train", "tiny.yaml", "--set", "training.num_updates=1")
+    assert result.exit_code == 0, result.output
+    greedy = ["sample", "--policy", "runs/tiny", "--greedy", "1+1=", "3+5="]
+    finished = command(*greedy)
+    shutil.rmtree("runs/tiny/policy")
+    stopped = command(*greedy)
+    assert stopped.exit_code == 0, stopped.output
+    assert stopped.stdout == finished.stdout
+    assert "its newest checkpoint, update-000001, is used" in stopped.stderr
+    data = sums(tmp_path / "sums.jsonl", 1, 2)
+    evaluated = command("evaluate", str(data), "--policy", "runs/tiny", "--json")
+    assert json.loads(evaluated.stdout)["total"] == 2
+    shutil.rmtree("runs/tiny/checkpoints")
+    assert "llm-reinforce train runs/tiny --resume" in refused(*greedy)

@@ -44,7 +44,8 @@ def sample(
     no_template: Annotated[
         bool,
         typer.Option(
-            "--no-template", help="Use the prompts unchanged, without the run's template and chat format."
+            "--no-template",
+            help="Use the prompts unchanged, without the run's prompt template and without a chat template.",
         ),
     ] = False,
     system_prompt: SystemPromptOption = None,
@@ -53,7 +54,7 @@ def sample(
     trust_remote_code: RemoteCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Print completions of prompts by a policy."""
+    """Sample completions of prompts from a policy, and print them."""
     with reported_failures("sampling", debug=debug):
         if greedy and (num or 1) > 1:
             raise InputError(

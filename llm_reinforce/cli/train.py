@@ -59,7 +59,7 @@ def train(
 ) -> None:
     """Run a fine-tuning recipe.
 
-    Ctrl-C stops after the current update and saves a checkpoint. Press it
+    Ctrl-C stops after the current update and saves a checkpoint. Press Ctrl-C
     again to quit immediately.
     """
     with reported_failures("the run", debug=debug):
@@ -79,7 +79,7 @@ def train(
         if resume:
             from llm_reinforce.training import check_same_run
 
-            check_same_run(directory, loaded)  # check before the policy is loaded, which takes time
+            check_same_run(directory, loaded)  # checked early, because loading the policy takes time
         if is_main_process():
             directory.check(resume=resume, overwrite=overwrite)
             if overwrite:
@@ -95,8 +95,9 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
     """Print a summary of the run and a few episodes.
 
     Raises:
-        InputError: if the run would be refused, because a reward function fails, the settings differ from
-            those of the run to resume, or the output directory contains files that it must not replace.
+        InputError: if the run could not be started, because a reward function fails, because the settings differ
+            from those of the run to resume, or because the output directory contains files that must not be
+            replaced.
     """
     from llm_reinforce.training import ReinforceTrainer, check_same_run, with_recorded_date
 
@@ -130,10 +131,10 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
 
 
 def _confirm_overwrite(directory: "RunDirectory") -> None:
-    """On a terminal, ask the user to confirm that the run is replaced, by typing the run's name.
+    """On a terminal, ask the user to type the run's name, which confirms that the run will be replaced.
 
     Raises:
-        InputError: if the user types something else.
+        InputError: if the user does not type the name of the run.
     """
     if not (directory.path.exists() and sys.stdin.isatty() and sys.stdout.isatty()):
         return
@@ -182,8 +183,8 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
 
 def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
     """Print the accuracy before and after training, and the paths of the results."""
+    from llm_reinforce.checkpoint_files import find_checkpoint
     from llm_reinforce.console.text import duration
-    from llm_reinforce.runs.checkpoint import find_checkpoint
 
     console, state = terminal_console(), result.state
     if not result.is_over:

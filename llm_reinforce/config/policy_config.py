@@ -9,20 +9,20 @@ from llm_reinforce.config.section import Count, Positive, Section, Text
 
 
 class RandomInitConfig(Section):
-    """A policy with random weights and one token per character. All weights are trained.
+    """A policy that starts from random weights and has one token per character. All weights are trained.
 
     STEP 0 of the article "The Beauty of Reinforcement Learning (1)" trains such a policy.
     """
 
     alphabet: str = Field(
-        default="0123456789+-*/=", description="characters of the vocabulary; each character is listed once"
+        default="0123456789+-*/=", description="characters of the vocabulary, without repetition"
     )
     num_layers: Count = Field(default=4, description="number of transformer layers")
     num_heads: Count = Field(default=4, description="number of attention heads per layer")
     hidden_size: Count = Field(
         default=128,
         validate_default=True,
-        description="width of the hidden states; a multiple of 2 x num_heads",
+        description="width of the hidden states; must be a multiple of 2 x num_heads",
     )
     intermediate_size: Count = Field(default=512, description="width of the feed-forward layers")
     max_length: Count = Field(
@@ -43,7 +43,9 @@ class RandomInitConfig(Section):
     @classmethod
     def _check_hidden_size(cls, hidden_size: int, info: ValidationInfo) -> int:
         num_heads = info.data.get("num_heads")
-        if num_heads and hidden_size % (2 * num_heads):  # rotary embeddings need heads of even width
+        if num_heads and hidden_size % (
+            2 * num_heads
+        ):  # rotary embeddings need attention heads of even width
             raise ValueError(f"should be a multiple of 2 x num_heads ({2 * num_heads}), not {hidden_size}")
         return hidden_size
 
@@ -53,7 +55,7 @@ class AdapterConfig(Section):
 
     rank: Count = Field(default=16, description="rank of the adapters")
     alpha: Positive = Field(
-        default=32.0, description="scale of the adapters, whose output is multiplied by alpha / rank"
+        default=32.0, description="scale of the adapters; their output is multiplied by alpha / rank"
     )
     target_modules: Text | Annotated[tuple[Text, ...], Field(strict=False, min_length=1)] = Field(
         default="all-linear",
@@ -70,7 +72,7 @@ class PolicyConfig(Section):
         description="hub id, directory, .gguf file, or name of a model that `llm-reinforce fetch` downloads",
     )
     random_init: RandomInitConfig | None = Field(
-        default=None, description="initialize a new model with random weights instead of a pretrained model"
+        default=None, description="create a model with random weights instead of loading a pretrained model"
     )
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="data type of the weights"
@@ -82,7 +84,7 @@ class PolicyConfig(Section):
         default=True, description="format prompts with the model's chat template, if it has one"
     )
     system_prompt: str | None = Field(
-        default=None, description="system message; null: the default of the chat template"
+        default=None, description="system message of the prompts; null: the default of the chat template"
     )
     chat_template_kwargs: dict[str, JsonValue] = Field(
         default_factory=dict,

@@ -34,8 +34,8 @@ class Estimate:
         baselines: baseline b of each episode. With `baseline: value`, this is V(s_0).
         advantages: A_t; zero in padding and in unscored episodes.
         mask: True for the actions of scored episodes.
-        denominator: number by which the summed loss of an update is divided, equal in all processes.
-        mean_return: mean return of the scored episodes of all processes; None if there are none.
+        denominator: number by which the summed loss of an update is divided. It is equal in all processes.
+        mean_return: mean return of the scored episodes of all processes; None if no episode is scored.
     """
 
     returns: Float[Tensor, "episode token"]
@@ -57,7 +57,7 @@ def estimate_advantages(
 ) -> Estimate:
     """Compute returns, baselines and advantages from the rewards of episodes.
 
-    Baselines, standardization and denominator are computed from the episodes of all processes.
+    The baselines, the standardization and the denominator are computed from the episodes of all processes.
 
     Args:
         batch: episodes of this process. Every process has the same number of episodes.
@@ -66,7 +66,8 @@ def estimate_advantages(
         gather: function that concatenates tensors with one number per episode over all processes, in the
             order of the processes.
         process_index: index of this process.
-        values: V(s_t) of each action, for `baseline: value`. V must not have been fitted to these episodes.
+        values: V(s_t) at each action, for `baseline: value`. V must not have been fitted to these episodes.
+            None: another baseline is used.
 
     Raises:
         ValueError: if the values, greedy completions or recorded norms that the baseline needs are missing.
@@ -106,7 +107,10 @@ def _baseline_arguments(
     mask: Bool[Tensor, "episode token"],
     gather: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:
-    """Return the arguments of `baseline_values` that only some baselines need, for all processes together."""
+    """Return the arguments of `baseline_values` that only some baselines need.
+
+    Their values are gathered from all processes.
+    """
     match settings.baseline:
         case "optimal":
             weighted = weighted_returns(

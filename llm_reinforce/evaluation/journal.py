@@ -1,4 +1,4 @@
-"""File of an evaluation's answers, one line per problem, with which an interrupted evaluation continues."""
+"""File of the answers in an evaluation. With this file, an interrupted evaluation can be continued."""
 
 import hashlib
 import json
@@ -17,7 +17,7 @@ from llm_reinforce.verifier import Verdict
 
 Identity = Mapping[str, Any]
 
-NUM_HASHED = 4096  # approximate number of elements of each parameter that `fingerprint` reads
+NUM_HASHED = 4096  # approximate number of elements that `fingerprint` reads from each parameter tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class AnswerFile:
 
     Attributes:
         path: path of the file.
-        done: the answers in the file, by the index of the problem.
+        done: mapping from the index of each problem in the file to its answers.
     """
 
     path: Path
@@ -44,11 +44,11 @@ class AnswerFile:
 def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) -> AnswerFile:
     """Create a file of answers, or open an existing file of the same evaluation to continue it.
 
-    If a process was killed while writing, the last line is incomplete; it is removed.
+    An incomplete last line is removed. Such a line is left if a process is killed while it writes.
 
     Args:
         path: path of the file; missing directories are created.
-        identity: the settings on which the answers depend, as JSON values.
+        identity: all settings on which the answers depend, as JSON values.
         problems: the problems of the evaluation.
 
     Raises:
@@ -122,7 +122,7 @@ def answers_in(row: Mapping[str, Any]) -> tuple[Answer, ...]:
 
 
 def fingerprint(policy: LanguagePolicy) -> str:
-    """Return a digest of a policy's weights, computed from a few thousand elements of each parameter."""
+    """Return a digest of a policy's weights. It is computed from a few thousand elements of each tensor."""
     digest = hashlib.blake2b(digest_size=12)
     for name, parameter in policy.model.named_parameters():
         flat = parameter.detach().flatten()
@@ -133,7 +133,7 @@ def fingerprint(policy: LanguagePolicy) -> str:
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the ids, prompts and reference answers of problems; their order matters."""
+    """Return a digest of the ids, prompts and reference answers of problems, and of their order."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
         text = json.dumps([problem.id, problem.prompt, problem.answer])

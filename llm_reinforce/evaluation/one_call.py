@@ -1,4 +1,4 @@
-"""Evaluate a policy, or sample from it, in one call."""
+"""Functions that evaluate a policy, or sample from a policy, in one call."""
 
 import datetime
 from collections.abc import Mapping, Sequence
@@ -64,33 +64,36 @@ def evaluate(
             `datasets.Dataset`.
         split: split of a hub data set; `test` by default.
         config: configuration of a hub data set.
-        prompt_column: column of the prompts; by default, it is found by its name, such as `question`.
-        answer_column: column of the reference answers; by default, it is found by its name, such as `answer`.
-        algebra: if True, answers may be LaTeX or algebraic expressions, which math-verify compares.
-        num_problems: number of problems to evaluate, from the first one; all by default.
-        decoding: `greedy` takes the most likely token at each step; `sampled` samples from the policy, as
-            training does.
+        prompt_column: column that contains the prompts; by default, `prompt` or `question`.
+        answer_column: column that contains the reference answers; by default, `answer`, `solution` or
+            `ground_truth`.
+        algebra: if True, math-verify compares answers that are LaTeX or algebraic expressions.
+        num_problems: if given, only the first `num_problems` problems are evaluated.
+        decoding: `greedy` takes the most likely token at each step. `sampled` samples from the policy, as in
+            training.
         samples_per_problem: number of completions per problem; must be 1 for greedy decoding.
-        max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256
-            if the policy does not come from a run.
-        temperature: sampling temperature; by default that of the policy's run, or 1.
-        template: text around each problem, with `{prompt}` in place of the problem; by default the template
-            of the policy's run, or that of the data set if the policy does not come from a run.
-        system_prompt: system turn of the chat template; by default that of the policy's run.
-        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`; by
-            default those of the policy's run.
-        chat_template_date: date that the chat template prints as the current date; by default that of the
-            policy's run, or the date of today.
-        few_shot: number of worked examples before each question.
-        examples: data set from which the worked examples are taken; by default the training split of the
-            data set, or the training problems of the policy's run.
+        max_new_tokens: maximum number of tokens per completion. The default is the value of the policy's run,
+            or 256 if the policy does not come from a run.
+        temperature: sampling temperature. The default is the value of the policy's run, or 1 if the policy
+            does not come from a run.
+        template: prompt template, with `{prompt}` in place of the problem. The default is the template of the
+            policy's run, or the template of the data set if the policy does not come from a run.
+        system_prompt: text of the system message in the chat template. The default is the value of the policy's
+            run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+            The default is the value of the policy's run.
+        chat_template_date: date that the chat template prints as the current date. The default is the date of
+            the policy's run, or today if the policy does not come from a run.
+        few_shot: number of worked examples before each problem.
+        examples: data set from which the worked examples are taken. The default is the training split of the
+            data set or, if there is none, the training problems of the policy's run.
         stop: strings at which a completion is cut before it is verified.
         seed: random seed of the sampling and of the choice of examples.
         batch_size: number of completions generated at the same time.
-        output_dir: directory for all answers and `results.json`. Evaluate with the same directory again to
-            continue an interrupted evaluation.
-        trust_remote_code: if True, run Python code that comes with the model.
-        show_progress: show a progress bar; by default only on a terminal and in a notebook.
+        output_dir: directory for all answers and `results.json`. To continue an interrupted evaluation, call
+            the function again with the same directory.
+        trust_remote_code: if True, Python code that comes with the model may run.
+        show_progress: if True, show a progress bar. By default, it is shown on a terminal and in a notebook.
 
     Returns:
         the accuracy with its 95% interval, other measures, and all answers.
@@ -158,7 +161,7 @@ def sample(
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> list[list[Completion]]:
-    """Sample completions of prompts.
+    """Sample completions of prompts from a policy.
 
     Args:
         policy: a model name, a path, a hub id, the directory of a run, `(model, tokenizer)` or a
@@ -166,22 +169,25 @@ def sample(
         prompts: the prompts.
         num_completions: number of completions per prompt.
         greedy: if True, take the most likely token at each step, and return one completion per prompt.
-        max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256.
-        temperature: sampling temperature; by default that of the policy's run, or 1.
+        max_new_tokens: maximum number of tokens per completion. The default is the value of the policy's run,
+            or 256 if the policy does not come from a run.
+        temperature: sampling temperature. The default is the value of the policy's run, or 1 if the policy
+            does not come from a run.
         plain: if True, use the prompts unchanged, without the run's template and without a chat template.
-        system_prompt: system turn of the chat template; by default that of the policy's run.
-        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`; by
-            default those of the policy's run.
-        chat_template_date: date that the chat template prints as the current date; by default that of the
-            policy's run, or the date of today.
+        system_prompt: text of the system message in the chat template. The default is the value of the policy's
+            run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+            The default is the value of the policy's run.
+        chat_template_date: date that the chat template prints as the current date. The default is the date of
+            the policy's run, or today if the policy does not come from a run.
         seed: random seed of the sampling.
-        trust_remote_code: if True, run Python code that comes with the model.
+        trust_remote_code: if True, Python code that comes with the model may run.
 
     Returns:
-        for each prompt, its completions.
+        for each prompt, the list of its completions.
 
     Raises:
-        InputError: if the policy cannot be loaded, or a prompt does not fit into its context.
+        InputError: if the policy cannot be loaded, or if a prompt does not fit into the policy's context.
     """
     prompting = choose_prompting([policy], "{prompt}" if plain else None, max_new_tokens, temperature)
     loaded = load_for_evaluation(

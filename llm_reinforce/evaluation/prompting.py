@@ -1,4 +1,7 @@
-"""Choice of an evaluation's templates, token budget and temperature: the caller's, or those of the run."""
+"""Choice of the prompt template, chat settings, token budget and temperature of an evaluation.
+
+Values that the caller does not give are taken from the run that trained the policy.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +23,13 @@ from llm_reinforce.policy import (
 
 @dataclass(frozen=True, slots=True)
 class Prompting:
-    """Template, token budget and temperature of an evaluation.
+    """Prompt template, token budget and temperature of an evaluation.
 
     Attributes:
-        recipes: for each policy, the settings of its run. For a policy that does not come from a run, the
-            settings of the first policy that does; None if no policy comes from a run.
-        template: text around each prompt; None means the template of the data set.
+        recipes: for each policy, the settings of its run. A policy that does not come from a run gets the
+            settings of the first policy that comes from a run, or None if there is no such policy.
+        template: prompt template, with `{prompt}` in place of the problem; None: the template of the data
+            set.
         max_new_tokens: maximum number of tokens per completion.
         temperature: sampling temperature.
         chat: settings of the chat template that replace those of the runs. None: use those of the runs.
@@ -45,11 +49,13 @@ def choose_prompting(
     temperature: float | None = None,
     chat: ChatSettings | None = None,
 ) -> Prompting:
-    """Return the given values; for values that are None, those with which the policies were trained.
+    """Return the given values, with values that are None replaced by those of the policies' runs.
+
+    If a value is None and no policy comes from a run, the default of the value is used.
 
     Raises:
-        InputError: if a run has no policy yet, if a value is not given and the two runs differ in it, or if
-            the template does not contain `{prompt}`.
+        InputError: if a value is None and the two runs have different values, or if the template does not
+            contain `{prompt}`.
     """
     if template is not None and "{prompt}" not in template:
         raise InputError(f"template {template!r}: should contain {{prompt}}")
@@ -95,14 +101,15 @@ def load_for_evaluation(
 
     Args:
         policy: a model name, a path, the directory of a run, `(model, tokenizer)` or a LanguagePolicy.
-        recipe: settings of the run, or None. The setting `trust_remote_code` in them is ignored, for safety.
+        recipe: settings of the run; None if the policy does not come from a run. The setting
+            `trust_remote_code` of the run is ignored for safety.
         chat: settings of the chat template that replace those of the run.
-        trust_remote_code: if True, run Python code that comes with the model.
+        trust_remote_code: if True, Python code that comes with the model may run.
         plain: if True, prompts are used unchanged, without a chat template.
 
     Raises:
-        InputError: if `policy` has another type or can't be loaded, or if `chat` can't be used with its chat
-            template.
+        InputError: if `policy` is not of one of these types, if the policy can't be loaded, or if `chat` can't
+            be used with the policy's chat template.
     """
     loaded = _load(policy, recipe, trust_remote_code=trust_remote_code, plain=plain)
     return loaded if chat is None else with_chat_settings(loaded, chat)
@@ -135,20 +142,14 @@ def _chat_settings(recipe: Config | None) -> dict[str, Any]:
 
 
 def run_recipe(policy: Any) -> Config | None:
-    """Return the settings of a run if `policy` is its directory or its `policy/` directory, otherwise None.
+    """Return the settings of the run that a policy comes from; None if the policy does not come from a run.
 
-    Raises:
-        InputError: if the run has no policy yet.
+    A policy comes from a run if it is given as the directory of the run, or as the directory `policy/` in it.
     """
     if not isinstance(policy, str | PathLike):
         return None
     path = Path(policy).expanduser()
     if (path / "recipe.yaml").is_file():
-        if not (path / "policy").is_dir():
-            raise InputError(
-                f"{path}: the run has no policy/ yet; finish it with `llm-reinforce train {path} --resume`, "
-                "or save the policy with `trainer.save_policy()`"
-            )
         return load_config(path)
     if path.name == "policy" and (path.parent / "recipe.yaml").is_file():
         return load_config(path.parent)

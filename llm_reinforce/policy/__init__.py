@@ -24,6 +24,7 @@ from llm_reinforce.policy.loading import (
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
 from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
 from llm_reinforce.policy.sampling import Completion, sample_completions, stream_completions
+from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "first_prompt",
     "fit_values",
     "load_policy",
+    "load_weights",
     "num_unknown_prompts",
     "policy_from_config",
     "policy_from_model",
@@ -57,5 +59,6 @@ __all__ = [
     "sample_completions",
     "stream_completions",
     "token_log_probs",
+    "trainable_parameters",
     "with_chat_settings",
 ]

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 256  # number of consecutive tokens in a block of `invert`
+BLOCK = 256  # number of consecutive token ids that form a block in `invert`
 MAX_LOGITS = 1 << 20  # number of logits processed at once on a CPU: 4 MiB in float32, which fits a CPU cache
 
 
@@ -16,7 +16,7 @@ class Drawn(NamedTuple):
     Attributes:
         actions: one token id per row.
         log_probs: log π(a|s), in nats.
-        entropies: H(π(·|s)), in nats.
+        entropies: entropy of π(·|s), in nats.
         squared_logit_gradient_norms: ‖∂ log π(a|s) / ∂z‖², where z are the logits divided by the temperature.
     """
 
@@ -33,8 +33,8 @@ def draw(
 
     If the logits of a row define no distribution (a logit is NaN or +inf, or all are -inf), an arbitrary
     action is returned with a log-probability of NaN. An update with such an action has a gradient that is not
-    finite, so it does not change the weights. (With `torch.multinomial`, NaN would abort the process on a
-    GPU.)
+    finite. The update is therefore skipped, and the weights do not change. (With `torch.multinomial`, NaN
+    would abort the process on a GPU.)
 
     Args:
         logits: logits of the actions.
@@ -80,7 +80,9 @@ def draw_rows(
 
 
 def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
-    """Return the action at which the cumulative weights exceed u · Σ weights (inverse transform sampling).
+    """Return, for each row, the first action at which the cumulative weight exceeds u · Σ weights.
+
+    This is inverse transform sampling.
 
     The search first finds the block that contains the action, then the action within the block. Sums are in
     float64. An action with weight 0 is never returned. If a weight is NaN, an arbitrary action is returned.
@@ -104,7 +106,7 @@ def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " r
 def _search(
     weights: Float[Tensor, "row column"], uniforms: Tensor, targets: Tensor | None
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Return the column at which the cumulative weights exceed the target, for each row.
+    """Return, for each row, the first column at which the cumulative weight exceeds the target of the row.
 
     Args:
         weights: weights of the columns.

@@ -41,9 +41,9 @@ class LanguagePolicy:
             other token.
         pad_token_id: token id that fills ragged batches. The pad token may also be an end token, because
             masks are computed from lengths.
-        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as the turn
-            of the user.
-        system_prompt: system turn of the chat template. None: the default of the template.
+        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as a
+            message of the user.
+        system_prompt: text of the system message in the chat template. None: the default of the template.
         chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
         chat_template_date: date that the chat template prints as the current date. None: the template does
             not print a date.
@@ -253,7 +253,10 @@ def _without_end(token_ids: list[int], is_added: Sequence[int]) -> list[int]:
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Hide the progress bars of transformers, which it shows even for a model of a few kilobytes."""
+    """Hide the progress bars of transformers within the context.
+
+    Without this context, transformers shows them even for a model of a few kilobytes.
+    """
     was_enabled = transformers_logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call,unused-ignore]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
     try:
@@ -264,7 +267,10 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def integers(numbers: Sequence[int] | Sequence[Sequence[int]], device: torch.device) -> Int[Tensor, "..."]:
-    """Convert numbers to a tensor with NumPy, which is five times as fast as torch."""
+    """Convert lists of integers to a tensor.
+
+    The conversion uses NumPy, which is five times as fast as `torch.tensor`.
+    """
     return torch.from_numpy(np.asarray(numbers, dtype=np.int64)).to(device)
 
 
@@ -294,7 +300,7 @@ class LeftPadded(NamedTuple):
 def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> LeftPadded:
     """Return prompts of different lengths as one tensor, padded with `value` on the left.
 
-    Tokens can then be appended to all prompts in the same column of a model's cache.
+    Because all prompts end in the same column, new tokens can be appended to all of them in the next column.
     """
     width = max(len(prompt) for prompt in prompts)
     rows = [[value] * (width - len(prompt)) + list(prompt) for prompt in prompts]

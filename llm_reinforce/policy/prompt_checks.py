@@ -100,7 +100,7 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
         )
     if opened := policy.opened_reasoning(encoded[0]):
         notes.append(
-            f"the prompts end in open reasoning, {opened!r}; a completion that does not close it has no answer"
+            f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes it"
         )
     if policy.uses_chat_template:
         return [*notes, *_notes_on_turns(policy)]

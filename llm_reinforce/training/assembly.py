@@ -38,11 +38,11 @@ def build_loop(
         config: all settings of the run.
         policy: policy to train instead of the one in the settings.
         problems: problems to use instead of those in the settings.
-        rewards: one entry per reward in the settings: the function to use, or None to load the function that
-            the settings name. Empty: load all functions that the settings name.
+        rewards: one entry per reward in the settings. An entry is the function to use, or None to load the
+            function that the settings name. Empty: load all functions that the settings name.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
-        display: display of the run. Here it shows one line each about the problems and the policy, the first
-            prompt with its special tokens, and notes about the prompts.
+        display: display of the run. This function uses it to show one line each about the problems and the
+            policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
         InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
@@ -97,8 +97,9 @@ def _check_alphabet(
 ) -> None:
     """Check that the alphabet of a policy with random weights contains the characters of the problems.
 
-    It must contain all characters of the prompts. With a warm start, it must also contain all characters of
-    the solutions. If it lacks characters of other answers, `say` reports the number of these answers.
+    The alphabet must contain all characters of the prompts. With a warm start, it must also contain all
+    characters of the solutions. If the alphabet lacks characters of other answers, `say` is called with the
+    number of these answers.
 
     Raises:
         InputError: if the alphabet lacks a character that it must contain.

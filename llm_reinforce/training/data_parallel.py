@@ -1,6 +1,6 @@
 """Data parallelism: every process holds the whole policy, and the processes sum their gradients.
 
-The model is not wrapped in `DistributedDataParallel`, so every process can use the fast path.
+The model is not wrapped in `DistributedDataParallel`, because the fast path needs the unwrapped model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,15 @@ MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-_mixed_precision: list[str] = []  # setting of the latest accelerator; at most one element
+_mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
 
 
 def new_accelerator(mixed_precision: str) -> Accelerator:
     """Return an accelerator with this mixed precision.
 
-    accelerate keeps one setting for all accelerators of a process. A setting that an earlier call of this
-    function has made is reset. A setting that other code has made is not reset.
+    The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
+    call of this function made a different setting, this setting is replaced. If other code made a different
+    setting, an error is raised.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".
@@ -36,7 +37,7 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
             already has an accelerator with another mixed precision.
     """
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
-        with suppress(AttributeError):  # a private method; if it is missing, accelerate raises below
+        with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
     try:
         accelerator = Accelerator(mixed_precision=mixed_precision)
@@ -47,8 +48,9 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
     _mixed_precision[:] = [mixed_precision]
     if accelerator.distributed_type in SHARDING:
         raise InputError(
-            f"accelerate was launched with {accelerator.distributed_type.value}: sharding is not supported, "
-            "every process holds the whole policy; launch without it (`accelerate launch --multi_gpu`)"
+            f"accelerate was launched with {accelerator.distributed_type.value}, but sharding is not "
+            "supported, because every process holds the whole policy; launch the run without sharding "
+            "(`accelerate launch --multi_gpu`)"
         )
     return accelerator
 
@@ -70,7 +72,7 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes == 1:
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # a parameter may have a gradient in some processes only, such as an expert that received no token
+    # a parameter may have a gradient in some processes only, for example if an expert received no token
     has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters])
     num_with = accelerator.reduce(has_gradient.to(accelerator.device, torch.long), "sum").tolist()
     gradients = []

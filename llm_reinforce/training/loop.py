@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import (
     LEARNING_RATE,
     NUM_TRAINING_PROBLEMS_EVALUATED,
@@ -34,12 +35,7 @@ from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
-from llm_reinforce.runs.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    remove_old_checkpoints,
-    save_checkpoint,
-)
+from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
@@ -53,7 +49,7 @@ from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
-NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number and maximum length of the trial episodes of reward functions
+NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +64,8 @@ class Update:
         episodes: episodes of the update, of this process only. The episodes of one problem are adjacent. An
             episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.
-        evaluations: evaluations made after this update, by decoding. Empty if none was due.
+        evaluations: evaluations made after this update, by decoding ("greedy" or "sampled"). Empty if no
+            evaluation was due.
     """
 
     number: int
@@ -83,7 +80,8 @@ class TrainingLoop:
 
         sample episodes from π(·; θ) → returns g_t → baselines → one gradient step → sample again
 
-    `ReinforceTrainer` builds the loop from names, paths and settings; this class takes the finished objects.
+    `ReinforceTrainer` builds this loop from names, paths and settings. The arguments of this class are the
+    loaded objects.
 
     References: Williams 1992; Sutton & Barto 2018, chapter 13; STEP 0-3 of the article named at the top of
     this module.
@@ -97,14 +95,14 @@ class TrainingLoop:
         sampling: length and temperature of the completions.
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
-        evaluation: how often and how the policy is evaluated.
+        evaluation: settings of the evaluations of the policy.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
 
     Raises:
-        InputError: if there are no training problems, `problems_per_update` is not a multiple of the number
-            of processes, or the settings cannot be used with accelerate or this policy.
+        InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
+            number of processes, or if accelerate or the policy does not support the settings.
     """
 
     def __init__(
@@ -164,16 +162,16 @@ class TrainingLoop:
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
         self.stop_requested = False
-        # by decoding and number of updates: the first and the latest evaluation that this object made
+        # the first and the latest evaluation made by this object, by decoding and number of updates
         self.evaluations: dict[str, dict[int, Evaluation]] = {}
         self._order = ProblemOrder(len(problems), seed)
-        self._num_evaluated: int | None = None  # number of updates at the latest evaluation
-        self._num_saved: int | None = None  # number of updates at the latest checkpoint of this object
+        self._num_evaluated: int | None = None  # number of updates before the latest evaluation
+        self._num_saved: int | None = None  # number of updates before this object's latest checkpoint
         self._has_reported_failure = False
         self._has_tried_rewards = False
 
     def train(self, *, resume: bool = False) -> TrainState:
-        """Make all updates and return the train state after the last one; see `updates`."""
+        """Make all updates, as `updates` does, and return the train state after the last update."""
         for _ in self.updates(resume=resume):
             pass
         return self.state
@@ -189,8 +187,8 @@ class TrainingLoop:
             resume: continue from the newest checkpoint in the run's directory.
 
         Raises:
-            InputError: if a reward function fails on every trial episode, or there is nothing to resume.
-            RunStoppedError: if too many episodes of an update could not be scored, or the gradients of too
+            InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
+            RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
@@ -204,7 +202,7 @@ class TrainingLoop:
             if self._is_stopped():  # an unfinished warm start is not saved
                 return
             is_stopping = self._evaluate_and_save()
-        gc.collect()  # the last collection that examines old objects: `fewer_collections` skips them
+        gc.collect()  # later collections skip the objects that exist now; see `fewer_collections`
         if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
@@ -218,7 +216,7 @@ class TrainingLoop:
                     self.save_checkpoint()
                 raise
             if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
-                # requested by the caller's loop, or while the checkpoint was saved
+                # the stop was requested by the caller's loop, or while the checkpoint was saved
                 if self._num_saved != self.state.num_updates:
                     self.save_checkpoint()
                 break
@@ -231,13 +229,13 @@ class TrainingLoop:
         activations = Activations(self.training.micro_batch_tokens)
         batch = self.collect(self._draw_problems(), activations)
         sampled = time.perf_counter()
-        # STEP 2: the return of every action, and its baseline
+        # STEP 2: the return and the baseline of every action
         prediction = self.value_baseline.predict(batch) if self.value_baseline else None
         estimate = self.estimate_batch(batch, prediction)
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
         outcome = self.gradient_step(batch, estimate, activations)
-        # fit only after the prediction: the baseline of an episode must not depend on the episode itself
+        # fit after the prediction, because the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, estimate)
         self.schedule.step()
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
@@ -289,7 +287,7 @@ class TrainingLoop:
     ) -> EpisodeBatch:
         """Sample episodes of the problems from the current policy.
 
-        If `is_trial`, one short episode of each problem is sampled.
+        If `is_trial` is True, one short episode of each problem is sampled.
         """
         max_new_tokens = self.sampling.max_new_tokens
         with self.accelerator.autocast():
@@ -318,7 +316,7 @@ class TrainingLoop:
 
         Args:
             batch: episodes of this process.
-            prediction: values predicted by the value head; None if there is none.
+            prediction: values predicted by the value head; None if the run has no value head.
         """
         return estimate_advantages(
             batch,
@@ -330,7 +328,7 @@ class TrainingLoop:
         )
 
     def _fit_values(self, prediction: Prediction | None, estimate: Estimate) -> bool:
-        """Fit the value head if there is one. Return False if a step was skipped."""
+        """Fit the value head, if there is one. Return False if any step of the fit was skipped."""
         if self.value_baseline is None or prediction is None:
             return True
         return self.value_baseline.fit(prediction, estimate)
@@ -338,7 +336,7 @@ class TrainingLoop:
     def try_rewards(self) -> None:
         """Call all reward functions on a few trial episodes, to find errors before the run starts.
 
-        If this method has already succeeded, it returns at once.
+        If an earlier call of this method succeeded, nothing is done.
 
         Raises:
             InputError: if a function fails on all trial episodes.
@@ -357,7 +355,9 @@ class TrainingLoop:
             )
             raise InputError("\n".join([message, *_lines(episode.traceback)]))
         if has_failed.any():
-            raise InputError("a reward failed on all trial episodes of another process; see its message")
+            raise InputError(
+                "a reward failed on all trial episodes of another process; see the message of that process"
+            )
         if not batch.scored.any():
             self.display.say("every reward function returned None on all trial episodes")
         self._has_tried_rewards = True
@@ -378,12 +378,12 @@ class TrainingLoop:
         return gathered.cpu()
 
     def _check_scored(self, batch: EpisodeBatch, estimate: Estimate) -> None:
-        """Report the first unscored episode of the run, and stop the run if too many are unscored.
+        """Report the first failure of a reward, and stop the run if too many episodes are unscored.
 
         Raises:
             InputError: if no episode of the run's first update could be scored.
-            RunStoppedError: if the share of unscored episodes is above `training.max_unscored_share`. A
-                checkpoint is saved before.
+            RunStoppedError: if the fraction of unscored episodes is above `training.max_unscored_share`. A
+                checkpoint is saved first.
         """
         failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
         why = visible(failed[0].failure or "", 400) if failed else "every reward function returned None"
@@ -398,19 +398,21 @@ class TrainingLoop:
         if share > self.training.max_unscored_share:
             self.save_checkpoint()
             raise RunStoppedError(
-                f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored, "
-                f"more than training.max_unscored_share, {self.training.max_unscored_share:.0%} ({why}); "
-                "the state before this update is saved: fix the reward function, then resume the run"
+                f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored "
+                f"({why}), but training.max_unscored_share is {self.training.max_unscored_share:.0%}; the "
+                "state before this update is saved in a checkpoint. Fix the reward function, then resume the "
+                "run"
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:
-        """Report an update whose gradient is not finite, and stop the run after too many of them.
+        """Report an update whose gradient is not finite, and stop the run after too many such updates.
 
-        Of several such updates in a row, only the first is reported.
+        If the gradients of several updates in a row are not finite, only the first of these updates is
+        reported.
 
         Raises:
             RunStoppedError: if the gradients of `training.max_not_finite` updates in a row were not finite. A
-                checkpoint is saved before.
+                checkpoint is saved first.
         """
         in_a_row, limit = self.state.num_not_finite_in_a_row, self.training.max_not_finite
         if in_a_row == 1:
@@ -421,9 +423,9 @@ class TrainingLoop:
         if in_a_row >= limit:
             self.save_checkpoint()
             raise RunStoppedError(
-                f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
-                "saved in a checkpoint. Start a new run with a lower training.learning_rate, or with a "
-                "higher-precision dtype or mixed_precision"
+                f"the gradients of the last {in_a_row} updates were not finite; the weights before these "
+                "updates are saved in a checkpoint. Start a new run with a lower training.learning_rate, or "
+                "with a higher-precision dtype or mixed_precision"
             )
 
     def _check_fitted(self, is_fitted: bool) -> None:
@@ -433,8 +435,9 @@ class TrainingLoop:
         """
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
-                f"value-head steps of update {self.state.num_updates} were skipped: their loss or gradient "
-                "is not finite, because returns are huge (value/num_skipped_fits counts such updates)"
+                f"value-head steps of update {self.state.num_updates} were skipped, because the loss or the "
+                "gradient of the value head is not finite, a sign of huge returns; the metric "
+                "value/num_skipped_fits counts such updates"
             )
 
     def _next_state(
@@ -444,7 +447,7 @@ class TrainingLoop:
         num_tokens = int(self._gather(torch.tensor([batch.num_tokens])).sum())
         is_not_finite = outcome.skipped == "the gradient is not finite"
         average = state.moving_average
-        # the mean of huge rewards may overflow, and an infinite average would stay infinite
+        # the mean of huge returns may overflow, and an infinite moving average would stay infinite
         if estimate.mean_return is not None and math.isfinite(estimate.mean_return):
             average = average.updated(estimate.mean_return, self.reinforce.moving_average_decay)
         return replace(
@@ -498,10 +501,13 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Run an evaluation and save a checkpoint, each if it is due; return True if the run has to stop now.
+        """Evaluate the policy if an evaluation is due, and save a checkpoint if one is due.
 
         Args:
             before: train state before the latest update. None: no update has been made yet.
+
+        Returns:
+            True if the run has to stop now.
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
@@ -531,7 +537,7 @@ class TrainingLoop:
             )
 
     def _finish(self) -> None:
-        """Save the policy, and the comparison of the run's first and last evaluations."""
+        """Save the policy, and compare the first and the last evaluation of the run."""
         self.save_policy()
         if self.accelerator.is_main_process and self.run_directory is not None:
             compare_first_and_last(self.run_directory, self.sampling.max_new_tokens)

@@ -23,10 +23,11 @@ class Preview:
         num_training, num_held_out: numbers of training problems and of held-out problems, respectively.
         prompt: prompt of the first training problem as the policy reads it, with special tokens.
         rewards: name and weight of each reward function.
-        num_updates: expected number of updates. With a budget of tokens, it is estimated from `episodes`.
+        num_updates: expected number of updates. With a budget of tokens, this number is estimated from
+            `episodes`.
         episodes: a few episodes of the training problems. The episodes of one problem are adjacent.
-        reward_error: error message of a reward function that failed on all trial episodes; None if no
-            function did.
+        reward_error: error message of a reward function that failed on all trial episodes. None if there is
+            no such function.
     """
 
     policy: str

@@ -1,4 +1,4 @@
-"""Record a run: lock and prepare its directory, and write everything that a resume needs."""
+"""Record a run: lock and prepare its directory, and write everything that is needed to resume the run."""
 
 import json
 import tempfile
@@ -28,7 +28,7 @@ def recording(
     resume: bool,
     overwrite: bool,
 ) -> Iterator[None]:
-    """Hold the lock of a run's directory within the context, and write the files that a resume needs.
+    """Hold the lock of a run's directory within the context, and write the files that are needed to resume.
 
     The recipe, the environment, and the objects passed by the caller are written before the context starts.
 
@@ -43,8 +43,8 @@ def recording(
         overwrite: replace the run in the directory.
 
     Raises:
-        InputError: if another process holds the lock, the directory cannot be used with these options (see
-            `RunDirectory.check`), or the run to resume was started with other problems.
+        InputError: if another process holds the lock, if the directory cannot be used with these options (see
+            `RunDirectory.check`), or if the run to resume was started with other problems.
     """
     with directory.locked():
         directory.prepare(resume=resume, overwrite=overwrite)
@@ -60,8 +60,8 @@ def recording(
 def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
-    `num_updates` and `num_tokens` may be larger than in the run. If no `chat_template_date` is given, that of
-    the run is used.
+    `num_updates` and `num_tokens` may be larger than in the settings of the run. If no `chat_template_date` is
+    given, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -71,7 +71,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
-            "\n".join([f"{file}: a run can only be resumed with its own settings, and these differ:", *lines])
+            "\n".join([f"{file}: a run can only be resumed with its own settings. These differ:", *lines])
         )
 
 
@@ -87,7 +87,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
         InputError: if the file is not a valid recipe.
     """
     before = load_config(file.parent)
-    may_differ = {"output_dir"}  # the same directory may be written in several ways
+    may_differ = {"output_dir"}  # different paths may lead to the same directory
     if config.policy.chat_template_date is None:
         may_differ.add("policy.chat_template_date")  # the date of the run is used
     if may_grow:
@@ -119,7 +119,7 @@ def with_date(config: Config, date: str | None) -> Config:
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:
-    """Return the settings `num_updates` and `num_tokens` that are larger now than before."""
+    """Return the names of the limits (`num_updates`, `num_tokens`) that are larger now than before."""
     grown = ["num_updates"] if before.training.num_updates < now.training.num_updates else []
     own, given = before.training.num_tokens, now.training.num_tokens
     if own is not None and (given is None or own < given):
@@ -158,10 +158,11 @@ def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:
-    """Check that the objects passed by the caller can be saved, and are unchanged when they are loaded again.
+    """Check that the objects passed by the caller can be saved and loaded again without a change.
 
     Raises:
-        InputError: if the policy or a problem changes when it is saved and loaded.
+        InputError: if the policy cannot be saved, or if the policy or a problem changes when it is saved and
+            loaded.
     """
     if policy is not None:
         check_reloads(policy)
@@ -180,7 +181,7 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
 
 
 def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
-    """Write the problems passed by the caller, or check that a resumed run was started with the same ones.
+    """Write the problems passed by the caller, or check that a resumed run was started with these problems.
 
     Raises:
         InputError: if the resumed run has other problems.
@@ -199,7 +200,7 @@ def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
 
 
 def _read_back(file: Path, given: Sequence[Problem]) -> list[Problem]:
-    # `algebra` is not in the file: it is a setting of the recipe, for all problems of the file
+    # the file does not contain `algebra`, because the recipe sets it for all problems of the file
     return [
         replace(problem, algebra=given[0].algebra) for problem in read_problems(file, allow_doubtful=True)
     ]

@@ -1,4 +1,4 @@
-"""Supervised warm start: train on the solutions of the problems, as if the policy had sampled them.
+"""Supervised warm start: train on the solutions of the problems as if the policy had sampled these solutions.
 
 The loss is the policy-gradient loss with all advantages equal to 1: an episode of T actions is T labeled
 examples.
@@ -35,11 +35,12 @@ def warm_start(
     is_stopped: Callable[[], bool],
     max_not_finite: int,
 ) -> int:
-    """Train the policy by supervised updates before the policy-gradient updates, with a separate optimizer.
+    """Train the policy by supervised updates, which precede the policy-gradient updates.
 
-    The policy is trained on the solution of each problem, or on its answer if it has no solution. The loss of
-    an update is the mean of -log π(action) over its actions, in nats. With several processes, the loss is the
-    mean of the losses of the processes.
+    The policy is trained on the solution of each problem, or on the answer if a problem has no solution. The
+    optimizer is used only for the warm start. The loss of an update is the mean of -log π(a_t | s_t) over the
+    tokens of its solutions, in nats. With several processes, the loss is the mean of the losses of the
+    processes.
 
     Args:
         policy: the policy; it is trained in place.
@@ -49,7 +50,7 @@ def warm_start(
         display: display of the progress.
         seed: seed of the random choice of problems.
         is_stopped: function that is called before each update. If it returns True, the warm start ends early.
-        max_not_finite: number of updates in a row whose gradient is not finite after which the run stops.
+        max_not_finite: the run stops after this number of consecutive updates whose gradients are not finite.
 
     Returns:
         number of updates that were skipped because their gradient was not finite.
@@ -96,7 +97,7 @@ def warm_start(
 
 
 def _loss(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Accelerator) -> Float[Tensor, ""]:
-    """Return the mean of -log π(action) over the actions of the problems' solutions or answers."""
+    """Return the mean of -log π(a_t | s_t) over the tokens of the problems' solutions or answers."""
     completions = [policy.encode_completion(problem.solution or problem.answer) for problem in problems]
     with accelerator.autocast():
         scores = token_log_probs(

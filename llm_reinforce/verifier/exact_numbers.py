@@ -15,7 +15,7 @@ from fractions import Fraction
 MAX_NUMBER = 400  # maximum characters of a number; the limit of Python's int(text) is higher
 _MAX_EXPONENT = 400
 NUM_ATTEMPTS = 2
-_WINDOWS = (512, 2_048)  # characters before the last digit that are searched for the last number, per attempt
+_WINDOWS = (512, 2_048)  # characters before the last digit that each attempt searches
 _AFTER = 128  # characters after the last digit
 _MAX_SLOT = 1_024  # maximum characters of a value with its label and unit
 _DIGIT = re.compile(r"\d")
@@ -231,7 +231,7 @@ def read_last_number(text: str) -> Reading | None:
 
 
 def around_last_digit(text: str, attempt: int) -> str | None:
-    """Return the part of a text in which to look for the last number: the text around the last digit.
+    """Return the text around the last digit, in which the last number is searched.
 
     Args:
         text: text of any length.
@@ -254,7 +254,7 @@ def around_last_digit(text: str, attempt: int) -> str | None:
 
 
 def _without_powers(text: str) -> str:
-    """Remove the powers of units from a text, such as ^2 in 'cm^2' and 'm3' as a whole."""
+    """Remove powers of units from a text: the ^2 of 'cm^2', and 'm3' as a whole."""
     return _UNIT_DIGIT.sub("", _UNIT_POWER.sub("", text))
 
 

@@ -121,8 +121,9 @@ def _boxed(text: str) -> tuple[str | None, bool]:
     """Return the content of the last box that is not inside another box, and whether a box precedes it.
 
     Returns:
-        The content: None if there is no box, "" if the box is not closed. Then True if the box directly
-        follows another box, as in "\\boxed{15} or \\boxed{16}".
+        A pair. The first item is the content of the box: None if there is no box, "" if the box is not
+            closed. The second item is True if the box directly follows another box, as in "\\boxed{15} or
+            \\boxed{16}".
     """
     box = _last_box(text, len(text))
     if box is None:

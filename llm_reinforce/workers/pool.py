@@ -150,7 +150,7 @@ class _Worker:
         self.module, self.first_message, self.start_limit = module, first_message, start_limit
         try:
             self.directory: Path | None = Path.cwd()
-        except OSError:  # it was deleted
+        except OSError:  # the worker was deleted
             self.directory = None
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = 0.0

@@ -1,8 +1,8 @@
 """The main loop of a worker process, which answers the questions of a `WorkerPool` in the parent process.
 
 Output that the worker's code prints goes to the error stream, so that it cannot be mistaken for an answer.
-The process ends when its parent ends, when its input is closed, and if a question exceeds its time limit and
-the parent has not killed the process.
+The process ends when its parent ends or its input is closed. It also ends itself if a question exceeds its
+time limit and the parent has not killed the process.
 """
 
 import faulthandler

@@ -32,7 +32,7 @@ TemperatureOption = Annotated[
 ]
 SystemPromptOption = Annotated[
     str | None,
-    typer.Option(help="System turn of the chat template. Default: that of the policy's run."),
+    typer.Option(help="Text of the system message. Default: as in the policy's run."),
 ]
 TemplateArgumentOption = Annotated[
     list[str] | None,

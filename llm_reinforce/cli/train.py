@@ -95,9 +95,9 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
     """Print a summary of the run and a few episodes.
 
     Raises:
-        InputError: if the run could not be started, because a reward function fails, because the settings differ
-            from those of the run to resume, or because the output directory contains files that must not be
-            replaced.
+        InputError: if the run could not be started, because a reward function fails, because the settings
+            differ from those of the run to resume, or because the output directory contains files that must
+            not be replaced.
     """
     from llm_reinforce.training import ReinforceTrainer, check_same_run, with_recorded_date
 

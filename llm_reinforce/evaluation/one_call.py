@@ -78,8 +78,8 @@ def evaluate(
             does not come from a run.
         template: prompt template, with `{prompt}` in place of the problem. The default is the template of the
             policy's run, or the template of the data set if the policy does not come from a run.
-        system_prompt: text of the system message in the chat template. The default is the value of the policy's
-            run.
+        system_prompt: text of the system message in the chat template. The default is the value of the
+            policy's run.
         chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
             The default is the value of the policy's run.
         chat_template_date: date that the chat template prints as the current date. The default is the date of
@@ -174,8 +174,8 @@ def sample(
         temperature: sampling temperature. The default is the value of the policy's run, or 1 if the policy
             does not come from a run.
         plain: if True, use the prompts unchanged, without the run's template and without a chat template.
-        system_prompt: text of the system message in the chat template. The default is the value of the policy's
-            run.
+        system_prompt: text of the system message in the chat template. The default is the value of the
+            policy's run.
         chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
             The default is the value of the policy's run.
         chat_template_date: date that the chat template prints as the current date. The default is the date of

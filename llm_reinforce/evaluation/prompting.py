@@ -108,8 +108,8 @@ def load_for_evaluation(
         plain: if True, prompts are used unchanged, without a chat template.
 
     Raises:
-        InputError: if `policy` is not of one of these types, if the policy can't be loaded, or if `chat` can't
-            be used with the policy's chat template.
+        InputError: if `policy` is not of one of these types, if the policy can't be loaded, or if `chat`
+            can't be used with the policy's chat template.
     """
     loaded = _load(policy, recipe, trust_remote_code=trust_remote_code, plain=plain)
     return loaded if chat is None else with_chat_settings(loaded, chat)

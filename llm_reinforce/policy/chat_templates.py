@@ -1,4 +1,4 @@
-"""Rendering of chat templates: extra arguments, a fixed date, and the token that ends a turn."""
+"""Rendering of chat templates: extra arguments, a fixed date, and the token that ends a message."""
 
 import datetime
 import inspect
@@ -27,7 +27,7 @@ class ChatSettings:
     """Settings of a chat template. None: the default, or the setting of the policy's run.
 
     Attributes:
-        system_prompt: system turn.
+        system_prompt: text of the system message.
         chat_template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`.
         chat_template_date: date that the template prints as the current date, as a date or as text such as
             "2026-11-29".
@@ -50,10 +50,10 @@ def render_chat(
 
     Args:
         tokenizer: tokenizer with a chat template.
-        messages: turns of the conversation, with `role` and `content`.
+        messages: messages of the conversation, with `role` and `content`.
         arguments: further arguments of the template, such as `enable_thinking`.
         date: date that a template prints as the current date; None: the date of today.
-        add_generation_prompt: open the turn of the assistant at the end.
+        add_generation_prompt: begin a message of the assistant at the end.
     """
     fixed: dict[str, Any] = {}
     if date is not None and _DATE_FUNCTION in (template := _template_of(tokenizer)):

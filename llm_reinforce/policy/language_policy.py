@@ -161,8 +161,8 @@ class LanguagePolicy:
         return VisibleText(self.tokenizer)
 
     @cached_property
-    def _turn_marks(self) -> frozenset[int]:
-        """Added tokens that separate the turns of a chat: all except BOS and the tags of reasoning blocks."""
+    def _message_marks(self) -> frozenset[int]:
+        """Added tokens that separate the messages of a chat: all except BOS and the tags of reasoning."""
         added = self.tokenizer.added_tokens_decoder
         tags = {number for number, token in added.items() if open_reasoning(str(token))}
         return frozenset({*self.tokenizer.all_special_ids, *added} - tags - {self.tokenizer.bos_token_id})
@@ -190,13 +190,13 @@ class LanguagePolicy:
 
     def _find_opened_reasoning(self, prompt: TokenIds) -> str:
         last_mark = max(
-            (place for place, token in enumerate(prompt) if token in self._turn_marks), default=-1
+            (place for place, token in enumerate(prompt) if token in self._message_marks), default=-1
         )
         opened = open_reasoning(self._visible_text(prompt[last_mark + 1 :]))
-        # In the turn of the assistant, text may follow the tag. Elsewhere, the tag may be part of a request,
+        # In the message of the assistant, text may follow the tag. Elsewhere, the tag may be part of a request,
         # such as "begin with <think>", unless the prompt ends with it.
-        in_own_turn = self.uses_chat_template and last_mark >= 0
-        return opened if in_own_turn or opened.strip() in REASONING else ""
+        in_own_message = self.uses_chat_template and last_mark >= 0
+        return opened if in_own_message or opened.strip() in REASONING else ""
 
     def _check_is_open(self, text: str, token_ids: Sequence[int]) -> None:
         """Check that a prompt does not end in an end token, after which nothing should follow.
@@ -205,11 +205,11 @@ class LanguagePolicy:
             InputError: if it does.
         """
         end = self._end_tags.get(token_ids[-1])
-        if end is None and self.uses_chat_template:  # a turn may end in `<|im_end|>\n`
+        if end is None and self.uses_chat_template:  # a message may end in `<|im_end|>\n`
             end = next((tag for tag in self._end_tags.values() if text.rstrip().endswith(tag)), None)
         if end is not None:
             remedy = (
-                "the chat template opens no turn of the assistant; correct the template, or set "
+                "the chat template begins no message of the assistant; correct the template, or set "
                 "policy.use_chat_template: false"
                 if self.uses_chat_template
                 else "remove it from the prompts, or from problems.template"

@@ -76,8 +76,8 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
         problems: problems whose prompts are checked. At most the first 1,000 are compared with each other.
 
     Returns:
-        sentences about tokens that are removed from the prompts, about problems with equal prompts, and about
-        turns that do not end in an end token.
+        sentences about tokens that are removed from the prompts, about problems with equal prompts, about
+        prompts that end in open reasoning, and about messages that do not end in an end token.
 
     Raises:
         InputError: if all prompts consist of the same tokens although their texts differ.
@@ -103,7 +103,7 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
             f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes it"
         )
     if policy.uses_chat_template:
-        return [*notes, *_notes_on_turns(policy)]
+        return [*notes, *_notes_on_messages(policy)]
     return [*notes, *_notes_on_added_tokens(policy, prompts[0], encoded[0])]
 
 
@@ -117,8 +117,8 @@ def _notes_on_added_tokens(policy: LanguagePolicy, prompt: str, encoded: TokenId
     return [f"the tokenizer adds {tokens} to a text; it is removed from the prompts"]
 
 
-def _notes_on_turns(policy: LanguagePolicy) -> list[str]:
-    """Return a note about a chat template that does not end turns in an end token."""
+def _notes_on_messages(policy: LanguagePolicy) -> list[str]:
+    """Return a note about a chat template that does not end messages in an end token."""
     after = end_of_turn(
         policy.tokenizer, policy.system_prompt, policy.chat_template_kwargs, policy.chat_template_date
     )
@@ -126,7 +126,9 @@ def _notes_on_turns(policy: LanguagePolicy) -> list[str]:
         return []
     ends = " or ".join(map(str, policy.tokenizer.convert_ids_to_tokens(list(policy.end_token_ids))))
     what = f"with {after.split()[0][:40]!r}, which is not an end token" if after else "without a token"
-    return [f"the chat template ends the turns of the assistant {what}; a completion ends only with {ends}"]
+    return [
+        f"the chat template ends the messages of the assistant {what}; a completion ends only with {ends}"
+    ]
 
 
 def first_prompt(policy: LanguagePolicy, problems: Sequence[Problem]) -> str:

@@ -60,8 +60,8 @@ def recording(
 def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
-    `num_updates` and `num_tokens` may be larger than in the settings of the run. If no `chat_template_date` is
-    given, the date of the run is used.
+    `num_updates` and `num_tokens` may be larger than in the settings of the run. If no `chat_template_date`
+    is given, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.

@@ -137,7 +137,7 @@ def test_prompt_that_ends_in_an_end_token_is_rejected() -> None:
         new_policy(None).encode_prompt("1=<end>")
     for template in (USER, USER + "{{ eos_token }}"):
         policy = new_policy(template)
-        with pytest.raises(InputError, match=r"ends in the end token .*opens no turn of the assistant"):
+        with pytest.raises(InputError, match=r"ends in the end token .*begins no message of the assistant"):
             policy.encode_prompt("1=")
 
 
@@ -158,7 +158,7 @@ def test_turns_that_end_in_no_token_are_reported(ending: str, expected: str) -> 
     (note,) = check_prompts(policy, [Problem("1=", "1")])
     assert (
         note
-        == f"the chat template ends the turns of the assistant {expected}; a completion ends only with <end>"
+        == f"the chat template ends the messages of the assistant {expected}; a completion ends only with <end>"
     )
 
 

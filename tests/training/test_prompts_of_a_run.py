@@ -116,7 +116,7 @@ def test_first_prompt_and_settings_of_the_chat_template_are_shown_and_recorded(
     trainer = ReinforceTrainer(policy, PROBLEMS, output_dir=tmp_path / "run", **settings)
     assert "first prompt: 2026-03-01:S.0=.TA" in shown.said
     assert trainer.preview().prompt == "2026-03-01:S.0=.TA"
-    assert any("ends the turns of the assistant with" in sentence for sentence in shown.said)
+    assert any("ends the messages of the assistant with" in sentence for sentence in shown.said)
     trainer.train()
     recorded = load_config(tmp_path / "run").policy
     assert {name: getattr(recorded, name) for name in chat} == chat

@@ -96,11 +96,15 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
     """Print a summary of the run and a few episodes.
 
     Raises:
-        InputError: if the run could not be started, because a reward function fails, or because the output
-            directory contains files that must not be replaced.
+        InputError: if the run could not be started, because a reward function fails, because the settings
+            differ from those of the run to resume, or because the output directory contains files that must
+            not be replaced.
     """
-    from llm_reinforce.training import ReinforceTrainer
+    from llm_reinforce.training import ReinforceTrainer, check_same_run, with_recorded_date
 
+    if resume:
+        check_same_run(directory, recipe)
+        recipe = with_recorded_date(directory, recipe)
     preview = ReinforceTrainer(config=recipe).preview()
     if not is_main_process():
         return
@@ -110,7 +114,15 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
         for line in episode_lines(episode):
             console.print(line, soft_wrap=True)
     console.print("\ndry run: nothing was trained, and no files were written")
+    if recipe.training.warm_start is not None:
+        console.print("the warm start was skipped, so the episodes are those of the untrained policy")
+    if resume:
+        console.print("no checkpoint was loaded, so the episodes are those of the initial policy")
     errors = [preview.reward_error] if preview.reward_error else []
+    if not (resume or overwrite) and (directory.path / "recipe.yaml").is_file():
+        resume = True  # nothing is written, so the directory may hold a run
+        hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
+        console.print(Text(f"{directory.path} holds a run; {hint}"), soft_wrap=True)
     try:
         directory.check(resume=resume, overwrite=overwrite)
     except InputError as error:

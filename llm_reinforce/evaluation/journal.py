@@ -74,6 +74,16 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
     return AnswerFile(path, done)
 
 
+def recorded_identity(path: Path) -> Identity:
+    """Return the identity in the first line of a file of answers; empty if there is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            recorded = json.loads(file.readline())["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
 def answer_row(index: int, problem: Problem, answers: Sequence[Answer]) -> dict[str, Any]:
     """Return a problem and the answers to it as a JSON object."""
     return {

@@ -1,5 +1,6 @@
 """Load a LanguagePolicy from a name, a path, a configuration or a model in memory."""
 
+import datetime
 import json
 import logging
 import re
@@ -25,9 +26,11 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
 from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
+from llm_reinforce.policy.chat_templates import ChatSettings, end_of_turn, end_of_turn_token
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetched_directory
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.policy.log_probs import keeps_keys_and_values
+from llm_reinforce.policy.prompt_checks import with_chat_settings
 from llm_reinforce.policy.stopped_run import load_weights, stopped_run
 
 
@@ -38,6 +41,8 @@ def load_policy(
     lora: AdapterConfig | None = None,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -55,6 +60,9 @@ def load_policy(
             model is not an adapter.
         use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
         system_prompt: text of the system message in the chat template. None: the default of the template.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+        chat_template_date: date that the chat template prints as the current date, such as "2026-11-29".
+            None: the date of today.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: if True, Python code from the model's repository on the hub may be executed.
         seed: seed of the random initialization of a new adapter.
@@ -62,13 +70,20 @@ def load_policy(
 
     Raises:
         InputError: if no model is found, if the model is not a causal language model, if the model's cache
-            contains more than keys and values, or if `system_prompt` is given although there is no chat
-            template.
+            contains more than keys and values, if settings of a chat template are given although there is no
+            chat template, or if the chat template drops or changes the text of the user.
     """
     if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
         config, checkpoint = stopped
-        given = {"dtype": dtype, "use_chat_template": use_chat_template, "system_prompt": system_prompt}
-        settings = config.policy.model_copy(update={**given, "trust_remote_code": trust_remote_code})
+        given = {
+            "dtype": dtype,
+            "use_chat_template": use_chat_template,
+            "system_prompt": system_prompt,
+            "chat_template_kwargs": chat_template_kwargs or {},
+            "chat_template_date": chat_template_date,
+            "trust_remote_code": trust_remote_code,
+        }
+        settings = config.policy.model_copy(update=given)
         policy = policy_from_config(settings, seed=config.seed, device=device)
         load_weights(checkpoint, policy.model)
         return policy if lora is None else replace(policy, model=_with_adapter(policy.model, lora, seed))
@@ -86,7 +101,8 @@ def load_policy(
     _check_cache(model)
     if lora is not None:
         model = _with_adapter(model, lora, seed)
-    return _as_policy(model.to(device), tokenizer, use_chat_template, system_prompt)
+    chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
+    return _as_policy(model.to(device), tokenizer, use_chat_template, chat)
 
 
 def random_policy(
@@ -120,7 +136,7 @@ def random_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False, None)
+    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False)
 
 
 def policy_from_model(
@@ -129,6 +145,8 @@ def policy_from_model(
     *,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     lora: AdapterConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> LanguagePolicy:
@@ -139,6 +157,8 @@ def policy_from_model(
         tokenizer: tokenizer of the model, with an end token.
         use_chat_template: see `load_policy`.
         system_prompt: see `load_policy`.
+        chat_template_kwargs: see `load_policy`.
+        chat_template_date: see `load_policy`.
         lora: see `load_policy`.
         seed: see `load_policy`.
 
@@ -174,7 +194,8 @@ def policy_from_model(
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
-    return _as_policy(model, tokenizer, use_chat_template, system_prompt)
+    chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
+    return _as_policy(model, tokenizer, use_chat_template, chat)
 
 
 def check_reloads(policy: LanguagePolicy) -> None:
@@ -225,6 +246,8 @@ def policy_from_config(
         lora=recipe.lora,
         use_chat_template=recipe.use_chat_template,
         system_prompt=recipe.system_prompt,
+        chat_template_kwargs=recipe.chat_template_kwargs,
+        chat_template_date=recipe.chat_template_date,
         revision=recipe.revision,
         trust_remote_code=recipe.trust_remote_code,
         seed=seed,
@@ -393,20 +416,16 @@ def _check_cache(model: Any) -> None:
 
 
 def _as_policy(
-    model: Any, tokenizer: Any, use_chat_template: bool, system_prompt: str | None
+    model: Any, tokenizer: Any, use_chat_template: bool, chat: ChatSettings | None = None
 ) -> LanguagePolicy:
     template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
-    if system_prompt is not None and not template:
-        raise InputError(
-            "policy.system_prompt has no effect, because this policy has no chat template or does not use "
-            "its chat template; move the text to problems.template"
-        )
     end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
     model.get_input_embeddings().padding_idx = None
-    return LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template), system_prompt)
+    policy = LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template))
+    return with_chat_settings(policy, chat or ChatSettings())
 
 
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
@@ -416,9 +435,9 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     are ordinary text tokens of the tokenizer are omitted. This is necessary because a model created from a
     configuration has a default end token id, such as 2, which may be the id of a digit.
 
-    The first token of the result is the one that `encode_completion` appends. If the chat template ends
-    messages with the end token of the tokenizer, this token comes first, because the generation settings of a
-    base model may not contain it. Otherwise, the first end token of the model comes first, if the model has
+    The first token of the result is the one that `encode_completion` appends. If the chat template ends the
+    messages of the assistant with a special token, this token comes first, because the generation settings of
+    a base model may not contain it. Otherwise, the first end token of the model comes first, if the model has
     end tokens.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
@@ -428,8 +447,11 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ordinary = set(tokenizer.get_vocab().values()) - special
         of_model = [token_id for token_id in of_model if token_id not in ordinary]
-    ends_turns = bool(of_tokenizer) and tokenizer.eos_token in template
-    in_order = [*of_tokenizer, *of_model] if ends_turns else [*of_model, *of_tokenizer]
+    after_reply = end_of_turn(tokenizer) if template else None
+    of_template = end_of_turn_token(tokenizer, after_reply) if after_reply else None
+    if of_template is None and of_tokenizer and tokenizer.eos_token in template:
+        of_template = of_tokenizer[0]
+    in_order = [*([] if of_template is None else [of_template]), *of_model, *of_tokenizer]
     if not in_order:
         raise InputError(
             "policy: no end token is defined, so no episode could end; set eos_token in the tokenizer"

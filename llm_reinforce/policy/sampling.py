@@ -34,11 +34,14 @@ class Completion:
         token_ids: sampled tokens, including the end token if there is one.
         log_probs: log π(a_t | s_t) of each action when it was sampled (behavior_log_probs), in nats.
         entropies: entropy of the distribution of each action, in nats.
-        text: the decoded tokens, without the end token.
+        text: the decoded tokens, without the end token. If the prompt ends in an open reasoning block, such
+            as `<think>`, the text starts with this part of the prompt.
         terminated: True if the policy sampled an end token. False if the completion was truncated, because it
             reached the maximum number of tokens.
         squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, where z are the logits
             divided by the temperature. Empty if the completion was not sampled by this module.
+        opened_reasoning: start of `text` that belongs to the prompt. Empty if the prompt opens no reasoning
+            block.
     """
 
     token_ids: TokenIds
@@ -47,6 +50,7 @@ class Completion:
     text: str
     terminated: bool
     squared_logit_gradient_norms: tuple[float, ...] = ()
+    opened_reasoning: str = ""
 
 
 def sample_completions(
@@ -342,7 +346,8 @@ class _Generation:
             for values in (self.token_ids, self.log_probs, self.entropies, self.squared_logit_gradient_norms)
         )
         written = [tuple(tokens[:length]) for tokens, length in zip(token_ids, lengths, strict=True)]
-        texts = {tokens: self.policy.decode(tokens) for tokens in set(written)}
+        prompts = [self.prompts[slot] for slot in slots]
+        texts = {pair: self.policy.completion_text(*pair) for pair in set(zip(prompts, written, strict=True))}
         for place, slot in enumerate(slots):
             request, self.requests[slot] = self.requests[slot], None
             assert request is not None
@@ -351,9 +356,10 @@ class _Generation:
                 tokens,
                 tuple(log_probs[place][:length]),
                 tuple(entropies[place][:length]),
-                texts[tokens],
+                texts[prompts[place], tokens],
                 terminated=tokens[-1] in self.policy.end_token_ids,
                 squared_logit_gradient_norms=tuple(squared_logit_gradient_norms[place][:length]),
+                opened_reasoning=self.policy.opened_reasoning(prompts[place]),
             )
             if self.activations is not None:
                 self.activations.record_completion(

@@ -13,7 +13,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from filelock import FileLock, Timeout
 
 from llm_reinforce.durable_files import finite, sync, write_whole
@@ -252,6 +251,8 @@ def environment(seed: int, device: str, num_processes: int = 1) -> dict[str, Any
         device: device of the run.
         num_processes: number of processes that train together.
     """
+    import torch  # not at the top, so that runs can be listed without importing it
+
     packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
     versions = {}
     for package in packages:

@@ -4,6 +4,7 @@ STEP 0-3 in the comments are the steps of the article "The Beauty of Reinforceme
 Policy Based Methods".
 """
 
+import datetime
 import gc
 import math
 import sys
@@ -257,6 +258,21 @@ class TrainingLoop:
         number = self.state.num_updates
         evaluations = {name: made[number] for name, made in self.evaluations.items()} if is_evaluated else {}
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
+
+    def fix_date(self, date: str | None = None) -> str | None:
+        """Set and return the date that the chat template prints; None if it prints no date.
+
+        Args:
+            date: the date, such as "2026-11-29". None: the date of the policy, in the main process.
+        """
+        own = self.policy.chat_template_date
+        if own is None:
+            return None
+        day = datetime.date.fromisoformat(date) if date else own
+        # processes may have started before and after midnight
+        day = gather_object(day, self.accelerator)[0]
+        self.policy = replace(self.policy, chat_template_date=day)
+        return day.isoformat()
 
     def _is_stopped(self) -> bool:
         """Return True if a stop was requested in any process. All processes get the same result."""

@@ -64,7 +64,8 @@ def recording(
 def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
-    `num_updates` and `num_tokens` may be larger than in the settings of the run.
+    `num_updates` and `num_tokens` may be larger than in the settings of the run. If no `chat_template_date`
+    is given, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -91,6 +92,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     """
     before = load_config(file.parent)
     may_differ = {"output_dir"}  # different paths may lead to the same directory
+    if config.policy.chat_template_date is None:
+        may_differ.add("policy.chat_template_date")  # the date of the run is used
     if may_grow:
         may_differ |= {f"training.{name}" for name in _raised_limits(before, config)}
     own, given = _flat(before.model_dump()), _flat(config.model_dump())
@@ -100,6 +103,23 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
         for key in sorted((own.keys() | given.keys()) - may_differ)
         if key not in shared or own[key] != given[key]
     ]
+
+
+def with_recorded_date(directory: RunDirectory, config: Config) -> Config:
+    """Return the settings with the date that the chat template prints in the run in the directory.
+
+    If the settings contain a date, or the directory contains no run with a date, they are not changed.
+    """
+    if config.policy.chat_template_date is not None or not (directory.path / "recipe.yaml").is_file():
+        return config
+    return with_date(config, load_config(directory.path).policy.chat_template_date)
+
+
+def with_date(config: Config, date: str | None) -> Config:
+    """Return the settings with `policy.chat_template_date`; None: do not change them."""
+    if date is None:
+        return config
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"chat_template_date": date})})
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:

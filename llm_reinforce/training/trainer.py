@@ -29,7 +29,13 @@ from llm_reinforce.training.budget import is_over
 from llm_reinforce.training.given import read_arguments
 from llm_reinforce.training.loop import TrainingLoop, Update
 from llm_reinforce.training.preview import Preview, preview_run
-from llm_reinforce.training.recording import check_can_be_recorded, check_same_run, recording
+from llm_reinforce.training.recording import (
+    check_can_be_recorded,
+    check_same_run,
+    recording,
+    with_date,
+    with_recorded_date,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,6 +400,9 @@ class ReinforceTrainer:
             return
         if resume:
             check_same_run(self._directory, self.config)
+            self.config = with_recorded_date(self._directory, self.config)
+        date = self._loop.fix_date(self.config.policy.chat_template_date)
+        self.config = with_date(self.config, date)  # for `recipe.yaml`
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -31,6 +31,8 @@ MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 LONGEST_WAIT = timedelta(days=1)  # after which a process that waits for another one ends
 NO_PROBLEM = Problem("", "")
+
+Value = TypeVar("Value")
 
 _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
 
@@ -114,11 +116,11 @@ def describe_processes(accelerator: Accelerator) -> str:
     )
 
 
-def gather_object(value: Any, accelerator: Accelerator) -> list[Any]:
+def gather_object(value: Value, accelerator: Accelerator) -> list[Value]:
     """Return the values of all processes, in the order of the processes. The values must be picklable."""
     if accelerator.num_processes == 1:
         return [value]
-    values: list[Any] = accelerate_gather_object([value])
+    values: list[Value] = accelerate_gather_object([value])
     return values
 
 
@@ -162,7 +164,8 @@ def share_evaluation(
         accelerator: the accelerator of the run.
     """
     # columns of a problem may be objects that cannot be pickled, and every process has them
-    shared: Evaluation = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
+    shared = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
+    assert shared is not None  # the main process is the first one
     return replace(shared, problems=problems)
 
 

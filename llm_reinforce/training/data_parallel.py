@@ -137,20 +137,17 @@ def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator:
     if accelerator.num_processes == 1:
         return own
 
-    def without_problems(episodes: Sequence[Episode]) -> list[Episode]:
-        # columns of a problem may be objects that cannot be pickled, and every process has them
-        return [replace(episode, problem=NO_PROBLEM) for episode in episodes]
+    def gather_all(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+        # columns of a problem may be objects that cannot be pickled, and every process has the problems
+        sent = [replace(episode, problem=NO_PROBLEM) for episode in episodes]
+        parts = gather_object(sent, accelerator)
+        return tuple(replace(one, problem=problems[one.group]) for part in parts for one in part)
 
-    parts = gather_object(
-        (without_problems(own.episodes), dict(own.logged), without_problems(own.greedy)), accelerator
-    )
-    episodes, greedy = (
-        tuple(replace(episode, problem=problems[episode.group]) for part in parts for episode in part[place])
-        for place in (0, 2)
-    )
-    names = dict.fromkeys(name for _, logged, _ in parts for name in logged)
-    values = {name: [logged[name] for _, logged, _ in parts if name in logged] for name in names}
-    return EpisodeBatch.of(episodes, {name: sum(each) / len(each) for name, each in values.items()}, greedy)
+    of_processes = gather_object(dict(own.logged), accelerator)
+    names = dict.fromkeys(name for logged in of_processes for name in logged)
+    values = {name: [logged[name] for logged in of_processes if name in logged] for name in names}
+    means = {name: sum(each) / len(each) for name, each in values.items()}
+    return EpisodeBatch.of(gather_all(own.episodes), means, gather_all(own.greedy))
 
 
 def share_evaluation(

@@ -1,28 +1,34 @@
-"""`llm-reinforce recipes list|show|copy|validate`: list, show, copy and check recipes."""
+"""`llm-reinforce recipes list|show|copy|validate|keys`: list, show, copy and check recipes, and list keys."""
 
+import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, reported_failures
-from llm_reinforce.config import builtin_recipes, load_config
+from llm_reinforce.config import Config, builtin_recipes, load_config
+from llm_reinforce.config.key_reference import SectionEntry, key_reference
 from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.console.messages import print_error, terminal_console
 from llm_reinforce.errors import InputError
 
-recipes = typer.Typer(help="List, show, copy and check recipes.", no_args_is_help=True)
+recipes = typer.Typer(
+    help="List, show, copy and check recipes, and list the keys of a recipe.", no_args_is_help=True
+)
 
-NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe, see `recipes list`.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe; see `recipes list`.")]
 
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """List the built-in recipes and the purpose of each."""
+    """List the built-in recipes with their purposes."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     for name, path in builtin_recipes().items():
@@ -46,10 +52,13 @@ def copy(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Copy a built-in recipe and its files, so that you can change them. No file is overwritten."""
+    """Copy a built-in recipe and its files, so that you can change them. No existing file is overwritten.
+
+    The measured results at the top of the recipe are not copied.
+    """
     with reported_failures("the copy", debug=debug):
         original = _find(name)
-        text = original.read_text(encoding="utf-8")
+        text = without_results(original.read_text(encoding="utf-8"))
         target = file or Path(f"{name}.yaml")
         target = target / f"{name}.yaml" if target.is_dir() else target
         try:
@@ -61,11 +70,11 @@ def copy(
             raise InputError(f"{target}: the directory {target.parent} does not exist; create it") from None
         except OSError as error:
             raise InputError(f"{target}: can't be written: {error.strerror}") from None
-        for named in sorted(original.parent.glob("*.*")):  # files that the recipe names
+        for named in sorted(original.parent.glob("*.*")):  # copy files whose names occur in the recipe
             if named.suffix != ".yaml" and named.name in text and not (target.parent / named.name).exists():
                 shutil.copyfile(named, target.parent / named.name)
                 typer.echo(f"wrote {target.parent / named.name}")
-        typer.echo(f"wrote {target}; run it with: llm-reinforce train {target}")
+        typer.echo(f"wrote {target}; run it with: llm-reinforce train {shlex.quote(str(target))}")
 
 
 @recipes.command()
@@ -88,6 +97,55 @@ def validate(
                 typer.echo(f"{file}: valid recipe")
         if num_invalid:
             raise typer.Exit(2)
+
+
+@recipes.command()
+def keys(
+    section: Annotated[
+        str | None, typer.Argument(help="Section, such as training or problems.train. Default: all sections.")
+    ] = None,
+    as_json_schema: Annotated[
+        bool, typer.Option("--json-schema", help="Print a JSON schema of recipes, which editors can use.")
+    ] = False,
+    debug: DebugOption = False,
+) -> None:
+    """List the keys of a recipe with their defaults, allowed values and meaning."""
+    with reported_failures(debug=debug):
+        if as_json_schema:
+            typer.echo(json.dumps(Config.model_json_schema(), indent=2))
+            return
+        console = terminal_console()
+        for entry in _find_sections(section):
+            console.print(Text("\n" + (" and ".join(filter(None, entry.paths)) or "top level"), style="bold"))
+            console.print(Text(entry.summary, style="dim"))
+            for key in entry.keys:
+                default = "required" if key.default == "required" else f"default: {key.default}"
+                facts = f"{key.values}; {default}".replace("`", "")
+                console.print(Text.assemble(f"  {key.name}  ", (facts, "cyan")), soft_wrap=False)
+                console.print(Padding(Text(key.description.replace("`", "")), (0, 0, 0, 6)))
+
+
+def _find_sections(name: str | None) -> list[SectionEntry]:
+    entries = key_reference(Config)
+    if name is None:
+        return entries
+    known = {path: entry for entry in entries for path in entry.paths if path}
+    known |= {path.removesuffix(".N"): entry for path, entry in known.items()}
+    if name not in known:
+        hint = nearest(name, known) or f"; the sections are {', '.join(sorted(known))}"
+        raise InputError(f"a recipe has no section {name!r}{hint}")
+    return [known[name]]
+
+
+def without_results(text: str) -> str:
+    """Return a recipe without the paragraph of its opening comment that begins with "# Measured:"."""
+    head, separator, settings = text.partition("\n\n")
+    lines = head.split("\n")
+    first = next((at for at, line in enumerate(lines) if line.startswith("# Measured:")), len(lines))
+    while first and lines[first - 1] == "#":
+        first -= 1
+    kept = [line for at, line in enumerate(lines) if at < first or not line.startswith("#")]
+    return "\n".join(kept) + separator + settings
 
 
 def first_sentence(text: str) -> str:

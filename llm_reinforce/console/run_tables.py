@@ -1,4 +1,4 @@
-"""Summary of a run before its first update, and table of its accuracies after its last update."""
+"""Tables about runs: settings of a new run, accuracies of a completed run, and a list of recorded runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.console.text import accuracy_title, shown_accuracy, visible
+from llm_reinforce.console.text import MAX_PROMPT, accuracy_title, shown_accuracy, visible
 
 if TYPE_CHECKING:
     from llm_reinforce.config import Config
     from llm_reinforce.episodes import Episode
-    from llm_reinforce.runs import TrainState
+    from llm_reinforce.runs import RunSummary, TrainState
     from llm_reinforce.training import Preview
 
 
@@ -26,7 +26,7 @@ def named_values(rows: Mapping[str, str]) -> Table:
 
 
 def preview_table(config: "Config", preview: "Preview") -> Table:
-    """Return a table that summarizes a run that has not been started."""
+    """Return a table that summarizes the settings and the data of a run that has not been started."""
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
     updates = f"{training.num_updates:,}"
@@ -38,6 +38,7 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
             "policy": f"{config.policy.name_or_path or 'random weights'}: {preview.policy}",
             "device": preview.device,
             "problems": f"{preview.num_training:,} for training, {preview.num_held_out:,} held out",
+            "first prompt": visible(preview.prompt, MAX_PROMPT),
             "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in preview.rewards),
             "updates": updates,
             "per update": f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
@@ -83,11 +84,11 @@ def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
-    """Return a line of text for each decoding whose highest accuracy was not reached in the last evaluation.
+    """Return the best accuracy of each decoding mode as a line of text, if it exceeds the last accuracy.
 
     Args:
         rows: the rows of `evaluations.jsonl`.
-        state: the final train state.
+        state: state of the training after the last update, which contains the best evaluations.
     """
     last = {row["decoding"]: row["accuracy"] for row in rows}
     return [
@@ -95,3 +96,38 @@ def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> lis
         for decoding, best in state.best_evaluation.items()
         if best.accuracy > last.get(decoding, 1.0)
     ]
+
+
+STYLES = {"finished": "green", "running": "bold cyan", "stopped": "yellow", "unreadable": "red"}
+
+
+def runs_table(runs: "Sequence[RunSummary]", now: float) -> Table:
+    """Return a table with the state and the accuracies of each run.
+
+    Args:
+        runs: the runs; at least one.
+        now: current time, in seconds since 1970.
+    """
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("run", overflow="fold")
+    for title in ("state", "updates", "accuracy", "last change"):
+        table.add_column(title, no_wrap=title != "accuracy")
+    for run in runs:
+        accuracies = [
+            f"{decoding} {before:.1%} → {after:.1%}" for decoding, (before, after) in run.accuracies.items()
+        ]
+        table.add_row(
+            Text(visible(str(run.path))),
+            Text(run.state, style=STYLES[run.state]),
+            f"{run.num_updates:,} of {run.max_updates:,}",
+            "\n".join(accuracies) or "not evaluated",
+            _time_ago(now - run.last_change),
+        )
+    return table
+
+
+def _time_ago(seconds: float) -> str:
+    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return "just now" if seconds < 60 else "1 minute ago"

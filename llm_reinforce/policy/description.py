@@ -8,7 +8,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 
-NUM_MEASURED = 200  # number of prompts whose tokens are counted: the prompts with the most characters
+NUM_MEASURED = 200  # number of prompts whose tokens are counted; they are those with the most characters
 
 
 def describe_policy(policy: LanguagePolicy) -> str:
@@ -51,7 +51,7 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
     length, problem = max(measured, key=lambda pair: pair[0])
     if length + max_new_tokens > limit:
         raise InputError(
-            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens; with "
+            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens; together with "
             f"max_new_tokens: {max_new_tokens:,} this exceeds the context of the policy, {limit:,} tokens; "
             "lower max_new_tokens or remove the problem"
         )

@@ -1,9 +1,11 @@
 """Load a LanguagePolicy from a name, a path, a configuration or a model in memory."""
 
+import datetime
 import json
 import logging
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +26,12 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
 from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
+from llm_reinforce.policy.chat_templates import ChatSettings, end_of_turn, end_of_turn_token
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetched_directory
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.policy.log_probs import keeps_keys_and_values
+from llm_reinforce.policy.prompt_checks import with_chat_settings
+from llm_reinforce.policy.stopped_run import load_weights, stopped_run
 
 
 def load_policy(
@@ -36,6 +41,8 @@ def load_policy(
     lora: AdapterConfig | None = None,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -45,22 +52,41 @@ def load_policy(
 
     Args:
         name_or_path: a hub id, a directory, a `.gguf` file, or the name of a model that was downloaded with
-            `llm-reinforce fetch`. The directory may be that of a model, an adapter or a run. A `.gguf` file
+            `llm-reinforce fetch`. The directory may contain a model, an adapter or a run. If the run has
+            not saved its policy yet, the policy of its newest intact checkpoint is loaded. A `.gguf` file
             is dequantized and stored as safetensors in the cache directory.
         dtype: data type of the weights: float32, bfloat16 or float16.
-        lora: shape of a new LoRA adapter to train. None: train the loaded adapter or, if the model is not an
-            adapter, all weights.
+        lora: settings of a new LoRA adapter to train. None: train the loaded adapter, or all weights if the
+            model is not an adapter.
         use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
-        system_prompt: system turn of the chat template. None: the default of the template.
+        system_prompt: text of the system message in the chat template. None: the default of the template.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+        chat_template_date: date that the chat template prints as the current date, such as "2026-11-29".
+            None: the date of today.
         revision: branch, tag or commit of a hub id.
-        trust_remote_code: if True, code that belongs to a model on the hub may run.
+        trust_remote_code: if True, Python code from the model's repository on the hub may be executed.
         seed: seed of the random initialization of a new adapter.
         device: device of the model.
 
     Raises:
-        InputError: if no model is found, if the model is not a causal language model, if its cache contains
-            more than keys and values, or if `system_prompt` is given although there is no chat template.
+        InputError: if no model is found, if the model is not a causal language model, if the model's cache
+            contains more than keys and values, if settings of a chat template are given although there is no
+            chat template, or if the chat template drops or changes the text of the user.
     """
+    if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
+        config, checkpoint = stopped
+        given = {
+            "dtype": dtype,
+            "use_chat_template": use_chat_template,
+            "system_prompt": system_prompt,
+            "chat_template_kwargs": chat_template_kwargs or {},
+            "chat_template_date": chat_template_date,
+            "trust_remote_code": trust_remote_code,
+        }
+        settings = config.policy.model_copy(update=given)
+        policy = policy_from_config(settings, seed=config.seed, device=device)
+        load_weights(checkpoint, policy.model)
+        return policy if lora is None else replace(policy, model=_with_adapter(policy.model, lora, seed))
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     try:
@@ -75,7 +101,8 @@ def load_policy(
     _check_cache(model)
     if lora is not None:
         model = _with_adapter(model, lora, seed)
-    return _as_policy(model.to(device), tokenizer, use_chat_template, system_prompt)
+    chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
+    return _as_policy(model.to(device), tokenizer, use_chat_template, chat)
 
 
 def random_policy(
@@ -100,7 +127,7 @@ def random_policy(
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
         max_position_embeddings=shape.max_length,
-        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 is for widths of thousands
+        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 suits hidden sizes of thousands
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,  # an embedding computes no gradient for its pad token, which is the end token here
@@ -109,7 +136,7 @@ def random_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False, None)
+    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False)
 
 
 def policy_from_model(
@@ -118,6 +145,8 @@ def policy_from_model(
     *,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     lora: AdapterConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> LanguagePolicy:
@@ -128,12 +157,14 @@ def policy_from_model(
         tokenizer: tokenizer of the model, with an end token.
         use_chat_template: see `load_policy`.
         system_prompt: see `load_policy`.
+        chat_template_kwargs: see `load_policy`.
+        chat_template_date: see `load_policy`.
         lora: see `load_policy`.
         seed: see `load_policy`.
 
     Raises:
-        InputError: if the model or the tokenizer has another type, or if the tokenizer has more tokens than
-            the model.
+        InputError: if the type of the model or of the tokenizer is not supported, or if the tokenizer has
+            more tokens than the model.
     """
     from peft import PeftModel
 
@@ -163,15 +194,16 @@ def policy_from_model(
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
-    return _as_policy(model, tokenizer, use_chat_template, system_prompt)
+    chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
+    return _as_policy(model, tokenizer, use_chat_template, chat)
 
 
 def check_reloads(policy: LanguagePolicy) -> None:
-    """Check that a policy made from objects in memory can be saved and is unchanged after it is loaded.
+    """Check that a policy made from objects in memory can be saved and loaded again without a change.
 
     Raises:
         InputError: if the model cannot be saved, if the base model of an adapter was not loaded from a path,
-            or if the end tokens would change.
+            or if the end tokens would differ after loading.
     """
     model = policy.model
     if not hasattr(model, "save_pretrained"):
@@ -214,6 +246,8 @@ def policy_from_config(
         lora=recipe.lora,
         use_chat_template=recipe.use_chat_template,
         system_prompt=recipe.system_prompt,
+        chat_template_kwargs=recipe.chat_template_kwargs,
+        chat_template_date=recipe.chat_template_date,
         revision=recipe.revision,
         trust_remote_code=recipe.trust_remote_code,
         seed=seed,
@@ -225,13 +259,13 @@ def resolve_location(name_or_path: str) -> str:
     """Return the location from which transformers loads a model: a local directory, or the unchanged hub id.
 
     Raises:
-        InputError: if the name is that of a model that can be fetched but has not been, or if the path
+        InputError: if the name is a key of `FETCHABLE` but the model has not been fetched, or if the path
             contains no model.
     """
     path = Path(name_or_path).expanduser()
     if name_or_path in FETCHABLE and not path.exists():
         return str(fetched_directory(name_or_path))
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return str(convert_gguf(path))
     if path.is_dir():
         policy_directory = path / "policy" if (path / "policy").is_dir() else path
@@ -239,7 +273,9 @@ def resolve_location(name_or_path: str) -> str:
             raise InputError(f"{path}: no model in this directory (no config.json, no adapter_config.json)")
         # absolute, because an adapter stores the path of its base model
         return str(policy_directory.absolute())
-    if not path.exists() and (name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))):
+    is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))
+    is_path = is_path or any(sign in name_or_path for sign in "\\:")  # as in C:\models
+    if is_path and not path.exists():
         raise InputError(f"policy {name_or_path}: no such directory or file")
     if path.exists():
         raise InputError(
@@ -286,11 +322,12 @@ def convert_gguf(path: Path, directory: Path | None = None) -> Path:
 
 
 def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
-    """If the pad token of a tokenizer equals its end token, choose an unused token as pad token, if any.
+    """If the pad token of a tokenizer equals its end token, set the pad token to `<|endoftext|>`.
 
-    The tokenizers of some GGUF files have equal pad and end tokens.
+    The tokenizers of some GGUF files have equal pad and end tokens. The pad token is not changed if the model
+    has no embedding for `<|endoftext|>`.
     """
-    # transformers adds a missing <|endoftext|> to the tokenizer, but the model has no embedding for its id
+    # transformers may have added <|endoftext|> with a new id, for which the model has no embedding
     spare = tokenizer.get_vocab().get("<|endoftext|>", num_tokens)
     if tokenizer.pad_token_id == tokenizer.eos_token_id and spare < num_tokens:
         tokenizer.pad_token = "<|endoftext|>"
@@ -303,7 +340,7 @@ def _load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, argu
         return _all_weights(location, **arguments)
     from peft import PeftModel
 
-    config = json.loads(adapter.read_text())
+    config = json.loads(adapter.read_text(encoding="utf-8"))
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str):
         raise InputError(
@@ -337,7 +374,7 @@ def _all_weights(location: str, **arguments: Any) -> Any:
 
 
 def _reach(location: str) -> dict[str, bool]:
-    """Return arguments of `from_pretrained` that restrict loading to local files if the hub does not answer.
+    """Return arguments of `from_pretrained` that restrict loading to local files if the hub is not reachable.
 
     Without these arguments, transformers would wait for the hub once per file.
     """
@@ -353,7 +390,8 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
             "the adapter"
         )
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # other libraries expect an int
+    # libraries that load the adapter expect an int
+    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -378,32 +416,29 @@ def _check_cache(model: Any) -> None:
 
 
 def _as_policy(
-    model: Any, tokenizer: Any, use_chat_template: bool, system_prompt: str | None
+    model: Any, tokenizer: Any, use_chat_template: bool, chat: ChatSettings | None = None
 ) -> LanguagePolicy:
     template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
-    if system_prompt is not None and not template:
-        raise InputError(
-            "policy.system_prompt has no effect, because this policy has no chat template or does not use "
-            "its chat template; move the text to problems.template"
-        )
     end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
     model.get_input_embeddings().padding_idx = None
-    return LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template), system_prompt)
+    policy = LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template))
+    return with_chat_settings(policy, chat or ChatSettings())
 
 
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
-    If the end tokens of the model do not include the end token of the tokenizer, those that are ordinary text
-    in the tokenizer are omitted. A model that was made from a configuration has a default end token, such as
-    2, which may be the token of a digit.
+    If the end tokens of the model do not include the end token of the tokenizer, end tokens of the model that
+    are ordinary text tokens of the tokenizer are omitted. This is necessary because a model created from a
+    configuration has a default end token id, such as 2, which may be the id of a digit.
 
-    The first token of the result is the one that `encode_completion` appends. If the chat template ends turns
-    with the end token of the tokenizer, this token is the first one, because the generation settings of a
-    base model may not contain it. Otherwise, an end token of the model is the first one, if it has any.
+    The first token of the result is the one that `encode_completion` appends. If the chat template ends the
+    messages of the assistant with a special token, this token comes first, because the generation settings of
+    a base model may not contain it. Otherwise, the first end token of the model comes first, if the model has
+    end tokens.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -412,8 +447,11 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ordinary = set(tokenizer.get_vocab().values()) - special
         of_model = [token_id for token_id in of_model if token_id not in ordinary]
-    ends_turns = bool(of_tokenizer) and tokenizer.eos_token in template
-    in_order = [*of_tokenizer, *of_model] if ends_turns else [*of_model, *of_tokenizer]
+    after_reply = end_of_turn(tokenizer) if template else None
+    of_template = end_of_turn_token(tokenizer, after_reply) if after_reply else None
+    if of_template is None and of_tokenizer and tokenizer.eos_token in template:
+        of_template = of_tokenizer[0]
+    in_order = [*([] if of_template is None else [of_template]), *of_model, *of_tokenizer]
     if not in_order:
         raise InputError(
             "policy: no end token is defined, so no episode could end; set eos_token in the tokenizer"

@@ -1,4 +1,4 @@
-"""Log-probabilities of given actions, and hidden states of their states.
+"""Log-probabilities of given actions, and the hidden states from which the model predicts the actions.
 
 The causal shift (the output at one token predicts the next token) is made in this module for all models that
 do not use the fast path.
@@ -35,19 +35,20 @@ def token_log_probs(
 ) -> ActionLogProbs:
     """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
-    A prompt with several completions is computed once. For a Llama-like model, shared prefixes of a prompt's
-    completions are also computed once. For any other model, only completions that are equal as a whole are
-    computed once.
+    A prompt is computed once for all its completions. For a Llama-like model, prefixes that several
+    completions of a prompt share are also computed once. For any other model, identical completions of a
+    prompt are computed once.
 
     Args:
         model: the model of a policy.
-        prompts: token ids of the states s_0, one per episode, none empty.
-        completions: token ids of the actions, including the end token. Their lengths may differ.
+        prompts: token ids of the initial state s_0 of each episode. None of them may be empty.
+        completions: token ids of the actions of each episode, including the end token. The lengths of the
+            completions may differ.
         pad_token_id: token id that fills ragged batches.
         temperature: divisor of the logits, as in sampling.
         with_entropies: also compute the entropy of each action's distribution, with gradient.
-        activations: activations kept when the completions were sampled with the same weights. None: compute
-            everything.
+        activations: activations stored by `sample_completions`, which must have used the same weights. None:
+            compute everything.
 
     Returns:
         log-probabilities and entropies of shape `[episode, longest completion]`, in float64 for a float64
@@ -82,16 +83,16 @@ def action_features(
     pad_token_id: int,
     max_tokens: int = MAX_FEATURE_TOKENS,
 ) -> Float[Tensor, "episode token hidden"]:
-    """Return the last hidden state of the state s_t of each action, without gradient.
+    """Return the model's last hidden state at the state s_t of each action, without gradient.
 
     The last hidden state is the input of the model's output layer (the head). `head(features)[b, t]` are the
-    logits of action a_t of episode b, before the division by the temperature and before any further change of
-    the logits by the model, such as capping.
+    logits of action a_t of episode b, before they are divided by the temperature, and before any operation
+    that the model applies to its logits, such as soft-capping.
 
     Args:
         model: the model of a policy.
-        prompts: token ids of the states s_0, one per episode, none empty.
-        completions: token ids of the actions, including the end token.
+        prompts: token ids of the initial state s_0 of each episode. None of them may be empty.
+        completions: token ids of the actions of each episode, including the end token.
         pad_token_id: token id that fills ragged batches.
         max_tokens: maximum number of tokens computed at once, including padding. A single episode may be
             longer.
@@ -124,7 +125,10 @@ def action_features(
 def _rows_at_once(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], max_tokens: int
 ) -> Iterator[slice]:
-    """Divide the rows into slices of at most `max_tokens` tokens including padding, or of a single row."""
+    """Divide the episodes into slices that are computed at once.
+
+    A slice has at most `max_tokens` tokens including padding, or consists of a single episode.
+    """
     start, longest = 0, 0
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         longest = max(longest, len(prompt) + len(completion))
@@ -137,9 +141,9 @@ def _rows_at_once(
 def _inputs_of_head(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column hidden"]:
-    """Return the inputs of the model's head (its output embedding) for all columns, or for the last ones.
+    """Return the inputs of the model's head, which is its output embedding.
 
-    The columns include those that predict an action.
+    The result has all columns, or only the last columns. It always has the columns that predict an action.
     """
     seen: list[Tensor] = []
 
@@ -158,7 +162,7 @@ def _inputs_of_head(
             handle.remove()
     if not seen:
         raise InputError(
-            f"reinforce.baseline: value needs the hidden states of the policy, but those of a "
+            f"reinforce.baseline: value needs the hidden states of the policy, but the hidden states of a "
             f"{type(inner).__name__} cannot be read, because its forward pass does not call an output "
             "embedding; choose another baseline"
         )
@@ -169,7 +173,8 @@ def keeps_keys_and_values(model: nn.Module) -> bool:
     """Return True if the cache of the model consists only of keys and values.
 
     Several completions can share the keys and values of a prompt. They cannot share a recurrent state (of
-    linear attention, for example), because it is updated in place, which loses the gradient.
+    linear attention, for example), because a recurrent state is updated in place, and the gradient would be
+    lost.
     """
     layer_types = getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"]
     return "past_key_values" in accepted_arguments(model, ["past_key_values"]) and set(layer_types) <= {
@@ -181,14 +186,16 @@ def keeps_keys_and_values(model: nn.Module) -> bool:
 def _logits_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode token vocabulary"]:
-    """Return the logits of each action, from one sequence per episode: the prompt and the completion."""
+    """Return the logits of each action. Each row has one episode: its prompt, then its completion."""
     return _of_actions(_outputs_row_by_row(model, prompts, completions, pad_token_id), prompts, completions)
 
 
 def _outputs_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column vocabulary"]:
-    """Return the logits of all columns, or of the last ones, which include all that predict an action.
+    """Return the logits of all columns, or of only the last columns.
+
+    The columns that predict an action are always included.
 
     Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
     """
@@ -205,7 +212,7 @@ def _of_actions(
     prompts: Sequence[TokenIds],
     completions: Sequence[TokenIds],
 ) -> Float[Tensor, "episode token channel"]:
-    """Select the outputs that predict actions, from the outputs of all columns or of the last ones."""
+    """Select the outputs that predict actions, from the outputs of all columns or of the last columns."""
     # the causal shift: column c predicts token c + 1, and action t is token len(prompt) + t
     num_omitted = max(map(len, _read(prompts, completions))) - outputs.shape[1]
     first = integers([len(prompt) - 1 - num_omitted for prompt in prompts], outputs.device)
@@ -216,7 +223,7 @@ def _of_actions(
 
 
 def _read(prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> list[TokenIds]:
-    """Return the input tokens of each episode: prompt and completion without the last action.
+    """Return the input tokens of each episode: its prompt, and its completion without the last action.
 
     The last action is not needed, because no action follows it.
     """

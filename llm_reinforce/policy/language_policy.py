@@ -193,8 +193,8 @@ class LanguagePolicy:
             (place for place, token in enumerate(prompt) if token in self._message_marks), default=-1
         )
         opened = open_reasoning(self._visible_text(prompt[last_mark + 1 :]))
-        # In the message of the assistant, text may follow the tag. Elsewhere, the tag may be part of a
-        # request, such as "begin with <think>", unless the prompt ends with it.
+        # In the message of the assistant, text may follow the tag. Elsewhere, the tag may be part of
+        # a request, such as "begin with <think>", unless the prompt ends with it.
         in_own_message = self.uses_chat_template and last_mark >= 0
         return opened if in_own_message or opened.strip() in REASONING else ""
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.chat_templates import (
     PROBE,
+    REPLY,
     ChatSettings,
     check_template_arguments,
     end_of_turn,
@@ -46,12 +47,13 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     }
     has_date = prints_date(policy.tokenizer)
     changed = replace(policy, **given, chat_template_date=date if has_date else None)
-    rendered = changed.render_prompt(PROBE)  # finds a template that drops every text
-    if changed.system_prompt is not None and changed.system_prompt.strip() not in rendered:
-        raise InputError(
-            "policy.system_prompt: the chat template of the policy drops or changes it; remove this setting, "
-            "or move the text to problems.template"
-        )
+    changed.render_prompt(PROBE)  # finds a template that drops every text
+    for text in () if changed.system_prompt is None else (changed.system_prompt.strip(), REPLY):
+        if text not in replace(changed, system_prompt=text).render_prompt(PROBE):
+            raise InputError(
+                "policy.system_prompt: the chat template of the policy drops or changes it; remove this "
+                "setting, or move the text to problems.template"
+            )
     return changed
 
 

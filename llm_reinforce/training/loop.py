@@ -270,9 +270,9 @@ class TrainingLoop:
             return None
         day = datetime.date.fromisoformat(date) if date else own
         # processes may have started before and after midnight
-        day = gather_object(day, self.accelerator)[0]
-        self.policy = replace(self.policy, chat_template_date=day)
-        return day.isoformat()
+        first: datetime.date = gather_object(day, self.accelerator)[0]
+        self.policy = replace(self.policy, chat_template_date=first)
+        return first.isoformat()
 
     def _is_stopped(self) -> bool:
         """Return True if a stop was requested in any process. All processes get the same result."""

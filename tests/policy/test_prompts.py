@@ -156,8 +156,8 @@ def test_token_that_ends_turns_is_an_end_token() -> None:
 def test_turns_that_end_in_no_token_are_reported(ending: str, expected: str) -> None:
     policy = new_policy(CHAT.replace("<|im_end|>\n", ending))
     (note,) = check_prompts(policy, [Problem("1=", "1")])
-    opening = f"the chat template ends the messages of the assistant {expected}"
-    assert note == f"{opening}; a completion ends only with <end>"
+    start = f"the chat template ends the messages of the assistant {expected}"
+    assert note == f"{start}; a completion ends only with <end>"
 
 
 # ------------------------------------------------------------------------------------------ chat templates

@@ -18,9 +18,10 @@ from transformers import (
 from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
+from llm_reinforce.policy.embedding import num_embeddings, valid_pad_token
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.policy.model_files import cannot_load, first_line, load_model, reach, resolve_location
-from llm_reinforce.policy.plain_path import keeps_keys_and_values
+from llm_reinforce.policy.row_trial import check_rows
 
 
 def load_policy(
@@ -66,10 +67,10 @@ def load_policy(
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(cannot_load(str(name_or_path), error)) from error
-    _check_cache(model)
     if lora is not None:
         model = _with_adapter(model, lora, seed)
-    return _as_policy(model.to(device), tokenizer, use_chat_template, system_prompt)
+    check_rows(model.to(device))
+    return _as_policy(model, tokenizer, use_chat_template, system_prompt)
 
 
 def random_policy(
@@ -153,10 +154,10 @@ def policy_from_model(
             f"policy: the tokenizer has {len(tokenizer):,} tokens, the model only {num_tokens:,}; use the "
             "tokenizer of the model, or call model.resize_token_embeddings"
         )
-    _check_cache(model)
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
+    check_rows(model)
     return _as_policy(model, tokenizer, use_chat_template, system_prompt)
 
 
@@ -181,8 +182,8 @@ def check_reloads(policy: LanguagePolicy) -> None:
                 "when the run is resumed; save the base model with save_pretrained and load it from that "
                 "path, or omit output_dir"
             )
-    template = str(policy.tokenizer.chat_template or "") if policy.uses_chat_template else ""
-    if (found := _end_tokens(model, policy.tokenizer, template)) != policy.end_token_ids:
+    template = _chat_template(policy.tokenizer) if policy.uses_chat_template else None
+    if (found := _end_tokens(model, policy.tokenizer, template or "")) != policy.end_token_ids:
         raise InputError(
             f"policy: the end tokens are {list(policy.end_token_ids)}, but after saving and loading they "
             f"would be {list(found)}; set model.generation_config.eos_token_id, or omit output_dir"
@@ -234,35 +235,40 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
             raise InputError(f"policy.lora.target_modules: {first_line(error)}") from error
 
 
-def _check_cache(model: Any) -> None:
-    """Check that the cache of a model consists only of keys and values, which the sampler copies row by row.
-
-    Raises:
-        InputError: if the cache contains more, such as a recurrent state.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(inner, "_is_stateful", False) or not keeps_keys_and_values(model):
-        raise InputError(
-            f"policy: models of type {inner.config.model_type} are not supported, because their cache holds "
-            "more than keys and values (a recurrent state, for example); use another model"
-        )
-
-
 def _as_policy(
     model: Any, tokenizer: Any, use_chat_template: bool, system_prompt: str | None
 ) -> LanguagePolicy:
-    template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
+    template = _chat_template(tokenizer) if use_chat_template else None
     if system_prompt is not None and not template:
         raise InputError(
             "policy.system_prompt has no effect, because this policy has no chat template or does not use "
             "its chat template; move the text to problems.template"
         )
-    end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
+    end_token_ids = _end_tokens(model, tokenizer, template or "")
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
     model.get_input_embeddings().padding_idx = None
-    return LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template), system_prompt)
+    pad = valid_pad_token(model, int(pad))
+    return LanguagePolicy(model, tokenizer, end_token_ids, pad, bool(template), system_prompt)
+
+
+def _chat_template(tokenizer: Any) -> str | None:
+    """Return the chat template that the tokenizer uses by default, or None if it has no template.
+
+    Raises:
+        InputError: if the tokenizer has several named templates, and none of them is the default.
+    """
+    template = getattr(tokenizer, "chat_template", None)
+    if isinstance(template, dict):
+        if template and "default" not in template:
+            names = ", ".join(sorted(template))
+            raise InputError(
+                f"policy: the tokenizer has several chat templates ({names}), but no default; assign one of "
+                "them to tokenizer.chat_template and save the tokenizer, or set policy.use_chat_template to false"
+            )
+        template = template.get("default")
+    return template or None
 
 
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
@@ -285,6 +291,8 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
         of_model = [token_id for token_id in of_model if token_id not in ordinary]
     ends_turns = bool(of_tokenizer) and tokenizer.eos_token in template
     in_order = [*of_tokenizer, *of_model] if ends_turns else [*of_model, *of_tokenizer]
+    size = num_embeddings(model)
+    in_order = [token_id for token_id in in_order if size is None or token_id < size]
     if not in_order:
         raise InputError(
             "policy: no end token is defined, so no episode could end; set eos_token in the tokenizer"

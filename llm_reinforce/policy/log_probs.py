@@ -9,18 +9,21 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy.action_head import ActionLogProbs, log_probs_of_logits
+from llm_reinforce.policy.action_head import ActionLogProbs
+from llm_reinforce.policy.embedding import check_token_ids, valid_pad_token
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy.fast_path.packed_log_probs import pack, packed_log_probs, packed_states
-from llm_reinforce.policy.language_policy import TokenIds, integers, pad_right
+from llm_reinforce.policy.language_policy import TokenIds, integers
 from llm_reinforce.policy.plain_path import (
-    keeps_keys_and_values,
-    logits_row_by_row,
-    logits_sharing_prompts,
+    Batching,
     of_actions,
     outputs_row_by_row,
+    plain_log_probs,
+    restored_order,
+    rows_together,
 )
+from llm_reinforce.policy.row_trial import scoring_batching
 from llm_reinforce.policy_gradient import action_mask
 
 MAX_FEATURE_TOKENS = 16384  # number of tokens whose hidden states are computed at once
@@ -56,20 +59,23 @@ def token_log_probs(
         log-probabilities and entropies of shape `[episode, longest completion]`, in float64 for a float64
         model and otherwise in float32. Values in padding are arbitrary.
     """
+    check_token_ids(model, [*prompts, *completions])
     packable = packable_model(model)
     if packable is not None and all(completions):
         return packed_log_probs(packable, prompts, completions, temperature, with_entropies, activations)
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
-    prompts, completions = [prompt for prompt, _ in distinct], [completion for _, completion in distinct]
-    actions = pad_right(completions, pad_token_id, next(model.parameters()).device)
-    if len(set(prompts)) < len(prompts) and keeps_keys_and_values(model):
-        logits = logits_sharing_prompts(model, prompts, actions, pad_token_id)
-    else:
-        logits = logits_row_by_row(model, prompts, completions, pad_token_id)
-    found = log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+    found = plain_log_probs(
+        model,
+        [prompt for prompt, _ in distinct],
+        [completion for _, completion in distinct],
+        pad_token_id=pad_token_id,
+        batching=scoring_batching(model, prompts, completions),
+        temperature=temperature,
+        with_entropies=with_entropies,
+    )
     number = {episode: index for index, episode in enumerate(distinct)}
-    rows = integers([number[episode] for episode in episodes], logits.device)
+    rows = integers([number[episode] for episode in episodes], found.log_probs.device)
     return ActionLogProbs(
         found.log_probs.index_select(0, rows),
         None if found.entropies is None else found.entropies.index_select(0, rows),
@@ -105,11 +111,13 @@ def action_features(
     Raises:
         InputError: if the forward pass of the model does not call its output embedding.
     """
-    width = max((len(completion) for completion in completions), default=0)
-    parts = []
+    check_token_ids(model, [*prompts, *completions])
+    width, parts = max(map(len, completions), default=0), []
     packable = packable_model(model)
-    for rows in _rows_at_once(prompts, completions, max_tokens):
-        of_rows = prompts[rows], completions[rows]
+    batching = scoring_batching(model, prompts, completions) if packable is None else "padded rows"
+    together = list(_rows_at_once(prompts, completions, batching, max_tokens))
+    for rows in together:
+        of_rows = [prompts[row] for row in rows], [completions[row] for row in rows]
         if packable is not None and all(of_rows[1]):
             of_prompts, tree = pack(packable, *of_rows)
             hidden = packed_states(packable, of_prompts, tree)
@@ -121,20 +129,24 @@ def action_features(
             is_action = action_mask(lengths, features.shape[1])
             features = features.masked_fill(~is_action[:, :, None], 0.0)
         parts.append(pad(features, (0, 0, 0, width - features.shape[1])))
-    return torch.cat(parts)
+    return torch.cat(parts)[restored_order(together)]
 
 
 def _rows_at_once(
-    prompts: Sequence[TokenIds], completions: Sequence[TokenIds], max_tokens: int
-) -> Iterator[slice]:
-    """Divide the rows into slices of at most `max_tokens` tokens including padding, or of a single row."""
-    start, longest = 0, 0
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        longest = max(longest, len(prompt) + len(completion))
-        if row > start and (row + 1 - start) * longest > max_tokens:
-            yield slice(start, row)
-            start, longest = row, len(prompt) + len(completion)
-    yield slice(start, len(prompts))
+    prompts: Sequence[TokenIds], completions: Sequence[TokenIds], batching: Batching, max_tokens: int
+) -> Iterator[list[int]]:
+    """Divide the rows into parts of at most `max_tokens` tokens including padding, or of a single row."""
+    for together in rows_together(prompts, completions, batching):
+        part: list[int] = []
+        longest = 0
+        for row in together:
+            length = len(prompts[row]) + len(completions[row])
+            longest = max(longest, length)
+            if part and (len(part) + 1) * longest > max_tokens:
+                yield part
+                part, longest = [], length
+            part.append(row)
+        yield part
 
 
 def _inputs_of_head(
@@ -156,7 +168,7 @@ def _inputs_of_head(
     if head is not None:
         handle = head.register_forward_pre_hook(record)
         try:
-            outputs_row_by_row(model, prompts, completions, pad_token_id)
+            outputs_row_by_row(model, prompts, completions, valid_pad_token(model, pad_token_id))
         finally:
             handle.remove()
     if not seen:
@@ -165,4 +177,4 @@ def _inputs_of_head(
             f"{type(inner).__name__} cannot be read, because its forward pass does not call an output "
             "embedding; choose another baseline"
         )
-    return seen[0]
+    return seen[-1]  # an earlier call may have restarted the positions

@@ -4,33 +4,110 @@ The causal shift of the plain path (the output at one token predicts the next to
 """
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import chain
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from llm_reinforce.policy.action_head import ActionLogProbs, log_probs_of_logits
+from llm_reinforce.policy.embedding import valid_pad_token
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
 
+Batching = Literal["shared prompts", "padded rows", "equal lengths", "single rows"]
+"""Rows that a model computes at once, from the fastest to the slowest choice.
 
-def keeps_keys_and_values(model: nn.Module) -> bool:
-    """Return True if the cache of the model consists only of keys and values.
+- shared prompts: all rows. Each distinct prompt is computed once, padded on the left.
+- padded rows: all rows, padded on the right when they are scored and on the left when they are sampled.
+- equal lengths: rows of one length, without padding.
+- single rows: one row.
+"""
 
-    Several completions can share the keys and values of a prompt. They cannot share a recurrent state (of
-    linear attention, for example), because it is updated in place, which loses the gradient.
+
+def plain_log_probs(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    pad_token_id: int,
+    batching: Batching,
+    temperature: float = 1.0,
+    with_entropies: bool = False,
+) -> ActionLogProbs:
+    """Return the log-probability of each action, computed as `batching` says; see `token_log_probs`."""
+    pad_token_id = valid_pad_token(model, pad_token_id)
+    device, width = next(model.parameters()).device, max(map(len, completions))
+    parts = rows_together(prompts, completions, batching)
+    found = []
+    for rows in parts:
+        of_rows = [prompts[row] for row in rows], [completions[row] for row in rows]
+        actions = pad_right(of_rows[1], pad_token_id, device)
+        if batching == "shared prompts" and len(set(of_rows[0])) < len(rows):
+            logits = _logits_sharing_prompts(model, of_rows[0], actions, pad_token_id)
+        else:
+            logits = of_actions(outputs_row_by_row(model, *of_rows, pad_token_id), *of_rows)
+        part = log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+        entropies = None if part.entropies is None else _widened(part.entropies, width)
+        found.append(ActionLogProbs(_widened(part.log_probs, width), entropies))
+    if len(parts) == 1:
+        return found[0]
+    order = integers(restored_order(parts), device)
+    all_entropies = [part.entropies for part in found if part.entropies is not None]
+    return ActionLogProbs(
+        torch.cat([part.log_probs for part in found])[order],
+        torch.cat(all_entropies)[order] if all_entropies else None,
+    )
+
+
+def _widened(values: Float[Tensor, "row token"], width: int) -> Float[Tensor, "row width"]:
+    return pad(values, (0, width - values.shape[1])) if values.shape[1] < width else values
+
+
+def rows_together(
+    prompts: Sequence[TokenIds], completions: Sequence[TokenIds], batching: Batching
+) -> list[list[int]]:
+    """Divide the rows into parts that are computed at once."""
+    parts: dict[int, list[int]] = {}
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        keys = {"equal lengths": len(prompt) + len(completion), "single rows": row}
+        parts.setdefault(keys.get(batching, 0), []).append(row)
+    return list(parts.values())
+
+
+def restored_order(parts: Sequence[Sequence[int]]) -> list[int]:
+    """Return, for each row, its position in the concatenation of the parts."""
+    position = {row: index for index, row in enumerate(chain.from_iterable(parts))}
+    return [position[row] for row in range(len(position))]
+
+
+def length_with_constant_positions(model: nn.Module) -> int | None:
+    """Return the length up to which the rotary frequencies of the model are constant. None: always.
+
+    With the scaling `dynamic` or `longrope`, the frequencies of a batch with longer sequences depend on the
+    longest of them.
     """
-    layer_types = getattr(getattr(model, "config", None), "layer_types", None) or ["full_attention"]
-    return "past_key_values" in accepted_arguments(model, ["past_key_values"]) and set(layer_types) <= {
-        "full_attention",
-        "sliding_attention",
-    }
+    types = (getattr(module, "rope_type", None) for module in model.modules())
+    names = {name for each in types for name in (each.values() if isinstance(each, dict) else [each])}
+    if not any(isinstance(name, str) and ("dynamic" in name or name == "longrope") for name in names):
+        return None
+    config: Any = getattr(model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    scaling = getattr(config, "rope_parameters", None) or {}
+    settings = [scaling, *(each for each in scaling.values() if isinstance(each, dict))]
+    limits = [each.get("original_max_position_embeddings") for each in settings]
+    limits.append(getattr(config, "max_position_embeddings", None))
+    return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
 
-def logits_row_by_row(
-    model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
-) -> Float[Tensor, "episode token vocabulary"]:
-    """Return the logits of each action, from one sequence per episode: the prompt and the completion."""
-    return of_actions(outputs_row_by_row(model, prompts, completions, pad_token_id), prompts, completions)
+@torch.no_grad()
+def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) -> None:
+    """Restore the initial rotary frequencies of a model whose frequencies change with the length.
+
+    The scaling `dynamic` keeps the frequencies of the longest sequence so far, until it gets a short one.
+    """
+    model(input_ids=input_ids[:1, :1], use_cache=False)
 
 
 def outputs_row_by_row(
@@ -41,6 +118,8 @@ def outputs_row_by_row(
     Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
     """
     input_ids = pad_right(_read(prompts, completions), pad_token_id, next(model.parameters()).device)
+    if length_with_constant_positions(model) is not None:
+        restart_positions(model, input_ids)
     arguments: dict[str, Any] = {}
     if accepted_arguments(model, ["logits_to_keep"]):
         arguments["logits_to_keep"] = input_ids.shape[1] + 1 - min(len(prompt) for prompt in prompts)
@@ -73,7 +152,7 @@ def _read(prompts: Sequence[TokenIds], completions: Sequence[TokenIds]) -> list[
     ]
 
 
-def logits_sharing_prompts(
+def _logits_sharing_prompts(
     model: nn.Module, prompts: Sequence[TokenIds], actions: Int[Tensor, "episode token"], pad_token_id: int
 ) -> Float[Tensor, "episode token vocabulary"]:
     """Return the logits of each action. The keys and values of each distinct prompt are computed only once.

@@ -41,8 +41,8 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
         max_new_tokens: maximum number of tokens of a completion.
 
     Raises:
-        InputError: if a prompt and its completion do not fit, if a prompt cannot be encoded, or if the model has
-            no embedding for one of its tokens.
+        InputError: if a prompt and its completion do not fit, if a prompt cannot be encoded, or if the model
+            has no embedding for one of its tokens.
     """
     encoded = policy.encode_prompts([problem.prompt for problem in problems])
     check_token_ids(policy.model, encoded, policy.tokenizer)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoTokenizer,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -20,7 +19,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.embedding import num_embeddings, valid_pad_token
 from llm_reinforce.policy.language_policy import LanguagePolicy
-from llm_reinforce.policy.model_files import cannot_load, first_line, load_model, reach, resolve_location
+from llm_reinforce.policy.model_files import cannot_load, load_model, load_tokenizer, reason, resolve_location
 from llm_reinforce.policy.row_trial import check_rows
 
 
@@ -59,9 +58,7 @@ def load_policy(
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            location, trust_remote_code=trust_remote_code, **arguments, **reach(location)
-        )
+        tokenizer = load_tokenizer(location, trust_remote_code, arguments)
         model = load_model(location, getattr(torch, dtype), trust_remote_code, arguments)
     except InputError:
         raise
@@ -232,7 +229,7 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
         try:
             return get_peft_model(model, config)
         except (ValueError, re.error) as error:
-            raise InputError(f"policy.lora.target_modules: {first_line(error)}") from error
+            raise InputError(f"policy.lora.target_modules: {reason(error)}") from error
 
 
 def _as_policy(
@@ -264,8 +261,8 @@ def _chat_template(tokenizer: Any) -> str | None:
         if template and "default" not in template:
             names = ", ".join(sorted(template))
             raise InputError(
-                f"policy: the tokenizer has several chat templates ({names}), but no default; assign one of "
-                "them to tokenizer.chat_template and save the tokenizer, or set policy.use_chat_template to false"
+                f"policy: the tokenizer has several chat templates ({names}), but no default; assign one "
+                "of them to tokenizer.chat_template and save the tokenizer, or set use_chat_template to false"
             )
         template = template.get("default")
     return template or None

@@ -13,6 +13,12 @@ from llm_reinforce.hub import hub_answers
 from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetched_directory
 
+HOW_TO_CONVERT = (
+    "the weights are stored as pickles (.bin), which can run code, so they are not loaded; if you trust them, "
+    'convert them to safetensors: python -c "from transformers import AutoModelForCausalLM as M; '
+    "M.from_pretrained('{0}').save_pretrained('{0}')\""
+)
+
 
 def resolve_location(name_or_path: str) -> str:
     """Return the location from which transformers loads a model: a local directory, or the unchanged hub id.
@@ -69,7 +75,7 @@ def convert_gguf(path: Path, directory: Path | None = None) -> Path:
             folder, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
         )
     except Exception as error:  # a broken file may raise any exception
-        raise InputError(f"{path}: transformers cannot read this GGUF file: {first_line(error)}") from error
+        raise InputError(f"{path}: transformers cannot read this GGUF file: {reason(error)}") from error
     partial = target.with_name(target.name + ".partial")
     model.save_pretrained(str(partial))
     _set_spare_pad_token(tokenizer, model.get_input_embeddings().num_embeddings)
@@ -90,27 +96,64 @@ def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
 
 
 def load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, arguments: dict[str, Any]) -> Any:
+    """Load a model or an adapter with its base, from a location returned by `resolve_location`."""
     arguments = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True, **arguments}
-    adapter = Path(location) / "adapter_config.json"
-    if not adapter.is_file():
+    base = base_location(location)
+    if base is None:
         return _all_weights(location, **arguments)
     from peft import PeftModel
 
-    config = json.loads(adapter.read_text())
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not isinstance(base, str):
-        raise InputError(
-            f"{adapter}: the name of the base model is missing; set base_model_name_or_path in this file"
-        )
     # without this file, peft would load a pickle, which can execute code
-    if not adapter.with_name("adapter_model.safetensors").is_file():
+    if not (Path(location) / "adapter_model.safetensors").is_file():
         raise InputError(
             f"{location}: no adapter_model.safetensors; save the adapter with safe_serialization=True"
         )
     arguments.pop("revision", None)  # this is the revision of the adapter, not of the base model
-    return PeftModel.from_pretrained(
-        _all_weights(resolve_location(base), **arguments), location, is_trainable=True
+    return PeftModel.from_pretrained(_all_weights(base, **arguments), location, is_trainable=True)
+
+
+def load_tokenizer(location: str, trust_remote_code: bool, arguments: dict[str, Any]) -> Any:
+    """Load the tokenizer of a model or an adapter. An adapter without tokenizer has that of its base."""
+    names = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
+    base = base_location(location)
+    if base is not None and not any((Path(location) / name).is_file() for name in names):
+        location, arguments = base, {}
+    return AutoTokenizer.from_pretrained(
+        location, trust_remote_code=trust_remote_code, **arguments, **reach(location)
     )
+
+
+def base_location(location: str) -> str | None:
+    """Return the location of the base model of an adapter. None: the location is not that of an adapter.
+
+    A relative path is looked up in the working directory, and then in the directory of the adapter.
+
+    Raises:
+        InputError: if the adapter does not name its base model, or if the base model is not found.
+    """
+    adapter = Path(location) / "adapter_config.json"
+    if not adapter.is_file():
+        return None
+    try:
+        config = json.loads(adapter.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(
+            f"{adapter}: this file is not valid JSON: {error}; save the adapter again"
+        ) from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
+        raise InputError(
+            f"{adapter}: the name of the base model is missing; set base_model_name_or_path in this file"
+        )
+    beside = Path(location) / base
+    found = str(beside.resolve()) if beside.is_dir() and not Path(base).expanduser().exists() else base
+    try:
+        return resolve_location(found)
+    except InputError as error:
+        raise InputError(
+            f"{adapter}: the base model {base!r} was not found: {error}; correct base_model_name_or_path in "
+            f"this file (a relative path is looked up in {Path.cwd()} and in {location})"
+        ) from error
 
 
 def _all_weights(location: str, **arguments: Any) -> Any:
@@ -121,9 +164,15 @@ def _all_weights(location: str, **arguments: Any) -> Any:
     Raises:
         ValueError: if a tensor is missing.
     """
-    model, loaded = AutoModelForCausalLM.from_pretrained(
-        location, output_loading_info=True, **arguments, **reach(location)
-    )
+    path = Path(location)
+    if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
+        raise InputError(f"{location}: {HOW_TO_CONVERT.format(location)}")
+    try:
+        model, loaded = AutoModelForCausalLM.from_pretrained(
+            location, output_loading_info=True, **arguments, **reach(location)
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise type(error)(f"{location}: {reason(error)}") from error
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{len(missing)} tensors of the model are missing, such as {missing[0]}")
     return model
@@ -143,11 +192,16 @@ def cannot_load(name: str, error: Exception) -> str:
     source = "" if exists else "no such directory or file, and "
     from_hub = "" if exists else " from the hub"
     return (
-        f"policy {name!r}: {source}loading a causal language model{from_hub} failed ({first_line(error)}); "
+        f"policy {name!r}: {source}loading a causal language model{from_hub} failed ({reason(error)}); "
         "give a directory, a .gguf file, a hub id (with network access or a filled cache), or one of: "
         f"{fetchable}"
     )
 
 
-def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+def reason(error: Exception) -> str:
+    """Return the message of an error on one line, without the rest of a long list."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    if not lines:
+        return type(error).__name__
+    # "Error(s) in loading state_dict:" is followed by the errors
+    return lines[0] if len(lines) == 1 or not lines[0].endswith(":") else f"{lines[0]} {lines[1]}"

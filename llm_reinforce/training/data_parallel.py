@@ -32,8 +32,8 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
         mixed_precision: "no", "bf16" or "fp16".
 
     Raises:
-        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), or if the process
-            already has an accelerator with another mixed precision.
+        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the process
+            already has an accelerator with another mixed precision, or if it is fp16 on a CPU.
     """
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
         with suppress(AttributeError):  # a private method; if it is missing, accelerate raises below
@@ -45,6 +45,10 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
             f"training.mixed_precision: accelerate rejects {mixed_precision!r}: {error}"
         ) from error
     _mixed_precision[:] = [mixed_precision]
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError(
+            "training.mixed_precision: fp16 has no effect on a CPU, on which this run is; use bf16 or no"
+        )
     if accelerator.distributed_type in SHARDING:
         raise InputError(
             f"accelerate was launched with {accelerator.distributed_type.value}: sharding is not supported, "

@@ -1,6 +1,7 @@
 """Fine-tune a small causal language model by policy gradient, token by token.
 
-A complete training script. Run `llm-reinforce fetch smollm2-135m` once before it, to download the model:
+The example below is a complete training script. It needs a model, which `llm-reinforce fetch smollm2-135m`
+downloads.
 
     from llm_reinforce import ReinforceTrainer, verify
 
@@ -19,9 +20,10 @@ The main arguments:
 - The policy is a model name, a path, a hub id, or a `(model, tokenizer)` pair of transformers.
 - The problems are a data-set name such as "gsm8k", a file, a hub id, a list of dicts, or a
   `datasets.Dataset`. "generate:digits=2" generates two-digit additions and downloads nothing.
-- A reward function is `f(completion: str, problem: Problem) -> float`. It may also return `StepRewards`, or
-  None if it does not apply to the problem. `problem` has the attributes `prompt`, `answer`, `solution`, `id`
-  and `columns`. Without a reward function, the reward is 1 for a correct final answer and 0 otherwise.
+- A reward function is `f(completion: str, problem: Problem) -> float`. The function may also return
+  `StepRewards`, or None if it does not apply to the problem. `problem` has the attributes `prompt`, `answer`,
+  `solution`, `id` and `columns`. Without a reward function, the reward is 1 for a correct final answer and 0
+  otherwise.
 - All other settings are keyword arguments of `ReinforceTrainer`, and all have defaults.
 
 Main entry points:

@@ -25,7 +25,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
     An existing `target` is replaced. If the block raises an exception, the temporary directory is removed.
 
     Raises:
-        OSError: if the file system reports an error while the directory is written; `target` is then
+        OSError: if the file system reports an error while the directory is written. In this case, `target` is
             unchanged.
     """
     partial = target.with_name(target.name + PARTIAL)
@@ -48,7 +48,7 @@ def whole_directory(target: Path) -> Iterator[Path]:
 def _as_os_error(error: SafetensorError, target: Path) -> OSError:
     """Convert a safetensors error to the OSError that caused it.
 
-    safetensors mentions the number of the OSError only in its error message.
+    A safetensors error has no `errno` attribute. The error number is only in the text of its message.
     """
     if found := re.search(r"os error (\d+)", str(error)):
         number = int(found[1])
@@ -70,10 +70,11 @@ def write_whole(file: Path, text: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Sync a file to disk. For a directory, sync the list of its entries."""
+    """Wait until a file is stored on the disk (fsync). For a directory, wait for the list of its entries."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open directories
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows can sync only files that are open for writing
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

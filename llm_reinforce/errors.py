@@ -25,13 +25,13 @@ def short_repr(value: object) -> str:
 
 
 def repr_with_type(value: object) -> str:
-    """Return the repr of a value, cut to 60 characters, and its type: `3 (int)`."""
+    """Return the repr of a value, cut to 60 characters, followed by its type, for example `3 (int)`."""
     return f"{short_repr(value)} ({'class' if isinstance(value, type) else type(value).__name__})"
 
 
 @contextmanager
 def errors_in(section: str) -> Iterator[None]:
-    """Add the name of a section of the settings to the message of an InputError raised in the block."""
+    """Prefix the message of an InputError raised in the `with` block with the name of a settings section."""
     try:
         yield
     except InputError as error:
@@ -39,26 +39,26 @@ def errors_in(section: str) -> Iterator[None]:
 
 
 class RunStoppedError(RuntimeError):
-    """Raised after a run was saved and stopped because continuing it would be useless.
+    """Raised when a run stops early because its further updates would be useless.
 
-    Commands exit with code 1.
+    An example is a run in which the gradients of many updates in a row were not finite. Commands exit with
+    code 1.
     """
 
 
 class LeaveAtOnce(SystemExit):
     """Raised to exit immediately when the user sends a second signal, such as a second Ctrl-C.
 
-    This class derives from SystemExit. The code that catches the exceptions of reward functions does not
-    catch this one.
+    The code that catches the exceptions of reward functions does not catch this exception.
     """
 
 
 def without_secrets(text: str) -> str:
     """Return the text with the values of secret environment variables replaced by their names.
 
-    For example, the value of `HF_TOKEN` becomes `<HF_TOKEN>`. This is needed because the exceptions of
-    libraries can contain a request with its token, and because the exceptions of reward functions are written
-    to the logs of a run.
+    For example, the value of `HF_TOKEN` becomes `<HF_TOKEN>`. This is needed because an exception raised by a
+    library can contain a request with its token, and because exceptions raised by reward functions are
+    written to the logs of a run.
     """
     replaced: str = texts_without_secrets(text)
     return replaced

@@ -1,4 +1,4 @@
-"""Quick check whether the Hugging Face hub is reachable.
+"""Check quickly if the Hugging Face hub is reachable.
 
 Without this check, the hub's client library would retry for a minute or more if there is no network.
 """
@@ -10,7 +10,7 @@ PATIENCE = 5.0  # seconds to wait for a response
 
 @cache
 def hub_answers() -> bool:
-    """Return True if the hub is reachable, and False if it is not reachable or in offline mode.
+    """Return True if the Hugging Face hub responds. In offline mode, return False without a request.
 
     The result is cached. If the hub is not reachable, files in the local cache can still be loaded.
     """

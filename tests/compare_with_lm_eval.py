@@ -1,13 +1,20 @@
-"""Our strict and flexible verdicts beside lm-evaluation-harness's own, problem by problem.
+"""Compare llm_reinforce's strict and flexible verdicts on GSM8K with those of lm-evaluation-harness.
 
-pytest does not collect this; it needs `pip install lm-eval==0.4.13`, a model, and GSM8K's published files:
+pytest does not collect this script. The script needs `pip install lm-eval==0.4.13`, a model, and the
+published files of GSM8K:
 
     python tests/compare_with_lm_eval.py --policy smollm2-135m --data path/to/gsm8k_test.jsonl
 
-Both are given the same prompt (the harness's own, in the chat template, after `--few-shot` worked examples),
-the same token budget and greedy decoding. It compares twice: our readings of the harness's own samples with
-its verdicts, which have to agree on every problem; and our samples with its samples, which can differ where
-two logits are equal but for rounding. It exits 1 unless the first agrees throughout.
+llm_reinforce and the harness complete the same prompts with the same token budget and greedy decoding. The
+prompts are those of the harness, formatted with the chat template, after `--few-shot` worked examples. There
+are two comparisons:
+
+- The completions of the harness are verified by llm_reinforce and by the harness. The verdicts must agree on
+  every problem.
+- The completions of llm_reinforce are compared with the completions of the harness. They can differ if two
+  logits are equal up to rounding errors.
+
+The exit code is 0 if all verdicts of the first comparison agree, and 1 otherwise.
 """
 
 import argparse
@@ -35,7 +42,13 @@ READINGS = {"strict-match": strict_answer, "flexible-extract": flexible_answer}
 
 
 def task(data: Path, max_new_tokens: int, before: str) -> dict[str, Any]:
-    """The harness's gsm8k task (version 3), of a local file, with our worked examples if there are any."""
+    """Return the settings of the harness's task gsm8k (version 3) for a local file.
+
+    Args:
+        data: file with the problems.
+        max_new_tokens: maximum number of tokens per completion.
+        before: text of the worked examples, which is placed before each problem; may be empty.
+    """
     return {
         "task": "gsm8k_local",
         "dataset_path": "json",
@@ -85,7 +98,7 @@ def task(data: Path, max_new_tokens: int, before: str) -> dict[str, Any]:
 def harness_samples(
     model: str, settings: Mapping[str, Any], limit: int, batch_size: int
 ) -> list[dict[str, Any]]:
-    """Its per-problem records: one for each problem and filter."""
+    """Evaluate a model with the harness, and return its records, one for each problem and filter."""
     import yaml
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
@@ -109,8 +122,11 @@ def harness_samples(
 
 
 def disagreements(samples: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Where our reading of the harness's own sample, or our verdict on it, is not the harness's."""
-    told = []
+    """Return a line for each completion of the harness on which llm_reinforce and the harness disagree.
+
+    They disagree if the extracted answers differ, or if the verdicts on these answers differ.
+    """
+    lines = []
     for sample in samples:
         text, target = sample["resps"][0][0], sample["target"]
         ours = READINGS[sample["filter"]](text)
@@ -118,12 +134,14 @@ def disagreements(samples: Sequence[Mapping[str, Any]]) -> list[str]:
         verdicts = exact_match(ours, target), bool(sample["exact_match"])
         if ours != theirs or verdicts[0] != verdicts[1]:
             place = f"problem {sample['doc_id']}, {sample['filter']}"
-            told.append(f"{place}: {ours!r} {verdicts[0]} here, {theirs!r} {verdicts[1]} there")
-    return told
+            lines.append(
+                f"{place}: llm_reinforce {ours!r} ({verdicts[0]}), harness {theirs!r} ({verdicts[1]})"
+            )
+    return lines
 
 
 def print_side_by_side(evaluation: Evaluation, samples: Sequence[Mapping[str, Any]]) -> None:
-    """Our own samples and verdicts beside the harness's."""
+    """Print how many completions and verdicts of llm_reinforce are equal to those of the harness."""
     by_filter = {
         name: sorted(
             (sample for sample in samples if sample["filter"] == name), key=lambda sample: sample["doc_id"]
@@ -133,26 +151,29 @@ def print_side_by_side(evaluation: Evaluation, samples: Sequence[Mapping[str, An
     texts = [sample["resps"][0][0] for sample in by_filter["strict-match"]]
     pairs = zip(texts, evaluation.answers, strict=True)
     same = sum(theirs.strip() == row[0].text.strip() for theirs, row in pairs)
-    print(f"completions that are the same text: {same} of {len(texts)}")
+    print(f"completions with equal text: {same} of {len(texts)}")
     for name, key in (("strict-match", "strict"), ("flexible-extract", "flexible")):
         theirs = [bool(sample["exact_match"]) for sample in by_filter[name]]
         ours = [bool(getattr(row[0], key)) for row in evaluation.answers]
         equal = sum(mine == its for mine, its in zip(ours, theirs, strict=True))
         print(
-            f"{name}: {sum(ours)} right here, {sum(theirs)} there, equal on {equal} of {len(ours)} problems"
+            f"{name}: correct in llm_reinforce {sum(ours)}, in the harness {sum(theirs)}; "
+            f"equal verdicts on {equal} of {len(ours)} problems"
         )
 
 
 def main() -> int:
-    """Run both and print what they say."""
+    """Evaluate the policy with both tools, print the comparisons, and return the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--policy", required=True)
-    parser.add_argument("--data", required=True, type=Path, help="GSM8K's test.jsonl as published")
+    parser.add_argument("--data", required=True, type=Path, help="the published file test.jsonl of GSM8K")
     parser.add_argument("--num-problems", type=int, default=50)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=10)
     parser.add_argument("--few-shot", type=int, default=0)
-    parser.add_argument("--examples", type=Path, help="GSM8K's train.jsonl, for --few-shot")
+    parser.add_argument(
+        "--examples", type=Path, help="the published file train.jsonl of GSM8K, needed for --few-shot"
+    )
     options = parser.parse_args()
 
     problems = find_problems(f"gsm8k={options.data}")[: options.num_problems]
@@ -166,7 +187,7 @@ def main() -> int:
         max_new_tokens=options.max_new_tokens,
         batch_size=options.batch_size,
         stop=STOP,
-        progress=lambda done: print(f"{done} of {len(problems)} asked here", file=sys.stderr),
+        progress=lambda done: print(f"{done} of {len(problems)} problems evaluated", file=sys.stderr),
     )
     with tempfile.TemporaryDirectory() as folder:
         some = Path(folder) / "test.jsonl"
@@ -175,13 +196,13 @@ def main() -> int:
         settings = task(some, options.max_new_tokens, before)
         model = resolve_location(options.policy)
         samples = harness_samples(model, settings, options.num_problems, options.batch_size)
-    told = disagreements(samples)
-    print(f"our readings of the harness's {len(samples)} own records: {len(told)} disagree")
-    print("\n".join(told))
+    differing = disagreements(samples)
+    print(f"verdicts on the completions of the harness: {len(differing)} of {len(samples)} disagree")
+    print("\n".join(differing))
     print_side_by_side(evaluation, samples)
     shown = {name: measure.value for name, measure in evaluation.measures.items()}
     print(json.dumps({"ours": shown}))
-    return 1 if told else 0
+    return 1 if differing else 0
 
 
 if __name__ == "__main__":

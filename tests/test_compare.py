@@ -115,7 +115,7 @@ def test_tables(finished: tuple[Path, Result]) -> None:
     assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", message)
     assert re.search(r"\d of 2", message)
     words = " ".join(message.split())
-    assert "difference: from tiny, seed by seed; p by sign flips is at least 0.5" in words
+    assert "difference: from tiny, seed by seed; the sign-flip p is at least 0.5" in words
     assert "tiny, seed 5: held-out accuracy" in result.stderr
     assert "4 of 4 runs" in result.stderr
 
@@ -322,7 +322,7 @@ def test_plots_are_written_with_matplotlib() -> None:
         (["quickstart"], "quickstart: .* training.schedule: cosine decays to 0 over num_updates"),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
-            "b: evaluation.decodings lacks sampled, the first decoding of a",
+            "b: evaluation.decodings lacks sampled; all variants are compared by the first decoding of a",
         ),
     ],
 )

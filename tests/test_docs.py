@@ -313,8 +313,13 @@ def test_evaluate_command_prints_the_shown_table(in_runs: Path) -> None:
     def words(text: str) -> str:
         return " ".join(re.sub(r"[-+]?[0-9][0-9.e-]*%?", "0", text).split())
 
-    arguments[arguments.index("--data") + 1] = "generate:digits=2,num=20,seed=25"
+    arguments[arguments.index("generate:digits=2,num=500,seed=25")] = "generate:digits=2,num=20,seed=25"
     assert words(invoke(*arguments)) == words(shown)
+
+
+def test_evaluate_command_of_the_readme_follows_the_quick_start(in_runs: Path) -> None:
+    (line,) = (line for page, line in shell_lines() if page == "README.md" and " evaluate " in line)
+    assert "20 problems, greedy" in invoke(*shlex.split(line.replace("num=500", "num=20"))[1:])
 
 
 def test_compare_command_compares(in_empty: Path, tiny_run: list[str]) -> None:

@@ -330,7 +330,7 @@ def test_reward_file_that_trains_when_imported_is_refused(tmp_path: Path) -> Non
         "def mine(completion, problem):\n    return 1.0\n"
         "ReinforceTrainer('x', [{'prompt': '1', 'answer': '1'}], mine).train()\n"
     )
-    with pytest.raises(InputError, match=r"trains when it is imported.*__main__"):
+    with pytest.raises(InputError, match=r"starts training when it is imported.*__main__"):
         ReinforceTrainer(own_model(), SUMS, f"{file}:mine", **SMALL)
 
 

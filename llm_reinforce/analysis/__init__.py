@@ -1,6 +1,7 @@
-"""Gradient variance, the article's claims about it, and comparisons of recipes at an equal token budget.
+"""Measurements of the gradient variance, and comparisons of recipes at an equal token budget.
 
-The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
+Some measurements test claims of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
+Methods" about the variance.
 """
 
 from llm_reinforce.analysis.classifier_claim import ClassifierVariance, measure_classifier_claim

@@ -1,15 +1,16 @@
-"""The article's second example: classification as reinforcement learning in one step.
+"""Gradient variance of classification as reinforcement learning with one action per episode.
 
-The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
+This is the second example of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
+Methods".
 
-A state x has the label y, and the policy is π(1|x) = σ(θ·x). An episode is one action with one reward, and
-its gradient is r ∇log π(a|x). In every state, the reward of the correct class exceeds that of the wrong class
-by w, so the expected gradient
+A state x has the label y, and the policy is π(1|x) = σ(θ·x). An episode is one action with one reward r, and
+its gradient is ĝ = r ∇log π(a|x). Let c(x) be the reward of the wrong class. The reward of the correct class
+is c(x) + w in every state. The expected gradient
 
     E ĝ = E_x[w p (1 - p) u],   p = π(y|x),   u = x for y = 1, -x for y = 0
 
-does not depend on the reward c(x) of the wrong class. But the variance depends on c(x): ∇log π is (1 - p) u
-for the correct class and -p u for the wrong class, so
+does not depend on c(x), but the variance does. ∇log π is (1 - p) u for the correct class and -p u for the
+wrong class. Therefore
 
     E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
 """
@@ -39,9 +40,9 @@ class ClassifierVariance:
         name: description of the rewards of the two classes.
         share_reinforced: share of the nonzero returns that make the sampled action more likely.
         share_to_label: share of the nonzero returns that move the policy towards the label of the state.
-        signal: ‖E ĝ‖, computed exactly.
-        predicted: tr Cov(ĝ) of one episode, from the formula above.
-        measured: tr Cov(ĝ) of one episode, estimated from sampled episodes.
+        signal: norm of the expected gradient, ‖E ĝ‖, computed exactly.
+        predicted: variance tr Cov(ĝ) of one episode, computed from the formula in the module's docstring.
+        measured: variance tr Cov(ĝ) of one episode, estimated from sampled episodes.
     """
 
     name: str
@@ -69,7 +70,7 @@ def measure_classifier_claim(
     rows = classifier_variances(seed)
     if output is not None:
         write_json(output, "classifier", rows)
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_classifier_claim(rows, output)
     return rows
 
@@ -105,10 +106,10 @@ def variance_at(
 
     Args:
         name: description of the rewards.
-        towards: u, the direction that makes the label more likely.
-        p_correct: p, the probability of the label.
-        offset: c, the reward of the wrong class.
-        random: generator of the episodes.
+        towards: u of each state, the direction that makes the label more likely.
+        p_correct: p of each state, the probability of the label.
+        offset: c of each state, the reward of the wrong class.
+        random: random generator for sampling episodes.
         seed: random seed of the interval.
     """
     correct_reward, wrong_reward = REWARD + offset, offset
@@ -120,7 +121,8 @@ def variance_at(
         + (1 - p_correct) * p_correct**2 * wrong_reward**2
     ) * squares
     signal = np.linalg.norm(mean.mean(axis=0))
-    # a correct answer with a positive return, or a wrong one with a negative return, moves towards the label
+    # a correct action with a positive return, or a wrong action with a negative return, moves the policy
+    # towards the label
     reinforced = p_correct * (correct_reward > 0) + (1 - p_correct) * (wrong_reward > 0)
     to_label = p_correct * (correct_reward > 0) + (1 - p_correct) * (wrong_reward < 0)
     not_zero = p_correct * (correct_reward != 0) + (1 - p_correct) * (wrong_reward != 0)

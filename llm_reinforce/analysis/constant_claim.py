@@ -1,14 +1,17 @@
-"""The article's first claim: returns have no unified baseline, so a constant offset of returns adds variance.
+"""Gradient variance after a constant is added to every reward.
 
-The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
+This is the first claim of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
+Methods". The claim is that returns have no unified baseline, and that a constant added to the returns
+therefore adds variance.
 
-Adding a constant c to every reward does not change the ranking of policies. The gradient of an episode
-changes from v to v + c s, with v = Σ_t g_t ∇log π and s = Σ_t ∇log π. The expectation of s is 0, so the
-expected gradient does not change. For γ = 1 and terminal rewards, the variance of plain REINFORCE is
+Adding a constant c to every reward does not change the ranking of policies. Let g_t be the return from action
+t on. For γ = 1 and terminal rewards, the constant changes the gradient of an episode from v = Σ_t g_t ∇log π
+to v + c s, with s = Σ_t ∇log π. The expectation of s is 0, so the expected gradient does not change. The
+variance of plain REINFORCE is
 
     V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²
 
-A baseline that is estimated from the rewards also contains c, so subtracting the baseline removes c.
+A baseline that is estimated from the rewards also increases by c. Subtracting such a baseline removes c.
 """
 
 from collections.abc import Callable, Sequence
@@ -51,9 +54,9 @@ class ConstantVariance:
     Attributes:
         constant: the constant added to every reward.
         baseline: name of the baseline.
-        predicted: variance from the formula above, computed from other episodes; None unless `baseline` is
-            `none`.
-        measured: tr Cov(ĝ) of one episode, estimated from the measured episodes.
+        predicted: variance predicted by the formula in the module's docstring from other episodes; None
+            unless `baseline` is `none`.
+        measured: variance tr Cov(ĝ) of one episode, estimated from the measured episodes.
     """
 
     constant: float
@@ -72,21 +75,23 @@ def measure_constant_claim(
     output_dir: str | PathLike[str] | None = None,
     show_progress: bool | None = None,
 ) -> tuple[ConstantVariance, ...]:
-    """Measure the gradient variance with a constant added to every reward, for each baseline.
+    """Measure the gradient variance with each baseline, after a constant is added to every reward.
 
-    The prediction is computed from one half of the problems, the measurement from the other half. There is no
-    training except the recipe's warm start.
+    The variance is measured for several constants. The prediction is computed from one half of the problems,
+    and the measurement from the other half. The policy is not trained, except by the recipe's warm start.
 
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
-        policy: a run, a model directory or a model name whose weights are measured; by default, the weights
-            with which the recipe starts its first update.
-        num_problems: number of problems, drawn with replacement; rounded up to whole updates.
-        seed: random seed of problems, episodes, sketch and intervals.
-        overrides: changes of the recipe's settings, each `section.key=value`.
+        policy: directory of a run, directory of a model, or model name. The gradients are measured with the
+            weights of this policy. The default is the recipe's policy before the first policy-gradient
+            update.
+        num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
+        seed: random seed of the problems, the episodes, the random projection and the intervals.
+        overrides: changes of the recipe's settings, each of the form `section.key=value`.
         output_dir: directory for `constant.json` and, if matplotlib is installed, the plot; None: write no
             files.
-        show_progress: show progress bars; by default only on a terminal and in a notebook.
+        show_progress: if True, show progress bars. By default, they are shown on a terminal and in a
+            notebook.
 
     Raises:
         InputError: if the recipe can't be measured, or the directory can't be written to.
@@ -108,7 +113,7 @@ def measure_constant_claim(
         )
     if output is not None:
         write_json(output, "constant", rows)
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_constant_claim(rows, output)
     return rows
 
@@ -126,12 +131,12 @@ def constant_variances(
 ) -> tuple[ConstantVariance, ...]:
     """Return the gradient variance with each baseline and each constant.
 
-    The prediction is computed from one half of the groups (a group is the episodes of one problem), the
-    measurement from the other half.
+    A group consists of the episodes of one problem. The prediction is computed from one half of the groups,
+    and the measurement from the other half.
 
     Args:
-        sketch_size: as for `measure_estimators`.
-        progress: called with the number of completed episodes.
+        sketch_size: number of components to which gradients are shortened; see `measure_variance`.
+        progress: function that is called with the number of completed episodes.
 
     Raises:
         InputError: if the discount is not 1, which the formula assumes.
@@ -146,7 +151,7 @@ def constant_variances(
     shifted = [with_constant(collected, constant) for constant in constants]
     weights = [action_weights(estimator, each) for each in shifted for estimator in estimators]
     at_zero = action_weights(estimators[0], collected)
-    # a constant of 1 increases the weight of each ∇log π by 1; these increases are the weights of s
+    # The weights for a constant of 1, minus the weights for a constant of 0, are the weights of s.
     of_ones = action_weights(estimators[0], with_constant(collected, 1.0)) - at_zero
     batch = collected.batch
     stacked = torch.stack([*weights, of_ones, at_zero])
@@ -177,9 +182,10 @@ def constant_variances(
 
 
 def with_constant(collected: MeasuredEpisodes, constant: float) -> MeasuredEpisodes:
-    """Return a copy in which every return is higher by a constant, and every baseline accordingly.
+    """Return a copy of the episodes in which a constant is added to every return and every learned baseline.
 
-    The constant is added to the terminal rewards, to the moving average, and to the predicted values.
+    The constant is added to the terminal reward of each episode, to the moving average of the returns, and to
+    the values that the value head predicted.
     """
 
     def shifted(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
@@ -206,20 +212,21 @@ def _predictor(
     of_ones: int,
     group_size: int,
 ) -> Callable[[float], float]:
-    """Return the predicted variance V(c) without a baseline, as a function of c, from the used groups.
+    """Return a function of c that predicts the variance V(c) without a baseline.
 
     Args:
-        gradients: the gradients v and s of every episode, among those of other estimators.
+        gradients: gradients of every episode by all estimators. Two of the estimators have the gradients s
+            and v.
         groups: group of each episode.
-        is_used: True for the groups from which the prediction is computed.
-        of_ones: index of the estimator in `gradients` whose gradient is s; the estimator with the gradient v
-            is the next one.
+        is_used: for each group, True if the prediction is computed from it.
+        of_ones: index of the estimator with the gradient s. The estimator with the gradient v has the next
+            index.
         group_size: number of episodes per group.
     """
     gram = gradients.gram(of_ones + 1, of_ones + 1, groups)[np.ix_(is_used, is_used)]
     at_zero = group_size * float(total_variance(gram, np.ones(len(gram))))
     of_used = torch.tensor(is_used)[torch.tensor(groups)]
-    # the weights of an episode are divided by the size of its group
+    # multiplied by group_size**2, because the weights of an episode are divided by the size of its group
     products, squares = (
         group_size**2 * float(gradients.of_episodes(index, of_ones, len(groups))[of_used].mean())
         for index in (of_ones + 1, of_ones)

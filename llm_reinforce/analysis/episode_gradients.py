@@ -1,11 +1,11 @@
 """The contribution of each episode to the gradient of each estimator, at fixed policy weights.
 
-Every estimator is a sum over episodes b and actions t, Σ_b Σ_t A_t ∇log π(a_t|s_t). Estimators differ only in
-the weights A. For one episode, each estimator has a vector of weights, one weight per action. These vectors
-span a space, and one backward pass is made for each *direction* of an orthonormal basis of this space. There
-is one direction if all weights are constant over the episode, and there are a few with step rewards or a
-learned baseline. The gradient of each estimator is a linear combination of the gradients along these
-directions.
+Every estimator is the sum of A_t ∇log π(a_t|s_t) over all episodes and their actions t. Estimators differ
+only in the weights A_t. For one episode, each estimator has a vector of weights, with one weight per action.
+The vectors of all estimators span a space. The vectors of an orthonormal basis of this space are called
+*directions*, and one backward pass is made for each direction. If the weights of all estimators are constant
+over the episode, there is only one direction. With step rewards or a learned baseline, there are a few
+directions. The gradient of each estimator is a linear combination of the gradients along these directions.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,21 +19,21 @@ from llm_reinforce.analysis.gradient_statistics import Gram
 from llm_reinforce.analysis.sketch import Sketch
 from llm_reinforce.episodes import Episode
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy import LanguagePolicy, token_log_probs
+from llm_reinforce.policy import LanguagePolicy, token_log_probs, widest_float
 
-NEGLIGIBLE = 1e-5  # weights of a smaller relative size are float32 rounding errors, not a direction
-COLUMNS = 1 << 12  # number of columns of the gradients that are converted to float64 at the same time
+NEGLIGIBLE = 1e-5  # relative size below which a number is treated as a float32 rounding error
+COLUMNS = 1 << 12  # number of gradient components that are converted to float64 at the same time
 
 
 @dataclass(frozen=True, slots=True)
 class EpisodeGradients:
-    """Gradients of all estimators, stored as linear combinations of rows.
+    """Gradients of every episode by all estimators, stored as linear combinations of rows.
 
     Attributes:
-        rows: gradients along the directions of all episodes, one row per direction; either complete or
-            sketched.
+        rows: the gradient along each direction of each episode, one row per direction. The rows are complete
+            gradients, or sketches (random projections) of the gradients.
         coefficients: coefficient of each row in the gradient of each estimator.
-        episode_of: index of the episode of each row.
+        episode_of: for each row, the index of its episode.
     """
 
     rows: Sequence[Float[Tensor, " number"]]
@@ -41,15 +41,15 @@ class EpisodeGradients:
     episode_of: Int[Tensor, " row"]
 
     def gram(self, estimator: int, other: int, groups: Sequence[int]) -> Gram:
-        """Return the inner products ⟨h_k, h'_l⟩ of the groups' gradients of two estimators.
+        """Return the inner products ⟨h_k, h'_l⟩ between the groups' gradients by two estimators.
 
-        The gradient of a group, h_k by one estimator and h'_k by the other, is the sum over the episodes of
-        the group. The products are computed in float64, because differences of nearly equal gradients would
-        be lost in float32.
+        A group consists of the episodes of one problem. The gradient of group k is the sum of the gradients
+        of its episodes. It is h_k by the first estimator, and h'_k by the second estimator. The products are
+        computed in float64, because differences of nearly equal gradients would be lost in float32.
 
         Args:
             estimator, other: indices of the two estimators.
-            groups: group of each episode, numbered from 0 without gaps.
+            groups: for each episode, the number of its group. Groups are numbered from 0 without gaps.
         """
         num_groups = max(groups) + 1
         total = torch.zeros(num_groups, num_groups, dtype=torch.float64)
@@ -66,7 +66,7 @@ class EpisodeGradients:
         return total.numpy()
 
     def of_episodes(self, estimator: int, other: int, num_episodes: int) -> Float[Tensor, " episode"]:
-        """Return, for each episode, the inner product of the gradients of two estimators."""
+        """Return, for each episode, the inner product of its gradients by two estimators."""
         products = torch.zeros(num_episodes, dtype=torch.float64)
         for episode in set(self.episode_of.tolist()):
             own = (self.episode_of == episode).nonzero().flatten()
@@ -85,16 +85,18 @@ def episode_gradients(
     sketch: Sketch | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> EpisodeGradients:
-    """Compute Σ_t A_t ∇log π(a_t|s_t) of every episode and estimator, without changing the parameters.
+    """Compute the gradient Σ_t A_t ∇log π(a_t|s_t) of every episode by every estimator.
+
+    The parameters of the policy are not changed.
 
     Args:
         policy: the policy.
         episodes: the episodes.
-        weights: weight A_t of each action, for each estimator; values at padding are ignored.
-        temperature: sampling temperature of the episodes.
+        weights: for each estimator, the weight A_t of each action. Weights at padding are ignored.
+        temperature: temperature with which the episodes were sampled.
         sketch: random projection that shortens each gradient; None: keep complete gradients, with one number
             per parameter.
-        progress: called with the number of completed episodes.
+        progress: function that is called with the number of completed episodes.
 
     Raises:
         InputError: if a gradient is not finite.
@@ -131,7 +133,7 @@ def episode_gradients(
 def squared_log_prob_gradients(
     policy: LanguagePolicy, episodes: Sequence[Episode], progress: Callable[[int], None] = lambda done: None
 ) -> Float[Tensor, "episode token"]:
-    """Return ‖∇log π(a_t|s_t)‖² of every action, computed by one backward pass per action; 0 at padding."""
+    """Return ‖∇log π(a_t|s_t)‖² for every action, and 0 at padding. One backward pass is made per action."""
     parameters = [parameter for parameter in policy.model.parameters() if parameter.requires_grad]
     width = max(len(episode.completion.token_ids) for episode in episodes)
     squares = torch.zeros(len(episodes), width, dtype=torch.float64)
@@ -142,15 +144,15 @@ def squared_log_prob_gradients(
         ).log_probs[0]
         for t in range(len(token_ids)):
             gradient = _gradient(log_probs[t], parameters, keep=t < len(token_ids) - 1)
-            squares[number, t] = gradient.double().square().sum()
+            squares[number, t] = gradient.to(widest_float(gradient.device)).square().sum()
         progress(number + 1)
     return squares
 
 
 def spanned(weights: Float[Tensor, "estimator token"]) -> Float[Tensor, "direction token"]:
-    """Return orthonormal directions that span the rows; an empty tensor if all rows are zero.
+    """Return an orthonormal basis of the space that the rows span; an empty tensor if all rows are zero.
 
-    Rows are normalized first, because the weights of estimators may differ by factors of a million.
+    The rows are normalized first, because the weights of two estimators can differ by a factor of a million.
     """
     directions: Tensor
     _, lengths, directions = torch.linalg.svd(torch.nn.functional.normalize(weights), full_matrices=False)

@@ -1,4 +1,4 @@
-"""Estimators of the policy gradient, which differ in their weights of ∇log π(a_t|s_t)."""
+"""Estimators of the policy gradient, which multiply each ∇log π(a_t|s_t) by different weights."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,11 +23,11 @@ class Estimator:
 
     Attributes:
         name: name of the estimator.
-        settings: settings of the advantages, as in training.
-        credit: weight of an action before the baseline of `settings` is subtracted. `reward_to_go`: the
-            action's reward-to-go. `whole_return`: the return of the whole episode. `exact_norms`: the
-            action's reward-to-go minus the optimal constant baseline, which is computed from the norms of the
-            exact gradients.
+        settings: settings from which advantages are computed, as in training.
+        credit: kind of return from which the baseline of `settings` is subtracted. `reward_to_go`: the return
+            from the action on. `whole_return`: the return of the whole episode. `exact_norms`: the return
+            from the action on. With `exact_norms`, the subtracted baseline is not that of `settings`, but the
+            optimal constant baseline, which is computed from the norms of the exact gradients.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Estimator:
 
     @property
     def is_unbiased(self) -> bool:
-        """True if the expected gradient is exactly ∇J."""
+        """True if the expected gradient is exactly ∇J, the gradient of the expected return J."""
         settings = self.settings
         is_plain = not settings.standardize and settings.denominator == "episodes"
         return is_plain and (
@@ -48,12 +48,14 @@ class Estimator:
 def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
     """Return the estimators to measure for a recipe.
 
-    The estimators are:
+    Apart from the recipe's own estimator, the estimators do not standardize, and their denominator is the
+    number of episodes. The estimators are:
 
-    - each baseline, without standardization and with the number of episodes as denominator;
-    - no baseline, with the return of the whole episode as weight;
-    - `value` with λ = 0.9;
-    - `optimal` with the norms of the exact gradients, which training does not compute;
+    - an estimator for each baseline of the setting `reinforce.baseline`;
+    - an estimator without a baseline that weights each action by the return of the whole episode;
+    - an estimator with the baseline `value` and λ = 0.9;
+    - an estimator with the optimal baseline computed from the norms of the exact gradients, which training
+      does not compute;
     - the recipe's own estimator, if the recipe standardizes or has another denominator.
     """
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
@@ -73,12 +75,13 @@ def _with(settings: ReinforceConfig, baseline: str, value: ValueConfig | None = 
 
 
 def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[Tensor, "episode token"]:
-    """Return the estimator's weight of each ∇log π(a_t|s_t), for all episodes.
+    """Return the estimator's weight of each ∇log π(a_t|s_t), for the actions of all episodes.
 
-    The weights of each update are computed as in training and multiplied by the number of groups of the
-    update, so that the mean over groups equals the mean of the updates' gradients. The baseline of the credit
-    `exact_norms` can be computed only from the gradients. For this credit, the weights for a baseline of -1
-    are returned instead.
+    The weights of each update are computed as in training, and multiplied by the number of groups (problems)
+    of the update. The mean of all groups' gradients then equals the mean of all updates' gradients.
+
+    With the credit `exact_norms`, the baseline can be computed only after the gradients. The returned weights
+    are those of zero returns and a baseline of -1, from which `with_exact_norms` computes the gradients.
     """
     parts = []
     for number, update in enumerate(collected.updates):
@@ -100,14 +103,14 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return the gradients with the optimal baseline subtracted in the estimator with exact norms.
+    """Return gradients in which the estimator with the credit `exact_norms` has the gradient v - b s.
 
-    The estimator is the one with the credit `exact_norms`. The baseline b_i of episode i is computed from the
-    other episodes j of the group:
+    b is the optimal constant baseline. For episode i, b_i is computed from the other episodes j of the group:
 
         b_i = Σ_{j≠i} ⟨v_j, s_j⟩ / Σ_{j≠i} ‖s_j‖²,   v = Σ_t γ^t g_t ∇log π,   s = Σ_t γ^t ∇log π
 
-    If the group of an episode has no other episode, the gradient of the episode becomes 0.
+    where g_t is the return from action t on. If an episode is the only episode of its group, its gradient
+    becomes 0. If no estimator has the credit `exact_norms`, the gradients are returned unchanged.
 
     Source: Greensmith, Bartlett & Baxter 2004.
     """

@@ -1,10 +1,10 @@
-"""Variance, norm, agreement and bias of gradients, computed from their inner products.
+"""Statistics of gradients that are computed from inner products: variance, norm, cosine and bias.
 
 A group consists of the episodes of one problem. The vector h_k of group k is the contribution of these
 episodes to the gradient of the update, scaled so that the gradient is the mean of the groups' vectors.
 Problems are drawn independently, so the vectors are independent. All norms, distances and angles can be
-computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩, so gradients with millions of components, or sketches
-(random projections) of them, are needed only for this small matrix.
+computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩. This matrix is small. Only its computation needs the
+gradients, which have millions of components, or sketches (random projections) of the gradients.
 """
 
 import warnings
@@ -20,12 +20,12 @@ Gram = Float[np.ndarray, "group group"]
 Weights = Float[np.ndarray, "*sample group"]
 """Number of times that each group occurs in a sample: 1, or the number of times that a bootstrap drew it."""
 Values = Float[np.ndarray, "*sample"]
-"""A statistic of each sample."""
+"""Value of a statistic for each sample."""
 Statistic = Callable[[Weights], Values]
 
 LEVEL = 0.95
 NUM_RESAMPLES = 999
-ROUNDING = 1e-12  # relative size below which a squared norm is a rounding error
+ROUNDING = 1e-12  # relative size below which a squared norm is treated as a rounding error
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class IntervalEstimate:
 
 
 def mean_inner_product(gram: Gram, weights: Weights) -> Values:
-    """Return an unbiased estimate of ⟨E h, E h'⟩: the mean inner product of two different groups' vectors.
+    """Return an unbiased estimate of ⟨E h, E h'⟩, the mean inner product over all pairs of different groups.
 
         U = Σ_{k≠l} ⟨h_k, h'_l⟩ / (K (K - 1))
 
-    For h' = h, the result estimates ‖E h‖² and can be negative. A group that a bootstrap has drawn twice is
-    not paired with itself.
+    K is the number of groups. For h' = h, the result is an estimate of ‖E h‖². This estimate can be negative.
+    If a bootstrap has drawn a group twice, the two copies of the group are not paired with each other.
     """
     pairs = ((weights @ gram) * weights).sum(axis=-1) - weights**2 @ np.diagonal(gram)
     counts = weights.sum(axis=-1) ** 2 - (weights**2).sum(axis=-1)
@@ -57,9 +57,9 @@ def total_variance(gram: Gram, weights: Weights) -> Values:
 
 
 def variance_error(gram: Gram, weights: Weights) -> Values:
-    """Return the standard error of `total_variance`, from the spread of ‖h - E h‖² over the groups."""
+    """Return the standard error of `total_variance`, computed from the variance of ‖h - E h‖² over groups."""
     num_drawn = weights.sum(axis=-1, keepdims=True)
-    inner = weights @ gram / num_drawn  # ⟨mean, h_k⟩
+    inner = weights @ gram / num_drawn  # ⟨mean, h_k⟩ for each group k
     squares = np.diagonal(gram) - 2 * inner + (inner * weights).sum(axis=-1, keepdims=True) / num_drawn
     deviations = squares - (squares * weights).sum(axis=-1, keepdims=True) / num_drawn
     return np.asarray(np.sqrt((weights * deviations**2).sum(axis=-1)) / num_drawn[..., 0])
@@ -83,7 +83,7 @@ def mean_cosine(
     in_one, in_other = one @ gram, other @ gram
     product = (in_one * other).sum(axis=-1, keepdims=True)
     squares = [_squares(gram, *pair) for pair in ((one, in_one), (other, in_other))]
-    # ⟨a - h_k, b⟩ = ⟨a, b⟩ - ⟨h_k, b⟩ for h_k in half a: no new sum over the other groups is needed
+    # with the sums a and b of the halves, ⟨a - h_k, b⟩ = ⟨a, b⟩ - ⟨h_k, b⟩ for a group k of the first half
     products = product - one * in_other - other * in_one
     of_all, without_one = (
         ratio(above, np.sqrt(first * second)).mean(axis=0)
@@ -95,7 +95,13 @@ def mean_cosine(
 def _squares(
     gram: Gram, half: Float[np.ndarray, "split group"], inner: Float[np.ndarray, "split group"]
 ) -> tuple[Float[np.ndarray, "split 1"], Float[np.ndarray, "split group"]]:
-    """Return ‖Σ h_k‖² over a half, and this norm without each group; `inner` is ⟨Σ h_l, h_k⟩."""
+    """Return the squared norm of the sum a of a half's vectors, and the squared norm without each group.
+
+    Args:
+        gram: Gram matrix of the groups' vectors.
+        half: for each split, 1 for the groups of the half and 0 for the other groups.
+        inner: for each split and group, the inner product ⟨a, h_k⟩.
+    """
     whole = (inner * half).sum(axis=-1, keepdims=True)
     # ‖a - h_k‖² = ‖a‖² - 2⟨a, h_k⟩ + ‖h_k‖²
     without_one = whole - half * (2 * inner - np.diagonal(gram))
@@ -103,7 +109,7 @@ def _squares(
 
 
 def random_halves(num_groups: int, num_splits: int, seed: int) -> Float[np.ndarray, "split group"]:
-    """Return random splits of the groups into halves of equal size, for `mean_cosine`."""
+    """Return random splits of the groups into two halves of equal size, as `mean_cosine` expects them."""
     half = num_groups // 2
     sides = np.repeat([1.0, -1.0, 0.0], [half, half, num_groups - 2 * half])
     return np.random.default_rng(seed).permuted(np.tile(sides, (num_splits, 1)), axis=1)
@@ -112,11 +118,11 @@ def random_halves(num_groups: int, num_splits: int, seed: int) -> Float[np.ndarr
 def bootstrap_interval(
     statistic: Statistic, num_groups: int, seed: int, method: Literal["BCa", "percentile"] = "BCa"
 ) -> IntervalEstimate:
-    """Return the statistic of all groups, with a bootstrap interval from resampling whole groups.
+    """Return the statistic of all groups, and a bootstrap interval for which whole groups are resampled.
 
     On toy policies, the method BCa had the best coverage for variances and ratios, and percentiles had the
-    best coverage for values near zero, such as squared norms. BCa is undefined if all resamples are equal or
-    on one side of the value; percentiles are then used.
+    best coverage for values near zero, such as squared norms. If BCa is undefined, percentiles are used. This
+    happens if the statistic is the same in all resamples, or is above (or below) the value in all resamples.
 
     Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """
@@ -125,7 +131,7 @@ def bootstrap_interval(
         return statistic(_counts(np.moveaxis(indices, axis, -1), num_groups))
 
     value = float(statistic(np.ones(num_groups)))
-    with warnings.catch_warnings():  # degenerate resamples are handled below
+    with warnings.catch_warnings():  # undefined intervals are handled below
         warnings.simplefilter("ignore", (RuntimeWarning, stats.DegenerateDataWarning))
         found = stats.bootstrap(
             (np.arange(num_groups),),
@@ -148,15 +154,18 @@ def studentized_interval(
 
         t* = (log s* - log s) / (e* / s*),   from s exp(-t*_97.5% e/s) to s exp(-t*_2.5% e/s)
 
-    This interval is suitable for variances. If a few vectors of large norm dominate, intervals that ignore
-    the error of each resample, such as BCa, are too short (measured on toy policies). If no resample has a
-    nonzero error, for example because all vectors are zero, both limits are equal to the statistic.
+    Here s is the statistic and e is its standard error. s* and e* are their values in a resample. The limits
+    are computed from quantiles of t* over all resamples.
+
+    This interval is suitable for variances. On toy policies, intervals that ignore the standard error of each
+    resample, such as BCa, are too short if a few vectors of large norm dominate. If the standard error of
+    every resample is 0, for example because all vectors are zero, both limits are equal to the statistic.
 
     Source: Efron & Tibshirani 1993, section 12.5.
 
     Args:
-        statistic: the statistic.
-        error: standard error of the statistic.
+        statistic: function that computes the statistic.
+        error: function that computes the standard error of the statistic.
         num_groups: number of groups.
         seed: random seed of the resamples.
     """
@@ -167,7 +176,7 @@ def studentized_interval(
     with np.errstate(divide="ignore", invalid="ignore"):
         values = statistic(weights)
         t = np.log(values / value) / (error(weights) / values)
-    t = t[np.isfinite(t)]  # the error of a resample of equal vectors is 0
+    t = t[np.isfinite(t)]  # t is not finite if all vectors of a resample are equal
     if len(t) == 0:
         return IntervalEstimate(value, value, value)
     quantiles = np.quantile(t, [(1 + LEVEL) / 2, (1 - LEVEL) / 2])
@@ -191,8 +200,9 @@ def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) 
 
         z = artanh cos,   from tanh(z - t e) to tanh(z + t e)
 
-    A bootstrap is not suitable, because it draws groups repeatedly. This makes the means of the halves
-    noisier and the angle between them larger.
+    Here e is the jackknife estimate of the standard error of z, and t is the quantile of Student's
+    distribution. A bootstrap is not suitable, because it draws some groups several times. Repeated groups
+    make the means of the halves noisier, and the angle between the means larger.
 
     Source of the jackknife: Efron & Tibshirani 1993, chapter 11.
 
@@ -209,12 +219,12 @@ def jackknife_interval(cosine: float, without_one: Float[np.ndarray, " group"]) 
 
 
 def ratio(above: Values, below: Values) -> Values:
-    """Return above / below, and 0 if the denominator is 0."""
+    """Return `above / below`, with 0 where `below` is 0."""
     return np.asarray(np.divide(above, below, out=np.zeros_like(above), where=below != 0))
 
 
 def _counts(indices: Int[np.ndarray, "*sample index"], num_groups: int) -> Weights:
-    """Return how often each group occurs in each row of indices."""
+    """Return the number of times that each group occurs in each row of indices."""
     rows = indices.reshape(-1, indices.shape[-1])
     offsets = num_groups * np.arange(len(rows))[:, None]
     counted = np.bincount((rows + offsets).ravel(), minlength=num_groups * len(rows))

@@ -2,22 +2,23 @@
 
 The article "The Beauty of Reinforcement Learning (1)" says that plain REINFORCE has a high variance. This
 module measures this variance and the effect of each baseline on it. For the gradient ĝ of an update of N
-episodes:
+episodes, it computes:
 
     variance     V = N tr Cov(ĝ)              per episode: an update of N episodes has the variance V / N
-    SNR            = ‖E ĝ‖² / tr Cov(ĝ)        for updates of the recipe's size
+    SNR            = ‖E ĝ‖² / tr Cov(ĝ)        signal-to-noise ratio, for updates of the recipe's size
     noise scale  B = V / ‖E ĝ‖²                number of episodes for an SNR of 1
     cosine         = cos(ĝ, ĝ')                between independent halves of the episodes
-    bias           = ‖E ĝ - ∇J‖ / ‖∇J‖
+    bias           = ‖E ĝ - ∇J‖ / ‖∇J‖         relative distance from the exact gradient ∇J
 
 B is the gradient noise scale of McCandlish et al. 2018, who recommend B as batch size. If N is far below B,
 doubling the number of episodes per update halves the number of updates that are needed. If N is far above B,
-additional episodes are wasted.
+additional episodes hardly reduce this number.
 
-A group is the episodes of one problem. Problems are drawn independently, with replacement, so groups are
-independent. The settings `batch_mean`, `standardize` and a denominator of tokens make the gradient of a group
-depend on the other groups of its update. Gradients with these settings are computed as in training, but their
-statistics assume independent groups. This assumption omits a share of about 2/B of the variance.
+A group consists of the episodes of one problem. Problems are drawn independently, with replacement, so groups
+are independent. With the baseline `batch_mean`, with `standardize`, or with the number of tokens as
+denominator, the gradient of a group also depends on the other groups of its update. Gradients with these
+settings are computed as in training, but their statistics assume independent groups. This assumption changes
+the variance by a fraction of about 2/B.
 """
 
 import math
@@ -59,9 +60,9 @@ from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy
 
-REFERENCE = "leave_one_out"  # estimator of ∇J, since it is unbiased and has a low variance
+REFERENCE = "leave_one_out"  # used as the estimate of ∇J, because it is unbiased and has a low variance
 MIN_WITH_GRADIENT = 4  # minimum number of problems with a nonzero reference gradient, for usable intervals
-NUM_SPLITS = 50  # random splits of the groups into halves
+NUM_SPLITS = 50  # number of random splits of the groups into halves
 MAX_WHOLE = 1 << 29  # maximum number of components of all gradients without a sketch: 2 GiB in float32
 SKETCH_SIZE = 1 << 14
 
@@ -74,8 +75,10 @@ class EstimatorVariance:
         name: name of the estimator.
         is_unbiased: True if the expected gradient is ∇J.
         variance, snr, noise_scale, cosine: see the docstring of the module.
-        along: ⟨E ĝ, ∇J⟩ / ‖∇J‖²; None for an unbiased estimator, for which it is 1.
-        bias: ‖E ĝ - ∇J‖ / ‖∇J‖; None for an unbiased estimator, for which it is 0.
+        along: component of the expected gradient along ∇J, ⟨E ĝ, ∇J⟩ / ‖∇J‖²; None for an unbiased estimator,
+            because its component is exactly 1.
+        bias: relative distance of the expected gradient from ∇J, ‖E ĝ - ∇J‖ / ‖∇J‖; None for an unbiased
+            estimator, because its distance is exactly 0.
     """
 
     name: str
@@ -94,19 +97,19 @@ class GradientVariance:
 
     Attributes:
         estimators: the measurements of each estimator.
-        squared_norm: ‖∇J‖².
-        num_problems: number of problems, which are drawn with replacement.
-        num_with_gradient: number of problems whose episodes differ in their returns. If this number is below
-            32, the intervals are too short; below 16, they are much too short (measured by
-            tests/benchmarks/variance_coverage.py).
+        squared_norm: squared norm of the exact gradient, ‖∇J‖².
+        num_problems: number of problems, which were drawn with replacement.
+        num_with_gradient: number of problems whose episodes differ in their returns. According to
+            tests/benchmarks/variance_coverage.py, the intervals are too short if this number is below 32, and
+            much too short if it is below 16.
         episodes_per_problem: number of episodes per problem.
         episodes_per_update: number of episodes per update of the recipe.
         mean_return: mean total reward of the scored episodes.
         accuracy: share of correct episodes.
         num_unscored: number of episodes without a reward.
-        num_parameters: number of trained parameters, which is the length of a gradient.
-        sketch_error: upper bound on the relative standard deviation of a squared norm due to the sketch; 0
-            without a sketch.
+        num_parameters: number of trained parameters, which equals the number of components of a gradient.
+        sketch_error: upper bound on the relative standard deviation of a squared norm that is caused by the
+            random projection of the gradients; 0 if the gradients are not projected.
     """
 
     estimators: tuple[EstimatorVariance, ...]
@@ -133,29 +136,32 @@ def measure_variance(
     output_dir: str | PathLike[str] | None = None,
     show_progress: bool | None = None,
 ) -> GradientVariance:
-    """Measure the gradient variance with every baseline, on the policy and problems of a recipe.
+    """Measure the gradient variance with every baseline, for the policy and the problems of a recipe.
 
         measured = measure_variance("price", policy="runs/price")
         {each.name: each.variance.value for each in measured.estimators}
 
-    There is no training except the recipe's warm start.
+    The policy is not trained, except by the recipe's warm start.
 
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
-        policy: a run, a model directory or a model name whose weights are measured; by default, the weights
-            with which the recipe starts its first update.
-        num_problems: number of problems, drawn with replacement; rounded up to whole updates.
-        sketch_size: number of components to which each gradient is shortened by random projection; 0: do not
-            shorten; None: shorten to 16,384 if all gradients together would take more than 2 GiB.
-        seed: random seed of problems, episodes, sketch and intervals.
-        overrides: changes of the recipe's settings, each `section.key=value`.
+        policy: directory of a run, directory of a model, or model name. The gradients are measured with the
+            weights of this policy. The default is the recipe's policy before the first policy-gradient
+            update.
+        num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
+        sketch_size: number of components to which each gradient is shortened by random projection. 0: do not
+            shorten. None: shorten to 16,384 components if all gradients together would need more than 2 GiB
+            of memory.
+        seed: random seed of the problems, the episodes, the random projection and the intervals.
+        overrides: changes of the recipe's settings, each of the form `section.key=value`.
         output_dir: directory for `variance.json` and, if matplotlib is installed, the plot; None: write no
             files.
-        show_progress: show progress bars; by default only on a terminal and in a notebook.
+        show_progress: if True, show progress bars. By default, they are shown on a terminal and in a
+            notebook.
 
     Raises:
-        InputError: if the recipe can't be measured, fewer than four problems have episodes with different
-            returns, or the directory can't be written to.
+        InputError: if the recipe can't be measured, if fewer than four problems have episodes with different
+            returns, or if the directory can't be written to.
     """
     output = check_output(output_dir, "variance")
     config = config_to_measure(recipe, overrides, policy)
@@ -175,7 +181,7 @@ def measure_variance(
         )
     if output is not None:
         write_json(output, "variance", measured)
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_variance(measured, output)
     return measured
 
@@ -190,18 +196,18 @@ def measure_estimators(
     seed: int = 0,
     progress: Callable[[int], None] = lambda done: None,
 ) -> GradientVariance:
-    """Compute the gradient of every estimator from the same episodes, and return the statistics.
+    """Compute the gradients of all estimators from the same episodes, and return statistics of the gradients.
 
     The weights of the policy are not changed.
 
     Args:
         policy: the policy.
         collected: episodes of the policy.
-        estimators: the estimators, one of which must be `leave_one_out`.
-        temperature: sampling temperature of the episodes.
-        sketch_size: as for `measure_variance`.
-        seed: random seed of the sketch and the intervals.
-        progress: called with the number of completed episodes.
+        estimators: the estimators, one of which must be named `leave_one_out`.
+        temperature: temperature with which the episodes were sampled.
+        sketch_size: number of components to which gradients are shortened; see `measure_variance`.
+        seed: random seed of the random projection and of the intervals.
+        progress: function that is called with the number of completed episodes.
 
     Raises:
         InputError: if fewer than four problems have episodes with different returns, or a gradient is not
@@ -236,17 +242,17 @@ def measure_estimators(
 
 
 def num_trained_parameters(policy: LanguagePolicy) -> int:
-    """Return the number of trained parameters, which is the length of a gradient."""
+    """Return the number of trained parameters, which equals the number of components of a gradient."""
     return sum(parameter.numel() for parameter in policy.model.parameters() if parameter.requires_grad)
 
 
 def sketch_for(
     policy: LanguagePolicy, weights: Float[Tensor, "estimator episode token"], size: int | None, seed: int
 ) -> Sketch | None:
-    """Return a sketch of the given size, or None if gradients are not to be shortened.
+    """Return a random projection that shortens gradients to `size` components, or None if `size` is 0.
 
-    If the size is None, gradients are shortened to the default size if they would take more than 2 GiB in
-    full.
+    If `size` is None, gradients are shortened to SKETCH_SIZE components, but only if the complete gradients
+    would need more than 2 GiB of memory. Otherwise None is returned.
     """
     num_parameters = num_trained_parameters(policy)
     if size is None:
@@ -261,9 +267,10 @@ def estimator_statistics(
     """Return the measurements of every estimator, ‖∇J‖², and the number of problems with a nonzero gradient.
 
     Args:
-        gram: function from the indices of two estimators to the inner products ⟨h_k, h'_l⟩ of the groups'
-            gradients by the two estimators.
-        estimators: the estimators, one of which must be `leave_one_out`.
+        gram: function that takes the indices of two estimators, and returns the inner products ⟨h_k, h'_l⟩
+            between the groups' gradients by these estimators. A group consists of the episodes of one
+            problem.
+        estimators: the estimators, one of which must be named `leave_one_out`.
         seed: random seed of the intervals.
 
     Raises:
@@ -273,7 +280,8 @@ def estimator_statistics(
     reference_index = names.index(REFERENCE)
     grams = [gram(index, index) for index in range(len(estimators))]
     reference = grams[reference_index]
-    # the reference gradient of equal returns is 0 up to rounding errors
+    # if all returns of a problem are equal, its gradient by the reference estimator is 0 up to rounding
+    # errors
     longest = np.max([np.diagonal(own) for own in grams], axis=0)
     num_with_gradient = int((np.diagonal(reference) > ROUNDING * longest).sum())
     if num_with_gradient < MIN_WITH_GRADIENT:
@@ -298,7 +306,8 @@ def _statistics(
     estimator: Estimator, own: Gram, cross: Gram, reference: Gram, seed: int
 ) -> EstimatorVariance:
     num_groups, size = len(own), estimator.settings.episodes_per_problem
-    # the expectation of an unbiased estimator is ∇J, which the reference estimates best
+    # the expected gradient of an unbiased estimator is ∇J, and the reference estimator gives the best
+    # estimate
     expected = reference if estimator.is_unbiased else own
 
     def variance(weights: Weights) -> Values:
@@ -328,7 +337,17 @@ def _statistics(
 
 
 def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalEstimate, IntervalEstimate]:
-    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖, computed from differences to the reference."""
+    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖ of an estimator.
+
+    Both are computed from the differences between the groups' gradients h by the estimator, and h' by the
+    reference estimator, whose expectation is ∇J.
+
+    Args:
+        own: inner products between the gradients h.
+        cross: inner products between the gradients h and h'.
+        reference: inner products between the gradients h'.
+        seed: random seed of the intervals.
+    """
     num_groups = len(own)
 
     def along(weights: Weights) -> Values:
@@ -347,5 +366,5 @@ def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalE
 
 
 def _inverse(value: float) -> float:
-    """Return 1 / value, or infinity if the value is not positive, since there is no signal then."""
+    """Return 1 / value, or infinity if the value is not positive, because there is then no signal."""
     return 1.0 / value if value > 0 else math.inf

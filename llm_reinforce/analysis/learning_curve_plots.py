@@ -28,13 +28,13 @@ def plot_comparison(
     target: float,
     folder: Path,
 ) -> list[Path]:
-    """Write the plots `curves` and `comparison`, each as .png and .svg; return the four files.
+    """Write the plots `curves` and `comparison`, each as .png and .svg. Return the paths of the four files.
 
     Args:
         variants: for each variant, the curve of each seed.
-        compared: measures of the variants.
-        budget: number of tokens on the x axis.
-        target: target accuracy, which is marked by a horizontal line.
+        compared: the measures of each variant, such as final accuracy.
+        budget: upper limit of the x axis, in sampled tokens.
+        target: target accuracy. It is marked by a horizontal line.
         folder: directory of the files.
 
     Raises:
@@ -50,8 +50,8 @@ def plot_comparison(
 def curves_figure(variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float) -> "Figure":
     """Plot accuracy against sampled tokens: the mean over seeds, its 95% interval, and a thin line per seed.
 
-    Up to six variants share one panel. More than six have one panel each, and every panel also shows the mean
-    of the first variant as a dashed line.
+    Up to six variants share one panel. If there are more than six variants, each variant has a separate
+    panel, and the mean of the first variant is shown in every panel as a dashed line.
     """
     from matplotlib.figure import Figure
 
@@ -148,10 +148,10 @@ def short_number(value: float) -> str:
 
 
 def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure":
-    """Plot one panel per measure and one row per variant: the mean, its 95% interval, and a dot per seed.
+    """Plot one panel per measure, with one row per variant: the mean, its 95% interval, and a dot per seed.
 
-    A hollow marker means that the shown mean is a lower bound, because not all runs reached the target within
-    the budget.
+    A hollow marker means that the mean is a lower bound, because not all runs reached the target accuracy
+    within the token budget.
     """
     from matplotlib.figure import Figure
 
@@ -170,7 +170,7 @@ def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure"
         axes.xaxis.set_major_formatter(_formatter(key))
         axes.xaxis.set_major_locator(_locator())
     panels[0].set_yticks(rows, [runs.name for runs in compared])
-    panels[0].set_ylim(len(compared) - 0.5, -0.5)  # the first variant at the top
+    panels[0].set_ylim(len(compared) - 0.5, -0.5)  # shows the first variant at the top
     figure.supxlabel(
         "line: 95% interval over seeds; dots: seeds; dotted: mean of the first variant; "
         "hollow: not all seeds reached the target",

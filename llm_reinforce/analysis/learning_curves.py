@@ -1,8 +1,9 @@
-"""Learning curves at an equal budget of sampled tokens: measures, and differences between variants.
+"""Learning curves at an equal budget of sampled tokens, their measures, and differences between variants.
 
-The learning curve of a run is the run's accuracy as a function of the number of tokens sampled so far, and
-every variant has one curve per seed. The seeds are treated as a random sample: intervals are computed over
-seeds, and variants are compared in pairs of runs with the same seed. All functions are pure.
+The learning curve of a run is the run's accuracy as a function of the number of tokens sampled so far. A
+variant is a recipe, possibly with changed settings. Every variant has one run, and therefore one curve, per
+seed. The seeds are treated as a random sample. Intervals are computed over seeds, and two variants are
+compared in pairs of runs with the same seed. The functions have no side effects.
 """
 
 import itertools
@@ -25,7 +26,7 @@ ROUNDING = 1e-12  # values that differ by at most this number are treated as equ
 
 @dataclass(frozen=True, slots=True)
 class LearningCurve:
-    """Learning curve of one run, linear between its evaluations.
+    """Learning curve of one run. Between two evaluations, accuracy is interpolated linearly.
 
     Attributes:
         num_tokens: number of tokens sampled before each evaluation. The first number is 0, and the numbers
@@ -33,8 +34,8 @@ class LearningCurve:
         accuracy: accuracy in 0..1 of each evaluation.
 
     Raises:
-        ValueError: if the two tuples differ in length, or the numbers of tokens do not start at 0 or do not
-            increase.
+        ValueError: if the two tuples differ in length, or if the numbers of tokens do not start at 0 or do
+            not increase.
     """
 
     num_tokens: tuple[int, ...]
@@ -52,12 +53,12 @@ class LearningCurve:
 
 @dataclass(frozen=True, slots=True)
 class OverSeeds:
-    """One measure of a variant.
+    """Values of one measure of a variant for all seeds.
 
     Attributes:
-        values: value of each seed.
-        mean: mean over seeds.
-        interval: 95% interval of the mean; None for one seed.
+        values: value for each seed.
+        mean: mean of the values.
+        interval: 95% interval of the mean; None if there is only one seed.
     """
 
     values: tuple[float, ...]
@@ -71,10 +72,10 @@ class Difference:
 
     Attributes:
         mean: mean of the differences over seeds.
-        interval: 95% interval of the mean; None for one seed.
-        t_p_value: two-sided p-value of Student's paired t-test; None for one seed, or if all differences are
-            equal.
-        flip_p_value: two-sided p-value of the sign-flip test; None for one seed.
+        interval: 95% interval of the mean; None if there is only one seed.
+        t_p_value: two-sided p-value of Student's paired t-test; None if there is only one seed, or if all
+            differences are equal.
+        flip_p_value: two-sided p-value of the sign-flip test; None if there is only one seed.
     """
 
     mean: float
@@ -89,12 +90,13 @@ class ComparedRuns:
 
     Attributes:
         name: name of the variant.
-        measures: `final` accuracy and `area` under the curve, both in 0..1, and the number of `tokens` to
-            the target.
-        num_reached: number of runs that reached the target within the budget. In the measure `tokens`, a run
-            that did not reach the target counts with the budget.
-        differences: difference of each measure from that of the first variant; empty for the first variant.
-        num_sampled: number of tokens that each run sampled; the last update of a run can exceed the budget.
+        measures: the measures by name. `final` is the final accuracy, `area` is the area under the curve
+            (both are in 0..1), and `tokens` is the number of tokens to the target accuracy.
+        num_reached: number of runs that reached the target accuracy within the budget. For a run that did not
+            reach it, the value of the measure `tokens` is the budget.
+        differences: for each measure, the difference from the first variant; empty for the first variant.
+        num_sampled: number of tokens that each run sampled. It can exceed the budget, because a run stops
+            only after an update.
     """
 
     name: str
@@ -112,10 +114,10 @@ def learning_curve(
     Args:
         evaluations: rows of `evaluations.jsonl`.
         metrics: rows of `metrics.jsonl`.
-        decoding: decoding of the evaluations to use, `greedy` or `sampled`.
+        decoding: decoding mode of the evaluations that are used, `greedy` or `sampled`.
 
     Raises:
-        ValueError: if there is no evaluation with this decoding before the first update, or if `metrics`
+        ValueError: if there is no evaluation with this decoding mode before the first update, or if `metrics`
             lacks an update after which the run was evaluated.
     """
     sampled = {0: 0, **{row["update"]: row["num_tokens"] for row in metrics}}
@@ -130,7 +132,7 @@ def learning_curve(
 
 
 def final_accuracy(curve: LearningCurve) -> float:
-    """Return the last accuracy, measured after the update that reached the budget."""
+    """Return the accuracy of the last evaluation, which was made after the update that reached the budget."""
     return curve.accuracy[-1]
 
 
@@ -139,7 +141,7 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 
         (1/B) ∫ accuracy(n) dn over n from 0 to B
 
-    The curve is constant after its last evaluation.
+    After the last evaluation, the accuracy is assumed to be constant.
     """
     inside = [number for number in curve.num_tokens if number < budget]
     at = np.array([*inside, budget], dtype=float)
@@ -163,7 +165,7 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the accuracy at the given numbers of tokens; after the last evaluation, accuracy is constant."""
+    """Return the accuracy at the given token counts, assuming it is constant after the last evaluation."""
     at: np.ndarray = np.interp(np.asarray(num_tokens, dtype=float), curve.num_tokens, curve.accuracy)
     return at
 
@@ -171,9 +173,11 @@ def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> n
 def mean_curve(
     curves: Sequence[LearningCurve], budget: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Return token counts from 0 to the budget, and the mean accuracy and its 95% limits at each of them.
+    """Return the mean of several learning curves, with its 95% interval.
 
-    The limits are None if there is only one curve.
+    Returns:
+        token counts from 0 to the budget, the mean accuracy at each count, and the lower and the upper limit
+        of the mean's 95% interval at each count. Both limits are None if there is only one curve.
     """
     at = np.linspace(0, budget, NUM_POINTS)
     each = np.stack([heights(curve, at) for curve in curves])
@@ -189,7 +193,8 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
 
         mean ± t(0.975, n - 1) s / √n
 
-    If all values are equal, both limits are that value.
+    n is the number of values and s is their standard deviation. If all values are equal, s is 0, and both
+    limits are equal to the mean.
     """
     if len(values) < 2:
         return None
@@ -199,15 +204,16 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
 
 
 def difference_of(values: Sequence[float], others: Sequence[float]) -> Difference:
-    """Return the mean of `values` minus `others`, which belong to the same seeds in the same order.
+    """Return the mean of the differences `values` minus `others`, with its interval and p-values.
 
-    The interval and the first p-value are those of Student's paired t-test. The second p-value is that of the
-    sign-flip test (Fisher 1935, scipy's permutation test): the share of the 2ⁿ ways to flip the signs of the
-    differences whose mean is at least as far from 0 as the observed one. The sign-flip test makes fewer
-    assumptions, and its p-value is never below 2 / 2ⁿ, which is 0.06 for five seeds.
+    Both sequences belong to the same seeds in the same order. The interval and the first p-value come from
+    Student's paired t-test. The second p-value comes from the sign-flip test (Fisher 1935), which scipy's
+    permutation test computes. The signs of n differences can be flipped in 2ⁿ ways. The p-value is the share
+    of these ways in which the mean is at least as far from 0 as the observed mean. The sign-flip test makes
+    fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which is 0.06 for five seeds.
 
     Raises:
-        ValueError: if the numbers of values differ.
+        ValueError: if the two sequences differ in length.
     """
     differences = [value - other for value, other in zip(values, others, strict=True)]
     mean = math.fsum(differences) / len(differences)
@@ -235,20 +241,20 @@ def _flip_p_value(differences: Sequence[float]) -> float:
 def compare_curves(
     variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float
 ) -> list[ComparedRuns]:
-    """Return the measures of each variant, and its differences from the first variant.
+    """Return the measures of each variant, and their differences from those of the first variant.
 
-    Final accuracy is measured after the update that reached the budget. Area and tokens to the target are
-    computed from the curve up to the budget. A run that does not reach the target counts with the budget. The
-    mean of `tokens` is therefore a lower bound if not all runs reached the target.
+    The final accuracy is measured after the update that reached the budget. The area and the number of tokens
+    to the target accuracy are computed from the curve up to the budget. If a run does not reach the target,
+    its number of tokens is set to the budget. The mean number of tokens is then a lower bound.
 
     Args:
-        variants: one curve per seed for each variant, by name. All variants have the same seeds in the same
-            order.
-        budget: number of tokens.
+        variants: mapping from the name of each variant to its curves, one per seed. All variants have the
+            same seeds in the same order.
+        budget: budget of each run, in sampled tokens.
         target: target accuracy.
 
     Raises:
-        ValueError: if there are no variants, or their numbers of curves differ.
+        ValueError: if there are no variants, or if the variants have different numbers of curves.
     """
     if not variants or len({len(curves) for curves in variants.values()}) > 1:
         raise ValueError("a comparison needs one or more variants, all with the same number of curves")

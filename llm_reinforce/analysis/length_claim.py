@@ -1,32 +1,33 @@
-"""The article's claim that the returns of an episode are correlated, which adds variance in long episodes.
+"""Growth of the gradient variance with the length of the episodes.
 
-The article is "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods".
+This is a claim of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based Methods": the
+returns of an episode are correlated, which adds variance in long episodes.
 
 The first experiment tosses N coins. The variance of the number of heads is N/4 for N independent coins, and
 N²/4 for a single coin whose result is counted N times.
 
-The second experiment is a policy that tosses coins: a model with random weights samples T actions without
-ever ending the episode, and one of its tokens means heads. Each ∇log π(a_t|s_t) has mean 0, whatever the
-previous actions are, so the log-probability gradients of different actions are uncorrelated. If the reward
-hardly depends on any single action, the variance of the gradient is a sum over actions, where A_t is the
-weight of action t:
+In the second experiment, a policy tosses coins. The policy is a model with random weights. It samples T
+tokens (actions) per episode and never ends an episode earlier. One of its tokens means heads. The mean of
+each ∇log π(a_t|s_t) is 0 for any previous actions. The log-probability gradients of different actions are
+therefore uncorrelated. If the reward hardly depends on any single action, the variance of the gradient is
+approximately a sum over actions. With the weight A_t of action t,
 
     tr Cov(ĝ) ≈ Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]
 
-With p the probability of heads, and nearly independent tosses, E[A_t²] is
+Let p be the probability of heads. If the tosses are nearly independent, E[A_t²] is
 
-    rewards                     whole return            reward-to-go               minus V(s_t)
-    each head immediately       T² p² + T p (1 - p)     same with T - t for T      (T - t) p (1 - p)
-    all heads at the end        T² p² + T p (1 - p)     same as whole return       (T - t) p (1 - p)
-    the first toss, at the end  p                       same as whole return       0 for t ≥ 1
+    reward for               A_t: whole return     reward-to-go                      reward-to-go - V(s_t)
+    each head, immediately   T² p² + T p (1 - p)   (T - t)² p² + (T - t) p (1 - p)   (T - t) p (1 - p)
+    all heads, at the end    T² p² + T p (1 - p)   T² p² + T p (1 - p)               (T - t) p (1 - p)
+    first toss, at the end   p                     p                                 0 for t ≥ 1
 
-If rewards accumulate along the episode, the variance of plain REINFORCE grows as T³. Reward-to-go reduces it
-to a third; with a state-dependent baseline, it grows as T². If the reward is a verdict on the first toss, the
-variance grows as T, although the later actions do not affect the reward. A state-dependent baseline removes
-the contribution of the later actions.
+If rewards accumulate along the episode, the variance of plain REINFORCE grows as T³. Reward-to-go reduces the
+variance to a third if rewards are given immediately. With the state-dependent baseline V(s_t), the variance
+grows only as T². If the reward is a verdict on the first toss, the variance grows as T, although the later
+actions do not affect the reward. The state-dependent baseline removes the contribution of the later actions.
 
-The exact variance also subtracts the squared expectation of each term. The prediction omits these squares,
-because they are small compared with the other terms, except with the baseline V(s_t).
+In the exact variance, the squared expectation of each term is subtracted. The prediction omits these squares.
+They are small compared with the other terms, except with the baseline V(s_t).
 """
 
 from collections.abc import Callable
@@ -76,11 +77,11 @@ class CoinVariance:
     """Measured and expected variance of the number of heads of N coins.
 
     Attributes:
-        num_coins: N.
-        independent: measured variance of N independent coins.
-        expected_independent: N/4.
-        one_coin: measured variance of one coin counted N times.
-        expected_one_coin: N²/4.
+        num_coins: number of coins N.
+        independent: measured variance for N independent coins.
+        expected_independent: expected variance for N independent coins, N/4.
+        one_coin: measured variance for one coin that is counted N times.
+        expected_one_coin: expected variance for one coin that is counted N times, N²/4.
     """
 
     num_coins: int
@@ -95,13 +96,13 @@ class LengthVariance:
     """Gradient variance of one estimator on episodes of one length.
 
     Attributes:
-        paid: time at which rewards are given: after each step, at the end, or at the end for the first toss
-            only ("verdict").
+        paid: time at which rewards are given. "each step": each head is rewarded immediately. "at the end":
+            all heads are rewarded at the end. "verdict": heads at the first toss is rewarded at the end.
         estimator: name of the estimator.
         num_actions: number of actions of each episode.
-        predicted: tr Cov(ĝ) of one episode, computed from other episodes by the sum in the module's
-            docstring.
-        measured: tr Cov(ĝ) of one episode, estimated from the gradients of the measured episodes.
+        predicted: variance tr Cov(ĝ) of one episode, computed from other episodes with the sum in the
+            module's docstring.
+        measured: variance tr Cov(ĝ) of one episode, estimated from the gradients of the measured episodes.
     """
 
     paid: RewardTiming
@@ -113,7 +114,7 @@ class LengthVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthClaim:
-    """Variances of coin tosses, and gradient variances of a policy by the length of its episodes."""
+    """Variances of the number of heads, and gradient variances for several lengths of the episodes."""
 
     coins: tuple[CoinVariance, ...]
     lengths: tuple[LengthVariance, ...]
@@ -128,7 +129,7 @@ def measure_length_claim(
         seed: random seed.
         output_dir: directory for `length.json` and, if matplotlib is installed, the plot; None: write no
             files.
-        show_progress: show a progress bar; by default only on a terminal and in a notebook.
+        show_progress: if True, show a progress bar. By default, it is shown on a terminal and in a notebook.
 
     Raises:
         InputError: if these files already exist, or the directory can't be written to.
@@ -140,13 +141,13 @@ def measure_length_claim(
         lengths = length_variances(seed, show)
     if output is not None:
         write_json(output, "length", [*coins, *lengths])
-        with suppress(ModuleNotFoundError):  # matplotlib is an extra
+        with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
             plot_length_claim(coins, lengths, output)
     return LengthClaim(coins, lengths)
 
 
 def toss_coins(seed: int = 0) -> tuple[CoinVariance, ...]:
-    """Return the variances of the number of heads of N independent coins, and of one coin counted N times."""
+    """Return the variance of the number of heads of N independent coins, and of one coin counted N times."""
     random = np.random.default_rng(seed)
     rows = []
     for num in LENGTHS:
@@ -157,7 +158,7 @@ def toss_coins(seed: int = 0) -> tuple[CoinVariance, ...]:
 
 
 def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
-    """Return the variance of the values, with an interval from their fourth central moment."""
+    """Return the variance of the values, with an interval computed from their fourth central moment."""
     variance = float(values.var(ddof=1))
     fourth = float(((values - values.mean()) ** 4).mean())
     error = float(np.sqrt(max(0.0, fourth - variance**2) / len(values)))
@@ -166,7 +167,7 @@ def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
 
 
 def coin_policy(seed: int) -> LanguagePolicy:
-    """Return a small transformer with random weights that never ends an episode; its token "1" is heads."""
+    """Return a small transformer with random weights. It never ends an episode. Its token "1" means heads."""
     shape = RandomInitConfig(
         alphabet="01=", num_layers=2, num_heads=2, hidden_size=32, intermediate_size=64, max_length=64
     )
@@ -176,11 +177,13 @@ def coin_policy(seed: int) -> LanguagePolicy:
 def length_variances(
     seed: int = 0, progress: Callable[[int], None] = lambda done: None
 ) -> tuple[LengthVariance, ...]:
-    """Return the gradient variance by the length of the episodes, with a prediction from other episodes.
+    """Return the measured and the predicted gradient variance for each length of the episodes.
+
+    The prediction and the measurement are computed from different episodes.
 
     Args:
         seed: random seed.
-        progress: called with the number of completed episodes, at most `num_measured()`.
+        progress: function that is called with the number of completed episodes, at most `num_measured()`.
     """
     policy = coin_policy(seed)
     others = _tossed(policy, max(LENGTHS), 2 * seed)
@@ -191,7 +194,8 @@ def length_variances(
     for num_actions in LENGTHS:
         batch = _tossed(policy, num_actions, 2 * seed + 1)
         weights = _weights(batch, chances)
-        # the policy never ends an episode, so shorter episodes are prefixes of longer ones
+        # the policy never ends an episode, so prefixes of the longest episodes can be used as shorter
+        # episodes
         of_others = _weights(_cut(others, num_actions), chances)
         gradients = episode_gradients(
             policy, batch.episodes, torch.stack([*weights.values()]), progress=_after(done, progress)
@@ -199,7 +203,8 @@ def length_variances(
         done += len(batch)
         for index, (timing, name) in enumerate(weights):
             gram = gradients.gram(index, index, batch.groups.tolist())
-            # Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]; `of_others` has A_t divided by the size of the group
+            # Σ_t E[‖∇log π(a_t|s_t)‖² A_t²]; the weights in `of_others` are A_t divided by the size of a
+            # group
             predicted = (squares[:, :num_actions] * (GROUP_SIZE * of_others[timing, name]) ** 2).sum(dim=1)
             measured = variance_with_interval(gram, GROUP_SIZE, seed)
             rows.append(LengthVariance(timing, name, num_actions, float(predicted.mean()), measured))
@@ -218,11 +223,11 @@ def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:
 def _weights(
     batch: EpisodeBatch, chances: Float[Tensor, " longest"]
 ) -> dict[tuple[RewardTiming, str], Float[Tensor, "episode token"]]:
-    """Return the weight of each action, by reward timing and estimator.
+    """Return the weights of all actions for each reward timing and each estimator.
 
     Args:
         batch: the episodes.
-        chances: probability of heads of each toss.
+        chances: probability of heads for each toss of an episode.
     """
     weights = {}
     for timing in TIMINGS:
@@ -234,7 +239,7 @@ def _weights(
 
 
 def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch:
-    """Return `NUM_GROUPS` groups of sampled episodes, all of the same prompt, without rewards."""
+    """Sample `NUM_GROUPS` groups of episodes, all with the same prompt and without rewards."""
     prompt = policy.encode_prompt("=")
     completions = sample_completions(
         policy,
@@ -253,7 +258,7 @@ def _tossed(policy: LanguagePolicy, num_actions: int, seed: int) -> EpisodeBatch
 
 
 def _heads(batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
-    """Return 1 for each action that is heads and 0 for the others."""
+    """Return 1 for each action that is heads, and 0 for each other action."""
     return torch.tensor(
         [[float(action == HEADS) for action in episode.completion.token_ids] for episode in batch.episodes]
     )
@@ -291,7 +296,7 @@ def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
 def _values(
     batch: EpisodeBatch, timing: RewardTiming, chances: Float[Tensor, " longest"]
 ) -> Float[Tensor, "episode token"]:
-    """Return V(s_t), the expected return from s_t on, assuming independent tosses."""
+    """Return V(s_t), the expected return after state s_t, assuming that the tosses are independent."""
     tosses = _heads(batch)
     own = chances[: tosses.shape[1]]
     if timing == "verdict":

@@ -1,4 +1,4 @@
-"""Episodes of one policy, and baselines fitted to earlier episodes of the same policy."""
+"""Episodes of a policy, and baselines that are fitted to other episodes of the same policy."""
 
 import copy
 import random
@@ -25,11 +25,11 @@ class MeasuredEpisodes:
     """Episodes of one policy, from which the gradient of every estimator is computed.
 
     Attributes:
-        updates: the episodes of each update. The groups of all updates have different numbers.
-        moving_average: mean return of other episodes of the policy. It takes the place of the moving average
-            over earlier updates in training.
-        values: V(s_t) of the actions of each update, from a value head fitted to other episodes; empty if
-            there is no value baseline.
+        updates: the episodes of each update. The numbers of groups are unique across all updates.
+        moving_average: mean return of other episodes of the policy. It replaces the moving average that
+            training computes over earlier updates.
+        values: for each update, the predicted value V(s_t) of each action. The values come from a value head
+            that was fitted to other episodes. The tuple is empty if there is no value head.
     """
 
     updates: tuple[EpisodeBatch, ...]
@@ -55,25 +55,26 @@ def collect_updates(
 ) -> MeasuredEpisodes:
     """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
-    Before these episodes, the same number of episodes is collected for the baselines that learn from earlier
-    episodes: the moving average and the value head.
+    Two baselines learn from earlier episodes: the moving average and the value head. An equal number of other
+    episodes is therefore collected first, and these baselines are fitted to them.
 
     Args:
         policy: the policy.
         problems: the problems to draw from.
         rewards: the reward functions.
-        settings: settings of updates, advantages and the value head.
+        settings: settings of the updates, the advantages and the value head.
         sampling: settings of the sampling.
-        num_problems: number of problems; if it exceeds one update, it is rounded up to whole updates.
-        seed: random seed of problems and sampling.
-        progress: called with the number of completed problems, at most twice `num_problems`.
+        num_problems: number of problems. If it exceeds the number of problems per update, it is rounded up to
+            whole updates.
+        seed: random seed of the choice of problems and of the sampling.
+        progress: function that is called with the number of completed problems, at most twice `num_problems`.
 
     Raises:
         InputError: if no episode could be scored.
     """
     per_update = min(settings.problems_per_update, num_problems)
     num_updates = -(-num_problems // per_update)
-    problem_order = random.Random(f"laboratory {seed}")  # the string is part of the seed: keep it
+    problem_order = random.Random(f"laboratory {seed}")  # another string would change the drawn problems
     generator = torch.Generator(policy.device).manual_seed(seed)
     batches = []
     for number in range(2 * num_updates):
@@ -106,7 +107,7 @@ def collect_updates(
 def _check_scored(updates: Sequence[EpisodeBatch]) -> None:
     if not any(bool(update.scored.any()) for update in updates):
         failures = (episode.failure for update in updates for episode in update.episodes)
-        default = "every reward function returned None; check that one applies to the problems"
+        default = "every reward function returned None; check that one of them applies to the problems"
         why = next((repr(failure[:400]) for failure in failures if failure), default)
         raise InputError(f"no episode could be scored: {why}")
 
@@ -116,8 +117,8 @@ def fitted_value_head(
 ) -> ValueHead:
     """Return a value head for `baseline: value`, fitted to the returns of the earlier episodes.
 
-    In training, the head is fitted to new episodes in every update. Here, the head is fitted repeatedly to
-    the same episodes, so a quarter of the groups is held out for early stopping. The returned head has the
+    In training, the value head is fitted to new episodes in every update. Here it is fitted repeatedly to the
+    same episodes. A quarter of the groups is therefore held out for early stopping. The returned head has the
     weights with the lowest error on the held-out groups.
     """
     features, shape = _features(policy, earlier), settings.value
@@ -148,7 +149,7 @@ def fitted_value_head(
 def predicted_values(
     policy: LanguagePolicy, head: ValueHead, batch: EpisodeBatch
 ) -> Float[Tensor, "episode token"]:
-    """Return V(s_t) of each action, on the CPU."""
+    """Return the predicted value V(s_t) for each action, as a tensor on the CPU."""
     features = _features(policy, batch)
     return predict_values(head, features, action_mask(batch.lengths, features.shape[1])).cpu()
 

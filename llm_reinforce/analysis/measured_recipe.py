@@ -1,4 +1,4 @@
-"""Preparation of a measurement: settings and policy of a recipe, and episodes of this policy."""
+"""Preparation of a measurement: load the settings and the policy of a recipe, and collect episodes."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -17,7 +17,7 @@ from llm_reinforce.training import ReinforceTrainer
 def config_to_measure(
     recipe: RecipeSource, overrides: Sequence[str] = (), policy: str | PathLike[str] | None = None
 ) -> Config:
-    """Return the settings of the recipe. If `policy` is given, its weights replace those of the recipe.
+    """Return the settings of the recipe. If `policy` is given, it replaces the policy of the recipe.
 
     Raises:
         InputError: if the recipe is invalid, or has only one episode per problem.
@@ -39,7 +39,7 @@ def with_weights(config: Config, name_or_path: str) -> Config:
     changes = {"name_or_path": name_or_path, "random_init": None, "revision": None}
     path = Path(name_or_path).expanduser()
     if any((folder / "adapter_config.json").is_file() for folder in (path, path / "policy")):
-        changes["lora"] = None  # the weights are an adapter already
+        changes["lora"] = None  # the policy already has an adapter
     policy = config.policy.model_copy(update=changes)
     training = config.training.model_copy(update={"warm_start": None})
     return config.model_copy(update={"policy": policy, "training": training})
@@ -48,13 +48,15 @@ def with_weights(config: Config, name_or_path: str) -> Config:
 def collect_from_recipe(
     config: Config, *, num_problems: int, seed: int, show_progress: bool = False
 ) -> tuple[LanguagePolicy, MeasuredEpisodes]:
-    """Return the policy of the recipe, after its warm start if it has one, and episodes of this policy.
+    """Return the policy of a recipe, and episodes of this policy.
+
+    If the recipe has a warm start, the policy is first trained by the warm start.
 
     Args:
         config: settings of the recipe.
-        num_problems: number of problems, drawn with replacement and rounded up to whole updates.
-        seed: random seed of problems and sampling.
-        show_progress: show a progress bar.
+        num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
+        seed: random seed of the choice of problems and of the sampling.
+        show_progress: if True, show a progress bar.
     """
     trainer = ReinforceTrainer(config=config, progress=False)
     if config.training.warm_start is not None:

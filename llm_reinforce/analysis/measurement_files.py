@@ -1,4 +1,4 @@
-"""Files of a measurement: NAME.json, and the plot as NAME.png and NAME.svg."""
+"""Files of a measurement: the result in NAME.json, and the plot in NAME.png and NAME.svg."""
 
 import json
 import os
@@ -28,13 +28,13 @@ def check_directory(output_dir: str | PathLike[str]) -> Path:
 
 
 def check_output(output_dir: str | PathLike[str] | None, name: str) -> Path | None:
-    """Check the directory for the files of a measurement, before the measurement starts.
+    """Check, before a measurement starts, that its files can be written to the output directory.
 
     Returns:
         the path of the directory; None if `output_dir` is None.
 
     Raises:
-        InputError: if the directory can't be written to, or contains files of this measurement.
+        InputError: if the directory can't be written to, or already contains files of this measurement.
     """
     if output_dir is None:
         return None
@@ -59,6 +59,6 @@ def write_json(output: Path, name: str, result: Any) -> None:
 
 
 def as_json(result: Any) -> str:
-    """Return a dataclass or a sequence of dataclasses as JSON text; infinite and NaN values become null."""
+    """Return a dataclass or a sequence of dataclasses as JSON text, with null for infinite and NaN values."""
     rows = [asdict(row) for row in result] if isinstance(result, Sequence) else asdict(result)
     return json.dumps(finite(rows), indent=1, ensure_ascii=False, allow_nan=False)

@@ -1,4 +1,4 @@
-"""Style and file formats (PNG and SVG) of all plots, which need matplotlib (an extra).
+"""Style and file formats (PNG and SVG) of all plots. Plots need matplotlib, an optional dependency.
 
 The colors are those of Okabe and Ito (2008), which color-blind people can distinguish. Each color has its own
 dash pattern and marker, so that plots can also be read in grayscale.
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DPI = 150
-RC_PARAMS = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}  # a fixed salt, so that equal data give
-# identical files
+# with a fixed salt, plots of equal data are identical files
+RC_PARAMS = {"svg.hashsalt": "llm_reinforce", "font.size": 9.0}
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def plotting() -> Iterator[None]:
 
 
 def write_figure(figure: "Figure", folder: Path, name: str) -> list[Path]:
-    """Write the figure to `name.png` and `name.svg`, each atomically; return the paths of the two files."""
+    """Write a figure to `name.png` and `name.svg`, each atomically. Return the paths of the two files."""
     files = []
     for suffix in ("png", "svg"):
         partial, file = folder / f"{name}.partial.{suffix}", folder / f"{name}.{suffix}"

@@ -1,4 +1,4 @@
-"""Comparison of recipes at an equal budget of sampled tokens, in one call."""
+"""Function that trains and compares recipes at an equal budget of sampled tokens."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -34,16 +34,17 @@ from llm_reinforce.console.run_display import Silent, write_on_stderr
 from llm_reinforce.console.text import accuracy_title, shown_accuracy
 from llm_reinforce.durable_files import write_whole
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.training import ReinforceTrainer, TrainingResult
+from llm_reinforce.training import ReinforceTrainer, TrainingResult, with_date, with_recorded_date
 
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
 
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
-"""Function for the command line: from a function that stops a run, and the display of the run, to a context.
+"""Function that takes a function that stops a run, and the display of the run, and returns a context manager.
 
-Within the context, a signal calls the stopping function."""
+The command line passes such a function to `compare`. Within the context, a signal calls the function that
+stops the run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,15 +52,15 @@ class RecipeComparison:
     """Result of a comparison.
 
     Attributes:
-        variants: for each variant, by name: its measures over the seeds, and their differences from those of
-            the first variant.
-        curves: for each variant, by name: the learning curve of each seed.
+        variants: mapping from the name of each variant to its measures over the seeds, and to the differences
+            of these measures from those of the first variant.
+        curves: mapping from the name of each variant to its learning curves, one per seed.
         summary: the contents of `comparison.json`.
         files: the files that were written.
         has_plots: False if matplotlib is not installed.
         num_done: number of complete runs.
-        stopped_in: title of the run in which a signal stopped the comparison; None if the comparison is
-            complete. In a stopped comparison, all other attributes except `num_done` are empty.
+        stopped_in: variant and seed of the run during which a signal stopped the comparison; None if the
+            comparison is complete. If it was stopped, all other attributes except `num_done` are empty.
     """
 
     variants: Mapping[str, ComparedRuns]
@@ -94,23 +95,25 @@ def compare(
     are written to `output_dir`.
 
     Args:
-        recipes: names of built-in recipes, recipe files, directories of runs, or Configs. A Config is named
-            by the last part of its `output_dir`.
+        recipes: names of built-in recipes, recipe files, directories of runs, or Configs. In the results, a
+            Config has the name of the last part of its `output_dir`.
         seeds: number of seeds per variant.
         tokens: budget of each run, in sampled tokens.
-        variants: variants of a single recipe: a mapping from names to lists of `section.key=value`, or
+        variants: variants of a single recipe, as a mapping from names to lists of `section.key=value`, or as
             strings `"NAME: section.key=value …"`.
-        overrides: changes of the settings of all variants, each `section.key=value`.
+        overrides: changes of the settings of all variants, each of the form `section.key=value`.
         output_dir: directory for the runs and the results.
-        target: target accuracy, above 0 and at most 1. One of the measures is the number of tokens with which
-            a run reaches this accuracy.
-        evaluations: number of evaluations per run, at equal intervals of tokens.
-        show_progress: show progress bars and messages; by default only on a terminal and in a notebook.
-        stopping: how signals stop the comparison, used by the command line; see `Stopping`.
+        target: target accuracy, above 0 and at most 1. One of the measures is the number of tokens after
+            which a run reaches this accuracy.
+        evaluations: number of evaluations per run, at equal intervals of sampled tokens.
+        show_progress: if True, show progress bars and messages. By default, they are shown on a terminal and
+            in a notebook.
+        stopping: function that installs signal handlers, which stop the comparison. It is used by the command
+            line; see `Stopping`.
 
     Raises:
-        InputError: if an argument or a recipe is invalid, or a directory contains other files.
-        RunStoppedError: if a run had to stop, as in `ReinforceTrainer.train`.
+        InputError: if an argument or a recipe is invalid, or if the directory of a run contains other files.
+        RunStoppedError: if a run had to be stopped, for the reasons given in `ReinforceTrainer.train`.
     """
     if not 0 < target <= 1:
         raise InputError(f"target: should be above 0 and at most 1, not {target:g}")
@@ -133,10 +136,10 @@ def compare(
 def _run_all(
     runs: Sequence[PlannedRun], num_tokens: int, *, is_shown: bool, stopping: Stopping | None
 ) -> tuple[int, str | None]:
-    """Train the incomplete runs.
+    """Train all runs that are not complete, one after another.
 
     Returns:
-        the number of complete runs, and the title of the run that a signal stopped, or None.
+        the number of complete runs, and the variant and seed of the run that a signal stopped, or None.
     """
     say = note if is_shown else _ignore
     waiting = [run for run in runs if run.progress != "done"]
@@ -147,10 +150,12 @@ def _run_all(
         return num_done, None
     said: set[str] = set()
     total, done = len(runs) * num_tokens, num_done * num_tokens
+    date = _recorded_date(runs)
     with progress("comparison", total, what="tokens", done=done, is_shown=is_shown) as show:
         for run in waiting:
             display = _RunOfMany(say, said, show, num_done * num_tokens, num_tokens)
-            result = _run(run, display, stopping)
+            result = _run(run, display, stopping, date)
+            date = date or _recorded_date([run])
             num_done += result.is_over
             if not result.is_over:
                 return num_done, run.title
@@ -159,14 +164,23 @@ def _run_all(
     return num_done, None
 
 
-def _run(run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None) -> TrainingResult:
+def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
+    """Return the date that chat templates print in the first of the runs that has one."""
+    of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
+    return next(filter(None, of_runs), None)
+
+
+def _run(
+    run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None, date: str | None
+) -> TrainingResult:
+    recipe = with_date(run.recipe, run.recipe.policy.chat_template_date or date)
     try:
-        trainer = ReinforceTrainer(config=run.recipe, progress=display)
+        trainer = ReinforceTrainer(config=recipe, progress=display)
         with stopping(trainer.stop, display) if stopping else nullcontext():
             return trainer.train(resume=run.progress == "begun")
     except (InputError, RunStoppedError) as error:
         raise type(error)(f"{run.title}: {error}") from error
-    except OSError as error:  # the error of a full disk does not name a file
+    except OSError as error:  # the error for a full disk does not name a file
         error.filename = error.filename or str(run.directory.path)
         raise
 
@@ -176,7 +190,10 @@ def _ignore(sentence: str) -> None:
 
 
 class _RunOfMany(Silent):
-    """Display of one run of a comparison. It shows the progress of all runs, and repeats no message."""
+    """Display of one run of a comparison.
+
+    It shows the progress of the whole comparison. Messages that an earlier run has printed are not repeated.
+    """
 
     def __init__(
         self,
@@ -235,7 +252,7 @@ def _compare(
     write_whole(files[0], text + "\n")
     write_whole(files[1], json.dumps(_curves_json(curves, seeds, num_tokens)) + "\n")
     plots: list[Path] = []
-    with suppress(ModuleNotFoundError):  # matplotlib is an extra
+    with suppress(ModuleNotFoundError):  # matplotlib is an optional dependency
         plots = plot_comparison(curves, compared, num_tokens, target, output)
     return RecipeComparison(
         {each.name: each for each in compared},

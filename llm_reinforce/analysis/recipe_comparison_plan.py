@@ -1,4 +1,4 @@
-"""Plan of a comparison of recipes: the runs of all variants and seeds, and their directories."""
+"""Planning of a comparison of recipes: a run for each variant and seed, and the directory of each run."""
 
 import json
 import re
@@ -26,12 +26,12 @@ OWN_KEYS = {  # settings that `compare` sets itself, and the argument that the u
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """A recipe with changed settings.
+    """A recipe, possibly with changed settings.
 
     Attributes:
-        name: name of the variant in results.
+        name: name of the variant in the results.
         recipe: the recipe.
-        overrides: changes of the recipe's settings, each `section.key=value`.
+        overrides: changes of the recipe's settings, each of the form `section.key=value`.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Variant:
 
     @property
     def recipe_name(self) -> str:
-        """The name or path with which the recipe was given; for a Config, its name."""
+        """The recipe's name or path as the user gave it; for a Config, the last part of its `output_dir`."""
         return name_of(self.recipe) if isinstance(self.recipe, Config) else str(self.recipe)
 
 
@@ -49,9 +49,10 @@ class Shape:
     """Settings that all runs of a comparison share.
 
     Attributes:
-        num_seeds: number of seeds per variant; the first seed is the `seed` of the first variant.
+        num_seeds: number of seeds per variant. The first seed is the setting `seed` of the first variant.
         num_tokens: budget of each run, in sampled tokens.
-        num_evaluations: number of evaluations per run after the initial one, at equal intervals of tokens.
+        num_evaluations: number of evaluations per run after the initial evaluation, at equal intervals of
+            sampled tokens.
         output: output directory; the directory of a run is `output/NAME/seed-N`.
     """
 
@@ -70,7 +71,7 @@ class PlannedRun:
         seed: random seed.
         recipe: settings of the run.
         directory: directory of the run.
-        progress: state of the run on disk: `done`, `begun` (to be resumed) or `new`.
+        progress: state of the run on disk: `done` (complete), `begun` (to be resumed) or `new`.
     """
 
     variant: str
@@ -90,7 +91,8 @@ def variants_of(
 ) -> list[Variant]:
     """Return the variants to compare: the given variants of a single recipe, or one variant per recipe.
 
-    If no variants are given, each recipe is one variant without changed settings, named by its file.
+    If no variants are given, each recipe is one variant with unchanged settings. Its name is the file name of
+    the recipe.
 
     Args:
         recipes: the recipes.
@@ -98,8 +100,8 @@ def variants_of(
             `section.key=value`.
 
     Raises:
-        InputError: if there is no recipe, if variants are given with several recipes, if a variant can't be
-            parsed or its name is invalid, or if two variants have the same name.
+        InputError: if there is no recipe, if variants and several recipes are given, if a variant can't be
+            parsed or has an invalid name, or if two variants have the same name.
     """
     if not recipes:
         raise InputError("compare: no recipe is given; give one or more")
@@ -148,11 +150,11 @@ def _variant(recipe: RecipeSource, text: str) -> Variant:
 def plan_runs(chosen: Sequence[Variant], overrides: Sequence[str], shape: Shape) -> list[PlannedRun]:
     """Return all runs of a comparison, ordered by seed.
 
-    With this order, an interrupted comparison is complete for the first seeds.
+    Because of this order, an interrupted comparison has complete runs of all variants for the first seeds.
 
     Args:
         chosen: the variants.
-        overrides: changes of the settings of all variants, each `section.key=value`.
+        overrides: changes of the settings of all variants, each of the form `section.key=value`.
         shape: settings that all runs share.
 
     Raises:
@@ -227,7 +229,7 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     is_begun = run.directory.is_begun()
     try:
         run.directory.check(resume=is_begun, overwrite=False)
-    except InputError:  # the advice in this error is for `train`
+    except InputError:  # the message of this error gives advice for the command `train` only
         path = run.directory.path
         found = ", ".join(sorted(each.name for each in path.iterdir())[:4]) if path.is_dir() else "a file"
         raise InputError(
@@ -256,7 +258,7 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
 
 
 def decoding_of(runs: Sequence[PlannedRun]) -> str:
-    """Return the decoding by whose accuracy runs are compared: the first decoding of the first variant."""
+    """Return the decoding mode for the comparison, which is the first decoding mode of the first variant."""
     return runs[0].recipe.evaluation.decodings[0]
 
 
@@ -265,7 +267,7 @@ def _check_decoding(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if decoding not in run.recipe.evaluation.decodings:
             raise InputError(
-                f"{run.variant}: evaluation.decodings lacks {decoding}, the first decoding of "
-                f"{runs[0].variant}, by which all are compared; use the same decodings for all (override "
+                f"{run.variant}: evaluation.decodings lacks {decoding}; all variants are compared by the "
+                f"first decoding of {runs[0].variant}; use the same decodings for all variants (override "
                 f"evaluation.decodings=[{decoding}])"
             )

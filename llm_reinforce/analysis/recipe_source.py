@@ -1,4 +1,4 @@
-"""Recipes as arguments: a name, a file, the directory of a run, or a Config."""
+"""Recipes as arguments of functions: a name, a file, the directory of a run, or a Config."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath
@@ -12,10 +12,10 @@ RecipeSource = str | PathLike[str] | Config
 
 
 def config_of(recipe: RecipeSource, overrides: Sequence[str] = ()) -> Config:
-    """Return the settings of the recipe, with overrides (`section.key=value`) applied.
+    """Return the settings of the recipe after applying overrides of the form `section.key=value`.
 
     Raises:
-        InputError: if the recipe or an override is invalid; the message has one line per error.
+        InputError: if the recipe or an override is invalid. The message has one line for each error.
     """
     if not isinstance(recipe, Config):
         return load_config(fspath(recipe), overrides)

@@ -1,4 +1,4 @@
-"""Random projections that shorten vectors and preserve inner products in expectation."""
+"""Random projections that shorten vectors. They preserve inner products in expectation."""
 
 import math
 from dataclasses import dataclass
@@ -10,21 +10,22 @@ from torch import Tensor
 
 @dataclass(frozen=True, slots=True)
 class Sketch:
-    """Random linear map S to vectors of `size` numbers: multiply by random signs, then fold the vector.
+    """Random linear map S from vectors to shorter vectors with `size` components.
 
         (S v)_j = Σ_{i mapped to j} σ_i v_i,   E⟨S v, S w⟩ = ⟨v, w⟩
 
-    The vector is divided into blocks of `size` numbers, and every block is rotated by a random shift before
-    the blocks are added. Two numbers are therefore added with a probability of at most 1/size.
+    Every component of the vector is multiplied by a random sign σ_i. The vector is then divided into blocks
+    of `size` components, every block is rotated by a random shift, and the blocks are added. Two components
+    of the vector are therefore added to each other with a probability of at most 1/size.
 
     For a fixed v, the relative standard deviation of the squared norm ‖S v‖² is at most √(2/size). The same
     bound holds for the total variance of vectors that are all mapped by the same S. The map is a count sketch
-    (Charikar, Chen & Farach-Colton 2002), but it does not store an index per number.
+    (Charikar, Chen & Farach-Colton 2002), but it does not store an index for each component.
 
     Attributes:
         size: number of components of the result.
-        signs: 1 or -1 for each component of the vector, as int8.
-        shifts: number of places by which each block is rotated.
+        signs: sign σ_i of each component of the vector, 1 or -1, as int8.
+        shifts: number of positions by which each block is rotated.
     """
 
     size: int
@@ -46,13 +47,13 @@ class Sketch:
         return math.sqrt(2 / self.size)
 
     def __call__(self, vector: Float[Tensor, " number"]) -> Float[Tensor, " size"]:
-        """Return S v in float32 or higher precision, because thousands of blocks are added."""
+        """Return S v. It is computed in at least float32 precision, because thousands of blocks are added."""
         dtype = torch.promote_types(vector.dtype, torch.float32)
         signed = vector.to(dtype) * self.signs.to(vector.device)
         folded = signed.new_zeros(self.size)
         for start, shift in zip(range(0, len(vector), self.size), self.shifts, strict=True):
             block = signed[start : start + self.size]
-            before = min(len(block), self.size - shift)  # the part that does not wrap around
+            before = min(len(block), self.size - shift)  # length of the part that does not wrap around
             folded[shift : shift + before] += block[:before]
             folded[: len(block) - before] += block[before:]
         return folded

@@ -1,4 +1,6 @@
-"""Plots of gradient variances: a comparison of estimators, and tests of the claims of "The Beauty of
+"""Plots of gradient variances.
+
+One plot compares gradient estimators. The other plots show tests of the claims of the article "The Beauty of
 Reinforcement Learning (1)".
 """
 
@@ -26,7 +28,7 @@ TITLES = {
 
 
 def plot_variance(measured: "GradientVariance", folder: Path) -> list[Path]:
-    """Plot the variance and the signal-to-noise ratio of each estimator; return the written files.
+    """Plot the gradient variance and signal-to-noise ratio of each estimator. Return the written files.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
@@ -55,7 +57,10 @@ def plot_variance(measured: "GradientVariance", folder: Path) -> list[Path]:
 
 
 def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> list[Path]:
-    """Plot the variance with each baseline against the constant added to rewards; return the written files.
+    """For each baseline, plot the gradient variance against the constant that is added to every reward.
+
+    Returns:
+        the written files.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
@@ -80,7 +85,7 @@ def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> lis
 
 
 def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) -> list[Path]:
-    """Plot the variance for each choice of the rewards; return the written files.
+    """Plot a classifier's gradient variance for each choice of the rewards. Return the written files.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
@@ -105,7 +110,10 @@ def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) ->
 def plot_length_claim(
     coins: "Sequence[CoinVariance]", lengths: "Sequence[LengthVariance]", folder: Path
 ) -> list[Path]:
-    """Plot the variance of coins, and of the gradient by the number of actions; return the written files.
+    """Plot the variance of the number of heads, and the gradient variance against the number of actions.
+
+    Returns:
+        the written files.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.
@@ -148,8 +156,8 @@ def _plot_coins(axes: "Axes", coins: "Sequence[CoinVariance]") -> None:
     axes.plot(at, [each.expected_independent for each in coins], color=STYLES[5].color)
     _points(axes, at, one_coin, STYLES[4], "one coin, N times: N²/4")
     _points(axes, at, independent, STYLES[5], "N coins: N/4")
-    axes.set(xlabel="coins, N", ylabel="variance of the heads")
-    axes.set_title("heads of N coins", fontsize=9)
+    axes.set(xlabel="coins, N", ylabel="variance")
+    axes.set_title("number of heads of N coins", fontsize=9)
     axes.legend(frameon=False, fontsize=8)
 
 
@@ -177,7 +185,7 @@ def _bar(axes: "Axes", row: int, measured: "IntervalEstimate", color: str, marke
 
 
 def _make_logarithmic(axis: "Axis") -> None:
-    """Make the axis logarithmic, labeled with plain numbers."""
+    """Make the axis logarithmic, with labels such as 20 and 5,000 instead of powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.axes.set_xscale("log")

@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from llm_reinforce.cli.claims import claims
-from llm_reinforce.cli.common import num_processes
 from llm_reinforce.cli.compare import compare
 from llm_reinforce.cli.evaluate import evaluate
 from llm_reinforce.cli.fetch import fetch
@@ -23,6 +22,7 @@ from llm_reinforce.cli.sample import sample
 from llm_reinforce.cli.train import train
 from llm_reinforce.cli.variance import variance
 from llm_reinforce.cli.verify import verify
+from llm_reinforce.processes import num_processes
 
 app = typer.Typer(
     name="llm-reinforce",
@@ -63,7 +63,7 @@ def llm_reinforce_command(
 def main() -> None:
     """Run the command line interface and exit the process."""
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a stream that was replaced is not always a TextIOWrapper
+        with suppress(AttributeError):  # a stream that was replaced may have no method `reconfigure`
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
     code = run_interruptibly(app)
     if num_processes() > 1:
@@ -72,11 +72,12 @@ def main() -> None:
 
 
 def _exit_without_cleanup(code: object) -> NoReturn:
-    """Exit one of several processes that train together, without the cleanup of the interpreter.
+    """Exit this process without the cleanup of the Python interpreter.
 
-    The threads of a process group (gloo in torch 2.13) sometimes outlive the interpreter and then abort the
-    process. Destroying the group instead can cause a deadlock: the call waits for a thread that waits for the
-    global interpreter lock.
+    This function is used if several processes train together. With torch 2.13, the threads of a gloo process
+    group sometimes outlive the interpreter and then abort the process. Destroying the process group before
+    the exit can cause a deadlock, because the call waits for a thread that itself waits for the global
+    interpreter lock.
     """
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):

@@ -1,4 +1,7 @@
-"""`llm-reinforce claims`: measure the article's claims about the variance of REINFORCE."""
+"""`llm-reinforce claims`: measure the claims of an article about the variance of REINFORCE.
+
+The article is "The Beauty of Reinforcement Learning (1)".
+"""
 
 from typing import Annotated
 
@@ -39,8 +42,8 @@ def constant(
         typer.Option(
             "--problems",
             min=2 * ENOUGH_PROBLEMS,
-            help="Number of problems. The prediction is computed from one half, the measurement from the "
-            "other half.",
+            help="Number of problems. The prediction is computed from one half of the problems, and the "
+            "measurement from the other half.",
         ),
     ] = 512,
     overrides: OverridesOption = None,
@@ -49,9 +52,11 @@ def constant(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure the gradient variance when a constant is added to every reward, for each baseline.
+    """Measure the gradient variance of each baseline when a constant is added to every reward.
 
-    This measures the article's claim that returns have no unified baseline.
+    This tests the article's claim that returns have no unified baseline:
+    adding a constant to all returns changes the variance of the gradient, but
+    not its expectation.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_constant_claim
@@ -72,9 +77,10 @@ def constant(
 def classifier(
     seed: SeedOption = 0, output: OutputOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
-    """Measure the gradient variance of a classifier for several offsets of the rewards.
+    """Measure the gradient variance of a classifier for several choices of its rewards.
 
-    This measures the article's example of classification as reinforcement learning with one action.
+    This tests the article's example in which classification is reinforcement
+    learning with one action per episode.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_classifier_claim
@@ -87,9 +93,10 @@ def classifier(
 def length(
     seed: SeedOption = 0, output: OutputOption = None, as_json: JsonOption = False, debug: DebugOption = False
 ) -> None:
-    """Measure the variance of coin tosses, and the gradient variance by the length of the episodes.
+    """Measure how the variance of coin tosses, and of gradients, grows with the length of an episode.
 
-    This measures the article's claim that the returns of one episode are correlated.
+    This tests the article's claim that the returns of one episode are
+    correlated, which increases the variance.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_length_claim

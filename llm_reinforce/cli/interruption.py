@@ -1,9 +1,9 @@
 """Handling of SIGINT and SIGTERM: an interrupted command exits with code 130 or 143, respectively.
 
-A signal handler raises its exception at an arbitrary place in the code, and some code converts the exception
-to an exception of another type. For example, pydantic raises a SchemaError instead, and the creation of a
-class raises a RuntimeError. This module therefore records the signals, so that the exit code does not depend
-on the type of the exception.
+A signal handler raises an exception at an arbitrary point of the code. Some code converts this exception to
+another type. For example, pydantic converts it to a SchemaError, and the creation of a class converts it to a
+RuntimeError. This module therefore records the signals, so that the exit code does not depend on the type of
+the exception.
 """
 
 import signal
@@ -17,8 +17,8 @@ from typing import NoReturn, Protocol
 from llm_reinforce.errors import LeaveAtOnce
 
 ASKING = (signal.SIGINT, signal.SIGTERM)  # signals that request a command to end
-# seconds within which two signals count as one: after Ctrl-C, a process under a launcher receives one signal
-# from the terminal and another one from the launcher
+# Two signals within this number of seconds count as one. If a launcher started the process, Ctrl-C causes two
+# signals, one from the terminal and one from the launcher.
 SAME_KEYPRESS = 0.5
 leaving_signals: list[int] = []  # received signals that end the command immediately
 _received: list[int] = []  # received signals that stop the run after the current update
@@ -32,7 +32,7 @@ class StopDisplay(Protocol):
 
 @contextmanager
 def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterator[None]:
-    """In a `with` block, call `stop` at the first signal, and end the command immediately at the second.
+    """In a `with` block, call `stop` at the first signal, and end the command at once at the second signal.
 
     Args:
         stop: function that stops the run after the current update.
@@ -61,7 +61,7 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
 
 
 def received_signals() -> list[int]:
-    """Return the signals received in the last `stopped_by_signals` block."""
+    """Return the numbers of the signals received in the last `stopped_by_signals` block."""
     return list(_received)
 
 
@@ -72,17 +72,17 @@ def leave_at_once(number: int, frame: FrameType | None = None) -> NoReturn:
 
 
 def is_leaving() -> bool:
-    """Return True if a signal is ending this command. Other exceptions can then be effects of the signal."""
+    """Return True if a signal is ending this command. Any exception can then be an effect of the signal."""
     return bool(leaving_signals)
 
 
 def run_interruptibly(command: Callable[[], object]) -> object:
-    """Run a command that ends by SystemExit, and return its exit code.
+    """Run a command that ends by raising SystemExit, and return its exit code.
 
     After the command, the default signal handlers are restored.
 
     Returns:
-        the exit code as in SystemExit; 128 + N if signal N ended the command.
+        the `code` of the SystemExit, or 128 + N if signal N ended the command.
     """
     leaving_signals.clear()
     try:

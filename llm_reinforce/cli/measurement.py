@@ -18,21 +18,21 @@ MeasuredPolicyOption = Annotated[
     str | None,
     typer.Option(
         "--policy",
-        help="Run, model directory or model name whose weights are measured. Default: the recipe's initial "
-        "weights, after its warm start.",
+        help="Policy whose gradients are measured: directory of a run, directory of a model, or model name. "
+        "Default: the recipe's initial policy, after its warm start.",
     ),
 ]
 OverridesOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of the recipe; repeatable."),
 ]
-OutputOption = Annotated[Path | None, typer.Option(help="Directory for the result as JSON and the plot.")]
+OutputOption = Annotated[Path | None, typer.Option(help="Directory for the result (JSON) and the plot.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @contextmanager
 def measuring(command: str, *, debug: bool) -> Iterator[None]:
-    """Check that the measurement runs in a single process, then report the errors that it raises."""
+    """In a `with` block, check that the measurement runs in a single process, and report its errors."""
     with reported_failures("the measurement", debug=debug):
         check_one_process(command)
         quieten(debug=debug)
@@ -42,13 +42,13 @@ def measuring(command: str, *, debug: bool) -> Iterator[None]:
 def show_measurement(
     name: str, result: object, table: RenderableType, output: Path | None, *, as_json: bool
 ) -> None:
-    """Print the result as a table or as JSON, and the names of the written files.
+    """Print the result as a table or as JSON, and print the names of the written files.
 
     Args:
-        name: name of the measurement, and the names of its files without their suffixes.
-        result: the result, as for `analysis.as_json`.
+        name: name of the measurement, which is also the name of its files without the suffix.
+        result: the result: a dataclass, or a sequence of dataclasses.
         table: the result as a table.
-        output: directory of the files, or None.
+        output: directory of the written files; None if no files were written.
         as_json: if True, print JSON instead of the table.
     """
     from llm_reinforce import analysis

@@ -1,10 +1,13 @@
 """Command-line options that several commands share."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
 from llm_reinforce.config import MAX_NEW_TOKENS
+from llm_reinforce.config.strict_yaml import parse_document
+from llm_reinforce.errors import InputError
 
 PolicyOption = Annotated[
     str,
@@ -16,31 +19,74 @@ TokensOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Maximum number of tokens per completion. Default: that of the policy's run, or "
-        f"{MAX_NEW_TOKENS}.",
+        help="Maximum number of tokens per completion. Default: the value of the policy's run, or "
+        f"{MAX_NEW_TOKENS} if there is no run.",
     ),
 ]
 TemperatureOption = Annotated[
     float | None,
-    typer.Option(min=1e-6, help="Sampling temperature. Default: that of the policy's run, or 1."),
+    typer.Option(
+        min=1e-6,
+        help="Sampling temperature. Default: the value of the policy's run, or 1 if there is no run.",
+    ),
+]
+SystemPromptOption = Annotated[
+    str | None,
+    typer.Option(help="Text of the system message. Default: as in the policy's run."),
+]
+TemplateArgumentOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chat-template-kwarg",
+        metavar="NAME=VALUE",
+        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: as in the "
+        "policy's run.",
+    ),
+]
+TemplateDateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YYYY-MM-DD",
+        help="Date that the chat template prints as the current date. Default: that of the policy's run, or "
+        "today.",
+    ),
 ]
 RemoteCodeOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
+    bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with the model to run.")
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Split of hub data sets. Default: test.")]
 ConfigOption = Annotated[str | None, typer.Option(help="Configuration of hub data sets.")]
 PromptColumnOption = Annotated[
-    str | None, typer.Option(help="Column of the prompts. Default: detected by its name.")
+    str | None, typer.Option(help="Column that contains the prompts. Default: prompt or question.")
 ]
 AnswerColumnOption = Annotated[
-    str | None, typer.Option(help="Column of the reference answers. Default: detected by its name.")
+    str | None,
+    typer.Option(help="Column that contains the answers. Default: answer, solution or ground_truth."),
 ]
 AlgebraOption = Annotated[
     bool,
     typer.Option(
-        "--algebra", help="Compare answers as LaTeX or algebraic expressions, with math-verify (an extra)."
+        "--algebra",
+        help="Compare answers as LaTeX or algebraic expressions. Requires the optional package math-verify.",
     ),
 ]
 JsonPerDataSetOption = Annotated[
     bool, typer.Option("--json", help="Print JSON instead of tables, one object per line.")
 ]
+
+
+def template_arguments(arguments: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return the values of `--chat-template-kwarg`, which are YAML as those of `--set`; None if not given.
+
+    Raises:
+        InputError: if an argument does not have the form NAME=VALUE.
+    """
+    if not arguments:
+        return None
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not (equals and name.isidentifier()):
+            raise InputError(f"--chat-template-kwarg {argument!r}: should have the form NAME=VALUE")
+        values |= parse_document(f"{name}: {value}", f"--chat-template-kwarg {argument}").data
+    return values

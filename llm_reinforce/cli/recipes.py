@@ -1,4 +1,4 @@
-"""`llm-reinforce recipes list|show|copy|validate|keys`: list, show, copy and check recipes."""
+"""`llm-reinforce recipes list|show|copy|validate|keys`: list, show, copy and check recipes, and list keys."""
 
 import json
 import re
@@ -19,14 +19,16 @@ from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.console.messages import print_error, terminal_console
 from llm_reinforce.errors import InputError
 
-recipes = typer.Typer(help="List, show, copy and check recipes, and list their keys.", no_args_is_help=True)
+recipes = typer.Typer(
+    help="List, show, copy and check recipes, and list the keys of a recipe.", no_args_is_help=True
+)
 
-NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe, see `recipes list`.")]
+NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe; see `recipes list`.")]
 
 
 @recipes.command("list")
 def list_recipes() -> None:
-    """List the built-in recipes and the purpose of each."""
+    """List the built-in recipes with their purposes."""
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     for name, path in builtin_recipes().items():
@@ -50,7 +52,7 @@ def copy(
     ] = None,
     debug: DebugOption = False,
 ) -> None:
-    """Copy a built-in recipe and its files, so that you can change them. No file is overwritten.
+    """Copy a built-in recipe and its files, so that you can change them. No existing file is overwritten.
 
     The measured results at the top of the recipe are not copied.
     """
@@ -68,7 +70,7 @@ def copy(
             raise InputError(f"{target}: the directory {target.parent} does not exist; create it") from None
         except OSError as error:
             raise InputError(f"{target}: can't be written: {error.strerror}") from None
-        for named in sorted(original.parent.glob("*.*")):  # files that the recipe names
+        for named in sorted(original.parent.glob("*.*")):  # copy files whose names occur in the recipe
             if named.suffix != ".yaml" and named.name in text and not (target.parent / named.name).exists():
                 shutil.copyfile(named, target.parent / named.name)
                 typer.echo(f"wrote {target.parent / named.name}")
@@ -136,7 +138,7 @@ def _find_sections(name: str | None) -> list[SectionEntry]:
 
 
 def without_results(text: str) -> str:
-    """Return a recipe without the paragraph of its head that begins with "# Measured:"."""
+    """Return a recipe without the paragraph of its opening comment that begins with "# Measured:"."""
     head, separator, settings = text.partition("\n\n")
     lines = head.split("\n")
     first = next((at for at, line in enumerate(lines) if line.startswith("# Measured:")), len(lines))

@@ -7,7 +7,16 @@ import typer
 from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
-from llm_reinforce.cli.options import PolicyOption, RemoteCodeOption, TemperatureOption, TokensOption
+from llm_reinforce.cli.options import (
+    PolicyOption,
+    RemoteCodeOption,
+    SystemPromptOption,
+    TemperatureOption,
+    TemplateArgumentOption,
+    TemplateDateOption,
+    TokensOption,
+    template_arguments,
+)
 from llm_reinforce.config import MAX_SEED
 from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.console.text import visible
@@ -35,13 +44,17 @@ def sample(
     no_template: Annotated[
         bool,
         typer.Option(
-            "--no-template", help="Use the prompts unchanged, without the run's template and chat format."
+            "--no-template",
+            help="Use the prompts unchanged, without the run's prompt template and without a chat template.",
         ),
     ] = False,
+    system_prompt: SystemPromptOption = None,
+    chat_template_kwarg: TemplateArgumentOption = None,
+    chat_template_date: TemplateDateOption = None,
     trust_remote_code: RemoteCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Print completions of prompts by a policy."""
+    """Sample completions of prompts from a policy, and print them."""
     with reported_failures("sampling", debug=debug):
         if greedy and (num or 1) > 1:
             raise InputError(
@@ -58,6 +71,9 @@ def sample(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             plain=no_template,
+            system_prompt=system_prompt,
+            chat_template_kwargs=template_arguments(chat_template_kwarg),
+            chat_template_date=chat_template_date,
             seed=seed,
             trust_remote_code=trust_remote_code,
         )

@@ -1,5 +1,6 @@
 """`llm-reinforce train RECIPE`: run a fine-tuning recipe."""
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,9 +10,7 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import (
     DebugOption,
-    is_main_process,
     keep_freed_memory,
-    num_processes,
     quieten,
     reported_failures,
 )
@@ -27,6 +26,7 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
+from llm_reinforce.processes import check_launch, is_main_process
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay
@@ -59,7 +59,7 @@ def train(
 ) -> None:
     """Run a fine-tuning recipe.
 
-    Ctrl-C stops after the current update and saves a checkpoint. Press it
+    Ctrl-C stops after the current update and saves a checkpoint. Press Ctrl-C
     again to quit immediately.
     """
     with reported_failures("the run", debug=debug):
@@ -67,6 +67,7 @@ def train(
             raise InputError(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
             )
+        check_launch()
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
         keep_freed_memory()
@@ -79,7 +80,7 @@ def train(
         if resume:
             from llm_reinforce.training import check_same_run
 
-            check_same_run(directory, loaded)  # check before the policy is loaded, which takes time
+            check_same_run(directory, loaded)  # checked early, because loading the policy takes time
         if is_main_process():
             directory.check(resume=resume, overwrite=overwrite)
             if overwrite:
@@ -95,11 +96,15 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
     """Print a summary of the run and a few episodes.
 
     Raises:
-        InputError: if the run would be refused, because a reward function fails or the output directory
-            contains files that it must not replace.
+        InputError: if the run could not be started, because a reward function fails, because the settings
+            differ from those of the run to resume, or because the output directory contains files that must
+            not be replaced.
     """
-    from llm_reinforce.training import ReinforceTrainer
+    from llm_reinforce.training import ReinforceTrainer, check_same_run, with_recorded_date
 
+    if resume:
+        check_same_run(directory, recipe)
+        recipe = with_recorded_date(directory, recipe)
     preview = ReinforceTrainer(config=recipe).preview()
     if not is_main_process():
         return
@@ -109,7 +114,15 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
         for line in episode_lines(episode):
             console.print(line, soft_wrap=True)
     console.print("\ndry run: nothing was trained, and no files were written")
+    if recipe.training.warm_start is not None:
+        console.print("the warm start was skipped, so the episodes are those of the untrained policy")
+    if resume:
+        console.print("no checkpoint was loaded, so the episodes are those of the initial policy")
     errors = [preview.reward_error] if preview.reward_error else []
+    if not (resume or overwrite) and (directory.path / "recipe.yaml").is_file():
+        resume = True  # nothing is written, so the directory may hold a run
+        hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
+        console.print(Text(f"{directory.path} holds a run; {hint}"), soft_wrap=True)
     try:
         directory.check(resume=resume, overwrite=overwrite)
     except InputError as error:
@@ -119,10 +132,10 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
 
 
 def _confirm_overwrite(directory: "RunDirectory") -> None:
-    """On a terminal, ask the user to confirm that the run is replaced, by typing the run's name.
+    """On a terminal, ask the user to type the run's name, which confirms that the run will be replaced.
 
     Raises:
-        InputError: if the user types something else.
+        InputError: if the user does not type the name of the run.
     """
     if not (directory.path.exists() and sys.stdin.isatty() and sys.stdout.isatty()):
         return
@@ -164,15 +177,14 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
     return display_for(
         terminal_console(),
         f"{name} · {policy}{adapter} · {directory.path}",
-        num_processes=num_processes(),
         first=first,
     )
 
 
 def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
     """Print the accuracy before and after training, and the paths of the results."""
+    from llm_reinforce.checkpoint_files import find_checkpoint
     from llm_reinforce.console.text import duration
-    from llm_reinforce.runs.checkpoint import find_checkpoint
 
     console, state = terminal_console(), result.state
     if not result.is_over:
@@ -199,7 +211,7 @@ def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
                 "done in": duration(result.seconds),
                 "policy": str(directory.policy),
                 "logs": ", ".join(name for name in logs if (directory.path / name).is_file()),
-                "try it": f"llm-reinforce sample --policy {directory.path} 'a prompt'",
+                "try it": f"llm-reinforce sample --policy {shlex.quote(str(directory.path))} 'a prompt'",
             }
         )
     )

@@ -29,7 +29,7 @@ def variance(
         typer.Option(
             min=0,
             help="Shorten each gradient to this number of components by random projection; 0: do not "
-            "shorten. Default: shorten if all gradients together would take more than 2 GiB.",
+            "shorten. Default: shorten only if all gradients together would need more than 2 GiB of memory.",
         ),
     ] = None,
     seed: Annotated[
@@ -43,9 +43,9 @@ def variance(
     as_json: JsonOption = False,
     debug: DebugOption = False,
 ) -> None:
-    """Measure the gradient variance with each baseline, on the policy and problems of a recipe.
+    """Measure the gradient variance with each baseline, for the policy and the problems of a recipe.
 
-    There is no training except the recipe's warm start.
+    The policy is not trained, except by the recipe's warm start.
     """
     with measuring("variance", debug=debug):
         from llm_reinforce.analysis import measure_variance

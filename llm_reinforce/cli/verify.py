@@ -45,9 +45,10 @@ def verify(
 ) -> None:
     r"""Check that the verifier accepts the reference answers of data sets.
 
-    Each answer is compared with itself, unchanged and in forms that are usual
-    in completions, such as \boxed{…}. The exit code is 0 if all answers are
-    accepted; otherwise it is 1, and the rejected answers are listed.
+    Each answer is compared with itself, first unchanged, and then in forms that
+    completions often use, such as \boxed{…}. The exit code is 0 if all answers
+    are accepted. Otherwise the exit code is 1, and the rejected answers are
+    listed.
     """
     with reported_failures("the check", debug=debug):
         quieten(debug=debug)
@@ -114,13 +115,13 @@ def _print_audit(name: str, audit: "Audit") -> None:
     console.print(f"  kinds: {kinds}")
     if audit.num_latex_as_text:
         console.print(
-            f"  {audit.num_latex_as_text:,} look like LaTeX or algebra and are compared as text; "
+            f"  answers in LaTeX or algebra that are compared as text: {audit.num_latex_as_text:,}; "
             "use --algebra (in a recipe: algebra: true) to compare them as expressions"
         )
     if audit.kinds.get("percentage"):
         console.print(
-            f"  {audit.kinds['percentage']:,} are percentages: 50% equals 0.5, so the completion 50 does not "
-            "match 50%"
+            f"  answers that are percentages: {audit.kinds['percentage']:,}; since 50% equals 0.5, the "
+            "completion 50 does not match 50%"
         )
     if audit.doubts:
         console.print(f"  reasons: {_counted(audit)}")

@@ -1,4 +1,7 @@
-"""Settings of a run as classes, and reading and writing of recipe files. Every setting is defined once."""
+"""Classes for the settings of a run, and functions that read and write recipe files.
+
+Each setting is defined in exactly one class.
+"""
 
 from llm_reinforce.config.evaluation_config import NUM_TRAINING_PROBLEMS_EVALUATED, Decoding, EvaluationConfig
 from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, RandomInitConfig

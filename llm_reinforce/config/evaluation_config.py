@@ -20,7 +20,7 @@ class EvaluationConfig(Section):
     )
     unit: Literal["updates", "tokens"] = Field(
         default="updates",
-        description="unit of `every`; with tokens, runs with different batch sizes can be compared",
+        description="unit of `every`; choose tokens to compare runs with different batch sizes",
     )
     decodings: tuple[Decoding, ...] = Field(
         default=("greedy",),
@@ -31,19 +31,21 @@ class EvaluationConfig(Section):
     num_problems: Count | None = Field(
         default=None,
         description="number of problems evaluated; null: all held-out problems, or at most "
-        f"{NUM_TRAINING_PROBLEMS_EVALUATED:,} training problems if none are held out",
+        f"{NUM_TRAINING_PROBLEMS_EVALUATED:,} training problems if no problems are held out",
     )
-    batch_size: Count = Field(default=256, description="number of sequences sampled at once")
+    batch_size: Count = Field(default=256, description="number of completions generated at the same time")
     samples_per_problem: Count = Field(
-        default=1, description="number of completions per problem with sampled decoding"
+        default=1, description="number of completions per problem; used only with sampled decoding"
     )
     template: Text | None = Field(
         default=None,
         description="prompt template of held-out problems; {prompt} is replaced by the problem's text; "
-        "null: problems.template",
+        "null: same as problems.template",
     )
     few_shot: int = Field(
-        default=0, ge=0, description="number of worked training examples placed before each problem"
+        default=0,
+        ge=0,
+        description="number of solved training problems placed before each evaluated problem as examples",
     )
     stop: tuple[Text, ...] = Field(
         default=(),
@@ -62,7 +64,7 @@ class EvaluationConfig(Section):
     @classmethod
     def _check_decodings(cls, decodings: tuple[Decoding, ...]) -> tuple[Decoding, ...]:
         if len(set(decodings)) < len(decodings):
-            raise ValueError("should name each decoding once")
+            raise ValueError("should name each decoding mode only once")
         return decodings
 
     @field_validator("samples_per_problem")

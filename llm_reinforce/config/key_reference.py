@@ -1,6 +1,6 @@
 """Reference of all settings: defaults, allowed values and descriptions, read from the settings classes.
 
-Values that a recipe can contain literally are enclosed in backticks, as in Markdown.
+Values that can be written literally in a recipe are enclosed in backticks, as in Markdown.
 """
 
 import json
@@ -94,7 +94,7 @@ def _models_in(annotation: Any, *, is_list: bool = False) -> Iterator[tuple[type
 
 
 def _default(field: FieldInfo) -> str:
-    """Return a default in the form in which a recipe contains it."""
+    """Return the default of a key, as it would be written in a recipe."""
     if field.is_required():
         return "required"
     default = field.get_default(call_default_factory=True)

@@ -1,13 +1,15 @@
 """Conversion of Python keyword arguments to a Config, which is validated like a recipe."""
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
+from llm_reinforce.config.adaptation import adapt
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import Section
-from llm_reinforce.config.strict_yaml import Document, nearest, validate
+from llm_reinforce.config.strict_yaml import Document, KeyPath, nearest, validate
 from llm_reinforce.errors import InputError
 
 CALLER = "ReinforceTrainer"  # prefix of messages, used instead of the file name of a recipe
@@ -52,21 +54,23 @@ def config_from_keywords(
 ) -> Config:
     """Return the Config that results from keyword arguments and the settings that they override.
 
-    The name of a keyword argument is that of a section (`training={"num_updates": 10}` or
-    `training=TrainingConfig(…)`) or of a key of a section (`num_updates=10`). Keyword arguments override
-    `described`, and `described` overrides `base`.
+    A keyword argument has the name of a section, as in `training={"num_updates": 10}` or
+    `training=TrainingConfig(…)`, or the name of a key in a section, as in `num_updates=10`. Keyword arguments
+    override `described`, and `described` overrides `base`. If a setting of `base` is not valid together with
+    the other settings, its default is used, and a warning is issued.
 
     Args:
         base: settings to start from; None to start from the defaults.
-        described: settings that describe objects of the caller, such as the model; a mapping from top-level
-            keys to values.
-        keywords: keyword arguments of the caller.
+        described: settings derived from objects that the caller passed, such as the model, as a mapping from
+            top-level keys to values.
+        keywords: keyword arguments that the caller passed.
 
     Raises:
         InputError: if a keyword is unknown or ambiguous, or if a value is invalid. The message has one line
             for each problem.
     """
     data: dict[str, Any] = base.model_dump(mode="json", exclude_unset=True) if base is not None else {}
+    changed = [(key, *path) for key, value in described.items() for path in _paths(_plain(value))]
     data |= {key: _plain(value) for key, value in described.items()}
     problems = []
     plain = {name: _plain(value) for name, value in keywords.items()}
@@ -74,6 +78,7 @@ def config_from_keywords(
         if name in Config.model_fields:
             is_section = isinstance(value, Mapping) and isinstance(data.get(name), Mapping)
             data[name] = {**data[name], **value} if is_section else value
+            changed += [(name, *path) for path in _paths(value)]
             continue
         sections = sections_with(name)
         if len(sections) != 1:
@@ -86,16 +91,21 @@ def config_from_keywords(
             continue
         section = data.setdefault(sections[0], {})
         section[name] = value
+        changed += [(sections[0], name, *path) for path in _paths(value)]
     if problems:
         raise InputError("\n".join(problems))
+    if base is not None:
+        for note in adapt(data, changed, Config):
+            warnings.warn(note, stacklevel=3)
     return validate(Config, Document(CALLER, data))
 
 
 def sections_with(key: str) -> list[str]:
     """Return the names of the sections of a Config that have a key with this name.
 
-    If `policy` or `problems` has such a key, the other sections are left out. For example, `template=` sets
-    `problems.template`, and not `evaluation.template`, whose default is `problems.template`.
+    If the section `policy` or `problems` has this key, the other sections are left out. For example,
+    `template=` sets `problems.template`. It does not set `evaluation.template`, because the default of that
+    setting is `problems.template`.
     """
     found = [section for section, known in _keys_of_sections() if key == known]
     return [section for section in found if section in ("policy", "problems")] or found
@@ -118,8 +128,17 @@ def _keyword_error(keyword: str, sections: list[str]) -> str:
     return f"unknown argument {keyword!r}{nearest(keyword, known)}"
 
 
+def _paths(value: Any) -> Iterator[KeyPath]:
+    """Yield the paths of all values inside a mapping; for another value, yield an empty path."""
+    if not isinstance(value, Mapping):
+        yield ()
+        return
+    for key, inner in value.items():
+        yield from ((key, *path) for path in _paths(inner))
+
+
 def _plain(value: Any) -> Any:
-    """Return the value with each settings object in it replaced by a dict of the keys that were set."""
+    """Return a value in which every settings object is replaced by a dict of its explicitly set keys."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

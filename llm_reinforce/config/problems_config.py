@@ -23,7 +23,8 @@ class GenerateConfig(Section):
         default=("addition",),
         strict=False,
         min_length=1,
-        description="arithmetic operations, mixed in equal parts; a chain contains both + and -",
+        description="arithmetic operations, mixed in equal parts; a chain is an expression that contains "
+        "both + and -",
     )
     digits: tuple[NumDigits, ...] = Field(
         default=(2,),
@@ -34,12 +35,12 @@ class GenerateConfig(Section):
     operands: tuple[Operand, Operand] | None = Field(
         default=None,
         strict=False,
-        description="smallest and largest operand, as an alternative to digits",
+        description="smallest and largest operand; can be set instead of `digits`",
     )
     held_out_operands: tuple[Operand, Operand] | None = Field(
         default=None,
         strict=False,
-        description="smallest and largest operand of held-out problems; null: the same as operands",
+        description="smallest and largest operand of held-out problems; null: same as `operands`",
     )
     num_operands: int = Field(
         default=2,
@@ -47,12 +48,12 @@ class GenerateConfig(Section):
         le=8,
         validate_default=True,
         description="number of operands in an addition, a multiplication or a chain; "
-        "subtractions and divisions have two",
+        "subtractions and divisions always have two operands",
     )
     form: str = Field(
         default="{expression}=",
         description="text of a problem; {expression} is replaced by an expression such as 12+34, and "
-        "{spaced} by one with spaces, such as 12 + 34",
+        "{spaced} by the same expression with spaces, such as 12 + 34",
     )
     num_train: Count | None = Field(
         default=None,
@@ -72,7 +73,7 @@ class GenerateConfig(Section):
     def _check_operands(cls, values: tuple[int, int] | None) -> tuple[int, int] | None:
         if values is not None and values[0] > values[1]:
             raise ValueError(
-                f"should be the smallest, then the largest operand, not {values[0]}, {values[1]}"
+                f"should be the smallest and then the largest operand, not {values[0]}, {values[1]}"
             )
         return values
 
@@ -88,14 +89,14 @@ class GenerateConfig(Section):
             raise ValueError("used only with operands; set operands, or remove this setting")
         if not within[0] <= values[0] <= values[1] <= within[1]:
             raise ValueError(
-                f"should lie within operands, {within[0]} to {within[1]}, the smallest first, "
+                f"should lie within operands, {within[0]} to {within[1]}, with the smallest operand first, "
                 f"not {values[0]}, {values[1]}"
             )
         return values
 
     @model_validator(mode="after")
     def _check_digits_or_operands(self) -> Self:
-        # recipes written by a run contain all defaults, so the default of digits is accepted
+        # the recipe that a run writes contains all defaults, so the default of digits is not an error
         if self.operands is not None and self.digits != type(self).model_fields["digits"].default:
             raise ValueError("digits and operands are both given; remove one of the two")
         return self
@@ -110,7 +111,8 @@ class GenerateConfig(Section):
             )
         if num_operands > 2 and set(operations) <= {"subtraction", "division"}:
             raise ValueError(
-                f"not used for {' and '.join(operations)}, which always has two operands; remove this setting"
+                f"not used for {' and '.join(operations)}: the number of operands is always 2; remove this "
+                "setting"
             )
         return num_operands
 
@@ -123,7 +125,7 @@ class GenerateConfig(Section):
 
 
 class DataConfig(Section):
-    """Problems read from a file or from a data set on the hub."""
+    """Problems that are read from a file or from a data set on the hub."""
 
     data: Text = Field(
         description="path of a file, name of a data set (such as gsm8k), NAME=PATH for a local copy of a "
@@ -134,10 +136,11 @@ class DataConfig(Section):
     )
     split: Text = Field(default=DEFAULT_SPLIT, description="split of the data set")
     prompt_column: Text | None = Field(
-        default=None, description="column that contains the prompts; null: detected by its usual names"
+        default=None, description="column that contains the prompts; null: prompt or question"
     )
     answer_column: Text | None = Field(
-        default=None, description="column that contains the answers; null: detected by its usual names"
+        default=None,
+        description="column that contains the answers; null: answer, solution or ground_truth",
     )
     algebra: bool = Field(
         default=False,
@@ -155,20 +158,21 @@ class DataConfig(Section):
 
 
 class ProblemsConfig(Section):
-    """Training problems, and held-out problems, on which accuracy is measured."""
+    """Training problems, and held-out problems on which accuracy is measured."""
 
     generate: GenerateConfig | None = Field(default=None, description="generate arithmetic problems")
     train: DataConfig | None = Field(default=None, description="source of the training problems")
     held_out: DataConfig | None = Field(
-        default=None, description="source of the held-out problems; null: a random part of train is held out"
+        default=None,
+        description="source of the held-out problems; null: a random part of `train` is held out",
     )
     template: str = Field(
         default="{prompt}", description="prompt template; {prompt} is replaced by the problem's text"
     )
     num_held_out: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
-        description="number of held-out problems; if held_out is set, the maximum number; null: 200, or a "
-        "fifth of train if this is less than 200; 0: accuracy is measured on training problems",
+        description="number of held-out problems, or their maximum number if `held_out` is set; null: 200, "
+        "or a fifth of the problems if that is fewer; 0: accuracy is measured on training problems",
     )
 
     @field_validator("train")
@@ -196,7 +200,7 @@ class ProblemsConfig(Section):
     @classmethod
     def _check_num_held_out(cls, num_held_out: int | None, info: ValidationInfo) -> int | None:
         if num_held_out == 0 and info.data.get("held_out") is not None:
-            raise ValueError("held_out is not used if this is 0; remove one of the two settings")
+            raise ValueError("held_out is not used if num_held_out is 0; remove one of the two settings")
         return num_held_out
 
     @model_validator(mode="after")

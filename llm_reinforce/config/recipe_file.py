@@ -1,18 +1,29 @@
-"""Reading and writing of recipes, which are the settings of a run as a YAML file.
+"""Functions that read and write recipes. A recipe is a YAML file with the settings of a run.
 
 If a recipe is invalid, all of its errors are reported at once: unknown keys, wrong types and incompatible
-settings. Each message contains the file and the line. For an unknown key, the message also contains the most
-similar known key. Reading a recipe loads no model and uses no device.
+settings. Each message contains the file and the line. For an unknown key, the message also suggests the most
+similar known key. No model is loaded and no device is used.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
+from llm_reinforce.config.adaptation import adapt
 from llm_reinforce.config.problems_config import FILE_SUFFIXES
 from llm_reinforce.config.reinforce_config import READ_WITH_BASELINE
 from llm_reinforce.config.run_config import Config
-from llm_reinforce.config.strict_yaml import apply_override, dump_yaml, nearest, parse_document, validate
+from llm_reinforce.config.strict_yaml import (
+    Document,
+    apply_override,
+    dump_yaml,
+    nearest,
+    parse_document,
+    validate,
+)
 from llm_reinforce.errors import InputError
 
 RUN_RECIPE, RUN_ENVIRONMENT = "recipe.yaml", "environment.json"
@@ -34,12 +45,14 @@ def builtin_recipes() -> dict[str, Path]:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and return it as a Config.
 
-    If the recipe contains the name of a data file or of a Python file with a reward function, the file is
-    searched in the current directory first, then in the directory of the recipe.
+    A recipe can name data files, and Python files with reward functions. Each of these files is looked up in
+    the current directory first, and then in the directory of the recipe.
 
     Args:
         path: a recipe file, a run directory, or the name of a built-in recipe.
-        overrides: texts of the form `section.key=value`. Their values replace those of the file.
+        overrides: changes of the form `section.key=value`. Their values replace the values in the file. If
+            another setting of the file is not valid together with these values, its default is used, and a
+            warning is issued.
 
     Raises:
         InputError: if the recipe does not exist or is invalid. The message has one line for each problem.
@@ -53,16 +66,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if Path(path) != file and (file.parent / RUN_ENVIRONMENT).is_file():
         _follow_moved_run(document.data, file.parent)
     document.data.setdefault("output_dir", f"runs/{file.stem}")
+    is_valid = _is_valid(document)
     for override in overrides:
         apply_override(document, override)
     _find_files_beside(document.data, file.parent)
+    if overrides and is_valid:
+        changed = [path for path, place in document.places.items() if place.override]
+        for note in adapt(document.data, changed, Config):
+            warnings.warn(note, stacklevel=2)
     return validate(Config, document)
 
 
 def dump_config(recipe: Config) -> str:
     """Return a Config as the YAML text of a recipe, including all defaults.
 
-    Loading the recipe returns an equal Config.
+    Loading this recipe returns an equal Config.
     """
     data = recipe.model_dump(mode="json")
     for key, baseline in READ_WITH_BASELINE.items():
@@ -71,12 +89,20 @@ def dump_config(recipe: Config) -> str:
     return dump_yaml(data)
 
 
-def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
-    """Replace paths in the recipe of a run, in case its directory was moved after the run was started.
+def _is_valid(document: Document) -> bool:
+    try:
+        Config.model_validate(document.data)
+    except ValidationError:
+        return False
+    return not document.problems
 
-    The recipe contains the path of the run's directory, and the paths of files in it. These paths may be
-    relative to the directory in which the run was started. They are replaced by paths in `folder`, in which
-    the recipe was found.
+
+def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
+    """Correct the paths in the recipe of a run whose directory was moved after the run was started.
+
+    The recipe contains the path of the run's directory and the paths of files in this directory. The paths
+    may be relative to the directory in which the run was started. They are replaced by paths in `folder`, the
+    directory in which the recipe was found.
     """
     before = data.get("output_dir")
     if not isinstance(before, str):
@@ -97,10 +123,13 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
 
 
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
-    """Replace names of files by full paths if the files exist only in the recipe's directory."""
+    """Replace names of files by full paths if the files exist in `folder` but not in the current directory.
+
+    `folder` is the directory of the recipe.
+    """
 
     def beside(name: object, suffixes: tuple[str, ...]) -> Path | None:
-        there = folder.resolve() / name if isinstance(name, str) and name.endswith(suffixes) else None
+        there = folder.resolve() / name if isinstance(name, str) and name.lower().endswith(suffixes) else None
         return there if there and there.is_file() and not Path(str(name)).expanduser().is_file() else None
 
     problems, rewards = data.get("problems"), data.get("rewards")

@@ -8,11 +8,11 @@ from pydantic import Field, ValidationInfo, field_validator
 from llm_reinforce.config.section import Count, Positive, Section
 
 MAX_NEW_TOKENS = 256
-"""Default maximum length of a completion. This is enough for the worked solution of a GSM8K problem."""
+"""Default maximum length of a completion, in tokens: enough for the worked solution of a GSM8K problem."""
 
 
 class SamplingConfig(Section):
-    """Settings of sampling completions from the policy."""
+    """Settings for sampling completions from the policy."""
 
     max_new_tokens: Count = Field(
         default=MAX_NEW_TOKENS, description="maximum length of a completion, in tokens"
@@ -22,19 +22,20 @@ class SamplingConfig(Section):
         description="divisor of the logits, used when sampling and when computing log-probabilities",
     )
     batch_size: Count | None = Field(
-        default=None, description="number of sequences sampled at once; null: all sequences of an update"
+        default=None,
+        description="number of completions sampled at the same time; null: all completions of an update",
     )
 
 
 class ValueConfig(Section):
-    """Settings of the learned baseline V(s_t), a small network on the policy's last hidden states."""
+    """Settings of the learned baseline V(s_t), a small network on top of the policy's last hidden states."""
 
     gae_lambda: float = Field(
         default=1.0,
         ge=0,
         le=1,
-        description="λ of generalized advantage estimation; 1 is unbiased; smaller values reduce the "
-        "variance but introduce bias",
+        description="λ of generalized advantage estimation; with 1, the gradient is unbiased; smaller values "
+        "reduce its variance but introduce bias",
     )
     hidden_size: Count = Field(default=128, description="width of the value network's hidden layer")
     learning_rate: Positive = Field(
@@ -42,17 +43,17 @@ class ValueConfig(Section):
     )
     num_steps: Count = Field(
         default=8,
-        description="number of optimizer steps of the value network per update, after its values have been "
-        "used as the baseline",
+        description="number of optimizer steps of the value network per update; they are made after the "
+        "network's values have been used as the baseline",
     )
 
 
 READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average", "value": "value"}
-"""Keys of `reinforce` that are used with a single baseline only, mapped to the name of this baseline."""
+"""Keys of the section `reinforce` that only one baseline uses, mapped to the name of that baseline."""
 
 
 class ReinforceConfig(Section):
-    """Settings of the policy-gradient loss, and of the batch of episodes it is computed from.
+    """Settings of the policy-gradient loss, and of the batch of episodes from which it is computed.
 
     The batch of an update contains problems_per_update x episodes_per_problem episodes.
     """
@@ -64,8 +65,8 @@ class ReinforceConfig(Section):
         default=0.95,
         ge=0,
         lt=1,
-        description="weight of the previous average when an update changes the average; used only with "
-        "baseline: moving_average",
+        description="weight of the old value when an update changes the moving average of the returns; used "
+        "only with baseline: moving_average",
     )
     value: ValueConfig = Field(
         default=ValueConfig(),
@@ -73,13 +74,13 @@ class ReinforceConfig(Section):
     )
     standardize: bool = Field(
         default=False,
-        description="divide advantages by the standard deviation of the returns around their baselines",
+        description="divide the advantages by the standard deviation of the returns around their baselines",
     )
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens"] | Positive = Field(
         default="episodes",
-        description="divisor of the summed loss: the number of episodes or of tokens in the update, or a "
-        "constant",
+        description="divisor of the summed loss: the number of episodes in the update, the number of tokens "
+        "in the update, or a constant",
     )
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
     problems_per_update: Count = Field(default=16, description="number of problems per update")
@@ -103,7 +104,10 @@ class ReinforceConfig(Section):
     def _check_group_size(cls, episodes: int, info: ValidationInfo) -> int:
         baseline = info.data.get("baseline")
         if baseline in ("leave_one_out", "group_mean", "optimal") and episodes < 2:
-            raise ValueError(f"should be at least 2 for baseline: {baseline}")
+            raise ValueError(
+                f"should be at least 2 for baseline: {baseline}; increase it, or choose another baseline "
+                "with reinforce.baseline"
+            )
         compared = "baseline: batch_mean" if baseline == "batch_mean" else "standardize: true"
         needed = baseline == "batch_mean" or info.data.get("standardize")
         if needed and info.data.get("problems_per_update", 2) * episodes < 2:

@@ -1,4 +1,4 @@
-"""Settings of the reward functions, and the arguments of the built-in ones."""
+"""Settings of the reward functions, and arguments of the built-in reward functions."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from llm_reinforce.config.strict_yaml import complaints, nearest
 
 
 class NoArguments(Section):
-    """Used for built-in rewards that take no arguments."""
+    """Settings class without keys, for built-in rewards that take no arguments."""
 
 
 class AnswerFormatArguments(Section):
@@ -67,7 +67,7 @@ BUILT_IN_REWARD_ARGUMENTS: Mapping[str, type[Section]] = {
 
 
 class IsolationConfig(Section):
-    """Worker processes that run a reward function, so that its failures cannot harm the run.
+    """Worker processes that run a reward function, so that a crash of the function does not end the run.
 
     `isolation: {}` uses the default values.
     """
@@ -82,7 +82,7 @@ class IsolationConfig(Section):
 
 
 class RewardConfig(Section):
-    """A reward function. The reward of an episode is the weighted sum of all reward functions."""
+    """A reward function. The reward of an episode is the weighted sum of the rewards from all functions."""
 
     function: str = Field(
         description="name of a built-in reward, package.module:function, or path/to/file.py:function"
@@ -105,7 +105,8 @@ class RewardConfig(Section):
     @classmethod
     def _check_function(cls, function: str) -> str:
         origin, colon, name = function.rpartition(":")
-        if colon and not (origin and name):
+        # the colon of C:\rewards.py follows a drive letter
+        if (colon and not (origin and name)) or "/" in name or "\\" in name or name.lower().endswith(".py"):
             raise ValueError("should have the form package.module:function or path/to/file.py:function")
         if not colon and function not in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(
@@ -128,7 +129,7 @@ class RewardConfig(Section):
     @classmethod
     def _check_arguments(cls, arguments: dict[str, JsonValue], info: ValidationInfo) -> dict[str, JsonValue]:
         function: str = info.data.get("function", "")
-        if function not in BUILT_IN_REWARD_ARGUMENTS:  # its arguments are checked when it is loaded
+        if function not in BUILT_IN_REWARD_ARGUMENTS:  # arguments are checked when the function is loaded
             return arguments
         taken = BUILT_IN_REWARD_ARGUMENTS[function]
         known = tuple(taken.model_fields)

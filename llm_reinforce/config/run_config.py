@@ -37,7 +37,7 @@ class Config(Section):
         default=SamplingConfig(), validate_default=True, description="sampling of completions"
     )
     reinforce: ReinforceConfig = Field(
-        default=ReinforceConfig(), description="batch, baseline and loss of the policy gradient"
+        default=ReinforceConfig(), description="batch of episodes, baseline and policy-gradient loss"
     )
     training: TrainingConfig = Field(
         default=TrainingConfig(),
@@ -109,7 +109,8 @@ class Config(Section):
         rate = ADAPTER_LEARNING_RATE if policy.lora else LEARNING_RATE
         rate = RANDOM_INIT_LEARNING_RATE if policy.random_init else rate
         resolved = training.model_copy(update={"learning_rate": rate})
-        resolved.model_fields_set.discard("learning_rate")  # another policy gets its own default
+        # the key counts as not set, so a change of the policy also changes the default learning rate
+        resolved.model_fields_set.discard("learning_rate")
         return resolved
 
     @field_validator("evaluation")

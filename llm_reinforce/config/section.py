@@ -1,7 +1,7 @@
-"""Base class of all settings classes, common types of keys, and errors at nested keys.
+"""Base class of all settings classes, common types of settings, and errors for nested keys.
 
-The validator of a field can only use the values of fields that are defined above it. If the validation of a
-field depends on other fields, the field is therefore defined below them.
+The validator of a field can only use the values of fields that are defined above this field. A field whose
+validation depends on other fields is therefore defined below these other fields.
 """
 
 import inspect
@@ -14,7 +14,7 @@ from pydantic_core import PydanticCustomError, PydanticUndefined
 from llm_reinforce.config.strict_yaml import KeyPath, complaints, dotted
 from llm_reinforce.errors import InputError
 
-MAX_SEED = 10**18  # exclusive upper bound of seeds; torch accepts 64 bits
+MAX_SEED = 10**18  # exclusive upper bound of seeds, below the limit of 64 bits that torch accepts
 
 Text = Annotated[str, Field(min_length=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -22,11 +22,11 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def conflict(path: KeyPath, message: str) -> PydanticCustomError:
-    """Return an error to raise in a validator, for a key inside the field that is being validated.
+    """Return an error that a validator can raise for a key inside the field that it validates.
 
     Args:
         path: location of the key, relative to the field.
-        message: message without the location.
+        message: error message without the location.
     """
     return PydanticCustomError("conflict", "{message}", {"path": path, "message": message})
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 else:
 
     class _ReadableErrors(type(BaseModel)):
-        """Metaclass of the settings classes: invalid values raise an InputError, not a ValidationError."""
+        """Metaclass of the settings classes. Invalid values raise an InputError, not a ValidationError."""
 
         def __call__(cls, *arguments: Any, **values: Any) -> Any:
             try:
@@ -84,7 +84,7 @@ class Section(_Model):
 
 
 def _summary(schema: dict[str, Any]) -> str:
-    """Return the description of a JSON schema without the list of keys, which the schema contains anyway."""
+    """Return the first paragraph of a JSON schema's description, without the list of keys that follows."""
     return str(schema.get("description", "")).split("\n\n")[0].replace("\n", " ")
 
 

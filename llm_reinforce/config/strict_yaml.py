@@ -1,13 +1,16 @@
 """Strict YAML for pydantic models. All errors in a file are reported at once, each with its line.
 
 A document consists of mappings, lists and scalars. Scalars follow YAML 1.2: `1e-5` is a number, and `no` and
-`on` are text. Tags, anchors, aliases and repeated keys are rejected; without tags, a document cannot execute
-code. To read a document, call `parse_document`, then `apply_override` for each override, then `validate`.
+`on` are text. Tags are rejected, because a document with tags could execute code. Anchors, aliases and
+repeated keys are also rejected. To read a document, call `parse_document`, then `apply_override` for each
+override of the form `section.key=value`, then `validate`.
 """
 
+import copy
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -34,7 +37,8 @@ CORE_SCALARS = (  # unquoted scalars that are not text: kind, pattern, possible 
 class StrictLoader(yaml.SafeLoader):
     """A YAML loader that reads scalars as in YAML 1.2, and rejects tags, anchors and aliases."""
 
-    yaml_implicit_resolvers = {}  # noqa: RUF012 - drops those of YAML 1.1; CORE_SCALARS are added below
+    # without the resolvers of YAML 1.1; CORE_SCALARS are added below
+    yaml_implicit_resolvers = {}  # noqa: RUF012
 
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[no-untyped-call]
@@ -52,7 +56,7 @@ class StrictDumper(yaml.SafeDumper):
     """A YAML dumper that quotes text if StrictLoader or a YAML 1.1 reader would read it as another type."""
 
     def represent_str(self, text: str) -> yaml.ScalarNode:
-        # YAML treats these characters as line breaks; double quotes write them as escapes
+        # YAML treats these characters as line breaks; in double quotes, they are written as escape sequences
         style = '"' if set(text) & set("\x85\u2028\u2029") else None
         return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
@@ -95,7 +99,7 @@ class Document:
     Attributes:
         name: name of the file.
         data: values of the file, with overrides applied.
-        places: place of every key and list item.
+        places: for each key and list item, the line of the file or the override that set its value.
         problems: errors found so far.
     """
 
@@ -105,7 +109,10 @@ class Document:
     problems: list[Problem] = field(default_factory=list)
 
     def place_of(self, path: KeyPath) -> Place:
-        """Return the place of a key. If the key has no place, return the place of its innermost section."""
+        """Return the place of a key.
+
+        If the key is not in the document, return the place of the innermost section that would contain it.
+        """
         while path and path not in self.places:
             path = path[:-1]
         return self.places.get(path, Place())
@@ -121,7 +128,9 @@ class Document:
 
 
 def parse_document(text: str, name: str) -> Document:
-    """Parse the text of a file, and return its values and its problems, such as repeated keys.
+    """Parse the text of a file. Return a document with its values and the errors found in the text.
+
+    Errors such as a repeated key do not stop the parsing. `validate` raises them.
 
     Args:
         text: text of the file.
@@ -144,7 +153,7 @@ def parse_document(text: str, name: str) -> Document:
 
 
 def _read_value(text: str, document: Document) -> Any:
-    """Return the value of a YAML text, and add the places of its keys to `document`."""
+    """Return the value of a YAML text, and record the line numbers of its keys in `document.places`."""
     loader = StrictLoader(text)
     try:
         root = loader.get_single_node()
@@ -197,7 +206,7 @@ def _syntax_error(error: yaml.YAMLError) -> tuple[int, str]:
 
 
 def apply_override(document: Document, override: str) -> None:
-    """Change a value of a document by an override of the form `section.key=value`.
+    """Apply an override of the form `section.key=value`, which changes one value of a document.
 
     The value is parsed as YAML. The items of a list are addressed by their index, as in `rewards.0.weight=2`.
     An invalid override is added to the problems of the document.
@@ -251,16 +260,62 @@ def validate(model: type[Model], document: Document) -> Model:
     """Return the data of a document as an instance of a pydantic model.
 
     Raises:
-        InputError: if the data is invalid, or if problems were found before. The message has one line for
-            each problem.
+        InputError: if the data is invalid, or if `document.problems` already contains errors. The message has
+            one line for each error.
     """
     try:
         validated = model.model_validate(document.data)
     except ValidationError as error:
-        for path, message in complaints(error, model):
-            document.problems.append(Problem(document.place_of(path), path, message))
+        found = complaints(error, model)
+        corrected = _with_nearest_keys(error, model, document)
+        if corrected is not None:
+            # a misspelled key leaves its setting at the default, which would cause further, misleading errors
+            unknown = {each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"}
+            found = [(path, message) for path, message in found if path in unknown]
+            with suppress(InputError):
+                validate(model, corrected)
+            document.problems += corrected.problems
+        document.problems += [Problem(document.place_of(path), path, message) for path, message in found]
     document.raise_problems()
     return validated
+
+
+def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document: Document) -> Document | None:
+    """Return a copy of the document in which unknown keys are replaced by the most similar known keys.
+
+    The problems of the document are not copied. If no unknown key is similar to a known key, None is
+    returned.
+    """
+    schema = model.model_json_schema()
+    renamed = {}
+    for path in (each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"):
+        near = _closest(str(path[-1]), _known_keys(path[:-1], schema))
+        if near is not None:
+            renamed[path] = (*path[:-1], near)
+    if not renamed:
+        return None
+    corrected = Document(document.name, copy.deepcopy(document.data), dict(document.places))
+    for old, new in renamed.items():
+        _rename(corrected, old, new)
+    return corrected
+
+
+def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
+    """Rename a key of a document.
+
+    If the new key already exists and both values are sections, the sections are merged. If one of the values
+    is not a section, the value of the old key is dropped.
+    """
+    section: Any = document.data
+    for part in old[:-1]:
+        section = section[part]
+    value, known = section.pop(old[-1]), section.get(new[-1])
+    if isinstance(known, dict) and isinstance(value, dict):
+        known.update(value)
+    elif new[-1] not in section:
+        section[new[-1]] = value
+    moved = {path: place for path, place in document.places.items() if path[: len(old)] == old}
+    document.places |= {new + path[len(old) :]: place for path, place in moved.items()}
 
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
@@ -273,14 +328,14 @@ def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[Key
 
 
 def dump_yaml(data: Mapping[str, Any]) -> str:
-    """Return data as a YAML text from which equal data can be read. Keys keep their order."""
+    """Return data as YAML text. Reading this text gives equal data, with the keys in the same order."""
     return yaml.dump(data, Dumper=StrictDumper, sort_keys=False, allow_unicode=True, width=100)
 
 
 def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
     """Return the path of the key and a readable message for a pydantic error.
 
-    The values that the message names as valid are taken from the JSON schema of the model.
+    The message lists the valid values, which come from the JSON schema of the pydantic model.
     """
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path, node = _follow(schema, error["loc"])
@@ -302,29 +357,34 @@ def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
 def _unknown_key(path: KeyPath, schema: Schema) -> str:
     """Return the message for an unknown key.
 
-    The message suggests a similar key of the section, or the same key in another section. Without a
-    suggestion, it lists the known keys of the section.
+    The message suggests a similar key of the section, or the same key in another section. If there is no such
+    key, the message lists the known keys of the section.
     """
-    section = _follow(schema, path[:-1])[1]
-    siblings = [str(known[0]) for known in _all_keys(section, schema) if len(known) == 1]
+    siblings = _known_keys(path[:-1], schema)
     of_that_name = [known for known in _all_keys(schema, schema) if known[-1] == path[-1]]
-    elsewhere = [dotted(known) for known in sorted(of_that_name, key=len)]  # the outermost first
+    elsewhere = [dotted(known) for known in sorted(of_that_name, key=len)]  # keys of outer sections first
     if hint := nearest(str(path[-1]), siblings) or nearest("".join(elsewhere[:1]), elsewhere):
         return f"unknown key{hint}"
     return f"unknown key; known keys: {', '.join(siblings)}"
 
 
-def _branches(node: Schema, root: Schema) -> list[Schema]:
-    """Return the alternatives of a schema node, with references resolved.
+def _known_keys(section: KeyPath, schema: Schema) -> list[str]:
+    """Return the names of the keys of a section."""
+    node = _follow(schema, section)[1]
+    return [str(known[0]) for known in _all_keys(node, schema) if len(known) == 1]
 
-    If the node has no alternatives, it is the only element of the list.
+
+def _branches(node: Schema, root: Schema) -> list[Schema]:
+    """Return the alternatives (`anyOf`) of a schema node, with references resolved.
+
+    If the node has no alternatives, the returned list contains only the node itself.
     """
     branches = node.get("anyOf", [node])
     return [root["$defs"][b["$ref"].rsplit("/", 1)[-1]] if "$ref" in b else b for b in branches]
 
 
 def _child(node: Schema, part: str | int, root: Schema) -> Any:
-    """Return the schema of a key of a section or of an item of a list; None if it does not exist."""
+    """Return the schema of a key of a section, or of an item of a list; None if it is not in the schema."""
     for branch in _branches(node, root):
         items = [branch["items"]] if "items" in branch else branch.get("prefixItems", [])
         if isinstance(part, int) and items:
@@ -337,7 +397,8 @@ def _child(node: Schema, part: str | int, root: Schema) -> Any:
 def _follow(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
     """Find the schema node at the location of a pydantic error.
 
-    pydantic's locations also contain the names of members of unions, which are not keys of the document.
+    If a field has a union type, pydantic's location also contains the name of one member of the union. These
+    names are not keys of the document.
 
     Returns:
         The location without these names, and the schema node.
@@ -394,8 +455,12 @@ def _choices(node: Schema) -> list[str]:
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """Return `; did you mean 'x'?` with the choice most similar to a word, or "" if no choice is similar."""
-    near = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = _closest(word, choices)
+    return f"; did you mean '{near}'?" if near is not None else ""
+
+
+def _closest(word: str, choices: Iterable[str]) -> str | None:
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
 def dotted(path: KeyPath) -> str:
@@ -404,7 +469,7 @@ def dotted(path: KeyPath) -> str:
 
 
 def shown_value(value: Any) -> str:
-    """Return a value as text for messages, as in YAML, but shortened."""
+    """Return a value as text for a message: as in YAML, but long values are shortened."""
     if isinstance(value, dict):
         return "a mapping"
     if isinstance(value, list):

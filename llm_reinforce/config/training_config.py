@@ -7,11 +7,20 @@ from pydantic import Field, ValidationInfo, field_validator
 from llm_reinforce.config.section import Count, Positive, Section
 
 LEARNING_RATE = 1e-5
-"""Default if all weights of a pretrained model are trained; measured with the recipe smollm2_addition."""
+"""Default learning rate if all weights of a pretrained model are trained.
+
+The value was chosen by measurements with the recipe smollm2_addition.
+"""
 ADAPTER_LEARNING_RATE = 1e-4
-"""Default if adapters are trained: ten times `LEARNING_RATE` (Schulman et al. 2025, LoRA Without Regret)."""
+"""Default learning rate if adapters are trained: ten times `LEARNING_RATE`.
+
+Source: Schulman et al. 2025, "LoRA Without Regret".
+"""
 RANDOM_INIT_LEARNING_RATE = 5e-4
-"""Default if the policy has random initial weights. The recipes quickstart and price use 6e-4 and 3e-4."""
+"""Default learning rate if the policy has random initial weights.
+
+The recipes quickstart and price use similar learning rates, 6e-4 and 3e-4.
+"""
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -26,7 +35,8 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
 class WarmStartConfig(Section):
     """Supervised updates before the first policy-gradient update.
 
-    Each problem is trained on its worked solution, or on its answer if it has no worked solution.
+    The policy is trained on the worked solution of each problem, or on the answer of a problem without a
+    worked solution.
     """
 
     num_updates: Count = Field(description="number of supervised updates")
@@ -51,8 +61,8 @@ class TrainingConfig(Section):
     num_updates: Count = Field(default=100, description="number of policy-gradient updates (optimizer steps)")
     num_tokens: Count | None = Field(
         default=None,
-        description="token budget: the run stops after the update that reaches this number of sampled "
-        "tokens; null: no budget",
+        description="token budget: the run stops after the update in which the number of sampled tokens "
+        "reaches this value; null: no budget",
     )
     learning_rate: Positive | None = Field(
         default=None,
@@ -79,31 +89,31 @@ class TrainingConfig(Section):
     )
     micro_batch_tokens: Count = Field(
         default=4096,
-        description="maximum number of tokens per backward pass, which limits the use of memory; shared "
-        "prefixes are counted once",
+        description="maximum number of tokens per backward pass, which limits memory use; a prefix shared by "
+        "several completions is counted once",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="data type of the forward pass; no: the data type of the weights"
     )
     checkpoint_every: Count | None = Field(
         default=None,
-        description="number of updates between checkpoints; null: only after the warm start, and when "
-        "the run ends or is stopped",
+        description="number of updates between checkpoints; null: checkpoints are saved only after the warm "
+        "start, and when the run ends or is stopped",
     )
     num_checkpoints_kept: Count = Field(
-        default=2, description="number of most recent checkpoints kept; older ones are deleted"
+        default=2, description="number of checkpoints to keep; older checkpoints are deleted"
     )
     max_unscored_share: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="maximum share of unscored episodes in an update; if the share is larger, the run is "
-        "saved and stopped",
+        description="maximum share of unscored episodes (episodes without a reward) in an update; if the "
+        "share is larger, the run is saved and stopped",
     )
     max_not_finite: Count = Field(
         default=10,
-        description="number of consecutive updates with a gradient that is not finite after which the run is "
-        "saved and stopped",
+        description="the run is saved and stopped after this number of consecutive updates whose gradient is "
+        "not finite",
     )
     logged_episodes: int = Field(
         default=8, ge=0, description="number of episodes per update written to episodes.jsonl"

@@ -18,13 +18,13 @@ def print_comparison(
 ) -> None:
     """Print one table per measure, with the mean of each variant and its difference from the first variant.
 
-    The tables have p-values of the differences if there are several seeds.
+    If there are several seeds, the tables also have p-values of the differences.
 
     Args:
         console: console to print to.
-        compared: runs of each variant, which is a recipe or a recipe with changed settings. All variants are
-            compared with the first one.
-        target: accuracy to reach, for the measure `tokens to TARGET accuracy`.
+        compared: the measures of each variant. A variant is a recipe, possibly with changed settings. All
+            variants are compared with the first variant.
+        target: target accuracy, for the measure `tokens to TARGET accuracy`.
         num_tokens: budget of sampled tokens per run.
     """
     titles: dict[MeasureName, str] = {
@@ -55,7 +55,7 @@ def print_comparison(
 def _cells(runs: "ComparedRuns", key: "MeasureName", *, is_tested: bool, is_compared: bool) -> list[Text]:
     measure, num_runs = runs.measures[key], len(runs.num_sampled)
     bound = "≥ " if key == "tokens" and runs.num_reached < num_runs else ""
-    # if no run reached the target, all values are the budget and an interval would be misleading
+    # if no run reached the target, all values equal the budget, and an interval would be misleading
     interval = measure.interval if key != "tokens" or runs.num_reached else None
     cells = [Text(runs.name, style="bold"), Text(bound + _shown(key, measure.mean, interval))]
     if key == "tokens":
@@ -67,7 +67,7 @@ def _cells(runs: "ComparedRuns", key: "MeasureName", *, is_tested: bool, is_comp
 
 
 def _difference_cells(key: "MeasureName", difference: "Difference | None", *, is_tested: bool) -> list[Text]:
-    if difference is None:  # the first variant
+    if difference is None:  # the first variant is not compared
         return [Text("")] * (3 if is_tested else 1)
     cells = [Text(_shown(key, difference.mean, difference.interval, sign="+"))]
     if is_tested:
@@ -96,17 +96,22 @@ def _shown(key: "MeasureName", value: float, interval: "Interval | None", sign: 
 def _footnotes(compared: "Sequence[ComparedRuns]", num_tokens: int) -> list[str]:
     num_seeds = len(compared[0].num_sampled)
     beyond = max(max(runs.num_sampled) for runs in compared) / num_tokens - 1
-    notes = [f"the last update exceeds the budget by up to {beyond:.1%}; the area ends at the budget"]
+    notes = [
+        f"the last update of a run exceeds the token budget by up to {beyond:.1%}; the area under the curve "
+        "is computed up to the budget"
+    ]
     if num_seeds < 2:
-        notes.append("one seed gives no interval and no test; use several, such as --seeds 5")
+        notes.append("one seed gives no interval and no test; use several seeds, for example --seeds 5")
     else:
         notes.append("in brackets: 95% intervals over the seeds, Student's t")
     if any(runs.num_reached < num_seeds for runs in compared):
-        notes.append("≥: lower bound; runs that did not reach the target count with the budget")
+        notes.append(
+            "≥: lower bound; if a run did not reach the target, its number of tokens is set to the budget"
+        )
     if len(compared) > 1 and num_seeds > 1:
         least = 2 / 2**num_seeds
         notes.append(
-            f"difference: from {compared[0].name}, seed by seed; p by sign flips is at least {least:.2g}; "
+            f"difference: from {compared[0].name}, seed by seed; the sign-flip p is at least {least:.2g}; "
             "p-values are not corrected for multiple comparisons"
         )
     elif len(compared) > 1:

@@ -63,7 +63,7 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Return the difference in accuracy with its interval and p-value, and a table of why answers changed."""
+    """Return the difference in accuracy, its interval and p-value, and a table of reasons for the changes."""
     low, high = comparison.interval
     test = "McNemar" if comparison.test == "mcnemar" else "sign flips"
     head = (

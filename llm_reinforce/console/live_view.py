@@ -1,7 +1,7 @@
 """Live view of a run on a terminal.
 
-The signs ✓ and ✗ show the verdicts of the verifier. The rewards are shown next to them, because training
-maximizes the rewards, which may differ from the verdicts.
+The signs ✓ and ✗ show the verdicts of the verifier. The rewards are also shown, because training maximizes
+the rewards, and a reward can differ from the verdict.
 """
 
 import itertools
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 NUM_AVERAGED = 20  # number of latest updates over which the reward is averaged
 NUM_SAMPLES = 4  # number of episodes that are shown
-SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown
+SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown, in seconds
 REFRESHES_PER_SECOND = 4
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -34,7 +34,6 @@ def display_for(
     console: Console,
     title: str = "",
     *,
-    num_processes: int = 1,
     first: Mapping[str, tuple[int, float]] | None = None,
 ) -> "LiveDisplay | PlainDisplay":
     """Return a live view if the console is a terminal, and otherwise a display that prints plain lines.
@@ -42,19 +41,18 @@ def display_for(
     Args:
         console: console to print to.
         title: heading of the live view.
-        num_processes: number of processes. The display gets the episodes of one process, so it multiplies the
-            rate of episodes by this number.
-        first: the first evaluation of a resumed run, as a mapping from each decoding mode to the number of
-            updates before the evaluation and the accuracy. None if the run is not resumed.
+        first: for a resumed run, a mapping from each decoding mode to a pair: the number of updates before
+            the first evaluation of the run, and the accuracy of this evaluation. None if the run is not
+            resumed.
     """
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, title, num_processes, first or {})
-    return PlainDisplay(console, num_processes)
+        return LiveDisplay(console, title, first or {})
+    return PlainDisplay(console)
 
 
 @dataclass
 class _Picture:
-    """Data of the live view, written by the training loop and read by the refreshing thread."""
+    """Data of the live view, written by the training loop and read by the thread that refreshes the view."""
 
     title: str
     first: dict[str, tuple[int, float]]
@@ -72,11 +70,8 @@ class _Picture:
 class LiveDisplay:
     """Live view of a run, refreshed by a thread four times per second. Use it as a context manager."""
 
-    def __init__(
-        self, console: Console, title: str, num_processes: int, first: Mapping[str, tuple[int, float]]
-    ) -> None:
+    def __init__(self, console: Console, title: str, first: Mapping[str, tuple[int, float]]) -> None:
         self.console = console
-        self.num_processes = num_processes
         self._picture = _Picture(title, dict(first))
         self._sampled_at = -SAMPLE_SECONDS
         self._live = Live(
@@ -108,7 +103,7 @@ class LiveDisplay:
         picture, seconds = self._picture, metrics.get("step_time")
         picture.pace = next_pace(picture.pace, "REINFORCE", num_updates, total, seconds)
         picture.status = ""
-        picture.numbers = latest_numbers(metrics, len(episodes) * self.num_processes)
+        picture.numbers = latest_numbers(metrics, len(episodes))
         if "reward" in metrics:
             picture.rewards.append(metrics["reward"])
         if time.monotonic() - self._sampled_at >= SAMPLE_SECONDS or num_updates == total:
@@ -124,7 +119,7 @@ class LiveDisplay:
         picture.status = ""
         picture.first.setdefault(evaluation.decoding, (num_updates, evaluation.accuracy))
         latest = (num_updates, evaluation.accuracy, evaluation.interval)
-        # a new dict, since the refreshing thread may be iterating over the old one
+        # a new dict, because the thread that refreshes the view may be iterating over the old dict
         picture.latest = {**picture.latest, evaluation.decoding: latest}
 
     def stopping(self, sentence: str) -> None:
@@ -144,7 +139,7 @@ def render(picture: _Picture, height: int) -> RenderableType:
     if picture.numbers:
         parts += ["", _numbers_table(picture.numbers, picture.rewards)]
     is_done = picture.is_finished and picture.pace is not None and picture.pace.done == picture.pace.total
-    if picture.latest and not is_done:  # after the run, a table shows the accuracies
+    if picture.latest and not is_done:  # after the run, a separate table shows the accuracies
         parts += ["", _accuracies(picture)]
     room = height - 11 - len(picture.latest)
     if picture.samples and room > 0:
@@ -231,9 +226,10 @@ def _samples(episodes: "Sequence[Episode]") -> RenderableType:
 
 
 def curve(values: Sequence[float], width: int) -> str:
-    """Return a bar chart of the values in one line of text, scaled to the range of the values.
+    """Return a bar chart of the values as one line of text, scaled to the range of the values.
 
-    The chart has at most `width` bars. If there are more values, each bar shows the mean of several values.
+    The chart has at most `width` bars. If there are more values than bars, each bar shows the mean of several
+    values.
 
     >>> curve([0.0, 0.1, 0.5, 1.0], 4)
     '▁▂▅█'

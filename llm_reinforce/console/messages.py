@@ -13,7 +13,7 @@ FILE_WIDTH = 130  # characters per line of output that is not a terminal
 
 
 def print_error(message: str) -> None:
-    """Print an error message on stderr, without wrapping. On a terminal, it is red."""
+    """Print an error message on stderr, without wrapping. On a terminal, the message is red."""
     _print_on_stderr(Text(without_secrets(message), style="red"))
 
 
@@ -52,7 +52,8 @@ def terminal_console() -> Console:
 def wide_console() -> Console:
     """Return a console for wide tables that prints to the current `sys.stdout`.
 
-    If the output is a file or a pipe, lines may have up to FILE_WIDTH characters. The default of rich is 80.
+    If the output is a file or a pipe, lines may have up to FILE_WIDTH characters, instead of rich's default
+    of 80 characters.
     """
     console = terminal_console()
     if not console.is_terminal:

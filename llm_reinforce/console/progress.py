@@ -1,4 +1,4 @@
-"""Progress of a command, with an estimate of the remaining time, on stderr."""
+"""Display of a command's progress on stderr, with an estimate of the remaining time."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -16,16 +16,16 @@ SECONDS_BETWEEN_LINES = 30.0
 def progress(
     name: str, total: int, *, what: str = "problems", done: int = 0, is_shown: bool = True
 ) -> Iterator[Callable[[int], None]]:
-    """Show progress within the context. Yield a function, to be called with the number of items done so far.
+    """Show progress in a `with` block. Yield a function that takes the number of items done so far.
 
     On a terminal, the function updates a progress bar. Otherwise, it prints a line every 30 seconds.
 
     Args:
-        name: heading of the progress.
-        total: number of items.
-        what: name of the items.
-        done: number of items that were done before, for example in an interrupted evaluation. They are
-            ignored in the estimate of the remaining time.
+        name: heading of the progress bar or line.
+        total: total number of items.
+        what: name of the items, in the plural.
+        done: number of items that were already done before the block, for example by an interrupted
+            evaluation. The estimate of the remaining time ignores these items.
         is_shown: if False, nothing is shown.
     """
     if not is_shown:
@@ -55,7 +55,7 @@ def _lines(name: str, total: int, what: str) -> Callable[[int], None]:
     def show(done: int) -> None:
         nonlocal shown, begun
         now = time.monotonic()
-        if begun is None:  # start the clock: items done before the first call took no time in this process
+        if begun is None:  # the time per item is measured from the first call on
             begun = now, done
         started, first = begun
         if now - shown < SECONDS_BETWEEN_LINES or done in (total, first):

@@ -1,4 +1,4 @@
-"""Displays of a run: the interface, a display of plain lines for a pipe or a file, and a silent display.
+"""Displays of a run's progress: their interface, a display that prints plain lines, and a silent display.
 
 The live view for a terminal is in `live_view.py`.
 """
@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
 
-# PlainDisplay prints a line after every 5% of the updates, but at most every 2 s and at least every 60 s
+# PlainDisplay prints a line after every 5% of the updates, but at most one line in 2 s, and at least one in
+# 60 s
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
 
 
@@ -41,7 +42,13 @@ class Display(Protocol):
         """Show that `num_problems` of the `total` problems of the current evaluation are completed."""
 
     def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
-        """Show an evaluation after `num_updates` updates; `data` is "held_out" or "training"."""
+        """Show the result of an evaluation.
+
+        Args:
+            num_updates: number of updates before the evaluation.
+            data: kind of the evaluated problems, "held_out" or "training".
+            evaluation: the result.
+        """
 
 
 class RunDisplay(Display, Protocol):
@@ -58,7 +65,8 @@ class RunDisplay(Display, Protocol):
 def write_on_stderr(sentence: str) -> None:
     """Print a line on stderr from a signal handler.
 
-    The line is written to file descriptor 2, because the signal may have interrupted a buffered print.
+    The line is written directly to file descriptor 2, because `print` fails if the signal interrupted another
+    `print` to the same stream.
     """
     with suppress(OSError):
         os.write(2, f"{sentence}\n".encode())
@@ -95,9 +103,8 @@ class Pace:
         name: name of the phase.
         total: number of updates of the phase.
         done: number of updates made so far.
-        first: number of updates that were made before the measurement of time started; above 0 in a resumed
-            run.
-        started: time at which the measurement started, in seconds of `time.monotonic`.
+        first: number of updates that were made before the time measurement started; above 0 in a resumed run.
+        started: time at which the time measurement started, in seconds of `time.monotonic`.
     """
 
     name: str
@@ -107,7 +114,7 @@ class Pace:
     started: float
 
     def elapsed(self) -> float:
-        """Return the time since the start of the measurement, in seconds."""
+        """Return the number of seconds since the time measurement started."""
         return time.monotonic() - self.started
 
     def left(self) -> float | None:
@@ -120,14 +127,14 @@ class Pace:
 
 
 def next_pace(pace: Pace | None, name: str, done: int, total: int, seconds: float | None) -> Pace:
-    """Return the pace after another update. At the first update of a phase, a new pace is created.
+    """Return the progress of a phase after another update. The first update of a phase creates a new `Pace`.
 
     Args:
-        pace: the pace before the update. None: no update has been made yet.
+        pace: progress before the update; None before the first update of the run.
         name: name of the phase.
         done: number of updates of the phase that have been made.
         total: number of updates of the phase.
-        seconds: duration of the update. None: unknown.
+        seconds: duration of the update in seconds; None if the duration is unknown.
     """
     if pace is None or pace.name != name:
         first = done if seconds is None else done - 1
@@ -139,9 +146,8 @@ def next_pace(pace: Pace | None, name: str, done: int, total: int, seconds: floa
 class PlainDisplay:
     """Display for log files and pipes, which prints a line for each evaluation and for some updates."""
 
-    def __init__(self, console: Console, num_processes: int = 1) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.num_processes = num_processes
         self._pace: Pace | None = None
         self._shown_at = -1
         self._shown_time = -MAX_SILENCE
@@ -160,7 +166,7 @@ class PlainDisplay:
     def update(
         self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
-        numbers = latest_numbers(metrics, len(episodes) * self.num_processes)
+        numbers = latest_numbers(metrics, len(episodes))
         self._progress("update", num_updates, total, metrics.get("step_time"), numbers)
 
     def evaluating(self, num_problems: int, total: int) -> None: ...
@@ -189,11 +195,11 @@ class PlainDisplay:
 
 
 def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str, str]:
-    """Return the main metrics of an update as text, by a short name.
+    """Return the main metrics of an update, as a mapping from short names to formatted values.
 
     Args:
         metrics: metrics of the update.
-        num_episodes: number of episodes of the update in all processes, from which `episodes/s` is computed.
+        num_episodes: number of episodes of the update. The metric `episodes/s` is computed from this number.
     """
     shown = {}
     for name, key, form in (

@@ -1,4 +1,4 @@
-"""Tables about runs: before the first update, after the last update, and a list of recorded runs."""
+"""Tables about runs: settings of a new run, accuracies of a completed run, and a list of recorded runs."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.console.text import accuracy_title, shown_accuracy, visible
+from llm_reinforce.console.text import MAX_PROMPT, accuracy_title, shown_accuracy, visible
 
 if TYPE_CHECKING:
     from llm_reinforce.config import Config
@@ -26,7 +26,7 @@ def named_values(rows: Mapping[str, str]) -> Table:
 
 
 def preview_table(config: "Config", preview: "Preview") -> Table:
-    """Return a table that summarizes a run that has not been started."""
+    """Return a table that summarizes the settings and the data of a run that has not been started."""
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
     updates = f"{training.num_updates:,}"
@@ -38,6 +38,7 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
             "policy": f"{config.policy.name_or_path or 'random weights'}: {preview.policy}",
             "device": preview.device,
             "problems": f"{preview.num_training:,} for training, {preview.num_held_out:,} held out",
+            "first prompt": visible(preview.prompt, MAX_PROMPT),
             "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in preview.rewards),
             "updates": updates,
             "per update": f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
@@ -83,11 +84,11 @@ def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
-    """Return a line of text for each decoding whose highest accuracy was not reached in the last evaluation.
+    """Return the best accuracy of each decoding mode as a line of text, if it exceeds the last accuracy.
 
     Args:
         rows: the rows of `evaluations.jsonl`.
-        state: the final train state.
+        state: state of the training after the last update, which contains the best evaluations.
     """
     last = {row["decoding"]: row["accuracy"] for row in rows}
     return [

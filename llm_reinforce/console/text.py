@@ -1,7 +1,9 @@
-"""Format numbers, and escape text for a terminal."""
+"""Functions that format numbers, and that escape text for a terminal."""
 
 import unicodedata
 from collections.abc import Sequence
+
+MAX_PROMPT = 600  # maximum characters of a prompt that is shown; the middle of a longer prompt is omitted
 
 
 def accuracy_title(data: str) -> str:
@@ -26,8 +28,8 @@ def visible(text: str, max_characters: int | None = None) -> str:
 
     Args:
         text: the text.
-        max_characters: maximum number of characters before escaping. The middle of a longer text is replaced
-            by an ellipsis. None: no limit.
+        max_characters: maximum number of characters, counted before escaping. In a longer text, the middle is
+            replaced by an ellipsis. None: no limit.
     """
     if max_characters is not None and len(text) > max_characters:
         tail = max_characters // 2  # keeps the final answer, which is at the end

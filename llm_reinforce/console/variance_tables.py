@@ -1,6 +1,6 @@
-"""Tables of the gradient's variance, and of tests of the article's claims about the variance.
+"""Tables of the gradient variance, and of tests of claims about the variance.
 
-The article is "The Beauty of Reinforcement Learning (1)".
+The claims are made in the article "The Beauty of Reinforcement Learning (1)".
 """
 
 import math
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
         LengthVariance,
     )
 
-ENOUGH_PROBLEMS = 32  # if fewer problems have a gradient, the intervals are too narrow
-EXPLANATION = "below each value: its 95% interval; ≈: the theoretical prediction, from other episodes"
+ENOUGH_PROBLEMS = 32  # if fewer problems have a nonzero gradient, the intervals are too narrow
+EXPLANATION = "below each value: its 95% interval; ≈: theoretical prediction, computed from other episodes"
 TIMINGS = {
-    "each step": "a reward for each head, at its toss",
-    "at the end": "a reward for all heads, at the end",
-    "verdict": "a verdict at the end, on the first toss",
+    "each step": "a reward for each head, given immediately",
+    "at the end": "a reward for all heads, given at the end",
+    "verdict": "a verdict at the end, which depends on the first toss only",
 }
 
 
 def variance_table(measured: "GradientVariance") -> RenderableType:
-    """Return a table with a row per estimator. The 95% interval of each value is below the value."""
+    """Return a table with a row per gradient estimator. The 95% interval of each value is below the value."""
     table = _table(padding=1)
     table.add_column("estimator", no_wrap=True)
     for title in ("variance", "SNR", "noise scale", "cosine", "bias"):
@@ -68,10 +68,12 @@ def _variance_notes(measured: "GradientVariance") -> list[str]:
     if measured.num_unscored:
         notes.append(f"{measured.num_unscored:,} episodes could not be scored and are left out")
     notes += [
-        f"variance: per episode; SNR: of an update of {measured.episodes_per_update:,} episodes; "
-        "noise scale: number of episodes at which the SNR is 1; cosine: between the gradients of two halves "
-        "of these episodes; below each value: its 95% interval",
-        "bias: distance of the expected gradient from ∇J, divided by ‖∇J‖; along: its component along ∇J",
+        "variance: per episode; SNR: signal-to-noise ratio of an update of "
+        f"{measured.episodes_per_update:,} episodes; noise scale: number of episodes at which the SNR is 1; "
+        "cosine: between the gradients of two halves of the measured episodes; below each value: its 95% "
+        "interval",
+        "bias: distance of the expected gradient from ∇J, divided by ‖∇J‖; along: component of the expected "
+        "gradient along ∇J, divided by ‖∇J‖",
     ]
     return notes
 
@@ -83,7 +85,7 @@ def _bias(each: "EstimatorVariance") -> Text:
 
 
 def constant_table(rows: "Sequence[ConstantVariance]") -> RenderableType:
-    """Return a table of variances if a constant is added to every reward.
+    """Return a table of the gradient variance after a constant is added to every reward.
 
     The table has a row per constant and a column per baseline.
     """
@@ -100,7 +102,10 @@ def constant_table(rows: "Sequence[ConstantVariance]") -> RenderableType:
 
 
 def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
-    """Return a table for a classifier, with a row per pair of rewards of a wrong and a right label."""
+    """Return a table of the gradient variance of a classifier.
+
+    The table has a row per choice of the rewards for a wrong and a right label.
+    """
     table = _table()
     for title in ("rewards, wrong and right", "reinforced", "to the label", "‖E ĝ‖", "variance"):
         table.add_column(title, justify="left" if title.startswith("rewards") else "right")
@@ -119,8 +124,8 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
 def length_table(claim: "LengthClaim") -> RenderableType:
     """Return the tables of the claim that variance grows with the length of an episode.
 
-    The first table is about coin tosses. The other tables are about gradients: one table for each time at
-    which rewards are given, with a row per episode length.
+    The first table shows the variance of coin tosses. The other tables show the gradient variance, with a row
+    per episode length. There is one of these tables for each time at which rewards can be given.
     """
     return Group(_coins_table(claim.coins), Text(""), _lengths_table(claim.lengths))
 
@@ -161,14 +166,14 @@ def _table(padding: int = 2) -> Table:
 
 
 def _cell(estimate: "IntervalEstimate", predicted: float | None = None, digits: int = 3) -> Text:
-    """Return three lines: a value, its interval, and its predicted value if there is one."""
+    """Return a value, its interval, and its predicted value if it is not None, each on a separate line."""
     low, high = _number(estimate.low, digits), _number(estimate.high, digits)
     lines = Text.assemble(_number(estimate.value), (f"\n{low} – {high}", "dim"))
     return lines if predicted is None else lines.append(f"\n≈ {_number(predicted)}", "italic")
 
 
 def _number(value: float, digits: int = 3) -> str:
-    """Return the value with `digits` significant digits. Values of 100,000 or more become `123k`."""
+    """Return the value with `digits` significant digits, or in thousands (`123k`) from 100,000 on."""
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
     if abs(value) >= 1e5:

@@ -1,6 +1,7 @@
 """Collect episodes: sample completions of problems, verify their answers and compute their rewards."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -38,11 +39,11 @@ def collect_episodes(
         generator: source of random numbers, on the CPU or on the device of the policy.
         batch_size: maximum number of completions sampled at once. None: no limit.
         first_group: number of the group of the first problem. The next groups are numbered consecutively.
-        progress: progress of the run, for reward functions with TRL's signature.
+        progress: progress of the run, which is passed to reward functions that have TRL's signature.
         with_greedy: also sample one greedy completion of each problem. The reward functions are called
             separately on the greedy completions.
-        activations: store for the activations of the sampled episodes. Those of greedy completions are not
-            stored.
+        activations: store for the activations of the sampled episodes. Activations of greedy completions are
+            not stored. None: do not store activations.
 
     Returns:
         episodes in the order of the problems; the episodes of one problem are adjacent.
@@ -97,7 +98,10 @@ def _rewarded(
             rewards=scored.parts,
             reward=scored.total,
             step_rewards=step_rewards_by_token(
-                scored.steps, completion.text, completion.token_ids, policy.decode
+                scored.steps,
+                completion.text,
+                completion.token_ids,
+                partial(policy.completion_text, prompts[index // num_completions]),
             ),
             failures=scored.failures,
             traceback=scored.traceback,

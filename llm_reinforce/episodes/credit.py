@@ -25,7 +25,7 @@ def step_rewards_by_token(
     """
     if not steps or not token_ids:
         return ()
-    decode = cache(decode)  # the bisections of different spans start with the same calls
+    decode = cache(decode)  # the searches for different spans start by decoding the same prefixes
     rewards = [0.0] * len(token_ids)
     for step in steps:
         for t, value in enumerate(step.by_token or ()):
@@ -39,10 +39,10 @@ def completing_token(end: int, text: str, token_ids: TokenIds, decode: Decode) -
     """Return the index t of the token that completes the first `end` characters of the text.
 
     The text of tokens 0 to t starts with these characters, and the text of tokens 0 to t-1 does not. The
-    index is found by bisection over decoded prefixes, which works with every tokenizer: a token may contain
-    several characters or only some bytes of a character, and the next token may change how earlier tokens are
-    decoded (a space or an incomplete character, for example). If `end` is greater than the length of the
-    text, the result is the last token, which is the end token in a terminated episode.
+    index is found by bisection over decoded prefixes. This works with every tokenizer. A token may contain
+    several characters or only some bytes of a character, and the next token may change the decoded text of
+    earlier tokens (a space or an incomplete character, for example). If `end` is greater than the length of
+    the text, the result is the last token, which is the end token in a terminated episode.
 
     Args:
         end: number of characters.

@@ -24,13 +24,13 @@ class Episode:
         prompt_ids: tokens of the initial state s_0.
         completion: the sampled completion.
         verdict: verdict of the verifier, which does not depend on the reward.
-        rewards: unweighted value of each reward function, by the name of the function. The value of step
-            rewards is their sum.
+        rewards: unweighted value of each reward function, by the name of the function. If a function returned
+            step rewards, the value is the sum of them.
         reward: terminal reward r_T, the weighted sum of all rewards except step rewards. None: the episode is
-            unscored.
+            unscored, because a reward function failed or all of them returned None.
         step_rewards: weighted step reward r_{t+1} of each action, without the terminal reward. Empty if there
             are no step rewards.
-        failures: error messages, by the name of the reward function that failed.
+        failures: error message of each reward function that failed, by the name of the function.
         traceback: traceback of the first failure; empty if there is none.
         extras: values that reward functions logged for this episode, by the name given by the function.
     """
@@ -49,12 +49,12 @@ class Episode:
 
     @property
     def total_reward(self) -> float | None:
-        """Sum of terminal and step rewards, the undiscounted return g_0. None: the episode is unscored."""
+        """Undiscounted return g_0: the sum of terminal and step rewards. None if the episode is unscored."""
         return None if self.reward is None else self.reward + sum(self.step_rewards)
 
     @property
     def failure(self) -> str | None:
-        """All failures in one line, or None if there are none."""
+        """All error messages in `failures` as one line of text, or None if no reward function failed."""
         return join_failures(self.failures)
 
 
@@ -67,11 +67,11 @@ class EpisodeBatch:
     Attributes:
         episodes: sampled episodes. The tensors describe these episodes.
         logged: numbers that reward functions logged for the whole batch, by the name given by the function.
-        greedy: the greedy completion of each problem as an episode with the group number of the problem;
-            empty if no greedy completions were sampled.
+        greedy: one episode per group, with the greedy completion of the group's problem. Empty if no greedy
+            completions were sampled.
         lengths: number of actions T of each episode, including the end token.
         groups: group number of each episode, shared by the episodes of one problem.
-        scored: False for unscored episodes, which are left out of baseline and loss.
+        scored: False for unscored episodes, which are excluded from the baseline and the loss.
         terminal_rewards: r_T; zero if unscored.
         step_rewards: step reward r_{t+1} of each action, without the terminal reward; None if no episode has
             step rewards.
@@ -148,6 +148,6 @@ class EpisodeBatch:
 def _padded(rows: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> Float[Tensor, "episode token"]:
     """Return the rows as float32, padded with zeros to the longest episode."""
     width = max((len(episode.completion.token_ids) for episode in episodes), default=0)
-    # NumPy: creating one tensor per row takes longer than the forward pass of a small policy
-    padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float64)
-    return torch.from_numpy(padded.reshape(len(episodes), width)).float()
+    # use NumPy, because creating one tensor per row takes longer than the forward pass of a small policy
+    padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float32)
+    return torch.from_numpy(padded.reshape(len(episodes), width))

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llm_reinforce.evaluation.answers import Answer, Measure, judged, measures_of
 from llm_reinforce.evaluation.intervals import Interval
-from llm_reinforce.policy import LanguagePolicy, stream_completions
+from llm_reinforce.policy import LanguagePolicy, random_numbers, stream_completions
 from llm_reinforce.problems import Problem
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.verifier import Verdict
@@ -19,13 +19,13 @@ Decoding = Literal["greedy", "sampled"]
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Evaluation:
-    """Answers of a policy to problems, and their measures.
+    """Answers of a policy to a set of problems, and measures of these answers such as the accuracy.
 
     Attributes:
-        decoding: `greedy`, or `sampled` at a temperature.
+        decoding: decoding mode, `greedy` or `sampled`.
         problems: the evaluated problems.
-        answers: for each problem, its `samples_per_problem` answers.
-        measures: the measures of `measures_of` by name, each with its 95% interval.
+        answers: for each problem, a sequence of `samples_per_problem` answers.
+        measures: mapping from the name of each measure to its value and its 95% interval; see `measures_of`.
     """
 
     decoding: Decoding
@@ -60,7 +60,7 @@ class Evaluation:
 
     @property
     def truncated(self) -> float:
-        """Share of completions that reached `max_new_tokens` without ending."""
+        """Share of completions that were cut off at `max_new_tokens` tokens."""
         return self.measures["truncated"].value
 
     @property
@@ -81,7 +81,7 @@ class Evaluation:
         )
 
     def summary(self) -> dict[str, object]:
-        """Return the numbers as a JSON object, as logged in `evaluations.jsonl`."""
+        """Return the counts and the measures as a JSON object, as logged in `evaluations.jsonl`."""
         return {
             "decoding": self.decoding,
             "correct": self.correct,
@@ -100,11 +100,11 @@ class Evaluation:
 
 @runtime_checkable
 class Journal(Protocol):
-    """Store of answers from which an interrupted evaluation continues."""
+    """Storage of answers, with which an interrupted evaluation can be continued."""
 
     @property
     def done(self) -> Mapping[int, Sequence[Answer]]:
-        """The stored answers, by the index of the problem."""
+        """Mapping from the index of each completed problem to its stored answers."""
 
     def record(self, index: int, problem: Problem, answers: Sequence[Answer]) -> None:
         """Store the answers to the problem with this index."""
@@ -124,23 +124,23 @@ def measure_accuracy(
     progress: Callable[[int], None] | None = None,
     journal: Journal | None = None,
 ) -> Evaluation:
-    """Evaluate a policy on problems: generate its answers and compute their measures.
+    """Generate a policy's answers to problems, verify them, and return the accuracy and other measures.
 
-    The longest prompts are processed first. As soon as completions end, the next prompts take their places in
-    the batch. Random numbers are drawn for each problem separately. Apart from rounding, the answers to a
-    problem therefore depend only on the policy, the seed and the index of the problem. A resumed evaluation
-    gives the same answers as an uninterrupted one.
+    The longest prompts are processed first. When a completion ends, the next prompt takes its place in the
+    batch. Random numbers are drawn separately for each problem. Apart from rounding, the answers to a problem
+    therefore depend only on the policy, the seed and the index of the problem. A resumed evaluation gives the
+    same answers as an uninterrupted evaluation.
 
     Args:
-        decoding: `greedy` takes the most likely token at each step; `sampled` samples from the policy, as
-            training does.
+        decoding: `greedy` takes the most likely token at each step. `sampled` samples from the policy, as in
+            training.
         samples_per_problem: number of completions per problem; must be 1 if `decoding` is `greedy`.
         seed: random seed of the sampling.
         batch_size: number of completions generated at the same time.
-        stop: strings at which a completion is cut before it is verified. A base model, for example, may
-            continue with another question after its answer.
-        progress: called with the number of completed problems after each problem.
-        journal: store of the answers. Problems whose answers are already stored are skipped.
+        stop: strings at which a completion is cut before it is verified. They are needed, for example, if a
+            base model continues with another question after its answer.
+        progress: function that is called after each problem with the number of completed problems.
+        journal: storage of the answers. Problems whose answers are already stored are skipped.
 
     Raises:
         ValueError: if there are no problems, or several greedy completions per problem are requested.
@@ -154,14 +154,14 @@ def measure_accuracy(
         )
     prompts = policy.encode_prompts([problem.prompt for problem in problems])
     answers: dict[int, Sequence[Answer]] = dict(journal.done) if journal else {}
-    # the longest prompts first: a batch that does not fit into memory fails at the start
+    # with the longest prompts first, a batch that does not fit into memory fails at the start
     waiting = sorted(
         set(range(len(problems))) - set(answers), key=lambda index: (-len(prompts[index]), index)
     )
 
     def uniforms(place: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed_of("evaluation", seed, waiting[place]))
-        return torch.rand((samples_per_problem, max_new_tokens), generator=generator, dtype=torch.float64)
+        return random_numbers(samples_per_problem, max_new_tokens, generator)
 
     for place, completions in stream_completions(
         policy,

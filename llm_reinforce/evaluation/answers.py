@@ -1,4 +1,4 @@
-"""Verified answers, and the measures of an evaluation that are computed from them."""
+"""Verified answers of a policy, and the measures of an evaluation, which are computed from the answers."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from llm_reinforce.policy import Completion
 from llm_reinforce.problems import Problem, judge
 from llm_reinforce.verifier import Verdict, read_answer
 
-PARSED = ("equal", "different")  # reasons of verdicts for which one value was extracted and compared
+PARSED = ("equal", "different")  # reasons of verdicts in which a value was extracted and compared
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,8 +57,9 @@ class Measure:
 
     Attributes:
         value: the mean.
-        interval: 95% confidence interval of the mean, clustered by problem if problems have several samples.
-        standard_error: standard error of the mean over problems, as lm-evaluation-harness reports it.
+        interval: 95% confidence interval of the mean. If problems have several samples, the interval treats
+            the problems, and not the samples, as independent.
+        standard_error: standard error of the mean over problems, as reported by lm-evaluation-harness.
     """
 
     value: float
@@ -68,10 +69,12 @@ class Measure:
 
 def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -> Answer:
     """Cut a completion at the first stop string, and return it as a verified answer."""
-    text, stopped = completion.text, False
+    start = completion.opened_reasoning
+    text, stopped = completion.text[len(start) :], False
     for word in stop:
         text, found, _ = text.partition(word)
         stopped = stopped or bool(found)
+    text = start + text
     return Answer(
         text=text,
         num_tokens=len(completion.token_ids),
@@ -86,9 +89,9 @@ def measures_of(answers: Sequence[Sequence[Answer]], max_new_tokens: int) -> dic
     """Compute the measures of an evaluation from the answers to each problem.
 
     The keys of the result are the names of the measures. `accuracy`, `strict`, `flexible`, `truncated` and
-    `unparseable` are shares of the completions, and `mean_length` is in tokens. With n > 1 samples per
-    problem, the result also has `pass@k` for k = 2, 4, … and n (pass@1 is the accuracy), and the majority
-    vote `maj@n`.
+    `unparseable` are shares of the completions, and `mean_length` is in tokens. If there are n > 1 samples
+    per problem, the result also contains `pass@k` for k = 2, 4, 8, … and n, and `maj@n`, the accuracy of the
+    majority vote. `pass@1` is left out, because it equals the accuracy.
     """
     measures = {
         "accuracy": _share(answers, lambda answer: answer.correct),
@@ -110,12 +113,12 @@ def measures_of(answers: Sequence[Sequence[Answer]], max_new_tokens: int) -> dic
 
 
 def majority_at_k(answers: Sequence[Answer], k: int) -> float:
-    """Return the share of majority votes among k samples of a problem that are correct.
+    """Return an unbiased estimate of the probability that the majority vote of k samples is correct.
 
-    The n samples are divided into n // k consecutive, disjoint groups, so the mean over groups is unbiased.
-    In each group, the most frequent answer wins. If several answers are equally frequent, the one that occurs
-    first wins. All correct answers count as the same answer, whatever their form. An answer that could not be
-    parsed has no vote.
+    The n samples of a problem are divided into n // k disjoint groups of k consecutive samples. The result is
+    the share of groups whose majority vote is correct. In each group, the most frequent answer wins. If
+    several answers are equally frequent, the answer that occurs first wins. All correct answers count as the
+    same answer, whatever their form. An answer that could not be parsed has no vote.
 
     Raises:
         ValueError: if k is less than 1 or greater than the number of samples.
@@ -129,12 +132,13 @@ def majority_at_k(answers: Sequence[Answer], k: int) -> float:
 
 
 def _majority_is_right(answers: Sequence[Answer]) -> bool:
-    votes = Counter(_vote(answer) for answer in answers if answer.parsed)  # ordered by first occurrence
+    # among equal counts, `most_common` returns the vote that occurs first
+    votes = Counter(_vote(answer) for answer in answers if answer.parsed)
     return bool(votes) and votes.most_common(1)[0][0] is True
 
 
 def _vote(answer: Answer) -> object:
-    """Return the vote of an answer: True if correct, otherwise its number, or its text without a number."""
+    """Return True for a correct answer. For a wrong answer, return its value, or its text if not a number."""
     if answer.correct:
         return True
     text = answer.verdict.extracted or ""
@@ -155,6 +159,6 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _values_of_k(num_samples: int) -> list[int]:
-    """Return 2, 4, 8, … and the number of samples itself; an empty list for one sample."""
+    """Return the values 2, 4, 8, … of k, followed by the number of samples; an empty list for one sample."""
     powers = [2**exponent for exponent in range(1, num_samples.bit_length()) if 2**exponent < num_samples]
     return [*powers, num_samples] if num_samples > 1 else []

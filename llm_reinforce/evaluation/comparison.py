@@ -1,4 +1,4 @@
-"""Comparison of two policies on the same problems: the gain in accuracy, and why answers changed."""
+"""Comparison of two policies on the same problems: the gain in accuracy, and the kinds of failures."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,10 +20,10 @@ class Part:
     """Part of the difference in accuracy that is due to one kind of failure.
 
     Attributes:
-        gained: share of the problems that failed in this way in the first evaluation and are correct in the
-            second.
-        lost: share of the problems that are correct in the first evaluation and fail in this way in the
-            second.
+        gained: share of problems with this kind of failure in the first evaluation that are correct in the
+            second evaluation.
+        lost: share of problems that are correct in the first evaluation and have this kind of failure in the
+            second evaluation.
     """
 
     gained: float
@@ -31,7 +31,7 @@ class Part:
 
     @property
     def difference(self) -> float:
-        """Change of the accuracy due to this kind of failure."""
+        """Change in accuracy that is due to this kind of failure."""
         return self.gained - self.lost
 
 
@@ -40,16 +40,16 @@ class Comparison:
     """Difference in accuracy between two evaluations of the same problems.
 
     Attributes:
-        criterion: `accuracy` if the verifier decides which answers are correct, `strict` if
-            lm-evaluation-harness's strict extraction does.
+        criterion: `accuracy` if the verifier decides which answers are correct, `strict` if the strict
+            extraction of lm-evaluation-harness decides.
         before, after: accuracy of the first and of the second evaluation.
         interval: paired 95% confidence interval of the difference.
         p_value: two-sided p-value of the null hypothesis that the policies do not differ.
-        test: the test that gives the p-value: exact McNemar for one sample per problem, otherwise its
-            generalization, the sign-flip test.
+        test: test that gives the p-value. For one sample per problem, this is the exact McNemar test
+            (`mcnemar`). Otherwise it is the sign-flip test (`sign_flip`), which generalizes McNemar's test.
         gained, lost: ids of the problems whose share of correct answers is higher or lower in the second
             evaluation, respectively.
-        parts: part of the difference for each kind of failure; the parts add up to the difference.
+        parts: for each kind of failure, its part of the difference. All parts add up to the difference.
     """
 
     criterion: Criterion
@@ -64,7 +64,7 @@ class Comparison:
 
     @property
     def difference(self) -> float:
-        """Accuracy after minus accuracy before."""
+        """Accuracy of the second evaluation minus accuracy of the first evaluation."""
         return self.after - self.before
 
     def summary(self) -> dict[str, object]:
@@ -87,12 +87,12 @@ class Comparison:
 
 
 def kind_of_failure(answer: Answer) -> Kind:
-    """Return the kind of failure of a wrong answer: the first of these kinds that applies.
+    """Return the kind of failure of a wrong answer. It is the first of the following kinds that applies.
 
-    - `format`: the verifier or the last number of the text gives the correct value, but the answer does
-      not have the required form.
+    - `format`: the verifier accepts the answer, or the last number of the text is correct, but the answer
+      does not have the form that the criterion requires.
     - `truncation`: the completion was truncated at the token budget.
-    - `arithmetic`: all other wrong answers; the value is wrong or missing.
+    - `arithmetic`: the value is wrong or missing, although the completion ended.
     """
     if answer.correct or answer.flexible:
         return "format"
@@ -100,24 +100,27 @@ def kind_of_failure(answer: Answer) -> Kind:
 
 
 def is_right(answer: Answer, criterion: Criterion) -> bool:
-    """Return True if the answer is correct by the criterion."""
+    """Return True if the verifier (`accuracy`) or the strict extraction (`strict`) accepts the answer."""
     return answer.correct if criterion == "accuracy" else answer.strict
 
 
 def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "accuracy") -> Comparison:
     """Compare two evaluations of the same problems by one criterion.
 
-    A gained problem is attributed to its kind of failure in the first evaluation, and a lost problem to its
-    kind of failure in the second. With several samples per problem, all pairs of a sample from the first and
-    a sample from the second evaluation count equally. Let p be the share of a problem's samples that are
-    correct, and f the share that fails in one way. Then
+    A problem is gained if it is correct only in the second evaluation. Its gain is attributed to the kind of
+    failure in the first evaluation. A problem is lost if it is correct only in the first evaluation. Its loss
+    is attributed to the kind of failure in the second evaluation.
+
+    With several samples per problem, every pair of a sample from the first evaluation and a sample from the
+    second evaluation has the same weight. Let p be the share of a problem's samples that are correct, and f
+    the share that has a certain kind of failure. For this kind of failure, with the mean over problems,
 
         gained = mean (p_after f_before),   lost = mean (p_before f_after)
 
-    Summed over all kinds, gained - lost = mean (p_after - p_before).
+    The sum of gained - lost over all kinds of failure equals mean (p_after - p_before).
 
     Raises:
-        ValueError: if the evaluations are of different problems.
+        ValueError: if the two evaluations have different problems.
     """
     evaluated = [[(problem.id, problem.answer) for problem in side.problems] for side in (before, after)]
     if evaluated[0] != evaluated[1]:
@@ -145,12 +148,14 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[Criterion, Comparison]:
-    """Compare two evaluations by accuracy and, if strict extraction accepts any answer, by this extraction.
+    """Compare two evaluations by accuracy and, unless it is 0 in both evaluations, by strict accuracy.
 
-    The verifier is lenient about the form of an answer, so only the strict comparison shows a gain in format.
+    Strict accuracy is measured with the strict extraction of lm-evaluation-harness, which requires the form
+    `#### 7`. The verifier accepts answers in many forms. Therefore only the comparison by strict accuracy
+    shows whether more answers have the required form.
 
     Raises:
-        ValueError: if the evaluations are of different problems.
+        ValueError: if the two evaluations have different problems.
     """
     both: dict[Criterion, Comparison] = {"accuracy": compare_by(before, after)}
     if before.measures["strict"].value or after.measures["strict"].value:

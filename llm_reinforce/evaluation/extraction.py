@@ -2,9 +2,9 @@ r"""The strict and the flexible answer extraction of lm-evaluation-harness for G
 
 Strict extraction takes the number after the first `#### `. Flexible extraction takes the last number.
 The extracted text is correct if it equals the reference answer after commas, dollar signs and a final period
-are removed from both. Therefore `8.0` does not match `8`. The verifier (`llm_reinforce.verify`) compares
-numbers instead of texts. If the verifier and these two extractions disagree about an answer, the reason is
-the form of the answer.
+are removed from both texts. Therefore `8.0` does not match `8`. The verifier (`llm_reinforce.verify`)
+compares numbers instead of texts. If the verifier and one of the extractions disagree about an answer, the
+reason is the form of the answer.
 
 Source: tasks/gsm8k/gsm8k.yaml of the harness, version 3. A test compares these functions with the patterns in
 that file.
@@ -14,7 +14,7 @@ import re
 
 STRICT_PATTERN = r"#### (\-?[0-9\.\,]+)"
 FLEXIBLE_PATTERN = r"(-?[$0-9.,]{2,})|(-?[0-9]+)"
-INVALID = "[invalid]"  # the harness's result if nothing is extracted
+INVALID = "[invalid]"  # result of the harness if the text contains no answer
 
 _STRICT = re.compile(STRICT_PATTERN)
 _FLEXIBLE = re.compile(FLEXIBLE_PATTERN)
@@ -43,7 +43,7 @@ def flexible_answer(text: str) -> str:
 
 
 def exact_match(extracted: str, answer: str) -> bool:
-    """Return True if both texts are equal in the harness's normal form.
+    """Return True if both texts are equal after the harness's normalization.
 
     >>> exact_match("$1,042.", "1042"), exact_match("8.0", "8")
     (True, False)
@@ -52,5 +52,5 @@ def exact_match(extracted: str, answer: str) -> bool:
 
 
 def _normalize(text: str) -> str:
-    # removes the harness's patterns `,`, `\$`, `(?s).*#### ` and `\.$` one after another, in linear time
+    # equivalent to removing the harness's patterns `,`, `\$`, `(?s).*#### ` and `\.$`, but in linear time
     return text.replace(",", "").replace("$", "").rpartition("#### ")[2].removesuffix(".").lower()

@@ -6,7 +6,8 @@ from typing import Any
 
 from llm_reinforce.evaluation.accuracy import Evaluation
 
-NAMES = {  # from our measures to the (metric, filter) of the harness; other measures become (name, "none")
+# (metric, filter) of the harness for a measure; a measure that is not listed becomes (name, "none")
+NAMES = {
     "strict": ("exact_match", "strict-match"),
     "flexible": ("exact_match", "flexible-extract"),
 }
@@ -15,12 +16,12 @@ LESS_IS_BETTER = ("truncated", "unparseable")
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """Evaluation of one data set.
+    """Evaluation of a policy on one data set.
 
     Attributes:
         task: name of the data set.
         evaluation: the evaluation.
-        num_available: number of problems in the data set; the evaluation may use only the first of them.
+        num_available: number of problems in the data set, which can exceed the number of evaluated problems.
         num_fewshot: number of worked examples before each question.
         settings: settings of the evaluation, such as the template and the token budget.
     """
@@ -37,8 +38,8 @@ def harness_results(
 ) -> dict[str, Any]:
     """Return results as lm-evaluation-harness 0.4 writes them: `results`, `configs`, `versions`, `n-shot`, …
 
-    For each metric, the results also have a 95% interval with the suffix `_interval`, which the harness does
-    not report.
+    For each metric, the results also contain a 95% interval, which the harness does not report. The key of
+    the interval has the suffix `_interval`.
 
     Args:
         policy: name of the policy.

@@ -1,8 +1,8 @@
 """Confidence intervals, paired tests and pass@k for accuracies.
 
 The problems are treated as a random sample. Every interval and every test takes one value per problem. If a
-problem has several samples, the value is their mean: samples of the same problem are correlated, so they are
-never treated as independent.
+problem has several completions, this value is the mean over the completions. The completions of one problem
+are correlated, so they are never treated as independent.
 """
 
 import math
@@ -13,23 +13,25 @@ from scipy import optimize, stats
 
 Interval = tuple[float, float]
 
-NUM_DRAWS = 4_000  # bootstrap draws; their randomness moves the limits by about 1% of the interval's width
-NUM_FLIPS = 9_999  # random sign flips of a permutation test
+NUM_DRAWS = 4_000  # number of bootstrap draws; other draws change the limits by about 1% of the width
+NUM_FLIPS = 9_999  # number of random sign flips of a permutation test
 CONFIDENCE = 0.95
 
 
 def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Return a confidence interval for the mean of shares in 0..1, one per problem.
+    """Return a confidence interval for the mean of per-problem shares, each between 0 and 1.
 
-    If every share is 0 or 1, as with one sample per problem, this is the Wilson interval (1927) as
-    implemented by scipy:
+    If every share is 0 or 1, as with one completion per problem, this is the Wilson interval (1927). It is
+    computed by scipy:
 
         p̃ = (p + z²/2n) / (1 + z²/n),   half width = z/(1 + z²/n) sqrt(p(1-p)/n + z²/4n²)
 
-    Otherwise the interval is computed by a Bayesian bootstrap over problems (Rubin 1981): the weights of the
-    problems are drawn from a Dirichlet distribution with parameter 1 for each problem. Half a problem with
-    share 0 and half a problem with share 1 are added, as in Jeffreys' prior. Without these additions,
-    intervals from few problems, or from problems with shares close to 0 or 1, are far too short.
+    where p is the mean, n is the number of problems, and z is the normal quantile (1.96 for 95% confidence).
+
+    Otherwise the interval is computed by a Bayesian bootstrap over problems (Rubin 1981). The weights of the
+    problems are drawn from a Dirichlet distribution with parameter 1 for each problem. As in Jeffreys' prior,
+    half a problem with share 0 and half a problem with share 1 are added. Without these additions, the
+    interval is far too short if there are few problems, or if the shares are close to 0 or 1.
     tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
 
     Raises:
@@ -44,19 +46,21 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
         low, high = float(wilson.low), float(wilson.high)
     else:
         low, high = _bootstrap(shares, 0.0, 1.0, confidence)
-    # exact limits, without rounding errors
+    # the interval must contain the mean, and limits of exactly 0 and 1 must not have rounding errors
     return (0.0 if mean == 0 else min(low, mean)), (1.0 if mean == 1 else max(high, mean))
 
 
 def difference_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
-    """Return a paired confidence interval for the mean of differences in -1..1, one per problem.
+    """Return a paired confidence interval for the mean of per-problem differences, each between -1 and 1.
 
-    If every difference is -1, 0 or 1, as with one sample per problem, this is Tango's score interval (1998):
-    all differences δ that a score test of the gained and lost problems does not reject. Tango's interval
-    excludes 0 if McNemar's statistic (gained - lost)² / (gained + lost) exceeds z². The exact test `mcnemar`
-    is more conservative.
+    If every difference is -1, 0 or 1, as with one completion per problem, this is Tango's score interval
+    (1998). It contains all values δ of the mean difference that a score test does not reject. The test uses
+    the numbers of gained problems (difference 1) and lost problems (difference -1). The interval excludes 0
+    if McNemar's statistic (gained - lost)² / (gained + lost) exceeds z², where z is the normal quantile (1.96
+    for 95% confidence). The exact test `mcnemar` is more conservative.
 
-    Otherwise the interval is computed by the bootstrap of `share_interval`, with the limits -1 and 1.
+    Otherwise the interval is computed by the bootstrap of `share_interval`, with the limits -1 and 1 instead
+    of 0 and 1.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
     paired-sample design". tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
@@ -80,12 +84,12 @@ def difference_interval(differences: Sequence[float], confidence: float = CONFID
 def _lower_limit(gained: int, lost: int, total: int, confidence: float) -> float:
     """Return the lower limit of Tango's interval.
 
-    The limit is the root δ below d = (gained - lost) / total of
+    Let d = (gained - lost) / total be the observed mean difference. The limit is the solution δ < d of
 
         total (d - δ)² = z² (2 q + δ (1 - δ))
 
     where q is the maximum likelihood estimate of the probability of a loss, given that the probability of a
-    gain is q + δ. The estimate q is the larger root of
+    gain is q + δ. This estimate is the larger solution q of
 
         2 total q² - (gained + lost - δ (2 total - gained + lost)) q - lost δ (1 - δ) = 0
     """
@@ -101,17 +105,19 @@ def _lower_limit(gained: int, lost: int, total: int, confidence: float) -> float
         variance = 2 * chance + difference * (1 - difference)
         return total * (observed - difference) ** 2 - z * z * variance
 
-    # at d itself the variance can be 0, for example if no problem changed; d would then be found as the root
+    # The search ends below d. At d, the variance can be 0, and brentq would then return d.
     return float(optimize.brentq(excess, -1.0, observed - 1e-9))
 
 
 def _bootstrap(values: Sequence[float], least: float, most: float, confidence: float) -> Interval:
-    """Return a Bayesian bootstrap interval of the mean, with half a problem added at each limit.
+    """Return a Bayesian bootstrap interval of the mean.
+
+    Half a problem with the value `least` and half a problem with the value `most` are added.
 
     Args:
         least, most: smallest and largest possible value.
     """
-    # n equal values are merged and get one weight: a sum of n exponential variables has a gamma distribution
+    # equal values are merged, and the Dirichlet parameter of the merged value is the sum of their parameters
     levels, counts = np.unique([*values, least, most], return_counts=True)
     weights = counts.astype(float)
     weights[[0, -1]] -= 0.5
@@ -123,13 +129,13 @@ def _bootstrap(values: Sequence[float], least: float, most: float, confidence: f
 def mean_interval(
     values: Sequence[float], least: float, most: float, confidence: float = CONFIDENCE
 ) -> Interval:
-    """Return a confidence interval for the mean of bounded numbers, one per problem, such as mean lengths.
+    """Return a confidence interval for the mean of bounded per-problem values, such as mean lengths.
 
-    This is scipy's BCa bootstrap (Efron 1987). For a single problem, the interval is (least, most); if all
-    values are equal, both limits are that value.
+    The interval is computed by scipy's BCa bootstrap (Efron 1987). For a single problem, the interval is
+    (least, most). If several problems all have the same value, both limits are equal to this value.
 
     Args:
-        least, most: limits of the values.
+        least, most: smallest and largest possible value.
 
     Raises:
         ValueError: if there are no values.
@@ -150,14 +156,14 @@ def mean_interval(
         random_state=np.random.default_rng(0),
     )
     low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
-    # BCa may be NaN if the resamples hardly differ, and NaN is not valid JSON
+    # the limits are NaN if the resamples hardly differ; they are replaced, because NaN is not valid JSON
     return (least, most) if math.isnan(low + high) else (low, high)
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     """Return an unbiased estimate of the probability that at least one of k samples is correct.
 
-        pass@k = 1 - C(n - c, k) / C(n, k)   for c correct ones among n ≥ k samples
+        pass@k = 1 - C(n - c, k) / C(n, k)   with c correct samples among n ≥ k samples
 
     Raises:
         ValueError: if c is not in 0..n, or k is not in 1..n.
@@ -188,13 +194,15 @@ def mcnemar(num_gained: int, num_lost: int) -> float:
 def sign_flip(differences: Sequence[float]) -> float:
     """Return the two-sided p-value of the sign-flip test, which generalizes McNemar's test.
 
-    The test is used if problems have several samples, so that the differences are fractions. Under the null
-    hypothesis that the policies do not differ, the difference of each problem has either sign with equal
-    probability (Fisher 1935). The p-value is computed by scipy's permutation test. It is exact for up to 13
-    nonzero differences; for more, 9,999 random flips are used.
+    This test is used if problems have several completions, because the differences are then fractions. Under
+    the null hypothesis that the policies do not differ, the difference of each problem is positive or
+    negative with equal probability (Fisher 1935). The p-value is computed by scipy's permutation test. It is
+    exact for up to 13 nonzero differences. For more differences, it is estimated from 9,999 random sign
+    flips.
 
     Args:
-        differences: difference of the share of correct samples, one per problem.
+        differences: for each problem, the share of correct completions of one policy minus the share of the
+            other policy.
     """
     changed = np.array([difference for difference in differences if difference])
     if len(changed) < 2:
@@ -211,5 +219,5 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float:
-    """Return the standard error of the mean, as lm-evaluation-harness reports it; 0 for a single value."""
+    """Return the standard error of the mean, as reported by lm-evaluation-harness; 0 for a single value."""
     return float(stats.sem(values)) if len(values) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""File of an evaluation's answers, one line per problem, with which an interrupted evaluation continues."""
+"""File of the answers in an evaluation. With this file, an interrupted evaluation can be continued."""
 
 import hashlib
 import json
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from llm_reinforce.errors import InputError
@@ -17,7 +18,7 @@ from llm_reinforce.verifier import Verdict
 
 Identity = Mapping[str, Any]
 
-NUM_HASHED = 4096  # approximate number of elements of each parameter that `fingerprint` reads
+NUM_HASHED = 4096  # approximate number of elements that `fingerprint` reads from each parameter tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class AnswerFile:
 
     Attributes:
         path: path of the file.
-        done: the answers in the file, by the index of the problem.
+        done: mapping from the index of each problem in the file to its answers.
     """
 
     path: Path
@@ -44,11 +45,11 @@ class AnswerFile:
 def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) -> AnswerFile:
     """Create a file of answers, or open an existing file of the same evaluation to continue it.
 
-    If a process was killed while writing, the last line is incomplete; it is removed.
+    An incomplete last line is removed. Such a line is left if a process is killed while it writes.
 
     Args:
         path: path of the file; missing directories are created.
-        identity: the settings on which the answers depend, as JSON values.
+        identity: all settings on which the answers depend, as JSON values.
         problems: the problems of the evaluation.
 
     Raises:
@@ -71,6 +72,16 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
     except OSError as error:
         raise InputError(f"{path}: can't be read or written: {error.strerror}") from error
     return AnswerFile(path, done)
+
+
+def recorded_identity(path: Path) -> Identity:
+    """Return the identity in the first line of a file of answers; empty if there is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            recorded = json.loads(file.readline())["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return recorded if isinstance(recorded, Mapping) else {}
 
 
 def answer_row(index: int, problem: Problem, answers: Sequence[Answer]) -> dict[str, Any]:
@@ -112,18 +123,20 @@ def answers_in(row: Mapping[str, Any]) -> tuple[Answer, ...]:
 
 
 def fingerprint(policy: LanguagePolicy) -> str:
-    """Return a digest of a policy's weights, computed from a few thousand elements of each parameter."""
+    """Return a digest of a policy's weights. It is computed from a few thousand elements of each tensor."""
     digest = hashlib.blake2b(digest_size=12)
     for name, parameter in policy.model.named_parameters():
         flat = parameter.detach().flatten()
-        elements = flat[:: max(1, flat.numel() // NUM_HASHED)].to("cpu", torch.float64)
+        elements = flat[:: max(1, flat.numel() // NUM_HASHED)].cpu()
+        if elements.dtype != torch.float64:
+            elements = elements.float()  # NumPy has no bfloat16
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(elements.numpy().tobytes())
+        digest.update(elements.numpy().astype(np.float64).tobytes())
     return digest.hexdigest()
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the ids, prompts and reference answers of problems; their order matters."""
+    """Return a digest of the ids, prompts and reference answers of problems, and of their order."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
         text = json.dumps([problem.id, problem.prompt, problem.answer])

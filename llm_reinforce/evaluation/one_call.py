@@ -1,6 +1,7 @@
-"""Evaluate a policy, or sample from it, in one call."""
+"""Functions that evaluate a policy, or sample from a policy, in one call."""
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation
 from llm_reinforce.evaluation.pipeline import EvaluationRequest, run_evaluations
 from llm_reinforce.evaluation.prompting import choose_prompting, load_for_evaluation
-from llm_reinforce.policy import Completion, check_prompts_fit, sample_completions
+from llm_reinforce.policy import (
+    ChatSettings,
+    Completion,
+    check_prompts,
+    check_prompts_fit,
+    sample_completions,
+)
 from llm_reinforce.problems import Problem, in_template
 
 
@@ -32,6 +39,9 @@ def evaluate(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     template: str | None = None,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     few_shot: int = 0,
     examples: str | None = None,
     stop: Sequence[str] = (),
@@ -54,28 +64,36 @@ def evaluate(
             `datasets.Dataset`.
         split: split of a hub data set; `test` by default.
         config: configuration of a hub data set.
-        prompt_column: column of the prompts; by default, it is found by its name, such as `question`.
-        answer_column: column of the reference answers; by default, it is found by its name, such as `answer`.
-        algebra: if True, answers may be LaTeX or algebraic expressions, which math-verify compares.
-        num_problems: number of problems to evaluate, from the first one; all by default.
-        decoding: `greedy` takes the most likely token at each step; `sampled` samples from the policy, as
-            training does.
+        prompt_column: column that contains the prompts; by default, `prompt` or `question`.
+        answer_column: column that contains the reference answers; by default, `answer`, `solution` or
+            `ground_truth`.
+        algebra: if True, math-verify compares answers that are LaTeX or algebraic expressions.
+        num_problems: if given, only the first `num_problems` problems are evaluated.
+        decoding: `greedy` takes the most likely token at each step. `sampled` samples from the policy, as in
+            training.
         samples_per_problem: number of completions per problem; must be 1 for greedy decoding.
-        max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256
-            if the policy does not come from a run.
-        temperature: sampling temperature; by default that of the policy's run, or 1.
-        template: text around each problem, with `{prompt}` in place of the problem; by default the template
-            of the policy's run, or that of the data set if the policy does not come from a run.
-        few_shot: number of worked examples before each question.
-        examples: data set from which the worked examples are taken; by default the training split of the
-            data set, or the training problems of the policy's run.
+        max_new_tokens: maximum number of tokens per completion. The default is the value of the policy's run,
+            or 256 if the policy does not come from a run.
+        temperature: sampling temperature. The default is the value of the policy's run, or 1 if the policy
+            does not come from a run.
+        template: prompt template, with `{prompt}` in place of the problem. The default is the template of the
+            policy's run, or the template of the data set if the policy does not come from a run.
+        system_prompt: text of the system message in the chat template. The default is the value of the
+            policy's run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+            The default is the value of the policy's run.
+        chat_template_date: date that the chat template prints as the current date. The default is the date of
+            the policy's run, or today if the policy does not come from a run.
+        few_shot: number of worked examples before each problem.
+        examples: data set from which the worked examples are taken. The default is the training split of the
+            data set or, if there is none, the training problems of the policy's run.
         stop: strings at which a completion is cut before it is verified.
         seed: random seed of the sampling and of the choice of examples.
         batch_size: number of completions generated at the same time.
-        output_dir: directory for all answers and `results.json`. Evaluate with the same directory again to
-            continue an interrupted evaluation.
-        trust_remote_code: if True, run Python code that comes with the model.
-        show_progress: show a progress bar; by default only on a terminal and in a notebook.
+        output_dir: directory for all answers and `results.json`. To continue an interrupted evaluation, call
+            the function again with the same directory.
+        trust_remote_code: if True, Python code that comes with the model may run.
+        show_progress: if True, show a progress bar. By default, it is shown on a terminal and in a notebook.
 
     Returns:
         the accuracy with its 95% interval, other measures, and all answers.
@@ -100,7 +118,13 @@ def evaluate(
         EvaluationRequest(
             policies=(policy,),
             sources=(problems,),
-            prompting=choose_prompting([policy], template, max_new_tokens, temperature),
+            prompting=choose_prompting(
+                [policy],
+                template,
+                max_new_tokens,
+                temperature,
+                ChatSettings(system_prompt, chat_template_kwargs, chat_template_date),
+            ),
             split=split,
             config=config,
             prompt_column=prompt_column,
@@ -131,10 +155,13 @@ def sample(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     plain: bool = False,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> list[list[Completion]]:
-    """Sample completions of prompts.
+    """Sample completions of prompts from a policy.
 
     Args:
         policy: a model name, a path, a hub id, the directory of a run, `(model, tokenizer)` or a
@@ -142,26 +169,39 @@ def sample(
         prompts: the prompts.
         num_completions: number of completions per prompt.
         greedy: if True, take the most likely token at each step, and return one completion per prompt.
-        max_new_tokens: maximum number of tokens per completion; by default that of the policy's run, or 256.
-        temperature: sampling temperature; by default that of the policy's run, or 1.
+        max_new_tokens: maximum number of tokens per completion. The default is the value of the policy's run,
+            or 256 if the policy does not come from a run.
+        temperature: sampling temperature. The default is the value of the policy's run, or 1 if the policy
+            does not come from a run.
         plain: if True, use the prompts unchanged, without the run's template and without a chat template.
+        system_prompt: text of the system message in the chat template. The default is the value of the
+            policy's run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+            The default is the value of the policy's run.
+        chat_template_date: date that the chat template prints as the current date. The default is the date of
+            the policy's run, or today if the policy does not come from a run.
         seed: random seed of the sampling.
-        trust_remote_code: if True, run Python code that comes with the model.
+        trust_remote_code: if True, Python code that comes with the model may run.
 
     Returns:
-        for each prompt, its completions.
+        for each prompt, the list of its completions.
 
     Raises:
-        InputError: if the policy cannot be loaded, or a prompt does not fit into its context.
+        InputError: if the policy cannot be loaded, or if a prompt does not fit into the policy's context.
     """
     prompting = choose_prompting([policy], "{prompt}" if plain else None, max_new_tokens, temperature)
     loaded = load_for_evaluation(
-        policy, prompting.recipes[0], trust_remote_code=trust_remote_code, plain=plain
+        policy,
+        prompting.recipes[0],
+        chat=ChatSettings(system_prompt, chat_template_kwargs, chat_template_date),
+        trust_remote_code=trust_remote_code,
+        plain=plain,
     )
     templated = in_template(
         [Problem(prompt, "", id=prompt) for prompt in prompts], prompting.template or "{prompt}"
     )
     check_prompts_fit(loaded, templated, prompting.max_new_tokens)
+    check_prompts(loaded, templated)
     num = 1 if greedy else num_completions
     completions = sample_completions(
         loaded,

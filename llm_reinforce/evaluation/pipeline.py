@@ -1,4 +1,4 @@
-"""The evaluation pipeline: read data sets, evaluate policies on them, write answers and results."""
+"""Evaluation pipeline: read data sets, evaluate policies on them, and write the answers and results."""
 
 import json
 import re
@@ -16,9 +16,21 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.evaluation.comparison import Comparison, Criterion, compare_evaluations
 from llm_reinforce.evaluation.harness import TaskResult, harness_results
-from llm_reinforce.evaluation.journal import AnswerFile, fingerprint, open_answers, problems_digest
+from llm_reinforce.evaluation.journal import (
+    AnswerFile,
+    fingerprint,
+    open_answers,
+    problems_digest,
+    recorded_identity,
+)
 from llm_reinforce.evaluation.prompting import Prompting, load_for_evaluation
-from llm_reinforce.policy import LanguagePolicy, check_prompts_fit
+from llm_reinforce.policy import (
+    ChatSettings,
+    LanguagePolicy,
+    check_prompts,
+    check_prompts_fit,
+    with_chat_settings,
+)
 from llm_reinforce.problems import (
     Problem,
     examples_before,
@@ -37,12 +49,14 @@ from llm_reinforce.verifier import find_doubts
 Changes = Mapping[Criterion, Comparison]
 Say = Callable[[str], None]
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
-"""Function from the name of a data set and its number of problems to a context manager that shows progress.
+"""Function that takes the name of a data set and its number of problems, and returns a context manager.
 
-Entering the context returns a function, which is called with the number of completed problems."""
+The context manager shows progress. On entry, it returns a function that takes the number of completed
+problems.
+"""
 
 SIDES = ("before", "after")  # subdirectories for the answers of the first and the second policy
-MAX_NAME = 100  # maximum bytes of a data set's name in a file name
+MAX_NAME = 100  # maximum length of a data set's name in a file name, in bytes
 NUM_LISTED = 5  # maximum number of problem ids in a note
 
 
@@ -51,23 +65,24 @@ class EvaluationRequest:
     """Policies, data sets and settings of an evaluation.
 
     Attributes:
-        policies: one policy, or two to compare: names, paths, `(model, tokenizer)` or LanguagePolicies.
-        sources: data sets: names, paths, lists of dicts or Problems, or `datasets.Dataset`s.
-        prompting: template, token budget and temperature.
-        split, config, prompt_column, answer_column, algebra: options for reading the sources, see
+        policies: one policy, or two policies to compare, the baseline first. Each is a name, a path,
+            `(model, tokenizer)` or a LanguagePolicy.
+        sources: the data sets. Each is a name, a path, a list of dicts or Problems, or a `datasets.Dataset`.
+        prompting: prompt template, token budget and temperature.
+        split, config, prompt_column, answer_column, algebra: options for reading the data sets; see
             `find_problems`.
-        num_problems: number of problems of each source, from the first one; None means all.
-        decoding: `greedy` or `sampled`.
+        num_problems: if given, only the first `num_problems` problems of each data set are evaluated.
+        decoding: decoding mode, `greedy` or `sampled`.
         samples_per_problem: number of completions per problem.
-        few_shot: number of worked examples before each question.
-        examples: source of the worked examples; None means the training split of the data set or, without
-            one, the training problems of the policies' runs.
-        stop: strings at which a completion is cut; if empty, the default of the data set is used.
+        few_shot: number of worked examples before each problem.
+        examples: data set from which the worked examples are taken. None: the training split of the evaluated
+            data set or, if there is none, the training problems of the policies' runs.
+        stop: strings at which a completion is cut. If empty, the default of the data set is used.
         seed: random seed of the sampling and of the choice of examples.
         batch_size: number of completions generated at the same time.
-        output_dir: directory for results and answers; an interrupted evaluation with this directory is
-            continued.
-        trust_remote_code: if True, run Python code that comes with a model.
+        output_dir: directory for results and answers. If it contains an interrupted evaluation with equal
+            settings, this evaluation is continued. None: write no files.
+        trust_remote_code: if True, Python code that comes with a model may run.
     """
 
     policies: tuple[Any, ...]
@@ -92,13 +107,14 @@ class EvaluationRequest:
 
 @dataclass(frozen=True, slots=True)
 class EvaluationReport:
-    """Result of a request.
+    """Result of an evaluation request.
 
     Attributes:
         request: the request.
-        data_sets: the data sets, with their problems in the template.
-        evaluations: for each policy, its evaluation on each data set.
-        changes: for each data set, the comparison of the second policy with the first; empty for one policy.
+        data_sets: the evaluated data sets.
+        evaluations: for each policy, a sequence with its evaluation on each data set.
+        changes: for each data set, the comparisons of the second policy with the first policy. The sequence
+            is empty if the request has one policy.
     """
 
     request: EvaluationRequest
@@ -116,24 +132,24 @@ class EvaluationReport:
                 rows.append(row | ({"overlap": data.overlap} if data.overlap else {}))
             if self.changes:
                 before, after = map(policy_name, self.request.policies)
-                row = {"data": data.name, "policy": before, "against": after}
+                row = {"data": data.name, "policy": after, "baseline": before}
                 rows.append({**row, "comparison": _summaries(self.changes[place])})
         return rows
 
 
 @dataclass(frozen=True, slots=True)
 class DataSet:
-    """A data set, prepared for the policies.
+    """A data set whose problems are formatted for an evaluation.
 
     Attributes:
         name: name of the data set.
-        problems: the problems to evaluate, with their prompts in the template.
-        num_available: number of problems in the source.
-        template: text around each prompt.
-        stop: strings at which a completion is cut: the strings of the request or, if there are none, the text
+        problems: the problems to evaluate. Their prompts are already inserted into the template.
+        num_available: number of problems in the whole data set.
+        template: prompt template, with `{prompt}` in place of the problem.
+        stop: strings at which a completion is cut. If the request contains no such strings, this is the text
             with which a question begins in the data set's template.
-        overlap: counts of the problems that are also training problems of the policies' runs; empty if no
-            training problems are known.
+        overlap: number of problems that are also training problems of the policies' runs, for each kind of
+            overlap; empty if no training problems are known.
     """
 
     name: str
@@ -155,19 +171,19 @@ def _no_progress(name: str, total: int) -> AbstractContextManager[Callable[[int]
 def run_evaluations(
     request: EvaluationRequest, *, say: Say = _ignore, progress: Progress = _no_progress
 ) -> EvaluationReport:
-    """Evaluate policies on data sets, write the results to files, and return them.
+    """Evaluate policies on data sets, and return the results.
 
-    The policies are evaluated one after another, so that only one of them is in memory. Files are written
-    only if the request has an `output_dir`.
+    If the request has an `output_dir`, the results are also written to files. The policies are evaluated one
+    after another, so that only one policy is in memory at a time.
 
     Args:
         request: policies, data sets and settings.
-        say: called with messages for the user, for example about overlap with training problems, or
-            reference answers that the verifier rejects.
-        progress: called for each policy and data set, see `Progress`.
+        say: function that is called with messages for the user, for example about overlap with training
+            problems, or about reference answers that the verifier rejects.
+        progress: function that is called for each policy and data set to show progress; see `Progress`.
 
     Raises:
-        InputError: if the data, a policy or the output directory can't be used.
+        InputError: if a data set or a policy can't be loaded, or if the output directory can't be used.
     """
     if request.output_dir is not None:
         _check_file_names(request.sources, request.decoding)
@@ -177,7 +193,10 @@ def run_evaluations(
     for number, policy in enumerate(request.policies):
         started = time.monotonic()
         loaded = load_for_evaluation(
-            policy, request.prompting.recipes[number], trust_remote_code=request.trust_remote_code
+            policy,
+            request.prompting.recipes[number],
+            chat=request.prompting.chat,
+            trust_remote_code=request.trust_remote_code,
         )
         output = _side_directory(request, number)
         sides.append(_measure(request, loaded, data_sets, output, say, progress))
@@ -193,7 +212,7 @@ def run_evaluations(
 
 
 def policy_name(policy: Any) -> str:
-    """Return the name of a policy in results: its name, its path, or the class of a model object."""
+    """Return a policy's name or path, or the class name of a model object, to identify it in results."""
     if isinstance(policy, str | PathLike):
         return str(policy)
     model = policy.model if isinstance(policy, LanguagePolicy) else policy[0]
@@ -205,7 +224,7 @@ def _summaries(changes: Changes) -> dict[str, Any]:
 
 
 def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Problem]:
-    """Return the training problems of the policies' runs; report runs whose problems can't be read."""
+    """Return the training problems of the policies' runs. Report runs whose problems can't be read."""
     problems: list[Problem] = []
     for number, recipe in enumerate(recipes):
         if recipe is None or recipe in recipes[:number]:
@@ -289,8 +308,11 @@ def _measure(
 ) -> list[Evaluation]:
     for data in data_sets:
         check_prompts_fit(loaded, data.problems, request.prompting.max_new_tokens)
+        for note in check_prompts(loaded, data.problems):
+            say(f"{data.name}: {note}")
     evaluations = []
     for data in data_sets:
+        loaded = _with_date_of_answers(request, loaded, data, output)
         journal = _answer_file(request, loaded, data, output)
         if journal and journal.done:
             say(f"{data.name}: continuing after {len(journal.done):,} of {len(data.problems):,} problems")
@@ -319,10 +341,21 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
     return request.output_dir / SIDES[number]
 
 
+def _with_date_of_answers(
+    request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
+) -> LanguagePolicy:
+    """Return the policy with the date of an interrupted evaluation, if the caller gives no other date."""
+    given = request.prompting.chat
+    if output is None or (given and given.chat_template_date is not None):
+        return loaded
+    recorded = recorded_identity(output / answer_file_name(data.name, request.decoding))
+    return with_chat_settings(loaded, ChatSettings(chat_template_date=recorded.get("chat_template_date")))
+
+
 def _answer_file(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> AnswerFile | None:
-    """Open the file for the answers of this evaluation; None without an output directory."""
+    """Open the file for the answers of this evaluation. Return None if there is no output directory."""
     if output is None:
         return None
     identity: dict[str, Any] = {
@@ -331,6 +364,7 @@ def _answer_file(
         "policy": fingerprint(loaded),
         "system_prompt": loaded.system_prompt,
         "uses_chat_template": loaded.uses_chat_template,
+        **_chat_settings(loaded),
         "decoding": request.decoding,
         "max_new_tokens": request.prompting.max_new_tokens,
         "stop": data.stop,
@@ -342,6 +376,16 @@ def _answer_file(
             "seed": request.seed,
         }
     return open_answers(output / answer_file_name(data.name, request.decoding), identity, data.problems)
+
+
+def _chat_settings(loaded: LanguagePolicy) -> dict[str, Any]:
+    """Return the arguments and the date of the chat template that are set, as JSON values."""
+    settings: dict[str, Any] = {}
+    if loaded.chat_template_kwargs:
+        settings["chat_template_kwargs"] = dict(loaded.chat_template_kwargs)
+    if loaded.chat_template_date is not None:
+        settings["chat_template_date"] = loaded.chat_template_date.isoformat()
+    return settings
 
 
 def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
@@ -362,9 +406,10 @@ def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
 
 
 def answer_file_name(data: str, decoding: str) -> str:
-    """Return the name of the file for the answers to a data set, without characters special in paths."""
+    """Return the name of the file for a data set's answers, without characters that are special in paths."""
     name = re.sub(r"[^\w.=+-]+", "_", data)
-    # file systems limit names in bytes; the end of a path is kept, because it distinguishes data sets best
+    # File systems limit the length of file names in bytes. The end of a long path is kept, because it
+    # distinguishes data sets better than the beginning.
     name = name.encode(errors="replace")[-MAX_NAME:].decode(errors="ignore").strip("_")
     return f"answers_{name}_{decoding}.jsonl"
 

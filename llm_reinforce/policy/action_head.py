@@ -34,19 +34,22 @@ def action_log_probs(
 
         log π(a|s) = z_a - log Σ_b exp z_b,   z = W h / temperature
 
+    Here W is the weight matrix of the head, and h is the hidden vector of the state s.
+
     If the head is an `nn.Linear` without bias, the logits are computed for a few states at a time, and are
     recomputed in the backward pass. The `[state, vocabulary]` logits of an update are never stored as a
     whole.
 
     Args:
         head: output layer of the model, which computes logits from hidden states.
-        hidden: hidden state of each state, the input of the head.
+        hidden: hidden vector of each state s of the policy. The head computes the logits of the state from
+            this vector.
         states: for each action, the row of `hidden` that belongs to its state.
         actions: token id of each action.
         temperature: divisor of the logits.
         with_entropies: also compute entropies.
         cached: log-probabilities and entropies that are already known, so that only their gradients have to
-            be computed. None: compute them.
+            be computed. None: compute the log-probabilities and entropies.
     """
     if not is_linear(head) or head.bias is not None:
         logits = head(hidden).index_select(0, states)
@@ -68,7 +71,7 @@ def log_probs_of_logits(
     temperature: float,
     with_entropies: bool,
 ) -> ActionLogProbs:
-    """Return log π(a|s) and the entropy of π(·|s) for each action, given its logits."""
+    """Return log π(a|s) and the entropy of π(·|s) for each action, given the logits of its state s."""
     # at least float32: half precision is too coarse for a softmax over a vocabulary
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     log_distribution = (logits / temperature).log_softmax(dim=-1)
@@ -77,7 +80,9 @@ def log_probs_of_logits(
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """The equations of `action_log_probs` and their derivatives, computed for a few rows of logits at a time.
+    """The equations of `action_log_probs`, computed for a few rows of logits at a time.
+
+    The derivatives of log π(a|s) and of the entropy H are:
 
     ∂ log π(a|s) / ∂z_b = 1[a = b] - π_b
     ∂ H / ∂z_b = -π_b (log π_b + H)
@@ -104,7 +109,7 @@ class _ChunkedHead(torch.autograd.Function):
             action_logits = torch.linalg.vecdot(
                 hidden.index_select(0, states), weight.index_select(0, actions)
             )
-            # for a state without actions, an infinite log-total makes all probabilities and the gradient zero
+            # an infinite log Σ_b exp z_b makes the gradient of a state without actions zero
             no_total, no_entropy = log_probs.new_tensor([[torch.inf], [0.0]]).expand(2, len(hidden))
             log_totals = _per_state(action_logits / temperature - log_probs, states, no_total)
             entropies = no_entropy
@@ -123,7 +128,7 @@ class _ChunkedHead(torch.autograd.Function):
         grad_log_probs = torch.zeros_like(log_totals).index_add_(0, states, grad_actions)[:, None]
         grad_hidden = torch.zeros_like(hidden, dtype=log_totals.dtype)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None
-        # in chunks of columns, so that each part of the weight gradient is written once
+        # one chunk of columns at a time, so that each part of the weight gradient is written once
         for columns in _chunks(len(weight), len(hidden)):
             part = weight[columns]
             log_distribution = _logits(hidden, part, ctx.temperature).sub_(log_totals[:, None])
@@ -155,7 +160,7 @@ def _logits_and_entropies(
     temperature: float,
     with_entropies: bool,
 ) -> tuple[Float[Tensor, " action"], Float[Tensor, " state"], Float[Tensor, " state"]]:
-    """Return z_a of each action, log Σ_b exp z_b of each state, and the entropy of each state.
+    """Return z_a of each action, log Σ_b exp z_b of each state, and the entropy of π(·|s) of each state.
 
     The entropies are zero if `with_entropies` is False.
     """
@@ -180,7 +185,7 @@ def _per_state(
 
     A state without actions gets the value in `default`.
     """
-    # because of rounding, the values may differ slightly; the maximum does not depend on their order
+    # rounding may make the values of a state differ slightly; the maximum does not depend on their order
     return default.scatter_reduce(0, states, values, "amax", include_self=False)
 
 

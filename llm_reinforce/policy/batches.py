@@ -1,4 +1,4 @@
-"""Batches of sequences that are being sampled, with the cache of keys and values of the model.
+"""Batches of sequences that are being sampled, with the model's cache of keys and values.
 
 `SlotBatch` is for Llama-like models. Its cache is allocated in advance, and rows of ended sequences are
 reused for new sequences. `WholeBatch` is for all other causal models of transformers, and `SeparateBatches`
@@ -21,7 +21,11 @@ from llm_reinforce.policy.plain_path import length_with_constant_positions, rest
 
 @runtime_checkable
 class Batch(Protocol):
-    """Sequences that are being sampled, with their cache. Sequences that are equal so far share a row."""
+    """Sequences that are being sampled, with their cache of keys and values.
+
+    Each row contains one sequence. The caller may use one row for several completions, as long as their
+    tokens are equal.
+    """
 
     can_refill: bool
     """True if rows can be filled with new sequences while other rows are in progress."""
@@ -34,7 +38,7 @@ class Batch(Protocol):
         Args:
             rows: rows of the new sequences.
             prompts: token ids of the prompts.
-            of_prompt: for each entry of `rows`, the index in `prompts` of the prompt of the sequence.
+            of_prompt: for each entry of `rows`, the index of its prompt in `prompts`.
         """
 
     def step(
@@ -49,10 +53,10 @@ class Batch(Protocol):
         """
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """Copy the rows `old` to the rows `new`. Rows past the last existing row are added."""
+        """Copy the rows `old` to the rows `new`. If a row in `new` does not exist yet, it is added."""
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep only these rows and drop all others."""
+        """Keep only the given rows and drop all other rows."""
 
 
 class WholeBatch:
@@ -71,7 +75,7 @@ class WholeBatch:
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """See `Batch`."""
+        """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         device = next(self.model.parameters()).device
         states, selected = pad_left(prompts, self.pad_token_id, device), integers(of_prompt, device)
         self.is_padded, self.cache = bool((states.mask == 0).any()), None
@@ -83,20 +87,20 @@ class WholeBatch:
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """See `Batch`."""
+        """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         self.attention_mask = pad(self.attention_mask, (0, 1), value=1)
         self.lengths = self.lengths + 1
         return self._forward(actions[:, None], (self.lengths - 1)[:, None])
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """See `Batch`."""
+        """Copy rows to other rows; see `Batch.copy`."""
         source_of = [*range(max(len(self.lengths), max(new) + 1))]
         for source, target in zip(old, new, strict=True):
             source_of[target] = source
         self.keep(integers(source_of, self.lengths.device))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `Batch`."""
+        """Keep only the given rows; see `Batch.keep`."""
         self.cache.batch_select_indices(rows)
         self.attention_mask, self.lengths = self.attention_mask[rows], self.lengths[rows]
 

@@ -12,8 +12,8 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per character of `alphabet` and an end token.
 
     The end token also serves as pad token. There is no unknown token: encoding a character outside the
-    alphabet is an error. For a policy with random weights, the vocabulary should be small, because every
-    token that is never needed makes the first correct answer less likely.
+    alphabet raises an error. For a policy with random weights, the vocabulary should be small, because
+    unneeded tokens make it less likely that a correct answer is sampled.
 
     Args:
         alphabet: the characters; each must occur once.
@@ -23,7 +23,7 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     """
     if not alphabet or len(set(alphabet)) != len(alphabet):
         raise InputError(
-            f"alphabet {alphabet!r}: empty or with a repeated character; give each character exactly once"
+            f"alphabet {alphabet!r} is empty or contains a character twice; give each character exactly once"
         )
     vocabulary = {character: index for index, character in enumerate(alphabet)}
     vocabulary[END_TOKEN] = len(alphabet)

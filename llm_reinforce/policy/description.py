@@ -53,7 +53,7 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
     problem = problems[-row]
     if length + max_new_tokens > limit:
         raise InputError(
-            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens; with "
+            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens; together with "
             f"max_new_tokens: {max_new_tokens:,} this exceeds the context of the policy, {limit:,} tokens; "
             "lower max_new_tokens or remove the problem"
         )

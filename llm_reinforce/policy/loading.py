@@ -1,7 +1,9 @@
 """Load a LanguagePolicy from a name, a path, a configuration or a model in memory."""
 
+import datetime
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,13 @@ from transformers import (
 from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
+from llm_reinforce.policy.chat_templates import ChatSettings, end_of_turn, end_of_turn_token
 from llm_reinforce.policy.embedding import num_embeddings, valid_pad_token
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.policy.model_files import cannot_load, load_model, load_tokenizer, reason, resolve_location
+from llm_reinforce.policy.prompt_checks import with_chat_settings
 from llm_reinforce.policy.row_trial import check_rows
+from llm_reinforce.policy.stopped_run import load_weights, stopped_run
 
 
 def load_policy(
@@ -30,6 +35,8 @@ def load_policy(
     lora: AdapterConfig | None = None,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     seed: int = 0,
@@ -39,22 +46,41 @@ def load_policy(
 
     Args:
         name_or_path: a hub id, a directory, a `.gguf` file, or the name of a model that was downloaded with
-            `llm-reinforce fetch`. The directory may be that of a model, an adapter or a run. A `.gguf` file
+            `llm-reinforce fetch`. The directory may contain a model, an adapter or a run. If the run has
+            not saved its policy yet, the policy of its newest intact checkpoint is loaded. A `.gguf` file
             is dequantized and stored as safetensors in the cache directory.
         dtype: data type of the weights: float32, bfloat16 or float16.
-        lora: shape of a new LoRA adapter to train. None: train the loaded adapter or, if the model is not an
-            adapter, all weights.
+        lora: settings of a new LoRA adapter to train. None: train the loaded adapter, or all weights if the
+            model is not an adapter.
         use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
-        system_prompt: system turn of the chat template. None: the default of the template.
+        system_prompt: text of the system message in the chat template. None: the default of the template.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+        chat_template_date: date that the chat template prints as the current date, such as "2026-11-29".
+            None: the date of today.
         revision: branch, tag or commit of a hub id.
-        trust_remote_code: if True, code that belongs to a model on the hub may run.
+        trust_remote_code: if True, Python code from the model's repository on the hub may be executed.
         seed: seed of the random initialization of a new adapter.
         device: device of the model.
 
     Raises:
-        InputError: if no model is found, if the model is not a causal language model, if its cache contains
-            more than keys and values, or if `system_prompt` is given although there is no chat template.
+        InputError: if no model is found, if the model is not a causal language model, if the model's cache
+            contains more than keys and values, if settings of a chat template are given although there is no
+            chat template, or if the chat template drops or changes the text of the user.
     """
+    if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
+        config, checkpoint = stopped
+        given = {
+            "dtype": dtype,
+            "use_chat_template": use_chat_template,
+            "system_prompt": system_prompt,
+            "chat_template_kwargs": chat_template_kwargs or {},
+            "chat_template_date": chat_template_date,
+            "trust_remote_code": trust_remote_code,
+        }
+        settings = config.policy.model_copy(update=given)
+        policy = policy_from_config(settings, seed=config.seed, device=device)
+        load_weights(checkpoint, policy.model)
+        return policy if lora is None else replace(policy, model=_with_adapter(policy.model, lora, seed))
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     try:
@@ -67,7 +93,8 @@ def load_policy(
     if lora is not None:
         model = _with_adapter(model, lora, seed)
     check_rows(model.to(device))
-    return _as_policy(model, tokenizer, use_chat_template, system_prompt)
+    chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
+    return _as_policy(model, tokenizer, use_chat_template, chat)
 
 
 def random_policy(
@@ -92,7 +119,7 @@ def random_policy(
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
         max_position_embeddings=shape.max_length,
-        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 is for widths of thousands
+        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 suits hidden sizes of thousands
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,  # an embedding computes no gradient for its pad token, which is the end token here
@@ -101,7 +128,7 @@ def random_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
-    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False, None)
+    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False)
 
 
 def policy_from_model(
@@ -110,6 +137,8 @@ def policy_from_model(
     *,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     lora: AdapterConfig | Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> LanguagePolicy:
@@ -120,12 +149,14 @@ def policy_from_model(
         tokenizer: tokenizer of the model, with an end token.
         use_chat_template: see `load_policy`.
         system_prompt: see `load_policy`.
+        chat_template_kwargs: see `load_policy`.
+        chat_template_date: see `load_policy`.
         lora: see `load_policy`.
         seed: see `load_policy`.
 
     Raises:
-        InputError: if the model or the tokenizer has another type, or if the tokenizer has more tokens than
-            the model.
+        InputError: if the type of the model or of the tokenizer is not supported, or if the tokenizer has
+            more tokens than the model.
     """
     from peft import PeftModel
 
@@ -155,15 +186,16 @@ def policy_from_model(
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
     check_rows(model)
-    return _as_policy(model, tokenizer, use_chat_template, system_prompt)
+    chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
+    return _as_policy(model, tokenizer, use_chat_template, chat)
 
 
 def check_reloads(policy: LanguagePolicy) -> None:
-    """Check that a policy made from objects in memory can be saved and is unchanged after it is loaded.
+    """Check that a policy made from objects in memory can be saved and loaded again without a change.
 
     Raises:
         InputError: if the model cannot be saved, if the base model of an adapter was not loaded from a path,
-            or if the end tokens would change.
+            or if the end tokens would differ after loading.
     """
     model = policy.model
     if not hasattr(model, "save_pretrained"):
@@ -179,8 +211,8 @@ def check_reloads(policy: LanguagePolicy) -> None:
                 "when the run is resumed; save the base model with save_pretrained and load it from that "
                 "path, or omit output_dir"
             )
-    template = _chat_template(policy.tokenizer) if policy.uses_chat_template else None
-    if (found := _end_tokens(model, policy.tokenizer, template or "")) != policy.end_token_ids:
+    template = str(policy.tokenizer.chat_template or "") if policy.uses_chat_template else ""
+    if (found := _end_tokens(model, policy.tokenizer, template)) != policy.end_token_ids:
         raise InputError(
             f"policy: the end tokens are {list(policy.end_token_ids)}, but after saving and loading they "
             f"would be {list(found)}; set model.generation_config.eos_token_id, or omit output_dir"
@@ -206,6 +238,8 @@ def policy_from_config(
         lora=recipe.lora,
         use_chat_template=recipe.use_chat_template,
         system_prompt=recipe.system_prompt,
+        chat_template_kwargs=recipe.chat_template_kwargs,
+        chat_template_date=recipe.chat_template_date,
         revision=recipe.revision,
         trust_remote_code=recipe.trust_remote_code,
         seed=seed,
@@ -222,7 +256,8 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
             "the adapter"
         )
     targets = lora.target_modules if isinstance(lora.target_modules, str) else list(lora.target_modules)
-    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha  # other libraries expect an int
+    # libraries that load the adapter expect an int
+    alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
     config = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, task_type="CAUSAL_LM")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -233,51 +268,30 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
 
 
 def _as_policy(
-    model: Any, tokenizer: Any, use_chat_template: bool, system_prompt: str | None
+    model: Any, tokenizer: Any, use_chat_template: bool, chat: ChatSettings | None = None
 ) -> LanguagePolicy:
-    template = _chat_template(tokenizer) if use_chat_template else None
-    if system_prompt is not None and not template:
-        raise InputError(
-            "policy.system_prompt has no effect, because this policy has no chat template or does not use "
-            "its chat template; move the text to problems.template"
-        )
-    end_token_ids = _end_tokens(model, tokenizer, template or "")
+    template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
+    end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
     model.get_input_embeddings().padding_idx = None
     pad = valid_pad_token(model, int(pad))
-    return LanguagePolicy(model, tokenizer, end_token_ids, pad, bool(template), system_prompt)
-
-
-def _chat_template(tokenizer: Any) -> str | None:
-    """Return the chat template that the tokenizer uses by default, or None if it has no template.
-
-    Raises:
-        InputError: if the tokenizer has several named templates, and none of them is the default.
-    """
-    template = getattr(tokenizer, "chat_template", None)
-    if isinstance(template, dict):
-        if template and "default" not in template:
-            names = ", ".join(sorted(template))
-            raise InputError(
-                f"policy: the tokenizer has several chat templates ({names}), but no default; assign one "
-                "of them to tokenizer.chat_template and save the tokenizer, or set use_chat_template to false"
-            )
-        template = template.get("default")
-    return template or None
+    policy = LanguagePolicy(model, tokenizer, end_token_ids, pad, bool(template))
+    return with_chat_settings(policy, chat or ChatSettings())
 
 
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
-    If the end tokens of the model do not include the end token of the tokenizer, those that are ordinary text
-    in the tokenizer are omitted. A model that was made from a configuration has a default end token, such as
-    2, which may be the token of a digit.
+    If the end tokens of the model do not include the end token of the tokenizer, end tokens of the model that
+    are ordinary text tokens of the tokenizer are omitted. This is necessary because a model created from a
+    configuration has a default end token id, such as 2, which may be the id of a digit.
 
-    The first token of the result is the one that `encode_completion` appends. If the chat template ends turns
-    with the end token of the tokenizer, this token is the first one, because the generation settings of a
-    base model may not contain it. Otherwise, an end token of the model is the first one, if it has any.
+    The first token of the result is the one that `encode_completion` appends. If the chat template ends the
+    messages of the assistant with a special token, this token comes first, because the generation settings of
+    a base model may not contain it. Otherwise, the first end token of the model comes first, if the model has
+    end tokens.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]
@@ -286,8 +300,11 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
         ordinary = set(tokenizer.get_vocab().values()) - special
         of_model = [token_id for token_id in of_model if token_id not in ordinary]
-    ends_turns = bool(of_tokenizer) and tokenizer.eos_token in template
-    in_order = [*of_tokenizer, *of_model] if ends_turns else [*of_model, *of_tokenizer]
+    after_reply = end_of_turn(tokenizer) if template else None
+    of_template = end_of_turn_token(tokenizer, after_reply) if after_reply else None
+    if of_template is None and of_tokenizer and tokenizer.eos_token in template:
+        of_template = of_tokenizer[0]
+    in_order = [*([] if of_template is None else [of_template]), *of_model, *of_tokenizer]
     size = num_embeddings(model)
     in_order = [token_id for token_id in in_order if size is None or token_id < size]
     if not in_order:

@@ -41,19 +41,20 @@ def token_log_probs(
 ) -> ActionLogProbs:
     """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
-    A prompt with several completions is computed once. For a Llama-like model, shared prefixes of a prompt's
-    completions are also computed once. For any other model, only completions that are equal as a whole are
-    computed once.
+    A prompt is computed once for all its completions. For a Llama-like model, prefixes that several
+    completions of a prompt share are also computed once. For any other model, identical completions of a
+    prompt are computed once.
 
     Args:
         model: the model of a policy.
-        prompts: token ids of the states s_0, one per episode, none empty.
-        completions: token ids of the actions, including the end token. Their lengths may differ.
+        prompts: token ids of the initial state s_0 of each episode. None of them may be empty.
+        completions: token ids of the actions of each episode, including the end token. The lengths of the
+            completions may differ.
         pad_token_id: token id that fills ragged batches.
         temperature: divisor of the logits, as in sampling.
         with_entropies: also compute the entropy of each action's distribution, with gradient.
-        activations: activations kept when the completions were sampled with the same weights. None: compute
-            everything.
+        activations: activations stored by `sample_completions`, which must have used the same weights. None:
+            compute everything.
 
     Returns:
         log-probabilities and entropies of shape `[episode, longest completion]`, in float64 for a float64
@@ -91,16 +92,16 @@ def action_features(
     pad_token_id: int,
     max_tokens: int = MAX_FEATURE_TOKENS,
 ) -> Float[Tensor, "episode token hidden"]:
-    """Return the last hidden state of the state s_t of each action, without gradient.
+    """Return the model's last hidden state at the state s_t of each action, without gradient.
 
     The last hidden state is the input of the model's output layer (the head). `head(features)[b, t]` are the
-    logits of action a_t of episode b, before the division by the temperature and before any further change of
-    the logits by the model, such as capping.
+    logits of action a_t of episode b, before they are divided by the temperature, and before any operation
+    that the model applies to its logits, such as soft-capping.
 
     Args:
         model: the model of a policy.
-        prompts: token ids of the states s_0, one per episode, none empty.
-        completions: token ids of the actions, including the end token.
+        prompts: token ids of the initial state s_0 of each episode. None of them may be empty.
+        completions: token ids of the actions of each episode, including the end token.
         pad_token_id: token id that fills ragged batches.
         max_tokens: maximum number of tokens computed at once, including padding. A single episode may be
             longer.
@@ -152,9 +153,9 @@ def _rows_at_once(
 def _inputs_of_head(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column hidden"]:
-    """Return the inputs of the model's head (its output embedding) for all columns, or for the last ones.
+    """Return the inputs of the model's head, which is its output embedding.
 
-    The columns include those that predict an action.
+    The result has all columns, or only the last columns. It always has the columns that predict an action.
     """
     seen: list[Tensor] = []
 
@@ -173,7 +174,7 @@ def _inputs_of_head(
             handle.remove()
     if not seen:
         raise InputError(
-            f"reinforce.baseline: value needs the hidden states of the policy, but those of a "
+            f"reinforce.baseline: value needs the hidden states of the policy, but the hidden states of a "
             f"{type(inner).__name__} cannot be read, because its forward pass does not call an output "
             "embedding; choose another baseline"
         )

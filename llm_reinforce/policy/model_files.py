@@ -14,7 +14,7 @@ from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetched_directory
 
 HOW_TO_CONVERT = (
-    "the weights are stored as pickles (.bin), which can run code, so they are not loaded; if you trust them, "
+    "the weights are pickles (.bin), which can run code, so they are not read; if you trust them, "
     'convert them to safetensors: python -c "from transformers import AutoModelForCausalLM as M; '
     "M.from_pretrained('{0}').save_pretrained('{0}')\""
 )
@@ -24,13 +24,13 @@ def resolve_location(name_or_path: str) -> str:
     """Return the location from which transformers loads a model: a local directory, or the unchanged hub id.
 
     Raises:
-        InputError: if the name is that of a model that can be fetched but has not been, or if the path
+        InputError: if the name is a key of `FETCHABLE` but the model has not been fetched, or if the path
             contains no model.
     """
     path = Path(name_or_path).expanduser()
     if name_or_path in FETCHABLE and not path.exists():
         return str(fetched_directory(name_or_path))
-    if path.suffix == ".gguf":
+    if path.suffix.lower() == ".gguf":
         return str(convert_gguf(path))
     if path.is_dir():
         policy_directory = path / "policy" if (path / "policy").is_dir() else path
@@ -38,7 +38,9 @@ def resolve_location(name_or_path: str) -> str:
             raise InputError(f"{path}: no model in this directory (no config.json, no adapter_config.json)")
         # absolute, because an adapter stores the path of its base model
         return str(policy_directory.absolute())
-    if not path.exists() and (name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))):
+    is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))
+    is_path = is_path or any(sign in name_or_path for sign in "\\:")  # as in C:\models
+    if is_path and not path.exists():
         raise InputError(f"policy {name_or_path}: no such directory or file")
     if path.exists():
         raise InputError(

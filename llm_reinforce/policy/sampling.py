@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
-from llm_reinforce.policy.drawing import draw
+from llm_reinforce.policy.drawing import draw, widest_float
 from llm_reinforce.policy.embedding import check_token_ids
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
@@ -20,12 +20,12 @@ from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integ
 from llm_reinforce.policy.row_trial import sampling_batching
 
 CHECK_EVERY = {"cpu": 1}
-"""Number of tokens between two checks for ended completions, by device type. For other devices than those
-listed here, the number is 8, because a check on a GPU has to wait for the computation to finish."""
+"""Number of sampling steps between two checks for ended completions, by device type. For a device type that
+is not listed here, it is 8, because a check on a GPU has to wait until the computation is finished."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
-"""Function that returns the random numbers for the completions of a prompt, in [0, 1), float64. Its argument
-is the index of the prompt."""
+"""Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the
+function is the index of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +36,14 @@ class Completion:
         token_ids: sampled tokens, including the end token if there is one.
         log_probs: log π(a_t | s_t) of each action when it was sampled (behavior_log_probs), in nats.
         entropies: entropy of the distribution of each action, in nats.
-        text: the decoded tokens, without the end token.
+        text: the decoded tokens, without the end token. If the prompt ends in an open reasoning block, such
+            as `<think>`, the text starts with this part of the prompt.
         terminated: True if the policy sampled an end token. False if the completion was truncated, because it
             reached the maximum number of tokens.
         squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, where z are the logits
             divided by the temperature. Empty if the completion was not sampled by this module.
+        opened_reasoning: start of `text` that belongs to the prompt. Empty if the prompt opens no reasoning
+            block.
     """
 
     token_ids: TokenIds
@@ -49,6 +52,7 @@ class Completion:
     text: str
     terminated: bool
     squared_logit_gradient_norms: tuple[float, ...] = ()
+    opened_reasoning: str = ""
 
 
 def sample_completions(
@@ -70,26 +74,24 @@ def sample_completions(
 
     Args:
         policy: the policy.
-        prompts: token ids of the initial states, none empty.
+        prompts: token ids of the initial states. None of them may be empty.
         num_completions: number of completions per prompt.
         max_new_tokens: maximum number of tokens of a completion.
         temperature: divisor of the logits.
-        greedy: if True, the most likely token is taken instead of sampling. `log_probs` are still
-            log-probabilities of the policy.
+        greedy: if True, the most likely token is taken instead of a random one. The attribute `log_probs` of
+            a completion still contains log-probabilities of the policy at this temperature.
         generator: source of random numbers, on the CPU or on the device of the policy.
-        batch_size: maximum number of completions sampled at once. If it is smaller than `num_completions`,
-            the completions of one prompt are sampled at once. None: no limit.
+        batch_size: maximum number of completions sampled at once. The completions of one prompt are always
+            sampled together, even if `num_completions` is larger than this number. None: no limit.
         activations: store for activations that `token_log_probs` reuses. Activations are stored only for
             Llama-like models on a CPU. None: do not store activations.
 
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
     """
-    device = policy.device if generator is None else generator.device
 
     def uniforms(prompt: int) -> Tensor:
-        size = (num_completions, max_new_tokens)
-        return torch.rand(size, generator=generator, dtype=torch.float64, device=device)
+        return random_numbers(num_completions, max_new_tokens, generator or policy.device)
 
     of_prompts = dict(
         stream_completions(
@@ -106,6 +108,24 @@ def sample_completions(
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
 
 
+def random_numbers(
+    num_completions: int, max_new_tokens: int, source: torch.Generator | torch.device
+) -> Float[Tensor, "completion token"]:
+    """Return the random numbers for the completions of one prompt, in [0, 1).
+
+    They are float64 if the device has it.
+
+    Args:
+        num_completions: number of completions of the prompt.
+        max_new_tokens: maximum number of tokens of a completion.
+        source: generator of the numbers, or a device, whose default generator is used.
+    """
+    generator = source if isinstance(source, torch.Generator) else None
+    device = source.device if isinstance(source, torch.Generator) else source
+    size = (num_completions, max_new_tokens)
+    return torch.rand(size, generator=generator, dtype=widest_float(device), device=device)
+
+
 def stream_completions(
     policy: LanguagePolicy,
     prompts: Sequence[TokenIds],
@@ -117,11 +137,11 @@ def stream_completions(
     batch_size: int | None = None,
     activations: Activations | None = None,
 ) -> Iterator[tuple[int, list[Completion]]]:
-    """Sample completions, and yield those of a prompt as soon as all of them have ended.
+    """Sample completions, and yield the completions of a prompt as soon as all of them have ended.
 
-    Prompts are started in order. A prompt is computed once for all its completions. On a CPU, completions
-    share a row of the batch until their actions differ. When completions have ended, the next prompts start
-    in their place if the cache of the model allows it. Otherwise, the batch shrinks.
+    Prompts are started in the given order. A prompt is computed once for all its completions. On a CPU,
+    completions share a row of the batch until their actions differ. When completions have ended, completions
+    of the next prompts take their place if the cache of the model allows it. Otherwise, the batch shrinks.
 
     Args:
         policy: see `sample_completions`.
@@ -150,7 +170,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)  # called once: Llama-like models have only one batch
+                activations.begin(model, temperature)  # not repeated: for this model, the loop has one pass
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)
@@ -176,20 +196,22 @@ def stream_completions(
 class _Generation:
     """Completions in progress.
 
-    Each completion in progress has a slot, which is an index into the lists and tensors below. Completions
-    that are equal so far have different slots but share a row of the batch, which computes their next logits.
+    Each completion in progress has a slot, which is an index into the lists and tensors below. On a CPU,
+    completions whose tokens are equal so far share a row of the batch, which computes their next logits, but
+    they have different slots.
 
     Attributes:
-        requests: for each slot, the index of the prompt and the number of the completion among those of the
-            prompt. None: the slot is free.
+        requests: for each slot, the index of the prompt, and the number of the completion among the
+            completions of this prompt. None: the slot is free.
         rows: for each slot, the row of the batch that computes its logits.
         num_rows: number of rows that the batch computes, including unused rows.
-        num_steps: number of steps so far.
+        num_steps: number of calls of `step` so far.
         start_steps: for each slot, the value of `num_steps` when its completion started.
         prompts: for each slot, the tokens of its prompt.
-        kept_indices: for each slot, the indices of its actions among the kept activations.
+        kept_indices: for each slot, the index of each of its actions in the stored activations.
         lengths: for each slot, the number of tokens sampled so far.
         is_running: for each slot, True if the completion has not ended yet.
+        dtype: data type of random numbers and recorded statistics.
         active: slots that are not free.
         active_slots: `active` as a tensor.
         active_rows: rows of the active slots.
@@ -218,7 +240,8 @@ class _Generation:
         self.end_token_ids = integers(policy.end_token_ids, device)
         # the extra column is for tokens that are drawn after the end of a completion; it is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.float64, device=device)
+        self.dtype = widest_float(device)
+        self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=self.dtype, device=device)
         self.entropies = torch.zeros_like(self.log_probs)
         self.squared_logit_gradient_norms = torch.zeros_like(self.log_probs)
         self.uniforms: Tensor | None = None
@@ -256,7 +279,7 @@ class _Generation:
         distinct = {prompts[prompt]: None for prompt in started}
         index_of = {prompt: index for index, prompt in enumerate(distinct)}
         of_prompt = [index_of[prompts[prompt]] for prompt, _ in requests]
-        # if rows are shared, one row per distinct prompt, and otherwise one row per completion
+        # if completions share rows, fill one row per distinct prompt, and otherwise one row per completion
         filled = [*range(len(distinct))] if self.shares_rows else of_prompt
         rows = [row for row, _ in zip(self._unused_rows(), filled, strict=False)]
         for place, (slot, request) in enumerate(zip(slots, requests, strict=True)):
@@ -274,10 +297,10 @@ class _Generation:
         self.lengths[selected] = 0
         self.is_running[selected] = True
         if uniforms is not None:
-            random_numbers = torch.cat([uniforms(prompt) for prompt in started]).to(device)
+            numbers = torch.cat([uniforms(prompt) for prompt in started]).to(self.dtype).to(device)
             if self.uniforms is None:
-                self.uniforms = random_numbers.new_zeros(len(self.requests), self.max_new_tokens)
-            self.uniforms[selected] = random_numbers
+                self.uniforms = numbers.new_zeros(len(self.requests), self.max_new_tokens)
+            self.uniforms[selected] = numbers
         self._refresh_active()
 
     def _unused_rows(self) -> Iterator[int]:
@@ -300,9 +323,9 @@ class _Generation:
         drawn = draw(self.logits.index_select(0, self.active_rows), temperature, uniforms)
         self.actions = drawn.actions
         self.token_ids[slots, column] = drawn.actions
-        self.log_probs[slots, column] = drawn.log_probs.double()
-        self.entropies[slots, column] = drawn.entropies.double()
-        self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.double()
+        self.log_probs[slots, column] = drawn.log_probs.to(self.dtype)
+        self.entropies[slots, column] = drawn.entropies.to(self.dtype)
+        self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.to(self.dtype)
         is_running = self.is_running[slots]
         column += is_running
         is_running &= ~torch.isin(drawn.actions, self.end_token_ids)
@@ -313,7 +336,7 @@ class _Generation:
     def pop_ended(self) -> Iterator[tuple[tuple[int, int], Completion]]:
         """Yield the request and the completion of each slot whose completion has ended, and free the slot.
 
-        If no check is due on this device, nothing is yielded.
+        Ended completions are only found in steps in which a check is due; see `CHECK_EVERY`.
         """
         oldest = self.num_steps - min(self.start_steps[slot] for slot in self.active)
         if oldest % self.check_every and oldest < self.max_new_tokens:
@@ -330,7 +353,8 @@ class _Generation:
             for values in (self.token_ids, self.log_probs, self.entropies, self.squared_logit_gradient_norms)
         )
         written = [tuple(tokens[:length]) for tokens, length in zip(token_ids, lengths, strict=True)]
-        texts = {tokens: self.policy.decode(tokens) for tokens in set(written)}
+        prompts = [self.prompts[slot] for slot in slots]
+        texts = {pair: self.policy.completion_text(*pair) for pair in set(zip(prompts, written, strict=True))}
         for place, slot in enumerate(slots):
             request, self.requests[slot] = self.requests[slot], None
             assert request is not None
@@ -339,9 +363,10 @@ class _Generation:
                 tokens,
                 tuple(log_probs[place][:length]),
                 tuple(entropies[place][:length]),
-                texts[tokens],
+                texts[prompts[place], tokens],
                 terminated=tokens[-1] in self.policy.end_token_ids,
                 squared_logit_gradient_norms=tuple(squared_logit_gradient_norms[place][:length]),
+                opened_reasoning=self.policy.opened_reasoning(prompts[place]),
             )
             if self.activations is not None:
                 self.activations.record_completion(
@@ -359,12 +384,12 @@ class _Generation:
         """Append the latest actions to the batch and compute the next logits.
 
         Args:
-            may_shrink: if True, unused rows are dropped if they are at least a quarter of all rows.
+            may_shrink: if True, unused rows are dropped when they are at least a quarter of all rows.
         """
         if self.shares_rows:
             self._fork()
         in_use = {self.rows[slot] for slot in self.active}
-        # dropping rows copies the cache, so it is not done for a few rows
+        # rows are dropped only if they are many, because dropping rows copies the cache
         if may_shrink and len(in_use) <= 0.75 * self.num_rows:
             self.batch.keep(integers(sorted(in_use), self.active_slots.device))
             places = {row: place for place, row in enumerate(sorted(in_use))}
@@ -381,7 +406,7 @@ class _Generation:
         """Copy rows whose completions have drawn different actions, so that each action has its own row."""
         choices = list(zip((self.rows[slot] for slot in self.active), self.actions.tolist(), strict=True))
         unused = self._unused_rows()
-        forks: dict[tuple[int, int], int] = {}  # new row by current row and action
+        forks: dict[tuple[int, int], int] = {}  # from (current row, action) to the new row
         kept: set[int] = set()
         for choice in dict.fromkeys(choices):
             row, _ = choice

@@ -1,4 +1,4 @@
-"""A learned baseline V(s_t): a small network on the last hidden states of the policy, fitted to returns.
+"""A learned baseline V(s_t): a small network that predicts returns from hidden states of the policy.
 
     features = action_features(policy.model, prompts, completions, pad_token_id=policy.pad_token_id)
     head = ValueHead(features.shape[-1], hidden_size=128, seed=0)
@@ -6,8 +6,8 @@
     fit_values(head, optimizer, features, returns, mask, num_steps=8)
     values = predict_values(head, other_features, other_mask)
 
-No gradient flows into the policy. The gradient of the policy is unbiased if the value head has not been
-fitted to the episodes for which it is the baseline.
+No gradient flows into the policy. The gradient of the policy is unbiased if the value head is fitted to the
+returns of a batch only after its predictions have been used as baseline for this batch.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +16,8 @@ from itertools import accumulate
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+
+from llm_reinforce.policy.drawing import widest_float
 
 MAX_GRAD_NORM = 1.0  # norm to which gradients are clipped, so that a large return does not dominate the fit
 
@@ -79,7 +81,7 @@ def fit_values(
     Args:
         head: the value head.
         optimizer: optimizer of the head's parameters.
-        features: hidden state of the policy for the state of each action.
+        features: hidden vector of the policy's model at the state of each action.
         returns: g_t of each action.
         mask: True for the actions of scored episodes. N is the number of these actions in all processes.
         num_steps: number of optimizer steps.
@@ -128,10 +130,11 @@ def explained_variance(
 
         1 - Var(g - V) / Var(g)
 
-    The result is 1 if V is perfect, 0 if V is no better than a constant, and negative if V is worse than a
-    constant. The result is None if the returns have no variance.
+    The result is 1 if V is perfect, 0 if V predicts no better than a constant, and negative if V predicts
+    worse than a constant. The result is None if the returns have no variance.
     """
-    g = returns[mask].double()
+    dtype = widest_float(returns.device)
+    g = returns[mask].to(dtype)
     if len(g) == 0 or not (variance := g.var(correction=0)) > 0:
         return None
-    return float(1.0 - (g - values[mask].double()).var(correction=0) / variance)
+    return float(1.0 - (g - values[mask].to(dtype)).var(correction=0) / variance)

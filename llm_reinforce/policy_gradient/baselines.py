@@ -1,9 +1,9 @@
 """Baselines b(s_t), which are subtracted from returns, and the resulting advantages.
 
-If the baseline of an action does not depend on this action or on later ones, it does not change the expected
-gradient, and it can greatly reduce the variance of the gradient (Williams 1992; Sutton & Barto 2018, section
-13.4). Such baselines are listed in `UNBIASED`. The baselines in this module are one number per episode. The
-baseline `value`, which is one number per token, is in `value_advantages.py`.
+If the baseline of an action does not depend on this action or on later actions, the expected gradient does
+not change, and the variance of the gradient can be much smaller (Williams 1992; Sutton & Barto 2018, section
+13.4). Such baselines are listed in `UNBIASED`. Each baseline in this module has one value per episode. The
+baseline `value`, which has one value per token, is in `value_advantages.py`.
 
 | name | b for episode i | expected gradient |
 |---|---|---|
@@ -16,16 +16,19 @@ baseline `value`, which is one number per token, is in `value_advantages.py`.
 | `greedy` | return of the greedy completion of the same problem | ∇J |
 | `value` | V(s_t) at each action, where V is learned from the previous updates | ∇J if λ = 1 |
 
-The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1.
+Here ∇J is the exact policy gradient, γ is the discount, and λ is the parameter of generalized advantage
+estimation. The factors (1 - 1/N) and (1 - 1/n) are exact for γ = 1.
 
 Several functions have these arguments:
 
 - `returns`: the return g_0 of each episode.
-- `groups`: the number of each episode's group. A group consists of the episodes of one problem.
-- `scored`: False for an episode whose reward function failed. This episode is left out of all means.
+- `groups`: for each episode, the number that identifies its group. A group consists of the episodes of one
+  problem.
+- `scored`: False for an episode whose reward function failed. Such an episode is excluded from all means.
 
-If there are no other episodes to compute a baseline from, the baseline is 0. In this case `leave_one_out`,
-`optimal` and `greedy` use the return of the episode itself; `leave_one_out` explains why.
+If a mean has no episodes, the baseline is 0. The baselines `leave_one_out`, `optimal` and `greedy` are
+exceptions: if they cannot be computed for an episode, its own return is the baseline. The docstring of
+`leave_one_out` explains why.
 """
 
 from dataclasses import dataclass
@@ -52,7 +55,7 @@ UNBIASED = frozenset({"none", "moving_average", "leave_one_out", "optimal", "gre
 class MovingAverage:
     """Exponential moving average of the mean returns of past updates.
 
-    The average is corrected for its initial bias as Adam corrects its moments (Kingma & Ba 2015).
+    The average is corrected for its initial bias, in the same way as the moments of Adam (Kingma & Ba 2015).
 
     Attributes:
         total: average without the correction.
@@ -68,7 +71,7 @@ class MovingAverage:
         return self.total / self.weight if self.weight > 0 else 0.0
 
     def updated(self, mean_return: float, decay: float) -> "MovingAverage":
-        """Return the average after one more update, in which the scored episodes have this mean return."""
+        """Return the average after one more update with this mean return of the scored episodes."""
         return MovingAverage(
             total=decay * self.total + (1 - decay) * mean_return,
             weight=decay * self.weight + (1 - decay),
@@ -119,17 +122,19 @@ def group_mean(
 def leave_one_out(
     returns: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """Return, for each episode, the mean return of the other episodes of its group. Unbiased.
+    """Return, for each episode, the mean return of the other scored episodes of its group.
 
         b_i = 1/(n-1) Σ_{j in group of i, j ≠ i} g_j
+
+    This baseline is unbiased.
 
     Source: Kool et al. 2019; Ahmadian et al. 2024 (RLOO).
 
     The baseline of an episode that is alone in its group is its own return g_0, because a baseline of 0 would
-    weight the episode's actions by the full return. With this choice and γ = 1, the expected contribution of
-    the episode to the gradient is zero. If the only reward is the terminal reward, the contribution itself is
-    zero. With γ < 1, later actions have the advantage γ^t (g_t - g_0), so the gradient of such a batch is
-    biased.
+    weight the episode's actions by the full return. With γ = 1, the expected contribution of such an episode
+    to the gradient is then zero. If the only reward is the terminal reward, the contribution itself is zero.
+    With γ < 1, later actions of the episode have the advantage γ^t (g_t - g_0), so the gradient of a batch
+    with such an episode is biased.
     """
     sums, counts = _group_sums(returns, groups, scored)
     others = (sums - returns) / (counts - 1).clamp(min=1)
@@ -141,8 +146,8 @@ class WeightedReturns(NamedTuple):
 
     Attributes:
         weights: w = Σ_t γ^{2t} ‖∇ log π(a_t | s_t)‖².
-        returns: Σ_t γ^{2t} ‖∇ log π(a_t | s_t)‖² g_t / w, or 0 if w is 0. For γ = 1 and a terminal reward
-            this is g_0.
+        returns: Σ_t γ^{2t} ‖∇ log π(a_t | s_t)‖² g_t / w, or 0 if w is 0. If γ = 1 and there are no step
+            rewards, this is g_0.
     """
 
     weights: Float[Tensor, " episode"]
@@ -155,7 +160,9 @@ def weighted_returns(
     mask: Bool[Tensor, "episode token"],
     discount: float = 1.0,
 ) -> WeightedReturns:
-    """Return, for each episode, the mean of the returns g_t, weighted by the squared gradient norms.
+    """Return, for each episode, the weighted mean of its returns g_t, and the sum of the weights.
+
+    The weights are the squared gradient norms, multiplied by γ^{2t}.
 
     Args:
         returns: g_t of each action.
@@ -179,16 +186,20 @@ def optimal(
     groups: Int[Tensor, " episode"],
     scored: Bool[Tensor, " episode"],
 ) -> Float[Tensor, " episode"]:
-    """Return the constant baseline of minimum variance, estimated from the rest of the group. Unbiased.
+    """Return, for each episode, the constant baseline of minimum variance, estimated from other episodes.
 
         b* = E[w g] / E[w]        b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
 
+    Here w_j is the weight of episode j, and g_j is its weighted return (see `WeightedReturns`). The sums are
+    over the other scored episodes j of the group of episode i, so this baseline is unbiased.
+
     b* minimizes E‖Σ_t γ^t ∇log π(a_t | s_t) (g_t - b)‖² if the gradients ∇log π of different states are
-    orthogonal. This is the case if the parameters of the policy are its logits; the expectation is then
-    E[Σ_t γ^{2t} ‖∇log π‖² (g_t - b)²] (Greensmith, Bartlett & Baxter 2004, here with the return of each
-    action). For other policies, the weights w are an approximation, because the norms of the gradients are
-    computed with respect to the logits. If all other episodes of the group have weight 0, or if there are no
-    other episodes, the result is that of `leave_one_out`.
+    orthogonal. This is the case if the parameters of the policy are its logits. The expectation is then the
+    mean of Σ_t γ^{2t} ‖∇log π(a_t | s_t)‖² (g_t - b)² (Greensmith, Bartlett & Baxter 2004, but here with the
+    return of each action instead of the return of the episode). For other policies, the weights w are an
+    approximation, because the norms of the gradients are computed with respect to the logits. If all other
+    episodes of the group have weight 0, or if there are no other episodes, the result is the baseline
+    `leave_one_out`.
     """
     other_weights = _sums_of_others(weighted.weights, groups, scored)
     # b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
@@ -201,8 +212,8 @@ def _sums_of_others(
 ) -> Float[Tensor, " episode"]:
     """Return, for each episode, the sum of the values of the other scored episodes of its group.
 
-    The sum is not computed as the sum of the group minus the value of the episode, because rounding would
-    make the result depend on this value.
+    The values of the other episodes are added directly. If the value of the episode were subtracted from the
+    sum of the group, rounding would make the result depend on this value.
     """
     is_other = (groups[:, None] == groups) & scored
     is_other.fill_diagonal_(False)
@@ -212,14 +223,16 @@ def _sums_of_others(
 def greedy(
     returns: Float[Tensor, " episode"], greedy_returns: Float[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """Return, for each episode, the return of the greedy completion of its problem. Unbiased.
+    """Return, for each episode, the return of the greedy completion of its problem.
+
+    This baseline is unbiased.
 
     Source: Li et al. 2023 (ReMax).
 
     Args:
         returns: g_0 of each episode.
         greedy_returns: for each episode, g_0 of the greedy completion of its problem; NaN if the greedy
-            completion is not scored. For NaN, the baseline is the episode's own return, as in
+            completion is not scored. In this case, the baseline is the return of the episode itself, as in
             `leave_one_out`.
     """
     return torch.where(greedy_returns.isnan(), returns, greedy_returns)
@@ -240,7 +253,8 @@ def baseline_values(
     Args:
         name: one of `CONSTANT_BASELINES`.
         returns: g_0 of each episode.
-        groups: number of each episode's group; a group consists of the episodes of one problem.
+        groups: for each episode, the number that identifies its group. A group consists of the episodes of
+            one problem.
         scored: False for episodes whose reward function failed.
         moving_average: average of past updates; used only by the baseline `moving_average`.
         weighted: result of `weighted_returns`; required by the baseline `optimal`.
@@ -282,13 +296,13 @@ def advantages(
         A_t = γ^t (g_t - b(s_t))
 
     A_t is the weight of ∇ log π(a_t | s_t) in the gradient ∇J of J = E[Σ_t γ^t r_{t+1}]. The factor γ^t is
-    part of the policy gradient (Sutton & Barto 2018, section 13.3). Many implementations omit this factor;
-    their result is not the gradient of any objective unless γ = 1 (Nota & Thomas 2020).
+    part of the policy gradient (Sutton & Barto 2018, section 13.3). Many implementations omit this factor.
+    Without the factor, the result is not the gradient of any objective unless γ = 1 (Nota & Thomas 2020).
 
     Args:
         returns: g_t of each action.
         baseline: b of each episode.
-        mask: True for the actions of scored episodes. The advantage is zero for all others and for padding.
+        mask: True for the actions of scored episodes. All other advantages are zero.
         discount: γ.
     """
     weights = discount ** torch.arange(returns.shape[1], device=returns.device, dtype=returns.dtype)
@@ -302,16 +316,17 @@ def standardize(
     scored: Bool[Tensor, " everyone"],
     epsilon: float = 1e-6,
 ) -> Float[Tensor, "episode token"]:
-    """Divide advantages by the standard deviation of the batch's returns around their baselines.
+    """Divide advantages by the root mean square of the differences between returns and baselines.
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    Standardization does not change the direction of the update, and makes its length independent of the scale
-    of the rewards. The divisor depends on the actions, so the gradient is biased with every baseline.
+    Standardization does not change the direction of the gradient, and makes the norm of the gradient
+    independent of the scale of the rewards. The divisor depends on the actions. Therefore the gradient is
+    biased, even with an unbiased baseline.
 
-    If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, the divisor
-    would be ε, and later actions, which can have nonzero advantages if γ < 1 or if there are step rewards,
-    would get huge advantages.
+    If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, advantages
+    would be divided by ε. The advantages of later actions, which can be nonzero if γ < 1 or if there are step
+    rewards, would then be huge.
 
     Args:
         values: advantages A_t of some or all episodes of the update.

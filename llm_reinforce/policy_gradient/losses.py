@@ -1,4 +1,4 @@
-"""Surrogate losses whose gradients are policy gradients."""
+"""The loss of REINFORCE, and the entropy bonus."""
 
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -47,7 +47,7 @@ def entropy(log_distribution: Float[Tensor, "*batch vocabulary"]) -> Float[Tenso
     A token with probability zero, whose log-probability is -inf, contributes nothing.
     """
     probabilities = log_distribution.exp()
-    # the factor is masked, and not the product: 0 · -inf would still make the gradient NaN
+    # the factor is masked instead of the product, because 0 · -inf would still make the gradient NaN
     finite = log_distribution.masked_fill(probabilities == 0, 0.0)
     # H = - Σ_a π log π
     return -(probabilities * finite).sum(dim=-1)
@@ -56,12 +56,12 @@ def entropy(log_distribution: Float[Tensor, "*batch vocabulary"]) -> Float[Tenso
 def entropy_bonus(
     entropies: Float[Tensor, "episode token"], mask: Bool[Tensor, "episode token"], denominator: float
 ) -> Float[Tensor, ""]:
-    """Return the entropy bonus: the sum of the entropies of all visited states, divided by D as in the loss.
+    """Return the entropy bonus: the sum of H(π(·|s_t)) over all visited states, divided by D as in the loss.
 
         (1/D) Σ_b Σ_t H(π(·|s_t))
 
     The bonus is multiplied by a coefficient and subtracted from the loss, so that the policy keeps exploring.
-    The gradient of the bonus treats the visited states as fixed, although they depend on the policy, as in
-    A3C (Mnih et al. 2016).
+    As in A3C (Mnih et al. 2016), the gradient of the bonus treats the visited states as fixed, although they
+    depend on the policy.
     """
     return entropies.masked_fill(~mask, 0.0).sum() / denominator

@@ -31,7 +31,8 @@ def place_rewards(
         terminal_rewards: terminal reward r_T of each episode.
         lengths: number of actions T_b of each episode.
         num_tokens: number of columns of the result.
-        step_rewards: step reward of each action; values in padding are ignored. None for no step rewards.
+        step_rewards: step reward of each action. Values in padding are ignored. None: there are no step
+            rewards.
 
     Raises:
         ValueError: if a length is below 0 or above `num_tokens`.

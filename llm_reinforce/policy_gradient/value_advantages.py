@@ -20,14 +20,15 @@ def generalized_advantages(
     Source: Schulman et al. 2016, equation 16.
 
     With λ = 1, A_t = γ^t (g_t - V(s_t)), and the expected gradient is ∇J for every V that does not depend on
-    a_t and later actions. With λ < 1, estimates by V partly replace the later rewards. The variance is then
-    lower, but the gradient is biased unless V is the true value function of the policy. V is 0 after the last
-    action. This also holds for a truncated episode, which receives its whole reward at its last action.
+    a_t and later actions. With λ < 1, values predicted by V partly replace the later rewards. The variance is
+    then lower, but the gradient is biased unless V is the true value function of the policy. V(s_T), the
+    value after the last action, is 0. This is also the case for a truncated episode, because its whole
+    terminal reward follows its last action.
 
     Args:
         rewards: r_{t+1} of each action; values in padding are ignored.
         values: V(s_t) of the state in which each action is taken; values in padding are ignored.
-        mask: True for the actions of scored episodes. The advantage is zero for all others and for padding.
+        mask: True for the actions of scored episodes. All other advantages are zero.
         discount: γ.
         gae_lambda: λ, from 0 to 1.
     """

@@ -1,4 +1,4 @@
-"""Problems: how they are read, generated, and divided into training and held-out problems."""
+"""Read and generate problems, and divide them into training and held-out problems."""
 
 from llm_reinforce.problems.assembly import (
     GivenProblems,

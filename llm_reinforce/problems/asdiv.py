@@ -11,9 +11,10 @@ from llm_reinforce.problems.sources import Row, read_rows, read_text
 def asdiv_rows(path: Path) -> Iterator[Row]:
     """Yield a row for each element `<Problem>` of the file.
 
-    The values of a row are the attributes of the element and the texts of its child elements, by their names.
-    A file with a document type definition (DTD) is rejected. XML entities can only be declared in a DTD, so
-    they can neither fill the memory nor read another file. A file that is not XML is read as JSON.
+    A row maps the name of each attribute of the element to its value, and the name of each child element to
+    the text of this child. A file with a document type definition (DTD) is rejected. XML entities can only be
+    declared in a DTD, so they can neither fill the memory nor read another file. A file that is not XML is
+    read as JSON.
 
     Source: Miao et al. 2020; github.com/chaochun/nlu-asdiv-dataset.
 

@@ -41,8 +41,8 @@ def problems_from_config(
 ) -> ProblemSplit:
     """Return training and held-out problems, with their prompts inserted into the templates of the settings.
 
-    The two sets are disjoint, except if the held-out source contains all training problems. This is then
-    reported through `say`.
+    No training problem is also a held-out problem, except if the held-out source contains all training
+    problems. In this case, `say` is called with a message.
 
     Args:
         config: settings of the run.
@@ -110,7 +110,7 @@ def untemplated_problems(
             if num_held_out is None:
                 num_held_out = default_num_held_out(len(train))
             split = split_problems(train, num_held_out, config.seed)
-        # not needed for generated problems, which are disjoint by construction
+        # generated problems need no comparison, because the two sets are disjoint by construction
         for sentence in find_overlap(split.train, split.held_out).sentences():
             say(sentence)
     if not split.held_out:
@@ -159,10 +159,11 @@ def _without_overlap(
     seed: int,
     say: Callable[[str], None],
 ) -> ProblemSplit:
-    """Return a split of two sources, without the training problems that are also in the held-out source.
+    """Return a split of two sources, in which no training problem is also a held-out problem.
 
-    If this would remove all training problems, all of them are kept instead, and `say` is called with a
-    message that the run is evaluated on its training problems.
+    Training problems that are also in the held-out source are removed. If no training problem would be left,
+    all of them are kept, and `say` is called with a message that the run is evaluated on its training
+    problems.
     """
     unseen = {folded_prompt(problem.prompt) for problem in held_out}
     kept = tuple(problem for problem in train if folded_prompt(problem.prompt) not in unseen)

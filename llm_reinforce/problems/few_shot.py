@@ -16,9 +16,10 @@ def examples_before(
 ) -> str:
     """Return the text of worked examples, to be placed before the prompt of every evaluated problem.
 
-    An example is a problem of the pool in the template, followed by its worked solution and `#### answer`, as
-    in GSM8K. If the problem has no worked solution, only the answer is shown. A problem of the pool is not
-    used if its prompt equals the prompt of an evaluated problem, ignoring case, white space and punctuation.
+    An example is the prompt of a problem of the pool, inserted into the template and followed by the worked
+    solution and `#### answer`, as in GSM8K. If the problem has no worked solution, the prompt is followed by
+    the answer alone. A problem of the pool is not used if its prompt equals the prompt of an evaluated
+    problem, ignoring case, white space and punctuation.
 
     Args:
         pool: problems to choose examples from, without a template.
@@ -46,6 +47,6 @@ def _example(problem: Problem, template: str) -> str:
     answer = problem.solution or problem.answer
     if problem.solution and split_at_mark(problem.solution)[1] != problem.answer.replace(",", ""):
         answer += f"\n#### {problem.answer}"
-    # a space is needed if the question ends in a word or a colon, but not if it is `12+34=`
+    # a question that ends in a word or a colon needs a space before the answer; `12+34=` needs none
     gap = " " if question[-1:].isalnum() or question[-1:] in ":.?!" else ""
     return f"{question}{gap}{answer}"

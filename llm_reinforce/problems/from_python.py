@@ -27,7 +27,7 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
             `prompt_column` and `answer_column` are used.
 
     Raises:
-        InputError: if the source is not one of these types, is empty, or contains an invalid row.
+        InputError: if `source` has none of these types, is empty, or contains an invalid row.
     """
     if isinstance(source, str | PathLike):
         return find_problems(str(source), **options)

@@ -5,8 +5,9 @@ two-digit numbers. Expressions that differ only in the order of their terms, suc
 the same *key* and form a *group*. All expressions of a group are on the same *side*: training or held out.
 
 In a small stratum, all expressions are listed, and random groups are held out. In a large stratum, a hash of
-the key determines the side of each expression, and random expressions are drawn until each side has enough.
-The result does not depend on PYTHONHASHSEED or on the iteration order of sets.
+the key determines the side of each expression, and random expressions are drawn until there are enough
+training and held-out expressions. The result does not depend on PYTHONHASHSEED or on the iteration order of
+sets.
 """
 
 import difflib
@@ -54,7 +55,7 @@ class _Expression:
             elif symbol == "*":
                 value *= operand
             else:
-                value //= operand  # exact, because the dividend is quotient times divisor
+                value //= operand  # the division is exact, because the dividend is quotient times divisor
         return value
 
     def key(self) -> str:
@@ -178,7 +179,7 @@ class _Stratum:
         return train + others, held_out
 
     def sample(self, count: int, *, held_out: bool) -> list[_Expression]:
-        """Draw `count` different expressions of one side at random. Used if there are too many to list.
+        """Draw `count` different training or held-out expressions at random; used for large strata.
 
         Raises:
             InputError: if too many consecutive draws find no new expression.
@@ -208,7 +209,7 @@ def max_num_held_out(
     held_out_operands: tuple[int, int] | None = None,
     num_operands: int = 2,
 ) -> int:
-    """Return the largest number of problems that `generate_problems` can hold out; see its arguments."""
+    """Return the largest `num_held_out` that `generate_problems` accepts with these arguments."""
     _check_settings(operations, num_operands, "{expression}", None, None)
     strata = _strata(operations, digits, operands, held_out_operands, num_operands, seed=0)
     return sum(stratum.max_held_out() for stratum in strata)
@@ -249,21 +250,22 @@ def generate_problems(
 
     Args:
         operations: names from OPERATIONS. Divisions are always exact. A chain needs at least three operands.
-        digits: numbers of digits to mix. All operands of a problem have the same number of digits. One-digit
-            operands are 0 to 9, and two-digit operands are 10 to 99. In a division, the divisor and the
-            quotient have this number of digits.
+        digits: numbers of digits of the operands. All operands of a problem have the same number of digits.
+            One-digit operands are 0 to 9, and two-digit operands are 10 to 99. In a division, the divisor and
+            the quotient have this number of digits.
         operands: smallest and largest operand, as an alternative to `digits`.
         held_out_operands: smallest and largest operand of held-out problems, within `operands`.
         num_operands: number of operands in an addition, a multiplication or a chain. Subtractions and
             divisions always have two.
         form: text of a prompt. `{expression}` is replaced by `47+85` and `{spaced}` by `47 + 85`. Other
             braces are kept.
-        num_held_out: number of held-out problems. Each operation with each number of digits gets an equal
-            part of them, or fewer if it has too few expressions. At most half of its expressions can be held
-            out, or a twentieth if it has more than 200,000 expressions. None holds out 200 problems, or a
-            fifth of all problems if that is fewer.
-        num_train: number of training problems, divided in the same way. None uses all remaining problems, or
-            100,000 if there are too many to list.
+        num_held_out: number of held-out problems. They are divided equally among the combinations of an
+            operation and a number of digits; a combination with too few expressions gets fewer held-out
+            problems. At most half of the expressions of a combination can be held out, or a twentieth if the
+            combination has more than 200,000 expressions. None holds out 200 problems, or a fifth of all
+            problems if that is fewer.
+        num_train: number of training problems, divided among the combinations like the held-out problems.
+            None uses all remaining problems, or 100,000 if there are too many to list.
         seed: seed of the problems. Equal seeds give equal problems on every machine. The held-out problems do
             not depend on `num_train`.
 

@@ -42,7 +42,8 @@ def find_problems(
             names.
         answer_column: column of the answers in a file or in a data set on the hub; None looks for the usual
             names.
-        algebra: True if answers can be LaTeX or algebra. For some named data sets, this is always so.
+        algebra: True if answers can be LaTeX or algebra. Some named data sets always have such answers, and
+            do not need this argument.
         allow_doubtful: True to accept answers that cannot be correct, such as empty ones, so that an audit
             can report them.
 
@@ -111,7 +112,8 @@ def is_file_name(data: str) -> bool:
     if data.partition("=")[0] in NAMED_SETS:
         return False
     path = Path(os.path.expanduser(data))
-    return path.is_file() or (path.suffix.lower() in FILE_SUFFIXES and ":" not in data)
+    is_generated = data.partition(":")[0] in (GENERATE, REASONING_GYM)
+    return path.is_file() or (path.suffix.lower() in FILE_SUFFIXES and not is_generated)
 
 
 def reads_split(data: str) -> bool:

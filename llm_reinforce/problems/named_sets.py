@@ -87,7 +87,8 @@ def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
 
     Args:
         row: row to convert.
-        names: for each new name of a column, its possible old names. The first one that exists is renamed.
+        names: mapping from each new column name to the possible old names. The first of these old names that
+            the row has is replaced by the new name.
     """
     named = dict(row)
     for name, candidates in names.items():

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_reinforce.problems.problem import Problem
 
-MIN_WORDS = 4  # prompts with fewer words, such as sums, are not compared without their numbers
+MIN_WORDS = 4  # prompts with fewer words, for example sums, are not compared by `masked_text`
 
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _PUNCTUATION = re.compile(r"[.,;:!?\"'`´‘’“”()\[\]{}](?![0-9])|(?<![0-9])[.,;:!?\"'`´‘’“”()\[\]{}]")
@@ -24,7 +24,7 @@ class Overlap:
     Attributes:
         same: pairs of problems with equal prompts, ignoring case, white space and punctuation.
         masked: pairs of problems whose prompts differ only in their numbers. An evaluated problem that is in
-            `same` is not listed again.
+            `same` is not repeated in `masked`.
         num_evaluated: number of evaluated problems.
     """
 
@@ -80,7 +80,7 @@ def normal_text(prompt: str) -> str:
 def masked_text(prompt: str) -> str:
     """Return the result of `normal_text` with every number replaced by #.
 
-    Returns "" if the prompt has too few words, like the prompt of a sum.
+    Returns "" if the prompt has too few words to be compared without its numbers, for example `12+34=`.
 
     >>> masked_text("Tom has 1,000 red apples."), masked_text("12+34=")
     ('tom has # red apples', '')

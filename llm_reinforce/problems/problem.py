@@ -21,9 +21,9 @@ class Problem:
     solution: str | None = None
     """A worked solution, used by step rewards and supervised warm starts."""
     algebra: bool = field(default=False, kw_only=True)
-    """True if the answer can be LaTeX or algebra. math-verify compares it unless it is a plain number."""
+    """True if the answer can be LaTeX or algebra. Unless it is a plain number, math-verify compares it."""
     in_per_cent: bool = field(default=False, kw_only=True)
-    """True if the answer is a number of percent. If it is 20, both `20` and `20%` are correct."""
+    """True if the answer is a number of percent. If the answer is 20, both `20` and `20%` are correct."""
     id: str = ""
     """Name of the problem in reports. It is unique within the data set."""
     # a plain dict, because a read-only proxy cannot be pickled and problems are sent to worker processes

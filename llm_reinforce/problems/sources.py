@@ -350,7 +350,8 @@ def _column(
 ) -> str:
     """Return the name of the prompt or answer column of a row.
 
-    This is the name given by the caller, or the first usual name that exists.
+    This is the name given by the caller, or the first name in PROMPT_COLUMNS or ANSWER_COLUMNS that is a
+    column of the row.
 
     Raises:
         InputError: if there is no such column.

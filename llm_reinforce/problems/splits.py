@@ -1,4 +1,4 @@
-"""Division into training and held-out problems, in which equal or similar problems stay on the same side."""
+"""Divide problems into training and held-out problems, without separating equal or similar problems."""
 
 import random
 from collections.abc import Mapping, Sequence
@@ -31,8 +31,9 @@ def divide_groups(
 ) -> tuple[list[T], list[T]]:
     """Divide the members of groups at random into training members and `num_held_out` held-out members.
 
-    No group has members on both sides. If the last group that is held out is too large, its surplus members
-    are not used, so that the number of held-out members is exact.
+    The members of a group are never divided between the two parts. If the last held-out group has more
+    members than needed, the surplus members are left out of both parts, and the number of held-out members is
+    exact.
 
     Returns:
         The training members and the held-out members.

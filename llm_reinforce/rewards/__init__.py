@@ -1,4 +1,4 @@
-"""Reward functions: the built-in ones and those that users write."""
+"""Built-in reward functions, and loading and calling of reward functions that users write."""
 
 from llm_reinforce.rewards.built_in import (
     BUILT_IN,

@@ -71,8 +71,8 @@ def answer_format(pattern: str | None = None, form: str | None = None) -> Reward
 def conciseness(max_tokens: int = 64) -> RewardFunction:
     """Return a reward function that favors short completions with a correct answer.
 
-    The reward of a correct completion is max(0, 1 - num_tokens / max_tokens), where the end token is counted.
-    The reward of a wrong completion is 0.
+    The reward of a correct completion is max(0, 1 - num_tokens / max_tokens), where num_tokens includes the
+    end token. The reward of a wrong completion is 0.
 
     Args:
         max_tokens: number of tokens at which the reward reaches 0.

@@ -20,7 +20,7 @@ from llm_reinforce.verifier import Verdict
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; larger values would be infinite
 OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py"))
-MAX_TRACEBACK = 4_000  # characters of a traceback that are kept: its end, which contains the error
+MAX_TRACEBACK = 4_000  # maximum characters; the end of a traceback, with the error, is reported
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +189,7 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
         return list(await asyncio.gather(*map(guarded_one, coroutines)))
 
     loop, own_thread = _event_loop(process)
-    if current_thread() is own_thread:  # called from within a coroutine: waiting for its loop would deadlock
+    if current_thread() is own_thread:  # called by a coroutine of this loop: waiting would deadlock
         with ThreadPoolExecutor(1) as thread:
             return thread.submit(asyncio.run, together()).result()
     results = asyncio.run_coroutine_threadsafe(together(), loop)
@@ -204,7 +204,7 @@ _loops: dict[int, tuple[asyncio.AbstractEventLoop, Thread]] = {}
 
 
 def _event_loop(process: int) -> tuple[asyncio.AbstractEventLoop, Thread]:
-    """Return the event loop of a process and the thread that it runs in.
+    """Return the event loop of this process and the thread in which the loop runs.
 
     As in TRL, one loop is used for all batches, so that functions can reuse objects that are bound to a loop,
     such as a semaphore, a lock or a client with open connections. The loop runs in a separate thread, because
@@ -282,7 +282,7 @@ def number(value: object) -> float:
     except OverflowError:  # an int that is larger than any float
         pass
     raise TypeError(
-        f"a reward must be a number that is finite in float32, StepRewards or None, not {short_repr(value)}"
+        f"a reward must be None, StepRewards, or a number that is finite in float32, not {short_repr(value)}"
     )
 
 

@@ -30,7 +30,7 @@ class WeightedReward:
             worker processes.
         weight: factor of the reward in the weighted sum.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
-            None: only if the policy has a chat template.
+            If None, the function receives messages only if the policy has a chat template.
     """
 
     name: str
@@ -47,8 +47,8 @@ class CombinedReward:
         parts: unweighted value of each function, by the name of the function. The value of step rewards is
             their sum. The value is None if the function returned None or failed. If two functions have the
             same name, the second one is called `name_2`.
-        total: terminal reward, the weighted sum of the values that are not step rewards. None: the completion
-            is unscored, because a function failed or all functions returned None.
+        total: terminal reward, the weighted sum of the values that are not step rewards. None if the
+            completion is unscored because a function failed or all functions returned None.
         steps: weighted rewards of intermediate steps.
         failures: error messages, by the name of the function that failed.
         traceback: traceback of the first failure that has one; empty if there is none.
@@ -82,7 +82,7 @@ class CombinedRewards:
 
 
 def join_failures(failures: Mapping[str, str]) -> str | None:
-    """Return all error messages in one line, each after the name of its function; None if there are none."""
+    """Return the error messages and names of failed functions in one line; None if no function failed."""
     return "; ".join(f"{name}: {text}" for name, text in failures.items()) or None
 
 

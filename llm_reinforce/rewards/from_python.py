@@ -67,9 +67,8 @@ def reward_name(function: Callable[..., Any]) -> str:
 def reward_origin(function: Callable[..., Any]) -> str:
     """Return the name by which a recipe can load a function.
 
-    The name has the form `package.module:function` or `/path/file.py:function`. For a function that
-    cannot be loaded by name, the result is `python:NAME`. These are lambdas, nested functions and functions
-    of a notebook.
+    The name has the form `package.module:function` or `/path/file.py:function`. Lambdas, nested functions and
+    functions of a notebook cannot be loaded by name. For such a function, the result is `python:NAME`.
     """
     module = sys.modules.get(getattr(function, "__module__", None) or "")
     name = getattr(function, "__qualname__", "")
@@ -78,7 +77,7 @@ def reward_origin(function: Callable[..., Any]) -> str:
     if "." in module.__name__:
         return f"{module.__name__}:{name}"
     file = getattr(module, "__file__", None)  # a script, or a module outside a package
-    if file is None or not file.endswith(".py") or not Path(file).is_file():
+    if file is None or not file.lower().endswith(".py") or not Path(file).is_file():
         return f"{ONLY_IN_PYTHON}:{name}"
     return f"{Path(file).resolve()}:{name}"
 

@@ -1,4 +1,4 @@
-"""Step rewards for the equations in a completion, each given to the action that completes an equation.
+"""Step rewards for equations in a completion, given to the actions that complete the equations.
 
 This implements the "rewards to intermediate states for correct reasoning steps" of the article "The Beauty of
 Reinforcement Learning (1)".
@@ -126,7 +126,7 @@ def find_equations(text: str) -> Iterator[Equation]:
         kind, token = found.lastgroup, found[0]
         if kind == "blank":
             continue
-        is_closing = token == ")" and side.depth == 0  # its bracket opened before the side: (so 3*4=12)
+        is_closing = token == ")" and side.depth == 0  # opened before this side, as in (so 3*4=12)
         if kind in ("number", "part") and not is_closing:
             side.add(token, found.start())
             continue

@@ -1,4 +1,4 @@
-"""A worker process that loads one reward function and calls it for the process of the run.
+"""A worker process that loads one reward function and calls it on completions that it receives.
 
     python -m llm_reinforce.rewards.isolated_worker
 
@@ -30,7 +30,7 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
     """Load the reward function.
 
     Returns:
-        the greeting of the worker, which says if the function has TRL's signature; and a function that
+        the greeting of the worker, which says whether the function has TRL's signature; and a function that
         computes the rewards of the completions in a request.
     """
     function = load_function(settings["function"], settings["arguments"])

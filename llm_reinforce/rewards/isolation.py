@@ -1,4 +1,4 @@
-"""Run reward functions in worker processes, so that one that hangs or crashes does not stop the run."""
+"""Run reward functions in worker processes. A function that hangs or crashes does not stop the run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -18,7 +18,7 @@ class Isolation:
         num_workers: number of processes that run at the same time.
         time_limit: time that one call may take, in seconds.
         memory_limit: memory that a process may allocate, in MiB. The limit has an effect only on systems
-            that enforce it, such as Linux. None: no limit.
+            that enforce it, such as Linux. None for no limit.
     """
 
     num_workers: int = 2

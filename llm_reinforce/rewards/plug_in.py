@@ -21,7 +21,7 @@ from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
 from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
 
 ONLY_IN_PYTHON = "python"
-"""Prefix, in the recipe of a run, of a function that was passed in Python and cannot be loaded by name."""
+"""Prefix of the recorded name of a function that was passed in Python and cannot be loaded by name."""
 
 _loading: list[Path] = []  # reward files that are currently being loaded
 
@@ -64,8 +64,9 @@ def load_reward(
         arguments: keyword arguments of the built-in reward (`max_tokens` of `conciseness`, for example), or
             further keyword arguments of a user's function, besides those that the trainer passes.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
-            None: only if the policy has a chat template.
-        isolation: settings of the worker processes that run the function. None: run it in this process.
+            If None, the function receives messages only if the policy has a chat template.
+        isolation: settings of the worker processes that run the function. None runs the function in this
+            process.
 
     Raises:
         InputError: if the function does not exist, does not accept the arguments, or can be called neither
@@ -95,7 +96,7 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
             "recipe (a lambda, a nested function, or a function of a notebook); resume the run from Python "
             "with this function: ReinforceTrainer(…, output_dir=…).train(resume=True)"
         )
-    if where.endswith(".py"):
+    if where.lower().endswith(".py"):
         module = _module_from_file(Path(os.path.expanduser(where)))
     else:
         module = _module_by_name(where, function)
@@ -181,7 +182,7 @@ def _module_from_file(path: Path) -> ModuleType:
 
 def _module_by_name(name: str, function: str) -> ModuleType:
     before, here = sys.path.copy(), str(Path.cwd())
-    if here not in before:  # `python -m` adds it, a console script does not
+    if here not in before:  # `python -m` adds the directory, a console script does not
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)

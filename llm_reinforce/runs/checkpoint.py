@@ -1,8 +1,10 @@
-"""Save and load checkpoints: safetensors and JSON files, and a manifest of their digests, written last."""
+"""Save and load checkpoints.
 
-import hashlib
+A checkpoint is a directory of safetensors and JSON files. A manifest, which is written last, contains the
+digests of these files.
+"""
+
 import json
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -13,13 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from llm_reinforce.checkpoint_files import (
+    WEIGHTS,
+    all_checkpoints,
+    find_fault,
+    num_updates_of,
+    write_manifest,
+)
 from llm_reinforce.durable_files import PARTIAL, whole_directory
-from llm_reinforce.errors import InputError
+from llm_reinforce.policy import load_weights, trainable_parameters
 from llm_reinforce.runs.train_state import TrainState
 
-MANIFEST = "manifest.json"
-NAME = re.compile(r"update-[0-9]{6,}")  # directory of a checkpoint
-FILES = ("optimizer.safetensors", "policy.safetensors", "state.json")  # required in every checkpoint
 VALUE_HEAD = "value_head.safetensors"  # only with `baseline: value`
 
 
@@ -33,11 +39,13 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
     value_head: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write the checkpoint `root/update-NNNNNN` atomically, then remove all but the newest `keep`.
+    """Write a checkpoint atomically, and remove all checkpoints except the newest `keep`.
+
+    The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
     If the directory already contains an intact checkpoint of this update, from which the run was resumed,
-    nothing is changed. Checkpoints of later updates are removed: they are damaged, because a run is resumed
-    from its newest intact checkpoint.
+    nothing is changed. Checkpoints of later updates are removed. They must be damaged, because a run is
+    resumed from its newest intact checkpoint.
 
     Args:
         root: directory of the run's checkpoints.
@@ -47,7 +55,7 @@ def save_checkpoint(
         schedule: learning-rate schedule whose state is saved.
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.
-        value_head: tensors of the value head and its optimizer; None if the run has none.
+        value_head: tensors of the value head and its optimizer. None: the run has no value head.
 
     Returns:
         directory of the checkpoint.
@@ -57,16 +65,16 @@ def save_checkpoint(
             read again. In these cases, all older checkpoints are kept.
     """
     directory = root / f"update-{state.num_updates:06d}"
-    if _find_fault(directory) is None:
+    if find_fault(directory) is None:
         return directory
     with whole_directory(directory) as partial:
         if value_head is not None:
             save_file(dict(value_head), partial / VALUE_HEAD)
         _write_files(partial, state, model, optimizer, schedule, scaler)
-    if fault := _find_fault(directory):
+    if fault := find_fault(directory):
         raise OSError(f"{directory} was written but can't be used: {fault}")
-    for found in _checkpoints(root):
-        if _num_updates(found) > state.num_updates:
+    for found in all_checkpoints(root):
+        if num_updates_of(found) > state.num_updates:
             shutil.rmtree(found)
     remove_old_checkpoints(directory, keep)
     return directory
@@ -83,7 +91,9 @@ def remove_old_checkpoints(directory: Path, keep: int) -> None:
         keep: number of checkpoints to keep.
     """
     root = directory.parent
-    up_to_here = [found for found in _checkpoints(root) if _num_updates(found) <= _num_updates(directory)]
+    up_to_here = [
+        found for found in all_checkpoints(root) if num_updates_of(found) <= num_updates_of(directory)
+    ]
     for found in [*root.glob(f"*{PARTIAL}"), *up_to_here[:-keep]]:
         shutil.rmtree(found)
 
@@ -96,7 +106,7 @@ def _write_files(
     schedule: Any,
     scaler: torch.amp.GradScaler | None,
 ) -> None:
-    save_file(_trainable_tensors(model), directory / "policy.safetensors")
+    save_file(_trainable_tensors(model), directory / WEIGHTS)
     tensors, groups = _flatten_optimizer(optimizer)
     save_file(tensors, directory / "optimizer.safetensors")
     numbers = {
@@ -105,25 +115,8 @@ def _write_files(
         "schedule": schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
-    (directory / "state.json").write_text(json.dumps(numbers))
-    digests = {file.name: _digest(file) for file in sorted(directory.iterdir())}
-    (directory / MANIFEST).write_text(json.dumps(digests, indent=1))
-
-
-def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
-    """Find the newest intact checkpoint.
-
-    Returns:
-        directory of the checkpoint, or None if there is no intact one; and one line of text for each newer
-        checkpoint, with its name and what is wrong with it.
-    """
-    faults: list[str] = []
-    for directory in reversed(_checkpoints(root)):
-        fault = _find_fault(directory)
-        if fault is None:
-            return directory, faults
-        faults.append(f"{directory.name}: {fault}")
-    return None, faults
+    (directory / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
+    write_manifest(directory)
 
 
 def load_checkpoint(
@@ -135,23 +128,15 @@ def load_checkpoint(
 ) -> TrainState:
     """Load a checkpoint into model, optimizer, schedule and scaler, and return the train state.
 
-    The learning rates of the optimizer become those of the checkpoint. If the run is resumed with a larger
-    number of updates, the rates of its schedule differ from those of the checkpoint. In this case, the caller
-    has to call `set_learning_rates`.
+    The optimizer gets the learning rates that are saved in the checkpoint. If the run is resumed with a
+    larger number of updates, the schedule has other rates. In this case, the caller has to call
+    `set_learning_rates`.
 
     Raises:
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.
     """
-    saved = load_file(directory / "policy.safetensors")
-    with torch.no_grad():
-        for name, parameter in _trainable(model).items():
-            if name not in saved or saved[name].shape != parameter.shape:
-                raise InputError(
-                    f"{directory}: the weights in this checkpoint are not those of this policy ({name} is "
-                    "missing or has another shape); resume the run with the policy with which it was started"
-                )
-            parameter.copy_(saved[name])
-    numbers = json.loads((directory / "state.json").read_text())
+    load_weights(directory, model)
+    numbers = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     tensors: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(directory / "optimizer.safetensors").items():
         index, name = key.split(".", 1)
@@ -164,45 +149,14 @@ def load_checkpoint(
 
 
 def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
-    """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if it was None."""
+    """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if there are none."""
     file = directory / VALUE_HEAD
     tensors: Mapping[str, Tensor] | None = load_file(file) if file.is_file() else None
     return tensors
 
 
-def _checkpoints(root: Path) -> list[Path]:
-    """Return the directories of all checkpoints, intact or damaged, sorted by number of updates."""
-    return sorted(filter(lambda found: NAME.fullmatch(found.name), root.glob("update-*")), key=_num_updates)
-
-
-def _num_updates(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("update-"))
-
-
-def _find_fault(directory: Path) -> str | None:
-    """Return what is wrong with a checkpoint; None if all files match the manifest."""
-    try:
-        digests = json.loads((directory / MANIFEST).read_text())
-        for name in sorted({*FILES, *digests.keys()}):
-            if _digest(directory / name) != digests.get(name):
-                return f"{name} does not match its digest in {MANIFEST}"
-    except (OSError, ValueError, AttributeError) as error:
-        return f"can't be read: {error}"
-    return None
-
-
-def _digest(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
-
-
-def _trainable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Return the trainable parameters by name. Tied weights are included once."""
-    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
 def _trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: parameter.detach().contiguous() for name, parameter in _trainable(model).items()}
+    return {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(model).items()}
 
 
 def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:

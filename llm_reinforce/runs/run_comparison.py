@@ -17,11 +17,14 @@ from llm_reinforce.runs.run_directory import RunDirectory
 
 
 def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[str, dict[int, Evaluation]]:
-    """Return the first and the last evaluation in `answers.jsonl`, by decoding and number of updates.
+    """Return the first and the last evaluation in `answers.jsonl` for each decoding ("greedy" or "sampled").
 
     Args:
         directory: directory of the run.
         max_new_tokens: maximum number of tokens of the completions.
+
+    Returns:
+        evaluations by decoding and by the number of updates made before the evaluation.
     """
     rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in directory.rows("answers.jsonl"):
@@ -35,13 +38,16 @@ def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[s
 def compare_evaluations_of_run(
     evaluations: Mapping[str, Mapping[int, Evaluation]],
 ) -> dict[str, dict[Criterion, Comparison]]:
-    """Compare the first and the last of the evaluations, by decoding.
+    """Compare the first and the last evaluation of each decoding ("greedy" or "sampled").
 
-    A decoding is omitted if it has only one evaluation, or if its two evaluations have different numbers of
+    A decoding is omitted if it has only one evaluation, or if the two evaluations have different numbers of
     problems.
 
     Args:
-        evaluations: evaluations by decoding and number of updates.
+        evaluations: evaluations by decoding and by the number of updates made before the evaluation.
+
+    Returns:
+        comparisons by decoding and criterion.
     """
     pairs = {decoding: (made[min(made)], made[max(made)]) for decoding, made in evaluations.items()}
     return {
@@ -56,10 +62,10 @@ def compare_first_and_last(
 ) -> dict[str, dict[Criterion, Comparison]]:
     """Compare the first and the last evaluation of a run, and write the result to `comparison.json`.
 
-    If there are no two evaluations to compare, no file is written.
+    If there is nothing to compare, no file is written.
 
     Returns:
-        comparisons by decoding and criterion; empty if there are no two evaluations to compare.
+        comparisons by decoding and criterion. Empty if there is nothing to compare.
     """
     changes = compare_evaluations_of_run(recorded_evaluations(directory, max_new_tokens))
     if changes:

@@ -35,7 +35,7 @@ OWN_NAMES = (
     "initial_policy",  # a policy object passed in Python
     "problems",  # problem objects passed in Python
 )
-LOCK = ".lock"  # lock file of the process that writes the run; the system releases the lock at its end
+LOCK = ".lock"  # lock file of the process that writes the run; released when the process ends
 WRITTEN_BEFORE_RECIPE = frozenset(
     {
         "environment.json",
@@ -47,6 +47,16 @@ WRITTEN_BEFORE_RECIPE = frozenset(
     }
 )
 RESUME, OVERWRITE = "--resume, or resume=True", "--overwrite, or overwrite=True"  # for messages
+# environment variables that set the number of threads, and how long threads without work keep a core busy
+THREAD_SETTINGS = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_WAIT_POLICY",
+    "GOMP_SPINCOUNT",
+    "KMP_BLOCKTIME",
+    "OMP_PROC_BIND",
+    "OMP_DYNAMIC",
+)
 LOGS = ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl")
 
 
@@ -92,7 +102,10 @@ class RunDirectory:
         found = [entry.name for entry in self._entries()]
         if resume:
             if "recipe.yaml" not in found and not self.is_begun():
-                raise InputError(f"nothing to resume in {self.path}; start the run without {RESUME}")
+                raise InputError(
+                    f"nothing to resume in {self.path}; start the run without --resume (in Python, without "
+                    "resume=True)"
+                )
             return
         if found and not overwrite:
             raise InputError(
@@ -112,13 +125,13 @@ class RunDirectory:
         return (self.path / LOCK).exists() and names <= WRITTEN_BEFORE_RECIPE
 
     def _entries(self) -> list[Path]:
-        """Return all entries except the lock, sorted by name."""
+        """Return the paths of all files and folders in the directory, except the lock, sorted by name."""
         entries = sorted(self.path.iterdir()) if self.path.is_dir() else []
         return [entry for entry in entries if entry.name != LOCK]
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock of the directory within the context, so that no other run writes to the directory.
+        """Hold the lock of the directory within the context. Other runs then cannot write to the directory.
 
         Raises:
             InputError: if another run holds the lock, or the directory cannot be created.
@@ -140,7 +153,7 @@ class RunDirectory:
             lock.release()
 
     def prepare(self, *, resume: bool, overwrite: bool) -> None:
-        """Create the directory of a new run, or check that the run in the directory can be resumed.
+        """Create an empty directory for a new run, or check that the run in the directory can be resumed.
 
         With `overwrite`, the files of an earlier run are deleted.
 
@@ -170,10 +183,12 @@ class RunDirectory:
             file.flush()
 
     def append_answers(self, where: Mapping[str, Any], evaluation: "Evaluation") -> None:
-        """Append a line to `answers.jsonl` for each problem of an evaluation, with all its answers.
+        """Append one line per problem of an evaluation to `answers.jsonl`.
+
+        A line contains all answers to its problem.
 
         Args:
-            where: values of the columns `update` and `data`, which are equal in all lines.
+            where: values of the columns `update` and `data`, which are the same in all lines.
             evaluation: the evaluation.
         """
         from llm_reinforce.evaluation import answer_row  # imports torch
@@ -201,21 +216,21 @@ class RunDirectory:
         return rows
 
     def sync_logs(self) -> None:
-        """Wait until the logs are on the disk.
+        """Wait until the logs are stored on the disk.
 
-        This is necessary before a checkpoint is saved, because a resumed run needs all log lines up to its
-        checkpoint.
+        This is necessary before a checkpoint is saved, because a run that is resumed from the checkpoint
+        needs all log lines of the updates before it.
         """
         for name in LOGS:
             if (self.path / name).is_file():
                 sync(self.path / name)
 
     def cut_logs(self, num_updates: int) -> None:
-        """Remove the log lines of updates after number `num_updates`; a resumed run writes them again."""
+        """Remove the log lines of all updates after update `num_updates`. A resumed run writes them again."""
         for name in LOGS:
             file = self.path / name
             if file.is_file():
-                text = file.read_text("utf-8", errors="replace")  # may end within a character
+                text = file.read_text("utf-8", errors="replace")  # a killed run may end within a character
                 lines = text.split("\n")  # not splitlines: text may contain U+2028
                 kept = [line for line in lines if _is_before(line, num_updates)]
                 self.write_text(name, "".join(line + "\n" for line in kept))
@@ -228,8 +243,16 @@ def _is_before(line: str, num_updates: int) -> bool:
         return False
 
 
-def environment(seed: int, device: str) -> dict[str, Any]:
-    """Return the content of `environment.json`: versions, seed, device and git revision of the code."""
+def environment(seed: int, device: str, num_processes: int = 1) -> dict[str, Any]:
+    """Return the content of `environment.json`: versions, seed, device, threads and git revision of the code.
+
+    Args:
+        seed: seed of the run.
+        device: device of the run.
+        num_processes: number of processes that train together.
+    """
+    import torch  # not at the top, so that runs can be listed without importing it
+
     packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
     versions = {}
     for package in packages:
@@ -243,6 +266,9 @@ def environment(seed: int, device: str) -> dict[str, Any]:
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "cpu_count": os.cpu_count(),
+        "num_processes": num_processes,
+        "num_threads": torch.get_num_threads(),
+        "thread_settings": {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
         "versions": versions,
         "git_revision": _git_revision(),
     }
@@ -255,6 +281,6 @@ def _git_revision() -> str | None:
         return None
     try:
         command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(command, capture_output=True, check=True).stdout.decode("ascii").strip()
     except (OSError, subprocess.CalledProcessError):
         return None

@@ -13,7 +13,7 @@ class BestEvaluation:
 
     Attributes:
         update: number of updates that had been made before the evaluation.
-        accuracy: share of correct completions.
+        accuracy: fraction of completions that are correct.
     """
 
     update: int
@@ -34,14 +34,17 @@ class TrainState:
     - Episodes exist only during an update, and checkpoints are saved between updates.
 
     Attributes:
-        num_updates: number of updates made so far, including skipped ones.
-        num_problems: number of problems drawn so far, which is the position in the order of the problems.
+        num_updates: number of updates made so far, including skipped updates.
+        num_problems: number of problems used so far. It is also the position of the next problem in the order
+            of the problems over all epochs.
         num_tokens: number of tokens sampled so far.
         num_skipped_updates: number of updates that did not change the weights, because the gradient was not
-            finite or no episode was scored. Includes supervised updates of the warm start.
-        num_not_finite_in_a_row: number of latest updates in a row whose gradient was not finite.
+            finite or no episode was scored. Skipped updates of the supervised warm start are included.
+        num_not_finite_in_a_row: number of consecutive updates, up to the latest one, whose gradients were not
+            finite.
         moving_average: moving average of returns, for `baseline: moving_average`.
-        best_evaluation: highest accuracy so far and the first update that reached it, by decoding.
+        best_evaluation: highest accuracy so far, and the first update that reached it, by decoding ("greedy"
+            or "sampled").
         num_skipped_fits: number of updates in which steps of the value head were skipped, because their loss
             or gradient was not finite.
     """
@@ -57,7 +60,7 @@ class TrainState:
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
-        """Build a state from the dict `dataclasses.asdict(state)` after it was saved as JSON and loaded."""
+        """Build a state from a dict that was made with `dataclasses.asdict`, saved as JSON and loaded."""
         best = values.get("best_evaluation", {})
         nested = {
             "moving_average": MovingAverage(**values["moving_average"]),
@@ -66,7 +69,7 @@ class TrainState:
         return cls(**{**values, **nested})
 
     def with_evaluation(self, decoding: str, accuracy: float) -> "TrainState":
-        """Return the state after an evaluation, with a new best evaluation if the accuracy is higher."""
+        """Return the state after an evaluation with this accuracy, which may be the highest so far."""
         best = self.best_evaluation.get(decoding)
         if best is not None and accuracy <= best.accuracy:
             return self

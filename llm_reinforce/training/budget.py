@@ -1,4 +1,4 @@
-"""Length of a run, limited by a number of updates and, optionally, by a budget of sampled tokens."""
+"""Length of a run. It is limited by a number of updates and, optionally, by a budget of sampled tokens."""
 
 import math
 
@@ -16,7 +16,7 @@ def expected_updates(training: TrainingConfig, state: TrainState) -> int:
     """Return the expected number of updates of the whole run.
 
     With a budget of tokens, the number is estimated from the mean number of tokens per update so far. After
-    the last update of the run, it is exact.
+    the last update of the run, the number is exact.
     """
     if training.num_tokens is None or state.num_tokens == 0:
         return training.num_updates

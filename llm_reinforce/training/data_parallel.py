@@ -1,45 +1,65 @@
 """Data parallelism: every process holds the whole policy, and the processes sum their gradients.
 
-The model is not wrapped in `DistributedDataParallel`, so every process can use the fast path.
+Each process samples the episodes of its share of an update's problems. The episodes are then exchanged, so
+that every process knows the whole update: its metrics, advantages and failures do not depend on the number of
+processes. The model is not wrapped in `DistributedDataParallel`, because the fast path needs the unwrapped
+model.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
+from accelerate.utils import gather_object as accelerate_gather_object
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems import Problem
+from llm_reinforce.processes import check_launch, num_local_processes, num_processes, working_command
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+NO_PROBLEM = Problem("", "")
 
-
-_mixed_precision: list[str] = []  # setting of the latest accelerator; at most one element
+_mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
 
 
 def new_accelerator(mixed_precision: str) -> Accelerator:
     """Return an accelerator with this mixed precision.
 
-    accelerate keeps one setting for all accelerators of a process. A setting that an earlier call of this
-    function has made is reset. A setting that other code has made is not reset.
+    The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
+    call of this function made a different setting, this setting is replaced. If other code made a different
+    setting, an error is raised.
+
+    Several processes without a GPU train on the CPU.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".
 
     Raises:
-        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the process
-            already has an accelerator with another mixed precision, or if it is fp16 on a CPU.
+        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
+            started more processes than there are GPUs or another number than accelerate uses, if the process
+            already has an accelerator with another mixed precision, or if the mixed precision is fp16 on a
+            CPU.
     """
+    check_launch()
+    _check_devices()
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
-        with suppress(AttributeError):  # a private method; if it is missing, accelerate raises below
+        with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision)
+        # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
+        is_forced = num_processes() > 1 and not torch.accelerator.is_available()
+        on_cpu = {"cpu": True} if is_forced else {}
+        accelerator = Accelerator(mixed_precision=mixed_precision, **on_cpu)
     except ValueError as error:
         raise InputError(
             f"training.mixed_precision: accelerate rejects {mixed_precision!r}: {error}"
@@ -51,10 +71,86 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
         )
     if accelerator.distributed_type in SHARDING:
         raise InputError(
-            f"accelerate was launched with {accelerator.distributed_type.value}: sharding is not supported, "
-            "every process holds the whole policy; launch without it (`accelerate launch --multi_gpu`)"
+            f"accelerate was launched with {accelerator.distributed_type.value}, but sharding is not "
+            "supported, because every process holds the whole policy; launch the run without sharding "
+            "(`accelerate launch --multi_gpu`)"
+        )
+    if accelerator.num_processes != num_processes():
+        raise InputError(
+            f"the launcher has started {num_processes()} processes, but accelerate uses "
+            f"{accelerator.num_processes} on this machine ({accelerator.device}), so each would train alone; "
+            f"train on the CPU with `{working_command(num_processes(), on_cpu=True)}`, or start "
+            "one process"
         )
     return accelerator
+
+
+def _check_devices() -> None:
+    """Check that every process of this machine has a GPU if they train on GPUs.
+
+    Raises:
+        InputError: if there are more processes than GPUs.
+    """
+    num_local, num_devices = num_local_processes(), torch.accelerator.device_count()
+    if num_devices and num_local > num_devices and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise InputError(
+            f"{num_local} processes were started on this machine, which has {num_devices} "
+            f"GPU{'s' if num_devices > 1 else ''}; start one process per GPU, or train on the CPU with "
+            f"`{working_command(num_processes(), on_cpu=True)}`"
+        )
+
+
+def describe_processes(accelerator: Accelerator) -> str:
+    """Return one line with the device, and the numbers of processes and threads."""
+    processes, threads = accelerator.num_processes, torch.get_num_threads()
+    return (
+        f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''} with {threads} "
+        f"thread{'s' if threads > 1 else ''}{' each' if processes > 1 else ''}"
+    )
+
+
+def gather_object(value: Any, accelerator: Accelerator) -> list[Any]:
+    """Return the values of all processes, in the order of the processes. The values must be picklable."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Any] = accelerate_gather_object([value])
+    return values
+
+
+def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator: Accelerator) -> EpisodeBatch:
+    """Return the episodes of all processes as one batch, in the order of the processes.
+
+    A metric that reward functions log is averaged over the processes that have logged it.
+
+    Args:
+        own: episodes of this process. The group of an episode is the index of its problem in `problems`.
+        problems: problems of all processes.
+        accelerator: the accelerator of the run.
+    """
+    if accelerator.num_processes == 1:
+        return own
+
+    def without_problems(episodes: Sequence[Episode]) -> list[Episode]:
+        # columns of a problem may be objects that cannot be pickled, and every process has them
+        return [replace(episode, problem=NO_PROBLEM) for episode in episodes]
+
+    parts = gather_object(
+        (without_problems(own.episodes), dict(own.logged), without_problems(own.greedy)), accelerator
+    )
+    episodes, greedy = (
+        tuple(replace(episode, problem=problems[episode.group]) for part in parts for episode in part[place])
+        for place in (0, 2)
+    )
+    names = dict.fromkeys(name for _, logged, _ in parts for name in logged)
+    values = {name: [logged[name] for _, logged, _ in parts if name in logged] for name in names}
+    return EpisodeBatch.of(episodes, {name: sum(each) / len(each) for name, each in values.items()}, greedy)
+
+
+def gather_rows(own: Tensor, num_columns: int, accelerator: Accelerator) -> Tensor:
+    """Return the rows of all processes on the CPU, each padded with zeros to `num_columns` columns."""
+    padded = pad(own, (0, num_columns - own.shape[1]))
+    gathered: Tensor = accelerator.gather(padded.to(accelerator.device))
+    return gathered.cpu()
 
 
 @torch.no_grad()
@@ -74,7 +170,7 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     if accelerator.num_processes == 1:
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # a parameter may have a gradient in some processes only, such as an expert that received no token
+    # a parameter may have a gradient in some processes only, for example if an expert received no token
     has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters])
     num_with = accelerator.reduce(has_gradient.to(accelerator.device, torch.long), "sum").tolist()
     gradients = []

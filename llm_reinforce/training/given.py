@@ -2,8 +2,9 @@
 
 A name or path is written into a section of the settings, so the run equals a run of a recipe with this
 section. An object (a model in memory, a list of problems, a function) is used directly. The command line can
-also resume such a run: the section of a model or of problems names the place in the run's directory where the
-object is saved, and the section of a function names the file that defines it.
+also resume such a run. For this purpose, a model and a list of problems are saved in the run's directory, and
+their sections of the settings contain the paths. The section of a function contains the path of the file that
+defines the function.
 """
 
 from collections.abc import Mapping
@@ -29,7 +30,8 @@ from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.rewards.from_python import rewards_from
 
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
-MODEL_KEYWORDS = ("use_chat_template", "system_prompt", "lora")  # policy settings allowed with a model object
+CHAT_KEYWORDS = ("use_chat_template", "system_prompt", "chat_template_kwargs", "chat_template_date")
+MODEL_KEYWORDS = (*CHAT_KEYWORDS, "lora")  # policy settings allowed with a model object
 COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
@@ -43,11 +45,11 @@ class TrainerArguments:
     Attributes:
         sections: settings that describe the policy, the problems, the rewards and `output_dir`, by top-level
             key.
-        keywords: the keyword arguments that are not in `sections`.
+        keywords: the other keyword arguments, which are settings that are not in `sections`.
         policy: the policy object passed by the caller; None if `sections` names the policy.
         problems: the problem objects passed by the caller.
-        rewards: one entry per reward: the function passed by the caller, or None if the function is loaded by
-            the name in `sections`. Empty if no rewards were passed.
+        rewards: one entry per reward. An entry is the function passed by the caller, or None if the function
+            is loaded by its name in `sections`. Empty if no rewards were passed.
     """
 
     sections: Mapping[str, Any]
@@ -145,6 +147,9 @@ def _read_policy(
     }
     if own.system_prompt is not None:
         section["system_prompt"] = own.system_prompt
+    if own.chat_template_kwargs:
+        section["chat_template_kwargs"] = dict(own.chat_template_kwargs)
+    # the date of the policy is not a setting: a resumed run replaces it by the date of the run
     return section, own
 
 

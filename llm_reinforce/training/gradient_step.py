@@ -1,4 +1,4 @@
-"""One gradient step: the loss of an update's episodes, its gradient in micro-batches, the optimizer step."""
+"""One gradient step: the gradient of an update's loss, computed in micro-batches, and the optimizer step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
-from llm_reinforce.training.data_parallel import sum_gradients
+from llm_reinforce.training.data_parallel import gather_object, sum_gradients
 
-ATTENDED = 8  # maximum number of padded key and value positions, per token of a full micro-batch
+ATTENDED = 8  # maximum number of positions of keys and values per token of a full micro-batch
 
 Skipped = Literal["no episode was scored", "the gradient is not finite"]
 
@@ -24,10 +24,10 @@ class UpdateOutcome:
     """Outcome of one gradient step.
 
     Attributes:
-        loss: value of the loss, summed over the episodes of this process.
+        loss: value of the loss.
         grad_norm: norm of the whole gradient before clipping.
-        max_log_prob_difference: largest difference |Δ log π| between sampling and the forward pass of the
-            loss, over the actions in the loss.
+        max_log_prob_difference: largest |Δ log π| of an action in the loss. This is the difference between
+            the log-probability recorded during sampling and the log-probability computed for the loss.
         learning_rate: learning rate of the step.
         skipped: the reason why the weights were not changed; None if the weights were changed.
         frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
@@ -49,7 +49,7 @@ class GradientStep:
 
         L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus
 
-    The sums are accumulated over micro-batches.
+    The gradients of the sums are accumulated over micro-batches.
 
     Attributes:
         accelerator: the accelerator of the run.
@@ -75,11 +75,12 @@ class GradientStep:
     def __call__(
         self, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None = None
     ) -> UpdateOutcome:
-        """Take the step, unless no episode was scored or the gradient is not finite.
+        """Take the step. It is skipped if no episode was scored or if the gradient is not finite.
 
         Args:
             batch: episodes of this process.
-            estimate: advantages of the episodes, and the denominator of the loss.
+            estimate: advantages of the episodes of this process, and the denominator of the loss, which
+                counts the episodes of all processes.
             activations: activations kept when the episodes were sampled. They are reused for the loss and
                 cleared afterwards, because they do not match the weights after the step.
 
@@ -98,6 +99,9 @@ class GradientStep:
             loss, difference = loss + part_loss, max(difference, part_difference)
         if activations is not None:
             activations.clear()
+        of_processes = gather_object((loss, difference), self.accelerator)
+        loss = sum(part_loss for part_loss, _ in of_processes)
+        difference = max(part_difference for _, part_difference in of_processes)
         # a sum, not a mean: the denominator counts the episodes of all processes
         sum_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")
@@ -136,15 +140,17 @@ class GradientStep:
         return [row for row in order if counts[row]] or order[:1]
 
     def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
-        """Divide the rows into micro-batches of at most `micro_batch_tokens` tokens, or of a single row.
+        """Divide the rows into micro-batches.
+
+        A micro-batch has at most `micro_batch_tokens` tokens, or consists of a single row.
 
         A prompt or episode that is repeated within a micro-batch is computed once, and its tokens are counted
         once.
 
-        A second limit is on the memory of keys and values. Attention pads the keys and values to the longest
-        episode, and may copy those of a prompt for each of its completions. They are small compared with the
-        other activations of a token, so a micro-batch may have up to `ATTENDED * micro_batch_tokens`
-        positions of keys and values, including padding and copies.
+        A second limit bounds the memory of keys and values. Attention pads the keys and values to the longest
+        episode, and may copy the keys and values of a prompt for each of its completions. A key and a value
+        are small compared with the other activations of a token. Therefore, a micro-batch may have up to
+        `ATTENDED * micro_batch_tokens` positions of keys and values, including padding and copies.
         """
         runs: list[list[int]] = [[]]
         seen: set[tuple[TokenIds, ...]] = set()  # prompts and episodes of the current micro-batch
@@ -172,7 +178,11 @@ class GradientStep:
         rows: Sequence[int],
         activations: Activations | None,
     ) -> tuple[float, float]:
-        """Add the gradient of one micro-batch; return its loss and its largest |Δ log π|."""
+        """Add the gradient of one micro-batch to the gradients of the model.
+
+        Returns:
+            the loss of the micro-batch, and its largest |Δ log π| (see `UpdateOutcome`).
+        """
         episodes = [batch.episodes[row] for row in rows]
         with self.accelerator.autocast():
             scores = token_log_probs(
@@ -214,8 +224,9 @@ def frac_changed(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -
 def nan_unless_finite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:
     """Return the loss if it is finite, and otherwise NaN with a NaN gradient.
 
-    An infinite loss may have a finite gradient: -log π is infinite at π = 0, where the derivative of the
-    softmax is finite. A NaN gradient ensures that all processes and gradient scalers skip the step.
+    An infinite loss may have a finite gradient. For example, -log π is infinite at π = 0, but its derivative
+    with respect to the logits is finite. With a NaN gradient, all processes and gradient scalers skip the
+    step.
     """
     # 1 + 0 · L is 1 or NaN
     return loss * (1.0 + 0.0 * loss.detach())

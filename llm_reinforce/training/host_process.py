@@ -1,7 +1,8 @@
 """Process-wide settings during an update: random generators, garbage collector and malloc.
 
 The states of random generators and the garbage collector are restored after each update, before the code of
-the caller runs. The setting of malloc (`keep_freed_memory`) is permanent, so only the command line makes it.
+the caller runs. The setting of malloc (`keep_freed_memory`) remains until the process ends. Therefore, only
+the command line changes it.
 """
 
 import ctypes
@@ -16,9 +17,9 @@ import torch
 from accelerate.utils import set_seed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of <malloc.h>
-# bytes: the largest block that is kept (the maximum that malloc allows), and the most free memory in total
+# in bytes: the largest freed block that malloc keeps (the highest value it allows), and the most it keeps
 LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30
-# new objects between two collections, about those of a few updates; reference counting frees most of them
+# number of new objects between two garbage collections, as many as a few updates create
 NUM_NEW = 20_000
 
 
@@ -46,9 +47,9 @@ def fewer_collections() -> Iterator[None]:
     """Reduce the time of garbage collection within the context.
 
     The collector runs less often, and examines only objects that were created within the context. An update
-    creates thousands of small objects. By default the collector would run a dozen times per update. Every few
-    dozen updates it would examine all objects, which takes a quarter of a second, because torch and
-    transformers have half a million objects. Objects that the caller has frozen remain frozen.
+    creates thousands of small objects. By default, the collector would run a dozen times per update. Every
+    few dozen updates, it would examine all objects of the process, which takes a quarter of a second, because
+    torch and transformers create half a million objects. Objects that the caller has frozen remain frozen.
     """
     thresholds, has_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
     if not has_frozen:
@@ -66,12 +67,13 @@ def fewer_collections() -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Make glibc keep the memory of freed tensors for later tensors.
 
-    By default glibc returns much of this memory to the system, and each page that is used again costs a page
-    fault, so that an update of a small policy takes 10% longer. The setting remains until the process ends.
+    By default, glibc returns much of this memory to the system. Each page that is used again then causes a
+    page fault, which makes an update of a small policy 10% slower. The setting remains until the process
+    ends.
 
     Returns:
         True if the setting was made. False if the process uses another C library, or if environment variables
-        configure malloc; then nothing is changed.
+        configure malloc. In these cases, nothing is changed.
     """
     if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
         return False

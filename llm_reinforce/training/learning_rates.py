@@ -13,8 +13,8 @@ def learning_rate_schedule(
     """Return a learning-rate schedule of transformers whose rate is positive in every update.
 
     A schedule of transformers has a rate of 0 at the first step of a warm-up and after the last step of a
-    decay. Here the warm-up and the whole schedule are one step longer, and the first update uses the second
-    step. Update k of W warm-up updates has k / (W + 1) of the highest rate.
+    decay. To avoid these rates, the warm-up and the whole schedule are one step longer here, and the first
+    update uses the second step. In a warm-up of W updates, update k has k / (W + 1) of the highest rate.
 
     Args:
         name: constant, constant_with_warmup, linear or cosine.

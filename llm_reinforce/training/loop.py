@@ -4,6 +4,7 @@ STEP 0-3 in the comments are the steps of the article "The Beauty of Reinforceme
 Policy Based Methods".
 """
 
+import datetime
 import gc
 import math
 import sys
@@ -13,8 +14,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import (
     LEARNING_RATE,
     NUM_TRAINING_PROBLEMS_EVALUATED,
@@ -29,21 +30,22 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation, measure_accuracy
-from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.policy import Activations, LanguagePolicy, random_numbers
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
-from llm_reinforce.runs.checkpoint import (
-    find_checkpoint,
-    load_checkpoint,
-    remove_old_checkpoints,
-    save_checkpoint,
-)
+from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
-from llm_reinforce.training.data_parallel import broadcast_weights, new_accelerator
+from llm_reinforce.training.data_parallel import (
+    broadcast_weights,
+    gather_episodes,
+    gather_object,
+    gather_rows,
+    new_accelerator,
+)
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
 from llm_reinforce.training.learning_rates import learning_rate_schedule, set_learning_rates
@@ -53,7 +55,7 @@ from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
 MIN_CHANGED = 0.5  # share of the weights with a gradient; if an update changes fewer, the user is warned
-NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number and maximum length of the trial episodes of reward functions
+NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +67,11 @@ class Update:
         metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
             `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
             `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
-        episodes: episodes of the update, of this process only. The episodes of one problem are adjacent. An
+        episodes: episodes of the update, of all processes. The episodes of one problem are adjacent. An
             episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.
-        evaluations: evaluations made after this update, by decoding. Empty if none was due.
+        evaluations: evaluations made after this update, by decoding ("greedy" or "sampled"). Empty if no
+            evaluation was due.
     """
 
     number: int
@@ -83,7 +86,8 @@ class TrainingLoop:
 
         sample episodes from π(·; θ) → returns g_t → baselines → one gradient step → sample again
 
-    `ReinforceTrainer` builds the loop from names, paths and settings; this class takes the finished objects.
+    `ReinforceTrainer` builds this loop from names, paths and settings. The arguments of this class are the
+    loaded objects.
 
     References: Williams 1992; Sutton & Barto 2018, chapter 13; STEP 0-3 of the article named at the top of
     this module.
@@ -97,14 +101,14 @@ class TrainingLoop:
         sampling: length and temperature of the completions.
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
-        evaluation: how often and how the policy is evaluated.
+        evaluation: settings of the evaluations of the policy.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
 
     Raises:
-        InputError: if there are no training problems, `problems_per_update` is not a multiple of the number
-            of processes, or the settings cannot be used with accelerate or this policy.
+        InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
+            number of processes, or if accelerate or the policy does not support the settings.
     """
 
     def __init__(
@@ -164,16 +168,16 @@ class TrainingLoop:
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
         self.stop_requested = False
-        # by decoding and number of updates: the first and the latest evaluation that this object made
+        # the first and the latest evaluation made by this object, by decoding and number of updates
         self.evaluations: dict[str, dict[int, Evaluation]] = {}
         self._order = ProblemOrder(len(problems), seed)
-        self._num_evaluated: int | None = None  # number of updates at the latest evaluation
-        self._num_saved: int | None = None  # number of updates at the latest checkpoint of this object
+        self._num_evaluated: int | None = None  # number of updates before the latest evaluation
+        self._num_saved: int | None = None  # number of updates before this object's latest checkpoint
         self._has_reported_failure = False
         self._has_tried_rewards = False
 
     def train(self, *, resume: bool = False) -> TrainState:
-        """Make all updates and return the train state after the last one; see `updates`."""
+        """Make all updates, as `updates` does, and return the train state after the last update."""
         for _ in self.updates(resume=resume):
             pass
         return self.state
@@ -189,8 +193,8 @@ class TrainingLoop:
             resume: continue from the newest checkpoint in the run's directory.
 
         Raises:
-            InputError: if a reward function fails on every trial episode, or there is nothing to resume.
-            RunStoppedError: if too many episodes of an update could not be scored, or the gradients of too
+            InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
+            RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
@@ -204,7 +208,7 @@ class TrainingLoop:
             if self._is_stopped():  # an unfinished warm start is not saved
                 return
             is_stopping = self._evaluate_and_save()
-        gc.collect()  # the last collection that examines old objects: `fewer_collections` skips them
+        gc.collect()  # later collections skip the objects that exist now; see `fewer_collections`
         if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
@@ -218,7 +222,7 @@ class TrainingLoop:
                     self.save_checkpoint()
                 raise
             if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
-                # requested by the caller's loop, or while the checkpoint was saved
+                # the stop was requested by the caller's loop, or while the checkpoint was saved
                 if self._num_saved != self.state.num_updates:
                     self.save_checkpoint()
                 break
@@ -229,16 +233,19 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
-        batch = self.collect(self._draw_problems(), activations)
+        problems = self._draw_problems()
+        own = self.collect(self._share(problems), activations)
+        batch = gather_episodes(own, problems, self.accelerator)  # with the episodes of the other processes
         sampled = time.perf_counter()
-        # STEP 2: the return of every action, and its baseline
-        prediction = self.value_baseline.predict(batch) if self.value_baseline else None
+        # STEP 2: the return and the baseline of every action
+        prediction = self._predict(own, batch)
         estimate = self.estimate_batch(batch, prediction)
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
-        outcome = self.gradient_step(batch, estimate, activations)
-        # fit only after the prediction: the baseline of an episode must not depend on the episode itself
-        is_fitted = self._fit_values(prediction, estimate)
+        own_estimate = estimate.part(self._own_rows(len(batch)), int(own.lengths.max()))
+        outcome = self.gradient_step(own, own_estimate, activations)
+        # fit after the prediction, because the baseline of an episode must not depend on the episode itself
+        is_fitted = self._fit_values(prediction, own_estimate)
         self.schedule.step()
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
         metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
@@ -253,18 +260,57 @@ class TrainingLoop:
         evaluations = {name: made[number] for name, made in self.evaluations.items()} if is_evaluated else {}
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
+    def fix_date(self, date: str | None = None) -> str | None:
+        """Set and return the date that the chat template prints; None if it prints no date.
+
+        Args:
+            date: the date, such as "2026-11-29". None: the date of the policy, in the main process.
+        """
+        own = self.policy.chat_template_date
+        if own is None:
+            return None
+        day = datetime.date.fromisoformat(date) if date else own
+        # processes may have started before and after midnight
+        first: datetime.date = gather_object(day, self.accelerator)[0]
+        self.policy = replace(self.policy, chat_template_date=first)
+        return first.isoformat()
+
     def _is_stopped(self) -> bool:
         """Return True if a stop was requested in any process. All processes get the same result."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        return bool(self._gather(torch.tensor([self.stop_requested])).any())
+        return any(gather_object(self.stop_requested, self.accelerator))
 
     def _draw_problems(self) -> list[Problem]:
-        """Return the problems of this process for the next update, in the random order of `ProblemOrder`."""
-        first = self.state.num_problems + self.accelerator.process_index
-        stop = self.state.num_problems + self.reinforce.problems_per_update
-        positions = range(first, stop, self.accelerator.num_processes)
+        """Return the problems of the next update, in the random order of `ProblemOrder`."""
+        first = self.state.num_problems
+        positions = range(first, first + self.reinforce.problems_per_update)
         return [self.problems[self._order.index(position)] for position in positions]
+
+    def _share(self, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """Return the problems of this process among those of all processes."""
+        return problems[self._own_rows(len(problems))]
+
+    def _own_rows(self, num_rows: int) -> slice:
+        """Return the rows of this process among `num_rows` rows of all processes."""
+        num_own = num_rows // self.accelerator.num_processes
+        first = self.accelerator.process_index * num_own
+        return slice(first, first + num_own)
+
+    def _process_of(self, episode: Episode) -> str:
+        """Return "process N: " for an episode of an update of several processes, and otherwise ""."""
+        num_processes = self.accelerator.num_processes
+        process = episode.group * num_processes // self.reinforce.problems_per_update
+        return f"process {process}: " if num_processes > 1 else ""
+
+    def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
+        """Return the values of the episodes of all processes and the features of the own episodes.
+
+        The result is None if there is no value head.
+        """
+        if self.value_baseline is None:
+            return None
+        prediction = self.value_baseline.predict(own)
+        values = gather_rows(prediction.values, int(batch.lengths.max()), self.accelerator)
+        return replace(prediction, values=values)
 
     def collect(
         self,
@@ -273,22 +319,30 @@ class TrainingLoop:
         *,
         is_trial: bool = False,
     ) -> EpisodeBatch:
-        """Sample episodes of the problems from the current policy.
+        """Sample episodes of the problems of this process from the current policy.
 
-        If `is_trial`, one short episode of each problem is sampled.
+        If `is_trial` is True, one short episode of each problem is sampled.
         """
         max_new_tokens = self.sampling.max_new_tokens
+        if is_trial:
+            max_new_tokens = min(max_new_tokens, MAX_TRIED_TOKENS)
+        num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
+        first_group = self.accelerator.process_index * len(problems)
+        generator = self._generator("trial" if is_trial else "episodes")
+        # all processes use one sequence of random numbers, so that their number does not change the episodes
+        for _ in range(first_group):
+            random_numbers(num_episodes, max_new_tokens, generator)
         with self.accelerator.autocast():
             return collect_episodes(
                 self.policy,
                 problems,
                 self.rewards,
-                episodes_per_problem=1 if is_trial else self.reinforce.episodes_per_problem,
-                max_new_tokens=min(max_new_tokens, MAX_TRIED_TOKENS) if is_trial else max_new_tokens,
+                episodes_per_problem=num_episodes,
+                max_new_tokens=max_new_tokens,
                 temperature=self.sampling.temperature,
-                generator=self._generator("trial" if is_trial else "episodes"),
+                generator=generator,
                 batch_size=self.sampling.batch_size,
-                first_group=self.accelerator.process_index * len(problems),
+                first_group=first_group,
                 progress=Progress(
                     self.state.num_updates,
                     expected_updates(self.training, self.state),
@@ -303,20 +357,14 @@ class TrainingLoop:
         """Return the returns, baselines and advantages of a batch.
 
         Args:
-            batch: episodes of this process.
-            prediction: values predicted by the value head; None if there is none.
+            batch: episodes of all processes.
+            prediction: values predicted by the value head; None if the run has no value head.
         """
-        return estimate_advantages(
-            batch,
-            self.reinforce,
-            self.state.moving_average,
-            self._gather,
-            self.accelerator.process_index,
-            values=prediction.values if prediction else None,
-        )
+        values = prediction.values if prediction else None
+        return estimate_advantages(batch, self.reinforce, self.state.moving_average, values=values)
 
     def _fit_values(self, prediction: Prediction | None, estimate: Estimate) -> bool:
-        """Fit the value head if there is one. Return False if a step was skipped."""
+        """Fit the value head, if there is one. Return False if any step of the fit was skipped."""
         if self.value_baseline is None or prediction is None:
             return True
         return self.value_baseline.fit(prediction, estimate)
@@ -324,55 +372,59 @@ class TrainingLoop:
     def try_rewards(self) -> None:
         """Call all reward functions on a few trial episodes, to find errors before the run starts.
 
-        If this method has already succeeded, it returns at once.
+        If an earlier call of this method succeeded, nothing is done.
 
         Raises:
             InputError: if a function fails on all trial episodes.
         """
         if self._has_tried_rewards:
             return
-        batch = self.collect(self.problems[:NUM_TRIED], is_trial=True)
-        episode = batch.episodes[0]
-        failing = [name for name in episode.rewards if all(name in one.failures for one in batch.episodes)]
-        has_failed = self._gather(torch.tensor([bool(failing)]))  # so that all processes stop together
-        if failing:
-            why = visible(episode.failures[failing[0]], 400)
-            message = (
-                f"reward {failing[0]!r} failed on all {len(batch)} trial episodes; fix the function or "
-                f"remove it from `rewards`: {why}"
-            )
-            raise InputError("\n".join([message, *_lines(episode.traceback)]))
-        if has_failed.any():
-            raise InputError("a reward failed on all trial episodes of another process; see its message")
+        tried, num_processes = self.problems[:NUM_TRIED], self.accelerator.num_processes
+        own = self.collect(tried, is_trial=True)
+        batch = gather_episodes(own, [*tried] * num_processes, self.accelerator)
+        for process in range(num_processes):  # all processes stop together
+            episodes = batch.episodes[process * len(own) : (process + 1) * len(own)]
+            failing = [name for name in episodes[0].rewards if all(name in one.failures for one in episodes)]
+            if failing:
+                why = visible(episodes[0].failures[failing[0]], 400)
+                where = f" of process {process}" if num_processes > 1 else ""
+                message = (
+                    f"reward {failing[0]!r} failed on all {len(own)} trial episodes{where}; fix the function "
+                    f"or remove it from `rewards`: {why}"
+                )
+                raise InputError("\n".join([message, *_lines(episodes[0].traceback)]))
         if not batch.scored.any():
             self.display.say("every reward function returned None on all trial episodes")
         self._has_tried_rewards = True
 
     def _generator(self, purpose: str) -> torch.Generator:
-        return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))
+        """Return a generator with the same seed in all processes."""
+        return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose, process=0))
 
-    def _random_number(self, purpose: str) -> int:
+    def _random_number(self, purpose: str, process: int | None = None) -> int:
         """Return a seed that depends only on the run's seed, the update, the purpose and the process.
 
         A resumed run therefore draws the same random numbers as an uninterrupted one.
-        """
-        return seed_of(purpose, self.seed, self.state.num_updates, self.accelerator.process_index)
 
-    def _gather(self, values: Tensor) -> Tensor:
-        """Return the values of all processes on the CPU, concatenated in the order of the processes."""
-        gathered: Tensor = self.accelerator.gather(values.to(self.accelerator.device))
-        return gathered.cpu()
+        Args:
+            purpose: name of what the random numbers are used for.
+            process: index of the process. None: that of this process.
+        """
+        index = self.accelerator.process_index if process is None else process
+        return seed_of(purpose, self.seed, self.state.num_updates, index)
 
     def _check_scored(self, batch: EpisodeBatch, estimate: Estimate) -> None:
-        """Report the first unscored episode of the run, and stop the run if too many are unscored.
+        """Report the first failure of a reward, and stop the run if too many episodes are unscored.
 
         Raises:
             InputError: if no episode of the run's first update could be scored.
-            RunStoppedError: if the share of unscored episodes is above `training.max_unscored_share`. A
-                checkpoint is saved before.
+            RunStoppedError: if the fraction of unscored episodes is above `training.max_unscored_share`. A
+                checkpoint is saved first.
         """
         failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
-        why = visible(failed[0].failure or "", 400) if failed else "every reward function returned None"
+        why = "every reward function returned None"
+        if failed:
+            why = self._process_of(failed[0]) + visible(failed[0].failure or "", 400)
         if failed and not self._has_reported_failure:
             self._has_reported_failure = True
             self.display.say(f"an episode could not be scored and is left out: {why}")
@@ -380,23 +432,25 @@ class TrainingLoop:
                 self.display.say(line)
         if self.state.num_updates == 0 and estimate.mean_return is None:
             raise InputError(f"no episode of the first update could be scored: {why}")
-        share = 1.0 - float(self._gather(batch.scored.float()).mean())
+        share = 1.0 - float(batch.scored.float().mean())
         if share > self.training.max_unscored_share:
             self.save_checkpoint()
             raise RunStoppedError(
-                f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored, "
-                f"more than training.max_unscored_share, {self.training.max_unscored_share:.0%} ({why}); "
-                "the state before this update is saved: fix the reward function, then resume the run"
+                f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored "
+                f"({why}), but training.max_unscored_share is {self.training.max_unscored_share:.0%}; the "
+                "state before this update is saved in a checkpoint. Fix the reward function, then resume the "
+                "run"
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:
-        """Report an update whose gradient is not finite, and stop the run after too many of them.
+        """Report an update whose gradient is not finite, and stop the run after too many such updates.
 
-        Of several such updates in a row, only the first is reported.
+        If the gradients of several updates in a row are not finite, only the first of these updates is
+        reported.
 
         Raises:
             RunStoppedError: if the gradients of `training.max_not_finite` updates in a row were not finite. A
-                checkpoint is saved before.
+                checkpoint is saved first.
         """
         in_a_row, limit = self.state.num_not_finite_in_a_row, self.training.max_not_finite
         if in_a_row == 1:
@@ -407,9 +461,9 @@ class TrainingLoop:
         if in_a_row >= limit:
             self.save_checkpoint()
             raise RunStoppedError(
-                f"the gradients of the last {in_a_row} updates were not finite; the weights before them are "
-                "saved in a checkpoint. Start a new run with a lower training.learning_rate, or with a "
-                "higher-precision dtype or mixed_precision"
+                f"the gradients of the last {in_a_row} updates were not finite; the weights before these "
+                "updates are saved in a checkpoint. Start a new run with a lower training.learning_rate, or "
+                "with a higher-precision dtype or mixed_precision"
             )
 
     def _check_weights_change(self, outcome: UpdateOutcome) -> None:
@@ -418,8 +472,8 @@ class TrainingLoop:
         if share is None or share >= MIN_CHANGED or self.state.num_updates != first:
             return
         self.display.say(
-            f"only {share:.2%} of the weights with a gradient changed in update {self.state.num_updates}: a "
-            f"step of the learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
+            f"only {share:.2%} of the weights with a gradient changed in update {self.state.num_updates}: "
+            f"a step of the learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
             "which are in half precision; use policy.dtype: float32 with training.mixed_precision: bf16, "
             "or train an adapter (policy.lora)"
         )
@@ -431,25 +485,25 @@ class TrainingLoop:
         """
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
-                f"value-head steps of update {self.state.num_updates} were skipped: their loss or gradient "
-                "is not finite, because returns are huge (value/num_skipped_fits counts such updates)"
+                f"value-head steps of update {self.state.num_updates} were skipped, because the loss or the "
+                "gradient of the value head is not finite, a sign of huge returns; the metric "
+                "value/num_skipped_fits counts such updates"
             )
 
     def _next_state(
         self, batch: EpisodeBatch, estimate: Estimate, outcome: UpdateOutcome, *, is_fitted: bool
     ) -> TrainState:
         state = self.state
-        num_tokens = int(self._gather(torch.tensor([batch.num_tokens])).sum())
         is_not_finite = outcome.skipped == "the gradient is not finite"
         average = state.moving_average
-        # the mean of huge rewards may overflow, and an infinite average would stay infinite
+        # the mean of huge returns may overflow, and an infinite moving average would stay infinite
         if estimate.mean_return is not None and math.isfinite(estimate.mean_return):
             average = average.updated(estimate.mean_return, self.reinforce.moving_average_decay)
         return replace(
             state,
             num_updates=state.num_updates + 1,
             num_problems=state.num_problems + self.reinforce.problems_per_update,
-            num_tokens=state.num_tokens + num_tokens,
+            num_tokens=state.num_tokens + batch.num_tokens,
             num_skipped_updates=state.num_skipped_updates + (outcome.skipped is not None),
             num_skipped_fits=state.num_skipped_fits + (not is_fitted),
             num_not_finite_in_a_row=state.num_not_finite_in_a_row + 1 if is_not_finite else 0,
@@ -498,10 +552,13 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Run an evaluation and save a checkpoint, each if it is due; return True if the run has to stop now.
+        """Evaluate the policy if an evaluation is due, and save a checkpoint if one is due.
 
         Args:
             before: train state before the latest update. None: no update has been made yet.
+
+        Returns:
+            True if the run has to stop now.
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
@@ -531,7 +588,7 @@ class TrainingLoop:
             )
 
     def _finish(self) -> None:
-        """Save the policy, and the comparison of the run's first and last evaluations."""
+        """Save the policy, and compare the first and the last evaluation of the run."""
         self.save_policy()
         if self.accelerator.is_main_process and self.run_directory is not None:
             compare_first_and_last(self.run_directory, self.sampling.max_new_tokens)

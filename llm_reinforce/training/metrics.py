@@ -10,7 +10,7 @@ from torch import Tensor
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
 
-TIMES = frozenset({"step_time", "step_time/collect", "step_time/update"})  # not determined by the seed
+TIMES = frozenset({"step_time", "step_time/collect", "step_time/update"})  # differ between equal runs
 
 
 def update_metrics(
@@ -18,14 +18,13 @@ def update_metrics(
 ) -> dict[str, float]:
     """Return the metrics of an update's episodes, by name.
 
-    Each metric is explained in the documentation of the run's directory. A metric that has no value in this
-    update is omitted. With several processes, only the metrics of the first process are logged. They are
-    computed from its own episodes, which are a random sample of all episodes.
+    Each metric is explained on the documentation page about the directory of a run. A metric that has no
+    value in this update is omitted.
 
     Args:
-        batch: episodes of the update.
+        batch: episodes of the update, of all processes.
         estimate: returns, baselines and advantages of the episodes.
-        values: V(s_t) of each action, predicted before the value head was fitted to these episodes. None: the
+        values: V(s_t) at each action, predicted before the value head was fitted to these episodes. None: the
             run has no value head.
     """
     episodes = batch.episodes
@@ -66,7 +65,7 @@ def update_metrics(
 
 
 def _greedy_metrics(greedy: Sequence[Episode]) -> dict[str, float]:
-    """Return the metrics of the greedy completions, by name; none if there are no greedy completions."""
+    """Return the metrics of the greedy completions, by name. Empty if there are no greedy completions."""
     totals = [total for episode in greedy if (total := episode.total_reward) is not None]
     metrics = {"greedy/reward": sum(totals) / len(totals)} if totals else {}
     if num_unscored := len(greedy) - len(totals):
@@ -87,10 +86,10 @@ def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -
 
 
 def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the shares of the three kinds of incorrect episodes, among all episodes.
+    """Return, for each kind of incorrect episodes, the fraction of all episodes that are of this kind.
 
-    The kinds are `wrong` (with a wrong answer), `unparseable` (terminated without an answer) and `truncated`
-    (truncated before an answer).
+    An episode is `wrong` if it has a wrong answer, `unparseable` if it terminated without an answer, and
+    `truncated` if it was truncated before an answer.
     """
     kinds = [
         "wrong"
@@ -105,7 +104,7 @@ def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
 
 
 def _frac_reward_zero_std(batch: EpisodeBatch) -> float:
-    """Return the share of groups whose scored episodes all have the same reward.
+    """Return the fraction of groups whose scored episodes all have the same reward.
 
     With a baseline that is computed from the group, the episodes of such a group have no gradient.
     """

@@ -1,10 +1,10 @@
-"""Order of the training problems, which are shuffled with a new seed in every epoch."""
+"""Order of the training problems, which are shuffled again at the start of every epoch."""
 
 import random
 
 
 class ProblemOrder:
-    """Map a position in the sequence of problems over all epochs to the index of a training problem.
+    """Compute which training problem is at a position in the sequence of problems over all epochs.
 
     Each epoch is a permutation of all problems that depends only on the seed of the run and the number of the
     epoch. A resumed run therefore continues with the same problems as an uninterrupted one.

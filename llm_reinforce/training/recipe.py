@@ -15,7 +15,7 @@ class Recipe:
     """Settings of a run. `print(recipe)` shows the settings as YAML.
 
     Attributes:
-        config: all settings in their sections, such as `recipe.config.training.num_updates`.
+        config: all settings, grouped in sections. An example is `recipe.config.training.num_updates`.
     """
 
     config: Config
@@ -24,7 +24,7 @@ class Recipe:
         """Return a trainer with the settings of this recipe.
 
         Args:
-            arguments: arguments of `ReinforceTrainer`; they take precedence over the recipe.
+            arguments: arguments of `ReinforceTrainer`, which take precedence over the settings of the recipe.
         """
         return ReinforceTrainer(config=self.config, **arguments)
 
@@ -47,7 +47,7 @@ class Recipe:
         return self.trainer(progress=progress).train(resume=resume, overwrite=overwrite)
 
     def __str__(self) -> str:
-        """Return the recipe as YAML, defaults included."""
+        """Return the settings as YAML, including those with default values."""
         return dump_config(self.config)
 
 

@@ -1,8 +1,8 @@
-"""Record a run: lock and prepare its directory, and write everything that a resume needs."""
+"""Record a run: lock and prepare its directory, and write everything that is needed to resume the run."""
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,10 +25,12 @@ def recording(
     policy: LanguagePolicy | None,
     problems: GivenProblems,
     device: str,
+    num_processes: int,
     resume: bool,
     overwrite: bool,
+    say: Callable[[str], None],
 ) -> Iterator[None]:
-    """Hold the lock of a run's directory within the context, and write the files that a resume needs.
+    """Hold the lock of a run's directory within the context, and write the files that are needed to resume.
 
     The recipe, the environment, and the objects passed by the caller are written before the context starts.
 
@@ -39,16 +41,18 @@ def recording(
             the policy.
         problems: problem objects passed by the caller, which are saved in the directory.
         device: device of the run, for `environment.json`.
+        num_processes: number of processes that train together.
         resume: continue the run in the directory.
         overwrite: replace the run in the directory.
+        say: function that shows a message to the user.
 
     Raises:
-        InputError: if another process holds the lock, the directory cannot be used with these options (see
-            `RunDirectory.check`), or the run to resume was started with other problems.
+        InputError: if another process holds the lock, if the directory cannot be used with these options (see
+            `RunDirectory.check`), or if the run to resume was started with other problems.
     """
     with directory.locked():
         directory.prepare(resume=resume, overwrite=overwrite)
-        _write_environment(directory, config.seed, device)
+        _write_environment(directory, environment(config.seed, device, num_processes), say)
         _write_problems(directory, problems)
         if policy is not None and not (directory.path / POLICY_FOLDER).is_dir():
             with whole_directory(directory.path / POLICY_FOLDER) as folder:
@@ -60,7 +64,8 @@ def recording(
 def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
-    `num_updates` and `num_tokens` may be larger than in the run.
+    `num_updates` and `num_tokens` may be larger than in the settings of the run. If no `chat_template_date`
+    is given, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -70,7 +75,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
-            "\n".join([f"{file}: a run can only be resumed with its own settings, and these differ:", *lines])
+            "\n".join([f"{file}: a run can only be resumed with its own settings. These differ:", *lines])
         )
 
 
@@ -86,7 +91,9 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
         InputError: if the file is not a valid recipe.
     """
     before = load_config(file.parent)
-    may_differ = {"output_dir"}  # the same directory may be written in several ways
+    may_differ = {"output_dir"}  # different paths may lead to the same directory
+    if config.policy.chat_template_date is None:
+        may_differ.add("policy.chat_template_date")  # the date of the run is used
     if may_grow:
         may_differ |= {f"training.{name}" for name in _raised_limits(before, config)}
     own, given = _flat(before.model_dump()), _flat(config.model_dump())
@@ -98,8 +105,25 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     ]
 
 
+def with_recorded_date(directory: RunDirectory, config: Config) -> Config:
+    """Return the settings with the date that the chat template prints in the run in the directory.
+
+    If the settings contain a date, or the directory contains no run with a date, they are not changed.
+    """
+    if config.policy.chat_template_date is not None or not (directory.path / "recipe.yaml").is_file():
+        return config
+    return with_date(config, load_config(directory.path).policy.chat_template_date)
+
+
+def with_date(config: Config, date: str | None) -> Config:
+    """Return the settings with `policy.chat_template_date`; None: do not change them."""
+    if date is None:
+        return config
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"chat_template_date": date})})
+
+
 def _raised_limits(before: Config, now: Config) -> list[str]:
-    """Return the settings `num_updates` and `num_tokens` that are larger now than before."""
+    """Return the names of the limits (`num_updates`, `num_tokens`) that are larger now than before."""
     grown = ["num_updates"] if before.training.num_updates < now.training.num_updates else []
     own, given = before.training.num_tokens, now.training.num_tokens
     if own is not None and (given is None or own < given):
@@ -122,26 +146,37 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
     return flat
 
 
-def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
-    """Write `environment.json`. A resumed run appends its environment to the list `resumed` in this file."""
-    file, here = directory.path / "environment.json", environment(seed, device)
-    whole: dict[str, Any] = here
+def _write_environment(directory: RunDirectory, here: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Write `environment.json`. A resumed run appends its environment to the list `resumed` in this file.
+
+    `say` reports that the number of processes has changed.
+    """
+    file, whole = directory.path / "environment.json", here
     if file.is_file():
         try:
             whole = json.loads(file.read_text(encoding="utf-8"))
+            sessions = [whole, *whole.get("resumed", [])]
             whole["resumed"] = [*whole.get("resumed", []), here]
+            before, now = sessions[-1].get("num_processes"), here["num_processes"]
         except (ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{file}: not the environment.json of a run ({error}); delete the file to resume the run"
             ) from error
+        if before not in (None, now):  # None: the run was started by an earlier version
+            say(
+                f"the run was last trained in {before} process{'es' if before > 1 else ''} and is resumed in "
+                f"{now}: its problems and random numbers are the same, but rounding differs, so it is not "
+                "equal, bit for bit, to a run that was not interrupted"
+            )
     directory.write_text("environment.json", json.dumps(whole, indent=2) + "\n")
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:
-    """Check that the objects passed by the caller can be saved, and are unchanged when they are loaded again.
+    """Check that the objects passed by the caller can be saved and loaded again without a change.
 
     Raises:
-        InputError: if the policy or a problem changes when it is saved and loaded.
+        InputError: if the policy cannot be saved, or if the policy or a problem changes when it is saved and
+            loaded.
     """
     if policy is not None:
         check_reloads(policy)
@@ -160,7 +195,7 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
 
 
 def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
-    """Write the problems passed by the caller, or check that a resumed run was started with the same ones.
+    """Write the problems passed by the caller, or check that a resumed run was started with these problems.
 
     Raises:
         InputError: if the resumed run has other problems.
@@ -179,7 +214,7 @@ def _write_problems(directory: RunDirectory, problems: GivenProblems) -> None:
 
 
 def _read_back(file: Path, given: Sequence[Problem]) -> list[Problem]:
-    # `algebra` is not in the file: it is a setting of the recipe, for all problems of the file
+    # the file does not contain `algebra`, because the recipe sets it for all problems of the file
     return [
         replace(problem, algebra=given[0].algebra) for problem in read_problems(file, allow_doubtful=True)
     ]

@@ -1,6 +1,5 @@
 """The Python interface of training: `ReinforceTrainer(policy, problems, rewards).train()`."""
 
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,15 +19,23 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation import Comparison, Criterion, Evaluation
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
+from llm_reinforce.processes import is_main_process
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
+from llm_reinforce.runs.model_card import write_model_card
 from llm_reinforce.runs.run_comparison import compare_evaluations_of_run, recorded_evaluations
 from llm_reinforce.training.assembly import build_loop
 from llm_reinforce.training.budget import is_over
 from llm_reinforce.training.given import read_arguments
 from llm_reinforce.training.loop import TrainingLoop, Update
 from llm_reinforce.training.preview import Preview, preview_run
-from llm_reinforce.training.recording import check_can_be_recorded, check_same_run, recording
+from llm_reinforce.training.recording import (
+    check_can_be_recorded,
+    check_same_run,
+    recording,
+    with_date,
+    with_recorded_date,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,16 +49,18 @@ class TrainingResult:
     Attributes:
         history: `Update.metrics` of each update that this call made, oldest first. The metrics of updates
             made before a resume are only in `metrics.jsonl`.
-        before: first evaluation of the run, made after the warm start (if there is one) and before the first
-            update; a dict from decoding ("greedy" or "sampled") to Evaluation. An Evaluation has `accuracy`,
-            `interval` (95%), `correct` and `total`.
+        before: first evaluation of the run, as a dict from decoding ("greedy" or "sampled") to Evaluation. It
+            is made before the first update, but after the warm start if there is one. An Evaluation has
+            `accuracy`, `interval` (95%), `correct` and `total`.
         after: last evaluation of the run, as a dict like `before`.
-        comparisons: difference between `before` and `after`, by decoding and then by criterion ("accuracy",
-            and "strict" if any answer has the strict `####` form). Empty if there is only one evaluation.
+        comparisons: difference between `before` and `after`, by decoding and then by criterion. The criterion
+            "accuracy" always exists. The criterion "strict" exists if any completion gives its answer after
+            `####`, as in GSM8K, and counts only such answers as correct. Empty if there is only one
+            evaluation.
         policy: the trained policy.
-        state: train state at the end of this call: numbers of updates, sampled tokens, skipped updates and
-            others.
-        is_over: True if the run has made its last update; False if it was stopped earlier.
+        state: train state at the end of this call. It has the number of updates, the number of sampled tokens
+            and others.
+        is_over: True if the run has made its last update. False if the run was stopped earlier.
         seconds: duration of this call.
         output_dir: directory of the run; None if the run is not recorded.
     """
@@ -89,49 +98,52 @@ class ReinforceTrainer:
     Each update samples `problems_per_update` x `episodes_per_problem` completions, computes their rewards,
     and takes one optimizer step.
 
-    Further settings are keyword arguments. They have the names and defaults of a recipe's keys, and the same
-    settings give the same run, bit for bit, from Python, YAML and the command line. The most common ones:
+    Further settings are keyword arguments. They have the names and defaults of a recipe's keys. With the same
+    settings, Python, YAML and the command line give bit-identical runs. The most common settings are:
 
     - `num_updates=100`: number of optimizer steps.
-    - `num_tokens=None`: stop after this many sampled tokens.
-    - `learning_rate`: by default 1e-5, for LoRA adapters 1e-4, for random weights 5e-4.
-    - `problems_per_update=16`, `episodes_per_problem=8`: size of the batch.
-    - `max_new_tokens=256`, `temperature=1.0`: sampling of the completions.
-    - `lora=None`: train all weights; `lora={"rank": 8}` trains a LoRA adapter of rank 8 instead.
+    - `num_tokens=None`: number of sampled tokens after which the run stops.
+    - `learning_rate`: 1e-5 by default, but 1e-4 for LoRA adapters and 5e-4 for random weights.
+    - `problems_per_update=16`, `episodes_per_problem=8`: number of problems of an update, and number of
+      completions that are sampled for each problem.
+    - `max_new_tokens=256`, `temperature=1.0`: maximum length of a completion, and temperature of sampling.
+    - `lora=None`: train all weights. With `lora={"rank": 8}`, a LoRA adapter of rank 8 is trained instead.
     - `baseline="leave_one_out"`: the baseline subtracted from the returns.
-    - `num_held_out`: problems held out for evaluation; by default 200, or a fifth of the problems if fewer.
-    - `checkpoint_every=None`: updates between checkpoints. A checkpoint is always saved at the end.
+    - `num_held_out`: number of problems held out for evaluation. The default is 200, or a fifth of the
+      problems if this is less.
+    - `checkpoint_every=None`: number of updates between checkpoints. A checkpoint is always saved at the end.
     - `seed=0`: seed of all random generators.
 
-    A keyword may also be a whole section: `evaluation={"every": 10}`, `training=TrainingConfig(...)`. If
-    several sections have a key of the same name, give the key within its section. The attribute `config`
-    shows all settings.
+    A keyword may also be a whole section, such as `evaluation={"every": 10}` or
+    `training=TrainingConfig(...)`. If several sections have a key with the same name, give the key within its
+    section. The attribute `config` shows all settings.
 
     Args:
-        policy: the model to train. A directory, a `.gguf` file, a hub id, the directory of an earlier run, a
-            name downloaded by `llm-reinforce fetch` ("smollm2-135m"), a `(model, tokenizer)` pair of
-            transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig (a small Llama with random
-            weights). A model object is trained in place.
-        problems: the training problems. A data-set name ("gsm8k", "svamp", "generate:digits=2"), a `.json` or
-            `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and `answer`, a
-            list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or GenerateConfig. Every
-            problem needs an answer, since accuracy is measured in every run. For columns with other names,
-            set `prompt_column` and `answer_column`.
-        rewards: the reward. A function `f(completion: str, problem: Problem) -> float | None | StepRewards`,
-            a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
+        policy: the model to train, given as a directory, a `.gguf` file, a hub id, the directory of an
+            earlier run, a name downloaded by `llm-reinforce fetch` ("smollm2-135m"), a `(model, tokenizer)`
+            pair of transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig (a small Llama with
+            random weights). A model object is trained in place.
+        problems: the training problems, given as a data-set name ("gsm8k", "svamp", "generate:digits=2"), a
+            `.json` or `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and
+            `answer`, a list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or
+            GenerateConfig. Every problem needs an answer, because accuracy is measured in every run. For
+            columns with other names, set `prompt_column` and `answer_column`.
+        rewards: the reward, given as a function `f(completion: str, problem: Problem) -> float | None |
+            StepRewards`, a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
             "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
-            or a dict from these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
+            or a dict that maps any of these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
             `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
             with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the
-            problems as keywords, and returns a list. The reward of an episode is the weighted sum. A function
-            may return None if it does not apply to a problem. An episode is left out of the update if a
-            function raises an exception, or if all functions return None. Default: 1 for a correct final
-            answer, 0 otherwise.
-        held_out: problems for evaluation: a name, file, hub id, list, `datasets.Dataset` or DataConfig. It
-            requires `problems`. Default: `num_held_out` of `problems` are held out.
-        output_dir: directory in which the run is recorded, in the same layout as on the command line. The
-            directory has to be empty or new, unless `train` is called with `resume` or `overwrite`. Default:
-            the run is not recorded.
+            problems as keywords, and returns a list. The reward of an episode is the weighted sum of the
+            values of all functions. A function may return None if it does not apply to a problem. An episode
+            is left out of the update if a function raises an exception, or if all functions return None.
+            Default: 1 for a correct final answer, 0 otherwise.
+        held_out: problems for evaluation, given as a name, file, hub id, list, `datasets.Dataset` or
+            DataConfig. This argument can be used only together with `problems`. Default: `num_held_out` of
+            the `problems` are held out.
+        output_dir: directory in which the run is recorded. Its layout is that of a run of the command line.
+            The directory has to be empty or new, unless `train` is called with `resume` or `overwrite`.
+            Default: the run is not recorded.
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
             precedence over the config. If the config sets `output_dir`, the run is recorded in this
             directory.
@@ -164,8 +176,8 @@ class ReinforceTrainer:
     ) -> None:
         if file := file_being_loaded():
             raise InputError(
-                f"{file}: this file trains when it is imported, and it is being imported for its reward "
-                'function; put the training below `if __name__ == "__main__":`'
+                f"{file}: this file starts training when it is imported, but it is being imported only for "
+                'its reward function; put the training below `if __name__ == "__main__":`'
             )
         given = read_arguments(policy, problems, rewards, held_out, output_dir, config, settings)
         self.config = config_from_keywords(config, given.sections, given.keywords)
@@ -188,8 +200,8 @@ class ReinforceTrainer:
         )
         if self._directory is not None and (script := _script_without_guard(self.config)):
             self._display.say(
-                f"{script}: a reward function is defined in this script, which a resumed run imports; put "
-                'the training below `if __name__ == "__main__":`, so that importing the script does not train'
+                f"{script}: this script defines a reward function, so a resumed run imports the script; put "
+                'the training below `if __name__ == "__main__":`, so that the import does not start training'
             )
 
     @property
@@ -219,7 +231,7 @@ class ReinforceTrainer:
 
     @property
     def loop(self) -> TrainingLoop:
-        """Training loop that this trainer has built: model, optimizer, schedule, policy and problems."""
+        """Training loop that this trainer has built. It has the optimizer, the schedule and the problems."""
         return self._loop
 
     @property
@@ -245,7 +257,7 @@ class ReinforceTrainer:
             InputError: if `output_dir` is not empty and neither `resume` nor `overwrite` is set, if there is
                 no run to resume, if the run to resume has other settings, or if a reward function fails on
                 every trial episode.
-            RunStoppedError: if the share of an update's episodes that could not be scored exceeds
+            RunStoppedError: if the fraction of an update's episodes that could not be scored exceeds
                 `max_unscored_share`, or if the gradients of `max_not_finite` updates in a row were not
                 finite. A checkpoint is saved.
         """
@@ -263,8 +275,8 @@ class ReinforceTrainer:
                     break
 
         The caller may break out of the loop. If the run is recorded, a checkpoint is then saved, and
-        `resume=True` continues from this checkpoint. The final evaluation and the directory `policy/` are
-        only made at the end of a run. After a `break`, call `save_policy()` to write the policy, and
+        `resume=True` continues from this checkpoint. Only a run that reaches its end writes the directory
+        `policy/` and makes a final evaluation. After a `break`, call `save_policy()` to write the policy, and
         `evaluate(trainer.policy, …)` to measure its accuracy. After the loop, `result()` returns the
         evaluations. Progress is shown only if the trainer was created with `progress=True` or with a display.
 
@@ -281,7 +293,7 @@ class ReinforceTrainer:
             yield from self._loop.updates(resume=resume)
 
     def result(self, history: Sequence[Mapping[str, Any]] = (), *, seconds: float = 0.0) -> TrainingResult:
-        """Return the result so far. It can be called during or after a loop over `updates`.
+        """Return the result so far. This method can be called during or after a loop over `updates`.
 
         Args:
             history: value of the attribute `history` of the result.
@@ -289,7 +301,7 @@ class ReinforceTrainer:
         """
         loop = self._loop
         evaluations: dict[str, dict[int, Evaluation]] = {}  # by decoding and number of updates
-        if self._directory is not None:  # a resumed run was also evaluated by earlier processes
+        if self._directory is not None:  # a resumed run may also have evaluations of earlier processes
             evaluations = recorded_evaluations(self._directory, self.config.sampling.max_new_tokens)
         for decoding, made in loop.evaluations.items():
             evaluations.setdefault(decoding, {}).update(made)
@@ -309,7 +321,7 @@ class ReinforceTrainer:
         """Sample a few episodes and call the reward functions, without training or writing files.
 
         Args:
-            num_problems: number of training problems; the first ones are used.
+            num_problems: number of training problems to use, starting with the first problem.
             num_episodes: number of episodes per problem.
         """
         return preview_run(self._loop, num_problems=num_problems, num_episodes=num_episodes)
@@ -317,8 +329,8 @@ class ReinforceTrainer:
     def stop(self) -> None:
         """Stop the run after the current update and save a checkpoint.
 
-        This method may be called from another thread, from a signal handler, or within a loop over `updates`,
-        which may also simply `break`.
+        This method may be called from another thread, from a signal handler, or within a loop over `updates`.
+        Such a loop can also be left with `break`.
         """
         self._loop.stop_requested = True
 
@@ -341,6 +353,8 @@ class ReinforceTrainer:
         """
         self._check_recorded("save_policy")
         self._loop.save_policy()
+        if self._directory is not None and self._loop.accelerator.is_main_process:
+            write_model_card(self._directory)
 
     def _check_recorded(self, method: str) -> None:
         if self._directory is None:
@@ -359,8 +373,8 @@ class ReinforceTrainer:
             )
         if self._has_run and overwrite:
             raise InputError(
-                "overwrite would start the new run from the policy that this trainer has trained; create a "
-                "new ReinforceTrainer"
+                "overwrite: the new run would start from the policy that this trainer has already trained; "
+                "create a new ReinforceTrainer"
             )
         if self._has_run and not resume and is_over(self._loop.training, self.state):
             raise InputError(
@@ -386,6 +400,9 @@ class ReinforceTrainer:
             return
         if resume:
             check_same_run(self._directory, self.config)
+            self.config = with_recorded_date(self._directory, self.config)
+        date = self._loop.fix_date(self.config.policy.chat_template_date)
+        self.config = with_date(self.config, date)  # for `recipe.yaml`
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)
@@ -400,17 +417,21 @@ class ReinforceTrainer:
             policy=self._given.policy,
             problems=self._given.problems,
             device=str(self._loop.accelerator.device),
+            num_processes=self._loop.accelerator.num_processes,
             resume=resume,
             overwrite=overwrite,
+            say=self._loop.display.say,
         ):
             yield
+            if is_over(self._loop.training, self._loop.state):
+                write_model_card(self._directory)
 
 
 def _script_without_guard(config: Config) -> str | None:
-    """Return the path of the running script if a resumed run, which imports it, would start the training.
+    """Return the path of the running script if importing it would start the training, and otherwise None.
 
-    This is the case if the script defines a reward function and has no `__main__` guard. Return None
-    otherwise.
+    A resumed run imports the script if it defines a reward function. The import starts the training if the
+    script has no `__main__` guard.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is None or not Path(script).is_file():
@@ -426,8 +447,7 @@ def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDispl
         return progress
     console = Console()
     is_shown = (console.is_terminal or console.is_jupyter) if progress is None else progress
-    if not is_shown or os.environ.get("RANK", "0") != "0":
+    if not is_shown or not is_main_process():
         return Silent()
-    num_processes = int(os.environ.get("WORLD_SIZE") or 1)
     name = config.policy.name_or_path or "random weights"
-    return display_for(console, f"{name} · {config.output_dir}", num_processes=num_processes)
+    return display_for(console, f"{name} · {config.output_dir}")

@@ -19,10 +19,10 @@ from llm_reinforce.runs.checkpoint import load_value_head
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """Predictions of the value head for an update's episodes, before it is fitted to them.
+    """Predictions of the value head for an update's episodes, made before the head is fitted to them.
 
     Attributes:
-        values: V(s_t) of each action, on the CPU; zero in padding.
+        values: V(s_t) at each action, on the CPU; zero in padding.
         features: hidden states of the policy from which V was predicted, on the policy's device.
     """
 
@@ -31,7 +31,7 @@ class Prediction:
 
 
 class ValueBaseline:
-    """A value head with an optimizer. The weights of the head are equal in all processes.
+    """A value head and its optimizer. The weights of the head are equal in all processes.
 
     Args:
         policy: the policy whose hidden states are the input of the head.
@@ -48,7 +48,7 @@ class ValueBaseline:
     ) -> None:
         self.policy, self.settings, self.accelerator = policy, settings, accelerator
         end = policy.end_token_ids[:1]
-        num_features = self._features([end], [end]).shape[-1]  # any prompt and completion will do
+        num_features = self._features([end], [end]).shape[-1]  # only the width of the features is needed
         self.head = ValueHead(num_features, hidden_size=settings.hidden_size, seed=seed).to(policy.device)
         self.optimizer = torch.optim.AdamW(
             self.head.parameters(), lr=settings.learning_rate, weight_decay=0.0
@@ -67,7 +67,7 @@ class ValueBaseline:
         """Fit the head to the returns of the scored episodes of all processes.
 
         Returns:
-            True if all steps were taken; False if a step was skipped because its loss or gradient was not
+            True if all steps were taken. False if a step was skipped, because its loss or gradient was not
             finite.
         """
         return fit_values(
@@ -95,7 +95,8 @@ class ValueBaseline:
     def restore(self, checkpoint: Path, say: Callable[[str], None]) -> None:
         """Load the head and its optimizer from a checkpoint.
 
-        If the checkpoint has no value head, the head keeps its initial weights, and `say` reports it.
+        If the checkpoint has no value head, the head keeps its initial weights, and `say` is called with a
+        message.
 
         Raises:
             InputError: if the head in the checkpoint has a different size.

@@ -24,9 +24,10 @@ _MAX_ANSWER = 1_024  # maximum characters of an answer that is compared as algeb
 def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
     """Compare the final answer of a completion with a reference answer that is LaTeX or algebra.
 
-    In addition to the reasons of plain answers, the reason of the verdict can be `timed_out`, if the
-    comparison takes longer than `TIME_LIMIT` seconds, or `crashed`, if the worker process ends, for example
-    because it is out of memory. This function can be called from any thread and never raises an exception.
+    The reason of the verdict is `timed_out` if the comparison takes longer than `TIME_LIMIT` seconds, and
+    `crashed` if the worker process ends, for example because it is out of memory. Otherwise the reason is one
+    of those for plain answers (see `Verdict`). This function can be called from any thread and never raises
+    an exception.
 
     Args:
         completion: the completion to verify.

@@ -3,7 +3,8 @@
     python -m llm_reinforce.verifier.algebra_worker
 
 math-verify compares floats to six digits, and accepts an interval as equal to a set. If math-verify says that
-two answers are equal, this module therefore compares them again: their kinds, and their values to 45 digits.
+two answers are equal, this module therefore also compares the kinds of the two answers, and their values to
+45 digits.
 """
 
 import logging
@@ -88,8 +89,9 @@ def is_confirmed(right: Any, answer: Any) -> bool:
 def _equal_numbers(right: Any, answer: Any) -> bool:
     """Return True if two expressions are equal at several values of their variables, to 45 digits.
 
-    The values are computed with 60 digits. If no point gives two finite numbers, the difference of the
-    expressions is simplified, and they are equal if the result is 0.
+    The values are computed with 60 digits. If the two expressions are not finite at any of these values, the
+    difference of the expressions is simplified, and the expressions are equal if the simplified difference is
+    0.
     """
     from sympy import Float, Rational, simplify
 

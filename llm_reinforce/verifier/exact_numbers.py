@@ -15,7 +15,7 @@ from fractions import Fraction
 MAX_NUMBER = 400  # maximum characters of a number; the limit of Python's int(text) is higher
 _MAX_EXPONENT = 400
 NUM_ATTEMPTS = 2
-_WINDOWS = (512, 2_048)  # characters before the last digit that are searched for the last number, per attempt
+_WINDOWS = (512, 2_048)  # characters before the last digit that each attempt searches
 _AFTER = 128  # characters after the last digit
 _MAX_SLOT = 1_024  # maximum characters of a value with its label and unit
 _DIGIT = re.compile(r"\d")
@@ -63,7 +63,7 @@ _NUMBER_HERE = re.compile(_NUMBER, re.VERBOSE)
 _TOKEN = re.compile(
     rf"""
     (?P<name> (?! {_CURRENCY} [ ]?[0-9.] )
-        [A-Za-z_][A-Za-z0-9_]*+ (?: -[A-Za-z0-9_]++ )*+ (?: (?<=[0-9]) (?: \.[0-9]++ )++ )? )
+        [A-Za-z_\ufffd][A-Za-z0-9_\ufffd]*+ (?: -[A-Za-z0-9_]++ )*+ (?: (?<=[0-9]) (?: \.[0-9]++ )++ )? )
   | (?P<compound>
         [0-9]++ (?: (?: \.[0-9]++ ){{2,}}+ | (?: /[0-9]++ ){{2,}}+ | (?: -[0-9]++ ){{2,}}+ | (?: :[0-9]++ )++
                   | (?: st|nd|rd|th )\b ) )
@@ -122,8 +122,9 @@ _ALTERNATIVE_AFTER = re.compile(
       | (?:[A-Za-z]{1,20}[ ]){0,3} ,?[ ]? \(?or[ ](?:maybe[ ]|perhaps[ ]|possibly[ ])? [$£€]?-?[0-9] )""",
     re.IGNORECASE | re.VERBOSE,
 )
-# a letter directly after the digits is a variable, unless it is a common unit
-_VARIABLE_AFTER = re.compile(r"(?![gmshlLWVNJAC])[A-Za-z](?![A-Za-z])|[A-Za-z][0-9]")
+# A letter directly after the digits is a variable, unless it is a common unit. U+FFFD stands for a token that
+# has no text, or for a part of a character, so the number that it touches is unknown.
+_VARIABLE_AFTER = re.compile(r"(?![gmshlLWVNJAC])[A-Za-z](?![A-Za-z])|[A-Za-z][0-9]|\ufffd")
 
 # --- a slot -------------------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ _NEXT_EQUATION = re.compile(r"[0-9][^=,;]{0,40}(?:[,;]|\bor\b|\band\b)[^=,;]{0,2
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])[ ]?\^(?:-?[1-4](?![0-9])|\{-?[1-4]\})")
 _UNIT_DIGIT = re.compile(r"\b(?:mm|cm|dm|km|m|in|ft|yd|mi)[23]\b")
 _NO_UNIT = re.compile(
-    r"[\\^=<>+*×÷|{}_π√‰!∞]|(?<![A-Za-z$£€%°])/|(?:^|\s)-|\b(?:plus|minus|times)\b", re.IGNORECASE
+    r"[\\^=<>+*×÷|{}_π√‰!∞\ufffd]|(?<![A-Za-z$£€%°])/|(?:^|\s)-|\b(?:plus|minus|times)\b", re.IGNORECASE
 )
 _MORE_VALUES = re.compile(r"[0-9]|\b(?:or|and|to)\b", re.IGNORECASE)
 
@@ -230,7 +231,7 @@ def read_last_number(text: str) -> Reading | None:
 
 
 def around_last_digit(text: str, attempt: int) -> str | None:
-    """Return the part of a text in which to look for the last number: the text around the last digit.
+    """Return the text around the last digit, in which the last number is searched.
 
     Args:
         text: text of any length.
@@ -253,7 +254,7 @@ def around_last_digit(text: str, attempt: int) -> str | None:
 
 
 def _without_powers(text: str) -> str:
-    """Remove the powers of units from a text, such as ^2 in 'cm^2' and 'm3' as a whole."""
+    """Remove powers of units from a text: the ^2 of 'cm^2', and 'm3' as a whole."""
     return _UNIT_DIGIT.sub("", _UNIT_POWER.sub("", text))
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lives import SETTINGS, make_traced, outcome, start
 
-from llm_reinforce.runs.checkpoint import FILES, MANIFEST, find_checkpoint
+from llm_reinforce.checkpoint_files import FILES, MANIFEST, find_checkpoint
 
 NUM_UPDATES, KILLED_IN = 5, 5  # killed in the fifth save, that of update 4: the first is of update 0
 

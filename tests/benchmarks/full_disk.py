@@ -16,7 +16,7 @@ from pathlib import Path
 
 from lives import SETTINGS, Life, make_traced, outcome, start
 
-from llm_reinforce.runs.checkpoint import find_checkpoint
+from llm_reinforce.checkpoint_files import find_checkpoint
 
 
 def mount(*options: str) -> None:

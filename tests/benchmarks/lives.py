@@ -26,11 +26,11 @@ import llm_reinforce.cli.interruption as interruption_module
 import llm_reinforce.console.live_view  # noqa: F401
 import llm_reinforce.episodes.collect as collect_module
 import llm_reinforce.training.loop as trainer_module
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.cli import main
 from llm_reinforce.cli.interruption import ASKING
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.runs.checkpoint import find_checkpoint
 from llm_reinforce.training.metrics import TIMES
 
 SETTINGS: dict[str, object] = {

@@ -110,10 +110,10 @@ def test_the_display_depends_on_the_console() -> None:
 
 def test_plain_lines_are_printed_every_few_percent(clock: list[float]) -> None:
     console = Console(file=io.StringIO())
-    with PlainDisplay(console, num_processes=2) as display:
+    with PlainDisplay(console) as display:
         for number in range(1, 1001):
             clock[0] += 0.5
-            display.update(number, 1000, METRICS, [episode()] * 4)
+            display.update(number, 1000, METRICS, [episode()] * 8)
     lines = written(console).splitlines()
     assert len(lines) == 21  # the first, and one every 5%
     assert lines[0] == (
@@ -161,7 +161,7 @@ def test_plain_lines_of_evaluations_and_the_warm_start(clock: list[float]) -> No
 
 
 def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float]) -> None:
-    display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]", 1, {})
+    display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]", {})
     display.evaluation(0, "held_out", evaluation(2))
     for number in (1, 2):
         clock[0] += 5
@@ -185,7 +185,7 @@ def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float])
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (30, 10), (110, 35)])
 def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
-    display = LiveDisplay(terminal(width, height), "t" * 200, 1, {})
+    display = LiveDisplay(terminal(width, height), "t" * 200, {})
     display.update(1, 10, METRICS, [episode("p" * 500, "漢" * 500)] * 8)
     for decoding in ("greedy", "sampled"):
         display.evaluation(1, "held_out", evaluation(5, decoding))
@@ -195,14 +195,14 @@ def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
 
 
 def test_a_resumed_run_is_compared_with_its_first_evaluation() -> None:
-    display = LiveDisplay(terminal(), "", 1, {"greedy": (0, 0.1)})
+    display = LiveDisplay(terminal(), "", {"greedy": (0, 0.1)})
     display.evaluation(50, "held_out", evaluation(5))
     assert "10.0% → 50.0%" in current_view(display)
 
 
 def test_the_live_view_is_refreshed_by_a_thread() -> None:
     console = terminal()
-    with LiveDisplay(console, "title", 1, {}) as display:
+    with LiveDisplay(console, "title", {}) as display:
         display.say("said [once]")
         for number in range(1, 201):
             display.update(number, 200, METRICS, [episode()])

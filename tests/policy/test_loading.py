@@ -531,7 +531,7 @@ def test_named_chat_templates_without_a_default_are_rejected(model_copy: Path) -
     policy = load_policy(model_copy)
     policy.tokenizer.chat_template = {"rag": TEMPLATE, "tool_use": TEMPLATE}
     policy.save(model_copy)
-    assert "several chat templates (rag, tool_use), but no default" in error_of(model_copy)
+    assert "no default chat template" in error_of(model_copy)
     assert not load_policy(model_copy, use_chat_template=False).uses_chat_template
 
 
@@ -700,7 +700,7 @@ def test_tokenizer_of_a_gguf_file_is_converted(tmp_path: Path) -> None:
     text = "12+3= é\n"
     assert policy.decode(policy.encode_prompt(text)) == text
     assert len(policy.encode_prompt("12")) == 1  # the merge of the tokenizer
-    assert policy.encode_prompt("<|im_end|>") == (2,)
+    assert policy.encode_prompt("<|im_end|>12")[0] == 2
 
 
 @pytest.mark.parametrize(

@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import llm_reinforce
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import AdapterConfig
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.runs import BestEvaluation, TrainState
-from llm_reinforce.runs.checkpoint import find_checkpoint, load_checkpoint, load_value_head, save_checkpoint
+from llm_reinforce.runs.checkpoint import load_checkpoint, load_value_head, save_checkpoint
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 
 

@@ -19,11 +19,12 @@ import llm_reinforce.durable_files as durable_module
 import llm_reinforce.runs.checkpoint as checkpoint_module
 import llm_reinforce.runs.run_directory as run_directory_module
 import llm_reinforce.training.loop as trainer_module
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.durable_files import whole_directory, write_whole
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import load_policy
 from llm_reinforce.runs import RunDirectory, TrainState
-from llm_reinforce.runs.checkpoint import find_checkpoint, save_checkpoint
+from llm_reinforce.runs.checkpoint import save_checkpoint
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 

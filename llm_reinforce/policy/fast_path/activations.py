@@ -1,4 +1,4 @@
-"""Activations that are kept during sampling, so that the update does not repeat the forward pass."""
+"""Store for activations that are computed during sampling and reused for the gradient step."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ class _KeptCompletion(NamedTuple):
     """Numbers that were recorded for a sampled completion.
 
     Attributes:
-        indices: for each token of the completion except the last, its index among the kept activations.
+        indices: for each token of the completion except the last, its index in the kept activations.
         log_probs: log-probability of each action.
         entropies: entropy of each action's distribution.
     """
@@ -37,7 +37,7 @@ class KeptProducts:
     """Kept activations of some prompts and completions.
 
     Attributes:
-        indices: for each token, its index among the kept activations; padded by `pad_to_multiple`.
+        indices: for each token, its index in the kept activations. Padded by `pad_to_multiple`.
         log_probs: log-probabilities and entropies of the actions, concatenated over the completions.
     """
 
@@ -52,7 +52,7 @@ class KeptProducts:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Return the outputs of the layers. Kept outputs are reused, others are computed; see `Multiply`."""
+        """Return the outputs of the layers. Kept outputs are reused. See `Multiply` for the arguments."""
         indices = self.indices if tokens is None else self.indices.index_select(0, tokens)
         cached = [
             torch.cat(self._products[layer]).index_select(0, indices) if layer in self._products else None
@@ -100,7 +100,7 @@ class Activations:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Compute the outputs of the layers and keep them; see `Multiply`."""
+        """Compute the outputs of the layers and keep them. See `Multiply` for the arguments."""
         results = layer_products(layers, inputs, norm=norm)
         if tokens is None:
             self._num_in_pass = len(inputs)
@@ -137,7 +137,7 @@ class Activations:
         Args:
             prompt: tokens of the prompt.
             completion: tokens of the completion.
-            indices: for each action except the last, its index among the kept activations.
+            indices: for each action except the last, its index in the kept activations.
             log_probs: log-probability of each action.
             entropies: entropy of each action's distribution.
         """
@@ -153,7 +153,7 @@ class Activations:
         prompts: PackedPrompts,
         tree: CompletionTree,
     ) -> KeptProducts | None:
-        """Return the kept activations of prompts and completions, or None if they must be recomputed.
+        """Return the kept activations of prompts and completions, or None if they cannot be used.
 
         Args:
             model: model that computes the log-probabilities.
@@ -163,8 +163,8 @@ class Activations:
             tree: layout of the completions. The tokens of the tree follow those of the prompts.
 
         Returns:
-            the kept activations, or None if a completion was not recorded, if the model or the temperature
-            differs from that of sampling, or if more than `max_tokens` tokens were computed.
+            the kept activations, or None if a completion was not recorded, if the completions were sampled
+            with another model or temperature, or if more than `max_tokens` tokens were computed.
         """
         is_same = self._sampled_by == (model, temperature)
         if not self._products or not is_same or any(one not in self._completions for one in episodes):
@@ -175,20 +175,21 @@ class Activations:
         device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
         completions = [self._completions[one] for one in episodes]
         indices = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)
-        distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # the same order as in `prompts`
+        distinct = dict.fromkeys(prompt for prompt, _ in episodes)  # in the order of `prompts`
         width = prompts.slots.shape[1]
         # the last token of a prompt is repeated up to the width, as in `prompts.slots`
         of_prompts = [
             [*own, *[own[-1]] * (width - len(own))] for own in (self._prompts[prompt] for prompt in distinct)
         ]
         indices[prompts.slots[: prompts.num_prompts]] = integers(of_prompts, device)
-        # each action of a completion except the last is the state of the next action
+        # each action of a completion except the last is the last token of the state of the next action
         is_token = tree.states >= prompts.num_prompts
         places = tree.states[is_token] + (num_prompt_tokens - prompts.num_prompts)
         indices[places] = integers([*chain.from_iterable(one.indices for one in completions)], device)
         dtype = torch.promote_types(next(iter(self._products.values()))[0].dtype, torch.float32)
+        of_numpy = np.float64 if dtype == torch.float64 else np.float32
         log_probs, entropies = (
-            torch.from_numpy(np.fromiter(chain.from_iterable(values), np.float64)).to(device, dtype)
+            torch.from_numpy(np.fromiter(chain.from_iterable(values), of_numpy)).to(device)
             for values in ((one.log_probs for one in completions), (one.entropies for one in completions))
         )
         return KeptProducts(pad_to_multiple(indices), ActionLogProbs(log_probs, entropies), self._products)

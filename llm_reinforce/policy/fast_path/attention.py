@@ -18,8 +18,8 @@ from llm_reinforce.policy.fast_path.products import is_full_precision_on_cpu
 
 MAX_SMALL = 64
 """Maximum number of keys per row for which attention is computed with plain matrix products on a CPU. For
-short rows, this is faster than the attention function of torch, and the stored probabilities take little
-memory."""
+short rows, plain products are faster than the attention function of torch, and the attention probabilities
+that they store for the backward pass take little memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +46,13 @@ class Attention:
         o_i = Σ_j p_ij v_j,   p_ij = exp s_ij / Σ_k exp s_ik,   s_ij = q_i · k_j / √d
 
     The sums are over the keys to which a query attends (Vaswani et al. 2017). If several query heads share a
-    key head (Ainslie et al. 2023), they are treated as additional queries to that key head, so that the
-    keys need not be copied.
+    key head (Ainslie et al. 2023), their queries are treated as additional queries to this key head. The keys
+    then need not be copied.
 
     Args:
-        rows: groups of rows of equal width. Apart from padding, every token is a query in exactly one row,
-            and the tokens are in order.
+        rows: groups of rows. All rows of a group have the same width. Apart from padding, every token is a
+            query in exactly one row. The first group contains the first tokens, and each further group the
+            tokens that follow.
         num_heads: number of query heads.
         num_key_heads: number of key and value heads.
     """
@@ -110,8 +111,8 @@ class _SmallRows:
     There is one row of vectors for each pair of a row of tokens and a key head.
 
     Attributes:
-        queries: indices of the query vectors of each row, of all heads that share the key head.
-        keys: indices of the key and value vectors of each row.
+        queries: for each row, the indices of the query vectors of all heads that share the key head.
+        keys: for each row, the indices of the key and value vectors.
         places: for each vector of each token, its index in the flattened `queries`.
         bias: 0 where a query attends to a key and -∞ elsewhere; added to s_ij of all heads.
     """
@@ -123,7 +124,7 @@ class _SmallRows:
 
     @classmethod
     def of(cls, rows: Rows, num_heads: int, num_key_heads: int) -> "_SmallRows":
-        """Return the indices for rows of tokens."""
+        """Build the rows of vectors from rows of tokens."""
         (num_rows, num_queries), device = rows.queries.shape, rows.queries.device
         heads, key_heads = (torch.arange(num, device=device) for num in (num_heads, num_key_heads))
         row, column = rows.places // num_queries, rows.places % num_queries
@@ -143,7 +144,10 @@ class _SmallRows:
         )
 
     def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """Return the outputs o of the tokens; and p, q / √d, k and v of all rows, for the backward pass."""
+        """Return the outputs o of the tokens, and the tensors that the backward pass needs.
+
+        These tensors are p, q / √d, k and v of all rows.
+        """
         q, k, v = (
             gather(packed.flatten(0, 1), places)
             for packed, places in ((queries, self.queries), (keys, self.keys), (values, self.keys))
@@ -157,7 +161,7 @@ class _SmallRows:
 
 
 class _SmallAttention(torch.autograd.Function):
-    """The equations of `Attention` as plain matrix products, with the derivatives
+    """The equations of `Attention` as plain matrix products, with these derivatives:
 
     ∂L/∂s_ij = p_ij (g_ij - Σ_k p_ik g_ik),   g_ij = ∂L/∂o_i · v_j
     ∂L/∂q_i = Σ_j ∂L/∂s_ij k_j / √d,   ∂L/∂k_j = Σ_i ∂L/∂s_ij q_i / √d,   ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i

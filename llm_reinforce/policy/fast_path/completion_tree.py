@@ -1,4 +1,7 @@
-"""Completions packed as a tree of tokens, in which shared prefixes occur once, and the attention masks."""
+"""Completions packed as a tree of tokens, and the attention masks of this tree.
+
+A prefix that several completions of a prompt share occurs once in the tree.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +23,9 @@ prompt or to the largest number of tokens that a completion adds to the tree, if
 
 @dataclass(frozen=True, slots=True)
 class CompletionTree:
-    """Completions as a tree of tokens. The parent of a token is the token before it, or a prompt.
+    """Completions as a tree of tokens.
+
+    The parent of a token is the token before it in its completion, or the prompt.
 
     The tokens are in preorder: a token is directly followed by its descendants. The last action of a
     completion is not in the tree, because no action follows it.
@@ -28,10 +33,11 @@ class CompletionTree:
     Attributes:
         token_ids: token id of each token.
         positions: position of each token in its sequence, including the prompt.
-        states: for each action, the index of its state; concatenated over the completions. State i is prompt
-            i, and the number of prompts plus j is the state that ends with token j of the tree.
-        is_action: True where `[completion, column]` is an action.
-        bundles: rows of attention for the tokens; None if the tree has no tokens.
+        states: for each action, the index of its state; concatenated over the completions. With P prompts,
+            state i < P is the end of prompt i, and state P + j is the state whose last token is token j of
+            the tree.
+        is_action: True for the actions of each completion, False for padding.
+        bundles: the tokens, divided into bundles for attention; None if the tree has no tokens.
     """
 
     token_ids: Int[Tensor, " token"]
@@ -45,16 +51,18 @@ class CompletionTree:
 class Bundles:
     """The tokens of a tree, divided into bundles. Each bundle is one row of attention.
 
-    A bundle consists of consecutive tokens that belong to the same prompt. Without bundles, each completion
-    would be a row with a copy of the prompt's keys; with bundles, there is only one copy per bundle. A NaN in
-    a completion may spread to other completions of the same prompt, but never to those of another prompt.
+    A bundle consists of consecutive tokens that belong to the same prompt. The keys of the prompt are copied
+    once per bundle. Without bundles, each completion would be a row, and the keys of the prompt would be
+    copied once per completion. A NaN in a completion may spread to other completions of the same prompt, but
+    never to completions of another prompt.
 
     Attributes:
         prompt: for each bundle, the index of its prompt.
         slots: indices of the tokens of each bundle, padded with the last token of the bundle.
         places: for each token, its index in the flattened `slots`.
-        seen: indices of the tokens of the tree to which a bundle attends: the ancestors of its first token,
-            then the tokens of the bundle. Padded with the total number of tokens.
+        seen: for each bundle, the indices of the tokens of the tree to which its tokens attend. These are the
+            ancestors of the bundle's first token, followed by the tokens of the bundle. The padding value is
+            the total number of tokens of the tree.
         ends: for each token, the index of the next token in preorder that is not its descendant.
     """
 
@@ -66,7 +74,7 @@ class Bundles:
 
     @property
     def _gathered(self) -> Int[Tensor, "bundle own_key"]:
-        """The tokens in `seen`, where the padding is replaced by the last token of the bundle."""
+        """The indices in `seen`. Padding is replaced by the index of the last token of the bundle."""
         return torch.minimum(self.seen, self.slots[:, -1:])
 
     def rows(self, prompts: PackedPrompts) -> Rows:
@@ -98,8 +106,8 @@ class _Run(NamedTuple):
 
     Attributes:
         prompt: index of the prompt.
-        ancestors: ancestors of the first token in the tree.
-        start: index of the first token.
+        ancestors: indices of the ancestors of the bundle's first token in the tree.
+        start: index of the bundle's first token.
     """
 
     prompt: int
@@ -125,7 +133,7 @@ def pack_completions(
     order = sorted(zip(prompts, completions, range(len(completions)), strict=True))
     shared = [0, *(_num_shared(one, other) for one, other in pairwise(order))]
     num_own = [len(tokens) - 1 - num for (_, tokens, _), num in zip(order, shared, strict=True)]
-    # all bundles are padded to the widest one; the tokens that a completion adds must fit into one bundle
+    # bundles are padded to the widest one; all tokens that a completion adds must fit into one bundle
     limit = max(BUNDLE_SIZE, min(prompt_lengths), *num_own)
     token_ids: list[int] = []
     positions: list[int] = []
@@ -159,9 +167,10 @@ def pack_completions(
 
 
 def _num_shared(one: tuple[int, TokenIds, int], other: tuple[int, TokenIds, int]) -> int:
-    """Return the length of the common prefix of two completions of the same prompt, or 0 if prompts differ.
+    """Return the length of the common prefix of two completions, or 0 if their prompts differ.
 
-    The last actions are not part of the prefix. The arguments have the form (prompt, completion, row).
+    The last action of a completion is never part of the prefix. The arguments have the form (prompt,
+    completion, row).
     """
     if one[0] != other[0]:
         return 0

@@ -1,9 +1,9 @@
 """The forward pass of Llama-like models over packed tokens, without padding.
 
 Embeddings, norms, projections and feed-forward layers process each token independently, so the tokens of all
-sequences can be the rows of one matrix. Only attention depends on the sequences. Attention is a function that
-the caller provides: the one of `packed_log_probs` attends within episodes, and the one of `SlotBatch` attends
-to a cache.
+sequences can be the rows of one matrix. Only attention depends on the sequences. The caller provides
+attention as a function. In the function of `packed_log_probs`, tokens attend to the earlier tokens of their
+episode. In the function of `SlotBatch`, they attend to a cache of keys and values.
 """
 
 import weakref
@@ -30,15 +30,15 @@ keys and values `[token, key_head, channel]` of all tokens, including tokens add
 result has the shape of the queries, but may omit the added tokens."""
 
 Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | None], tuple[Tensor, ...]]
-"""Function that computes the outputs of linear layers with the same inputs. The arguments are the layers, the
-inputs, a norm that is applied to the inputs first (None: no norm), and the indices of the tokens to which the
-inputs belong (None: all tokens)."""
+"""Function that computes the outputs of linear layers that share their inputs. The arguments are the layers,
+the inputs, a norm that is applied to the inputs first (None: no norm), and the indices of the tokens to which
+the inputs belong (None: all tokens)."""
 
 
 def recompute_products(
     layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
-    """Compute the outputs of the layers without a store of activations; see `Multiply`."""
+    """Compute the outputs of the layers without reusing activations. See `Multiply` for the arguments."""
     return layer_products(layers, inputs, norm=norm)
 
 
@@ -51,7 +51,7 @@ def do_not_pack(model: nn.Module) -> None:
 
 
 def packable_model(model: nn.Module) -> Any:
-    """Return the model without adapter wrapper if `forward_packed` supports the model, and otherwise None.
+    """Return the model without its adapter wrapper, or None if `forward_packed` does not support the model.
 
     Llama-like models are supported, with or without adapters in their layers. A model is not supported if it
     has sliding-window attention, positions that depend on the longest sequence of a batch, layers on several
@@ -91,7 +91,7 @@ def forward_packed(
     read: Int[Tensor, " read"] | None = None,
     multiply: Multiply = recompute_products,
 ) -> Float[Tensor, "read hidden"]:
-    """Return the last hidden states of some tokens, before the final norm and the head.
+    """Return the hidden states of some tokens after the last layer, before the final norm and the head.
 
     Args:
         model: a model returned by `packable_model`.
@@ -124,7 +124,7 @@ def forward_packed(
 
 
 def pad_to_multiple(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
-    """Pad a tensor at the end with copies of its first number, to a multiple of `MULTIPLE`.
+    """Pad a tensor at the end with copies of its first number, to a length that is a multiple of `MULTIPLE`.
 
     A tensor is returned unchanged if it is not on a CPU or has fewer than `MIN_PADDED` numbers.
     """
@@ -141,7 +141,7 @@ def _mixed(
     attend: Attend,
     multiply: Multiply,
 ) -> Float[Tensor, "token mixed"]:
-    """Return the outputs of a layer's attention before the output projection, with all heads concatenated."""
+    """Return the outputs of a layer's attention before the output projection. The heads are concatenated."""
     attention = layer.self_attn
     shape = (len(hidden), -1, attention.head_dim)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
@@ -164,7 +164,8 @@ def _rotate(
 
         x'_i = x_i cos φ_i ∓ x_j sin φ_i,   j = i ± half
 
-    The caller must negate the sines of the first half of the channels.
+    Here `half` is half the number of channels. The caller must negate the sines of the first half of the
+    channels.
     """
     if torch.is_grad_enabled():
         rotated: Tensor = _Rotation.apply(vectors, cosines, sines)  # type: ignore[no-untyped-call]

@@ -55,7 +55,7 @@ def packed_log_probs(
 def pack(
     model: Any, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
 ) -> tuple[PackedPrompts, CompletionTree]:
-    """Pack the distinct prompts, and the completions as a tree."""
+    """Pack the distinct prompts into one sequence, and the completions into a tree."""
     device = next(model.parameters()).device
     distinct = list(dict.fromkeys(prompts))
     number = {prompt: index for index, prompt in enumerate(distinct)}
@@ -68,7 +68,7 @@ def pack(
 def packed_states(
     model: Any, of_prompts: PackedPrompts, tree: CompletionTree, multiply: Multiply = recompute_products
 ) -> Float[Tensor, "state hidden"]:
-    """Return the last hidden state of each distinct state, from which the head computes logits.
+    """Return the hidden vector of each distinct state, from which the head computes the logits of the state.
 
     Args:
         model: a model returned by `packable_model`.
@@ -85,7 +85,7 @@ def packed_states(
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return attention(queries, keys, values)
 
-    # the causal shift: the last token of a prompt predicts the first action, and an action the next action
+    # the causal shift: the last token of a prompt predicts the first action; each action predicts the next
     read = torch.cat(
         [
             of_prompts.last,

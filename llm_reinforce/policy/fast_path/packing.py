@@ -20,8 +20,9 @@ class PackedPrompts:
         token_ids: token ids of the common prefix, then of the rest of each prompt.
         positions: position of each token in its prompt.
         slots: for each prompt, the indices of its tokens in `token_ids`, padded with the last token of the
-            prompt. (The activations of a token of another prompt might be NaN, and a mask does not hide NaN.)
-            If there is a common prefix, the last row of `slots` contains the common prefix.
+            prompt. (A token of another prompt cannot serve as padding, because its activations might be NaN,
+            which a mask does not hide.) If there is a common prefix, the last row of `slots` contains the
+            common prefix.
         lengths: for each row of `slots`, the number of tokens without padding.
         places: for each token, its index in the flattened `slots`. For tokens of the common prefix, this is
             an index in the last row.

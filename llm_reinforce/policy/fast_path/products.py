@@ -17,17 +17,18 @@ ONLY_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 MIN_MULTIPLICATIONS = 1 << (28 if ONLY_AVX2 else 21)
 """Minimum number of multiplications of a product for which oneDNN is used. For smaller products, the overhead
 of oneDNN is larger than its advantage over MKL. The number is larger on a CPU with AVX2 but without AVX-512,
-where MKL is as fast as oneDNN for most products."""
+because MKL is then as fast as oneDNN for most products.
+"""
 
 
 def _find_onednn() -> Any:
     """Return the function of oneDNN that multiplies float32 matrices, or None if torch does not have it.
 
-    The function is private; the compiler of torch calls it. On a CPU, torch multiplies float32 matrices with
-    MKL, which uses AVX-512 only on processors by Intel. On a Zen 5 processor, oneDNN is 2 to 3.5 times as
-    fast as MKL (`tests/benchmarks/speed.py` prints both speeds). On a CPU with AVX2 but without AVX-512,
-    oneDNN is faster only for products with few rows and many columns (in the head, for example), and only if
-    the right factor is contiguous.
+    The function is private. It is also called by code that `torch.compile` generates. On a CPU, torch
+    multiplies float32 matrices with MKL, which uses AVX-512 only on processors by Intel. On a Zen 5
+    processor, oneDNN is 2 to 3.5 times as fast as MKL (`tests/benchmarks/speed.py` prints both speeds). On a
+    CPU with AVX2 but without AVX-512, oneDNN is faster only for products with few rows and many columns (in
+    the head, for example), and only if the right factor is contiguous.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return None
@@ -84,8 +85,9 @@ def layer_products(
         layers: the layers.
         inputs: the common inputs of the layers.
         norm: norm that is applied to the inputs first. None: no norm.
-        cached: for each layer, its outputs if they are already known, so that only their gradients have to be
-            computed, or None. Outputs may be given only for layers that are computed with `product`.
+        cached: for each layer, its outputs if they are already known, and otherwise None. Known outputs are
+            not recomputed, but their gradients are computed. Known outputs are allowed only for layers that
+            are computed with `product`.
     """
     if cached is None:
         cached = [None] * len(layers)
@@ -107,13 +109,13 @@ def is_computed_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"])
 
 
 def is_full_precision_on_cpu(inputs: Tensor) -> bool:
-    """Return True if a tensor is in float32 or float64, is on a CPU, and autocast is off."""
+    """Return True if the tensor is a float32 or float64 tensor on a CPU, and autocast is off."""
     is_full = inputs.dtype in (torch.float32, torch.float64) and inputs.device.type == "cpu"
     return is_full and not torch.is_autocast_enabled("cpu")
 
 
 def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
-    """Return True if the layer is an `nn.Linear` itself. A subclass, such as a quantized layer, is not."""
+    """Return True for an `nn.Linear`, but not for an instance of a subclass, such as a quantized layer."""
     return type(layer) is nn.Linear
 
 
@@ -127,7 +129,7 @@ def _layer_product(
 
 
 def _epsilon(norm: nn.Module) -> float | None:
-    """Return the epsilon of an RMSNorm, or None for another norm or a norm without epsilon or scale."""
+    """Return the epsilon of an RMSNorm, or None for other norms and for norms without epsilon or scale."""
     if type(norm) is nn.RMSNorm:
         return norm.eps if norm.elementwise_affine else None
     return float(norm.variance_epsilon) if type(norm) in NORMS else None  # type: ignore[arg-type]
@@ -142,7 +144,8 @@ def _forward(
     """Compute the equations of `_Products`.
 
     Returns:
-        the outputs; n, or x if there is no norm; and 1 / r, or None if there is no norm.
+        the outputs of the layers, the normalized inputs n, and 1 / r. Without a norm, x is returned in place
+        of n, and None in place of 1 / r.
     """
     num = len(tensors) // 3
     weights, biases, cached = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
@@ -167,7 +170,7 @@ def _forward(
 class _Products(torch.autograd.Function):
     """Compute x̂ · Wᵀ + b for several layers, with gradient. Cached outputs are not recomputed.
 
-    x̂ is the input x, or the RMSNorm of x (Zhang & Sennrich 2019):
+    x̂ is the input x, or the RMSNorm of x with scale s (Zhang & Sennrich 2019):
 
         x̂ = s n,   n = x / r,   r² = mean(x²) + ε
         ∂L/∂x = (v - n mean(v n)) / r,   v = s ∂L/∂x̂
@@ -179,7 +182,7 @@ class _Products(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         results, normal, inverse_r = _forward(inputs, scale, epsilon, tensors)
         num = len(results)
-        # the inputs are not needed if the layers are frozen, as is the case with an adapter
+        # frozen layers, such as the base layers of a model with an adapter, do not need the inputs
         is_needed = scale is not None or any(ctx.needs_input_grad[3 : 3 + num])
         ctx.save_for_backward(normal if is_needed else None, inverse_r, scale, *tensors[:num])
         return results

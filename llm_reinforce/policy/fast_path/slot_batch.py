@@ -20,11 +20,11 @@ from llm_reinforce.policy.fast_path.products import layer_products
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 MAX_PROMPT_TOKENS = 16384  # maximum number of prompt tokens computed at once
-ROOM = 32  # maximum number of additional columns when the cache is allocated or grows
+ROOM = 32  # maximum number of spare columns that are added when the cache is allocated or grows
 
 
 class SlotBatch:
-    """Batch for a Llama-like model; see `Batch`. There is no padding on the left: rows start at column 0.
+    """Batch for a Llama-like model; see `Batch`. Rows are not padded on the left, but start at column 0.
 
     Args:
         model: a model returned by `packable_model`.
@@ -41,13 +41,13 @@ class SlotBatch:
         self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
-        self.keys: list[Tensor] = []  # for each layer [row, key_head, column, channel]
+        self.keys: list[Tensor] = []  # one tensor per layer: [row, key_head, column, channel]
         self.values: list[Tensor] = []
 
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """See `Batch`."""
+        """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         parts, computed = _parts(prompts), []
         for part in parts:
             place = {number: index for index, number in enumerate(part)}
@@ -80,7 +80,7 @@ class SlotBatch:
                 if layer == len(cache):
                     shape = (len(self.lengths), new.shape[1], width + self.room, new.shape[3])
                     cache.append(new.new_empty(shape))
-                # overwrite the whole row: a mask would hide the values of an earlier sequence, but not NaN
+                # overwrite the whole row, because a mask would not hide NaN values of an earlier sequence
                 new = pad(new, (0, 0, 0, cache[layer].shape[2] - width))
                 cache[layer].index_copy_(0, rows, new)
             return attention(queries, keys, values)
@@ -96,7 +96,7 @@ class SlotBatch:
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """See `Batch`."""
+        """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         self._reserve(len(self.lengths), longest)
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
         self.lengths[:num_rows] += 1
@@ -126,7 +126,7 @@ class SlotBatch:
         return self._logits(self._forward(actions, positions, attend))
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """See `Batch`."""
+        """Copy rows to other rows; see `Batch.copy`."""
         self._reserve(max(new) + 1, 0)
         rows, start, stop = integers(old, self.lengths.device), new[0], new[0] + len(new)
         is_contiguous = max(old) < start and [*new] == [*range(start, stop)]
@@ -137,14 +137,17 @@ class SlotBatch:
                 cache.index_copy_(0, integers(new, rows.device), cache.index_select(0, rows))
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `Batch`."""
+        """Keep only the given rows; see `Batch.keep`."""
         for cache in (self.keys, self.values):
             for layer, old in enumerate(cache):
                 cache[layer] = old.index_select(0, rows)
         self.lengths = self.lengths[rows]
 
     def _reserve(self, num_rows: int, width: int) -> None:
-        """Grow the cache to at least this size. If it grows, rows and columns are added in reserve."""
+        """Grow the cache to at least `num_rows` rows and `width` columns, with some spare rows and columns.
+
+        A cache that is large enough is unchanged.
+        """
         num_more = max(num_rows - len(self.lengths), 0)
         if num_more:
             num_more = max(num_more, len(self.lengths) // 4)
@@ -162,7 +165,7 @@ class SlotBatch:
         attend: Attend,
         read: Int[Tensor, " read"] | None = None,
     ) -> Float[Tensor, "read hidden"]:
-        """Return the last hidden states of the tokens in `read`. If there is a store, keep activations."""
+        """Return the hidden states of the tokens in `read`, and keep the activations if there is a store."""
         if self.activations is None:
             return forward_packed(self.model, token_ids, positions, attend, read)
         hidden = forward_packed(self.model, token_ids, positions, attend, read, self.activations.multiply)
@@ -175,9 +178,10 @@ class SlotBatch:
 
 
 def _parts(prompts: Sequence[TokenIds]) -> list[list[int]]:
-    """Divide prompts into parts that are small enough to be computed at once.
+    """Divide the prompts into parts. The prompts of a part are computed at once.
 
-    The prompts of a part have similar lengths, so that there is little padding.
+    A part is limited to `MAX_PROMPT_TOKENS` tokens. Its prompts have similar lengths, so that there is little
+    padding.
 
     Returns:
         for each part, the indices of its prompts.

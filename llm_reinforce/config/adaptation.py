@@ -1,0 +1,90 @@
+"""Adaptation of a recipe to settings that the user changes, on the command line or in Python.
+
+A changed setting can make another setting of the recipe invalid. For example, 10 warmup updates in the recipe
+are invalid after `--set training.num_updates=2`. If the user has not changed the invalid setting, it is
+removed from the recipe, so that its default is used.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from llm_reinforce.config.strict_yaml import KeyPath, complaints, dotted, shown_value
+
+REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # from a setting to the settings that it replaces
+    ("policy", "name_or_path"): (("policy", "random_init"),),
+    ("policy", "random_init"): (("policy", "name_or_path"), ("policy", "lora")),
+    ("problems", "train"): (("problems", "generate"),),
+    ("problems", "generate"): (("problems", "train"), ("problems", "held_out")),
+    ("problems", "generate", "digits"): (
+        ("problems", "generate", "operands"),
+        ("problems", "generate", "held_out_operands"),
+    ),
+    ("problems", "generate", "operands"): (("problems", "generate", "digits"),),
+}
+
+
+def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseModel]) -> list[str]:
+    """Remove the settings of a recipe that are not valid together with changed settings.
+
+    Without the changes, the recipe must be valid. Changed settings and whole sections are not removed. If
+    they are invalid, the validation of the recipe raises an error.
+
+    Args:
+        data: the recipe, with the changes applied. It is modified.
+        changed: paths of the changed settings.
+        model: settings class of the recipe.
+
+    Returns:
+        a sentence for each removed setting.
+    """
+    notes = []
+    for chosen, replaced in REPLACED.items():
+        if _is_changed(chosen, changed) and _get(data, chosen) is not None:
+            for path in replaced:
+                if not _is_changed(path, changed) and _get(data, path) is not None:
+                    _remove(data, path)
+                    notes.append(f"{dotted(path)} of the recipe is not used, because {dotted(chosen)} is set")
+    while True:
+        try:
+            model.model_validate(data)
+        except ValidationError as error:
+            unfit = [
+                (path, message)
+                for path, message in complaints(error, model)
+                if _is_plain(_get(data, path)) and not _is_changed(path, changed)
+            ]
+        else:
+            return notes
+        if not unfit:
+            return notes
+        for path, message in unfit:
+            value = shown_value(_get(data, path))
+            _remove(data, path)
+            notes.append(
+                f"{dotted(path)}: {value} of the recipe does not fit the changed settings ({message}); the "
+                "default is used"
+            )
+
+
+def _is_changed(path: KeyPath, changed: Collection[KeyPath]) -> bool:
+    """Return True if the user has changed this setting, or a setting inside this section."""
+    return any(each[: len(path)] == path for each in changed)
+
+
+def _is_plain(value: Any) -> bool:
+    return value is not None and not isinstance(value, dict)
+
+
+def _get(data: Any, path: KeyPath) -> Any:
+    """Return the value of a setting, or None if it is absent or is an item of a list."""
+    for part in path:
+        data = data.get(part) if isinstance(data, dict) else None
+    return data
+
+
+def _remove(data: Any, path: KeyPath) -> None:
+    for part in path[:-1]:
+        data = data[part]
+    del data[path[-1]]

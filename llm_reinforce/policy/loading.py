@@ -19,7 +19,7 @@ from transformers import (
 from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
-from llm_reinforce.policy.chat_templates import ChatSettings, end_of_turn, end_of_turn_token
+from llm_reinforce.policy.chat_templates import ChatSettings, default_template, end_of_turn, end_of_turn_token
 from llm_reinforce.policy.embedding import num_embeddings, valid_pad_token
 from llm_reinforce.policy.language_policy import LanguagePolicy
 from llm_reinforce.policy.model_files import cannot_load, load_model, load_tokenizer, reason, resolve_location
@@ -270,8 +270,9 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
 def _as_policy(
     model: Any, tokenizer: Any, use_chat_template: bool, chat: ChatSettings | None = None
 ) -> LanguagePolicy:
-    template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
-    end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
+    has_template = use_chat_template and bool(getattr(tokenizer, "chat_template", None))
+    template = default_template(tokenizer) if has_template else ""
+    end_token_ids = _end_tokens(model, tokenizer, template)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token

@@ -164,17 +164,28 @@ def _all_weights(location: str, **arguments: Any) -> Any:
     By default, transformers initializes missing tensors with random numbers.
 
     Raises:
-        ValueError: if a tensor is missing.
+        InputError: if the only weights are pickles.
+        ValueError: if a tensor is missing or has another shape.
     """
     path = Path(location)
     if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
         raise InputError(f"{location}: {HOW_TO_CONVERT.format(location)}")
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
-            location, output_loading_info=True, **arguments, **reach(location)
+            location,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # the message of transformers does not name the tensors
+            **arguments,
+            **reach(location),
         )
     except (OSError, ValueError, RuntimeError) as error:
         raise type(error)(f"{location}: {reason(error)}") from error
+    if mismatched := sorted(loaded["mismatched_keys"]):
+        name, of_file, of_config = mismatched[0]
+        raise ValueError(
+            f"{len(mismatched)} tensors have other shapes than in config.json, such as {name}, which is "
+            f"{tuple(of_file)} and not {tuple(of_config)}"
+        )
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{len(missing)} tensors of the model are missing, such as {missing[0]}")
     return model

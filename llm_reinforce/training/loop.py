@@ -473,7 +473,7 @@ class TrainingLoop:
             return
         self.display.say(
             f"only {share:.2%} of the weights with a gradient changed in update {self.state.num_updates}: "
-            f"a step of the learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
+            f"a step of learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
             "which are in half precision; use policy.dtype: float32 with training.mixed_precision: bf16, "
             "or train an adapter (policy.lora)"
         )

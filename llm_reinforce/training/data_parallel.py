@@ -51,8 +51,9 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
 
     Raises:
         InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
-            started more processes than there are GPUs or another number than accelerate uses, or if the
-            process already has an accelerator with another mixed precision.
+            started more processes than there are GPUs or another number than accelerate uses, if the process
+            already has an accelerator with another mixed precision, or if the mixed precision is fp16 on a
+            CPU.
     """
     check_launch()
     _check_devices()
@@ -66,6 +67,10 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
         rejected = key if num_processes() == 1 else f"{key} or the launch of {num_processes()} processes"
         raise InputError(f"accelerate rejects {rejected}: {error}") from error
     _mixed_precision[:] = [mixed_precision]
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError(
+            "training.mixed_precision: fp16 has no effect on a CPU, on which this run is; use bf16 or no"
+        )
     if accelerator.distributed_type in SHARDING:
         raise InputError(
             f"accelerate was launched with {accelerator.distributed_type.value}, but sharding is not "

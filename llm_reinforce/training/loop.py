@@ -55,6 +55,7 @@ from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
+MIN_CHANGED = 0.5  # share of the weights with a gradient; if an update changes fewer, the user is warned
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
@@ -250,6 +251,7 @@ class TrainingLoop:
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
         metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
         self._check_finite(outcome)
+        self._check_weights_change(outcome)
         self._check_fitted(is_fitted)
         is_stopping = self._evaluate_and_save(before)
         is_evaluated = self._num_evaluated == self.state.num_updates
@@ -465,6 +467,18 @@ class TrainingLoop:
                 "with a higher-precision dtype or mixed_precision"
             )
 
+    def _check_weights_change(self, outcome: UpdateOutcome) -> None:
+        """Warn if the first update with the full learning rate changed few weights in half precision."""
+        share, first = outcome.frac_weights_changed, self.training.num_warmup_updates + 1
+        if share is None or share >= MIN_CHANGED or self.state.num_updates != first:
+            return
+        self.display.say(
+            f"only {share:.2%} of the weights with a gradient changed in update {self.state.num_updates}: "
+            f"a step of learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
+            "which are in half precision; use policy.dtype: float32 with training.mixed_precision: bf16, "
+            "or train an adapter (policy.lora)"
+        )
+
     def _check_fitted(self, is_fitted: bool) -> None:
         """Report the first update in which value-head steps were skipped.
 
@@ -521,6 +535,8 @@ class TrainingLoop:
             "step_time/collect": sampled - started,
             "step_time/update": now - sampled,
         }
+        if outcome.frac_weights_changed is not None:
+            metrics["frac_weights_changed"] = outcome.frac_weights_changed
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
         # a metric logged by a reward function must not replace one of the metrics above

@@ -54,8 +54,10 @@ from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
+from llm_reinforce.training.warning_signs import WarningSigns
 
 MIN_CHANGED = 0.5  # share of the weights with a gradient; if an update changes fewer, the user is warned
+NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
@@ -168,6 +170,12 @@ class TrainingLoop:
         if self.reinforce.baseline == "value":
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
+        self.warning_signs = WarningSigns(
+            len(problems),
+            self.reinforce.problems_per_update,
+            self.reinforce.episodes_per_problem,
+            training.num_updates,
+        )
         self.stop_requested = False
         # the first and the latest evaluation made by this object, by decoding and number of updates
         self.evaluations: dict[str, dict[int, Evaluation]] = {}
@@ -199,6 +207,8 @@ class TrainingLoop:
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
+        for sentence in self.warning_signs.before_first_update():
+            self.display.say(f"warning: {sentence}")
         if self.training.num_tokens is not None:
             self.display.say(f"the run ends after {self.training.num_tokens:,} sampled tokens")
         if resume and self._restore():
@@ -531,6 +541,7 @@ class TrainingLoop:
             "learning_rate": outcome.learning_rate,
             "num_tokens": self.state.num_tokens,
             "num_skipped_updates": self.state.num_skipped_updates,
+            "wall_time": time.time(),
             "step_time": now - started,
             "step_time/collect": sampled - started,
             "step_time/update": now - sampled,
@@ -545,10 +556,14 @@ class TrainingLoop:
             return metrics
         total = expected_updates(self.training, self.state)
         self.display.update(self.state.num_updates, total, metrics, batch.episodes)
+        for sentence in self.warning_signs.add(metrics):
+            self.display.say(f"warning: {sentence}")
         if self.run_directory is not None:
             self.run_directory.append("metrics.jsonl", metrics)
             for row in range(min(self.training.logged_episodes, len(batch))):
-                line = describe_episode(batch.episodes[row], estimate.returns[row], estimate.advantages[row])
+                episode = batch.episodes[row]
+                texts = self.policy.token_texts(episode.completion.token_ids)
+                line = describe_episode(episode, estimate.returns[row], estimate.advantages[row], texts)
                 self.run_directory.append("episodes.jsonl", {"update": self.state.num_updates, **line})
         return metrics
 
@@ -623,8 +638,8 @@ class TrainingLoop:
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
                 self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
-                if is_first_or_last:
-                    self.run_directory.append_answers(where, evaluation)
+                num_answers = None if is_first_or_last else NUM_ANSWERS
+                self.run_directory.append_answers(where, evaluation, num_answers)
 
     def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation:
         with self.accelerator.autocast():
@@ -681,6 +696,8 @@ class TrainingLoop:
             if directory is not None:  # a run may be killed after a save, before old checkpoints are removed
                 remove_old_checkpoints(directory, self.training.num_checkpoints_kept)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
+            for row in self.run_directory.rows("metrics.jsonl"):
+                self.warning_signs.add(row)  # reported by the earlier processes of this run
         return directory is not None
 
 

@@ -389,7 +389,7 @@ def test_results_are_those_of_the_recipe_heads() -> None:
         head = builtin_recipes()[name].read_text(encoding="utf-8").split("\nseed:")[0]
         figures = re.findall(r"[0-9.]+% \[[0-9., ]+\]", " | ".join(row))
         assert len(figures) == 2
-        assert f"seed {row[2].split(',')[0]}:" in head
+        assert f"seed {row[2].split()[0]}:" in head
         for figure in figures:
             assert figure in head, f"{name}: {figure}"
 

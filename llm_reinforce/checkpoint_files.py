@@ -14,7 +14,7 @@ FILES = ("optimizer.safetensors", WEIGHTS, "state.json")  # required in every ch
 def write_manifest(directory: Path) -> None:
     """Write the manifest of a checkpoint, which contains the digests of all its files."""
     digests = {file.name: _digest(file) for file in sorted(directory.iterdir())}
-    (directory / MANIFEST).write_text(json.dumps(digests, indent=1))
+    (directory / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
 
 def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
@@ -45,7 +45,7 @@ def num_updates_of(checkpoint: Path) -> int:
 def find_fault(directory: Path) -> str | None:
     """Return a description of the fault of a checkpoint, or None if all files match the manifest."""
     try:
-        digests = json.loads((directory / MANIFEST).read_text())
+        digests = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         for name in sorted({*FILES, *digests.keys()}):
             if _digest(directory / name) != digests.get(name):
                 return f"{name} does not match its digest in {MANIFEST}"

@@ -73,7 +73,8 @@ def sync(path: Path) -> None:
     """Wait until a file is stored on the disk (fsync). For a directory, wait for the list of its entries."""
     if path.is_dir() and os.name == "nt":  # Windows cannot open directories
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # Windows can sync only files that are open for writing
+    descriptor = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

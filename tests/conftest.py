@@ -1,5 +1,6 @@
 """Shared test setup: checked tensor shapes, one thread, no hub access, and tiny policies."""
 
+import gc
 import inspect
 import os
 import re
@@ -9,8 +10,18 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, no_type_check
 
-import jaxtyping
-from jaxtyping import install_import_hook
+gc.disable()  # imports create few cycles; enabled in `pytest_collection_finish`
+os.environ["OMP_NUM_THREADS"] = "1"  # also for processes that tests start
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# While a hooked module is imported, jaxtyping looks for the bytecode of all modules under another name. Large
+# libraries are imported first, since compiling them took longer than importing them.
+import jaxtyping  # noqa: E402
+import peft  # noqa: E402, F401
+import scipy.stats  # noqa: E402, F401
+import transformers.models.llama.modeling_llama  # noqa: E402, F401
+from jaxtyping import install_import_hook  # noqa: E402
 
 PACKAGE = Path(__file__).parents[1] / "llm_reinforce"
 
@@ -27,9 +38,6 @@ def modules_with_tensors() -> list[str]:
 # Installed before the modules are imported: all their calls check annotated types and tensor shapes, except
 # as in `skip_checks_without_tensors`.
 install_import_hook(modules_with_tensors(), "shape_checks.checked")
-os.environ["OMP_NUM_THREADS"] = "1"  # also for processes that tests start
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -41,6 +49,11 @@ from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
 torch.set_num_threads(1)
 settings.register_profile("untimed", deadline=None)  # tests must not fail because the machine is busy
 settings.load_profile("untimed")
+
+
+def pytest_collection_finish() -> None:
+    """Start garbage collection when all test files have been imported."""
+    gc.enable()
 
 
 def skip_checks_without_tensors(module: Any) -> None:

@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from llm_reinforce.analysis import (
+    classifier_claim,
     gradient_variance,
     length_claim,
     measure_classifier_claim,
@@ -44,6 +45,7 @@ def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     (tmp_path / "rewards.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(classifier_claim, "NUM_EPISODES", 200)
 
 
 def command(*arguments: str) -> Result:

@@ -19,7 +19,6 @@ from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app, interruption
-from llm_reinforce.cli.common import is_main_process
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import WarmStartConfig, load_config
 from llm_reinforce.config import recipe_file as recipe_module
@@ -339,7 +338,59 @@ def test_dry_run_reports_the_errors_of_the_run(tmp_path: Path) -> None:
     assert result.exit_code == 2
     assert "dry run: nothing was trained" in result.stdout
     assert "reward 'mine' failed on all 4 trial episodes" in result.stderr
-    assert "output_dir runs/tiny is not empty" in result.stderr
+
+
+def test_dry_run_of_a_recipe_whose_directory_holds_a_run() -> None:
+    assert command("train", "tiny.yaml").exit_code == 0
+    before = Path("runs/tiny/recipe.yaml").read_text()
+    result = command("train", "tiny.yaml", "--dry-run")
+    assert result.exit_code == 0, result.stderr
+    hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
+    assert f"runs/tiny holds a run; {hint}" in result.stdout
+    assert command("train", "tiny.yaml", "--dry-run", "--overwrite").exit_code == 0
+    resumed = command("train", "tiny.yaml", "--dry-run", "--resume")
+    assert "no checkpoint was loaded, so the episodes are those of the initial policy" in resumed.stdout
+    message = refused("train", "tiny.yaml", "--dry-run", "--resume", "--set", "seed=3")
+    assert "seed: 0 in the run, 3 now" in message
+    assert Path("runs/tiny/recipe.yaml").read_text() == before
+    Path("runs/tiny/recipe.yaml").rename("runs/tiny/notes.txt")
+    assert command("train", "tiny.yaml", "--dry-run").exit_code == 2  # holds no run
+
+
+def test_dry_run_says_that_the_warm_start_is_skipped() -> None:
+    sentence = "the warm start was skipped, so the episodes are those of the untrained policy"
+    warm = "training.warm_start={num_updates: 1, num_warmup_updates: 0}"
+    assert sentence in command("train", "tiny.yaml", "--dry-run", "--set", warm).stdout
+    assert sentence not in command("train", "tiny.yaml", "--dry-run").stdout
+
+
+def test_first_prompt_is_shown() -> None:
+    for arguments in (["--dry-run"], []):
+        result = command("train", "tiny.yaml", *arguments)
+        assert re.search(r"first prompt:? +Q:\d\+\d=\s", result.stdout), result.stdout
+
+
+def test_settings_of_the_chat_template_on_the_command_line(finished: Path, tmp_path: Path) -> None:
+    from llm_reinforce import load_policy
+
+    policy = load_policy(finished)
+    policy.tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.content }}{% endfor %}{{ '=' if answer else ':' }}"
+    )
+    policy.save("chat")
+    given = ["--policy", "chat", "--max-new-tokens", "2", "--system-prompt", "Q", "--chat-template-kwarg"]
+    Path("sums.jsonl").write_text('{"prompt": "1+1", "answer": "2"}\n')
+    for arguments in (["sample", "1+1"], ["evaluate", "--data", "sums.jsonl", "--output", "out"]):
+        result = command(*arguments, *given, "answer=true", "--chat-template-date", "2026-03-01")
+        assert result.exit_code == 0, result.stderr
+        assert "should have the form NAME=VALUE" in refused(*arguments, *given, "answer")
+        assert "has no such argument; did you mean 'answer'" in refused(*arguments, *given, "answers=1")
+        message = refused(*arguments, *given, "answer=1", "--chat-template-date", "soon")
+        assert "chat_template_date 'soon': should be a date such as 2026-11-29" in message
+    (file,) = Path("out").glob("answers_*")
+    recorded = json.loads(file.read_text().splitlines()[0])["evaluation"]
+    assert recorded["chat_template_kwargs"] == {"answer": True}
+    assert recorded["system_prompt"] == "Q"
 
 
 def test_better_earlier_evaluation_is_reported() -> None:
@@ -369,9 +420,7 @@ def test_second_signal_quits_immediately(tmp_path: Path, monkeypatch: pytest.Mon
     result = command(*with_reward(tmp_path, "len(CALLS) > 4 and os.kill(os.getpid(), signal.SIGINT)"))
     assert result.exit_code == 130
     assert not Path("runs/tiny/checkpoints/update-000001").exists()
-    interrupted = (
-        "interrupted\nthere is no checkpoint yet; start again from the beginning with: llm-reinforce "
-    )
+    interrupted = "interrupted\na checkpoint is saved, runs/tiny/checkpoints/update-000000; continue with: llm-reinforce "
     assert interrupted in result.stderr
     assert result.stderr.endswith(" --resume\n")
 
@@ -467,18 +516,6 @@ def test_all_errors_of_a_recipe_are_reported() -> None:
     assert len(result.stderr.splitlines()) == 2
     assert command("train", "tiny.yaml", "--sett", "seed=1").exit_code == 2
     assert "no such file or built-in recipe" in refused("train", "tiny.yml")
-
-
-@pytest.mark.parametrize(
-    ("values", "is_main"),
-    [({}, True), ({"RANK": "0", "LOCAL_RANK": "0"}, True), ({"RANK": "4", "LOCAL_RANK": "0"}, False)],
-)
-def test_main_process(values: dict[str, str], is_main: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("RANK", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in values.items():
-        monkeypatch.setenv(name, value)
-    assert is_main_process() is is_main
 
 
 def test_evaluate_uses_the_settings_of_the_run(finished: Path, tmp_path: Path) -> None:

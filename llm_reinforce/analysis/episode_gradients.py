@@ -19,7 +19,7 @@ from llm_reinforce.analysis.gradient_statistics import Gram
 from llm_reinforce.analysis.sketch import Sketch
 from llm_reinforce.episodes import Episode
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy import LanguagePolicy, token_log_probs
+from llm_reinforce.policy import LanguagePolicy, token_log_probs, widest_float
 
 NEGLIGIBLE = 1e-5  # relative size below which a number is treated as a float32 rounding error
 COLUMNS = 1 << 12  # number of gradient components that are converted to float64 at the same time
@@ -144,7 +144,7 @@ def squared_log_prob_gradients(
         ).log_probs[0]
         for t in range(len(token_ids)):
             gradient = _gradient(log_probs[t], parameters, keep=t < len(token_ids) - 1)
-            squares[number, t] = gradient.double().square().sum()
+            squares[number, t] = gradient.to(widest_float(gradient.device)).square().sum()
         progress(number + 1)
     return squares
 

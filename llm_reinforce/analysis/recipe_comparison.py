@@ -34,7 +34,7 @@ from llm_reinforce.console.run_display import Silent, write_on_stderr
 from llm_reinforce.console.text import accuracy_title, shown_accuracy
 from llm_reinforce.durable_files import write_whole
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.training import ReinforceTrainer, TrainingResult
+from llm_reinforce.training import ReinforceTrainer, TrainingResult, with_date, with_recorded_date
 
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
@@ -150,10 +150,12 @@ def _run_all(
         return num_done, None
     said: set[str] = set()
     total, done = len(runs) * num_tokens, num_done * num_tokens
+    date = _recorded_date(runs)
     with progress("comparison", total, what="tokens", done=done, is_shown=is_shown) as show:
         for run in waiting:
             display = _RunOfMany(say, said, show, num_done * num_tokens, num_tokens)
-            result = _run(run, display, stopping)
+            result = _run(run, display, stopping, date)
+            date = date or _recorded_date([run])
             num_done += result.is_over
             if not result.is_over:
                 return num_done, run.title
@@ -162,9 +164,18 @@ def _run_all(
     return num_done, None
 
 
-def _run(run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None) -> TrainingResult:
+def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
+    """Return the date that chat templates print in the first of the runs that has one."""
+    of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
+    return next(filter(None, of_runs), None)
+
+
+def _run(
+    run: PlannedRun, display: "_RunOfMany", stopping: Stopping | None, date: str | None
+) -> TrainingResult:
+    recipe = with_date(run.recipe, run.recipe.policy.chat_template_date or date)
     try:
-        trainer = ReinforceTrainer(config=run.recipe, progress=display)
+        trainer = ReinforceTrainer(config=recipe, progress=display)
         with stopping(trainer.stop, display) if stopping else nullcontext():
             return trainer.train(resume=run.progress == "begun")
     except (InputError, RunStoppedError) as error:

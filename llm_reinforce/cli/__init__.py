@@ -12,7 +12,6 @@ from typing import Annotated, NoReturn
 import typer
 
 from llm_reinforce.cli.claims import claims
-from llm_reinforce.cli.common import num_processes
 from llm_reinforce.cli.compare import compare
 from llm_reinforce.cli.evaluate import evaluate
 from llm_reinforce.cli.fetch import fetch
@@ -24,6 +23,7 @@ from llm_reinforce.cli.sample import sample
 from llm_reinforce.cli.train import train
 from llm_reinforce.cli.variance import variance
 from llm_reinforce.cli.verify import verify
+from llm_reinforce.processes import num_processes
 
 app = App(
     name="llm-reinforce",

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -14,33 +15,24 @@ import typer
 from llm_reinforce.cli.interruption import is_leaving
 from llm_reinforce.console.messages import note, print_error
 from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, without_secrets
+from llm_reinforce.processes import is_main_process, num_processes, process_index
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
+WAIT_FOR_MAIN = 5.0  # seconds in which another process with a user error waits for that of the main process
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 
 
-def is_main_process() -> bool:
-    """Return True if this is the only process, or the first of several processes that train together.
-
-    Only this process writes files and prints.
-    """
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK"))
-
-
-def num_processes() -> int:
-    """Return the number of processes that train together under `accelerate launch`."""
-    return max(1, int(os.environ.get("WORLD_SIZE") or 1))
-
-
 def check_one_process(command: str) -> None:
-    """Check that a command that supports only one process does not run under `accelerate launch`.
+    """Check that a command that supports only one process is not one of several processes.
 
     Raises:
         InputError: if this process is one of several that were started together.
     """
     if num_processes() > 1:
-        raise InputError(f"{command} runs in one process only; start it without accelerate launch")
+        raise InputError(
+            f"{command} runs in one process only; start it without torchrun, accelerate launch or mpirun"
+        )
 
 
 @contextmanager
@@ -77,8 +69,10 @@ def reported_failures(
     except InputError as error:
         if debug:
             _print_traceback()
-        elif is_main_process():  # all processes raise the same user error, and one of them reports it
+        elif is_main_process():
             print_error(str(error))
+        elif not _main_process_fails_too():
+            _print_own_error(str(error))
         raise typer.Exit(USAGE) from None
     except Exception as error:
         if debug:
@@ -86,9 +80,10 @@ def reported_failures(
         elif is_leaving():
             print_error("interrupted")
         elif isinstance(error, RunStoppedError):
-            print_error(str(error))
+            if is_main_process():  # all processes raise it together
+                print_error(str(error))
         else:
-            print_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
+            _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
             _print_advice(advice)
         raise typer.Exit(FAILED) from None
@@ -97,6 +92,24 @@ def reported_failures(
 def _print_advice(advice: Callable[[], str]) -> None:
     if is_main_process() and (sentence := advice()):
         print_error(sentence)
+
+
+def _main_process_fails_too() -> bool:
+    """Wait a moment, in which the launcher ends this process if the main process has failed.
+
+    Usually all processes raise the same user error, and only the main process reports it. An error that is
+    raised in another process only, such as a file that is missing on one machine, is reported there.
+    """
+    try:
+        time.sleep(WAIT_FOR_MAIN)
+    except LeaveAtOnce:
+        return True
+    return False
+
+
+def _print_own_error(message: str) -> None:
+    """Print an error message, with the index of this process if there are several."""
+    print_error(f"process {process_index()}: {message}" if num_processes() > 1 else message)
 
 
 def _show_as_note(message: Warning | str, *_: Any, **__: Any) -> None:

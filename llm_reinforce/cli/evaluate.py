@@ -18,9 +18,13 @@ from llm_reinforce.cli.options import (
     PromptColumnOption,
     RemoteCodeOption,
     SplitOption,
+    SystemPromptOption,
     TemperatureOption,
+    TemplateArgumentOption,
+    TemplateDateOption,
     TokensOption,
     seed_option,
+    template_arguments,
 )
 from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
 from llm_reinforce.console.messages import note, terminal_console
@@ -84,6 +88,9 @@ def evaluate(
             "the policy's run or, if there is no run, of the data set."
         ),
     ] = None,
+    system_prompt: SystemPromptOption = None,
+    chat_template_kwarg: TemplateArgumentOption = None,
+    chat_template_date: TemplateDateOption = None,
     few_shot: Annotated[int, typer.Option(min=0, help="Number of worked examples before each question.")] = 0,
     examples: Annotated[
         str | None,
@@ -133,14 +140,22 @@ def evaluate(
                 "no data set is given; name one, such as: llm-reinforce evaluate gsm8k --policy …"
             )
         policies = _policies(policy, baseline, against)
+        arguments = template_arguments(chat_template_kwarg)
         quieten(debug=debug)
         from llm_reinforce.evaluation import EvaluationRequest, choose_prompting, run_evaluations
+        from llm_reinforce.policy import ChatSettings
 
         report = run_evaluations(
             EvaluationRequest(
                 policies=policies,
                 sources=all_sources,
-                prompting=choose_prompting(policies, template, max_new_tokens, temperature),
+                prompting=choose_prompting(
+                    policies,
+                    template,
+                    max_new_tokens,
+                    temperature,
+                    ChatSettings(system_prompt, arguments, chat_template_date),
+                ),
                 split=split,
                 config=config,
                 prompt_column=prompt_column,

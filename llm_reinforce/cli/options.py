@@ -1,10 +1,13 @@
 """Command-line options that several commands share."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
 from llm_reinforce.config import MAX_NEW_TOKENS, MAX_SEED
+from llm_reinforce.config.strict_yaml import parse_document
+from llm_reinforce.errors import InputError
 
 
 def seed_option(help_text: str) -> Any:
@@ -39,6 +42,27 @@ TemperatureOption = Annotated[
         help="Sampling temperature. Default: the value of the policy's run, or 1 if there is no run.",
     ),
 ]
+SystemPromptOption = Annotated[
+    str | None,
+    typer.Option(help="Text of the system message. Default: as in the policy's run."),
+]
+TemplateArgumentOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chat-template-kwarg",
+        metavar="NAME=VALUE",
+        help="Argument of the chat template, such as enable_thinking=false; repeatable. Default: as in the "
+        "policy's run.",
+    ),
+]
+TemplateDateOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="YYYY-MM-DD",
+        help="Date that the chat template prints as the current date. Default: that of the policy's run, or "
+        "today.",
+    ),
+]
 RemoteCodeOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with the model to run.")
 ]
@@ -61,3 +85,20 @@ AlgebraOption = Annotated[
 JsonPerDataSetOption = Annotated[
     bool, typer.Option("--json", help="Print JSON instead of tables, one object per line.")
 ]
+
+
+def template_arguments(arguments: Sequence[str] | None) -> dict[str, Any] | None:
+    """Return the values of `--chat-template-kwarg`, which are YAML as those of `--set`; None if not given.
+
+    Raises:
+        InputError: if an argument does not have the form NAME=VALUE.
+    """
+    if not arguments:
+        return None
+    values: dict[str, Any] = {}
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not (equals and name.isidentifier()):
+            raise InputError(f"--chat-template-kwarg {argument!r}: should have the form NAME=VALUE")
+        values |= parse_document(f"{name}: {value}", f"--chat-template-kwarg {argument}").data
+    return values

@@ -10,9 +10,13 @@ from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
 from llm_reinforce.cli.options import (
     PolicyOption,
     RemoteCodeOption,
+    SystemPromptOption,
     TemperatureOption,
+    TemplateArgumentOption,
+    TemplateDateOption,
     TokensOption,
     seed_option,
+    template_arguments,
 )
 from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.console.text import visible
@@ -44,6 +48,9 @@ def sample(
             help="Use the prompts unchanged, without the run's prompt template and without a chat template.",
         ),
     ] = False,
+    system_prompt: SystemPromptOption = None,
+    chat_template_kwarg: TemplateArgumentOption = None,
+    chat_template_date: TemplateDateOption = None,
     trust_remote_code: RemoteCodeOption = False,
     debug: DebugOption = False,
 ) -> None:
@@ -64,6 +71,9 @@ def sample(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             plain=no_template,
+            system_prompt=system_prompt,
+            chat_template_kwargs=template_arguments(chat_template_kwarg),
+            chat_template_date=chat_template_date,
             seed=seed,
             trust_remote_code=trust_remote_code,
         )

@@ -12,9 +12,7 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import (
     DebugOption,
-    is_main_process,
     keep_freed_memory,
-    num_processes,
     quieten,
     reported_failures,
 )
@@ -30,6 +28,7 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
+from llm_reinforce.processes import check_launch, is_main_process
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay
@@ -75,6 +74,7 @@ def train(
             raise InputError(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
             )
+        check_launch()
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
         from llm_reinforce.runs import RunDirectory
@@ -151,11 +151,15 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
     """Print a summary of the run and a few episodes.
 
     Raises:
-        InputError: if the run could not be started, because a reward function fails, or because the output
-            directory contains files that must not be replaced.
+        InputError: if the run could not be started, because a reward function fails, because the settings
+            differ from those of the run to resume, or because the output directory contains files that must
+            not be replaced.
     """
-    from llm_reinforce.training import ReinforceTrainer
+    from llm_reinforce.training import ReinforceTrainer, check_same_run, with_recorded_date
 
+    if resume:
+        check_same_run(directory, recipe)
+        recipe = with_recorded_date(directory, recipe)
     preview = ReinforceTrainer(config=recipe).preview()
     if not is_main_process():
         return
@@ -165,7 +169,15 @@ def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwri
         for line in episode_lines(episode):
             console.print(line, soft_wrap=True)
     console.print("\ndry run: nothing was trained, and no files were written")
+    if recipe.training.warm_start is not None:
+        console.print("the warm start was skipped, so the episodes are those of the untrained policy")
+    if resume:
+        console.print("no checkpoint was loaded, so the episodes are those of the initial policy")
     errors = [preview.reward_error] if preview.reward_error else []
+    if not (resume or overwrite) and (directory.path / "recipe.yaml").is_file():
+        resume = True  # nothing is written, so the directory may hold a run
+        hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
+        console.print(Text(f"{directory.path} holds a run; {hint}"), soft_wrap=True)
     try:
         directory.check(resume=resume, overwrite=overwrite)
     except InputError as error:
@@ -213,8 +225,7 @@ def _display(recipe: Config, name: str, directory: "RunDirectory") -> "AnyDispla
         return Silent()
     policy = recipe.policy.name_or_path or "random weights"
     adapter = f" with LoRA {recipe.policy.lora.rank}" if recipe.policy.lora else ""
-    title = f"{name} · {policy}{adapter} · {directory.path}"
-    return display_for(terminal_console(), title, num_processes=num_processes())
+    return display_for(terminal_console(), f"{name} · {policy}{adapter} · {directory.path}")
 
 
 def _print_result(run: _Run, result: "TrainingResult") -> None:
@@ -222,6 +233,8 @@ def _print_result(run: _Run, result: "TrainingResult") -> None:
     from llm_reinforce.console.text import duration
 
     console, state, directory = terminal_console(), result.state, run.directory
+    for sentence in result.warnings:
+        console.print(Text(f"warning: {sentence}"), soft_wrap=True)
     if not result.is_over:
         sentence = f"stopped after update {state.num_updates}; {run.how_to_continue()}"
         console.print(Text(sentence), soft_wrap=True)

@@ -1,8 +1,9 @@
 """Settings of the policy: the language model that is trained, and its prompt format."""
 
+import datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, ValidationInfo, field_validator, model_validator
+from pydantic import Field, JsonValue, ValidationInfo, field_validator, model_validator
 
 from llm_reinforce.config.section import Count, Positive, Section, Text
 
@@ -85,6 +86,15 @@ class PolicyConfig(Section):
     system_prompt: str | None = Field(
         default=None, description="system message of the prompts; null: the default of the chat template"
     )
+    chat_template_kwargs: dict[str, JsonValue] = Field(
+        default_factory=dict,
+        description="further arguments of the chat template, such as `{enable_thinking: false}`",
+    )
+    chat_template_date: Text | None = Field(
+        default=None,
+        description="date that the chat template prints as the current date, such as 2026-11-29; null: the "
+        "date on which the run starts, which is recorded",
+    )
     revision: Text | None = Field(default=None, description="branch, tag or commit of the model on the hub")
     trust_remote_code: bool = Field(
         default=False, description="allow Python code from the model's repository to run"
@@ -99,21 +109,38 @@ class PolicyConfig(Section):
             raise ValueError("name_or_path is given too; remove one of the two")
         return random_init
 
-    @field_validator("lora", "system_prompt", "revision", "trust_remote_code")
+    @field_validator("chat_template_date", mode="before")
+    @classmethod
+    def _check_date(cls, date: object) -> object:
+        if isinstance(date, datetime.date):
+            return date.isoformat()
+        try:
+            return datetime.date.fromisoformat(date).isoformat() if isinstance(date, str) else date
+        except ValueError:
+            raise ValueError(f"should be a date such as 2026-11-29, not {date!r}") from None
+
+    @field_validator(
+        "lora",
+        "system_prompt",
+        "chat_template_kwargs",
+        "chat_template_date",
+        "revision",
+        "trust_remote_code",
+    )
     @classmethod
     def _check_not_random_init(cls, value: object, info: ValidationInfo) -> object:
         if value and info.data.get("random_init") is not None:
             raise ValueError("not used with random_init; remove this setting")
         return value
 
-    @field_validator("system_prompt")
+    @field_validator("system_prompt", "chat_template_kwargs", "chat_template_date")
     @classmethod
-    def _check_system_prompt(cls, system_prompt: str | None, info: ValidationInfo) -> str | None:
-        if system_prompt is not None and info.data.get("use_chat_template") is False:
+    def _check_chat_template_is_used(cls, value: object, info: ValidationInfo) -> object:
+        if value not in (None, {}) and info.data.get("use_chat_template") is False:
             raise ValueError(
                 "not used without a chat template; set use_chat_template: true, or remove this setting"
             )
-        return system_prompt
+        return value
 
     @model_validator(mode="after")
     def _check_source_given(self) -> Self:

@@ -129,7 +129,7 @@ def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
     """
 
     def beside(name: object, suffixes: tuple[str, ...]) -> Path | None:
-        there = folder.resolve() / name if isinstance(name, str) and name.endswith(suffixes) else None
+        there = folder.resolve() / name if isinstance(name, str) and name.lower().endswith(suffixes) else None
         return there if there and there.is_file() and not Path(str(name)).expanduser().is_file() else None
 
     problems, rewards = data.get("problems"), data.get("rewards")

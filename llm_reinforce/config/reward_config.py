@@ -105,7 +105,8 @@ class RewardConfig(Section):
     @classmethod
     def _check_function(cls, function: str) -> str:
         origin, colon, name = function.rpartition(":")
-        if colon and not (origin and name):
+        # the colon of C:\rewards.py follows a drive letter
+        if (colon and not (origin and name)) or "/" in name or "\\" in name or name.lower().endswith(".py"):
             raise ValueError("should have the form package.module:function or path/to/file.py:function")
         if not colon and function not in BUILT_IN_REWARD_ARGUMENTS:
             raise ValueError(

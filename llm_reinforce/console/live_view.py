@@ -43,18 +43,16 @@ MEDIUM, WIDE = 72, 100  # columns from which the accuracies have the number of t
 BARS = "▁▂▃▄▅▆▇█"
 
 
-def display_for(console: Console, title: str = "", *, num_processes: int = 1) -> "LiveDisplay | PlainDisplay":
+def display_for(console: Console, title: str = "") -> "LiveDisplay | PlainDisplay":
     """Return a live view if the console is a terminal, and otherwise a display that prints plain lines.
 
     Args:
         console: console to print to.
         title: heading of the live view.
-        num_processes: number of processes. The display receives the episodes of one process, and multiplies
-            the measured rate of episodes by the number of processes.
     """
     if console.is_terminal and not console.is_dumb_terminal:
-        return LiveDisplay(console, title, num_processes)
-    return PlainDisplay(console, num_processes)
+        return LiveDisplay(console, title)
+    return PlainDisplay(console)
 
 
 class _Accuracy(NamedTuple):
@@ -86,9 +84,8 @@ class _Picture:
 class LiveDisplay:
     """Live view of a run, refreshed by a thread four times per second. Use it as a context manager."""
 
-    def __init__(self, console: Console, title: str, num_processes: int) -> None:
+    def __init__(self, console: Console, title: str) -> None:
         self.console = console
-        self.num_processes = num_processes
         self._picture = _Picture(title)
         self._sampled_at = -SAMPLE_SECONDS
         self._eraser = _Eraser(console)
@@ -142,7 +139,7 @@ class LiveDisplay:
         picture, seconds = self._picture, metrics.get("step_time")
         picture.pace = next_pace(picture.pace, "REINFORCE", num_updates, total, seconds)
         picture.work = Work()
-        picture.numbers = latest_numbers(metrics, len(episodes) * self.num_processes)
+        picture.numbers = latest_numbers(metrics, len(episodes))
         if "reward" in metrics:
             picture.rewards.append((num_updates, metrics["reward"]))
         if time.monotonic() - self._sampled_at >= SAMPLE_SECONDS or num_updates == total:

@@ -191,9 +191,8 @@ def evaluating_sentence(num_problems: int, total: int) -> str:
 class PlainDisplay:
     """Display for log files and pipes, which prints a line for each evaluation and for some updates."""
 
-    def __init__(self, console: Console, num_processes: int = 1) -> None:
+    def __init__(self, console: Console) -> None:
         self.console = console
-        self.num_processes = num_processes
         self._pace: Pace | None = None
         self._shown_at = -1
         self._shown_time = -MAX_SILENCE
@@ -237,7 +236,7 @@ class PlainDisplay:
     def update(
         self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
-        numbers = latest_numbers(metrics, len(episodes) * self.num_processes)
+        numbers = latest_numbers(metrics, len(episodes))
         self._progress("update", num_updates, total, metrics.get("step_time"), numbers)
 
     def evaluating(self, num_problems: int, total: int) -> None:
@@ -273,8 +272,7 @@ def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str,
 
     Args:
         metrics: metrics of the update.
-        num_episodes: number of episodes of the update in all processes. The metric `episodes/s` is computed
-            from this number.
+        num_episodes: number of episodes of the update. The metric `episodes/s` is computed from this number.
     """
     shown = {}
     for name, key, form in (

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.console.text import accuracy_title, shown_accuracy, visible
+from llm_reinforce.console.text import MAX_PROMPT, accuracy_title, shown_accuracy, visible
 
 if TYPE_CHECKING:
     from llm_reinforce.config import Config
@@ -42,6 +42,7 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
             "policy": f"{config.policy.name_or_path or 'random weights'}: {preview.policy}",
             "device": preview.device,
             "problems": f"{preview.num_training:,} for training, {preview.num_held_out:,} held out",
+            "first prompt": visible(preview.prompt, MAX_PROMPT),
             "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in preview.rewards),
             "updates": updates,
             "per update": f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "

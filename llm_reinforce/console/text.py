@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from rich.cells import cell_len
 
+MAX_PROMPT = 600  # maximum characters of a prompt that is shown; the middle of a longer prompt is omitted
+
 
 def accuracy_title(data: str) -> str:
     """Return the title of an accuracy that was measured on `data`, which is "held_out" or "training"."""

@@ -1,6 +1,7 @@
 """Collect episodes: sample completions of problems, verify their answers and compute their rewards."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 
@@ -108,7 +109,10 @@ def _rewarded(
             rewards=scored.parts,
             reward=scored.total,
             step_rewards=step_rewards_by_token(
-                scored.steps, completion.text, completion.token_ids, policy.decode
+                scored.steps,
+                completion.text,
+                completion.token_ids,
+                partial(policy.completion_text, prompts[index // num_completions]),
             ),
             failures=scored.failures,
             traceback=scored.traceback,

@@ -149,5 +149,5 @@ def _padded(rows: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> Flo
     """Return the rows as float32, padded with zeros to the longest episode."""
     width = max((len(episode.completion.token_ids) for episode in episodes), default=0)
     # use NumPy, because creating one tensor per row takes longer than the forward pass of a small policy
-    padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float64)
-    return torch.from_numpy(padded.reshape(len(episodes), width)).float()
+    padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float32)
+    return torch.from_numpy(padded.reshape(len(episodes), width))

@@ -1,7 +1,6 @@
 """Estimate the advantages of the actions of an update."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +11,6 @@ from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes.episode import EpisodeBatch
 from llm_reinforce.policy_gradient import (
     MovingAverage,
-    WeightedReturns,
     action_mask,
     advantages,
     baseline_values,
@@ -27,15 +25,15 @@ from llm_reinforce.policy_gradient import (
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """Returns, baselines and advantages of the episodes of this process.
+    """Returns, baselines and advantages of the episodes of an update.
 
     Attributes:
         returns: g_t of each action.
         baselines: baseline b of each episode. With `baseline: value`, this is V(s_0).
         advantages: A_t; zero in padding and in unscored episodes.
         mask: True for the actions of scored episodes.
-        denominator: number by which the summed loss of an update is divided. It is equal in all processes.
-        mean_return: mean return of the scored episodes of all processes; None if no episode is scored.
+        denominator: number by which the summed loss of an update is divided.
+        mean_return: mean return of the scored episodes; None if no episode is scored.
     """
 
     returns: Float[Tensor, "episode token"]
@@ -45,27 +43,33 @@ class Estimate:
     denominator: float
     mean_return: float | None
 
+    def part(self, rows: slice, num_tokens: int) -> "Estimate":
+        """Return the estimate of some of the episodes, whose longest one has `num_tokens` actions.
+
+        The denominator and the mean return remain those of the whole update.
+        """
+        return replace(
+            self,
+            returns=self.returns[rows, :num_tokens],
+            baselines=self.baselines[rows],
+            advantages=self.advantages[rows, :num_tokens],
+            mask=self.mask[rows, :num_tokens],
+        )
+
 
 def estimate_advantages(
     batch: EpisodeBatch,
     settings: ReinforceConfig,
     moving_average: MovingAverage,
-    gather: Callable[[Tensor], Tensor] = lambda values: values,
-    process_index: int = 0,
     *,
     values: Float[Tensor, "episode token"] | None = None,
 ) -> Estimate:
     """Compute returns, baselines and advantages from the rewards of episodes.
 
-    The baselines, the standardization and the denominator are computed from the episodes of all processes.
-
     Args:
-        batch: episodes of this process. Every process has the same number of episodes.
+        batch: all episodes of an update, those of all processes.
         settings: the `reinforce` section of the settings.
         moving_average: moving average of returns, for `baseline: moving_average`.
-        gather: function that concatenates tensors with one number per episode over all processes, in the
-            order of the processes.
-        process_index: index of this process.
         values: V(s_t) at each action, for `baseline: value`. V must not have been fitted to these episodes.
             None: another baseline is used.
 
@@ -78,26 +82,23 @@ def estimate_advantages(
     returns = reward_to_go(rewards, settings.discount)
     mask = action_mask(lengths, returns.shape[1]) & scored[:, None]
 
-    own_numbers = (episode_returns(returns), batch.groups, scored, lengths)
-    g0, groups, all_scored, all_lengths = (gather(numbers) for numbers in own_numbers)
-    own = slice(process_index * len(batch), (process_index + 1) * len(batch))
+    g0 = episode_returns(returns)
     if settings.baseline == "value":
         if values is None:
             raise ValueError("baseline 'value' needs the argument `values`")
-        b = gather(episode_returns(values.masked_fill(~mask, 0.0)))  # V(s_0)
+        b = episode_returns(values.masked_fill(~mask, 0.0))  # V(s_0)
         # A_t = γ^t Σ_l (γλ)^l δ_{t+l}; for λ = 1 this is γ^t (g_t - V(s_t))
         weights = generalized_advantages(rewards, values, mask, settings.discount, settings.value.gae_lambda)
     else:
-        extra = _baseline_arguments(settings, batch, returns, mask, gather)
-        b = baseline_values(settings.baseline, g0, groups, all_scored, moving_average, **extra)
+        extra = _baseline_arguments(settings, batch, returns, mask)
+        b = baseline_values(settings.baseline, g0, batch.groups, scored, moving_average, **extra)
         # A_t = γ^t (g_t - b)
-        weights = advantages(returns, b[own], mask, settings.discount)
+        weights = advantages(returns, b, mask, settings.discount)
     if settings.standardize:
-        weights = standardize(weights, g0, b, all_scored)
+        weights = standardize(weights, g0, b, scored)
 
-    mean_return = float(g0[all_scored].mean()) if all_scored.any() else None
-    denominator = _denominator(settings, all_lengths[all_scored])
-    return Estimate(returns, b[own], weights, mask, denominator, mean_return)
+    mean_return = float(g0[scored].mean()) if scored.any() else None
+    return Estimate(returns, b, weights, mask, _denominator(settings, lengths[scored]), mean_return)
 
 
 def _baseline_arguments(
@@ -105,20 +106,14 @@ def _baseline_arguments(
     batch: EpisodeBatch,
     returns: Float[Tensor, "episode token"],
     mask: Bool[Tensor, "episode token"],
-    gather: Callable[[Tensor], Tensor],
 ) -> dict[str, Any]:
-    """Return the arguments of `baseline_values` that only some baselines need.
-
-    Their values are gathered from all processes.
-    """
+    """Return the arguments of `baseline_values` that only some baselines need."""
     match settings.baseline:
         case "optimal":
-            weighted = weighted_returns(
-                returns, batch.squared_logit_gradient_norms(), mask, settings.discount
-            )
-            return {"weighted": WeightedReturns(*map(gather, weighted))}
+            norms = batch.squared_logit_gradient_norms()
+            return {"weighted": weighted_returns(returns, norms, mask, settings.discount)}
         case "greedy":
-            return {"greedy_returns": gather(_greedy_returns(batch, settings.discount))}
+            return {"greedy_returns": _greedy_returns(batch, settings.discount)}
     return {}
 
 

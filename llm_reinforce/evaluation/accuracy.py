@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llm_reinforce.evaluation.answers import Answer, Measure, judged, measures_of
 from llm_reinforce.evaluation.intervals import Interval
-from llm_reinforce.policy import LanguagePolicy, OnStep, stream_completions
+from llm_reinforce.policy import LanguagePolicy, OnStep, random_numbers, stream_completions
 from llm_reinforce.problems import Problem
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.verifier import Verdict
@@ -164,7 +164,7 @@ def measure_accuracy(
 
     def uniforms(place: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed_of("evaluation", seed, waiting[place]))
-        return torch.rand((samples_per_problem, max_new_tokens), generator=generator, dtype=torch.float64)
+        return random_numbers(samples_per_problem, max_new_tokens, generator)
 
     for place, completions in stream_completions(
         policy,

@@ -69,10 +69,12 @@ class Measure:
 
 def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -> Answer:
     """Cut a completion at the first stop string, and return it as a verified answer."""
-    text, stopped = completion.text, False
+    start = completion.opened_reasoning
+    text, stopped = completion.text[len(start) :], False
     for word in stop:
         text, found, _ = text.partition(word)
         stopped = stopped or bool(found)
+    text = start + text
     return Answer(
         text=text,
         num_tokens=len(completion.token_ids),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from llm_reinforce.errors import InputError
@@ -73,6 +74,16 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
     return AnswerFile(path, done)
 
 
+def recorded_identity(path: Path) -> Identity:
+    """Return the identity in the first line of a file of answers; empty if there is none."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            recorded = json.loads(file.readline())["evaluation"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return recorded if isinstance(recorded, Mapping) else {}
+
+
 def answer_row(index: int, problem: Problem, answers: Sequence[Answer]) -> dict[str, Any]:
     """Return a problem and the answers to it as a JSON object."""
     return {
@@ -116,9 +127,11 @@ def fingerprint(policy: LanguagePolicy) -> str:
     digest = hashlib.blake2b(digest_size=12)
     for name, parameter in policy.model.named_parameters():
         flat = parameter.detach().flatten()
-        elements = flat[:: max(1, flat.numel() // NUM_HASHED)].to("cpu", torch.float64)
+        elements = flat[:: max(1, flat.numel() // NUM_HASHED)].cpu()
+        if elements.dtype != torch.float64:
+            elements = elements.float()  # NumPy has no bfloat16
         digest.update(f"{name} {tuple(parameter.shape)} {parameter.dtype}".encode())
-        digest.update(elements.numpy().tobytes())
+        digest.update(elements.numpy().astype(np.float64).tobytes())
     return digest.hexdigest()
 
 

@@ -1,6 +1,7 @@
 """Functions that evaluate a policy, or sample from a policy, in one call."""
 
-from collections.abc import Sequence
+import datetime
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,13 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation
 from llm_reinforce.evaluation.pipeline import EvaluationRequest, run_evaluations
 from llm_reinforce.evaluation.prompting import choose_prompting, load_for_evaluation
-from llm_reinforce.policy import Completion, check_prompts_fit, sample_completions
+from llm_reinforce.policy import (
+    ChatSettings,
+    Completion,
+    check_prompts,
+    check_prompts_fit,
+    sample_completions,
+)
 from llm_reinforce.problems import Problem, in_template
 
 
@@ -32,6 +39,9 @@ def evaluate(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     template: str | None = None,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     few_shot: int = 0,
     examples: str | None = None,
     stop: Sequence[str] = (),
@@ -68,6 +78,12 @@ def evaluate(
             does not come from a run.
         template: prompt template, with `{prompt}` in place of the problem. The default is the template of the
             policy's run, or the template of the data set if the policy does not come from a run.
+        system_prompt: text of the system message in the chat template. The default is the value of the
+            policy's run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+            The default is the value of the policy's run.
+        chat_template_date: date that the chat template prints as the current date. The default is the date of
+            the policy's run, or today if the policy does not come from a run.
         few_shot: number of worked examples before each problem.
         examples: data set from which the worked examples are taken. The default is the training split of the
             data set or, if there is none, the training problems of the policy's run.
@@ -102,7 +118,13 @@ def evaluate(
         EvaluationRequest(
             policies=(policy,),
             sources=(problems,),
-            prompting=choose_prompting([policy], template, max_new_tokens, temperature),
+            prompting=choose_prompting(
+                [policy],
+                template,
+                max_new_tokens,
+                temperature,
+                ChatSettings(system_prompt, chat_template_kwargs, chat_template_date),
+            ),
             split=split,
             config=config,
             prompt_column=prompt_column,
@@ -133,6 +155,9 @@ def sample(
     max_new_tokens: int | None = None,
     temperature: float | None = None,
     plain: bool = False,
+    system_prompt: str | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    chat_template_date: datetime.date | str | None = None,
     seed: int = 0,
     trust_remote_code: bool = False,
 ) -> list[list[Completion]]:
@@ -149,6 +174,12 @@ def sample(
         temperature: sampling temperature. The default is the value of the policy's run, or 1 if the policy
             does not come from a run.
         plain: if True, use the prompts unchanged, without the run's template and without a chat template.
+        system_prompt: text of the system message in the chat template. The default is the value of the
+            policy's run.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+            The default is the value of the policy's run.
+        chat_template_date: date that the chat template prints as the current date. The default is the date of
+            the policy's run, or today if the policy does not come from a run.
         seed: random seed of the sampling.
         trust_remote_code: if True, Python code that comes with the model may run.
 
@@ -160,12 +191,17 @@ def sample(
     """
     prompting = choose_prompting([policy], "{prompt}" if plain else None, max_new_tokens, temperature)
     loaded = load_for_evaluation(
-        policy, prompting.recipes[0], trust_remote_code=trust_remote_code, plain=plain
+        policy,
+        prompting.recipes[0],
+        chat=ChatSettings(system_prompt, chat_template_kwargs, chat_template_date),
+        trust_remote_code=trust_remote_code,
+        plain=plain,
     )
     templated = in_template(
         [Problem(prompt, "", id=prompt) for prompt in prompts], prompting.template or "{prompt}"
     )
     check_prompts_fit(loaded, templated, prompting.max_new_tokens)
+    check_prompts(loaded, templated)
     num = 1 if greedy else num_completions
     completions = sample_completions(
         loaded,

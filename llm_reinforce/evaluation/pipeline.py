@@ -16,9 +16,21 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.evaluation.comparison import Comparison, Criterion, compare_evaluations
 from llm_reinforce.evaluation.harness import TaskResult, harness_results
-from llm_reinforce.evaluation.journal import AnswerFile, fingerprint, open_answers, problems_digest
+from llm_reinforce.evaluation.journal import (
+    AnswerFile,
+    fingerprint,
+    open_answers,
+    problems_digest,
+    recorded_identity,
+)
 from llm_reinforce.evaluation.prompting import Prompting, load_for_evaluation
-from llm_reinforce.policy import LanguagePolicy, check_prompts_fit
+from llm_reinforce.policy import (
+    ChatSettings,
+    LanguagePolicy,
+    check_prompts,
+    check_prompts_fit,
+    with_chat_settings,
+)
 from llm_reinforce.problems import (
     Problem,
     examples_before,
@@ -181,7 +193,10 @@ def run_evaluations(
     for number, policy in enumerate(request.policies):
         started = time.monotonic()
         loaded = load_for_evaluation(
-            policy, request.prompting.recipes[number], trust_remote_code=request.trust_remote_code
+            policy,
+            request.prompting.recipes[number],
+            chat=request.prompting.chat,
+            trust_remote_code=request.trust_remote_code,
         )
         output = _side_directory(request, number)
         sides.append(_measure(request, loaded, data_sets, output, say, progress))
@@ -293,8 +308,11 @@ def _measure(
 ) -> list[Evaluation]:
     for data in data_sets:
         check_prompts_fit(loaded, data.problems, request.prompting.max_new_tokens)
+        for note in check_prompts(loaded, data.problems):
+            say(f"{data.name}: {note}")
     evaluations = []
     for data in data_sets:
+        loaded = _with_date_of_answers(request, loaded, data, output)
         journal = _answer_file(request, loaded, data, output)
         if journal and journal.done:
             say(f"{data.name}: continuing after {len(journal.done):,} of {len(data.problems):,} problems")
@@ -323,6 +341,17 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
     return request.output_dir / SIDES[number]
 
 
+def _with_date_of_answers(
+    request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
+) -> LanguagePolicy:
+    """Return the policy with the date of an interrupted evaluation, if the caller gives no other date."""
+    given = request.prompting.chat
+    if output is None or (given and given.chat_template_date is not None):
+        return loaded
+    recorded = recorded_identity(output / answer_file_name(data.name, request.decoding))
+    return with_chat_settings(loaded, ChatSettings(chat_template_date=recorded.get("chat_template_date")))
+
+
 def _answer_file(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> AnswerFile | None:
@@ -335,6 +364,7 @@ def _answer_file(
         "policy": fingerprint(loaded),
         "system_prompt": loaded.system_prompt,
         "uses_chat_template": loaded.uses_chat_template,
+        **_chat_settings(loaded),
         "decoding": request.decoding,
         "max_new_tokens": request.prompting.max_new_tokens,
         "stop": data.stop,
@@ -346,6 +376,16 @@ def _answer_file(
             "seed": request.seed,
         }
     return open_answers(output / answer_file_name(data.name, request.decoding), identity, data.problems)
+
+
+def _chat_settings(loaded: LanguagePolicy) -> dict[str, Any]:
+    """Return the arguments and the date of the chat template that are set, as JSON values."""
+    settings: dict[str, Any] = {}
+    if loaded.chat_template_kwargs:
+        settings["chat_template_kwargs"] = dict(loaded.chat_template_kwargs)
+    if loaded.chat_template_date is not None:
+        settings["chat_template_date"] = loaded.chat_template_date.isoformat()
+    return settings
 
 
 def _check_file_names(sources: Sequence[Any], decoding: str) -> None:

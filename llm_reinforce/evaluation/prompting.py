@@ -1,17 +1,24 @@
-"""Choice of the prompt template, token budget and temperature of an evaluation.
+"""Choice of the prompt template, chat settings, token budget and temperature of an evaluation.
 
 Values that the caller does not give are taken from the run that trained the policy.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from llm_reinforce.config import MAX_NEW_TOKENS, Config, load_config
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy import LanguagePolicy, best_device, load_policy, policy_from_model
+from llm_reinforce.policy import (
+    ChatSettings,
+    LanguagePolicy,
+    best_device,
+    load_policy,
+    policy_from_model,
+    with_chat_settings,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +32,14 @@ class Prompting:
             set.
         max_new_tokens: maximum number of tokens per completion.
         temperature: sampling temperature.
+        chat: settings of the chat template that replace those of the runs. None: use those of the runs.
     """
 
     recipes: tuple[Config | None, ...]
     template: str | None
     max_new_tokens: int
     temperature: float
+    chat: ChatSettings | None = None
 
 
 def choose_prompting(
@@ -38,6 +47,7 @@ def choose_prompting(
     template: str | None = None,
     max_new_tokens: int | None = None,
     temperature: float | None = None,
+    chat: ChatSettings | None = None,
 ) -> Prompting:
     """Return the given values, with values that are None replaced by those of the policies' runs.
 
@@ -64,6 +74,7 @@ def choose_prompting(
         template or (first.problems.template if first else None),
         max_new_tokens or (first.sampling.max_new_tokens if first else MAX_NEW_TOKENS),
         temperature or (first.sampling.temperature if first else 1.0),
+        chat,
     )
 
 
@@ -79,7 +90,12 @@ def _check_runs_agree(options: Mapping[str, tuple[object, Sequence[object]]]) ->
 
 
 def load_for_evaluation(
-    policy: Any, recipe: Config | None, *, trust_remote_code: bool = False, plain: bool = False
+    policy: Any,
+    recipe: Config | None,
+    *,
+    chat: ChatSettings | None = None,
+    trust_remote_code: bool = False,
+    plain: bool = False,
 ) -> LanguagePolicy:
     """Load a policy with the data type and chat format of its run.
 
@@ -87,14 +103,21 @@ def load_for_evaluation(
         policy: a model name, a path, the directory of a run, `(model, tokenizer)` or a LanguagePolicy.
         recipe: settings of the run; None if the policy does not come from a run. The setting
             `trust_remote_code` of the run is ignored for safety.
+        chat: settings of the chat template that replace those of the run.
         trust_remote_code: if True, Python code that comes with the model may run.
         plain: if True, prompts are used unchanged, without a chat template.
 
     Raises:
-        InputError: if `policy` is not of one of these types, or if the policy can't be loaded.
+        InputError: if `policy` is not of one of these types, if the policy can't be loaded, or if `chat`
+            can't be used with the policy's chat template.
     """
+    loaded = _load(policy, recipe, trust_remote_code=trust_remote_code, plain=plain)
+    return loaded if chat is None else with_chat_settings(loaded, chat)
+
+
+def _load(policy: Any, recipe: Config | None, *, trust_remote_code: bool, plain: bool) -> LanguagePolicy:
     if isinstance(policy, LanguagePolicy):
-        return policy
+        return replace(policy, uses_chat_template=False) if plain else policy
     if isinstance(policy, tuple | list) and len(policy) == 2:
         return policy_from_model(*policy, use_chat_template=not plain)
     if not isinstance(policy, str | PathLike):
@@ -107,10 +130,15 @@ def load_for_evaluation(
         str(policy),
         dtype=settings.dtype if settings else "float32",
         use_chat_template=not plain and (settings.use_chat_template if settings else True),
-        system_prompt=settings.system_prompt if settings and not plain else None,
+        **_chat_settings(recipe) if not plain else {},
         trust_remote_code=trust_remote_code,
         device=best_device(),
     )
+
+
+def _chat_settings(recipe: Config | None) -> dict[str, Any]:
+    names = ("system_prompt", "chat_template_kwargs", "chat_template_date")
+    return {} if recipe is None else {name: getattr(recipe.policy, name) for name in names}
 
 
 def run_recipe(policy: Any) -> Config | None:

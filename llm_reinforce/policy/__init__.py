@@ -3,25 +3,34 @@
 from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
+from llm_reinforce.policy.chat_templates import ChatSettings
 from llm_reinforce.policy.description import (
     best_device,
     check_prompts_fit,
     describe_policy,
     num_unknown_prompts,
 )
+from llm_reinforce.policy.drawing import widest_float
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.loading import (
     check_reloads,
-    convert_gguf,
     load_policy,
     policy_from_config,
     policy_from_model,
     random_policy,
 )
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
-from llm_reinforce.policy.sampling import Completion, OnStep, sample_completions, stream_completions
+from llm_reinforce.policy.model_files import convert_gguf
+from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
+from llm_reinforce.policy.sampling import (
+    Completion,
+    OnStep,
+    random_numbers,
+    sample_completions,
+    stream_completions,
+)
 from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
@@ -29,6 +38,7 @@ __all__ = [
     "FETCHABLE",
     "ActionLogProbs",
     "Activations",
+    "ChatSettings",
     "Completion",
     "LanguagePolicy",
     "OnStep",
@@ -38,12 +48,14 @@ __all__ = [
     "best_device",
     "cache_directory",
     "character_tokenizer",
+    "check_prompts",
     "check_prompts_fit",
     "check_reloads",
     "convert_gguf",
     "describe_policy",
     "explained_variance",
     "fetch",
+    "first_prompt",
     "fit_values",
     "load_policy",
     "load_weights",
@@ -51,9 +63,12 @@ __all__ = [
     "policy_from_config",
     "policy_from_model",
     "predict_values",
+    "random_numbers",
     "random_policy",
     "sample_completions",
     "stream_completions",
     "token_log_probs",
     "trainable_parameters",
+    "widest_float",
+    "with_chat_settings",
 ]

@@ -26,6 +26,19 @@ class Drawn(NamedTuple):
     squared_logit_gradient_norms: Float[Tensor, " row"]
 
 
+def widest_float(device: torch.device | str) -> torch.dtype:
+    """Return float64 if the device has it, and otherwise float32.
+
+    Apple's GPUs (device type `mps`) have no float64. Random numbers in float32 are multiples of 2⁻²⁴, so that
+    actions whose probability is far below 6·10⁻⁸ are drawn too rarely or too often.
+    """
+    try:
+        torch.zeros(1, dtype=torch.float64, device=device)
+    except (TypeError, RuntimeError):
+        return torch.float32
+    return torch.float64
+
+
 def draw(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
@@ -39,7 +52,8 @@ def draw(
     Args:
         logits: logits of the actions.
         temperature: divisor of the logits.
-        uniforms: random numbers in [0, 1), float64, one per row. None: take the most likely action.
+        uniforms: random numbers in [0, 1), one per row. The sums of probabilities have their data type. None:
+            take the most likely action.
     """
     num_rows = max(1, MAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     if len(logits) <= num_rows:
@@ -84,21 +98,22 @@ def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " r
 
     This is inverse transform sampling.
 
-    The search first finds the block that contains the action, then the action within the block. Sums are in
-    float64. An action with weight 0 is never returned. If a weight is NaN, an arbitrary action is returned.
+    The search first finds the block that contains the action, then the action within the block. Sums have the
+    data type of `uniforms`, which should be float64 if the device has it. An action with weight 0 is never
+    returned. If a weight is NaN, an arbitrary action is returned.
 
     Args:
         weights: unnormalized probabilities.
-        uniforms: u of each row, in [0, 1), float64.
+        uniforms: u of each row, in [0, 1).
     """
     num_rows, num_columns = weights.shape
     if num_columns <= 4 * BLOCK:
-        return _search(weights.double(), uniforms, None)[0]
+        return _search(weights.to(uniforms.dtype), uniforms, None)[0]
     if num_columns % BLOCK:
         weights = torch.nn.functional.pad(weights, (0, -num_columns % BLOCK))
     blocks = weights.view(num_rows, -1, BLOCK)
-    block, rest = _search(blocks.sum(dim=2, dtype=torch.float64), uniforms, None)
-    in_block = blocks[torch.arange(num_rows, device=weights.device), block].double()
+    block, rest = _search(blocks.sum(dim=2, dtype=uniforms.dtype), uniforms, None)
+    in_block = blocks[torch.arange(num_rows, device=weights.device), block].to(uniforms.dtype)
     within, _ = _search(in_block, uniforms, rest)
     return (block * BLOCK + within).clamp(max=num_columns - 1)
 

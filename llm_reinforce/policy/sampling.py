@@ -10,21 +10,23 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from llm_reinforce.policy.batches import Batch, WholeBatch
-from llm_reinforce.policy.drawing import draw
+from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
+from llm_reinforce.policy.drawing import draw, widest_float
+from llm_reinforce.policy.embedding import check_token_ids
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
+from llm_reinforce.policy.row_trial import sampling_batching
 
 CHECK_EVERY = {"cpu": 1}
 """Number of sampling steps between two checks for ended completions, by device type. For a device type that
 is not listed here, it is 8, because a check on a GPU has to wait until the computation is finished."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
+"""Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the
+function is the index of the prompt."""
 OnStep = Callable[[int, int], None]  # takes the numbers of ended completions and of sampled tokens
-"""Function that returns random numbers in [0, 1) as float64, for the completions of one prompt. The argument
-of the function is the index of the prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +37,14 @@ class Completion:
         token_ids: sampled tokens, including the end token if there is one.
         log_probs: log π(a_t | s_t) of each action when it was sampled (behavior_log_probs), in nats.
         entropies: entropy of the distribution of each action, in nats.
-        text: the decoded tokens, without the end token.
+        text: the decoded tokens, without the end token. If the prompt ends in an open reasoning block, such
+            as `<think>`, the text starts with this part of the prompt.
         terminated: True if the policy sampled an end token. False if the completion was truncated, because it
             reached the maximum number of tokens.
         squared_logit_gradient_norms: ‖∂ log π(a_t | s_t) / ∂z‖² of each action, where z are the logits
             divided by the temperature. Empty if the completion was not sampled by this module.
+        opened_reasoning: start of `text` that belongs to the prompt. Empty if the prompt opens no reasoning
+            block.
     """
 
     token_ids: TokenIds
@@ -48,6 +53,7 @@ class Completion:
     text: str
     terminated: bool
     squared_logit_gradient_norms: tuple[float, ...] = ()
+    opened_reasoning: str = ""
 
 
 def sample_completions(
@@ -86,11 +92,9 @@ def sample_completions(
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
     """
-    device = policy.device if generator is None else generator.device
 
     def uniforms(prompt: int) -> Tensor:
-        size = (num_completions, max_new_tokens)
-        return torch.rand(size, generator=generator, dtype=torch.float64, device=device)
+        return random_numbers(num_completions, max_new_tokens, generator or policy.device)
 
     of_prompts = dict(
         stream_completions(
@@ -106,6 +110,24 @@ def sample_completions(
         )
     )
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
+
+
+def random_numbers(
+    num_completions: int, max_new_tokens: int, source: torch.Generator | torch.device
+) -> Float[Tensor, "completion token"]:
+    """Return the random numbers for the completions of one prompt, in [0, 1).
+
+    They are float64 if the device has it.
+
+    Args:
+        num_completions: number of completions of the prompt.
+        max_new_tokens: maximum number of tokens of a completion.
+        source: generator of the numbers, or a device, whose default generator is used.
+    """
+    generator = source if isinstance(source, torch.Generator) else None
+    device = source.device if isinstance(source, torch.Generator) else source
+    size = (num_completions, max_new_tokens)
+    return torch.rand(size, generator=generator, dtype=widest_float(device), device=device)
 
 
 def stream_completions(
@@ -147,6 +169,8 @@ def stream_completions(
     if model is None or policy.device.type != "cpu":
         activations = None
     per_batch = max(1, len(prompts)) if model is not None else size
+    check_token_ids(policy.model, prompts, policy.tokenizer)
+    batching = sampling_batching(policy.model, prompts, max_new_tokens) if model is None else None
     num_ended = num_tokens = 0
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
@@ -156,8 +180,11 @@ def stream_completions(
             if activations is not None:
                 activations.begin(model, temperature)  # not repeated: for this model, the loop has one pass
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
-        else:
+        elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)
+        else:
+            is_single = batching == "single rows"
+            batch = SeparateBatches(policy.model, policy.pad_token_id, single_rows=is_single)
         waiting = deque(range(start, start + len(part)))
         generation = _Generation(policy, batch, num_slots, max_new_tokens, activations)
         ended: dict[int, dict[int, Completion]] = {}
@@ -196,6 +223,7 @@ class _Generation:
         kept_indices: for each slot, the index of each of its actions in the stored activations.
         lengths: for each slot, the number of tokens sampled so far.
         is_running: for each slot, True if the completion has not ended yet.
+        dtype: data type of random numbers and recorded statistics.
         active: slots that are not free.
         active_slots: `active` as a tensor.
         active_rows: rows of the active slots.
@@ -224,7 +252,8 @@ class _Generation:
         self.end_token_ids = integers(policy.end_token_ids, device)
         # the extra column is for tokens that are drawn after the end of a completion; it is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
-        self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.float64, device=device)
+        self.dtype = widest_float(device)
+        self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=self.dtype, device=device)
         self.entropies = torch.zeros_like(self.log_probs)
         self.squared_logit_gradient_norms = torch.zeros_like(self.log_probs)
         self.uniforms: Tensor | None = None
@@ -280,10 +309,10 @@ class _Generation:
         self.lengths[selected] = 0
         self.is_running[selected] = True
         if uniforms is not None:
-            random_numbers = torch.cat([uniforms(prompt) for prompt in started]).to(device)
+            numbers = torch.cat([uniforms(prompt) for prompt in started]).to(self.dtype).to(device)
             if self.uniforms is None:
-                self.uniforms = random_numbers.new_zeros(len(self.requests), self.max_new_tokens)
-            self.uniforms[selected] = random_numbers
+                self.uniforms = numbers.new_zeros(len(self.requests), self.max_new_tokens)
+            self.uniforms[selected] = numbers
         self._refresh_active()
 
     def _unused_rows(self) -> Iterator[int]:
@@ -306,9 +335,9 @@ class _Generation:
         drawn = draw(self.logits.index_select(0, self.active_rows), temperature, uniforms)
         self.actions = drawn.actions
         self.token_ids[slots, column] = drawn.actions
-        self.log_probs[slots, column] = drawn.log_probs.double()
-        self.entropies[slots, column] = drawn.entropies.double()
-        self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.double()
+        self.log_probs[slots, column] = drawn.log_probs.to(self.dtype)
+        self.entropies[slots, column] = drawn.entropies.to(self.dtype)
+        self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.to(self.dtype)
         is_running = self.is_running[slots]
         column += is_running
         is_running &= ~torch.isin(drawn.actions, self.end_token_ids)
@@ -336,7 +365,8 @@ class _Generation:
             for values in (self.token_ids, self.log_probs, self.entropies, self.squared_logit_gradient_norms)
         )
         written = [tuple(tokens[:length]) for tokens, length in zip(token_ids, lengths, strict=True)]
-        texts = {tokens: self.policy.decode(tokens) for tokens in set(written)}
+        prompts = [self.prompts[slot] for slot in slots]
+        texts = {pair: self.policy.completion_text(*pair) for pair in set(zip(prompts, written, strict=True))}
         for place, slot in enumerate(slots):
             request, self.requests[slot] = self.requests[slot], None
             assert request is not None
@@ -345,9 +375,10 @@ class _Generation:
                 tokens,
                 tuple(log_probs[place][:length]),
                 tuple(entropies[place][:length]),
-                texts[tokens],
+                texts[prompts[place], tokens],
                 terminated=tokens[-1] in self.policy.end_token_ids,
                 squared_logit_gradient_norms=tuple(squared_logit_gradient_norms[place][:length]),
+                opened_reasoning=self.policy.opened_reasoning(prompts[place]),
             )
             if self.activations is not None:
                 self.activations.record_completion(

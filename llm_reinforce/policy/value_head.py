@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from llm_reinforce.policy.drawing import widest_float
+
 MAX_GRAD_NORM = 1.0  # norm to which gradients are clipped, so that a large return does not dominate the fit
 
 
@@ -131,7 +133,8 @@ def explained_variance(
     The result is 1 if V is perfect, 0 if V predicts no better than a constant, and negative if V predicts
     worse than a constant. The result is None if the returns have no variance.
     """
-    g = returns[mask].double()
+    dtype = widest_float(returns.device)
+    g = returns[mask].to(dtype)
     if len(g) == 0 or not (variance := g.var(correction=0)) > 0:
         return None
-    return float(1.0 - (g - values[mask].double()).var(correction=0) / variance)
+    return float(1.0 - (g - values[mask].to(dtype)).var(correction=0) / variance)

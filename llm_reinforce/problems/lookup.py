@@ -112,7 +112,8 @@ def is_file_name(data: str) -> bool:
     if data.partition("=")[0] in NAMED_SETS:
         return False
     path = Path(os.path.expanduser(data))
-    return path.is_file() or (path.suffix.lower() in FILE_SUFFIXES and ":" not in data)
+    is_generated = data.partition(":")[0] in (GENERATE, REASONING_GYM)
+    return path.is_file() or (path.suffix.lower() in FILE_SUFFIXES and not is_generated)
 
 
 def reads_split(data: str) -> bool:

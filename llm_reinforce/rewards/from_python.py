@@ -77,7 +77,7 @@ def reward_origin(function: Callable[..., Any]) -> str:
     if "." in module.__name__:
         return f"{module.__name__}:{name}"
     file = getattr(module, "__file__", None)  # a script, or a module outside a package
-    if file is None or not file.endswith(".py") or not Path(file).is_file():
+    if file is None or not file.lower().endswith(".py") or not Path(file).is_file():
         return f"{ONLY_IN_PYTHON}:{name}"
     return f"{Path(file).resolve()}:{name}"
 

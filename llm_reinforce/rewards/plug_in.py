@@ -96,7 +96,7 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
             "recipe (a lambda, a nested function, or a function of a notebook); resume the run from Python "
             "with this function: ReinforceTrainer(…, output_dir=…).train(resume=True)"
         )
-    if where.endswith(".py"):
+    if where.lower().endswith(".py"):
         module = _module_from_file(Path(os.path.expanduser(where)))
     else:
         module = _module_by_name(where, function)

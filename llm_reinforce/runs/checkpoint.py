@@ -115,7 +115,7 @@ def _write_files(
         "schedule": schedule.state_dict(),
         "scaler": scaler.state_dict() if scaler is not None else None,
     }
-    (directory / "state.json").write_text(json.dumps(numbers))
+    (directory / "state.json").write_text(json.dumps(numbers), encoding="utf-8")
     write_manifest(directory)
 
 
@@ -136,7 +136,7 @@ def load_checkpoint(
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.
     """
     load_weights(directory, model)
-    numbers = json.loads((directory / "state.json").read_text())
+    numbers = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     tensors: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(directory / "optimizer.safetensors").items():
         index, name = key.split(".", 1)

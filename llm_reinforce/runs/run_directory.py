@@ -2,14 +2,10 @@
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +168,9 @@ class RunDirectory:
             file.write(line + "\n")
             file.flush()
 
-    def append_answers(self, where: Mapping[str, Any], evaluation: "Evaluation") -> None:
+    def append_answers(
+        self, where: Mapping[str, Any], evaluation: "Evaluation", num_problems: int | None = None
+    ) -> None:
         """Append one line per problem of an evaluation to `answers.jsonl`.
 
         A line contains all answers to its problem.
@@ -180,10 +178,11 @@ class RunDirectory:
         Args:
             where: values of the columns `update` and `data`, which are the same in all lines.
             evaluation: the evaluation.
+            num_problems: number of problems to write, starting with the first problem. None: all problems.
         """
         from llm_reinforce.evaluation import answer_row  # imports torch
 
-        pairs = zip(evaluation.problems, evaluation.answers, strict=True)
+        pairs = [*zip(evaluation.problems, evaluation.answers, strict=True)][:num_problems]
         rows = (
             {**where, "decoding": evaluation.decoding, **answer_row(index, problem, answers)}
             for index, (problem, answers) in enumerate(pairs)
@@ -231,35 +230,3 @@ def _is_before(line: str, num_updates: int) -> bool:
         return bool(json.loads(line)["update"] <= num_updates)
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def environment(seed: int, device: str) -> dict[str, Any]:
-    """Return the content of `environment.json`: versions, seed, device and git revision of the code."""
-    packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "unknown"
-    return {
-        "seed": seed,
-        "device": device,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "versions": versions,
-        "git_revision": _git_revision(),
-    }
-
-
-def _git_revision() -> str | None:
-    """Return the commit of the toolkit's git checkout, or None if it is installed as a package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

@@ -3,7 +3,7 @@
 from llm_reinforce.training.loop import TrainingLoop, Update
 from llm_reinforce.training.preview import Preview
 from llm_reinforce.training.recipe import Recipe, load_recipe
-from llm_reinforce.training.recording import check_same_run, differing_settings
+from llm_reinforce.training.recording import check_same_run, differing_settings, with_date, with_recorded_date
 from llm_reinforce.training.trainer import ReinforceTrainer, TrainingResult
 
 __all__ = [
@@ -16,4 +16,6 @@ __all__ = [
     "check_same_run",
     "differing_settings",
     "load_recipe",
+    "with_date",
+    "with_recorded_date",
 ]

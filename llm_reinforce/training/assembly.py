@@ -4,17 +4,21 @@ from collections.abc import Callable, Sequence
 
 from llm_reinforce.config import Config, RandomInitConfig
 from llm_reinforce.console.run_display import Display, Silent
+from llm_reinforce.console.text import MAX_PROMPT, visible
 from llm_reinforce.errors import InputError, errors_in
 from llm_reinforce.policy import (
     LanguagePolicy,
+    check_prompts,
     check_prompts_fit,
     describe_policy,
+    first_prompt,
     num_unknown_prompts,
     policy_from_config,
 )
 from llm_reinforce.problems import GivenProblems, ProblemSplit, problems_from_config
 from llm_reinforce.rewards import WeightedReward, reward_from_config
 from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
 
 NUM_LOOKED_AT = 1_000  # number of training prompts that are searched for unknown characters
@@ -38,12 +42,13 @@ def build_loop(
         rewards: one entry per reward in the settings. An entry is the function to use, or None to load the
             function that the settings name. Empty: load all functions that the settings name.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
-        display: display of the run. This function uses it to show one line about the problems and one line
-            about the policy.
+        display: display of the run. This function uses it to show one line each about the problems and the
+            policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
         InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
-            fit into the context of the policy or contains characters that its alphabet lacks.
+            fit into the context of the policy, contains characters that its alphabet lacks, ends in an end
+            token, or is changed by the chat template.
     """
     display = display or Silent()
     split = problems_from_config(config, display.say, problems or GivenProblems())
@@ -59,15 +64,21 @@ def build_loop(
     if policy is None:
         policy = policy_from_config(config.policy, seed=config.seed)
     display.say(f"policy: {describe_policy(policy)}")
+    notes = []
     for part in (split.train, split.held_out):
         check_prompts_fit(policy, part, config.sampling.max_new_tokens)
+        notes += check_prompts(policy, part)
+    if split.train:
+        display.say(f"first prompt: {visible(first_prompt(policy, split.train), MAX_PROMPT)}")
+    for note in dict.fromkeys(notes):
+        display.say(note)
     looked_at = split.train[:NUM_LOOKED_AT]
     if num_unknown := num_unknown_prompts(policy, looked_at):
         display.say(
             f"{num_unknown:,} of the first {len(looked_at):,} training prompts contain characters that the "
             "tokenizer does not know; the policy sees its unknown token in their place"
         )
-    return TrainingLoop(
+    loop = TrainingLoop(
         policy,
         split.train,
         config.training,
@@ -80,6 +91,8 @@ def build_loop(
         display=display,
         seed=config.seed,
     )
+    display.say(f"device: {describe_processes(loop.accelerator)}")
+    return loop
 
 
 def _check_alphabet(

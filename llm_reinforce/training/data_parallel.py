@@ -1,23 +1,38 @@
 """Data parallelism: every process holds the whole policy, and the processes sum their gradients.
 
-The model is not wrapped in `DistributedDataParallel`, because the fast path needs the unwrapped model.
+Each process samples the episodes of its share of an update's problems. The episodes are then exchanged, so
+that every process knows the whole update: its metrics, advantages and failures do not depend on the number of
+processes. The model is not wrapped in `DistributedDataParallel`, because the fast path needs the unwrapped
+model.
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, parse_flag_from_env
+from accelerate.utils import gather_object as accelerate_gather_object
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
+from llm_reinforce.evaluation import Evaluation
+from llm_reinforce.problems import Problem
+from llm_reinforce.processes import check_launch, num_local_processes, num_processes, working_command
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+LONGEST_WAIT = timedelta(days=1)  # after which a process that waits for another one ends
+NO_PROBLEM = Problem("", "")
 
+Value = TypeVar("Value")
 
 _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
 
@@ -29,30 +44,137 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
     call of this function made a different setting, this setting is replaced. If other code made a different
     setting, an error is raised.
 
+    Several processes without a GPU train on the CPU.
+
     Args:
         mixed_precision: "no", "bf16" or "fp16".
 
     Raises:
-        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), or if the process
-            already has an accelerator with another mixed precision.
+        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
+            started more processes than there are GPUs or another number than accelerate uses, if the process
+            already has an accelerator with another mixed precision, or if the mixed precision is fp16 on a
+            CPU.
     """
+    check_launch()
+    _check_devices()
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
         with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision)
+        accelerator = Accelerator(mixed_precision=mixed_precision, **_settings_of_launch())
     except ValueError as error:
-        raise InputError(
-            f"training.mixed_precision: accelerate rejects {mixed_precision!r}: {error}"
-        ) from error
+        key = f"training.mixed_precision {mixed_precision!r}"
+        rejected = key if num_processes() == 1 else f"{key} or the launch of {num_processes()} processes"
+        raise InputError(f"accelerate rejects {rejected}: {error}") from error
     _mixed_precision[:] = [mixed_precision]
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError(
+            "training.mixed_precision: fp16 has no effect on a CPU, on which this run is; use bf16 or no"
+        )
     if accelerator.distributed_type in SHARDING:
         raise InputError(
             f"accelerate was launched with {accelerator.distributed_type.value}, but sharding is not "
             "supported, because every process holds the whole policy; launch the run without sharding "
             "(`accelerate launch --multi_gpu`)"
         )
+    if accelerator.num_processes != num_processes():
+        raise InputError(
+            f"the launcher has started {num_processes()} processes, but accelerate uses "
+            f"{accelerator.num_processes} on this machine ({accelerator.device}), so each would train alone; "
+            f"train on the CPU with `{working_command(num_processes(), on_cpu=True)}`, or start "
+            "one process"
+        )
     return accelerator
+
+
+def _settings_of_launch() -> dict[str, Any]:
+    """Return the arguments of `Accelerator` that several processes need."""
+    if num_processes() == 1:
+        return {}
+    # the others wait while the main process evaluates, for which the default of 10 minutes is too short
+    group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
+    return {"kwargs_handlers": [group], "cpu": not torch.accelerator.is_available()}
+
+
+def _check_devices() -> None:
+    """Check that every process of this machine has a GPU if they train on GPUs.
+
+    Raises:
+        InputError: if there are more processes than GPUs.
+    """
+    num_local, num_devices = num_local_processes(), torch.accelerator.device_count()
+    if num_devices and num_local > num_devices and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        raise InputError(
+            f"{num_local} processes were started on this machine, which has {num_devices} "
+            f"GPU{'s' if num_devices > 1 else ''}; start one process per GPU, or train on the CPU with "
+            f"`{working_command(num_processes(), on_cpu=True)}`"
+        )
+
+
+def describe_processes(accelerator: Accelerator) -> str:
+    """Return one line with the device, and the numbers of processes and threads."""
+    processes, threads = accelerator.num_processes, torch.get_num_threads()
+    return (
+        f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''} with {threads} "
+        f"thread{'s' if threads > 1 else ''}{' each' if processes > 1 else ''}"
+    )
+
+
+def gather_object(value: Value, accelerator: Accelerator) -> list[Value]:
+    """Return the values of all processes, in the order of the processes. The values must be picklable."""
+    if accelerator.num_processes == 1:
+        return [value]
+    values: list[Value] = accelerate_gather_object([value])
+    return values
+
+
+def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator: Accelerator) -> EpisodeBatch:
+    """Return the episodes of all processes as one batch, in the order of the processes.
+
+    A metric that reward functions log is averaged over the processes that have logged it.
+
+    Args:
+        own: episodes of this process. The group of an episode is the index of its problem in `problems`.
+        problems: problems of all processes.
+        accelerator: the accelerator of the run.
+    """
+    if accelerator.num_processes == 1:
+        return own
+
+    def gather_all(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+        # columns of a problem may be objects that cannot be pickled, and every process has the problems
+        sent = [replace(episode, problem=NO_PROBLEM) for episode in episodes]
+        parts = gather_object(sent, accelerator)
+        return tuple(replace(one, problem=problems[one.group]) for part in parts for one in part)
+
+    of_processes = gather_object(dict(own.logged), accelerator)
+    names = dict.fromkeys(name for logged in of_processes for name in logged)
+    values = {name: [logged[name] for logged in of_processes if name in logged] for name in names}
+    means = {name: sum(each) / len(each) for name, each in values.items()}
+    return EpisodeBatch.of(gather_all(own.episodes), means, gather_all(own.greedy))
+
+
+def share_evaluation(
+    evaluation: Evaluation | None, problems: Sequence[Problem], accelerator: Accelerator
+) -> Evaluation | None:
+    """Return the evaluation of the main process in all processes, or None if the main process has none.
+
+    Args:
+        evaluation: the evaluation; None in all other processes.
+        problems: problems of the evaluation.
+        accelerator: the accelerator of the run.
+    """
+    # columns of a problem may be objects that cannot be pickled, and every process has them
+    shared = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
+    return shared and replace(shared, problems=problems)  # the main process is the first one
+
+
+def gather_rows(own: Tensor, num_columns: int, accelerator: Accelerator) -> Tensor:
+    """Return the rows of all processes on the CPU, each padded with zeros to `num_columns` columns."""
+    padded = pad(own, (0, num_columns - own.shape[1]))
+    gathered: Tensor = accelerator.gather(padded.to(accelerator.device))
+    return gathered.cpu()
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.rewards.from_python import rewards_from
 
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
-MODEL_KEYWORDS = ("use_chat_template", "system_prompt", "lora")  # policy settings allowed with a model object
+CHAT_KEYWORDS = ("use_chat_template", "system_prompt", "chat_template_kwargs", "chat_template_date")
+MODEL_KEYWORDS = (*CHAT_KEYWORDS, "lora")  # policy settings allowed with a model object
 COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
@@ -146,6 +147,9 @@ def _read_policy(
     }
     if own.system_prompt is not None:
         section["system_prompt"] = own.system_prompt
+    if own.chat_template_kwargs:
+        section["chat_template_kwargs"] = dict(own.chat_template_kwargs)
+    # the date of the policy is not a setting: a resumed run replaces it by the date of the run
     return section, own
 
 

@@ -4,6 +4,7 @@ STEP 0-3 in the comments are the steps of the article "The Beauty of Reinforceme
 Policy Based Methods".
 """
 
+import datetime
 import gc
 import math
 import sys
@@ -14,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import (
@@ -30,8 +30,8 @@ from llm_reinforce.console.text import visible
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import Evaluation, measure_accuracy
-from llm_reinforce.policy import Activations, LanguagePolicy, OnStep
+from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
+from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
@@ -45,7 +45,14 @@ from llm_reinforce.training.budget import (
     is_over,
     makes_no_more_updates,
 )
-from llm_reinforce.training.data_parallel import broadcast_weights, new_accelerator
+from llm_reinforce.training.data_parallel import (
+    broadcast_weights,
+    gather_episodes,
+    gather_object,
+    gather_rows,
+    new_accelerator,
+    share_evaluation,
+)
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
 from llm_reinforce.training.learning_rates import learning_rate_schedule, set_learning_rates
@@ -53,7 +60,10 @@ from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
+from llm_reinforce.training.warning_signs import WarningSigns
 
+MIN_CHANGED = 0.5  # share of the weights with a gradient; if an update changes fewer, the user is warned
+NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
@@ -66,7 +76,7 @@ class Update:
         metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
             `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
             `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
-        episodes: episodes of the update, of this process only. The episodes of one problem are adjacent. An
+        episodes: episodes of the update, of all processes. The episodes of one problem are adjacent. An
             episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.
         evaluations: evaluations made after this update, by decoding ("greedy" or "sampled"). Empty if no
@@ -166,6 +176,12 @@ class TrainingLoop:
         if self.reinforce.baseline == "value":
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
+        self.warning_signs = WarningSigns(
+            len(problems),
+            self.reinforce.problems_per_update,
+            self.reinforce.episodes_per_problem,
+            training.num_updates,
+        )
         self.stop_requested = False
         # the first and the latest evaluation made by this object, by decoding and number of updates
         self.evaluations: dict[str, dict[int, Evaluation]] = {}
@@ -197,6 +213,8 @@ class TrainingLoop:
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
+        for sentence in self.warning_signs.before_first_update():
+            self.display.say(f"warning: {sentence}")
         if self.training.num_tokens is not None:
             self.display.say(f"the run ends after {self.training.num_tokens:,} sampled tokens")
         is_restored = resume and self._restore()
@@ -236,20 +254,24 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
-        batch = self.collect(self._draw_problems(), activations, on_step=self._show_sampling)
+        problems = self._draw_problems()
+        own = self.collect(self._share(problems), activations, on_step=self._show_sampling)
+        batch = gather_episodes(own, problems, self.accelerator)  # with the episodes of the other processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
-        prediction = self.value_baseline.predict(batch) if self.value_baseline else None
+        prediction = self._predict(own, batch)
         estimate = self.estimate_batch(batch, prediction)
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
-        outcome = self.gradient_step(batch, estimate, activations, self._show_gradient)
+        own_estimate = estimate.part(self._own_rows(len(batch)), int(own.lengths.max()))
+        outcome = self.gradient_step(own, own_estimate, activations, self._show_gradient)
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
-        is_fitted = self._fit_values(prediction, estimate)
+        is_fitted = self._fit_values(prediction, own_estimate)
         self.schedule.step()
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
         metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
         self._check_finite(outcome)
+        self._check_weights_change(outcome)
         self._check_fitted(is_fitted)
         is_stopping = self._evaluate_and_save(before)
         if is_over(self.training, self.state):
@@ -258,18 +280,57 @@ class TrainingLoop:
         evaluations = {name: made[number] for name, made in self.evaluations.items() if number in made}
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
+    def fix_date(self, date: str | None = None) -> str | None:
+        """Set and return the date that the chat template prints; None if it prints no date.
+
+        Args:
+            date: the date, such as "2026-11-29". None: the date of the policy, in the main process.
+        """
+        own = self.policy.chat_template_date
+        if own is None:
+            return None
+        day = datetime.date.fromisoformat(date) if date else own
+        # processes may have started before and after midnight
+        first: datetime.date = gather_object(day, self.accelerator)[0]
+        self.policy = replace(self.policy, chat_template_date=first)
+        return first.isoformat()
+
     def _is_stopped(self) -> bool:
         """Return True if a stop was requested in any process. All processes get the same result."""
-        if self.accelerator.num_processes == 1:
-            return self.stop_requested
-        return bool(self._gather(torch.tensor([self.stop_requested])).any())
+        return any(gather_object(self.stop_requested, self.accelerator))
 
     def _draw_problems(self) -> list[Problem]:
-        """Return the problems of this process for the next update, in the random order of `ProblemOrder`."""
-        first = self.state.num_problems + self.accelerator.process_index
-        stop = self.state.num_problems + self.reinforce.problems_per_update
-        positions = range(first, stop, self.accelerator.num_processes)
+        """Return the problems of the next update, in the random order of `ProblemOrder`."""
+        first = self.state.num_problems
+        positions = range(first, first + self.reinforce.problems_per_update)
         return [self.problems[self._order.index(position)] for position in positions]
+
+    def _share(self, problems: Sequence[Problem]) -> Sequence[Problem]:
+        """Return the problems of this process among those of all processes."""
+        return problems[self._own_rows(len(problems))]
+
+    def _own_rows(self, num_rows: int) -> slice:
+        """Return the rows of this process among `num_rows` rows of all processes."""
+        num_own = num_rows // self.accelerator.num_processes
+        first = self.accelerator.process_index * num_own
+        return slice(first, first + num_own)
+
+    def _process_of(self, episode: Episode) -> str:
+        """Return "process N: " for an episode of an update of several processes, and otherwise ""."""
+        num_processes = self.accelerator.num_processes
+        process = episode.group * num_processes // self.reinforce.problems_per_update
+        return f"process {process}: " if num_processes > 1 else ""
+
+    def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
+        """Return the values of the episodes of all processes and the features of the own episodes.
+
+        The result is None if there is no value head.
+        """
+        if self.value_baseline is None:
+            return None
+        prediction = self.value_baseline.predict(own)
+        values = gather_rows(prediction.values, int(batch.lengths.max()), self.accelerator)
+        return replace(prediction, values=values)
 
     def collect(
         self,
@@ -279,23 +340,31 @@ class TrainingLoop:
         is_trial: bool = False,
         on_step: OnStep | None = None,
     ) -> EpisodeBatch:
-        """Sample episodes of the problems from the current policy.
+        """Sample episodes of the problems of this process from the current policy.
 
         If `is_trial` is True, one short episode of each problem is sampled. For `on_step`, see
         `collect_episodes`.
         """
         max_new_tokens = self.sampling.max_new_tokens
+        if is_trial:
+            max_new_tokens = min(max_new_tokens, MAX_TRIED_TOKENS)
+        num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
+        first_group = self.accelerator.process_index * len(problems)
+        generator = self._generator("trial" if is_trial else "episodes")
+        # all processes use one sequence of random numbers, so that their number does not change the episodes
+        for _ in range(first_group):
+            random_numbers(num_episodes, max_new_tokens, generator)
         with self.accelerator.autocast():
             return collect_episodes(
                 self.policy,
                 problems,
                 self.rewards,
-                episodes_per_problem=1 if is_trial else self.reinforce.episodes_per_problem,
-                max_new_tokens=min(max_new_tokens, MAX_TRIED_TOKENS) if is_trial else max_new_tokens,
+                episodes_per_problem=num_episodes,
+                max_new_tokens=max_new_tokens,
                 temperature=self.sampling.temperature,
-                generator=self._generator("trial" if is_trial else "episodes"),
+                generator=generator,
                 batch_size=self.sampling.batch_size,
-                first_group=self.accelerator.process_index * len(problems),
+                first_group=first_group,
                 progress=Progress(
                     self.state.num_updates,
                     expected_updates(self.training, self.state),
@@ -323,17 +392,11 @@ class TrainingLoop:
         """Return the returns, baselines and advantages of a batch.
 
         Args:
-            batch: episodes of this process.
+            batch: episodes of all processes.
             prediction: values predicted by the value head; None if the run has no value head.
         """
-        return estimate_advantages(
-            batch,
-            self.reinforce,
-            self.state.moving_average,
-            self._gather,
-            self.accelerator.process_index,
-            values=prediction.values if prediction else None,
-        )
+        values = prediction.values if prediction else None
+        return estimate_advantages(batch, self.reinforce, self.state.moving_average, values=values)
 
     def _fit_values(self, prediction: Prediction | None, estimate: Estimate) -> bool:
         """Fit the value head, if there is one. Return False if any step of the fit was skipped."""
@@ -351,39 +414,39 @@ class TrainingLoop:
         """
         if self._has_tried_rewards:
             return
-        batch = self.collect(self.problems[:NUM_TRIED], is_trial=True)
-        episode = batch.episodes[0]
-        failing = [name for name in episode.rewards if all(name in one.failures for one in batch.episodes)]
-        has_failed = self._gather(torch.tensor([bool(failing)]))  # so that all processes stop together
-        if failing:
-            why = visible(episode.failures[failing[0]], 400)
-            message = (
-                f"reward {failing[0]!r} failed on all {len(batch)} trial episodes; fix the function or "
-                f"remove it from `rewards`: {why}"
-            )
-            raise InputError("\n".join([message, *_lines(episode.traceback)]))
-        if has_failed.any():
-            raise InputError(
-                "a reward failed on all trial episodes of another process; see the message of that process"
-            )
+        tried, num_processes = self.problems[:NUM_TRIED], self.accelerator.num_processes
+        own = self.collect(tried, is_trial=True)
+        batch = gather_episodes(own, [*tried] * num_processes, self.accelerator)
+        for process in range(num_processes):  # all processes stop together
+            episodes = batch.episodes[process * len(own) : (process + 1) * len(own)]
+            failing = [name for name in episodes[0].rewards if all(name in one.failures for one in episodes)]
+            if failing:
+                why = visible(episodes[0].failures[failing[0]], 400)
+                where = f" of process {process}" if num_processes > 1 else ""
+                message = (
+                    f"reward {failing[0]!r} failed on all {len(own)} trial episodes{where}; fix the function "
+                    f"or remove it from `rewards`: {why}"
+                )
+                raise InputError("\n".join([message, *_lines(episodes[0].traceback)]))
         if not batch.scored.any():
             self.display.say("every reward function returned None on all trial episodes")
         self._has_tried_rewards = True
 
     def _generator(self, purpose: str) -> torch.Generator:
-        return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose))
+        """Return a generator with the same seed in all processes."""
+        return torch.Generator(self.policy.device).manual_seed(self._random_number(purpose, process=0))
 
-    def _random_number(self, purpose: str) -> int:
+    def _random_number(self, purpose: str, process: int | None = None) -> int:
         """Return a seed that depends only on the run's seed, the update, the purpose and the process.
 
         A resumed run therefore draws the same random numbers as an uninterrupted one.
-        """
-        return seed_of(purpose, self.seed, self.state.num_updates, self.accelerator.process_index)
 
-    def _gather(self, values: Tensor) -> Tensor:
-        """Return the values of all processes on the CPU, concatenated in the order of the processes."""
-        gathered: Tensor = self.accelerator.gather(values.to(self.accelerator.device))
-        return gathered.cpu()
+        Args:
+            purpose: name of what the random numbers are used for.
+            process: index of the process. None: that of this process.
+        """
+        index = self.accelerator.process_index if process is None else process
+        return seed_of(purpose, self.seed, self.state.num_updates, index)
 
     def _check_scored(self, batch: EpisodeBatch, estimate: Estimate) -> None:
         """Report the first failure of a reward, and stop the run if too many episodes are unscored.
@@ -394,7 +457,9 @@ class TrainingLoop:
                 checkpoint is saved first.
         """
         failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
-        why = visible(failed[0].failure or "", 400) if failed else "every reward function returned None"
+        why = "every reward function returned None"
+        if failed:
+            why = self._process_of(failed[0]) + visible(failed[0].failure or "", 400)
         if failed and not self._has_reported_failure:
             self._has_reported_failure = True
             self.display.say(f"an episode could not be scored and is left out: {why}")
@@ -402,7 +467,7 @@ class TrainingLoop:
                 self.display.say(line)
         if self.state.num_updates == 0 and estimate.mean_return is None:
             raise InputError(f"no episode of the first update could be scored: {why}")
-        share = 1.0 - float(self._gather(batch.scored.float()).mean())
+        share = 1.0 - float(batch.scored.float().mean())
         if share > self.training.max_unscored_share:
             self.save_checkpoint()
             raise RunStoppedError(
@@ -437,6 +502,18 @@ class TrainingLoop:
                 "with a higher-precision dtype or mixed_precision"
             )
 
+    def _check_weights_change(self, outcome: UpdateOutcome) -> None:
+        """Warn if the first update with the full learning rate changed few weights in half precision."""
+        share, first = outcome.frac_weights_changed, self.training.num_warmup_updates + 1
+        if share is None or share >= MIN_CHANGED or self.state.num_updates != first:
+            return
+        self.display.say(
+            f"only {share:.2%} of the weights with a gradient changed in update {self.state.num_updates}: "
+            f"a step of learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
+            "which are in half precision; use policy.dtype: float32 with training.mixed_precision: bf16, "
+            "or train an adapter (policy.lora)"
+        )
+
     def _check_fitted(self, is_fitted: bool) -> None:
         """Report the first update in which value-head steps were skipped.
 
@@ -453,7 +530,6 @@ class TrainingLoop:
         self, batch: EpisodeBatch, estimate: Estimate, outcome: UpdateOutcome, *, is_fitted: bool
     ) -> TrainState:
         state = self.state
-        num_tokens = int(self._gather(torch.tensor([batch.num_tokens])).sum())
         is_not_finite = outcome.skipped == "the gradient is not finite"
         average = state.moving_average
         # the mean of huge returns may overflow, and an infinite moving average would stay infinite
@@ -463,7 +539,7 @@ class TrainingLoop:
             state,
             num_updates=state.num_updates + 1,
             num_problems=state.num_problems + self.reinforce.problems_per_update,
-            num_tokens=state.num_tokens + num_tokens,
+            num_tokens=state.num_tokens + batch.num_tokens,
             num_skipped_updates=state.num_skipped_updates + (outcome.skipped is not None),
             num_skipped_fits=state.num_skipped_fits + (not is_fitted),
             num_not_finite_in_a_row=state.num_not_finite_in_a_row + 1 if is_not_finite else 0,
@@ -491,10 +567,13 @@ class TrainingLoop:
             "learning_rate": outcome.learning_rate,
             "num_tokens": self.state.num_tokens,
             "num_skipped_updates": self.state.num_skipped_updates,
+            "wall_time": time.time(),
             "step_time": now - started,
             "step_time/collect": sampled - started,
             "step_time/update": now - sampled,
         }
+        if outcome.frac_weights_changed is not None:
+            metrics["frac_weights_changed"] = outcome.frac_weights_changed
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
         # a metric logged by a reward function must not replace one of the metrics above
@@ -503,10 +582,14 @@ class TrainingLoop:
             return metrics
         total = expected_updates(self.training, self.state)
         self.display.update(self.state.num_updates, total, metrics, batch.episodes)
+        for sentence in self.warning_signs.add(metrics):
+            self.display.say(f"warning: {sentence}")
         if self.run_directory is not None:
             self.run_directory.append("metrics.jsonl", metrics)
             for row in range(min(self.training.logged_episodes, len(batch))):
-                line = describe_episode(batch.episodes[row], estimate.returns[row], estimate.advantages[row])
+                episode = batch.episodes[row]
+                texts = self.policy.token_texts(episode.completion.token_ids)
+                line = describe_episode(episode, estimate.returns[row], estimate.advantages[row], texts)
                 self.run_directory.append("episodes.jsonl", {"update": self.state.num_updates, **line})
         return metrics
 
@@ -525,12 +608,8 @@ class TrainingLoop:
             before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
         ):
             self.state = replace(self.state, pending_evaluations=tuple(self.evaluation.decodings))
-        if self.accelerator.is_main_process:
-            with suppress(_EvaluationStoppedError):
-                self._evaluate(is_first_or_last=before is None or num_updates == 0 or is_last)
-            self.state = replace(self.state, seconds=time.monotonic() - self._clock)
-        else:
-            self.state = replace(self.state, pending_evaluations=())
+        self._evaluate(is_first_or_last=before is None or num_updates == 0 or is_last)
+        self.state = replace(self.state, seconds=time.monotonic() - self._clock)
         is_stopping = self._is_stopped()
         every = self.training.checkpoint_every
         is_save_due = every is not None and num_updates % every == 0
@@ -568,44 +647,54 @@ class TrainingLoop:
                 self.policy.save(directory)
 
     def _evaluate(self, *, is_first_or_last: bool) -> None:
-        """Make the pending evaluations.
+        """Make the pending evaluations in the main process, and share the results with all processes.
 
-        Raises:
-            _EvaluationStoppedError: if a stop is requested. Completed evaluations are recorded.
+        If a stop is requested, the evaluation in progress and the following ones remain pending.
         """
         data = "held_out" if self.held_out else "training"
         num_problems = self.evaluation.num_problems or (
             None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED
         )
         problems = (self.held_out or self.problems)[:num_problems]
+        is_main = self.accelerator.is_main_process
         for decoding in [
             each for each in self.evaluation.decodings if each in self.state.pending_evaluations
         ]:
-            with self.accelerator.autocast():
-                evaluation = measure_accuracy(
-                    self.policy,
-                    problems,
-                    decoding=decoding,
-                    samples_per_problem=self.evaluation.samples_per_problem if decoding == "sampled" else 1,
-                    max_new_tokens=self.sampling.max_new_tokens,
-                    temperature=self.sampling.temperature,
-                    seed=self.seed,
-                    batch_size=self.evaluation.batch_size,
-                    stop=self.evaluation.stop,
-                    progress=lambda done: self.display.evaluating(done, len(problems)),
-                    on_step=self._check_stop,
-                )
+            own = self._measure_accuracy(problems, decoding) if is_main else None
+            evaluation = share_evaluation(own, problems, self.accelerator)
+            if evaluation is None:
+                return
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
             made = self.evaluations.setdefault(decoding, {})
             for number in list(made)[1:]:
                 del made[number]
             made[self.state.num_updates] = evaluation
+            if not is_main:
+                continue
             self.display.evaluation(self.state.num_updates, data, evaluation)
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
                 self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
-                if is_first_or_last:
-                    self.run_directory.append_answers(where, evaluation)
+                num_answers = None if is_first_or_last else NUM_ANSWERS
+                self.run_directory.append_answers(where, evaluation, num_answers)
+
+    def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation | None:
+        """Return an evaluation, or None if a stop is requested before it is complete."""
+        with self.accelerator.autocast(), suppress(_EvaluationStoppedError):
+            return measure_accuracy(
+                self.policy,
+                problems,
+                decoding=decoding,
+                samples_per_problem=self.evaluation.samples_per_problem if decoding == "sampled" else 1,
+                max_new_tokens=self.sampling.max_new_tokens,
+                temperature=self.sampling.temperature,
+                seed=self.seed,
+                batch_size=self.evaluation.batch_size,
+                stop=self.evaluation.stop,
+                progress=lambda done: self.display.evaluating(done, len(problems)),
+                on_step=self._check_stop,
+            )
+        return None
 
     def _check_stop(self, *_: int) -> None:
         if self.stop_requested:

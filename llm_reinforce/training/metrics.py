@@ -10,7 +10,8 @@ from torch import Tensor
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
 
-TIMES = frozenset({"step_time", "step_time/collect", "step_time/update"})  # differ between equal runs
+# metrics that differ between equal runs
+TIMES = frozenset({"wall_time", "step_time", "step_time/collect", "step_time/update"})
 
 
 def update_metrics(
@@ -19,11 +20,10 @@ def update_metrics(
     """Return the metrics of an update's episodes, by name.
 
     Each metric is explained on the documentation page about the directory of a run. A metric that has no
-    value in this update is omitted. With several processes, only the metrics of the first process are logged.
-    They are computed from the episodes of this process, which are a random sample of all episodes.
+    value in this update is omitted.
 
     Args:
-        batch: episodes of the update.
+        batch: episodes of the update, of all processes.
         estimate: returns, baselines and advantages of the episodes.
         values: V(s_t) at each action, predicted before the value head was fitted to these episodes. None: the
             run has no value head.
@@ -117,7 +117,10 @@ def _frac_reward_zero_std(batch: EpisodeBatch) -> float:
 
 
 def describe_episode(
-    episode: Episode, returns: Float[Tensor, " token"], advantages: Float[Tensor, " token"]
+    episode: Episode,
+    returns: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    token_texts: Sequence[str],
 ) -> dict[str, Any]:
     """Return an episode as a row of `episodes.jsonl`.
 
@@ -125,6 +128,7 @@ def describe_episode(
         episode: the episode, with T actions.
         returns: g_t of each action, padded to at least T numbers.
         advantages: A_t of each action, padded to at least T numbers.
+        token_texts: text of each action.
     """
     length = len(episode.completion.token_ids)
     return {
@@ -143,7 +147,9 @@ def describe_episode(
         "failure": episode.failure,
         "extras": dict(episode.extras),
         "token_ids": list(episode.completion.token_ids),
+        "tokens": list(token_texts),
         "behavior_log_probs": list(episode.completion.log_probs),
+        "entropies": list(episode.completion.entropies),
         "returns": _numbers(returns[:length]),
         "advantages": _numbers(advantages[:length]),
     }

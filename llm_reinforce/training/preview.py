@@ -7,9 +7,10 @@ import torch
 
 from llm_reinforce.episodes import Episode, collect_episodes
 from llm_reinforce.errors import InputError
-from llm_reinforce.policy import describe_policy
+from llm_reinforce.policy import describe_policy, first_prompt
 from llm_reinforce.runs import TrainState
 from llm_reinforce.training.budget import expected_updates
+from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
 
 
@@ -19,8 +20,9 @@ class Preview:
 
     Attributes:
         policy: one line with the architecture of the policy, its number of parameters and its end tokens.
-        device: device of the policy.
+        device: device of the policy, and the numbers of processes and threads.
         num_training, num_held_out: numbers of training problems and of held-out problems, respectively.
+        prompt: prompt of the first training problem as the policy reads it, with special tokens.
         rewards: name and weight of each reward function.
         num_updates: expected number of updates. With a budget of tokens, this number is estimated from
             `episodes`.
@@ -33,6 +35,7 @@ class Preview:
     device: str
     num_training: int
     num_held_out: int
+    prompt: str
     rewards: Sequence[tuple[str, float]]
     num_updates: int
     episodes: Sequence[Episode]
@@ -67,9 +70,10 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
     per_update = float(batch.lengths.float().mean()) * shape.problems_per_update * shape.episodes_per_problem
     return Preview(
         policy=describe_policy(loop.policy),
-        device=str(loop.policy.device),
+        device=describe_processes(loop.accelerator),
         num_training=len(loop.problems),
         num_held_out=len(loop.held_out),
+        prompt=first_prompt(loop.policy, loop.problems),
         rewards=[(reward.name, reward.weight) for reward in loop.rewards],
         num_updates=expected_updates(loop.training, TrainState(1, num_tokens=max(1, round(per_update)))),
         episodes=batch.episodes,

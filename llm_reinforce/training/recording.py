@@ -1,8 +1,7 @@
 """Record a run: lock and prepare its directory, and write everything that is needed to resume the run."""
 
-import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,8 +12,9 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, check_reloads
 from llm_reinforce.problems import GivenProblems, Problem, read_problems, write_problems
-from llm_reinforce.runs import RunDirectory, environment
+from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.given import POLICY_FOLDER, PROBLEMS_FOLDER
+from llm_reinforce.training.run_record import write_record
 
 
 @contextmanager
@@ -24,9 +24,10 @@ def recording(
     *,
     policy: LanguagePolicy | None,
     problems: GivenProblems,
-    device: str,
+    record: Mapping[str, Any],
     resume: bool,
     overwrite: bool,
+    say: Callable[[str], None],
 ) -> Iterator[None]:
     """Hold the lock of a run's directory within the context, and write the files that are needed to resume.
 
@@ -38,9 +39,10 @@ def recording(
         policy: policy object passed by the caller, which is saved in the directory. None: the settings name
             the policy.
         problems: problem objects passed by the caller, which are saved in the directory.
-        device: device of the run, for `environment.json`.
+        record: content of `environment.json`; see `run_record`.
         resume: continue the run in the directory.
         overwrite: replace the run in the directory.
+        say: function that shows a message to the user.
 
     Raises:
         InputError: if another process holds the lock, if the directory cannot be used with these options (see
@@ -48,7 +50,7 @@ def recording(
     """
     with directory.locked():
         directory.prepare(resume=resume, overwrite=overwrite)
-        _write_environment(directory, config.seed, device)
+        write_record(directory, record, say)
         _write_problems(directory, problems)
         if policy is not None and not (directory.path / POLICY_FOLDER).is_dir():
             with whole_directory(directory.path / POLICY_FOLDER) as folder:
@@ -60,7 +62,8 @@ def recording(
 def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
-    `num_updates` and `num_tokens` may be larger than in the settings of the run.
+    `num_updates` and `num_tokens` may be larger than in the settings of the run. If no `chat_template_date`
+    is given, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -87,6 +90,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     """
     before = load_config(file.parent)
     may_differ = {"output_dir"}  # different paths may lead to the same directory
+    if config.policy.chat_template_date is None:
+        may_differ.add("policy.chat_template_date")  # the date of the run is used
     if may_grow:
         may_differ |= {f"training.{name}" for name in _raised_limits(before, config)}
     own, given = _flat(before.model_dump()), _flat(config.model_dump())
@@ -96,6 +101,23 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
         for key in sorted((own.keys() | given.keys()) - may_differ)
         if key not in shared or own[key] != given[key]
     ]
+
+
+def with_recorded_date(directory: RunDirectory, config: Config) -> Config:
+    """Return the settings with the date that the chat template prints in the run in the directory.
+
+    If the settings contain a date, or the directory contains no run with a date, they are not changed.
+    """
+    if config.policy.chat_template_date is not None or not (directory.path / "recipe.yaml").is_file():
+        return config
+    return with_date(config, load_config(directory.path).policy.chat_template_date)
+
+
+def with_date(config: Config, date: str | None) -> Config:
+    """Return the settings with `policy.chat_template_date`; None: do not change them."""
+    if date is None:
+        return config
+    return config.model_copy(update={"policy": config.policy.model_copy(update={"chat_template_date": date})})
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:
@@ -120,21 +142,6 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
     for key, value in values.items():
         flat |= _flat(value, f"{path}.{key}" if path else key)
     return flat
-
-
-def _write_environment(directory: RunDirectory, seed: int, device: str) -> None:
-    """Write `environment.json`. A resumed run appends its environment to the list `resumed` in this file."""
-    file, here = directory.path / "environment.json", environment(seed, device)
-    whole: dict[str, Any] = here
-    if file.is_file():
-        try:
-            whole = json.loads(file.read_text(encoding="utf-8"))
-            whole["resumed"] = [*whole.get("resumed", []), here]
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file}: not the environment.json of a run ({error}); delete the file to resume the run"
-            ) from error
-    directory.write_text("environment.json", json.dumps(whole, indent=2) + "\n")
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:

@@ -10,8 +10,7 @@ from collections.abc import Callable, Sequence
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from llm_reinforce.config import WarmStartConfig
 from llm_reinforce.console.run_display import Display
@@ -19,7 +18,7 @@ from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
-from llm_reinforce.training.data_parallel import sum_gradients
+from llm_reinforce.training.data_parallel import gather_object, sum_gradients
 from llm_reinforce.training.gradient_step import nan_unless_finite
 from llm_reinforce.training.learning_rates import learning_rate_schedule
 
@@ -39,8 +38,7 @@ def warm_start(
 
     The policy is trained on the solution of each problem, or on the answer if a problem has no solution. The
     optimizer is used only for the warm start. The loss of an update is the mean of -log π(a_t | s_t) over the
-    tokens of its solutions, in nats. With several processes, the loss is the mean of the losses of the
-    processes.
+    tokens of its solutions, in nats. Several processes share the problems of an update.
 
     Args:
         policy: the policy; it is trained in place.
@@ -63,15 +61,14 @@ def warm_start(
     schedule = learning_rate_schedule("cosine", adam, settings.num_warmup_updates, settings.num_updates)
     # accelerator.prepare is not used: it would unscale fp16 gradients once per prepared optimizer
     optimizer = AcceleratedOptimizer(adam, scaler=accelerator.scaler)
-    generator = random.Random(f"warm start {seed} {accelerator.process_index}")
+    generator = random.Random(f"warm start {seed} 0")
     num_skipped, num_in_a_row = 0, 0
     for num_updates in range(1, settings.num_updates + 1):
         if is_stopped():
             break
         drawn = generator.choices(problems, k=settings.batch_size)
-        loss = _loss(policy, drawn, accelerator)
         optimizer.zero_grad()
-        accelerator.backward(nan_unless_finite(loss) / accelerator.num_processes)
+        own_loss = _backward(policy, drawn, accelerator)
         sum_gradients(model, accelerator)
         accelerator.unscale_gradients(optimizer)
         norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -80,11 +77,12 @@ def warm_start(
         if is_finite or accelerator.scaler is not None:
             optimizer.step()
         schedule.step()
+        loss = sum(gather_object(own_loss, accelerator))
         num_skipped, num_in_a_row = num_skipped + (not is_finite), 0 if is_finite else num_in_a_row + 1
         if num_in_a_row == 1:
             display.say(
                 f"update {num_updates} of the warm start is skipped: its gradient is not finite (norm "
-                f"{float(norm):.3g}, loss {float(loss.detach()):.3g}); the weights are unchanged"
+                f"{float(norm):.3g}, loss {loss:.3g}); the weights are unchanged"
             )
         if num_in_a_row >= max_not_finite:
             raise RunStoppedError(
@@ -92,13 +90,21 @@ def warm_start(
                 "checkpoint is saved. Lower training.warm_start.learning_rate, or use a higher-precision "
                 "dtype or mixed_precision, and start the run again with --overwrite"
             )
-        display.warm_start(num_updates, settings.num_updates, float(loss.detach()))
+        display.warm_start(num_updates, settings.num_updates, loss)
     return num_skipped
 
 
-def _loss(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Accelerator) -> Float[Tensor, ""]:
-    """Return the mean of -log π(a_t | s_t) over the tokens of the problems' solutions or answers."""
+def _backward(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Accelerator) -> float:
+    """Compute the gradient of this process's share of the loss, and return the value of the share.
+
+    The loss is the mean of -log π(a_t | s_t) over the tokens of all problems' solutions or answers.
+    """
     completions = [policy.encode_completion(problem.solution or problem.answer) for problem in problems]
+    num_actions = sum(map(len, completions))
+    own = slice(accelerator.process_index, None, accelerator.num_processes)
+    problems, completions = problems[own], completions[own]
+    if not problems:
+        return 0.0
     with accelerator.autocast():
         scores = token_log_probs(
             policy.model,
@@ -109,4 +115,6 @@ def _loss(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Acce
     lengths = torch.tensor([len(completion) for completion in completions], device=policy.device)
     mask = action_mask(lengths, scores.log_probs.shape[1])
     ones = torch.ones_like(scores.log_probs)
-    return reinforce_loss(scores.log_probs, ones, mask, float(lengths.sum()))
+    loss = reinforce_loss(scores.log_probs, ones, mask, float(num_actions))
+    accelerator.backward(nan_unless_finite(loss))
+    return float(loss.detach())

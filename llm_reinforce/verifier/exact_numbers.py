@@ -4,8 +4,8 @@ The text must be the result of `notation.plain`. Numbers become fractions, never
 state exactly one value is rejected, with a reason: for example, if it contains several values, a relation, an
 interval, or an expression that is not evaluated.
 
-The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
-possessive or cannot overlap.
+The running time of each pattern is linear in the length of the text, because each of its repetitions
+is bounded, is possessive, or cannot overlap another repetition.
 """
 
 import re
@@ -63,7 +63,7 @@ _NUMBER_HERE = re.compile(_NUMBER, re.VERBOSE)
 _TOKEN = re.compile(
     rf"""
     (?P<name> (?! {_CURRENCY} [ ]?[0-9.] )
-        [A-Za-z_][A-Za-z0-9_]*+ (?: -[A-Za-z0-9_]++ )*+ (?: (?<=[0-9]) (?: \.[0-9]++ )++ )? )
+        [A-Za-z_\ufffd][A-Za-z0-9_\ufffd]*+ (?: -[A-Za-z0-9_]++ )*+ (?: (?<=[0-9]) (?: \.[0-9]++ )++ )? )
   | (?P<compound>
         [0-9]++ (?: (?: \.[0-9]++ ){{2,}}+ | (?: /[0-9]++ ){{2,}}+ | (?: -[0-9]++ ){{2,}}+ | (?: :[0-9]++ )++
                   | (?: st|nd|rd|th )\b ) )
@@ -122,8 +122,9 @@ _ALTERNATIVE_AFTER = re.compile(
       | (?:[A-Za-z]{1,20}[ ]){0,3} ,?[ ]? \(?or[ ](?:maybe[ ]|perhaps[ ]|possibly[ ])? [$£€]?-?[0-9] )""",
     re.IGNORECASE | re.VERBOSE,
 )
-# a letter directly after the digits is a variable, unless it is a common unit
-_VARIABLE_AFTER = re.compile(r"(?![gmshlLWVNJAC])[A-Za-z](?![A-Za-z])|[A-Za-z][0-9]")
+# A letter directly after the digits is a variable, unless it is a common unit. U+FFFD stands for a token that
+# has no text, or for a part of a character, so the number that it touches is unknown.
+_VARIABLE_AFTER = re.compile(r"(?![gmshlLWVNJAC])[A-Za-z](?![A-Za-z])|[A-Za-z][0-9]|\ufffd")
 
 # --- a slot -------------------------------------------------------------------------------------------
 
@@ -138,7 +139,7 @@ _NEXT_EQUATION = re.compile(r"[0-9][^=,;]{0,40}(?:[,;]|\bor\b|\band\b)[^=,;]{0,2
 _UNIT_POWER = re.compile(r"(?<=[A-Za-z])[ ]?\^(?:-?[1-4](?![0-9])|\{-?[1-4]\})")
 _UNIT_DIGIT = re.compile(r"\b(?:mm|cm|dm|km|m|in|ft|yd|mi)[23]\b")
 _NO_UNIT = re.compile(
-    r"[\\^=<>+*×÷|{}_π√‰!∞]|(?<![A-Za-z$£€%°])/|(?:^|\s)-|\b(?:plus|minus|times)\b", re.IGNORECASE
+    r"[\\^=<>+*×÷|{}_π√‰!∞\ufffd]|(?<![A-Za-z$£€%°])/|(?:^|\s)-|\b(?:plus|minus|times)\b", re.IGNORECASE
 )
 _MORE_VALUES = re.compile(r"[0-9]|\b(?:or|and|to)\b", re.IGNORECASE)
 

@@ -22,8 +22,15 @@ _MAX_LINE = 512
 _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
 
-MARK = re.compile(r"[<\\#aA]")  # first characters of tags, boxes, #### and "answer"
-_REASONING = ("think", "thinking", "reasoning", "thought")
+MARK = re.compile(r"[<\\#aA[◁]")  # first characters of tags, boxes, #### and "answer"
+REASONING = {
+    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "reasoning", "thought", "seed:think")},
+    "[THINK]": "[/THINK]",
+    "◁think▷": "◁/think▷",
+    "<|begin_of_thought|>": "<|end_of_thought|>",
+    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
+}
+"""Tags that open a reasoning block, and the tags that close it."""
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
@@ -84,13 +91,25 @@ def sentence(line: str) -> str:
 
 def _after_reasoning(completion: str) -> str:
     start = 0
-    for name in _REASONING:
-        closed = completion.rfind(f"</{name}>")
-        if completion.rfind(f"<{name}>") > closed:
+    tags = {opening: closing for opening, closing in REASONING.items() if opening[0] in completion}
+    for opening, closing in tags.items():
+        closed = completion.rfind(closing)
+        if completion.rfind(opening) > closed:
             return ""  # the completion ends inside the reasoning block
         if closed >= 0:
-            start = max(start, closed + len(name) + 3)
+            start = max(start, closed + len(closing))
     return completion[start:] if start else completion
+
+
+def open_reasoning(text: str) -> str:
+    """Return the end of a text from the tag of its open reasoning block, or "" if no block is open.
+
+    >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
+    '<think>\\nFirst,'
+    """
+    starts = {opening: text.rfind(opening) for opening in REASONING}
+    found = [start for opening, start in starts.items() if start > text.rfind(REASONING[opening])]
+    return text[min(found) :] if found else ""
 
 
 def _first_line(text: str) -> str:

@@ -59,9 +59,9 @@ _TABLE = _Table()
 
 _ANSI = re.compile(r"\x1b\[[0-9;:?]{0,32}[A-Za-z]")
 _RAISED = re.compile("[⁰¹²³⁴-⁹⁺⁻]++")
-_MARKUP = re.compile(
-    r"<<[^<>\n]{0,200}>>|</?[A-Za-z][A-Za-z0-9 \"'=_-]{0,40}/?>|<\|[A-Za-z0-9_/]{1,32}\|>|&nbsp;"
-)
+_TAG = r"</?[A-Za-z][A-Za-z0-9 \"'=_-]{0,40}/?>|<\|[A-Za-z0-9_/]{1,32}\|>"
+_TAG_IN_NUMBER = re.compile(rf"(?<=[0-9])(?:{_TAG})++(?=\.?[0-9])")
+_MARKUP = re.compile(rf"<<[^<>\n]{{0,200}}>>|{_TAG}|&nbsp;")
 _ARROW = re.compile(r"[-=]{1,2}>")
 
 _SYMBOLS = {
@@ -126,6 +126,8 @@ def plain(text: str) -> str:
         text = _RAISED.sub(lambda raised: "^{" + raised[0].translate(_SUPERSCRIPTS) + "}", text)
     text = text.translate(_TABLE)
     if "<" in text or "&" in text:
+        # a tag between two digits is a special token, such as <pad> in 1<pad>5, which is neither 15 nor 5
+        text = _TAG_IN_NUMBER.sub("\ufffd", text)
         text = _MARKUP.sub(" ", text)
     if ">" in text:
         text = _ARROW.sub(" = ", text)

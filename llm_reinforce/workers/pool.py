@@ -21,6 +21,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from llm_reinforce.workers.process_trees import kill_descendants, kill_group
+
 START_LIMIT = 120.0  # seconds until a worker must be ready; importing its modules can take long
 MAX_LINE = 64 * 2**20  # maximum bytes of an answer
 _CHUNK = 2**18  # bytes read or written at once
@@ -195,8 +197,9 @@ class _Worker:
         process, self.process = self.process, None
         if process is None:
             return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+        kill_descendants(process.pid)
+        kill_group(process.pid)
+        process.kill()
         process.wait()
         _close_pipes(process)
 
@@ -216,8 +219,9 @@ class _Worker:
             bufsize=0,
             cwd=here,
             env={**os.environ, "PYTHONPATH": search_path},
-            # a process group that can be killed as a whole, and that does not receive Ctrl-C
+            # a process group that does not receive Ctrl-C; on POSIX, it can be killed as a whole
             start_new_session=True,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
 
     def _set_deadline(self, time_limit: float, error: type[WorkerError]) -> None:

@@ -8,13 +8,14 @@ time limit and the parent has not killed the process.
 import faulthandler
 import json
 import os
-import signal
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, BinaryIO
+
+from llm_reinforce.workers.process_trees import kill_descendants, kill_group
 
 _GRACE = 2.0  # seconds after the time limit until the process ends itself; usually the parent kills it first
 
@@ -39,7 +40,7 @@ def serve(prepare: Callable[[Any], tuple[dict[str, Any], Answer]]) -> None:
         _write(answers, {"fault": str(error)})
         return
     _write(answers, greeting)
-    nowhere = open(os.devnull, "w")  # noqa: SIM115 - open as long as the process lives
+    nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - open as long as the process lives
     for line in questions:
         message = json.loads(line)
         # this ends the process even if C code blocks the interpreter and the parent no longer exists
@@ -73,7 +74,7 @@ def _own_pipes() -> tuple[BinaryIO, BinaryIO]:
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.dup2(2, 1)
-    sys.stdin = open(os.devnull)  # noqa: SIM115 - open as long as the process lives
+    sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115 - open as long as the process lives
     return questions, answers
 
 
@@ -83,13 +84,20 @@ def _write(answers: BinaryIO, message: object) -> None:
 
 
 def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
+    while os.getppid() == parent and (os.name != "nt" or _exists(parent)):
         time.sleep(1.0)
     _end_all()
 
 
+def _exists(pid: int) -> bool:
+    """Return True if a process exists. On Windows, the parent of a process remains the same after its end."""
+    import psutil
+
+    return bool(psutil.pid_exists(pid))
+
+
 def _end_all() -> None:
     """Kill this process and all of its child processes."""
-    if hasattr(os, "killpg"):
-        os.killpg(0, signal.SIGKILL)
+    kill_descendants(os.getpid())
+    kill_group(0)
     os._exit(1)

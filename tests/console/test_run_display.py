@@ -117,10 +117,10 @@ def test_the_display_depends_on_the_console() -> None:
 
 def test_plain_lines_are_printed_every_few_percent(clock: list[float]) -> None:
     console = Console(file=io.StringIO())
-    with PlainDisplay(console, num_processes=2) as display:
+    with PlainDisplay(console) as display:
         for number in range(1, 1001):
             clock[0] += 0.5
-            display.update(number, 1000, METRICS, [episode()] * 4)
+            display.update(number, 1000, METRICS, [episode()] * 8)
     lines = written(console).splitlines()
     assert len(lines) == 21  # the first, and one every 5%
     assert lines[0] == (
@@ -168,7 +168,7 @@ def test_plain_lines_of_evaluations_and_the_warm_start(clock: list[float]) -> No
 
 
 def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float]) -> None:
-    display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]", 1)
+    display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]")
     display.evaluation(0, "held_out", evaluation(2))
     for number in (1, 2):
         clock[0] += 5
@@ -194,7 +194,7 @@ def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float])
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (30, 10), (110, 35)])
 def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
-    display = LiveDisplay(terminal(width, height), "t" * 200, 1)
+    display = LiveDisplay(terminal(width, height), "t" * 200)
     display.update(1, 10, METRICS, [episode("p" * 500, "漢" * 500)] * 8)
     for decoding in ("greedy", "sampled"):
         display.evaluation(1, "held_out", evaluation(5, decoding))
@@ -204,7 +204,7 @@ def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
 
 
 def test_a_resumed_run_is_compared_with_its_first_evaluation() -> None:
-    display = LiveDisplay(terminal(120, 14), "", 1)
+    display = LiveDisplay(terminal(120, 14), "")
     rows = [
         {"update": 10 * number, "decoding": "greedy", "accuracy": 0.1 * (1 + number)} for number in (0, 1)
     ]
@@ -218,7 +218,7 @@ def test_a_resumed_run_is_compared_with_its_first_evaluation() -> None:
 
 
 def test_long_updates_show_their_progress(clock: list[float]) -> None:
-    live, plain = LiveDisplay(terminal(), "", 1), PlainDisplay(Console(file=io.StringIO()))
+    live, plain = LiveDisplay(terminal(), ""), PlainDisplay(Console(file=io.StringIO()))
     for display in (live, plain):
         display.working("update 1: 3 of 8 episodes sampled")
     for seconds, is_shown in ((4.9, False), (0.1, True)):
@@ -238,7 +238,7 @@ def test_long_updates_show_their_progress(clock: list[float]) -> None:
 
 @pytest.mark.parametrize(("width", "height"), [(60, 24), (80, 24), (100, 30), (160, 50)])
 def test_the_live_view_uses_the_terminal(width: int, height: int) -> None:
-    display = LiveDisplay(terminal(width, height), "title", 1)
+    display = LiveDisplay(terminal(width, height), "title")
     for decoding in ("greedy", "sampled"):
         display.evaluation(0, "held_out", evaluation(5, decoding))
     long = [episode("p" * 300, "so " + "x" * 300 + "= 3", answer="1,234") for _ in range(64)]
@@ -288,7 +288,7 @@ def test_a_chart_shows_its_range() -> None:
 
 def test_a_narrower_terminal_keeps_no_old_lines() -> None:
     console = terminal(80)
-    with LiveDisplay(console, "title", 1):
+    with LiveDisplay(console, "title"):
         assert isinstance(console.file, io.StringIO)
         console.file.seek(0)
         console.file.truncate()
@@ -301,7 +301,7 @@ def test_a_narrower_terminal_keeps_no_old_lines() -> None:
 
 def test_the_live_view_is_refreshed_by_a_thread() -> None:
     console = terminal()
-    with LiveDisplay(console, "title", 1) as display:
+    with LiveDisplay(console, "title") as display:
         display.say("said [once]")
         for number in range(1, 201):
             display.update(number, 200, METRICS, [episode()])

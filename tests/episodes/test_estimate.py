@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from llm_reinforce.config import ReinforceConfig, ValueConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
@@ -155,33 +154,13 @@ BATCH = EpisodeBatch.of(
 VALUES = torch.linspace(-1, 1, 18).reshape(6, 3)
 
 
-@pytest.mark.parametrize("baseline", ["optimal", "greedy", "value"])
-@pytest.mark.parametrize("standardize", [False, True])
-def test_two_processes_have_the_same_advantages_as_one(baseline: str, standardize: bool) -> None:
-    settings = ReinforceConfig(baseline=baseline, standardize=standardize, discount=0.9)  # type: ignore[arg-type]
-    whole = estimate_advantages(BATCH, settings, MovingAverage(), values=VALUES)
-    parts = [
-        EpisodeBatch.of(BATCH.episodes[:3], greedy=BATCH.greedy[:1]),
-        EpisodeBatch.of(BATCH.episodes[3:], greedy=BATCH.greedy[1:]),
-    ]
-    recorded: list[list[Tensor]] = [[], []]
-    for number, part in enumerate(parts):  # record the numbers that each process gathers, in order
-
-        def record(numbers: Tensor, number: int = number) -> Tensor:
-            recorded[number].append(numbers)
-            return torch.cat([numbers, numbers])
-
-        own = slice(3 * number, 3 * number + 3)
-        estimate_advantages(part, settings, MovingAverage(), record, 0, values=VALUES[own])
-    for number, part in enumerate(parts):
-        gathered = iter([torch.cat(pair) for pair in zip(*recorded, strict=True)])
-        own = slice(3 * number, 3 * number + 3)
-        found = estimate_advantages(
-            part, settings, MovingAverage(), lambda _, g=gathered: next(g), number, values=VALUES[own]
-        )
-        torch.testing.assert_close(found.advantages, whole.advantages[own])
-        torch.testing.assert_close(found.baselines, whole.baselines[own])
-        assert (found.denominator, found.mean_return) == (whole.denominator, whole.mean_return)
+def test_part_of_an_estimate() -> None:
+    whole = estimate(BATCH, baseline="leave_one_out", standardize=True)
+    part = whole.part(slice(2, 4), 1)
+    for name in ("returns", "advantages", "mask"):
+        assert torch.equal(getattr(part, name), getattr(whole, name)[2:4, :1])
+    assert torch.equal(part.baselines, whole.baselines[2:4])
+    assert (part.denominator, part.mean_return) == (whole.denominator, whole.mean_return)
 
 
 @pytest.mark.parametrize("baseline", ["optimal", "greedy", "value"])

@@ -1,5 +1,6 @@
 """Training in several processes, as started by `accelerate launch`."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,9 +9,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import two_processes
 from accelerate.utils import DistributedType
+from small_runs import Watcher, timeless
 
+from llm_reinforce import ReinforceTrainer, load_recipe
 from llm_reinforce.errors import InputError
 from llm_reinforce.training import data_parallel
 from llm_reinforce.training.data_parallel import SHARDING, new_accelerator
@@ -22,7 +26,7 @@ def launched(*program: str) -> subprocess.CompletedProcess[str]:
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
         [sys.executable, *launch, *program],
-        env={**os.environ, "PYTHONPATH": path, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         timeout=150,
@@ -36,12 +40,40 @@ def test_two_processes_of_the_command_train_to_the_end(tmp_path: Path) -> None:
     done = launched("-m", "llm_reinforce", "train", "quickstart", *options)
     assert done.returncode == 0, done.stderr[-2000:]
     two_processes.check_files(tmp_path / "run")
+    assert "2 processes with 1 thread each" in done.stdout
+    documented = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text(encoding="utf-8")
+    assert "torchrun --nproc_per_node 2 -m llm_reinforce train quickstart" in documented
+
+
+def test_run_resumed_with_another_number_of_processes(tmp_path: Path) -> None:
+    settings = two_processes.recipe_settings(tmp_path / "run", "leave_one_out")
+    options = [f"{key}={value}" for key, value in settings.items()]
+    load_recipe("quickstart", options).train()
+    file = tmp_path / "run" / "environment.json"
+    environment = json.loads(file.read_text())
+    assert (environment["num_processes"], environment["num_threads"]) == (1, 1)
+    assert environment["thread_settings"]["OMP_NUM_THREADS"] == "1"
+    for recorded, is_reported in ((2, True), (1, False)):
+        file.write_text(json.dumps({**environment, "num_processes": recorded}))
+        watcher = Watcher()
+        more = f"training.num_updates={8 if is_reported else 10}"
+        ReinforceTrainer(config=load_recipe("quickstart", [*options, more]).config, progress=watcher).train(
+            resume=True
+        )
+        said = [line for line in watcher.said if "process" in line and "resumed" in line]
+        assert bool(said) == is_reported
+        assert all("was last trained in 2 processes and is resumed in 1" in line for line in said)
 
 
 @pytest.fixture(scope="module")
-def checked(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checked")
+
+
+@pytest.fixture(scope="module")
+def checked(folder: Path) -> subprocess.CompletedProcess[str]:
     """Return the result of all checks of `two_processes.py`, from one launch."""
-    return launched(two_processes.__file__, str(tmp_path_factory.mktemp("checked")))
+    return launched(two_processes.__file__, str(folder))
 
 
 @pytest.mark.slow
@@ -49,6 +81,50 @@ def checked(tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedPro
 def test_two_processes(checked: subprocess.CompletedProcess[str], check: str) -> None:
     """The checks run in this order until one fails; its traceback is in the output."""
     assert checked.stdout.count(f"passed: {check}\n") == 2, checked.stderr[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("baseline", ["value", "greedy"])
+def test_two_processes_log_the_same_run_as_one(
+    checked: subprocess.CompletedProcess[str], folder: Path, tmp_path: Path, baseline: str
+) -> None:
+    settings = two_processes.recipe_settings(tmp_path, baseline)
+    load_recipe("quickstart", [f"{key}={value}" for key, value in settings.items()]).train()
+    for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"):
+        of_one, of_two = timeless(lines(tmp_path / name)), timeless(lines(folder / baseline / name))
+        assert len(of_one) == len(of_two) > 0
+        for one, two in zip(of_one, of_two, strict=True):
+            assert one.keys() == two.keys()
+            for key, value in one.items():
+                assert two[key] == approximately(value), (name, key)
+
+
+def lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def approximately(value: Any) -> Any:
+    numeric = value if isinstance(value, list) else [value]
+    if all(isinstance(each, float) for each in numeric):
+        return pytest.approx(value, rel=1e-3, abs=1e-5)
+    return value
+
+
+def test_more_processes_than_devices_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
+    with pytest.raises(InputError, match=r"2 processes .* has 1 GPU; .*`ACCELERATE_USE_CPU=true torchrun"):
+        new_accelerator("no")
+
+
+def test_processes_that_would_train_alone_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a device for which accelerate has no communication."""
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match=r"has started 2 processes, but accelerate uses 1 .*=true torchrun"):
+        new_accelerator("no")
 
 
 @pytest.mark.parametrize("kind", SHARDING)

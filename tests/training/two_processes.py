@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import gather_object
-from small_runs import sevens, small_policy, trainer
+from small_runs import Watcher, sevens, small_policy, trainer
 
 from llm_reinforce import load_recipe
 from llm_reinforce.config import ReinforceConfig, WarmStartConfig
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
+from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.rewards import WeightedReward
@@ -123,6 +124,56 @@ def the_gradient_equals_that_of_one_process_with_all_episodes(
     assert all(norm > 0.01 for _, norm in compared), compared
 
 
+def failures_of_any_process_are_reported(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    def fails_in_process_1(completion, problem):
+        if os.environ["RANK"] == "1" and one.state.num_updates >= 1:
+            raise RuntimeError("no connection")
+        return sevens(completion, problem)
+
+    watcher = Watcher()
+    rewards = (WeightedReward("judge", fails_in_process_1),)
+    reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3)
+    one = trainer(num_updates=3, reinforce=reinforce, rewards=rewards, display=watcher)
+    updates = [*one.updates()]
+    rows = [update.metrics for update in updates]
+    assert [sorted(update.evaluations) for update in updates] == [[], [], ["greedy"]]
+    assert one.state.best_evaluation["greedy"].update == 0  # in both processes
+    assert [row["num_unscored"] for row in rows] == [0, 6, 6]
+    assert [row.get("rewards/judge/num_failed") for row in rows] == [None, 6, 6]
+    (said,) = [line for line in watcher.said if "could not be scored" in line]
+    assert "left out: process 1: judge: RuntimeError: no connection" in said
+    assert any("in fails_in_process_1" in line for line in watcher.said)
+
+    one = trainer(num_updates=3, reinforce=reinforce, rewards=rewards, training={"max_unscored_share": 0.4})
+    with pytest.raises(RunStoppedError, match=r"50% of the episodes of update 2 .*process 1: judge"):
+        one.train()
+
+
+def trial_failures_of_any_process_are_reported(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    def fails_in_process_1(completion, problem):
+        if os.environ["RANK"] == "1":
+            raise RuntimeError("no connection")
+        return 0.0
+
+    one = trainer(num_updates=1, rewards=(WeightedReward("judge", fails_in_process_1),))
+    with pytest.raises(InputError, match=r"all 4 trial episodes of process 1; .*no connection"):
+        one.train()
+
+
+def metrics_logged_by_rewards_are_averaged(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    def logs(prompts, completions, log_metric, log_extra):
+        log_metric("rank", float(os.environ["RANK"]))
+        log_extra("rank", [os.environ["RANK"]] * len(completions))
+        return [0.0] * len(completions)
+
+    one = trainer(num_updates=1, rewards=(WeightedReward("logs", logs),))
+    (update,) = one.updates()
+    assert update.metrics["rank"] == 0.5
+    ranks = [episode.extras["rank"] for episode in update.episodes]
+    assert ranks == sorted(ranks)
+    assert set(ranks) == {"0", "1"}
+
+
 def a_run_with_the_baseline_value_ends(directory: Path, patch: pytest.MonkeyPatch) -> None:
     check_run(directory / "value", "value")
 
@@ -165,9 +216,13 @@ def check_files(run: Path) -> None:
     lengths = sum(row["completions/mean_length"] for row in rows) * 16
     assert rows[-1]["num_tokens"] > 1.5 * lengths  # includes the tokens of the other process
     assert (run / "policy" / "config.json").is_file()
+    assert json.loads((run / "environment.json").read_text())["num_processes"] == 2
 
 
 CHECKS = (
+    failures_of_any_process_are_reported,
+    trial_failures_of_any_process_are_reported,
+    metrics_logged_by_rewards_are_averaged,
     weights_are_broadcast_and_gradients_are_summed,
     value_heads_are_equal,
     the_gradient_equals_that_of_one_process_with_all_episodes,

@@ -91,6 +91,25 @@ def test_worker_that_does_not_answer_is_killed_and_replaced(pool: WorkerPool) ->
     assert values(pool, "3") == [3]
 
 
+CHILD = "__import__('subprocess').Popen(['sleep', '60'], start_new_session={}).pid"
+
+
+@pytest.mark.parametrize("has_groups", [True, False])
+@pytest.mark.parametrize("has_own_session", [True, False])
+def test_children_are_killed_on_every_system(
+    has_groups: bool, has_own_session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not has_groups:  # as on Windows
+        monkeypatch.delattr(os, "killpg")
+    pool = WorkerPool("evaluating_worker", {})
+    (child,) = values(pool, CHILD.format(has_own_session))
+    assert isinstance(child, int)
+    pids = (child, *pool.pids)
+    assert all(map(is_running, pids))
+    pool.close()
+    assert all(is_gone(pid, within=5.0) for pid in pids)
+
+
 def test_time_limit_does_not_include_the_start_of_the_process() -> None:
     pool = WorkerPool("evaluating_worker", {})
     assert values(pool, "1", time_limit=0.5) == [1]  # starting takes longer than this

@@ -187,8 +187,9 @@ class Activations:
         places = tree.states[is_token] + (num_prompt_tokens - prompts.num_prompts)
         indices[places] = integers([*chain.from_iterable(one.indices for one in completions)], device)
         dtype = torch.promote_types(next(iter(self._products.values()))[0].dtype, torch.float32)
+        of_numpy = np.float64 if dtype == torch.float64 else np.float32
         log_probs, entropies = (
-            torch.from_numpy(np.fromiter(chain.from_iterable(values), np.float64)).to(device, dtype)
+            torch.from_numpy(np.fromiter(chain.from_iterable(values), of_numpy)).to(device)
             for values in ((one.log_probs for one in completions), (one.entropies for one in completions))
         )
         return KeptProducts(pad_to_multiple(indices), ActionLogProbs(log_probs, entropies), self._products)

@@ -1,0 +1,138 @@
+"""Check that the policy reads what the user thinks it reads: chat template, prompts and end tokens."""
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import replace
+
+from llm_reinforce.errors import InputError
+from llm_reinforce.policy.chat_templates import (
+    PROBE,
+    REPLY,
+    ChatSettings,
+    check_template_arguments,
+    end_of_turn,
+    end_of_turn_token,
+    prints_date,
+)
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+from llm_reinforce.problems import Problem
+
+NUM_COMPARED = 1_000  # number of prompts whose tokens are compared with each other
+
+
+def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePolicy:
+    """Return the policy with other settings of its chat template, after checking the template.
+
+    Settings that are None are not changed. If the template prints the current date and the policy has no date
+    yet, the date of today is fixed. A template that prints no date ignores the date.
+
+    Raises:
+        InputError: if the policy does not use a chat template, if the template does not use an argument, if
+            it drops or changes the text of the user, or if the date is not valid.
+    """
+    if not policy.uses_chat_template:
+        for name in ("system_prompt", "chat_template_kwargs"):
+            if getattr(chat, name) not in (None, {}):
+                raise InputError(
+                    f"policy.{name} has no effect, because this policy has no chat template or does not use "
+                    "its chat template; remove this setting, or move the text to problems.template"
+                )
+        return policy
+    check_template_arguments(policy.tokenizer, chat.chat_template_kwargs or {})
+    date = _as_date(chat.chat_template_date) or policy.chat_template_date or datetime.date.today()
+    given = {
+        name: value
+        for name in ("system_prompt", "chat_template_kwargs")
+        if (value := getattr(chat, name)) is not None
+    }
+    has_date = prints_date(policy.tokenizer)
+    changed = replace(policy, **given, chat_template_date=date if has_date else None)
+    changed.render_prompt(PROBE)  # finds a template that drops every text
+    for text in () if changed.system_prompt is None else (changed.system_prompt.strip(), REPLY):
+        if text not in replace(changed, system_prompt=text).render_prompt(PROBE):
+            raise InputError(
+                "policy.system_prompt: the chat template of the policy drops or changes it; remove this "
+                "setting, or move the text to problems.template"
+            )
+    return changed
+
+
+def _as_date(date: datetime.date | str | None) -> datetime.date | None:
+    if not isinstance(date, str):
+        return date
+    try:
+        return datetime.date.fromisoformat(date)
+    except ValueError as error:
+        raise InputError(
+            f"policy.chat_template_date {date!r}: should be a date such as 2026-11-29"
+        ) from error
+
+
+def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[str]:
+    """Check that different problems have different prompts, and return notes about the prompts.
+
+    Each prompt is also checked when it is encoded, see `LanguagePolicy.encode_prompt`.
+
+    Args:
+        policy: the policy.
+        problems: problems whose prompts are checked. At most the first 1,000 are compared with each other.
+
+    Returns:
+        sentences about tokens that are removed from the prompts, about problems with equal prompts, about
+        prompts that end in open reasoning, and about messages that do not end in an end token.
+
+    Raises:
+        InputError: if all prompts consist of the same tokens although their texts differ.
+    """
+    prompts = list(dict.fromkeys(problem.prompt for problem in problems))[:NUM_COMPARED]
+    if not prompts:
+        return []
+    encoded = policy.encode_prompts(prompts)
+    num_distinct = len(set(encoded))
+    if num_distinct == 1 < len(prompts):
+        raise InputError(
+            f"all prompts become the same tokens, {policy.decode(encoded[0])[:200]!r}, although their texts "
+            "differ; use a tokenizer that knows the characters of the problems, and check the chat template"
+        )
+    notes = []
+    if num_distinct < len(prompts):
+        notes.append(
+            f"{len(prompts):,} different prompts become only {num_distinct:,} different sequences of tokens, "
+            "because the tokenizer does not distinguish all characters"
+        )
+    if opened := policy.opened_reasoning(encoded[0]):
+        notes.append(
+            f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes it"
+        )
+    if policy.uses_chat_template:
+        return [*notes, *_notes_on_messages(policy)]
+    return [*notes, *_notes_on_added_tokens(policy, prompts[0], encoded[0])]
+
+
+def _notes_on_added_tokens(policy: LanguagePolicy, prompt: str, encoded: TokenIds) -> list[str]:
+    """Return a note about tokens that are removed from a plain prompt, if there are any."""
+    whole = policy.tokenizer(prompt)["input_ids"]
+    if len(whole) == len(encoded):
+        return []
+    removed = whole[len(encoded) :] if whole[0] != whole[1] else whole[:1]
+    tokens = " ".join(map(str, policy.tokenizer.convert_ids_to_tokens(removed)))
+    return [f"the tokenizer adds {tokens} to a text; it is removed from the prompts"]
+
+
+def _notes_on_messages(policy: LanguagePolicy) -> list[str]:
+    """Return a note about a chat template that does not end messages in an end token."""
+    after = end_of_turn(
+        policy.tokenizer, policy.system_prompt, policy.chat_template_kwargs, policy.chat_template_date
+    )
+    if after is None or end_of_turn_token(policy.tokenizer, after) in policy.end_token_ids:
+        return []
+    ends = " or ".join(map(str, policy.tokenizer.convert_ids_to_tokens(list(policy.end_token_ids))))
+    what = f"with {after.split()[0][:40]!r}, which is not an end token" if after else "without a token"
+    return [
+        f"the chat template ends the messages of the assistant {what}; a completion ends only with {ends}"
+    ]
+
+
+def first_prompt(policy: LanguagePolicy, problems: Sequence[Problem]) -> str:
+    """Return the prompt of the first problem as the policy reads it, with special tokens."""
+    return policy.decode(policy.encode_prompt(problems[0].prompt))

@@ -1,0 +1,120 @@
+"""The number of processes that a launcher has started, and launches that are refused."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llm_reinforce import processes
+from llm_reinforce.errors import InputError
+from llm_reinforce.processes import (
+    check_launch,
+    is_main_process,
+    num_processes,
+    process_index,
+    working_command,
+)
+
+LAUNCHER = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
+OF_ACCELERATE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+def set_variables(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in (*processes.SIZES, *processes.RANKS, *LAUNCHER):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
+@pytest.mark.parametrize(
+    ("values", "index", "number"),
+    [
+        ({}, 0, 1),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, 0, 2),
+        ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8"}, 4, 8),
+        ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, 1, 2),
+        ({"WORLD_SIZE": "", "RANK": ""}, 0, 1),
+    ],
+)
+def test_index_and_number(
+    values: dict[str, str], index: int, number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(values, monkeypatch)
+    assert (process_index(), num_processes(), is_main_process()) == (index, number, index == 0)
+    check_launch()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (OF_ACCELERATE, "accelerate launch was told to use several processes"),
+        ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
+    ],
+)
+def test_launches_that_train_in_too_few_processes_are_refused(
+    values: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(values, monkeypatch)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-X", "-m", "llm_reinforce", "train", "my recipe.yaml"])
+    command = "torchrun --nproc_per_node 2 -m llm_reinforce train 'my recipe.yaml'"
+    assert working_command(2) == command
+    with pytest.raises(InputError, match=message) as caught:
+        check_launch()
+    assert f"`{command}`" in str(caught.value)
+
+
+def test_launch_of_accelerate_with_one_process_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_variables({"ACCELERATE_USE_CPU": "True"}, monkeypatch)
+    check_launch()
+
+
+def test_refused_launch_writes_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "llm_reinforce", "train", "quickstart"]
+    done = subprocess.run(
+        [*command, "--set", f"output_dir={tmp_path / 'run'}"],
+        env={**os.environ, **OF_ACCELERATE},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "torchrun --nproc_per_node 2 -m llm_reinforce train quickstart" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# --------------------------------------------------------------------------------- threads that wait
+
+SHOWN = """\
+import json, os, sys
+from llm_reinforce.__main__ import WAITING, main
+sys.argv = ["llm-reinforce", "--version"]
+try:
+    main()
+except SystemExit:
+    pass
+names = ("OMP_WAIT_POLICY", *WAITING)
+print(json.dumps([{name: os.environ.get(name) for name in names}, "torch" in sys.modules]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}),
+        ({"GOMP_SPINCOUNT": "7"}, {"GOMP_SPINCOUNT": "7", "KMP_BLOCKTIME": "1"}),
+        ({"OMP_WAIT_POLICY": "active"}, {"OMP_WAIT_POLICY": "active"}),
+    ],
+)
+def test_waiting_threads_sleep_soon_unless_the_user_has_chosen(
+    own: dict[str, str], expected: dict[str, str]
+) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+    inherited = {name: value for name, value in os.environ.items() if name not in names}
+    shown = subprocess.run(
+        [sys.executable, "-c", SHOWN], env={**inherited, **own}, capture_output=True, text=True, check=True
+    )
+    found, has_torch = json.loads(shown.stdout.splitlines()[-1])
+    assert {name: value for name, value in found.items() if value} == expected
+    assert not has_torch

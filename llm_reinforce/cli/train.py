@@ -143,7 +143,7 @@ def resume_command(recipe: str, overrides: Sequence[str]) -> str:
     settings = [word for override in overrides for word in ("--set", override)]
     launcher = ["llm-reinforce"]
     if num_processes() > 1:
-        launcher = ["accelerate", "launch", "--num_processes", str(num_processes()), "-m", "llm_reinforce"]
+        launcher = ["torchrun", "--nproc_per_node", str(num_processes()), "-m", "llm_reinforce"]
     return shlex.join([*launcher, "train", recipe, *settings, "--resume"])
 
 

@@ -43,7 +43,14 @@ class RunStoppedError(RuntimeError):
 
     An example is a run in which the gradients of many updates in a row were not finite. Commands exit with
     code 1.
+
+    Attributes:
+        can_resume: True if the cause may be outside the run, so that it makes sense to resume the run.
     """
+
+    def __init__(self, message: str, *, can_resume: bool = False) -> None:
+        super().__init__(message)
+        self.can_resume = can_resume
 
 
 class LeaveAtOnce(SystemExit):

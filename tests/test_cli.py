@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -21,9 +22,14 @@ from llm_reinforce.cli import app, interruption
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import WarmStartConfig, load_config
 from llm_reinforce.config import recipe_file as recipe_module
+from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
 from llm_reinforce.console.messages import note
-from llm_reinforce.console.run_tables import better_before
+from llm_reinforce.console.run_tables import before_and_after, better_before
+from llm_reinforce.evaluation import Answer, Comparison, Evaluation, Measure
+from llm_reinforce.evaluation.comparison import Part
+from llm_reinforce.problems import Problem
 from llm_reinforce.runs import BestEvaluation, RunDirectory, TrainState
+from llm_reinforce.verifier import verify
 
 ROOT = Path(__file__).parents[1]
 
@@ -64,6 +70,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
+LOADING = "tiny: loading libraries, problems and the policy\n"
+
+
 def command(*arguments: str) -> Result:
     return CliRunner().invoke(app, list(arguments))
 
@@ -72,7 +81,7 @@ def refused(*arguments: str) -> str:
     """Return stderr of a command that should exit with 2, print nothing on stdout, and have no traceback."""
     result = command(*arguments)
     assert result.exit_code == 2, result.output
-    assert result.stdout == ""
+    assert result.stdout in ("", LOADING)
     assert "Traceback" not in result.stderr
     return result.stderr.replace("\n", " ")
 
@@ -255,7 +264,11 @@ def test_signal_stops_the_run_with_a_checkpoint(tmp_path: Path, number: signal.S
     stop = f"os.path.exists('again') or len(CALLS) == 5 and os.kill(os.getpid(), {int(number)})"
     result = command(*with_reward(tmp_path, stop))
     assert result.exit_code == code, result.output
-    assert "stopped after update 1; a checkpoint is saved" in result.stdout
+    resume = shlex.join(["llm-reinforce", *with_reward(tmp_path, stop, "--resume")])
+    saved = "runs/tiny/checkpoints/update-000001"
+    assert (
+        f"stopped after update 1; a checkpoint is saved, {saved}; continue with: {resume}\n" in result.stdout
+    )
     assert Path("runs/tiny/checkpoints/update-000001/manifest.json").is_file()
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == handlers
     Path("again").touch()
@@ -273,7 +286,8 @@ def test_stop_before_the_first_checkpoint_is_reported(monkeypatch: pytest.Monkey
         patch.setattr("llm_reinforce.training.loop.warm_start", interrupted)
         result = command(*warm)
     assert result.exit_code == 130, result.output
-    assert "stopped after update 0; there is no checkpoint yet; --resume starts from" in result.stdout
+    assert "stopped after update 0; there is no checkpoint yet; start again from" in result.stdout
+    assert "'training.warm_start={num_updates: 2, num_warmup_updates: 0}' --resume\n" in result.stdout
     assert command(*warm, "--resume").exit_code == 0
 
 
@@ -402,9 +416,60 @@ def test_invalid_environment_file_is_reported(content: str) -> None:
 def test_second_signal_quits_immediately(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys.modules["llm_reinforce.cli.interruption"], "SAME_KEYPRESS", -1.0)
     monkeypatch.setattr(interruption, "leaving_signals", [])  # later tests are not interrupted
-    result = command(*with_reward(tmp_path, "os.kill(os.getpid(), signal.SIGINT)"))
+    # the first four calls are trial episodes, before the run starts
+    result = command(*with_reward(tmp_path, "len(CALLS) > 4 and os.kill(os.getpid(), signal.SIGINT)"))
     assert result.exit_code == 130
     assert not Path("runs/tiny/checkpoints/update-000001").exists()
+    interrupted = "interrupted\na checkpoint is saved, runs/tiny/checkpoints/update-000000; continue with: llm-reinforce "
+    assert interrupted in result.stderr
+    assert result.stderr.endswith(" --resume\n")
+
+
+def test_the_first_line_is_printed_before_torch_is_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "import sys; sys.modules['torch'] = None; from llm_reinforce.cli import main; main()"
+    arguments = [sys.executable, "-c", script, "train", "tiny.yaml"]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert result.stdout == LOADING
+    assert "torch" in result.stderr
+
+
+def test_rewards_are_shown_before_and_after_training() -> None:
+    row = {"decoding": "greedy", "data": "held_out", "interval": [0.1, 0.3], "correct": 2, "total": 10}
+    rows = [{**row, "update": 0, "accuracy": 0.2}, {**row, "update": 50, "accuracy": 0.2}]
+    console = Console(file=io.StringIO(), width=80)
+    console.print(before_and_after(rows, [{"update": at, "reward": at / 100} for at in range(1, 51)]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert re.search(r"reward +0\.105 +→ +0\.405", shown)
+    assert "mean of the episodes of the first 20 and the last 20 updates" in shown
+
+
+def test_rows_of_zeros_are_hidden() -> None:
+    parts = {"wrong answer": Part(0.5, 0.0), "truncated": Part(0.0, 0.0)}
+    comparison = Comparison("accuracy", 0.0, 0.5, (0.1, 0.9), 0.1, "mcnemar", ("1",), (), parts)
+    measures = {
+        name: Measure(value, (0.0, 0.9), 0.1) for name, value in (("accuracy", 0.0), ("truncated", 0.0))
+    }
+    answer = Answer("", 2, True, verify("3", "2"), False, False)
+    evaluation = Evaluation("greedy", [Problem("1+1=", "2")], [(answer,)], measures)
+    console = Console(file=io.StringIO(), width=80)
+    console.print(comparison_table(comparison), measures_table("sums", [("policy", evaluation)]))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "wrong answer" in shown
+    assert "accuracy" in shown
+    assert "truncated" not in shown
+
+
+@pytest.mark.parametrize("name", ["", "train", "evaluate", "sample", "variance", "recipes keys", "claims"])
+def test_help_texts_show_no_type_for_flags_and_no_long_ranges(name: str) -> None:
+    shown = command(*name.split(), "--help").stdout
+    assert "--help" in shown
+    assert "<bool>" not in shown
+    assert " range>" not in shown
+    assert "99999" not in shown
+
+
+def test_too_large_seed_is_refused() -> None:
+    assert "is not below" in refused("sample", "--policy", "none", "x", "--seed", "1" + 18 * "0")
 
 
 def test_reward_function_that_exits_does_not_end_the_run(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from llm_reinforce.cli.claims import claims
 from llm_reinforce.cli.compare import compare
 from llm_reinforce.cli.evaluate import evaluate
 from llm_reinforce.cli.fetch import fetch
+from llm_reinforce.cli.help_texts import App
 from llm_reinforce.cli.interruption import run_interruptibly
 from llm_reinforce.cli.recipes import recipes
 from llm_reinforce.cli.runs import runs
@@ -24,7 +25,7 @@ from llm_reinforce.cli.variance import variance
 from llm_reinforce.cli.verify import verify
 from llm_reinforce.processes import num_processes
 
-app = typer.Typer(
+app = App(
     name="llm-reinforce",
     no_args_is_help=True,
     add_completion=False,

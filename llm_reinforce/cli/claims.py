@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from llm_reinforce.cli.common import DebugOption
+from llm_reinforce.cli.help_texts import App
 from llm_reinforce.cli.measurement import (
     JsonOption,
     MeasuredPolicyOption,
@@ -17,7 +18,7 @@ from llm_reinforce.cli.measurement import (
     measuring,
     show_measurement,
 )
-from llm_reinforce.config import MAX_SEED
+from llm_reinforce.cli.options import seed_option
 from llm_reinforce.console.variance_tables import (
     ENOUGH_PROBLEMS,
     classifier_table,
@@ -25,12 +26,12 @@ from llm_reinforce.console.variance_tables import (
     length_table,
 )
 
-claims = typer.Typer(
+claims = App(
     no_args_is_help=True,
     help='Measure the claims of the article "The Beauty of Reinforcement Learning (1)" about the variance of '
     "REINFORCE, and compare them with theory. For the effect on learning, see `llm-reinforce compare`.",
 )
-SeedOption = Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Random seed.")]
+SeedOption = Annotated[int, seed_option("Random seed.")]
 
 
 @claims.command()

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -36,7 +36,9 @@ def check_one_process(command: str) -> None:
 
 
 @contextmanager
-def reported_failures(what: str = "the command", *, debug: bool = False) -> Iterator[None]:
+def reported_failures(
+    what: str = "the command", *, debug: bool = False, advice: Callable[[], str] = str
+) -> Iterator[None]:
     """In a `with` block, print exceptions as a message or traceback on stderr, and exit with an exit code.
 
     Warnings are printed as notes, without the file and line of the code that issued them.
@@ -47,6 +49,8 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
     Args:
         what: name of the action, for the message "{what} failed: …" about an unexpected error.
         debug: if True, print a traceback instead of a message.
+        advice: function that returns a sentence for the user, or an empty string. The sentence is printed
+            after the message about an interruption or an error, except a user error.
     """
     try:
         with warnings.catch_warnings():
@@ -56,9 +60,11 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
         raise
     except KeyboardInterrupt:
         print_error("interrupted")
+        _print_advice(advice)
         raise typer.Exit(INTERRUPTED) from None
     except LeaveAtOnce:
         print_error("interrupted")
+        _print_advice(advice)
         raise
     except InputError as error:
         if debug:
@@ -78,7 +84,14 @@ def reported_failures(what: str = "the command", *, debug: bool = False) -> Iter
                 print_error(str(error))
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
+        if not isinstance(error, RunStoppedError) or error.can_resume:
+            _print_advice(advice)
         raise typer.Exit(FAILED) from None
+
+
+def _print_advice(advice: Callable[[], str]) -> None:
+    if is_main_process() and (sentence := advice()):
+        print_error(sentence)
 
 
 def _main_process_fails_too() -> bool:

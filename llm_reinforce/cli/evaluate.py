@@ -23,9 +23,9 @@ from llm_reinforce.cli.options import (
     TemplateArgumentOption,
     TemplateDateOption,
     TokensOption,
+    seed_option,
     template_arguments,
 )
-from llm_reinforce.config import MAX_SEED
 from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
 from llm_reinforce.console.messages import note, terminal_console
 from llm_reinforce.console.progress import progress
@@ -105,7 +105,7 @@ def evaluate(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(min=0, max=MAX_SEED - 1, help="Random seed of the sampling and of the worked examples."),
+        seed_option("Random seed of the sampling and of the worked examples."),
     ] = 0,
     batch_size: Annotated[
         int, typer.Option(min=1, help="Number of completions generated at the same time.")

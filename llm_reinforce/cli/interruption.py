@@ -35,7 +35,7 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
     """In a `with` block, call `stop` at the first signal, and end the command at once at the second signal.
 
     Args:
-        stop: function that stops the run after the current update.
+        stop: function that stops the run after the current update or during the current evaluation.
         display: display that shows that the run is about to stop.
     """
     _received.clear()

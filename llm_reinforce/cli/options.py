@@ -5,9 +5,21 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_reinforce.config import MAX_NEW_TOKENS
+from llm_reinforce.config import MAX_NEW_TOKENS, MAX_SEED
 from llm_reinforce.config.strict_yaml import parse_document
 from llm_reinforce.errors import InputError
+
+
+def seed_option(help_text: str) -> Any:
+    """Return the option `--seed`. The help text does not show its upper limit, which has 18 digits."""
+    return typer.Option("--seed", min=0, callback=_checked_seed, help=help_text)
+
+
+def _checked_seed(seed: int) -> int:
+    if seed >= MAX_SEED:
+        raise typer.BadParameter(f"{seed} is not below {MAX_SEED}; give a smaller seed")
+    return seed
+
 
 PolicyOption = Annotated[
     str,

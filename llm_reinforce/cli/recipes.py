@@ -13,15 +13,14 @@ from rich.table import Table
 from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, reported_failures
+from llm_reinforce.cli.help_texts import App
 from llm_reinforce.config import Config, builtin_recipes, load_config
 from llm_reinforce.config.key_reference import SectionEntry, key_reference
 from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.console.messages import print_error, terminal_console
 from llm_reinforce.errors import InputError
 
-recipes = typer.Typer(
-    help="List, show, copy and check recipes, and list the keys of a recipe.", no_args_is_help=True
-)
+recipes = App(help="List, show, copy and check recipes, and list the keys of a recipe.", no_args_is_help=True)
 
 NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe; see `recipes list`.")]
 

@@ -6,9 +6,10 @@ from typing import Annotated
 import typer
 
 from llm_reinforce.cli.common import DebugOption, reported_failures
+from llm_reinforce.cli.help_texts import App
 from llm_reinforce.console.messages import terminal_console
 
-runs = typer.Typer(help="List recorded runs.", no_args_is_help=True)
+runs = App(help="List recorded runs.", no_args_is_help=True)
 
 
 @runs.callback()

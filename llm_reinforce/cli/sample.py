@@ -15,9 +15,9 @@ from llm_reinforce.cli.options import (
     TemplateArgumentOption,
     TemplateDateOption,
     TokensOption,
+    seed_option,
     template_arguments,
 )
-from llm_reinforce.config import MAX_SEED
 from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.console.text import visible
 from llm_reinforce.errors import InputError
@@ -40,7 +40,7 @@ def sample(
     ] = False,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED - 1, help="Random seed of the sampling.")] = 0,
+    seed: Annotated[int, seed_option("Random seed of the sampling.")] = 0,
     no_template: Annotated[
         bool,
         typer.Option(

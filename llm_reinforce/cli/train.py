@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -62,7 +64,12 @@ def train(
     Ctrl-C stops after the current update and saves a checkpoint. Press Ctrl-C
     again to quit immediately.
     """
-    with reported_failures("the run", debug=debug):
+    progress: list[_Run] = []  # the run, as soon as its directory is known
+
+    def advice() -> str:
+        return progress[0].how_to_continue() if progress else ""
+
+    with reported_failures("the run", debug=debug, advice=advice):
         if resume and overwrite:
             raise InputError(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
@@ -70,10 +77,17 @@ def train(
         check_launch()
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
-        keep_freed_memory()
         from llm_reinforce.runs import RunDirectory
 
         directory = RunDirectory(Path(loaded.output_dir).expanduser())
+        if is_main_process():
+            if not dry_run:
+                directory.check(resume=resume, overwrite=overwrite)
+                if overwrite:
+                    _confirm_overwrite(directory)
+            # shown before torch is imported, which takes seconds
+            print(f"{Path(recipe).stem}: loading libraries, problems and the policy", flush=True)
+        keep_freed_memory()
         if dry_run:
             _dry_run(loaded, directory, resume=resume, overwrite=overwrite)
             return
@@ -81,15 +95,56 @@ def train(
             from llm_reinforce.training import check_same_run
 
             check_same_run(directory, loaded)  # checked early, because loading the policy takes time
-        if is_main_process():
-            directory.check(resume=resume, overwrite=overwrite)
-            if overwrite:
-                _confirm_overwrite(directory)
+        run = _Run(directory, resume_command(recipe, overrides or []), _written_at(directory))
+        progress.append(run)
         try:
-            _train(loaded, Path(recipe).stem, directory, resume=resume, overwrite=overwrite)
+            _train(loaded, Path(recipe).stem, run, resume=resume, overwrite=overwrite)
         except OSError as error:  # the error for a full disk does not name a file
             error.filename = error.filename or str(directory.path)
             raise
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """A run of this command.
+
+    Attributes:
+        directory: directory of the run.
+        command: command that resumes the run.
+        written_before: time at which `recipe.yaml` was written before this command, or None.
+    """
+
+    directory: "RunDirectory"
+    command: str
+    written_before: int | None
+
+    def how_to_continue(self) -> str:
+        """Return a sentence that says what is saved and how to continue.
+
+        The sentence is empty if this command has not started or resumed the run yet.
+        """
+        if _written_at(self.directory) in (None, self.written_before):
+            return ""
+        from llm_reinforce.checkpoint_files import find_checkpoint
+
+        checkpoint, _ = find_checkpoint(self.directory.checkpoints)
+        if checkpoint is None:
+            return f"there is no checkpoint yet; start again from the beginning with: {self.command}"
+        return f"a checkpoint is saved, {checkpoint}; continue with: {self.command}"
+
+
+def _written_at(directory: "RunDirectory") -> int | None:
+    file = directory.path / "recipe.yaml"
+    return file.stat().st_mtime_ns if file.is_file() else None
+
+
+def resume_command(recipe: str, overrides: Sequence[str]) -> str:
+    """Return the command that resumes a run, quoted for a shell."""
+    settings = [word for override in overrides for word in ("--set", override)]
+    launcher = ["llm-reinforce"]
+    if num_processes() > 1:
+        launcher = ["torchrun", "--nproc_per_node", str(num_processes()), "-m", "llm_reinforce"]
+    return shlex.join([*launcher, "train", recipe, *settings, "--resume"])
 
 
 def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
@@ -149,20 +204,20 @@ def _confirm_overwrite(directory: "RunDirectory") -> None:
         raise InputError(f"{directory.path}: not replaced, because the answer was not {name!r}")
 
 
-def _train(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
+def _train(recipe: Config, name: str, run: _Run, *, resume: bool, overwrite: bool) -> None:
     from llm_reinforce.training import ReinforceTrainer
 
-    display = _display(recipe, name, directory, resume=resume)
+    display = _display(recipe, name, run.directory)
     trainer = ReinforceTrainer(config=recipe, progress=display)
     with stopped_by_signals(trainer.stop, display):
         result = trainer.train(resume=resume, overwrite=overwrite)
     if is_main_process():
-        _print_result(directory, result)
+        _print_result(run, result)
     if received_signals() and not result.is_over:
         raise typer.Exit(128 + received_signals()[0])
 
 
-def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bool) -> "AnyDisplay":
+def _display(recipe: Config, name: str, directory: "RunDirectory") -> "AnyDisplay":
     from llm_reinforce.console.live_view import display_for
     from llm_reinforce.console.run_display import Silent
 
@@ -170,35 +225,23 @@ def _display(recipe: Config, name: str, directory: "RunDirectory", *, resume: bo
         return Silent()
     policy = recipe.policy.name_or_path or "random weights"
     adapter = f" with LoRA {recipe.policy.lora.rank}" if recipe.policy.lora else ""
-    first = {
-        row["decoding"]: (row["update"], row["accuracy"])
-        for row in reversed(directory.rows("evaluations.jsonl") if resume else [])
-    }
-    return display_for(
-        terminal_console(),
-        f"{name} · {policy}{adapter} · {directory.path}",
-        first=first,
-    )
+    return display_for(terminal_console(), f"{name} · {policy}{adapter} · {directory.path}")
 
 
-def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
-    """Print the accuracy before and after training, and the paths of the results."""
-    from llm_reinforce.checkpoint_files import find_checkpoint
+def _print_result(run: _Run, result: "TrainingResult") -> None:
+    """Print the accuracy and the reward before and after training, and the paths of the results."""
     from llm_reinforce.console.text import duration
 
-    console, state = terminal_console(), result.state
+    console, state, directory = terminal_console(), result.state, run.directory
     for sentence in result.warnings:
         console.print(Text(f"warning: {sentence}"), soft_wrap=True)
     if not result.is_over:
-        is_saved = find_checkpoint(directory.checkpoints)[0] is not None
-        saved = "a checkpoint is saved; continue with --resume"
-        unsaved = "there is no checkpoint yet; --resume starts from the beginning"
-        console.print(f"stopped after update {state.num_updates}; {saved if is_saved else unsaved}")
+        sentence = f"stopped after update {state.num_updates}; {run.how_to_continue()}"
+        console.print(Text(sentence), soft_wrap=True)
         return
     rows = directory.rows("evaluations.jsonl")
     if rows:
-        console.print(before_and_after(rows))
-        console.print("in brackets: 95% intervals", style="dim")
+        console.print(before_and_after(rows, directory.rows("metrics.jsonl")))
         for sentence in better_before(rows, state):
             console.print(Text(sentence, style="dim"))
         for decoding, both in result.comparisons.items():
@@ -210,10 +253,12 @@ def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
     console.print(
         named_values(
             {
-                "done in": duration(result.seconds),
+                "done in": duration(state.seconds),
                 "policy": str(directory.policy),
                 "logs": ", ".join(name for name in logs if (directory.path / name).is_file()),
-                "try it": f"llm-reinforce sample --policy {shlex.quote(str(directory.path))} 'a prompt'",
+                "try it": shlex.join(
+                    ["llm-reinforce", "sample", "--policy", str(directory.path), "a prompt"]
+                ),
             }
         )
     )

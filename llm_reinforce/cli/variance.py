@@ -14,7 +14,7 @@ from llm_reinforce.cli.measurement import (
     measuring,
     show_measurement,
 )
-from llm_reinforce.config import MAX_SEED
+from llm_reinforce.cli.options import seed_option
 from llm_reinforce.console.variance_tables import ENOUGH_PROBLEMS, variance_table
 
 
@@ -34,9 +34,7 @@ def variance(
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(
-            min=0, max=MAX_SEED - 1, help="Random seed of problems, episodes, projection and intervals."
-        ),
+        seed_option("Random seed of problems, episodes, projection and intervals."),
     ] = 0,
     overrides: OverridesOption = None,
     output: OutputOption = None,

@@ -22,6 +22,8 @@ TITLES = {
 def measures_table(data: str, columns: "Sequence[tuple[str, Evaluation]]") -> RenderableType:
     """Return a table with a row per measure and a column per policy. Each value has its 95% interval.
 
+    Measures other than the accuracy are omitted if they are 0 for all policies.
+
     Args:
         data: name of the data set.
         columns: name and evaluation of each policy. All policies were evaluated on the same problems.
@@ -39,6 +41,8 @@ def measures_table(data: str, columns: "Sequence[tuple[str, Evaluation]]") -> Re
         table.add_column("95% interval", no_wrap=True)
         table.add_column("")
     for name, measure in first.measures.items():
+        if name != "accuracy" and not any(each.measures[name].value for _, each in columns):
+            continue
         table.add_row(TITLES.get(name, name), *_cells(name, columns, measure))
     note = Text("in brackets: 95% intervals", style="dim")
     return Group(Text(head, style="bold"), table, *([note] if len(columns) > 1 else []))
@@ -63,7 +67,10 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Return the difference in accuracy, its interval and p-value, and a table of reasons for the changes."""
+    """Return the difference in accuracy, its interval and p-value, and a table of reasons for the changes.
+
+    Reasons that apply to no change are omitted.
+    """
     low, high = comparison.interval
     test = "McNemar" if comparison.test == "mcnemar" else "sign flips"
     head = (
@@ -76,8 +83,10 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
     for title in ("gained", "lost", "difference"):
         table.add_column(title, justify="right", no_wrap=True)
     for kind, part in comparison.parts.items():
+        if not (part.gained or part.lost):
+            continue
         table.add_row(kind, f"{100 * part.gained:.1f}", f"{100 * part.lost:.1f}", _points(part.difference))
-    return Group(Text(head), table)
+    return Group(Text(head), *([table] if table.row_count else []))
 
 
 def _points(share: float) -> str:

@@ -4,10 +4,11 @@ The live view for a terminal is in `live_view.py`.
 """
 
 import os
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from rich.console import Console
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 # PlainDisplay prints a line after every 5% of the updates, but at most one line in 2 s, and at least one in
 # 60 s
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
+# within an update or evaluation, all displays show its progress after 5 s; PlainDisplay repeats it every 30 s
+LONG_SECONDS, REPEAT_SECONDS = 5.0, 30.0
 
 
 @runtime_checkable
@@ -29,6 +32,14 @@ class Display(Protocol):
 
     def say(self, sentence: str) -> None:
         """Show a message."""
+
+    def restored(
+        self, updates: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Take over the history of a resumed run: rows of `metrics.jsonl` and of `evaluations.jsonl`."""
+
+    def working(self, sentence: str) -> None:
+        """Take note of the progress within the current update. It is shown if the update takes long."""
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         """Show supervised update number `num_updates` of `total`, with its loss in nats per token."""
@@ -81,6 +92,12 @@ class Silent:
     def __exit__(self, *exception: object) -> None: ...
 
     def say(self, sentence: str) -> None: ...
+
+    def restored(
+        self, updates: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
+    ) -> None: ...
+
+    def working(self, sentence: str) -> None: ...
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None: ...
 
@@ -143,6 +160,34 @@ def next_pace(pace: Pace | None, name: str, done: int, total: int, seconds: floa
     return pace
 
 
+@dataclass
+class Work:
+    """Progress within the current update or evaluation.
+
+    Attributes:
+        sentence: latest progress; empty if none has been reported.
+        started: time at which the update or evaluation started, in seconds of `time.monotonic`.
+        shown_time: time at which PlainDisplay last printed the sentence.
+    """
+
+    sentence: str = ""
+    started: float = field(default_factory=lambda: time.monotonic())
+    shown_time: float = -REPEAT_SECONDS
+
+    def seconds(self) -> float:
+        """Return the duration of the update or evaluation so far."""
+        return time.monotonic() - self.started
+
+    def is_long(self) -> bool:
+        """Return True if the progress should be shown."""
+        return bool(self.sentence) and self.seconds() >= LONG_SECONDS
+
+
+def evaluating_sentence(num_problems: int, total: int) -> str:
+    """Return a sentence about the progress of an evaluation."""
+    return f"evaluating: {num_problems:,} of {total:,} problems"
+
+
 class PlainDisplay:
     """Display for log files and pipes, which prints a line for each evaluation and for some updates."""
 
@@ -151,14 +196,39 @@ class PlainDisplay:
         self._pace: Pace | None = None
         self._shown_at = -1
         self._shown_time = -MAX_SILENCE
+        self._work = Work()
+        self._ended = threading.Event()
 
     def __enter__(self) -> Self:
+        self._ended.clear()
+        threading.Thread(target=self._watch, daemon=True).start()
         return self
 
-    def __exit__(self, *exception: object) -> None: ...
+    def __exit__(self, *exception: object) -> None:
+        self._ended.set()
 
     def say(self, sentence: str) -> None:
-        print(visible(sentence), file=self.console.file, flush=True)
+        # one call of `write`, because the thread of `_watch` may write at the same time
+        self.console.file.write(f"{visible(sentence)}\n")
+        self.console.file.flush()
+
+    def restored(
+        self, updates: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]
+    ) -> None: ...
+
+    def working(self, sentence: str) -> None:
+        self._work.sentence = sentence
+
+    def _watch(self) -> None:
+        while not self._ended.wait(0.5):
+            self.show_long_work()
+
+    def show_long_work(self) -> None:
+        """Print the progress within the current update or evaluation if a line about it is due."""
+        work = self._work
+        if work.is_long() and time.monotonic() - work.shown_time >= REPEAT_SECONDS:
+            work.shown_time = time.monotonic()
+            self.say(f"{work.sentence} · {duration(work.seconds())} so far")
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         self._progress("warm start", num_updates, total, None, {"loss": f"{loss:.3f}"})
@@ -169,9 +239,11 @@ class PlainDisplay:
         numbers = latest_numbers(metrics, len(episodes))
         self._progress("update", num_updates, total, metrics.get("step_time"), numbers)
 
-    def evaluating(self, num_problems: int, total: int) -> None: ...
+    def evaluating(self, num_problems: int, total: int) -> None:
+        self.working(evaluating_sentence(num_problems, total))
 
     def evaluation(self, num_updates: int, data: str, evaluation: "Evaluation") -> None:
+        self._work = Work()
         accuracy = shown_accuracy(evaluation.accuracy, evaluation.interval)
         counts = f"{evaluation.correct} of {evaluation.total}"
         self.say(f"update {num_updates}: {accuracy_title(data)}, {evaluation.decoding}: {accuracy}, {counts}")
@@ -182,6 +254,7 @@ class PlainDisplay:
     def _progress(
         self, name: str, done: int, total: int, seconds: float | None, numbers: Mapping[str, str]
     ) -> None:
+        self._work = Work()
         is_new = self._pace is None or self._pace.name != name
         self._pace = next_pace(self._pace, name, done, total, seconds)
         silence = time.monotonic() - self._shown_time

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.runs import RunSummary, TrainState
     from llm_reinforce.training import Preview
+
+
+NUM_REWARDS = 20  # maximum number of updates over which the reward before and after training is averaged
 
 
 def named_values(rows: Mapping[str, str]) -> Table:
@@ -58,11 +62,14 @@ def episode_lines(episode: "Episode") -> Iterator[Text]:
     yield Text(f"  {verdict} · {reward} ({visible(episode.failure or parts)})", style="dim")
 
 
-def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """Return a table with the accuracies of a run's first and last evaluations.
+def before_and_after(
+    rows: Sequence[Mapping[str, Any]], updates: Sequence[Mapping[str, Any]] = ()
+) -> RenderableType:
+    """Return a table with the accuracies of a run's first and last evaluations, and with its rewards.
 
     Args:
         rows: the rows of `evaluations.jsonl`; at least one.
+        updates: the rows of `metrics.jsonl`.
     """
     last = {row["decoding"]: row for row in rows}
     first = {decoding: next(row for row in rows if row["decoding"] == decoding) for decoding in last}
@@ -80,7 +87,17 @@ def before_and_after(rows: Sequence[Mapping[str, Any]]) -> Table:
             Text(shown_accuracy(after["accuracy"], after["interval"]), style="bold green"),
             f"{after['correct']:,} of {after['total']:,}",
         )
-    return table
+    notes = ["in brackets: 95% intervals"]
+    rewards = [row["reward"] for row in updates if isinstance(row.get("reward"), float)]
+    if len(rewards) > 1:
+        num = min(NUM_REWARDS, len(rewards) // 2)
+        begin, end = sum(rewards[:num]) / num, sum(rewards[-num:]) / num
+        table.add_row("reward", f"{begin:.3f}", "→", Text(f"{end:.3f}", style="bold green"), "")
+        which = (
+            "the first and of the last update" if num == 1 else f"the first {num} and the last {num} updates"
+        )
+        notes.append(f"reward: mean of the episodes of {which}")
+    return Group(table, *(Text(sentence, style="dim") for sentence in notes))
 
 
 def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:

@@ -1,7 +1,10 @@
 """Functions that format numbers, and that escape text for a terminal."""
 
+import itertools
 import unicodedata
 from collections.abc import Sequence
+
+from rich.cells import cell_len
 
 MAX_PROMPT = 600  # maximum characters of a prompt that is shown; the middle of a longer prompt is omitted
 
@@ -35,6 +38,28 @@ def visible(text: str, max_characters: int | None = None) -> str:
         tail = max_characters // 2  # keeps the final answer, which is at the end
         text = f"{text[: max_characters - tail - 1]}…{text[-tail:]}"
     return "".join(_visible(character) for character in text)
+
+
+def fitted(text: str, width: int) -> str:
+    """Return the text with control characters escaped, cut to `width` columns of a terminal.
+
+    In a longer text, the middle is replaced by an ellipsis, because an answer is often at the end.
+    """
+    is_cut = len(text) > 2 * width + 2
+    parts = text[: width + 1] + text[-width - 1 :] if is_cut else text
+    shown = [_visible(character) for character in parts]
+    if not is_cut and sum(map(cell_len, shown)) <= width:
+        return "".join(shown)
+    tail = max(0, width - 1) // 2
+    start = _fitting(shown, max(0, width - 1 - tail))
+    end = _fitting(shown[::-1], tail)
+    return "".join([*start, "…", *end[::-1]])
+
+
+def _fitting(parts: Sequence[str], width: int) -> list[str]:
+    """Return as many of the first parts as fit into `width` columns."""
+    ends = itertools.accumulate(map(cell_len, parts))
+    return [part for part, end in zip(parts, ends, strict=True) if end <= width]
 
 
 def _visible(character: str) -> str:

@@ -7,7 +7,14 @@ import torch
 
 from llm_reinforce.episodes.credit import step_rewards_by_token
 from llm_reinforce.episodes.episode import Episode, EpisodeBatch
-from llm_reinforce.policy import Activations, Completion, LanguagePolicy, TokenIds, sample_completions
+from llm_reinforce.policy import (
+    Activations,
+    Completion,
+    LanguagePolicy,
+    OnStep,
+    TokenIds,
+    sample_completions,
+)
 from llm_reinforce.problems import Problem, judge
 from llm_reinforce.rewards import JudgedCompletion, Progress, WeightedReward, combine_rewards
 
@@ -26,6 +33,7 @@ def collect_episodes(
     progress: Progress | None = None,
     with_greedy: bool = False,
     activations: Activations | None = None,
+    on_step: OnStep | None = None,
 ) -> EpisodeBatch:
     """Sample, verify and reward `episodes_per_problem` episodes of each problem.
 
@@ -44,6 +52,8 @@ def collect_episodes(
             separately on the greedy completions.
         activations: store for the activations of the sampled episodes. Activations of greedy completions are
             not stored. None: do not store activations.
+        on_step: function that is called after each step of the sampler with the number of completions that
+            have ended and the number of sampled tokens. It is not called for greedy completions.
 
     Returns:
         episodes in the order of the problems; the episodes of one problem are adjacent.
@@ -61,6 +71,7 @@ def collect_episodes(
             generator=generator,
             batch_size=batch_size,
             activations=None if greedy else activations,
+            on_step=None if greedy else on_step,
         )
         return _rewarded(policy, problems, prompts, completions, num, rewards, progress, first_group)
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from llm_reinforce.evaluation.answers import Answer, Measure, judged, measures_of
 from llm_reinforce.evaluation.intervals import Interval
-from llm_reinforce.policy import LanguagePolicy, random_numbers, stream_completions
+from llm_reinforce.policy import LanguagePolicy, OnStep, random_numbers, stream_completions
 from llm_reinforce.problems import Problem
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.verifier import Verdict
@@ -123,6 +123,7 @@ def measure_accuracy(
     stop: Sequence[str] = (),
     progress: Callable[[int], None] | None = None,
     journal: Journal | None = None,
+    on_step: OnStep | None = None,
 ) -> Evaluation:
     """Generate a policy's answers to problems, verify them, and return the accuracy and other measures.
 
@@ -141,6 +142,8 @@ def measure_accuracy(
             base model continues with another question after its answer.
         progress: function that is called after each problem with the number of completed problems.
         journal: storage of the answers. Problems whose answers are already stored are skipped.
+        on_step: function that is called after each step of the sampler; see `stream_completions`. If it
+            raises an exception, the evaluation ends.
 
     Raises:
         ValueError: if there are no problems, or several greedy completions per problem are requested.
@@ -171,6 +174,7 @@ def measure_accuracy(
         temperature=temperature,
         uniforms=None if decoding == "greedy" else uniforms,
         batch_size=batch_size,
+        on_step=on_step,
     ):
         index = waiting[place]
         answers[index] = tuple(judged(completion, problems[index], stop) for completion in completions)

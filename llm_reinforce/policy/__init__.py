@@ -24,7 +24,13 @@ from llm_reinforce.policy.loading import (
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
 from llm_reinforce.policy.model_files import convert_gguf
 from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
-from llm_reinforce.policy.sampling import Completion, random_numbers, sample_completions, stream_completions
+from llm_reinforce.policy.sampling import (
+    Completion,
+    OnStep,
+    random_numbers,
+    sample_completions,
+    stream_completions,
+)
 from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
@@ -35,6 +41,7 @@ __all__ = [
     "ChatSettings",
     "Completion",
     "LanguagePolicy",
+    "OnStep",
     "TokenIds",
     "ValueHead",
     "action_features",

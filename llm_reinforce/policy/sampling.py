@@ -26,6 +26,7 @@ is not listed here, it is 8, because a check on a GPU has to wait until the comp
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the
 function is the index of the prompt."""
+OnStep = Callable[[int, int], None]  # takes the numbers of ended completions and of sampled tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,7 @@ def sample_completions(
     generator: torch.Generator | None = None,
     batch_size: int | None = None,
     activations: Activations | None = None,
+    on_step: OnStep | None = None,
 ) -> list[Completion]:
     """Sample completions of each prompt from softmax(logits / temperature), without top-k or top-p.
 
@@ -85,6 +87,7 @@ def sample_completions(
             sampled together, even if `num_completions` is larger than this number. None: no limit.
         activations: store for activations that `token_log_probs` reuses. Activations are stored only for
             Llama-like models on a CPU. None: do not store activations.
+        on_step: see `stream_completions`.
 
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
@@ -103,6 +106,7 @@ def sample_completions(
             uniforms=None if greedy else uniforms,
             batch_size=batch_size,
             activations=activations,
+            on_step=on_step,
         )
     )
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
@@ -136,6 +140,7 @@ def stream_completions(
     uniforms: Uniforms | None,
     batch_size: int | None = None,
     activations: Activations | None = None,
+    on_step: OnStep | None = None,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Sample completions, and yield the completions of a prompt as soon as all of them have ended.
 
@@ -153,6 +158,8 @@ def stream_completions(
             per prompt, in the order of the prompts. None: take the most likely tokens.
         batch_size: see `sample_completions`.
         activations: see `sample_completions`.
+        on_step: function that is called after each step of the sampler, with the number of completions that
+            have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
 
     Yields:
         the index of the prompt, and its completions.
@@ -164,6 +171,7 @@ def stream_completions(
     per_batch = max(1, len(prompts)) if model is not None else size
     check_token_ids(policy.model, prompts, policy.tokenizer)
     batching = sampling_batching(policy.model, prompts, max_new_tokens) if model is None else None
+    num_ended = num_tokens = 0
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
         num_slots = min(size, len(part)) * num_completions
@@ -184,11 +192,15 @@ def stream_completions(
             if waiting and generation.has_room_for(num_completions):
                 generation.start(waiting, prompts, num_completions, uniforms)
             generation.step(temperature)
+            num_tokens += len(generation.active)
             for (prompt, number), completion in generation.pop_ended():
+                num_ended += 1
                 ended.setdefault(prompt, {})[number] = completion
                 if len(ended[prompt]) == num_completions:
                     yield prompt, [ended[prompt][number] for number in range(num_completions)]
                     del ended[prompt]
+            if on_step is not None:
+                on_step(num_ended, num_tokens)
             if generation.active:
                 generation.advance(may_shrink=not waiting)
 

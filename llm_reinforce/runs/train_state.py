@@ -47,6 +47,10 @@ class TrainState:
             or "sampled").
         num_skipped_fits: number of updates in which steps of the value head were skipped, because their loss
             or gradient was not finite.
+        pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
+            because the run was stopped before or during the evaluation. A resumed run measures them first.
+        seconds: duration of the run up to this state, in all its sessions. It is ignored when two states are
+            compared.
     """
 
     num_updates: int = 0
@@ -57,6 +61,8 @@ class TrainState:
     moving_average: MovingAverage = field(default_factory=MovingAverage)
     best_evaluation: Mapping[str, BestEvaluation] = field(default_factory=dict)
     num_skipped_fits: int = 0
+    pending_evaluations: tuple[str, ...] = ()
+    seconds: float = field(default=0.0, compare=False)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "TrainState":
@@ -65,13 +71,15 @@ class TrainState:
         nested = {
             "moving_average": MovingAverage(**values["moving_average"]),
             "best_evaluation": {decoding: BestEvaluation(**each) for decoding, each in best.items()},
+            "pending_evaluations": tuple(values.get("pending_evaluations", ())),
         }
         return cls(**{**values, **nested})
 
     def with_evaluation(self, decoding: str, accuracy: float) -> "TrainState":
         """Return the state after an evaluation with this accuracy, which may be the highest so far."""
+        pending = tuple(each for each in self.pending_evaluations if each != decoding)
         best = self.best_evaluation.get(decoding)
-        if best is not None and accuracy <= best.accuracy:
-            return self
-        measured = BestEvaluation(self.num_updates, accuracy)
-        return replace(self, best_evaluation={**self.best_evaluation, decoding: measured})
+        if best is None or accuracy > best.accuracy:
+            best = BestEvaluation(self.num_updates, accuracy)
+        both = {**self.best_evaluation, decoding: best}
+        return replace(self, best_evaluation=both, pending_evaluations=pending)

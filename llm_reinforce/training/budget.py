@@ -7,6 +7,15 @@ from llm_reinforce.runs import TrainState
 
 
 def is_over(training: TrainingConfig, state: TrainState) -> bool:
+    """Return True if the run is complete.
+
+    A complete run has made `num_updates` updates or has sampled `num_tokens` tokens, and no part of its last
+    evaluation is missing.
+    """
+    return makes_no_more_updates(training, state) and not state.pending_evaluations
+
+
+def makes_no_more_updates(training: TrainingConfig, state: TrainState) -> bool:
     """Return True if the run has made `num_updates` updates or has sampled `num_tokens` tokens."""
     has_spent = training.num_tokens is not None and state.num_tokens >= training.num_tokens
     return has_spent or state.num_updates >= training.num_updates

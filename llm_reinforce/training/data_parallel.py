@@ -157,8 +157,8 @@ def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator:
 
 def share_evaluation(
     evaluation: Evaluation | None, problems: Sequence[Problem], accelerator: Accelerator
-) -> Evaluation:
-    """Return the evaluation of the main process in all processes.
+) -> Evaluation | None:
+    """Return the evaluation of the main process in all processes, or None if the main process has none.
 
     Args:
         evaluation: the evaluation; None in all other processes.
@@ -167,8 +167,7 @@ def share_evaluation(
     """
     # columns of a problem may be objects that cannot be pickled, and every process has them
     shared = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
-    assert shared is not None  # the main process is the first one
-    return replace(shared, problems=problems)
+    return shared and replace(shared, problems=problems)  # the main process is the first one
 
 
 def gather_rows(own: Tensor, num_columns: int, accelerator: Accelerator) -> Tensor:

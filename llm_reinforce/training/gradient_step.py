@@ -1,6 +1,6 @@
 """One gradient step: the gradient of an update's loss, computed in micro-batches, and the optimizer step."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -73,7 +73,11 @@ class GradientStep:
     max_grad_norm: float | None
 
     def __call__(
-        self, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None = None
+        self,
+        batch: EpisodeBatch,
+        estimate: Estimate,
+        activations: Activations | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> UpdateOutcome:
         """Take the step. It is skipped if no episode was scored or if the gradient is not finite.
 
@@ -83,6 +87,8 @@ class GradientStep:
                 counts the episodes of all processes.
             activations: activations kept when the episodes were sampled. They are reused for the loss and
                 cleared afterwards, because they do not match the weights after the step.
+            progress: function that is called before each micro-batch with the number of completed
+                micro-batches and the number of all micro-batches.
 
         Returns:
             the outcome of the step, which contains the reason if the step was skipped.
@@ -94,7 +100,10 @@ class GradientStep:
             return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
         loss, difference = 0.0, 0.0
         self.optimizer.zero_grad()
-        for rows in self.micro_batches(batch, self.rows_with_gradient(batch, estimate)):
+        micro_batches = self.micro_batches(batch, self.rows_with_gradient(batch, estimate))
+        for num_done, rows in enumerate(micro_batches):
+            if progress is not None:
+                progress(num_done, len(micro_batches))
             part_loss, part_difference = self.backward(batch, estimate, rows, activations)
             loss, difference = loss + part_loss, max(difference, part_difference)
         if activations is not None:

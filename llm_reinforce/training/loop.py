@@ -10,6 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,7 +31,7 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
-from llm_reinforce.policy import Activations, LanguagePolicy, random_numbers
+from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
@@ -38,7 +39,12 @@ from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoint
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.seeds import seed_of
-from llm_reinforce.training.budget import expected_updates, is_evaluation_due, is_over
+from llm_reinforce.training.budget import (
+    expected_updates,
+    is_evaluation_due,
+    is_over,
+    makes_no_more_updates,
+)
 from llm_reinforce.training.data_parallel import (
     broadcast_weights,
     gather_episodes,
@@ -180,7 +186,7 @@ class TrainingLoop:
         # the first and the latest evaluation made by this object, by decoding and number of updates
         self.evaluations: dict[str, dict[int, Evaluation]] = {}
         self._order = ProblemOrder(len(problems), seed)
-        self._num_evaluated: int | None = None  # number of updates before the latest evaluation
+        self._clock = time.monotonic()  # the time at which a run without interruptions would have started
         self._num_saved: int | None = None  # number of updates before this object's latest checkpoint
         self._has_reported_failure = False
         self._has_tried_rewards = False
@@ -211,8 +217,12 @@ class TrainingLoop:
             self.display.say(f"warning: {sentence}")
         if self.training.num_tokens is not None:
             self.display.say(f"the run ends after {self.training.num_tokens:,} sampled tokens")
-        if resume and self._restore():
+        is_restored = resume and self._restore()
+        self._clock = time.monotonic() - self.state.seconds
+        if is_restored:
             is_stopping = self._is_stopped()
+            if self.state.pending_evaluations and not is_stopping:
+                is_stopping = self._evaluate_and_save(self.state)
         else:
             # STEP 0: θ_0 is the given policy, after a supervised warm start if the settings have one
             self.warm_start()
@@ -245,7 +255,7 @@ class TrainingLoop:
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
         problems = self._draw_problems()
-        own = self.collect(self._share(problems), activations)
+        own = self.collect(self._share(problems), activations, on_step=self._show_sampling)
         batch = gather_episodes(own, problems, self.accelerator)  # with the episodes of the other processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
@@ -254,7 +264,7 @@ class TrainingLoop:
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
         own_estimate = estimate.part(self._own_rows(len(batch)), int(own.lengths.max()))
-        outcome = self.gradient_step(own, own_estimate, activations)
+        outcome = self.gradient_step(own, own_estimate, activations, self._show_gradient)
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, own_estimate)
         self.schedule.step()
@@ -264,11 +274,10 @@ class TrainingLoop:
         self._check_weights_change(outcome)
         self._check_fitted(is_fitted)
         is_stopping = self._evaluate_and_save(before)
-        is_evaluated = self._num_evaluated == self.state.num_updates
         if is_over(self.training, self.state):
             self._finish()
         number = self.state.num_updates
-        evaluations = {name: made[number] for name, made in self.evaluations.items()} if is_evaluated else {}
+        evaluations = {name: made[number] for name, made in self.evaluations.items() if number in made}
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
     def fix_date(self, date: str | None = None) -> str | None:
@@ -329,10 +338,12 @@ class TrainingLoop:
         activations: Activations | None = None,
         *,
         is_trial: bool = False,
+        on_step: OnStep | None = None,
     ) -> EpisodeBatch:
         """Sample episodes of the problems of this process from the current policy.
 
-        If `is_trial` is True, one short episode of each problem is sampled.
+        If `is_trial` is True, one short episode of each problem is sampled. For `on_step`, see
+        `collect_episodes`.
         """
         max_new_tokens = self.sampling.max_new_tokens
         if is_trial:
@@ -362,7 +373,20 @@ class TrainingLoop:
                 ),
                 with_greedy=self.reinforce.baseline == "greedy" and not is_trial,
                 activations=activations,
+                on_step=on_step,
             )
+
+    def _show_sampling(self, num_completions: int, num_tokens: int) -> None:
+        reinforce, number = self.reinforce, self.state.num_updates + 1
+        total = reinforce.problems_per_update * reinforce.episodes_per_problem
+        total //= self.accelerator.num_processes
+        self.display.working(
+            f"update {number:,}: {num_completions:,} of {total:,} episodes sampled, {num_tokens:,} tokens"
+        )
+
+    def _show_gradient(self, num_done: int, total: int) -> None:
+        number = self.state.num_updates + 1
+        self.display.working(f"update {number:,}: gradient of micro-batch {num_done + 1:,} of {total:,}")
 
     def estimate_batch(self, batch: EpisodeBatch, prediction: Prediction | None) -> Estimate:
         """Return the returns, baselines and advantages of a batch.
@@ -450,7 +474,8 @@ class TrainingLoop:
                 f"{share:.0%} of the episodes of update {self.state.num_updates + 1} could not be scored "
                 f"({why}), but training.max_unscored_share is {self.training.max_unscored_share:.0%}; the "
                 "state before this update is saved in a checkpoint. Fix the reward function, then resume the "
-                "run"
+                "run",
+                can_resume=True,
             )
 
     def _check_finite(self, outcome: UpdateOutcome) -> None:
@@ -519,6 +544,7 @@ class TrainingLoop:
             num_skipped_fits=state.num_skipped_fits + (not is_fitted),
             num_not_finite_in_a_row=state.num_not_finite_in_a_row + 1 if is_not_finite else 0,
             moving_average=average,
+            seconds=time.monotonic() - self._clock,
         )
 
     def _log(
@@ -568,7 +594,7 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Evaluate the policy if an evaluation is due, and save a checkpoint if one is due.
+        """Evaluate the policy if an evaluation is due or pending, and save a checkpoint if one is due.
 
         Args:
             before: train state before the latest update. None: no update has been made yet.
@@ -576,14 +602,19 @@ class TrainingLoop:
         Returns:
             True if the run has to stop now.
         """
-        num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
-        is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
-        if is_due:
-            self._evaluate(is_first_or_last=before is None or is_last)
+        num_updates, is_last = self.state.num_updates, makes_no_more_updates(self.training, self.state)
+        was_pending = bool(self.state.pending_evaluations)
+        if not was_pending and (
+            before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
+        ):
+            self.state = replace(self.state, pending_evaluations=tuple(self.evaluation.decodings))
+        self._evaluate(is_first_or_last=before is None or num_updates == 0 or is_last)
+        self.state = replace(self.state, seconds=time.monotonic() - self._clock)
         is_stopping = self._is_stopped()
         every = self.training.checkpoint_every
         is_save_due = every is not None and num_updates % every == 0
-        if is_save_due or is_last or is_stopping or (num_updates == 0 and self.training.warm_start):
+        is_warm = num_updates == 0 and self.training.warm_start is not None
+        if is_save_due or is_last or is_stopping or is_warm or was_pending:
             self.save_checkpoint()
         return is_stopping
 
@@ -616,17 +647,23 @@ class TrainingLoop:
                 self.policy.save(directory)
 
     def _evaluate(self, *, is_first_or_last: bool) -> None:
-        """Evaluate the policy in the main process, and share the result with all processes."""
+        """Make the pending evaluations in the main process, and share the results with all processes.
+
+        If a stop is requested, the evaluation in progress and the following ones remain pending.
+        """
         data = "held_out" if self.held_out else "training"
         num_problems = self.evaluation.num_problems or (
             None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED
         )
         problems = (self.held_out or self.problems)[:num_problems]
-        self._num_evaluated = self.state.num_updates
         is_main = self.accelerator.is_main_process
-        for decoding in self.evaluation.decodings:
+        for decoding in [
+            each for each in self.evaluation.decodings if each in self.state.pending_evaluations
+        ]:
             own = self._measure_accuracy(problems, decoding) if is_main else None
             evaluation = share_evaluation(own, problems, self.accelerator)
+            if evaluation is None:
+                return
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
             made = self.evaluations.setdefault(decoding, {})
             for number in list(made)[1:]:
@@ -641,8 +678,9 @@ class TrainingLoop:
                 num_answers = None if is_first_or_last else NUM_ANSWERS
                 self.run_directory.append_answers(where, evaluation, num_answers)
 
-    def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation:
-        with self.accelerator.autocast():
+    def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation | None:
+        """Return an evaluation, or None if a stop is requested before it is complete."""
+        with self.accelerator.autocast(), suppress(_EvaluationStoppedError):
             return measure_accuracy(
                 self.policy,
                 problems,
@@ -654,7 +692,13 @@ class TrainingLoop:
                 batch_size=self.evaluation.batch_size,
                 stop=self.evaluation.stop,
                 progress=lambda done: self.display.evaluating(done, len(problems)),
+                on_step=self._check_stop,
             )
+        return None
+
+    def _check_stop(self, *_: int) -> None:
+        if self.stop_requested:
+            raise _EvaluationStoppedError
 
     def warm_start(self) -> None:
         """Make the supervised updates of the warm start, if the settings have `training.warm_start`."""
@@ -696,9 +740,13 @@ class TrainingLoop:
             if directory is not None:  # a run may be killed after a save, before old checkpoints are removed
                 remove_old_checkpoints(directory, self.training.num_checkpoints_kept)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
-            for row in self.run_directory.rows("metrics.jsonl"):
-                self.warning_signs.add(row)  # reported by the earlier processes of this run
+            updates, evaluations = map(self.run_directory.rows, ("metrics.jsonl", "evaluations.jsonl"))
+            self.display.restored(updates, evaluations)
         return directory is not None
+
+
+class _EvaluationStoppedError(Exception):
+    """Raised within an evaluation to end it, because a stop of the run is requested."""
 
 
 def _lines(traceback: str) -> list[str]:

@@ -333,7 +333,9 @@ class ReinforceTrainer:
         return preview_run(self._loop, num_problems=num_problems, num_episodes=num_episodes)
 
     def stop(self) -> None:
-        """Stop the run after the current update and save a checkpoint.
+        """Stop the run after the current update, or during the current evaluation, and save a checkpoint.
+
+        A resumed run repeats an evaluation that was not completed.
 
         This method may be called from another thread, from a signal handler, or within a loop over `updates`.
         Such a loop can also be left with `break`.

@@ -8,9 +8,16 @@ import time
 import pytest
 from rich.console import Console
 
-from llm_reinforce.console.live_view import LiveDisplay, curve, display_for, evenly_spaced
+from llm_reinforce.console.live_view import (
+    LiveDisplay,
+    bar_chart,
+    curve,
+    display_for,
+    evenly_spaced,
+    reward_chart,
+)
 from llm_reinforce.console.run_display import Display, PlainDisplay, Silent
-from llm_reinforce.console.text import duration, shown_accuracy, visible
+from llm_reinforce.console.text import duration, fitted, shown_accuracy, visible
 from llm_reinforce.episodes import Episode
 from llm_reinforce.evaluation import Answer, Evaluation, Measure
 from llm_reinforce.policy import Completion
@@ -161,7 +168,7 @@ def test_plain_lines_of_evaluations_and_the_warm_start(clock: list[float]) -> No
 
 
 def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float]) -> None:
-    display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]", {})
+    display = LiveDisplay(terminal(), "quickstart · [red]policy[/red]")
     display.evaluation(0, "held_out", evaluation(2))
     for number in (1, 2):
         clock[0] += 5
@@ -171,21 +178,23 @@ def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float])
     display.evaluating(3, 20)
     shown = current_view(display)
     assert "quickstart · [red]policy[/red]" in shown
-    assert "evaluating problems 3/20" in shown
+    assert "evaluating: 3 of 20 problems" in shown
     assert "REINFORCE" in shown
     assert "2/10" in shown
     assert "left" in shown
-    assert "0.750 ▁█" in shown
+    assert "reward, last 2" in shown
+    assert "0.750" in shown
+    assert "reward, updates 1 to 2" in shown
     assert "unscored" in shown
     assert "20.0% → 50.0% [10.0, 90.0]  at update 2" in shown
     assert "✓  [bold]1+1=" in shown
     assert "2\\n[/oops]\\x1b[2J" in shown
-    assert re.search(r"✗  1\+1= +3 +none", shown)
+    assert re.search(r"✗  1\+1= +3 +2 +none", shown)
 
 
 @pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (30, 10), (110, 35)])
 def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
-    display = LiveDisplay(terminal(width, height), "t" * 200, {})
+    display = LiveDisplay(terminal(width, height), "t" * 200)
     display.update(1, 10, METRICS, [episode("p" * 500, "漢" * 500)] * 8)
     for decoding in ("greedy", "sampled"):
         display.evaluation(1, "held_out", evaluation(5, decoding))
@@ -195,14 +204,104 @@ def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
 
 
 def test_a_resumed_run_is_compared_with_its_first_evaluation() -> None:
-    display = LiveDisplay(terminal(), "", {"greedy": (0, 0.1)})
-    display.evaluation(50, "held_out", evaluation(5))
-    assert "10.0% → 50.0%" in current_view(display)
+    display = LiveDisplay(terminal(120, 14), "")
+    rows = [
+        {"update": 10 * number, "decoding": "greedy", "accuracy": 0.1 * (1 + number)} for number in (0, 1)
+    ]
+    evaluations = [{**row, "interval": [0.0, 1.0], "data": "held_out"} for row in rows]
+    display.restored([{"update": number, "reward": number / 100} for number in range(1, 11)], evaluations)
+    shown = current_view(display)
+    assert "reward 0.010 to 0.100, updates 1 to 10  ▁▂▃▃▄▅▆▆▇█" in shown
+    assert "10.0% → 20.0% [0.0, 100.0]" in shown
+    display.evaluation(20, "held_out", evaluation(5))
+    assert re.search(r"10.0% → 50.0% .* at update 20  ▁▃█", current_view(display))
+
+
+def test_long_updates_show_their_progress(clock: list[float]) -> None:
+    live, plain = LiveDisplay(terminal(), ""), PlainDisplay(Console(file=io.StringIO()))
+    for display in (live, plain):
+        display.working("update 1: 3 of 8 episodes sampled")
+    for seconds, is_shown in ((4.9, False), (0.1, True)):
+        clock[0] += seconds
+        plain.show_long_work()
+        sentence = "update 1: 3 of 8 episodes sampled · 0:00:05"
+        assert (sentence in current_view(live)) == (sentence in written(plain.console)) == is_shown
+    clock[0] += 29
+    plain.show_long_work()  # not repeated before 30 s
+    assert len(written(plain.console).splitlines()) == 1
+    for display in (live, plain):
+        display.update(1, 10, METRICS, [episode()])
+    plain.show_long_work()
+    assert len(written(plain.console).splitlines()) == 2
+    assert "3 of 8" not in current_view(live)
+
+
+@pytest.mark.parametrize(("width", "height"), [(60, 24), (80, 24), (100, 30), (160, 50)])
+def test_the_live_view_uses_the_terminal(width: int, height: int) -> None:
+    display = LiveDisplay(terminal(width, height), "title")
+    for decoding in ("greedy", "sampled"):
+        display.evaluation(0, "held_out", evaluation(5, decoding))
+    long = [episode("p" * 300, "so " + "x" * 300 + "= 3", answer="1,234") for _ in range(64)]
+    for number in range(1, 200):
+        display.update(number, 300, {**METRICS, "num_unscored": 1, "reward": number / 200}, long)
+    display.stopping("stopping after this update; press Ctrl-C again to quit now")
+    lines = current_view(display).splitlines()
+    assert height - 3 <= len(lines) <= height
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    for words in (
+        "title",
+        "press Ctrl-C again to quit now",
+        "grad norm",
+        "unscored",
+        "episodes/s",
+        "199/300",
+    ):
+        assert words in text
+    assert "50.0% [10.0, 90.0]" in text
+    assert "updates 1 to 199" in text
+    samples = [line for line in lines if line.startswith("✗")]
+    assert len(samples) >= 4
+    for line in samples:
+        assert line.count("…") == 2  # one in the prompt, and one in the completion
+        assert re.search(r"= 3 +1,234 +1\.00", line)  # the answer of the completion and the right answer
+
+
+def test_texts_are_cut_to_columns_once() -> None:
+    assert fitted("0123456789", 5) == "01…89"
+    assert fitted("01234", 5) == "01234"
+    assert fitted("漢字漢字漢字", 5) == "漢…字"
+    assert fitted("a\n" * 1000, 7) == "a\\n…a\\n"
+    assert fitted("abc", 1) == "…"
+
+
+def test_a_chart_shows_its_range() -> None:
+    rewards = [(number, number / 100) for number in range(1, 101)]
+    console = terminal(60)
+    console.print(reward_chart(rewards, 60, 2))
+    title, top, bottom = written(console).splitlines()
+    assert title == "reward, updates 1 to 100, 2 per bar"
+    assert top.startswith("0.995 ")
+    assert bottom.startswith("0.015 ▁")
+    assert bar_chart([0.0, 0.5, 1.0], 2) == [" ▁█", "▁██"]
+
+
+def test_a_narrower_terminal_keeps_no_old_lines() -> None:
+    console = terminal(80)
+    with LiveDisplay(console, "title"):
+        assert isinstance(console.file, io.StringIO)
+        console.file.seek(0)
+        console.file.truncate()
+        console.width = 40
+        console.print("message")
+        up = console.file.getvalue().partition("message")[0].count("\x1b[1A")
+    # the progress bar, which had 80 columns, occupies two lines of the terminal
+    assert up == 5 - 1 + 1 - 1
 
 
 def test_the_live_view_is_refreshed_by_a_thread() -> None:
     console = terminal()
-    with LiveDisplay(console, "title", {}) as display:
+    with LiveDisplay(console, "title") as display:
         display.say("said [once]")
         for number in range(1, 201):
             display.update(number, 200, METRICS, [episode()])

@@ -233,7 +233,7 @@ def test_the_next_save_removes_the_files_of_a_killed_save(root: Path) -> None:
 
 def test_the_best_evaluation_is_saved(tmp_path: Path) -> None:
     state = TrainState(3).with_evaluation("greedy", 0.5)
-    assert state.with_evaluation("greedy", 0.5) is state
+    assert state.with_evaluation("greedy", 0.5) == state
     later = replace(state, num_updates=6).with_evaluation("greedy", 0.4).with_evaluation("sampled", 0.1)
     best = {"greedy": BestEvaluation(3, 0.5), "sampled": BestEvaluation(6, 0.1)}
     assert later.best_evaluation == best

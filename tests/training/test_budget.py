@@ -116,3 +116,44 @@ def test_the_displayed_number_of_updates_is_exact_at_the_end(tmp_path: Path) -> 
     state = budgeted(new_run(tmp_path / "run"), Totals(), 250).train()
     assert totals[-1] == (state.num_updates, state.num_updates)
     assert all(done < total < 100 for done, total in totals[:-1])
+
+
+class _StopsInEvaluation(Watcher):
+    """Stop the trainer when evaluation number `stop_in` begins to sample answers."""
+
+    def __init__(self, stop_in: int) -> None:
+        super().__init__()
+        self.stop_in, self.num_progress = stop_in, 0
+
+    def evaluating(self, num_problems: int, total: int) -> None:
+        assert self.trainer is not None
+        if len(self.accuracies) == self.stop_in - 1:
+            self.num_progress += 1
+            self.trainer.stop_requested = True
+
+
+@pytest.mark.parametrize(
+    "stop_in", [1, 3, 6]
+)  # the first evaluation, greedy; an intermediate one; the last one
+def test_an_evaluation_is_stopped_at_once_and_repeated_on_resume(tmp_path: Path, stop_in: int) -> None:
+    def run(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
+        evaluation = EvaluationConfig(every=2, decodings=("greedy", "sampled"), batch_size=1)
+        watcher.trainer = trainer(run_directory=directory, display=watcher, evaluation=evaluation)
+        return watcher.trainer
+
+    whole = run(new_run(tmp_path / "whole"), Watcher())
+    whole.train()
+    directory = new_run(tmp_path / "run")
+    stopped = run(directory, watcher := _StopsInEvaluation(stop_in))
+    state = stopped.train()
+    assert watcher.num_progress == 1  # no further problem was evaluated
+    assert len(watcher.accuracies) == stop_in - 1
+    assert not is_over(stopped.training, state)
+    assert not directory.policy.exists()
+    resumed = run(directory, Watcher())
+    assert is_over(resumed.training, resumed.train(resume=True))
+    assert directory.policy.is_dir()
+    assert same(weights(resumed.policy), weights(whole.policy))
+    for name in ("evaluations.jsonl", "answers.jsonl"):
+        assert rows(directory, name) == rows(RunDirectory(tmp_path / "whole"), name)
+    assert resumed.state.seconds > state.seconds > 0

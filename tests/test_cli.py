@@ -420,8 +420,9 @@ def test_second_signal_quits_immediately(tmp_path: Path, monkeypatch: pytest.Mon
     result = command(*with_reward(tmp_path, "len(CALLS) > 4 and os.kill(os.getpid(), signal.SIGINT)"))
     assert result.exit_code == 130
     assert not Path("runs/tiny/checkpoints/update-000001").exists()
-    interrupted = "interrupted\na checkpoint is saved, runs/tiny/checkpoints/update-000000; continue with: llm-reinforce "
-    assert interrupted in result.stderr
+    where = "runs/tiny/checkpoints/update-000000"
+    saved = f"interrupted\na checkpoint is saved, {where}; continue with: llm-reinforce "
+    assert saved in result.stderr
     assert result.stderr.endswith(" --resume\n")
 
 

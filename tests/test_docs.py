@@ -225,7 +225,8 @@ def test_commands_of_the_pages_parse() -> None:
             except Exception as error:
                 pytest.fail(f"{page}: {line}: {error!r}")
         else:
-            assert program in ("python3", ".", "pip", ".venv/bin/pip", ".venv/bin/python", "accelerate"), line
+            launchers = ("torchrun", "accelerate")
+            assert program in ("python3", ".", "pip", ".venv/bin/pip", ".venv/bin/python", *launchers), line
     assert num_parsed > 20
 
 

@@ -151,8 +151,9 @@ class ReinforceTrainer:
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
             precedence over the config. If the config sets `output_dir`, the run is recorded in this
             directory.
-        progress: True to show progress, False to hide it. Default: shown on a terminal and in a notebook. An
-            object with the methods of `RunDisplay` is used as the display.
+        progress: True to show progress, False to print nothing. Default: the trainer prints a description of
+            the problems and of the policy, and `train` shows progress, but `updates` does not. On a terminal,
+            progress is a live view. An object with the methods of `RunDisplay` is used as the display.
 
     Attributes:
         config: all settings of the run.
@@ -457,8 +458,7 @@ def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDispl
     if not isinstance(progress, bool | None):
         return progress
     console = Console()
-    is_shown = (console.is_terminal or console.is_jupyter) if progress is None else progress
-    if not is_shown or not is_main_process():
+    if progress is False or not is_main_process():
         return Silent()
     name = config.policy.name_or_path or "random weights"
     return display_for(console, f"{name} · {config.output_dir}")

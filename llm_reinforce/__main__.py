@@ -10,7 +10,7 @@ from contextlib import suppress
 # A thread of OpenMP that waits for others keeps its core busy for a while before it sleeps. If other programs
 # need the cores, it takes the time of the threads that it waits for. The defaults are 300,000 iterations of
 # libgomp (torch on Linux) and 200 ms of the OpenMP of LLVM and Intel (macOS and Windows).
-WAITING = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "1"}
+WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 
 def limit_spinning() -> None:

@@ -34,7 +34,7 @@ from llm_reinforce.evaluation.extraction import (
     strict_answer,
 )
 from llm_reinforce.policy import load_policy
-from llm_reinforce.policy.loading import resolve_location
+from llm_reinforce.policy.model_files import resolve_location
 from llm_reinforce.problems import examples_before, find_problems, in_template, usual_template
 
 STOP = ("Question:", "</s>", "<|im_end|>")

@@ -225,7 +225,8 @@ def test_commands_of_the_pages_parse() -> None:
             except Exception as error:
                 pytest.fail(f"{page}: {line}: {error!r}")
         else:
-            assert program in ("python3", ".", "pip", ".venv/bin/pip", ".venv/bin/python", "accelerate"), line
+            launchers = ("torchrun", "accelerate")
+            assert program in ("python3", ".", "pip", ".venv/bin/pip", ".venv/bin/python", *launchers), line
     assert num_parsed > 20
 
 
@@ -388,7 +389,7 @@ def test_results_are_those_of_the_recipe_heads() -> None:
         head = builtin_recipes()[name].read_text(encoding="utf-8").split("\nseed:")[0]
         figures = re.findall(r"[0-9.]+% \[[0-9., ]+\]", " | ".join(row))
         assert len(figures) == 2
-        assert f"seed {row[2].split(',')[0]}:" in head
+        assert f"seed {row[2].split()[0]}:" in head
         for figure in figures:
             assert figure in head, f"{name}: {figure}"
 

@@ -639,10 +639,14 @@ def test_host_process_is_not_changed(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_is_printed_by_default(capsys: pytest.CaptureFixture[str]) -> None:
-    ReinforceTrainer(own_model(), SUMS, **SMALL).train()
+def test_train_shows_progress_unless_it_is_hidden(capsys: pytest.CaptureFixture[str]) -> None:
+    ReinforceTrainer(own_model(), SUMS, progress=False, **SMALL).train()
     assert capsys.readouterr().out == ""
-    ReinforceTrainer(own_model(), SUMS, progress=True, **SMALL).train()
+    trainer = ReinforceTrainer(own_model(), SUMS, **SMALL)
+    assert "policy: llama" in capsys.readouterr().out
+    list(trainer.updates())
+    assert capsys.readouterr().out == ""
+    ReinforceTrainer(own_model(), SUMS, **SMALL).train()
     assert "update 3/3" in capsys.readouterr().out
 
 

@@ -212,15 +212,16 @@ def _predictor(
     of_ones: int,
     group_size: int,
 ) -> Callable[[float], float]:
-    """Return a function of c that predicts the variance V(c) without a baseline.
+    """Return a function that predicts V(c), the variance of plain REINFORCE if c is added to every reward.
+
+    The prediction needs two gradients of each episode, called s and v in the docstring of the module: s is
+    the gradient with all returns equal to 1, and v is the gradient with the actual returns.
 
     Args:
-        gradients: gradients of every episode by all estimators. Two of the estimators have the gradients s
-            and v.
+        gradients: for each episode, the gradients of all estimators. The gradients s and v are among them.
         groups: group of each episode.
         is_used: for each group, True if the prediction is computed from it.
-        of_ones: index of the estimator with the gradient s. The estimator with the gradient v has the next
-            index.
+        of_ones: index of the estimator whose gradient is s. The gradient of the next estimator is v.
         group_size: number of episodes per group.
     """
     gram = gradients.gram(of_ones + 1, of_ones + 1, groups)[np.ix_(is_used, is_used)]

@@ -187,6 +187,8 @@ def _print_result(directory: "RunDirectory", result: "TrainingResult") -> None:
     from llm_reinforce.console.text import duration
 
     console, state = terminal_console(), result.state
+    for sentence in result.warnings:
+        console.print(Text(f"warning: {sentence}"), soft_wrap=True)
     if not result.is_over:
         is_saved = find_checkpoint(directory.checkpoints)[0] is not None
         saved = "a checkpoint is saved; continue with --resume"

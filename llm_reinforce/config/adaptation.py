@@ -24,12 +24,14 @@ REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # from a setting to the settin
     ("problems", "generate", "operands"): (("problems", "generate", "digits"),),
 }
 
+KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)  # the default would change how the policy learns
+
 
 def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseModel]) -> list[str]:
     """Remove the settings of a recipe that are not valid together with changed settings.
 
-    Without the changes, the recipe must be valid. Changed settings and whole sections are not removed. If
-    they are invalid, the validation of the recipe raises an error.
+    Without the changes, the recipe must be valid. Changed settings, whole sections and the settings KEPT are
+    not removed. If they are invalid, the validation of the recipe raises an error.
 
     Args:
         data: the recipe, with the changes applied. It is modified.
@@ -53,7 +55,7 @@ def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseMo
             unfit = [
                 (path, message)
                 for path, message in complaints(error, model)
-                if _is_plain(_get(data, path)) and not _is_changed(path, changed)
+                if _is_plain(_get(data, path)) and not _is_changed(path, changed) and path not in KEPT
             ]
         else:
             return notes

@@ -16,13 +16,13 @@ from llm_reinforce.policy.fetched_models import FETCHABLE, fetch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.loading import (
     check_reloads,
-    convert_gguf,
     load_policy,
     policy_from_config,
     policy_from_model,
     random_policy,
 )
 from llm_reinforce.policy.log_probs import action_features, token_log_probs
+from llm_reinforce.policy.model_files import convert_gguf
 from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
 from llm_reinforce.policy.sampling import Completion, random_numbers, sample_completions, stream_completions
 from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters

@@ -1,9 +1,11 @@
 """Batches of sequences that are being sampled, with the model's cache of keys and values.
 
 `SlotBatch` is for Llama-like models. Its cache is allocated in advance, and rows of ended sequences are
-reused for new sequences. `WholeBatch` is for all other causal models of transformers.
+reused for new sequences. `WholeBatch` is for all other causal models of transformers, and `SeparateBatches`
+for those whose rows depend on the other rows of a padded batch.
 """
 
+import copy
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -12,7 +14,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from llm_reinforce.policy.embedding import valid_pad_token
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left
+from llm_reinforce.policy.plain_path import length_with_constant_positions, restart_positions, restored_order
 
 
 @runtime_checkable
@@ -61,8 +65,9 @@ class WholeBatch:
     can_refill = False
 
     def __init__(self, model: nn.Module, pad_token_id: int) -> None:
-        self.model, self.pad_token_id = model, pad_token_id
+        self.model, self.pad_token_id = model, valid_pad_token(model, pad_token_id)
         self.accepted = accepted_arguments(model, ["position_ids", "logits_to_keep"])
+        self.has_changing_positions = length_with_constant_positions(model) is not None
         self.cache: Any = None
         self.is_padded = False
         self.attention_mask = self.lengths = torch.empty(0)
@@ -99,9 +104,17 @@ class WholeBatch:
         self.cache.batch_select_indices(rows)
         self.attention_mask, self.lengths = self.attention_mask[rows], self.lengths[rows]
 
+    def cloned(self) -> "WholeBatch":
+        """Return a copy with a cache of its own, for a batch whose cache cannot select rows."""
+        clone = copy.copy(self)
+        clone.cache = copy.deepcopy(self.cache)
+        return clone
+
     def _forward(
         self, input_ids: Int[Tensor, "row column"], positions: Int[Tensor, "row column"]
     ) -> Float[Tensor, "row vocabulary"]:
+        if self.has_changing_positions:
+            restart_positions(self.model, input_ids)
         arguments: dict[str, Any] = {}
         if "logits_to_keep" in self.accepted:
             arguments["logits_to_keep"] = 1
@@ -113,3 +126,74 @@ class WholeBatch:
         self.cache = output.past_key_values
         logits: Tensor = output.logits[:, -1]
         return logits
+
+
+class SeparateBatches:
+    """Batches without padding: one for each length of the prompts, or one for each row.
+
+    Args:
+        model: causal language model.
+        pad_token_id: see `WholeBatch`.
+        single_rows: compute each row by itself.
+    """
+
+    can_refill = False
+
+    def __init__(self, model: nn.Module, pad_token_id: int, *, single_rows: bool) -> None:
+        self.model, self.pad_token_id, self.single_rows = model, pad_token_id, single_rows
+        self.parts: list[tuple[WholeBatch, list[int]]] = []  # batches, and the rows that each computes
+
+    def fill(
+        self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
+    ) -> Float[Tensor, "filled vocabulary"]:
+        """See `Batch`."""
+        together: dict[int, list[int]] = {}
+        for row, number in enumerate(of_prompt):
+            together.setdefault(row if self.single_rows else len(prompts[number]), []).append(row)
+        self.parts, logits = [], []
+        for part in together.values():
+            batch, numbers = WholeBatch(self.model, self.pad_token_id), [of_prompt[row] for row in part]
+            distinct = list(dict.fromkeys(numbers))
+            own = [distinct.index(number) for number in numbers]
+            logits.append(batch.fill(part, [prompts[number] for number in distinct], own))
+            self.parts.append((batch, part))
+        return self._joined(logits)
+
+    def step(
+        self, actions: Int[Tensor, " row"], shortest: int, longest: int
+    ) -> Float[Tensor, "row vocabulary"]:
+        """See `Batch`."""
+        return self._joined(
+            [
+                batch.step(actions[integers(part, actions.device)], shortest, longest)
+                for batch, part in self.parts
+            ]
+        )
+
+    def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
+        """See `Batch`."""
+        sources = list(range(max(sum(len(part) for _, part in self.parts), max(new) + 1)))
+        for source, target in zip(old, new, strict=True):
+            sources[target] = source
+        self._select(sources)
+
+    def keep(self, rows: Int[Tensor, " kept"]) -> None:
+        """See `Batch`."""
+        self._select(rows.tolist())
+
+    def _select(self, sources: Sequence[int]) -> None:
+        """Replace each row by a copy of its source. Rows that are no source are dropped."""
+        parts: list[tuple[WholeBatch, list[int]]] = []
+        for batch, old in self.parts:
+            place = {row: index for index, row in enumerate(old)}
+            new = [row for row, source in enumerate(sources) if source in place]
+            if self.single_rows:
+                parts += [(batch if row == new[-1] else batch.cloned(), [row]) for row in new]
+            elif new:
+                batch.keep(integers([place[sources[row]] for row in new], batch.lengths.device))
+                parts.append((batch, new))
+        self.parts = parts
+
+    def _joined(self, logits: Sequence[Tensor]) -> Float[Tensor, "row vocabulary"]:
+        joined = torch.cat([*logits])
+        return joined[integers(restored_order([part for _, part in self.parts]), joined.device)]

@@ -56,7 +56,7 @@ def render_chat(
         add_generation_prompt: begin a message of the assistant at the end.
     """
     fixed: dict[str, Any] = {}
-    if date is not None and _DATE_FUNCTION in (template := _template_of(tokenizer)):
+    if date is not None and _DATE_FUNCTION in (template := default_template(tokenizer)):
         fixed["chat_template"] = _with_fixed_date(template, date)
     text: str = tokenizer.apply_chat_template(
         list(messages),
@@ -70,10 +70,10 @@ def render_chat(
 
 def prints_date(tokenizer: Any) -> bool:
     """Return True if the chat template of the tokenizer can print the current date."""
-    return _DATE_FUNCTION in _template_of(tokenizer)
+    return _DATE_FUNCTION in default_template(tokenizer)
 
 
-def _template_of(tokenizer: Any) -> str:
+def default_template(tokenizer: Any) -> str:
     """Return the chat template of the tokenizer that is used by default.
 
     Raises:
@@ -109,7 +109,7 @@ def check_template_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> No
     Raises:
         InputError: if the template does not mention an argument, or if the toolkit sets the argument itself.
     """
-    template = _template_of(tokenizer) if arguments else ""
+    template = default_template(tokenizer) if arguments else ""
     words = set(re.findall(r"[A-Za-z_]\w*", template))
     parameters = inspect.signature(tokenizer.apply_chat_template).parameters
     own = ({*parameters} - {"tools", "documents"}) | {"messages"}

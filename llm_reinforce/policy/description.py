@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.policy.embedding import check_token_ids
 from llm_reinforce.policy.language_policy import LanguagePolicy
+from llm_reinforce.policy.plain_path import length_with_constant_positions
 from llm_reinforce.problems import Problem
-
-NUM_MEASURED = 200  # number of prompts whose tokens are counted; they are those with the most characters
 
 
 def describe_policy(policy: LanguagePolicy) -> str:
@@ -32,7 +33,7 @@ def num_unknown_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> 
 
 
 def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_new_tokens: int) -> None:
-    """Check that the longest prompts and their completions fit into the context of the model.
+    """Check that all prompts and their completions fit into the context of the model.
 
     Args:
         policy: the policy.
@@ -40,21 +41,34 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
         max_new_tokens: maximum number of tokens of a completion.
 
     Raises:
-        InputError: if a prompt and its completion do not fit, or a prompt cannot be encoded.
+        InputError: if a prompt and its completion do not fit, if a prompt cannot be encoded, or if the model
+            has no embedding for one of its tokens.
     """
-    limit = getattr(getattr(policy.model, "config", None), "max_position_embeddings", None)
-    longest = sorted(problems, key=lambda problem: -len(problem.prompt))[:NUM_MEASURED]
-    encoded = policy.encode_prompts([problem.prompt for problem in longest])
-    measured = [(len(prompt), problem) for prompt, problem in zip(encoded, longest, strict=True)]
-    if not measured or not isinstance(limit, int):
+    encoded = policy.encode_prompts([problem.prompt for problem in problems])
+    check_token_ids(policy.model, encoded, policy.tokenizer)
+    limit = _context(policy.model)
+    if not encoded or limit is None:
         return
-    length, problem = max(measured, key=lambda pair: pair[0])
+    length, row = max((len(prompt), -row) for row, prompt in enumerate(encoded))
+    problem = problems[-row]
     if length + max_new_tokens > limit:
         raise InputError(
             f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens; together with "
             f"max_new_tokens: {max_new_tokens:,} this exceeds the context of the policy, {limit:,} tokens; "
             "lower max_new_tokens or remove the problem"
         )
+
+
+def _context(model: nn.Module) -> int | None:
+    """Return the maximum length of a sequence, in tokens. None: unknown.
+
+    Where the rotary frequencies depend on the length, the length up to which they are constant is returned:
+    beyond it, the keys in the cache of the sampler would have other positions than in training.
+    """
+    config = getattr(model, "config", None)
+    limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]
+    limits.append(length_with_constant_positions(model))
+    return min((limit for limit in limits if isinstance(limit, int) and limit > 0), default=None)
 
 
 def best_device() -> str:

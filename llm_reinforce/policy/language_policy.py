@@ -139,6 +139,10 @@ class LanguagePolicy:
             written.pop()
         return self._visible_text(written)
 
+    def token_texts(self, token_ids: Sequence[int]) -> list[str]:
+        """Return the text of each token, including end tokens. A token without text becomes U+FFFD."""
+        return [self._visible_text([token_id]) for token_id in token_ids]
+
     def completion_text(self, prompt: TokenIds, token_ids: Sequence[int]) -> str:
         """Return the text of the actions of a completion, without a final end token; see `decode`.
 

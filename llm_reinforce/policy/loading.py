@@ -1,8 +1,6 @@
 """Load a LanguagePolicy from a name, a path, a configuration or a model in memory."""
 
 import datetime
-import json
-import logging
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,9 +10,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    GgufConfig,
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
@@ -23,14 +18,13 @@ from transformers import (
 
 from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
-from llm_reinforce.hub import hub_answers
-from llm_reinforce.policy.cache_folder import cache_directory
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
-from llm_reinforce.policy.chat_templates import ChatSettings, end_of_turn, end_of_turn_token
-from llm_reinforce.policy.fetched_models import FETCHABLE, fetched_directory
+from llm_reinforce.policy.chat_templates import ChatSettings, default_template, end_of_turn, end_of_turn_token
+from llm_reinforce.policy.embedding import num_embeddings, valid_pad_token
 from llm_reinforce.policy.language_policy import LanguagePolicy
-from llm_reinforce.policy.log_probs import keeps_keys_and_values
+from llm_reinforce.policy.model_files import cannot_load, load_model, load_tokenizer, reason, resolve_location
 from llm_reinforce.policy.prompt_checks import with_chat_settings
+from llm_reinforce.policy.row_trial import check_rows
 from llm_reinforce.policy.stopped_run import load_weights, stopped_run
 
 
@@ -90,19 +84,17 @@ def load_policy(
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            location, trust_remote_code=trust_remote_code, **arguments, **_reach(location)
-        )
-        model = _load_model(location, getattr(torch, dtype), trust_remote_code, arguments)
+        tokenizer = load_tokenizer(location, trust_remote_code, arguments)
+        model = load_model(location, getattr(torch, dtype), trust_remote_code, arguments)
     except InputError:
         raise
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(_cannot_load(str(name_or_path), error)) from error
-    _check_cache(model)
+        raise InputError(cannot_load(str(name_or_path), error)) from error
     if lora is not None:
         model = _with_adapter(model, lora, seed)
+    check_rows(model.to(device))
     chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
-    return _as_policy(model.to(device), tokenizer, use_chat_template, chat)
+    return _as_policy(model, tokenizer, use_chat_template, chat)
 
 
 def random_policy(
@@ -190,10 +182,10 @@ def policy_from_model(
             f"policy: the tokenizer has {len(tokenizer):,} tokens, the model only {num_tokens:,}; use the "
             "tokenizer of the model, or call model.resize_token_embeddings"
         )
-    _check_cache(model)
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
+    check_rows(model)
     chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
     return _as_policy(model, tokenizer, use_chat_template, chat)
 
@@ -255,132 +247,6 @@ def policy_from_config(
     )
 
 
-def resolve_location(name_or_path: str) -> str:
-    """Return the location from which transformers loads a model: a local directory, or the unchanged hub id.
-
-    Raises:
-        InputError: if the name is a key of `FETCHABLE` but the model has not been fetched, or if the path
-            contains no model.
-    """
-    path = Path(name_or_path).expanduser()
-    if name_or_path in FETCHABLE and not path.exists():
-        return str(fetched_directory(name_or_path))
-    if path.suffix.lower() == ".gguf":
-        return str(convert_gguf(path))
-    if path.is_dir():
-        policy_directory = path / "policy" if (path / "policy").is_dir() else path
-        if not any((policy_directory / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputError(f"{path}: no model in this directory (no config.json, no adapter_config.json)")
-        # absolute, because an adapter stores the path of its base model
-        return str(policy_directory.absolute())
-    is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))
-    is_path = is_path or any(sign in name_or_path for sign in "\\:")  # as in C:\models
-    if is_path and not path.exists():
-        raise InputError(f"policy {name_or_path}: no such directory or file")
-    if path.exists():
-        raise InputError(
-            f"{path}: unsupported type of file; a policy is a directory, a .gguf file or a hub id"
-        )
-    return name_or_path
-
-
-def convert_gguf(path: Path, directory: Path | None = None) -> Path:
-    """Convert a GGUF file to float32 safetensors and return the directory of the result.
-
-    If the directory of the result already contains a model, nothing is converted.
-
-    Args:
-        path: the GGUF file.
-        directory: directory of the result. None: a folder in the cache directory whose name is made from the
-            name, the size and the modification time of the file.
-
-    Raises:
-        InputError: if the file does not exist or transformers cannot read it.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
-    stat = path.stat()
-    target = directory or cache_directory() / "gguf" / f"{path.stem}-{stat.st_size}-{stat.st_mtime_ns}"
-    if (target / "config.json").is_file():
-        return target
-    folder, name = str(path.parent), path.name
-    # suppress the long warning about tokenizers that are converted from GGUF
-    logging.getLogger("transformers.modeling_gguf_pytorch_utils").setLevel(logging.ERROR)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = _all_weights(
-            folder, gguf_file=name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True)
-        )
-    except Exception as error:  # a broken file may raise any exception
-        raise InputError(f"{path}: transformers cannot read this GGUF file: {_first_line(error)}") from error
-    partial = target.with_name(target.name + ".partial")
-    model.save_pretrained(str(partial))
-    _set_spare_pad_token(tokenizer, model.get_input_embeddings().num_embeddings)
-    tokenizer.save_pretrained(str(partial))
-    partial.rename(target)
-    return target
-
-
-def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
-    """If the pad token of a tokenizer equals its end token, set the pad token to `<|endoftext|>`.
-
-    The tokenizers of some GGUF files have equal pad and end tokens. The pad token is not changed if the model
-    has no embedding for `<|endoftext|>`.
-    """
-    # transformers may have added <|endoftext|> with a new id, for which the model has no embedding
-    spare = tokenizer.get_vocab().get("<|endoftext|>", num_tokens)
-    if tokenizer.pad_token_id == tokenizer.eos_token_id and spare < num_tokens:
-        tokenizer.pad_token = "<|endoftext|>"
-
-
-def _load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, arguments: dict[str, Any]) -> Any:
-    arguments = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True, **arguments}
-    adapter = Path(location) / "adapter_config.json"
-    if not adapter.is_file():
-        return _all_weights(location, **arguments)
-    from peft import PeftModel
-
-    config = json.loads(adapter.read_text(encoding="utf-8"))
-    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not isinstance(base, str):
-        raise InputError(
-            f"{adapter}: the name of the base model is missing; set base_model_name_or_path in this file"
-        )
-    # without this file, peft would load a pickle, which can execute code
-    if not adapter.with_name("adapter_model.safetensors").is_file():
-        raise InputError(
-            f"{location}: no adapter_model.safetensors; save the adapter with safe_serialization=True"
-        )
-    arguments.pop("revision", None)  # this is the revision of the adapter, not of the base model
-    return PeftModel.from_pretrained(
-        _all_weights(resolve_location(base), **arguments), location, is_trainable=True
-    )
-
-
-def _all_weights(location: str, **arguments: Any) -> Any:
-    """Load a model with `from_pretrained` and check that the files contain all tensors of the model.
-
-    By default, transformers initializes missing tensors with random numbers.
-
-    Raises:
-        ValueError: if a tensor is missing.
-    """
-    model, loaded = AutoModelForCausalLM.from_pretrained(
-        location, output_loading_info=True, **arguments, **_reach(location)
-    )
-    if missing := sorted(loaded["missing_keys"]):
-        raise ValueError(f"{len(missing)} tensors of the model are missing, such as {missing[0]}")
-    return model
-
-
-def _reach(location: str) -> dict[str, bool]:
-    """Return arguments of `from_pretrained` that restrict loading to local files if the hub is not reachable.
-
-    Without these arguments, transformers would wait for the hub once per file.
-    """
-    return {} if Path(location).is_dir() or hub_answers() else {"local_files_only": True}
-
-
 def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
     from peft import LoraConfig, PeftModel, get_peft_model
 
@@ -398,33 +264,21 @@ def _with_adapter(model: Any, lora: AdapterConfig, seed: int) -> Any:
         try:
             return get_peft_model(model, config)
         except (ValueError, re.error) as error:
-            raise InputError(f"policy.lora.target_modules: {_first_line(error)}") from error
-
-
-def _check_cache(model: Any) -> None:
-    """Check that the cache of a model consists only of keys and values, which the sampler copies row by row.
-
-    Raises:
-        InputError: if the cache contains more, such as a recurrent state.
-    """
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if getattr(inner, "_is_stateful", False) or not keeps_keys_and_values(model):
-        raise InputError(
-            f"policy: models of type {inner.config.model_type} are not supported, because their cache holds "
-            "more than keys and values (a recurrent state, for example); use another model"
-        )
+            raise InputError(f"policy.lora.target_modules: {reason(error)}") from error
 
 
 def _as_policy(
     model: Any, tokenizer: Any, use_chat_template: bool, chat: ChatSettings | None = None
 ) -> LanguagePolicy:
-    template = getattr(tokenizer, "chat_template", None) if use_chat_template else None
-    end_token_ids = _end_tokens(model, tokenizer, str(template or ""))
+    has_template = use_chat_template and bool(getattr(tokenizer, "chat_template", None))
+    template = default_template(tokenizer) if has_template else ""
+    end_token_ids = _end_tokens(model, tokenizer, template)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
     model.get_input_embeddings().padding_idx = None
-    policy = LanguagePolicy(model, tokenizer, end_token_ids, int(pad), bool(template))
+    pad = valid_pad_token(model, int(pad))
+    policy = LanguagePolicy(model, tokenizer, end_token_ids, pad, bool(template))
     return with_chat_settings(policy, chat or ChatSettings())
 
 
@@ -452,24 +306,10 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     if of_template is None and of_tokenizer and tokenizer.eos_token in template:
         of_template = of_tokenizer[0]
     in_order = [*([] if of_template is None else [of_template]), *of_model, *of_tokenizer]
+    size = num_embeddings(model)
+    in_order = [token_id for token_id in in_order if size is None or token_id < size]
     if not in_order:
         raise InputError(
             "policy: no end token is defined, so no episode could end; set eos_token in the tokenizer"
         )
     return tuple(dict.fromkeys(map(int, in_order)))
-
-
-def _cannot_load(name: str, error: Exception) -> str:
-    fetchable = ", ".join(sorted(FETCHABLE))
-    exists = Path(name).expanduser().exists()
-    source = "" if exists else "no such directory or file, and "
-    from_hub = "" if exists else " from the hub"
-    return (
-        f"policy {name!r}: {source}loading a causal language model{from_hub} failed ({_first_line(error)}); "
-        "give a directory, a .gguf file, a hub id (with network access or a filled cache), or one of: "
-        f"{fetchable}"
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

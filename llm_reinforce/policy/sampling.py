@@ -10,12 +10,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
-from llm_reinforce.policy.batches import Batch, WholeBatch
+from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
 from llm_reinforce.policy.drawing import draw, widest_float
+from llm_reinforce.policy.embedding import check_token_ids
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
+from llm_reinforce.policy.row_trial import sampling_batching
 
 CHECK_EVERY = {"cpu": 1}
 """Number of sampling steps between two checks for ended completions, by device type. For a device type that
@@ -160,6 +162,8 @@ def stream_completions(
     if model is None or policy.device.type != "cpu":
         activations = None
     per_batch = max(1, len(prompts)) if model is not None else size
+    check_token_ids(policy.model, prompts, policy.tokenizer)
+    batching = sampling_batching(policy.model, prompts, max_new_tokens) if model is None else None
     for start in range(0, len(prompts), per_batch):
         part = prompts[start : start + per_batch]
         num_slots = min(size, len(part)) * num_completions
@@ -168,8 +172,11 @@ def stream_completions(
             if activations is not None:
                 activations.begin(model, temperature)  # not repeated: for this model, the loop has one pass
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
-        else:
+        elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)
+        else:
+            is_single = batching == "single rows"
+            batch = SeparateBatches(policy.model, policy.pad_token_id, single_rows=is_single)
         waiting = deque(range(start, start + len(part)))
         generation = _Generation(policy, batch, num_slots, max_new_tokens, activations)
         ended: dict[int, dict[int, Completion]] = {}

@@ -287,7 +287,9 @@ def number(value: object) -> float:
 
 
 def _checked_steps(steps: StepRewards, judged: JudgedCompletion) -> StepRewards:
-    """Check step rewards and return them as plain Python numbers. Each iterator is consumed only once.
+    """Check step rewards and return them as plain Python numbers.
+
+    The user may have given the step rewards as iterators. Each iterator is consumed only once.
 
     Raises:
         TypeError, ValueError: if a value is not a number or the rewards do not fit the completion.

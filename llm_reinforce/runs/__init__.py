@@ -5,7 +5,8 @@ The train state is imported when it is first used, so that summaries of runs do 
 
 from typing import TYPE_CHECKING
 
-from llm_reinforce.runs.run_directory import RunDirectory, environment
+from llm_reinforce.runs.environment import environment
+from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.runs.run_summary import RunSummary, list_runs
 
 if TYPE_CHECKING:

@@ -19,6 +19,8 @@ from llm_reinforce.runs.run_directory import RunDirectory
 def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[str, dict[int, Evaluation]]:
     """Return the first and the last evaluation in `answers.jsonl` for each decoding ("greedy" or "sampled").
 
+    Evaluations of which only some answers are recorded are left out.
+
     Args:
         directory: directory of the run.
         max_new_tokens: maximum number of tokens of the completions.
@@ -29,10 +31,14 @@ def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[s
     rows: dict[str, dict[int, list[dict[str, Any]]]] = {}
     for row in directory.rows("answers.jsonl"):
         rows.setdefault(row["decoding"], {}).setdefault(row["update"], []).append(row)
-    return {
-        decoding: {number: _evaluation(made[number], max_new_tokens) for number in (min(made), max(made))}
-        for decoding, made in rows.items()
-    }
+    evaluations: dict[str, dict[int, Evaluation]] = {}
+    for decoding, made in rows.items():
+        num_problems = len(made[min(made)])  # all answers of the first evaluation are recorded
+        whole = [number for number in made if len(made[number]) == num_problems]
+        evaluations[decoding] = {
+            number: _evaluation(made[number], max_new_tokens) for number in (min(whole), max(whole))
+        }
+    return evaluations
 
 
 def compare_evaluations_of_run(

@@ -2,14 +2,10 @@
 
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,16 +43,6 @@ WRITTEN_BEFORE_RECIPE = frozenset(
     }
 )
 RESUME, OVERWRITE = "--resume, or resume=True", "--overwrite, or overwrite=True"  # for messages
-# environment variables that set the number of threads, and how long threads without work keep a core busy
-THREAD_SETTINGS = (
-    "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS",
-    "OMP_WAIT_POLICY",
-    "GOMP_SPINCOUNT",
-    "KMP_BLOCKTIME",
-    "OMP_PROC_BIND",
-    "OMP_DYNAMIC",
-)
 LOGS = ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl")
 
 
@@ -182,7 +168,9 @@ class RunDirectory:
             file.write(line + "\n")
             file.flush()
 
-    def append_answers(self, where: Mapping[str, Any], evaluation: "Evaluation") -> None:
+    def append_answers(
+        self, where: Mapping[str, Any], evaluation: "Evaluation", num_problems: int | None = None
+    ) -> None:
         """Append one line per problem of an evaluation to `answers.jsonl`.
 
         A line contains all answers to its problem.
@@ -190,10 +178,11 @@ class RunDirectory:
         Args:
             where: values of the columns `update` and `data`, which are the same in all lines.
             evaluation: the evaluation.
+            num_problems: number of problems to write, starting with the first problem. None: all problems.
         """
         from llm_reinforce.evaluation import answer_row  # imports torch
 
-        pairs = zip(evaluation.problems, evaluation.answers, strict=True)
+        pairs = [*zip(evaluation.problems, evaluation.answers, strict=True)][:num_problems]
         rows = (
             {**where, "decoding": evaluation.decoding, **answer_row(index, problem, answers)}
             for index, (problem, answers) in enumerate(pairs)
@@ -241,46 +230,3 @@ def _is_before(line: str, num_updates: int) -> bool:
         return bool(json.loads(line)["update"] <= num_updates)
     except (ValueError, KeyError, TypeError):
         return False
-
-
-def environment(seed: int, device: str, num_processes: int = 1) -> dict[str, Any]:
-    """Return the content of `environment.json`: versions, seed, device, threads and git revision of the code.
-
-    Args:
-        seed: seed of the run.
-        device: device of the run.
-        num_processes: number of processes that train together.
-    """
-    import torch  # not at the top, so that runs can be listed without importing it
-
-    packages = ("llm-reinforce", "torch", "transformers", "datasets", "accelerate", "peft", "numpy")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "unknown"
-    return {
-        "seed": seed,
-        "device": device,
-        "python": sys.version.split()[0],
-        "platform": platform.platform(),
-        "cpu_count": os.cpu_count(),
-        "num_processes": num_processes,
-        "num_threads": torch.get_num_threads(),
-        "thread_settings": {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
-        "versions": versions,
-        "git_revision": _git_revision(),
-    }
-
-
-def _git_revision() -> str | None:
-    """Return the commit of the toolkit's git checkout, or None if it is installed as a package."""
-    root = Path(__file__).resolve().parents[2]
-    if not (root / ".git").exists():
-        return None
-    try:
-        command = ["git", "-C", str(root), "rev-parse", "HEAD"]
-        return subprocess.run(command, capture_output=True, check=True).stdout.decode("ascii").strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None

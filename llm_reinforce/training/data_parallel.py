@@ -9,25 +9,30 @@ model.
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
+from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, broadcast, parse_flag_from_env
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, parse_flag_from_env
 from accelerate.utils import gather_object as accelerate_gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
+from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.problems import Problem
 from llm_reinforce.processes import check_launch, num_local_processes, num_processes, working_command
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+LONGEST_WAIT = timedelta(days=1)  # after which a process that waits for another one ends
 NO_PROBLEM = Problem("", "")
+
+Value = TypeVar("Value")
 
 _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
 
@@ -46,8 +51,9 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
 
     Raises:
         InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
-            started more processes than there are GPUs or another number than accelerate uses, or if the
-            process already has an accelerator with another mixed precision.
+            started more processes than there are GPUs or another number than accelerate uses, if the process
+            already has an accelerator with another mixed precision, or if the mixed precision is fp16 on a
+            CPU.
     """
     check_launch()
     _check_devices()
@@ -55,15 +61,16 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
         with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
     try:
-        # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
-        is_forced = num_processes() > 1 and not torch.accelerator.is_available()
-        on_cpu = {"cpu": True} if is_forced else {}
-        accelerator = Accelerator(mixed_precision=mixed_precision, **on_cpu)
+        accelerator = Accelerator(mixed_precision=mixed_precision, **_settings_of_launch())
     except ValueError as error:
-        raise InputError(
-            f"training.mixed_precision: accelerate rejects {mixed_precision!r}: {error}"
-        ) from error
+        key = f"training.mixed_precision {mixed_precision!r}"
+        rejected = key if num_processes() == 1 else f"{key} or the launch of {num_processes()} processes"
+        raise InputError(f"accelerate rejects {rejected}: {error}") from error
     _mixed_precision[:] = [mixed_precision]
+    if mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise InputError(
+            "training.mixed_precision: fp16 has no effect on a CPU, on which this run is; use bf16 or no"
+        )
     if accelerator.distributed_type in SHARDING:
         raise InputError(
             f"accelerate was launched with {accelerator.distributed_type.value}, but sharding is not "
@@ -78,6 +85,16 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
             "one process"
         )
     return accelerator
+
+
+def _settings_of_launch() -> dict[str, Any]:
+    """Return the arguments of `Accelerator` that several processes need."""
+    if num_processes() == 1:
+        return {}
+    # the others wait while the main process evaluates, for which the default of 10 minutes is too short
+    group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
+    return {"kwargs_handlers": [group], "cpu": not torch.accelerator.is_available()}
 
 
 def _check_devices() -> None:
@@ -104,11 +121,11 @@ def describe_processes(accelerator: Accelerator) -> str:
     )
 
 
-def gather_object(value: Any, accelerator: Accelerator) -> list[Any]:
+def gather_object(value: Value, accelerator: Accelerator) -> list[Value]:
     """Return the values of all processes, in the order of the processes. The values must be picklable."""
     if accelerator.num_processes == 1:
         return [value]
-    values: list[Any] = accelerate_gather_object([value])
+    values: list[Value] = accelerate_gather_object([value])
     return values
 
 
@@ -125,20 +142,33 @@ def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator:
     if accelerator.num_processes == 1:
         return own
 
-    def without_problems(episodes: Sequence[Episode]) -> list[Episode]:
-        # columns of a problem may be objects that cannot be pickled, and every process has them
-        return [replace(episode, problem=NO_PROBLEM) for episode in episodes]
+    def gather_all(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+        # columns of a problem may be objects that cannot be pickled, and every process has the problems
+        sent = [replace(episode, problem=NO_PROBLEM) for episode in episodes]
+        parts = gather_object(sent, accelerator)
+        return tuple(replace(one, problem=problems[one.group]) for part in parts for one in part)
 
-    parts = gather_object(
-        (without_problems(own.episodes), dict(own.logged), without_problems(own.greedy)), accelerator
-    )
-    episodes, greedy = (
-        tuple(replace(episode, problem=problems[episode.group]) for part in parts for episode in part[place])
-        for place in (0, 2)
-    )
-    names = dict.fromkeys(name for _, logged, _ in parts for name in logged)
-    values = {name: [logged[name] for _, logged, _ in parts if name in logged] for name in names}
-    return EpisodeBatch.of(episodes, {name: sum(each) / len(each) for name, each in values.items()}, greedy)
+    of_processes = gather_object(dict(own.logged), accelerator)
+    names = dict.fromkeys(name for logged in of_processes for name in logged)
+    values = {name: [logged[name] for logged in of_processes if name in logged] for name in names}
+    means = {name: sum(each) / len(each) for name, each in values.items()}
+    return EpisodeBatch.of(gather_all(own.episodes), means, gather_all(own.greedy))
+
+
+def share_evaluation(
+    evaluation: Evaluation | None, problems: Sequence[Problem], accelerator: Accelerator
+) -> Evaluation:
+    """Return the evaluation of the main process in all processes.
+
+    Args:
+        evaluation: the evaluation; None in all other processes.
+        problems: problems of the evaluation.
+        accelerator: the accelerator of the run.
+    """
+    # columns of a problem may be objects that cannot be pickled, and every process has them
+    shared = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
+    assert shared is not None  # the main process is the first one
+    return replace(shared, problems=problems)
 
 
 def gather_rows(own: Tensor, num_columns: int, accelerator: Accelerator) -> Tensor:

@@ -30,6 +30,9 @@ class UpdateOutcome:
             the log-probability recorded during sampling and the log-probability computed for the loss.
         learning_rate: learning rate of the step.
         skipped: the reason why the weights were not changed; None if the weights were changed.
+        frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
+            half precision does not change if the step is smaller than half the distance to the next number.
+            None if no weight in half precision is trained, or the step was skipped.
     """
 
     loss: float
@@ -37,6 +40,7 @@ class UpdateOutcome:
     max_log_prob_difference: float
     learning_rate: float
     skipped: Skipped | None
+    frac_weights_changed: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +108,17 @@ class GradientStep:
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = grad_norm < float("inf")  # False for NaN as well
         # with an fp16 scaler, step() skips gradients that are not finite and lowers the scale
+        half = [
+            parameter
+            for parameter in self.model.parameters()
+            if parameter.grad is not None and parameter.dtype.itemsize < 4
+        ]
+        before = [parameter.detach().clone() for parameter in half]
         if is_finite or self.accelerator.scaler is not None:
             self.optimizer.step()
         skipped: Skipped | None = None if is_finite else "the gradient is not finite"
-        return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped)
+        changed = frac_changed(before, half) if is_finite else None
+        return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped, changed)
 
     def rows_with_gradient(self, batch: EpisodeBatch, estimate: Estimate) -> list[int]:
         """Return the rows of the episodes that have a gradient.
@@ -194,6 +205,20 @@ class GradientStep:
         recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return float(loss.detach()), float(difference)
+
+
+def frac_changed(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> float | None:
+    """Return the share of the weights with a nonzero gradient that differ from `before`.
+
+    Return None if no weight has a nonzero gradient.
+    """
+    num_changed, num_with_gradient = 0, 0
+    for old, parameter in zip(before, parameters, strict=True):
+        assert parameter.grad is not None
+        has_gradient = parameter.grad != 0
+        num_with_gradient += int(has_gradient.sum())
+        num_changed += int((has_gradient & (parameter.detach() != old)).sum())
+    return num_changed / num_with_gradient if num_with_gradient else None
 
 
 def nan_unless_finite(loss: Float[Tensor, ""]) -> Float[Tensor, ""]:

@@ -29,7 +29,7 @@ from llm_reinforce.console.text import visible
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_episodes, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import Evaluation, measure_accuracy
+from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.policy import Activations, LanguagePolicy, random_numbers
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
@@ -45,6 +45,7 @@ from llm_reinforce.training.data_parallel import (
     gather_object,
     gather_rows,
     new_accelerator,
+    share_evaluation,
 )
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
@@ -53,7 +54,10 @@ from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
+from llm_reinforce.training.warning_signs import WarningSigns
 
+MIN_CHANGED = 0.5  # share of the weights with a gradient; if an update changes fewer, the user is warned
+NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
@@ -166,6 +170,12 @@ class TrainingLoop:
         if self.reinforce.baseline == "value":
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
+        self.warning_signs = WarningSigns(
+            len(problems),
+            self.reinforce.problems_per_update,
+            self.reinforce.episodes_per_problem,
+            training.num_updates,
+        )
         self.stop_requested = False
         # the first and the latest evaluation made by this object, by decoding and number of updates
         self.evaluations: dict[str, dict[int, Evaluation]] = {}
@@ -197,6 +207,8 @@ class TrainingLoop:
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
+        for sentence in self.warning_signs.before_first_update():
+            self.display.say(f"warning: {sentence}")
         if self.training.num_tokens is not None:
             self.display.say(f"the run ends after {self.training.num_tokens:,} sampled tokens")
         if resume and self._restore():
@@ -249,6 +261,7 @@ class TrainingLoop:
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
         metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
         self._check_finite(outcome)
+        self._check_weights_change(outcome)
         self._check_fitted(is_fitted)
         is_stopping = self._evaluate_and_save(before)
         is_evaluated = self._num_evaluated == self.state.num_updates
@@ -464,6 +477,18 @@ class TrainingLoop:
                 "with a higher-precision dtype or mixed_precision"
             )
 
+    def _check_weights_change(self, outcome: UpdateOutcome) -> None:
+        """Warn if the first update with the full learning rate changed few weights in half precision."""
+        share, first = outcome.frac_weights_changed, self.training.num_warmup_updates + 1
+        if share is None or share >= MIN_CHANGED or self.state.num_updates != first:
+            return
+        self.display.say(
+            f"only {share:.2%} of the weights with a gradient changed in update {self.state.num_updates}: "
+            f"a step of learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
+            "which are in half precision; use policy.dtype: float32 with training.mixed_precision: bf16, "
+            "or train an adapter (policy.lora)"
+        )
+
     def _check_fitted(self, is_fitted: bool) -> None:
         """Report the first update in which value-head steps were skipped.
 
@@ -516,10 +541,13 @@ class TrainingLoop:
             "learning_rate": outcome.learning_rate,
             "num_tokens": self.state.num_tokens,
             "num_skipped_updates": self.state.num_skipped_updates,
+            "wall_time": time.time(),
             "step_time": now - started,
             "step_time/collect": sampled - started,
             "step_time/update": now - sampled,
         }
+        if outcome.frac_weights_changed is not None:
+            metrics["frac_weights_changed"] = outcome.frac_weights_changed
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
         # a metric logged by a reward function must not replace one of the metrics above
@@ -528,10 +556,14 @@ class TrainingLoop:
             return metrics
         total = expected_updates(self.training, self.state)
         self.display.update(self.state.num_updates, total, metrics, batch.episodes)
+        for sentence in self.warning_signs.add(metrics):
+            self.display.say(f"warning: {sentence}")
         if self.run_directory is not None:
             self.run_directory.append("metrics.jsonl", metrics)
             for row in range(min(self.training.logged_episodes, len(batch))):
-                line = describe_episode(batch.episodes[row], estimate.returns[row], estimate.advantages[row])
+                episode = batch.episodes[row]
+                texts = self.policy.token_texts(episode.completion.token_ids)
+                line = describe_episode(episode, estimate.returns[row], estimate.advantages[row], texts)
                 self.run_directory.append("episodes.jsonl", {"update": self.state.num_updates, **line})
         return metrics
 
@@ -546,7 +578,7 @@ class TrainingLoop:
         """
         num_updates, is_last = self.state.num_updates, is_over(self.training, self.state)
         is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
-        if self.accelerator.is_main_process and is_due:
+        if is_due:
             self._evaluate(is_first_or_last=before is None or is_last)
         is_stopping = self._is_stopped()
         every = self.training.checkpoint_every
@@ -584,37 +616,45 @@ class TrainingLoop:
                 self.policy.save(directory)
 
     def _evaluate(self, *, is_first_or_last: bool) -> None:
+        """Evaluate the policy in the main process, and share the result with all processes."""
         data = "held_out" if self.held_out else "training"
         num_problems = self.evaluation.num_problems or (
             None if self.held_out else NUM_TRAINING_PROBLEMS_EVALUATED
         )
         problems = (self.held_out or self.problems)[:num_problems]
         self._num_evaluated = self.state.num_updates
+        is_main = self.accelerator.is_main_process
         for decoding in self.evaluation.decodings:
-            with self.accelerator.autocast():
-                evaluation = measure_accuracy(
-                    self.policy,
-                    problems,
-                    decoding=decoding,
-                    samples_per_problem=self.evaluation.samples_per_problem if decoding == "sampled" else 1,
-                    max_new_tokens=self.sampling.max_new_tokens,
-                    temperature=self.sampling.temperature,
-                    seed=self.seed,
-                    batch_size=self.evaluation.batch_size,
-                    stop=self.evaluation.stop,
-                    progress=lambda done: self.display.evaluating(done, len(problems)),
-                )
+            own = self._measure_accuracy(problems, decoding) if is_main else None
+            evaluation = share_evaluation(own, problems, self.accelerator)
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
             made = self.evaluations.setdefault(decoding, {})
             for number in list(made)[1:]:
                 del made[number]
             made[self.state.num_updates] = evaluation
+            if not is_main:
+                continue
             self.display.evaluation(self.state.num_updates, data, evaluation)
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
                 self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
-                if is_first_or_last:
-                    self.run_directory.append_answers(where, evaluation)
+                num_answers = None if is_first_or_last else NUM_ANSWERS
+                self.run_directory.append_answers(where, evaluation, num_answers)
+
+    def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation:
+        with self.accelerator.autocast():
+            return measure_accuracy(
+                self.policy,
+                problems,
+                decoding=decoding,
+                samples_per_problem=self.evaluation.samples_per_problem if decoding == "sampled" else 1,
+                max_new_tokens=self.sampling.max_new_tokens,
+                temperature=self.sampling.temperature,
+                seed=self.seed,
+                batch_size=self.evaluation.batch_size,
+                stop=self.evaluation.stop,
+                progress=lambda done: self.display.evaluating(done, len(problems)),
+            )
 
     def warm_start(self) -> None:
         """Make the supervised updates of the warm start, if the settings have `training.warm_start`."""
@@ -656,6 +696,8 @@ class TrainingLoop:
             if directory is not None:  # a run may be killed after a save, before old checkpoints are removed
                 remove_old_checkpoints(directory, self.training.num_checkpoints_kept)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
+            for row in self.run_directory.rows("metrics.jsonl"):
+                self.warning_signs.add(row)  # reported by the earlier processes of this run
         return directory is not None
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
 
-TIMES = frozenset({"step_time", "step_time/collect", "step_time/update"})  # differ between equal runs
+# metrics that differ between equal runs
+TIMES = frozenset({"wall_time", "step_time", "step_time/collect", "step_time/update"})
 
 
 def update_metrics(
@@ -116,7 +117,10 @@ def _frac_reward_zero_std(batch: EpisodeBatch) -> float:
 
 
 def describe_episode(
-    episode: Episode, returns: Float[Tensor, " token"], advantages: Float[Tensor, " token"]
+    episode: Episode,
+    returns: Float[Tensor, " token"],
+    advantages: Float[Tensor, " token"],
+    token_texts: Sequence[str],
 ) -> dict[str, Any]:
     """Return an episode as a row of `episodes.jsonl`.
 
@@ -124,6 +128,7 @@ def describe_episode(
         episode: the episode, with T actions.
         returns: g_t of each action, padded to at least T numbers.
         advantages: A_t of each action, padded to at least T numbers.
+        token_texts: text of each action.
     """
     length = len(episode.completion.token_ids)
     return {
@@ -142,7 +147,9 @@ def describe_episode(
         "failure": episode.failure,
         "extras": dict(episode.extras),
         "token_ids": list(episode.completion.token_ids),
+        "tokens": list(token_texts),
         "behavior_log_probs": list(episode.completion.log_probs),
+        "entropies": list(episode.completion.entropies),
         "returns": _numbers(returns[:length]),
         "advantages": _numbers(advantages[:length]),
     }

@@ -1,6 +1,5 @@
 """Record a run: lock and prepare its directory, and write everything that is needed to resume the run."""
 
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,8 +12,9 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, check_reloads
 from llm_reinforce.problems import GivenProblems, Problem, read_problems, write_problems
-from llm_reinforce.runs import RunDirectory, environment
+from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.given import POLICY_FOLDER, PROBLEMS_FOLDER
+from llm_reinforce.training.run_record import write_record
 
 
 @contextmanager
@@ -24,8 +24,7 @@ def recording(
     *,
     policy: LanguagePolicy | None,
     problems: GivenProblems,
-    device: str,
-    num_processes: int,
+    record: Mapping[str, Any],
     resume: bool,
     overwrite: bool,
     say: Callable[[str], None],
@@ -40,8 +39,7 @@ def recording(
         policy: policy object passed by the caller, which is saved in the directory. None: the settings name
             the policy.
         problems: problem objects passed by the caller, which are saved in the directory.
-        device: device of the run, for `environment.json`.
-        num_processes: number of processes that train together.
+        record: content of `environment.json`; see `run_record`.
         resume: continue the run in the directory.
         overwrite: replace the run in the directory.
         say: function that shows a message to the user.
@@ -52,7 +50,7 @@ def recording(
     """
     with directory.locked():
         directory.prepare(resume=resume, overwrite=overwrite)
-        _write_environment(directory, environment(config.seed, device, num_processes), say)
+        write_record(directory, record, say)
         _write_problems(directory, problems)
         if policy is not None and not (directory.path / POLICY_FOLDER).is_dir():
             with whole_directory(directory.path / POLICY_FOLDER) as folder:
@@ -144,31 +142,6 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
     for key, value in values.items():
         flat |= _flat(value, f"{path}.{key}" if path else key)
     return flat
-
-
-def _write_environment(directory: RunDirectory, here: dict[str, Any], say: Callable[[str], None]) -> None:
-    """Write `environment.json`. A resumed run appends its environment to the list `resumed` in this file.
-
-    `say` reports that the number of processes has changed.
-    """
-    file, whole = directory.path / "environment.json", here
-    if file.is_file():
-        try:
-            whole = json.loads(file.read_text(encoding="utf-8"))
-            sessions = [whole, *whole.get("resumed", [])]
-            whole["resumed"] = [*whole.get("resumed", []), here]
-            before, now = sessions[-1].get("num_processes"), here["num_processes"]
-        except (ValueError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file}: not the environment.json of a run ({error}); delete the file to resume the run"
-            ) from error
-        if before not in (None, now):  # None: the run was started by an earlier version
-            say(
-                f"the run was last trained in {before} process{'es' if before > 1 else ''} and is resumed in "
-                f"{now}: its problems and random numbers are the same, but rounding differs, so it is not "
-                "equal, bit for bit, to a run that was not interrupted"
-            )
-    directory.write_text("environment.json", json.dumps(whole, indent=2) + "\n")
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:

@@ -36,6 +36,7 @@ from llm_reinforce.training.recording import (
     with_date,
     with_recorded_date,
 )
+from llm_reinforce.training.run_record import run_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +58,8 @@ class TrainingResult:
             "accuracy" always exists. The criterion "strict" exists if any completion gives its answer after
             `####`, as in GSM8K, and counts only such answers as correct. Empty if there is only one
             evaluation.
+        warnings: signs that the policy did not learn, one sentence each, such as a gradient that was zero in
+            several updates in a row. They were also shown during the run.
         policy: the trained policy.
         state: train state at the end of this call. It has the number of updates, the number of sampled tokens
             and others.
@@ -69,6 +72,7 @@ class TrainingResult:
     before: Mapping[str, Evaluation]
     after: Mapping[str, Evaluation]
     comparisons: Mapping[str, Mapping[Criterion, Comparison]]
+    warnings: Sequence[str]
     policy: LanguagePolicy = field(repr=False)
     state: TrainState
     is_over: bool
@@ -147,8 +151,9 @@ class ReinforceTrainer:
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
             precedence over the config. If the config sets `output_dir`, the run is recorded in this
             directory.
-        progress: True to show progress, False to hide it. Default: shown on a terminal and in a notebook. An
-            object with the methods of `RunDisplay` is used as the display.
+        progress: True to show progress, False to print nothing. Default: the trainer prints a description of
+            the problems and of the policy, and `train` shows progress, but `updates` does not. On a terminal,
+            progress is a live view. An object with the methods of `RunDisplay` is used as the display.
 
     Attributes:
         config: all settings of the run.
@@ -310,6 +315,7 @@ class ReinforceTrainer:
             before={decoding: made[min(made)] for decoding, made in evaluations.items()},
             after={decoding: made[max(made)] for decoding, made in evaluations.items()},
             comparisons=compare_evaluations_of_run(evaluations),
+            warnings=loop.warning_signs.sentences,
             policy=loop.policy,
             state=loop.state,
             is_over=is_over(loop.training, loop.state),
@@ -416,8 +422,14 @@ class ReinforceTrainer:
             self.config,
             policy=self._given.policy,
             problems=self._given.problems,
-            device=str(self._loop.accelerator.device),
-            num_processes=self._loop.accelerator.num_processes,
+            record=run_record(
+                self.config,
+                problems=self.problems,
+                held_out=self.held_out,
+                rewards=self.rewards,
+                device=str(self._loop.accelerator.device),
+                num_processes=self._loop.accelerator.num_processes,
+            ),
             resume=resume,
             overwrite=overwrite,
             say=self._loop.display.say,
@@ -446,8 +458,7 @@ def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDispl
     if not isinstance(progress, bool | None):
         return progress
     console = Console()
-    is_shown = (console.is_terminal or console.is_jupyter) if progress is None else progress
-    if not is_shown or not is_main_process():
+    if progress is False or not is_main_process():
         return Silent()
     name = config.policy.name_or_path or "random weights"
     return display_for(console, f"{name} · {config.output_dir}")

@@ -3,8 +3,8 @@
     python -m llm_reinforce.verifier.algebra_worker
 
 math-verify compares floats to six digits, and accepts an interval as equal to a set. If math-verify says that
-two answers are equal, this module therefore also compares the kinds of the two answers, and their values to
-45 digits.
+two answers are equal, this module therefore also checks that the two answers are of the same kind, and that
+their values agree to 45 digits.
 """
 
 import logging

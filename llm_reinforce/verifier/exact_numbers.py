@@ -4,8 +4,8 @@ The text must be the result of `notation.plain`. Numbers become fractions, never
 state exactly one value is rejected, with a reason: for example, if it contains several values, a relation, an
 interval, or an expression that is not evaluated.
 
-The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
-possessive or cannot overlap.
+The running time of each pattern is linear in the length of the text, because each of its repetitions
+is bounded, is possessive, or cannot overlap another repetition.
 """
 
 import re

@@ -57,6 +57,8 @@ def test_settings_of_the_user_are_never_changed(recipe: Path) -> None:
             load_config(recipe, overrides)
         with pytest.raises(InputError, match="max_new_tokens: 900 tokens leave no room"):
             load_config(recipe, ["sampling.max_new_tokens=900"])
+        with pytest.raises(InputError, match="cosine decays to 0 over num_updates"):
+            load_config(recipe, ["training.num_tokens=1000"])
         load_config(recipe, ["training.num_updates=20"])
 
 

@@ -15,7 +15,15 @@ import torch
 from gguf import GGMLQuantizationType as Quantization
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
@@ -26,6 +34,7 @@ from llm_reinforce.policy import (
     load_policy,
     policy_from_config,
     random_policy,
+    sample_completions,
     token_log_probs,
 )
 
@@ -286,6 +295,34 @@ def test_second_adapter_is_rejected(saved: Path, tmp_path: Path) -> None:
         load_policy(tmp_path, lora=AdapterConfig(rank=2))
 
 
+def adapter_of(base: Path, directory: Path) -> Path:
+    """Save an adapter without tokenizer files, as peft does, and return its directory."""
+    policy = with_random_adapters(load_policy(base, lora=AdapterConfig(rank=2)))
+    policy.model.save_pretrained(str(directory))  # type: ignore[operator]
+    return directory
+
+
+def test_adapter_without_tokenizer_has_the_tokenizer_of_its_base(saved: Path, tmp_path: Path) -> None:
+    adapter = adapter_of(saved, tmp_path / "adapter")
+    assert not list(adapter.glob("tokenizer*"))
+    assert load_policy(adapter).encode_prompt("1+2=") == load_policy(saved).encode_prompt("1+2=")
+
+
+def test_base_with_a_relative_path_is_found_beside_the_adapter(
+    saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(saved, tmp_path / "base")
+    adapter = adapter_of(tmp_path / "base", tmp_path / "adapter")
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "../base"}))
+    monkeypatch.chdir("/")
+    load_policy(adapter)
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": "./gone"}))
+    message = error_of(adapter)
+    assert "base model './gone' was not found" in message
+    assert f"in / and in {adapter}" in message
+
+
 # ---------------------------------------------------------------------------- prompts and end tokens
 
 
@@ -465,6 +502,58 @@ def test_message_about_a_broken_model_names_its_directory(
 ) -> None:
     break_it(model_copy)
     assert str(model_copy) in error_of(model_copy)
+
+
+def test_message_about_a_wrong_shape_names_the_tensor(model_copy: Path) -> None:
+    _change_a_shape(model_copy)
+    assert "lm_head.weight" in error_of(model_copy)
+
+
+def test_message_about_an_adapter_of_another_shape_names_the_tensor(saved: Path, tmp_path: Path) -> None:
+    adapter = adapter_of(saved, tmp_path / "adapter")
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    name = min(tensors)
+    tensors[name] = torch.zeros(7, 7)
+    save_file(tensors, adapter / "adapter_model.safetensors", {"format": "pt"})
+    assert "size mismatch" in error_of(adapter)
+
+
+def test_message_about_pickled_weights_says_how_to_convert_them(model_copy: Path, tmp_path: Path) -> None:
+    adapter = adapter_of(model_copy, tmp_path / "adapter")
+    (model_copy / "model.safetensors").unlink()
+    torch.save({}, model_copy / "pytorch_model.bin")
+    for directory in (model_copy, adapter):
+        message = error_of(directory)
+        assert f"M.from_pretrained('{model_copy}').save_pretrained('{model_copy}')" in message
+
+
+def test_named_chat_templates_without_a_default_are_rejected(model_copy: Path) -> None:
+    policy = load_policy(model_copy)
+    policy.tokenizer.chat_template = {"rag": TEMPLATE, "tool_use": TEMPLATE}
+    policy.save(model_copy)
+    assert "no default chat template" in error_of(model_copy)
+    assert not load_policy(model_copy, use_chat_template=False).uses_chat_template
+
+
+def test_pad_token_outside_the_embedding_is_replaced(tmp_path: Path) -> None:
+    tokenizer = character_tokenizer(ALPHABET)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    size = len(tokenizer) - 1
+    model = GPT2LMHeadModel(
+        GPT2Config(vocab_size=size, n_embd=16, n_layer=1, n_head=2, eos_token_id=size - 1)
+    )
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    policy = load_policy(tmp_path)
+    prompts = policy.encode_prompts(["1+2=", "12+34="])
+    assert len(sample_completions(policy, prompts, max_new_tokens=2)) == 2
+    for pad_token_id in (policy.pad_token_id, size, -1):
+        found = token_log_probs(policy.model, prompts, [(1, 2), (3,)], pad_token_id=pad_token_id)
+        assert found.log_probs.isfinite().all()
+    with pytest.raises(InputError, match=r"token '\[PAD\]' \(id 13\) has no embedding"):
+        sample_completions(policy, [(1, 13)], max_new_tokens=2)
+    with pytest.raises(InputError, match="token id 13 has no embedding"):
+        token_log_probs(policy.model, [(1, 2)], [(13,)], pad_token_id=0)
 
 
 class _Malicious:

@@ -328,7 +328,8 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(
         monkeypatch.setattr(
             log_probs, "packable_model", packable_model if way == "packed" else lambda model: None
         )
-        monkeypatch.setattr(log_probs, "keeps_keys_and_values", lambda model: way == "shared")
+        batching = "shared prompts" if way == "shared" else "padded rows"
+        monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments: batching)
         policy.model.zero_grad()
         scores = token_log_probs(
             policy.model,

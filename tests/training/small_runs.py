@@ -90,14 +90,15 @@ class Watcher(Silent):
     def __init__(self, stop_after: int | None = None) -> None:
         self.stop_after = stop_after
         self.trainer: TrainingLoop | None = None
-        self.said: list[str] = []
+        self.said: list[str] = []  # all messages except warnings
+        self.warnings: list[str] = []
         self.metrics: list[Mapping[str, Any]] = []
         self.accuracies: list[float] = []
         self.episodes: list[Sequence[Episode]] = []
         self.warm_updates = 0
 
     def say(self, sentence: str) -> None:
-        self.said.append(sentence)
+        (self.warnings if sentence.startswith("warning: ") else self.said).append(sentence)
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         self.warm_updates = num_updates

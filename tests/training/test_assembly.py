@@ -207,6 +207,22 @@ def test_answers_with_unknown_characters_are_reported(tmp_path: Path) -> None:
     )
 
 
+def test_the_prompt_with_the_most_tokens_is_found_among_many_longer_texts(
+    tiny_policy: LanguagePolicy,
+) -> None:
+    tiny_policy.tokenizer.add_tokens(["1" * 8])
+    tiny_policy.model.resize_token_embeddings(len(tiny_policy.tokenizer))  # type: ignore[operator]
+    problems = [Problem("1" * 64, "1")] * 300 + [Problem("2" * 30, "1", id="short")]
+    with pytest.raises(InputError, match="problem 'short': its prompt has 30 tokens"):
+        check_prompts_fit(tiny_policy, problems, 4)
+
+
+def test_prompts_with_tokens_outside_the_embedding_are_rejected(tiny_policy: LanguagePolicy) -> None:
+    tiny_policy.tokenizer.add_tokens(["<new>"])
+    with pytest.raises(InputError, match=r"token '<new>' \(id 13\) has no embedding: .* 0 to 12"):
+        check_prompts_fit(tiny_policy, [Problem("1", "1"), Problem("1<new>2", "1")], 4)
+
+
 def test_prompts_that_leave_no_room_for_a_completion_are_rejected(
     tmp_path: Path, tiny_policy: LanguagePolicy
 ) -> None:

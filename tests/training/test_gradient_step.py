@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from small_runs import COPY, small_policy, trainer
+from small_runs import COPY, Watcher, small_policy, trainer
 
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.policy import Activations
@@ -65,3 +65,26 @@ def test_a_run_is_the_same_without_kept_activations(monkeypatch: pytest.MonkeyPa
     kept = weights()
     monkeypatch.setattr("llm_reinforce.training.loop.Activations", lambda most: Activations(0))
     torch.testing.assert_close(kept, weights(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "learning_rate"), [("bfloat16", 1e-7), ("bfloat16", 1e-1), ("float32", 1e-7)]
+)
+def test_weights_that_do_not_move_are_reported(dtype: str, learning_rate: float) -> None:
+    watcher = Watcher()
+    policy = small_policy()
+    policy.model.to(getattr(torch, dtype))
+    one = trainer(
+        policy=policy,
+        num_updates=2,
+        training={"learning_rate": learning_rate, "schedule": "constant"},
+        display=watcher,
+    )
+    one.train()
+    said = [line for line in watcher.said if "of the weights with a gradient changed in update 1" in line]
+    assert len(said) == (dtype == "bfloat16" and learning_rate < 1e-3)
+    shares = [metrics.get("frac_weights_changed") for metrics in watcher.metrics]
+    if dtype == "float32":
+        assert shares == [None, None]
+    else:
+        assert all(share < 0.5 if learning_rate < 1e-3 else share > 0.5 for share in shares)

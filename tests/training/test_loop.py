@@ -119,7 +119,7 @@ def test_metrics_have_one_line_per_update(finished: tuple[TrainingLoop, Watcher,
         "completions/mean_length completions/max_length completions/clipped_ratio loss grad_norm "
         "learning_rate sampling/sampling_logp_difference/max num_tokens num_skipped_updates step_time "
         "step_time/collect step_time/update rewards/sevens/mean answers/wrong answers/unparseable "
-        "answers/truncated"
+        "answers/truncated wall_time"
     }
     for line in lines:
         plain = {name for name in line if not name.startswith("verdicts/")}

@@ -134,7 +134,10 @@ def failures_of_any_process_are_reported(directory: Path, patch: pytest.MonkeyPa
     rewards = (WeightedReward("judge", fails_in_process_1),)
     reinforce = ReinforceConfig(problems_per_update=4, episodes_per_problem=3)
     one = trainer(num_updates=3, reinforce=reinforce, rewards=rewards, display=watcher)
-    rows = [update.metrics for update in one.updates()]
+    updates = [*one.updates()]
+    rows = [update.metrics for update in updates]
+    assert [sorted(update.evaluations) for update in updates] == [[], [], ["greedy"]]
+    assert one.state.best_evaluation["greedy"].update == 0  # in both processes
     assert [row["num_unscored"] for row in rows] == [0, 6, 6]
     assert [row.get("rewards/judge/num_failed") for row in rows] == [None, 6, 6]
     (said,) = [line for line in watcher.said if "could not be scored" in line]

@@ -6,6 +6,7 @@ attention as a function. In the function of `packed_log_probs`, tokens attend to
 episode. In the function of `SlotBatch`, they attend to a cache of keys and values.
 """
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -41,6 +42,14 @@ def recompute_products(
     return layer_products(layers, inputs, norm=norm)
 
 
+_not_packed: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+def do_not_pack(model: nn.Module) -> None:
+    """Use the plain path for a model that `packable_model` returned: its fast path failed the check."""
+    _not_packed.add(model)
+
+
 def packable_model(model: nn.Module) -> Any:
     """Return the model without its adapter wrapper, or None if `forward_packed` does not support the model.
 
@@ -53,7 +62,7 @@ def packable_model(model: nn.Module) -> Any:
         if inner.active_peft_config.is_prompt_learning:
             return None
         inner = inner.get_base_model()
-    if type(inner) not in LLAMA_LIKE or hasattr(inner, "hf_device_map"):
+    if type(inner) not in LLAMA_LIKE or hasattr(inner, "hf_device_map") or inner in _not_packed:
         return None
     window = getattr(inner.config, "sliding_window", None)
     layer_types = getattr(inner.config, "layer_types", None) or ["sliding" if window else "full_attention"]

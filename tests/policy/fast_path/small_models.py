@@ -86,7 +86,7 @@ def use_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the fast path and the sharing of prompts until the end of the test."""
     for module in (log_probs, sampling):
         monkeypatch.setattr(module, "packable_model", lambda model: None)
-    monkeypatch.setattr(log_probs, "keeps_keys_and_values", lambda model: False)
+    monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments: "padded rows")
 
 
 def log_probs_and_gradient(

@@ -1,0 +1,345 @@
+"""Find out how a model has to be run so that the rows of a batch do not depend on each other.
+
+A padded trial batch is compared with its rows one by one, once per model: log-probabilities and a gradient
+when actions are scored, and log-probabilities when they are sampled. Padding changes the result of a model
+whose positions are those of the columns, for example. Such a model is run with batches of equal lengths.
+"""
+
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from llm_reinforce.console.messages import note
+from llm_reinforce.errors import InputError
+from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
+from llm_reinforce.policy.embedding import num_embeddings
+from llm_reinforce.policy.fast_path.packed_forward import do_not_pack, packable_model
+from llm_reinforce.policy.fast_path.packed_log_probs import packed_log_probs
+from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
+from llm_reinforce.policy.language_policy import TokenIds, integers
+from llm_reinforce.policy.plain_path import Batching, length_with_constant_positions, plain_log_probs
+
+PROMPT_LENGTHS, NUM_ACTIONS = (2, 5, 2), 2  # of the trial batch, in tokens
+MAX_GRADIENT = 1 << 16  # gradients of parameters with at most this number of elements are compared
+MIN_TOLERANCE = 1e-5  # relative difference that rounding may cause in float32, with a margin
+ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+
+
+class Trial(NamedTuple):
+    """Episodes of a trial batch. The first one is shorter, so that it is padded; its outcome is compared."""
+
+    prompts: list[TokenIds]
+    completions: list[TokenIds]
+
+
+class Outcome(NamedTuple):
+    """Log-probabilities of the actions of the first trial episode, and the gradient of a weighted sum."""
+
+    log_probs: Tensor
+    gradient: Tensor
+
+
+_found: "weakref.WeakKeyDictionary[nn.Module, dict[str, Batching]]" = weakref.WeakKeyDictionary()
+
+
+def scoring_batching(
+    model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+) -> Batching:
+    """Return which rows of these episodes the model may score at once.
+
+    Raises:
+        InputError: if the forward pass of the model needs more than token ids, or reads later tokens.
+    """
+    lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    return _for_length(model, _once(model, "scoring", _find_scoring), max(lengths, default=0))
+
+
+def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tokens: int) -> Batching:
+    """Return which rows with these prompts the model may sample at once.
+
+    Raises:
+        InputError: if scoring is not possible, if the cache of the model holds more than keys and values, or
+            if the model does not sample the distribution that it scores.
+    """
+    longest = max(map(len, prompts), default=0) + max_new_tokens
+    return _for_length(model, _once(model, "sampling", _find_sampling), longest)
+
+
+def check_rows(model: nn.Module) -> None:
+    """Check that a model can be a policy, and show a notice if its batches must not be padded.
+
+    A model with a fast path is not padded. Its fast path is compared with the forward pass of transformers,
+    and is not used, with a notice, if the two differ.
+
+    Raises:
+        InputError: see `scoring_batching` and `sampling_batching`.
+    """
+    if packable_model(model) is not None:
+        _check_fast_path(model)
+    if packable_model(model) is None:
+        scoring, sampling = (_once(model, "scoring", _find_scoring), _once(model, "sampling", _find_sampling))
+        _report(model, scoring, sampling)
+
+
+def _once(model: nn.Module, what: str, find: Callable[[nn.Module, Trial], Batching]) -> Batching:
+    found = _found.setdefault(model, {})
+    if what not in found:
+        trial = _trial_of(model)
+        if trial is None:
+            return "equal lengths"
+        with _evaluating(model):
+            found[what] = find(model, trial)
+    return found[what]
+
+
+def _for_length(model: nn.Module, batching: Batching, length: int) -> Batching:
+    limit = length_with_constant_positions(model)
+    is_changed = limit is not None and length > limit and batching != "single rows"
+    return "equal lengths" if is_changed else batching
+
+
+def _check_fast_path(model: nn.Module) -> None:
+    packable, trial = packable_model(model), _trial_of(model)
+    if trial is None:
+        return
+
+    def log_probs() -> Tensor:
+        return packed_log_probs(packable, *trial, 1.0, False, None).log_probs[0]
+
+    with _evaluating(model):
+        reference = _scored(model, lambda: _alone(model, trial))
+        is_same = _agree(model, _scored(model, log_probs), reference) and _agree_on(
+            model, _sampled(SlotBatch(packable, len(trial.prompts), NUM_ACTIONS), trial), reference.log_probs
+        )
+    if not is_same:
+        do_not_pack(packable)
+        note(
+            f"policy: the fast path gives other log-probabilities for this {type(packable).__name__} than "
+            "transformers, so it is not used; sampling and training are slower"
+        )
+
+
+def _find_scoring(model: nn.Module, trial: Trial) -> Batching:
+    with _refusal(model, "a forward pass with token ids alone fails"):
+        reference = _scored(model, lambda: _alone(model, trial))
+    _check_causal(model, trial)
+    # a second episode has the first prompt, so that it is shared
+    prompts, completions = [*trial.prompts, trial.prompts[0]], [*trial.completions, trial.completions[1]]
+    ways: list[Batching] = ["shared prompts", "padded rows", "equal lengths"]
+    if _fault_of_cache(model, trial) is not None:
+        ways.remove("shared prompts")
+    for batching in ways:
+
+        def log_probs(batching: Batching = batching) -> Tensor:
+            found = plain_log_probs(
+                model, prompts, completions, pad_token_id=prompts[0][0], batching=batching
+            )
+            return found.log_probs[0]
+
+        if _agree(model, _scored(model, log_probs), reference):
+            return batching
+    return "single rows"
+
+
+def _find_sampling(model: nn.Module, trial: Trial) -> Batching:
+    with _refusal(model, "a forward pass with token ids alone fails"):
+        reference = _alone(model, trial).detach()
+    if fault := _fault_of_cache(model, trial):
+        raise InputError(f"{_not_supported(model)} {fault}; use another model")
+    return _first_that_samples(model, trial, reference)
+
+
+def _first_that_samples(model: nn.Module, trial: Trial, reference: Tensor) -> Batching:
+    pad_token_id, difference = trial.prompts[0][0], 0.0
+    ways: dict[Batching, Callable[[], Batch]] = {
+        "padded rows": lambda: WholeBatch(model, pad_token_id),
+        "equal lengths": lambda: SeparateBatches(model, pad_token_id, single_rows=False),
+        "single rows": lambda: SeparateBatches(model, pad_token_id, single_rows=True),
+    }
+    for batching, new_batch in ways.items():
+        with _refusal(model, "sampling with a cache of keys and values fails"):
+            sampled = _sampled(new_batch(), trial)
+        if _agree_on(model, sampled, reference):
+            return batching
+        difference = float((sampled - reference).abs().max())
+    raise InputError(
+        f"{_not_supported(model)} log-probabilities with and without its cache differ by "
+        f"{difference:.2g} nats; use another model"
+    )
+
+
+def _check_causal(model: nn.Module, trial: Trial) -> None:
+    """Check that the log-probability of the first action does not depend on the actions after it."""
+    first = [completion[:1] for completion in trial.completions]
+    whole = _scored(model, lambda: _alone(model, trial)[:1])
+    if _agree(model, _scored(model, lambda: _alone(model, Trial(trial.prompts, first))), whole):
+        return
+    is_encoder = getattr(_inner(model).config, "is_decoder", None) is False
+    hint = "if it was trained as a decoder, set is_decoder: true in its config.json; otherwise, " * is_encoder
+    raise InputError(
+        f"{_not_supported(model)} its log-probabilities of a token depend on later tokens, as those of an "
+        f"encoder do; {hint}use a model that predicts the next token"
+    )
+
+
+def _fault_of_cache(model: nn.Module, trial: Trial) -> str | None:
+    """Return why the sampler cannot copy the cache of a model row by row. None: it can."""
+    inputs = integers([trial.prompts[0]], next(model.parameters()).device)
+    try:
+        with torch.no_grad():
+            cache = getattr(model(input_ids=inputs, use_cache=True), "past_key_values", None)
+    except Exception as error:  # a model may raise any exception
+        return f"a forward pass with a cache fails ({_reason(error)})"
+    if cache is None:
+        return "its forward pass returns no cache of keys and values (past_key_values)"
+    cache = getattr(cache, "self_attention_cache", cache)
+    kinds = {type(layer) for layer in getattr(cache, "layers", [])}
+    others = {kind.__name__ for kind in kinds if not _holds_keys_and_values(kind)}
+    if type(cache).__module__ != "transformers.cache_utils":  # it may hold more than its layers
+        layer_types = getattr(_inner(model).config, "layer_types", None)
+        others |= {type(cache).__name__} if layer_types is None else set(layer_types) - ATTENTION
+    if not others:
+        return None
+    return (
+        f"its cache holds more than keys and values, such as a recurrent state ({', '.join(sorted(others))})"
+    )
+
+
+def _holds_keys_and_values(kind: type) -> bool:
+    is_linear = any("LinearAttention" in base.__name__ for base in kind.__mro__)
+    return kind.__module__ == "transformers.cache_utils" and not is_linear
+
+
+def _report(model: nn.Module, scoring: Batching, sampling: Batching) -> None:
+    slow = {"equal lengths": "sequences of equal length", "single rows": "one sequence"}
+    parts = [
+        f"{what} uses batches of {slow[batching]}"
+        for what, batching in (("sampling", sampling), ("training", scoring))
+        if batching in slow
+    ]
+    if parts:
+        cause = (
+            "other sequences of a batch change" if "single rows" in (scoring, sampling) else "padding changes"
+        )
+        note(
+            f"policy: {cause} the log-probabilities of a {type(_inner(model)).__name__}, so "
+            f"{' and '.join(parts)}, which is slower"
+        )
+
+
+@contextmanager
+def _refusal(model: nn.Module, what: str) -> Iterator[None]:
+    try:
+        yield
+    except (InputError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a model may raise any exception
+        raise InputError(f"{_not_supported(model)} {what} ({_reason(error)}); use another model") from error
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
+def _not_supported(model: nn.Module) -> str:
+    inner = _inner(model)
+    kind = getattr(getattr(inner, "config", None), "model_type", type(inner).__name__)
+    return f"policy: models of type {kind} are not supported, because in this {type(inner).__name__}"
+
+
+def _inner(model: nn.Module) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Compute without dropout and autocast, and with gradients of small parameters only, to save time."""
+    was_training = model.training
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    small = [parameter for parameter in trained if parameter.numel() <= MAX_GRADIENT]
+    large = [parameter for parameter in trained if parameter.numel() > MAX_GRADIENT and small]
+    device = next(model.parameters()).device.type
+    if was_training:
+        model.eval()
+    for parameter in large:
+        parameter.requires_grad_(False)
+    try:
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(device, enabled=False):
+            yield
+    finally:
+        for parameter in large:
+            parameter.requires_grad_(True)
+        if was_training:
+            model.train()
+
+
+def _trial_of(model: nn.Module) -> Trial | None:
+    """Return two episodes whose prompts have different lengths. None: the model is too small for them."""
+    size = num_embeddings(model)
+    config = getattr(_inner(model), "config", None)
+    limit = getattr(config, "max_position_embeddings", None)
+    if size is None or size < 2 or (isinstance(limit, int) and 0 < limit < max(PROMPT_LENGTHS) + NUM_ACTIONS):
+        return None
+    # some models treat the pad token as padding, even without a mask
+    padding = {getattr(config, "pad_token_id", None), getattr(_inner(model), "padding_idx", None)}
+    known = [token for token in range(size) if token not in padding]
+    tokens = iter(known[(7 * index) % len(known)] for index in count())
+    prompts = [tuple(islice(tokens, length)) for length in PROMPT_LENGTHS]
+    return Trial(prompts, [tuple(islice(tokens, NUM_ACTIONS)) for _ in prompts])
+
+
+def _alone(model: nn.Module, trial: Trial) -> Tensor:
+    first = trial.prompts[:1], trial.completions[:1]
+    return plain_log_probs(model, *first, pad_token_id=trial.prompts[0][0], batching="single rows").log_probs[
+        0
+    ]
+
+
+def _scored(model: nn.Module, log_probs: Callable[[], Tensor]) -> Outcome:
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    found = log_probs()
+    if not found.requires_grad:
+        return Outcome(found.detach(), found.new_zeros(1))
+    # different weights, because the gradient of a sum may vanish
+    weights = torch.arange(1, len(found) + 1, dtype=found.dtype, device=found.device)
+    gradients = torch.autograd.grad(found, parameters, weights, allow_unused=True, materialize_grads=True)
+    return Outcome(found.detach(), torch.cat([gradient.flatten().float() for gradient in gradients]))
+
+
+@torch.no_grad()
+def _sampled(batch: Batch, trial: Trial) -> Tensor:
+    """Return the log-probabilities of the actions when they are sampled. The rows are copied in between."""
+    actions = integers(trial.completions, torch.device("cpu"))
+    rows = range(len(trial.prompts))
+    logits = [batch.fill(rows, trial.prompts, rows)]
+    for _ in range(2):  # reverse the rows twice, to try the copying of rows
+        batch.copy(rows, rows[::-1])
+    lengths = [len(prompt) for prompt in trial.prompts]
+    for column in range(NUM_ACTIONS - 1):
+        lengths = [length + 1 for length in lengths]
+        chosen = actions[:, column].to(logits[0].device)
+        logits.append(batch.step(chosen, min(lengths), max(lengths)))
+    values = torch.stack(logits, 1)
+    values = values.to(torch.promote_types(values.dtype, torch.float32)).log_softmax(-1)
+    return values.gather(-1, actions.to(values.device)[..., None])[0, :, 0]
+
+
+def _agree(model: nn.Module, found: Outcome, reference: Outcome) -> bool:
+    difference = float((found.gradient - reference.gradient).norm())
+    limit = max(1e-3, _tolerance(model)) * float(reference.gradient.norm()) + 1e-9
+    return difference <= limit and _agree_on(model, found.log_probs, reference.log_probs)
+
+
+def _agree_on(model: nn.Module, found: Tensor, reference: Tensor) -> bool:
+    return bool(((found - reference).abs() <= _tolerance(model) * (1 + reference.abs())).all())
+
+
+def _tolerance(model: nn.Module) -> float:
+    """Return the relative difference that rounding may cause."""
+    return max(MIN_TOLERANCE, 16 * torch.finfo(next(model.parameters()).dtype).eps)

@@ -340,7 +340,10 @@ def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> Non
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
-        (["quickstart"], "quickstart: .* training.schedule: cosine decays to 0 over num_updates"),
+        (
+            ["tiny.yaml", "--set", "training.schedule=cosine"],
+            "training.schedule: .*cosine decays to 0 over num_updates",
+        ),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
             "b: evaluation.decodings lacks sampled; all variants are compared by the first decoding of a",

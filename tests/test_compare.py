@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -73,6 +74,18 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
     result = compared(*files, "--seeds", "2", *SHORT, "--output", str(folder / "out"), "--set", "seed=5")
     assert result.exit_code == 0, result.output
     return folder / "out", result
+
+
+@pytest.fixture(scope="module")
+def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory `runs` of a finished comparison of tiny.yaml with one seed; tests copy it."""
+    folder = tmp_path_factory.mktemp("one_run")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = compared("tiny.yaml", "--seeds", "1", *SHORT)
+        assert result.exit_code == 0, result.output
+    return folder / "runs"
 
 
 def test_each_run_is_a_normal_run_with_the_budget(finished: tuple[Path, Result]) -> None:
@@ -160,16 +173,24 @@ def outcome() -> dict[str, object]:
     return {**weights, "comparison": read("comparison.json"), "curves": read("curves.json")}
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """The outcome of comparing `TWO` with two seeds, without a disturbance."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        result = compared("tiny.yaml", "--seeds", "2", *SHORT, *TWO)
+        assert result.exit_code == 0, result.output
+        return outcome()
+
+
 @pytest.mark.parametrize("checkpoint_every", ["1", "null"])
 def test_killed_comparison_is_continued_by_the_same_command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint_every: str
+    undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch, checkpoint_every: str
 ) -> None:
     command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO, "--set"]
     command.append(f"training.checkpoint_every={checkpoint_every}")
-    undisturbed = compared(*command)
-    assert undisturbed.exit_code == 0, undisturbed.output
-    expected = outcome()
-    Path("runs").rename("undisturbed")
     append, num_lines = RunDirectory.append, 0
 
     def killed(self: RunDirectory, name: str, row: Any) -> None:
@@ -188,14 +209,13 @@ def test_killed_comparison_is_continued_by_the_same_command(
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
     assert "1 of 4 runs are complete" in resumed.stderr
-    assert outcome() == expected
+    assert outcome() == undisturbed
 
 
-def test_interrupted_comparison_is_continued_by_the_same_command(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_comparison_is_continued_by_the_same_command(
+    undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
     command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO]
-    assert compared(*command).exit_code == 0
-    expected = outcome()
-    Path("runs").rename("undisturbed")
     append, num_lines = RunDirectory.append, 0
 
     def interrupted(self: RunDirectory, name: str, row: Any) -> None:
@@ -213,7 +233,7 @@ def test_interrupted_comparison_is_continued_by_the_same_command(monkeypatch: py
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
     assert "resuming from update-" in resumed.stderr
-    assert outcome() == expected
+    assert outcome() == undisturbed
 
 
 def test_run_killed_before_its_first_update_is_started(tmp_path: Path) -> None:
@@ -224,8 +244,8 @@ def test_run_killed_before_its_first_update_is_started(tmp_path: Path) -> None:
     assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
 
 
-def test_directory_with_another_run_is_refused(tmp_path: Path) -> None:
-    assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
+def test_directory_with_another_run_is_refused(tmp_path: Path, one_run: Path) -> None:
+    shutil.copytree(one_run, "runs")
     before = Path("runs/compare/tiny/seed-0/metrics.jsonl").read_bytes()
     message = refused("tiny.yaml", "--seeds", "1", *SHORT, "--set", "training.learning_rate=1e-1")
     assert "runs/compare/tiny/seed-0: contains a run with other settings; give another" in message
@@ -243,8 +263,8 @@ def test_directory_with_another_run_is_refused(tmp_path: Path) -> None:
     assert "file is a file; give a directory" in message
 
 
-def test_incomplete_logs_are_reported() -> None:
-    assert compared("tiny.yaml", "--seeds", "1", *SHORT).exit_code == 0
+def test_incomplete_logs_are_reported(one_run: Path) -> None:
+    shutil.copytree(one_run, "runs")
     Path("runs/compare/tiny/seed-0/metrics.jsonl").write_text("")
     message = refused_after_runs("tiny.yaml", "--seeds", "1", *SHORT)
     assert "runs/compare/tiny/seed-0: the logs are incomplete (metrics.jsonl lacks update" in message
@@ -266,7 +286,8 @@ def test_one_seed_has_no_interval() -> None:
     assert runs[1]["differences"]["final"]["t_p_value"] is None
 
 
-def test_tables_are_printed_without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_are_printed_without_matplotlib(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(one_run / "compare/tiny", "runs/compare/tiny")  # without its plots
     for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -277,10 +298,10 @@ def test_tables_are_printed_without_matplotlib(monkeypatch: pytest.MonkeyPatch) 
     assert not list(Path("runs/compare").glob("*.png"))
 
 
-def test_plots_are_written_with_matplotlib() -> None:
+def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> None:
     pytest.importorskip("matplotlib")
-    assert compared("tiny.yaml", "--seeds", "2", *SHORT).exit_code == 0
-    names = {file.name for file in Path("runs/compare").iterdir() if file.is_file()}
+    output, _ = finished
+    names = {file.name for file in output.iterdir() if file.is_file()}
     plots = {f"{name}.{suffix}" for name in ("curves", "comparison") for suffix in ("png", "svg")}
     assert names == {"comparison.json", "curves.json", *plots}
 
@@ -319,7 +340,10 @@ def test_plots_are_written_with_matplotlib() -> None:
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
-        (["quickstart"], "quickstart: .* training.schedule: cosine decays to 0 over num_updates"),
+        (
+            ["tiny.yaml", "--set", "training.schedule=cosine"],
+            "training.schedule: .*cosine decays to 0 over num_updates",
+        ),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
             "b: evaluation.decodings lacks sampled; all variants are compared by the first decoding of a",

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from llm_reinforce.config import Config
@@ -38,12 +39,13 @@ def run_record(
     """
     own = config.problems
     data = [source.data for source in (own.train, own.held_out) if source is not None]
-    paths = [config.output_dir, *([config.policy.name_or_path] if config.policy.name_or_path else []), *data]
+    given = [*([config.policy.name_or_path] if config.policy.name_or_path else []), *data]
+    directory = str(Path(config.output_dir).expanduser().absolute())  # need not exist yet
     pairs = zip(config.rewards, rewards, strict=True)
     record: dict[str, Any] = texts_without_secrets(
         {
             **environment(config.seed, device, num_processes),
-            "paths": path_entries(paths),
+            "paths": {config.output_dir: directory, **path_entries(given)},
             "data": {"training": digest_of(problems), "held_out": digest_of(held_out)},
             "rewards": {
                 str(place): describe_reward(keys.function, reward.function)

@@ -10,9 +10,10 @@ from scipy.special import expit
 from llm_reinforce.analysis import classifier_claim, length_claim
 from llm_reinforce.analysis.constant_claim import COMPARED, constant_variances, with_constant
 from llm_reinforce.analysis.measured_episodes import MeasuredEpisodes, collect_updates
-from llm_reinforce.config import ReinforceConfig, SamplingConfig
+from llm_reinforce.config import RandomInitConfig, ReinforceConfig, SamplingConfig
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import InputError
+from llm_reinforce.policy import LanguagePolicy, random_policy
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
@@ -23,8 +24,21 @@ SETTINGS = ReinforceConfig(problems_per_update=16, episodes_per_problem=4)
 # ----------------------------------------------------------------------- a constant added to rewards
 
 
-@pytest.fixture
-def collected(tiny_policy) -> MeasuredEpisodes:
+@pytest.fixture(scope="module")
+def policy() -> LanguagePolicy:
+    shape = RandomInitConfig(
+        alphabet="0123456789+=",
+        num_layers=2,
+        num_heads=2,
+        hidden_size=16,
+        intermediate_size=32,
+        max_length=32,
+    )
+    return random_policy(shape, seed=1)
+
+
+@pytest.fixture(scope="module")
+def collected(policy) -> MeasuredEpisodes:
     """64 groups of four episodes. The reward depends on the first token, so there is a gradient."""
 
     def is_even(completion: str, problem: Problem) -> float:
@@ -32,7 +46,7 @@ def collected(tiny_policy) -> MeasuredEpisodes:
 
     problems = [Problem(f"{digit}=", str(digit)) for digit in range(8)]
     return collect_updates(
-        tiny_policy,
+        policy,
         problems,
         [WeightedReward("is_even", is_even)],
         SETTINGS,
@@ -54,8 +68,8 @@ def test_constant_is_added_to_rewards_moving_average_and_values(collected):
     assert kept.batch.episodes[0].reward is None
 
 
-def test_constant_raises_the_variance_as_predicted_only_without_a_baseline(tiny_policy, collected):
-    figures = constant_variances(tiny_policy, collected, SETTINGS, constants=(0.0, 1.0, 3.0, 10.0))
+def test_constant_raises_the_variance_as_predicted_only_without_a_baseline(policy, collected):
+    figures = constant_variances(policy, collected, SETTINGS, constants=(0.0, 1.0, 3.0, 10.0))
     for name in COMPARED[1:]:
         values = [each.measured.value for each in figures if each.baseline == name]
         assert values == pytest.approx([values[0]] * 4, rel=1e-3)  # up to rounding errors
@@ -71,10 +85,10 @@ def test_constant_raises_the_variance_as_predicted_only_without_a_baseline(tiny_
     assert v10 > 50 * v0
 
 
-def test_discount_is_an_error(tiny_policy, collected):
+def test_discount_is_an_error(policy, collected):
     discounting = SETTINGS.model_copy(update={"discount": 0.9})
     with pytest.raises(InputError, match=r"reinforce\.discount"):
-        constant_variances(tiny_policy, collected, discounting)
+        constant_variances(policy, collected, discounting)
 
 
 # ------------------------------------------------------------------------------------------ classifier

@@ -28,7 +28,7 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
-from llm_reinforce.processes import check_launch, is_main_process
+from llm_reinforce.processes import check_launch, is_main_process, num_processes
 
 if TYPE_CHECKING:
     from llm_reinforce.console.live_view import LiveDisplay

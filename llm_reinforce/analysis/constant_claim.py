@@ -1,7 +1,7 @@
 """Gradient variance after a constant is added to every reward.
 
 This is the first claim of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
-Methods". The claim is that returns have no unified baseline, and that a constant added to the returns
+Methods". The claim is that returns have no common zero point, and that a constant added to the returns
 therefore adds variance.
 
 Adding a constant c to every reward does not change the ranking of policies. Let g_t be the return from action

@@ -80,8 +80,9 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
     The weights of each update are computed as in training, and multiplied by the number of groups (problems)
     of the update. The mean of all groups' gradients then equals the mean of all updates' gradients.
 
-    With the credit `exact_norms`, the baseline can be computed only after the gradients. The returned weights
-    are those of zero returns and a baseline of -1, from which `with_exact_norms` computes the gradients.
+    With the credit `exact_norms`, the baseline can be computed only after the gradients. For this credit, the
+    function returns the weights for returns of 0 and a baseline of -1. `with_exact_norms` computes the
+    gradients from these weights.
     """
     parts = []
     for number, update in enumerate(collected.updates):

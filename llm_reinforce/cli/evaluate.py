@@ -192,7 +192,7 @@ def _policies(policy: str, baseline: str | None, against: str | None) -> tuple[s
         raise InputError("--baseline and --against: both name a second policy; use only --baseline")
     if against is not None:
         note(
-            f"--policy OLD --against NEW compares NEW with OLD; the current form is: "
+            "--against is obsolete; instead of --policy OLD --against NEW, write: "
             f"--policy {shlex.quote(against)} --baseline {shlex.quote(policy)}"
         )
         return policy, against

@@ -106,7 +106,7 @@ class PolicyConfig(Section):
         cls, random_init: RandomInitConfig | None, info: ValidationInfo
     ) -> RandomInitConfig | None:
         if random_init is not None and info.data.get("name_or_path") is not None:
-            raise ValueError("name_or_path is given too; remove one of the two")
+            raise ValueError("random_init and name_or_path cannot both be set; remove one of them")
         return random_init
 
     @field_validator("chat_template_date", mode="before")

@@ -179,7 +179,7 @@ class ProblemsConfig(Section):
     @classmethod
     def _check_single_source(cls, train: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
         if train is not None and info.data.get("generate") is not None:
-            raise ValueError("generate is given too; remove one of the two")
+            raise ValueError("train and generate cannot both be set; remove one of them")
         return train
 
     @field_validator("held_out")

@@ -33,7 +33,7 @@ class AnswerFormatArguments(Section):
     @classmethod
     def _check_form(cls, form: str | None, info: ValidationInfo) -> str | None:
         if form is not None and info.data.get("pattern") is not None:
-            raise ValueError("pattern is given too; remove one of the two")
+            raise ValueError("form and pattern cannot both be set; remove one of them")
         return form
 
 

@@ -245,7 +245,7 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     if (request.split or request.config) and not any(map(reads_split, named)):
         raise InputError(
             "`split` and `config` (--split and --config on the command line) select part of a hub data set, "
-            "but none of the data sets is read from the hub; omit them"
+            "but none of the data sets is read from the hub; omit these settings"
         )
     name = str(source) if is_named else "problems"
     if is_named:

@@ -181,7 +181,7 @@ def _logits_and_entropies(
 def _per_state(
     values: Float[Tensor, " action"], states: Int[Tensor, " action"], default: Float[Tensor, " state"]
 ) -> Float[Tensor, " state"]:
-    """Reduce values of actions to one value per state. All actions of a state have the same value.
+    """Return one value per state. The caller must pass equal values for all actions of a state.
 
     A state without actions gets the value in `default`.
     """

@@ -83,8 +83,8 @@ def default_template(tokenizer: Any) -> str:
         return str(tokenizer.get_chat_template())
     except ValueError as error:
         raise InputError(
-            f"policy: the tokenizer has no default chat template ({error}); set tokenizer.chat_template to "
-            "one of them, or set policy.use_chat_template: false"
+            f"policy: the tokenizer has no default chat template among its templates ({error}); set "
+            "tokenizer.chat_template to one of its templates, or set policy.use_chat_template: false"
         ) from error
 
 

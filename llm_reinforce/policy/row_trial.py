@@ -168,7 +168,7 @@ def _first_that_samples(model: nn.Module, trial: Trial, reference: Tensor) -> Ba
             return batching
         difference = float((sampled - reference).abs().max())
     raise InputError(
-        f"{_not_supported(model)} log-probabilities with and without its cache differ by "
+        f"{_not_supported(model)} the log-probabilities with and without the cache differ by "
         f"{difference:.2g} nats; use another model"
     )
 

@@ -107,9 +107,9 @@ class _Stratum:
     def max_held_out(self) -> int:
         """Return the maximum number of expressions that are held out.
 
-        If the expressions are few enough to be listed, this is half of those that can be held out. Otherwise
-        expressions are drawn at random, and the maximum is half of the expected number that can be held out.
-        A few draws are then enough to find a new expression.
+        At most half of the expressions that may be held out are held out, so that a few random draws are
+        enough to find an expression that is not held out yet. If there are too many expressions to list them,
+        their number is an estimate.
         """
         source = self.of_held_out_operands()
         if self.is_listed():

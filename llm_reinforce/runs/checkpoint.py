@@ -44,8 +44,8 @@ def save_checkpoint(
     The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
     If the directory already contains an intact checkpoint of this update, from which the run was resumed,
-    nothing is changed. Checkpoints of later updates are removed. They must be damaged, because a run is
-    resumed from its newest intact checkpoint.
+    this checkpoint is left as it is. Checkpoints of later updates are removed. They can only be damaged
+    checkpoints, because a run is resumed from its newest intact checkpoint.
 
     Args:
         root: directory of the run's checkpoints.

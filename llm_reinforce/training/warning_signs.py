@@ -77,7 +77,7 @@ class WarningSigns:
 
 
 def has_collapsed(before: float, num_before: int, after: float, num_after: int) -> bool:
-    """Return True if an accuracy has at least halved, and chance alone does not explain the loss.
+    """Return True if an accuracy has at least halved, and chance alone does not explain the decrease.
 
     Args:
         before: accuracy of the earlier episodes.

@@ -167,9 +167,9 @@ def test_default_learning_rate_depends_on_the_policy(tmp_path: Path) -> None:
 
 
 IMPOSSIBLE = [
-    ("policy={name_or_path: x, random_init: {}}", "policy.random_init", "name_or_path is given too"),
+    ("policy={name_or_path: x, random_init: {}}", "policy.random_init", "name_or_path cannot both be set"),
     ("policy.name_or_path=null", "policy", "needs name_or_path or random_init"),
-    ("problems={generate: {}, train: {data: a.jsonl}}", "problems.train", "generate is given too"),
+    ("problems={generate: {}, train: {data: a.jsonl}}", "problems.train", "generate cannot both be set"),
     ("problems.generate=null", "problems", "needs generate"),
     ("problems.held_out={data: a.jsonl}", "problems.held_out", "used only with train"),
     ("problems.template=hello", "problems.template", "should contain {prompt}"),
@@ -199,7 +199,7 @@ IMPOSSIBLE = [
     ("rewards=[{function: answer_format, arguments: {form: boxes}}]",
      "rewards.0.arguments.form", "'phrase' or null, not 'boxes'; did you mean 'boxed'?"),
     ("rewards=[{function: answer_format, arguments: {form: boxed, pattern: a}}]",
-     "rewards.0.arguments.form", "pattern is given too"),
+     "rewards.0.arguments.form", "form and pattern cannot both be set"),
     ("rewards=[{function: conciseness, arguments: {max_tokens: 0}}]",
      "rewards.0.arguments.max_tokens", "should be a whole number of at least 1, not 0"),
     ("rewards=[{function: readability, arguments: {max_words: x}}]",

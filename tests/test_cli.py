@@ -492,17 +492,20 @@ def test_output_dir_may_start_with_a_tilde(tmp_path: Path, monkeypatch: pytest.M
     assert resumed.exit_code == 0, resumed.output
 
 
-def test_errors_are_one_line_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_errors_have_no_traceback_unless_debugging(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(RunDirectory, "append", full)
     result = command("train", "tiny.yaml")
     assert result.exit_code == 1
-    assert result.stderr == "the run failed: runs/tiny: No space left on device (--debug shows where)\n"
+    message, advice = result.stderr.splitlines()
+    assert message == "the run failed: runs/tiny: No space left on device (--debug shows where)"
+    assert advice.startswith("there is no checkpoint yet; ")
     monkeypatch.setattr(RunDirectory, "append", lambda *_: {"a": 1}["key"])
     result = command("train", "tiny.yaml", "--overwrite")
-    assert (result.exit_code, result.stderr) == (1, "the run failed: KeyError: 'key' (--debug shows where)\n")
+    message = "the run failed: KeyError: 'key' (--debug shows where)"
+    assert (result.exit_code, result.stderr.splitlines()) == (1, [message, advice])
     result = command("train", "tiny.yaml", "--overwrite", "--debug")
     assert result.exit_code == 1
     assert "Traceback" in result.stderr
@@ -611,7 +614,7 @@ def test_evaluate_compares_two_policies(finished: Path, tmp_path: Path) -> None:
     assert "use only --baseline" in refused(*arguments, "--against", "runs/tiny")
     assert "no data set is given" in refused("evaluate", "--policy", str(finished))
     assert "McNemar p = " in table.stdout
-    assert re.search(r"truncation +\d+\.\d +\d+\.\d +[-+]\d+\.\d", table.stdout)
+    assert "truncation" not in table.stdout  # rows of zeros are hidden
 
 
 def test_runs_with_different_templates_need_an_explicit_template(finished: Path, tmp_path: Path) -> None:

@@ -195,14 +195,19 @@ def _traced(call: Callable[..., Any], place: str) -> Callable[..., Any]:
 def outcome(directory: Path) -> dict[str, Any]:
     """Return everything that a finished run has written, except times.
 
-    The digests of the checkpoint cover weights, optimizer, schedule and train state.
+    The digests of the checkpoint cover the weights and the optimizer.
     """
     newest, _ = find_checkpoint(directory / "checkpoints")
     assert newest is not None, "a finished run has a checkpoint"
     logs = ("metrics.jsonl", "evaluations.jsonl", "episodes.jsonl", "answers.jsonl")
+    digests = json.loads((newest / "manifest.json").read_text())
+    del digests["state.json"]  # it contains the duration of the run
+    numbers = json.loads((newest / "state.json").read_text())
+    del numbers["state"]["seconds"]
     return {
         "files": sorted(str(file.relative_to(directory)) for file in directory.rglob("*")),
-        "digests": json.loads((newest / "manifest.json").read_text()),
+        "digests": digests,
+        "state": numbers,
         "policy": (directory / "policy" / "model.safetensors").read_bytes(),
         **{name: list(_timeless_rows(directory / name)) for name in logs},
     }

@@ -42,10 +42,12 @@ def test_kept_activations_are_cleared_before_the_optimizer_step(monkeypatch: pyt
     kept_at_step: list[int] = []
     plain = GradientStep.__call__
 
-    def watched(self: GradientStep, batch: Any, estimate: Any, activations: Activations) -> Any:
+    def watched(
+        self: GradientStep, batch: Any, estimate: Any, activations: Activations, *options: Any
+    ) -> Any:
         given.append(activations)
         assert activations.num_tokens > 0
-        return plain(self, batch, estimate, activations)
+        return plain(self, batch, estimate, activations, *options)
 
     monkeypatch.setattr(GradientStep, "__call__", watched)
     one = trainer(num_updates=3)

@@ -66,11 +66,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if Path(path) != file and (file.parent / RUN_ENVIRONMENT).is_file():
         _follow_moved_run(document.data, file.parent)
     document.data.setdefault("output_dir", f"runs/{file.stem}")
-    is_valid = _is_valid(document)
+    is_adaptable = bool(overrides) and _is_valid(document)
     for override in overrides:
         apply_override(document, override)
     _find_files_beside(document.data, file.parent)
-    if overrides and is_valid:
+    if is_adaptable:
         changed = [path for path, place in document.places.items() if place.override]
         for note in adapt(document.data, changed, Config):
             warnings.warn(note, stacklevel=2)

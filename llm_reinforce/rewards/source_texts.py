@@ -38,7 +38,7 @@ def describe_reward(name: str, function: Any) -> dict[str, Any]:
 
 
 def _file(name: str, function: Any) -> Path | None:
-    """Return the file that the name of a function stands for; None for a function that has no such name."""
+    """Return the file in which a reward function is defined, or None if the file is not known."""
     where = name.rpartition(":")[0]
     if where.lower().endswith(".py"):
         path = Path(where).expanduser()

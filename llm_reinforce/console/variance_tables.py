@@ -44,7 +44,8 @@ def variance_table(measured: "GradientVariance") -> RenderableType:
         table.add_row(Text(each.name, style="bold"), *cells, _bias(each))
     head = (
         f"{measured.num_problems:,} problems x {measured.episodes_per_problem} episodes, "
-        f"mean return {measured.mean_return:.3f}, accuracy {measured.accuracy:.1%}; "
+        f"mean return {measured.mean_return:.3f}"
+        f"{'' if measured.accuracy is None else f', accuracy {measured.accuracy:.1%}'}; "
         f"{measured.num_parameters:,} parameters"
     )
     return Group(

@@ -80,8 +80,8 @@ def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -
         num_tokens=len(completion.token_ids),
         terminated=completion.terminated or stopped,
         verdict=judge(text, problem),
-        strict=exact_match(strict_answer(text), problem.answer),
-        flexible=exact_match(flexible_answer(text), problem.answer),
+        strict=exact_match(strict_answer(text), problem.answer or ""),
+        flexible=exact_match(flexible_answer(text), problem.answer or ""),
     )
 
 

@@ -139,7 +139,8 @@ def problems_digest(problems: Iterable[Problem]) -> str:
     """Return a digest of the ids, prompts and reference answers of problems, and of their order."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
-        text = json.dumps([problem.id, problem.prompt, problem.answer])
+        chat = [[dict(message) for message in problem.messages]] if problem.messages else []
+        text = json.dumps([problem.id, problem.prompt, problem.answer, *chat])
         digest.update(text.encode())
     return digest.hexdigest()
 

@@ -28,7 +28,7 @@ def num_unknown_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> 
     unknown = policy.tokenizer.unk_token_id
     if unknown is None or unknown in policy.end_token_ids:
         return 0
-    encoded = policy.encode_prompts([problem.prompt for problem in problems])
+    encoded = policy.encode_prompts([problem.policy_prompt for problem in problems])
     return sum(unknown in prompt for prompt in encoded)
 
 
@@ -44,7 +44,7 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
         InputError: if a prompt and its completion do not fit, if a prompt cannot be encoded, or if the model
             has no embedding for one of its tokens.
     """
-    encoded = policy.encode_prompts([problem.prompt for problem in problems])
+    encoded = policy.encode_prompts([problem.policy_prompt for problem in problems])
     check_token_ids(policy.model, encoded, policy.tokenizer)
     limit = _context(policy.model)
     if not encoded or limit is None:

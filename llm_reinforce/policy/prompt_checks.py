@@ -84,10 +84,11 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
     Raises:
         InputError: if all prompts consist of the same tokens although their texts differ.
     """
+    distinct = {problem.prompt: problem.policy_prompt for problem in reversed(problems)}
     prompts = list(dict.fromkeys(problem.prompt for problem in problems))[:NUM_COMPARED]
     if not prompts:
         return []
-    encoded = policy.encode_prompts(prompts)
+    encoded = policy.encode_prompts([distinct[prompt] for prompt in prompts])
     num_distinct = len(set(encoded))
     if num_distinct == 1 < len(prompts):
         raise InputError(
@@ -135,4 +136,4 @@ def _notes_on_messages(policy: LanguagePolicy) -> list[str]:
 
 def first_prompt(policy: LanguagePolicy, problems: Sequence[Problem]) -> str:
     """Return the prompt of the first problem as the policy reads it, with special tokens."""
-    return policy.decode(policy.encode_prompt(problems[0].prompt))
+    return policy.decode(policy.encode_prompt(problems[0].policy_prompt))

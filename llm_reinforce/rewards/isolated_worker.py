@@ -55,7 +55,7 @@ def _seed(seed: int) -> None:
 def _answer(function: Callable[..., Any], question: Mapping[str, Any]) -> dict[str, object]:
     asked = [
         JudgedCompletion(
-            Problem(**each["problem"]),
+            Problem(**{**each["problem"], "messages": tuple(each["problem"]["messages"])}),
             each["completion"],
             tuple(each["token_ids"]),
             Verdict(**each["verdict"]) if each["verdict"] else None,

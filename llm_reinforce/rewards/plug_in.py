@@ -14,7 +14,7 @@ from typing import Any
 
 from llm_reinforce.config import RewardConfig, nearest
 from llm_reinforce.errors import InputError
-from llm_reinforce.problems import Problem
+from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.rewards.built_in import BUILT_IN
 from llm_reinforce.rewards.calls import RewardFunction, columns_of
 from llm_reinforce.rewards.combination import WeightedReward
@@ -161,7 +161,7 @@ def check_rewards(rewards: Sequence[WeightedReward], problems: Sequence[Problem]
             and the problems have none. The message lists the available names.
     """
     columns = dict.fromkeys(name for problem in problems for name in columns_of(problem))
-    has_answers = all(problem.answer is not None for problem in problems)
+    has_answers = have_answers(problems)
     for reward in rewards:
         needed = (
             reward.function.requirements

@@ -12,6 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards.calls import (
     JudgedCompletion,
     Progress,
@@ -68,7 +69,7 @@ def call_on_batch(
         extras[str(name)] = [_as_json(value) for value in values]
 
     arguments = {
-        "prompts": [_as_messages("user", one.problem.prompt, conversational) for one in judged],
+        "prompts": [_prompt(one.problem, conversational) for one in judged],
         "completions": [_as_messages("assistant", one.completion, conversational) for one in judged],
         "completion_ids": [list(one.token_ids) for one in judged],
         **_columns(judged),
@@ -94,6 +95,12 @@ def _as_json(value: object) -> object:
         return number(value)
     except Exception:  # not a number, or a method of the user's object raises
         return short_repr(value)
+
+
+def _prompt(problem: Problem, conversational: bool) -> object:
+    if conversational and problem.messages:
+        return [dict(message) for message in problem.messages]
+    return _as_messages("user", problem.prompt, conversational)
 
 
 def _as_messages(role: str, text: str, conversational: bool) -> object:

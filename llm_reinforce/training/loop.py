@@ -32,7 +32,7 @@ from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_epis
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
-from llm_reinforce.problems import Problem
+from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
@@ -604,9 +604,8 @@ class TrainingLoop:
         """
         num_updates, is_last = self.state.num_updates, makes_no_more_updates(self.training, self.state)
         was_pending = bool(self.state.pending_evaluations)
-        if not was_pending and (
-            before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
-        ):
+        is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
+        if not was_pending and is_due and have_answers(self.held_out or self.problems):
             self.state = replace(self.state, pending_evaluations=tuple(self.evaluation.decodings))
         self._evaluate(is_first_or_last=before is None or num_updates == 0 or is_last)
         self.state = replace(self.state, seconds=time.monotonic() - self._clock)

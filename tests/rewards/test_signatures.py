@@ -15,6 +15,7 @@ import torch
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem, problems_from
+from llm_reinforce.problems.sources import with_all_columns
 from llm_reinforce.rewards import (
     JudgedCompletion,
     WeightedReward,
@@ -194,7 +195,9 @@ def test_function_without_a_known_parameter_is_refused_at_once(function: Callabl
 
 
 def test_column_that_only_some_rows_have_is_none_in_the_others() -> None:
-    problems = problems_from([{"prompt": "a", "answer": "1", "level": 3}, {"prompt": "b", "answer": "2"}])
+    problems = with_all_columns(
+        problems_from([{"prompt": "a", "answer": "1", "level": 3}, {"prompt": "b", "answer": "2"}])
+    )
     judged = [JudgedCompletion(problem, "x") for problem in problems]
     levels: list[Any] = []
 

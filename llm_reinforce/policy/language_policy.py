@@ -111,9 +111,9 @@ class LanguagePolicy:
             if len(chat) > 1:
                 turns = ", ".join(message["role"] for message in chat)
                 raise InputError(
-                    f"prompt '{visible(chat[-1]['content'], MAX_SHOWN)}': a chat of several messages ({turns}), "
-                    "but the policy uses no chat template; use a policy with a chat template, or give the "
-                    "prompts as text (prompt_column)"
+                    f"prompt '{visible(chat[-1]['content'], MAX_SHOWN)}': a chat of several messages "
+                    f"({turns}), but the policy uses no chat template; use a policy with a chat "
+                    "template, or give the prompts as text (prompt_column)"
                 )
             return str(chat[0]["content"])
         messages = chat
@@ -132,9 +132,9 @@ class LanguagePolicy:
         kept = (each["content"].strip() for each in chat if each["role"] != "assistant")
         if changed := [content for content in kept if content not in text]:
             raise InputError(
-                f"prompt '{visible(changed[0], MAX_SHOWN)}': the chat template of the policy drops or changes "
-                f"it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or set "
-                "policy.use_chat_template: false"
+                f"prompt '{visible(changed[0], MAX_SHOWN)}': the chat template of the policy drops or "
+                f"changes it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or "
+                "set policy.use_chat_template: false"
             )
         return text
 

@@ -108,8 +108,9 @@ def untemplated_problems(
                 num_held_out = default_num_held_out(len(train)) if have_answers(train) else 0
             elif num_held_out and not have_answers(train):
                 raise InputError(
-                    f"num_held_out is {num_held_out:,}, but the problems have no reference answers, so accuracy "
-                    "cannot be measured on held-out problems; remove num_held_out, or set answer_column"
+                    f"num_held_out is {num_held_out:,}, but the problems have no reference answers, so "
+                    "accuracy cannot be measured on held-out problems; remove num_held_out, or set "
+                    "answer_column"
                 )
             split = split_problems(train, num_held_out, config.seed)
         # generated problems need no comparison, because the two sets are disjoint by construction

@@ -78,11 +78,13 @@ def no_column(
     The message contains the columns and the content of the row, and says which setting to change.
     """
     wanted = usual if given is None else (given,)
-    nearest = similar_columns(values, wanted)
+    others = PROMPT_COLUMNS if role == "answer" else ANSWER_COLUMNS
+    candidates = {name: value for name, value in values.items() if name not in others}
+    nearest = similar_columns(candidates, wanted)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     looked_for = " or ".join(filter(None, [", ".join(map(repr, wanted[:-1])), repr(wanted[-1])]))
     columns = ", ".join(repr(name) for name in values) or "none"
-    example = nearest[0] if nearest else next(iter(values), "x")
+    example = nearest[0] if nearest else next(iter(candidates or values), "x")
     row = repr(dict(values))
     row = row if len(row) <= MAX_ROW else row[: MAX_ROW - 3] + "..."
     return InputError(
@@ -91,13 +93,19 @@ def no_column(
     )
 
 
-def similar_columns(values: Mapping[str, object], wanted: Iterable[str]) -> list[str]:
-    """Return the columns of a row whose names are similar to one of the wanted names."""
+def similar_columns(values: Mapping[str, object], wanted: Iterable[str], cutoff: float = 0.6) -> list[str]:
+    """Return the columns of a row whose names are similar to one of the wanted names.
+
+    Args:
+        values: the row.
+        wanted: the wanted names.
+        cutoff: minimum similarity in 0..1.
+    """
     by_lower_case = {name.lower(): name for name in _dotted(values)}
     return [
         by_lower_case[match]
         for name in wanted
-        for match in difflib.get_close_matches(name.lower(), by_lower_case, n=1)
+        for match in difflib.get_close_matches(name.lower(), by_lower_case, n=1, cutoff=cutoff)
     ]
 
 

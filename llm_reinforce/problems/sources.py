@@ -33,6 +33,7 @@ from llm_reinforce.problems.problem import Message, Problem, chat_text
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
 from llm_reinforce.verifier.percentages import is_in_per_cent
 
+MISSPELLED = 0.8  # similarity of a name to a usual name from which it may be a slip, such as anwser
 MAX_ANSWER = 200  # characters; a longer answer is reported, because it may be a whole solution
 
 
@@ -259,7 +260,7 @@ class _Converter:
         answer = find_column(others, reading.answer_column, ANSWER_COLUMNS)
         if answer is None and not _reply(read_messages(value_of(values, prompt), place, prompt)):
             is_needed = reading.needs_answers or reading.answer_column is not None
-            if is_needed or similar_columns(values, ANSWER_COLUMNS):  # the name may be misspelled
+            if is_needed or similar_columns(others, ANSWER_COLUMNS, MISSPELLED):
                 raise no_column(values, reading.answer_column, ANSWER_COLUMNS, "answer", place)
         return cls(prompt, answer, reading)
 

@@ -128,13 +128,14 @@ class ReinforceTrainer:
             pair of transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig (a small Llama with
             random weights). A model object is trained in place.
         problems: the training problems, given as a data-set name ("gsm8k", "svamp", "generate:digits=2"), a
-            `.json` or `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and
-            `answer`, a list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or
-            GenerateConfig. Every problem needs an answer, because accuracy is measured in every run. For
-            columns with other names, set `prompt_column` and `answer_column`.
-        rewards: the reward, given as a function `f(completion: str, problem: Problem) -> float | None |
-            StepRewards`, a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
-            "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
+            file or folder (JSONL, JSON, CSV, TSV, Parquet, Arrow), a hub id, a list of dicts with the keys
+            `prompt` (or `question`) and `answer`, a list of Problems, a `datasets.Dataset`, a DataFrame of
+            pandas, or a ProblemsConfig, DataConfig or GenerateConfig. For columns with other names, set
+            `prompt_column` and `answer_column`. Problems without answers need reward functions that do
+            without them; no accuracy is measured.
+        rewards: the reward, given as a function such as `f(completion: str, problem: Problem) -> float |
+            None | StepRewards`, a function with TRL's signature, a built-in name ("correct_answer",
+            "answer_format", "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
             or a dict that maps any of these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
             `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
             with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the

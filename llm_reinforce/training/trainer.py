@@ -135,7 +135,8 @@ class ReinforceTrainer:
             without them; no accuracy is measured.
         rewards: the reward, given as a function such as `f(completion: str, problem: Problem) -> float |
             None | StepRewards`, a function with TRL's signature, a built-in name ("correct_answer",
-            "answer_format", "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
+            "answer_format", "conciseness", "readability", "intermediate_steps"),
+            "path/to/file.py:function", a list of these,
             or a dict that maps any of these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
             `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
             with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the

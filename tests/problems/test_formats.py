@@ -1,4 +1,4 @@
-"""Formats and layouts of data that load; docs/getting-started.md lists them."""
+"""Formats and layouts of data that load; docs/data.md lists them."""
 
 import bz2
 import gzip
@@ -58,7 +58,7 @@ def cached_snapshot() -> None:
     Path("datasets--owner--sums/refs/main").write_text("abc")
 
 
-# each row of the table of formats in docs/getting-started.md
+# each row of the table of formats in docs/data.md
 FORMATS: dict[str, tuple[str, Callable[[], object]]] = {
     "JSONL": ("a.jsonl", lambda: Path("a.jsonl").write_bytes(LINES)),
     "NDJSON": ("a.ndjson", lambda: Path("a.ndjson").write_bytes(LINES)),
@@ -102,6 +102,13 @@ FORMATS: dict[str, tuple[str, Callable[[], object]]] = {
     "repository in the hub's cache": ("datasets--owner--sums", cached_snapshot),
     "snapshot in the hub's cache": ("datasets--owner--sums/snapshots/abc", cached_snapshot),
 }
+
+
+def test_every_format_in_the_docs_is_tested() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    lines = text.split("<!-- table: formats -->\n")[1].split("\n\n")[0].splitlines()[2:]
+    documented = {name.strip(): data.strip(" `") for _, name, data, *_ in (line.split("|") for line in lines)}
+    assert documented == {name: data for name, (data, _) in FORMATS.items()}
 
 
 @pytest.mark.parametrize("name", FORMATS)

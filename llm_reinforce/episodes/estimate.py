@@ -67,7 +67,7 @@ def estimate_advantages(
     """Compute returns, baselines and advantages from the rewards of episodes.
 
     Args:
-        batch: all episodes of an update, those of all processes.
+        batch: the episodes of an update from all processes.
         settings: the `reinforce` section of the settings.
         moving_average: moving average of returns, for `baseline: moving_average`.
         values: V(s_t) at each action, for `baseline: value`. V must not have been fitted to these episodes.

@@ -44,7 +44,7 @@ class Estimate:
     mean_return: float | None
 
     def part(self, rows: slice, num_tokens: int) -> "Estimate":
-        """Return the estimate of some of the episodes, whose longest one has `num_tokens` actions.
+        """Return the estimate of some of the episodes. The longest of these has `num_tokens` actions.
 
         The denominator and the mean return remain those of the whole update.
         """

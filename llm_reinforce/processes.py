@@ -59,7 +59,7 @@ def check_launch() -> None:
                 f"`{working_command(num_processes())}`"
             )
         return
-    # `accelerate launch` sets all three if it was told to start several processes, but does not use MPI
+    # `accelerate launch` sets all three variables if several processes are requested without MPI
     told = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT")
     if all(name in os.environ for name in told) and not any(name in os.environ for name in (*SIZES, *RANKS)):
         raise InputError(

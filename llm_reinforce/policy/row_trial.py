@@ -74,8 +74,8 @@ def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tok
 def check_rows(model: nn.Module) -> None:
     """Check that a model can be a policy, and show a notice if its batches must not be padded.
 
-    A model with a fast path is not padded. Its fast path is compared with the forward pass of transformers,
-    and is not used, with a notice, if the two differ.
+    The batches of a model with a fast path are not padded. The fast path is compared with the forward pass of
+    transformers. If the two differ, a notice is shown, and the fast path is not used.
 
     Raises:
         InputError: see `scoring_batching` and `sampling_batching`.

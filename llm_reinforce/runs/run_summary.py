@@ -27,7 +27,7 @@ class RunSummary:
             policy was saved; "unreadable" if the recipe or the logs cannot be read; otherwise "stopped".
         num_updates: number of updates made so far.
         max_updates: number of updates after which the run ends.
-        accuracies: accuracies of the first and of the last evaluation, by decoding, as shares of 1.
+        accuracies: accuracies of the first and of the last evaluation, by decoding, each between 0 and 1.
         last_change: time of the last change of metrics.jsonl or recipe.yaml, in seconds since 1970.
     """
 

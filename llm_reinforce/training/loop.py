@@ -281,7 +281,7 @@ class TrainingLoop:
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
     def fix_date(self, date: str | None = None) -> str | None:
-        """Set and return the date that the chat template prints; None if it prints no date.
+        """Set and return the date that the chat template prints, or None if the template prints no date.
 
         Args:
             date: the date, such as "2026-11-29". None: use the date of the policy in the main process.

@@ -121,5 +121,8 @@ def test_evaluation_of_problems_without_answers_is_refused() -> None:
     trainer.train()
     with pytest.raises(InputError, match="no answer column"):
         evaluate(trainer.policy, ROWS)
-    text = command("compare", "recipe.yaml", "--tokens", "10", "--output", "out", code=2)
+    Path("other.yaml").write_text(RECIPE)
+    text = command(
+        "compare", "recipe.yaml", "other.yaml", "--seeds", "2", "--tokens", "10", "--output", "out", code=2
+    )
     assert "no reference answers, so recipes cannot be compared by accuracy" in text

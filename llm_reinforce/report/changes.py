@@ -74,7 +74,8 @@ def _changes(
     last: tuple[int, Mapping[int, Row]],
     comparison: Mapping[str, Any],
 ) -> Changes:
-    gained, lost = [], []
+    gained: list[tuple[Row, Row]] = []
+    lost: list[tuple[Row, Row]] = []
     for index, before in first[1].items():
         after = last[1].get(index)
         difference = 0.0 if after is None else _share(after) - _share(before)

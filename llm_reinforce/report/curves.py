@@ -1,4 +1,4 @@
-"""Curves of a report: the metrics and evaluations of runs, thinned to a number of points that a page can hold."""
+"""Curves of a report: metrics and evaluations of runs, with a limited number of points."""
 
 import math
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Episodes of a report: what was sampled, with the numbers of each token, thinned to a size that a page can hold."""
+"""Episodes of a report: sampled completions with the numbers of each token, up to a limited size."""
 
 import json
 from collections.abc import Iterator, Sequence

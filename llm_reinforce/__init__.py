@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Comparison, Evaluation, compare_evaluations, evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
-    from llm_reinforce.report import live_report, report
+    from llm_reinforce.reports import live_report, report
     from llm_reinforce.rewards import StepRewards, WeightedReward, combine_rewards
     from llm_reinforce.training import (
         Recipe,
@@ -143,7 +143,7 @@ _HOMES = {
     "evaluation": ["Comparison", "Evaluation", "compare_evaluations", "evaluate"],
     "policy": ["LanguagePolicy", "load_policy", "random_policy"],
     "problems": ["Problem"],
-    "report": ["live_report", "report"],
+    "reports": ["live_report", "report"],
     "rewards": ["StepRewards", "WeightedReward", "combine_rewards"],
     "training": ["Recipe", "ReinforceTrainer", "TrainingResult", "Update", "load_recipe"],
     "verifier": ["Verdict", "verify"],

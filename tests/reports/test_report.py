@@ -60,17 +60,16 @@ def test_episodes_keep_the_numbers_of_each_token(run: Path) -> None:
     assert all(row["reward"] is None and "ValueError" in row["failure"] for row in unscored)
 
 
-def test_page_of_1000_updates_is_below_5_mb_and_says_that_it_is_thinned(tmp_path: Path) -> None:
-    file = report(write_run(tmp_path / "long", num_updates=1000, num_tokens=150))
-    assert file.stat().st_size < 5_000_000
-    episodes = page_data(file)["episodes"]
-    assert 2 <= episodes["num_shown"] < episodes["num_updates"] == 1000
+def test_page_of_1001_updates_is_below_5_mb_and_says_that_it_is_thinned(long_report: Path) -> None:
+    assert long_report.stat().st_size < 5_000_000
+    episodes = page_data(long_report)["episodes"]
+    assert 2 <= episodes["num_shown"] < episodes["num_updates"] == 1001
     shown = [row["update"] for row in episodes["rows"] if "decoding" not in row]
-    assert (shown[0], shown[-1]) == (1, 1000)
+    assert (shown[0], shown[-1]) == (1, 1001)
 
 
-def test_points_of_a_long_run_are_means_of_updates(tmp_path: Path) -> None:
-    (curves,) = page_data(report(write_run(tmp_path / "long", num_updates=2000)))["runs"]
+def test_points_of_a_long_run_are_means_of_updates(long_report: Path) -> None:
+    (curves,) = page_data(long_report)["runs"]
     assert curves["mean_of"] == 2
     assert curves["metrics"]["reward"][:2] == pytest.approx([0.15, 0.35])
 

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
 from llm_reinforce.durable_files import write_whole
 from llm_reinforce.errors import InputError
@@ -106,17 +105,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def differing_settings(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
     """Return the values of each setting that differs between runs, in the order of the runs."""
-    flat = [dict(_flat(_settings(run))) for run in runs]
+    if len(runs) == 1:
+        return {}
+    flat = [dict(_flat(without_secret_entries(dict(run.settings or {})))) for run in runs]
     keys = sorted({key for values in flat for key in values} - {"output_dir"})
     rows = {key: [values.get(key, "") for values in flat] for key in keys}
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
-
-
-def _settings(run: RecordedRun) -> Any:
-    try:
-        return without_secret_entries(yaml.safe_load(run.settings))
-    except yaml.YAMLError:
-        return {}
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:

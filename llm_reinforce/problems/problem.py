@@ -22,8 +22,6 @@ class Problem:
     """A worked solution, used by step rewards and supervised warm starts."""
     algebra: bool = field(default=False, kw_only=True)
     """True if the answer can be LaTeX or algebra. Unless it is a plain number, math-verify compares it."""
-    in_per_cent: bool = field(default=False, kw_only=True)
-    """True if the answer is a number of percent. If the answer is 20, both `20` and `20%` are correct."""
     id: str = ""
     """Name of the problem in reports. It is unique within the data set."""
     # a plain dict, because a read-only proxy cannot be pickled and problems are sent to worker processes
@@ -31,12 +29,14 @@ class Problem:
     """The other columns of the problem's row, which are passed to reward functions."""
 
 
-def judge(completion: str, problem: Problem) -> Verdict:
-    """Compare the final answer of a completion with the reference answer of its problem."""
+def judge(completion: str, problem: Problem, *, truncated: bool = False) -> Verdict:
+    """Compare the final answer of a completion with the reference answer of its problem.
+
+    Args:
+        completion: the completion to verify.
+        problem: its problem.
+        truncated: True if the completion ended at the token budget; see `verify`.
+    """
     return verify(
-        completion,
-        problem.answer,
-        algebra=problem.algebra,
-        in_per_cent=problem.in_per_cent,
-        prompt=problem.prompt,
+        completion, problem.answer, algebra=problem.algebra, prompt=problem.prompt, truncated=truncated
     )

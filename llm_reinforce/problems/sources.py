@@ -22,7 +22,6 @@ from llm_reinforce.hub import hub_answers
 from llm_reinforce.problems.problem import Problem
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
 from llm_reinforce.verifier import split_at_mark
-from llm_reinforce.verifier.percentages import is_in_per_cent
 
 PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
@@ -339,7 +338,6 @@ def _problem(
         prompt=prompt,
         answer=answer,
         solution=solution,
-        in_per_cent=is_in_per_cent(prompt, answer, solution),
         id=row.default_id if given_id in (None, "") else _as_text(given_id, row.place, "id"),
         columns={name: value for name, value in values.items() if name not in used},
     )

@@ -3,7 +3,6 @@
 from llm_reinforce.verifier.algebra import check_algebra
 from llm_reinforce.verifier.audit import Audit, Doubt, audit_answers, find_doubts
 from llm_reinforce.verifier.final_answer import REASONING, open_reasoning, split_at_mark
-from llm_reinforce.verifier.percentages import is_in_per_cent
 from llm_reinforce.verifier.plain_answers import Verdict, extract_answer, read_answer
 from llm_reinforce.verifier.verify import verify
 
@@ -16,7 +15,6 @@ __all__ = [
     "check_algebra",
     "extract_answer",
     "find_doubts",
-    "is_in_per_cent",
     "open_reasoning",
     "read_answer",
     "split_at_mark",

@@ -21,7 +21,7 @@ MEMORY_LIMIT = 2_048  # MiB of data that the worker can allocate
 _MAX_ANSWER = 1_024  # maximum characters of an answer that is compared as algebra
 
 
-def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
+def verify_algebra(completion: str, answer: str, prompt: str = "", *, truncated: bool = False) -> Verdict:
     """Compare the final answer of a completion with a reference answer that is LaTeX or algebra.
 
     The reason of the verdict is `timed_out` if the comparison takes longer than `TIME_LIMIT` seconds, and
@@ -34,7 +34,7 @@ def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
         answer: the reference answer, which is not a plain number.
         prompt: the question. An answer that only repeats a part of the question is rejected.
     """
-    final = find_final_answer(completion)
+    final = find_final_answer(completion, truncated=truncated)
     slot = final.slot if final.slot is not None else sentence(final.line or "") or _last_line(final.text)
     given = _undressed(slot)
     if not given:

@@ -40,9 +40,6 @@ class AnsweredQuestion(Protocol):
     @property
     def algebra(self) -> bool: ...
 
-    @property
-    def in_per_cent(self) -> bool: ...
-
 
 @dataclass(frozen=True, slots=True)
 class Doubt:
@@ -89,7 +86,6 @@ def find_doubts(
                 wrapping % problem.answer,
                 problem.answer,
                 algebra=problem.algebra,
-                in_per_cent=problem.in_per_cent,
                 prompt=problem.prompt,
             )
             if not verdict.correct:

@@ -75,7 +75,7 @@ _COMMANDS = {
     **{"degree": "°", "percent": "%", "dots": "…", "ldots": "…", "cdots": "…", "euro": "€", "pounds": "£"},
     **dict.fromkeys(("left", "right", "big", "Big", "bigl", "bigr", "Bigl", "Bigr", "middle"), ""),
     **dict.fromkeys(("displaystyle", "textstyle", "bf", "it", "rm", "large", "Large", "huge", "Huge"), " "),
-    **dict.fromkeys(("quad", "qquad", "boxed", "fbox", "phantom", "ensuremath"), " "),
+    **dict.fromkeys(("quad", "qquad", "boxed", "fbox", "phantom", "text", "mathrm"), " "),
     **{"lvert": "|", "rvert": "|", "vert": "|", "tfrac": "\\frac", "dfrac": "\\frac", "cfrac": "\\frac"},
 }
 _ESCAPED = {"$": "$", "%": "%", "&": "&", "#": "#", "_": "_", "{": "⦃", "}": "⦄", "\\": " ; ", "|": "|"}

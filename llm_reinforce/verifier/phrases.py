@@ -310,6 +310,11 @@ def _names(word: str) -> tuple[str, ...]:
     return (f"{name}^{power}" if power else name,)
 
 
+def unit_names(words: str) -> tuple[str, ...]:
+    """Return the names of a unit that is written alone, such as " square cm"."""
+    return tuple(name for word in words.split() for name in _names(word))
+
+
 def same_unit(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
     """Return True if two units do not contradict: one is missing, both are equal, or both name the same thing.
 

@@ -67,11 +67,13 @@ class Verdict:
         return self.reason in UNPARSEABLE
 
 
-def verify_plain(completion: str, answer: str, *, truncated: bool = False) -> Verdict:
+def verify_plain(
+    completion: str, answer: str, *, algebra: bool = False, truncated: bool = False
+) -> Verdict:
     """Compare the final answer of a completion with a reference answer that is a number or text; see `verify`."""
     right = read_answer(answer)
     if right.value is None:
-        return _verify_text(find_final_answer(completion, truncated=truncated), answer)
+        return _verify_text(find_final_answer(completion, truncated=truncated), answer, algebra=algebra)
     if truncated or len(completion) > REMEMBERED_LENGTH:
         return _compared(read_completion(completion, truncated=truncated), right)
     return _compared(read_cached(completion), right)
@@ -203,6 +205,7 @@ _INNER_SPACE = re.compile(r"(?<=[^\w\s])\s+(?=\S)|(?<=\w)\s+(?=[^\w\s])")
 _IN_BRACKETS = re.compile(r"[(\[{]([^()\[\]{},]*+)[)\]}]")
 _CHOICE = re.compile(r"[(\[]?([A-H])[)\]]?[.:]?")
 _OTHER_CHOICE = re.compile(r"\b(?:or|and)\b|[(\[][A-Ha-h][)\]]", re.IGNORECASE)
+_LETTERS = re.compile(r"(?![A-H]$)[A-Za-z]([A-Za-z])?")  # a variable, or a product of two
 # a letter, a command, or a letter beside digits or operators: the answer is algebra, where case counts
 _ALGEBRA = re.compile(
     r"\\[A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z'])\s?[-+*/^_=<>!(\[]|[-+*/^=<>)\]0-9]\s?[A-Za-z](?![A-Za-z])"
@@ -211,7 +214,7 @@ _ALGEBRA = re.compile(
 _NAME = re.compile(r"[A-Za-z\u0370-\u03ff](?:_\w{1,8})?'{0,2}(?:\([A-Za-z, ]{1,12}\))?")
 
 
-def _verify_text(final: FinalAnswer, answer: str) -> Verdict:
+def _verify_text(final: FinalAnswer, answer: str, *, algebra: bool) -> Verdict:
     if final.slot is not None:
         candidates = [final.slot]
     elif final.line is not None:
@@ -225,14 +228,15 @@ def _verify_text(final: FinalAnswer, answer: str) -> Verdict:
     if _folded(right, is_algebra=False).lstrip("+-") in _NO_VALUES:
         return Verdict(False, candidates[0], "not_a_number")
     for candidate in candidates:
-        if right.strip() and is_same_text(candidate, right):
+        if right.strip() and is_same_text(candidate, right, algebra=algebra):
             return Verdict(True, candidate, "equal")
     return Verdict(False, candidates[0], "different")
 
 
-def is_same_text(text: str, right: str) -> bool:
+def is_same_text(text: str, right: str, *, algebra: bool) -> bool:
     """Compare two normalized texts as words, as a choice, or as algebra, where case and signs count."""
-    is_algebra = bool(_ALGEBRA.search(right))
+    letters = _LETTERS.fullmatch(right.strip())
+    is_algebra = bool(_ALGEBRA.search(right)) or (letters is not None and (algebra or not letters[1]))
     if not is_algebra and (choice := _CHOICE.match(right.strip())):
         rest = right.strip()[choice.end() :]
         given = _CHOICE_BEFORE.match(text)

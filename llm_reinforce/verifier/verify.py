@@ -33,7 +33,7 @@ def verify(
     Raises:
         InputError: if math-verify is needed to compare the answer and is not installed.
     """
-    verdict = verify_plain(completion, answer, truncated=truncated)
+    verdict = verify_plain(completion, answer, algebra=algebra, truncated=truncated)
     if not algebra or verdict.correct or read_answer(answer).value is not None:
         return verdict
     check_algebra()

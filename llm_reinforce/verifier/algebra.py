@@ -110,6 +110,7 @@ class _Answer:
     is_named: bool = False  # the left side of the equation only names the value
     others: tuple[str, ...] = ()  # further sides of `a = b = c`, which must have the same value
     unit: tuple[str, ...] = ()
+    has_signs: bool = False
     reason: str = ""
 
 
@@ -150,8 +151,8 @@ def _compare_values(mine: _Answer, theirs: _Answer) -> str:
         if not left or left & value:  # `x+y = 3` names its value, but `x = 5x` does not
             return "different"
     values, right = mine.values, theirs.values
-    if _SIGNS.search(values[0]) and len(right) == 1:
-        return "relation" if not _SIGNS.search(right[0]) else compare_parts(values, right)
+    if mine.has_signs and len(right) == 1:
+        return "relation"
     if len(values) != len(right):
         return "several_values" if len(values) > len(right) else "different"
     if any(_brackets(value) not in {_brackets(one) for one in right} for value in values):
@@ -193,7 +194,7 @@ def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
         value = value[member.end() :].strip()
     values = _signed([value])
     if not labels:
-        return _Answer(values, unit=unit)
+        return _Answer(values, unit=unit, has_signs=len(values) > 1)
     if re.search(rf"(?<![A-Za-z\\]){re.escape(labels[-1])}(?![A-Za-z])", value) and len(labels[-1]) == 1:
         return _Answer(values, unit=unit, reason="relation")  # x = 5x
     others = tuple(label for label in labels if not _is_label(label, value))

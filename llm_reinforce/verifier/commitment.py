@@ -39,6 +39,8 @@ from llm_reinforce.verifier.phrases import MAX_NUMBER, Phrase, find_phrases
 from llm_reinforce.verifier.tokens import Token, tokenize
 
 _MAX_SLOT = 640  # maximum characters of a value with its label and unit
+_MAX_NUMBERS = 64  # maximum numbers in a slot
+_NEAR = 96  # tokens before the last number of a text, or after the first one of a sentence, that are read
 _LOOK_BACK = 6  # words before a number that can negate it or make it a bound
 _SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text without a mark
 _LABELS = frozenset(("word", "letter", "function"))
@@ -78,7 +80,10 @@ def read_slot(slot: str) -> Reading:
     shown = slot.strip()[:MAX_NUMBER] or None
     if len(slot) > _MAX_SLOT:
         return Reading(shown, reason="not_a_number")
-    text = _Text(slot, leads=True, is_slot=True)
+    tokens = tokenize(slot)
+    if sum(token.kind == "number" for token in tokens) > _MAX_NUMBERS:
+        return Reading(shown, reason="not_evaluated")
+    text = _Text(slot, tokens, leads=True, is_slot=True)
     if not text.phrases:
         return Reading(shown, reason=text.reason_without_number())
     return text.read_only(shown)
@@ -93,7 +98,7 @@ def read_reference(answer: str) -> Reading:
     shown = answer.strip()[:MAX_NUMBER] or None
     if len(answer) > _MAX_SLOT:
         return Reading(shown, reason="not_a_number")
-    text = _Text(answer, leads=True, is_slot=True, is_reference=True)
+    text = _Text(answer, tokenize(answer)[:_NEAR], leads=True, is_slot=True, is_reference=True)
     if not text.phrases or not text.is_whole():
         return Reading(shown, reason="not_a_number")
     return text.read_only(shown)
@@ -101,8 +106,12 @@ def read_reference(answer: str) -> Reading:
 
 def read_sentence(sentence: str) -> Reading | None:
     """Read the rest of a line after "answer is". Returns None if there is no number."""
-    text = _Text(sentence, leads=True)
-    return text.read_lead() if text.phrases else None
+    tokens = tokenize(sentence)
+    first = next((index for index, token in enumerate(tokens) if token.kind in _NUMERIC | _SILENT), None)
+    if first is None:
+        return None
+    leads = all(_is_lead(tokens, index) for index in range(first))
+    return _Text(sentence, tokens[: first + _NEAR] if leads else tokens[-_NEAR:], leads=True).read_lead(leads)
 
 
 def read_last_number(part: str) -> Reading | None:
@@ -110,7 +119,9 @@ def read_last_number(part: str) -> Reading | None:
 
     Returns None if there is no number.
     """
-    text = _Text(part, leads=False)
+    tokens = tokenize(part)
+    last = next((i for i in range(len(tokens) - 1, -1, -1) if tokens[i].kind in _NUMERIC - _SILENT), 0)
+    text = _Text(part, tokens[max(0, last - _NEAR) :], leads=False)
     loud = [index for index, phrase in enumerate(text.phrases) if text.kind(phrase) not in _SILENT]
     return text.read_chain(text.chain_of(loud[-1])) if loud else None
 
@@ -118,9 +129,16 @@ def read_last_number(part: str) -> Reading | None:
 class _Text:
     """The tokens and the numbers of a text."""
 
-    def __init__(self, text: str, *, leads: bool, is_slot: bool = False, is_reference: bool = False) -> None:
-        self.text, self.is_slot, self.leads, self.is_reference = text, is_slot, leads, is_reference
-        self.tokens: list[Token] = tokenize(text)
+    def __init__(
+        self,
+        text: str,
+        tokens: list[Token],
+        *,
+        leads: bool,
+        is_slot: bool = False,
+        is_reference: bool = False,
+    ) -> None:
+        self.text, self.tokens, self.is_slot, self.leads = text, tokens, is_slot, leads
         self.phrases = find_phrases(self.tokens, leads=leads, is_reference=is_reference)
         self._ends = {phrase.last: phrase for phrase in self.phrases}
 
@@ -141,11 +159,10 @@ class _Text:
             return Reading(shown, reason=reason)
         return reading
 
-    def read_lead(self) -> Reading:
+    def read_lead(self, leads: bool) -> Reading:
         """Read the first number if the text begins with it, otherwise the last one."""
         chains = self._chains()
         first = chains[0]
-        leads = all(self._is_lead(index) for index in range(first[0].first))
         corrected = next((i for i in range(len(chains) - 1, 0, -1) if self._is_corrected(chains, i)), None)
         if corrected is not None:
             return self.read_chain(chains[corrected])
@@ -274,13 +291,6 @@ class _Text:
                 if after not in ("than", "doubt", "matter", "problem", "more", "less"):
                     return True
         return False
-
-    def _is_lead(self, index: int) -> bool:
-        """Return True if a token can stand before the first number of a sentence without changing it."""
-        token = self.tokens[index]
-        follows = self.tokens[index + 1].kind if index + 1 < len(self.tokens) else ""
-        is_name = token.kind in _LABELS and (follows in ("equals", "colon", "close") or token.kind == "letter")
-        return token.kind in ("open", "close", "equals", "colon", "other", "currency", "newline") or is_name
 
     # --- what is around a number ------------------------------------------------------------------------
 
@@ -423,6 +433,8 @@ class _Text:
                 return "not_a_number"
             case "number" | "malformed" | "compound" if self.tokens[index - 1].kind != "newline":
                 return "several_values"
+            case "other" if token.text == "‰":
+                return "not_a_number"
             case "separator" | "word" | "open" | "letter" | "other":
                 return self._words_after(index)
             case "stop" if token.text == "?":
@@ -556,3 +568,12 @@ def _hedged(words: Sequence[str]) -> str:
         if word not in FILLERS:
             return ""
     return ""
+
+
+def _is_lead(tokens: Sequence[Token], index: int) -> bool:
+    """Return True if a token can stand before the first number of a sentence without changing it."""
+    token = tokens[index]
+    follows = tokens[index + 1].kind if index + 1 < len(tokens) else ""
+    is_name = token.kind in _LABELS and (follows in ("equals", "colon", "close") or token.kind == "letter")
+    is_sign = token.text in ("-", "+") or token.text.lower() in ("minus", "negative")
+    return is_name or is_sign or token.kind in ("open", "close", "equals", "colon", "other", "currency", "newline")

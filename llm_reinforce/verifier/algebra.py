@@ -74,6 +74,8 @@ _DRESS = re.compile(
     r"\\(?:displaystyle|textstyle|left|right|big[lr]?|Big[lr]?|,|;|!|:|quad|qquad)(?![A-Za-z])"
     r"|\\\(|\\\)|\\\[|\\\]|\*\*"
 )
+_TIE = re.compile(r"(?<=[0-9}])~(?=\s?[\\A-Za-z])")
+_BASE_BRACES = re.compile(r"\{\s?([0-9A-Z]++)\s?\}(?=\s?_)")
 _COLOR = re.compile(r"\\(?:text)?color\s?\{[^{}]{0,32}\}\s?(?:\{([^{}]*+)\})?")
 _WORD = re.compile(r"\\(?:text|textbf|mathrm|mbox|textrm)\s?\{\s{0,4}(or|and)\s{0,4}\}")
 _UNIT = re.compile(
@@ -86,7 +88,7 @@ _HEDGE = re.compile(
 _SIGNS = re.compile(r"±|∓|\\(?:pm|mp)(?![A-Za-z])")
 _MEMBER = re.compile(r"∈|\\in(?![A-Za-z])")
 _OPERATION = re.compile(
-    r"\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|max|min|operatorname)(?![A-Za-z])|!|\\frac\{d\}|\\bmod|\\pmod"
+    r"\\begin\{[vV]matrix\}|\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|max|min|operatorname)(?![A-Za-z])|!|\\frac\{d\}|\\bmod|\\pmod"
 )
 _BASE = re.compile(r"(?:\\text\{)?([0-9A-Z]++)\}?_\{?\s?([0-9]{1,3})\s?\}?")
 _NAME = re.compile(
@@ -214,6 +216,8 @@ def _is_label(side: str, value: str) -> bool:
     name = _NAME.fullmatch(side.strip())
     if name is not None:
         head = name[1]
+        if head is not None and len(head) > 1 and head.islower():
+            return False  # xy is a product
         return head is None or not re.search(rf"(?<![A-Za-z\\]){re.escape(head)}(?![A-Za-z])", value)
     return False
 
@@ -240,6 +244,7 @@ def _is_well_formed(text: str) -> bool:
 
 def _undressed(text: str) -> str:
     text = _COLOR.sub(lambda found: found[1] or "", _DRESS.sub("", text))
+    text = _TIE.sub(" ", _BASE_BRACES.sub(r"\1", text))
     text = _WORD.sub(lambda word: f" {word[1]} ", text)
     return re.sub(r"\s+", " ", text.replace("$", "")).strip(" .;:")
 

@@ -16,12 +16,19 @@ from typing import Any
 from llm_reinforce.workers import serve
 
 _DIGITS = 60
-# the parser reads both gammas as Euler's constant, and only a capital I as the imaginary unit
+# The parser reads both gammas as Euler's constant, only a capital I as the imaginary unit, and sin 60° as the
+# sine of 60.
 _LETTERS = (
     (re.compile(r"\\gamma(?![A-Za-z])"), "g_{98}"),
     (re.compile(r"\\Gamma(?![A-Za-z(])"), "G_{98}"),
     (re.compile(r"(?<![A-Za-z\\])I(?![A-Za-z_])"), "Q_{98}"),
     (re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z_=])"), "I"),
+    (re.compile(r"(?<![A-Za-z\\{])d(?![A-Za-z_])"), "d_{98}"),  # not a differential
+    (re.compile(r"(\\sqrt\s?\[[^\[\]]{1,8}\])\s?(\w)"), r"\1{\2}"),
+    (
+        re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s?[({]?\s?([0-9]+)\s?\^\s?\{?\\circ\s?\}?[)}]?"),
+        r"\1(\\frac{\2\\pi}{180})",
+    ),
 )
 _FIRST = ("1+x", r"\frac{x}{2}+\sqrt{3}", "(1,2)", r"\{1,2\}", "x>1", r"\sin x")
 
@@ -178,7 +185,11 @@ def _points(symbols: list[Any], num_points: int) -> Iterator[dict[Any, Any]]:
     from sympy import Rational
 
     for point in range(num_points):
-        yield {symbol: Rational(2 * point + 3, 7 + 4 * index) for index, symbol in enumerate(symbols)}
+        # the points are on no line through the origin, on which all homogeneous equations are proportional
+        yield {
+            symbol: Rational(2 * point + 3 + index * (point + 1) ** 2, 7 + 4 * index)
+            for index, symbol in enumerate(symbols)
+        }
 
 
 def _is_close(mine: Any, theirs: Any) -> bool:

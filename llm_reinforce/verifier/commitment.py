@@ -45,6 +45,7 @@ _LOOK_BACK = 6  # words before a number that can negate it or make it a bound
 _SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text without a mark
 _LABELS = frozenset(("word", "letter", "function"))
 _NUMERIC = frozenset(("number", "malformed", "compound"))
+_PREPOSITIONS = frozenset("in for over after during within on".split())
 _SUMS = frozenset("add adds added adding sum sums summed comes ends ended".split())  # "adds up to 42"
 _CHOICES = frozenset("ABCDEFGHabcdefgh")
 _OPENERS = frozenset(("open", "currency", "bar"))
@@ -123,7 +124,7 @@ def read_last_number(part: str) -> Reading | None:
     last = next((i for i in range(len(tokens) - 1, -1, -1) if tokens[i].kind in _NUMERIC - _SILENT), 0)
     text = _Text(part, tokens[max(0, last - _NEAR) :], leads=False)
     loud = [index for index, phrase in enumerate(text.phrases) if text.kind(phrase) not in _SILENT]
-    return text.read_chain(text.chain_of(loud[-1])) if loud else None
+    return text.read_chain(text.chain_of(text.main_number(loud))) if loud else None
 
 
 class _Text:
@@ -172,6 +173,27 @@ class _Text:
             first = loud[-1] if loud else first
         return self.read_chain(first)
 
+    def main_number(self, loud: list[int]) -> int:
+        """Return the index of the last number, or of an earlier one of its sentence that it only explains.
+
+        An earlier number is the answer before "because", as in "It costs $57, because 41 + 16 = 57", and if
+        it is the sentence's only price, as in "Tina makes $990 in 5 days".
+        """
+        last = loud[-1]
+        begin = self.phrases[last].first
+        while begin and self.tokens[begin - 1].kind not in ("newline", "stop"):
+            begin -= 1
+            if self.tokens[begin].text.lower() == "because":
+                earlier = [index for index in loud if self.phrases[index].last <= begin]
+                line = max((i for i in range(begin) if self.tokens[i].kind in ("newline", "stop")), default=-1)
+                return earlier[-1] if earlier and self.phrases[earlier[-1]].first > line else last
+        sentence = [index for index in loud if self.phrases[index].first >= begin]
+        prices = [index for index in sentence if "$" in self.phrases[index].unit]
+        before = self.tokens[self.phrases[last].first - 1].text.lower() if self.phrases[last].first else ""
+        if len(prices) == 1 and prices[0] == sentence[-1] - (len(sentence) > 1) and before in _PREPOSITIONS:
+            return prices[0]
+        return last
+
     def read_chain(self, chain: list[Phrase], shown: str | None = None) -> Reading:
         """Read numbers that are joined by operators and equals signs."""
         phrase = chain[-1]
@@ -213,6 +235,7 @@ class _Text:
             has_sign = before[-1].kind in ("equals", "colon") or before[-1].text.lower() in COPULAS
             names = before[:-1]
             is_name = len(names) == 1 or all(name.kind == "word" for name in names)
+            is_name = is_name and not any(_is_product(name) for name in names)
             if not (has_sign and is_name and all(name.kind in _LABELS and "^" not in name.text for name in names)):
                 return False
         if len(self.phrases) > 1 and any(token.kind in _LABELS for token in self.tokens):
@@ -318,7 +341,7 @@ class _Text:
             case "number" | "percent" | "malformed" if token.kind != "percent" or before is not None:
                 return "several_values"
             case "separator":
-                return self._list_before(index - 1)
+                return self._list_before(index - 1) or self._hedge_before_comma(index - 1)
             case "colon" if before is not None and before.kind == "number" and before.end < token.start:
                 return "not_a_number"  # the ratio 3 : 4
             case "stop" if before is not None and before.text.lower() in HEDGES:
@@ -365,6 +388,16 @@ class _Text:
                 break
             index = item.first - 1
         return ""
+
+    def _hedge_before_comma(self, index: int) -> str:
+        """Return `relation` for the words between commas in "The answer is, more or less, 42."."""
+        start = index
+        while start and self.tokens[start - 1].kind == "word" and index - start < 4:
+            start -= 1
+        words = [token.text.lower() for token in self.tokens[start:index]]
+        is_inserted = words and (not start or self.tokens[start - 1].kind == "separator")
+        is_hedge = is_inserted and set(words) & (HEDGES | HEDGES_AFTER | {"less", "take"})
+        return "relation" if is_hedge else ""
 
     def _words_before(self, end: int) -> str:
         """Check the words before a number, the nearest first."""
@@ -436,7 +469,7 @@ class _Text:
             case "other" if token.text == "‰":
                 return "not_a_number"
             case "separator" | "word" | "open" | "letter" | "other":
-                return self._words_after(index)
+                return self._words_after(index, has_unit=bool(phrase.unit))
             case "stop" if token.text == "?":
                 return "relation"
             case "colon" if after is not None and after.kind in _NUMERIC:
@@ -471,7 +504,7 @@ class _Text:
         is_label = after.kind in ("letter", "word") and (last is None or last.kind in ("newline", "stop", "close"))
         return "" if is_label else "not_evaluated"
 
-    def _words_after(self, index: int) -> str:
+    def _words_after(self, index: int, *, has_unit: bool) -> str:
         """Check the words after a number and its unit, the nearest first."""
         is_listed = self.tokens[index].kind == "separator"
         is_open = self.tokens[index].kind == "open"
@@ -481,6 +514,7 @@ class _Text:
         words = [token.text.lower() for token in rest]
         if not rest:
             return ""
+        follows = rest[1].kind if len(rest) > 1 else "stop"
         joint = words[0] in ALTERNATIVES or words[0] == "and/or"
         skipped = int(joint)
         while skipped < len(words) and (joint or is_listed) and words[skipped] in ADVERBS | {"or", "and"}:
@@ -494,13 +528,20 @@ class _Text:
             return "relation"
         if words[0] in HEDGES_AFTER or words[:2] in (["at", "least"], ["at", "most"], ["more", "or"]):
             return "relation"
-        if (is_open or is_listed) and words[0] in HEDGES - {"up", "over", "under", "within", "near", "above"}:
+        if words[0] in BOUNDS_AFTER and words[1:2] == ["than"]:
+            return "not_evaluated"  # 42 more than 10
+        if (is_open or is_listed) and words[0] in HEDGES and (
+            follows in ("close", "stop", "newline", "number") or words[1:2] == ["speaking"]
+        ):
             return "relation"
+        if (is_open or is_listed) and words[0] == "not" and follows in ("number", "currency"):
+            return ""  # 42, not 41
         if words[0] in CONDITIONS and self.leads:
             return "relation"
         if words[0] == "base" or words[:2] == ["in", "base"] or words[:2] == ["to", "base"]:
             return "not_a_number"
-        is_part = words[0] in ("of", "over") or words[:2] == ["out", "of"]
+        is_divided = words[0] == "over" and not has_unit
+        is_part = words[0] == "of" or is_divided or words[:2] == ["out", "of"]
         if is_part and any(token.kind == "number" for token in rest[1 : 2 + (words[0] == "out")]):
             return "not_evaluated"
         return self._denied_after(rest, words)
@@ -577,3 +618,9 @@ def _is_lead(tokens: Sequence[Token], index: int) -> bool:
     is_name = token.kind in _LABELS and (follows in ("equals", "colon", "close") or token.kind == "letter")
     is_sign = token.text in ("-", "+") or token.text.lower() in ("minus", "negative")
     return is_name or is_sign or token.kind in ("open", "close", "equals", "colon", "other", "currency", "newline")
+
+
+def _is_product(token: Token) -> bool:
+    """Return True if a word is a product of variables, such as xy, and no name, such as AB or total."""
+    word = token.text
+    return word.islower() and (len(word) == 2 or (len(word) == 3 and not set(word) & set("aeiou")))

@@ -23,7 +23,7 @@ _MAX_LINE = 512
 _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
 
-MARK = re.compile(r"[<>\\#aA[◁]")  # first characters of tags, quotations, boxes, #### and "answer"
+MARK = re.compile(r"[<>\\#aA[◁]|option|choice")  # tags, quotations, boxes, ####, "answer"
 REASONING = {
     **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "reasoning", "thought", "seed:think")},
     "[THINK]": "[/THINK]",
@@ -36,17 +36,20 @@ _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
 _JOINT = re.compile(
-    r"[\s$,;.)]{0,8}(?:\\text\{)?\s{0,4}(?:,|;|or\b|and\b)\s{0,4}\}?[\s$(]{0,8}", re.IGNORECASE
+    r"[\s$,;.)]{0,8}(?:\\text\{)?\s{0,4}(?:,|;|or\b|and\b)\s{0,4}\}?[\s$(]{0,8}(?:[A-Za-z]\w?\s?=\s?)?",
+    re.IGNORECASE,
 )
 _CUE = re.compile(
-    r"""answers?\b [\s*_"'`]{0,8} (?: (?:to|of|for)\b [^\n.:=]{0,80}? \b (?=is\b) )?
+    r"""(?: answers? | option | choice )\b [\s*_"'`]{0,8} (?: (?:to|of|for)\b [^\n.:=]{0,80}? \b (?=is\b) )?
         (?: (?: is | are | was | equals | (?:would|should|will|must)[ ]be | comes[ ](?:out[ ])?to )\b
           | [:=>] )
         (?: [\s:=] | [*_]{1,3}(?=\s) ){0,16}""",
     re.IGNORECASE | re.VERBOSE,
 )
 _BLANK = re.compile("[\\s\x00\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*+")
+_CUT_TAG = re.compile(r"</?[A-Za-z]{0,8}\s*$")
 _WORD = re.compile(r"[\w</]")
+_RIGHT = re.compile(r"(?:correct|right|best)\s$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s*+[^\s=+*/^<>-]|\s*+$)(?!\S)")
 _QUOTATION = re.compile(r"(?:\A|(?<=\n))[ ]{0,3}(?:>[ ]{1,4})++")
 _CORRECTION = re.compile(
@@ -214,15 +217,17 @@ def _tagged(text: str, *, truncated: bool) -> str | None:
         elif truncated or len(text) - start > MAX_SLOT:
             return ""
         else:
-            slot = text[start:].strip()
+            slot = _CUT_TAG.sub("", text[start:]).strip()
         if slot:
             break
     return slot
 
 
 def _after_cue(text: str) -> str | None:
-    for start in _from_the_end(text, len(text), "answer", "Answer", "ANSWER"):
+    for start in _from_the_end(text, len(text), "answer", "Answer", "ANSWER", "option", "choice"):
         cue = _CUE.match(text, start)
+        if text[start] in "oc" and not _RIGHT.search(text[max(0, start - 9) : start]):
+            continue  # only "the correct option is"
         if cue is not None and not (start and _WORD.match(text[start - 1])):
             line, _, rest = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")
             if _CORRECTION.match(rest):  # "The answer is 42.\nNo, it is 43."

@@ -9,7 +9,9 @@ HEDGES_AFTER = frozenset("approximately approx roughly ish give thereabouts esti
 """Words after a number that make it a bound or an estimate."""
 BOUNDS_AFTER = frozenset("more less fewer above below over under up greater so higher lower larger".split())
 """Words after "42 or" and "42 and" that make 42 a bound or an estimate."""
-NEGATIONS = frozenset("not never cannot neither nor without except excluding unlike instead".split())
+NEGATIONS = frozenset("not never cannot neither nor without except excluding unlike unlikely instead impossible anything "
+    "different far hardly scarcely false".split()
+)
 CORRECTIONS = frozenset("no nope wait sorry actually correction oops hmm rather scratch".split())
 """Words between two values that take the first value back."""
 WRONG_AFTER = frozenset("not wrong incorrect false never impossible".split())
@@ -27,7 +29,7 @@ OPERATIONS_AFTER = frozenset(
 )
 FILLERS = frozenset(
     "a an the exactly just only be to equal equals simply really actually number value even necessarily or "
-    "as of".split()
+    "as of from have but".split()
 )
 """Words that are skipped in the search for a hedge or a negation before a number."""
 ADVERBS = frozenset("maybe perhaps possibly even else is it be it's rather also then alternatively".split())

@@ -92,12 +92,13 @@ _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r"\s?\{([^{}]*+)\}",
             r" \1 ",
         ),
-        (r"\\(?:begin|end)\s?\{[^{}]{0,32}\}", r" \\environment "),
+        (r"\\(begin|end)\s?\{([a-z]{0,16})\*?\}", r" \\\1_\2 "),
         (r"\\(?:text)?color\s?\{[^{}]{0,32}\}", " "),
         (r"(?<=[0-9]),?[ ]?\\[,!;: ][ ]?(?=[0-9]{3}(?![0-9]))", ","),  # thousands separated by a small space
         (r"\{\s{0,4}([-+]?[0-9]++)\s{0,4}\\over\s{0,4}([-+]?[0-9]++)\s{0,4}\}", r"\\frac{\1}{\2}"),
         (r"\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})", "°"),
         (r"\\[()\[\]]", " "),
+        (r"(?<=[0-9}])~(?=\s?[\\A-Za-z])", " "),  # a space without a line break
     )
 )
 
@@ -143,6 +144,7 @@ _DISPLAY = re.compile(r"\$\$|`")
 _SCRIPTS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"\^\s?\{\s?([-+]?\w++)\s?\}"), r"^\1"),
     (re.compile(r"_\s?\{\s?(\w++)\s?\}"), r"_\1"),
+    (re.compile(r"\{\s?(\w++)\s?\}(?=_[0-9])"), r"\1"),
     (re.compile(r"(?<=[0-9])_10(?![0-9_])"), ""),  # a number in base ten
 )
 # 1.5 × 10^3 is 1.5e3; with more than one digit before the decimal point it is a product

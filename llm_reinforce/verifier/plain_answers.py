@@ -204,12 +204,14 @@ _PUNCTUATION = " .,;:!?$*_`'\""
 _INNER_SPACE = re.compile(r"(?<=[^\w\s])\s+(?=\S)|(?<=\w)\s+(?=[^\w\s])")
 _IN_BRACKETS = re.compile(r"[(\[{]([^()\[\]{},]*+)[)\]}]")
 _CHOICE = re.compile(r"[(\[]?([A-H])[)\]]?[.:]?")
+_OPTION = re.compile(r"^\s*(?:option|choice)\s+(?=\S)", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Za-z]{3}|^\s*(?:no|No|NO)\s*$")
 _OTHER_CHOICE = re.compile(r"\b(?:or|and)\b|[(\[][A-Ha-h][)\]]", re.IGNORECASE)
 _LETTERS = re.compile(r"(?![A-H]$)[A-Za-z]([A-Za-z])?")  # a variable, or a product of two
 # a letter, a command, or a letter beside digits or operators: the answer is algebra, where case counts
 _ALGEBRA = re.compile(
     r"\\[A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z'])\s?[-+*/^_=<>!(\[]|[-+*/^=<>)\]0-9]\s?[A-Za-z](?![A-Za-z])"
-    r"|[0-9]!|\)!|[\u0370-\u03ff]"
+    r"|[0-9]!|\)!|\|\s?[A-Za-z]\s?\||[\u0370-\u03ff]"
 )
 _NAME = re.compile(r"[A-Za-z\u0370-\u03ff](?:_\w{1,8})?'{0,2}(?:\([A-Za-z, ]{1,12}\))?")
 
@@ -237,8 +239,10 @@ def is_same_text(text: str, right: str, *, algebra: bool) -> bool:
     """Compare two normalized texts as words, as a choice, or as algebra, where case and signs count."""
     letters = _LETTERS.fullmatch(right.strip())
     is_algebra = bool(_ALGEBRA.search(right)) or (letters is not None and (algebra or not letters[1]))
+    is_algebra = is_algebra or (algebra and not _WORDS.search(right) and not _CHOICE.fullmatch(right.strip()))
     if not is_algebra and (choice := _CHOICE.match(right.strip())):
         rest = right.strip()[choice.end() :]
+        text = _OPTION.sub("", text)
         given = _CHOICE_BEFORE.match(text)
         is_alone = not rest and given and not _OTHER_CHOICE.search(text, given.end())
         if is_alone and given and (given[1] or given[2]).upper() == choice[1]:

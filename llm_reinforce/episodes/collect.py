@@ -93,7 +93,10 @@ def _rewarded(
 ) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
     """Verify and reward completions; return the episodes and the metrics that reward functions logged."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
-    verdicts = [judge(one.text, problem) for one, problem in zip(completions, problem_of, strict=True)]
+    verdicts = [
+        judge(one.text, problem, truncated=not one.terminated)
+        for one, problem in zip(completions, problem_of, strict=True)
+    ]
     judged = [
         JudgedCompletion(problem, completion.text, completion.token_ids, verdict)
         for problem, completion, verdict in zip(problem_of, completions, verdicts, strict=True)

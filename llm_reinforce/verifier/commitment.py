@@ -46,6 +46,7 @@ _SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text
 _LABELS = frozenset(("word", "letter", "function"))
 _NUMERIC = frozenset(("number", "malformed", "compound"))
 _PREPOSITIONS = frozenset("in for over after during within on".split())
+_BASES = frozenset("base binary octal hexadecimal hex".split())
 _SUMS = frozenset("add adds added adding sum sums summed comes ends ended".split())  # "adds up to 42"
 _CHOICES = frozenset("ABCDEFGHabcdefgh")
 _OPENERS = frozenset(("open", "currency", "bar"))
@@ -176,8 +177,9 @@ class _Text:
     def main_number(self, loud: list[int]) -> int:
         """Return the index of the last number, or of an earlier one of its sentence that it only explains.
 
-        An earlier number is the answer before "because", as in "It costs $57, because 41 + 16 = 57", and if
-        it is the sentence's only price, as in "Tina makes $990 in 5 days".
+        An earlier number is the answer before "because", as in "It costs $57, because 41 + 16 = 57", before
+        brackets, as in "42 apples (6 per bag)", and if it is the only price of the sentence, as in "Tina makes
+        $990 in 5 days".
         """
         last = loud[-1]
         begin = self.phrases[last].first
@@ -188,6 +190,10 @@ class _Text:
                 line = max((i for i in range(begin) if self.tokens[i].kind in ("newline", "stop")), default=-1)
                 return earlier[-1] if earlier and self.phrases[earlier[-1]].first > line else last
         sentence = [index for index in loud if self.phrases[index].first >= begin]
+        brackets = [i for i in range(begin, self.phrases[last].first) if self.tokens[i].kind in ("open", "close")]
+        if brackets and self.tokens[brackets[-1]].text == "(":
+            outside = [index for index in sentence if self.phrases[index].last <= brackets[-1]]
+            return outside[-1] if outside else last
         prices = [index for index in sentence if "$" in self.phrases[index].unit]
         before = self.tokens[self.phrases[last].first - 1].text.lower() if self.phrases[last].first else ""
         if len(prices) == 1 and prices[0] == sentence[-1] - (len(sentence) > 1) and before in _PREPOSITIONS:
@@ -205,6 +211,7 @@ class _Text:
         number = self.tokens[phrase.number]
         shown = shown or span[:MAX_NUMBER] or number.text[:MAX_NUMBER]
         reason = self._before(phrase.first) or phrase.reason
+        reason = reason or ("not_evaluated" if self._is_absolute(phrase) else "")
         if phrase is chain[-1] or not equals:
             reason = reason or self._after(phrase)
         if not reason and any(self._side(chain, phrase, equals)):
@@ -416,6 +423,8 @@ class _Text:
                 return "not_evaluated"
         if words[0] in OPERATIONS - {"to"} or (words[0] == "by" and words[1:2] in (["divided"], ["multiplied"])):
             return "not_a_number" if words[0] == "base" else "not_evaluated"
+        if words == ["by"] and follows is not None and follows.kind == "number":
+            return "not_evaluated"  # 6 by 7
         return _hedged(words) or self._alternative_before(end)
 
     def _alternative_before(self, end: int) -> str:
@@ -470,11 +479,27 @@ class _Text:
                 return "not_a_number"
             case "separator" | "word" | "open" | "letter" | "other":
                 return self._words_after(index, has_unit=bool(phrase.unit))
-            case "stop" if token.text == "?":
+            case "stop" if token.text == "?" or self._is_ellipsis(index, phrase):
                 return "relation"
             case "colon" if after is not None and after.kind in _NUMERIC:
                 return "not_a_number"
         return ""
+
+    def _is_ellipsis(self, index: int, phrase: Phrase) -> bool:
+        """Return True if dots continue the digits, as in 0.333… or, in a slot, after any number."""
+        dots = "".join(token.text for token in self.tokens[index : index + 3])
+        is_decimal = "." in self.tokens[phrase.number].text
+        return (is_decimal or self.is_slot) and (dots.startswith("…") or dots == "...")
+
+    def _is_absolute(self, phrase: Phrase) -> bool:
+        """Return True for |-42|, but not for a cell of a table, which has spaces beside the number."""
+        first, last = phrase.first - 1, phrase.last
+        while first >= 0 and last < len(self.tokens) and self.tokens[first].text in ("{", "("):
+            first, last = first - 1, last + 1
+        if first < 0 or last >= len(self.tokens) or phrase.value is None or phrase.value >= 0:
+            return False
+        left, right = self.tokens[first], self.tokens[last]
+        return left.text == right.text == "|" and left.end == self.tokens[first + 1].start
 
     def _opens(self, index: int) -> bool:
         token = self.tokens[index]
@@ -526,22 +551,23 @@ class _Text:
             return "several_values"
         if joint and words[1:2] and words[1] in BOUNDS_AFTER | HEDGES_AFTER:
             return "relation"
-        if words[0] in HEDGES_AFTER or words[:2] in (["at", "least"], ["at", "most"], ["more", "or"]):
+        is_ended = follows in ("close", "stop", "newline") or words[1:2] == ["speaking"]
+        if (words[0] in HEDGES_AFTER and (is_ended or not is_open)) or words[:2] in (["at", "least"], ["at", "most"], ["more", "or"]):
             return "relation"
         if words[0] in BOUNDS_AFTER and words[1:2] == ["than"]:
             return "not_evaluated"  # 42 more than 10
-        if (is_open or is_listed) and words[0] in HEDGES and (
-            follows in ("close", "stop", "newline", "number") or words[1:2] == ["speaking"]
-        ):
+        if (is_open or is_listed) and words[0] in HEDGES and is_ended:
             return "relation"
+        if is_listed and words[0] in (".", "…"):
+            return "several_values"
         if (is_open or is_listed) and words[0] == "not" and follows in ("number", "currency"):
             return ""  # 42, not 41
         if words[0] in CONDITIONS and self.leads:
             return "relation"
-        if words[0] == "base" or words[:2] == ["in", "base"] or words[:2] == ["to", "base"]:
+        if words[0] == "base" or (words[0] in ("in", "to") and words[1:2] and words[1] in _BASES):
             return "not_a_number"
         is_divided = words[0] == "over" and not has_unit
-        is_part = words[0] == "of" or is_divided or words[:2] == ["out", "of"]
+        is_part = words[0] in ("of", "by") or is_divided or words[:2] == ["out", "of"]
         if is_part and any(token.kind == "number" for token in rest[1 : 2 + (words[0] == "out")]):
             return "not_evaluated"
         return self._denied_after(rest, words)

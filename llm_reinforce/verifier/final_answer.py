@@ -47,13 +47,16 @@ _CUE = re.compile(
     re.IGNORECASE | re.VERBOSE,
 )
 _BLANK = re.compile("[\\s\x00\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*+")
+_DIGIT = re.compile(r"\d")
 _CUT_TAG = re.compile(r"</?[A-Za-z]{0,8}\s*$")
 _WORD = re.compile(r"[\w</]")
 _RIGHT = re.compile(r"(?:correct|right|best)\s$", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"[.!?](?=\s*+[^\s=+*/^<>-]|\s*+$)(?!\S)")
 _QUOTATION = re.compile(r"(?:\A|(?<=\n))[ ]{0,3}(?:>[ ]{1,4})++")
 _CORRECTION = re.compile(
-    r"[\s.,;:!?…*-]{0,16}(?:(?:no|nope|wait|sorry|oops|hmm+|actually|correction|scratch that)\b)", re.IGNORECASE
+    r"[\s$.,;:!?…*-]{0,16}(?:no(?=[,.;:!]|\s+(?:it|that)\b)|(?:nope|wait|sorry|oops|hmm+|actually|correction"
+    r"|scratch that)\b)",
+    re.IGNORECASE,
 )
 
 
@@ -67,7 +70,8 @@ class FinalAnswer:
             None if there is no slot.
         line: rest of the line after the last "answer is"; None if there is a slot, or no "answer is".
         is_several: True if there are several boxes next to each other, as in
-            "\\boxed{15} or \\boxed{16}". Their contents in `slot` are separated by commas.
+            "\\boxed{15} or \\boxed{16}", or if the text after the slot corrects it, as in
+            "\\boxed{15}. No, 16.". The contents of boxes in `slot` are separated by commas.
     """
 
     text: str
@@ -91,9 +95,12 @@ def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswe
         text = _CUT_TOKEN.sub("", text[-MAX_READ:], count=1)
     if "> " in text:
         text = _QUOTATION.sub("", text)
-    slot, is_several = _boxed(text, truncated=truncated)
+    slot, end, is_several = _boxed(text, truncated=truncated)
     if slot is None:
-        slot = _tagged(text, truncated=truncated) if "####" not in text else _after_hashes(text)
+        find = _tagged if "####" not in text else _after_hashes
+        slot, end = find(text, truncated=truncated)
+    if slot and _CORRECTION.match(text, end):
+        is_several = is_several or bool(_DIGIT.search(text, end, end + _MAX_LINE))
     line = None if slot is not None else _after_cue(text)
     return FinalAnswer(text, slot, line, is_several)
 
@@ -138,28 +145,29 @@ def open_reasoning(text: str) -> str:
     return text[min(found) :] if found else ""
 
 
-def _after_hashes(text: str) -> str:
-    """Return the first line after the last "####" that is not empty."""
-    slot = ""
+def _after_hashes(text: str, *, truncated: bool) -> tuple[str, int]:
+    """Return the first line after the last "####" that is not empty, and its end."""
+    slot, end = "", len(text)
     for start in _from_the_end(text, len(text), "####"):
         rest = text[start + 4 : start + 4 + MAX_SLOT]
         blank = _BLANK.match(rest)
-        slot = rest[blank.end() if blank else 0 :].partition("\n")[0].strip().strip("#").strip()
+        line = rest[blank.end() if blank else 0 :].partition("\n")[0]
+        slot, end = line.strip().strip("#").strip(), start + 4 + (blank.end() if blank else 0) + len(line)
         if slot:
             break
-    return slot
+    return slot, end
 
 
-def _boxed(text: str, *, truncated: bool) -> tuple[str | None, bool]:
-    r"""Return the content of the last box that is not inside another box, and whether there are several.
+def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
+    r"""Return the content of the last box that is not inside another box, its end, and whether it is one of several.
 
     Returns:
-        A pair. The first item is the content of the box: None if there is no box, "" if the box is empty.
-            The second item is True if the box directly follows other boxes, as in
-            "\boxed{15} or \boxed{16}". Their contents are then separated by commas.
+        Three items. The first one is the content of the box: None if there is no box, "" if the box is empty.
+            The second one is its end in the text. The third one is True if the box directly follows other
+            boxes, as in "\boxed{15} or \boxed{16}". Their contents are then separated by commas.
     """
     boxes: list[str] = []
-    begin = end = len(text)  # range of the box that was found last
+    begin = end = last = len(text)  # range of the box that was found last, and end of the first one
     slot: str | None = None
     for start in _from_the_end(text, len(text), r"\boxed", r"\fbox"):
         box = _BOX.match(text, start)
@@ -168,20 +176,21 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, bool]:
         closed = _closing_brace(text, box.end())
         if closed is None:
             if truncated or slot or len(text) - box.end() > MAX_SLOT:
-                return slot if slot else "", len(boxes) > 1
+                return slot if slot else "", last, len(boxes) > 1
             closed = len(text)
         content = text[box.end() : closed].strip()
         if closed > end:  # around the box that was found last
-            boxes[-1:], begin, end = [content], start, closed
+            boxes[-1:], begin, end, last = [content], start, closed, closed + 1
         elif not slot or (boxes and _JOINT.fullmatch(text, closed + 1, begin)):
             boxes[:0] = [content] if content.strip(" $\\])") else []
+            last = last if slot else closed + 1
             begin, end = start, closed
         else:
             break
         slot = ", ".join(boxes)
         if len(boxes) > _MAX_NESTING:
             break
-    return slot, len(boxes) > 1
+    return slot, last, len(boxes) > 1
 
 
 def _from_the_end(text: str, end: int, *words: str) -> Iterator[int]:
@@ -205,22 +214,24 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _tagged(text: str, *, truncated: bool) -> str | None:
-    """Return the content of the last `<answer>` that is not empty; None if there is no tag."""
+def _tagged(text: str, *, truncated: bool) -> tuple[str | None, int]:
+    """Return the content of the last `<answer>` that is not empty, and its end; None if there is no tag."""
     slot: str | None = None
+    end = len(text)
     for start in _from_the_end(text, len(text), "<answer>", "<Answer>", "<ANSWER>"):
         start += len("<answer>")
         ends = [text.find(f"</{name}>", start, start + MAX_SLOT) for name in ("answer", "Answer", "ANSWER")]
         closed = [end for end in ends if end >= 0]
         if closed:
-            slot = text[start : min(closed)].strip()
+            end = min(closed)
+            slot, end = text[start:end].strip(), end + len("</answer>")
         elif truncated or len(text) - start > MAX_SLOT:
-            return ""
+            return "", end
         else:
             slot = _CUT_TAG.sub("", text[start:]).strip()
         if slot:
             break
-    return slot
+    return slot, end
 
 
 def _after_cue(text: str) -> str | None:
@@ -231,7 +242,7 @@ def _after_cue(text: str) -> str | None:
         if cue is not None and not (start and _WORD.match(text[start - 1])):
             line, _, rest = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")
             if _CORRECTION.match(rest):  # "The answer is 42.\nNo, it is 43."
-                line = f"{line} {rest.partition(chr(10))[0]}"
+                line = f"{line} {rest.strip().partition(chr(10))[0]}"
             if "\n" in cue[0]:
                 line = line.strip().removeprefix("- ")  # list marker
             before = text[max(0, start - 64) : start].rpartition("\n")[2]

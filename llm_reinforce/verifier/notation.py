@@ -93,7 +93,7 @@ _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
             r" \1 ",
         ),
         (r"\\(begin|end)\s?\{([a-z]{0,16})\*?\}", r" \\\1_\2 "),
-        (r"\\(?:text)?color\s?\{[^{}]{0,32}\}", " "),
+        (r"\\(?:(?:text)?color|[hv]?phantom|tag|label)\s?\{[^{}]{0,32}\}", " "),
         (r"(?<=[0-9]),?[ ]?\\[,!;: ][ ]?(?=[0-9]{3}(?![0-9]))", ","),  # thousands separated by a small space
         (r"\{\s{0,4}([-+]?[0-9]++)\s{0,4}\\over\s{0,4}([-+]?[0-9]++)\s{0,4}\}", r"\\frac{\1}{\2}"),
         (r"\^\s?(?:\\circ(?![A-Za-z])|\{\s?\\circ\s?\})", "°"),

@@ -257,7 +257,7 @@ def _not_a_unit(token: Token) -> str:
         return ""
     base = found[1] if found else word
     is_variable = len(base) <= 2 or (len(base) == 3 and not _VOWEL.search(base)) or "_" in base
-    return "not_a_number" if is_variable or (found and found[2]) else ""
+    return "not_a_number" if is_variable and not (base == "in" and found and found[2]) else ""
 
 
 def _unit_in_brackets(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], int, str]:

@@ -293,9 +293,7 @@ def _new_workers() -> "queue.LifoQueue[WorkerPool]":
     """Return idle workers; the one used last is taken first, so that one thread starts only one process."""
     workers: queue.LifoQueue[WorkerPool] = queue.LifoQueue()
     for _ in range(NUM_WORKERS):
-        workers.put(
-            WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=MEMORY_LIMIT)
-        )
+        workers.put(WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=MEMORY_LIMIT))
     return workers
 
 

@@ -187,10 +187,14 @@ class _Text:
             begin -= 1
             if self.tokens[begin].text.lower() == "because":
                 earlier = [index for index in loud if self.phrases[index].last <= begin]
-                line = max((i for i in range(begin) if self.tokens[i].kind in ("newline", "stop")), default=-1)
+                line = max(
+                    (i for i in range(begin) if self.tokens[i].kind in ("newline", "stop")), default=-1
+                )
                 return earlier[-1] if earlier and self.phrases[earlier[-1]].first > line else last
         sentence = [index for index in loud if self.phrases[index].first >= begin]
-        brackets = [i for i in range(begin, self.phrases[last].first) if self.tokens[i].kind in ("open", "close")]
+        brackets = [
+            i for i in range(begin, self.phrases[last].first) if self.tokens[i].kind in ("open", "close")
+        ]
         if brackets and self.tokens[brackets[-1]].text == "(":
             outside = [index for index in sentence if self.phrases[index].last <= brackets[-1]]
             return outside[-1] if outside else last
@@ -243,7 +247,9 @@ class _Text:
             names = before[:-1]
             is_name = len(names) == 1 or all(name.kind == "word" for name in names)
             is_name = is_name and not any(_is_product(name) for name in names)
-            if not (has_sign and is_name and all(name.kind in _LABELS and "^" not in name.text for name in names)):
+            if not (
+                has_sign and is_name and all(name.kind in _LABELS and "^" not in name.text for name in names)
+            ):
                 return False
         if len(self.phrases) > 1 and any(token.kind in _LABELS for token in self.tokens):
             return False  # an equation with variables
@@ -309,7 +315,12 @@ class _Text:
         is_label = 0 <= index < len(self.tokens) - 1 and self.tokens[index].kind == "letter"
         if not is_label or self.tokens[index + 1].kind not in ("equals", "colon"):
             return ""
-        is_alone = index == 0 or self.tokens[index - 1].kind not in ("operator", "number", "letter", "function")
+        is_alone = index == 0 or self.tokens[index - 1].kind not in (
+            "operator",
+            "number",
+            "letter",
+            "function",
+        )
         return self.tokens[index].text if is_alone else ""
 
     def _is_corrected(self, chains: list[list[Phrase]], index: int) -> bool:
@@ -371,7 +382,9 @@ class _Text:
     def _is_choice(self, index: int) -> bool:
         """Return True if the bracket closed at an index is around a letter, as in "(B) 42"."""
         return (
-            index > 1 and self.tokens[index - 1].text in _CHOICES and self.tokens[index - 2].text in ("(", "[")
+            index > 1
+            and self.tokens[index - 1].text in _CHOICES
+            and self.tokens[index - 2].text in ("(", "[")
         )
 
     def _is_factor(self, index: int, inner: int) -> bool:
@@ -421,7 +434,9 @@ class _Text:
             is_number = len(words) == 1 and follows is not None and follows.kind in ("number", "percent")
             if is_part or is_number:
                 return "not_evaluated"
-        if words[0] in OPERATIONS - {"to"} or (words[0] == "by" and words[1:2] in (["divided"], ["multiplied"])):
+        if words[0] in OPERATIONS - {"to"} or (
+            words[0] == "by" and words[1:2] in (["divided"], ["multiplied"])
+        ):
             return "not_a_number" if words[0] == "base" else "not_evaluated"
         if words == ["by"] and follows is not None and follows.kind == "number":
             return "not_evaluated"  # 6 by 7
@@ -447,7 +462,9 @@ class _Text:
             if self.tokens[start].kind not in ("word", "letter", "degree", "close"):
                 return "several_values" if self.tokens[start].kind in _NUMERIC else ""
         other = self._ends.get(start)
-        is_from = not self.leads and other and other.first and self.tokens[other.first - 1].text.lower() == "from"
+        is_from = (
+            not self.leads and other and other.first and self.tokens[other.first - 1].text.lower() == "from"
+        )
         return "" if not other or (joint == "to" and (is_from or index - start > 1)) else "several_values"
 
     def _after(self, phrase: Phrase) -> str:
@@ -526,7 +543,9 @@ class _Text:
         if after is None or after.kind == "newline":
             return "not_evaluated"
         last = self.tokens[index + 2] if index + 2 < len(self.tokens) else None
-        is_label = after.kind in ("letter", "word") and (last is None or last.kind in ("newline", "stop", "close"))
+        is_label = after.kind in ("letter", "word") and (
+            last is None or last.kind in ("newline", "stop", "close")
+        )
         return "" if is_label else "not_evaluated"
 
     def _words_after(self, index: int, *, has_unit: bool) -> str:
@@ -552,7 +571,11 @@ class _Text:
         if joint and words[1:2] and words[1] in BOUNDS_AFTER | HEDGES_AFTER:
             return "relation"
         is_ended = follows in ("close", "stop", "newline") or words[1:2] == ["speaking"]
-        if (words[0] in HEDGES_AFTER and (is_ended or not is_open)) or words[:2] in (["at", "least"], ["at", "most"], ["more", "or"]):
+        if (words[0] in HEDGES_AFTER and (is_ended or not is_open)) or words[:2] in (
+            ["at", "least"],
+            ["at", "most"],
+            ["more", "or"],
+        ):
             return "relation"
         if words[0] in BOUNDS_AFTER and words[1:2] == ["than"]:
             return "not_evaluated"  # 42 more than 10
@@ -609,7 +632,10 @@ class _Text:
                 return "relation"
             after = self.tokens[index + 1] if index + 1 < len(self.tokens) else None
             is_label = index < first and (
-                (after is not None and after.kind in ("equals", "colon", "close", "open", "separator", "letter"))
+                (
+                    after is not None
+                    and after.kind in ("equals", "colon", "close", "open", "separator", "letter")
+                )
                 or self._equals_between(index, first)
             )
             is_name = word in ("a", "i", "r") or not token.text.isascii()
@@ -643,7 +669,11 @@ def _is_lead(tokens: Sequence[Token], index: int) -> bool:
     follows = tokens[index + 1].kind if index + 1 < len(tokens) else ""
     is_name = token.kind in _LABELS and (follows in ("equals", "colon", "close") or token.kind == "letter")
     is_sign = token.text in ("-", "+") or token.text.lower() in ("minus", "negative")
-    return is_name or is_sign or token.kind in ("open", "close", "equals", "colon", "other", "currency", "newline")
+    return (
+        is_name
+        or is_sign
+        or token.kind in ("open", "close", "equals", "colon", "other", "currency", "newline")
+    )
 
 
 def _is_product(token: Token) -> bool:

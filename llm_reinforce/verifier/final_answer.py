@@ -151,7 +151,9 @@ def _after_hashes(text: str, *, truncated: bool) -> tuple[str, int]:
     for start in _from_the_end(text, len(text), "####"):
         rest = text[start + 4 : start + 4 + MAX_SLOT]
         blank = _BLANK.match(rest)
-        line = rest[blank.end() if blank else 0 :].partition("\n")[0]
+        line, _, following = rest[blank.end() if blank else 0 :].partition("\n")
+        if line.count("{") > line.count("}"):  # a line end inside \text{…}
+            line = f"{line} {following.partition(chr(10))[0]}"
         slot, end = line.strip().strip("#").strip(), start + 4 + (blank.end() if blank else 0) + len(line)
         if slot:
             break
@@ -242,7 +244,7 @@ def _after_cue(text: str) -> str | None:
         if cue is not None and not (start and _WORD.match(text[start - 1])):
             line, _, rest = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")
             if _CORRECTION.match(rest):  # "The answer is 42.\nNo, it is 43."
-                line = f"{line} {rest.strip().partition(chr(10))[0]}"
+                line = f"{line}. {rest.strip().partition(chr(10))[0]}"
             if "\n" in cue[0]:
                 line = line.strip().removeprefix("- ")  # list marker
             before = text[max(0, start - 64) : start].rpartition("\n")[2]

@@ -9,7 +9,8 @@ HEDGES_AFTER = frozenset("approximately approx roughly ish give thereabouts esti
 """Words after a number that make it a bound or an estimate."""
 BOUNDS_AFTER = frozenset("more less fewer above below over under up greater so higher lower larger".split())
 """Words after "42 or" and "42 and" that make 42 a bound or an estimate."""
-NEGATIONS = frozenset("not never cannot neither nor without except excluding unlike unlikely instead impossible anything "
+NEGATIONS = frozenset(
+    "not never cannot neither nor without except excluding unlike unlikely instead impossible anything "
     "different far hardly scarcely false".split()
 )
 CORRECTIONS = frozenset("no nope wait sorry actually correction oops hmm rather scratch".split())
@@ -41,7 +42,9 @@ NUMBER_WORDS = frozenset(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred".split()
 )
-FUNCTIONS = frozenset("sqrt log ln lg exp sin cos tan cot sec csc gcd lcm floor ceil abs det arcsin arctan".split())
+FUNCTIONS = frozenset(
+    "sqrt log ln lg exp sin cos tan cot sec csc gcd lcm floor ceil abs det arcsin arctan".split()
+)
 SCALES = {
     **{"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9},
     "trillion": 10**12,

@@ -268,8 +268,10 @@ def _unit_in_brackets(tokens: Sequence[Token], index: int) -> tuple[tuple[str, .
     words = [token.text for token in tokens[index + 1 : end]]
     is_closed = bool(words) and end < len(tokens) and tokens[end].kind == "close"
     folded = {word.lower() for word in words}
-    if not is_closed or folded & (HEDGES | HEDGES_AFTER | NEGATIONS | WRONG_AFTER | NO_UNITS) or (
-        len(words) == 1 and len(words[0]) == 1 and tokens[index].start == tokens[index - 1].end
+    if (
+        not is_closed
+        or folded & (HEDGES | HEDGES_AFTER | NEGATIONS | WRONG_AFTER | NO_UNITS)
+        or (len(words) == 1 and len(words[0]) == 1 and tokens[index].start == tokens[index - 1].end)
     ):
         return (), index, ""
     return tuple(name for word in words for name in _names(word)), end + 1, ""

@@ -67,9 +67,7 @@ class Verdict:
         return self.reason in UNPARSEABLE
 
 
-def verify_plain(
-    completion: str, answer: str, *, algebra: bool = False, truncated: bool = False
-) -> Verdict:
+def verify_plain(completion: str, answer: str, *, algebra: bool = False, truncated: bool = False) -> Verdict:
     """Compare the final answer of a completion with a reference answer that is a number or text; see `verify`."""
     right = read_answer(answer)
     if right.value is None:

@@ -134,6 +134,26 @@ def test_answers_can_be_compared_from_several_threads() -> None:
         assert list(pool.map(lambda pair: judged(*pair), asked)) == [(True, "equal")] * 16
 
 
+def test_hostile_answers_from_several_threads_do_not_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def hostile(number: int) -> str:
+        return rf"5^{{\left(5^{{\left(5^{{\left(5^{{{number}}}\right)}}\right)}} - 4\right)}}x"
+
+    with ThreadPoolExecutor(algebra_module.NUM_WORKERS) as pool:
+        list(
+            pool.map(lambda number: judged("x+1", f"{number}+x-{number - 1}"), range(30, 46))
+        )  # starts workers
+        monkeypatch.setattr(algebra_module, "TIME_LIMIT", 2.0)
+        start = time.monotonic()
+        reasons = list(
+            pool.map(
+                lambda number: judged("x+1", hostile(number))[1], range(5, 5 + algebra_module.NUM_WORKERS)
+            )
+        )
+        elapsed = time.monotonic() - start
+    assert set(reasons) <= {"timed_out", "crashed"}
+    assert elapsed < 2.0 * algebra_module.NUM_WORKERS
+
+
 def test_message_without_math_verify_contains_the_command_to_install_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -475,7 +475,9 @@ def test_algebra_is_an_option_of_verify() -> None:
     assert not verify(r"So it is $\boxed{\frac{x}{2}}$.", r"\frac{1}{2}x").correct
 
 
-@pytest.mark.parametrize("completion", [r"so \boxed{15", "<answer>15", "<answer> 15\n", r"\boxed{7} \boxed{15"])
+@pytest.mark.parametrize(
+    "completion", [r"so \boxed{15", "<answer>15", "<answer> 15\n", r"\boxed{7} \boxed{15"]
+)
 def test_open_slot_is_read_unless_the_completion_was_truncated(completion: str) -> None:
     assert verify(completion, "15").correct
     assert verify(completion, "15", truncated=True).reason == "no_answer"  # it could have become 150

@@ -134,8 +134,8 @@ def _print_audit(name: str, audit: "Audit") -> None:
         if len(audit.doubts) > NUM_SHOWN:
             console.print(f"  … and {len(audit.doubts) - NUM_SHOWN:,} more; --json lists them all")
     if audit.losses:
-        kinds = Counter(loss.kind for loss in audit.losses)
-        shown = ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common())
+        num_losses = Counter(loss.kind for loss in audit.losses)
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in num_losses.most_common())
         console.print(f"  answers whose reading may lose something: {shown}; check how they are read")
         console.print(_losses(audit))
         if len(audit.losses) > NUM_SHOWN:

@@ -301,7 +301,7 @@ _idle = _new_workers()
 
 
 def _renew_workers() -> None:
-    global _idle  # noqa: PLW0603 - a forked child has none of the threads that return workers to the queue
+    global _idle
     _idle = _new_workers()
 
 

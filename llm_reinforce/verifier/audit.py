@@ -70,8 +70,8 @@ class Loss:
 
     Attributes:
         problem: problem that the reference answer belongs to.
-        kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are variables and not
-            a unit), or `whole solution` (a text with a box, a `####` or several lines).
+        kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are variables
+            and not a unit), or `whole solution` (a text with a box, a `####` or several lines).
         reading: how the answer is read; "text" if it is compared as text.
     """
 

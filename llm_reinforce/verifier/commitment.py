@@ -34,6 +34,7 @@ from llm_reinforce.verifier.lexicon import (
     OPERATIONS,
     PARTS,
     WRONG_AFTER,
+    words,
 )
 from llm_reinforce.verifier.phrases import MAX_NUMBER, Phrase, find_phrases
 from llm_reinforce.verifier.tokens import Token, tokenize
@@ -45,9 +46,9 @@ _LOOK_BACK = 6  # words before a number that can negate it or make it a bound
 _SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text without a mark
 _LABELS = frozenset(("word", "letter", "function"))
 _NUMERIC = frozenset(("number", "malformed", "compound"))
-_PREPOSITIONS = frozenset("in for over after during within on".split())
-_BASES = frozenset("base binary octal hexadecimal hex".split())
-_SUMS = frozenset("add adds added adding sum sums summed comes ends ended".split())  # "adds up to 42"
+_PREPOSITIONS = words("in for over after during within on")
+_BASES = words("base binary octal hexadecimal hex")
+_SUMS = words("add adds added adding sum sums summed comes ends ended")  # "adds up to 42"
 _CHOICES = frozenset("ABCDEFGHabcdefgh")
 _OPENERS = frozenset(("open", "currency", "bar"))
 
@@ -178,8 +179,8 @@ class _Text:
         """Return the index of the last number, or of an earlier one of its sentence that it only explains.
 
         An earlier number is the answer before "because", as in "It costs $57, because 41 + 16 = 57", before
-        brackets, as in "42 apples (6 per bag)", and if it is the only price of the sentence, as in "Tina makes
-        $990 in 5 days".
+        brackets, as in "42 apples (6 per bag)", and if it is the only price of the sentence, as in "Tina
+        makes $990 in 5 days".
         """
         last = loud[-1]
         begin = self.phrases[last].first
@@ -280,9 +281,8 @@ class _Text:
         """Return True if only operators, equals signs, brackets and letters are between two numbers."""
         has_operator = False
         for token in self.tokens[before.last : phrase.first]:
-            if token.kind in ("operator", "equals") or token.text in ("x", "X"):
-                has_operator = True
-            elif token.kind == "word" and token.text.lower() in OPERATIONS - {"to"} | {"by"}:
+            is_named = token.kind == "word" and token.text.lower() in OPERATIONS - {"to"} | {"by"}
+            if is_named or token.kind in ("operator", "equals") or token.text in ("x", "X"):
                 has_operator = True
             elif token.kind not in ("open", "close", "function", "letter", "currency", "degree", "factorial"):
                 return False
@@ -388,7 +388,7 @@ class _Text:
         )
 
     def _is_factor(self, index: int, inner: int) -> bool:
-        """Return True if a letter before a number is multiplied with it or is an operator: π 2, 3 x 4, f(2)."""
+        """Return True if a letter before a number is multiplied with it or an operator: π 2, 3 x 4, f(2)."""
         token = self.tokens[index]
         is_called = token.end == self.tokens[index + 1].start
         is_between = token.text in ("x", "X") and index and self.tokens[index - 1].kind in ("number", "close")

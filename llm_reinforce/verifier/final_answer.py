@@ -3,8 +3,8 @@ r"""Location of the final answer in a completion.
 The final answer is the first of these that exists after the last reasoning block:
 
 1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. An
-   empty slot is skipped if another one precedes it. A slot that is not closed ends with the completion, unless
-   the completion was truncated;
+   empty slot is skipped if another one precedes it. A slot that is not closed ends with the completion,
+   unless the completion was truncated;
 2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
 3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
 
@@ -161,7 +161,7 @@ def _after_hashes(text: str, *, truncated: bool) -> tuple[str, int]:
 
 
 def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
-    r"""Return the content of the last box that is not inside another box, its end, and whether it is one of several.
+    r"""Return the content of the last outer box, its end, and whether it is one of several.
 
     Returns:
         Three items. The first one is the content of the box: None if there is no box, "" if the box is empty.
@@ -253,7 +253,7 @@ def _after_cue(text: str) -> str | None:
 
 
 def _without_half_emphasis(line: str, before: str) -> str:
-    """Remove the second half of "**Answer:**" or "**Answer: 42**" from the rest of a line after "answer is"."""
+    """Remove the second half of "**Answer:**" or "**Answer: 42**" from the text after "answer is"."""
     rest = line.lstrip("*_")
     if line[: len(line) - len(rest)] not in rest:
         return rest

@@ -182,7 +182,7 @@ def _read_sign(tokens: Sequence[Token], phrase: Phrase, *, leads: bool) -> None:
 
 
 def _sign(tokens: Sequence[Token], index: int, *, leads: bool) -> str:
-    """Return the sign at an index, or "" if the token is a binary operator, a list marker, a dash or no sign."""
+    """Return the sign at an index, or "" if the token is an operator, a list marker, a dash or no sign."""
     token, before = tokens[index], tokens[index - 1] if index else None
     is_word = token.kind == "word" and token.text.lower() in ("minus", "negative")
     if token.text not in ("-", "+") and not is_word:
@@ -287,11 +287,7 @@ def _unit_words(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], i
         is_link = word in ("/", "per") and names and after is not None and after.kind in ("word", "letter")
         if is_link and after is not None and not after.text[0].isdigit():
             names.append("/")
-        elif token.kind not in ("word", "letter") or word in NO_UNITS | HEDGES_AFTER | OPERATIONS_AFTER:
-            break
-        elif token.kind == "letter" and token.text.partition("^")[0].strip() not in UNITS:
-            break
-        elif after is not None and after.kind == "equals":  # the label of the next equation
+        elif _ends_unit(token, after):
             break
         else:
             names += _names(token.text)
@@ -299,6 +295,14 @@ def _unit_words(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], i
         if len(names) >= _UNIT_WORDS and names[-1] != "/":
             break
     return tuple(names), index, ""
+
+
+def _ends_unit(token: Token, after: Token | None) -> bool:
+    """Return True if a token is no part of a unit, or the label of the next equation."""
+    if token.kind not in ("word", "letter") or (after is not None and after.kind == "equals"):
+        return True
+    is_variable = token.kind == "letter" and token.text.partition("^")[0].strip() not in UNITS
+    return is_variable or token.text.lower() in NO_UNITS | HEDGES_AFTER | OPERATIONS_AFTER
 
 
 def _names(word: str) -> tuple[str, ...]:
@@ -318,7 +322,7 @@ def unit_names(words: str) -> tuple[str, ...]:
 
 
 def same_unit(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
-    """Return True if two units do not contradict: one is missing, both are equal, or both name the same thing.
+    """Return True if two units do not contradict: one is missing, or both name the same thing.
 
     >>> same_unit(("red", "apple"), ("apple",)), same_unit(("m",), ("cm",))
     (True, False)

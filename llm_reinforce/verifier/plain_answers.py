@@ -45,7 +45,7 @@ class Verdict:
     - `equal`: the same number, or the same text if the reference answer is not a number
     - `different`: another number or text, or the same number with another unit
     - `several_values`: more than one value ("15 or 16", an interval, "5=6")
-    - `relation`: a bound, a negation or an approximation instead of a value ("> 41", "not 42", "about 42", "±5")
+    - `relation`: a bound, a negation or an approximation instead of a value ("> 41", "not 42", "about 42")
     - `not_evaluated`: an expression instead of its value ("23*47", "8/4", "8+", "5!", "twice 21")
     - `no_answer`: no number was found, the slot for the answer is empty, or the reasoning block is not closed
     - `not_a_number`: text that is not a valid number ("1,04", "3/0", "2x", "3:30", "nan", more than 400
@@ -68,7 +68,7 @@ class Verdict:
 
 
 def verify_plain(completion: str, answer: str, *, algebra: bool = False, truncated: bool = False) -> Verdict:
-    """Compare the final answer of a completion with a reference answer that is a number or text; see `verify`."""
+    """Compare the final answer with a reference answer that is a number or text; see `verify`."""
     right = read_answer(answer)
     if right.value is None:
         return _verify_text(find_final_answer(completion, truncated=truncated), answer, algebra=algebra)
@@ -256,8 +256,7 @@ def _equations(text: str) -> list[str]:
     left, equals, right = text.partition("=")
     if not equals or "=" in right:
         return [text]
-    forms = [text, f"{right}={left}"]
-    return forms
+    return [text, f"{right}={left}"]
 
 
 def _folded(text: str, *, is_algebra: bool) -> str:

@@ -18,7 +18,8 @@ def verify(
     agree with that of the reference answer, if both have one. If the reference answer is not a number, the
     answers are compared as text, ignoring white space and surrounding punctuation, and ignoring case unless
     the reference answer is algebra. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer
-    is" marks as the answer; without such a mark, it is the whole completion. NaN and infinities equal nothing.
+    is" marks as the answer; without such a mark, it is the whole completion. NaN and infinities equal
+    nothing.
 
     Args:
         completion: the text to verify. No text makes this function raise an exception or take long.

@@ -58,7 +58,7 @@ def collect_episodes(
     Returns:
         episodes in the order of the problems; the episodes of one problem are adjacent.
     """
-    prompts = policy.encode_prompts([problem.prompt for problem in problems])
+    prompts = policy.encode_prompts([problem.policy_prompt for problem in problems])
 
     def collected(num: int, *, greedy: bool) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
         completions = sample_completions(
@@ -94,7 +94,7 @@ def _rewarded(
     """Verify and reward completions; return the episodes and the metrics that reward functions logged."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
     verdicts = [
-        judge(one.text, problem, truncated=not one.terminated)
+        None if problem.answer is None else judge(one.text, problem, truncated=not one.terminated)
         for one, problem in zip(completions, problem_of, strict=True)
     ]
     judged = [

@@ -243,6 +243,8 @@ def _after_cue(text: str) -> str | None:
             continue  # only "the correct option is"
         if cue is not None and not (start and _WORD.match(text[start - 1])):
             line, _, rest = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")
+            if line.count("{") > line.count("}"):  # a line end inside \text{…}
+                line = f"{line} {rest.partition(chr(10))[0]}"
             if _CORRECTION.match(rest):  # "The answer is 42.\nNo, it is 43."
                 line = f"{line}. {rest.strip().partition(chr(10))[0]}"
             if "\n" in cue[0]:

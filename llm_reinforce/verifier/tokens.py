@@ -72,7 +72,8 @@ def tokenize(text: str) -> list[Token]:
             continue
         word = found[0]
         if kind == "word":
-            if len(word) <= 10 and _LETTER.fullmatch(word):
+            is_decorated = 1 < len(word) <= 10 and word[1] in "_'^ "
+            if (len(word) == 1 or is_decorated) and _LETTER.fullmatch(word):
                 kind = "letter"
             elif word.lower() in FUNCTIONS or word.startswith(("log_", "sqrt_")):
                 kind = "function"

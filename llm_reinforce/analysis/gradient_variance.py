@@ -339,8 +339,8 @@ def _statistics(
 def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalEstimate, IntervalEstimate]:
     """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖ of an estimator.
 
-    Both are computed from the differences between the groups' gradients h by the estimator, and h' by the
-    reference estimator, whose expectation is ∇J.
+    Let h be the groups' gradients by the estimator, and h' the groups' gradients by the reference estimator,
+    whose expectation is ∇J. Both results are computed from the differences between h and h'.
 
     Args:
         own: inner products between the gradients h.

@@ -165,7 +165,7 @@ def _run_all(
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the date that chat templates print in the first of the runs that has one."""
+    """Return the date that the chat template prints in the first run with such a date."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

@@ -39,7 +39,8 @@ SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown, in s
 REFRESHES_PER_SECOND = 4
 MIN_SAMPLE_LINES = 6  # lines that are kept for episodes before the reward chart gets more than one line
 MAX_CHART_LINES = 10
-MEDIUM, WIDE = 72, 100  # columns from which the accuracies have the number of the update, and curves
+# minimum widths, in columns, at which accuracies are shown with the number of the update and with a curve
+MEDIUM, WIDE = 72, 100
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -168,7 +169,7 @@ class LiveDisplay:
 
 
 class _Eraser(RenderHook):
-    """Erases the rest of a view that a narrower terminal has wrapped to more lines.
+    """Erases the remains of a view whose lines were wrapped because the terminal became narrower.
 
     Before `rich.live.Live` prints the next view, it moves the cursor up by the number of lines of the last
     view. After a terminal has become narrower, these lines occupy more lines of the terminal.
@@ -340,7 +341,7 @@ def reward_chart(rewards: Sequence[tuple[int, float]], width: int, num_lines: in
 
 
 def _samples(episodes: "Sequence[Episode]", width: int) -> RenderableType:
-    """Return a table with a line per episode. The answer of the problem is shown beside a wrong one."""
+    """Return a table with a line per episode. The reference answer is shown beside a wrong answer."""
     head, explained = "right answer", "completion (✓ ✗: the verdict)"
     limit = max(len(head), width // 5)
     answers = ["" if each.verdict.correct else fitted(each.problem.answer, limit) for each in episodes]

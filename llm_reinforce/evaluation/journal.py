@@ -45,7 +45,7 @@ class AnswerFile:
 def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) -> AnswerFile:
     """Create a file of answers, or open an existing file of the same evaluation to continue it.
 
-    An incomplete last line is removed. Such a line is left if a process is killed while it writes.
+    An incomplete last line, which a process leaves if it is killed while it writes, is removed.
 
     Args:
         path: path of the file; missing directories are created.

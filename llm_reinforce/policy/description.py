@@ -62,8 +62,9 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
 def _context(model: nn.Module) -> int | None:
     """Return the maximum length of a sequence, in tokens. None: unknown.
 
-    Where the rotary frequencies depend on the length, the length up to which they are constant is returned:
-    beyond it, the keys in the cache of the sampler would have other positions than in training.
+    If the rotary frequencies depend on the length of a sequence, the result is the length up to which they
+    are constant. In longer sequences, the keys in the cache of the sampler would have other positions than in
+    training.
     """
     config = getattr(model, "config", None)
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]

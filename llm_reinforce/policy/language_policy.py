@@ -185,7 +185,7 @@ class LanguagePolicy:
         }
 
     def opened_reasoning(self, prompt: TokenIds) -> str:
-        """Return the end of a prompt from the tag of the reasoning block that it opens, or ""."""
+        """Return the part of a prompt that begins with the tag of an open reasoning block, or ""."""
         return self._remembered_reasoning(prompt)
 
     @cached_property
@@ -206,7 +206,7 @@ class LanguagePolicy:
         """Check that a prompt does not end in an end token, after which nothing should follow.
 
         Raises:
-            InputError: if it does.
+            InputError: if the prompt ends in an end token.
         """
         end = self._end_tags.get(token_ids[-1])
         if end is None and self.uses_chat_template:  # a message may end in `<|im_end|>\n`

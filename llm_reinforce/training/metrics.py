@@ -87,7 +87,7 @@ def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -
 
 
 def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return, for each kind of incorrect episodes, the fraction of all episodes that are of this kind.
+    """Return the fraction of wrong, of unparseable and of truncated episodes.
 
     An episode is `wrong` if it has a wrong answer, `unparseable` if it terminated without an answer, and
     `truncated` if it was truncated before an answer.

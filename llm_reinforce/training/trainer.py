@@ -61,8 +61,8 @@ class TrainingResult:
         warnings: signs that the policy did not learn, one sentence each, such as a gradient that was zero in
             several updates in a row. They were also shown during the run.
         policy: the trained policy.
-        state: train state at the end of this call. It has the number of updates, the number of sampled tokens
-            and others.
+        state: train state at the end of this call. It contains the numbers of updates and of sampled tokens,
+            among other things.
         is_over: True if the run has made its last update. False if the run was stopped earlier.
         seconds: duration of this call.
         output_dir: directory of the run; None if the run is not recorded.
@@ -145,8 +145,8 @@ class ReinforceTrainer:
         held_out: problems for evaluation, given as a name, file, hub id, list, `datasets.Dataset` or
             DataConfig. This argument can be used only together with `problems`. Default: `num_held_out` of
             the `problems` are held out.
-        output_dir: directory in which the run is recorded. Its layout is that of a run of the command line.
-            The directory has to be empty or new, unless `train` is called with `resume` or `overwrite`.
+        output_dir: directory in which the run is recorded, with the same files as a run from the command
+            line. The directory has to be empty or new, unless `train` is called with `resume` or `overwrite`.
             Default: the run is not recorded.
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
             precedence over the config. If the config sets `output_dir`, the run is recorded in this
@@ -373,7 +373,7 @@ class ReinforceTrainer:
 
     @contextmanager
     def _running(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """Check that the trainer can run now. If the run is recorded, hold the lock of its directory."""
+        """Check that the trainer can run, and hold the lock of the run's directory within the context."""
         if self._is_running:
             raise InputError(
                 "a loop over updates() of this trainer is still open; leave the loop with break, or close "

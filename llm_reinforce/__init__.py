@@ -68,7 +68,7 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Comparison, Evaluation, compare_evaluations, evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
-    from llm_reinforce.report import Finding, diagnose, live_report, report
+    from llm_reinforce.reports import Finding, diagnose, live_report, report
     from llm_reinforce.rewards import StepRewards, WeightedReward, combine_rewards
     from llm_reinforce.training import (
         Recipe,
@@ -146,7 +146,7 @@ _HOMES = {
     "evaluation": ["Comparison", "Evaluation", "compare_evaluations", "evaluate"],
     "policy": ["LanguagePolicy", "load_policy", "random_policy"],
     "problems": ["Problem"],
-    "report": ["Finding", "diagnose", "live_report", "report"],
+    "reports": ["Finding", "diagnose", "live_report", "report"],
     "rewards": ["StepRewards", "WeightedReward", "combine_rewards"],
     "training": ["Recipe", "ReinforceTrainer", "TrainingResult", "Update", "load_recipe"],
     "verifier": ["Verdict", "verify"],

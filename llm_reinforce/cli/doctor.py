@@ -14,7 +14,7 @@ from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.console.text import visible
 
 if TYPE_CHECKING:
-    from llm_reinforce.report import Check, Finding
+    from llm_reinforce.reports import Check, Finding
 
 STYLES = {"severe": "bold red", "moderate": "yellow", "minor": "cyan"}
 STATES = {"ok": "green", "missing": "dim", "failed": "bold red"}
@@ -35,7 +35,7 @@ def doctor(
     """
     with reported_failures("the diagnosis", debug=debug):
         if run is not None:
-            from llm_reinforce.report import diagnose
+            from llm_reinforce.reports import diagnose
 
             findings = diagnose(run)
             if as_json:
@@ -44,7 +44,7 @@ def doctor(
                 _print_findings(findings)
             return
         quieten(debug=debug)
-        from llm_reinforce.report import check_installation
+        from llm_reinforce.reports import check_installation
 
         checks = check_installation()
         if as_json:

@@ -36,8 +36,8 @@ def report(
     Several runs, or a directory written by `compare`, are shown with their curves in the same charts.
     """
     with reported_failures("the report", debug=debug):
-        from llm_reinforce.report import live_report
-        from llm_reinforce.report import report as write_report
+        from llm_reinforce.reports import live_report
+        from llm_reinforce.reports import report as write_report
 
         if not is_live:
             typer.echo(write_report(*runs, output=output, open_browser=open_browser))

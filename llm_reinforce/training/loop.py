@@ -33,7 +33,7 @@ from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
 from llm_reinforce.problems import Problem
-from llm_reinforce.report import Finding, RunFacts, WarningSigns
+from llm_reinforce.reports import Finding, RunFacts, WarningSigns
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint

@@ -20,7 +20,7 @@ from llm_reinforce.evaluation import Comparison, Criterion, Evaluation
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.processes import is_main_process
-from llm_reinforce.report import report
+from llm_reinforce.reports import report
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
 from llm_reinforce.runs.model_card import write_model_card

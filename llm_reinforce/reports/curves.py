@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from typing import Any
 
-from llm_reinforce.report.recorded_run import RecordedRun, Row
+from llm_reinforce.reports.recorded_run import RecordedRun, Row
 
 MAX_POINTS = 1_000  # points of a curve
 MAX_POINTS_OF_RUNS = 6_000  # points of the curves of one metric in all runs

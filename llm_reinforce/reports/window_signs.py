@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from llm_reinforce.report.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
 
 NUM_UPDATES = 5  # number of updates over which a sign is measured
 MIN_UPDATES = 2  # a shorter run has no signs

@@ -8,13 +8,13 @@ from typing import Any
 import yaml
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.report.evaluation_signs import memorized, one_answer, small_evaluation
-from llm_reinforce.report.examples import with_example
-from llm_reinforce.report.finding import Finding, Row, RunFacts, worst_first
-from llm_reinforce.report.recorded_run import RecordedRun, find_runs, read_run
-from llm_reinforce.report.trend_signs import collapse, trend_signs
-from llm_reinforce.report.warning_signs import few_problems
-from llm_reinforce.report.window_signs import WINDOW_SIGNS, window_of
+from llm_reinforce.reports.evaluation_signs import memorized, one_answer, small_evaluation
+from llm_reinforce.reports.examples import with_example
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, worst_first
+from llm_reinforce.reports.recorded_run import RecordedRun, find_runs, read_run
+from llm_reinforce.reports.trend_signs import collapse, trend_signs
+from llm_reinforce.reports.warning_signs import few_problems
+from llm_reinforce.reports.window_signs import WINDOW_SIGNS, window_of
 
 MUCH = 0.5  # a sign that has passed is reported if it was visible in this share of the updates
 

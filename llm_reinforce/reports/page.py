@@ -16,12 +16,12 @@ import yaml
 
 from llm_reinforce.durable_files import write_whole
 from llm_reinforce.errors import InputError
-from llm_reinforce.report.changes import changes_of
-from llm_reinforce.report.curves import CHARTS, first_and_last, run_curves
-from llm_reinforce.report.episodes import episodes_data
-from llm_reinforce.report.headline import headline
-from llm_reinforce.report.recorded_run import RecordedRun, find_runs, read_run
-from llm_reinforce.report.shown_text import shown, without_secret_entries, without_secret_settings
+from llm_reinforce.reports.changes import changes_of
+from llm_reinforce.reports.curves import CHARTS, first_and_last, run_curves
+from llm_reinforce.reports.episodes import episodes_data
+from llm_reinforce.reports.headline import headline
+from llm_reinforce.reports.recorded_run import RecordedRun, find_runs, read_run
+from llm_reinforce.reports.shown_text import shown, shown_settings, without_secret_entries
 from llm_reinforce.runs import RunSummary
 
 REPORT = "report.html"
@@ -89,7 +89,7 @@ def _details(run: RecordedRun) -> dict[str, Any]:
         "name": run.name,
         "changes": changes_of(run),
         "metrics": [(shown(name, 200), *values) for name, *values in first_and_last(run.metrics)],
-        "settings": shown(without_secret_settings(run.settings), 100_000),
+        "settings": shown_settings(run.settings),
         "environment": _flat(without_secret_entries(dict(run.environment))),
         "variance": _flat(without_secret_entries(dict(run.variance))),
     }

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
-from llm_reinforce.report.finding import Finding, Row, RunFacts, finding, finite, span
-from llm_reinforce.report.recorded_run import RecordedRun
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, span
+from llm_reinforce.reports.recorded_run import RecordedRun
 
 GAP = 0.1  # smallest gap between the accuracies on training and on held-out problems
 CONFIDENCE = 0.999  # confidence of the gap; few false alarms matter more than small gaps

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from llm_reinforce.report import RunFacts, WarningSigns
-from llm_reinforce.report.trend_signs import has_collapsed
+from llm_reinforce.reports import RunFacts, WarningSigns
+from llm_reinforce.reports.trend_signs import has_collapsed
 
 LEARNING = {
     "reward": 0.5,

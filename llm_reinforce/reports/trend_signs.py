@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from llm_reinforce.report.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
-from llm_reinforce.report.window_signs import SOLVED, ZERO
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
 MIN_TREND = 30  # number of updates of the shortest run that has a trend
 MIN_FLAT, MAX_FLAT = 0.25, 100  # a reward that does not rise is a sign after this share or number of updates

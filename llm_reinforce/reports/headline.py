@@ -6,8 +6,8 @@ from pathlib import Path
 import yaml
 
 from llm_reinforce.console.text import accuracy_title, duration, shown_accuracy
-from llm_reinforce.report.recorded_run import RecordedRun, Row
-from llm_reinforce.report.shown_text import shown
+from llm_reinforce.reports.recorded_run import RecordedRun, Row
+from llm_reinforce.reports.shown_text import shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,9 +4,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from llm_reinforce.report.finding import Finding, Row
-from llm_reinforce.report.recorded_run import RecordedRun
-from llm_reinforce.report.shown_text import shown
+from llm_reinforce.reports.finding import Finding, Row
+from llm_reinforce.reports.recorded_run import RecordedRun
+from llm_reinforce.reports.shown_text import shown
 
 MAX_PROMPT, MAX_COMPLETION = 200, 300  # characters
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from threading import Thread
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.report.page import render
-from llm_reinforce.report.recorded_run import find_runs
+from llm_reinforce.reports.page import render
+from llm_reinforce.reports.recorded_run import find_runs
 from llm_reinforce.runs.run_directory import LOGS
 
 LOOPBACK = "127.0.0.1"

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm_reinforce.report.finding import Finding, Row, RunFacts, finding, worst_first
-from llm_reinforce.report.trend_signs import collapse, trend_signs
-from llm_reinforce.report.window_signs import MAX_PATIENCE, WINDOW_SIGNS, window_of
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, worst_first
+from llm_reinforce.reports.trend_signs import collapse, trend_signs
+from llm_reinforce.reports.window_signs import MAX_PATIENCE, WINDOW_SIGNS, window_of
 
 TREND_EVERY = 20  # number of updates between two searches for trends
 KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")  # metrics of all updates

@@ -3,13 +3,15 @@
 import re
 from typing import Any
 
+import yaml
+
+from llm_reinforce.config.strict_yaml import dump_yaml
 from llm_reinforce.console.text import visible
-from llm_reinforce.errors import SECRET_NAME, texts_without_secrets
+from llm_reinforce.errors import SECRET_NAME
 
 MAX_TEXT = 4_000  # characters of a prompt or of an answer
 MAX_TOKEN = 80  # characters of a token
 _PLAIN_OR_NOT = re.compile(r"([\n\t])")
-_SECRET_LINE = re.compile(r"^(\s*(?:- )?[\"']?([\w.-]+)[\"']?\s*:\s*)(\S.*)$", re.MULTILINE)
 
 
 def shown(text: object, max_characters: int = MAX_TEXT) -> str:
@@ -27,15 +29,6 @@ def shown(text: object, max_characters: int = MAX_TEXT) -> str:
     return "".join(part if part in "\n\t" else visible(part) for part in _PLAIN_OR_NOT.split(whole))
 
 
-def without_secret_settings(settings: str) -> str:
-    """Return the text of a recipe with the values of keys such as `api_key` and `token` hidden."""
-
-    def hidden(line: re.Match[str]) -> str:
-        return f"{line[1]}(hidden)" if SECRET_NAME.search(line[2]) else line[0]
-
-    return _SECRET_LINE.sub(hidden, str(texts_without_secrets(settings)))
-
-
 def without_secret_entries(value: Any) -> Any:
     """Return nested JSON values with the values of keys such as `api_key` hidden, and harmless texts."""
     if isinstance(value, dict):
@@ -45,4 +38,12 @@ def without_secret_entries(value: Any) -> Any:
         }
     if isinstance(value, list):
         return [without_secret_entries(entry) for entry in value]
-    return shown(texts_without_secrets(value)) if isinstance(value, str) else value
+    return shown(value) if isinstance(value, str) else value
+
+
+def shown_settings(recipe: str) -> str:
+    """Return the text of a recipe, as `shown`, with the values of keys such as `api_key` hidden."""
+    try:
+        return dump_yaml(without_secret_entries(yaml.safe_load(recipe)))
+    except yaml.YAMLError:
+        return "(recipe.yaml cannot be read)"

@@ -1,4 +1,4 @@
-"""Read everything that a run has recorded, for its report."""
+"""Everything that a run has recorded, without the values of secret environment variables."""
 
 import json
 from collections.abc import Mapping
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, texts_without_secrets, without_secrets
 from llm_reinforce.runs import RunDirectory, RunSummary, list_runs, summarize_run
 
 Row = Mapping[str, Any]
@@ -84,11 +84,12 @@ def read_run(summary: RunSummary, name: str) -> RecordedRun:
 
 
 def _rows(directory: RunDirectory, name: str) -> list[Row]:
-    return [row for row in directory.rows(name) if isinstance(row, dict) and "update" in row]
+    rows: list[Row] = texts_without_secrets(directory.rows(name))
+    return [row for row in rows if isinstance(row, dict) and "update" in row]
 
 
 def _text(file: Path) -> str:
-    return file.read_text("utf-8", errors="replace") if file.is_file() else ""
+    return without_secrets(file.read_text("utf-8", errors="replace")) if file.is_file() else ""
 
 
 def _mapping(file: Path) -> Mapping[str, Any]:

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from llm_reinforce.report.recorded_run import RecordedRun, Row
-from llm_reinforce.report.shown_text import shown
+from llm_reinforce.reports.recorded_run import RecordedRun, Row
+from llm_reinforce.reports.shown_text import shown
 
 MAX_LISTED = 50  # problems of each list
 

@@ -4,6 +4,7 @@
   const NAMES = { advantage: "advantage", log_prob: "log-probability", entropy: "entropy", return: "return",
     weight: "importance weight" };
   const PAGE = 24; // cards shown at once
+  const COLUMNS = 32; // times at which one problem is shown
   const { problems, texts, rows, num_updates: numUpdates, num_shown: numShown } = DATA.episodes;
   const get = (id) => document.getElementById(id);
   const state = { shown: PAGE, ...JSON.parse(sessionStorage.getItem("episodes") || "{}") };
@@ -169,7 +170,10 @@
       get("columns").replaceChildren(element("p", { class: "label" }, "No problem is recorded at several updates."));
       return;
     }
-    get("columns").replaceChildren(...found.slice(0, 400).map((row) =>
+    const stride = Math.ceil(found.length / COLUMNS);
+    const kept = found.filter((_, index) => (found.length - 1 - index) % stride === 0); // with the last one
+    get("columns-note").textContent = stride > 1 ? `${kept.length} of the ${found.length} recorded times are shown.` : "";
+    get("columns").replaceChildren(...kept.map((row) =>
       card(row, { colored: get("color").value, title: `update ${row.update}` })));
   }
 

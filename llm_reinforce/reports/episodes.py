@@ -1,14 +1,15 @@
 """Episodes of a report: sampled completions with the numbers of each token, up to a limited size."""
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
-from llm_reinforce.report.curves import rounded
-from llm_reinforce.report.recorded_run import RecordedRun, Row
-from llm_reinforce.report.shown_text import MAX_TOKEN, shown
+from llm_reinforce.reports.curves import rounded
+from llm_reinforce.reports.recorded_run import RecordedRun, Row
+from llm_reinforce.reports.shown_text import MAX_TOKEN, shown
 
-MAX_BYTES = 2_500_000  # JSON of all episodes of a page
+MAX_BYTES = 2_500_000  # approximate size of the JSON of all episodes of a page, with …
+EPISODE_BYTES, TOKEN_BYTES = 300, 30  # … this size of an episode and of each of its tokens
 MAX_TOKENS = 2_000  # tokens of a completion
 NUM_TRACKED = 20  # problems whose answers are recorded at every evaluation
 
@@ -29,10 +30,11 @@ class _Table:
         self.values: list[Any] = []
         self._index: dict[str, int] = {}
 
-    def index(self, key: str, value: Any) -> int:
+    def index(self, key: str, value: Callable[[], Any]) -> int:
+        """Return the index of the value with this key. If the key is new, add the value."""
         if key not in self._index:
             self._index[key] = len(self.values)
-            self.values.append(value)
+            self.values.append(value())
         return self._index[key]
 
 
@@ -44,42 +46,43 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
         answer; `num_updates` and `num_shown`: number of recorded updates, and of those that are on the page.
     """
     problems, texts = _Table(), _Table()
-    by_update: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    rows: list[dict[str, Any]] = []
+    num_updates = num_shown = 0
     for place, run in enumerate(runs):
-        for row in run.episodes:
-            by_update.setdefault((place, row["update"]), []).append(_episode(row, place, problems, texts))
-    kept = _thinned(by_update, len(runs))
-    answers = [row for place, run in enumerate(runs) for row in _answers(run, place, problems)]
+        kept = _thinned(run.episodes, MAX_BYTES // len(runs))
+        rows += [_episode(row, place, problems, texts) for row in run.episodes if row["update"] in kept]
+        rows += _answers(run, place, problems)
+        num_updates += len({row["update"] for row in run.episodes})
+        num_shown += len(kept)
     return {
         "problems": problems.values,
         "texts": texts.values,
-        "rows": [row for key in kept for row in by_update[key]] + answers,
-        "num_updates": len(by_update),
-        "num_shown": len(kept),
+        "rows": rows,
+        "num_updates": num_updates,
+        "num_shown": num_shown,
     }
 
 
-def _thinned(by_update: dict[tuple[int, int], list[dict[str, Any]]], num_runs: int) -> list[tuple[int, int]]:
-    """Return the runs and updates whose episodes fit on the page.
+def _thinned(episodes: Sequence[Row], max_bytes: int) -> set[int]:
+    """Return the updates whose episodes fit on the page.
 
-    Each run has an equal part of the page. Its first and its last update are kept, and those between them
-    are at equal distances.
+    The first and the last update are kept, and those between them are at equal distances.
     """
-    kept = []
-    for place in range(num_runs):
-        keys = sorted(key for key in by_update if key[0] == place)
-        size = sum(len(json.dumps(row)) for key in keys for row in by_update[key])
-        stride = max(1, -(-size * num_runs // MAX_BYTES))
-        chosen = {*keys[::stride], *keys[-1:]}
-        kept += [key for key in keys if key in chosen]
-    return kept
+    updates = sorted({row["update"] for row in episodes})
+    size = sum(EPISODE_BYTES + TOKEN_BYTES * len(row.get("tokens") or []) for row in episodes)
+    stride = max(1, -(-size // max_bytes))
+    return {*updates[::stride], *updates[-1:]}
 
 
 def _problem(row: Row, problems: _Table) -> int:
-    name, prompt = str(row.get("problem", row.get("id", ""))), shown(row.get("prompt", ""))
-    answer = shown(row.get("answer", ""))
+    name, prompt = str(row.get("problem", row.get("id", ""))), str(row.get("prompt", ""))
     return problems.index(
-        f"{name}\0{prompt}", {"id": shown(name, MAX_TOKEN), "prompt": prompt, "answer": answer}
+        f"{name}\0{prompt}",
+        lambda: {
+            "id": shown(name, MAX_TOKEN),
+            "prompt": shown(prompt),
+            "answer": shown(row.get("answer", "")),
+        },
     )
 
 
@@ -99,7 +102,9 @@ def _episode(row: Row, place: int, problems: _Table, texts: _Table) -> dict[str,
     }
     if not tokens:
         return {**episode, "text": shown(row.get("completion", ""))}
-    episode["tokens"] = [texts.index(token, shown(token, MAX_TOKEN)) for token in tokens[:MAX_TOKENS]]
+    episode["tokens"] = [
+        texts.index(token, partial(shown, token, MAX_TOKEN)) for token in tokens[:MAX_TOKENS]
+    ]
     if len(tokens) > MAX_TOKENS:
         episode["num_tokens"] = len(tokens)
     for column, name in TOKEN_VALUES.items():

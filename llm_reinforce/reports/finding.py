@@ -38,7 +38,7 @@ EXPLAINED_BY = {
     "learning_rate_low": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
     "noisy_updates": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
     "exploding_gradient": {"not_finite"},
-    "reward_hacking": {"collapse"},
+    "collapse": {"reward_hacking"},
     "one_answer": {"no_reward"},
 }
 

@@ -173,14 +173,13 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Find steps that together hardly move the weights, in a run whose reward does not rise."""
     steps, reward = finite(rows, "step/relative_norm"), _flat_reward(rows, facts)
-    if not steps or reward is None or not sum(steps) < SHORT_PATH:
+    if not steps or reward is None or not _path(rows) < SHORT_PATH:
         return None
     return finding(
         "learning_rate_low",
         rows,
-        f"all steps together move the weights by at most {sum(steps):.2g} of their norm, and the reward does "
-        "not "
-        f"rise in {span(rows)}",
+        f"all steps together move the weights by at most {_path(rows):.2g} of their norm, and the reward "
+        f"does not rise in {span(rows)}",
         f"start a new run with a training.learning_rate of {_rate(rows) * 10:.2g} instead of "
         f"{_rate(rows):.2g}",
         [*_movement(rows), *_signal(rows, facts), f"reward: {reward}"],
@@ -194,7 +193,7 @@ def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     if reward is None or len(shares) < 3 * MEMORY:
         return None
     share, error = signal_of(shares)
-    if share > 2.0 * error or sum(steps) < SHORT_PATH or median(steps) >= LONG_STEP:
+    if share > 2.0 * error or _path(rows) < SHORT_PATH or median(steps) >= LONG_STEP:
         return None
     return finding(
         "noisy_updates",
@@ -265,6 +264,11 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
 def _movement(rows: Sequence[Row]) -> list[str]:
     steps = finite(rows, "step/relative_norm")
     return [f"norm of a step relative to the weights: median {median(steps):.2g}"] if steps else []
+
+
+def _path(rows: Sequence[Row]) -> float:
+    """Return the sum of the norms of all steps, relative to the weights."""
+    return fmean(finite(rows, "step/relative_norm")) * len(rows)
 
 
 def _rate(rows: Sequence[Row]) -> float:

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+# The statistics of a large policy take 0.6 s per 100 million weights on one core, so they are not computed in
+# every update.
+LARGE, EVERY = 10_000_000, 5
 LEAST = 1e-9  # if mean_of_noise is closer to 1 than this number, the signal share has no value
 
 
@@ -27,7 +30,10 @@ class StepStatistics:
 
 
 def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
-    """Return the statistics of the latest step of Adam or AdamW; None if no weight has been updated.
+    """Return the statistics of the latest step of Adam or AdamW.
+
+    The result is None if no weight has been updated. With more than `LARGE` weights, it is None except in
+    every `EVERY`-th step of the optimizer.
 
     The norm of the step is that of
 
@@ -35,6 +41,8 @@ def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
 
     over all weights. It does not contain weight decay.
     """
+    if not _is_due(optimizer):
+        return None
     step, weights, mean, square = 0.0, 0.0, 0.0, 0.0
     of_noise = 1.0
     for group in optimizer.param_groups:
@@ -57,6 +65,14 @@ def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
     if not weights:
         return None
     return StepStatistics(math.sqrt(step / weights), signal_share(mean, square, of_noise))
+
+
+def _is_due(optimizer: torch.optim.Optimizer) -> bool:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if sum(parameter.numel() for parameter in parameters) <= LARGE:
+        return True
+    steps = [int(optimizer.state[each]["step"]) for each in parameters if optimizer.state.get(each)]
+    return bool(steps) and max(steps) % EVERY == 0
 
 
 def mean_of_noise(beta_1: float, num_steps: int) -> float:

@@ -32,9 +32,10 @@ SEVERITIES: dict[str, Severity] = {
 }
 # kinds that a more severe finding explains; they are not reported beside it
 EXPLAINED_BY = {
-    "equal_rewards": {"no_reward"},
-    "zero_gradient": {"no_reward", "equal_rewards"},
+    "equal_rewards": {"no_reward", "collapse"},
+    "zero_gradient": {"no_reward", "equal_rewards", "collapse"},
     "no_spread": {"no_reward", "equal_rewards", "zero_gradient", "collapse"},
+    "learning_rate_high": {"collapse"},
     "learning_rate_low": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
     "noisy_updates": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
     "exploding_gradient": {"not_finite"},

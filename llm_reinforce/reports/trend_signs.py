@@ -252,12 +252,14 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
     if len(shares) < 3 * MEMORY:
         return []
     share, error = signal_of(shares)
-    limit = min(1.0, max(share, 0.0) + 2.0 * error)
-    least = noise_scale(limit, facts.num_episodes) if limit > 0 else math.inf
+    is_measured = share > 2.0 * error
+    episodes = noise_scale(
+        min(1.0, share if is_measured else max(share, 0.0) + 2.0 * error), facts.num_episodes
+    )
     return [
-        f"signal share of the gradient {share:.1%} ± {error:.1%}: an update has {facts.num_episodes:,} "
-        "episodes, and "
-        f"signal equals noise at {least:,.0f} episodes or more"
+        f"signal share of the gradient {share:.1%} ± {error:.1%}",
+        f"an update has {facts.num_episodes:,} episodes; signal equals noise at "
+        + (f"about {episodes:,.0f} episodes" if is_measured else f"{episodes:,.0f} episodes or more"),
     ]
 
 

@@ -108,7 +108,10 @@ def test_healthy_run_has_no_finding() -> None:
         ("no_spread", {"frac_reward_zero_std": 0.99, "accuracy": 0.4, "reward": noise(0.4)}),
         ("steps_rounded", {"frac_weights_changed": 0.03}),
         ("sampler_mismatch", {"sampling/sampling_logp_difference/max": 0.3}),
-        ("exploding_gradient", {"grad_norm": lambda update: 1.1**update, "accuracy": noise(0.4), "reward": 0.4}),
+        (
+            "exploding_gradient",
+            {"grad_norm": lambda update: 1.1**update, "accuracy": noise(0.4), "reward": 0.4},
+        ),
         ("learning_rate_high", {"step/relative_norm": 0.05, "accuracy": noise(0.4), "reward": noise(0.4)}),
         ("learning_rate_low", {"step/relative_norm": 1e-6, "accuracy": noise(0.4), "reward": noise(0.4)}),
         ("noisy_updates", {"step/signal_share": noise(0.0), "accuracy": noise(0.4), "reward": noise(0.4)}),

@@ -24,9 +24,9 @@ SEVERITIES: dict[str, Severity] = {
     "no_spread": "moderate",
     "learning_rate_high": "moderate",
     "learning_rate_low": "moderate",
-    "noisy_updates": "moderate",
     "exploding_gradient": "moderate",
     "memorized": "moderate",
+    "noisy_updates": "minor",
     "few_problems": "minor",
     "small_evaluation": "minor",
 }

@@ -12,7 +12,7 @@ from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finit
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
 MIN_TREND = 30  # number of updates of the shortest run that has a trend
-MIN_FLAT, MAX_FLAT = 0.25, 100  # a reward that does not rise is a sign after this share or number of updates
+MIN_FLAT, MAX_FLAT = 0.5, 100  # a reward that does not rise is a sign after this share or number of updates
 NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not chance
 COLLAPSED = 0.5  # a collapse is a loss of accuracy to below this share of the highest accuracy
 FLAT = 0.05  # a change of accuracy that is surely below this number is none

@@ -17,6 +17,7 @@ from llm_reinforce.durable_files import write_whole
 from llm_reinforce.errors import InputError
 from llm_reinforce.reports.changes import changes_of
 from llm_reinforce.reports.curves import CHARTS, first_and_last, run_curves
+from llm_reinforce.reports.diagnosis import diagnose
 from llm_reinforce.reports.episodes import episodes_data
 from llm_reinforce.reports.headline import headline
 from llm_reinforce.reports.recorded_run import RecordedRun, find_runs, read_run
@@ -86,6 +87,7 @@ def _details(run: RecordedRun) -> dict[str, Any]:
     """Return the parts of a run that the template shows as text."""
     return {
         "name": run.name,
+        "findings": diagnose(run),
         "changes": changes_of(run),
         "metrics": [(shown(name, 200), *values) for name, *values in first_and_last(run.metrics)],
         "settings": shown_settings(run.settings),

@@ -60,7 +60,7 @@ class TrainingResult:
             `####`, as in GSM8K, and counts only such answers as correct. Empty if there is only one
             evaluation.
         warnings: signs that the policy did not learn, one sentence each, such as a gradient that was zero in
-            several updates in a row. They were also shown during the run.
+            several updates in a row. During the run, the worst sign found after an update is also shown.
         policy: the trained policy.
         state: train state at the end of this call. It contains the numbers of updates and of sampled tokens,
             among other things.

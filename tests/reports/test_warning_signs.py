@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from llm_reinforce.training.warning_signs import WarningSigns, has_collapsed
+from llm_reinforce.reports import RunFacts, WarningSigns
+from llm_reinforce.reports.trend_signs import has_collapsed
 
 LEARNING = {
     "reward": 0.5,
@@ -19,12 +20,9 @@ LEARNING = {
 
 def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
     """Return the sentences that updates with these metrics cause, with 128 episodes each."""
-    signs = WarningSigns(1000, 16, 8, num_updates)
-    said = [
-        sentence
-        for number, changed in enumerate(updates, 1)
-        for sentence in signs.add({**LEARNING, "update": number, **changed})
-    ]
+    signs = WarningSigns(RunFacts(1000, 16, 8, num_updates))
+    added = [signs.add({**LEARNING, "update": number, **row}) for number, row in enumerate(updates, 1)]
+    said = [finding.text for finding in added if finding is not None]
     assert said == list(signs.sentences)
     return said
 
@@ -37,6 +35,12 @@ def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
         ({"grad_norm": 0.0}, "the gradient is zero in updates 1–5"),
         ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–5 are truncated"),
         ({"num_unscored": 32}, "25% of the episodes in updates 1–5 could not be scored"),
+        ({"grad_norm": None}, "the gradients of 5 of 5 updates in updates 1–5 are not finite"),
+        ({"frac_weights_changed": 0.02}, "only 2.00% of the weights with a gradient changed"),
+        ({"sampling/sampling_logp_difference/max": 0.5}, "differs by up to 0.5 nats in updates 1–5"),
+        ({"frac_reward_zero_std": 0.97}, "97% of the problems in updates 1–5 have equal rewards"),
+        ({"entropy": 1e-4, "accuracy": 0.2, "reward": 0.2}, "no longer explores"),
+        ({"reward": 0.0, "reward_std": 0.0, "accuracy": 0.0}, "no answer is right"),
     ],
 )
 def test_each_sign_is_reported_once(changed: dict[str, Any], words: str) -> None:
@@ -63,13 +67,14 @@ def test_collapse() -> None:
 
 def test_success_and_missing_numbers_are_no_signs() -> None:
     assert not found(*[{"accuracy": 1.0, "reward": 1.0, "reward_std": 0.0, "grad_norm": 0.0}] * 10)
-    assert not found(*[{"reward": None, "grad_norm": None, "completions/clipped_ratio": None}] * 10)
+    assert not found(*[{"reward": None, "completions/clipped_ratio": None}] * 10)
 
 
 def test_fewer_problems_than_an_update_asks_for() -> None:
-    signs = WarningSigns(3, 16, 8, 100)
-    (sentence,) = signs.before_first_update()
-    assert "asks for 16 problems, but there are only 3 training problems" in sentence
-    assert signs.before_first_update() == []
-    assert signs.sentences == (sentence,)
-    assert WarningSigns(16, 16, 8, 100).before_first_update() == []
+    signs = WarningSigns(RunFacts(3, 16, 8, 100))
+    finding = signs.before_first_update()
+    assert finding is not None
+    assert "asks for 16 problems, but there are only 3 training problems" in finding.sentence
+    assert signs.before_first_update() is None
+    assert signs.sentences == (finding.text,)
+    assert WarningSigns(RunFacts(16, 16, 8, 100)).before_first_update() is None

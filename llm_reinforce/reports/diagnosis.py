@@ -5,8 +5,6 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from llm_reinforce.errors import InputError
 from llm_reinforce.reports.evaluation_signs import memorized, one_answer, small_evaluation
 from llm_reinforce.reports.examples import with_example
@@ -43,7 +41,7 @@ def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
 
 def facts_of(run: RecordedRun) -> RunFacts:
     """Return the settings of a run that a diagnosis needs; unreadable settings have defaults."""
-    settings = _mapping(_parsed(run.settings))
+    settings = run.settings or {}
     reinforce, training = _mapping(settings.get("reinforce")), _mapping(settings.get("training"))
     counted = _mapping(_mapping(run.environment.get("data")).get("training")).get("num_problems")
     is_full = _mapping(settings.get("policy")).get("dtype", "float32") == "float32"
@@ -91,13 +89,6 @@ def _stretches(visible: Sequence[bool]) -> Iterator[tuple[int, int]]:
         elif not each and first is not None:
             yield first, index
             first = None
-
-
-def _parsed(settings: str) -> Any:
-    try:
-        return yaml.safe_load(settings)
-    except yaml.YAMLError:
-        return {}
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -20,11 +20,10 @@ from llm_reinforce.reports.trend_signs import noise_scale
 from llm_reinforce.runs import RunSummary
 from tests.reports.made_up_run import write_run
 
-SETTINGS = """\
-policy: {dtype: float32}
-reinforce: {problems_per_update: 16, episodes_per_problem: 8}
-training: {num_updates: 60}
-"""
+SETTINGS = {
+    "reinforce": {"problems_per_update": 16, "episodes_per_problem": 8},
+    "training": {"num_updates": 60},
+}
 
 
 def healthy(update: int, random: Random, **changes: Any) -> dict[str, Any]:
@@ -137,7 +136,7 @@ def test_a_symptom_that_has_passed_is_not_reported() -> None:
 def test_flat_reward_that_is_measured_too_early_is_no_symptom() -> None:
     flat = {"step/relative_norm": 1e-6, "accuracy": noise(0.4), "reward": noise(0.4)}
     assert only(recorded(40, **flat)).kind == "learning_rate_low"
-    settings = SETTINGS.replace("60", "1000")
+    settings = SETTINGS | {"training": {"num_updates": 1000}}
     assert diagnose(recorded(40, files={"settings": settings}, **flat)) == ()
 
 

@@ -53,7 +53,8 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     if len({changed.render_prompt(PROBE) for _ in range(NUM_RENDERED)}) > 1:
         raise InputError(
             "the chat template of the policy renders the same prompt differently each time, so a run could "
-            "not be repeated; remove the random choice from the template, or set policy.use_chat_template: false"
+            "not be repeated; remove the random choice from the template, or set "
+            "policy.use_chat_template: false"
         )
     for text in () if changed.system_prompt is None else (changed.system_prompt.strip(), REPLY):
         if text not in replace(changed, system_prompt=text).render_prompt(PROBE):

@@ -9,6 +9,7 @@ NUM_UPDATES = 5  # number of updates over which a sign is measured
 MIN_UPDATES = 2  # a shorter run has no signs
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
 MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
+FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
 NUM_ERRORS = 4.0  # a collapse is a loss of accuracy of more than this number of standard errors, …
 COLLAPSED = 0.5  # … to below this share of the earlier accuracy
 
@@ -23,7 +24,8 @@ class WarningSigns:
         problems_per_update: number of problems of an update.
         episodes_per_problem: number of episodes of each problem of an update.
         num_updates: number of updates of the run. A run of fewer than `NUM_UPDATES` updates is measured over
-            all its updates.
+            all its updates. Truncation is measured over twice as many updates, at least `NUM_UPDATES`, because
+            a policy with random weights first has to learn to end its completions.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class WarningSigns:
         self._num_problems, self._problems_per_update = num_problems, problems_per_update
         self._num_episodes = problems_per_update * episodes_per_problem
         self._rows: deque[Row] = deque(maxlen=max(MIN_UPDATES, min(NUM_UPDATES, num_updates)))
+        self._longer: deque[Row] = deque(maxlen=max(NUM_UPDATES, min(2 * NUM_UPDATES, num_updates)))
         self._best: tuple[float, int] | None = None  # highest accuracy so far, and its number of episodes
         self._found: dict[str, str] = {}
 
@@ -54,9 +57,12 @@ class WarningSigns:
     def add(self, row: Row) -> list[str]:
         """Add the metrics of the next update, and return the sentences of the signs that it completes."""
         self._rows.append(row)
+        self._longer.append(row)
         full = len(self._rows) == self._rows.maxlen
         rows = list(self._rows)
         signs = dict(_signs(rows, self._num_episodes)) if full else {}
+        if len(self._longer) == self._longer.maxlen and (sentence := _truncation(list(self._longer))):
+            signs["truncation"] = sentence
         # the first update is compared too, because its episodes are those of the initial policy
         compared = rows if full else rows[:1]
         accuracy, count = _mean(compared, "accuracy"), len(compared) * self._num_episodes
@@ -68,6 +74,8 @@ class WarningSigns:
             )
         if self._best is None or accuracy > self._best[0]:
             self._best = accuracy, count
+        if "collapse" in {**self._found, **signs}:  # it explains these signs
+            signs = {kind: signs[kind] for kind in signs if kind not in ("no_gradient", "truncation")}
         return self._unseen(signs)
 
     def _unseen(self, signs: Mapping[str, str]) -> list[str]:
@@ -93,14 +101,6 @@ def _signs(rows: Sequence[Row], num_episodes: int) -> Iterator[tuple[str, str]]:
     """Yield the kind and the sentence of each sign in the metrics of successive updates."""
     if sentence := _no_gradient(rows):
         yield "no_gradient", sentence
-    truncated = _mean(rows, "completions/clipped_ratio")
-    if truncated >= MANY_TRUNCATED:
-        yield (
-            "truncation",
-            f"{truncated:.0%} of the completions in {_span(rows)} are truncated by "
-            "sampling.max_new_tokens, so most of them have no answer and no end token; raise "
-            "sampling.max_new_tokens, or prompt or reward shorter answers",
-        )
     unscored = _mean(rows, "num_unscored") / num_episodes
     if unscored >= MANY_UNSCORED:
         yield (
@@ -108,6 +108,19 @@ def _signs(rows: Sequence[Row], num_episodes: int) -> Iterator[tuple[str, str]]:
             f"{unscored:.0%} of the episodes in {_span(rows)} could not be scored and are left out of the "
             "updates; fix the reward function, whose failures are in episodes.jsonl",
         )
+
+
+def _truncation(rows: Sequence[Row]) -> str | None:
+    """Return a sentence if most completions are truncated and their share does not fall."""
+    half = len(rows) // 2
+    before, truncated = (_mean(part, "completions/clipped_ratio") for part in (rows[:half], rows[half:]))
+    if not truncated >= max(MANY_TRUNCATED, FALLING * before):  # False if a share is missing
+        return None
+    return (
+        f"{truncated:.0%} of the completions in {_span(rows[half:])} are truncated by "
+        "sampling.max_new_tokens, so most of them have no answer and no end token; raise "
+        "sampling.max_new_tokens, or prompt or reward shorter answers"
+    )
 
 
 def _no_gradient(rows: Sequence[Row]) -> str | None:

@@ -109,6 +109,7 @@ def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
         ["recipes", "validate", "quickstart"],
         ["recipes", "keys", "sampling"],
         ["runs", "list"],
+        ["report", "missing"],
         ["train", "missing.yaml"],
         ["train", "quickstart", "--set", "trainin.num_updates=2"],
     ],
@@ -135,7 +136,9 @@ def test_commands_are_imported_without_the_settings() -> None:
 
 
 def test_help_names_the_default_length() -> None:
-    assert f"or {MAX_NEW_TOKENS} if" in " ".join(command("evaluate", "--help").stdout.replace("│", "").split())
+    assert f"or {MAX_NEW_TOKENS} if" in " ".join(
+        command("evaluate", "--help").stdout.replace("│", "").split()
+    )
 
 
 def test_libraries_are_quiet() -> None:

@@ -84,11 +84,10 @@ def train(
         from llm_reinforce.runs import RunDirectory
 
         directory = RunDirectory(Path(loaded.output_dir).expanduser())
-        if is_main_process():
-            if not dry_run:
-                directory.check(resume=resume, overwrite=overwrite)
-                if overwrite:
-                    _confirm_overwrite(directory)
+        if is_main_process() and not dry_run:
+            directory.check(resume=resume, overwrite=overwrite)
+            if overwrite:
+                _confirm_overwrite(directory)
         keep_freed_memory()
         if dry_run:
             _dry_run(loaded, directory, resume=resume, overwrite=overwrite)

@@ -202,7 +202,7 @@ def sample(
         plain=plain,
     )
     templated = in_template(
-        [Problem(prompt, "", id=prompt) for prompt in prompts], prompting.template or "{prompt}"
+        [Problem(prompt, id=prompt) for prompt in prompts], prompting.template or "{prompt}"
     )
     check_prompts_fit(loaded, templated, prompting.max_new_tokens)
     for sentence in check_prompts(loaded, templated):

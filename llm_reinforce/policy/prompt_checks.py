@@ -1,4 +1,4 @@
-"""Check that the policy reads what the user thinks it reads: chat template, prompts and end tokens."""
+"""Checks of chat template, prompts and end tokens, so that the policy reads what the user expects."""
 
 import datetime
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from llm_reinforce.policy.chat_templates import (
     end_of_turn_token,
     prints_date,
 )
-from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+from llm_reinforce.policy.language_policy import LanguagePolicy, Prompt, TokenIds
 from llm_reinforce.problems import Problem
 
 NUM_COMPARED = 1_000  # number of prompts whose tokens are compared with each other
@@ -26,11 +26,11 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     """Return the policy with other settings of its chat template, after checking the template.
 
     Settings that are None are not changed. If the template prints the current date and the policy has no date
-    yet, the date of today is fixed. A template that prints no date ignores the date.
+    yet, today's date is fixed. A template that prints no date ignores the date.
 
     Raises:
         InputError: if the policy does not use a chat template, if the template does not use an argument, if
-            it drops or changes the text of the user or is random, or if the date is not valid.
+            it drops or changes the user's message or is random, or if the date is not valid.
     """
     if not policy.uses_chat_template:
         for name in ("system_prompt", "chat_template_kwargs"):
@@ -93,10 +93,12 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
     Raises:
         InputError: if all prompts consist of the same tokens although their texts differ.
     """
+    distinct = {problem.prompt: problem.policy_prompt for problem in reversed(problems)}
     prompts = list(dict.fromkeys(problem.prompt for problem in problems))[:NUM_COMPARED]
     if not prompts:
         return []
-    encoded = policy.encode_prompts(prompts)
+    given = [distinct[prompt] for prompt in prompts]
+    encoded = policy.encode_prompts(given)
     num_distinct = len(set(encoded))
     if num_distinct == 1 < len(prompts):
         raise InputError(
@@ -109,18 +111,27 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
             f"{len(prompts):,} different prompts become only {num_distinct:,} different sequences of tokens, "
             "because the tokenizer does not distinguish all characters"
         )
-    notes += _notes_on_changed_texts(policy, prompts, encoded)
+    texts = [_texts(prompt) for prompt in given]
+    notes += _notes_on_changed_texts(policy, texts, encoded)
     if opened := policy.opened_reasoning(encoded[0]):
         notes.append(
-            f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes it"
+            f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes the "
+            "reasoning block"
         )
     if policy.uses_chat_template:
-        return [*notes, *_notes_on_special_tokens(policy, prompts), *_notes_on_messages(policy)]
+        return [*notes, *_notes_on_special_tokens(policy, texts), *_notes_on_messages(policy)]
     return [*notes, *_notes_on_added_tokens(policy, prompts[0], encoded[0])]
 
 
+def _texts(prompt: Prompt) -> list[str]:
+    """Return the text of a prompt, or the texts of its messages, except those of the assistant."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return [str(message["content"]) for message in prompt if message["role"] != "assistant"]
+
+
 def _notes_on_changed_texts(
-    policy: LanguagePolicy, prompts: Sequence[str], encoded: Sequence[TokenIds]
+    policy: LanguagePolicy, prompts: Sequence[Sequence[str]], encoded: Sequence[TokenIds]
 ) -> list[str]:
     """Return a note about prompts whose tokens have another text, if there are any.
 
@@ -131,28 +142,28 @@ def _notes_on_changed_texts(
         [list(token_ids) for token_ids in encoded], clean_up_tokenization_spaces=False
     )
     changed = [
-        (prompt, text)
-        for prompt, text in zip(prompts, read, strict=True)
-        if "".join(prompt.split()) not in "".join(text.split())
+        (text, whole)
+        for texts, whole in zip(prompts, read, strict=True)
+        for text in texts
+        if "".join(text.split()) not in "".join(whole.split())
     ]
     if not changed:
         return []
-    prompt, text = (repr(each if len(each) <= MAX_SHOWN else each[:MAX_SHOWN] + "…") for each in changed[0])
-    return [
-        f"the tokenizer changes {len(changed):,} of {len(prompts):,} prompts: it reads {prompt} as {text}"
-    ]
+    text, whole = (repr(each if len(each) <= MAX_SHOWN else each[:MAX_SHOWN] + "…") for each in changed[0])
+    count = f"{len(changed):,} of {len(prompts):,}"
+    return [f"the tokenizer changes the text of prompts ({count}): it reads {text} as {whole}"]
 
 
-def _notes_on_special_tokens(policy: LanguagePolicy, prompts: Sequence[str]) -> list[str]:
+def _notes_on_special_tokens(policy: LanguagePolicy, prompts: Sequence[Sequence[str]]) -> list[str]:
     """Return a note about texts of the user that contain special tokens, if there are any."""
     special = set(policy.tokenizer.all_special_tokens)
     special |= {str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special}
-    found = [(token, prompt) for prompt in prompts for token in special if token and token in prompt]
-    if not found:
+    found = [{token for text in texts for token in special if token and token in text} for texts in prompts]
+    if not any(found):
         return []
-    num_prompts = len({prompt for _, prompt in found})
+    token = min(next(filter(None, found)))
     return [
-        f"{num_prompts:,} of {len(prompts):,} prompts contain special tokens, such as {found[0][0]}, "
+        f"{sum(map(bool, found)):,} of {len(prompts):,} prompts contain special tokens, such as {token}, "
         "although the chat template adds its own; if these prompts are already rendered, set "
         "policy.use_chat_template: false"
     ]
@@ -184,4 +195,4 @@ def _notes_on_messages(policy: LanguagePolicy) -> list[str]:
 
 def first_prompt(policy: LanguagePolicy, problems: Sequence[Problem]) -> str:
     """Return the prompt of the first problem as the policy reads it, with special tokens."""
-    return policy.decode(policy.encode_prompt(problems[0].prompt))
+    return policy.decode(policy.encode_prompt(problems[0].policy_prompt))

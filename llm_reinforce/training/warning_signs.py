@@ -1,4 +1,4 @@
-"""Signs in the metrics of a run that the policy does not learn."""
+"""Warning signs in the metrics of a run, which suggest that the policy is not learning."""
 
 import math
 from collections import deque
@@ -17,15 +17,15 @@ Row = Mapping[str, Any]
 
 
 class WarningSigns:
-    """Find the signs while the run goes on. Each kind of sign is found once.
+    """Find the warning signs during a run. Each kind of sign is reported only once.
 
     Args:
         num_problems: number of training problems.
         problems_per_update: number of problems of an update.
         episodes_per_problem: number of episodes of each problem of an update.
         num_updates: number of updates of the run. A run of fewer than `NUM_UPDATES` updates is measured over
-            all its updates. Truncation is measured over twice as many updates, at least `NUM_UPDATES`, because
-            a policy with random weights first has to learn to end its completions.
+            all its updates. Truncation is measured over twice as many updates, at least `NUM_UPDATES`,
+            because a policy with random weights first has to learn to end its completions.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class WarningSigns:
         return self._unseen(signs)
 
     def add(self, row: Row) -> list[str]:
-        """Add the metrics of the next update, and return the sentences of the signs that it completes."""
+        """Add the metrics of the next update, and return the sentences of the signs that are new."""
         self._rows.append(row)
         self._longer.append(row)
         full = len(self._rows) == self._rows.maxlen

@@ -20,7 +20,7 @@ from typer.testing import CliRunner, Result
 
 from llm_reinforce.cli import app, interruption
 from llm_reinforce.cli.recipes import first_sentence
-from llm_reinforce.config import WarmStartConfig, load_config
+from llm_reinforce.config import MAX_NEW_TOKENS, WarmStartConfig, load_config
 from llm_reinforce.config import recipe_file as recipe_module
 from llm_reinforce.console.evaluation_tables import comparison_table, measures_table
 from llm_reinforce.console.messages import note
@@ -126,6 +126,19 @@ def test_commands_without_a_model_import_no_slow_library(arguments: list[str], t
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_commands_are_imported_without_the_settings() -> None:
+    """The first line of `train` appears before the settings are imported, which takes half a second."""
+    code = "import sys, llm_reinforce.cli; print({'pydantic', 'yaml'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n"
+
+
+def test_help_names_the_default_length() -> None:
+    assert f"or {MAX_NEW_TOKENS} if" in " ".join(
+        command("evaluate", "--help").stdout.replace("│", "").split()
+    )
 
 
 def test_libraries_are_quiet() -> None:

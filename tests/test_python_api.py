@@ -164,6 +164,23 @@ def test_a_trainer_without_a_directory_continues_until_its_run_is_over() -> None
             save()
 
 
+def test_held_out_problems_of_a_run_can_be_evaluated_again(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "sums.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in SUMS))
+    template = "={prompt}"
+    trainer = ReinforceTrainer(
+        own_model(), str(data), output_dir=run, progress=False, template=template, **SMALL
+    )
+    result = trainer.train()
+    held_out = ReinforceTrainer(config=load_recipe(run).config).held_out
+    again = evaluate(run, held_out, template="{prompt}")
+    assert again.answers == result.after["greedy"].answers
+    lines = str(result).splitlines()
+    assert lines[0] == f"finished after update 3, with {result.state.num_tokens} sampled tokens"
+    assert lines[1].endswith("after, on 10 problems")
+    assert lines[-1] == f"recorded in {run}"
+
+
 def test_the_result_of_a_resumed_loop_has_the_first_evaluation_of_the_run(tmp_path: Path) -> None:
     def trainer(**settings: Any) -> ReinforceTrainer:
         evaluation = {"every": 1}

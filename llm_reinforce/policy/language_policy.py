@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -121,12 +120,13 @@ class LanguagePolicy:
             messages = [{"role": "system", "content": self.system_prompt}, *chat]
         try:
             text = render_chat(self.tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
-        # some templates do not support system turns, or expect the content of a turn to be a list
-        except (TemplateError, TypeError) as error:
+        # some templates do not support system turns, expect a list as content, or are wrong
+        except Exception as error:
             turns = " and ".join(dict.fromkeys(message["role"] for message in messages))
+            remedy = " or remove policy.system_prompt" * (self.system_prompt is not None)
             raise InputError(
                 f"the chat template of the policy does not accept a {turns} turn: {error}; set "
-                "policy.use_chat_template: false or remove policy.system_prompt"
+                f"policy.use_chat_template: false{remedy}"
             ) from error
         # a template may leave out the reasoning in messages of the assistant
         kept = (each["content"].strip() for each in chat if each["role"] != "assistant")

@@ -13,6 +13,7 @@ NUM_UPDATES = 5  # number of updates over which a sign is measured
 MIN_UPDATES = 2  # a shorter run has no signs
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
 MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
+FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
 PATIENCE, MAX_PATIENCE = 20, 50  # patient signs: a 20th of the run's updates, at most 50
 NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
@@ -129,10 +130,15 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which most of the completions are truncated."""
-    truncated = mean(rows, "completions/clipped_ratio")
-    if not truncated >= MANY_TRUNCATED:
+    """Find updates in which most of the completions are truncated, and their share does not fall.
+
+    A policy with random weights first has to learn to end its completions.
+    """
+    half = len(rows) // 2
+    before, truncated = (mean(part, "completions/clipped_ratio") for part in (rows[:half], rows[half:]))
+    if not truncated >= max(MANY_TRUNCATED, FALLING * before):  # False if a share is missing
         return None
+    rows = rows[half:]
     return finding(
         "truncation",
         rows,
@@ -249,6 +255,8 @@ PATIENT = {
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
     """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
+    if sign is truncation:  # needs two halves
+        window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
     return max(window, min(facts.num_updates // PATIENCE, MAX_PATIENCE)) if sign in PATIENT else window
 
 

@@ -190,7 +190,7 @@ def test_prompts_that_become_the_same_tokens_are_reported() -> None:
         InputError, match="all prompts become the same tokens, '0=', although their texts differ"
     ):
         check_prompts(policy, [Problem("1=", "1"), Problem("2=", "2")])
-    (note,) = check_prompts(policy, [Problem(text, "1") for text in ("1=", "2=", "3+")])
+    note, _ = check_prompts(policy, [Problem(text, "1") for text in ("1=", "2=", "3+")])
     assert note.startswith("3 different prompts become only 2 different sequences of tokens")
 
 
@@ -198,6 +198,35 @@ def _replacing(pattern: str, text: str) -> Any:
     from tokenizers import Regex, normalizers
 
     return normalizers.Replace(Regex(pattern), text)
+
+
+def test_prompts_that_the_tokenizer_changes_are_reported() -> None:
+    policy = new_policy(None)
+    problems = [Problem("3-4=", "-1"), Problem("3+4=", "7")]
+    assert check_prompts(policy, problems) == []
+    policy.tokenizer.backend_tokenizer.normalizer = _replacing("-", "")
+    (note,) = check_prompts(policy, problems)
+    assert note == "the tokenizer changes the text of prompts (1 of 2): it reads '3-4=' as '34='"
+
+
+def test_prompts_that_are_already_rendered_are_reported() -> None:
+    problems = [Problem("U3+4=<|im_end|>\nT:", "7"), Problem("3+5=", "8")]
+    (note,) = check_prompts(new_policy(), problems)
+    assert note.startswith("1 of 2 prompts contain special tokens, such as <|im_end|>")
+    assert check_prompts(new_policy(None), problems) == []
+
+
+@pytest.mark.parametrize("choice", ["{{ range(99)|random }}", "{{ lipsum(1) }}"])
+def test_template_that_renders_at_random_is_rejected(choice: str) -> None:
+    with pytest.raises(InputError, match="renders the same prompt differently each time"):
+        new_policy(choice + CHAT)
+
+
+@pytest.mark.parametrize("error", ["{{ 1 / 0 }}", "{% if %}", "{{ a.b.c }}", "{{ messages[5].content }}"])
+def test_template_with_an_error_is_rejected(error: str) -> None:
+    with pytest.raises(InputError, match="does not accept a user turn") as caught:
+        new_policy(error + CHAT)
+    assert "system_prompt" not in str(caught.value)  # there is none to remove
 
 
 def test_template_arguments_reach_the_template() -> None:

@@ -48,8 +48,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"{what} and no answer is right, so there is nothing to learn from",
         "check the format of the answers and the reward function, or use easier problems, a warm start, or "
-        "more "
-        "reinforce.episodes_per_problem",
+        "more reinforce.episodes_per_problem",
         verdicts(rows),
     )
 
@@ -83,8 +82,7 @@ def zero_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"the gradient is zero in {span(rows)}, so the policy does not change",
         "check that the episodes of a problem have different rewards (frac_reward_zero_std) and that the "
-        "policy "
-        "still explores (entropy in metrics.jsonl)",
+        "policy still explores (entropy in metrics.jsonl)",
         [
             f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards",
             f"entropy {mean(rows, 'entropy'):.3g} nats per token",
@@ -101,8 +99,7 @@ def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "no_spread",
         rows,
         f"{share:.0%} of the problems in {span(rows)} have equal rewards in all of their episodes, so they "
-        "give "
-        "no gradient if the baseline is computed from the group",
+        "give no gradient if the baseline is computed from the group",
         "use problems that the policy solves sometimes, a reward with partial credit, more "
         "reinforce.episodes_per_problem, or a higher sampling.temperature",
         [
@@ -134,17 +131,15 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
     A policy with random weights first has to learn to end its completions.
     """
-    half = len(rows) // 2
-    before, truncated = (mean(part, "completions/clipped_ratio") for part in (rows[:half], rows[half:]))
-    if not truncated >= max(MANY_TRUNCATED, FALLING * before):  # False if a share is missing
+    half, name = len(rows) // 2, "completions/clipped_ratio"
+    truncated, before, after = (mean(part, name) for part in (rows, rows[:half], rows[half:]))
+    if not after >= max(MANY_TRUNCATED, FALLING * before):  # False if a share is missing
         return None
-    rows = rows[half:]
     return finding(
         "truncation",
         rows,
         f"{truncated:.0%} of the completions in {span(rows)} are truncated by sampling.max_new_tokens, so "
-        "most "
-        "of them have no end token, and may have no answer",
+        "most of them have no end token, and may have no answer",
         "raise sampling.max_new_tokens, or prompt or reward shorter answers",
         [
             f"mean length {mean(rows, 'completions/mean_length'):.1f} of at most "
@@ -179,8 +174,7 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "not_finite",
         rows,
         f"the gradients of {len(bad)} of {len(rows)} updates in {span(rows)} are not finite, so these "
-        "updates "
-        "were skipped",
+        "updates were skipped",
         "start a new run with a lower training.learning_rate (it is "
         f"{number(rows[-1], 'learning_rate'):.3g}), bounded rewards, or a higher-precision policy.dtype or "
         "training.mixed_precision",

@@ -33,7 +33,7 @@ def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
         ({"reward_std": 0.0}, "have the reward 0.5"),
         ({"reward": 0.1 + 1e-9, "reward_std": 1e-9, "grad_norm": 1e-9}, "have the reward 0.1"),
         ({"grad_norm": 0.0}, "the gradient is zero in updates 1–5"),
-        ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 6–10 are truncated"),
+        ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–10 are truncated"),
         ({"num_unscored": 32}, "25% of the episodes in updates 1–5 could not be scored"),
         ({"grad_norm": None}, "the gradients of 5 of 5 updates in updates 1–5 are not finite"),
         ({"frac_weights_changed": 0.02}, "only 2.00% of the weights with a gradient changed"),

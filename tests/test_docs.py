@@ -37,7 +37,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md"
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in sorted(PAGES.items())}
 PROGRAMS = ("llm-reinforce", ".venv/bin/llm-reinforce")
 FENCED = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-FEW = "problems.generate.num=100"  # of the 8,100 problems of the quick start, which take a second to prepare
+FEW = "problems.generate.digits=[1]"  # the 8,100 problems of the quick start take a second to prepare
 RECIPE = "policy: {random_init: {}}\nproblems: {generate: {}}\n"  # what a recipe needs at least
 
 

@@ -14,7 +14,9 @@ from llm_reinforce.rewards import StepRewards, intermediate_steps, load_reward
 from llm_reinforce.verifier import verify
 
 FOLDER = Path(__file__).parents[1] / "recipes"
-FEW = "problems.generate.num=100"  # of the 8,100 problems of custom_reward, which take a second to prepare
+FEW = "problems.generate.digits=[1]"  # the 8,100 problems of custom_reward take a second to prepare
+    "problems.generate.digits=[1]"  # 100 problems, since the 8,100 of custom_reward take a second to prepare
+)
 
 
 @pytest.fixture(autouse=True)

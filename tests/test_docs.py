@@ -433,7 +433,7 @@ def test_examples_of_the_python_page_run_one_after_the_other(
     tiny_policy.save("tiny-model")
     Path("sums.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n{"prompt": "2+2=", "answer": "4"}\n')
     small = {"num_updates": 1, "problems_per_update": 1, "max_new_tokens": 4, "num_held_out": 1}
-    tiny = [override for override in tiny_run if not override.startswith("training.num_updates")]
+    tiny = [*(override for override in tiny_run if not override.startswith("training.num_updates")), FEW]
     unused = ("training.num_warmup_updates", "problems.num_held_out")
     compared = [override for override in tiny if not override.startswith(unused)]
     compared.append("evaluation.num_problems=8")

@@ -15,8 +15,6 @@ from llm_reinforce.verifier import verify
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 FEW = "problems.generate.digits=[1]"  # the 8,100 problems of custom_reward take a second to prepare
-    "problems.generate.digits=[1]"  # 100 problems, since the 8,100 of custom_reward take a second to prepare
-)
 
 
 @pytest.fixture(autouse=True)

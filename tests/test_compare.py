@@ -425,6 +425,7 @@ def test_from_python_in_one_call(
     assert comparison.summary == read("comparison.json")
     assert comparison.num_done == 2
     assert outcome() == undisturbed[0]  # that of the command
+    assert load_config("runs/compare/none/seed-0").reinforce.baseline == "none"
     assert capsys.readouterr() == ("", "")  # nothing is shown without a terminal
 
 

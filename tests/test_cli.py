@@ -120,6 +120,7 @@ def test_commands_without_a_model_import_no_slow_library(tmp_path: Path) -> None
         ["recipes", "validate", "quickstart"],
         ["recipes", "keys", "sampling"],
         ["runs", "list"],
+        ["report", "missing"],
         ["train", "missing.yaml"],
         ["train", "quickstart", "--set", "trainin.num_updates=2"],
     ]

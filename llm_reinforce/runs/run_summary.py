@@ -51,12 +51,13 @@ def list_runs(directory: str | Path = "runs") -> list[RunSummary]:
     found = []
     for folder, subfolders, files in os.walk(root):
         if "recipe.yaml" in files and "environment.json" in files:
-            found.append(_summary(Path(folder)))
+            found.append(summarize_run(Path(folder)))
             subfolders.clear()  # the directory of a run contains no other runs
     return sorted(found, key=lambda run: run.last_change)
 
 
-def _summary(path: Path) -> RunSummary:
+def summarize_run(path: Path) -> RunSummary:
+    """Return the state and the result of the run in a directory, which contains a `recipe.yaml`."""
     run = RunDirectory(path)
     metrics = path / "metrics.jsonl"
     last_change = (metrics if metrics.is_file() else path / "recipe.yaml").stat().st_mtime

@@ -20,6 +20,7 @@ from llm_reinforce.evaluation import Comparison, Criterion, Evaluation
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.processes import is_main_process
+from llm_reinforce.reports import report
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
 from llm_reinforce.runs.model_card import write_model_card
@@ -441,6 +442,14 @@ class ReinforceTrainer:
             yield
             if is_over(self._loop.training, self._loop.state):
                 write_model_card(self._directory)
+        # after the lock is released, since the report of a run whose lock is held shows that it is running
+        self._write_report(self._directory.path)
+
+    def _write_report(self, path: Path) -> None:
+        try:
+            report(path)
+        except Exception as error:  # the run is complete without its report
+            self._loop.display.say(f"note: the report could not be written ({type(error).__name__}: {error})")
 
 
 def _script_without_guard(config: Config) -> str | None:

@@ -40,6 +40,7 @@ def modules_with_tensors() -> list[str]:
 install_import_hook(modules_with_tensors(), "shape_checks.checked")
 
 import pytest  # noqa: E402
+import shape_checks  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
@@ -67,7 +68,11 @@ def skip_checks_without_tensors(module: Any) -> None:
             function = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
             if getattr(function, "__module__", None) != module.__name__ or inspect.isclass(function):
                 continue
-            if hasattr(function, "__wrapped__") and not has_tensors(function):
+            if not hasattr(function, "__wrapped__"):
+                continue
+            if has_tensors(function):
+                shape_checks.functions[function.__module__, function.__qualname__] = function
+            else:
                 no_type_check(function)
 
 
@@ -111,6 +116,11 @@ def _fast_checks_and_runs(request: pytest.FixtureRequest) -> Iterator[None]:
         jaxtyping.config.update("jaxtyping_disable", runs_commands)
         yield
         jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(autouse=True)
+def _checks_of_each_test() -> None:
+    shape_checks.start_counting()
 
 
 @pytest.fixture

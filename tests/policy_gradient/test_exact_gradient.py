@@ -49,7 +49,7 @@ from llm_reinforce.policy_gradient import (
 EXACT = 1e-9  # relative error; rounding errors are about 1e-15
 FAR_OFF = 1e-2  # relative error that cannot be due to rounding
 DISCOUNTS = (1.0, 0.7)
-NUM_SAMPLES = 6000
+NUM_SAMPLES = 12_000
 PAST = MovingAverage(total=0.3, weight=0.5)  # arbitrary; its value is 0.6
 
 

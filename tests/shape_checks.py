@@ -11,7 +11,7 @@ from typing import Any, no_type_check
 
 from beartype import BeartypeConf, beartype
 
-MAX_CHECKS = 8  # calls of a function that are checked in each test
+MAX_CHECKS = 4  # calls of a function that are checked in each test
 
 known: dict[tuple[str, str, str], Any] = {}
 functions: dict[tuple[str, str], Any] = {}  # checked functions of modules and classes by module and name

@@ -34,6 +34,7 @@ Main entry points:
 - `evaluate(policy, problems)` returns the accuracy with its 95% confidence interval, and
   `compare_evaluations(before, after)` returns the difference between two evaluations.
 - `compare(recipes, seeds=..., tokens=...)` trains several recipes with equal budgets of sampled tokens.
+- `report(output_dir)` writes a run as an HTML page with its curves and its episodes token by token.
 - `load_policy(name)` loads a model as a `LanguagePolicy`.
 
 User errors raise `InputError`, whose message says what is wrong and what to do.
@@ -66,6 +67,7 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Comparison, Evaluation, compare_evaluations, evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
+    from llm_reinforce.reports import live_report, report
     from llm_reinforce.rewards import StepRewards, WeightedReward, combine_rewards
     from llm_reinforce.training import (
         Recipe,
@@ -111,9 +113,11 @@ __all__ = [
     "compare",
     "compare_evaluations",
     "evaluate",
+    "live_report",
     "load_policy",
     "load_recipe",
     "random_policy",
+    "report",
     "verify",
 ]
 
@@ -139,6 +143,7 @@ _HOMES = {
     "evaluation": ["Comparison", "Evaluation", "compare_evaluations", "evaluate"],
     "policy": ["LanguagePolicy", "load_policy", "random_policy"],
     "problems": ["Problem"],
+    "reports": ["live_report", "report"],
     "rewards": ["StepRewards", "WeightedReward", "combine_rewards"],
     "training": ["Recipe", "ReinforceTrainer", "TrainingResult", "Update", "load_recipe"],
     "verifier": ["Verdict", "verify"],

@@ -14,7 +14,7 @@ WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 
 def limit_spinning() -> None:
-    """Shorten the time for which waiting threads keep a core busy, unless the user has chosen a policy.
+    """Shorten the time for which waiting threads keep a core busy, unless the user has configured this time.
 
     This must be called before torch is imported, because OpenMP reads these environment variables once.
     """

@@ -21,8 +21,8 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """Find the newest intact checkpoint.
 
     Returns:
-        directory of the checkpoint, or None if there is no intact checkpoint, and one line of text for each
-        newer checkpoint, with its name and its fault.
+        the directory of the checkpoint (None if there is no intact checkpoint), and a list with one line of
+        text for each newer checkpoint, which contains the name and the fault of the checkpoint.
     """
     faults: list[str] = []
     for directory in reversed(all_checkpoints(root)):

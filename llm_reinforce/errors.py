@@ -39,7 +39,7 @@ def errors_in(section: str) -> Iterator[None]:
 
 
 class RunStoppedError(RuntimeError):
-    """Raised when a run stops early because its further updates would be useless.
+    """Raised when a run stops early because further updates would be useless.
 
     An example is a run in which the gradients of many updates in a row were not finite. Commands exit with
     code 1.

@@ -1,7 +1,7 @@
 """The processes that train together, as their launcher describes them in environment variables.
 
-`torchrun`, `accelerate launch --multi_gpu` and MPI start several processes. Each one learns its index and the
-number of processes from environment variables.
+`torchrun`, `accelerate launch --multi_gpu` and MPI start several processes. Each process reads its index and
+the number of processes from environment variables.
 """
 
 import os
@@ -38,16 +38,17 @@ def process_index() -> int:
 
 
 def is_main_process() -> bool:
-    """Return True if this process writes files and prints. Of several processes, only the first one does."""
+    """Return True if this is the first or only process. Only this process writes files and prints."""
     return process_index() == 0
 
 
 def check_launch() -> None:
-    """Check that the launcher has started as many processes as it was told to start.
+    """Check that the launcher has started the requested number of processes.
 
     Raises:
-        InputError: if `accelerate launch` was told to start several processes and has started one, or if
-            there are several processes and this process does not know its index.
+        InputError: if `accelerate launch` should have started several processes but has started only one, or
+            if there are several processes and the environment variables do not contain the index of this
+            process.
     """
     if num_processes() > 1:
         if all(name not in os.environ for name in RANKS):
@@ -58,7 +59,7 @@ def check_launch() -> None:
                 f"`{working_command(num_processes())}`"
             )
         return
-    # `accelerate launch` sets all three if it was told to start several processes, but does not use MPI
+    # `accelerate launch` sets all three variables if several processes are requested without MPI
     told = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT")
     if all(name in os.environ for name in told) and not any(name in os.environ for name in (*SIZES, *RANKS)):
         raise InputError(

@@ -109,6 +109,7 @@ def with_reward(tmp_path: Path, code: str, *more: str) -> list[str]:
         ["recipes", "validate", "quickstart"],
         ["recipes", "keys", "sampling"],
         ["runs", "list"],
+        ["report", "missing"],
         ["train", "missing.yaml"],
         ["train", "quickstart", "--set", "trainin.num_updates=2"],
     ],

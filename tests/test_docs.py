@@ -464,6 +464,18 @@ def test_examples_that_read_a_run(in_runs: Path, capsys: pytest.CaptureFixture[s
     assert len(capsys.readouterr().out.split()) == 2
 
 
+def test_commands_and_example_of_the_report_page(in_runs: Path) -> None:
+    assert (in_runs / "runs/quickstart/report.html").is_file()  # written by `train`
+    exec(block("docs/report.md", "python: report"), {})
+    for line in block("docs/report.md", "command: reports").splitlines():
+        replaced = line.replace("runs/compare", "runs").replace(
+            "runs/first runs/second", "runs/greedy runs/value"
+        )
+        invoke(*shlex.split(replaced)[1:])
+    assert (in_runs / "runs/report.html").is_file()
+    assert (in_runs / "both.html").is_file()
+
+
 def test_verify_example_prints_its_comments(capsys: pytest.CaptureFixture[str]) -> None:
     code = block("docs/verifier.md", "python: verify")
     exec(code, {})
@@ -471,7 +483,7 @@ def test_verify_example_prints_its_comments(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_every_python_block_is_run_by_a_test() -> None:
-    run = {"docs/python.md", "docs/run-directory.md", "docs/verifier.md"}
+    run = {"docs/python.md", "docs/report.md", "docs/run-directory.md", "docs/verifier.md"}
     for each in BLOCKS:
         if each.language == "python":
             assert each.page in run or each.marker.startswith(("file: ", "python: example")), each

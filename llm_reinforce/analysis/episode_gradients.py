@@ -43,9 +43,10 @@ class EpisodeGradients:
     def gram(self, estimator: int, other: int, groups: Sequence[int]) -> Gram:
         """Return the inner products ⟨h_k, h'_l⟩ between the groups' gradients by two estimators.
 
-        A group consists of the episodes of one problem. The gradient of group k is the sum of the gradients
-        of its episodes. It is h_k by the first estimator, and h'_k by the second estimator. The products are
-        computed in float64, because differences of nearly equal gradients would be lost in float32.
+        A group consists of the episodes of one problem. The gradient of a group is the sum of the gradients
+        of its episodes. For group k, h_k is the gradient by the first estimator, and h'_k is the gradient by
+        the second estimator. The products are computed in float64, because differences of nearly equal
+        gradients would be lost in float32.
 
         Args:
             estimator, other: indices of the two estimators.

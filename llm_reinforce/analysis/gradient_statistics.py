@@ -121,8 +121,9 @@ def bootstrap_interval(
     """Return the statistic of all groups, and a bootstrap interval for which whole groups are resampled.
 
     On toy policies, the method BCa had the best coverage for variances and ratios, and percentiles had the
-    best coverage for values near zero, such as squared norms. If BCa is undefined, percentiles are used. This
-    happens if the statistic is the same in all resamples, or is above (or below) the value in all resamples.
+    best coverage for values near zero, such as squared norms. If BCa is undefined, percentiles are used. BCa
+    is undefined if the statistic is the same in all resamples, or if it is above (or below) the statistic of
+    the original groups in all resamples.
 
     Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """

@@ -105,7 +105,7 @@ class GradientVariance:
         episodes_per_problem: number of episodes per problem.
         episodes_per_update: number of episodes per update of the recipe.
         mean_return: mean total reward of the scored episodes.
-        accuracy: share of correct episodes.
+        accuracy: share of correct episodes. None if the problems have no reference answers.
         num_unscored: number of episodes without a reward.
         num_parameters: number of trained parameters, which equals the number of components of a gradient.
         sketch_error: upper bound on the relative standard deviation of a squared norm that is caused by the
@@ -119,7 +119,7 @@ class GradientVariance:
     episodes_per_problem: int
     episodes_per_update: int
     mean_return: float
-    accuracy: float
+    accuracy: float | None
     num_unscored: int
     num_parameters: int
     sketch_error: float
@@ -226,6 +226,7 @@ def measure_estimators(
         lambda one, other: gradients.gram(one, other, groups), estimators, seed=seed
     )
     totals = [total for episode in batch.episodes if (total := episode.total_reward) is not None]
+    verdicts = [episode.verdict for episode in batch.episodes if episode.verdict is not None]
     return GradientVariance(
         estimators=measured,
         squared_norm=squared_norm,
@@ -234,7 +235,7 @@ def measure_estimators(
         episodes_per_problem=settings.episodes_per_problem,
         episodes_per_update=settings.problems_per_update * settings.episodes_per_problem,
         mean_return=sum(totals) / max(1, len(totals)),
-        accuracy=sum(episode.verdict.correct for episode in batch.episodes) / len(batch),
+        accuracy=sum(verdict.correct for verdict in verdicts) / len(verdicts) if verdicts else None,
         num_unscored=len(batch) - len(totals),
         num_parameters=num_trained_parameters(policy),
         sketch_error=sketch.relative_error if sketch else 0.0,
@@ -339,8 +340,8 @@ def _statistics(
 def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalEstimate, IntervalEstimate]:
     """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖ of an estimator.
 
-    Both are computed from the differences between the groups' gradients h by the estimator, and h' by the
-    reference estimator, whose expectation is ∇J.
+    Let h be the groups' gradients by the estimator, and h' the groups' gradients by the reference estimator,
+    whose expectation is ∇J. Both results are computed from the differences between h and h'.
 
     Args:
         own: inner products between the gradients h.

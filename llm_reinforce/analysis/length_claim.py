@@ -114,7 +114,7 @@ class LengthVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthClaim:
-    """Variances of the number of heads, and gradient variances for several lengths of the episodes."""
+    """Variances of the number of heads in coin tosses, and gradient variances for several episode lengths."""
 
     coins: tuple[CoinVariance, ...]
     lengths: tuple[LengthVariance, ...]

@@ -34,6 +34,7 @@ from llm_reinforce.console.run_display import Silent, write_on_stderr
 from llm_reinforce.console.text import accuracy_title, shown_accuracy
 from llm_reinforce.durable_files import write_whole
 from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.problems import have_answers, untemplated_problems
 from llm_reinforce.training import ReinforceTrainer, TrainingResult, with_date, with_recorded_date
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def _run_all(
         say(f"{num_done} of {len(runs)} runs are complete")
     if not waiting:
         return num_done, None
+    _check_answers(waiting)
     said: set[str] = set()
     total, done = len(runs) * num_tokens, num_done * num_tokens
     date = _recorded_date(runs)
@@ -164,8 +166,27 @@ def _run_all(
     return num_done, None
 
 
+def _check_answers(runs: Sequence[PlannedRun]) -> None:
+    """Check that accuracy can be measured in every run.
+
+    Raises:
+        InputError: if the problems of a run have no reference answers.
+    """
+    checked: list[Any] = []
+    for run in runs:
+        if run.recipe.problems.generate is not None or run.recipe.problems in checked:
+            continue
+        checked.append(run.recipe.problems)
+        split = untemplated_problems(run.recipe)
+        if not have_answers(split.held_out or split.train):
+            raise InputError(
+                f"{run.title}: the problems have no reference answers, so recipes cannot be compared by "
+                "accuracy; set answer_column, or problems.held_out to problems with answers"
+            )
+
+
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the date that chat templates print in the first of the runs that has one."""
+    """Return the date that the chat template prints in the first run with such a date."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

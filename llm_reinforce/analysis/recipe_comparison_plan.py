@@ -119,8 +119,8 @@ def variants_of(
     for index, variant in enumerate(chosen):
         if not NAME.fullmatch(variant.name) or variant.name != variant.name.rstrip(" ."):
             raise InputError(
-                f"{variant.name!r} is not a valid name of a variant, because it is also the name of a "
-                "directory: start with a letter or digit, and use at most 60 letters, digits, spaces and "
+                f"{variant.name!r} is not a valid name of a variant. The name is also used for a directory. "
+                "Start it with a letter or digit, and use at most 60 letters, digits, spaces and "
                 ". , + = @ ( ) -, without a space or period at the end"
             )
         # the file systems of macOS and Windows ignore case
@@ -233,8 +233,8 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
         path = run.directory.path
         found = ", ".join(sorted(each.name for each in path.iterdir())[:4]) if path.is_dir() else "a file"
         raise InputError(
-            f"{path}: can't be written to, or is not a run of this comparison ({found or 'empty'}); give "
-            "another `output_dir` (--output), or delete this directory"
+            f"{path}: can't be used as the directory of a run, because it can't be written to or contains "
+            f"other files ({found or 'empty'}); give another `output_dir` (--output), or delete it"
         ) from None
     return "begun" if is_begun else "new"
 

@@ -18,6 +18,7 @@ from llm_reinforce.cli.fetch import fetch
 from llm_reinforce.cli.help_texts import App
 from llm_reinforce.cli.interruption import run_interruptibly
 from llm_reinforce.cli.recipes import recipes
+from llm_reinforce.cli.report import report
 from llm_reinforce.cli.runs import runs
 from llm_reinforce.cli.sample import sample
 from llm_reinforce.cli.train import train
@@ -36,6 +37,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(sample)
+app.command()(report)
 app.command()(variance)
 app.add_typer(claims, name="claims")
 app.add_typer(recipes, name="recipes")

@@ -95,7 +95,7 @@ def _print_advice(advice: Callable[[], str]) -> None:
 
 
 def _main_process_fails_too() -> bool:
-    """Wait a moment, in which the launcher ends this process if the main process has failed.
+    """Wait a moment, so that the launcher can end this process if the main process has failed.
 
     Usually all processes raise the same user error, and only the main process reports it. An error that is
     raised in another process only, such as a file that is missing on one machine, is reported there.

@@ -54,7 +54,7 @@ def evaluate(
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", "-d", help="A data set, in the forms of DATA; repeatable."),
+        typer.Option("--data", "-d", help="Data set, in one of the forms of DATA; repeatable."),
     ] = None,
     baseline: Annotated[
         str | None,

@@ -88,7 +88,7 @@ JsonPerDataSetOption = Annotated[
 
 
 def template_arguments(arguments: Sequence[str] | None) -> dict[str, Any] | None:
-    """Return the values of `--chat-template-kwarg`, which are YAML as those of `--set`; None if not given.
+    """Return the values of `--chat-template-kwarg`, read as YAML like those of `--set`; None if not given.
 
     Raises:
         InputError: if an argument does not have the form NAME=VALUE.

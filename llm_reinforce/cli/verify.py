@@ -2,7 +2,8 @@
 
 import json
 from collections import Counter
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 from rich.table import Table
@@ -22,7 +23,7 @@ from llm_reinforce.console.progress import progress
 from llm_reinforce.errors import InputError
 
 if TYPE_CHECKING:
-    from llm_reinforce.verifier.audit import Audit
+    from llm_reinforce.verifier.audit import AnsweredQuestion, Audit
 
 NUM_SHOWN = 40  # maximum number of rejected answers in the table; --json lists all
 
@@ -75,7 +76,7 @@ def verify(
         has_doubts = False
         for name, problems in zip(data, sets, strict=True):
             with progress(name, len(problems)) as show:
-                audit = audit_answers(problems, show)
+                audit = audit_answers(cast("Sequence[AnsweredQuestion]", problems), show)
             has_doubts = has_doubts or bool(audit.doubts)
             if as_json:
                 typer.echo(_as_json(name, audit))

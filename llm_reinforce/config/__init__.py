@@ -6,12 +6,15 @@ Each setting is defined in exactly one class.
 from llm_reinforce.config.evaluation_config import NUM_TRAINING_PROBLEMS_EVALUATED, Decoding, EvaluationConfig
 from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.config.problems_config import (
+    COMPRESSED_SUFFIXES,
     DEFAULT_SPLIT,
     FILE_SUFFIXES,
     MAX_HELD_OUT,
     DataConfig,
     GenerateConfig,
     ProblemsConfig,
+    has_file_suffix,
+    without_compression,
 )
 from llm_reinforce.config.recipe_file import builtin_recipes, dump_config, load_config
 from llm_reinforce.config.reinforce_config import MAX_NEW_TOKENS, ReinforceConfig, SamplingConfig, ValueConfig
@@ -30,6 +33,7 @@ from llm_reinforce.config.training_config import (
 __all__ = [
     "ADAPTER_LEARNING_RATE",
     "BUILT_IN_REWARD_ARGUMENTS",
+    "COMPRESSED_SUFFIXES",
     "DEFAULT_SPLIT",
     "FILE_SUFFIXES",
     "LEARNING_RATE",
@@ -56,6 +60,8 @@ __all__ = [
     "WarmStartConfig",
     "builtin_recipes",
     "dump_config",
+    "has_file_suffix",
     "load_config",
     "nearest",
+    "without_compression",
 ]

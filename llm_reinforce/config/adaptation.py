@@ -30,8 +30,8 @@ KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)  # the default would cha
 def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseModel]) -> list[str]:
     """Remove the settings of a recipe that are not valid together with changed settings.
 
-    Without the changes, the recipe must be valid. Changed settings, whole sections and the settings KEPT are
-    not removed. If they are invalid, the validation of the recipe raises an error.
+    Without the changes, the recipe must be valid. Changed settings, whole sections and the settings in `KEPT`
+    are not removed. If they are invalid, the validation of the recipe raises an error.
 
     Args:
         data: the recipe, with the changes applied. It is modified.

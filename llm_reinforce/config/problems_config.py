@@ -9,11 +9,23 @@ from llm_reinforce.config.section import Count, Section, Text
 
 DEFAULT_SPLIT = "train"
 MAX_HELD_OUT = 200  # default number of held-out problems
-FILE_SUFFIXES = (".json", ".jsonl")  # names with these suffixes are files, not data sets on the hub
+# names with these suffixes, and a suffix of compression after them, are files, not data sets on the hub
+FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
+COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 
 NumDigits = Annotated[int, Field(ge=1, le=12)]
 Operand = Annotated[int, Field(ge=0, lt=10**12)]
 Operation = Literal["addition", "subtraction", "multiplication", "division", "chain"]
+
+
+def without_compression(name: str) -> str:
+    """Return the name of a file without a suffix of compression, such as `a.jsonl` for `a.jsonl.gz`."""
+    return name[: -len(PurePath(name).suffix)] if name.lower().endswith(COMPRESSED_SUFFIXES) else name
+
+
+def has_file_suffix(name: str) -> bool:
+    """Return True if a name ends like the name of a data file."""
+    return PurePath(without_compression(name)).suffix.lower() in FILE_SUFFIXES
 
 
 class GenerateConfig(Section):
@@ -125,22 +137,25 @@ class GenerateConfig(Section):
 
 
 class DataConfig(Section):
-    """Problems that are read from a file or from a data set on the hub."""
+    """Problems that are read from a file, a folder or a data set on the hub."""
 
     data: Text = Field(
-        description="path of a file, name of a data set (such as gsm8k), NAME=PATH for a local copy of a "
-        "named data set, or owner/name of a data set on the hub"
+        description="path of a file or folder, name of a data set (such as gsm8k), NAME=PATH for a local "
+        "copy of a named data set, or owner/name of a data set on the hub"
     )
     config: Text | None = Field(
         default=None, description="configuration of the data set; null: its default configuration"
     )
     split: Text = Field(default=DEFAULT_SPLIT, description="split of the data set")
     prompt_column: Text | None = Field(
-        default=None, description="column that contains the prompts; null: prompt or question"
+        default=None,
+        description="column that contains the prompts, as text or as chat messages, such as question or "
+        "extra_info.question; null: prompt, question, problem, messages or conversations",
     )
     answer_column: Text | None = Field(
         default=None,
-        description="column that contains the answers; null: answer, solution or ground_truth",
+        description="column that contains the answers, such as ground_truth or reward_model.ground_truth; "
+        "null: answer, ground_truth, final_answer, reward_model.ground_truth or solution",
     )
     algebra: bool = Field(
         default=False,
@@ -151,7 +166,8 @@ class DataConfig(Section):
     @classmethod
     def _check_not_a_file(cls, value: str | None, info: ValidationInfo) -> str | None:
         data = info.data.get("data", "")
-        is_file = "=" in data or PurePath(data).suffix.lower() in FILE_SUFFIXES
+        # a JSON file may be an object with one list per split
+        is_file = has_file_suffix(data) and not without_compression(data).lower().endswith(".json")
         if is_file and value != (DEFAULT_SPLIT if info.field_name == "split" else None):
             raise ValueError("not used for a file; remove this setting")
         return value

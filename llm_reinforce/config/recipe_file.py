@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from llm_reinforce.config.adaptation import adapt
-from llm_reinforce.config.problems_config import FILE_SUFFIXES
+from llm_reinforce.config.problems_config import has_file_suffix
 from llm_reinforce.config.reinforce_config import READ_WITH_BASELINE
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.strict_yaml import (
@@ -123,24 +123,28 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
 
 
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
-    """Replace names of files by full paths if the files exist in `folder` but not in the current directory.
+    """Replace names of files and folders beside the recipe by full paths.
 
-    `folder` is the directory of the recipe.
+    This applies to files and folders that exist in `folder`, the directory of the recipe, but not in the
+    current directory.
     """
 
-    def beside(name: object, suffixes: tuple[str, ...]) -> Path | None:
-        there = folder.resolve() / name if isinstance(name, str) and name.lower().endswith(suffixes) else None
-        return there if there and there.is_file() and not Path(str(name)).expanduser().is_file() else None
+    def beside(name: object) -> Path | None:
+        there = folder.resolve() / name if isinstance(name, str) else None
+        return there if there and there.exists() and not Path(str(name)).expanduser().exists() else None
 
     problems, rewards = data.get("problems"), data.get("rewards")
     for key in ("train", "held_out"):
         source = problems.get(key) if isinstance(problems, dict) else None
-        if isinstance(source, dict) and (file := beside(source.get("data"), FILE_SUFFIXES)):
+        name = source.get("data") if isinstance(source, dict) else None
+        # a name without a slash may be the name of a data set
+        is_path = isinstance(name, str) and (has_file_suffix(name) or "/" in name)
+        if isinstance(source, dict) and is_path and (file := beside(name)):
             source["data"] = str(file)
     for reward in rewards if isinstance(rewards, list) else ():
         if isinstance(reward, dict):
             origin, _, name = str(reward.get("function")).rpartition(":")
-            if file := beside(origin, (".py",)):
+            if origin.lower().endswith(".py") and (file := beside(origin)):
                 reward["function"] = f"{file}:{name}"
 
 

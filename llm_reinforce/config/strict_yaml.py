@@ -251,7 +251,7 @@ def _key_in(container: Any, name: str, path: KeyPath) -> str | int:
         raise InputError(f"no key {name!r} in {dotted(path)}, which is {shown_value(container)}")
     if not (name.isdecimal() and int(name) < len(container)):
         raise InputError(
-            f"no item {name!r} in {dotted(path)}, which is {shown_value(container)}, counted from 0"
+            f"no item {name!r} in {dotted(path)}, which is {shown_value(container)}; items are counted from 0"
         )
     return int(name)
 

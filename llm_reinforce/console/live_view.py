@@ -32,6 +32,7 @@ from llm_reinforce.console.text import accuracy_title, duration, fitted, shown_a
 if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.evaluation import Evaluation
+    from llm_reinforce.verifier import Verdict
 
 NUM_AVERAGED = 20  # maximum number of latest updates over which the reward is averaged
 NUM_SAMPLES = 40  # maximum number of episodes that are shown
@@ -39,7 +40,8 @@ SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown, in s
 REFRESHES_PER_SECOND = 4
 MIN_SAMPLE_LINES = 6  # lines that are kept for episodes before the reward chart gets more than one line
 MAX_CHART_LINES = 10
-MEDIUM, WIDE = 72, 100  # columns from which the accuracies have the number of the update, and curves
+# minimum widths, in columns, at which accuracies are shown with the number of the update and with a curve
+MEDIUM, WIDE = 72, 100
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -168,7 +170,7 @@ class LiveDisplay:
 
 
 class _Eraser(RenderHook):
-    """Erases the rest of a view that a narrower terminal has wrapped to more lines.
+    """Erases the remains of a view whose lines were wrapped because the terminal became narrower.
 
     Before `rich.live.Live` prints the next view, it moves the cursor up by the number of lines of the last
     view. After a terminal has become narrower, these lines occupy more lines of the terminal.
@@ -340,10 +342,14 @@ def reward_chart(rewards: Sequence[tuple[int, float]], width: int, num_lines: in
 
 
 def _samples(episodes: "Sequence[Episode]", width: int) -> RenderableType:
-    """Return a table with a line per episode. The answer of the problem is shown beside a wrong one."""
-    head, explained = "right answer", "completion (✓ ✗: the verdict)"
+    """Return a table with a line per episode. The reference answer is shown beside a wrong answer."""
+    is_verified = any(each.verdict for each in episodes)  # otherwise there are no reference answers
+    head, explained = "right answer", "completion (✓ ✗: the verdict)" if is_verified else "completion"
     limit = max(len(head), width // 5)
-    answers = ["" if each.verdict.correct else fitted(each.problem.answer, limit) for each in episodes]
+    answers = [
+        fitted(each.problem.answer or "", limit) if each.verdict and not each.verdict.correct else ""
+        for each in episodes
+    ]
     answer_width = max(len(head), *map(cell_len, answers)) if any(answers) else 0
     rest = width - len("✓  ") - 2 - len("reward") - (answer_width + 2 if answer_width else 0)
     prompts = [fitted(episode.problem.prompt, rest * 2 // 5) for episode in episodes]
@@ -360,15 +366,20 @@ def _samples(episodes: "Sequence[Episode]", width: int) -> RenderableType:
         table.add_column(head, no_wrap=True, width=answer_width)
     table.add_column("reward", no_wrap=True, justify="right", width=6)
     for episode, prompt, completion, answer in zip(episodes, prompts, completions, answers, strict=True):
-        is_right = episode.verdict.correct
         table.add_row(
-            Text("✓", style="green") if is_right else Text("✗", style="red"),
+            _mark(episode.verdict),
             Text(prompt),
             Text(completion),
             *([Text(answer)] if answer_width else []),
             "none" if episode.reward is None else f"{episode.reward:.2f}",
         )
     return table
+
+
+def _mark(verdict: "Verdict | None") -> Text:
+    if verdict is None:
+        return Text("")
+    return Text("✓", style="green") if verdict.correct else Text("✗", style="red")
 
 
 def averaged(values: Sequence[float], max_points: int) -> list[float]:

@@ -54,7 +54,9 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
 
 def episode_lines(episode: "Episode") -> Iterator[Text]:
     """Yield three lines about an episode: the prompt, the completion, and the verdict with the rewards."""
-    verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"
+    verdict = "not verified"
+    if episode.verdict is not None:
+        verdict = "right" if episode.verdict.correct else f"wrong ({episode.verdict.reason})"
     parts = ", ".join(f"{name} {value}" for name, value in episode.rewards.items())
     reward = "unscored" if episode.reward is None else f"reward {episode.reward:g}"
     yield Text(f"\n{visible(episode.problem.prompt, 400)}", style="bold")

@@ -44,7 +44,8 @@ def variance_table(measured: "GradientVariance") -> RenderableType:
         table.add_row(Text(each.name, style="bold"), *cells, _bias(each))
     head = (
         f"{measured.num_problems:,} problems x {measured.episodes_per_problem} episodes, "
-        f"mean return {measured.mean_return:.3f}, accuracy {measured.accuracy:.1%}; "
+        f"mean return {measured.mean_return:.3f}"
+        f"{'' if measured.accuracy is None else f', accuracy {measured.accuracy:.1%}'}; "
         f"{measured.num_parameters:,} parameters"
     )
     return Group(
@@ -125,7 +126,7 @@ def length_table(claim: "LengthClaim") -> RenderableType:
     """Return the tables of the claim that variance grows with the length of an episode.
 
     The first table shows the variance of coin tosses. The other tables show the gradient variance, with a row
-    per episode length. There is one of these tables for each time at which rewards can be given.
+    per episode length. There is one table for each time at which rewards can be given.
     """
     return Group(_coins_table(claim.coins), Text(""), _lengths_table(claim.lengths))
 

@@ -58,7 +58,7 @@ def collect_episodes(
     Returns:
         episodes in the order of the problems; the episodes of one problem are adjacent.
     """
-    prompts = policy.encode_prompts([problem.prompt for problem in problems])
+    prompts = policy.encode_prompts([problem.policy_prompt for problem in problems])
 
     def collected(num: int, *, greedy: bool) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
         completions = sample_completions(
@@ -93,7 +93,10 @@ def _rewarded(
 ) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
     """Verify and reward completions; return the episodes and the metrics that reward functions logged."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
-    verdicts = [judge(one.text, problem) for one, problem in zip(completions, problem_of, strict=True)]
+    verdicts = [
+        None if problem.answer is None else judge(one.text, problem)
+        for one, problem in zip(completions, problem_of, strict=True)
+    ]
     judged = [
         JudgedCompletion(problem, completion.text, completion.token_ids, verdict)
         for problem, completion, verdict in zip(problem_of, completions, verdicts, strict=True)

@@ -23,7 +23,8 @@ class Episode:
         group: number shared by the episodes of one problem in an update.
         prompt_ids: tokens of the initial state s_0.
         completion: the sampled completion.
-        verdict: verdict of the verifier, which does not depend on the reward.
+        verdict: verdict of the verifier, which does not depend on the reward. None if the problem has no
+            reference answer.
         rewards: unweighted value of each reward function, by the name of the function. If a function returned
             step rewards, the value is the sum of them.
         reward: terminal reward r_T, the weighted sum of all rewards except step rewards. None: the episode is
@@ -39,7 +40,7 @@ class Episode:
     group: int
     prompt_ids: TokenIds
     completion: Completion
-    verdict: Verdict
+    verdict: Verdict | None
     rewards: Mapping[str, float | None]
     reward: float | None
     step_rewards: tuple[float, ...] = ()

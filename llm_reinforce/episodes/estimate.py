@@ -44,7 +44,7 @@ class Estimate:
     mean_return: float | None
 
     def part(self, rows: slice, num_tokens: int) -> "Estimate":
-        """Return the estimate of some of the episodes, whose longest one has `num_tokens` actions.
+        """Return the estimate of some of the episodes. The longest of these has `num_tokens` actions.
 
         The denominator and the mean return remain those of the whole update.
         """
@@ -67,7 +67,7 @@ def estimate_advantages(
     """Compute returns, baselines and advantages from the rewards of episodes.
 
     Args:
-        batch: all episodes of an update, those of all processes.
+        batch: the episodes of an update from all processes.
         settings: the `reinforce` section of the settings.
         moving_average: moving average of returns, for `baseline: moving_average`.
         values: V(s_t) at each action, for `baseline: value`. V must not have been fitted to these episodes.

@@ -155,7 +155,7 @@ def measure_accuracy(
             f"samples_per_problem must be 1 for greedy decoding, not {samples_per_problem}: all greedy "
             "completions of a problem are equal"
         )
-    prompts = policy.encode_prompts([problem.prompt for problem in problems])
+    prompts = policy.encode_prompts([problem.policy_prompt for problem in problems])
     answers: dict[int, Sequence[Answer]] = dict(journal.done) if journal else {}
     # with the longest prompts first, a batch that does not fit into memory fails at the start
     waiting = sorted(

@@ -80,8 +80,8 @@ def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -
         num_tokens=len(completion.token_ids),
         terminated=completion.terminated or stopped,
         verdict=judge(text, problem),
-        strict=exact_match(strict_answer(text), problem.answer),
-        flexible=exact_match(flexible_answer(text), problem.answer),
+        strict=exact_match(strict_answer(text), problem.answer or ""),
+        flexible=exact_match(flexible_answer(text), problem.answer or ""),
     )
 
 
@@ -138,7 +138,7 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 
 
 def _vote(answer: Answer) -> object:
-    """Return True for a correct answer. For a wrong answer, return its value, or its text if not a number."""
+    """Return True for a correct answer, and the value of a wrong answer, or its text if it has no value."""
     if answer.correct:
         return True
     text = answer.verdict.extracted or ""

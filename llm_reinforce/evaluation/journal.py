@@ -45,7 +45,7 @@ class AnswerFile:
 def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) -> AnswerFile:
     """Create a file of answers, or open an existing file of the same evaluation to continue it.
 
-    An incomplete last line is removed. Such a line is left if a process is killed while it writes.
+    An incomplete last line, which a process leaves if it is killed while it writes, is removed.
 
     Args:
         path: path of the file; missing directories are created.
@@ -139,7 +139,8 @@ def problems_digest(problems: Iterable[Problem]) -> str:
     """Return a digest of the ids, prompts and reference answers of problems, and of their order."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
-        text = json.dumps([problem.id, problem.prompt, problem.answer])
+        chat = [[dict(message) for message in problem.messages]] if problem.messages else []
+        text = json.dumps([problem.id, problem.prompt, problem.answer, *chat])
         digest.update(text.encode())
     return digest.hexdigest()
 

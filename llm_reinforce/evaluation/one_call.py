@@ -198,7 +198,7 @@ def sample(
         plain=plain,
     )
     templated = in_template(
-        [Problem(prompt, "", id=prompt) for prompt in prompts], prompting.template or "{prompt}"
+        [Problem(prompt, id=prompt) for prompt in prompts], prompting.template or "{prompt}"
     )
     check_prompts_fit(loaded, templated, prompting.max_new_tokens)
     check_prompts(loaded, templated)

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from llm_reinforce.config import Config
 from llm_reinforce.durable_files import write_whole
@@ -45,6 +45,9 @@ from llm_reinforce.problems import (
     usual_template,
 )
 from llm_reinforce.verifier import find_doubts
+
+if TYPE_CHECKING:
+    from llm_reinforce.verifier.audit import AnsweredQuestion
 
 Changes = Mapping[Criterion, Comparison]
 Say = Callable[[str], None]
@@ -256,17 +259,18 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
             prompt_column=request.prompt_column,
             answer_column=request.answer_column,
             algebra=request.algebra,
+            say=say,
         )
     else:
         columns = {"prompt_column": request.prompt_column, "answer_column": request.answer_column}
-        found = problems_from(source, name=name, **columns)
+        found = problems_from(source, name=name, **columns, say=say)
         if request.algebra:
             found = tuple(replace(problem, algebra=True) for problem in found)
     problems = found[: request.num_problems]
     overlap = find_overlap(trained_on, problems)
     for sentence in overlap.sentences():
         say(f"{name}: {sentence}")
-    doubtful = [doubt.problem.id for doubt in find_doubts(problems)]
+    doubtful = [doubt.problem.id for doubt in find_doubts(cast("Sequence[AnsweredQuestion]", problems))]
     if doubtful:
         listed = ", ".join(doubtful[:NUM_LISTED]) + (", …" if len(doubtful) > NUM_LISTED else "")
         say(f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed})")

@@ -1,4 +1,4 @@
-"""The policy π(a|s; θ): loading it, sampling from it, and log-probabilities of actions."""
+"""The policy π(a|s; θ): loading, sampling, and log-probabilities of actions."""
 
 from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.cache_folder import cache_directory

@@ -129,7 +129,7 @@ class WholeBatch:
 
 
 class SeparateBatches:
-    """Batches without padding: one for each length of the prompts, or one for each row.
+    """Several batches without padding, one for each prompt length or one for each row.
 
     Args:
         model: causal language model.
@@ -182,7 +182,7 @@ class SeparateBatches:
         self._select(rows.tolist())
 
     def _select(self, sources: Sequence[int]) -> None:
-        """Replace each row by a copy of its source. Rows that are no source are dropped."""
+        """Replace each row by a copy of its source. Rows that are not a source are dropped."""
         parts: list[tuple[WholeBatch, list[int]]] = []
         for batch, old in self.parts:
             place = {row: index for index, row in enumerate(old)}

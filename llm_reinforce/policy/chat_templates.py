@@ -24,7 +24,7 @@ _LIKE_A_TAG = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """Settings of a chat template. None: the default, or the setting of the policy's run.
+    """Settings of a chat template. None stands for the default, or for the setting of the policy's run.
 
     Attributes:
         system_prompt: text of the system message.
@@ -52,7 +52,7 @@ def render_chat(
         tokenizer: tokenizer with a chat template.
         messages: messages of the conversation, with `role` and `content`.
         arguments: further arguments of the template, such as `enable_thinking`.
-        date: date that a template prints as the current date; None: the date of today.
+        date: date that a template prints as the current date; None: today's date.
         add_generation_prompt: begin a message of the assistant at the end.
     """
     fixed: dict[str, Any] = {}
@@ -144,9 +144,11 @@ def end_of_turn(
 
 
 def end_of_turn_token(tokenizer: Any, after_reply: str) -> int | None:
-    """Return the token id of the special token with which the text after a reply begins, or None.
+    """Return the id of the special token with which the chat template ends a reply, or None.
 
     A token is special if it is an added token, or a single token in the form of a tag, such as `<|im_end|>`.
+    The result is None if `after_reply`, the text that the template writes after a reply, does not begin with
+    such a token.
     """
     added: dict[str, int] = {str(token): number for number, token in tokenizer.added_tokens_decoder.items()}
     added |= dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids, strict=True))

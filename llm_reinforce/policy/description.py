@@ -28,7 +28,7 @@ def num_unknown_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> 
     unknown = policy.tokenizer.unk_token_id
     if unknown is None or unknown in policy.end_token_ids:
         return 0
-    encoded = policy.encode_prompts([problem.prompt for problem in problems])
+    encoded = policy.encode_prompts([problem.policy_prompt for problem in problems])
     return sum(unknown in prompt for prompt in encoded)
 
 
@@ -44,7 +44,7 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
         InputError: if a prompt and its completion do not fit, if a prompt cannot be encoded, or if the model
             has no embedding for one of its tokens.
     """
-    encoded = policy.encode_prompts([problem.prompt for problem in problems])
+    encoded = policy.encode_prompts([problem.policy_prompt for problem in problems])
     check_token_ids(policy.model, encoded, policy.tokenizer)
     limit = _context(policy.model)
     if not encoded or limit is None:
@@ -62,8 +62,9 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
 def _context(model: nn.Module) -> int | None:
     """Return the maximum length of a sequence, in tokens. None: unknown.
 
-    Where the rotary frequencies depend on the length, the length up to which they are constant is returned:
-    beyond it, the keys in the cache of the sampler would have other positions than in training.
+    If the rotary frequencies depend on the length of a sequence, the result is the length up to which they
+    are constant. In longer sequences, the keys in the cache of the sampler would have other positions than in
+    training.
     """
     config = getattr(model, "config", None)
     limits = [getattr(config, name, None) for name in ("max_position_embeddings", "max_target_positions")]

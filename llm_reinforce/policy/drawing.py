@@ -27,7 +27,7 @@ class Drawn(NamedTuple):
 
 
 def widest_float(device: torch.device | str) -> torch.dtype:
-    """Return float64 if the device has it, and otherwise float32.
+    """Return float64 if the device supports this type, and otherwise float32.
 
     Apple's GPUs (device type `mps`) have no float64. Random numbers in float32 are multiples of 2⁻²⁴, so that
     actions whose probability is far below 6·10⁻⁸ are drawn too rarely or too often.
@@ -99,8 +99,8 @@ def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " r
     This is inverse transform sampling.
 
     The search first finds the block that contains the action, then the action within the block. Sums have the
-    data type of `uniforms`, which should be float64 if the device has it. An action with weight 0 is never
-    returned. If a weight is NaN, an arbitrary action is returned.
+    data type of `uniforms`, which should be float64 if the device supports this type. An action with weight 0
+    is never returned. If a weight is NaN, an arbitrary action is returned.
 
     Args:
         weights: unnormalized probabilities.

@@ -17,7 +17,7 @@ def num_embeddings(model: nn.Module) -> int | None:
 
 
 def valid_pad_token(model: nn.Module, pad_token_id: int) -> int:
-    """Return the pad token, or 0 if the model has no embedding for it. Any id will do for padding."""
+    """Return the pad token, or 0 if the model has no embedding for it. Any id can be used as padding."""
     size = num_embeddings(model)
     return pad_token_id if size is None or 0 <= pad_token_id < size else 0
 
@@ -28,7 +28,8 @@ def check_token_ids(model: nn.Module, sequences: Sequence[TokenIds], tokenizer: 
     Args:
         model: the model of a policy.
         sequences: token ids of prompts or completions.
-        tokenizer: tokenizer that is asked for the text of a token for the error message. None: no text.
+        tokenizer: tokenizer that provides the text of a token for the error message. None: the message has no
+            text of the token.
 
     Raises:
         InputError: if a token has no embedding.

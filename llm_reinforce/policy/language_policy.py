@@ -24,6 +24,9 @@ from llm_reinforce.verifier import REASONING, open_reasoning
 
 TokenIds = tuple[int, ...]
 
+Prompt = str | Sequence[Mapping[str, Any]]
+"""A text, or the messages of a chat with `role` and `content`."""
+
 MAX_SHOWN = 200  # maximum characters of a prompt in a message
 
 
@@ -41,9 +44,10 @@ class LanguagePolicy:
             other token.
         pad_token_id: token id that fills ragged batches. The pad token may also be an end token, because
             masks are computed from lengths.
-        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer, as a
-            message of the user.
-        system_prompt: text of the system message in the chat template. None: the default of the template.
+        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer: a text as a
+            message of the user, a chat with all its messages.
+        system_prompt: text of the system message in the chat template, for prompts without a system message.
+            None: the default of the template.
         chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
         chat_template_date: date that the chat template prints as the current date. None: the template does
             not print a date.
@@ -63,7 +67,7 @@ class LanguagePolicy:
         """Device of the parameters."""
         return next(self.model.parameters()).device
 
-    def encode_prompt(self, prompt: str) -> TokenIds:
+    def encode_prompt(self, prompt: Prompt) -> TokenIds:
         """Return the tokens of the initial state s_0.
 
         Tokens that the tokenizer appends to every text, such as an end token, are removed. If the text
@@ -76,7 +80,7 @@ class LanguagePolicy:
         """
         return self.encode_prompts([prompt])[0]
 
-    def encode_prompts(self, prompts: Sequence[str]) -> list[TokenIds]:
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> list[TokenIds]:
         """Return the tokens of the initial state of each prompt.
 
         This is much faster than one call of `encode_prompt` per prompt.
@@ -92,31 +96,45 @@ class LanguagePolicy:
             self._check_is_open(text, token_ids)
         return [tuple(token_ids) for token_ids in encoded]
 
-    def render_prompt(self, prompt: str) -> str:
+    def render_prompt(self, prompt: Prompt) -> str:
         """Return the text of a prompt in the chat template, or the prompt itself without a chat template.
 
+        A text is a single message of a user. The messages of a chat are used unchanged. A `system_prompt` is
+        placed before them if they have no system message.
+
         Raises:
-            InputError: if the chat template raises an error, or drops or changes the prompt.
+            InputError: if the chat template raises an error, or drops or changes a message, or if the prompt
+                is a chat of several messages and the policy has no chat template.
         """
+        chat = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         if not self.uses_chat_template:
-            return prompt
-        messages = [{"role": "user", "content": prompt}]
-        if self.system_prompt is not None:
-            messages.insert(0, {"role": "system", "content": self.system_prompt})
+            if len(chat) > 1:
+                turns = ", ".join(message["role"] for message in chat)
+                raise InputError(
+                    f"prompt '{visible(chat[-1]['content'], MAX_SHOWN)}': a chat of several messages "
+                    f"({turns}), but the policy uses no chat template; use a policy with a chat "
+                    "template, or give the prompts as text (prompt_column)"
+                )
+            return str(chat[0]["content"])
+        messages = chat
+        if self.system_prompt is not None and all(each["role"] != "system" for each in chat):
+            messages = [{"role": "system", "content": self.system_prompt}, *chat]
         try:
             text = render_chat(self.tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
         # some templates do not support system turns, or expect the content of a turn to be a list
         except (TemplateError, TypeError) as error:
-            turns = " and ".join(message["role"] for message in messages)
+            turns = " and ".join(dict.fromkeys(message["role"] for message in messages))
             raise InputError(
                 f"the chat template of the policy does not accept a {turns} turn: {error}; set "
                 "policy.use_chat_template: false or remove policy.system_prompt"
             ) from error
-        if prompt.strip() not in text:
+        # a template may leave out the reasoning in messages of the assistant
+        kept = (each["content"].strip() for each in chat if each["role"] != "assistant")
+        if changed := [content for content in kept if content not in text]:
             raise InputError(
-                f"prompt '{visible(prompt, MAX_SHOWN)}': the chat template of the policy drops or changes "
-                f"it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or set "
-                "policy.use_chat_template: false"
+                f"prompt '{visible(changed[0], MAX_SHOWN)}': the chat template of the policy drops or "
+                f"changes it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or "
+                "set policy.use_chat_template: false"
             )
         return text
 
@@ -185,7 +203,7 @@ class LanguagePolicy:
         }
 
     def opened_reasoning(self, prompt: TokenIds) -> str:
-        """Return the end of a prompt from the tag of the reasoning block that it opens, or ""."""
+        """Return the part of a prompt that begins with the tag of an open reasoning block, or ""."""
         return self._remembered_reasoning(prompt)
 
     @cached_property
@@ -206,7 +224,7 @@ class LanguagePolicy:
         """Check that a prompt does not end in an end token, after which nothing should follow.
 
         Raises:
-            InputError: if it does.
+            InputError: if the prompt ends in an end token.
         """
         end = self._end_tags.get(token_ids[-1])
         if end is None and self.uses_chat_template:  # a message may end in `<|im_end|>\n`

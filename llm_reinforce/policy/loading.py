@@ -56,7 +56,7 @@ def load_policy(
         system_prompt: text of the system message in the chat template. None: the default of the template.
         chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
         chat_template_date: date that the chat template prints as the current date, such as "2026-11-29".
-            None: the date of today.
+            None: today's date.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: if True, Python code from the model's repository on the hub may be executed.
         seed: seed of the random initialization of a new adapter.
@@ -65,7 +65,7 @@ def load_policy(
     Raises:
         InputError: if no model is found, if the model is not a causal language model, if the model's cache
             contains more than keys and values, if settings of a chat template are given although there is no
-            chat template, or if the chat template drops or changes the text of the user.
+            chat template, or if the chat template drops or changes the user's message.
     """
     if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
         config, checkpoint = stopped
@@ -285,14 +285,13 @@ def _as_policy(
 def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
-    If the end tokens of the model do not include the end token of the tokenizer, end tokens of the model that
-    are ordinary text tokens of the tokenizer are omitted. This is necessary because a model created from a
-    configuration has a default end token id, such as 2, which may be the id of a digit.
+    A model that was created from a configuration has a default end token id, such as 2, which may be the id
+    of a digit. Therefore, if the tokenizer's end token is not an end token of the model, those end tokens of
+    the model are omitted that are ordinary text in the tokenizer.
 
-    The first token of the result is the one that `encode_completion` appends. If the chat template ends the
-    messages of the assistant with a special token, this token comes first, because the generation settings of
-    a base model may not contain it. Otherwise, the first end token of the model comes first, if the model has
-    end tokens.
+    `encode_completion` appends the first token of the result. This is the special token with which the chat
+    template ends the messages of the assistant, if there is one, because the generation settings of a base
+    model may not contain this token. Otherwise, it is the first end token of the model, if the model has any.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]

@@ -87,7 +87,7 @@ def convert_gguf(path: Path, directory: Path | None = None) -> Path:
 
 
 def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
-    """If the pad token of a tokenizer equals its end token, choose an unused token as pad token, if any.
+    """If the pad token of a tokenizer equals its end token, choose an unused pad token, if there is one.
 
     The tokenizers of some GGUF files have equal pad and end tokens.
     """
@@ -115,7 +115,7 @@ def load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, argum
 
 
 def load_tokenizer(location: str, trust_remote_code: bool, arguments: dict[str, Any]) -> Any:
-    """Load the tokenizer of a model or an adapter. An adapter without tokenizer has that of its base."""
+    """Load the tokenizer of a model or an adapter. If an adapter has none, load that of its base model."""
     names = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
     base = base_location(location)
     if base is not None and not any((Path(location) / name).is_file() for name in names):

@@ -36,7 +36,7 @@ def plain_log_probs(
     temperature: float = 1.0,
     with_entropies: bool = False,
 ) -> ActionLogProbs:
-    """Return the log-probability of each action, computed as `batching` says; see `token_log_probs`."""
+    """Return the log-probability of each action, in batches that `batching` allows; see `token_log_probs`."""
     pad_token_id = valid_pad_token(model, pad_token_id)
     device, width = next(model.parameters()).device, max(map(len, completions))
     parts = rows_together(prompts, completions, batching)
@@ -86,7 +86,7 @@ def length_with_constant_positions(model: nn.Module) -> int | None:
     """Return the length up to which the rotary frequencies of the model are constant. None: always.
 
     With the scaling `dynamic` or `longrope`, the frequencies of a batch with longer sequences depend on the
-    longest of them.
+    longest sequence.
     """
     types = (getattr(module, "rope_type", None) for module in model.modules())
     names = {name for each in types for name in (each.values() if isinstance(each, dict) else [each])}
@@ -105,7 +105,8 @@ def length_with_constant_positions(model: nn.Module) -> int | None:
 def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) -> None:
     """Restore the initial rotary frequencies of a model whose frequencies change with the length.
 
-    The scaling `dynamic` keeps the frequencies of the longest sequence so far, until it gets a short one.
+    Otherwise, the scaling `dynamic` would keep the frequencies of the longest sequence so far, until the
+    model processes a short sequence.
     """
     model(input_ids=input_ids[:1, :1], use_cache=False)
 
@@ -113,7 +114,7 @@ def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) ->
 def outputs_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column vocabulary"]:
-    """Return the logits of all columns, or of the last ones, which include all that predict an action.
+    """Return the logits of all columns, or only of the last columns, including all that predict an action.
 
     Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
     """
@@ -132,7 +133,7 @@ def of_actions(
     prompts: Sequence[TokenIds],
     completions: Sequence[TokenIds],
 ) -> Float[Tensor, "episode token channel"]:
-    """Select the outputs that predict actions, from the outputs of all columns or of the last ones."""
+    """Select the outputs that predict actions, from the outputs of all columns or of the last columns."""
     # the causal shift: column c predicts token c + 1, and action t is token len(prompt) + t
     num_omitted = max(map(len, _read(prompts, completions))) - outputs.shape[1]
     first = integers([len(prompt) - 1 - num_omitted for prompt in prompts], outputs.device)

@@ -1,4 +1,4 @@
-"""Check that the policy reads what the user thinks it reads: chat template, prompts and end tokens."""
+"""Checks of chat template, prompts and end tokens, so that the policy reads what the user expects."""
 
 import datetime
 from collections.abc import Sequence
@@ -24,11 +24,11 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     """Return the policy with other settings of its chat template, after checking the template.
 
     Settings that are None are not changed. If the template prints the current date and the policy has no date
-    yet, the date of today is fixed. A template that prints no date ignores the date.
+    yet, today's date is fixed. A template that prints no date ignores the date.
 
     Raises:
         InputError: if the policy does not use a chat template, if the template does not use an argument, if
-            it drops or changes the text of the user, or if the date is not valid.
+            it drops or changes the user's message, or if the date is not valid.
     """
     if not policy.uses_chat_template:
         for name in ("system_prompt", "chat_template_kwargs"):
@@ -84,10 +84,11 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
     Raises:
         InputError: if all prompts consist of the same tokens although their texts differ.
     """
+    distinct = {problem.prompt: problem.policy_prompt for problem in reversed(problems)}
     prompts = list(dict.fromkeys(problem.prompt for problem in problems))[:NUM_COMPARED]
     if not prompts:
         return []
-    encoded = policy.encode_prompts(prompts)
+    encoded = policy.encode_prompts([distinct[prompt] for prompt in prompts])
     num_distinct = len(set(encoded))
     if num_distinct == 1 < len(prompts):
         raise InputError(
@@ -102,7 +103,8 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
         )
     if opened := policy.opened_reasoning(encoded[0]):
         notes.append(
-            f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes it"
+            f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes the "
+            "reasoning block"
         )
     if policy.uses_chat_template:
         return [*notes, *_notes_on_messages(policy)]
@@ -135,4 +137,4 @@ def _notes_on_messages(policy: LanguagePolicy) -> list[str]:
 
 def first_prompt(policy: LanguagePolicy, problems: Sequence[Problem]) -> str:
     """Return the prompt of the first problem as the policy reads it, with special tokens."""
-    return policy.decode(policy.encode_prompt(problems[0].prompt))
+    return policy.decode(policy.encode_prompt(problems[0].policy_prompt))

@@ -1,8 +1,9 @@
 """Find out how a model has to be run so that the rows of a batch do not depend on each other.
 
-A padded trial batch is compared with its rows one by one, once per model: log-probabilities and a gradient
-when actions are scored, and log-probabilities when they are sampled. Padding changes the result of a model
-whose positions are those of the columns, for example. Such a model is run with batches of equal lengths.
+Once per model, the rows of a padded trial batch are compared with the same rows computed one by one. The
+comparison covers the log-probabilities of given actions, a gradient of these log-probabilities, and the
+log-probabilities of sampled actions. Padding changes the result if a model uses the column of a token as its
+position, for example. Such a model is run with batches of sequences of equal length.
 """
 
 import weakref
@@ -31,7 +32,7 @@ ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
 class Trial(NamedTuple):
-    """Episodes of a trial batch. The first one is shorter, so that it is padded; its outcome is compared."""
+    """Episodes of a trial batch. The first one is shorter and thus padded, and its outcome is compared."""
 
     prompts: list[TokenIds]
     completions: list[TokenIds]
@@ -50,7 +51,7 @@ _found: "weakref.WeakKeyDictionary[nn.Module, dict[str, Batching]]" = weakref.We
 def scoring_batching(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
 ) -> Batching:
-    """Return which rows of these episodes the model may score at once.
+    """Return which of these episodes may be computed at once to get the log-probabilities of their actions.
 
     Raises:
         InputError: if the forward pass of the model needs more than token ids, or reads later tokens.
@@ -60,11 +61,11 @@ def scoring_batching(
 
 
 def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tokens: int) -> Batching:
-    """Return which rows with these prompts the model may sample at once.
+    """Return which of these prompts may be in the same batch when completions are sampled.
 
     Raises:
-        InputError: if scoring is not possible, if the cache of the model holds more than keys and values, or
-            if the model does not sample the distribution that it scores.
+        InputError: under the conditions listed for `scoring_batching`, if the cache of the model holds more
+            than keys and values, or if the log-probabilities in sampling differ from those of given actions.
     """
     longest = max(map(len, prompts), default=0) + max_new_tokens
     return _for_length(model, _once(model, "sampling", _find_sampling), longest)
@@ -73,8 +74,8 @@ def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tok
 def check_rows(model: nn.Module) -> None:
     """Check that a model can be a policy, and show a notice if its batches must not be padded.
 
-    A model with a fast path is not padded. Its fast path is compared with the forward pass of transformers,
-    and is not used, with a notice, if the two differ.
+    The batches of a model with a fast path are not padded. The fast path is compared with the forward pass of
+    transformers. If the two differ, a notice is shown, and the fast path is not used.
 
     Raises:
         InputError: see `scoring_batching` and `sampling_batching`.
@@ -188,7 +189,7 @@ def _check_causal(model: nn.Module, trial: Trial) -> None:
 
 
 def _fault_of_cache(model: nn.Module, trial: Trial) -> str | None:
-    """Return why the sampler cannot copy the cache of a model row by row. None: it can."""
+    """Return the reason why the sampler cannot copy rows of the cache of a model, or None if it can."""
     inputs = integers([trial.prompts[0]], next(model.parameters()).device)
     try:
         with torch.no_grad():
@@ -200,7 +201,7 @@ def _fault_of_cache(model: nn.Module, trial: Trial) -> str | None:
     cache = getattr(cache, "self_attention_cache", cache)
     kinds = {type(layer) for layer in getattr(cache, "layers", [])}
     others = {kind.__name__ for kind in kinds if not _holds_keys_and_values(kind)}
-    if type(cache).__module__ != "transformers.cache_utils":  # it may hold more than its layers
+    if type(cache).__module__ != "transformers.cache_utils":  # may have state besides its layers
         layer_types = getattr(_inner(model).config, "layer_types", None)
         others |= {type(cache).__name__} if layer_types is None else set(layer_types) - ATTENTION
     if not others:
@@ -314,7 +315,7 @@ def _scored(model: nn.Module, log_probs: Callable[[], Tensor]) -> Outcome:
 
 @torch.no_grad()
 def _sampled(batch: Batch, trial: Trial) -> Tensor:
-    """Return the log-probabilities of the actions when they are sampled. The rows are copied in between."""
+    """Return the log-probabilities of the actions, computed as in sampling, which also copies rows."""
     actions = integers(trial.completions, torch.device("cpu"))
     rows = range(len(trial.prompts))
     logits = [batch.fill(rows, trial.prompts, rows)]

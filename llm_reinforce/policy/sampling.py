@@ -117,7 +117,7 @@ def random_numbers(
 ) -> Float[Tensor, "completion token"]:
     """Return the random numbers for the completions of one prompt, in [0, 1).
 
-    They are float64 if the device has it.
+    The numbers are float64 if the device supports this type.
 
     Args:
         num_completions: number of completions of the prompt.

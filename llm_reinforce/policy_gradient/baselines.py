@@ -71,7 +71,7 @@ class MovingAverage:
         return self.total / self.weight if self.weight > 0 else 0.0
 
     def updated(self, mean_return: float, decay: float) -> "MovingAverage":
-        """Return the average after one more update with this mean return of the scored episodes."""
+        """Return the moving average after one more update, whose scored episodes have this mean return."""
         return MovingAverage(
             total=decay * self.total + (1 - decay) * mean_return,
             weight=decay * self.weight + (1 - decay),

@@ -2,6 +2,7 @@
 
 from llm_reinforce.problems.assembly import (
     GivenProblems,
+    have_answers,
     in_template,
     problems_from_config,
     read_data,
@@ -41,6 +42,7 @@ __all__ = [
     "find_problems",
     "folded_prompt",
     "generate_problems",
+    "have_answers",
     "in_template",
     "is_file_name",
     "judge",

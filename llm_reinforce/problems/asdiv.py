@@ -5,7 +5,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.problems.sources import Row, read_rows, read_text
+from llm_reinforce.problems.data_files import Row, read_rows, read_text
 
 
 def asdiv_rows(path: Path) -> Iterator[Row]:

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llm_reinforce.config import DEFAULT_SPLIT, MAX_HELD_OUT, Config, DataConfig
 from llm_reinforce.errors import InputError, errors_in
@@ -11,7 +11,7 @@ from llm_reinforce.problems.generators import generate_problems
 from llm_reinforce.problems.lookup import find_problems, is_file_name, reads_split
 from llm_reinforce.problems.overlap import find_overlap
 from llm_reinforce.problems.problem import Problem
-from llm_reinforce.problems.sources import split_problems
+from llm_reinforce.problems.sources import ignore, split_problems, with_all_columns
 from llm_reinforce.problems.splits import ProblemSplit, default_num_held_out, folded_prompt
 
 
@@ -29,15 +29,11 @@ class GivenProblems:
     held_out: tuple[Problem, ...] | None = None
 
 
-def _ignore(sentence: str) -> None:
-    """Discard a message. This function is the default value of `say`."""
-
-
 NONE_GIVEN = GivenProblems()
 
 
 def problems_from_config(
-    config: Config, say: Callable[[str], None] = _ignore, given: GivenProblems = NONE_GIVEN
+    config: Config, say: Callable[[str], None] = ignore, given: GivenProblems = NONE_GIVEN
 ) -> ProblemSplit:
     """Return training and held-out problems, with their prompts inserted into the templates of the settings.
 
@@ -67,12 +63,13 @@ def problems_from_config(
                 seed=config.seed,
             )
     return ProblemSplit(
-        in_template(split.train, config.problems.template), in_template(split.held_out, template, examples)
+        in_template(with_all_columns(split.train), config.problems.template),
+        in_template(split.held_out, template, examples),
     )
 
 
 def untemplated_problems(
-    config: Config, say: Callable[[str], None] = _ignore, given: GivenProblems = NONE_GIVEN
+    config: Config, say: Callable[[str], None] = ignore, given: GivenProblems = NONE_GIVEN
 ) -> ProblemSplit:
     """Return training and held-out problems with their original prompts, without a template.
 
@@ -99,27 +96,42 @@ def untemplated_problems(
             seed=config.seed,
         )
     else:
-        train = given.train or read_data(settings.train)
+        train = given.train or read_data(settings.train, needs_answers=False, say=say)
         held_out, num_held_out = given.held_out, settings.num_held_out
         if held_out is None and settings.held_out is not None:
-            held_out = read_data(settings.held_out)
+            held_out = read_data(settings.held_out, say=say)
             num_held_out = MAX_HELD_OUT if num_held_out is None else num_held_out
         if held_out is not None:
             split = _without_overlap(train, held_out, num_held_out, config.seed, say)
         else:
             if num_held_out is None:
-                num_held_out = default_num_held_out(len(train))
+                num_held_out = default_num_held_out(len(train)) if have_answers(train) else 0
+            elif num_held_out and not have_answers(train):
+                raise InputError(
+                    f"num_held_out is {num_held_out:,}, but the problems have no reference answers, so "
+                    "accuracy cannot be measured on held-out problems; remove num_held_out, or set "
+                    "answer_column"
+                )
             split = split_problems(train, num_held_out, config.seed)
         # generated problems need no comparison, because the two sets are disjoint by construction
         for sentence in find_overlap(split.train, split.held_out).sentences():
             say(sentence)
-    if not split.held_out:
+    if not have_answers(split.held_out or split.train):
+        say("the problems have no reference answers: no accuracy is measured")
+    elif not split.held_out:
         say("no problems are held out: accuracy is measured on the training problems")
     return split
 
 
-def read_data(source: DataConfig | None) -> tuple[Problem, ...]:
-    """Read the problems of a file, of a named data set, or of a data set on the hub.
+def read_data(
+    source: DataConfig | None, *, needs_answers: bool = True, say: Callable[[str], None] = ignore
+) -> tuple[Problem, ...]:
+    """Read the problems of a file, of a folder, of a named data set, or of a data set on the hub.
+
+    Args:
+        source: settings of the source.
+        needs_answers: False to accept data without any reference answers.
+        say: function that is called with messages about the data.
 
     Raises:
         InputError: if the source does not exist or is invalid, or if `config` or `split` is set although the
@@ -136,20 +148,19 @@ def read_data(source: DataConfig | None) -> tuple[Problem, ...]:
         prompt_column=source.prompt_column,
         answer_column=source.answer_column,
         algebra=source.algebra,
+        needs_answers=needs_answers,
+        say=say,
     )
+
+
+def have_answers(problems: Iterable[Problem]) -> bool:
+    """Return True if all problems have reference answers, so that accuracy can be measured on them."""
+    return all(problem.answer is not None for problem in problems)
 
 
 def in_template(problems: Iterable[Problem], template: str, before: str = "") -> tuple[Problem, ...]:
-    """Return copies of the problems whose prompts are inserted into a template.
-
-    Args:
-        problems: problems with their original prompts.
-        template: text in which `{prompt}` is replaced by the original prompt.
-        before: text that is placed before the template, such as worked examples.
-    """
-    return tuple(
-        replace(problem, prompt=before + template.replace("{prompt}", problem.prompt)) for problem in problems
-    )
+    """Return copies of the problems whose prompts are inserted into a template; see `Problem.in_template`."""
+    return tuple(problem.in_template(template, before) for problem in problems)
 
 
 def _without_overlap(

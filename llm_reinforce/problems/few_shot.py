@@ -32,7 +32,9 @@ def examples_before(
         InputError: if the pool has fewer than `num_examples` problems that are not evaluated.
     """
     seen = {normal_text(problem.prompt) for problem in evaluated}
-    usable = [problem for problem in pool if normal_text(problem.prompt) not in seen]
+    usable = [
+        problem for problem in pool if problem.answer is not None and normal_text(problem.prompt) not in seen
+    ]
     if len(usable) < num_examples:
         raise InputError(
             f"few_shot: needs {num_examples} examples, but only {len(usable)} of {len(pool):,} available "
@@ -44,8 +46,8 @@ def examples_before(
 
 def _example(problem: Problem, template: str) -> str:
     question = template.replace("{prompt}", problem.prompt)
-    answer = problem.solution or problem.answer
-    if problem.solution and split_at_mark(problem.solution)[1] != problem.answer.replace(",", ""):
+    answer = problem.solution or problem.answer or ""
+    if problem.solution and split_at_mark(problem.solution)[1] != (problem.answer or "").replace(",", ""):
         answer += f"\n#### {problem.answer}"
     # a question that ends in a word or a colon needs a space before the answer; `12+34=` needs none
     gap = " " if question[-1:].isalnum() or question[-1:] in ":.?!" else ""

@@ -1,4 +1,4 @@
-"""Problems passed as Python objects: a name, a list of dicts or of Problems, or a `datasets.Dataset`."""
+"""Problems passed as Python objects: a name, a list of dicts or of Problems, or a table."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -6,9 +6,10 @@ from os import PathLike
 from typing import Any
 
 from llm_reinforce.errors import InputError, repr_with_type
+from llm_reinforce.problems.data_files import Row
 from llm_reinforce.problems.lookup import find_problems
 from llm_reinforce.problems.problem import Problem
-from llm_reinforce.problems.sources import Row, problems_of_rows
+from llm_reinforce.problems.sources import Reading, problems_of_rows
 from llm_reinforce.verifier import check_algebra
 
 WANTED = "a data set's name, a file's path, a list of dicts or Problems, or a datasets.Dataset"
@@ -18,19 +19,21 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
     """Return the problems of a data set or file given by its name, or of a Python object.
 
     Args:
-        source: name of a data set, path of a file, list of dicts, list of Problems, or `datasets.Dataset`. A
-            dict is read like a row of a file: by default it needs the key `prompt` or `question`, and the key
-            `answer`, `solution` or `ground_truth`.
+        source: name of a data set, path of a file or folder, list of dicts, list of Problems,
+            `datasets.Dataset` or pandas `DataFrame`. A dict is read like a row of a file; see PROMPT_COLUMNS
+            and ANSWER_COLUMNS for the usual keys.
         name: name of the caller's argument, used in messages and ids. A problem without an id gets the id
             `<name>-<number>`.
-        options: keyword arguments of `find_problems`. For a list or a `datasets.Dataset`, only
-            `prompt_column` and `answer_column` are used.
+        options: keyword arguments of `find_problems`. For a list, a `datasets.Dataset` or a pandas
+            `DataFrame`, only the attributes of `Reading` are used.
 
     Raises:
         InputError: if `source` has none of these types, is empty, or contains an invalid row.
     """
     if isinstance(source, str | PathLike):
         return find_problems(str(source), **options)
+    if hasattr(source, "to_dict") and hasattr(source, "iterrows"):  # a DataFrame of pandas
+        source = source.to_dict("records")
     if isinstance(source, Problem):
         raise InputError(f"{name}: is a single Problem; pass a list of Problems")
     if isinstance(source, Mapping):
@@ -45,12 +48,15 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
         )
     if len(source) == 0:
         raise InputError(f"{name}: is empty; pass {WANTED}")
+    reading = Reading(
+        **{key: value for key, value in options.items() if key not in ("config", "split", "algebra")}
+    )
     if all(isinstance(each, Problem) for each in source):
-        return _checked(source, name)
+        return _checked(source, name, needs_answers=reading.needs_answers)
     rows = (
         Row(f"{name}[{number - 1}]", f"{name}-{number}", each) for number, each in _numbered(source, name)
     )
-    return problems_of_rows(name, rows, options.get("prompt_column"), options.get("answer_column"))
+    return problems_of_rows(name, rows, reading)
 
 
 def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[str, object]]]:
@@ -63,13 +69,15 @@ def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[s
         yield number, each
 
 
-def _checked(problems: Iterable[Problem], name: str) -> tuple[Problem, ...]:
+def _checked(problems: Iterable[Problem], name: str, *, needs_answers: bool) -> tuple[Problem, ...]:
     """Check the problems and return them, with ids added to problems that have no id."""
     found: list[Problem] = []
     places: dict[str, int] = {}
     for index, problem in enumerate(problems):
         for field in ("prompt", "answer"):
             value = getattr(problem, field)
+            if field == "answer" and value is None and not needs_answers:
+                continue
             if not isinstance(value, str) or not value.strip():
                 raise InputError(
                     f"{name}[{index}]: {field} should be non-empty text, not {repr_with_type(value)}"

@@ -1,15 +1,18 @@
 """Lookup of problems by the name of their source, such as a file or a data set on the hub."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from llm_reinforce.config import FILE_SUFFIXES
+from llm_reinforce.config import FILE_SUFFIXES, has_file_suffix
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems.data_files import file_splits, folder_rows, has_splits
 from llm_reinforce.problems.generators import nearest_name
 from llm_reinforce.problems.named_sets import NAMED_SETS, load_named
 from llm_reinforce.problems.problem import Problem
-from llm_reinforce.problems.sources import load_hub_problems, read_problems
+from llm_reinforce.problems.sources import Reading, load_hub_problems, problems_of_rows, read_problems
 from llm_reinforce.problems.specified import (
     GENERATE,
     REASONING_GYM,
@@ -19,6 +22,7 @@ from llm_reinforce.problems.specified import (
 from llm_reinforce.verifier.algebra import check_algebra
 
 PLAIN = "{prompt}"
+_LIKE_A_PATH = re.compile(r"[A-Za-z]:|[~./\\]|.*\\", re.DOTALL)
 
 
 def find_problems(
@@ -26,26 +30,21 @@ def find_problems(
     *,
     config: str | None = None,
     split: str = "test",
-    prompt_column: str | None = None,
-    answer_column: str | None = None,
     algebra: bool = False,
-    allow_doubtful: bool = False,
+    **options: Any,
 ) -> tuple[Problem, ...]:
-    """Return the problems of a file or data set.
+    """Return the problems of a file, a folder or a data set.
 
     Args:
-        data: path of a file; name from NAMED_SETS; `NAME=PATH` for a local file in the published format of
-            the data set NAME; `generate:…` or `reasoning_gym:…`; or `owner/name` on the hub.
-        config: configuration of a data set on the hub.
-        split: split of a named data set or of a data set on the hub.
-        prompt_column: column of the prompts in a file or in a data set on the hub; None looks for the usual
-            names.
-        answer_column: column of the answers in a file or in a data set on the hub; None looks for the usual
-            names.
+        data: path of a file or folder; name from NAMED_SETS; `NAME=PATH` for a local file or folder in the
+            published format of the data set NAME; `generate:…` or `reasoning_gym:…`; or `owner/name` on the
+            hub.
+        config: configuration of a data set on the hub or of a folder.
+        split: split of a named data set, of a data set on the hub, of a folder, or of a JSON file that is an
+            object with several lists.
         algebra: True if answers can be LaTeX or algebra. Some named data sets always have such answers, and
             do not need this argument.
-        allow_doubtful: True to accept answers that cannot be correct, such as empty ones, so that an audit
-            can report them.
+        options: attributes of `Reading`, such as `prompt_column` and `answer_column`.
 
     Raises:
         InputError: if the data does not exist or is invalid, if an argument cannot be used with this kind of
@@ -54,31 +53,28 @@ def find_problems(
     """
     named = None if is_file_name(data) else NAMED_SETS.get(data.partition("=")[0])
     if not algebra and (named is None or not named.algebra):
-        return _find(data, config, split, prompt_column, answer_column, allow_doubtful)
+        return _find(data, config, split, Reading(**options))
     check_algebra()
-    found = _find(data, config, split, prompt_column, answer_column, allow_doubtful)
+    found = _find(data, config, split, Reading(**options))
     return tuple(replace(problem, algebra=True) for problem in found)
 
 
-def _find(
-    data: str,
-    config: str | None,
-    split: str,
-    prompt_column: str | None,
-    answer_column: str | None,
-    allow_doubtful: bool,
-) -> tuple[Problem, ...]:
-    columns = {"prompt_column": prompt_column, "answer_column": answer_column}
+def _find(data: str, config: str | None, split: str, reading: Reading) -> tuple[Problem, ...]:
     if is_file_name(data):
-        return read_problems(data, **columns, allow_doubtful=allow_doubtful)
+        path = Path(os.path.expanduser(data))
+        if not path.is_dir():
+            return read_problems(data, split=split, reading=reading)
+        return problems_of_rows(data, folder_rows(path, config=config, split=split), reading)
     kind, name = kind_of(data)
     if kind == "hub":
-        return load_hub_problems(data, config=config, split=split, **columns, allow_doubtful=allow_doubtful)
-    if config or prompt_column or answer_column:
+        return load_hub_problems(data, config=config, split=split, reading=reading)
+    if config or reading.prompt_column or reading.answer_column:
         raise InputError(f"{data}: its configuration and columns are fixed; remove these settings")
     if kind == "named":
-        _, equals, path = data.partition("=")
-        return load_named(name, split=split, path=path if equals else None, allow_doubtful=allow_doubtful)
+        _, equals, path_text = data.partition("=")
+        return load_named(
+            name, split=split, path=path_text if equals else None, allow_doubtful=reading.allow_doubtful
+        )
     settings = data.partition(":")[2]
     return generated_problems(settings) if kind == GENERATE else reasoning_gym_problems(settings)
 
@@ -103,25 +99,37 @@ def kind_of(data: str) -> tuple[str, str]:
     raise InputError(
         f"no data set {data!r}{nearest_name(prefix.partition('=')[0], known, 2)}; known names: "
         f"{', '.join(NAMED_SETS)}, generate:… and reasoning_gym:…; write owner/name for a data set on the "
-        f"hub, or a path that ends in {' or '.join(FILE_SUFFIXES)} for a file"
+        f"hub, or the path of a folder or of a file ({', '.join(FILE_SUFFIXES)})"
     )
 
 
 def is_file_name(data: str) -> bool:
-    """Return True if the text is the path of a data file, even if the file does not exist."""
-    if data.partition("=")[0] in NAMED_SETS:
+    """Return True if the text is the path of a data file or folder, even if it does not exist.
+
+    A path exists, ends like the name of a data file, or looks like a path: it begins with a drive such as
+    `C:`, with `~`, `.` or a slash, contains a backslash, or contains more than one slash. The name of a named
+    data set is not a path; for a folder with this name, write `./gsm8k`.
+    """
+    if not data or data.partition("=")[0] in NAMED_SETS:
         return False
-    path = Path(os.path.expanduser(data))
-    is_generated = data.partition(":")[0] in (GENERATE, REASONING_GYM)
-    return path.is_file() or (path.suffix.lower() in FILE_SUFFIXES and not is_generated)
+    if Path(os.path.expanduser(data)).exists():
+        return True
+    if data.partition(":")[0] in (GENERATE, REASONING_GYM):
+        return False
+    return has_file_suffix(data) or _LIKE_A_PATH.match(data) is not None or data.count("/") > 1
 
 
 def reads_split(data: str) -> bool:
-    """Return True if the data has splits, as data sets on the hub do.
+    """Return True if the data has splits, as data sets on the hub, folders and some JSON files do.
 
     A data set on the hub is given by its id, such as `openai/gsm8k`, or by a name from NAMED_SETS.
     """
-    return not is_file_name(data) and kind_of(data)[0] in ("hub", "named") and "=" not in data
+    name, equals, path_text = data.partition("=")
+    is_copy = bool(equals) and name in NAMED_SETS
+    path = Path(os.path.expanduser(path_text if is_copy else data))
+    if is_copy or is_file_name(data):
+        return has_splits(path) if path.is_dir() else bool(file_splits(path))
+    return kind_of(data)[0] in ("hub", "named")
 
 
 def usual_template(data: str) -> str:

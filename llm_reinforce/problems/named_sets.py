@@ -1,7 +1,7 @@
 """Data sets that can be given by a short name, with their location, splits, row format and prompt template.
 
-`NAME` loads a split of the data set NAME from the hub. `NAME=PATH` reads a local file that has the published
-format of the data set. In this case no network is needed, and the split is ignored.
+`NAME` loads a split of the data set NAME from the hub. `NAME=PATH` reads a local file or folder that has the
+published format of the data set. In this case no network is needed, and the split of a file is ignored.
 """
 
 import re
@@ -12,8 +12,9 @@ from types import MappingProxyType
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems.asdiv import asdiv_rows
+from llm_reinforce.problems.data_files import Row, folder_rows, hub_rows, read_rows
 from llm_reinforce.problems.problem import Problem
-from llm_reinforce.problems.sources import Row, hub_rows, problems_of_rows, read_rows
+from llm_reinforce.problems.sources import Reading, problems_of_rows
 
 Columns = Mapping[str, object]
 
@@ -83,18 +84,17 @@ def _math500(row: Columns) -> Columns:
 
 
 def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
-    """Return the row with renamed columns.
+    """Return the row with additional columns, which have the values of columns with other names.
 
     Args:
         row: row to convert.
-        names: mapping from each new column name to the possible old names. The first of these old names that
-            the row has is replaced by the new name.
+        names: mapping from each new column name to the possible old names. The new column has the value of
+            the first old name that the row has.
     """
     named = dict(row)
     for name, candidates in names.items():
         found = next((candidate for candidate in candidates if candidate in row), None)
         if found is not None:
-            named.pop(found)
             named[name] = row[found]
     if isinstance(named.get("prompt"), str):
         named["prompt"] = str(named["prompt"]).strip()
@@ -119,8 +119,7 @@ def _with_body(named: Columns, body: object, question: object) -> Columns:
         return named
     body = body.strip()
     gap = " " if not body or body.endswith((".", "!", "?", ",", ":", ";")) else ". "
-    rest = {name: value for name, value in named.items() if name not in ("Body", "body")}
-    return {**rest, "prompt": f"{body}{gap}{question.strip()}".strip()}
+    return {**named, "prompt": f"{body}{gap}{question.strip()}".strip()}
 
 
 _TRAIN_AND_TEST = {"train": "train", "test": "test"}
@@ -162,15 +161,20 @@ def load_named(
     Args:
         name: name of the data set.
         split: split to load from the hub; ignored if `path` is given.
-        path: path of a local file in the published format of the data set; None loads from the hub.
+        path: path of a local file or folder in the published format of the data set; None loads from the
+            hub.
         allow_doubtful: True to accept invalid answers, as in `find_problems`.
 
     Raises:
         InputError: if the split is unknown, the data cannot be found, or a row is invalid.
     """
     named = NAMED_SETS[name]
-    if path is not None:
-        source, rows = path, named.rows(Path(path).expanduser())
+    place = Path(path).expanduser() if path is not None else None
+    if place is not None and place.is_dir():
+        config = named.config if (place / "README.md").is_file() else None
+        source, rows = str(path), folder_rows(place, config=config, split=named.splits.get(split, split))
+    elif place is not None:
+        source, rows = str(path), named.rows(place)
     else:
         if split not in named.splits:
             raise InputError(f"data set {name}: no split {split!r}; known splits: {', '.join(named.splits)}")
@@ -184,4 +188,6 @@ def load_named(
         replace(row, values=named.convert(row.values)) if isinstance(row.values, Mapping) else row
         for row in rows
     )
-    return problems_of_rows(source, converted, is_numeric=named.is_numeric, allow_doubtful=allow_doubtful)
+    return problems_of_rows(
+        source, converted, Reading(is_numeric=named.is_numeric, allow_doubtful=allow_doubtful)
+    )

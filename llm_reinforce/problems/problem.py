@@ -1,9 +1,13 @@
 """The class `Problem`, and the verification of a completion."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from llm_reinforce.verifier import Verdict, verify
+
+Message = Mapping[str, Any]
+"""Message of a chat, with `role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,24 +19,64 @@ class Problem:
     """
 
     prompt: str
-    """The text that the policy continues. Its tokens are the initial state s₀."""
-    answer: str
-    """The reference answer as text, without its derivation, such as "132", "-3", "0.5" or "Paris"."""
+    """The text that the policy continues. Its tokens are the initial state s₀.
+
+    If the prompt is a chat (`messages`), this is the text of its messages without system messages.
+    """
+    answer: str | None = None
+    """The reference answer as text, without its derivation, such as "132", "-3", "0.5" or "Paris".
+
+    None if the problem has no reference answer. Completions are then not verified.
+    """
     solution: str | None = None
     """A worked solution, used by step rewards and supervised warm starts."""
     algebra: bool = field(default=False, kw_only=True)
     """True if the answer can be LaTeX or algebra. Unless it is a plain number, math-verify compares it."""
     in_per_cent: bool = field(default=False, kw_only=True)
     """True if the answer is a number of percent. If the answer is 20, both `20` and `20%` are correct."""
+    messages: tuple[Message, ...] = field(default=(), kw_only=True, hash=False)
+    """The messages of a prompt that is a chat, the last one from a user. Empty if the prompt is text."""
     id: str = ""
     """Name of the problem in reports. It is unique within the data set."""
     # a plain dict, because a read-only proxy cannot be pickled and problems are sent to worker processes
     columns: Mapping[str, object] = field(default_factory=dict, hash=False)
-    """The other columns of the problem's row, which are passed to reward functions."""
+    """The columns of the problem's row that no other attribute contains, passed to reward functions."""
+
+    @property
+    def policy_prompt(self) -> "str | tuple[Message, ...]":
+        """The prompt as the policy receives it: the messages of a chat, or a text."""
+        return self.messages or self.prompt
+
+    def in_template(self, template: str, before: str = "") -> "Problem":
+        """Return a copy of the problem whose prompt is inserted into a template.
+
+        The template of a chat is applied to its last message.
+
+        Args:
+            template: text in which `{prompt}` is replaced by the original prompt.
+            before: text that is placed before the template, such as worked examples.
+        """
+        if not self.messages:
+            return replace(self, prompt=before + template.replace("{prompt}", self.prompt))
+        *others, last = self.messages
+        content = before + template.replace("{prompt}", last["content"])
+        messages = (*others, {**last, "content": content})
+        return replace(self, messages=messages, prompt=chat_text(messages))
+
+
+def chat_text(messages: Sequence[Message]) -> str:
+    """Return the texts of messages, without system messages."""
+    return "\n\n".join(each["content"] for each in messages if each["role"] not in ("system", "developer"))
 
 
 def judge(completion: str, problem: Problem) -> Verdict:
-    """Compare the final answer of a completion with the reference answer of its problem."""
+    """Compare the final answer of a completion with the reference answer of its problem.
+
+    Raises:
+        ValueError: if the problem has no reference answer.
+    """
+    if problem.answer is None:
+        raise ValueError(f"problem {problem.id!r} has no reference answer, so completions cannot be verified")
     return verify(
         completion,
         problem.answer,

@@ -1,164 +1,112 @@
-"""Read problems from files and from the hub, and write problems to files.
+"""Convert rows of data to problems, and write problems to files.
 
 The prompt and the answer of a row are in columns with common names, such as `prompt` and `answer`, or in
 columns named by the caller. If an answer contains `####`, as in GSM8K, the text after the last `####` is the
-reference answer. The whole text is then the worked solution, which warm starts and worked examples use.
+reference answer. If an answer contains a box, the content of its last box is the reference answer. The whole
+text is then the worked solution, which warm starts and worked examples use.
 """
 
-import difflib
 import json
-import math
-import os
 import random
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
-from typing import NoReturn
+from typing import Any
 
 from llm_reinforce.errors import InputError, short_repr
-from llm_reinforce.hub import hub_answers
-from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.data_files import Row, folder_rows, hub_rows, read_rows
+from llm_reinforce.problems.layouts import (
+    ANSWER_COLUMNS,
+    NUMBER,
+    PROMPT_COLUMNS,
+    as_text,
+    final_answer,
+    find_column,
+    no_column,
+    read_messages,
+    similar_columns,
+    value_of,
+)
+from llm_reinforce.problems.problem import Message, Problem, chat_text
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
-from llm_reinforce.verifier import split_at_mark
 from llm_reinforce.verifier.percentages import is_in_per_cent
 
-PROMPT_COLUMNS = ("prompt", "question")
-ANSWER_COLUMNS = ("answer", "solution", "ground_truth")
-_NUMBER = re.compile(r"[-+]?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?%?")
+MISSPELLED = 0.8  # similarity of a name to a usual name from which it may be a slip, such as anwser
+MAX_ANSWER = 200  # characters; a longer answer is reported, because it may be a whole solution
+
+
+def ignore(sentence: str) -> None:
+    """Ignore a message. This function is the default of `say`."""
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a data set.
+class Reading:
+    """Options for converting rows to problems.
 
     Attributes:
-        place: location of the row for messages, such as 'sums.jsonl, line 3'.
-        default_id: id of the problem if the row does not contain an id.
-        values: content of the row. If the row is valid, this is a mapping from column names to values.
+        prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
+        answer_column: column of the answers; None looks for ANSWER_COLUMNS.
+        needs_answers: False to accept data without any answers.
+        is_numeric: True if every answer must be a number.
+        allow_doubtful: True to accept answers that are empty or null (both become ""), and answers that are
+            not numbers although they should be, so that an audit can report them.
+        say: function that is called with messages about the data.
     """
 
-    place: str
-    default_id: str
-    values: object
+    prompt_column: str | None = None
+    answer_column: str | None = None
+    needs_answers: bool = True
+    is_numeric: bool = False
+    allow_doubtful: bool = False
+    say: Callable[[str], None] = ignore
 
 
 def read_problems(
-    path: str | PathLike[str],
-    *,
-    prompt_column: str | None = None,
-    answer_column: str | None = None,
-    allow_doubtful: bool = False,
+    path: str | PathLike[str], *, split: str | None = None, reading: Reading | None = None, **options: Any
 ) -> tuple[Problem, ...]:
-    """Read the problems of a JSONL file or of a JSON list.
+    """Read the problems of a file; see `read_rows` for the formats.
 
     A JSONL file has one object per line; blank lines are skipped. Answers that are numbers are converted to
     text; for example, 5.0 becomes "5". A list with a single value is read as this value. The id of a problem
     is taken from the column `id`. If there is none, the id is `<file stem>-<number>`, with the number of the
-    line in a JSONL file or of the row in a JSON list. All other columns are kept in `Problem.columns`. The
-    column of the answers is also kept there if the answer contains `####`.
+    line in a JSONL file or of the row in other files. The other columns are kept in `Problem.columns`, as is
+    a column of prompts or answers with another name than `prompt` or `answer`, or with other content than
+    the attributes of the problem.
 
     Args:
         path: path of the file.
-        prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
-        answer_column: column of the answers; None looks for ANSWER_COLUMNS.
-        allow_doubtful: True to accept answers that are empty or null (both become ""), and answers that are
-            not numbers although they should be, so that an audit can report them.
+        split: list to read if the file is a JSON object with several lists.
+        reading: options for converting rows to problems.
+        options: attributes of `Reading`, given instead of `reading`.
 
     Raises:
-        InputError: if the file is missing, empty, not UTF-8 or not JSON, or if a row is not an object, lacks
-            a column, has an empty prompt or answer, or repeats an id. The message names the file and the
-            line.
+        InputError: if the file is missing, empty or not in its format, or if a row is not an object, lacks a
+            column, has an empty prompt or answer, or repeats an id. The message names the file and the line.
     """
-    rows = read_rows(path)
-    return problems_of_rows(str(path), rows, prompt_column, answer_column, allow_doubtful=allow_doubtful)
-
-
-def read_rows(path: str | PathLike[str]) -> Iterator[Row]:
-    """Return an iterator over the rows of a JSONL file or of a JSON list.
-
-    Raises:
-        InputError: if the file is missing, not UTF-8 or not JSON.
-    """
-    path = Path(os.path.expanduser(path))
-    text = read_text(path)
-    return _list_rows(path, text) if text.lstrip().startswith("[") else _line_rows(path, text)
-
-
-def read_text(path: Path) -> str:
-    """Return the text of a file without its byte order mark.
-
-    Raises:
-        InputError: if the file is missing, not readable or not UTF-8.
-    """
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise InputError(f"{path}: no such file{_nearest_file(path)}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8") from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    return problems_of_rows(str(path), read_rows(path, split), reading or Reading(**options))
 
 
 def load_hub_problems(
-    name: str,
-    *,
-    config: str | None,
-    split: str,
-    prompt_column: str | None = None,
-    answer_column: str | None = None,
-    allow_doubtful: bool = False,
+    name: str, *, config: str | None, split: str, reading: Reading | None = None, **options: Any
 ) -> tuple[Problem, ...]:
     """Load the problems of a data set with `datasets.load_dataset(name, config, split=split)`.
 
-    Rows are read as in `read_problems`. If there is no column `id`, the ids are `<name>-<split>-<row>`.
+    Rows are read as in `read_problems`, with the same options. If there is no column `id`, the ids are
+    `<name>-<split>-<row>`. A path of a folder is also accepted; see `folder_rows`.
 
     Raises:
         InputError: if there is no such data set, configuration or split, if there is no network, or if a row
             is invalid.
     """
-    rows = hub_rows(name, config=config, split=split)
-    return problems_of_rows(name, rows, prompt_column, answer_column, allow_doubtful=allow_doubtful)
-
-
-def hub_rows(name: str, *, config: str | None, split: str, data_files: str | None = None) -> Iterator[Row]:
-    """Return an iterator over the rows of a data set on the hub.
-
-    Args:
-        name: id of the data set.
-        config: configuration of the data set; None for its default configuration.
-        split: split of the data set.
-        data_files: path of the only file to load from the repository; None loads the files of the
-            configuration.
-
-    Raises:
-        InputError: if there is no such data set, configuration or split, or if there is no network.
-    """
-    try:
-        # imported here, because the import takes seconds
-        from datasets import config as settings  # type: ignore[import-untyped,unused-ignore]
-        from datasets import load_dataset
-    except ImportError as error:
-        raise InputError(
-            f"data set {name!r}: the package datasets is not installed; run `pip install datasets`, or give "
-            "the path of a local file"
-        ) from error
-    arguments = {"data_files": data_files} if data_files else {}
-    if not hub_answers():  # `datasets` would retry for half a minute; offline mode uses the local cache
-        settings.HF_HUB_OFFLINE = True
-    try:
-        table: Iterable[object] = load_dataset(name, config, split=split, **arguments)
-    # the types of these exceptions depend on the release of `datasets`
-    except Exception as error:
-        cause = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(
-            f"data set {name!r} (config {config!r}, split {split!r}): not found, or no network ({cause}); "
-            "check the three names, or give the path of a local JSONL file"
-        ) from error
-    stem = f"{name.rstrip('/').rsplit('/', 1)[-1]}-{split}"
-    return (Row(f"{name}, row {number}", f"{stem}-{number}", row) for number, row in enumerate(table, 1))
+    folder = Path(name).expanduser()
+    rows = (
+        folder_rows(folder, config=config, split=split)
+        if folder.is_dir()
+        else hub_rows(name, config=config, split=split)
+    )
+    return problems_of_rows(name, rows, reading or Reading(**options))
 
 
 def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) -> ProblemSplit:
@@ -209,12 +157,16 @@ def write_problems(path: str | PathLike[str], problems: Iterable[Problem]) -> No
 
 
 def _line(problem: Problem) -> str:
-    row: dict[str, object] = {"id": problem.id, "prompt": problem.prompt, "answer": problem.answer}
-    raw = problem.columns.get("answer")
-    if isinstance(raw, str) and raw.strip() == problem.solution and split_at_mark(raw)[1] == problem.answer:
-        row["answer"] = raw  # the worked solution and the answer after ####, as in GSM8K
-    elif problem.solution is not None:
+    row: dict[str, object] = {"id": problem.id, "prompt": list(problem.messages) or problem.prompt}
+    if problem.answer is not None:
+        row["answer"] = problem.answer
+    if problem.solution is not None:
         row["solution"] = problem.solution
+    raw = problem.columns.get("answer")
+    if raw is not None and _is_read_as(raw, problem):  # a number, or a solution with #### as in GSM8K
+        row["answer"] = raw
+        if final_answer(str(raw))[1]:
+            row.pop("solution", None)
     row |= {name: value for name, value in problem.columns.items() if name not in row}
     try:
         return json.dumps(row, ensure_ascii=False) + "\n"
@@ -222,60 +174,31 @@ def _line(problem: Problem) -> str:
         raise InputError(f"problem {problem.id!r}: a column cannot be written as JSON: {error}") from error
 
 
-def _line_rows(path: Path, text: str) -> Iterator[Row]:
-    # not splitlines(), which would also split at U+2028 and other characters that JSON text can contain
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            place = f"{path}, line {number}"
-            yield Row(place, f"{path.stem}-{number}", _parsed(place, line))
-
-
-def _list_rows(path: Path, text: str) -> Iterator[Row]:
-    rows = _parsed(str(path), text)
-    assert isinstance(rows, list), "the text starts with ["
-    for number, row in enumerate(rows, 1):
-        yield Row(f"{path}, row {number}", f"{path.stem}-{number}", row)
-
-
-def _parsed(place: str, text: str) -> object:
-    def refuse(constant: str) -> NoReturn:
-        raise ValueError(f"{constant} is not a JSON number")
-
+def _is_read_as(raw: object, problem: Problem) -> bool:
+    """Return True if the answer and the solution of a problem are read from this value of a column."""
     try:
-        value: object = json.loads(text, parse_constant=refuse)
-    except json.JSONDecodeError as error:
-        # for JSONL, `place` contains the number of the line; for a JSON list, the error contains it
-        line = f", line {error.lineno}" if "\n" in text.strip() else ""
-        raise InputError(f"{place}{line}: invalid JSON at column {error.colno}: {error.msg}") from error
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{place}: invalid JSON: {error}") from error
-    return value
+        text = as_text(raw, "", "answer")
+    except InputError:
+        return False
+    answer, where = final_answer(text)
+    return answer == problem.answer and (not where or text == problem.solution)
 
 
-def problems_of_rows(
-    source: str,
-    rows: Iterable[Row],
-    prompt_column: str | None = None,
-    answer_column: str | None = None,
-    *,
-    is_numeric: bool = False,
-    allow_doubtful: bool = False,
-) -> tuple[Problem, ...]:
+def problems_of_rows(source: str, rows: Iterable[Row], reading: Reading | None = None) -> tuple[Problem, ...]:
     """Convert rows to problems.
 
     Args:
         source: name of the source, for messages.
         rows: rows of the source.
-        prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
-        answer_column: column of the answers; None looks for ANSWER_COLUMNS.
-        is_numeric: True if every answer must be a number.
-        allow_doubtful: True to accept invalid answers, as in `read_problems`.
+        reading: options.
 
     Raises:
         InputError: if a row is invalid (see `read_problems`), or if there are no rows.
     """
+    reading = reading or Reading()
     problems: list[Problem] = []
     places: dict[str, str] = {}
+    converted: _Converter | None = None
     for row in rows:
         if not isinstance(row.values, Mapping):
             kind = type(row.values).__name__
@@ -283,117 +206,168 @@ def problems_of_rows(
                 f"{row.place}: should be a JSON object with a prompt and an answer, not a {kind}"
             )
         # the first row determines the names of the columns for all rows
-        prompt_column = _column(row.values, prompt_column, PROMPT_COLUMNS, "prompt", row.place)
-        answer_column = _column(row.values, answer_column, ANSWER_COLUMNS, "answer", row.place)
-        problem = _problem(
-            row,
-            row.values,
-            prompt_column,
-            answer_column,
-            is_numeric=is_numeric,
-            allow_doubtful=allow_doubtful,
-        )
+        converted = converted or _Converter.of_first_row(row.place, row.values, reading)
+        problem = converted.problem(row, row.values)
         if problem.id in places:
             raise InputError(f"{row.place}: id {problem.id!r} is already used at {places[problem.id]}")
         places[problem.id] = row.place
         problems.append(problem)
-    if not problems:
+    if converted is None:
         raise InputError(f"{source}: is empty; write one JSON object with a prompt and an answer per line")
+    converted.report(source, problems)
     return tuple(problems)
 
 
-def _problem(
-    row: Row,
-    values: Mapping[str, object],
-    prompt_column: str,
-    answer_column: str,
-    *,
-    is_numeric: bool,
-    allow_doubtful: bool,
-) -> Problem:
-    used = {prompt_column, answer_column, "id"}
-    prompt = values[prompt_column]
-    if not isinstance(prompt, str) or not prompt.strip():
-        raise InputError(
-            f"{row.place}: column {prompt_column!r} must be non-empty text, not {short_repr(prompt)}"
-        )
-    given = values[answer_column]
-    answer = "" if allow_doubtful and given is None else _as_text(given, row.place, answer_column)
-    solution: str | None = None
-    marked = split_at_mark(answer)[1]
-    if marked is not None:
-        used.discard(answer_column)  # keeps the column in `Problem.columns`, for reward functions
-        solution, answer = answer, marked
-        is_numeric = True
-    elif answer_column != "solution" and isinstance(values.get("solution"), str):
-        solution = str(values["solution"])
-        used.add("solution")
-    if not answer and not allow_doubtful:
-        raise InputError(f"{row.place}: column {answer_column!r} contains an empty answer")
-    if is_numeric and not allow_doubtful and not _NUMBER.fullmatch(answer):
-        raise InputError(
-            f"{row.place}: column {answer_column!r} must contain a number, not {short_repr(answer)}"
-        )
-    given_id = values.get("id")
-    return Problem(
-        prompt=prompt,
-        answer=answer,
-        solution=solution,
-        in_per_cent=is_in_per_cent(prompt, answer, solution),
-        id=row.default_id if given_id in (None, "") else _as_text(given_id, row.place, "id"),
-        columns={name: value for name, value in values.items() if name not in used},
-    )
+def with_all_columns(problems: Sequence[Problem]) -> tuple[Problem, ...]:
+    """Return the problems with the value None in columns that only other problems have.
 
-
-def _column(
-    values: Mapping[str, object], given: str | None, usual: Sequence[str], role: str, place: str
-) -> str:
-    """Return the name of the prompt or answer column of a row.
-
-    This is the name given by the caller, or the first name in PROMPT_COLUMNS or ANSWER_COLUMNS that is a
-    column of the row.
-
-    Raises:
-        InputError: if there is no such column.
+    Reward functions then receive a value for every column of the data, whatever the problem.
     """
-    wanted = usual if given is None else (given,)
-    for name in wanted:
-        if name in values:
-            return name
-    by_lower_case = {name.lower(): name for name in values}
-    nearest = [
-        by_lower_case[match]
-        for name in wanted
-        for match in difflib.get_close_matches(name.lower(), by_lower_case, n=1)
-    ]
-    hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    looked_for = " or ".join(repr(name) for name in wanted)
-    columns = ", ".join(repr(name) for name in values) or "none"
-    raise InputError(
-        f"{place}: no {role} column {looked_for}{hint}; columns: {columns}; every problem needs a prompt "
-        f"and an answer: add the column, or set {role}_column to one of these"
+    own = ("prompt", "answer", "solution", "id")  # columns with the names of attributes of Problem
+    names = dict.fromkeys(name for each in problems for name in each.columns if name not in own)
+    return tuple(
+        each
+        if names.keys() <= each.columns.keys()
+        else replace(each, columns={**dict.fromkeys(names), **each.columns})
+        for each in problems
     )
 
 
-def _as_text(value: object, place: str, column: str) -> str:
-    """Return the value of a column as text: '5' for 5.0, 'true' for true, '39' for [39.0]."""
-    if isinstance(value, list | tuple) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, str):
-        return value.strip()
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float) and math.isfinite(value):
-        return str(int(value)) if value.is_integer() else repr(value)
-    raise InputError(f"{place}: column {column!r} must be text or a number, not {short_repr(value)}")
+class _Converter:
+    """Conversion of the rows of one source to problems.
+
+    Attributes:
+        prompt_column: column of the prompts.
+        answer_column: column of the answers. None: the last message of a chat is the solution, or there are
+            no answers.
+    """
+
+    def __init__(self, prompt_column: str, answer_column: str | None, reading: Reading) -> None:
+        self.prompt_column, self.answer_column, self._reading = prompt_column, answer_column, reading
+        self._found: Counter[str] = Counter()  # where answers were found in whole solutions
+
+    @classmethod
+    def of_first_row(cls, place: str, values: Mapping[str, object], reading: Reading) -> "_Converter":
+        """Return the conversion of the rows of a source, with the columns of the first row.
+
+        Raises:
+            InputError: if there is no column of prompts or answers.
+        """
+        prompt = find_column(values, reading.prompt_column, PROMPT_COLUMNS)
+        if prompt is None:
+            raise no_column(values, reading.prompt_column, PROMPT_COLUMNS, "prompt", place)
+        others = {name: value for name, value in values.items() if name != prompt}
+        answer = find_column(others, reading.answer_column, ANSWER_COLUMNS)
+        if answer is None and not _reply(read_messages(value_of(values, prompt), place, prompt)):
+            is_needed = reading.needs_answers or reading.answer_column is not None
+            if is_needed or similar_columns(others, ANSWER_COLUMNS, MISSPELLED):
+                raise no_column(values, reading.answer_column, ANSWER_COLUMNS, "answer", place)
+        return cls(prompt, answer, reading)
+
+    def problem(self, row: Row, values: Mapping[str, object]) -> Problem:
+        """Return the problem of a row.
+
+        Raises:
+            InputError: if the row is invalid.
+        """
+        prompt, messages, reply = self._prompt(row, values)
+        answer, solution = self._answer(row, values, reply)
+        if solution is None and isinstance(values.get("solution"), str) and self.answer_column != "solution":
+            solution = str(values["solution"])
+        given_id = values.get("id")
+        is_id = given_id not in (None, "") and isinstance(given_id, str | int | float)
+        problem_id = as_text(given_id, row.place, "id") if is_id else row.default_id
+        own = {"prompt": prompt, "answer": answer, "solution": solution, "id": problem_id}
+        return Problem(
+            prompt=prompt,
+            answer=answer,
+            solution=solution or reply,
+            messages=messages,
+            in_per_cent=answer is not None and is_in_per_cent(prompt, answer, solution),
+            id=problem_id,
+            columns={
+                name: value
+                for name, value in values.items()
+                if not (name == self.prompt_column == "prompt")
+                and not (name in own and (value == own[name] or value in (None, "")))
+            },
+        )
+
+    def _prompt(self, row: Row, values: Mapping[str, object]) -> tuple[str, tuple[Message, ...], str | None]:
+        """Return the text of a prompt, the messages of a chat, and the reply of the assistant after them."""
+        column = self.prompt_column
+        if find_column(values, column, ()) is None:
+            raise no_column(values, column, (), "prompt", row.place)
+        given = value_of(values, column)
+        messages = read_messages(given, row.place, column)
+        reply = _reply(messages)
+        if reply is not None and column.endswith("prompt"):
+            raise InputError(
+                f"{row.place}: column {column!r} ends in a message of the assistant; remove the message, so "
+                "that the policy writes it"
+            )
+        messages = messages[:-1] if reply is not None else messages
+        prompt = chat_text(messages) if messages else given
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(
+                f"{row.place}: column {column!r} must be non-empty text or a list of chat messages, not "
+                f"{short_repr(given)}"
+            )
+        return prompt, messages, reply
+
+    def _answer(
+        self, row: Row, values: Mapping[str, object], reply: str | None
+    ) -> tuple[str | None, str | None]:
+        """Return the answer of a row, and the solution if the answer is taken from it."""
+        is_doubtful, column = self._reading.allow_doubtful, self.answer_column
+        if column is None:
+            return self._answer_of_reply(row, reply)
+        if find_column(values, column, ()) is None:
+            raise no_column(values, column, (), "answer", row.place)
+        given = value_of(values, column)
+        text = "" if is_doubtful and given is None else as_text(given, row.place, column)
+        answer, where = final_answer(text)
+        self._found[where] += 1
+        if is_doubtful:
+            return answer, text if where else None
+        if not answer:
+            raise InputError(f"{row.place}: column {column!r} contains an empty answer")
+        if (self._reading.is_numeric or where == "####") and not NUMBER.fullmatch(answer):
+            raise InputError(
+                f"{row.place}: column {column!r} must contain a number, not {short_repr(answer)}"
+            )
+        return answer, text if where else None
+
+    def _answer_of_reply(self, row: Row, reply: str | None) -> tuple[str | None, str | None]:
+        """Return the answer in the last message of a chat, and the message as the solution."""
+        answer, where = final_answer(reply or "")
+        if where and answer:
+            self._found[where] += 1
+            return answer, reply
+        if self._reading.needs_answers:
+            raise InputError(
+                f"{row.place}: the last message in {self.prompt_column!r} has no final answer in a box or "
+                "after ####; set answer_column"
+            )
+        return None, reply
+
+    def report(self, source: str, problems: Sequence[Problem]) -> None:
+        """Report answers that were taken from whole solutions, or that may be whole solutions."""
+        say, column = self._reading.say, self.answer_column or self.prompt_column
+        for where, text in (("####", "after ####"), ("box", "in the last box")):
+            if num := self._found[where]:
+                say(
+                    f"{source}: {num:,} of {len(problems):,} values of {column!r} are whole solutions; the "
+                    f"reference answer is the text {text}, for example {short_repr(problems[0].answer)}"
+                )
+        num_long = sum(each.answer is not None and len(each.answer) > MAX_ANSWER for each in problems)
+        if num_long:
+            say(
+                f"{source}: {num_long:,} of {len(problems):,} answers in {column!r} have more than "
+                f"{MAX_ANSWER} characters, and no final answer in a box or after ####; completions are "
+                "compared with the whole text; set answer_column if another column contains the final answers"
+            )
 
 
-def _nearest_file(path: Path) -> str:
-    try:
-        names = [entry.name for entry in path.parent.iterdir()]
-    except OSError:
-        return f"; the folder {path.parent} does not exist"
-    nearest = difflib.get_close_matches(path.name, names, n=1)
-    return f"; did you mean {path.parent / nearest[0]}?" if nearest else ""
+def _reply(messages: Sequence[Message]) -> str | None:
+    return messages[-1]["content"] if messages and messages[-1]["role"] == "assistant" else None

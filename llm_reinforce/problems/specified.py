@@ -4,13 +4,15 @@ generate:operations=addition+subtraction,digits=2+3,num=500,seed=0
 reasoning_gym:leg_counting,num=100,seed=42
 """
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems.data_files import Row
 from llm_reinforce.problems.generators import generate_problems, max_num_held_out, nearest_name
 from llm_reinforce.problems.problem import Problem
-from llm_reinforce.problems.sources import Row, problems_of_rows
+from llm_reinforce.problems.sources import problems_of_rows
 
 GENERATE, REASONING_GYM = "generate", "reasoning_gym"
 NUM_PROBLEMS = 500
@@ -45,21 +47,27 @@ def generated_problems(settings: str) -> tuple[Problem, ...]:
         "held_out_operands": _range(where, "held_out_operands", given),
         "num_operands": _number(where, "num_operands", given.get("num_operands", "2")),
     }
-    if "num" in given:
-        num = _number(where, "num", given["num"])
-    else:
-        num = min(NUM_PROBLEMS, max_num_held_out(operations, **operands))
-    split = generate_problems(
-        operations,
-        **operands,
-        form=given.get("form", "{expression}="),
-        num_held_out=num,
-        num_train=1,
-        seed=_number(where, "seed", given.get("seed", "0")),
-    )
-    if not split.held_out:
+    seed = _number(where, "seed", given.get("seed", "0"))
+    num = _number(where, "num", given["num"]) if "num" in given else None
+    if num is not None and num < 1:
         raise InputError(f"{where}: num must be at least 1")
-    return split.held_out
+    try:
+        most = max_num_held_out(operations, **operands)
+        if num is not None and num > most:
+            raise InputError(
+                f"num is {num:,}, but at most {most:,} can be held out of the possible problems; reduce num, "
+                "or add operations, digits or operands"
+            )
+        return generate_problems(
+            operations,
+            **operands,
+            form=given.get("form", "{expression}="),
+            num_held_out=min(NUM_PROBLEMS, most) if num is None else num,
+            num_train=1,
+            seed=seed,
+        ).held_out
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
 
 
 def reasoning_gym_problems(settings: str) -> tuple[Problem, ...]:
@@ -124,8 +132,12 @@ def _settings(where: str, text: str, known: tuple[str, ...]) -> Mapping[str, str
 def _range(where: str, key: str, given: Mapping[str, str]) -> tuple[int, int] | None:
     if key not in given:
         return None
-    low, _, high = given[key].partition("-")
-    return _number(where, key, low), _number(where, key, high)
+    found = re.fullmatch(r"([0-9]+)-([0-9]+)", given[key])
+    if found is None:
+        raise InputError(
+            f"{where}: {key} should be a range of whole numbers such as 0-19, not {given[key]!r}"
+        )
+    return int(found[1]), int(found[2])
 
 
 def _number(where: str, key: str, text: str) -> int:

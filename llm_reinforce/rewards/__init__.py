@@ -18,7 +18,7 @@ from llm_reinforce.rewards.combination import (
 from llm_reinforce.rewards.from_python import rewards_from
 from llm_reinforce.rewards.intermediate_steps import intermediate_steps
 from llm_reinforce.rewards.isolation import Isolation
-from llm_reinforce.rewards.plug_in import file_being_loaded, load_reward, reward_from_config
+from llm_reinforce.rewards.plug_in import check_rewards, file_being_loaded, load_reward, reward_from_config
 
 __all__ = [
     "BUILT_IN",
@@ -31,6 +31,7 @@ __all__ = [
     "StepRewards",
     "WeightedReward",
     "answer_format",
+    "check_rewards",
     "combine_rewards",
     "conciseness",
     "correct_answer",

@@ -4,10 +4,11 @@ import asyncio
 import inspect
 import os
 import traceback
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
+from decimal import Decimal
 from numbers import Real
 from operator import index as as_index
 from pathlib import Path
@@ -16,10 +17,13 @@ from typing import Any
 
 from llm_reinforce.errors import LeaveAtOnce, without_secrets
 from llm_reinforce.problems import Problem, judge
+from llm_reinforce.rewards.signatures import NEED_ANSWERS, PER_COMPLETION, read_signature
 from llm_reinforce.verifier import Verdict
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; larger values would be infinite
-OUR_FILES = tuple(str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py"))
+OUR_FILES = tuple(
+    str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py", "signatures.py")
+)
 MAX_TRACEBACK = 4_000  # maximum characters; the end of a traceback, with the error, is reported
 
 
@@ -69,16 +73,9 @@ class JudgedCompletion:
     verdict: Verdict | None = None
 
 
-EXTRA_PARAMETERS: Mapping[str, Callable[[JudgedCompletion], object]] = {
-    "completion_ids": lambda one: list(one.token_ids),
-    "verdict": lambda one: one.verdict or judge(one.completion, one.problem),
-}
-"""Optional parameters of a reward function `f(completion, problem)`, and how their values are computed."""
-
-
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Progress of the run, passed as `trainer_state` to functions with TRL's signature.
+    """Progress of the run, passed to reward functions as `trainer_state`.
 
     Attributes:
         global_step: number of updates completed.
@@ -117,33 +114,73 @@ class RewardResults:
     extras: Mapping[str, Sequence[object]] = field(default_factory=dict)
 
 
-def call_on_each(function: Callable[..., Any], judged: Sequence[JudgedCompletion]) -> RewardResults:
-    """Call `f(completion, problem)` on each completion. Coroutines are awaited concurrently.
+def columns_of(problem: Problem) -> Mapping[str, object]:
+    """Return the columns of a problem's row, with its id."""
+    return {"id": problem.id, **problem.columns} if problem.id else problem.columns
 
-    A function with a parameter `completion_ids` also receives the tokens of the completion, and a function
-    with a parameter `verdict` receives the verdict of the verifier.
+
+class _Values(Mapping[str, object]):
+    """Values of one completion by name, for the parameters of a reward function. Computed when used."""
+
+    def __init__(self, judged: JudgedCompletion, progress: Progress) -> None:
+        self._judged, self._progress = judged, progress
+        self._columns = columns_of(judged.problem)
+        hidden = () if judged.problem.answer is not None else NEED_ANSWERS
+        self._own = [name for name in PER_COMPLETION if name not in hidden]
+
+    def __getitem__(self, name: str) -> object:
+        one, problem = self._judged, self._judged.problem
+        if name not in self._own:
+            return self._columns[name]
+        if name == "verdict":
+            return one.verdict or judge(one.completion, problem)
+        if name == "solution":
+            return problem.solution or problem.answer
+        return {
+            "completion": one.completion,
+            "prompt": problem.prompt,
+            "problem": problem,
+            "answer": problem.answer,
+            "completion_ids": list(one.token_ids),
+            "trainer_state": self._progress,
+        }[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._own or name in self._columns
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys([*self._own, *self._columns]))
+
+    def __len__(self) -> int:
+        return len({*self._own, *self._columns})
+
+
+def call_on_each(
+    function: Callable[..., Any], judged: Sequence[JudgedCompletion], progress: Progress | None = None
+) -> RewardResults:
+    """Call a function such as `f(completion, problem)` on each completion.
+
+    Each parameter receives the value with its name: one of PER_COMPLETION, or a column of the data. A
+    function whose parameters are not known is called with the completion and the problem. Coroutines are
+    awaited concurrently.
     """
-    taken = [name for name in EXTRA_PARAMETERS if name in parameters_of(function)]
+    signature = read_signature(function)
     values: list[object] = []
     for one in judged:
-        extra = {name: EXTRA_PARAMETERS[name](one) for name in taken}
-        values.append(call_guarded(function, one.completion, one.problem, **extra))
-    pending = [index for index, value in enumerate(values) if inspect.iscoroutine(value)]
+        arguments: tuple[object, ...] = (one.completion, one.problem)
+        named: dict[str, object] = {}
+        if signature is not None:
+            try:
+                arguments, named = signature.arguments(_Values(one, progress or Progress()))
+            except TypeError as error:  # a parameter names no value
+                values.append(error.with_traceback(None))
+                continue
+        values.append(call_guarded(function, *arguments, **named))
+    pending = [index for index, value in enumerate(values) if inspect.isawaitable(value)]
     awaited = await_all([values[index] for index in pending])  # type: ignore[misc]
     for index, value in zip(pending, awaited, strict=True):
         values[index] = value
     return RewardResults([checked_result(value, one) for value, one in zip(values, judged, strict=True)])
-
-
-def parameters_of(function: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
-    """Return the parameters of a function by name.
-
-    The result is empty if Python cannot find the signature, as for some functions written in C.
-    """
-    try:
-        return inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {}
 
 
 def call_guarded(function: Callable[..., object], /, *arguments: object, **named: object) -> object:
@@ -164,7 +201,7 @@ def call_guarded(function: Callable[..., object], /, *arguments: object, **named
             os._exit(0)
 
 
-def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]:
+def await_all(coroutines: Sequence[Awaitable[object]]) -> list[object]:
     """Run the coroutines concurrently and return the result or the exception of each.
 
     All coroutines of reward functions run in one event loop per process.
@@ -174,7 +211,7 @@ def await_all(coroutines: Sequence[Coroutine[Any, Any, object]]) -> list[object]
 
     process = os.getpid()
 
-    async def guarded_one(coroutine: Coroutine[Any, Any, object]) -> object:
+    async def guarded_one(coroutine: Awaitable[object]) -> object:
         try:
             return await coroutine
         except LeaveAtOnce:
@@ -269,7 +306,7 @@ def _traceback(error: BaseException) -> str:
 
 
 def number(value: object) -> float:
-    """Convert a real number, a NumPy scalar or a 0-dimensional tensor to a float.
+    """Convert a real number, a `Decimal`, a NumPy scalar or a 0-dimensional tensor to a float.
 
     Raises:
         TypeError: if the value is not a real number or is not finite in float32.
@@ -277,9 +314,9 @@ def number(value: object) -> float:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):
         value = value.item()
     try:
-        if isinstance(value, Real) and abs(float(value)) <= MAX_FLOAT32:  # False for NaN
+        if isinstance(value, Real | Decimal) and abs(float(value)) <= MAX_FLOAT32:  # False for NaN
             return float(value)
-    except OverflowError:  # an int that is larger than any float
+    except (OverflowError, ValueError):  # an int that is larger than any float, or a signaling NaN
         pass
     raise TypeError(
         f"a reward must be None, StepRewards, or a number that is finite in float32, not {short_repr(value)}"

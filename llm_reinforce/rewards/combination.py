@@ -103,7 +103,7 @@ def combine_rewards(
         rewards: the reward functions with their weights.
         conversational: if True, functions with TRL's signature receive lists of messages instead of texts.
             The attribute `conversational` of a reward takes precedence if it is not None.
-        progress: value of `trainer_state` for functions with TRL's signature.
+        progress: value of `trainer_state`.
     """
     names = _unique_names(rewards)
     results = [
@@ -135,7 +135,7 @@ def _call(
         return reward.function.ask(judged, conversational=conversational, progress=progress)
     if has_trl_signature(reward.function):
         return call_on_batch(reward.function, judged, conversational=conversational, progress=progress)
-    return call_on_each(reward.function, judged)
+    return call_on_each(reward.function, judged, progress)
 
 
 def _unique_names(rewards: Sequence[WeightedReward]) -> list[str]:

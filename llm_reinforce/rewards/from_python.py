@@ -3,6 +3,7 @@
 import functools
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def rewards_from(source: Any) -> list[Given]:
         one pair per reward: the recipe keys, and the reward as an object or None if the keys suffice.
 
     Raises:
-        InputError: if `source` has another type, or a function has neither of the two signatures.
+        InputError: if `source` has another type, or a function has no parameter whose value is known.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):
@@ -112,7 +113,7 @@ def _keys(origin: str, given: WeightedReward) -> dict[str, Any]:
 
 
 def _weight(reward: Any, weight: Any) -> float:
-    if isinstance(weight, bool) or not isinstance(weight, Real):
+    if isinstance(weight, bool) or not isinstance(weight, Real | Decimal):
         name = reward if isinstance(reward, str) else reward_name(reward)
         raise InputError(
             f"rewards[{name!r}]: a weight must be a number, not {repr_with_type(weight)}; to give functions "

@@ -21,6 +21,7 @@ from llm_reinforce.rewards.calls import (
     call_on_each,
 )
 from llm_reinforce.rewards.plug_in import load_function
+from llm_reinforce.rewards.signatures import requirements_of
 from llm_reinforce.rewards.trl_signature import call_on_batch, has_trl_signature
 from llm_reinforce.verifier import Verdict
 from llm_reinforce.workers import serve
@@ -30,7 +31,7 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
     """Load the reward function.
 
     Returns:
-        the greeting of the worker, which says whether the function has TRL's signature; and a function that
+        the greeting of the worker, which contains the requirements of the function; and a function that
         computes the rewards of the completions in a request.
     """
     function = load_function(settings["function"], settings["arguments"])
@@ -39,7 +40,7 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
         _seed(question["seed"])
         return _answer(function, question)
 
-    return {"has_trl_signature": has_trl_signature(function)}, answer
+    return {"requirements": asdict(requirements_of(function))}, answer
 
 
 def _seed(seed: int) -> None:
@@ -54,22 +55,18 @@ def _seed(seed: int) -> None:
 def _answer(function: Callable[..., Any], question: Mapping[str, Any]) -> dict[str, object]:
     asked = [
         JudgedCompletion(
-            Problem(**each["problem"]),
+            Problem(**{**each["problem"], "messages": tuple(each["problem"]["messages"])}),
             each["completion"],
             tuple(each["token_ids"]),
             Verdict(**each["verdict"]) if each["verdict"] else None,
         )
         for each in question["asked"]
     ]
+    progress = Progress(**question["progress"])
     answers = (
-        call_on_batch(
-            function,
-            asked,
-            conversational=question["conversational"],
-            progress=Progress(**question["progress"]),
-        )
+        call_on_batch(function, asked, conversational=question["conversational"], progress=progress)
         if has_trl_signature(function)
-        else call_on_each(function, asked)
+        else call_on_each(function, asked, progress)
     )
     return _as_json(answers)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.rewards.calls import JudgedCompletion, Progress, RewardResult, RewardResults, StepRewards
+from llm_reinforce.rewards.signatures import Requirements
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.workers import START_LIMIT, WorkerError, WorkerPool, WorkerSettingsError
 
@@ -36,6 +37,7 @@ class IsolatedFunction:
 
     Attributes:
         workers: pool of the worker processes.
+        requirements: values without which the function cannot be called.
 
     Raises:
         InputError: if a worker cannot load the function.
@@ -57,7 +59,8 @@ class IsolatedFunction:
             raise InputError(str(error)) from error
         except WorkerError as error:
             raise InputError(f"reward {name!r}: cannot be loaded in a worker process: {error}") from error
-        self.has_trl_signature = bool(greeting["has_trl_signature"])
+        needs = greeting["requirements"]
+        self.requirements = Requirements(bool(needs["is_batched"]), tuple(needs["names"]))
 
     def close(self) -> None:
         """End the worker processes. The next call of the function starts new ones."""
@@ -68,7 +71,7 @@ class IsolatedFunction:
     ) -> RewardResults:
         """Call the function on each completion, or once on all of them if it has TRL's signature."""
         together = {"conversational": conversational, "progress": asdict(progress)}
-        batches = [asked] if self.has_trl_signature else [[one] for one in asked]
+        batches = [asked] if self.requirements.is_batched else [[one] for one in asked]
         questions = [
             # the seed makes the result independent of the worker and of its earlier calls
             {

@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -14,11 +14,21 @@ from typing import Any
 
 from llm_reinforce.config import RewardConfig, nearest
 from llm_reinforce.errors import InputError
+from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.rewards.built_in import BUILT_IN
-from llm_reinforce.rewards.calls import EXTRA_PARAMETERS, RewardFunction
+from llm_reinforce.rewards.calls import RewardFunction, columns_of
 from llm_reinforce.rewards.combination import WeightedReward
 from llm_reinforce.rewards.isolation import IsolatedFunction, Isolation
-from llm_reinforce.rewards.trl_signature import GIVEN, has_trl_signature
+from llm_reinforce.rewards.signatures import (
+    NEED_ANSWERS,
+    ONLY_PER_COMPLETION,
+    PER_BATCH,
+    PER_COMPLETION,
+    read_signature,
+    requirements_of,
+    value_name,
+)
+from llm_reinforce.rewards.trl_signature import has_trl_signature
 
 ONLY_IN_PYTHON = "python"
 """Prefix of the recorded name of a function that was passed in Python and cannot be loaded by name."""
@@ -69,8 +79,8 @@ def load_reward(
             process.
 
     Raises:
-        InputError: if the function does not exist, does not accept the arguments, or can be called neither
-            as `f(completion, problem)` nor with TRL's signature.
+        InputError: if the function does not exist, does not accept the arguments, or has no parameter whose
+            value is known.
     """
     name = function.rpartition(":")[2]
     if isolation is not None:
@@ -111,38 +121,54 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
 
 
 def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], function: str) -> None:
-    """Check that a reward function has one of the two signatures and accepts these arguments.
+    """Check that a reward function can be called, and accepts these arguments.
+
+    Parameters that may name a column are checked later, when the data is known; see `check_rewards`.
 
     Raises:
-        InputError: if the function has neither signature, or does not accept one of the arguments.
+        InputError: if the function does not accept one of the arguments, or if no parameter of the function
+            names a value that a reward function can receive.
     """
-    try:
-        signature = inspect.signature(found)
-    except (TypeError, ValueError):  # a function written in C may have no signature
+    if (signature := read_signature(found)) is None:
         return
-    if has_trl_signature(found):
-        _check_trl_arguments(signature, arguments, function)
-        return
-    extras = {name: None for name in EXTRA_PARAMETERS if name in signature.parameters}
-    try:
-        signature.bind("completion", "problem", **extras, **arguments)
-    except TypeError as error:
+    given = PER_BATCH if signature.is_batched else (*ONLY_PER_COMPLETION, "completion_ids")
+    parameters = signature.named()
+    for name in arguments:
+        if name in given and not (name == "prompt" and name in parameters):
+            raise InputError(
+                f"reward {function!r}: {name!r} is passed by the trainer; remove it from `arguments`"
+            )
+        if name not in parameters and not signature.takes(inspect.Parameter.VAR_KEYWORD):
+            hint = nearest(name, parameters)
+            raise InputError(f"reward {function!r}: the function has no parameter {name!r}{hint}")
+    known = {*(PER_BATCH if signature.is_batched else PER_COMPLETION), *NEED_ANSWERS}
+    takes_others = any(
+        map(signature.takes, (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL))
+    )
+    if not takes_others and not any(value_name(name, known) for name in parameters if name not in arguments):
         raise InputError(
-            f"reward {function!r}: the function must be callable as f(completion, problem) or, with TRL's "
-            f"signature, as f(prompts, completions, **columns): {error}"
-        ) from error
-
-
-def _check_trl_arguments(signature: inspect.Signature, arguments: Mapping[str, Any], function: str) -> None:
-    if taken := [name for name in arguments if name in GIVEN]:
-        raise InputError(
-            f"reward {function!r}: {taken[0]!r} is passed by the trainer; remove it from `arguments`"
+            f"reward {function!r}: the parameters ({', '.join(parameters) or 'none'}) name nothing that a "
+            "reward function receives; write f(completion, problem), with parameters such as "
+            f"{', '.join(PER_COMPLETION)}, or with TRL's signature f(prompts, completions, **columns)"
         )
-    kinds = {parameter.kind for parameter in signature.parameters.values()}
-    foreign = [name for name in arguments if name not in signature.parameters]
-    if foreign and inspect.Parameter.VAR_KEYWORD not in kinds:
-        hint = nearest(foreign[0], list(signature.parameters))
-        raise InputError(f"reward {function!r}: the function has no parameter {foreign[0]!r}{hint}")
+
+
+def check_rewards(rewards: Sequence[WeightedReward], problems: Sequence[Problem]) -> None:
+    """Check that the problems have everything that the parameters of the reward functions name.
+
+    Raises:
+        InputError: if a parameter without a default names nothing, or if a function needs reference answers
+            and the problems have none. The message lists the available names.
+    """
+    columns = dict.fromkeys(name for problem in problems for name in columns_of(problem))
+    has_answers = have_answers(problems)
+    for reward in rewards:
+        needed = (
+            reward.function.requirements
+            if isinstance(reward.function, IsolatedFunction)
+            else requirements_of(reward.function)
+        )
+        needed.check(reward.name, columns, has_answers=has_answers)
 
 
 def _built_in(name: str, arguments: Mapping[str, Any]) -> RewardFunction:

@@ -9,10 +9,10 @@ Source: TRL's documentation of custom reward functions for GRPO and RLOO.
 """
 
 import inspect
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from llm_reinforce.problems import Problem
 from llm_reinforce.rewards.calls import (
     JudgedCompletion,
     Progress,
@@ -21,24 +21,22 @@ from llm_reinforce.rewards.calls import (
     await_all,
     call_guarded,
     checked_result,
+    columns_of,
     number,
-    parameters_of,
     short_repr,
 )
-
-# arguments that the trainer passes, besides the columns of the data
-GIVEN = frozenset({"prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric"})
-TAKEN = GIVEN | {"prompt", "completion"}  # columns with these names are not passed
+from llm_reinforce.rewards.signatures import PER_BATCH, read_signature
 
 
 def has_trl_signature(function: Callable[..., Any]) -> bool:
     """Return True if the function has TRL's signature, so that it is called once per batch.
 
-    A function with TRL's signature has a parameter `completions` or `prompts`, or its first parameter is
-    `completion_ids`.
+    A function has TRL's signature if it has a parameter `completions` or `prompts`. It also has TRL's
+    signature if it has another parameter of TRL, or `**kwargs`, and no parameter `completion`, `prompt`,
+    `problem` or `verdict`.
     """
-    parameters = parameters_of(function)
-    return not {"completions", "prompts"}.isdisjoint(parameters) or [*parameters][:1] == ["completion_ids"]
+    signature = read_signature(function)
+    return signature is not None and signature.is_batched
 
 
 def call_on_batch(
@@ -71,7 +69,7 @@ def call_on_batch(
         extras[str(name)] = [_as_json(value) for value in values]
 
     arguments = {
-        "prompts": [_as_messages("user", one.problem.prompt, conversational) for one in judged],
+        "prompts": [_prompt(one.problem, conversational) for one in judged],
         "completions": [_as_messages("assistant", one.completion, conversational) for one in judged],
         "completion_ids": [list(one.token_ids) for one in judged],
         **_columns(judged),
@@ -79,8 +77,8 @@ def call_on_batch(
         "log_extra": log_extra,
         "log_metric": log_metric,
     }
-    returned = call_guarded(function, **_accepted(function, arguments))
-    if inspect.iscoroutine(returned):
+    returned = _called(function, arguments)
+    if inspect.isawaitable(returned):
         (returned,) = await_all([returned])
     return RewardResults(
         _outcomes(returned, judged),
@@ -99,28 +97,43 @@ def _as_json(value: object) -> object:
         return short_repr(value)
 
 
+def _prompt(problem: Problem, conversational: bool) -> object:
+    if conversational and problem.messages:
+        return [dict(message) for message in problem.messages]
+    return _as_messages("user", problem.prompt, conversational)
+
+
 def _as_messages(role: str, text: str, conversational: bool) -> object:
     return [{"role": role, "content": text}] if conversational else text
 
 
+def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
+    """Return the result of a call with those arguments that the function accepts, or the error."""
+    signature = read_signature(function)
+    if signature is None:
+        return call_guarded(function, **arguments)
+    try:
+        positional, named = signature.arguments(arguments)
+    except TypeError as error:  # a parameter names no value
+        return error.with_traceback(None)
+    return call_guarded(function, *positional, **named)
+
+
 def _columns(judged: Sequence[JudgedCompletion]) -> dict[str, list[object]]:
-    """Return one list per column of the data. The columns `answer` and `solution` are always included."""
+    """Return one list per column of the data, except the columns `prompt` and `completion`, as in TRL.
+
+    The columns `id`, `answer` and `solution` are included if the data has no columns with these names. The
+    answer and the solution are left out if no problem has a reference answer.
+    """
     rows = [
-        {"answer": problem.answer, "solution": problem.solution or problem.answer, **problem.columns}
+        {"answer": problem.answer, "solution": problem.solution or problem.answer, **columns_of(problem)}
+        if problem.answer is not None
+        else columns_of(problem)
         for problem in (one.problem for one in judged)
     ]
-    names = dict.fromkeys(name for row in rows for name in row if name not in TAKEN)
+    left_out = {*PER_BATCH, "prompt", "completion"}
+    names = dict.fromkeys(name for row in rows for name in row if name not in left_out)
     return {name: [row.get(name) for row in rows] for name in names}
-
-
-def _accepted(function: Callable[..., Any], arguments: dict[str, object]) -> dict[str, object]:
-    """Return the arguments that the function accepts, without those that the recipe has already bound."""
-    given = function.keywords if isinstance(function, partial) else {}
-    arguments = {name: value for name, value in arguments.items() if name not in given}
-    parameters = parameters_of(function)
-    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
-        return arguments
-    return {name: value for name, value in arguments.items() if name in parameters}
 
 
 def _outcomes(returned: object, judged: Sequence[JudgedCompletion]) -> list[RewardResult]:

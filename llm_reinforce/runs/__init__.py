@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 
 from llm_reinforce.runs.environment import environment
 from llm_reinforce.runs.run_directory import RunDirectory
-from llm_reinforce.runs.run_summary import RunSummary, list_runs
+from llm_reinforce.runs.run_summary import RunSummary, list_runs, summarize_run
 
 if TYPE_CHECKING:
     from llm_reinforce.runs.train_state import BestEvaluation, TrainState
 
-__all__ = ["BestEvaluation", "RunDirectory", "RunSummary", "TrainState", "environment", "list_runs"]
+__all__ = [
+    "BestEvaluation",
+    "RunDirectory",
+    "RunSummary",
+    "TrainState",
+    "environment",
+    "list_runs",
+    "summarize_run",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -43,9 +43,9 @@ def save_checkpoint(
 
     The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
-    If the directory already contains an intact checkpoint of this update, from which the run was resumed,
-    this checkpoint is left as it is. Checkpoints of later updates are removed. They can only be damaged
-    checkpoints, because a run is resumed from its newest intact checkpoint.
+    If the run was resumed from this update, the directory already contains an intact checkpoint, which is
+    left as it is. Checkpoints of later updates are removed. Such checkpoints are always damaged, because a
+    run is resumed from its newest intact checkpoint.
 
     Args:
         root: directory of the run's checkpoints.

@@ -1,4 +1,4 @@
-"""Content of `environment.json`: what a run was computed with, and how it was started."""
+"""Content of `environment.json`: how a run was started, and the machine and the versions that it used."""
 
 import os
 import platform
@@ -42,14 +42,14 @@ Entries = dict[str, Any]
 
 
 def environment(seed: int, device: str, num_processes: int = 1) -> Entries:
-    """Return the machine, the versions, the threads and the start of this process.
+    """Return a description of this process: its machine, versions and threads, and how it was started.
 
     Args:
         seed: seed of the run.
         device: device of the run.
         num_processes: number of processes that train together.
     """
-    import torch  # not at the top, so that runs can be listed without importing it
+    import torch  # not at the top of the file, so that runs can be listed without importing torch
 
     return {
         "seed": seed,
@@ -109,7 +109,7 @@ def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entri
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what may change the bits of a resumed run, such as "versions.torch (2.8.0, before 2.7.1)".
+    """Return the differences that may change a resumed run, such as "versions.torch (2.8.0, before 2.7.1)".
 
     Entries that `before` does not have are left out, because earlier versions of the toolkit recorded less.
 
@@ -139,7 +139,7 @@ def _shown(value: Any) -> str:
 
 
 def path_entries(paths: Sequence[str]) -> Entries:
-    """Return the absolute path of each of these paths that exists, by the path as it was given."""
+    """Return a mapping from each path that exists, as it was given, to its absolute path."""
     found = {path: Path(path).expanduser() for path in paths}
     return {given: str(path.absolute()) for given, path in found.items() if path.exists()}
 

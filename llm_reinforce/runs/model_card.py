@@ -96,7 +96,7 @@ def _usage(config: Config) -> str:
     lines = ["## Use", "", "```python", "from llm_reinforce import load_policy", ""]
     lines += ['policy = load_policy("path/to/this/directory")', "```", ""]
     loader = "peft.AutoPeftModelForCausalLM" if config.policy.lora else "transformers.AutoModelForCausalLM"
-    lines.append(f"`{loader}.from_pretrained` loads the policy, too.")
+    lines.append(f"`{loader}.from_pretrained` also loads the policy.")
     if config.problems.template != "{prompt}":
         lines += ["", "The policy was trained with this template around each problem:", ""]
         lines += [f"    {line}" for line in config.problems.template.splitlines()]
@@ -119,7 +119,7 @@ def _without_folders(value: Any) -> Any:
 
 
 def _name(location: str) -> str:
-    """Return a hub id, data-set name or import path unchanged, and of a local path only the file name."""
+    """Return a hub id, data-set name or import path unchanged, or only the file name of a local path."""
     return Path(location).name if Path(location.partition(":")[0]).is_absolute() else location
 
 
@@ -130,7 +130,7 @@ def _code(text: str) -> str:
 
 
 def _fence(text: str, least: int) -> str:
-    """Return at least `least` backticks, and more than occur together in the text."""
+    """Return a row of at least `least` backticks that is longer than any row of backticks in the text."""
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 

@@ -24,10 +24,10 @@ class RunSummary:
     Attributes:
         path: directory of the run.
         state: "running" if a process holds the run's lock; "finished" if all updates were made and the
-            policy was saved; "unreadable" if the recipe or the logs cannot be read; else "stopped".
+            policy was saved; "unreadable" if the recipe or the logs cannot be read; otherwise "stopped".
         num_updates: number of updates made so far.
         max_updates: number of updates after which the run ends.
-        accuracies: accuracies of the first and of the last evaluation, by decoding, as shares of 1.
+        accuracies: accuracies of the first and of the last evaluation, by decoding, each between 0 and 1.
         last_change: time of the last change of metrics.jsonl or recipe.yaml, in seconds since 1970.
     """
 
@@ -40,7 +40,7 @@ class RunSummary:
 
 
 def list_runs(directory: str | Path = "runs") -> list[RunSummary]:
-    """Return a summary of each run in a directory and its subdirectories, the run changed last at the end.
+    """Return a summary of each run in a directory and its subdirectories, ordered by the latest change.
 
     Raises:
         InputError: if the directory does not exist.
@@ -51,12 +51,13 @@ def list_runs(directory: str | Path = "runs") -> list[RunSummary]:
     found = []
     for folder, subfolders, files in os.walk(root):
         if "recipe.yaml" in files and "environment.json" in files:
-            found.append(_summary(Path(folder)))
+            found.append(summarize_run(Path(folder)))
             subfolders.clear()  # the directory of a run contains no other runs
     return sorted(found, key=lambda run: run.last_change)
 
 
-def _summary(path: Path) -> RunSummary:
+def summarize_run(path: Path) -> RunSummary:
+    """Return the state and the result of the run in a directory, which contains a `recipe.yaml`."""
     run = RunDirectory(path)
     metrics = path / "metrics.jsonl"
     last_change = (metrics if metrics.is_file() else path / "recipe.yaml").stat().st_mtime

@@ -49,8 +49,8 @@ class TrainState:
             or gradient was not finite.
         pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
             because the run was stopped before or during the evaluation. A resumed run measures them first.
-        seconds: duration of the run up to this state, in all its sessions. It is ignored when two states are
-            compared.
+        seconds: duration of the run up to this state, including the time before the run was resumed. It is
+            ignored when two states are compared.
     """
 
     num_updates: int = 0

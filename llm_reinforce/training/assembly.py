@@ -16,10 +16,11 @@ from llm_reinforce.policy import (
     policy_from_config,
 )
 from llm_reinforce.problems import GivenProblems, ProblemSplit, problems_from_config
-from llm_reinforce.rewards import WeightedReward, reward_from_config
+from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
+from llm_reinforce.training.warm_start import target_of
 
 NUM_LOOKED_AT = 1_000  # number of training prompts that are searched for unknown characters
 
@@ -57,6 +58,7 @@ def build_loop(
         functions = tuple(
             own or reward_from_config(settings) for own, settings in zip(given, config.rewards, strict=True)
         )
+        check_rewards(functions, split.train)
     if config.policy.random_init is not None:
         has_warm_start = config.training.warm_start is not None
         _check_alphabet(config.policy.random_init, split, has_warm_start, display.say)
@@ -111,7 +113,7 @@ def _check_alphabet(
     for problem in (*problems.train, *problems.held_out):
         if foreign := sorted(set(problem.prompt) - known):
             where = f"the prompt {problem.prompt!r}"
-        elif has_warm_start and (foreign := sorted(set(problem.solution or problem.answer) - known)):
+        elif has_warm_start and (foreign := sorted(set(target_of(problem)) - known)):
             where = f"the answer to {problem.prompt!r}, which the warm start trains on"
         else:
             continue
@@ -119,7 +121,7 @@ def _check_alphabet(
             f"policy.random_init.alphabet lacks {', '.join(map(repr, foreign))}, found in {where}; "
             "add the missing characters, or change the problems"
         )
-    unwritable = sum(not known.issuperset(problem.answer) for problem in problems.train)
+    unwritable = sum(not known.issuperset(problem.answer or "") for problem in problems.train)
     if unwritable:
         say(
             f"{unwritable:,} training problems have an answer with characters that "

@@ -1,9 +1,9 @@
 """Data parallelism: every process holds the whole policy, and the processes sum their gradients.
 
-Each process samples the episodes of its share of an update's problems. The episodes are then exchanged, so
-that every process knows the whole update: its metrics, advantages and failures do not depend on the number of
-processes. The model is not wrapped in `DistributedDataParallel`, because the fast path needs the unwrapped
-model.
+Each process samples the episodes of its share of an update's problems. The processes then exchange the
+episodes, so that every process has all episodes of the update. The metrics, advantages and failures of the
+update therefore do not depend on the number of processes. The model is not wrapped in
+`DistributedDataParallel`, because the fast path needs the unwrapped model.
 """
 
 from collections.abc import Iterator, Sequence
@@ -29,7 +29,7 @@ from llm_reinforce.processes import check_launch, num_local_processes, num_proce
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-LONGEST_WAIT = timedelta(days=1)  # after which a process that waits for another one ends
+LONGEST_WAIT = timedelta(days=1)  # time after which a process that waits for another process ends
 NO_PROBLEM = Problem("", "")
 
 Value = TypeVar("Value")
@@ -51,9 +51,9 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
 
     Raises:
         InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
-            started more processes than there are GPUs or another number than accelerate uses, if the process
-            already has an accelerator with another mixed precision, or if the mixed precision is fp16 on a
-            CPU.
+            started more processes than there are GPUs, or a number of processes that differs from that of
+            accelerate, if the process already has an accelerator with another mixed precision, or if the
+            mixed precision is fp16 on a CPU.
     """
     check_launch()
     _check_devices()
@@ -69,7 +69,7 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
     _mixed_precision[:] = [mixed_precision]
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError(
-            "training.mixed_precision: fp16 has no effect on a CPU, on which this run is; use bf16 or no"
+            "training.mixed_precision: fp16 has no effect on a CPU, and this run uses a CPU; use bf16 or no"
         )
     if accelerator.distributed_type in SHARDING:
         raise InputError(
@@ -91,7 +91,7 @@ def _settings_of_launch() -> dict[str, Any]:
     """Return the arguments of `Accelerator` that several processes need."""
     if num_processes() == 1:
         return {}
-    # the others wait while the main process evaluates, for which the default of 10 minutes is too short
+    # the other processes wait while the main process evaluates; the default limit of 10 minutes is too short
     group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
     return {"kwargs_handlers": [group], "cpu": not torch.accelerator.is_available()}

@@ -193,7 +193,7 @@ def _read_problems(
     elif isinstance(problems, DataConfig):
         section["train"] = problems.model_dump(mode="json", exclude_unset=True)
     else:
-        train = problems_from(problems, name="problems", **columns)
+        train = problems_from(problems, name="problems", needs_answers=False, **columns)
         section["train"] = {"data": str(folder / PROBLEMS_FOLDER / "train.jsonl")}
         if train[0].algebra:
             section["train"]["algebra"] = True

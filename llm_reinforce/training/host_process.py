@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of <malloc.h>
-# in bytes: the largest freed block that malloc keeps (the highest value it allows), and the most it keeps
+# in bytes: maximum size of a freed block that malloc keeps (the highest allowed value), and of all of them
 LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30
 # number of new objects between two garbage collections, as many as a few updates create
 NUM_NEW = 20_000

@@ -32,7 +32,7 @@ from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, collect_epis
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
-from llm_reinforce.problems import Problem
+from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
@@ -256,7 +256,7 @@ class TrainingLoop:
         activations = Activations(self.training.micro_batch_tokens)
         problems = self._draw_problems()
         own = self.collect(self._share(problems), activations, on_step=self._show_sampling)
-        batch = gather_episodes(own, problems, self.accelerator)  # with the episodes of the other processes
+        batch = gather_episodes(own, problems, self.accelerator)  # the episodes of all processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
         prediction = self._predict(own, batch)
@@ -281,10 +281,10 @@ class TrainingLoop:
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
 
     def fix_date(self, date: str | None = None) -> str | None:
-        """Set and return the date that the chat template prints; None if it prints no date.
+        """Set and return the date that the chat template prints, or None if the template prints no date.
 
         Args:
-            date: the date, such as "2026-11-29". None: the date of the policy, in the main process.
+            date: the date, such as "2026-11-29". None: use the date of the policy in the main process.
         """
         own = self.policy.chat_template_date
         if own is None:
@@ -322,7 +322,7 @@ class TrainingLoop:
         return f"process {process}: " if num_processes > 1 else ""
 
     def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
-        """Return the values of the episodes of all processes and the features of the own episodes.
+        """Return the values for the episodes of all processes, and the features for those of this process.
 
         The result is None if there is no value head.
         """
@@ -443,7 +443,7 @@ class TrainingLoop:
 
         Args:
             purpose: name of what the random numbers are used for.
-            process: index of the process. None: that of this process.
+            process: index of the process. None: the index of this process.
         """
         index = self.accelerator.process_index if process is None else process
         return seed_of(purpose, self.seed, self.state.num_updates, index)
@@ -522,7 +522,7 @@ class TrainingLoop:
         if not is_fitted and self.state.num_skipped_fits == 1:
             self.display.say(
                 f"value-head steps of update {self.state.num_updates} were skipped, because the loss or the "
-                "gradient of the value head is not finite, a sign of huge returns; the metric "
+                "gradient of the value head was not finite. This happens if returns are huge. The metric "
                 "value/num_skipped_fits counts such updates"
             )
 
@@ -604,9 +604,8 @@ class TrainingLoop:
         """
         num_updates, is_last = self.state.num_updates, makes_no_more_updates(self.training, self.state)
         was_pending = bool(self.state.pending_evaluations)
-        if not was_pending and (
-            before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
-        ):
+        is_due = before is None or is_last or is_evaluation_due(self.evaluation, before, self.state)
+        if not was_pending and is_due and have_answers(self.held_out or self.problems):
             self.state = replace(self.state, pending_evaluations=tuple(self.evaluation.decodings))
         self._evaluate(is_first_or_last=before is None or num_updates == 0 or is_last)
         self.state = replace(self.state, seconds=time.monotonic() - self._clock)
@@ -746,7 +745,7 @@ class TrainingLoop:
 
 
 class _EvaluationStoppedError(Exception):
-    """Raised within an evaluation to end it, because a stop of the run is requested."""
+    """Raised within an evaluation to end it, because a stop of the run was requested."""
 
 
 def _lines(traceback: str) -> list[str]:

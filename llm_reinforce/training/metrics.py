@@ -53,15 +53,19 @@ def update_metrics(
     metrics["entropy"] = sum(entropies) / max(1, len(entropies))
     count = len(episodes)
     lengths = batch.lengths.float()
-    metrics["accuracy"] = sum(episode.verdict.correct for episode in episodes) / count
+    verdicts = [episode.verdict for episode in episodes if episode.verdict is not None]
+    is_verified = len(verdicts) == count  # otherwise the problems have no reference answers
+    if is_verified:
+        metrics["accuracy"] = sum(verdict.correct for verdict in verdicts) / count
     metrics["num_unscored"] = count - int(scored.sum())
     metrics["completions/mean_length"] = float(lengths.mean())
     metrics["completions/max_length"] = float(lengths.max())
     metrics["completions/clipped_ratio"] = sum(not e.completion.terminated for e in episodes) / count
-    for kind, share in _failed_answers(episodes).items():
-        metrics[f"answers/{kind}"] = share
-    for reason in sorted({episode.verdict.reason for episode in episodes}):
-        metrics[f"verdicts/{reason}"] = sum(episode.verdict.reason == reason for episode in episodes) / count
+    if is_verified:
+        for kind, share in _failed_answers(episodes).items():
+            metrics[f"answers/{kind}"] = share
+    for reason in sorted({verdict.reason for verdict in verdicts}):
+        metrics[f"verdicts/{reason}"] = sum(verdict.reason == reason for verdict in verdicts) / count
     return metrics
 
 
@@ -87,19 +91,19 @@ def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -
 
 
 def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return, for each kind of incorrect episodes, the fraction of all episodes that are of this kind.
+    """Return the fraction of wrong, of unparseable and of truncated episodes.
 
     An episode is `wrong` if it has a wrong answer, `unparseable` if it terminated without an answer, and
     `truncated` if it was truncated before an answer.
     """
     kinds = [
         "wrong"
-        if not episode.verdict.is_unparseable
+        if not verdict.is_unparseable
         else "unparseable"
         if episode.completion.terminated
         else "truncated"
         for episode in episodes
-        if not episode.verdict.correct
+        if (verdict := episode.verdict) is not None and not verdict.correct
     ]
     return {kind: kinds.count(kind) / len(episodes) for kind in ("wrong", "unparseable", "truncated")}
 
@@ -124,6 +128,8 @@ def describe_episode(
 ) -> dict[str, Any]:
     """Return an episode as a row of `episodes.jsonl`.
 
+    The answer and the verdict are None if the problem has no reference answer.
+
     Args:
         episode: the episode, with T actions.
         returns: g_t of each action, padded to at least T numbers.
@@ -131,15 +137,16 @@ def describe_episode(
         token_texts: text of each action.
     """
     length = len(episode.completion.token_ids)
+    verdict = episode.verdict
     return {
         "problem": episode.problem.id,
         "group": episode.group,
         "prompt": episode.problem.prompt,
         "completion": episode.completion.text,
         "answer": episode.problem.answer,
-        "correct": episode.verdict.correct,
-        "extracted": episode.verdict.extracted,
-        "reason": episode.verdict.reason,
+        "correct": verdict.correct if verdict else None,
+        "extracted": verdict.extracted if verdict else None,
+        "reason": verdict.reason if verdict else None,
         "terminated": episode.completion.terminated,
         "reward": episode.reward,
         "rewards": dict(episode.rewards),

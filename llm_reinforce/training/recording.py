@@ -73,7 +73,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
-            "\n".join([f"{file}: a run can only be resumed with its own settings. These differ:", *lines])
+            "\n".join([f"{file}: a run can only be resumed with its own settings. Differences:", *lines])
         )
 
 

@@ -72,7 +72,7 @@ def digest_of(problems: Iterable[Problem]) -> dict[str, Any]:
 def write_record(directory: RunDirectory, here: Mapping[str, Any], say: Callable[[str], None]) -> None:
     """Write `environment.json`. A resumed run appends what has changed to the list `resumed` in this file.
 
-    `say` reports changes after which the bits of the resumed run may differ.
+    `say` is called with a note about changes that may change the results of the resumed run.
 
     Raises:
         InputError: if the file exists but was not written by a run.
@@ -96,7 +96,7 @@ def write_record(directory: RunDirectory, here: Mapping[str, Any], say: Callable
 
 
 def _note(before: Mapping[str, Any], here: Mapping[str, Any], different: Sequence[str]) -> str:
-    """Return a sentence that names what differs from the latest process of the run."""
+    """Return a sentence that names the differences from the previous process of the run."""
     before_it, now = before.get("num_processes", here["num_processes"]), here["num_processes"]
     count = ""
     if before_it != now:

@@ -20,6 +20,7 @@ from llm_reinforce.evaluation import Comparison, Criterion, Evaluation
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.processes import is_main_process
+from llm_reinforce.reports import report
 from llm_reinforce.rewards import WeightedReward, file_being_loaded
 from llm_reinforce.runs import RunDirectory, TrainState
 from llm_reinforce.runs.model_card import write_model_card
@@ -61,8 +62,8 @@ class TrainingResult:
         warnings: signs that the policy did not learn, one sentence each, such as a gradient that was zero in
             several updates in a row. They were also shown during the run.
         policy: the trained policy.
-        state: train state at the end of this call. It has the number of updates, the number of sampled tokens
-            and others.
+        state: train state at the end of this call. It contains the numbers of updates and of sampled tokens,
+            among other things.
         is_over: True if the run has made its last update. False if the run was stopped earlier.
         seconds: duration of this call.
         output_dir: directory of the run; None if the run is not recorded.
@@ -128,13 +129,15 @@ class ReinforceTrainer:
             pair of transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig (a small Llama with
             random weights). A model object is trained in place.
         problems: the training problems, given as a data-set name ("gsm8k", "svamp", "generate:digits=2"), a
-            `.json` or `.jsonl` file, a hub id, a list of dicts with the keys `prompt` (or `question`) and
-            `answer`, a list of Problems, a `datasets.Dataset`, or a ProblemsConfig, DataConfig or
-            GenerateConfig. Every problem needs an answer, because accuracy is measured in every run. For
-            columns with other names, set `prompt_column` and `answer_column`.
-        rewards: the reward, given as a function `f(completion: str, problem: Problem) -> float | None |
-            StepRewards`, a function with TRL's signature, a built-in name ("correct_answer", "answer_format",
-            "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function", a list of these,
+            file or folder (JSONL, JSON, CSV, TSV, Parquet, Arrow), a hub id, a list of dicts with the keys
+            `prompt` (or `question`) and `answer`, a list of Problems, a `datasets.Dataset`, a DataFrame of
+            pandas, or a ProblemsConfig, DataConfig or GenerateConfig. For columns with other names, set
+            `prompt_column` and `answer_column`. Problems without answers need reward functions that do
+            without them; no accuracy is measured.
+        rewards: the reward, given as a function such as `f(completion: str, problem: Problem) -> float |
+            None | StepRewards`, a function with TRL's signature, a built-in name ("correct_answer",
+            "answer_format", "conciseness", "readability", "intermediate_steps"),
+            "path/to/file.py:function", a list of these,
             or a dict that maps any of these to weights, such as `{my_function: 1.0, "conciseness": 0.2}`. A
             `RewardConfig(function="answer_format", arguments={"form": "boxed"})` passes arguments. A function
             with TRL's signature takes `prompts`, `completions`, `completion_ids` and the columns of the
@@ -145,8 +148,8 @@ class ReinforceTrainer:
         held_out: problems for evaluation, given as a name, file, hub id, list, `datasets.Dataset` or
             DataConfig. This argument can be used only together with `problems`. Default: `num_held_out` of
             the `problems` are held out.
-        output_dir: directory in which the run is recorded. Its layout is that of a run of the command line.
-            The directory has to be empty or new, unless `train` is called with `resume` or `overwrite`.
+        output_dir: directory in which the run is recorded, with the same files as a run from the command
+            line. The directory has to be empty or new, unless `train` is called with `resume` or `overwrite`.
             Default: the run is not recorded.
         config: all settings at once, such as `load_recipe("quickstart").config`. The other arguments take
             precedence over the config. If the config sets `output_dir`, the run is recorded in this
@@ -373,7 +376,7 @@ class ReinforceTrainer:
 
     @contextmanager
     def _running(self, *, resume: bool, overwrite: bool) -> Iterator[None]:
-        """Check that the trainer can run now. If the run is recorded, hold the lock of its directory."""
+        """Check that the trainer can run, and hold the lock of the run's directory within the context."""
         if self._is_running:
             raise InputError(
                 "a loop over updates() of this trainer is still open; leave the loop with break, or close "
@@ -439,6 +442,14 @@ class ReinforceTrainer:
             yield
             if is_over(self._loop.training, self._loop.state):
                 write_model_card(self._directory)
+        # after the lock is released, since the report of a run whose lock is held shows that it is running
+        self._write_report(self._directory.path)
+
+    def _write_report(self, path: Path) -> None:
+        try:
+            report(path)
+        except Exception as error:  # the run is complete without its report
+            self._loop.display.say(f"note: the report could not be written ({type(error).__name__}: {error})")
 
 
 def _script_without_guard(config: Config) -> str | None:

@@ -14,7 +14,7 @@ from torch import nn
 
 from llm_reinforce.config import WarmStartConfig
 from llm_reinforce.console.run_display import Display
-from llm_reinforce.errors import RunStoppedError
+from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
@@ -94,12 +94,27 @@ def warm_start(
     return num_skipped
 
 
+def target_of(problem: Problem) -> str:
+    """Return the text that a warm start trains on: the solution of a problem or, without one, its answer.
+
+    Raises:
+        InputError: if the problem has neither.
+    """
+    target = problem.solution or problem.answer
+    if target is None:
+        raise InputError(
+            f"training.warm_start: problem {problem.id!r} has neither a solution nor an answer to train on; "
+            "remove training.warm_start, or set answer_column"
+        )
+    return target
+
+
 def _backward(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Accelerator) -> float:
     """Compute the gradient of this process's share of the loss, and return the value of the share.
 
     The loss is the mean of -log π(a_t | s_t) over the tokens of all problems' solutions or answers.
     """
-    completions = [policy.encode_completion(problem.solution or problem.answer) for problem in problems]
+    completions = [policy.encode_completion(target_of(problem)) for problem in problems]
     num_actions = sum(map(len, completions))
     own = slice(accelerator.process_index, None, accelerator.num_processes)
     problems, completions = problems[own], completions[own]
@@ -108,7 +123,7 @@ def _backward(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: 
     with accelerator.autocast():
         scores = token_log_probs(
             policy.model,
-            policy.encode_prompts([problem.prompt for problem in problems]),
+            policy.encode_prompts([problem.policy_prompt for problem in problems]),
             completions,
             pad_token_id=policy.pad_token_id,
         )

@@ -1,4 +1,4 @@
-"""Signs in the metrics of a run that the policy does not learn."""
+"""Warning signs in the metrics of a run, which suggest that the policy is not learning."""
 
 import math
 from collections import deque
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 class WarningSigns:
-    """Find the signs while the run goes on. Each kind of sign is found once.
+    """Find the warning signs during a run. Each kind of sign is reported only once.
 
     Args:
         num_problems: number of training problems.
@@ -52,7 +52,7 @@ class WarningSigns:
         return self._unseen(signs)
 
     def add(self, row: Row) -> list[str]:
-        """Add the metrics of the next update, and return the sentences of the signs that it completes."""
+        """Add the metrics of the next update, and return the sentences of the signs that are new."""
         self._rows.append(row)
         full = len(self._rows) == self._rows.maxlen
         rows = list(self._rows)

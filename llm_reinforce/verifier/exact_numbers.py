@@ -188,8 +188,8 @@ def read_slot(slot: str, *, may_divide: bool = False) -> Reading:
 def read_phrase(sentence: str) -> Reading | None:
     """Read the answer from the rest of a sentence after "answer is".
 
-    The answer is the number at the beginning, or the last number if the text does not begin with a number or
-    if an equation or an expression follows it. Returns None if there is no number.
+    Usually, the answer is the number at the beginning. If the text does not begin with a number, or begins
+    with an equation or an expression, the answer is the last number. Returns None if there is no number.
     """
     text = _without_powers(sentence).lstrip(_EDGE)
     if text.startswith("- "):

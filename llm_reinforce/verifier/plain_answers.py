@@ -1,8 +1,8 @@
 """Exact comparison of answers that are numbers or plain text.
 
 `final_answer.py` finds the final answer of a completion, `notation.py` removes LaTeX and typographic
-characters, and `exact_numbers.py` reads an exact number. This module compares the number with the reference
-answer. No text makes it raise an exception or take long.
+characters, and `exact_numbers.py` reads an exact number. This module compares the number, or a text that is
+not a number, with the reference answer. The comparison never raises an exception and is fast for every text.
 """
 
 import re

@@ -21,7 +21,7 @@ def verify(
     as the answer; without such a mark, it is the whole completion. NaN and infinities equal nothing.
 
     Args:
-        completion: the text to verify. No text makes this function raise an exception or take long.
+        completion: the text to verify. The function never raises an exception and is fast for every text.
         answer: the reference answer without other text, such as "42" or "3/4".
         algebra: True if the reference answer can be LaTeX or algebra. If it is not a plain number, it is
             compared with math-verify, in a process that is killed if the comparison takes more than two

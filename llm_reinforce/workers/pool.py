@@ -23,7 +23,7 @@ from typing import Any
 
 from llm_reinforce.workers.process_trees import kill_descendants, kill_group
 
-START_LIMIT = 120.0  # seconds until a worker must be ready; importing its modules can take long
+START_LIMIT = 120.0  # seconds until a worker must be ready; importing its modules can take a while
 MAX_LINE = 64 * 2**20  # maximum bytes of an answer
 _CHUNK = 2**18  # bytes read or written at once
 _TIME_TO_END = 0.5  # seconds to wait for the exit code of a process that has closed its pipe
@@ -38,7 +38,7 @@ class WorkerTimeoutError(WorkerError):
 
 
 class WorkerSettingsError(WorkerError):
-    """A worker rejected its settings. The message is that of the exception raised in the worker."""
+    """A worker rejected its settings. The message comes from the exception raised in the worker."""
 
 
 class WorkerPool:
@@ -109,7 +109,7 @@ class WorkerPool:
         _kill_all(self._workers)
 
     def forget(self) -> None:
-        """Close the pipes to the processes without killing them; used in a forked child.
+        """Close the pipes to the processes, but do not kill the processes. A forked child calls this method.
 
         The processes belong to the parent, which continues to use them.
         """

@@ -6,10 +6,10 @@ from contextlib import suppress
 
 
 def kill_descendants(pid: int) -> None:
-    """Kill the processes that a process has started, and those that they have started, and so on.
+    """Kill all processes that a process has started, directly or indirectly.
 
-    Processes are found by their parents, so that no process groups are needed, which Windows lacks. A process
-    whose parent has ended is not found; see `kill_group`.
+    The processes are found with the parent id of each process, because Windows has no process groups. A
+    process whose parent has ended is not found; see `kill_group`.
 
     Args:
         pid: id of the process. If the process does not exist, nothing happens.

@@ -347,7 +347,8 @@ def test_overrides_set_keys_list_items_and_missing_sections(tmp_path: Path) -> N
         ("seed", "--set seed: should have the form section.key=value"),
         ("a..b=1", "--set a..b=1: should have the form section.key=value"),
         ("rewards.1.weight=2",
-         "--set rewards.1.weight=2: no item '1' in rewards, which is a list of 1 item, counted from 0"),
+         "--set rewards.1.weight=2: no item '1' in rewards, which is a list of 1 item; items are counted "
+         "from 0"),
         ("seed.x=2", "--set seed.x=2: no key 'x' in seed, which is 7"),
         (
             "training.betas=[0.9, x]",

@@ -17,9 +17,11 @@ from llm_reinforce.policy import (
     ChatSettings,
     character_tokenizer,
     check_prompts,
+    first_prompt,
     policy_from_model,
     with_chat_settings,
 )
+from llm_reinforce.problems import problems_from
 from llm_reinforce.rewards import StepRewards, WeightedReward
 
 ALPHABET = "0123456789+=-: \nWhatis?Umfoknge<>/T.2yNvDcbrJ&|_w"
@@ -401,3 +403,49 @@ def test_interrupted_evaluation_keeps_its_date(dated: Path, tmp_path: Path) -> N
     assert file.read_text().splitlines()[0] == lines[0]
     with pytest.raises(InputError, match="chat_template_date: '2025-02-03' in the file, '2025-02-04' now"):
         evaluate(dated, problems, chat_template_date="2025-02-04", **settings)
+
+
+# ------------------------------------------------------------------------------------------ chats as prompts
+
+ROLES = CHAT.replace("U{{", "<{{ message.role[0] | replace('u', 'U') }}>{{")
+SYSTEM, QUESTION = {"role": "system", "content": "Whats"}, {"role": "user", "content": "1+1"}
+TURNS = (SYSTEM, {"role": "user", "content": "2+2"}, {"role": "assistant", "content": "4"}, QUESTION)
+
+
+def test_messages_of_a_chat_are_used_unchanged() -> None:
+    policy = new_policy(ROLES, system_prompt="Umfo")
+    starts = [f"<{each['role'][0].replace('u', 'U')}>{each['content']}<|im_end|>\n" for each in TURNS]
+    assert policy.render_prompt(TURNS) == "".join(starts) + "T:"
+    own = "<s>Umfo<|im_end|>\n"
+    assert policy.render_prompt([QUESTION]) == policy.render_prompt("1+1") == f"{own}{starts[3]}T:"
+
+
+def test_chat_without_a_chat_template_is_refused() -> None:
+    policy = new_policy(None)
+    assert policy.render_prompt([QUESTION]) == "1+1"
+    with pytest.raises(InputError, match=r"several messages \(system, user\), but the policy uses no chat"):
+        policy.render_prompt([SYSTEM, QUESTION])
+
+
+def test_chat_template_that_drops_a_system_message_is_refused() -> None:
+    silent = USER.replace("U{{", "{% if message.role == 'user' %}U{{").replace("}}<", "}}{% endif %}<")
+    with pytest.raises(InputError, match="prompt 'Whats': the chat template of the policy drops or changes"):
+        new_policy(silent).render_prompt([SYSTEM, QUESTION])
+
+
+def test_chats_reach_the_policy_and_reward_functions() -> None:
+    seen: list[Any] = []
+
+    def of_chat(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+        seen.extend([prompts[0], completions[0][0]["role"]])
+        return [0.0] * len(prompts)
+
+    policy = new_policy(ROLES)
+    problem = problems_from([{"prompt": list(TURNS), "answer": "2"}])[0]
+    batch = collect_episodes(
+        policy, [problem], [WeightedReward("f", of_chat)], episodes_per_problem=1, max_new_tokens=2
+    )
+    assert seen == [list(TURNS), "assistant"]
+    assert policy.decode(batch.episodes[0].prompt_ids) == policy.render_prompt(TURNS)
+    assert check_prompts(policy, [problem]) == []
+    assert first_prompt(policy, [problem]) == policy.render_prompt(TURNS)

@@ -5,6 +5,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -93,7 +94,7 @@ def test_gsm8k(tmp_path: Path) -> None:
         "1002",
         solution=GSM8K["answer"],
         id="test-1",
-        columns={"answer": GSM8K["answer"]},
+        columns=GSM8K,
     )
 
 
@@ -107,7 +108,8 @@ def test_svamp(tmp_path: Path) -> None:
         "How much do you have to pay?"
     )
     assert second.prompt == "Dan had $ 3. He had $ 4 at the start. How much do you have to pay?"
-    assert first.columns == {"Equation": "( 76.0 - 25.0 )", "Type": "Subtraction"}
+    assert first.columns.items() >= {"Equation": "( 76.0 - 25.0 )", "Type": "Subtraction"}.items()
+    assert {"Body", "Question", "Answer"} <= first.columns.keys()  # for reward functions
 
 
 @pytest.mark.parametrize("name", ["multiarith", "addsub", "singleeq"])
@@ -115,14 +117,16 @@ def test_mawps_format(tmp_path: Path, name: str) -> None:
     (problem,) = find_problems(f"{name}={written(tmp_path / 'a.json', MAWPS)}")
     assert problem.prompt == "Joan found 70 seashells. She gave Sam some. She has 27. How many did she give?"
     assert (problem.id, problem.answer) == ("7", "43")
-    assert problem.columns == {"lEquations": ["X=70-27"], "lAlignments": [1, 2]}
+    assert {name: problem.columns[name] for name in MAWPS} == MAWPS
 
 
 def test_asdiv(tmp_path: Path) -> None:
     path = tmp_path / "ASDiv.xml"
     path.write_text(ASDIV, encoding="utf-8")
     first, second = find_problems(f"asdiv={path}")
-    assert first == Problem(
+    columns = {name: first.columns[name] for name in ("Grade", "Source", "Solution-Type", "Formula")}
+    assert {"Body", "Question", "Answer", "ID"} <= first.columns.keys()
+    assert replace(first, columns=columns) == Problem(
         prompt="Seven red apples and two green apples are in the basket. How many apples are in the basket?",
         answer="9",
         id="nluds-0001",
@@ -147,7 +151,10 @@ def test_math500(tmp_path: Path) -> None:
     assert problem.answer == "\\left( 3, \\frac{\\pi}{2} \\right)"
     assert problem.solution == MATH500["solution"]
     assert problem.id == "test/precalculus/807.json"
-    assert problem.columns == {"subject": "Precalculus", "level": 2}
+    assert {name: problem.columns.get(name, problem.solution) for name in MATH500} == {
+        **MATH500,
+        "answer": problem.solution,
+    }
 
 
 @pytest.mark.parametrize(
@@ -249,12 +256,16 @@ def test_generated_problems_from_a_text() -> None:
         ),
         ("generate:digits=two", "digits should be a whole number, not 'two'"),
         ("generate:digits", "digits should be given once, as digits=VALUE"),
-        ("generate:operands=9", "operands should be a whole number, not ''"),
+        ("generate:operands=9", "operands should be a range of whole numbers such as 0-19, not '9'"),
         ("generate:digits=1,operands=0-9", "digits and operands are both given"),
         ("generate:digits=1,digits=2", "digits should be given once"),
         ("generate:operations=addtion", r"did you mean 'addition'\?"),
         ("generate:num=0", "num must be at least 1"),
-        ("generate:digits=1,num=99", "at most 50 can be held out"),
+        ("generate:digits=1,num=99", r"generate:digits=1,num=99: num is 99, but at most 50 can be held out"),
+        ("generate:digits=1,num=-3", r"num=-3: num must be at least 1"),
+        ("generate:digits=0", r"generate:digits=0: digits must be between 1 and"),
+        ("generate:operands=5-1", r"operands=5-1: operands must be the smallest"),
+        ("generate:operands=-5-5", r"not '-5-5'"),
         ("gsm9k", r"no data set 'gsm9k' \(did you mean 'gsm8k'\?\); known names: gsm8k, svamp"),
         ("math-500", r"did you mean 'math500'"),
         ("SVAMP", "no data set 'SVAMP'"),

@@ -47,7 +47,7 @@ def test_gsm8k_row_has_answer_and_solution(tmp_path: Path) -> None:
             answer="2002",
             solution=GSM8K_ROW["answer"],
             id="sums-1",
-            columns={"answer": GSM8K_ROW["answer"]},
+            columns=GSM8K_ROW,
         ),
     )
 
@@ -63,7 +63,9 @@ def test_number_of_percent_is_kept_in_a_written_copy(tmp_path: Path) -> None:
 
 def test_usual_column_names_ids_and_other_columns(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "sums.jsonl", {"id": 7, "prompt": "1+1=", "ground_truth": 2, "level": "easy"})
-    assert read_problems(path) == (Problem(prompt="1+1=", answer="2", id="7", columns={"level": "easy"}),)
+    assert read_problems(path) == (
+        Problem(prompt="1+1=", answer="2", id="7", columns={"id": 7, "ground_truth": 2, "level": "easy"}),
+    )
 
 
 def test_given_column_names_take_precedence(tmp_path: Path) -> None:
@@ -72,7 +74,7 @@ def test_given_column_names_take_precedence(tmp_path: Path) -> None:
         jsonl(tmp_path / "a.jsonl", row), prompt_column="sQuestion", answer_column="lSolutions"
     )
     assert (problem.prompt, problem.answer) == ("3+4?", "7")
-    assert problem.columns == {"prompt": "no", "answer": "no"}
+    assert problem.columns == row
 
 
 @pytest.mark.parametrize(
@@ -151,11 +153,11 @@ GOOD = '{"prompt": "1+1=", "answer": "2"}\n'
         ),
         (
             '{"Body": "1", "Question": "2"}',
-            r"no prompt column 'prompt' or 'question'.*mean 'Question'",
+            r"no prompt column 'prompt', 'question', .* or 'conversations' .*mean 'Question'",
         ),
         (
             GOOD + '{"prompt": "", "answer": "2"}',
-            r"line 2: column 'prompt' must be non-empty text, not ''",
+            r"line 2: column 'prompt' must be non-empty text or a list of chat messages, not ''",
         ),
         (GOOD + '{"prompt": ["1"], "answer": "2"}', r"line 2: column 'prompt' must be non-empty text"),
         (GOOD + '{"prompt": "1", "answer": " "}', r"line 2: column 'answer' contains an empty answer"),

@@ -93,7 +93,7 @@ def test_none_means_not_applicable() -> None:
         Fraction(10**400),
         np.float32("nan"),
         torch.tensor(math.inf),
-        Decimal(1),
+        Decimal("1e39"),
         "1",
         b"1",
         [1.0],
@@ -169,9 +169,10 @@ def test_infinite_recursion_is_a_failure_and_long_tracebacks_are_cut() -> None:
 
 
 def test_function_with_the_wrong_parameters_is_a_failure() -> None:
-    result = result_of(lambda completion: 1.0)  # type: ignore[misc]
+    result = result_of(lambda text, problem: 1.0)  # type: ignore[misc]
     assert result.failure is not None
-    assert "argument" in result.failure
+    assert "nothing is known under the name of its parameter 'text'" in result.failure
+    assert "completion, prompt, problem" in result.failure
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="os.fork is not available")

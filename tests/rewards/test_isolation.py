@@ -389,7 +389,7 @@ def test_no_process_is_left_if_the_calling_process_ends_or_is_killed(
             "cannot be loaded in a worker process: its worker process ended (exit code 3)",
         ),
         ("x = bytearray(2 * 1024**3)\n", "f", "MemoryError"),
-        ("def f(completion): pass\n", "f", "f(completion, problem"),
+        ("def f(text): pass\n", "f", "f(completion, problem"),
         ("def good(completion, problem): pass\n", "godo", "did you mean 'good'"),
     ],
 )

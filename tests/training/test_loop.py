@@ -515,7 +515,7 @@ def test_equal_rewards_do_not_change_the_weights() -> None:
     before = weights(policy)
     watcher = Watcher()
     trainer(
-        policy, num_updates=2, rewards=(WeightedReward("one", lambda c, p: 1.0),), display=watcher
+        policy, num_updates=2, rewards=(WeightedReward("one", lambda completion: 1.0),), display=watcher
     ).train()
     assert same(weights(policy), before)
     assert [metrics["frac_reward_zero_std"] for metrics in watcher.metrics] == [1.0, 1.0]

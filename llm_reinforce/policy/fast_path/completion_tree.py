@@ -25,7 +25,7 @@ prompt or to the largest number of tokens that a completion adds to the tree, if
 class CompletionTree:
     """Completions as a tree of tokens.
 
-    The parent of a token is the token before it in its completion, or the prompt.
+    The parent of a token is the token before it in its completion. The parent of a first token is the prompt.
 
     The tokens are in preorder: a token is directly followed by its descendants. The last action of a
     completion is not in the tree, because no action follows it.
@@ -49,7 +49,7 @@ class CompletionTree:
 
 @dataclass(frozen=True, slots=True)
 class Bundles:
-    """The tokens of a tree, divided into bundles. Each bundle is one row of attention.
+    """The tokens of a tree, divided into bundles. Each bundle is one row of `attention.Rows`.
 
     A bundle consists of consecutive tokens that belong to the same prompt. The keys of the prompt are copied
     once per bundle. Without bundles, each completion would be a row, and the keys of the prompt would be
@@ -78,7 +78,7 @@ class Bundles:
         return torch.minimum(self.seen, self.slots[:, -1:])
 
     def rows(self, prompts: PackedPrompts) -> Rows:
-        """Return rows of attention in which each token attends to its prompt, its ancestors and itself.
+        """Return rows in which each token attends to its prompt, its ancestors and itself.
 
         The indices in the rows refer to the tokens of the prompts, followed by the tokens of the tree.
         """

@@ -46,7 +46,7 @@ _not_packed: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 
 
 def do_not_pack(model: nn.Module) -> None:
-    """Use the plain path for a model that `packable_model` returned: its fast path failed the check."""
+    """Use the plain path for a model returned by `packable_model`, because its fast path failed the check."""
     _not_packed.add(model)
 
 

@@ -1,4 +1,4 @@
-"""Distinct prompts packed into one sequence of tokens, and their rows of attention."""
+"""Distinct prompts packed into one sequence of tokens, and the rows within which the tokens attend."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ class PackedPrompts:
 
     @property
     def rows(self) -> Rows:
-        """Rows of causal attention. Padding is at the end, so no token attends to it."""
+        """Rows for causal attention. Padding is at the end, so no token attends to it."""
         return Rows(self.slots, self.slots, self.places)
 
 

@@ -1,0 +1,101 @@
+"""Everything that a run has recorded, without the values of secret environment variables."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llm_reinforce.errors import InputError, texts_without_secrets, without_secrets
+from llm_reinforce.runs import RunDirectory, RunSummary, list_runs, summarize_run
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordedRun:
+    """Files of a run, as JSON values.
+
+    Attributes:
+        name: short name that distinguishes the run from the other runs of a report.
+        variant: name of the settings that the run shares with other seeds; the color of its curves.
+        summary: state and progress of the run.
+        settings: text of `recipe.yaml`.
+        environment: content of `environment.json`.
+        metrics: rows of `metrics.jsonl`.
+        evaluations: rows of `evaluations.jsonl`.
+        answers: rows of `answers.jsonl`.
+        episodes: rows of `episodes.jsonl`.
+        comparison: content of `comparison.json`; empty if the run has not ended.
+        variance: content of `variance.json`, if the variance was measured with `--output` in the directory of
+            the run; else empty.
+    """
+
+    name: str
+    variant: str
+    summary: RunSummary
+    settings: str
+    environment: Mapping[str, Any]
+    metrics: list[Row]
+    evaluations: list[Row]
+    answers: list[Row]
+    episodes: list[Row]
+    comparison: Mapping[str, Any]
+    variance: Mapping[str, Any]
+
+    @property
+    def path(self) -> Path:
+        """Directory of the run."""
+        return self.summary.path
+
+
+def find_runs(paths: list[Path]) -> list[RunSummary]:
+    """Return the runs in these directories. A directory is a run itself, or contains runs.
+
+    Raises:
+        InputError: if a directory does not exist or contains no run.
+    """
+    found: dict[Path, RunSummary] = {}
+    for path in paths:
+        runs = [summarize_run(path)] if (path / "recipe.yaml").is_file() else list_runs(path)
+        if not runs:
+            raise InputError(f"{path}: contains no run; give the output directory of a run or of `compare`")
+        found |= {run.path.resolve(): run for run in sorted(runs, key=lambda run: run.path)}
+    return list(found.values())
+
+
+def read_run(summary: RunSummary, name: str) -> RecordedRun:
+    """Read the files of a run. Files that the run has not written are empty."""
+    directory = RunDirectory(summary.path)
+    is_seed = summary.path.name.startswith("seed-")  # `compare` writes VARIANT/seed-N
+    return RecordedRun(
+        name=name,
+        variant=summary.path.parent.name if is_seed else name,
+        summary=summary,
+        settings=_text(summary.path / "recipe.yaml"),
+        environment=_mapping(summary.path / "environment.json"),
+        metrics=_rows(directory, "metrics.jsonl"),
+        evaluations=_rows(directory, "evaluations.jsonl"),
+        answers=_rows(directory, "answers.jsonl"),
+        episodes=_rows(directory, "episodes.jsonl"),
+        comparison=_mapping(summary.path / "comparison.json"),
+        variance=_mapping(summary.path / "variance.json"),
+    )
+
+
+def _rows(directory: RunDirectory, name: str) -> list[Row]:
+    rows: list[Row] = texts_without_secrets(directory.rows(name))
+    return [row for row in rows if isinstance(row, dict) and "update" in row]
+
+
+def _text(file: Path) -> str:
+    return without_secrets(file.read_text("utf-8", errors="replace")) if file.is_file() else ""
+
+
+def _mapping(file: Path) -> Mapping[str, Any]:
+    """Return the JSON object in a file; empty if the file is missing or damaged."""
+    try:
+        value = json.loads(_text(file))
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}

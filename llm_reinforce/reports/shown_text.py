@@ -1,0 +1,49 @@
+"""Text of prompts, completions and names, made harmless and short enough to be shown on a page."""
+
+import re
+from typing import Any
+
+import yaml
+
+from llm_reinforce.config.strict_yaml import dump_yaml
+from llm_reinforce.console.text import visible
+from llm_reinforce.errors import SECRET_NAME
+
+MAX_TEXT = 4_000  # characters of a prompt or of an answer
+MAX_TOKEN = 80  # characters of a token
+_PLAIN_OR_NOT = re.compile(r"([\n\t])")
+
+
+def shown(text: object, max_characters: int = MAX_TEXT) -> str:
+    r"""Return a text without characters that a browser would interpret, cut in the middle if it is long.
+
+    Line breaks and tabs are kept. Other control characters, marks of writing direction and halves of
+    surrogate pairs are written as escapes, such as `\x1b`. The template escapes HTML.
+    """
+    whole = str(text)
+    if len(whole) > max_characters:
+        half = max_characters // 2
+        whole = f"{whole[:half]}… ({len(whole):,} characters) …{whole[-half:]}"
+    if whole.isprintable():
+        return whole
+    return "".join(part if part in "\n\t" else visible(part) for part in _PLAIN_OR_NOT.split(whole))
+
+
+def without_secret_entries(value: Any) -> Any:
+    """Return nested JSON values with the values of keys such as `api_key` hidden, and harmless texts."""
+    if isinstance(value, dict):
+        return {
+            shown(key): "(hidden)" if SECRET_NAME.search(str(key)) else without_secret_entries(entry)
+            for key, entry in value.items()
+        }
+    if isinstance(value, list):
+        return [without_secret_entries(entry) for entry in value]
+    return shown(value) if isinstance(value, str) else value
+
+
+def shown_settings(recipe: str) -> str:
+    """Return the text of a recipe, as `shown`, with the values of keys such as `api_key` hidden."""
+    try:
+        return dump_yaml(without_secret_entries(yaml.safe_load(recipe)))
+    except yaml.YAMLError:
+        return "(recipe.yaml cannot be read)"

@@ -1,4 +1,4 @@
-"""The decorator that `conftest.py` puts around every function of a module with tensors.
+"""The decorator that `shared_setup.py` puts around every function of a module with tensors.
 
 The checks take more time than the functions themselves with the tiny models of these tests. Therefore, only
 the first calls of each function in a test are checked.

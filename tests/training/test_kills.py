@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_killed_and_signaled_runs_end_with_the_same_bits() -> None:
     script = ROOT / "tests" / "benchmarks" / "kills.py"
     done = subprocess.run(

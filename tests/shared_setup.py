@@ -2,6 +2,7 @@
 
 import gc
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator

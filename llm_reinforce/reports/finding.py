@@ -42,6 +42,7 @@ EXPLAINED_BY = {
     "exploding_gradient": {"not_finite"},
     "collapse": {"reward_hacking"},
     "one_answer": {"no_reward"},
+    "truncation": {"collapse"},
 }
 
 

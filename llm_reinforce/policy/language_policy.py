@@ -19,7 +19,7 @@ from llm_reinforce.console.text import visible
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.chat_templates import render_chat
 from llm_reinforce.policy.visible_text import VisibleText
-from llm_reinforce.verifier import REASONING, open_reasoning
+from llm_reinforce.verifier import is_reasoning_tag, open_reasoning
 
 TokenIds = tuple[int, ...]
 
@@ -218,7 +218,7 @@ class LanguagePolicy:
         # In the message of the assistant, text may follow the tag. Elsewhere, the tag may be part of
         # a request, such as "begin with <think>", unless the prompt ends with it.
         in_own_message = self.uses_chat_template and last_mark >= 0
-        return opened if in_own_message or opened.strip() in REASONING else ""
+        return opened if in_own_message or is_reasoning_tag(opened.strip()) else ""
 
     def _check_is_open(self, text: str, token_ids: Sequence[int]) -> None:
         """Check that a prompt does not end in an end token, after which nothing should follow.

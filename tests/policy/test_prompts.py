@@ -378,6 +378,13 @@ def test_tag_in_the_turn_of_the_user_opens_no_reasoning() -> None:
         "◁think▷",
         "<|begin_of_thought|>",
         "<|channel|>analysis<|message|>",
+        "<THINK>",
+        "<Thought>",
+        "<longcat_think>",
+        "<|START_THINKING|>",
+        "<|think_start|>",
+        "<scratchpad>",
+        "<reflection>",
     ],
 )
 def test_answer_within_open_reasoning_is_no_answer(opening: str) -> None:
@@ -385,7 +392,13 @@ def test_answer_within_open_reasoning_is_no_answer(opening: str) -> None:
 
 
 def test_closed_reasoning_is_skipped() -> None:
-    for text in ("[THINK]6[/THINK]7", "<|channel|>analysis<|message|>6<|end|><|channel|>final<|message|>7"):
+    for text in (
+        "[THINK]6[/THINK]7",
+        "<Thought>6</thought>7",
+        "<|START_THINKING|>6<|END_THINKING|>7",
+        "<|begin_of_thought|>6<|end_of_thought|>7",
+        "<|channel|>analysis<|message|>6<|end|><|channel|>final<|message|>7",
+    ):
         assert verify(text, "7").correct
 
 

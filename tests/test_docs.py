@@ -256,6 +256,7 @@ def test_options_in_the_text_exist() -> None:
         "--multi_gpu",
         "--index-url",
         "--completions",
+        "--show",
     }  # of scripts, pip
     for page in TEXTS:
         for text in code_words(FENCED.sub("", TEXTS[page])):

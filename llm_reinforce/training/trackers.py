@@ -10,7 +10,7 @@ import posixpath
 import re
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from operator import attrgetter
@@ -31,6 +31,8 @@ FOLDER = "trackers"  # in the run's directory
 SERIES = f"{FOLDER}/series.json"
 TABLE = "episodes"
 OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}  # attributes of the trackers' own objects
+# MLflow refuses to replace settings, and TensorBoard would show them as a second run
+FIXED_SETTINGS = ("mlflow", "tensorboard")
 COLUMNS = ("problem", "prompt", "completion", "answer", "extracted", "correct", "reward")
 
 Say = Callable[[str], None]
@@ -79,7 +81,7 @@ class Trackers:
         Args:
             name: name of the tracker.
             make: function that returns the tracker.
-            settings: settings of the run by dotted key. None: they were logged by an earlier process.
+            settings: settings of the run by dotted key. None: the settings are not logged.
 
         Returns:
             The tracker, or None if it failed.
@@ -105,7 +107,7 @@ class Trackers:
         if not self._trackers or step <= self._num_updates:
             return
         numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-        self._log({_name(name): value for name, value in numbers.items() if name != "update"}, step)
+        self._log({name: value for name, value in numbers.items() if name != "update"}, step)
         if not episodes:
             return
         rewards = list(episodes[0]["rewards"])
@@ -127,13 +129,14 @@ class Trackers:
 
     def finish(self) -> None:
         """Finish all trackers, which writes what they have not written yet."""
-        for name, tracker in list(self._trackers.items()):
+        while self._trackers:
+            name, tracker = self._trackers.popitem()
             self._guarded(name, tracker.finish)
-        self._trackers.clear()
 
     def _log(self, values: Mapping[str, float], step: int) -> None:
         for name, tracker in list(self._trackers.items()):
-            self._guarded(name, partial(tracker.log, dict(values), step=step))
+            named = {_name_in(name, metric, values): value for metric, value in values.items()}
+            self._guarded(name, partial(tracker.log, named, step=step))
 
     def _guarded(self, name: str, call: Callable[[], object]) -> None:
         """Call a function of a tracker. If it fails, show a note and turn the tracker off."""
@@ -146,8 +149,9 @@ class Trackers:
             tracker = self._trackers.pop(name, None)
             why = visible(without_secrets(f"{type(error).__name__}: {error}"), 400)
             self._say(f"note: the tracker {name} failed and is turned off, but the run continues: {why}")
-            with suppress(Exception), _environment(self._variables):
-                tracker.finish()  # because a run that a tracker leaves open may block the next one
+            if tracker is not None:  # a run that is left open in a tracker may block the next one
+                with suppress(Exception, SystemExit), _environment(self._variables):
+                    tracker.finish()
 
 
 @contextmanager
@@ -173,7 +177,8 @@ def tracking(config: Config, directory: RunDirectory, say: Say) -> Iterator[Trac
     for name in names:
         before = series["ids"].get(name)
         make = partial(_tracker, name, config, directory, before or series["id"], is_new=before is None)
-        tracker = trackers.start(name, make, None if before else _settings(config))
+        knows_settings = before is not None and name in FIXED_SETTINGS
+        tracker = trackers.start(name, make, None if knows_settings else _settings(config))
         if tracker is not None:
             own = OWN_IDS.get(name)
             series["ids"][name] = attrgetter(own)(tracker.tracker) if own else series["id"]
@@ -215,7 +220,8 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
             arguments = {"name": run_name, "id": own_id, "resume": "allow", "dir": str(folder)}
             arguments["settings"] = {"console": "off"}  # the console's output may contain secrets
         case "trackio":
-            arguments = {"name": run_name, "resume": "never" if is_new else "allow"}
+            # runs of all directories share one database, in which a run is found by its name
+            arguments = {"name": f"{run_name}-{own_id[:6]}", "resume": "never" if is_new else "allow"}
         case "mlflow":
             arguments = {"run_name": run_name, "run_id": None if is_new else own_id}
         case "comet_ml":
@@ -259,17 +265,20 @@ def _settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _name(metric: str) -> str:
-    """Return the name of a metric with only the characters that all trackers allow."""
+def _name_in(tracker: str, metric: str, metrics: Iterable[str]) -> str:
+    """Return the name of a metric in a tracker, with only the characters that all trackers allow.
+
+    MLflow's file store has a file for each metric, so a metric cannot be named like a folder of other metrics
+    (`step_time` and `step_time/collect`).
+    """
+    if tracker == "mlflow" and any(other.startswith(f"{metric}/") for other in metrics):
+        metric += "/total"
     return posixpath.normpath(re.sub(r"[^\w.\-:/ ]", "_", metric)).lstrip("./")
 
 
 def _variables(folder: Path) -> dict[str, str]:
     """Return environment variables that make trackers write to the folder, without those set by the user."""
-    variables = {
-        "MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}",
-        "TRACKIO_DIR": str(folder / "trackio"),
-    }
+    variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     return {name: value for name, value in variables.items() if name not in os.environ}
 
 

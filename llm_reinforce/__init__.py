@@ -35,6 +35,7 @@ Main entry points:
   `compare_evaluations(before, after)` returns the difference between two evaluations.
 - `compare(recipes, seeds=..., tokens=...)` trains several recipes with equal budgets of sampled tokens.
 - `report(output_dir)` writes a run as an HTML page with its curves and its episodes token by token.
+- `diagnose(output_dir)` returns what is wrong with a run, with evidence and advice.
 - `load_policy(name)` loads a model as a `LanguagePolicy`.
 
 User errors raise `InputError`, whose message says what is wrong and what to do.
@@ -67,7 +68,7 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Comparison, Evaluation, compare_evaluations, evaluate
     from llm_reinforce.policy import LanguagePolicy, load_policy, random_policy
     from llm_reinforce.problems import Problem
-    from llm_reinforce.reports import live_report, report
+    from llm_reinforce.reports import Finding, diagnose, live_report, report
     from llm_reinforce.rewards import StepRewards, WeightedReward, combine_rewards
     from llm_reinforce.training import (
         Recipe,
@@ -87,6 +88,7 @@ __all__ = [
     "DataConfig",
     "Evaluation",
     "EvaluationConfig",
+    "Finding",
     "GenerateConfig",
     "InputError",
     "LanguagePolicy",
@@ -112,6 +114,7 @@ __all__ = [
     "combine_rewards",
     "compare",
     "compare_evaluations",
+    "diagnose",
     "evaluate",
     "live_report",
     "load_policy",
@@ -143,7 +146,7 @@ _HOMES = {
     "evaluation": ["Comparison", "Evaluation", "compare_evaluations", "evaluate"],
     "policy": ["LanguagePolicy", "load_policy", "random_policy"],
     "problems": ["Problem"],
-    "reports": ["live_report", "report"],
+    "reports": ["Finding", "diagnose", "live_report", "report"],
     "rewards": ["StepRewards", "WeightedReward", "combine_rewards"],
     "training": ["Recipe", "ReinforceTrainer", "TrainingResult", "Update", "load_recipe"],
     "verifier": ["Verdict", "verify"],

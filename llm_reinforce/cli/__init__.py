@@ -13,6 +13,7 @@ import typer
 
 from llm_reinforce.cli.claims import claims
 from llm_reinforce.cli.compare import compare
+from llm_reinforce.cli.doctor import doctor
 from llm_reinforce.cli.evaluate import evaluate
 from llm_reinforce.cli.fetch import fetch
 from llm_reinforce.cli.help_texts import App
@@ -38,6 +39,7 @@ app.command()(evaluate)
 app.command()(compare)
 app.command()(sample)
 app.command()(report)
+app.command()(doctor)
 app.command()(variance)
 app.add_typer(claims, name="claims")
 app.add_typer(recipes, name="recipes")

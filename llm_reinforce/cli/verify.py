@@ -49,7 +49,9 @@ def verify(
     Each answer is compared with itself, first unchanged, and then in forms that
     completions often use, such as \boxed{…}. The exit code is 0 if all answers
     are accepted. Otherwise the exit code is 1, and the rejected answers are
-    listed.
+    listed. Equations, mixed numbers, letters after digits and whole solutions
+    are listed too, because part of such an answer may be lost when it is read;
+    they do not change the exit code.
     """
     with reported_failures("the check", debug=debug):
         quieten(debug=debug)
@@ -97,7 +99,11 @@ def _as_json(name: str, audit: "Audit") -> str:
         for doubt in audit.doubts
     ]
     row = {"data": name, "total": audit.total, "kinds": audit.kinds, "doubtful": doubts}
-    return json.dumps(row | {"latex_compared_as_text": audit.num_latex_as_text})
+    losses = [
+        {"id": loss.problem.id, "answer": loss.problem.answer, "kind": loss.kind, "read_as": loss.reading}
+        for loss in audit.losses
+    ]
+    return json.dumps(row | {"latex_compared_as_text": audit.num_latex_as_text, "losses": losses})
 
 
 def _print_audit(name: str, audit: "Audit") -> None:
@@ -121,19 +127,41 @@ def _print_audit(name: str, audit: "Audit") -> None:
         )
     if audit.kinds.get("percentage"):
         console.print(
-            f"  answers that are percentages: {audit.kinds['percentage']:,}; since 50% equals 0.5, the "
-            "completion 50 does not match 50%"
+            f"  answers that are percentages: {audit.kinds['percentage']:,}; 50%, 50 and 0.5 all match 50%"
         )
     if audit.doubts:
         console.print(f"  reasons: {_counted(audit)}")
         console.print(_table(audit))
         if len(audit.doubts) > NUM_SHOWN:
             console.print(f"  … and {len(audit.doubts) - NUM_SHOWN:,} more; --json lists them all")
+    if audit.losses:
+        num_losses = Counter(loss.kind for loss in audit.losses)
+        shown = ", ".join(f"{count:,} {kind}" for kind, count in num_losses.most_common())
+        console.print(f"  answers whose reading may lose something: {shown}; check how they are read")
+        console.print(_losses(audit))
+        if len(audit.losses) > NUM_SHOWN:
+            console.print(f"  … and {len(audit.losses) - NUM_SHOWN:,} more; --json lists them all")
 
 
 def _counted(audit: "Audit") -> str:
     reasons = Counter(doubt.reason for doubt in audit.doubts)
     return ", ".join(f"{count:,} {reason}" for reason, count in reasons.most_common())
+
+
+def _losses(audit: "Audit") -> Table:
+    from llm_reinforce.console.text import visible
+
+    table = Table(box=None, padding=(0, 2, 0, 2), header_style="dim")
+    for name in ("row", "answer", "kind", "read as"):
+        table.add_column(name, overflow="fold")
+    for loss in audit.losses[:NUM_SHOWN]:
+        table.add_row(
+            Text(visible(loss.problem.id, 40)),
+            Text(visible(loss.problem.answer, 80), style="bold"),
+            Text(loss.kind, style="yellow"),
+            Text(visible(loss.reading, 80)),
+        )
+    return table
 
 
 def _table(audit: "Audit") -> Table:

@@ -94,7 +94,7 @@ def _rewarded(
     """Verify and reward completions; return the episodes and the metrics that reward functions logged."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
     verdicts = [
-        None if problem.answer is None else judge(one.text, problem)
+        None if problem.answer is None else judge(one.text, problem, truncated=not one.terminated)
         for one, problem in zip(completions, problem_of, strict=True)
     ]
     judged = [

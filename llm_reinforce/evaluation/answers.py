@@ -75,11 +75,12 @@ def judged(completion: Completion, problem: Problem, stop: Sequence[str] = ()) -
         text, found, _ = text.partition(word)
         stopped = stopped or bool(found)
     text = start + text
+    terminated = completion.terminated or stopped
     return Answer(
         text=text,
         num_tokens=len(completion.token_ids),
-        terminated=completion.terminated or stopped,
-        verdict=judge(text, problem),
+        terminated=terminated,
+        verdict=judge(text, problem, truncated=not terminated),
         strict=exact_match(strict_answer(text), problem.answer or ""),
         flexible=exact_match(flexible_answer(text), problem.answer or ""),
     )

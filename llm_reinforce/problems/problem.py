@@ -32,8 +32,6 @@ class Problem:
     """A worked solution, used by step rewards and supervised warm starts."""
     algebra: bool = field(default=False, kw_only=True)
     """True if the answer can be LaTeX or algebra. Unless it is a plain number, math-verify compares it."""
-    in_per_cent: bool = field(default=False, kw_only=True)
-    """True if the answer is a number of percent. If the answer is 20, both `20` and `20%` are correct."""
     messages: tuple[Message, ...] = field(default=(), kw_only=True, hash=False)
     """The messages of a prompt that is a chat, the last one from a user. Empty if the prompt is text."""
     id: str = ""
@@ -69,8 +67,13 @@ def chat_text(messages: Sequence[Message]) -> str:
     return "\n\n".join(each["content"] for each in messages if each["role"] not in ("system", "developer"))
 
 
-def judge(completion: str, problem: Problem) -> Verdict:
+def judge(completion: str, problem: Problem, *, truncated: bool = False) -> Verdict:
     """Compare the final answer of a completion with the reference answer of its problem.
+
+    Args:
+        completion: the completion to verify.
+        problem: its problem.
+        truncated: True if the completion ended at the token budget; see `verify`.
 
     Raises:
         ValueError: if the problem has no reference answer.
@@ -78,9 +81,5 @@ def judge(completion: str, problem: Problem) -> Verdict:
     if problem.answer is None:
         raise ValueError(f"problem {problem.id!r} has no reference answer, so completions cannot be verified")
     return verify(
-        completion,
-        problem.answer,
-        algebra=problem.algebra,
-        in_per_cent=problem.in_per_cent,
-        prompt=problem.prompt,
+        completion, problem.answer, algebra=problem.algebra, prompt=problem.prompt, truncated=truncated
     )

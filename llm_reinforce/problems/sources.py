@@ -31,7 +31,6 @@ from llm_reinforce.problems.layouts import (
 )
 from llm_reinforce.problems.problem import Message, Problem, chat_text
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
-from llm_reinforce.verifier.percentages import is_in_per_cent
 
 MISSPELLED = 0.8  # similarity of a name to a usual name from which it may be a slip, such as anwser
 MAX_ANSWER = 200  # characters; a longer answer is reported, because it may be a whole solution
@@ -283,7 +282,6 @@ class _Converter:
             answer=answer,
             solution=solution or reply,
             messages=messages,
-            in_per_cent=answer is not None and is_in_per_cent(prompt, answer, solution),
             id=problem_id,
             columns={
                 name: value

@@ -1,6 +1,20 @@
-"""A run as a page that shows its curves, its episodes token by token, and what it has changed."""
+"""A run as a page that shows its curves, its episodes and what it has changed; diagnosis of a run."""
 
+from llm_reinforce.reports.diagnosis import diagnose
+from llm_reinforce.reports.finding import Finding, RunFacts
+from llm_reinforce.reports.installation import Check, check_installation
 from llm_reinforce.reports.live import live_report
 from llm_reinforce.reports.page import REPORT, report
+from llm_reinforce.reports.warning_signs import WarningSigns
 
-__all__ = ["REPORT", "live_report", "report"]
+__all__ = [
+    "REPORT",
+    "Check",
+    "Finding",
+    "RunFacts",
+    "WarningSigns",
+    "check_installation",
+    "diagnose",
+    "live_report",
+    "report",
+]

@@ -1,9 +1,9 @@
 """Headline of a report: what was trained, what it changed, and what it cost."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from llm_reinforce.console.text import accuracy_title, duration, shown_accuracy
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
@@ -94,11 +94,12 @@ def _results(evaluations: list[Row]) -> list[Result]:
     ]
 
 
-def _task(settings: str) -> dict[str, str]:
-    """Return the problems, the policy, the rewards and the baseline named in the text of a recipe."""
+def _task(settings: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the problems, the policy, the rewards and the baseline that a recipe names."""
+    if settings is None:
+        return {}
     try:
-        values = yaml.safe_load(settings)
-        problems, policy = values["problems"], values["policy"]
+        problems, policy = settings["problems"], settings["policy"]
         generated = problems.get("generate")
         data = (
             f"generated: {', '.join(generated['operations'])}"
@@ -109,8 +110,8 @@ def _task(settings: str) -> dict[str, str]:
         return {
             "Problems": str(data),
             "Policy": (Path(name).name if Path(name).is_absolute() else name) if name else "random weights",
-            "Rewards": ", ".join(f"{each['function']} × {each['weight']:g}" for each in values["rewards"]),
-            "Baseline": str(values["reinforce"]["baseline"]),
+            "Rewards": ", ".join(f"{each['function']} × {each['weight']:g}" for each in settings["rewards"]),
+            "Baseline": str(settings["reinforce"]["baseline"]),
         }
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError, ValueError):
-        return {}  # a damaged recipe; the page shows its text
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return {}  # the recipe was changed by hand; the page shows its settings

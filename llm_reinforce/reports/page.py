@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 
 from llm_reinforce.durable_files import write_whole
 from llm_reinforce.errors import InputError
 from llm_reinforce.reports.changes import changes_of
 from llm_reinforce.reports.curves import CHARTS, first_and_last, run_curves
+from llm_reinforce.reports.diagnosis import diagnose
 from llm_reinforce.reports.episodes import episodes_data
 from llm_reinforce.reports.headline import headline
 from llm_reinforce.reports.recorded_run import RecordedRun, find_runs, read_run
@@ -87,6 +87,7 @@ def _details(run: RecordedRun) -> dict[str, Any]:
     """Return the parts of a run that the template shows as text."""
     return {
         "name": run.name,
+        "findings": diagnose(run),
         "changes": changes_of(run),
         "metrics": [(shown(name, 200), *values) for name, *values in first_and_last(run.metrics)],
         "settings": shown_settings(run.settings),
@@ -106,17 +107,12 @@ def _names(paths: Sequence[Path]) -> list[str]:
 
 def differing_settings(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
     """Return the values of each setting that differs between runs, in the order of the runs."""
-    flat = [dict(_flat(_settings(run))) for run in runs]
+    if len(runs) == 1:
+        return {}
+    flat = [dict(_flat(without_secret_entries(dict(run.settings or {})))) for run in runs]
     keys = sorted({key for values in flat for key in values} - {"output_dir"})
     rows = {key: [values.get(key, "") for values in flat] for key in keys}
     return {key: row for key, row in rows.items() if len(set(row)) > 1}
-
-
-def _settings(run: RecordedRun) -> Any:
-    try:
-        return without_secret_entries(yaml.safe_load(run.settings))
-    except yaml.YAMLError:
-        return {}
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from llm_reinforce.errors import InputError, texts_without_secrets, without_secrets
 from llm_reinforce.runs import RunDirectory, RunSummary, list_runs, summarize_run
 
@@ -20,7 +22,7 @@ class RecordedRun:
         name: short name that distinguishes the run from the other runs of a report.
         variant: name of the settings that the run shares with other seeds; the color of its curves.
         summary: state and progress of the run.
-        settings: text of `recipe.yaml`.
+        settings: content of `recipe.yaml`; None if it cannot be read.
         environment: content of `environment.json`.
         metrics: rows of `metrics.jsonl`.
         evaluations: rows of `evaluations.jsonl`.
@@ -34,7 +36,7 @@ class RecordedRun:
     name: str
     variant: str
     summary: RunSummary
-    settings: str
+    settings: Mapping[str, Any] | None
     environment: Mapping[str, Any]
     metrics: list[Row]
     evaluations: list[Row]
@@ -72,7 +74,7 @@ def read_run(summary: RunSummary, name: str) -> RecordedRun:
         name=name,
         variant=summary.path.parent.name if is_seed else name,
         summary=summary,
-        settings=_text(summary.path / "recipe.yaml"),
+        settings=_recipe(summary.path / "recipe.yaml"),
         environment=_mapping(summary.path / "environment.json"),
         metrics=_rows(directory, "metrics.jsonl"),
         evaluations=_rows(directory, "evaluations.jsonl"),
@@ -90,6 +92,14 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 
 def _text(file: Path) -> str:
     return without_secrets(file.read_text("utf-8", errors="replace")) if file.is_file() else ""
+
+
+def _recipe(file: Path) -> Mapping[str, Any] | None:
+    try:
+        value = yaml.safe_load(_text(file))
+    except yaml.YAMLError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def _mapping(file: Path) -> Mapping[str, Any]:

@@ -1,9 +1,8 @@
 """Text of prompts, completions and names, made harmless and short enough to be shown on a page."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
-
-import yaml
 
 from llm_reinforce.config.strict_yaml import dump_yaml
 from llm_reinforce.console.text import visible
@@ -41,9 +40,8 @@ def without_secret_entries(value: Any) -> Any:
     return shown(value) if isinstance(value, str) else value
 
 
-def shown_settings(recipe: str) -> str:
-    """Return the text of a recipe, as `shown`, with the values of keys such as `api_key` hidden."""
-    try:
-        return dump_yaml(without_secret_entries(yaml.safe_load(recipe)))
-    except yaml.YAMLError:
+def shown_settings(settings: Mapping[str, Any] | None) -> str:
+    """Return settings as YAML, with harmless texts, and with the values of keys such as `api_key` hidden."""
+    if settings is None:
         return "(recipe.yaml cannot be read)"
+    return dump_yaml(without_secret_entries(dict(settings)))

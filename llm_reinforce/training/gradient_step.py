@@ -13,6 +13,7 @@ from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, token_log_probs
 from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
 from llm_reinforce.training.data_parallel import gather_object, sum_gradients
+from llm_reinforce.training.step_statistics import StepStatistics, step_statistics
 
 ATTENDED = 8  # maximum number of positions of keys and values per token of a full micro-batch
 
@@ -33,6 +34,7 @@ class UpdateOutcome:
         frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
             half precision does not change if the step is smaller than half the distance to the next number.
             None if no weight in half precision is trained, or the step was skipped.
+        statistics: size of the step, and share of the gradient that is signal. None if the step was skipped.
     """
 
     loss: float
@@ -41,6 +43,7 @@ class UpdateOutcome:
     learning_rate: float
     skipped: Skipped | None
     frac_weights_changed: float | None = None
+    statistics: StepStatistics | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +130,8 @@ class GradientStep:
             self.optimizer.step()
         skipped: Skipped | None = None if is_finite else "the gradient is not finite"
         changed = frac_changed(before, half) if is_finite else None
-        return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped, changed)
+        statistics = step_statistics(self.optimizer) if is_finite else None
+        return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped, changed, statistics)
 
     def rows_with_gradient(self, batch: EpisodeBatch, estimate: Estimate) -> list[int]:
         """Return the rows of the episodes that have a gradient.

@@ -33,6 +33,7 @@ from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
 from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
 from llm_reinforce.problems import Problem, have_answers
+from llm_reinforce.reports import Finding, RunFacts, WarningSigns
 from llm_reinforce.rewards import Progress, WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
@@ -61,9 +62,7 @@ from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.trackers import Trackers
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
-from llm_reinforce.training.warning_signs import WarningSigns
 
-MIN_CHANGED = 0.5  # share of the weights with a gradient; if an update changes fewer, the user is warned
 NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
@@ -178,10 +177,15 @@ class TrainingLoop:
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
         self.state = TrainState()
         self.warning_signs = WarningSigns(
-            len(problems),
-            self.reinforce.problems_per_update,
-            self.reinforce.episodes_per_problem,
-            training.num_updates,
+            RunFacts(
+                len(problems),
+                self.reinforce.problems_per_update,
+                self.reinforce.episodes_per_problem,
+                training.num_updates,
+                training.num_warmup_updates,
+                is_full_precision=training.mixed_precision == "no"
+                and next(policy.model.parameters()).dtype.itemsize >= 4,
+            )
         )
         self.trackers = Trackers()  # replaced while a run is recorded
         self.stop_requested = False
@@ -215,8 +219,7 @@ class TrainingLoop:
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
         """
         self.try_rewards()
-        for sentence in self.warning_signs.before_first_update():
-            self.display.say(f"warning: {sentence}")
+        self._warn(self.warning_signs.before_first_update())
         if self.training.num_tokens is not None:
             self.display.say(f"the run ends after {self.training.num_tokens:,} sampled tokens")
         is_restored = resume and self._restore()
@@ -273,7 +276,6 @@ class TrainingLoop:
         self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
         metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
         self._check_finite(outcome)
-        self._check_weights_change(outcome)
         self._check_fitted(is_fitted)
         is_stopping = self._evaluate_and_save(before)
         if is_over(self.training, self.state):
@@ -504,17 +506,9 @@ class TrainingLoop:
                 "with a higher-precision dtype or mixed_precision"
             )
 
-    def _check_weights_change(self, outcome: UpdateOutcome) -> None:
-        """Warn if the first update with the full learning rate changed few weights in half precision."""
-        share, first = outcome.frac_weights_changed, self.training.num_warmup_updates + 1
-        if share is None or share >= MIN_CHANGED or self.state.num_updates != first:
-            return
-        self.display.say(
-            f"only {share:.2%} of the weights with a gradient changed in update {self.state.num_updates}: "
-            f"a step of learning rate {outcome.learning_rate:.3g} is rounded to zero for the other weights, "
-            "which are in half precision; use policy.dtype: float32 with training.mixed_precision: bf16, "
-            "or train an adapter (policy.lora)"
-        )
+    def _warn(self, finding: Finding | None) -> None:
+        if finding is not None:
+            self.display.say(f"warning: {finding.text}")
 
     def _check_fitted(self, is_fitted: bool) -> None:
         """Report the first update in which value-head steps were skipped.
@@ -576,6 +570,10 @@ class TrainingLoop:
         }
         if outcome.frac_weights_changed is not None:
             metrics["frac_weights_changed"] = outcome.frac_weights_changed
+        if outcome.statistics is not None:
+            metrics["step/relative_norm"] = outcome.statistics.relative_step
+            if outcome.statistics.signal_share is not None:
+                metrics["step/signal_share"] = outcome.statistics.signal_share
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
         # a metric logged by a reward function must not replace one of the metrics above
@@ -584,8 +582,7 @@ class TrainingLoop:
             return metrics
         total = expected_updates(self.training, self.state)
         self.display.update(self.state.num_updates, total, metrics, batch.episodes)
-        for sentence in self.warning_signs.add(metrics):
-            self.display.say(f"warning: {sentence}")
+        self._warn(self.warning_signs.add(metrics))
         if self.run_directory is not None:
             self.run_directory.append("metrics.jsonl", metrics)
             lines = []

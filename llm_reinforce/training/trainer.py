@@ -46,6 +46,7 @@ class TrainingResult:
     """Outcome of a training run.
 
         result = trainer.train()
+        print(result)  # a summary of a few lines
         print(result.history[-1]["reward"], result.after["greedy"].accuracy)
         print(result.comparisons["greedy"]["accuracy"].interval)
 
@@ -61,7 +62,7 @@ class TrainingResult:
             `####`, as in GSM8K, and counts only such answers as correct. Empty if there is only one
             evaluation.
         warnings: signs that the policy did not learn, one sentence each, such as a gradient that was zero in
-            several updates in a row. They were also shown during the run.
+            several updates in a row. During the run, the worst sign found after an update is also shown.
         policy: the trained policy.
         state: train state at the end of this call. It contains the numbers of updates and of sampled tokens,
             among other things.
@@ -80,6 +81,20 @@ class TrainingResult:
     is_over: bool
     seconds: float
     output_dir: Path | None
+
+    def __str__(self) -> str:
+        """Return a few lines: number of updates, accuracy before and after, warnings, and directory."""
+        state, end = self.state, "finished" if self.is_over else "stopped"
+        lines = [f"{end} after update {state.num_updates:,}, with {state.num_tokens:,} sampled tokens"]
+        for decoding, before in self.before.items():
+            after = self.after[decoding]
+            low, high = after.interval
+            lines.append(
+                f"{decoding} accuracy: {before.accuracy:.1%} before, {after.accuracy:.1%} "
+                f"[{100 * low:.1f}, {100 * high:.1f}] after, on {len(after.problems):,} problems"
+            )
+        lines += [f"warning: {sentence}" for sentence in self.warnings]
+        return "\n".join([*lines, *([f"recorded in {self.output_dir}"] if self.output_dir else [])])
 
 
 class ReinforceTrainer:

@@ -1,45 +1,57 @@
-r"""Comparison of answers that are LaTeX or algebra, with math-verify in a worker process with a time limit.
+r"""Comparison of answers that are LaTeX or algebra, with math-verify's parser in worker processes.
 
 `final_answer.py` finds the final answer of a completion. Answers that are plain numbers are compared by
-`verify_plain` instead. math-verify is known to accept some wrong answers, so these are rejected before
-math-verify is called: several values instead of one, relations, other brackets than those of the reference
-answer, expressions that are not evaluated, and repetitions of the question. If math-verify says that two
-answers are equal, `algebra_worker.py` confirms this with a more precise comparison.
+`verify_plain` instead. This module takes an answer apart; `algebra_worker.py` compares the parts:
+
+- *Equation*: a reference answer that is an equation equals equations that differ by a nonzero factor or have
+  swapped sides. `y = 2x+1` also equals `2x+1`, in both directions, because y only names the value.
+- *Label*: `AB = `, `f(x) = `, `|z| = `, `(x,y) = ` and `x \in ` name the value after them.
+- *List*: values separated by commas, "or" and "and" are compared in any order; `\pm` stands for two values.
+- *Unit*: a `\text{…}` at the end is a unit, which must agree if both answers have one.
+- *Base*: numbers with a base are compared as text.
+- *Refused*: relations, operations that are not evaluated, and repetitions of the question.
 """
 
+import os
+import queue
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.verifier.final_answer import find_final_answer, sentence
+from llm_reinforce.verifier.phrases import same_unit, unit_names
 from llm_reinforce.verifier.plain_answers import Verdict
 from llm_reinforce.workers import WorkerError, WorkerPool, WorkerTimeoutError
 
 TIME_LIMIT = 2.0  # seconds per comparison
-MEMORY_LIMIT = 2_048  # MiB of data that the worker can allocate
+MEMORY_LIMIT = 2_048  # MiB of data that each worker can allocate
+NUM_WORKERS = max(2, min(8, os.cpu_count() or 1))  # comparisons at once; each worker starts when it is needed
 _MAX_ANSWER = 1_024  # maximum characters of an answer that is compared as algebra
+_MAX_VALUES = 32  # maximum number of values in a list
 
 
-def verify_algebra(completion: str, answer: str, prompt: str = "") -> Verdict:
+def verify_algebra(completion: str, answer: str, prompt: str = "", *, truncated: bool = False) -> Verdict:
     """Compare the final answer of a completion with a reference answer that is LaTeX or algebra.
 
     The reason of the verdict is `timed_out` if the comparison takes longer than `TIME_LIMIT` seconds, and
     `crashed` if the worker process ends, for example because it is out of memory. Otherwise the reason is one
     of those for plain answers (see `Verdict`). This function can be called from any thread and never raises
-    an exception.
+    an exception. Up to `NUM_WORKERS` threads compare answers at the same time.
 
     Args:
         completion: the completion to verify.
         answer: the reference answer, which is not a plain number.
         prompt: the question. An answer that only repeats a part of the question is rejected.
+        truncated: True if the completion ended at the token budget; see `verify`.
     """
-    final = find_final_answer(completion)
+    final = find_final_answer(completion, truncated=truncated)
     slot = final.slot if final.slot is not None else sentence(final.line or "") or _last_line(final.text)
     given = _undressed(slot)
     if not given:
         return Verdict(False, None, "no_answer")
-    reason = "several_values" if final.is_several else _refusal(given, _undressed(answer), prompt)
+    reason = _refusal(given, _undressed(answer), prompt)
     return Verdict(reason == "equal", given, reason)
 
 
@@ -56,50 +68,185 @@ def check_algebra() -> None:
         )
 
 
-# --- answers that are rejected before math-verify is called -------------------------------------------
+# --- the parts of an answer ---------------------------------------------------------------------------
 
 _DRESS = re.compile(
-    r"\\(?:displaystyle|left|right|big[lr]?|Big[lr]?|,|;|!|:|quad)(?![A-Za-z])|\\\(|\\\)|\\\[|\\\]"
+    r"\\(?:displaystyle|textstyle|left|right|big[lr]?|Big[lr]?|,|;|!|:|quad|qquad)(?![A-Za-z])"
+    r"|\\\(|\\\)|\\\[|\\\]|\*\*"
 )
-_TEXT = re.compile(r"\\text\{\s{0,4}(or|and)\s{0,4}\}")
-_RELATION = re.compile(
-    r"[<>≤≥≠≈∈±]|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|simeq|leqslant|geqslant|in|pm|mp|equiv|cong|not)(?![A-Za-z])"
-    r"|\b(?:not|at least|at most|more than|less than)\b"
+_TIE = re.compile(r"(?<=[0-9}])~(?=\s?[\\A-Za-z])")
+_BASE_BRACES = re.compile(r"\{\s?([0-9A-Z]++)\s?\}(?=\s?_)")
+_COLOR = re.compile(r"\\(?:text)?color\s?\{[^{}]{0,32}\}\s?(?:\{([^{}]*+)\})?")
+_WORD = re.compile(r"\\(?:text|textbf|mathrm|mbox|textrm)\s?\{\s{0,4}(or|and)\s{0,4}\}")
+_UNIT = re.compile(
+    r"(?<=[^\s(,=])\s*(?:\\ )?\\(?:text|mathrm|mbox|textrm)\s?\{([A-Za-z. /]{1,40})\}(?:\^\{?([2-9])\}?)?$"
 )
+_HEDGE = re.compile(
+    r"[<>≤≥≠≈]|\\(?:neq?|leq?|geq?|lt|gt|approx|sim|simeq|leqslant|geqslant|equiv|cong|not)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])(?:not|at least|at most|more than|less than|about|approximately|roughly|if|unless)\b|~"
+)
+_SIGNS = re.compile(r"±|∓|\\(?:pm|mp)(?![A-Za-z])")
+_MEMBER = re.compile(r"∈|\\in(?![A-Za-z])")
 _OPERATION = re.compile(
-    r"\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|max|min|operatorname)(?![A-Za-z])|!|\\frac\{d\}|\\bmod|\\pmod"
+    r"\\begin\{[vV]matrix\}|\\(?:int|sum|prod|lim|binom|dbinom|det|gcd|max|min|operatorname)(?![A-Za-z])|!|\\frac\{d\}|\\bmod|\\pmod"
 )
-_LABEL = re.compile(r"\\?[A-Za-z](?:_\{?\w{1,8}\}?)?'{0,2}(?:\([A-Za-z, ]{1,12}\))?")
+_BASE = re.compile(r"(?:\\text\{)?([0-9A-Z]++)\}?_\{?\s?([0-9]{1,3})\s?\}?")
+_NAME = re.compile(
+    r"\|?(?:\\[A-Za-z]+\s?)?\{?([A-Za-z]{1,8}|\\[A-Za-z]+)\}?(?:_\{?\w{1,8}\}?)?'{0,2}(?:\([^()=]{1,12}\))?\|?"
+    r"|\(\s?[A-Za-z](?:_\w)?(?:\s?,\s?[A-Za-z](?:_\w)?){1,3}\s?\)"
+)
+_VARIABLE = re.compile(r"\\[A-Za-z]+|[A-Za-z]")
+_OTHER_COMMAND = re.compile(
+    r"\\(?!alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma|tau|[A-Z])[A-Za-z]+|\{(?:array|[bpv]?matrix)\}"
+)
+_WORDS_ONLY = re.compile(r"(?:\\[a-z]{4,8}\s?\{)?[A-Za-z]{3,}(?:[ -][A-Za-z]{1,})*\}?")
 _OPENING, _CLOSING = "([{", ")]}"
 
 
-def _refusal(answer: str, right: str, prompt: str) -> str:
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """An answer without its labels and its unit: values in any order, or one equation (two sides)."""
+
+    values: tuple[str, ...]
+    equation: tuple[str, str] | None = None  # the sides, if there is one equals sign
+    is_named: bool = False  # the left side of the equation only names the value
+    others: tuple[str, ...] = ()  # further sides of `a = b = c`, which must have the same value
+    unit: tuple[str, ...] = ()
+    has_signs: bool = False
+    reason: str = ""
+
+
+def _refusal(given: str, right: str, prompt: str) -> str:
     """Return `equal` if an answer equals the reference answer `right`, or the reason why it is rejected."""
-    if len(answer) > _MAX_ANSWER:
+    if len(given) > _MAX_ANSWER or not _is_well_formed(given):
         return "not_a_number"
-    if _RELATION.search(answer) and not _RELATION.search(right):
+    if _HEDGE.search(given) and not _HEDGE.search(right):
         return "relation"
-    if _OPERATION.search(answer) and not _OPERATION.search(right):
+    if _OPERATION.search(given) and not _OPERATION.search(right):
         return "not_evaluated"
-    if _squeezed(answer) != _squeezed(right) and len(answer) > 2 and _squeezed(answer) in _squeezed(prompt):
+    if _squeezed(given) != _squeezed(right) and len(given) > 2 and _squeezed(given) in _squeezed(prompt):
         return "not_evaluated"  # the answer repeats the question or a part of it
-    *labels, value = _parts(answer, "=") if "=" not in right else [answer]
-    if len(_parts(value, ",")) > 1 and len(_parts(right, ",")) == 1:
-        return "several_values"
-    if _brackets(value) != _brackets(right):
+    if _WORDS_ONLY.fullmatch(right) and len(right) > 3:
+        return "different"  # compared as text already
+    mine, theirs = _taken_apart(given), _taken_apart(right)
+    if mine.reason:
+        return mine.reason
+    if not same_unit(mine.unit, theirs.unit):
         return "different"
-    for label in labels[-3:]:
-        if _LABEL.fullmatch(label):
-            if re.search(rf"(?<![A-Za-z\\]){re.escape(label)}(?![A-Za-z])", value):
-                return "relation"  # x = 5x
-        elif (reason := compare_expressions(label, right)) != "equal":
+    if theirs.equation is not None and not (theirs.is_named and mine.equation is None):
+        return _compare_equations(mine, theirs)
+    return _compare_values(mine, theirs)
+
+
+def _compare_equations(mine: _Answer, theirs: _Answer) -> str:
+    if mine.equation is None or theirs.equation is None:
+        return "different"
+    names = [side.equation[0] for side in (mine, theirs) if side.equation and side.is_named]
+    if len(names) == 2 and (_squeezed(names[0]) == _squeezed(names[1]) or any("(" in name for name in names)):
+        return _compare_values(mine, theirs)
+    return compare_parts(mine.equation, theirs.equation, is_equation=True)
+
+
+def _compare_values(mine: _Answer, theirs: _Answer) -> str:
+    if mine.equation is not None and not mine.is_named and not mine.others:
+        left, value = map(_letters, mine.equation)
+        if not left or left & value:  # `x+y = 3` names its value, but `x = 5x` does not
+            return "different"
+    values, right = mine.values, theirs.values
+    if mine.has_signs and len(right) == 1:
+        return "relation"
+    if len(values) != len(right):
+        return "several_values" if len(values) > len(right) else "different"
+    if any(_brackets(value) not in {_brackets(one) for one in right} for value in values):
+        return "different"
+    for other in mine.others:
+        if (reason := compare_parts((other,), right)) != "equal":
             return "several_values" if reason == "different" else reason
-    return compare_expressions(value, right)
+    return compare_parts(values, right)
+
+
+@lru_cache(maxsize=4_096)
+def _taken_apart(text: str) -> _Answer:
+    unit = _UNIT.search(text)
+    names: tuple[str, ...] = ()
+    if unit and not _NAME.fullmatch(text):
+        names = unit_names(unit[1] + (f"^{unit[2]}" if unit[2] else ""))
+        text = text[: unit.start()].strip()
+    member = _MEMBER.search(text)
+    if member and _NAME.fullmatch(text[: member.start()].strip()):
+        text = text[member.end() :].strip()
+    items = _parts(text, ",")
+    if len(items) == 1 and "=" not in text and text.startswith(r"\{") and text.endswith(r"\}"):
+        items = _parts(text[2:-2], ",")
+    sides = [_parts(item, "=") for item in items]
+    if len(items) > _MAX_VALUES:
+        return _Answer((text,), reason="not_a_number")
+    if len(items) == 1:
+        return _one_item(sides[0], names)
+    labels = {_squeezed(side) for item in sides for side in item[:-1]}
+    if len(labels) > 1 or any(not _is_label(side, item[-1]) for item in sides for side in item[:-1]):
+        return _Answer(tuple(items), unit=names, reason="several_values")
+    return _Answer(_signed([item[-1] for item in sides]), unit=names)
+
+
+def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
+    *labels, value = sides
+    member = _MEMBER.search(value)
+    if member and _NAME.fullmatch(value[: member.start()].strip()):
+        value = value[member.end() :].strip()
+    values = _signed([value])
+    if not labels:
+        return _Answer(values, unit=unit, has_signs=len(values) > 1)
+    if re.search(rf"(?<![A-Za-z\\]){re.escape(labels[-1])}(?![A-Za-z])", value) and len(labels[-1]) == 1:
+        return _Answer(values, unit=unit, reason="relation")  # x = 5x
+    others = tuple(label for label in labels if not _is_label(label, value))
+    is_named = not others
+    if len(labels) > 1:
+        return _Answer(values, others=others, unit=unit)
+    return _Answer(values, (labels[0], value), is_named, () if _letters(labels[0]) else others, unit)
+
+
+def _letters(text: str) -> set[str]:
+    """Return the variables of an expression."""
+    return set(_VARIABLE.findall(_OTHER_COMMAND.sub(" ", text)))
+
+
+def _is_label(side: str, value: str) -> bool:
+    """Return True if a side of an equation is a name that does not occur in the value."""
+    name = _NAME.fullmatch(side.strip())
+    if name is not None:
+        head = name[1]
+        if head is not None and len(head) > 1 and head.islower():
+            return False  # xy is a product
+        return head is None or not re.search(rf"(?<![A-Za-z\\]){re.escape(head)}(?![A-Za-z])", value)
+    return False
+
+
+def _signed(values: list[str]) -> tuple[str, ...]:
+    r"""Return values with `\pm` as two values each, with a plus and a minus sign."""
+    signed: list[str] = []
+    for value in values:
+        if len(_SIGNS.findall(value)) == 1:
+            signed += [_SIGNS.sub(" + ", value).strip().removeprefix("+"), _SIGNS.sub(" - ", value)]
+        else:
+            signed.append(value)
+    return tuple(value.strip() for value in signed)
+
+
+def _is_well_formed(text: str) -> bool:
+    depth = 0
+    for brace in re.findall(r"\\[\\{}]|[{}]", text):
+        depth += {"{": 1, "}": -1}.get(brace, 0)
+        if depth < 0:
+            return False
+    return depth == 0 and text.count(r"\begin") == text.count(r"\end")
 
 
 def _undressed(text: str) -> str:
-    text = _TEXT.sub(lambda word: f" {word[1]} ", _DRESS.sub("", text))
-    return re.sub(r"\s+", " ", text.replace("$", "")).strip(" .;:*")
+    text = _COLOR.sub(lambda found: found[1] or "", _DRESS.sub("", text))
+    text = _TIE.sub(" ", _BASE_BRACES.sub(r"\1", text))
+    text = _WORD.sub(lambda word: f" {word[1]} ", text)
+    return re.sub(r"\s+", " ", text.replace("$", "")).strip(" .;:")
 
 
 def _squeezed(text: str) -> str:
@@ -111,7 +258,7 @@ def _parts(text: str, separator: str) -> list[str]:
 
     If the separator is a comma, the text is also split at ';', 'or' and 'and'.
     """
-    words = re.compile(r"\bor\b|\band\b|[,;]" if separator == "," else re.escape(separator))
+    words = re.compile(r"(?:,\s*)?\b(?:or|and)\b|[,;]" if separator == "," else re.escape(separator))
     parts, start, depth, index = [], 0, 0, 0
     while index < len(text):
         depth += (text[index] in _OPENING) - (text[index] in _CLOSING)
@@ -139,22 +286,51 @@ def _last_line(text: str) -> str:
     return text[-_MAX_ANSWER:].strip().rpartition("\n")[2]
 
 
-# --- the worker ---------------------------------------------------------------------------------------
+# --- the workers --------------------------------------------------------------------------------------
 
 
-_WORKER = WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=MEMORY_LIMIT)
+def _new_workers() -> "queue.LifoQueue[WorkerPool]":
+    """Return idle workers; the one used last is taken first, so that one thread starts only one process."""
+    workers: queue.LifoQueue[WorkerPool] = queue.LifoQueue()
+    for _ in range(NUM_WORKERS):
+        workers.put(WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=MEMORY_LIMIT))
+    return workers
+
+
+_idle = _new_workers()
+
+
+def _renew_workers() -> None:
+    global _idle
+    _idle = _new_workers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_workers)
 
 
 @lru_cache(maxsize=16_384)
-def compare_expressions(answer: str, right: str) -> str:
-    """Compare an answer with the reference answer in the worker process.
+def compare_parts(answer: tuple[str, ...], right: tuple[str, ...], *, is_equation: bool = False) -> str:
+    """Compare values in any order, or the two sides of an equation, in a worker process.
 
     The result is `equal`, `different`, `timed_out` or `crashed`. It is cached, so that the verdict and the
     reward of an episode agree even after a time-out.
     """
-    (reply,) = _WORKER.ask([{"right": right, "answer": answer}], TIME_LIMIT)
+    if any(map(_BASE.fullmatch, (*answer, *right))):
+        return "equal" if _in_base(answer) == _in_base(right) else "different"
+    idle = _idle
+    worker = idle.get()
+    try:
+        (reply,) = worker.ask([{"right": right, "answer": answer, "is_equation": is_equation}], TIME_LIMIT)
+    finally:
+        idle.put(worker)
     if isinstance(reply, WorkerTimeoutError):
         return "timed_out"
     if isinstance(reply, WorkerError):
         return "crashed"
     return "equal" if reply["equal"] is True else "different"
+
+
+def _in_base(values: tuple[str, ...]) -> list[tuple[str, ...] | str]:
+    found = [_BASE.fullmatch(value) for value in values]
+    return [base.groups() if base else value for base, value in zip(found, values, strict=True)]

@@ -9,46 +9,109 @@ their values agree to 45 digits.
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from llm_reinforce.workers import serve
 
 _DIGITS = 60
+# The parser reads both gammas as Euler's constant, only a capital I as the imaginary unit, and sin 60° as the
+# sine of 60.
+_LETTERS = (
+    (re.compile(r"\\gamma(?![A-Za-z])"), "g_{98}"),
+    (re.compile(r"\\Gamma(?![A-Za-z(])"), "G_{98}"),
+    (re.compile(r"(?<![A-Za-z\\])I(?![A-Za-z_])"), "Q_{98}"),
+    (re.compile(r"(?<![A-Za-z\\])i(?![A-Za-z_=])"), "I"),
+    (re.compile(r"(?<![A-Za-z\\{])d(?![A-Za-z_])"), "d_{98}"),  # not a differential
+    (re.compile(r"(\\sqrt\s?\[[^\[\]]{1,8}\])\s?(\w)"), r"\1{\2}"),
+    (
+        re.compile(r"(\\(?:sin|cos|tan|cot|sec|csc))\s?[({]?\s?([0-9]+)\s?\^\s?\{?\\circ\s?\}?[)}]?"),
+        r"\1(\\frac{\2\\pi}{180})",
+    ),
+)
 _FIRST = ("1+x", r"\frac{x}{2}+\sqrt{3}", "(1,2)", r"\{1,2\}", "x>1", r"\sin x")
 
 
 def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], object]]:
     """Import math-verify, and return an empty greeting and the function that compares two answers.
 
-    That function takes the mapping {"right": reference answer, "answer": answer} and returns {"equal": bool}.
+    That function takes the mapping {"right": reference values, "answer": values, "is_equation": bool} and
+    returns {"equal": bool}.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # discard the warnings that libraries print
     logging.disable(logging.CRITICAL)
-    from math_verify import parse, verify
-    from math_verify.parser import LatexExtractionConfig
 
-    config = [LatexExtractionConfig(boxed_match_priority=0)]
-
-    def parsed(text: str) -> Any:
-        boxed = "\\boxed{" + text + "}"
-        found = parse(boxed, extraction_config=config, fallback_mode="no_fallback", parsing_timeout=None)
-        return found[0] if found else None
-
-    def answer(question: Mapping[str, str]) -> dict[str, bool]:
-        right, given = parsed(question["right"]), parsed(question["answer"])
-        equal = (
-            right is not None
-            and given is not None
-            and verify(right, given, timeout_seconds=None)
-            and is_confirmed(right, given)
-        )
-        return {"equal": bool(equal)}
+    def answer(question: Mapping[str, Any]) -> dict[str, bool]:
+        right, given = ([parsed(text) for text in question[side]] for side in ("right", "answer"))
+        if None in right or None in given:
+            return {"equal": False}
+        compare = are_proportional if question["is_equation"] else are_same
+        return {"equal": bool(compare(right, given))}
 
     # the first comparisons are slow, because they load grammars and import modules
     for expression in _FIRST:
-        verify(parsed(expression), parsed("x+2"), timeout_seconds=None)
+        are_same([parsed(expression)], [parsed("x+2")])
     return {}, answer
+
+
+def parsed(text: str) -> Any:
+    """Parse an expression. Case counts, and letters are never units. Returns None if parsing fails."""
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
+
+    for letter, name in _LETTERS:
+        text = letter.sub(name, text)
+    try:
+        return latex2sympy(
+            text,
+            is_real=True,
+            normalization_config=NormalizationConfig(
+                basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+            ),
+            conversion_config=ConversionConfig(lowercase_symbols=False),
+        )
+    except Exception:
+        return None
+
+
+def are_same(right: list[Any], answer: list[Any]) -> bool:
+    """Return True if each reference value equals another one of the answer's values."""
+    from math_verify import verify
+
+    unused = list(answer)
+    for mine in right:
+        found = next(
+            (
+                index
+                for index, theirs in enumerate(unused)
+                if verify(mine, theirs, timeout_seconds=None) and is_confirmed(mine, theirs)
+            ),
+            None,
+        )
+        if found is None:
+            return False
+        del unused[found]
+    return not unused
+
+
+def are_proportional(right: list[Any], answer: list[Any]) -> bool:
+    """Return True if two equations differ by a constant factor that is not zero.
+
+    Args:
+        right: the two sides of the reference equation.
+        answer: the two sides of the other equation.
+    """
+    mine, theirs = (_exact(sides[0]) - _exact(sides[1]) for sides in (right, answer))
+    symbols = sorted(mine.free_symbols, key=str)
+    if not symbols or mine.free_symbols != theirs.free_symbols:
+        return False
+    ratios = []
+    for values in _points(symbols, 6):
+        first, second = (side.subs(values).evalf(_DIGITS, maxn=10_000) for side in (mine, theirs))
+        if first.is_finite and second.is_finite and first.is_number and second.is_number and second != 0:
+            ratios.append(first / second)
+    return len(ratios) >= 3 and ratios[0] != 0 and all(_is_close(ratios[0], ratio) for ratio in ratios)
 
 
 def is_confirmed(right: Any, answer: Any) -> bool:
@@ -93,26 +156,47 @@ def _equal_numbers(right: Any, answer: Any) -> bool:
     difference of the expressions is simplified, and the expressions are equal if the simplified difference is
     0.
     """
-    from sympy import Float, Rational, simplify
+    from sympy import simplify
 
     if right == answer:
         return True
-    right, answer = (
-        side.xreplace({number: Rational(str(number)) for number in side.atoms(Float)})
-        for side in (right, answer)
-    )
+    right, answer = _exact(right), _exact(answer)
     symbols = sorted(right.free_symbols | answer.free_symbols, key=str)
     num_compared = 0
-    for point in range(4 if symbols else 1):
-        values = {symbol: Rational(2 * point + 3, 7 + 4 * index) for index, symbol in enumerate(symbols)}
+    for values in _points(symbols, 4 if symbols else 1):
         mine, theirs = (side.subs(values).evalf(_DIGITS, maxn=10_000) for side in (right, answer))
         if not (mine.is_number and theirs.is_number and mine.is_finite and theirs.is_finite):
             continue
-        size = max(abs(mine), abs(theirs))
-        if abs(mine - theirs) > size * Rational(1, 10 ** (_DIGITS - 15)):
+        if not _is_close(mine, theirs):
             return False
         num_compared += 1
     return bool(num_compared) or simplify(right - answer) == 0
+
+
+def _exact(expression: Any) -> Any:
+    """Replace the floats of an expression with fractions."""
+    from sympy import Float, Rational
+
+    return expression.xreplace({number: Rational(str(number)) for number in expression.atoms(Float)})
+
+
+def _points(symbols: list[Any], num_points: int) -> Iterator[dict[Any, Any]]:
+    """Yield values of the variables."""
+    from sympy import Rational
+
+    for point in range(num_points):
+        # the points are on no line through the origin, on which all homogeneous equations are proportional
+        yield {
+            symbol: Rational(2 * point + 3 + index * (point + 1) ** 2, 7 + 4 * index)
+            for index, symbol in enumerate(symbols)
+        }
+
+
+def _is_close(mine: Any, theirs: Any) -> bool:
+    from sympy import Rational
+
+    size = max(abs(mine), abs(theirs))
+    return bool(abs(mine - theirs) <= size * Rational(1, 10 ** (_DIGITS - 15)))
 
 
 if __name__ == "__main__":

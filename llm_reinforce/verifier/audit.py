@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from llm_reinforce.verifier.notation import plain
 from llm_reinforce.verifier.plain_answers import read_answer
 from llm_reinforce.verifier.verify import verify
 
@@ -23,6 +24,13 @@ WRAPPINGS = (
     "First 1, then 2.\n#### %s\n",
 )
 _LATEX = re.compile(r"\\[A-Za-z]|[\^_]\{|\$|\b[a-z]\s?[-+*/^=]\s?[0-9a-z]")
+_MAX_SHOWN = 4_096
+_LOSSES = (("whole solution", re.compile(r"\\(?:boxed|fbox)\b|####|\S\s*\n\s*\S|[a-z]\. [A-Z][a-z]")),)
+_PLAIN_LOSSES = (
+    ("equation", re.compile(r"(?<![<>!=])=(?!=)")),
+    ("mixed number", re.compile(r"(?<![0-9./])[0-9]++[ ]++[0-9]++/[0-9]++")),
+    ("letters", re.compile(r"[0-9][A-Za-z](?![A-Za-z])|[0-9]_[0-9]")),
+)
 
 
 class AnsweredQuestion(Protocol):
@@ -39,9 +47,6 @@ class AnsweredQuestion(Protocol):
 
     @property
     def algebra(self) -> bool: ...
-
-    @property
-    def in_per_cent(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +65,22 @@ class Doubt:
 
 
 @dataclass(frozen=True, slots=True)
+class Loss:
+    """A reference answer that the verifier reads in a way that may surprise: something can be lost.
+
+    Attributes:
+        problem: problem that the reference answer belongs to.
+        kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are variables
+            and not a unit), or `whole solution` (a text with a box, a `####` or several lines).
+        reading: how the answer is read; "text" if it is compared as text.
+    """
+
+    problem: AnsweredQuestion
+    kind: str
+    reading: str
+
+
+@dataclass(frozen=True, slots=True)
 class Audit:
     """Result of an audit: the kinds of a data set's answers, and the rejected ones.
 
@@ -68,12 +89,27 @@ class Audit:
         kinds: number of answers of each kind: `number`, `percentage`, `text`, `latex` or `empty`.
         doubts: reference answers that the verifier rejects.
         num_latex_as_text: number of answers that look like LaTeX or algebra but are compared as text.
+        losses: reference answers whose reading can lose something.
     """
 
     total: int
     kinds: dict[str, int]
     doubts: Sequence[Doubt]
     num_latex_as_text: int
+    losses: Sequence[Loss] = ()
+
+
+def find_losses(problems: Iterable[AnsweredQuestion]) -> Iterator[Loss]:
+    """Yield a `Loss` for each reference answer whose reading can lose something."""
+    for problem in problems:
+        answer = plain(problem.answer[:_MAX_SHOWN])
+        kind = next((kind for kind, pattern in _LOSSES if pattern.search(problem.answer)), None) or next(
+            (kind for kind, pattern in _PLAIN_LOSSES if pattern.search(answer)), None
+        )
+        if kind is not None:
+            value = read_answer(problem.answer).value
+            text = "algebra" if problem.algebra else "text"
+            yield Loss(problem, kind, text if value is None else str(value))
 
 
 def find_doubts(
@@ -89,7 +125,6 @@ def find_doubts(
                 wrapping % problem.answer,
                 problem.answer,
                 algebra=problem.algebra,
-                in_per_cent=problem.in_per_cent,
                 prompt=problem.prompt,
             )
             if not verdict.correct:
@@ -116,7 +151,7 @@ def audit_answers(
         doubts += find_doubts([problem], WRAPPINGS)
         if progress and index % 64 == 0:
             progress(index)
-    return Audit(len(problems), kinds, doubts, num_latex_as_text)
+    return Audit(len(problems), kinds, doubts, num_latex_as_text, tuple(find_losses(problems)))
 
 
 def kind_of_answer(answer: str) -> str:

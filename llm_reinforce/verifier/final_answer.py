@@ -2,9 +2,10 @@ r"""Location of the final answer in a completion.
 
 The final answer is the first of these that exists after the last reasoning block:
 
-1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. A
-   slot must contain one value, and nothing else except a label, a currency sign or a unit;
-2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its sentence;
+1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. An
+   empty slot is skipped if another one precedes it. A slot that is not closed ends with the completion,
+   unless the completion was truncated;
+2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
 3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
 
 Marks such as `####` are searched from the end of the text, and a limited number of characters after them is
@@ -16,37 +17,41 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llm_reinforce.verifier.reasoning_blocks import after_reasoning
+
 MAX_READ = 65_536  # characters read at the end of a completion
 MAX_SLOT = 4_096  # maximum characters of a slot
 _MAX_LINE = 512
 _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
 
-MARK = re.compile(r"[<\\#aA[◁]")  # first characters of tags, boxes, #### and "answer"
-REASONING = {
-    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "reasoning", "thought", "seed:think")},
-    "[THINK]": "[/THINK]",
-    "◁think▷": "◁/think▷",
-    "<|begin_of_thought|>": "<|end_of_thought|>",
-    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
-}
-"""Tags that open a reasoning block, and the tags that close it."""
+MARK = re.compile(r"[<>\\#aA[◁]|option|choice")  # tags, quotations, boxes, ####, "answer"
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
 _JOINT = re.compile(
-    r"[\s$,;.)]{0,8}(?:\\text\{)?\s{0,4}(?:,|;|or\b|and\b)\s{0,4}\}?[\s$(]{0,8}", re.IGNORECASE
+    r"[\s$,;.)]{0,8}(?:\\text\{)?\s{0,4}(?:,|;|or\b|and\b)\s{0,4}\}?[\s$(]{0,8}(?:[A-Za-z]\w?\s?=\s?)?",
+    re.IGNORECASE,
 )
 _CUE = re.compile(
-    r"""answers?\b [\s*_"'`]{0,8} (?: (?:to|of|for)\b [^\n.:=]{0,80}? \b (?=is\b) )?
+    r"""(?: answers? | option | choice )\b [\s*_"'`]{0,8} (?: (?:to|of|for)\b [^\n.:=]{0,80}? \b (?=is\b) )?
         (?: (?: is | are | was | equals | (?:would|should|will|must)[ ]be | comes[ ](?:out[ ])?to )\b
-          | [:=] )
-        [\s*_:=]{0,16}""",
+          | [:=>] )
+        (?: [\s:=] | [*_]{1,3}(?=\s) ){0,16}""",
     re.IGNORECASE | re.VERBOSE,
 )
 _BLANK = re.compile("[\\s\x00\u00ad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]*+")
-_WORD = re.compile(r"\w")
-_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+_DIGIT = re.compile(r"\d")
+_CUT_TAG = re.compile(r"</?[A-Za-z]{0,8}\s*$")
+_WORD = re.compile(r"[\w</]")
+_RIGHT = re.compile(r"(?:correct|right|best)\s$", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s*+[^\s=+*/^<>-]|\s*+$)(?!\S)")
+_QUOTATION = re.compile(r"(?:\A|(?<=\n))[ ]{0,3}(?:>[ ]{1,4})++")
+_CORRECTION = re.compile(
+    r"[\s$.,;:!?…*-]{0,16}(?:no(?=[,.;:!]|\s+(?:it|that)\b)|(?:nope|wait|sorry|oops|hmm+|actually|correction"
+    r"|scratch that)\b)",
+    re.IGNORECASE,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,12 @@ class FinalAnswer:
 
     Attributes:
         text: text after the last reasoning block; empty if the completion ends inside a reasoning block.
-        slot: content of the last slot (see the docstring of the module); empty if the slot is not closed;
+        slot: content of the last slot (see the docstring of the module); empty if there is none;
             None if there is no slot.
         line: rest of the line after the last "answer is"; None if there is a slot, or no "answer is".
         is_several: True if there are several boxes next to each other, as in
-            "\\boxed{15} or \\boxed{16}".
+            "\\boxed{15} or \\boxed{16}", or if the text after the slot corrects it, as in
+            "\\boxed{15}. No, 16.". The contents of boxes in `slot` are separated by commas.
     """
 
     text: str
@@ -68,18 +74,27 @@ class FinalAnswer:
     is_several: bool = False
 
 
-def find_final_answer(completion: str) -> FinalAnswer:
-    """Return the final answer of a completion. The running time is limited for every text."""
+def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswer:
+    """Return the final answer of a completion. The running time is limited for every text.
+
+    Args:
+        completion: the completion.
+        truncated: True if the completion ended at the token budget. A slot that is not closed is then empty.
+    """
     if len(completion) <= MAX_READ and not MARK.search(completion):
         return FinalAnswer(completion)
-    text = _after_reasoning(completion)
+    text = after_reasoning(completion)
     if len(text) > MAX_READ:
         # remove the first token, which may be part of a number that was cut
         text = _CUT_TOKEN.sub("", text[-MAX_READ:], count=1)
-    slot, is_several = _boxed(text)
+    if "> " in text:
+        text = _QUOTATION.sub("", text)
+    slot, end, is_several = _boxed(text, truncated=truncated)
     if slot is None:
-        start = text.rfind("####")
-        slot = _tagged(text) if start < 0 else _first_line(text[start + 4 : start + 4 + MAX_SLOT])
+        find = _tagged if "####" not in text else _after_hashes
+        slot, end = find(text, truncated=truncated)
+    if slot and _CORRECTION.match(text, end):
+        is_several = is_several or bool(_DIGIT.search(text, end, end + _MAX_LINE))
     line = None if slot is not None else _after_cue(text)
     return FinalAnswer(text, slot, line, is_several)
 
@@ -89,58 +104,66 @@ def sentence(line: str) -> str:
     return _SENTENCE_END.split(line, maxsplit=1)[0].strip()
 
 
-def _after_reasoning(completion: str) -> str:
-    start = 0
-    tags = {opening: closing for opening, closing in REASONING.items() if opening[0] in completion}
-    for opening, closing in tags.items():
-        closed = completion.rfind(closing)
-        if completion.rfind(opening) > closed:
-            return ""  # the completion ends inside the reasoning block
-        if closed >= 0:
-            start = max(start, closed + len(closing))
-    return completion[start:] if start else completion
+def committed_part(line: str) -> str:
+    """Return the first sentence of a line with its punctuation, and the rest of the line if it corrects it.
 
-
-def open_reasoning(text: str) -> str:
-    """Return the end of a text from the tag of its open reasoning block, or "" if no block is open.
-
-    >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
-    '<think>\\nFirst,'
+    >>> committed_part("42. It is even."), committed_part("42. No, 43.")
+    ('42.', '42. No, 43.')
     """
-    starts = {opening: text.rfind(opening) for opening in REASONING}
-    found = [start for opening, start in starts.items() if start > text.rfind(REASONING[opening])]
-    return text[min(found) :] if found else ""
+    end = _SENTENCE_END.search(line)
+    if end is None or _CORRECTION.match(line, end.end()):
+        return line
+    return line[: end.end()]
 
 
-def _first_line(text: str) -> str:
-    start = _BLANK.match(text)
-    return text[start.end() if start else 0 :].partition("\n")[0].strip()
+def _after_hashes(text: str, *, truncated: bool) -> tuple[str, int]:
+    """Return the first line after the last "####" that is not empty, and its end."""
+    slot, end = "", len(text)
+    for start in _from_the_end(text, len(text), "####"):
+        rest = text[start + 4 : start + 4 + MAX_SLOT]
+        blank = _BLANK.match(rest)
+        line, _, following = rest[blank.end() if blank else 0 :].partition("\n")
+        if line.count("{") > line.count("}"):  # a line end inside \text{…}
+            line = f"{line} {following.partition(chr(10))[0]}"
+        slot, end = line.strip().strip("#").strip(), start + 4 + (blank.end() if blank else 0) + len(line)
+        if slot:
+            break
+    return slot, end
 
 
-def _boxed(text: str) -> tuple[str | None, bool]:
-    """Return the content of the last box that is not inside another box, and whether a box precedes it.
+def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
+    r"""Return the content of the last outer box, its end, and whether it is one of several.
 
     Returns:
-        A pair. The first item is the content of the box: None if there is no box, "" if the box is not
-            closed. The second item is True if the box directly follows another box, as in "\\boxed{15} or
-            \\boxed{16}".
+        Three items. The first one is the content of the box: None if there is no box, "" if the box is empty.
+            The second one is its end in the text. The third one is True if the box directly follows other
+            boxes, as in "\boxed{15} or \boxed{16}". Their contents are then separated by commas.
     """
-    box = _last_box(text, len(text))
-    if box is None:
-        return None, False
-    end = _closing_brace(text, box.end())
-    if end is None:
-        return "", False
-    for _ in range(_MAX_NESTING):
-        before = _last_box(text, box.start())
-        closed = None if before is None else _closing_brace(text, before.end())
-        if before is None or closed is None:
+    boxes: list[str] = []
+    begin = end = last = len(text)  # range of the box that was found last, and end of the first one
+    slot: str | None = None
+    for start in _from_the_end(text, len(text), r"\boxed", r"\fbox"):
+        box = _BOX.match(text, start)
+        if box is None:
+            continue
+        closed = _closing_brace(text, box.end())
+        if closed is None:
+            if truncated or slot or len(text) - box.end() > MAX_SLOT:
+                return slot if slot else "", last, len(boxes) > 1
+            closed = len(text)
+        content = text[box.end() : closed].strip()
+        if closed > end:  # around the box that was found last
+            boxes[-1:], begin, end, last = [content], start, closed, closed + 1
+        elif not slot or (boxes and _JOINT.fullmatch(text, closed + 1, begin)):
+            boxes[:0] = [content] if content.strip(" $\\])") else []
+            last = last if slot else closed + 1
+            begin, end = start, closed
+        else:
             break
-        if closed < end:
-            is_several = bool(_JOINT.fullmatch(text, closed + 1, box.start()))
-            return text[box.end() : end].strip(), is_several
-        box, end = before, closed
-    return text[box.end() : end].strip(), False
+        slot = ", ".join(boxes)
+        if len(boxes) > _MAX_NESTING:
+            break
+    return slot, last, len(boxes) > 1
 
 
 def _from_the_end(text: str, end: int, *words: str) -> Iterator[int]:
@@ -154,14 +177,6 @@ def _from_the_end(text: str, end: int, *words: str) -> Iterator[int]:
         found[word] = text.rfind(word, 0, start)
 
 
-def _last_box(text: str, end: int) -> re.Match[str] | None:
-    for start in _from_the_end(text, end, r"\boxed", r"\fbox"):
-        box = _BOX.match(text, start)
-        if box is not None:
-            return box
-    return None
-
-
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
     for brace in _BRACE.finditer(text, start, start + MAX_SLOT):
@@ -172,25 +187,52 @@ def _closing_brace(text: str, start: int) -> int | None:
     return None
 
 
-def _tagged(text: str) -> str | None:
-    start = max(text.rfind(f"<{name}>") for name in ("answer", "Answer", "ANSWER"))
-    if start < 0:
-        return None
-    start += len("<answer>")
-    ends = [text.find(f"</{name}>", start, start + MAX_SLOT) for name in ("answer", "Answer", "ANSWER")]
-    closed = [end for end in ends if end >= 0]
-    return text[start : min(closed)].strip() if closed else ""
+def _tagged(text: str, *, truncated: bool) -> tuple[str | None, int]:
+    """Return the content of the last `<answer>` that is not empty, and its end; None if there is no tag."""
+    slot: str | None = None
+    end = len(text)
+    for start in _from_the_end(text, len(text), "<answer>", "<Answer>", "<ANSWER>"):
+        start += len("<answer>")
+        ends = [text.find(f"</{name}>", start, start + MAX_SLOT) for name in ("answer", "Answer", "ANSWER")]
+        closed = [end for end in ends if end >= 0]
+        if closed:
+            end = min(closed)
+            slot, end = text[start:end].strip(), end + len("</answer>")
+        elif truncated or len(text) - start > MAX_SLOT:
+            return "", end
+        else:
+            slot = _CUT_TAG.sub("", text[start:]).strip()
+        if slot:
+            break
+    return slot, end
 
 
 def _after_cue(text: str) -> str | None:
-    for start in _from_the_end(text, len(text), "answer", "Answer", "ANSWER"):
+    for start in _from_the_end(text, len(text), "answer", "Answer", "ANSWER", "option", "choice"):
         cue = _CUE.match(text, start)
+        if text[start] in "oc" and not _RIGHT.search(text[max(0, start - 9) : start]):
+            continue  # only "the correct option is"
         if cue is not None and not (start and _WORD.match(text[start - 1])):
-            line = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")[0].strip()
+            line, _, rest = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")
+            if line.count("{") > line.count("}"):  # a line end inside \text{…}
+                line = f"{line} {rest.partition(chr(10))[0]}"
+            if _CORRECTION.match(rest):  # "The answer is 42.\nNo, it is 43."
+                line = f"{line}. {rest.strip().partition(chr(10))[0]}"
             if "\n" in cue[0]:
-                line = line.removeprefix("- ")  # list marker
-            return line or None
+                line = line.strip().removeprefix("- ")  # list marker
+            before = text[max(0, start - 64) : start].rpartition("\n")[2]
+            return _without_half_emphasis(line.strip(), before) or None
     return None
+
+
+def _without_half_emphasis(line: str, before: str) -> str:
+    """Remove the second half of "**Answer:**" or "**Answer: 42**" from the text after "answer is"."""
+    rest = line.lstrip("*_")
+    if line[: len(line) - len(rest)] not in rest:
+        return rest
+    inner = line.rstrip("*_.")
+    mark = line[len(inner) :].strip(".")
+    return inner if mark and mark in before and mark not in inner else line
 
 
 def split_at_mark(solution: str) -> tuple[str, str | None]:

@@ -1,8 +1,8 @@
-"""Exact comparison of answers that are numbers or plain text.
+r"""Exact comparison of answers that are numbers or plain text.
 
 `final_answer.py` finds the final answer of a completion, `notation.py` removes LaTeX and typographic
-characters, and `exact_numbers.py` reads an exact number. This module compares the number, or a text that is
-not a number, with the reference answer. The comparison never raises an exception and is fast for every text.
+characters, and `commitment.py` reads the number that the answer commits to. This module compares the number
+with the reference answer. No text makes it raise an exception or take long.
 """
 
 import re
@@ -11,17 +11,22 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from llm_reinforce.verifier.exact_numbers import (
-    MAX_NUMBER,
-    NUM_ATTEMPTS,
+from llm_reinforce.verifier.commitment import (
     Reading,
-    around_last_digit,
     read_last_number,
-    read_phrase,
+    read_reference,
+    read_sentence,
     read_slot,
 )
-from llm_reinforce.verifier.final_answer import MAX_SLOT, FinalAnswer, find_final_answer, sentence
+from llm_reinforce.verifier.final_answer import (
+    MAX_SLOT,
+    FinalAnswer,
+    committed_part,
+    find_final_answer,
+    sentence,
+)
 from llm_reinforce.verifier.notation import plain
+from llm_reinforce.verifier.phrases import MAX_NUMBER, same_unit
 
 REMEMBERED_LENGTH = 256  # maximum characters of completions whose readings are cached
 
@@ -38,13 +43,13 @@ class Verdict:
     `reason` is one of:
 
     - `equal`: the same number, or the same text if the reference answer is not a number
-    - `different`: another number or text
+    - `different`: another number or text, or the same number with another unit
     - `several_values`: more than one value ("15 or 16", an interval, "5=6")
-    - `relation`: a bound, a negation or an approximation instead of a value ("> 41", "not 42", "≈ 42", "±5")
-    - `not_evaluated`: an expression instead of its value ("23*47", "8/4", "8+", "5!")
-    - `no_answer`: no number was found, the slot for the answer is empty or not closed, or the reasoning block
-      is not closed
-    - `not_a_number`: text that is not a valid number ("1,04", "3/0", "2x", "nan", more than 400 characters)
+    - `relation`: a bound, a negation or an approximation instead of a value ("> 41", "not 42", "about 42")
+    - `not_evaluated`: an expression instead of its value ("23*47", "8/4", "8+", "5!", "twice 21")
+    - `no_answer`: no number was found, the slot for the answer is empty, or the reasoning block is not closed
+    - `not_a_number`: text that is not a valid number ("1,04", "3/0", "2x", "3:30", "nan", more than 400
+      characters)
     - `timed_out`, `crashed`: the process that compares an algebraic answer timed out or crashed (see
       `verify_algebra`)
     """
@@ -62,30 +67,20 @@ class Verdict:
         return self.reason in UNPARSEABLE
 
 
-def verify_plain(completion: str, answer: str) -> Verdict:
-    """Compare the final answer of a completion with the reference answer.
-
-    >>> verify_plain("47+85=132", "132")
-    Verdict(correct=True, extracted='132', reason='equal')
-    >>> verify_plain("The answer is 15 or 16.", "15").reason
-    'several_values'
-
-    Percentages are divided by 100 in both answers: "50%" equals "0.5", and "5%" does not equal "5". If the
-    reference answer is not a number, the answers are compared as text, ignoring case, white space and
-    surrounding punctuation. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer is" marks
-    as the answer; without such a mark, it is the whole completion. NaN and infinities equal nothing.
-    """
+def verify_plain(completion: str, answer: str, *, algebra: bool = False, truncated: bool = False) -> Verdict:
+    """Compare the final answer with a reference answer that is a number or text; see `verify`."""
     right = read_answer(answer)
     if right.value is None:
-        return _verify_text(find_final_answer(completion), answer)
-    read: Callable[[str], Reading] = read_cached if len(completion) <= REMEMBERED_LENGTH else read_completion
-    return _compared(read(completion), right.value)
+        return _verify_text(find_final_answer(completion, truncated=truncated), answer, algebra=algebra)
+    if truncated or len(completion) > REMEMBERED_LENGTH:
+        return _compared(read_completion(completion, truncated=truncated), right)
+    return _compared(read_cached(completion), right)
 
 
-def read_completion(completion: str) -> Reading:
+def read_completion(completion: str, *, truncated: bool = False) -> Reading:
     if is_bare_number(completion):  # fast path for the most common completion of a trained policy
         return Reading(completion, Fraction(int(completion)))
-    return _read_number(find_final_answer(completion))
+    return _read_number(find_final_answer(completion, truncated=truncated))
 
 
 def is_bare_number(text: str) -> bool:
@@ -93,27 +88,40 @@ def is_bare_number(text: str) -> bool:
     return len(text) <= MAX_NUMBER and text.isascii() and text.isdecimal()
 
 
-def _compared(reading: Reading, right: Fraction) -> Verdict:
+def _compared(reading: Reading, right: Reading) -> Verdict:
     if reading.value is None:
         return Verdict(False, reading.text, reading.reason)
-    equal = reading.value == right
+    is_other_label = reading.label and right.label and reading.label != right.label
+    equal = _is_equal(reading, right) and same_unit(reading.unit, right.unit) and not is_other_label
     return Verdict(equal, reading.text, "equal" if equal else "different")
 
 
+def _is_equal(reading: Reading, right: Reading) -> bool:
+    """Compare two numbers: 20% equals 20 and 0.2, but 20% and 0.2% differ."""
+    assert reading.value is not None
+    assert right.value is not None
+    if reading.value == right.value:
+        return True
+    if reading.is_percent == right.is_percent:
+        return False
+    factor = 100 if reading.is_percent else Fraction(1, 100)
+    return reading.value * factor == right.value
+
+
 # cached, because the verdict and the rewards of an episode use the same text, and short answers are repeated
-read_cached = lru_cache(maxsize=16_384)(read_completion)
+read_cached: Callable[[str], Reading] = lru_cache(maxsize=16_384)(read_completion)
 
 
 @lru_cache(maxsize=16_384)
 def read_answer(answer: str) -> Reading:
     """Read an answer without other text, such as a reference answer, as a number.
 
-    The `value` of the result is None if the answer is not a number.
+    The `value` of the result is None if the answer is not a number, with a label and a unit at most.
 
     >>> read_answer("1,042.50").value
     Fraction(2085, 2)
     """
-    return read_slot(plain(answer[:MAX_SLOT]), may_divide=True)
+    return read_reference(plain(answer[:MAX_SLOT]))
 
 
 def extract_answer(completion: str) -> str | None:
@@ -131,18 +139,22 @@ def extract_answer(completion: str) -> str | None:
     return reading.text or (None if final.line is None else plain(final.line).strip() or None)
 
 
+_CHOICE_BEFORE = re.compile(r"\s*(?:[(\[]([A-Ha-h])[)\]]|([A-H])[).:])\s+(?=\S)")
+
+
 def _read_number(final: FinalAnswer) -> Reading:
     if final.slot is not None:
         slot = plain(final.slot)
         if final.is_several:
             return Reading(slot.strip() or None, reason="several_values")
-        return read_slot(slot)
+        choice = _CHOICE_BEFORE.match(slot)
+        return read_slot(slot[choice.end() :] if choice else slot)
     if final.line is not None:
-        reading = read_phrase(sentence(plain(final.line)))
+        reading = read_sentence(committed_part(plain(final.line)))
         if reading is not None:
             return reading
-    for attempt in range(NUM_ATTEMPTS):
-        window = around_last_digit(final.text, attempt)
+    for attempt in range(_NUM_ATTEMPTS):
+        window = _around_last_digit(final.text, attempt)
         if window is None:
             break
         reading = read_last_number(plain(window))
@@ -151,13 +163,58 @@ def _read_number(final: FinalAnswer) -> Reading:
     return Reading(None, reason="no_answer")
 
 
+# --- the last number of a text ------------------------------------------------------------------------
+
+_NUM_ATTEMPTS = 2
+_WINDOWS = (512, 1_024)  # characters before the last digit that each attempt searches
+_AFTER = 128  # characters after the last digit
+_DIGIT = re.compile(r"\d")
+_CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
+
+
+def _around_last_digit(text: str, attempt: int) -> str | None:
+    """Return the text around the last digit, in which the last number is searched.
+
+    Args:
+        text: text of any length.
+        attempt: 0 for the first attempt; 1 for the second one, which returns a longer part.
+
+    Returns:
+        The part of the text; None if there is no digit, or if the first attempt already returned the whole
+        text before the last digit.
+    """
+    end = max(text.rfind(digit) for digit in "0123456789½¼¾")
+    if not text.isascii():
+        other = _DIGIT.search(text[end + 1 :][::-1])  # digits of other scripts
+        end = end if other is None else len(text) - other.end()
+    if end < 0 or (attempt and end <= _WINDOWS[attempt - 1]):
+        return None
+    start = end - _WINDOWS[attempt]
+    if start <= 0:
+        return text[: end + _AFTER]
+    return _CUT_TOKEN.sub("", text[start : end + _AFTER], count=1)
+
+
+# --- text ---------------------------------------------------------------------------------------------
+
 _NO_VALUES = frozenset({"nan", "inf", "infinity", "∞"})
 _PUNCTUATION = " .,;:!?$*_`'\""
 _INNER_SPACE = re.compile(r"(?<=[^\w\s])\s+(?=\S)|(?<=\w)\s+(?=[^\w\s])")
 _IN_BRACKETS = re.compile(r"[(\[{]([^()\[\]{},]*+)[)\]}]")
+_CHOICE = re.compile(r"[(\[]?([A-H])[)\]]?[.:]?")
+_OPTION = re.compile(r"^\s*(?:option|choice)\s+(?=\S)", re.IGNORECASE)
+_WORDS = re.compile(r"[A-Za-z]{3}|^\s*(?:no|No|NO)\s*$")
+_OTHER_CHOICE = re.compile(r"\b(?:or|and)\b|[(\[][A-Ha-h][)\]]", re.IGNORECASE)
+_LETTERS = re.compile(r"(?![A-H]$)[A-Za-z]([A-Za-z])?")  # a variable, or a product of two
+# a letter, a command, or a letter beside digits or operators: the answer is algebra, where case counts
+_ALGEBRA = re.compile(
+    r"\\[A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z'])\s?[-+*/^_=<>!(\[]|[-+*/^=<>)\]0-9]\s?[A-Za-z](?![A-Za-z])"
+    r"|[0-9]!|\)!|\|\s?[A-Za-z]\s?\||[\u0370-\u03ff]"
+)
+_NAME = re.compile(r"[A-Za-z\u0370-\u03ff](?:_\w{1,8})?'{0,2}(?:\([A-Za-z, ]{1,12}\))?")
 
 
-def _verify_text(final: FinalAnswer, answer: str) -> Verdict:
+def _verify_text(final: FinalAnswer, answer: str, *, algebra: bool) -> Verdict:
     if final.slot is not None:
         candidates = [final.slot]
     elif final.line is not None:
@@ -167,16 +224,44 @@ def _verify_text(final: FinalAnswer, answer: str) -> Verdict:
     candidates = [plain(candidate[: MAX_SLOT + 1]).strip() for candidate in candidates]
     if not candidates[0]:
         return Verdict(False, None, "no_answer")
-    right = _folded(plain(answer))
-    if right.lstrip("+-") in _NO_VALUES:
+    right = plain(answer[: MAX_SLOT + 1])
+    if _folded(right, is_algebra=False).lstrip("+-") in _NO_VALUES:
         return Verdict(False, candidates[0], "not_a_number")
     for candidate in candidates:
-        if right and not final.is_several and _folded(candidate) == right:
+        if right.strip() and is_same_text(candidate, right, algebra=algebra):
             return Verdict(True, candidate, "equal")
     return Verdict(False, candidates[0], "different")
 
 
-def _folded(text: str) -> str:
+def is_same_text(text: str, right: str, *, algebra: bool) -> bool:
+    """Compare two normalized texts as words, as a choice, or as algebra, where case and signs count."""
+    letters = _LETTERS.fullmatch(right.strip())
+    is_algebra = bool(_ALGEBRA.search(right)) or (letters is not None and (algebra or not letters[1]))
+    is_algebra = is_algebra or (algebra and not _WORDS.search(right) and not _CHOICE.fullmatch(right.strip()))
+    if not is_algebra and (choice := _CHOICE.match(right.strip())):
+        rest = right.strip()[choice.end() :]
+        text = _OPTION.sub("", text)
+        given = _CHOICE_BEFORE.match(text)
+        is_alone = not rest and given and not _OTHER_CHOICE.search(text, given.end())
+        if is_alone and given and (given[1] or given[2]).upper() == choice[1]:
+            return True
+    mine, theirs = (_folded(side, is_algebra=is_algebra) for side in (text, right))
+    if mine == theirs:
+        return True
+    return is_algebra and bool(set(_equations(mine)) & set(_equations(theirs)))
+
+
+def _equations(text: str) -> list[str]:
+    """Return the forms of an equation that mean the same: itself, swapped, and its value without its name."""
+    left, equals, right = text.partition("=")
+    if not equals or "=" in right:
+        return [text]
+    return [text, f"{right}={left}"]
+
+
+def _folded(text: str, *, is_algebra: bool) -> str:
+    if is_algebra:
+        return re.sub(r"\s+", "", text).replace("⦃", "{").replace("⦄", "}").rstrip(".,;:")
     folded = " ".join(text.casefold().split())
     folded = _INNER_SPACE.sub("", folded).strip(_PUNCTUATION)
     inner = _IN_BRACKETS.fullmatch(folded)  # "(B)" equals "B", but "[1,2)" does not equal "(1,2)"

@@ -1,12 +1,11 @@
 """Verification of a completion's final answer."""
 
 from llm_reinforce.verifier.algebra import check_algebra, verify_algebra
-from llm_reinforce.verifier.percentages import without_sign
 from llm_reinforce.verifier.plain_answers import Verdict, read_answer, verify_plain
 
 
 def verify(
-    completion: str, answer: str, *, algebra: bool = False, in_per_cent: bool = False, prompt: str = ""
+    completion: str, answer: str, *, algebra: bool = False, prompt: str = "", truncated: bool = False
 ) -> Verdict:
     """Compare the final answer of a completion with the reference answer.
 
@@ -15,10 +14,12 @@ def verify(
     >>> verify("The answer is 15 or 16.", "15").reason
     'several_values'
 
-    Percentages are divided by 100 in both answers: "50%" equals "0.5", and "5%" does not equal "5". If the
-    reference answer is not a number, the answers are compared as text, ignoring case, white space and
-    surrounding punctuation. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer is" marks
-    as the answer; without such a mark, it is the whole completion. NaN and infinities equal nothing.
+    A percentage equals its number and the number divided by 100: "50%" equals "50" and "0.5". A unit must
+    agree with that of the reference answer, if both have one. If the reference answer is not a number, the
+    answers are compared as text, ignoring white space and surrounding punctuation, and ignoring case unless
+    the reference answer is algebra. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer
+    is" marks as the answer; without such a mark, it is the whole completion. NaN and infinities equal
+    nothing.
 
     Args:
         completion: the text to verify. The function never raises an exception and is fast for every text.
@@ -26,17 +27,15 @@ def verify(
         algebra: True if the reference answer can be LaTeX or algebra. If it is not a plain number, it is
             compared with math-verify, in a process that is killed if the comparison takes more than two
             seconds.
-        in_per_cent: True if the reference answer is a number of percent: if it is "20", both "20" and "20%"
-            are correct.
         prompt: the question. An algebraic answer that only repeats a part of the question is rejected.
+        truncated: True if the completion ended at the token budget. A `\\boxed{` or `<answer>` that is not
+            closed then contains no answer; otherwise, it extends to the end of the completion.
 
     Raises:
         InputError: if math-verify is needed to compare the answer and is not installed.
     """
-    verdict = verify_plain(completion, answer)
-    if in_per_cent:
-        return without_sign(verdict, answer)
+    verdict = verify_plain(completion, answer, algebra=algebra, truncated=truncated)
     if not algebra or verdict.correct or read_answer(answer).value is not None:
         return verdict
     check_algebra()
-    return verify_algebra(completion, answer, prompt)
+    return verify_algebra(completion, answer, prompt, truncated=truncated)

@@ -1,9 +1,12 @@
 """Latency and accuracy of the verifier: `python tests/benchmarks/verifier.py [--quick]`.
 
 Prints the latency by text size, the result of a fuzz test of 100,000 texts, and the accuracy on
-tests/verifier/adversarial.jsonl compared with math-verify, which may use one second of CPU time per case.
-Latencies are wall-clock times, which depend on the load of the machine; those marked `cpu` are CPU times of
-the thread.
+tests/verifier/adversarial.jsonl and on tests/verifier/model_completions.jsonl, which a real model wrote. The
+accuracy is compared with that of math-verify, which may use one second of CPU time per case. Latencies are
+wall-clock times, which depend on the load of the machine; those marked `cpu` are CPU times of the thread.
+
+`python tests/benchmarks/verifier.py --completions` prints only the accuracy on the model's completions, and
+`--show` also prints each wrong verdict on them.
 """
 
 import argparse
@@ -15,25 +18,34 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "verifier")]
 
+from model_completions import Pair, derived_pairs, gold_pairs, unfinished_pairs  # noqa: E402
+
+from llm_reinforce.evaluation.extraction import exact_match, flexible_answer  # noqa: E402
 from llm_reinforce.verifier import verify  # noqa: E402
 from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG  # noqa: E402
 
 CASES = ROOT / "tests" / "verifier" / "adversarial.jsonl"
 SIZES = (1_000, 4_000, 16_000, 65_536, 262_144, 1_000_000)
 LIMIT = 1.0  # CPU seconds per case of math-verify
+SHOWN = 300  # characters at the end of a completion that --show prints
+NOT_INSTALLED = "math-verify is not installed: pip install 'llm-reinforce[algebra]'"
+Case = tuple[str, str]  # a completion and a reference answer
+Judged = tuple[bool | None, float]  # a verdict and its CPU seconds
 ORDINARY = (
     "Natalia sold 48/2 = 24 clips in May. So she sold 48+24 = 72 clips in April and May together. ",
     "First, let $x$ be the number of apples; then $2x + 3 = 17$ and so $x = \\frac{17-3}{2} = 7$. ",
@@ -100,11 +112,17 @@ def main() -> None:
     """Run all parts and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="use a tenth of the repetitions and fuzz cases")
-    quick = parser.parse_args().quick
+    parser.add_argument(
+        "--completions", action="store_true", help="judge only the completions of a real model"
+    )
+    parser.add_argument("--show", action="store_true", help="print the wrong verdicts on these completions")
+    options = parser.parse_args()
     console = Console()
-    console.print(latency(5 if quick else 50))
-    console.print(fuzz(10_000 if quick else 100_000))
-    console.print(scores())
+    if not options.completions:
+        console.print(latency(5 if options.quick else 50))
+        console.print(fuzz(10_000 if options.quick else 100_000))
+        console.print(scores())
+    real_completions(console, show=options.show)
 
 
 def texts(size: int) -> Iterator[str]:
@@ -175,16 +193,61 @@ def scores() -> Table:
         "over 1 s or failed",
         title=f"{len(cases)} cases",
     )
-    ours = [verify(case["completion"], case["answer"]).correct for case in cases]
-    table.add_row("llm_reinforce", *_counts(cases, list(ours)))
+    texts = [(case["completion"], case["answer"]) for case in cases]
+    table.add_row("llm_reinforce", *_counts(cases, [verdict for verdict, _ in _ours(texts)]))
     with ThreadPoolExecutor(8) as pool:
-        threaded = list(pool.map(lambda case: verify(case["completion"], case["answer"]).correct, cases))
+        threaded = list(pool.map(lambda text: verify(*text).correct, texts))
     table.add_row("llm_reinforce, 8 threads", *_counts(cases, list(threaded)))
     if find_spec("math_verify") is None:
-        table.caption = "math-verify is not installed: pip install 'llm-reinforce[algebra]'"
+        table.caption = NOT_INSTALLED
         return table
-    table.add_row("math-verify", *_counts(cases, _limited(cases)))
+    table.add_row("math-verify", *_counts(cases, [verdict for verdict, _ in _math_verify(texts)]))
     return table
+
+
+def real_completions(console: Console, *, show: bool) -> None:
+    """Print two tables of the verdicts of three verifiers on completions of a real model.
+
+    Args:
+        console: console to print on.
+        show: True to print each wrong verdict as well.
+    """
+    judges = {"llm_reinforce": _ours, "last number": _last_number}
+    if find_spec("math_verify") is not None:
+        judges["math-verify"] = _math_verify
+    sets = {
+        "completions with gold answers": gold_pairs(),
+        "completions with their own numbers": derived_pairs(),
+        "unfinished completions with their own numbers": unfinished_pairs(),
+    }
+    cases = [(pair.completion, pair.answer) for pairs in sets.values() for pair in pairs]
+    judged = {name: iter(judge(cases)) for name, judge in judges.items()}
+    labels = [f"{label} {verdict}" for label in ("right", "wrong") for verdict in ("accepted", "refused")]
+    for title, pairs in sets.items():
+        table = Table("verifier", *labels, "over 1 s or failed", "CPU seconds")
+        table.title = f"{len(pairs)} pairs of {title}"
+        table.caption = None if "math-verify" in judges else NOT_INSTALLED
+        for name, results in judged.items():
+            verdicts, seconds = zip(*islice(results, len(pairs)), strict=True)
+            table.add_row(name, *_cells(pairs, verdicts), f"{sum(seconds):.2f}")
+            for pair, verdict in zip(pairs, verdicts, strict=True):
+                if show and verdict is not pair.correct:
+                    console.print(_described(name, pair, verdict), markup=False, highlight=False)
+        console.print(table)
+
+
+def _cells(pairs: list[Pair], verdicts: Sequence[bool | None]) -> list[str]:
+    counts = Counter((pair.correct, verdict) for pair, verdict in zip(pairs, verdicts, strict=True))
+    judged = [counts[label, verdict] for label in (True, False) for verdict in (True, False)]
+    return [*map(str, judged), str(verdicts.count(None))]
+
+
+def _described(verifier: str, pair: Pair, verdict: bool | None) -> str:
+    happened = {True: "accepted", False: "refused", None: "not judged"}[verdict]
+    label = "right" if pair.correct else "wrong"
+    read = f", read as {verify(pair.completion, pair.answer)}" if verifier == "llm_reinforce" else ""
+    head = f"{verifier}: row {pair.row} ({pair.kind}), {label} answer {pair.answer} {happened}{read}"
+    return f"{head}\n{indent(pair.completion[-SHOWN:], '    ')}"
 
 
 def _counts(cases: list[dict[str, Any]], verdicts: list[bool | None]) -> tuple[str, ...]:
@@ -196,23 +259,38 @@ def _counts(cases: list[dict[str, Any]], verdicts: list[bool | None]) -> tuple[s
     return shown, str(false_positives), str(false_negatives), str(verdicts.count(None))
 
 
-def _limited(cases: list[dict[str, Any]]) -> list[bool | None]:
+def _ours(cases: Iterable[Case]) -> list[Judged]:
+    return [_timed(lambda *case: verify(*case).correct, case) for case in cases]
+
+
+def _last_number(cases: Iterable[Case]) -> list[Judged]:
+    """Return the verdicts of the flexible answer extraction of lm-evaluation-harness."""
+    return [_timed(lambda text, answer: exact_match(flexible_answer(text), answer), case) for case in cases]
+
+
+def _math_verify(cases: Iterable[Case]) -> list[Judged]:
     """Return the verdicts of math-verify from a worker process; None if a case exceeds the limit or fails."""
     context = multiprocessing.get_context("spawn")
-    verdicts: list[bool | None] = []
-    ask, process = _started(context, _math_verify)
+    judged: list[Judged] = []
+    ask, process = _started(context, _answer_questions)
     for case in cases:
-        ask.send((case["completion"], case["answer"]))
+        ask.send(case)
         try:
-            verdicts.append(ask.recv() if ask.poll(60 * LIMIT) else None)
+            judged.append(ask.recv() if ask.poll(60 * LIMIT) else (None, LIMIT))
         except (EOFError, OSError):
-            verdicts.append(None)
-        if verdicts[-1] is None:
+            judged.append((None, LIMIT))
+        if judged[-1][0] is None:
             process.kill()
             process.join()
-            ask, process = _started(context, _math_verify)
+            ask, process = _started(context, _answer_questions)
     process.kill()
-    return verdicts
+    return judged
+
+
+def _timed(judge: Callable[[str, str], bool | None], case: Case) -> Judged:
+    begun = time.process_time()
+    verdict = judge(*case)
+    return verdict, time.process_time() - begun
 
 
 def _started(context: Any, target: Callable[[Connection], None]) -> tuple[Any, Any]:
@@ -223,7 +301,7 @@ def _started(context: Any, target: Callable[[Connection], None]) -> tuple[Any, A
     return ours, process
 
 
-def _math_verify(pipe: Connection) -> None:
+def _answer_questions(pipe: Connection) -> None:
     logging.disable(logging.CRITICAL)
     from math_verify import parse
     from math_verify import verify as compare
@@ -231,13 +309,13 @@ def _math_verify(pipe: Connection) -> None:
     compare(parse("$\\frac{1}{2}$"), parse("The answer is 0.5"))
     pipe.send("ready")
     while True:
-        completion, answer = pipe.recv()
+        case = pipe.recv()
         signal.setitimer(signal.ITIMER_PROF, LIMIT)  # after this CPU time the kernel ends the process
         try:
             # as in its README: the correct answer as LaTeX, the completion unchanged
-            pipe.send(bool(compare(parse(f"${answer}$"), parse(completion))))
+            pipe.send(_timed(lambda text, answer: bool(compare(parse(f"${answer}$"), parse(text))), case))
         except Exception:
-            pipe.send(None)
+            pipe.send((None, LIMIT))
 
 
 def _quantile(values: list[float], share: float) -> float:

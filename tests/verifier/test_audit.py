@@ -48,3 +48,22 @@ def test_rejected_answers_are_listed_with_wrapping_and_reason() -> None:
         "a } b": (WRAPPINGS[1], "different"),
     }
     assert audit.num_latex_as_text == 64
+
+
+def test_answers_whose_reading_may_lose_something_are_listed() -> None:
+    answers = {
+        "x^2 + y^2 = 13": ("equation", "text"),
+        "x = 4": ("equation", "4"),
+        r"3\frac18": ("mixed number", "25/8"),
+        "5 1/2": ("mixed number", "11/2"),
+        "4t": ("letters", "text"),
+        "3s^2": ("letters", "text"),
+        "2516_9": ("letters", "text"),
+        r"So it is \boxed{42}.": ("whole solution", "text"),
+        "6*7=42\n#### 42": ("whole solution", "text"),
+        "First add them. Then it is 42.": ("whole solution", "text"),
+        **dict.fromkeys(("42", "1,042.5", "15 km", "$18", "3/4", "Paris", "(B)", r"\frac{1}{2}", "50%")),
+    }
+    losses = audit_answers([Problem("?", answer) for answer in answers]).losses
+    found = {loss.problem.answer: (loss.kind, loss.reading) for loss in losses}
+    assert found == {answer: loss for answer, loss in answers.items() if loss}

@@ -112,7 +112,7 @@ def test_correct_answers(completion: str, answer: str) -> None:
         ("#### 150", "15", "different"),
         ("#### 15", "-15", "different"),
         ("#### 1.04", "1.040001", "different"),
-        ("#### 5%", "5", "different"),
+        ("#### 5%", "6", "different"),
         ("#### 5 million", "5", "different"),
         ("#### 0.3333333333333333", "1/3", "different"),
         ("#### 9007199254740993", "9007199254740992", "different"),  # equal as floats
@@ -124,8 +124,6 @@ def test_correct_answers(completion: str, answer: str) -> None:
         ("fifteen", "15", "no_answer"),
         ("15 #### none", "15", "no_answer"),
         (r"15, so \boxed{}", "15", "no_answer"),
-        (r"15, so \boxed{15", "15", "no_answer"),  # truncated; it could have become 150
-        ("<answer>15", "15", "no_answer"),
         ("<think>15</think>", "15", "no_answer"),
         ("on 2024-01-15", "15", "no_answer"),
         ("12:15", "15", "no_answer"),
@@ -373,7 +371,7 @@ DEEP = 100_000
     [
         (r"\boxed{" * DEEP + "15" + "}" * DEEP, None),  # None: any verdict
         (r"\boxed{" * 8 + "15" + "}" * 8, True),
-        (r"\boxed{" * DEEP + "15", False),
+        (r"\boxed{" * DEEP + "15", None),
         ("{" * DEEP + "15" + "}" * DEEP, None),
         ("(" * DEEP + "16" + ")" * DEEP, False),
         ("<think>" * DEEP + "15", False),
@@ -471,9 +469,15 @@ def test_fast_path_for_text_without_marks_equals_the_general_path(text: str) -> 
         assert find_final_answer(text) == at_once
 
 
-def test_algebra_and_percentages_are_options_of_verify() -> None:
+def test_algebra_is_an_option_of_verify() -> None:
     pytest.importorskip("math_verify")
     assert verify(r"So it is $\boxed{\frac{x}{2}}$.", r"\frac{1}{2}x", algebra=True).correct
     assert not verify(r"So it is $\boxed{\frac{x}{2}}$.", r"\frac{1}{2}x").correct
-    assert verify("20%", "20", in_per_cent=True).correct
-    assert not verify("20%", "20").correct
+
+
+@pytest.mark.parametrize(
+    "completion", [r"so \boxed{15", "<answer>15", "<answer> 15\n", r"\boxed{7} \boxed{15"]
+)
+def test_open_slot_is_read_unless_the_completion_was_truncated(completion: str) -> None:
+    assert verify(completion, "15").correct
+    assert verify(completion, "15", truncated=True).reason == "no_answer"  # it could have become 150

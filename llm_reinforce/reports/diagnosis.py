@@ -1,0 +1,99 @@
+"""Diagnosis of a recorded run: what is wrong, with evidence, and what to change."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from llm_reinforce.errors import InputError
+from llm_reinforce.reports.evaluation_signs import memorized, one_answer, small_evaluation
+from llm_reinforce.reports.examples import with_example
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, worst_first
+from llm_reinforce.reports.recorded_run import RecordedRun, find_runs, read_run
+from llm_reinforce.reports.trend_signs import collapse, trend_signs
+from llm_reinforce.reports.warning_signs import few_problems
+from llm_reinforce.reports.window_signs import WINDOW_SIGNS, window_of
+
+MUCH = 0.5  # a sign that has passed is reported if it was visible in this share of the updates
+
+
+def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
+    """Return what is wrong with a run, most severe first; empty if nothing is found.
+
+    The run may be in progress. A symptom is reported if it is visible in the last updates, or in half of the
+    updates. A symptom that another one explains is left out.
+
+    Args:
+        run: directory of a run.
+
+    Raises:
+        InputError: if the directory contains no run, or several.
+    """
+    recorded = run if isinstance(run, RecordedRun) else _read(Path(run).expanduser())
+    facts = facts_of(recorded)
+    found: list[Finding | None] = [few_problems(facts)]
+    found += [_sign_of_run(sign, recorded.metrics, facts) for sign in WINDOW_SIGNS]
+    found.append(collapse(recorded.metrics, facts, window_of(facts)))
+    found += trend_signs(recorded.metrics, facts)
+    found += [memorized(recorded, facts), one_answer(recorded), small_evaluation(recorded)]
+    return tuple(with_example(each, recorded) for each in worst_first([each for each in found if each]))
+
+
+def facts_of(run: RecordedRun) -> RunFacts:
+    """Return the settings of a run that a diagnosis needs; unreadable settings have defaults."""
+    settings = run.settings or {}
+    reinforce, training = _mapping(settings.get("reinforce")), _mapping(settings.get("training"))
+    counted = _mapping(_mapping(run.environment.get("data")).get("training")).get("num_problems")
+    is_full = _mapping(settings.get("policy")).get("dtype", "float32") == "float32"
+    return RunFacts(
+        num_problems=counted if isinstance(counted, int) else None,
+        problems_per_update=_integer(reinforce.get("problems_per_update"), 16),
+        episodes_per_problem=_integer(reinforce.get("episodes_per_problem"), 8),
+        num_updates=_integer(training.get("num_updates"), max(1, len(run.metrics))),
+        num_warmup_updates=_integer(training.get("num_warmup_updates"), 0),
+        is_full_precision=is_full and training.get("mixed_precision", "no") == "no",
+    )
+
+
+def _read(path: Path) -> RecordedRun:
+    summaries = find_runs([path])
+    if len(summaries) > 1:
+        raise InputError(f"{path}: contains {len(summaries)} runs; give the directory of one of them")
+    return read_run(summaries[0], path.name)
+
+
+def _sign_of_run(
+    sign: Callable[[Sequence[Row], RunFacts], Finding | None],
+    rows: Sequence[Row],
+    facts: RunFacts,
+) -> Finding | None:
+    """Return a sign that is visible in the last updates or in many updates, measured where it was visible."""
+    window = window_of(facts, sign)
+    if len(rows) < window:
+        return None
+    ends = range(window, len(rows) + 1)
+    visible = [sign(rows[end - window : end], facts) is not None for end in ends]
+    if not visible[-1] and sum(visible) < MUCH * len(visible):
+        return None
+    stretches = sorted(_stretches(visible), key=lambda each: (each[1] == len(visible), each[1] - each[0]))
+    first, end = stretches[-1]
+    return sign(rows[first : end - 1 + window], facts) or sign(rows[end - 1 : end - 1 + window], facts)
+
+
+def _stretches(visible: Sequence[bool]) -> Iterator[tuple[int, int]]:
+    """Yield the first and the end index of each stretch of true values."""
+    first = None
+    for index, each in enumerate([*visible, False]):
+        if each and first is None:
+            first = index
+        elif not each and first is not None:
+            yield first, index
+            first = None
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _integer(value: Any, default: int) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) else default

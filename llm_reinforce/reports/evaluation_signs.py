@@ -1,0 +1,186 @@
+"""Signs in the evaluations of a run: memorized problems, one answer to all, and too few problems."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import NormalDist
+from typing import Any
+
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, span
+from llm_reinforce.reports.recorded_run import RecordedRun
+
+GAP = 0.1  # smallest gap between the accuracies on training and on held-out problems
+CONFIDENCE = 0.999  # confidence of the gap; few false alarms matter more than small gaps
+NEIGHBORS = 5  # updates whose episodes are compared with an evaluation
+POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
+ONE_ANSWER, FEW_EQUAL = 0.9, 0.5  # shares of the most frequent answer, and of the most frequent right answer
+MIN_ANSWERS = 20
+
+
+def problems_needed(changed: float, difference: float, power: float = POWER, level: float = LEVEL) -> int:
+    """Return the number of problems at which McNemar's test finds a difference between two evaluations.
+
+        n = ((z₁ √p + z₂ √(p - d²)) / d)²
+
+    where p is the share of problems that exactly one of the two policies solves, d is the difference of the
+    accuracies, and z₁ and z₂ are the normal quantiles of 1 - level/2 and of the power.
+
+    Source: Connor 1987, "Sample size for testing differences in proportions for the paired-sample design".
+
+    Args:
+        changed: p.
+        difference: d, with 0 < |d| ≤ p.
+        power: probability of finding the difference.
+        level: significance level of the two-sided test.
+    """
+    z_level, z_power = NormalDist().inv_cdf(1.0 - level / 2.0), NormalDist().inv_cdf(power)
+    spread = z_level * math.sqrt(changed) + z_power * math.sqrt(max(0.0, changed - difference**2))
+    return math.ceil((spread / difference) ** 2)
+
+
+def wilson(share: float, num: int, confidence: float) -> tuple[float, float]:
+    """Return the Wilson interval of a share of `num` problems."""
+    z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
+    center, scale = share + z * z / (2 * num), 1.0 + z * z / num
+    half = z * math.sqrt(share * (1.0 - share) / num + z * z / (4 * num * num))
+    return max(0.0, (center - half) / scale), min(1.0, (center + half) / scale)
+
+
+def gap_interval(
+    first: float, num_first: int, second: float, num_second: int, confidence: float = 0.95
+) -> tuple[float, float]:
+    """Return an interval for the difference of two independent shares (Newcombe 1998, method 10)."""
+    (low_1, high_1), (low_2, high_2) = (
+        wilson(first, num_first, confidence),
+        wilson(second, num_second, confidence),
+    )
+    gap = first - second
+    return (
+        gap - math.hypot(first - low_1, high_2 - second),
+        gap + math.hypot(high_1 - first, second - low_2),
+    )
+
+
+def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
+    """Find an accuracy on training problems that is higher than that on held-out problems.
+
+    The training problems are those of the last updates up to the evaluation. Each problem counts once,
+    because the episodes of one problem are not independent. The episodes are sampled at the temperature of
+    training. A greedy evaluation is usually more accurate than sampling, so the gap is then underestimated.
+    """
+    evaluations = [row for row in run.evaluations if row.get("data") == "held_out" and row.get("total")]
+    if not evaluations or not run.metrics:
+        return None
+    sampled = [row for row in evaluations if row["decoding"] == "sampled"]
+    last = (sampled or evaluations)[-1]
+    rows = [row for row in run.metrics if last["update"] - NEIGHBORS < row["update"] <= last["update"]]
+    accuracies = finite(rows, "accuracy")
+    if not accuracies or facts.num_problems is None:
+        return None
+    training = sum(accuracies) / len(accuracies)
+    num_problems = min(facts.num_problems, len(accuracies) * facts.problems_per_update)
+    num_held_out = round(last["total"] / (last.get("samples_per_problem") or 1))
+    held_out = float(last["accuracy"])
+    low, high = gap_interval(training, num_problems, held_out, num_held_out, CONFIDENCE)
+    if low < GAP:
+        return None
+    low, high = gap_interval(training, num_problems, held_out, num_held_out)
+    return finding(
+        "memorized",
+        rows,
+        f"accuracy on training problems in {span(rows)} is {training:.1%}, but {held_out:.1%} on held-out "
+        f"problems after update {last['update']:,}, so the policy has memorized training problems",
+        "use more training problems, training.weight_decay or fewer updates, and choose a checkpoint by the "
+        "held-out accuracy",
+        [
+            f"gap {100 * (training - held_out):.1f} points, 95% interval [{100 * low:.1f}, "
+            f"{100 * high:.1f}], with "
+            f"{num_problems:,} training problems and {num_held_out:,} held-out problems",
+            f"each training problem was used {_uses(run, facts):.1f} times",
+        ],
+    )
+
+
+def one_answer(run: RecordedRun) -> Finding | None:
+    """Find the same final answer to nearly all problems of the last evaluation, or of the last episodes."""
+    answers, where = _last_answers(run)
+    given = Counter(str(each) for each, _ in answers if each is not None)
+    right = Counter(answer for _, answer in answers)
+    if len(answers) < MIN_ANSWERS or not given:
+        return None
+    (most, count), (_, count_right) = given.most_common(1)[0], right.most_common(1)[0]
+    if count < ONE_ANSWER * len(answers) or count_right > FEW_EQUAL * len(answers):
+        return None
+    return finding(
+        "one_answer",
+        [],
+        f"the final answer is {most[:40]!r} to {count:,} of {len(answers):,} problems {where}, whatever the "
+        "problem",
+        "start a new run with a lower training.learning_rate or a higher reinforce.entropy_coefficient, and "
+        "check that the reward depends on the problem",
+        [
+            f"{len(right):,} different right answers, of which the most frequent one is right "
+            f"{count_right:,} times"
+        ],
+    )
+
+
+def small_evaluation(run: RecordedRun) -> Finding | None:
+    """Find a gain in accuracy that the evaluation is too small to tell from chance."""
+    for decoding, criteria in run.comparison.items():
+        paired = criteria.get("accuracy") if isinstance(criteria, dict) else None
+        totals = [
+            row["total"] / (row.get("samples_per_problem") or 1)
+            for row in run.evaluations
+            if row.get("decoding") == decoding and row.get("total")
+        ]
+        if not isinstance(paired, dict) or not totals:
+            continue
+        total, gain = round(totals[-1]), float(paired["difference"])
+        low, high = paired["interval"]
+        changed = _share_changed(paired, total)
+        if gain <= 0 or low > 0 or not gain <= changed:
+            continue
+        needed = problems_needed(changed, gain)
+        if needed <= total:
+            continue
+        return finding(
+            "small_evaluation",
+            [],
+            f"the gain in {decoding} accuracy is {100 * gain:+.1f} points, 95% interval "
+            f"[{100 * low:+.1f}, {100 * high:+.1f}], so {total:,} problems are too few to tell it from "
+            "chance",
+            f"evaluate on {needed:,} problems or more, for example with `llm-reinforce evaluate`",
+            [
+                f"{changed:.1%} of the problems are solved by only one of the two policies; a gain of "
+                f"{100 * gain:.1f} points is found with a probability of {POWER:.0%} at {needed:,} problems"
+            ],
+        )
+    return None
+
+
+def _share_changed(paired: Mapping[str, Any], total: int) -> float:
+    return (len(paired.get("gained", [])) + len(paired.get("lost", []))) / max(1, total)
+
+
+def _uses(run: RecordedRun, facts: RunFacts) -> float:
+    return len(run.metrics) * facts.problems_per_update / max(1, facts.num_problems or 1)
+
+
+def _last_answers(run: RecordedRun) -> tuple[list[tuple[Any, str]], str]:
+    """Return the final and the right answers of the last evaluation, or of the last recorded episodes."""
+    rows: Sequence[Row] = [row for row in run.answers if row.get("completions")]
+    if rows:
+        last = max(row["update"] for row in rows)
+        decoding = next(row["decoding"] for row in rows if row["update"] == last)
+        chosen = [row for row in rows if row["update"] == last and row["decoding"] == decoding]
+        if len(chosen) >= MIN_ANSWERS:
+            return (
+                [(row["completions"][0].get("extracted"), str(row.get("answer"))) for row in chosen],
+                f"of the {decoding} evaluation after update {last:,}",
+            )
+    end = run.episodes[-1]["update"] if run.episodes else 0
+    recent = [row for row in run.episodes if row["update"] > end - NEIGHBORS]
+    return [
+        (row.get("extracted"), str(row.get("answer"))) for row in recent
+    ], f"in the last {NEIGHBORS} updates"

@@ -1,0 +1,74 @@
+"""Examples of a finding: completions among the recorded episodes that show it."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from llm_reinforce.reports.finding import Finding, Row
+from llm_reinforce.reports.recorded_run import RecordedRun
+from llm_reinforce.reports.shown_text import shown
+
+MAX_PROMPT, MAX_COMPLETION = 200, 300  # characters
+
+
+def with_example(found: Finding, run: RecordedRun) -> Finding:
+    """Return the finding with the recorded episode that shows it best, if there is one."""
+    choose = CHOICES.get(found.kind)
+    if choose is None:
+        return found
+    episodes = [
+        row
+        for row in run.episodes
+        if found.updates is None or found.updates[0] <= row["update"] <= found.updates[1]
+    ]
+    chosen = choose(episodes)
+    return found if chosen is None else replace(found, example=described(chosen))
+
+
+def described(row: Row) -> str:
+    """Return an episode in words: its update, prompt, completion, verdict and reward."""
+    reward = row.get("reward")
+    parts = [
+        f"update {row['update']:,}",
+        f"prompt {shown(row.get('prompt', ''), MAX_PROMPT)!r}",
+        f"completion {shown(row.get('completion', ''), MAX_COMPLETION)!r}",
+        f"right answer {shown(row.get('answer', ''), MAX_PROMPT)!r}",
+        f"verdict {shown(row.get('reason', ''), 40)}",
+        "unscored" if reward is None else f"reward {reward:.4g}",
+    ]
+    if row.get("failure"):
+        parts.append(f"failure {shown(row['failure'], MAX_COMPLETION)!r}")
+    return ", ".join(parts)
+
+
+def _refused(rows: Sequence[Row]) -> Row | None:
+    """Return the last episode that was refused for the most frequent reason."""
+    wrong = [row for row in rows if not row.get("correct")]
+    reasons = Counter(row.get("reason") for row in wrong)
+    return next((row for row in reversed(wrong) if row.get("reason") == reasons.most_common(1)[0][0]), None)
+
+
+def _rewarded(rows: Sequence[Row]) -> Row | None:
+    """Return the last of the wrong episodes with the highest reward."""
+    wrong = [row for row in rows if not row.get("correct") and row.get("reward") is not None]
+    return max(wrong, key=lambda row: (row["reward"], row["update"]), default=None)
+
+
+def _truncated(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in reversed(rows) if not row.get("terminated")), None)
+
+
+def _unscored(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in reversed(rows) if row.get("reward") is None), None)
+
+
+CHOICES: dict[str, Callable[[Sequence[Row]], Row | None]] = {
+    "no_reward": _refused,
+    "equal_rewards": _refused,
+    "collapse": _refused,
+    "one_answer": _refused,
+    "no_spread": _refused,
+    "reward_hacking": _rewarded,
+    "truncation": _truncated,
+    "unscored": _unscored,
+}

@@ -1,0 +1,143 @@
+"""Findings of a diagnosis, and the settings of a run that the diagnosis needs."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Severity = Literal["severe", "moderate", "minor"]
+Row = Mapping[str, Any]
+
+# most severe first; findings of the same severity are in this order
+SEVERITIES: dict[str, Severity] = {
+    "not_finite": "severe",
+    "collapse": "severe",
+    "no_reward": "severe",
+    "equal_rewards": "severe",
+    "reward_hacking": "severe",
+    "sampler_mismatch": "severe",
+    "steps_rounded": "severe",
+    "zero_gradient": "severe",
+    "truncation": "moderate",
+    "unscored": "moderate",
+    "one_answer": "moderate",
+    "no_spread": "moderate",
+    "learning_rate_high": "moderate",
+    "learning_rate_low": "moderate",
+    "exploding_gradient": "moderate",
+    "memorized": "moderate",
+    "noisy_updates": "minor",
+    "few_problems": "minor",
+    "small_evaluation": "minor",
+}
+# kinds that a more severe finding explains; they are not reported beside it
+EXPLAINED_BY = {
+    "equal_rewards": {"no_reward", "collapse"},
+    "zero_gradient": {"no_reward", "equal_rewards", "collapse"},
+    "no_spread": {"no_reward", "equal_rewards", "zero_gradient", "collapse"},
+    "truncation": {"collapse"},
+    "learning_rate_high": {"collapse"},
+    "learning_rate_low": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
+    "noisy_updates": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
+    "exploding_gradient": {"not_finite"},
+    "collapse": {"reward_hacking"},
+    "one_answer": {"no_reward"},
+    "truncation": {"collapse"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Something that is wrong with a run.
+
+    Attributes:
+        kind: name of the symptom, such as "truncation".
+        severity: "severe" if the policy does not learn what it should, "moderate" if the symptom makes
+            learning worse, "minor" if it limits what the run can show.
+        sentence: what is wrong, in a clause without a period.
+        evidence: measured figures, one clause each.
+        advice: what to change, in a clause without a period.
+        updates: first and last update in which the symptom was measured; None if it concerns the whole run.
+        example: a completion or an answer that shows the symptom; None if no episode shows it.
+    """
+
+    kind: str
+    severity: Severity
+    sentence: str
+    evidence: tuple[str, ...]
+    advice: str
+    updates: tuple[int, int] | None = None
+    example: str | None = None
+
+    @property
+    def text(self) -> str:
+        """The sentence and the advice."""
+        return f"{self.sentence}; {self.advice}"
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """Settings of a run that a diagnosis needs.
+
+    Attributes:
+        num_problems: number of training problems; None if it is not known.
+        problems_per_update: number of problems of an update.
+        episodes_per_problem: number of episodes of each problem of an update.
+        num_updates: number of updates of the whole run.
+        num_warmup_updates: number of updates over which the learning rate rises.
+        is_full_precision: True if the weights and the forward pass have 32 or more bits.
+    """
+
+    num_problems: int | None
+    problems_per_update: int
+    episodes_per_problem: int
+    num_updates: int
+    num_warmup_updates: int = 0
+    is_full_precision: bool = True
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes of an update."""
+        return self.problems_per_update * self.episodes_per_problem
+
+
+def finding(
+    kind: str,
+    rows: Sequence[Row],
+    sentence: str,
+    advice: str,
+    evidence: Sequence[str] = (),
+    example: str | None = None,
+) -> Finding:
+    """Return a finding that was measured in successive updates; no rows: in the whole run."""
+    updates = (int(rows[0]["update"]), int(rows[-1]["update"])) if rows else None
+    return Finding(kind, SEVERITIES[kind], sentence, tuple(evidence), advice, updates, example)
+
+
+def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
+    """Return the findings in the order of their severity, without those that another finding explains."""
+    kinds = {each.kind for each in findings}
+    kept = [each for each in findings if not EXPLAINED_BY.get(each.kind, set()) & kinds]
+    return tuple(sorted(kept, key=lambda each: list(SEVERITIES).index(each.kind)))
+
+
+def number(row: Row, name: str) -> float:
+    """Return a metric; NaN if it is missing, or null in `metrics.jsonl` because it was not finite."""
+    value = row.get(name)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def mean(rows: Sequence[Row], name: str) -> float:
+    """Return the mean of a metric; NaN if any row does not have it."""
+    return sum(number(row, name) for row in rows) / len(rows)
+
+
+def finite(rows: Sequence[Row], name: str) -> list[float]:
+    """Return the finite values of a metric."""
+    return [value for row in rows if math.isfinite(value := number(row, name))]
+
+
+def span(rows: Sequence[Row]) -> str:
+    """Return the updates of the rows in words, such as "updates 3–7"."""
+    first, last = int(rows[0]["update"]), int(rows[-1]["update"])
+    return f"updates {first:,}–{last:,}" if first != last else f"update {first:,}"

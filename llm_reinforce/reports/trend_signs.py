@@ -1,0 +1,291 @@
+"""Signs in the metrics of a whole run: rewards that rise without accuracy, steps too long, short or noisy.
+
+A trend is the difference between the last and the first third of the updates.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median, stdev
+
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+from llm_reinforce.reports.window_signs import SOLVED, ZERO
+
+MIN_TREND = 30  # number of updates of the shortest run that has a trend
+MIN_FLAT, MAX_FLAT = 0.5, 100  # a reward that does not rise is a sign after this share or number of updates
+NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not chance
+COLLAPSED = 0.5  # a collapse is a loss of accuracy to below this share of the highest accuracy
+FLAT = 0.05  # a change of accuracy that is surely below this number is none
+MIN_RISE = 0.5  # rise of the reward, in standard deviations of the rewards
+MANY_TIMES = 10.0  # growth of the gradient norm
+LONG_STEP = 0.01  # norm of a step relative to the weights
+SHORT_PATH = 1e-3  # sum of the norms of all steps, relative to the weights
+MEMORY = 10  # updates over which Adam averages gradients; later values are nearly independent
+
+Trend = Callable[[Sequence[Row], RunFacts], Finding | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Change of a metric from the first to the last third of a run.
+
+    Attributes:
+        first: mean over the first third of the updates.
+        last: mean over the last third.
+        error: standard error of the difference, from the variation between updates.
+    """
+
+    first: float
+    last: float
+    error: float
+
+    @property
+    def difference(self) -> float:
+        """The difference of the means."""
+        return self.last - self.first
+
+    def exceeds(self, num_errors: float) -> bool:
+        """Return True if the metric has risen by more than this number of standard errors."""
+        return self.difference > num_errors * self.error
+
+    def __str__(self) -> str:
+        return f"{self.first:.3g} → {self.last:.3g} (standard error of the difference {self.error:.1g})"
+
+
+def change_of(rows: Sequence[Row], name: str) -> Change | None:
+    """Return the change of a metric; None if a third of the updates has fewer than two values."""
+    third = len(rows) // 3
+    first, last = finite(rows[:third], name), finite(rows[len(rows) - third :], name)
+    if min(len(first), len(last)) < 2:
+        return None
+    error = math.sqrt(stdev(first) ** 2 / len(first) + stdev(last) ** 2 / len(last))
+    return Change(fmean(first), fmean(last), error)
+
+
+def has_collapsed(before: float, num_before: int, after: float, num_after: int) -> bool:
+    """Return True if an accuracy has at least halved, and chance alone does not explain the decrease.
+
+    Args:
+        before: accuracy of the earlier episodes.
+        num_before: number of the earlier episodes.
+        after: accuracy of the later episodes.
+        num_after: number of the later episodes.
+    """
+    error = math.sqrt(before * (1.0 - before) / num_before + after * (1.0 - after) / num_after)
+    return after < COLLAPSED * before and before - after > NUM_ERRORS * error
+
+
+def collapse(rows: Sequence[Row], facts: RunFacts, window: int) -> Finding | None:
+    """Find an accuracy that is less than half of the highest accuracy of earlier updates.
+
+    The first update is compared too, because its episodes are those of the initial policy.
+    """
+    if len(rows) <= window:
+        return None
+    accuracies = [number(row, "accuracy") for row in rows]
+    best, num_best = accuracies[0], facts.num_episodes
+    for end in range(window, len(rows)):
+        accuracy = sum(accuracies[end - window : end]) / window
+        if accuracy > best:
+            best, num_best = accuracy, window * facts.num_episodes
+    last = rows[-window:]
+    accuracy = mean(last, "accuracy")
+    if not has_collapsed(best, num_best, accuracy, window * facts.num_episodes):
+        return None
+    return finding(
+        "collapse",
+        last,
+        f"accuracy in {span(last)} is {accuracy:.1%}, down from {best:.1%}, so the policy has collapsed",
+        "start a new run with a lower training.learning_rate (it is "
+        f"{number(last[-1], 'learning_rate'):.3g})",
+        [
+            f"entropy {mean(last, 'entropy'):.3g} nats per token, {mean(rows[:1], 'entropy'):.3g} in the "
+            "first update",
+            *_movement(last),
+        ],
+    )
+
+
+def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find a reward that rises while the accuracy surely does not, unless the problems are solved."""
+    reward, accuracy = change_of(rows, "reward"), change_of(rows, "accuracy")
+    if reward is None or accuracy is None or not accuracy.last < SOLVED:
+        return None
+    spread = fmean(finite(rows[: len(rows) // 3], "reward_std") or [math.inf])
+    if not reward.exceeds(NUM_ERRORS) or not reward.difference >= MIN_RISE * spread:
+        return None
+    if not accuracy.difference + 2.0 * accuracy.error < FLAT:
+        return None
+    falls = accuracy.difference < -3.0 * accuracy.error
+    names = sorted({name for row in rows[:1] for name in row if _is_reward(name)})
+    changes = {name: change for name in names if (change := change_of(rows, name))}
+    return finding(
+        "reward_hacking",
+        rows,
+        f"the reward rises from {reward.first:.3g} to {reward.last:.3g} in {span(rows)} while the accuracy "
+        + (
+            f"falls from {accuracy.first:.1%} to {accuracy.last:.1%}"
+            if falls
+            else f"stays at {accuracy.last:.1%} (before {accuracy.first:.1%})"
+        ),
+        "read the completions that earn the reward; then give the reward only to right answers, lower the "
+        "weight of the functions that wrong answers satisfy, or cap their values",
+        [f"{name}: {change}" for name, change in {"reward": reward, "accuracy": accuracy, **changes}.items()],
+    )
+
+
+def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find gradient norms that are many times as large as before, in a run whose accuracy does not rise."""
+    norms = finite(rows, "grad_norm")
+    third = len(norms) // 3
+    before, after = median(norms[:third]), median(norms[len(norms) - third :])
+    accuracy = change_of(rows, "accuracy")
+    if not after > MANY_TIMES * max(before, ZERO) or accuracy is None or accuracy.exceeds(2.0):
+        return None
+    return finding(
+        "exploding_gradient",
+        rows,
+        f"the gradient norm grows from {before:.3g} to {after:.3g} in {span(rows)}, and the accuracy does "
+        "not rise",
+        "start a new run with a lower training.learning_rate, keep training.max_grad_norm, and bound the "
+        "rewards",
+        [f"largest gradient norm {max(norms):.3g}", f"accuracy: {accuracy}"],
+    )
+
+
+def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find steps that are long relative to the weights, in a run whose reward does not rise."""
+    steps, reward = finite(rows, "step/relative_norm"), _flat_reward(rows, facts)
+    if not steps or reward is None or not median(steps) >= LONG_STEP:
+        return None
+    return finding(
+        "learning_rate_high",
+        rows,
+        f"a step moves the weights by {median(steps):.1%} of their norm, and the reward does not rise in "
+        f"{span(rows)}",
+        f"start a new run with a training.learning_rate of {_rate(rows) / 10:.2g} instead of "
+        f"{_rate(rows):.2g}",
+        [*_movement(rows), f"reward: {reward}"],
+    )
+
+
+def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find steps that together hardly move the weights, in a run whose reward does not rise."""
+    steps, reward = finite(rows, "step/relative_norm"), _flat_reward(rows, facts)
+    if not steps or reward is None or not _path(rows) < SHORT_PATH:
+        return None
+    return finding(
+        "learning_rate_low",
+        rows,
+        f"all steps together move the weights by at most {_path(rows):.2g} of their norm, and the reward "
+        f"does not rise in {span(rows)}",
+        f"start a new run with a training.learning_rate of {_rate(rows) * 10:.2g} instead of "
+        f"{_rate(rows):.2g}",
+        [*_movement(rows), *_signal(rows, facts), f"reward: {reward}"],
+    )
+
+
+def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find gradients that cannot be told from noise, in a run whose reward does not rise."""
+    steps, shares = finite(rows, "step/relative_norm"), finite(rows, "step/signal_share")
+    reward = _flat_reward(rows, facts)
+    if reward is None or len(shares) < 3 * MEMORY:
+        return None
+    share, error = signal_of(shares)
+    if share > 2.0 * error or _path(rows) < SHORT_PATH or median(steps) >= LONG_STEP:
+        return None
+    return finding(
+        "noisy_updates",
+        rows,
+        f"the gradients of {span(rows)} can't be told from noise, and the reward does not rise",
+        "measure the noise scale with `llm-reinforce variance`; if it is far above the number of episodes of "
+        "an "
+        "update, use more reinforce.problems_per_update or reinforce.episodes_per_problem, a baseline with "
+        "less "
+        "variance, or easier problems; otherwise the gradient changes faster than Adam averages it, so lower "
+        "training.learning_rate",
+        [*_signal(rows, facts), f"reward: {reward}"],
+    )
+
+
+TREND_SIGNS: tuple[Trend, ...] = (
+    reward_hacking,
+    exploding_gradient,
+    learning_rate_high,
+    learning_rate_low,
+    noisy_updates,
+)
+
+
+def trend_signs(rows: Sequence[Row], facts: RunFacts) -> list[Finding]:
+    """Return the signs in the trends of a run. A short run has none."""
+    if len(rows) < MIN_TREND or len(finite(rows, "grad_norm")) < MIN_TREND:
+        return []
+    found = [sign(rows, facts) for sign in TREND_SIGNS]
+    return [each for each in found if each is not None]
+
+
+def signal_of(shares: Sequence[float]) -> tuple[float, float]:
+    """Return the mean signal share and its standard error.
+
+    Adam's moments of successive updates are correlated, so only one of `MEMORY` values counts.
+    """
+    return fmean(shares), stdev(shares) / math.sqrt(len(shares) / MEMORY)
+
+
+def noise_scale(share: float, num_episodes: int) -> float:
+    """Return the number of episodes at which signal and noise of an update's gradient are equal.
+
+    With signal share s and a batch of B episodes,
+
+        tr Σ / |G|² = B (1 - s) / s
+
+    where Σ is the covariance of the gradient of one episode and G its mean (McCandlish et al. 2018, "An
+    Empirical Model of Large-Batch Training").
+    """
+    return num_episodes * (1.0 - share) / share
+
+
+def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
+    shares = finite(rows, "step/signal_share")
+    if len(shares) < 3 * MEMORY:
+        return []
+    share, error = signal_of(shares)
+    is_measured = share > 2.0 * error
+    episodes = noise_scale(
+        min(1.0, share if is_measured else max(share, 0.0) + 2.0 * error), facts.num_episodes
+    )
+    return [
+        f"signal share of the gradient {share:.1%} ± {error:.1%}",
+        f"an update has {facts.num_episodes:,} episodes; signal equals noise at "
+        + (f"about {episodes:,.0f} episodes" if is_measured else f"{episodes:,.0f} episodes or more"),
+    ]
+
+
+def _movement(rows: Sequence[Row]) -> list[str]:
+    steps = finite(rows, "step/relative_norm")
+    return [f"norm of a step relative to the weights: median {median(steps):.2g}"] if steps else []
+
+
+def _path(rows: Sequence[Row]) -> float:
+    """Return the sum of the norms of all steps, relative to the weights."""
+    return fmean(finite(rows, "step/relative_norm")) * len(rows)
+
+
+def _rate(rows: Sequence[Row]) -> float:
+    return max(finite(rows, "learning_rate"), default=math.nan)
+
+
+def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
+    """Return the change of a reward that does not rise in many updates, unless the problems are solved."""
+    change = change_of(rows, "reward")
+    is_early = len(rows) < min(MIN_FLAT * facts.num_updates, MAX_FLAT)
+    return None if is_early or change is None or change.exceeds(2.0) or _is_solved(rows) else change
+
+
+def _is_solved(rows: Sequence[Row]) -> bool:
+    return mean(rows[len(rows) - len(rows) // 3 :], "accuracy") >= SOLVED
+
+
+def _is_reward(name: str) -> bool:
+    return name.startswith("rewards/") and name.endswith("/mean")

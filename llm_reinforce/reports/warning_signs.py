@@ -1,0 +1,85 @@
+"""Findings while a run goes on, each of them once."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, worst_first
+from llm_reinforce.reports.trend_signs import collapse, trend_signs
+from llm_reinforce.reports.window_signs import MAX_PATIENCE, WINDOW_SIGNS, window_of
+
+TREND_EVERY = 20  # number of updates between two searches for trends
+KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")  # metrics of all updates
+
+
+class WarningSigns:
+    """Find signs that the policy does not learn while the run goes on. Each kind of sign is found once.
+
+    Args:
+        facts: settings of the run. A run of few updates is measured over all its updates.
+    """
+
+    def __init__(self, facts: RunFacts) -> None:
+        self._facts, self._window = facts, window_of(facts)
+        self._rows: list[Row] = []
+        self._found: dict[str, Finding] = {}
+
+    @property
+    def findings(self) -> tuple[Finding, ...]:
+        """All findings so far, most severe first."""
+        return worst_first(list(self._found.values()))
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """All findings so far, one sentence each, with the advice."""
+        return tuple(each.text for each in self.findings)
+
+    def before_first_update(self) -> Finding | None:
+        """Return the finding that is visible before the first update, if no earlier call has returned it."""
+        return self._worst_unseen([few_problems(self._facts)])
+
+    def add(self, row: Row) -> Finding | None:
+        """Add the metrics of the next update, and return the worst finding that no earlier call has found."""
+        self._rows.append(row)
+        rows, facts = self._rows, self._facts
+        if len(rows) > MAX_PATIENCE:
+            rows[-MAX_PATIENCE - 1] = _trimmed(rows[-MAX_PATIENCE - 1])
+        found: list[Finding | None] = []
+        for sign in WINDOW_SIGNS:
+            window = window_of(facts, sign)
+            if len(rows) >= window:
+                found.append(sign(rows[-window:], facts))
+        if "collapse" not in self._found:
+            found.append(collapse(rows, facts, self._window))
+        if len(rows) % TREND_EVERY == 0:
+            found += trend_signs(rows, facts)
+        return self._worst_unseen(found)
+
+    def _worst_unseen(self, found: list[Finding | None]) -> Finding | None:
+        """Remember the findings of kinds that were not found before, and return the most severe of them."""
+        seen = list(self._found.values())
+        known = worst_first([*seen, *(each for each in found if each and each.kind not in self._found)])
+        unseen = [each for each in known if each.kind not in self._found]
+        self._found |= {each.kind: each for each in unseen}
+        return unseen[0] if unseen else None
+
+
+def few_problems(facts: RunFacts) -> Finding | None:
+    """Find fewer training problems than an update asks for."""
+    if facts.num_problems is None or facts.num_problems >= facts.problems_per_update:
+        return None
+    return finding(
+        "few_problems",
+        [],
+        f"an update asks for {facts.problems_per_update} problems, but there are only {facts.num_problems} "
+        "training problems, so each update uses some problems several times",
+        "give more problems, or lower reinforce.problems_per_update",
+    )
+
+
+def _trimmed(row: Row) -> Mapping[str, Any]:
+    """Return the metrics that a trend needs, because a run may have thousands of updates."""
+    return {
+        name: value
+        for name, value in row.items()
+        if name == "update" or name in KEPT or name.startswith("step/") or name.endswith("/mean")
+    }

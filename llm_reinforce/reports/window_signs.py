@@ -1,0 +1,263 @@
+"""Signs in the metrics of a few successive updates that a policy does not learn.
+
+Each sign is defined once, for the warnings of a run in progress and for the diagnosis of a recorded run.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from statistics import median
+
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+
+NUM_UPDATES = 5  # number of updates over which a sign is measured
+MIN_UPDATES = 2  # a shorter run has no signs
+ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
+MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
+FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
+PATIENCE, MAX_PATIENCE = 20, 50  # patient signs: a 20th of the run's updates, at most 50
+NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
+STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
+SOLVED = 0.9  # accuracy at which equal rewards are a success
+NO_ENTROPY = 0.01  # nats per token
+MIN_CHANGED = 0.5  # share of the weights with a gradient that a step should change
+MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
+    0.01,
+    1.0,
+)  # nats; differences of log-probabilities up to here are rounding
+
+Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
+
+
+def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates whose mean rewards are at most 0, without any right answer."""
+    rewards = [number(row, "reward") for row in rows]
+    if not all(reward <= 0 for reward in rewards) or any(number(row, "accuracy") != 0 for row in rows):
+        return None
+    is_constant = max(rewards) - min(rewards) <= ZERO and all(
+        number(row, "reward_std") <= ZERO for row in rows
+    )
+    if not is_constant and mean(rows, "frac_reward_zero_std") < 0.5:
+        return None  # negative rewards that differ can be learned from
+    what = (
+        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
+        if is_constant
+        else (f"the mean reward is never above 0 in {span(rows)}")
+    )
+    return finding(
+        "no_reward",
+        rows,
+        f"{what} and no answer is right, so there is nothing to learn from",
+        "check the format of the answers and the reward function, or use easier problems, a warm start, or "
+        "more reinforce.episodes_per_problem",
+        verdicts(rows),
+    )
+
+
+def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates in which all episodes have the same reward, unless all answers are right."""
+    rewards = [number(row, "reward") for row in rows]
+    if not all(map(math.isfinite, rewards)) or all(number(row, "accuracy") == 1.0 for row in rows):
+        return None
+    tiny = ZERO * max(1.0, *(abs(reward) for reward in rewards))
+    if max(rewards) - min(rewards) > tiny or any(not number(row, "reward_std") <= tiny for row in rows):
+        return None
+    return finding(
+        "equal_rewards",
+        rows,
+        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}, so there is nothing to learn from",
+        "check the reward function, or use easier problems, a warm start, or more "
+        "reinforce.episodes_per_problem",
+        [f"accuracy {mean(rows, 'accuracy'):.1%}", *verdicts(rows)],
+    )
+
+
+def zero_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates whose gradient is zero, although many answers are wrong."""
+    if mean(rows, "accuracy") >= STUCK:
+        return None
+    if not all(number(row, "grad_norm") <= ZERO for row in rows):
+        return None
+    return finding(
+        "zero_gradient",
+        rows,
+        f"the gradient is zero in {span(rows)}, so the policy does not change",
+        "check that the episodes of a problem have different rewards (frac_reward_zero_std) and that the "
+        "policy still explores (entropy in metrics.jsonl)",
+        [
+            f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards",
+            f"entropy {mean(rows, 'entropy'):.3g} nats per token",
+        ],
+    )
+
+
+def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates in which nearly every problem has equal rewards, although many answers are wrong."""
+    share = mean(rows, "frac_reward_zero_std")
+    if not share >= NO_SPREAD or not mean(rows, "accuracy") < STUCK or facts.episodes_per_problem < 2:
+        return None
+    return finding(
+        "no_spread",
+        rows,
+        f"{share:.0%} of the problems in {span(rows)} have equal rewards in all of their episodes, so they "
+        "give no gradient if the baseline is computed from the group",
+        "use problems that the policy solves sometimes, a reward with partial credit, more "
+        "reinforce.episodes_per_problem, or a higher sampling.temperature",
+        [
+            f"accuracy {mean(rows, 'accuracy'):.1%}",
+            f"{facts.episodes_per_problem} episodes per problem",
+            f"entropy {mean(rows, 'entropy'):.3g} nats per token",
+        ],
+    )
+
+
+def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates in which the policy always gives the same answers, and most of them are wrong."""
+    entropy = mean(rows, "entropy")
+    if not entropy < NO_ENTROPY or not mean(rows, "accuracy") < STUCK:
+        return None
+    return finding(
+        "collapse",
+        rows,
+        f"the entropy in {span(rows)} is {entropy:.2g} nats per token and the accuracy is "
+        f"{mean(rows, 'accuracy'):.1%}, so the policy has collapsed and no longer explores",
+        "start a new run with a lower training.learning_rate (it is "
+        f"{number(rows[-1], 'learning_rate'):.3g}), or with a higher reinforce.entropy_coefficient",
+        [f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards", *verdicts(rows)],
+    )
+
+
+def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates in which most of the completions are truncated, and their share does not fall.
+
+    A policy with random weights first has to learn to end its completions.
+    """
+    half, name = len(rows) // 2, "completions/clipped_ratio"
+    truncated, before, after = (mean(part, name) for part in (rows, rows[:half], rows[half:]))
+    if not after >= max(MANY_TRUNCATED, FALLING * before):  # False if a share is missing
+        return None
+    return finding(
+        "truncation",
+        rows,
+        f"{truncated:.0%} of the completions in {span(rows)} are truncated by sampling.max_new_tokens, so "
+        "most of them have no end token, and may have no answer",
+        "raise sampling.max_new_tokens, or prompt or reward shorter answers",
+        [
+            f"mean length {mean(rows, 'completions/mean_length'):.1f} of at most "
+            f"{max(finite(rows, 'completions/max_length'), default=math.nan):.0f} tokens",
+            f"accuracy {mean(rows, 'accuracy'):.1%}",
+        ],
+    )
+
+
+def unscored(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates in which many episodes could not be scored."""
+    share = mean(rows, "num_unscored") / facts.num_episodes
+    if not share >= MANY_UNSCORED:
+        return None
+    failed = sorted({name for row in rows for name in row if name.endswith("/num_failed")})
+    return finding(
+        "unscored",
+        rows,
+        f"{share:.0%} of the episodes in {span(rows)} could not be scored and are left out of the updates",
+        "fix the reward function, whose failures are in episodes.jsonl",
+        [f"{name}: {sum(finite(rows, name)):.0f}" for name in failed]
+        or ["no reward function failed: all of them returned None"],
+    )
+
+
+def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates in which the gradient was not finite at least twice."""
+    bad = [row for row in rows if "grad_norm" in row and not math.isfinite(number(row, "grad_norm"))]
+    if len(bad) < 2:
+        return None
+    return finding(
+        "not_finite",
+        rows,
+        f"the gradients of {len(bad)} of {len(rows)} updates in {span(rows)} are not finite, so these "
+        "updates were skipped",
+        "start a new run with a lower training.learning_rate (it is "
+        f"{number(rows[-1], 'learning_rate'):.3g}), bounded rewards, or a higher-precision policy.dtype or "
+        "training.mixed_precision",
+        [f"{int(number(rows[-1], 'num_skipped_updates'))} updates of the run were skipped"]
+        if math.isfinite(number(rows[-1], "num_skipped_updates"))
+        else [],
+    )
+
+
+def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates after the warmup that changed few of the weights in half precision."""
+    full = [row for row in rows if row["update"] > facts.num_warmup_updates]
+    shares = finite(full, "frac_weights_changed")
+    if 2 * len(shares) <= len(rows) or not sum(shares) / len(shares) < MIN_CHANGED:
+        return None
+    rate = number(full[-1], "learning_rate")
+    return finding(
+        "steps_rounded",
+        full,
+        f"only {sum(shares) / len(shares):.2%} of the weights with a gradient changed in {span(full)}: a "
+        "step of "
+        f"learning rate {rate:.3g} is rounded to zero for the other weights, which are in half precision",
+        "use policy.dtype: float32 with training.mixed_precision: bf16, or train an adapter (policy.lora)",
+        [f"smallest share of changed weights: {min(shares):.2%}"],
+    )
+
+
+def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find updates whose log-probabilities differ from those in sampling by more than rounding errors."""
+    differences = finite(rows, "sampling/sampling_logp_difference/max")
+    limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
+    if len(differences) < len(rows) or median(differences) <= limit:
+        return None
+    return finding(
+        "sampler_mismatch",
+        rows,
+        "the log-probability of an action in sampling and in the update differs by up to "
+        f"{max(differences):.3g} "
+        f"nats in {span(rows)}, so the update does not use the distribution that was sampled",
+        "check for layers that behave differently in the two passes, such as dropout or a custom model's "
+        "cache; "
+        + (
+            "if the model is right, report this as a bug of the toolkit"
+            if facts.is_full_precision
+            else "compare with policy.dtype: float32"
+        ),
+        [
+            f"median of the updates' largest differences: {median(differences):.3g}",
+            f"rounding: up to {limit:g}",
+        ],
+    )
+
+
+WINDOW_SIGNS: tuple[Sign, ...] = (
+    not_finite,
+    no_reward,
+    equal_rewards,
+    zero_gradient,
+    no_entropy,
+    truncation,
+    unscored,
+    no_spread,
+    steps_rounded,
+    sampler_mismatch,
+)
+PATIENT = {
+    truncation,
+    no_spread,
+}  # signs that a policy may show for some updates while it learns to avoid them
+
+
+def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
+    """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
+    window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
+    if sign is truncation:  # needs two halves
+        window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
+    return max(window, min(facts.num_updates // PATIENCE, MAX_PATIENCE)) if sign in PATIENT else window
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Return the shares of the verdicts in words, the most frequent first; empty if none were recorded."""
+    names = {name for row in rows for name in row if name.startswith("verdicts/")}
+    shares = {name: sum(finite(rows, name)) / len(rows) for name in names}
+    ordered = sorted(shares.items(), key=lambda each: (-each[1], each[0]))
+    words = [f"{name.removeprefix('verdicts/')} {share:.1%}" for name, share in ordered if share > 0]
+    return [f"verdicts: {', '.join(words)}"] if words else []

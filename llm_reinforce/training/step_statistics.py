@@ -1,0 +1,116 @@
+"""Size of an optimizer step, and the share of the gradient that is signal, from the state of Adam.
+
+Both are computed from the moments that Adam keeps for each weight, without further gradients.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# The statistics of a large policy take 0.6 s per 100 million weights on one core, so they are not computed in
+# every update.
+LARGE, EVERY = 10_000_000, 5
+LEAST = 1e-9  # if mean_of_noise is closer to 1 than this number, the signal share has no value
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatistics:
+    """Statistics of one optimizer step.
+
+    Attributes:
+        relative_step: norm of the step, divided by the norm of the weights.
+        signal_share: share of the squared gradient that is signal; see `signal_share`. None in the first
+            update of an optimizer, and if all gradients have been zero.
+    """
+
+    relative_step: float
+    signal_share: float | None
+
+
+def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
+    """Return the statistics of the latest step of Adam or AdamW.
+
+    The result is None if no weight has been updated. With more than `LARGE` weights, it is None except in
+    every `EVERY`-th step of the optimizer.
+
+    The norm of the step is that of
+
+        lr · m̂ / (√v̂ + ε)
+
+    over all weights. It does not contain weight decay.
+    """
+    if not _is_due(optimizer):
+        return None
+    step, weights, mean, square = 0.0, 0.0, 0.0, 0.0
+    of_noise = 1.0
+    for group in optimizer.param_groups:
+        beta_1, beta_2 = group["betas"]
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter)
+            if not state:
+                continue
+            num_steps = int(state["step"])
+            m, v = state["exp_avg"], state["exp_avg_sq"]
+            first, second = 1.0 - beta_1**num_steps, 1.0 - beta_2**num_steps
+            # m̂ / (√v̂ + ε) = (√second / first) · m / (√v + √second · ε)
+            scale = group["lr"] * math.sqrt(second) / first
+            moved = torch.sqrt(v).add_(math.sqrt(second) * group["eps"])
+            step += (scale * _norm(torch.div(m, moved, out=moved))) ** 2
+            weights += _norm(parameter.detach()) ** 2
+            mean += (_norm(m) / first) ** 2
+            square += float(v.sum()) / second
+            of_noise = mean_of_noise(beta_1, num_steps)
+    if not weights:
+        return None
+    return StepStatistics(math.sqrt(step / weights), signal_share(mean, square, of_noise))
+
+
+def _is_due(optimizer: torch.optim.Optimizer) -> bool:
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    if sum(parameter.numel() for parameter in parameters) <= LARGE:
+        return True
+    steps = [int(optimizer.state[each]["step"]) for each in parameters if optimizer.state.get(each)]
+    return bool(steps) and max(steps) % EVERY == 0
+
+
+def mean_of_noise(beta_1: float, num_steps: int) -> float:
+    """Return E[m̂²] / E[v̂] of a gradient that is pure noise, after a number of steps.
+
+    m̂ is a weighted mean of t independent gradients, with weights proportional to β₁ᵏ for k = 0, …, t - 1. The
+    variance of a weighted mean is the sum of the squared weights times the variance of a gradient:
+
+        c = Σ β₁²ᵏ / (Σ β₁ᵏ)² = (1 - β₁) / (1 + β₁) · (1 + β₁ᵗ) / (1 - β₁ᵗ)
+
+    It is 1 in the first step and tends to (1 - β₁) / (1 + β₁), which is 1/19 for β₁ = 0.9.
+    """
+    power = beta_1**num_steps
+    return (1.0 - beta_1) / (1.0 + beta_1) * (1.0 + power) / (1.0 - power)
+
+
+def signal_share(mean_square: float, square: float, of_noise: float) -> float | None:
+    """Return the share |G|² / E|g|² of the squared gradient g that comes from its mean G.
+
+    Let N = E|g - G|² be the noise of an update's gradient. If G changes little within 1 / (1 - β₁) updates,
+
+        E Σ v̂ = |G|² + N   and   E Σ m̂² = |G|² + c N,   therefore   s = (Σ m̂² / Σ v̂ - c) / (1 - c)
+
+    The result is an estimate, which may be below 0 if there is hardly any signal.
+
+    Args:
+        mean_square: Σ m̂² over all weights.
+        square: Σ v̂ over all weights.
+        of_noise: c; see `mean_of_noise`.
+
+    Returns:
+        the signal share; None if c is 1, or if all gradients are zero.
+    """
+    if not square > 0.0 or 1.0 - of_noise < LEAST:
+        return None
+    share = (mean_square / square - of_noise) / (1.0 - of_noise)
+    return share if math.isfinite(share) else None
+
+
+def _norm(values: Tensor) -> float:
+    return float(torch.linalg.vector_norm(values, dtype=torch.float32))

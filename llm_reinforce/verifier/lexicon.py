@@ -1,0 +1,126 @@
+"""Words that decide what a text commits to: hedges, negations, operations, units, and words without sense."""
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the words of a text."""
+    return frozenset(text.split())
+
+
+HEDGES = words(
+    "about approximately approx roughly around nearly almost circa ca over under above below exceeding "
+    "beyond within near maybe perhaps possibly up estimated estimate roughly close somewhere upwards barely"
+)
+"""Words before a number that make it a bound or an estimate."""
+HEDGES_AFTER = words("approximately approx roughly ish give thereabouts estimated")
+"""Words after a number that make it a bound or an estimate."""
+BOUNDS_AFTER = words("more less fewer above below over under up greater so higher lower larger")
+"""Words after "42 or" and "42 and" that make 42 a bound or an estimate."""
+NEGATIONS = words(
+    "not never cannot neither nor without except excluding unlike unlikely instead impossible anything "
+    "different far hardly scarcely false"
+)
+CORRECTIONS = words("no nope wait sorry actually correction oops hmm rather scratch")
+"""Words between two values that take the first value back."""
+WRONG_AFTER = words("not wrong incorrect false never impossible")
+MULTIPLIERS = words("twice double triple half thrice quadruple squared cubed")
+PARTS = words(
+    "half root square cube third thirds quarter quarters fourth factorial logarithm log multiple multiples "
+    "factor factors power percent reciprocal inverse opposite out divisor divisors double triple"
+)
+"""Words that make another value of the number after them and "of"."""
+OPERATIONS = words("plus times minus divided multiplied mod modulo choose base to")
+"""Words between two numbers that make an expression of them."""
+OPERATIONS_AFTER = words(
+    "squared cubed factorial doubled tripled halved quadrupled times plus minus divided multiplied mod "
+    "modulo choose base raised halves thirds fourths fifths sixths sevenths eighths ninths tenths"
+)
+FILLERS = words(
+    "a an the exactly just only be to equal equals simply really actually number value even necessarily or "
+    "as of from have but"
+)
+"""Words that are skipped in the search for a hedge or a negation before a number."""
+ADVERBS = words("maybe perhaps possibly even else is it be it's rather also then alternatively")
+"""Words that are skipped between "or" and a number."""
+ALTERNATIVES = words("or and to through versus vs")
+CONDITIONS = words("if unless")
+COPULAS = words("is are was were be been equals equal has have gives get gets got therefore")
+NUMBER_WORDS = words(
+    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
+    "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
+)
+FUNCTIONS = words("sqrt log ln lg exp sin cos tan cot sec csc gcd lcm floor ceil abs det arcsin arctan")
+SCALES = {
+    **{"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9},
+    "trillion": 10**12,
+}
+PER_CENT = frozenset(("percent", "pct", "percentage", "percents"))
+NO_UNITS = words(
+    "is are was were am be been being and or but so because since as at in of by for from on with without "
+    "to than that this these those the a an it he she we they i you his her its their our your who which "
+    "when where while if unless not no nor do does did has have had will would can could should may might "
+    "must total totals altogether overall each every left remaining more less fewer other others all both "
+    "together per after before until then there here now therefore thus hence also only just too again "
+    "if up out off over under into about via i.e e.g etc respectively correct final finally exactly said "
+    "equals equal gives my me us him them"
+)
+"""Words after a number that are not its unit."""
+
+_NAMES = {
+    "mm": "mm millimeter millimetre",
+    "cm": "cm centimeter centimetre",
+    "dm": "dm decimeter decimetre",
+    "m": "m meter metre",
+    "km": "km kilometer kilometre kms",
+    "in": "inch inches",
+    "ft": "ft foot feet",
+    "yd": "yd yard yds",
+    "mi": "mi mile",
+    "mg": "mg milligram",
+    "g": "g gram gm gms",
+    "kg": "kg kilogram kilo kgs",
+    "t": "ton tonne",
+    "lb": "lb pound lbs",
+    "oz": "oz ounce",
+    "ms": "ms millisecond",
+    "s": "s sec second secs",
+    "min": "min minute mins",
+    "h": "h hr hour hrs",
+    "day": "day",
+    "week": "week wk wks",
+    "month": "month",
+    "year": "year yr yrs",
+    "ml": "ml milliliter millilitre mL",
+    "l": "l L liter litre",
+    "gal": "gal gallon",
+    "mph": "mph",
+    "kmph": "kmph kph",
+    "$": "$ dollar usd USD bucks buck",
+    "cent": "cent ¢",
+    "€": "€ euro eur EUR",
+    "£": "£ gbp GBP",
+    "°": "° degree deg",
+    "rad": "rad radian",
+    "hz": "Hz hz",
+    "w": "W watt",
+    "kw": "kW kilowatt",
+    "kwh": "kWh",
+    "v": "V volt",
+    "n": "N newton",
+    "j": "J joule",
+    "a": "A amp ampere",
+    "c": "C celsius",
+    "f": "F fahrenheit",
+    "k": "K kelvin",
+    "gb": "GB gigabyte",
+    "mb": "MB megabyte",
+    "kb": "KB kB kilobyte",
+}
+UNITS: dict[str, str] = {
+    spelling: unit
+    for unit, names in _NAMES.items()
+    for name in names.split()
+    for spelling in ((name, f"{name}s") if len(name) > 2 else (name,))
+}
+"""Spellings of units of measurement, and one name for each unit."""
+ATTACHED_LETTERS = frozenset("gmshlLWVNJAC°$€£")
+"""One-letter units that can directly follow the digits, as in 15m. Other letters there are variables."""

@@ -1,0 +1,56 @@
+r"""Reasoning blocks of a completion, such as `<think>…</think>`. Only the text after them is an answer.
+
+Models mark their reasoning with many tags: `<think>`, `<Thought>`, `[THINK]`, `<|START_THINKING|>`,
+`<|begin_of_thought|>`, `<longcat_think>`, `◁think▷`. All of these are a name in brackets, with a slash or a
+word such as "end" in the tag that closes the block.
+"""
+
+import re
+
+_NAME = r"(?:[A-Za-z]{1,16}[:_])?(?:think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|rationale|cot)"
+_TAG = re.compile(
+    rf"""
+    (?: [<\[◁] (?P<slash>/)? (?P<plain>{_NAME}) [>\]▷]
+      | <\| (?P<bar_slash>/)? (?: (?P<before>begin|start|end) _ (?:of_)? )? (?P<name>{_NAME})
+            (?: _ (?P<after>start|begin|end) )? \|>
+      | (?P<harmony> <\|channel\|>(?:analysis|(?P<final>final))<\|message\|> )
+    )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
+    """Return the start of each block that is not closed, by its name, and the end of the last closing tag."""
+    unclosed: dict[str, int] = {}
+    end = 0
+    for tag in _TAG.finditer(text):
+        words = {(tag[group] or "").lower() for group in ("before", "after")}
+        is_closing = bool(tag["slash"] or tag["bar_slash"] or tag["final"] or "end" in words)
+        name = "harmony" if tag["harmony"] else (tag["plain"] or tag["name"]).lower()
+        if is_closing:
+            unclosed.pop(name, None)
+            end = tag.end()
+        else:
+            unclosed[name] = tag.start()
+    return unclosed, end
+
+
+def after_reasoning(completion: str) -> str:
+    """Return the text after the last reasoning block; empty if the completion ends inside a block."""
+    unclosed, end = _unclosed_and_end(completion)
+    return "" if unclosed else completion[end:]
+
+
+def open_reasoning(text: str) -> str:
+    """Return the end of a text from the tag of its open reasoning block, or "" if no block is open.
+
+    >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
+    '<think>\\nFirst,'
+    """
+    unclosed, _ = _unclosed_and_end(text)
+    return text[min(unclosed.values()) :] if unclosed else ""
+
+
+def is_reasoning_tag(text: str) -> bool:
+    """Return True if a text is a tag of a reasoning block and nothing else."""
+    return bool(_TAG.fullmatch(text))

@@ -1,0 +1,81 @@
+"""Tokens of a normalized text, found by one pattern whose running time is linear."""
+
+import re
+from typing import NamedTuple
+
+from llm_reinforce.verifier.lexicon import FUNCTIONS
+
+
+class Token(NamedTuple):
+    """A token of a text.
+
+    Kinds are `number` (42, 1,042.5, 1.5e3), `malformed` (1,04, 12_8), `compound` (a date, time, ratio or
+    version such as 3:30), `ordinal` (1st), `word`, `letter` (x, π), `function` (sqrt, an unknown LaTeX
+    command), `operator`, `factorial`, `equals`, `relation`, `separator` (, ;), `open`, `close`, `currency`,
+    `percent`, `degree`, `stop` (. ? …), `colon`, `bar`, `newline` and `other`.
+    """
+
+    kind: str
+    text: str
+    start: int
+    end: int
+
+
+_PATTERN = re.compile(
+    r"""
+    [ \t]++
+  | (?P<newline> \n\s*+ )
+  | (?P<compound>
+        [0-9]++ (?: (?: \.[0-9]++ ){2,} | (?: /[0-9]++ ){2,} | (?: -[0-9]++ ){2,} | (?: :[0-9]++ )++ )
+        (?: [.,:/_'-]?[0-9]++ )*+ )
+  | (?P<ordinal> [0-9]++ (?: ,[0-9]{3} )*+ (?: st|nd|rd|th )\b )
+  | (?P<number>
+        (?: (?: [1-9][0-9]{0,2} (?: (?: ,[0-9]{3} )++ | (?: [ ][0-9]{3} )++ | (?: _[0-9]{3} )++
+                                  | (?: '[0-9]{3} )++ ) (?! [0-9] )
+            | [0-9]++ ) (?: \.[0-9]++ )?+
+          | (?<! [\w).] ) \.[0-9]++ )
+        (?: [eE] [-+]?[0-9]{1,4} (?! [0-9] ) )?
+        (?! [.,_']?[0-9] | [.,]?\ufffd ) )
+  | (?P<malformed> [0-9] [0-9.,_'\ufffd]*+ | '[0-9]++ )
+  | (?P<function> \\[A-Za-z]++ (?: _\w++ )?+ )
+  | (?P<word> [^\W\d\u0370-\u03ff] [\w\ufffd]*+ (?: ['-][^\W_][\w\ufffd]*+ )*+
+              (?: (?<=[0-9]) (?: \.[0-9]++ )++ )?+
+              (?: [ ]{0,2} \^ \(?-?[1-9]\)? (?! [0-9] ) )?
+            | \ufffd [\w\ufffd]*+ )
+  | (?P<letter> [\u0370-\u03ff] )
+  | (?P<operator> \*\* | [-+*/×÷·^√_] )
+  | (?P<relation> [<>]=? | [≤≥≠≈≲≳±∓∈~≡] | != )
+  | (?P<equals> ={1,3} )
+  | (?P<factorial> ! )
+  | (?P<separator> [,;] )
+  | (?P<open> [(\[{⦃] )
+  | (?P<close> [)\]}⦄] )
+  | (?P<currency> [$£€¥₹₩₽₺₪₱¢] )
+  | (?P<percent> % )
+  | (?P<degree> ° )
+  | (?P<stop> [.?…] )
+  | (?P<colon> : )
+  | (?P<bar> \| )
+  | (?P<other> . )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_LETTER = re.compile(r"[A-Za-z](?:_\w{1,8}|'|\^\(?-?[1-9]\)?)?")
+
+
+def tokenize(text: str) -> list[Token]:
+    """Return the tokens of a normalized text; white space other than line ends is left out."""
+    tokens = []
+    for found in _PATTERN.finditer(text):
+        kind = found.lastgroup
+        if kind is None:
+            continue
+        word = found[0]
+        if kind == "word":
+            is_decorated = 1 < len(word) <= 10 and word[1] in "_'^ "
+            if (len(word) == 1 or is_decorated) and _LETTER.fullmatch(word):
+                kind = "letter"
+            elif word.lower() in FUNCTIONS or word.startswith(("log_", "sqrt_")):
+                kind = "function"
+        tokens.append(Token(kind, word, found.start(), found.end()))
+    return tokens

@@ -1,0 +1,94 @@
+"""Tests of the signs that a policy does not learn."""
+
+from typing import Any
+
+import pytest
+
+from llm_reinforce.reports import RunFacts, WarningSigns
+from llm_reinforce.reports.trend_signs import has_collapsed
+
+LEARNING = {
+    "reward": 0.5,
+    "reward_std": 0.5,
+    "accuracy": 0.5,
+    "grad_norm": 1.0,
+    "num_unscored": 0,
+    "completions/clipped_ratio": 0.1,
+    "learning_rate": 1e-3,
+}
+
+
+def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
+    """Return the sentences that updates with these metrics cause, with 128 episodes each."""
+    signs = WarningSigns(RunFacts(1000, 16, 8, num_updates))
+    added = [signs.add({**LEARNING, "update": number, **row}) for number, row in enumerate(updates, 1)]
+    said = [finding.text for finding in added if finding is not None]
+    assert said == list(signs.sentences)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"reward_std": 0.0}, "have the reward 0.5"),
+        ({"reward": 0.1 + 1e-9, "reward_std": 1e-9, "grad_norm": 1e-9}, "have the reward 0.1"),
+        ({"grad_norm": 0.0}, "the gradient is zero in updates 1–5"),
+        ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–10 are truncated"),
+        ({"num_unscored": 32}, "25% of the episodes in updates 1–5 could not be scored"),
+        ({"grad_norm": None}, "the gradients of 5 of 5 updates in updates 1–5 are not finite"),
+        ({"frac_weights_changed": 0.02}, "only 2.00% of the weights with a gradient changed"),
+        ({"sampling/sampling_logp_difference/max": 0.5}, "differs by up to 0.5 nats in updates 1–5"),
+        ({"frac_reward_zero_std": 0.97}, "97% of the problems in updates 1–5 have equal rewards"),
+        ({"entropy": 1e-4, "accuracy": 0.2, "reward": 0.2}, "no longer explores"),
+        ({"reward": 0.0, "reward_std": 0.0, "accuracy": 0.0}, "no answer is right"),
+    ],
+)
+def test_each_sign_is_reported_once(changed: dict[str, Any], words: str) -> None:
+    said = found(*[changed] * 12)
+    assert len(said) == 1
+    assert words in said[0]
+    assert not found(*[changed] * 4)
+    assert not found(changed, *[{}] * 10)
+
+
+def test_short_run_is_measured_over_all_its_updates() -> None:
+    assert len(found(*[{"reward_std": 0.0}] * 3, num_updates=3)) == 1
+
+
+def test_policy_that_learns_to_end_its_completions_is_no_sign() -> None:
+    shares = [0.78, 0.78, 0.75, 0.71, 0.71, 0.6, 0.46, 0.47, 0.4, 0.3]  # as in the recipe from_scratch
+    updates = [{"completions/clipped_ratio": share} for share in shares]
+    for length in range(2, len(updates) + 1):
+        assert not found(*updates[:length], num_updates=length)
+    assert found(*updates[:1] * 6, num_updates=6)
+
+
+def test_collapse_is_the_only_sign_of_a_learning_rate_that_is_too_high() -> None:
+    broken = {"accuracy": 0.0, "reward_std": 0.0, "grad_norm": 0.0, "completions/clipped_ratio": 0.8}
+    (sentence,) = found({"accuracy": 0.3}, *[broken] * 20)
+    assert "the policy has collapsed" in sentence
+
+
+def test_collapse() -> None:
+    first, broken = {"accuracy": 0.3}, {"accuracy": 0.005}
+    (sentence,) = found(first, *[broken] * 10)
+    assert "down from 30.0%" in sentence
+    assert "training.learning_rate (it is 0.001)" in sentence
+    assert not found(*[first] * 10, *[{"accuracy": 0.2}] * 10)
+    assert has_collapsed(0.3, 128, 0.0, 640)
+    assert not has_collapsed(0.125, 8, 0.0, 40)  # one right answer in 8 is chance
+
+
+def test_success_and_missing_numbers_are_no_signs() -> None:
+    assert not found(*[{"accuracy": 1.0, "reward": 1.0, "reward_std": 0.0, "grad_norm": 0.0}] * 10)
+    assert not found(*[{"reward": None, "completions/clipped_ratio": None}] * 10)
+
+
+def test_fewer_problems_than_an_update_asks_for() -> None:
+    signs = WarningSigns(RunFacts(3, 16, 8, 100))
+    finding = signs.before_first_update()
+    assert finding is not None
+    assert "asks for 16 problems, but there are only 3 training problems" in finding.sentence
+    assert signs.before_first_update() is None
+    assert signs.sentences == (finding.text,)
+    assert WarningSigns(RunFacts(16, 16, 8, 100)).before_first_update() is None

@@ -248,7 +248,14 @@ def options_of_command(command: Any) -> set[str]:
 def test_options_in_the_text_exist() -> None:
     root = get_command(app)
     known = set().union(options_of_command(root), *map(options_of_command, commands_of(root).values()))
-    others = {"--help", "--hits", "--by", "--scaling", "--multi_gpu"}  # --help, and those of scripts
+    others = {
+        "--help",
+        "--hits",
+        "--by",
+        "--scaling",
+        "--multi_gpu",
+        "--logdir",
+    }  # --help, and those of scripts
     for page in TEXTS:
         for text in code_words(FENCED.sub("", TEXTS[page])):
             for option in re.findall(r"(?<![-\w])--[a-z][a-z-]+", text):

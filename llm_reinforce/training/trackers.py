@@ -30,6 +30,7 @@ from llm_reinforce.training.recording import flattened
 FOLDER = "trackers"  # in the run's directory
 SERIES = f"{FOLDER}/series.json"
 TABLE = "episodes"
+PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages that are not named like their trackers
 OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}  # attributes of the trackers' own objects
 # MLflow refuses to replace settings, and TensorBoard would show them as a second run
 FIXED_SETTINGS = ("mlflow", "tensorboard")
@@ -46,10 +47,10 @@ def check_trackers(training: TrainingConfig) -> None:
     """
     missing = [name for name in _names(training) if not getattr(accelerate.utils, f"is_{name}_available")()]
     if missing:
-        packages = " ".join(name.replace("_", "-") for name in missing)
+        packages = " ".join(PACKAGES.get(name, name) for name in missing)
         raise InputError(
-            f"training.trackers: {', '.join(missing)} not installed; run `pip install {packages}`, or remove "
-            "the name from training.trackers"
+            f"training.trackers: the package of {' and of '.join(missing)} is not installed; run "
+            f"`pip install {packages}`, or remove the tracker from training.trackers"
         )
 
 
@@ -75,7 +76,7 @@ class Trackers:
         self._num_updates, self._evaluations = num_updates, evaluations or {}
         self._trackers: dict[str, Any] = {}
 
-    def start(self, name: str, make: Callable[[], Any], settings: Mapping[str, Any] | None) -> Any:
+    def start(self, name: str, make: Callable[[], Any], settings: Mapping[str, Any] | None) -> str | None:
         """Start a tracker, and log the settings of the run to it.
 
         Args:
@@ -84,17 +85,22 @@ class Trackers:
             settings: settings of the run by dotted key. None: the settings are not logged.
 
         Returns:
-            The tracker, or None if it failed.
+            Id that the tracker has given to the run. It is empty if the tracker gives no ids, and None if the
+            tracker failed.
         """
+        own_id = ""
 
         def start() -> None:
+            nonlocal own_id
             tracker = self._trackers[name] = make()
             tracker.start()
+            if name in OWN_IDS:
+                own_id = str(attrgetter(OWN_IDS[name])(tracker.tracker))
             if settings is not None:
                 tracker.store_init_configuration(settings)
 
         self._guarded(name, start)
-        return self._trackers.get(name)
+        return own_id if name in self._trackers else None
 
     def update(self, metrics: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> None:
         """Log the metrics of an update, and a table of its episodes to each tracker that has tables.
@@ -178,10 +184,9 @@ def tracking(config: Config, directory: RunDirectory, say: Say) -> Iterator[Trac
         before = series["ids"].get(name)
         make = partial(_tracker, name, config, directory, before or series["id"], is_new=before is None)
         knows_settings = before is not None and name in FIXED_SETTINGS
-        tracker = trackers.start(name, make, None if knows_settings else _settings(config))
-        if tracker is not None:
-            own = OWN_IDS.get(name)
-            series["ids"][name] = attrgetter(own)(tracker.tracker) if own else series["id"]
+        own_id = trackers.start(name, make, None if knows_settings else _settings(config))
+        if own_id is not None:
+            series["ids"][name] = own_id or series["id"]
     directory.write_text(SERIES, json.dumps(series, indent=2) + "\n")
     try:
         yield trackers
@@ -244,7 +249,7 @@ def _series(directory: RunDirectory) -> dict[str, Any]:
     That process may have been killed, so the numbers of its last update and evaluation are in the logs.
     """
     series: dict[str, Any] = {"id": uuid.uuid4().hex, "ids": {}, "num_updates": 0, "evaluations": {}}
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, TypeError):
         series |= json.loads((directory.path / SERIES).read_text(encoding="utf-8"))
     if not series["ids"]:
         return series
@@ -273,7 +278,7 @@ def _name_in(tracker: str, metric: str, metrics: Iterable[str]) -> str:
     """
     if tracker == "mlflow" and any(other.startswith(f"{metric}/") for other in metrics):
         metric += "/total"
-    return posixpath.normpath(re.sub(r"[^\w.\-:/ ]", "_", metric)).lstrip("./")
+    return posixpath.normpath(re.sub(r"[^\w.\-:/ ]", "_", metric)).lstrip("./") or "_"
 
 
 def _variables(folder: Path) -> dict[str, str]:

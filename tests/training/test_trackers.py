@@ -180,7 +180,7 @@ def test_a_missing_package_is_refused_before_a_policy_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accelerate.utils, "is_comet_ml_available", lambda: False)
-    with pytest.raises(InputError, match=r"comet_ml not installed; run `pip install comet-ml`"):
+    with pytest.raises(InputError, match=r"of comet_ml is not installed; run `pip install comet-ml`"):
         ReinforceTrainer("no/such/policy", PROBLEMS, output_dir=tmp_path / "run", trackers=["comet_ml"])
 
 
@@ -366,3 +366,26 @@ def test_real_tracker_of_a_resumed_run(
     run = trained(tmp_path / "run", name, progress=watcher, resume=True, tracker_project="sums")
     assert not [sentence for sentence in watcher.said if "tracker" in sentence]
     check_series(read(run), run)
+
+
+def test_metrics_with_any_name_are_logged(tmp_path: Path, double: type[Double]) -> None:
+    """MLflow refuses other characters, and all metrics of a call with them."""
+
+    def reward(completions: list[str], log_metric: Callable[[str, float], None], **_: Any) -> list[float]:
+        log_metric("share > 1/2 (%)", 0.5)
+        log_metric("../up", 1.0)
+        return [0.0] * len(completions)
+
+    trainer = ReinforceTrainer(
+        POLICY,
+        PROBLEMS,
+        reward,
+        output_dir=tmp_path / "run",
+        progress=False,
+        trackers=["aim"],
+        **{**SMALL, "num_updates": 1},
+    )
+    trainer.train()
+    series = series_of(double)
+    assert series["share _ 1/2 ___"] == [(1, 0.5)]
+    assert series["up"] == [(1, 1.0)]

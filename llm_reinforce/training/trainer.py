@@ -277,7 +277,7 @@ class ReinforceTrainer:
 
         Args:
             resume: continue the run in `output_dir` from its newest checkpoint. The settings of the trainer
-                must equal those of the run, except that `num_updates` and `num_tokens` may be larger, and that
+                must equal those of the run, except that `num_updates` and `num_tokens` may be larger and
                 `trackers` may differ.
             overwrite: delete the run in `output_dir` and start a new one.
 

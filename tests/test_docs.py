@@ -253,9 +253,11 @@ def test_options_in_the_text_exist() -> None:
         "--hits",
         "--by",
         "--scaling",
-        "--multi_gpu",
         "--logdir",
-    }  # --help, and those of scripts
+        "--multi_gpu",
+        "--index-url",
+        "--completions",
+    }  # of scripts, pip
     for page in TEXTS:
         for text in code_words(FENCED.sub("", TEXTS[page])):
             for option in re.findall(r"(?<![-\w])--[a-z][a-z-]+", text):

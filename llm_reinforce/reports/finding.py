@@ -42,7 +42,6 @@ EXPLAINED_BY = {
     "exploding_gradient": {"not_finite"},
     "collapse": {"reward_hacking"},
     "one_answer": {"no_reward"},
-    "truncation": {"collapse"},
 }
 
 

@@ -7,7 +7,8 @@ word such as "end" in the tag that closes the block.
 
 import re
 
-_NAME = r"(?:[A-Za-z]{1,16}[:_])?(?:think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|rationale|cot)"
+_NAMES = "think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|rationale|cot"
+_NAME = rf"(?:[A-Za-z]{{1,16}}[:_])?(?:{_NAMES})"
 _TAG = re.compile(
     rf"""
     (?: [<\[◁] (?P<slash>/)? (?P<plain>{_NAME}) [>\]▷]
@@ -21,18 +22,20 @@ _TAG = re.compile(
 
 def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
     """Return the start of each block that is not closed, by its name, and the end of the last closing tag."""
-    unclosed: dict[str, int] = {}
+    opened: dict[str, int] = {}
+    closed: dict[str, int] = {}
     end = 0
-    for tag in _TAG.finditer(text):
+    for written in {tag[0] for tag in _TAG.finditer(text)}:  # a text may repeat a tag thousands of times
+        tag, start = _TAG.fullmatch(written), text.rfind(written)
+        assert tag
         words = {(tag[group] or "").lower() for group in ("before", "after")}
         is_closing = bool(tag["slash"] or tag["bar_slash"] or tag["final"] or "end" in words)
         name = "harmony" if tag["harmony"] else (tag["plain"] or tag["name"]).lower()
+        last = closed if is_closing else opened
+        last[name] = max(start, last.get(name, 0))
         if is_closing:
-            unclosed.pop(name, None)
-            end = tag.end()
-        else:
-            unclosed[name] = tag.start()
-    return unclosed, end
+            end = max(end, start + len(written))
+    return {name: start for name, start in opened.items() if start > closed.get(name, -1)}, end
 
 
 def after_reasoning(completion: str) -> str:

@@ -93,6 +93,7 @@ WITHOUT_CHECKS = {
     "test_not_finite",
     "test_resumed_runs",
     "test_reward_faults",
+    "test_trackers",
 }
 
 

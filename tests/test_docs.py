@@ -248,7 +248,7 @@ def options_of_command(command: Any) -> set[str]:
 def test_options_in_the_text_exist() -> None:
     root = get_command(app)
     known = set().union(options_of_command(root), *map(options_of_command, commands_of(root).values()))
-    others = {
+    others = {  # of scripts, pip and tensorboard
         "--help",
         "--hits",
         "--by",
@@ -257,7 +257,8 @@ def test_options_in_the_text_exist() -> None:
         "--index-url",
         "--completions",
         "--show",
-    }  # of scripts, pip
+        "--logdir",
+    }
     for page in TEXTS:
         for text in code_words(FENCED.sub("", TEXTS[page])):
             for option in re.findall(r"(?<![-\w])--[a-z][a-z-]+", text):

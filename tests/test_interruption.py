@@ -104,7 +104,7 @@ def test_interrupted_command_prints_one_word(
     def interrupted(*_: object) -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(sys.modules["llm_reinforce.cli.train"], "load_config", interrupted)
+    monkeypatch.setattr("llm_reinforce.config.load_config", interrupted)
     signal.signal(signal.SIGINT, interruption.leave_at_once)
     result = CliRunner().invoke(app, ["train", "quickstart"])
     assert (result.exit_code, result.stderr) == (130, "interrupted\n")

@@ -297,7 +297,8 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _trial_of(model: nn.Module) -> Trial | None:
     """Return two episodes whose prompts have different lengths. None: the model is too small for them."""
-    sizes = [num_embeddings(model), getattr(_inner(model).get_output_embeddings(), "out_features", None)]
+    head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
+    sizes = [num_embeddings(model), getattr(head, "out_features", None)]
     size = min((size for size in sizes if isinstance(size, int)), default=0)
     config = getattr(_inner(model), "config", None)
     limit = getattr(config, "max_position_embeddings", None)

@@ -113,4 +113,6 @@ def signal_share(mean_square: float, square: float, of_noise: float) -> float | 
 
 
 def _norm(values: Tensor) -> float:
-    return float(torch.linalg.vector_norm(values, dtype=torch.float32))
+    # the norm of a tensor in half precision is accumulated in float32
+    is_half = values.dtype in (torch.bfloat16, torch.float16)
+    return float(torch.linalg.vector_norm(values, dtype=torch.float32 if is_half else None))

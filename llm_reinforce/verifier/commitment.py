@@ -30,6 +30,7 @@ from llm_reinforce.verifier.lexicon import (
     HEDGES_AFTER,
     MULTIPLIERS,
     NEGATIONS,
+    NO_UNITS,
     NUMBER_WORDS,
     OPERATIONS,
     PARTS,
@@ -49,6 +50,9 @@ _NUMERIC = frozenset(("number", "malformed", "compound"))
 _PREPOSITIONS = words("in for over after during within on")
 _BASES = words("base binary octal hexadecimal hex")
 _SUMS = words("add adds added adding sum sums summed comes ends ended")  # "adds up to 42"
+_COMMITTING = COPULAS - words("has have") | words("so then total answer thus hence which who =")
+_CONTAINING = words("of with weighing containing holding")
+_MULTIPLYING = words("divided multiplied divide multiply dividing multiplying")
 _CHOICES = frozenset("ABCDEFGHabcdefgh")
 _OPENERS = frozenset(("open", "currency", "bar"))
 
@@ -126,7 +130,12 @@ def read_last_number(part: str) -> Reading | None:
     last = next((i for i in range(len(tokens) - 1, -1, -1) if tokens[i].kind in _NUMERIC - _SILENT), 0)
     text = _Text(part, tokens[max(0, last - _NEAR) :], leads=False)
     loud = [index for index, phrase in enumerate(text.phrases) if text.kind(phrase) not in _SILENT]
-    return text.read_chain(text.chain_of(text.main_number(loud))) if loud else None
+    if not loud:
+        return None
+    main = text.main_number(loud)
+    if main is None:
+        return Reading(tokens[last].text[:MAX_NUMBER], reason="several_values")
+    return text.read_chain(text.chain_of(main))
 
 
 class _Text:
@@ -175,35 +184,67 @@ class _Text:
             first = loud[-1] if loud else first
         return self.read_chain(first)
 
-    def main_number(self, loud: list[int]) -> int:
+    def main_number(self, loud: list[int]) -> int | None:
         """Return the index of the last number, or of an earlier one of its sentence that it only explains.
 
         An earlier number is the answer before "because", as in "It costs $57, because 41 + 16 = 57", before
-        brackets, as in "42 apples (6 per bag)", and if it is the only price of the sentence, as in "Tina
-        makes $990 in 5 days".
+        brackets, as in "42 apples (6 per bag)", if it is the only price of the sentence, as in "Tina makes
+        $990 in 5 days", and before a clause, see `_before_clause`. The result is None if the sentence states
+        two numbers in one phrase, as in "3 bags of 10 ounces each".
         """
         last = loud[-1]
-        begin = self.phrases[last].first
-        while begin and self.tokens[begin - 1].kind not in ("newline", "stop"):
-            begin -= 1
-            if self.tokens[begin].text.lower() == "because":
-                earlier = [index for index in loud if self.phrases[index].last <= begin]
-                line = max(
-                    (i for i in range(begin) if self.tokens[i].kind in ("newline", "stop")), default=-1
-                )
-                return earlier[-1] if earlier and self.phrases[earlier[-1]].first > line else last
-        sentence = [index for index in loud if self.phrases[index].first >= begin]
-        brackets = [
-            i for i in range(begin, self.phrases[last].first) if self.tokens[i].kind in ("open", "close")
-        ]
+        end = self.phrases[last].first
+        begin = self._sentence_start(end)
+        because = next((i for i in range(begin, end) if self.tokens[i].text.lower() == "because"), None)
+        if because is not None:
+            earlier = [i for i in loud if begin <= self.phrases[i].first < because]
+            return earlier[-1] if earlier else last
+        sentence = [i for i in loud if self.phrases[i].first >= begin]
+        brackets = [i for i in range(begin, end) if self.tokens[i].kind in ("open", "close")]
         if brackets and self.tokens[brackets[-1]].text == "(":
-            outside = [index for index in sentence if self.phrases[index].last <= brackets[-1]]
+            outside = [i for i in sentence if self.phrases[i].last <= brackets[-1]]
             return outside[-1] if outside else last
-        prices = [index for index in sentence if "$" in self.phrases[index].unit]
-        before = self.tokens[self.phrases[last].first - 1].text.lower() if self.phrases[last].first else ""
+        prices = [i for i in sentence if "$" in self.phrases[i].unit]
+        before = self.tokens[end - 1].text.lower() if end else ""
         if len(prices) == 1 and prices[0] == sentence[-1] - (len(sentence) > 1) and before in _PREPOSITIONS:
             return prices[0]
-        return last
+        return self._before_clause(sentence, begin)
+
+    def _before_clause(self, sentence: list[int], begin: int) -> int | None:
+        """Return the index of a number that a clause without a verb of its own follows, or of the last one.
+
+        Such a number is the result of the last equation, as in "it takes 8 * 2 = 16 dogs for the 5 cats", or
+        the only number before "than" or "to" and a verb, as in "She needs 3 cows to make 25 liters".
+        """
+        last = self.phrases[sentence[-1]]
+        equals = [i for i in range(begin, last.first) if self.tokens[i].kind == "equals"]
+        main = next((i for i in sentence if equals and self.phrases[i].first > equals[-1]), sentence[0])
+        clause = self.tokens[self.phrases[main].last : last.first]
+        texts = [token.text.lower() for token in clause]
+        if len(sentence) > 1 and self._is_nested(sentence[-1]):
+            return None
+        if main == sentence[-1] or set(texts) & _COMMITTING or any(one.kind == "separator" for one in clause):
+            return sentence[-1]
+        if equals:
+            is_separate = any(self.tokens[i].kind == "separator" for i in range(equals[0], equals[-1]))
+            return main if "and" not in texts and (len(equals) == 1 or is_separate) else None
+        pairs = zip(texts[:5], [*texts[1:], ""], strict=False)
+        is_clause = any(one == "than" or (one == "to" and two not in NO_UNITS | {""}) for one, two in pairs)
+        return main if is_clause and len(sentence) == 2 else sentence[-1]
+
+    def _is_nested(self, index: int) -> bool:
+        """Return True for the last number of "3 bags of 10 ounces each" or "5 boxes with 8 pens in them"."""
+        outer, inner = self.phrases[index - 1 : index + 1]
+        between = self.tokens[outer.number + 1 : inner.first]
+        rest = [token.text.lower() for token in self.tokens[inner.last : inner.last + 2]]
+        is_each = rest[:1] in (["each"], ["apiece"]) or rest in (["in", "them"], ["in", "it"], ["in", "each"])
+        is_noun = len(between) > 1 and all(token.kind == "word" for token in between)
+        return is_each and is_noun and between[-1].text.lower() in _CONTAINING
+
+    def _sentence_start(self, index: int) -> int:
+        while index and self.tokens[index - 1].kind not in ("newline", "stop"):
+            index -= 1
+        return index
 
     def read_chain(self, chain: list[Phrase], shown: str | None = None) -> Reading:
         """Read numbers that are joined by operators and equals signs."""
@@ -212,7 +253,7 @@ class _Text:
         if equals and sum(one.first > equals[-1] for one in chain) > 1:
             phrase = self._swapped(chain, equals[0]) or phrase
         start = equals[-1] + 1 if phrase is chain[-1] and equals else phrase.first
-        span = self.text[self.tokens[phrase.first].start : self.tokens[phrase.last - 1].end].strip()
+        span = self._shown(phrase)
         number = self.tokens[phrase.number]
         shown = shown or span[:MAX_NUMBER] or number.text[:MAX_NUMBER]
         reason = self._before(phrase.first) or phrase.reason
@@ -228,6 +269,9 @@ class _Text:
             value /= 100
         label = self._label(equals[0] - 1 if equals else start - 2)
         return Reading(shown, value, "", phrase.is_percent, phrase.unit, label)
+
+    def _shown(self, phrase: Phrase) -> str:
+        return self.text[self.tokens[phrase.first].start : self.tokens[phrase.last - 1].end].strip()
 
     def reason_without_number(self) -> str:
         kinds = {token.kind for token in self.tokens}
@@ -306,7 +350,8 @@ class _Text:
             other = chain[ends.index(end)]
             begins = other.first - 1 == equals[index - 1] if index else not self._before(other.first)
             begins = begins and (not other.first or self.tokens[other.first - 1].kind != "operator")
-            if begins and other is not phrase and not other.reason:
+            is_division = other.last - other.first == 3 and " " in self._shown(other)  # 11 / 9 = 1
+            if begins and other is not phrase and not other.reason and not is_division:
                 same = other.value == phrase.value and other.is_percent == phrase.is_percent
                 contradictions.append(not same)
         return contradictions
@@ -434,10 +479,10 @@ class _Text:
             is_number = len(words) == 1 and follows is not None and follows.kind in ("number", "percent")
             if is_part or is_number:
                 return "not_evaluated"
-        if words[0] in OPERATIONS - {"to"} or (
-            words[0] == "by" and words[1:2] in (["divided"], ["multiplied"])
-        ):
+        if words[0] in OPERATIONS - {"to"} or (words[0] == "by" and bool(set(words[1:4]) & _MULTIPLYING)):
             return "not_a_number" if words[0] == "base" else "not_evaluated"
+        if words[:2] in (["adding", "by"], ["subtracting", "by"]):
+            return "not_evaluated"
         if words == ["by"] and follows is not None and follows.kind == "number":
             return "not_evaluated"  # 6 by 7
         return _hedged(words) or self._alternative_before(end)
@@ -656,8 +701,8 @@ def _hedged(words: Sequence[str]) -> str:
     for word in words:
         if word in HEDGES or word in NEGATIONS or word.endswith("n't") or word in ("than", "least", "most"):
             is_bound = word not in ("least", "most") or "at" in words
-            is_sum = word == "up" and bool(_SUMS & set(words))
-            return "relation" if is_bound and not is_sum else ""
+            is_other = word == "up" and (words[0] != "to" or bool(_SUMS & set(words)))
+            return "relation" if is_bound and not is_other else ""
         if word not in FILLERS:
             return ""
     return ""

@@ -221,6 +221,8 @@ def _read_unit(
         index, token, is_attached = index + 1, after, False  # a 15-year plan
     if token.text == "/" and after is not None and after.kind in ("word", "letter"):
         return ("/", *_names(after.text)), index + 2, ""
+    if token.kind == "number" and not is_attached and (noun := _noun_after_measure(tokens, index)):
+        return _unit_words(tokens, noun)  # 24 8 dollar toys
     if token.kind not in ("word", "letter", "function"):
         return (), index, ""
     if is_attached and (reason := _attached(token, is_reference=is_reference)):
@@ -228,6 +230,14 @@ def _read_unit(
     if not is_attached and (reason := _not_a_unit(token)):
         return (), index, reason
     return _unit_words(tokens, index)
+
+
+def _noun_after_measure(tokens: Sequence[Token], index: int) -> int:
+    """Return the index of the noun after a number and its unit, as in "8 dollar toys", or 0."""
+    unit = index + 1 + (index + 1 < len(tokens) and tokens[index + 1].text == "-")
+    if unit + 1 >= len(tokens) or tokens[unit].text.lower() not in UNITS or len(tokens[unit].text) < 2:
+        return 0
+    return 0 if _ends_unit(tokens[unit + 1], None) else unit + 1
 
 
 def _attached(token: Token, *, is_reference: bool) -> str:

@@ -14,7 +14,6 @@ from functools import lru_cache
 from llm_reinforce.verifier.commitment import (
     Reading,
     read_last_number,
-    read_reference,
     read_sentence,
     read_slot,
 )
@@ -121,7 +120,7 @@ def read_answer(answer: str) -> Reading:
     >>> read_answer("1,042.50").value
     Fraction(2085, 2)
     """
-    return read_reference(plain(answer[:MAX_SLOT]))
+    return read_slot(plain(answer[:MAX_SLOT]), is_reference=True)
 
 
 def extract_answer(completion: str) -> str | None:

@@ -12,13 +12,19 @@ class Token(NamedTuple):
     Kinds are `number` (42, 1,042.5, 1.5e3), `malformed` (1,04, 12_8), `compound` (a date, time, ratio or
     version such as 3:30), `ordinal` (1st), `word`, `letter` (x, π), `function` (sqrt, an unknown LaTeX
     command), `operator`, `factorial`, `equals`, `relation`, `separator` (, ;), `open`, `close`, `currency`,
-    `percent`, `degree`, `stop` (. ? …), `colon`, `bar`, `newline` and `other`.
+    `percent`, `degree`, `stop` (. ? …), `colon`, `bar`, `newline`, `other`, and `end` in `PADDING`.
+    `word` is the text in lower case.
     """
 
     kind: str
     text: str
     start: int
     end: int
+    word: str
+
+
+PADDING = [Token("end", "", -1, -1, "")] * 8
+"""Tokens after the last one. They also precede the first one, because `tokens[-1]` is one of them."""
 
 
 _PATTERN = re.compile(
@@ -77,5 +83,5 @@ def tokenize(text: str) -> list[Token]:
                 kind = "letter"
             elif word.lower() in FUNCTIONS or word.startswith(("log_", "sqrt_")):
                 kind = "function"
-        tokens.append(Token(kind, word, found.start(), found.end()))
+        tokens.append(Token(kind, word, found.start(), found.end(), word.lower()))
     return tokens

@@ -165,8 +165,8 @@ def _read_number(final: FinalAnswer) -> Reading:
 # --- the last number of a text ------------------------------------------------------------------------
 
 _NUM_ATTEMPTS = 2
-_WINDOWS = (512, 1_024)  # characters before the last digit that each attempt searches
-_AFTER = 128  # characters after the last digit
+_WINDOWS = (320, 640)  # characters before the last digit that each attempt searches
+_AFTER = 96  # characters after the last digit
 _DIGIT = re.compile(r"\d")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 

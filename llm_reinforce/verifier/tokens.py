@@ -29,7 +29,11 @@ PADDING = [Token("end", "", -1, -1, "")] * 8
 
 _PATTERN = re.compile(
     r"""
-    [ \t]++
+    [ \t]*+ (?:
+    (?P<word> [^\W\d\u0370-\u03ff] [\w\ufffd]*+ (?: ['-][^\W_][\w\ufffd]*+ )*+
+              (?: (?<=[0-9]) (?: \.[0-9]++ )++ )?+
+              (?: [ ]{0,2} \^ \(?-?[1-9]\)? (?! [0-9] ) )?
+            | \ufffd [\w\ufffd]*+ )
   | (?P<newline> \n\s*+ )
   | (?P<compound>
         [0-9]++ (?: (?: \.[0-9]++ ){2,} | (?: /[0-9]++ ){2,} | (?: -[0-9]++ ){2,} | (?: :[0-9]++ )++ )
@@ -44,44 +48,39 @@ _PATTERN = re.compile(
         (?! [.,_']?[0-9] | [.,]?\ufffd ) )
   | (?P<malformed> [0-9] [0-9.,_'\ufffd]*+ | '[0-9]++ )
   | (?P<function> \\[A-Za-z]++ (?: _\w++ )?+ )
-  | (?P<word> [^\W\d\u0370-\u03ff] [\w\ufffd]*+ (?: ['-][^\W_][\w\ufffd]*+ )*+
-              (?: (?<=[0-9]) (?: \.[0-9]++ )++ )?+
-              (?: [ ]{0,2} \^ \(?-?[1-9]\)? (?! [0-9] ) )?
-            | \ufffd [\w\ufffd]*+ )
   | (?P<letter> [\u0370-\u03ff] )
-  | (?P<operator> \*\* | [-+*/×÷·^√_] )
-  | (?P<relation> [<>]=? | [≤≥≠≈≲≳±∓∈~≡] | != )
-  | (?P<equals> ={1,3} )
-  | (?P<factorial> ! )
-  | (?P<separator> [,;] )
-  | (?P<open> [(\[{⦃] )
-  | (?P<close> [)\]}⦄] )
-  | (?P<currency> [$£€¥₹₩₽₺₪₱¢] )
-  | (?P<percent> % )
-  | (?P<degree> ° )
-  | (?P<stop> [.?…] )
-  | (?P<colon> : )
-  | (?P<bar> \| )
-  | (?P<other> . )
+  | (?P<mark> \*\* | [<>]=? | != | ={1,3} | . ) )
     """,
     re.VERBOSE | re.DOTALL,
 )
+_MARKS = {
+    **dict.fromkeys(("**", *"-+*/×÷·^√"), "operator"),
+    **dict.fromkeys(("<=", ">=", "!=", *"<>≤≥≠≈≲≳±∓∈~≡"), "relation"),
+    **dict.fromkeys(("=", "==", "==="), "equals"),
+    **dict.fromkeys(",;", "separator"),
+    **dict.fromkeys("([{⦃", "open"),
+    **dict.fromkeys(")]}⦄", "close"),
+    **dict.fromkeys("$£€¥₹₩₽₺₪₱¢", "currency"),
+    **dict.fromkeys(".?…", "stop"),
+    **{"!": "factorial", "%": "percent", "°": "degree", ":": "colon", "|": "bar"},
+}
 _LETTER = re.compile(r"[A-Za-z](?:_\w{1,8}|'|\^\(?-?[1-9]\)?)?")
 
 
 def tokenize(text: str) -> list[Token]:
     """Return the tokens of a normalized text; white space other than line ends is left out."""
     tokens = []
-    for found in _PATTERN.finditer(text):
-        kind = found.lastgroup
-        if kind is None:
-            continue
-        word = found[0]
-        if kind == "word":
+    for found in _PATTERN.finditer(text.rstrip(" \t")):
+        kind, written = found.lastgroup or "", found[found.lastindex or 0]
+        word = written.lower()
+        if kind == "mark":
+            kind = _MARKS.get(written, "other")
+        elif kind == "word":
             is_decorated = 1 < len(word) <= 10 and word[1] in "_'^ "
-            if (len(word) == 1 or is_decorated) and _LETTER.fullmatch(word):
+            if (len(word) == 1 or is_decorated) and _LETTER.fullmatch(written):
                 kind = "letter"
-            elif word.lower() in FUNCTIONS or word.startswith(("log_", "sqrt_")):
+            elif word in FUNCTIONS or word.startswith(("log_", "sqrt_")):
                 kind = "function"
-        tokens.append(Token(kind, word, found.start(), found.end(), word.lower()))
+        end = found.end()
+        tokens.append(Token(kind, written, end - len(written), end, word))
     return tokens

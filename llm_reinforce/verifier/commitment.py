@@ -39,11 +39,12 @@ from llm_reinforce.verifier.lexicon import (
     words,
 )
 from llm_reinforce.verifier.phrases import MAX_NUMBER, Phrase, find_phrases
-from llm_reinforce.verifier.tokens import PADDING, Token, tokenize
+from llm_reinforce.verifier.tokens import MAX_TOKENS, PADDING, Token, tokenize
 
 _MAX_SLOT = 640  # maximum characters of a value with its label and unit
-_MAX_NUMBERS = 64  # maximum numbers in a slot
-_NEAR = 96  # tokens before the last number of a text, or after the first one of a sentence, that are read
+_MAX_SENTENCE = 256  # characters after "answer is" in which its number is searched
+_MAX_NUMBERS = 24  # maximum numbers in a slot
+_NEAR = 64  # tokens before the last number of a text, or after the first one of a sentence, that are read
 _LOOK_BACK = 6  # words before a number that can negate it or make it a bound
 _SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text without a mark
 _LABELS = frozenset(("word", "letter", "function"))
@@ -96,7 +97,7 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
     if len(slot) > _MAX_SLOT:
         return Reading(shown, reason="not_a_number")
     tokens = tokenize(slot)
-    if sum(token.kind == "number" for token in tokens) > _MAX_NUMBERS:
+    if len(tokens) == MAX_TOKENS or sum(token.kind == "number" for token in tokens) > _MAX_NUMBERS:
         return Reading(shown, reason="not_evaluated")
     text = _Text(slot, tokens, leads=True, is_slot=True, is_reference=is_reference)
     if not text.phrases or (is_reference and not text.is_whole()):
@@ -107,7 +108,7 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
 
 def read_sentence(sentence: str) -> Reading | None:
     """Read the rest of a line after "answer is". Returns None if there is no number."""
-    tokens = tokenize(sentence)
+    tokens = tokenize(sentence[:_MAX_SENTENCE])
     first = next((index for index, token in enumerate(tokens) if token.kind in _NUMERIC | _SILENT), None)
     if first is None:
         return None

@@ -1,6 +1,7 @@
 """Tokens of a normalized text, found by one pattern whose running time is linear."""
 
 import re
+from itertools import islice
 from typing import NamedTuple
 
 from llm_reinforce.verifier.lexicon import FUNCTIONS
@@ -64,13 +65,14 @@ _MARKS = {
     **dict.fromkeys(".?…", "stop"),
     **{"!": "factorial", "%": "percent", "°": "degree", ":": "colon", "|": "bar"},
 }
+MAX_TOKENS = 256
 _LETTER = re.compile(r"[A-Za-z](?:_\w{1,8}|'|\^\(?-?[1-9]\)?)?")
 
 
 def tokenize(text: str) -> list[Token]:
-    """Return the tokens of a normalized text; white space other than line ends is left out."""
+    """Return the first `MAX_TOKENS` tokens of a normalized text, without white space except line ends."""
     tokens = []
-    for found in _PATTERN.finditer(text.rstrip(" \t")):
+    for found in islice(_PATTERN.finditer(text.rstrip(" \t")), MAX_TOKENS):
         kind, written = found.lastgroup or "", found[found.lastindex or 0]
         word = written.lower()
         if kind == "mark":

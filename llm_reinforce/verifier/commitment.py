@@ -39,12 +39,12 @@ from llm_reinforce.verifier.lexicon import (
     words,
 )
 from llm_reinforce.verifier.phrases import MAX_NUMBER, Phrase, find_phrases
-from llm_reinforce.verifier.tokens import MAX_TOKENS, PADDING, Token, tokenize
+from llm_reinforce.verifier.tokens import PADDING, Token, tokenize
 
 _MAX_SLOT = 640  # maximum characters of a value with its label and unit
-_MAX_SENTENCE = 256  # characters after "answer is" in which its number is searched
+_MAX_TOKENS = 192  # maximum tokens of such a value
 _MAX_NUMBERS = 24  # maximum numbers in a slot
-_NEAR = 64  # tokens before the last number of a text, or after the first one of a sentence, that are read
+_NEAR = 48  # tokens before the last number of a text, or after the first one of a sentence, that are read
 _LOOK_BACK = 6  # words before a number that can negate it or make it a bound
 _SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text without a mark
 _LABELS = frozenset(("word", "letter", "function"))
@@ -96,8 +96,8 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
     shown = slot.strip()[:MAX_NUMBER] or None
     if len(slot) > _MAX_SLOT:
         return Reading(shown, reason="not_a_number")
-    tokens = tokenize(slot)
-    if len(tokens) == MAX_TOKENS or sum(token.kind == "number" for token in tokens) > _MAX_NUMBERS:
+    tokens = tokenize(slot, _MAX_TOKENS)
+    if len(tokens) == _MAX_TOKENS or sum(token.kind == "number" for token in tokens) > _MAX_NUMBERS:
         return Reading(shown, reason="not_evaluated")
     text = _Text(slot, tokens, leads=True, is_slot=True, is_reference=is_reference)
     if not text.phrases or (is_reference and not text.is_whole()):
@@ -108,12 +108,16 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
 
 def read_sentence(sentence: str) -> Reading | None:
     """Read the rest of a line after "answer is". Returns None if there is no number."""
-    tokens = tokenize(sentence[:_MAX_SENTENCE])
-    first = next((index for index, token in enumerate(tokens) if token.kind in _NUMERIC | _SILENT), None)
-    if first is None:
+    tokens = tokenize(sentence, 2 * _NEAR)
+    first = next((index for index, token in enumerate(tokens) if token.kind in _NUMERIC | _SILENT), _NEAR)
+    if first < _NEAR and all(_is_lead(tokens, index) for index in range(first)):
+        return _Text(sentence, tokens[: first + _NEAR], leads=True).read_lead(True)
+    if len(tokens) == 2 * _NEAR:
+        tokens = tokenize(sentence)
+    last = _last(tokens, _NUMERIC | _SILENT)
+    if last < 0:
         return None
-    leads = all(_is_lead(tokens, index) for index in range(first))
-    return _Text(sentence, tokens[: first + _NEAR] if leads else tokens[-_NEAR:], leads=True).read_lead(leads)
+    return _Text(sentence, tokens[max(0, last - _NEAR) :], leads=True).read_lead(False)
 
 
 def read_last_number(part: str) -> Reading | None:
@@ -122,7 +126,7 @@ def read_last_number(part: str) -> Reading | None:
     Returns None if there is no number.
     """
     tokens = tokenize(part)
-    last = next((i for i in range(len(tokens) - 1, -1, -1) if tokens[i].kind in _NUMERIC - _SILENT), 0)
+    last = _last(tokens, _NUMERIC - _SILENT)
     text = _Text(part, tokens[max(0, last - _NEAR) :], leads=False)
     loud = [index for index, phrase in enumerate(text.phrases) if not text.is_silent(phrase)]
     if not loud:
@@ -131,6 +135,10 @@ def read_last_number(part: str) -> Reading | None:
     if main is None:
         return Reading(tokens[last].text[:MAX_NUMBER], reason="several_values")
     return text.read_chain(text.chain_of(main))
+
+
+def _last(tokens: Sequence[Token], kinds: frozenset[str]) -> int:
+    return next((i for i in range(len(tokens) - 1, -1, -1) if tokens[i].kind in kinds), -1)
 
 
 class _Text:

@@ -165,8 +165,8 @@ def _read_number(final: FinalAnswer) -> Reading:
 # --- the last number of a text ------------------------------------------------------------------------
 
 _NUM_ATTEMPTS = 2
-_WINDOWS = (208, 512)  # characters before the last digit that each attempt searches
-_AFTER = 48  # characters after the last digit
+_WINDOWS = (192, 512)  # characters before the last digit that each attempt searches
+_AFTER = 40  # characters after the last digit
 _OTHER_DIGITS = 4_096  # characters at the end of a text in which other digits than 0 to 9 are searched
 _DIGIT = re.compile(r"\d")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")

@@ -36,6 +36,7 @@ _PATTERN = re.compile(
               (?: [ ]{0,2} \^ \(?-?[1-9]\)? (?! [0-9] ) )?
             | \ufffd [\w\ufffd]*+ )
   | (?P<newline> \n\s*+ )
+  | (?P<integer> [0-9]++ (?! [\w.,'/:\ufffd-] | [ ][0-9] ) )  # most numbers
   | (?P<compound>
         [0-9]++ (?: (?: \.[0-9]++ ){2,} | (?: /[0-9]++ ){2,} | (?: -[0-9]++ ){2,} | (?: :[0-9]++ )++ )
         (?: [.,:/_'-]?[0-9]++ )*+ )
@@ -65,17 +66,18 @@ _MARKS = {
     **dict.fromkeys(".?…", "stop"),
     **{"!": "factorial", "%": "percent", "°": "degree", ":": "colon", "|": "bar"},
 }
-MAX_TOKENS = 256
 _LETTER = re.compile(r"[A-Za-z](?:_\w{1,8}|'|\^\(?-?[1-9]\)?)?")
 
 
-def tokenize(text: str) -> list[Token]:
-    """Return the first `MAX_TOKENS` tokens of a normalized text, without white space except line ends."""
+def tokenize(text: str, limit: int | None = None) -> list[Token]:
+    """Return the first `limit` tokens of a normalized text; white space except line ends is left out."""
     tokens = []
-    for found in islice(_PATTERN.finditer(text.rstrip(" \t")), MAX_TOKENS):
+    for found in islice(_PATTERN.finditer(text.rstrip(" \t")), limit):
         kind, written = found.lastgroup or "", found[found.lastindex or 0]
         word = written.lower()
-        if kind == "mark":
+        if kind == "integer":
+            kind = "number"
+        elif kind == "mark":
             kind = _MARKS.get(written, "other")
         elif kind == "word":
             is_decorated = 1 < len(word) <= 10 and word[1] in "_'^ "

@@ -108,6 +108,8 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
 
 def read_sentence(sentence: str) -> Reading | None:
     """Read the rest of a line after "answer is". Returns None if there is no number."""
+    if not any(digit in sentence for digit in "0123456789"):
+        return None
     tokens = tokenize(sentence, 2 * _NEAR)
     first = next((index for index, token in enumerate(tokens) if token.kind in _NUMERIC | _SILENT), _NEAR)
     if first < _NEAR and all(_is_lead(tokens, index) for index in range(first)):
@@ -115,9 +117,8 @@ def read_sentence(sentence: str) -> Reading | None:
     if len(tokens) == 2 * _NEAR:
         tokens = tokenize(sentence)
     last = _last(tokens, _NUMERIC | _SILENT)
-    if last < 0:
-        return None
-    return _Text(sentence, tokens[max(0, last - _NEAR) :], leads=True).read_lead(False)
+    text = _Text(sentence, tokens[max(0, last - _NEAR) :], leads=True)
+    return text.read_lead(False) if text.phrases else None
 
 
 def read_last_number(part: str) -> Reading | None:

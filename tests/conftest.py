@@ -1,167 +1,26 @@
-"""Shared test setup: checked tensor shapes, one thread, no hub access, and tiny policies."""
+"""Settings of the test processes, and the order in which two workers take the test files."""
 
-import gc
-import inspect
 import os
-import re
 import sys
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, no_type_check
 
-gc.disable()  # imports create few cycles; enabled in `pytest_collection_finish`
-os.environ["OMP_NUM_THREADS"] = "1"  # also for processes that tests start
+import pytest
+
+# also for the processes that tests start
+os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
-
-# While a hooked module is imported, jaxtyping looks for the bytecode of all modules under another name. Large
-# libraries are imported first, since compiling them took longer than importing them.
-import jaxtyping  # noqa: E402
-import peft  # noqa: E402, F401
-import scipy.stats  # noqa: E402, F401
-import transformers.models.llama.modeling_llama  # noqa: E402, F401
-from jaxtyping import install_import_hook  # noqa: E402
-
-PACKAGE = Path(__file__).parents[1] / "llm_reinforce"
+# Without bytecode, each of these processes would compile the package again.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
-def modules_with_tensors() -> list[str]:
-    """Return the names of all modules that import torch or jaxtyping."""
-    return [
-        ".".join(file.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
-        for file in sorted(PACKAGE.rglob("*.py"))
-        if re.search(r"^\s*(?:import|from) (?:torch|jaxtyping)\b", file.read_text(), re.MULTILINE)
-    ]
+def pytest_configure(config: pytest.Config) -> None:
+    """Import torch and the shared fixtures, except in the process that only distributes tests to workers."""
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        config.pluginmanager.import_plugin("shared_setup")
 
 
-# Installed before the modules are imported: all their calls check annotated types and tensor shapes, except
-# as in `skip_checks_without_tensors`.
-install_import_hook(modules_with_tensors(), "shape_checks.checked")
-
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from hypothesis import settings  # noqa: E402
-
-from llm_reinforce.config import RandomInitConfig  # noqa: E402
-from llm_reinforce.policy import LanguagePolicy, random_policy  # noqa: E402
-
-torch.set_num_threads(1)
-settings.register_profile("untimed", deadline=None)  # tests must not fail because the machine is busy
-settings.load_profile("untimed")
-
-
-def pytest_collection_finish() -> None:
-    """Start garbage collection when all test files have been imported."""
-    gc.enable()
-
-
-def skip_checks_without_tensors(module: Any) -> None:
-    """Turn off the checks of functions whose annotations have no tensor, since mypy checks their types.
-
-    They are called thousands of times per update, and their checks took a third of the time of a run.
-    """
-    classes = [each for each in vars(module).values() if inspect.isclass(each)]
-    for owner in (module, *(each for each in classes if each.__module__ == module.__name__)):
-        for found in list(vars(owner).values()):
-            function = found.fget if isinstance(found, property) else getattr(found, "__func__", found)
-            if getattr(function, "__module__", None) != module.__name__ or inspect.isclass(function):
-                continue
-            if hasattr(function, "__wrapped__") and not has_tensors(function):
-                no_type_check(function)
-
-
-def has_tensors(function: Callable[..., Any]) -> bool:
-    """Return True if an annotation of a parameter or of the result contains a tensor."""
-    signature = inspect.signature(function)
-    annotations = [each.annotation for each in signature.parameters.values()]
-    return any(
-        re.search(r"\bTensor\b|jaxtyping", f"{each} {getattr(each, '__module__', '')}")
-        for each in (*annotations, signature.return_annotation)
-    )
-
-
-prepared: set[str] = set()  # names of modules
-# Test files that run whole commands and recorded runs, as all files directly in tests/ do. The tests of each
-# layer check the shapes of the functions that these runs call. Here the checks took 20% to 30% of the time.
-WITHOUT_CHECKS = {
-    "test_budget",
-    "test_durable_files",
-    "test_learning",
-    "test_not_finite",
-    "test_resumed_runs",
-    "test_reward_faults",
-}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _fast_checks_and_runs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Prepare the modules that have been imported, and start runs without a full garbage collection.
-
-    Each run makes a collection, which takes a fifth of a second: twice as long as most runs of these tests.
-    """
-    for name in modules_with_tensors():
-        if name in sys.modules and name not in prepared:
-            skip_checks_without_tensors(sys.modules[name])
-            prepared.add(name)
-    with pytest.MonkeyPatch.context() as patch:
-        if "llm_reinforce.training.loop" in sys.modules:
-            patch.setattr("llm_reinforce.training.loop.gc", SimpleNamespace(collect=lambda: 0))
-        runs_commands = request.path.parent == Path(__file__).parent or request.path.stem in WITHOUT_CHECKS
-        jaxtyping.config.update("jaxtyping_disable", runs_commands)
-        yield
-        jaxtyping.config.update("jaxtyping_disable", False)
-
-
-@pytest.fixture
-def tiny_policy() -> LanguagePolicy:
-    """Return a new Llama with random weights over digits, in float32; its pad token is its end token."""
-    shape = RandomInitConfig(
-        alphabet="0123456789+=",
-        num_layers=2,
-        num_heads=2,
-        hidden_size=16,
-        intermediate_size=32,
-        max_length=32,
-    )
-    return random_policy(shape, seed=1)
-
-
-@pytest.fixture(scope="session")
-def exact_policy() -> Callable[..., LanguagePolicy]:
-    """Return a function that builds a tiny Llama in float64: `exact_policy(alphabet="01", seed=3)`.
-
-    Each call builds a new policy; the same arguments give the same weights.
-    """
-
-    def make(alphabet: str = "0123456789+=", seed: int = 1) -> LanguagePolicy:
-        shape = RandomInitConfig(
-            alphabet=alphabet, num_layers=1, num_heads=2, hidden_size=8, intermediate_size=12, max_length=32
-        )
-        policy = random_policy(shape, seed=seed, dtype="float64")
-        # the RMSNorm of transformers rounds to float32; that of torch computes in float64
-        for parent in list(policy.model.modules()):
-            for name, child in list(parent.named_children()):
-                if type(child).__name__ == "LlamaRMSNorm":
-                    norm = torch.nn.RMSNorm(child.weight.shape, child.variance_epsilon, dtype=torch.float64)
-                    setattr(parent, name, norm)
-        return policy
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_run() -> list[str]:
-    """Return overrides that make a recipe such as the quick start finish within seconds."""
-    return [
-        "policy.random_init.num_layers=1",
-        "policy.random_init.num_heads=2",
-        "policy.random_init.hidden_size=8",
-        "policy.random_init.intermediate_size=8",
-        "problems.num_held_out=8",
-        "reinforce.problems_per_update=4",
-        "training.num_updates=2",
-        "training.num_warmup_updates=0",
-        "training.warm_start.num_updates=1",
-        "training.warm_start.num_warmup_updates=0",
-    ]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put test files with slow tests first, so that no worker starts one of them when the others are done."""
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow_files)

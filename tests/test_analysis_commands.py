@@ -4,6 +4,7 @@ import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
@@ -14,6 +15,7 @@ from llm_reinforce.analysis import (
     length_claim,
     measure_classifier_claim,
     measure_variance,
+    measured_episodes,
     measured_recipe,
 )
 from llm_reinforce.cli import app
@@ -40,12 +42,16 @@ REWARD += "\ndef broken(completion, problem):\n    raise ValueError('it is broke
 REWARD += "\ndef huge(completion, problem):\n    return 1e30 * is_even(completion, problem)\n"
 
 
+PATIENCE = 2  # the fit of the value head ends earlier
+
+
 @pytest.fixture(autouse=True)
 def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     (tmp_path / "rewards.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(classifier_claim, "NUM_EPISODES", 200)
+    monkeypatch.setattr(measured_episodes, "PATIENCE", PATIENCE)
 
 
 def command(*arguments: str) -> Result:
@@ -53,42 +59,71 @@ def command(*arguments: str) -> Result:
 
 
 @pytest.fixture(scope="module")
-def measured_json(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The JSON that `variance tiny.yaml --problems 32` prints."""
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with the recipe, for runs and measurements that the tests only read."""
     folder = tmp_path_factory.mktemp("measured")
     (folder / "tiny.yaml").write_text(RECIPE)
     (folder / "rewards.py").write_text(REWARD)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(folder: Path) -> dict[str, Any]:
+    """The JSON that `variance tiny.yaml --problems 32 --output figures` prints."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        done = command("variance", "tiny.yaml", "--problems", "32", "--json")
+        patch.setattr(measured_episodes, "PATIENCE", PATIENCE)
+        done = command("variance", "tiny.yaml", "--problems", "32", "--json", "--output", "figures")
     assert done.exit_code == 0, done.output
-    return done.stdout
+    return json.loads(done.stdout)
 
 
-def test_variance_prints_a_table_and_writes_files(tmp_path):
-    done = command("variance", "tiny.yaml", "--problems", "32", "--output", "figures")
-    assert done.exit_code == 0, done.output
-    rows = ("whole return", "none", "leave_one_out", "greedy", "value", "optimal, exact", "this recipe")
-    for name in rows:
-        assert f"\n{name} " in done.stdout
-    assert "32 problems x 2 episodes" in done.stdout
-    written = {file.name for file in (tmp_path / "figures").iterdir()}
+@pytest.fixture(scope="module")
+def run(folder: Path) -> Path:
+    """Directory of a finished run of the recipe."""
+    trained = command("train", str(folder / "tiny.yaml"), "--set", f"output_dir={folder / 'run'}")
+    assert trained.exit_code == 0, trained.output
+    return folder / "run"
+
+
+ROWS = ("whole return", "none", "leave_one_out", "greedy", "value", "optimal, exact", "this recipe")
+
+
+def test_variance_writes_files(measured, folder):
+    written = {file.name for file in (folder / "figures").iterdir()}
     assert {"variance.json", "variance.png", "variance.svg"} <= written
-    figures = json.loads((tmp_path / "figures" / "variance.json").read_text())
-    assert {each["name"] for each in figures["estimators"]} >= set(rows)
-    assert not list(tmp_path.glob("runs*"))  # nothing was trained
+    assert json.loads((folder / "figures" / "variance.json").read_text()) == measured
+    assert {each["name"] for each in measured["estimators"]} >= set(ROWS)
+    assert not list(folder.glob("runs*"))  # nothing was trained
 
 
-def test_equal_seeds_give_equal_json(measured_json):
-    same, other = (
-        command("variance", "tiny.yaml", "--problems", "32", "--seed", seed, "--json").stdout
-        for seed in ("0", "1")
-    )
-    assert json.loads(measured_json) == json.loads(same) != json.loads(other)
+def test_variance_prints_a_table_and_its_progress(monkeypatch):
+    reported = []
+    monkeypatch.setattr(measured_recipe, "progress", recording_progress(reported))
+    done = command("variance", "tiny.yaml", "--problems", "36")
+    assert done.exit_code == 0, done.output
+    for name in ROWS:
+        assert f"\n{name} " in done.stdout
+    assert "40 problems x 2 episodes" in done.stdout  # 36 are rounded up to five updates of eight
+    assert reported[9] == 72 == max(reported)
 
 
-def test_sketch_is_reported_and_accurate(measured_json):
-    whole = json.loads(measured_json)
+def recording_progress(reported):
+    @contextmanager
+    def progress(*_, **__):
+        yield reported.append
+
+    return progress
+
+
+def test_another_seed_gives_other_episodes(measured):
+    other = json.loads(command("variance", "tiny.yaml", "--problems", "32", "--seed", "1", "--json").stdout)
+    one, two = (each["estimators"][0]["variance"]["value"] for each in (measured, other))
+    assert one != two
+
+
+def test_sketch_is_reported_and_accurate(measured):
+    whole = measured
     sketched = json.loads(
         command("variance", "tiny.yaml", "--problems", "32", "--sketch", "512", "--json").stdout
     )
@@ -97,11 +132,10 @@ def test_sketch_is_reported_and_accurate(measured_json):
         assert other["variance"]["value"] == pytest.approx(one["variance"]["value"], rel=0.2)
 
 
-def test_weights_of_a_run_replace_those_of_the_recipe(measured_json):
-    assert command("train", "tiny.yaml", "--set", "output_dir=run").exit_code == 0
-    at_run = command("variance", "tiny.yaml", "--policy", "run", "--problems", "32", "--json")
+def test_weights_of_a_run_replace_those_of_the_recipe(measured, run):
+    at_run = command("variance", "tiny.yaml", "--policy", str(run), "--problems", "32", "--json")
     assert at_run.exit_code == 0, at_run.output
-    assert json.loads(at_run.stdout) != json.loads(measured_json)
+    assert json.loads(at_run.stdout) != measured
 
 
 @pytest.mark.parametrize(
@@ -133,7 +167,7 @@ def test_table_is_printed_without_matplotlib(tmp_path, monkeypatch):
 
 def test_claims_print_tables_and_write_files(tmp_path, monkeypatch):
     monkeypatch.setattr(length_claim, "LENGTHS", (1, 2))
-    monkeypatch.setattr(length_claim, "NUM_GROUPS", 24)
+    monkeypatch.setattr(length_claim, "NUM_GROUPS", 8)
     for name, arguments, words in (
         ("classifier", (), "each state's optimal baseline"),
         ("length", (), "a verdict at the end"),
@@ -192,44 +226,23 @@ def test_json_numbers_are_finite():
     assert rows["none"]["variance"]["value"] > 1e58
 
 
-def test_adapter_of_a_run_replaces_that_of_the_recipe():
-    adapter = ("policy.random_init=null", "policy.name_or_path=base", "policy.lora={rank: 2}")
+def test_adapter_of_a_run_replaces_that_of_the_recipe(run):
+    adapter = ("policy.random_init=null", f"policy.name_or_path={run}", "policy.lora={rank: 2}")
     changes = [word for change in adapter for word in ("--set", change)]
-    assert command("train", "tiny.yaml", "--set", "output_dir=base").exit_code == 0
-    assert command("train", "tiny.yaml", "--set", "output_dir=run", *changes).exit_code == 0
-    done = command("variance", "tiny.yaml", *changes, "--policy", "run", "--problems", "32", "--json")
+    assert command("train", "tiny.yaml", "--set", "output_dir=adapted", *changes).exit_code == 0
+    done = command("variance", "tiny.yaml", *changes, "--policy", "adapted", "--problems", "32", "--json")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["num_parameters"] == 272  # the adapter of rank 2
 
 
-def test_progress_counts_the_requested_problems(monkeypatch):
-    reported = []
-    monkeypatch.setattr(measured_recipe, "progress", recording_progress(reported))
-    # 36 problems are rounded up to five updates of eight
-    assert command("variance", "tiny.yaml", "--problems", "36", "--json").exit_code == 0
-    assert reported[9] == 72 == max(reported)
-
-
-def recording_progress(reported):
-    @contextmanager
-    def progress(*_, **__):
-        yield reported.append
-
-    return progress
-
-
-def test_from_python_in_one_call(tmp_path, capsys):
-    measured = measure_variance("tiny.yaml", num_problems=32, output_dir="figures")
-    assert command("variance", "tiny.yaml", "--problems", "32", "--output", "same").exit_code == 0
-    files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
-    assert files == {file.name: file.read_bytes() for file in (tmp_path / "same").iterdir()}
-    assert capsys.readouterr() == ("", "")  # no progress is shown without a terminal
+def test_from_python_in_one_call(measured, folder, tmp_path, capsys):
     config = load_config("tiny.yaml")
-    assert measure_variance(config, num_problems=32) == measured
-    overrides = ["reinforce.standardize=false"]
-    changed = measure_variance(config, num_problems=32, overrides=overrides)
-    assert changed == measure_variance("tiny.yaml", num_problems=32, overrides=overrides)
-    assert len(changed.estimators) == len(measured.estimators) - 1  # without "this recipe"
+    by_python = measure_variance(config, num_problems=32, output_dir="figures")
+    files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
+    assert files == {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
+    assert capsys.readouterr() == ("", "")  # no progress is shown without a terminal
+    changed = measure_variance("tiny.yaml", num_problems=32, overrides=["reinforce.standardize=false"])
+    assert len(changed.estimators) == len(by_python.estimators) - 1  # without "this recipe"
     with pytest.raises(InputError, match=r"variance\.json exists"):
         measure_variance(config, output_dir="figures")
     rows = measure_classifier_claim(output_dir="figures")

@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ reinforce: {problems_per_update: 4, episodes_per_problem: 2}
 training: {num_updates: 2, learning_rate: 1e-2, schedule: constant}
 evaluation: {every: 1, decodings: [sampled, greedy]}
 """
+HAS_MATPLOTLIB = find_spec("matplotlib") is not None  # before tests hide it
 SHORT = ("--tokens", "100", "--evaluations", "2", "--target", "0.05")
 TWO = ("--variant", "with: reinforce.baseline=leave_one_out", "--variant", "none: reinforce.baseline=none")
 
@@ -46,6 +48,12 @@ def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     (tmp_path / "other.yaml").write_text(RECIPE.replace("1e-2", "1e-3"))
     monkeypatch.chdir(tmp_path)
+    without_matplotlib(monkeypatch)
+
+
+def without_matplotlib(patch: pytest.MonkeyPatch) -> None:
+    """Let the import of matplotlib fail, since plots take more time than the tiny runs."""
+    patch.setitem(sys.modules, "matplotlib", None)
 
 
 def compared(*arguments: str) -> Result:
@@ -83,6 +91,7 @@ def one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "tiny.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        without_matplotlib(patch)
         result = compared("tiny.yaml", "--seeds", "1", *SHORT)
         assert result.exit_code == 0, result.output
     return folder / "runs"
@@ -174,22 +183,23 @@ def outcome() -> dict[str, object]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """The outcome of comparing `TWO` with two seeds, without a disturbance."""
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, object], str]:
+    """The outcome and the output of comparing `TWO` with one seed, without a disturbance."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "tiny.yaml").write_text(RECIPE)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        result = compared("tiny.yaml", "--seeds", "2", *SHORT, *TWO)
+        without_matplotlib(patch)
+        result = compared("tiny.yaml", "--seeds", "1", *SHORT, *TWO)
         assert result.exit_code == 0, result.output
-        return outcome()
+        return outcome(), result.stdout
 
 
 @pytest.mark.parametrize("checkpoint_every", ["1", "null"])
 def test_killed_comparison_is_continued_by_the_same_command(
-    undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch, checkpoint_every: str
+    undisturbed: tuple[dict[str, object], str], monkeypatch: pytest.MonkeyPatch, checkpoint_every: str
 ) -> None:
-    command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO, "--set"]
+    command = ["tiny.yaml", "--seeds", "1", *SHORT, *TWO, "--set"]
     command.append(f"training.checkpoint_every={checkpoint_every}")
     append, num_lines = RunDirectory.append, 0
 
@@ -208,14 +218,14 @@ def test_killed_comparison_is_continued_by_the_same_command(
     assert not Path("runs/compare/none/seed-0/policy").exists()
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
-    assert "1 of 4 runs are complete" in resumed.stderr
-    assert outcome() == undisturbed
+    assert "1 of 2 runs are complete" in resumed.stderr
+    assert outcome() == undisturbed[0]
 
 
 def test_interrupted_comparison_is_continued_by_the_same_command(
-    undisturbed: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    undisturbed: tuple[dict[str, object], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    command = ["tiny.yaml", "--seeds", "2", *SHORT, *TWO]
+    command = ["tiny.yaml", "--seeds", "1", *SHORT, *TWO]
     append, num_lines = RunDirectory.append, 0
 
     def interrupted(self: RunDirectory, name: str, row: Any) -> None:
@@ -233,7 +243,7 @@ def test_interrupted_comparison_is_continued_by_the_same_command(
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
     assert "resuming from update-" in resumed.stderr
-    assert outcome() == undisturbed
+    assert outcome() == undisturbed[0]
 
 
 def test_run_killed_before_its_first_update_is_started(tmp_path: Path) -> None:
@@ -276,21 +286,17 @@ def refused_after_runs(*arguments: str) -> str:
     return " ".join(result.stderr.split())
 
 
-def test_one_seed_has_no_interval() -> None:
-    result = compared("tiny.yaml", "other.yaml", "--seeds", "1", *SHORT)
-    assert result.exit_code == 0, result.output
-    assert "one seed gives no interval and no test" in result.stdout
-    assert "p" not in result.stdout.split("mean")[1].splitlines()[0].split()
-    runs = read("comparison.json")["runs"]
+def test_one_seed_has_no_interval(undisturbed: tuple[dict[str, Any], str]) -> None:
+    results, printed = undisturbed
+    assert "one seed gives no interval and no test" in printed
+    assert "p" not in printed.split("mean")[1].splitlines()[0].split()
+    runs = results["comparison"]["runs"]
     assert runs[0]["measures"]["final"]["interval"] is None
     assert runs[1]["differences"]["final"]["t_p_value"] is None
 
 
-def test_tables_are_printed_without_matplotlib(one_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(one_run / "compare/tiny", "runs/compare/tiny")  # without its plots
-    for name in [name for name in sys.modules if name.split(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+def test_tables_are_printed_without_matplotlib(one_run: Path) -> None:
+    shutil.copytree(one_run, "runs")
     result = compared("tiny.yaml", "--seeds", "1", *SHORT)
     assert result.exit_code == 0, result.output
     assert "pip install 'llm-reinforce[plots]' and run the same command" in " ".join(result.stderr.split())
@@ -298,8 +304,8 @@ def test_tables_are_printed_without_matplotlib(one_run: Path, monkeypatch: pytes
     assert not list(Path("runs/compare").glob("*.png"))
 
 
+@pytest.mark.skipif(not HAS_MATPLOTLIB, reason="matplotlib is not installed")
 def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> None:
-    pytest.importorskip("matplotlib")
     output, _ = finished
     names = {file.name for file in output.iterdir() if file.is_file()}
     plots = {f"{name}.{suffix}" for name in ("curves", "comparison") for suffix in ("png", "svg")}
@@ -404,10 +410,12 @@ def test_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "compare runs in one process" in refused("tiny.yaml", "--seeds", "2", *SHORT)
 
 
-def test_from_python_in_one_call(capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_python_in_one_call(
+    undisturbed: tuple[dict[str, object], str], capsys: pytest.CaptureFixture[str]
+) -> None:
     comparison = llm_reinforce.compare(
         "tiny.yaml",
-        seeds=2,
+        seeds=1,
         tokens=100,
         variants={"with": ["reinforce.baseline=leave_one_out"], "none": ["reinforce.baseline=none"]},
         evaluations=2,
@@ -415,22 +423,24 @@ def test_from_python_in_one_call(capsys: pytest.CaptureFixture[str]) -> None:
     )
     assert list(comparison.variants) == ["with", "none"]
     assert comparison.summary == read("comparison.json")
-    assert comparison.num_done == 4
-    assert comparison.variants["none"].differences["final"].interval is not None
+    assert comparison.num_done == 2
+    assert outcome() == undisturbed[0]  # that of the command
+    assert load_config("runs/compare/none/seed-0").reinforce.baseline == "none"
     assert capsys.readouterr() == ("", "")  # nothing is shown without a terminal
 
 
-def test_configs_are_compared_like_recipe_files() -> None:
-    configs = {name: load_config(f"{name}.yaml", ["seed=3"]) for name in ("tiny", "other")}
+def test_configs_are_compared_like_recipe_files(finished: tuple[Path, Result]) -> None:
+    output, _ = finished
+    by_file = json.loads((output / "curves.json").read_text())
+    configs = {name: load_config(f"{name}.yaml", ["seed=5"]) for name in ("tiny", "other")}
     named = [config.model_copy(update={"output_dir": f"runs/{name}"}) for name, config in configs.items()]
     shape = {"seeds": 1, "tokens": 100, "evaluations": 2, "target": 0.05}
     by_config = llm_reinforce.compare(named, output_dir="configs", **shape)
-    by_file = llm_reinforce.compare(
-        ["tiny.yaml", "other.yaml"], overrides=["seed=3"], output_dir="files", **shape
-    )
-    assert by_config.variants == by_file.variants
+    for name, (curve,) in by_config.curves.items():
+        assert list(curve.accuracy) == by_file[name]["seeds"]["5"]["accuracy"]
+        assert list(curve.num_tokens) == by_file[name]["seeds"]["5"]["num_tokens"]
     assert [row["recipe"] for row in by_config.summary["runs"]] == ["tiny", "other"]
     with pytest.raises(InputError, match="two variants are named 'tiny'"):
         llm_reinforce.compare([named[0], named[0]], **shape)
-    again = llm_reinforce.compare("files/tiny/seed-3", **{**shape, "tokens": 50}, variants={"run": []})
+    again = llm_reinforce.compare(output / "tiny/seed-5", **{**shape, "tokens": 50}, variants={"run": []})
     assert list(again.variants) == ["run"]

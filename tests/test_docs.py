@@ -37,6 +37,7 @@ PAGES = {path.relative_to(ROOT).as_posix(): path for path in (ROOT / "README.md"
 TEXTS = {name: path.read_text(encoding="utf-8") for name, path in sorted(PAGES.items())}
 PROGRAMS = ("llm-reinforce", ".venv/bin/llm-reinforce")
 FENCED = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+FEW = "problems.generate.digits=[1]"  # the 8,100 problems of the quick start take a second to prepare
 RECIPE = "policy: {random_init: {}}\nproblems: {generate: {}}\n"  # what a recipe needs at least
 
 
@@ -117,10 +118,11 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory, tiny_run: list[str])
     directory = tmp_path_factory.mktemp("docs")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(directory)
-        train("quickstart", *tiny_run)
+        train("quickstart", *tiny_run, FEW)
         train("from_scratch", *(override for override in tiny_run if "warm_start" not in override))
         for baseline in ("greedy", "value"):  # these log metrics of their own
-            train("quickstart", *tiny_run, f"reinforce.baseline={baseline}", f"output_dir=runs/{baseline}")
+            own = (f"reinforce.baseline={baseline}", f"output_dir=runs/{baseline}")
+            train("quickstart", *tiny_run, FEW, *own)
     return directory
 
 
@@ -246,7 +248,17 @@ def options_of_command(command: Any) -> set[str]:
 def test_options_in_the_text_exist() -> None:
     root = get_command(app)
     known = set().union(options_of_command(root), *map(options_of_command, commands_of(root).values()))
-    others = {"--help", "--hits", "--by", "--scaling", "--multi_gpu"}  # --help, and those of scripts
+    others = {  # of scripts, pip and tensorboard
+        "--help",
+        "--hits",
+        "--by",
+        "--scaling",
+        "--multi_gpu",
+        "--index-url",
+        "--completions",
+        "--show",
+        "--logdir",
+    }
     for page in TEXTS:
         for text in code_words(FENCED.sub("", TEXTS[page])):
             for option in re.findall(r"(?<![-\w])--[a-z][a-z-]+", text):
@@ -414,7 +426,7 @@ def test_reward_files_run_in_a_recipe(in_empty: Path, tiny_run: list[str]) -> No
             functions += [f"{file}:{name}" for name in re.findall(r"^def (\w+)", each.code, re.MULTILINE)]
     assert len(functions) == 3
     rewards = json.dumps([{"function": function} for function in functions])
-    train("quickstart", *tiny_run, f"rewards={rewards}")
+    train("quickstart", *tiny_run, FEW, f"rewards={rewards}")
     metrics = [json.loads(line) for line in Path("runs/quickstart/metrics.jsonl").read_text().splitlines()]
     for function in functions:
         assert all(f"rewards/{function.partition(':')[2]}/mean" in row for row in metrics), function
@@ -431,7 +443,7 @@ def test_examples_of_the_python_page_run_one_after_the_other(
     tiny_policy.save("tiny-model")
     Path("sums.jsonl").write_text('{"prompt": "1+2=", "answer": "3"}\n{"prompt": "2+2=", "answer": "4"}\n')
     small = {"num_updates": 1, "problems_per_update": 1, "max_new_tokens": 4, "num_held_out": 1}
-    tiny = [override for override in tiny_run if not override.startswith("training.num_updates")]
+    tiny = [*(override for override in tiny_run if not override.startswith("training.num_updates")), FEW]
     unused = ("training.num_warmup_updates", "problems.num_held_out")
     compared = [override for override in tiny if not override.startswith(unused)]
     compared.append("evaluation.num_problems=8")

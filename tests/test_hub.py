@@ -1,6 +1,7 @@
 """The hub is contacted once, and cached files are used if it is not reachable."""
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -19,7 +20,7 @@ from llm_reinforce.policy import LanguagePolicy, load_policy
 
 COMMIT = "0" * 40
 TWO_EVALUATIONS = """
-import json
+import json, logging
 from typer.testing import CliRunner
 from llm_reinforce.cli import app
 
@@ -28,7 +29,8 @@ for data in ("gsm8k", "svamp"):
     words = ["evaluate", "--policy", "tiny/adder", "--data", data, "--template", "{prompt}"]
     done = CliRunner().invoke(app, [*words, "--max-new-tokens", "3", "--json"])
     results.append({"exit_code": done.exit_code, "stdout": done.stdout, "stderr": done.stderr})
-print(json.dumps(results))
+names = ("huggingface_hub.utils._http", "httpx", "datasets.load", "transformers.utils.hub")
+print(json.dumps([*results, [logging.getLogger(name).getEffectiveLevel() for name in names]]))
 """  # in a process of its own, since the libraries read HF_HOME when they are imported
 
 
@@ -103,7 +105,8 @@ def test_cached_policy_and_data_are_used_offline(tmp_path: Path, tiny_policy: La
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    found, missing = json.loads(done.stdout)
+    found, missing, levels = json.loads(done.stdout)
+    assert levels == [logging.ERROR] * 4  # commands hide the warnings of libraries
     assert found["exit_code"] == 0, found["stderr"]
     row = json.loads(found["stdout"])
     assert (row["data"], row["policy"], row["total"]) == ("gsm8k", "tiny/adder", 6)

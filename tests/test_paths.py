@@ -99,7 +99,11 @@ def test_text_files_have_an_encoding() -> None:
             expects = (
                 (name == "read_text" and is_method and first is None)
                 or (name == "write_text" and is_method and len(node.args) == 1)
-                or (name == "open" and ast.unparse(node.func) != "os.open" and not is_binary)
+                or (
+                    name == "open"
+                    and ast.unparse(node.func) not in ("os.open", "webbrowser.open")
+                    and not is_binary
+                )
                 or any(keyword.arg == "text" and name in ("run", "Popen") for keyword in node.keywords)
             )
             if expects and "encoding" not in {keyword.arg for keyword in node.keywords}:

@@ -14,6 +14,7 @@ from llm_reinforce.rewards import StepRewards, intermediate_steps, load_reward
 from llm_reinforce.verifier import verify
 
 FOLDER = Path(__file__).parents[1] / "recipes"
+FEW = "problems.generate.digits=[1]"  # the 8,100 problems of custom_reward take a second to prepare
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_copied_recipe_runs(name: str, rewards: list[str], tiny_run: list[str]) 
 
 def test_failing_reward_stops_the_run_and_a_fixed_one_continues_it(tiny_run: list[str]) -> None:
     CliRunner().invoke(app, ["recipes", "copy", "custom_reward", "mine.yaml"])
-    file, overrides = Path("rewards_example.py"), [f"--set={override}" for override in tiny_run]
+    file, overrides = Path("rewards_example.py"), [f"--set={override}" for override in [*tiny_run, FEW]]
     original = file.read_text()
     failing = "\n\nCALLS = []\n\n\ndef failing(completion, problem):\n    CALLS.append(1)\n"
     # 4 calls for the trial episodes, and 16 per update
@@ -69,7 +70,7 @@ def test_reward_that_always_fails_is_reported_before_the_first_update(tiny_run: 
     Path("rewards_example.py").write_text(
         "import time\n\ndef digits_in_place(completion, problem):\n    time.sleep(60)\n"
     )
-    overrides = [f"--set={override}" for override in [*tiny_run, "rewards.0.isolation.time_limit=0.2"]]
+    overrides = [f"--set={override}" for override in [*tiny_run, FEW, "rewards.0.isolation.time_limit=0.2"]]
     result = CliRunner().invoke(app, ["train", "mine.yaml", *overrides])
     assert result.exit_code == 2
     message = " ".join(result.output.split())

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +201,21 @@ def test_pickles_and_code_beside_an_adapter_are_not_executed(
     assert not Path("sprung").exists()
 
 
+@pytest.fixture(scope="module")
+def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a finished run of two updates, which tests copy."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(RECIPE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert command("train", "tiny.yaml", "--set", "output_dir=run").exit_code == 0
+    return folder / "run"
+
+
 @pytest.mark.parametrize("name", ["policy.safetensors", "optimizer.safetensors", "state.json"])
-def test_pickles_in_a_checkpoint_are_not_loaded(folder: Path, name: str) -> None:
+def test_pickles_in_a_checkpoint_are_not_loaded(folder: Path, finished_run: Path, name: str) -> None:
     """The digests match, so the integrity check does not reject the file."""
-    assert command("train", "tiny.yaml", "--set", "output_dir=run").exit_code == 0
+    shutil.copytree(finished_run, "run")
     checkpoint = folder / "run" / "checkpoints" / "update-000002"
     (checkpoint / name).write_bytes(trap(folder / "sprung"))
     digests = json.loads((checkpoint / "manifest.json").read_text())

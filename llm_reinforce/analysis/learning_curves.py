@@ -183,9 +183,8 @@ def mean_curve(
     each = np.stack([heights(curve, at) for curve in curves])
     if len(curves) < 2:
         return at, each[0], None, None
-    limits = [mean_interval(column, 0.0, 1.0) for column in each.T.tolist()]
-    low, high = (np.array([limit[end] for limit in limits if limit]) for end in (0, 1))
-    return at, each.mean(axis=0), low, high
+    mean, half = each.mean(axis=0), _half_width(each)
+    return at, mean, np.maximum(0.0, mean - half), np.minimum(1.0, mean + half)
 
 
 def mean_interval(values: Sequence[float], least: float, most: float) -> Interval | None:
@@ -198,9 +197,15 @@ def mean_interval(values: Sequence[float], least: float, most: float) -> Interva
     """
     if len(values) < 2:
         return None
-    mean, error = math.fsum(values) / len(values), float(stats.sem(values))
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1)) * error
+    mean, half = math.fsum(values) / len(values), float(_half_width(np.array(values)))
     return max(least, mean - half), min(most, mean + half)
+
+
+def _half_width(values: np.ndarray) -> np.ndarray:
+    """Return t(0.975, n - 1) s / √n for the n values along the first axis."""
+    error = values.std(axis=0, ddof=1) / math.sqrt(len(values))
+    half: np.ndarray = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * error
+    return half
 
 
 def difference_of(values: Sequence[float], others: Sequence[float]) -> Difference:

@@ -34,7 +34,7 @@ class MeasuredEpisodes:
 
     updates: tuple[EpisodeBatch, ...]
     moving_average: MovingAverage
-    values: tuple[Float[Tensor, "episode token"], ...] = ()
+    values: tuple[Float[Tensor, "_episode _token"], ...] = ()
 
     @property
     def batch(self) -> EpisodeBatch:

@@ -5,8 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from llm_reinforce.config import MAX_NEW_TOKENS, MAX_SEED
-from llm_reinforce.config.strict_yaml import parse_document
 from llm_reinforce.errors import InputError
 
 
@@ -16,6 +14,8 @@ def seed_option(help_text: str) -> Any:
 
 
 def _checked_seed(seed: int) -> int:
+    from llm_reinforce.config import MAX_SEED
+
     if seed >= MAX_SEED:
         raise typer.BadParameter(f"{seed} is not below {MAX_SEED}; give a smaller seed")
     return seed
@@ -31,8 +31,9 @@ TokensOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        help="Maximum number of tokens per completion. Default: the value of the policy's run, or "
-        f"{MAX_NEW_TOKENS} if there is no run.",
+        # the default is MAX_NEW_TOKENS, whose import takes half a second
+        help="Maximum number of tokens per completion. Default: the value of the policy's run, or 256 if "
+        "there is no run.",
     ),
 ]
 TemperatureOption = Annotated[
@@ -93,6 +94,8 @@ def template_arguments(arguments: Sequence[str] | None) -> dict[str, Any] | None
     Raises:
         InputError: if an argument does not have the form NAME=VALUE.
     """
+    from llm_reinforce.config.strict_yaml import parse_document
+
     if not arguments:
         return None
     values: dict[str, Any] = {}

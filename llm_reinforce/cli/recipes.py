@@ -5,7 +5,7 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.padding import Padding
@@ -14,11 +14,11 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import DebugOption, reported_failures
 from llm_reinforce.cli.help_texts import App
-from llm_reinforce.config import Config, builtin_recipes, load_config
-from llm_reinforce.config.key_reference import SectionEntry, key_reference
-from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.console.messages import print_error, terminal_console
 from llm_reinforce.errors import InputError
+
+if TYPE_CHECKING:
+    from llm_reinforce.config.key_reference import SectionEntry
 
 recipes = App(help="List, show, copy and check recipes, and list the keys of a recipe.", no_args_is_help=True)
 
@@ -28,6 +28,8 @@ NameArgument = Annotated[str, typer.Argument(help="Name of a built-in recipe; se
 @recipes.command("list")
 def list_recipes() -> None:
     """List the built-in recipes with their purposes."""
+    from llm_reinforce.config import builtin_recipes
+
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     for name, path in builtin_recipes().items():
@@ -85,6 +87,8 @@ def validate(
 ) -> None:
     """Check recipes and report all errors in them, without loading a model."""
     with reported_failures(debug=debug):
+        from llm_reinforce.config import load_config
+
         num_invalid = 0
         for file in files:
             try:
@@ -111,6 +115,8 @@ def keys(
     """List the keys of a recipe with their defaults, allowed values and meaning."""
     with reported_failures(debug=debug):
         if as_json_schema:
+            from llm_reinforce.config import Config
+
             typer.echo(json.dumps(Config.model_json_schema(), indent=2))
             return
         console = terminal_console()
@@ -124,7 +130,11 @@ def keys(
                 console.print(Padding(Text(key.description.replace("`", "")), (0, 0, 0, 6)))
 
 
-def _find_sections(name: str | None) -> list[SectionEntry]:
+def _find_sections(name: str | None) -> "list[SectionEntry]":
+    from llm_reinforce.config import Config
+    from llm_reinforce.config.key_reference import key_reference
+    from llm_reinforce.config.strict_yaml import nearest
+
     entries = key_reference(Config)
     if name is None:
         return entries
@@ -160,6 +170,9 @@ def first_sentence(text: str) -> str:
 
 
 def _find(name: str) -> Path:
+    from llm_reinforce.config import builtin_recipes
+    from llm_reinforce.config.strict_yaml import nearest
+
     built_in = builtin_recipes()
     if name not in built_in:
         hint = nearest(name, built_in) or f"; choose one of: {', '.join(built_in) or 'none'}"

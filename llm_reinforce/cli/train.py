@@ -17,7 +17,6 @@ from llm_reinforce.cli.common import (
     reported_failures,
 )
 from llm_reinforce.cli.interruption import received_signals, stopped_by_signals
-from llm_reinforce.config import Config, load_config
 from llm_reinforce.console.evaluation_tables import comparison_table
 from llm_reinforce.console.messages import terminal_console
 from llm_reinforce.console.run_tables import (
@@ -31,6 +30,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.processes import check_launch, is_main_process, num_processes
 
 if TYPE_CHECKING:
+    from llm_reinforce.config import Config
     from llm_reinforce.console.live_view import LiveDisplay
     from llm_reinforce.console.run_display import PlainDisplay, Silent
     from llm_reinforce.runs import RunDirectory
@@ -75,18 +75,19 @@ def train(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
             )
         check_launch()
+        if is_main_process():  # shown before other imports, of which torch takes seconds
+            print(f"{Path(recipe).stem}: loading libraries, problems and the policy", flush=True)
+        from llm_reinforce.config import load_config
+
         loaded = load_config(recipe, overrides or [])
         quieten(debug=debug)
         from llm_reinforce.runs import RunDirectory
 
         directory = RunDirectory(Path(loaded.output_dir).expanduser())
-        if is_main_process():
-            if not dry_run:
-                directory.check(resume=resume, overwrite=overwrite)
-                if overwrite:
-                    _confirm_overwrite(directory)
-            # shown before torch is imported, which takes seconds
-            print(f"{Path(recipe).stem}: loading libraries, problems and the policy", flush=True)
+        if is_main_process() and not dry_run:
+            directory.check(resume=resume, overwrite=overwrite)
+            if overwrite:
+                _confirm_overwrite(directory)
         keep_freed_memory()
         if dry_run:
             _dry_run(loaded, directory, resume=resume, overwrite=overwrite)
@@ -147,7 +148,7 @@ def resume_command(recipe: str, overrides: Sequence[str]) -> str:
     return shlex.join([*launcher, "train", recipe, *settings, "--resume"])
 
 
-def _dry_run(recipe: Config, directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
+def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
     """Print a summary of the run and a few episodes.
 
     Raises:
@@ -204,7 +205,7 @@ def _confirm_overwrite(directory: "RunDirectory") -> None:
         raise InputError(f"{directory.path}: not replaced, because the answer was not {name!r}")
 
 
-def _train(recipe: Config, name: str, run: _Run, *, resume: bool, overwrite: bool) -> None:
+def _train(recipe: "Config", name: str, run: _Run, *, resume: bool, overwrite: bool) -> None:
     from llm_reinforce.training import ReinforceTrainer
 
     display = _display(recipe, name, run.directory)
@@ -217,7 +218,7 @@ def _train(recipe: Config, name: str, run: _Run, *, resume: bool, overwrite: boo
         raise typer.Exit(128 + received_signals()[0])
 
 
-def _display(recipe: Config, name: str, directory: "RunDirectory") -> "AnyDisplay":
+def _display(recipe: "Config", name: str, directory: "RunDirectory") -> "AnyDisplay":
     from llm_reinforce.console.live_view import display_for
     from llm_reinforce.console.run_display import Silent
 

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from llm_reinforce.config.section import Count, Positive, Section
+from llm_reinforce.config.section import Count, Positive, Section, Text
 
 LEARNING_RATE = 1e-5
 """Default learning rate if all weights of a pretrained model are trained.
@@ -23,6 +23,9 @@ The recipes quickstart and price use similar learning rates, 6e-4 and 3e-4.
 """
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
+TrackerName = Literal[
+    "tensorboard", "wandb", "trackio", "mlflow", "comet_ml", "aim", "clearml", "dvclive", "swanlab"
+]
 
 
 def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
@@ -117,6 +120,18 @@ class TrainingConfig(Section):
     )
     logged_episodes: int = Field(
         default=8, ge=0, description="number of episodes per update written to episodes.jsonl"
+    )
+    trackers: tuple[TrackerName, ...] = Field(
+        default=(),
+        strict=False,
+        description="experiment trackers that also log the run; see Trackers on the page about the run "
+        "directory",
+    )
+    tracker_project: Text = Field(
+        default="llm_reinforce", description="project, or experiment, in which a tracker files the run"
+    )
+    tracker_run_name: Text | None = Field(
+        default=None, description="name of the run in the trackers; null: the name of output_dir"
     )
     warm_start: WarmStartConfig | None = Field(
         default=None, description="supervised updates before the first policy-gradient update"

@@ -7,6 +7,7 @@ are correlated, so they are never treated as independent.
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from scipy import optimize, stats
@@ -41,13 +42,17 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
         raise ValueError("an interval needs at least one problem")
     mean = math.fsum(shares) / len(shares)
     if all(share in (0, 1) for share in shares):
-        test = stats.binomtest(round(math.fsum(shares)), len(shares))
-        wilson = test.proportion_ci(confidence, method="wilson")
-        low, high = float(wilson.low), float(wilson.high)
+        low, high = _wilson_interval(round(math.fsum(shares)), len(shares), confidence)
     else:
         low, high = _bootstrap(shares, 0.0, 1.0, confidence)
     # the interval must contain the mean, and limits of exactly 0 and 1 must not have rounding errors
     return (0.0 if mean == 0 else min(low, mean)), (1.0 if mean == 1 else max(high, mean))
+
+
+@lru_cache(maxsize=10_000)  # scipy takes milliseconds, and the measures of an evaluation repeat few counts
+def _wilson_interval(num_ones: int, total: int, confidence: float) -> Interval:
+    interval = stats.binomtest(num_ones, total).proportion_ci(confidence, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def difference_interval(differences: Sequence[float], confidence: float = CONFIDENCE) -> Interval:
@@ -220,4 +225,4 @@ def sign_flip(differences: Sequence[float]) -> float:
 
 def standard_error(values: Sequence[float]) -> float:
     """Return the standard error of the mean, as reported by lm-evaluation-harness; 0 for a single value."""
-    return float(stats.sem(values)) if len(values) > 1 else 0.0
+    return float(np.std(values, ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else 0.0

@@ -94,6 +94,8 @@ def evaluate(
             the function again with the same directory.
         trust_remote_code: if True, Python code that comes with the model may run.
         show_progress: if True, show a progress bar. By default, it is shown on a terminal and in a notebook.
+            Notes, for example about problems that the policy was trained on, are printed on stderr, except if
+            `show_progress` is False.
 
     Returns:
         the accuracy with its 95% interval, other measures, and all answers.
@@ -113,7 +115,9 @@ def evaluate(
     if isinstance(stop, str) or not all(stop):
         raise InputError(f"stop: should be a list of non-empty texts, such as ['Question:'], not {stop!r}")
     is_shown = is_interactive() if show_progress is None else show_progress
-    shown: dict[str, Any] = {"say": note, "progress": progress} if is_shown else {}
+    shown: dict[str, Any] = {"progress": progress} if is_shown else {}
+    if show_progress is not False:
+        shown["say"] = note
     report = run_evaluations(
         EvaluationRequest(
             policies=(policy,),
@@ -201,7 +205,8 @@ def sample(
         [Problem(prompt, id=prompt) for prompt in prompts], prompting.template or "{prompt}"
     )
     check_prompts_fit(loaded, templated, prompting.max_new_tokens)
-    check_prompts(loaded, templated)
+    for sentence in check_prompts(loaded, templated):
+        note(sentence)
     num = 1 if greedy else num_completions
     completions = sample_completions(
         loaded,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from jinja2 import TemplateError
-
 from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.errors import InputError
 
@@ -138,7 +136,7 @@ def end_of_turn(
         messages.insert(0, {"role": "system", "content": system_prompt})
     try:
         text = render_chat(tokenizer, messages, arguments or {}, date, add_generation_prompt=False)
-    except (TemplateError, TypeError, InputError):
+    except Exception:  # a template may raise any exception
         return None
     return text.rpartition(REPLY)[2].lstrip() if REPLY in text else None
 

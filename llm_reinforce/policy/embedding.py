@@ -11,9 +11,15 @@ from llm_reinforce.policy.language_policy import TokenIds
 
 def num_embeddings(model: nn.Module) -> int | None:
     """Return the number of token ids for which the model has an embedding. None: unknown."""
-    get_embedding: Any = getattr(model, "get_input_embeddings", lambda: None)
-    size = getattr(get_embedding(), "num_embeddings", None)
+    size = getattr(input_embedding(model), "num_embeddings", None)
     return size if isinstance(size, int) else None
+
+
+def input_embedding(model: nn.Module) -> Any:
+    """Return the input embedding of the model, without an adapter around it. None: unknown."""
+    get_embedding: Any = getattr(model, "get_input_embeddings", lambda: None)
+    embedding = get_embedding()
+    return embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding
 
 
 def valid_pad_token(model: nn.Module, pad_token_id: int) -> int:

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Int
-from jinja2 import TemplateError
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
@@ -20,7 +19,7 @@ from llm_reinforce.console.text import visible
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.chat_templates import render_chat
 from llm_reinforce.policy.visible_text import VisibleText
-from llm_reinforce.verifier import REASONING, open_reasoning
+from llm_reinforce.verifier import is_reasoning_tag, open_reasoning
 
 TokenIds = tuple[int, ...]
 
@@ -121,12 +120,13 @@ class LanguagePolicy:
             messages = [{"role": "system", "content": self.system_prompt}, *chat]
         try:
             text = render_chat(self.tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
-        # some templates do not support system turns, or expect the content of a turn to be a list
-        except (TemplateError, TypeError) as error:
+        # some templates do not support system turns, expect a list as content, or are wrong
+        except Exception as error:
             turns = " and ".join(dict.fromkeys(message["role"] for message in messages))
+            remedy = " or remove policy.system_prompt" * (self.system_prompt is not None)
             raise InputError(
                 f"the chat template of the policy does not accept a {turns} turn: {error}; set "
-                "policy.use_chat_template: false or remove policy.system_prompt"
+                f"policy.use_chat_template: false{remedy}"
             ) from error
         # a template may leave out the reasoning in messages of the assistant
         kept = (each["content"].strip() for each in chat if each["role"] != "assistant")
@@ -218,7 +218,7 @@ class LanguagePolicy:
         # In the message of the assistant, text may follow the tag. Elsewhere, the tag may be part of
         # a request, such as "begin with <think>", unless the prompt ends with it.
         in_own_message = self.uses_chat_template and last_mark >= 0
-        return opened if in_own_message or opened.strip() in REASONING else ""
+        return opened if in_own_message or is_reasoning_tag(opened.strip()) else ""
 
     def _check_is_open(self, text: str, token_ids: Sequence[int]) -> None:
         """Check that a prompt does not end in an end token, after which nothing should follow.

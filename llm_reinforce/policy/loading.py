@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
@@ -20,8 +19,8 @@ from llm_reinforce.config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.chat_templates import ChatSettings, default_template, end_of_turn, end_of_turn_token
-from llm_reinforce.policy.embedding import num_embeddings, valid_pad_token
-from llm_reinforce.policy.language_policy import LanguagePolicy
+from llm_reinforce.policy.embedding import input_embedding, num_embeddings, valid_pad_token
+from llm_reinforce.policy.language_policy import LanguagePolicy, without_progress_bars
 from llm_reinforce.policy.model_files import cannot_load, load_model, load_tokenizer, reason, resolve_location
 from llm_reinforce.policy.prompt_checks import with_chat_settings
 from llm_reinforce.policy.row_trial import check_rows
@@ -84,11 +83,12 @@ def load_policy(
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
     try:
-        tokenizer = load_tokenizer(location, trust_remote_code, arguments)
-        model = load_model(location, getattr(torch, dtype), trust_remote_code, arguments)
-    except InputError:
+        with without_progress_bars():
+            tokenizer = load_tokenizer(location, trust_remote_code, arguments)
+            model = load_model(location, getattr(torch, dtype), trust_remote_code, arguments)
+    except (InputError, torch.OutOfMemoryError):
         raise
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # broken files may raise any exception
         raise InputError(cannot_load(str(name_or_path), error)) from error
     if lora is not None:
         model = _with_adapter(model, lora, seed)
@@ -176,8 +176,8 @@ def policy_from_model(
             f"policy: a {type(inner).__name__} has no output layer that predicts tokens; load the model with "
             "AutoModelForCausalLM"
         )
-    num_tokens = inner.get_input_embeddings().num_embeddings
-    if len(tokenizer) > num_tokens:
+    num_tokens = num_embeddings(inner)
+    if num_tokens is not None and len(tokenizer) > num_tokens:
         raise InputError(
             f"policy: the tokenizer has {len(tokenizer):,} tokens, the model only {num_tokens:,}; use the "
             "tokenizer of the model, or call model.resize_token_embeddings"
@@ -276,7 +276,7 @@ def _as_policy(
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else end_token_ids[0]
     model.eval()
     # an embedding with padding_idx computes no gradient for the pad token, which may be the end token
-    model.get_input_embeddings().padding_idx = None
+    input_embedding(model).padding_idx = None
     pad = valid_pad_token(model, int(pad))
     policy = LanguagePolicy(model, tokenizer, end_token_ids, pad, bool(template))
     return with_chat_settings(policy, chat or ChatSettings())
@@ -294,7 +294,7 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     model may not contain this token. Otherwise, it is the first end token of the model, if the model has any.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
-    of_model = ends if isinstance(ends, list) else [] if ends is None else [ends]
+    of_model = [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]
     of_tokenizer = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     if of_tokenizer and of_tokenizer[0] not in of_model:
         special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}

@@ -20,6 +20,9 @@ HOW_TO_CONVERT = (
 )
 
 
+OTHER_WEIGHTS = (".h5", ".msgpack", ".pt", ".pth", ".ckpt")  # of TensorFlow, Flax and PyTorch
+
+
 def resolve_location(name_or_path: str) -> str:
     """Return the location from which transformers loads a model: a local directory, or the unchanged hub id.
 
@@ -164,12 +167,18 @@ def _all_weights(location: str, **arguments: Any) -> Any:
     By default, transformers initializes missing tensors with random numbers.
 
     Raises:
-        InputError: if the only weights are pickles.
+        InputError: if the only weights are pickles, or files of another format than safetensors.
         ValueError: if a tensor is missing or has another shape.
     """
     path = Path(location)
     if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
         raise InputError(f"{location}: {HOW_TO_CONVERT.format(location)}")
+    others = [file.name for suffix in OTHER_WEIGHTS for file in path.glob(f"*{suffix}")]
+    if others and not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"{location}: the weights are in {others[0]}, but only safetensors are read; load them with the "
+            "library that wrote this file, and save the model with save_pretrained of transformers"
+        )
     try:
         model, loaded = AutoModelForCausalLM.from_pretrained(
             location,
@@ -212,9 +221,14 @@ def cannot_load(name: str, error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return the message of an error on one line, without the rest of a long list."""
+    """Return the message of an error on one line, without the rest of a long list.
+
+    The message of an unusual error, such as a KeyError, follows the type of the error.
+    """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if not lines:
         return type(error).__name__
+    if not isinstance(error, OSError | ValueError | RuntimeError | ImportError):
+        lines[0] = f"{type(error).__name__}: {lines[0]}"
     # "Error(s) in loading state_dict:" is followed by the errors
     return lines[0] if len(lines) == 1 or not lines[0].endswith(":") else f"{lines[0]} {lines[1]}"

@@ -14,10 +14,12 @@ from llm_reinforce.policy.chat_templates import (
     end_of_turn_token,
     prints_date,
 )
-from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+from llm_reinforce.policy.language_policy import LanguagePolicy, Prompt, TokenIds
 from llm_reinforce.problems import Problem
 
 NUM_COMPARED = 1_000  # number of prompts whose tokens are compared with each other
+NUM_RENDERED = 8  # number of times that a chat template is rendered, to find out whether it is random
+MAX_SHOWN = 80  # characters of a prompt in a note
 
 
 def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePolicy:
@@ -28,7 +30,7 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
 
     Raises:
         InputError: if the policy does not use a chat template, if the template does not use an argument, if
-            it drops or changes the user's message, or if the date is not valid.
+            it drops or changes the user's message or is random, or if the date is not valid.
     """
     if not policy.uses_chat_template:
         for name in ("system_prompt", "chat_template_kwargs"):
@@ -47,7 +49,13 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     }
     has_date = prints_date(policy.tokenizer)
     changed = replace(policy, **given, chat_template_date=date if has_date else None)
-    changed.render_prompt(PROBE)  # finds a template that drops every text
+    # `render_prompt` finds a template that drops every text
+    if len({changed.render_prompt(PROBE) for _ in range(NUM_RENDERED)}) > 1:
+        raise InputError(
+            "the chat template of the policy renders the same prompt differently each time, so a run could "
+            "not be repeated; remove the random choice from the template, or set "
+            "policy.use_chat_template: false"
+        )
     for text in () if changed.system_prompt is None else (changed.system_prompt.strip(), REPLY):
         if text not in replace(changed, system_prompt=text).render_prompt(PROBE):
             raise InputError(
@@ -79,7 +87,8 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
 
     Returns:
         sentences about tokens that are removed from the prompts, about problems with equal prompts, about
-        prompts that end in open reasoning, and about messages that do not end in an end token.
+        prompts that the tokenizer changes or that contain special tokens, about prompts that end in open
+        reasoning, and about messages that do not end in an end token.
 
     Raises:
         InputError: if all prompts consist of the same tokens although their texts differ.
@@ -88,7 +97,8 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
     prompts = list(dict.fromkeys(problem.prompt for problem in problems))[:NUM_COMPARED]
     if not prompts:
         return []
-    encoded = policy.encode_prompts([distinct[prompt] for prompt in prompts])
+    given = [distinct[prompt] for prompt in prompts]
+    encoded = policy.encode_prompts(given)
     num_distinct = len(set(encoded))
     if num_distinct == 1 < len(prompts):
         raise InputError(
@@ -101,14 +111,62 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
             f"{len(prompts):,} different prompts become only {num_distinct:,} different sequences of tokens, "
             "because the tokenizer does not distinguish all characters"
         )
+    texts = [_texts(prompt) for prompt in given]
+    notes += _notes_on_changed_texts(policy, texts, encoded)
     if opened := policy.opened_reasoning(encoded[0]):
         notes.append(
             f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes the "
             "reasoning block"
         )
     if policy.uses_chat_template:
-        return [*notes, *_notes_on_messages(policy)]
+        return [*notes, *_notes_on_special_tokens(policy, texts), *_notes_on_messages(policy)]
     return [*notes, *_notes_on_added_tokens(policy, prompts[0], encoded[0])]
+
+
+def _texts(prompt: Prompt) -> list[str]:
+    """Return the text of a prompt, or the texts of its messages, except those of the assistant."""
+    if isinstance(prompt, str):
+        return [prompt]
+    return [str(message["content"]) for message in prompt if message["role"] != "assistant"]
+
+
+def _notes_on_changed_texts(
+    policy: LanguagePolicy, prompts: Sequence[Sequence[str]], encoded: Sequence[TokenIds]
+) -> list[str]:
+    """Return a note about prompts whose tokens have another text, if there are any.
+
+    A tokenizer may read `3²` as `32`, drop a minus sign, or replace an unknown character. Tokenizers change
+    white space in many ways, so white space is not compared.
+    """
+    read = policy.tokenizer.batch_decode(  # three times as fast as `policy.decode`
+        [list(token_ids) for token_ids in encoded], clean_up_tokenization_spaces=False
+    )
+    changed = [
+        (text, whole)
+        for texts, whole in zip(prompts, read, strict=True)
+        for text in texts
+        if "".join(text.split()) not in "".join(whole.split())
+    ]
+    if not changed:
+        return []
+    text, whole = (repr(each if len(each) <= MAX_SHOWN else each[:MAX_SHOWN] + "…") for each in changed[0])
+    count = f"{len(changed):,} of {len(prompts):,}"
+    return [f"the tokenizer changes the text of prompts ({count}): it reads {text} as {whole}"]
+
+
+def _notes_on_special_tokens(policy: LanguagePolicy, prompts: Sequence[Sequence[str]]) -> list[str]:
+    """Return a note about texts of the user that contain special tokens, if there are any."""
+    special = set(policy.tokenizer.all_special_tokens)
+    special |= {str(token) for token in policy.tokenizer.added_tokens_decoder.values() if token.special}
+    found = [{token for text in texts for token in special if token and token in text} for texts in prompts]
+    if not any(found):
+        return []
+    token = min(next(filter(None, found)))
+    return [
+        f"{sum(map(bool, found)):,} of {len(prompts):,} prompts contain special tokens, such as {token}, "
+        "although the chat template adds its own; if these prompts are already rendered, set "
+        "policy.use_chat_template: false"
+    ]
 
 
 def _notes_on_added_tokens(policy: LanguagePolicy, prompt: str, encoded: TokenIds) -> list[str]:

@@ -80,6 +80,13 @@ def check_rows(model: nn.Module) -> None:
     Raises:
         InputError: see `scoring_batching` and `sampling_batching`.
     """
+    adapter = getattr(model, "active_peft_config", None)
+    if adapter is not None and adapter.is_prompt_learning:
+        kind = getattr(adapter.peft_type, "value", adapter.peft_type)
+        raise InputError(
+            f"policy: adapters of type {kind} are not supported, because they put virtual tokens before the "
+            "prompt; use an adapter that changes weights, such as LoRA"
+        )
     if packable_model(model) is not None:
         _check_fast_path(model)
     if packable_model(model) is None:
@@ -113,15 +120,23 @@ def _check_fast_path(model: nn.Module) -> None:
         return packed_log_probs(packable, *trial, 1.0, False, None).log_probs[0]
 
     with _evaluating(model):
-        reference = _scored(model, lambda: _alone(model, trial))
-        is_same = _agree(model, _scored(model, log_probs), reference) and _agree_on(
-            model, _sampled(SlotBatch(packable, len(trial.prompts), NUM_ACTIONS), trial), reference.log_probs
-        )
+        with _refusal(model, "a forward pass with token ids alone fails"):
+            reference = _scored(model, lambda: _alone(model, trial))
+        try:
+            slots = SlotBatch(packable, len(trial.prompts), NUM_ACTIONS)
+            is_same = _agree(model, _scored(model, log_probs), reference) and _agree_on(
+                model, _sampled(slots, trial), reference.log_probs
+            )
+            fault = "gives other log-probabilities than transformers"
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a changed layer may raise any exception
+            is_same, fault = False, f"fails ({_reason(error)})"
     if not is_same:
         do_not_pack(packable)
         note(
-            f"policy: the fast path gives other log-probabilities for this {type(packable).__name__} than "
-            "transformers, so it is not used; sampling and training are slower"
+            f"policy: the fast path {fault} for this {type(packable).__name__}, so it is not used; sampling "
+            "and training are slower"
         )
 
 
@@ -282,10 +297,11 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 def _trial_of(model: nn.Module) -> Trial | None:
     """Return two episodes whose prompts have different lengths. None: the model is too small for them."""
-    size = num_embeddings(model)
+    sizes = [num_embeddings(model), getattr(_inner(model).get_output_embeddings(), "out_features", None)]
+    size = min((size for size in sizes if isinstance(size, int)), default=0)
     config = getattr(_inner(model), "config", None)
     limit = getattr(config, "max_position_embeddings", None)
-    if size is None or size < 2 or (isinstance(limit, int) and 0 < limit < max(PROMPT_LENGTHS) + NUM_ACTIONS):
+    if size < 2 or (isinstance(limit, int) and 0 < limit < max(PROMPT_LENGTHS) + NUM_ACTIONS):
         return None
     # some models treat the pad token as padding, even without a mask
     padding = {getattr(config, "pad_token_id", None), getattr(_inner(model), "padding_idx", None)}

@@ -89,11 +89,9 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
         "memorized",
         rows,
         f"accuracy on training problems in {span(rows)} is {training:.1%}, but {held_out:.1%} on held-out "
-        "problems "
-        f"after update {last['update']:,}, so the policy has memorized training problems",
+        f"problems after update {last['update']:,}, so the policy has memorized training problems",
         "use more training problems, training.weight_decay or fewer updates, and choose a checkpoint by the "
-        "held-out "
-        "accuracy",
+        "held-out accuracy",
         [
             f"gap {100 * (training - held_out):.1f} points, 95% interval [{100 * low:.1f}, "
             f"{100 * high:.1f}], with "
@@ -119,8 +117,7 @@ def one_answer(run: RecordedRun) -> Finding | None:
         f"the final answer is {most[:40]!r} to {count:,} of {len(answers):,} problems {where}, whatever the "
         "problem",
         "start a new run with a lower training.learning_rate or a higher reinforce.entropy_coefficient, and "
-        "check "
-        "that the reward depends on the problem",
+        "check that the reward depends on the problem",
         [
             f"{len(right):,} different right answers, of which the most frequent one is right "
             f"{count_right:,} times"

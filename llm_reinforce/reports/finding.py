@@ -35,6 +35,7 @@ EXPLAINED_BY = {
     "equal_rewards": {"no_reward", "collapse"},
     "zero_gradient": {"no_reward", "equal_rewards", "collapse"},
     "no_spread": {"no_reward", "equal_rewards", "zero_gradient", "collapse"},
+    "truncation": {"collapse"},
     "learning_rate_high": {"collapse"},
     "learning_rate_low": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
     "noisy_updates": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},

@@ -129,8 +129,7 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
             else f"stays at {accuracy.last:.1%} (before {accuracy.first:.1%})"
         ),
         "read the completions that earn the reward; then give the reward only to right answers, lower the "
-        "weight "
-        "of the functions that wrong answers satisfy, or cap their values",
+        "weight of the functions that wrong answers satisfy, or cap their values",
         [f"{name}: {change}" for name, change in {"reward": reward, "accuracy": accuracy, **changes}.items()],
     )
 

@@ -13,6 +13,7 @@ NUM_UPDATES = 5  # number of updates over which a sign is measured
 MIN_UPDATES = 2  # a shorter run has no signs
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
 MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
+FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
 PATIENCE, MAX_PATIENCE = 20, 50  # patient signs: a 20th of the run's updates, at most 50
 NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
@@ -47,8 +48,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"{what} and no answer is right, so there is nothing to learn from",
         "check the format of the answers and the reward function, or use easier problems, a warm start, or "
-        "more "
-        "reinforce.episodes_per_problem",
+        "more reinforce.episodes_per_problem",
         verdicts(rows),
     )
 
@@ -82,8 +82,7 @@ def zero_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"the gradient is zero in {span(rows)}, so the policy does not change",
         "check that the episodes of a problem have different rewards (frac_reward_zero_std) and that the "
-        "policy "
-        "still explores (entropy in metrics.jsonl)",
+        "policy still explores (entropy in metrics.jsonl)",
         [
             f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards",
             f"entropy {mean(rows, 'entropy'):.3g} nats per token",
@@ -100,8 +99,7 @@ def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "no_spread",
         rows,
         f"{share:.0%} of the problems in {span(rows)} have equal rewards in all of their episodes, so they "
-        "give "
-        "no gradient if the baseline is computed from the group",
+        "give no gradient if the baseline is computed from the group",
         "use problems that the policy solves sometimes, a reward with partial credit, more "
         "reinforce.episodes_per_problem, or a higher sampling.temperature",
         [
@@ -129,16 +127,19 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which most of the completions are truncated."""
-    truncated = mean(rows, "completions/clipped_ratio")
-    if not truncated >= MANY_TRUNCATED:
+    """Find updates in which most of the completions are truncated, and their share does not fall.
+
+    A policy with random weights first has to learn to end its completions.
+    """
+    half, name = len(rows) // 2, "completions/clipped_ratio"
+    truncated, before, after = (mean(part, name) for part in (rows, rows[:half], rows[half:]))
+    if not after >= max(MANY_TRUNCATED, FALLING * before):  # False if a share is missing
         return None
     return finding(
         "truncation",
         rows,
         f"{truncated:.0%} of the completions in {span(rows)} are truncated by sampling.max_new_tokens, so "
-        "most "
-        "of them have no end token, and may have no answer",
+        "most of them have no end token, and may have no answer",
         "raise sampling.max_new_tokens, or prompt or reward shorter answers",
         [
             f"mean length {mean(rows, 'completions/mean_length'):.1f} of at most "
@@ -173,8 +174,7 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "not_finite",
         rows,
         f"the gradients of {len(bad)} of {len(rows)} updates in {span(rows)} are not finite, so these "
-        "updates "
-        "were skipped",
+        "updates were skipped",
         "start a new run with a lower training.learning_rate (it is "
         f"{number(rows[-1], 'learning_rate'):.3g}), bounded rewards, or a higher-precision policy.dtype or "
         "training.mixed_precision",
@@ -249,6 +249,8 @@ PATIENT = {
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
     """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
+    if sign is truncation:  # needs two halves
+        window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
     return max(window, min(facts.num_updates // PATIENCE, MAX_PATIENCE)) if sign in PATIENT else window
 
 

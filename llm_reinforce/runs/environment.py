@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,7 @@ def environment(seed: int, device: str, num_processes: int = 1) -> Entries:
         "num_processes": num_processes,
         "num_threads": torch.get_num_threads(),
         "thread_settings": {name: os.environ[name] for name in THREAD_SETTINGS if name in os.environ},
-        "versions": {package: _version(package) for package in PACKAGES},
+        "versions": {package: installed_version(package) for package in PACKAGES},
         "git": _git_state(Path(__file__).resolve().parents[2]),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": list(sys.orig_argv),
@@ -144,7 +145,9 @@ def path_entries(paths: Sequence[str]) -> Entries:
     return {given: str(path.absolute()) for given, path in found.items() if path.exists()}
 
 
-def _version(package: str) -> str:
+@cache
+def installed_version(package: str) -> str:
+    """Return the installed version of a package, or "unknown"."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

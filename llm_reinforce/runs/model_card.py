@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.config.strict_yaml import dump_yaml
 from llm_reinforce.errors import without_secrets
+from llm_reinforce.runs.environment import installed_version
 from llm_reinforce.runs.run_directory import RunDirectory
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -44,8 +44,9 @@ def model_card(run: RunDirectory) -> str:
         _results(run.rows("evaluations.jsonl")),
         _usage(config),
         f"## Settings\n\n{fence}yaml\n{settings}{fence}\n",
-        f"Trained with llm-reinforce {_version('llm-reinforce')}, torch {_version('torch')} and "
-        f"transformers {_version('transformers')}.\n",
+        "Trained with {}, {} and {}.\n".format(
+            *(f"{name} {installed_version(name)}" for name in ("llm-reinforce", "torch", "transformers"))
+        ),
     ]
     return without_secrets("\n".join(part for part in parts if part))
 
@@ -132,10 +133,3 @@ def _code(text: str) -> str:
 def _fence(text: str, least: int) -> str:
     """Return a row of at least `least` backticks that is longer than any row of backticks in the text."""
     return "`" * max(least, 1 + max(map(len, re.findall("`+", text)), default=0))
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "(unknown version)"

@@ -28,6 +28,7 @@ OWN_NAMES = (
     "checkpoints",
     "policy",
     "report.html",
+    "trackers",  # logs of experiment trackers
     "initial_policy",  # a policy object passed in Python
     "problems",  # problem objects passed in Python
 )

@@ -59,6 +59,7 @@ from llm_reinforce.training.host_process import fewer_collections, seeded
 from llm_reinforce.training.learning_rates import learning_rate_schedule, set_learning_rates
 from llm_reinforce.training.metrics import describe_episode, update_metrics
 from llm_reinforce.training.problem_order import ProblemOrder
+from llm_reinforce.training.trackers import Trackers
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
@@ -186,6 +187,7 @@ class TrainingLoop:
                 and next(policy.model.parameters()).dtype.itemsize >= 4,
             )
         )
+        self.trackers = Trackers()  # replaced while a run is recorded
         self.stop_requested = False
         # the first and the latest evaluation made by this object, by decoding and number of updates
         self.evaluations: dict[str, dict[int, Evaluation]] = {}
@@ -583,11 +585,14 @@ class TrainingLoop:
         self._warn(self.warning_signs.add(metrics))
         if self.run_directory is not None:
             self.run_directory.append("metrics.jsonl", metrics)
+            lines = []
             for row in range(min(self.training.logged_episodes, len(batch))):
                 episode = batch.episodes[row]
                 texts = self.policy.token_texts(episode.completion.token_ids)
                 line = describe_episode(episode, estimate.returns[row], estimate.advantages[row], texts)
                 self.run_directory.append("episodes.jsonl", {"update": self.state.num_updates, **line})
+                lines.append(line)
+            self.trackers.update(metrics, lines)
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
@@ -673,6 +678,7 @@ class TrainingLoop:
                 self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
                 num_answers = None if is_first_or_last else NUM_ANSWERS
                 self.run_directory.append_answers(where, evaluation, num_answers)
+                self.trackers.evaluation(self.state.num_updates, evaluation)
 
     def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation | None:
         """Return an evaluation, or None if a stop is requested before it is complete."""

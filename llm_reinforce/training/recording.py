@@ -62,8 +62,8 @@ def recording(
 def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
-    `num_updates` and `num_tokens` may be larger than in the settings of the run. If no `chat_template_date`
-    is given, the date of the run is used.
+    `num_updates` and `num_tokens` may be larger than in the settings of the run, and the trackers may differ.
+    If no `chat_template_date` is given, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -83,7 +83,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     Args:
         file: `recipe.yaml` of the run.
         config: settings to compare with.
-        may_grow: ignore a larger number of updates and a larger budget of tokens.
+        may_grow: ignore a larger number of updates, a larger budget of tokens, and other trackers.
 
     Raises:
         InputError: if the file is not a valid recipe.
@@ -93,8 +93,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     if config.policy.chat_template_date is None:
         may_differ.add("policy.chat_template_date")  # the date of the run is used
     if may_grow:
-        may_differ |= {f"training.{name}" for name in _raised_limits(before, config)}
-    own, given = _flat(before.model_dump()), _flat(config.model_dump())
+        may_differ |= {f"training.{name}" for name in (*_raised_limits(before, config), "trackers")}
+    own, given = flattened(before.model_dump()), flattened(config.model_dump())
     shared = own.keys() & given.keys()
     return [
         f"  {key}: {own.get(key, 'absent')} in the run, {given.get(key, 'absent')} now"
@@ -129,7 +129,7 @@ def _raised_limits(before: Config, now: Config) -> list[str]:
     return grown
 
 
-def _flat(values: object, path: str = "") -> dict[str, object]:
+def flattened(values: object, path: str = "") -> dict[str, object]:
     """Flatten nested mappings and lists of mappings to one mapping with dotted keys.
 
     An empty mapping is kept as a value.
@@ -140,7 +140,7 @@ def _flat(values: object, path: str = "") -> dict[str, object]:
         return {path: values}
     flat: dict[str, object] = {}
     for key, value in values.items():
-        flat |= _flat(value, f"{path}.{key}" if path else key)
+        flat |= flattened(value, f"{path}.{key}" if path else key)
     return flat
 
 

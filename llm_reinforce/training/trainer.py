@@ -38,6 +38,7 @@ from llm_reinforce.training.recording import (
     with_recorded_date,
 )
 from llm_reinforce.training.run_record import run_record
+from llm_reinforce.training.trackers import check_trackers, tracking
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,7 @@ class TrainingResult:
     """Outcome of a training run.
 
         result = trainer.train()
+        print(result)  # a summary of a few lines
         print(result.history[-1]["reward"], result.after["greedy"].accuracy)
         print(result.comparisons["greedy"]["accuracy"].interval)
 
@@ -79,6 +81,20 @@ class TrainingResult:
     is_over: bool
     seconds: float
     output_dir: Path | None
+
+    def __str__(self) -> str:
+        """Return a few lines: number of updates, accuracy before and after, warnings, and directory."""
+        state, end = self.state, "finished" if self.is_over else "stopped"
+        lines = [f"{end} after update {state.num_updates:,}, with {state.num_tokens:,} sampled tokens"]
+        for decoding, before in self.before.items():
+            after = self.after[decoding]
+            low, high = after.interval
+            lines.append(
+                f"{decoding} accuracy: {before.accuracy:.1%} before, {after.accuracy:.1%} "
+                f"[{100 * low:.1f}, {100 * high:.1f}] after, on {len(after.problems):,} problems"
+            )
+        lines += [f"warning: {sentence}" for sentence in self.warnings]
+        return "\n".join([*lines, *([f"recorded in {self.output_dir}"] if self.output_dir else [])])
 
 
 class ReinforceTrainer:
@@ -189,11 +205,14 @@ class ReinforceTrainer:
             )
         given = read_arguments(policy, problems, rewards, held_out, output_dir, config, settings)
         self.config = config_from_keywords(config, given.sections, given.keywords)
+        check_trackers(self.config.training)
         self._given = given
         self._directory: RunDirectory | None = None
         if "output_dir" in self.config.model_fields_set:
             self._directory = RunDirectory(Path(self.config.output_dir).expanduser())
             check_can_be_recorded(given.policy, given.problems)
+        elif self.config.training.trackers:
+            raise InputError("training.trackers: used only for a recorded run; set output_dir")
         self._shows_progress = progress
         self._is_running = False  # an iterator of `updates` is open
         self._has_run = False
@@ -258,7 +277,8 @@ class ReinforceTrainer:
 
         Args:
             resume: continue the run in `output_dir` from its newest checkpoint. The settings of the trainer
-                must equal those of the run, except that `num_updates` and `num_tokens` may be larger.
+                must equal those of the run, except that `num_updates` and `num_tokens` may be larger and
+                `trackers` may differ.
             overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:
@@ -422,6 +442,7 @@ class ReinforceTrainer:
         if not is_main:
             yield
             return
+        say = self._loop.display.say
         with recording(
             self._directory,
             self.config,
@@ -437,9 +458,10 @@ class ReinforceTrainer:
             ),
             resume=resume,
             overwrite=overwrite,
-            say=self._loop.display.say,
+            say=say,
         ):
-            yield
+            with tracking(self.config, self._directory, say) as self._loop.trackers:
+                yield
             if is_over(self._loop.training, self._loop.state):
                 write_model_card(self._directory)
         # after the lock is released, since the report of a run whose lock is held shows that it is running

@@ -2,12 +2,12 @@
 
 from llm_reinforce.verifier.algebra import check_algebra
 from llm_reinforce.verifier.audit import Audit, Doubt, Loss, audit_answers, find_doubts, find_losses
-from llm_reinforce.verifier.final_answer import REASONING, open_reasoning, split_at_mark
+from llm_reinforce.verifier.final_answer import split_at_mark
 from llm_reinforce.verifier.plain_answers import Verdict, extract_answer, read_answer
+from llm_reinforce.verifier.reasoning_blocks import is_reasoning_tag, open_reasoning
 from llm_reinforce.verifier.verify import verify
 
 __all__ = [
-    "REASONING",
     "Audit",
     "Doubt",
     "Loss",
@@ -17,6 +17,7 @@ __all__ = [
     "extract_answer",
     "find_doubts",
     "find_losses",
+    "is_reasoning_tag",
     "open_reasoning",
     "read_answer",
     "split_at_mark",

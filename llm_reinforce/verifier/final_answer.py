@@ -17,6 +17,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from llm_reinforce.verifier.reasoning_blocks import after_reasoning
+
 MAX_READ = 32_768  # characters read at the end of a completion
 MAX_SLOT = 2_048  # maximum characters of a slot
 _MAX_LINE = 512
@@ -24,14 +26,6 @@ _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
 
 MARK = re.compile(r"[<>\\#aA[◁]|option|choice")  # tags, quotations, boxes, ####, "answer"
-REASONING = {
-    **{f"<{name}>": f"</{name}>" for name in ("think", "thinking", "reasoning", "thought", "seed:think")},
-    "[THINK]": "[/THINK]",
-    "◁think▷": "◁/think▷",
-    "<|begin_of_thought|>": "<|end_of_thought|>",
-    "<|channel|>analysis<|message|>": "<|channel|>final<|message|>",
-}
-"""Tags that open a reasoning block, and the tags that close it."""
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
@@ -89,7 +83,7 @@ def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswe
     """
     if len(completion) <= _MAX_LINE and not MARK.search(completion):  # the most common case
         return FinalAnswer(completion)
-    text = _after_reasoning(completion)
+    text = after_reasoning(completion)
     if len(text) > MAX_READ:
         # remove the first token, which may be part of a number that was cut
         text = _CUT_TOKEN.sub("", text[-MAX_READ:], count=1)
@@ -120,29 +114,6 @@ def committed_part(line: str) -> str:
     if end is None or _CORRECTION.match(line, end.end()):
         return line
     return line[: end.end()]
-
-
-def _after_reasoning(completion: str) -> str:
-    start = 0
-    tags = {opening: closing for opening, closing in REASONING.items() if opening[0] in completion}
-    for opening, closing in tags.items():
-        closed = completion.rfind(closing)
-        if completion.rfind(opening) > closed:
-            return ""  # the completion ends inside the reasoning block
-        if closed >= 0:
-            start = max(start, closed + len(closing))
-    return completion[start:] if start else completion
-
-
-def open_reasoning(text: str) -> str:
-    """Return the end of a text from the tag of its open reasoning block, or "" if no block is open.
-
-    >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
-    '<think>\\nFirst,'
-    """
-    starts = {opening: text.rfind(opening) for opening in REASONING}
-    found = [start for opening, start in starts.items() if start > text.rfind(REASONING[opening])]
-    return text[min(found) :] if found else ""
 
 
 def _after_hashes(text: str, *, truncated: bool) -> tuple[str, int]:

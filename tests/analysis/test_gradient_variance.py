@@ -11,7 +11,13 @@ import pytest
 import torch
 from toy import BEFORE, PROMPTS, Toy, all_episodes, make_toy
 
-from llm_reinforce.analysis import MeasuredEpisodes, collect_updates, estimators_for, measure_estimators
+from llm_reinforce.analysis import (
+    GradientVariance,
+    MeasuredEpisodes,
+    collect_updates,
+    estimators_for,
+    measure_estimators,
+)
 from llm_reinforce.analysis.estimators import action_weights
 from llm_reinforce.analysis.gradient_variance import estimator_statistics
 from llm_reinforce.config import ReinforceConfig, SamplingConfig
@@ -24,7 +30,7 @@ from llm_reinforce.rewards import WeightedReward, correct_answer
 
 PLAIN = ReinforceConfig(problems_per_update=4, episodes_per_problem=2)
 COVERED = ("none", "leave_one_out", "value, λ 0.9")
-NUM_REPEATS, NUM_GROUPS = 200, 96
+NUM_REPEATS, NUM_GROUPS = 100, 96
 
 
 @pytest.fixture(scope="module")
@@ -82,15 +88,13 @@ def test_reward_to_go_has_a_lower_variance_than_the_whole_return(toy: Toy) -> No
 # -------------------------------------------------------------------------------------- coverage
 
 
-def test_intervals_cover_the_exact_values_at_their_nominal_rate(
-    exact_policy: Callable[..., LanguagePolicy],
-) -> None:
-    """The coverage is at least 89% for each statistic (95% minus four standard errors), and 95% ± 2% overall.
+def test_intervals_cover_the_exact_values_at_their_nominal_rate(toy: Toy) -> None:
+    """The coverage is at least 87% for each statistic (95% minus four standard errors), and 95% ± 2% overall.
 
-    tests/benchmarks/variance_coverage.py also has other numbers of groups and rarer rewards.
+    tests/benchmarks/variance_coverage.py has more repetitions, other numbers of groups and rarer rewards.
     """
-    toy = make_toy(exact_policy(alphabet="01", seed=3), names=COVERED)
-    truths = {name: toy.truth(name, toy.cosine(name, NUM_GROUPS, 2000)) for name in COVERED}
+    toy = toy.only(COVERED)
+    truths = {name: toy.truth(name, toy.cosine(name, NUM_GROUPS, 1000)) for name in COVERED}
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for seed in range(NUM_REPEATS):
         figures, squared_norm, _ = toy.measure(NUM_GROUPS, seed)
@@ -102,7 +106,7 @@ def test_intervals_cover_the_exact_values_at_their_nominal_rate(
                     slack = 1e-6 * abs(truth)  # the expectation of group_mean is exactly ∇J / 2
                     hits[found.name, figure].append(measured.low - slack <= truth <= measured.high + slack)
     shares = {key: float(np.mean(held)) for key, held in hits.items()}
-    assert {key: share for key, share in shares.items() if share < 0.89} == {}
+    assert {key: share for key, share in shares.items() if share < 0.87} == {}
     assert 0.93 <= np.mean(list(shares.values())) <= 0.97
 
 
@@ -222,8 +226,8 @@ def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> 
 
 
 def is_even(completion: str, problem: Problem) -> float:
-    """A reward that a policy with random weights receives sometimes."""
-    return float(len(completion) % 2 == 0)
+    """A reward that a policy with random weights receives often."""
+    return float(completion[:1] in set("02468"))
 
 
 def collected_of(
@@ -241,53 +245,66 @@ def collected_of(
     )
 
 
-def test_updates_are_complete_and_groups_are_numbered_across_them(tiny_policy: LanguagePolicy) -> None:
-    collected = collected_of(tiny_policy, num_problems=10)
-    assert [len(update) for update in collected.updates] == [8, 8, 8]
-    assert collected.batch.groups.tolist() == [group for group in range(12) for _ in range(2)]
-    fewer = collected_of(tiny_policy, num_problems=3)
+@pytest.fixture(scope="module")
+def tiny(exact_policy: Callable[..., LanguagePolicy]) -> LanguagePolicy:
+    """A policy that the tests do not change."""
+    return exact_policy()
+
+
+@pytest.fixture(scope="module")
+def collected(tiny: LanguagePolicy) -> MeasuredEpisodes:
+    return collected_of(tiny)
+
+
+@pytest.fixture(scope="module")
+def measured(tiny: LanguagePolicy, collected: MeasuredEpisodes) -> GradientVariance:
+    return measure_estimators(tiny, collected, estimators_for(PLAIN))
+
+
+def test_updates_are_complete_and_groups_are_numbered_across_them(tiny: LanguagePolicy) -> None:
+    collected = collected_of(tiny, num_problems=6)
+    assert [len(update) for update in collected.updates] == [8, 8]
+    assert collected.batch.groups.tolist() == [group for group in range(8) for _ in range(2)]
+    fewer = collected_of(tiny, num_problems=3)
     assert [len(update) for update in fewer.updates] == [6]
 
 
-def test_moving_average_uses_discounted_returns(tiny_policy: LanguagePolicy) -> None:
-    whole, discounted = (
-        collected_of(tiny_policy, discount=gamma).moving_average.value for gamma in (1.0, 0.5)
-    )
-    assert 0 < discounted < whole < 1
+def test_moving_average_uses_discounted_returns(tiny: LanguagePolicy, collected: MeasuredEpisodes) -> None:
+    discounted = collected_of(tiny, discount=0.5).moving_average.value
+    assert 0 < discounted < collected.moving_average.value < 1
 
 
-def test_measurement_is_deterministic_and_does_not_change_the_policy(tiny_policy: LanguagePolicy) -> None:
-    before = {name: each.clone() for name, each in tiny_policy.model.named_parameters()}
-    collected = collected_of(tiny_policy)
+def test_measurement_is_deterministic_and_does_not_change_the_policy(
+    tiny: LanguagePolicy, collected: MeasuredEpisodes, measured: GradientVariance
+) -> None:
+    before = {name: each.clone() for name, each in tiny.model.named_parameters()}
     reported: list[int] = []
-    first = measure_estimators(tiny_policy, collected, estimators_for(PLAIN), progress=reported.append)
-    again = measure_estimators(tiny_policy, collected, estimators_for(PLAIN))
-    assert first == again
+    again = measure_estimators(tiny, collected, estimators_for(PLAIN), progress=reported.append)
+    assert again == measured
     assert reported == list(range(1, 49))
-    assert all(torch.equal(before[name], each) for name, each in tiny_policy.model.named_parameters())
-    assert all(parameter.grad is None for parameter in tiny_policy.model.parameters())
-    assert (first.num_problems, first.episodes_per_problem, first.episodes_per_update) == (24, 2, 8)
-    assert 4 <= first.num_with_gradient <= 24
-    assert first.sketch_error == 0.0
-    assert first.num_parameters == sum(p.numel() for p in tiny_policy.model.parameters())
-    for each in first.estimators:
+    assert all(torch.equal(before[name], each) for name, each in tiny.model.named_parameters())
+    assert all(parameter.grad is None for parameter in tiny.model.parameters())
+    assert (again.num_problems, again.episodes_per_problem, again.episodes_per_update) == (24, 2, 8)
+    assert 4 <= again.num_with_gradient <= 24
+    assert again.sketch_error == 0.0
+    assert again.num_parameters == sum(p.numel() for p in tiny.model.parameters())
+    for each in again.estimators:
         assert 0 < each.variance.low < each.variance.value < each.variance.high
         assert -1 <= each.cosine.low <= each.cosine.value <= each.cosine.high <= 1
         assert (each.bias is None) == each.is_unbiased
 
 
-def test_error_of_a_sketch_is_within_its_bound(tiny_policy: LanguagePolicy) -> None:
-    collected = collected_of(tiny_policy)
-    estimators = estimators_for(PLAIN)[:7]
-    exact = measure_estimators(tiny_policy, collected, estimators)
-    found = measure_estimators(tiny_policy, collected, estimators, sketch_size=512)
+def test_error_of_a_sketch_is_within_its_bound(
+    tiny: LanguagePolicy, collected: MeasuredEpisodes, measured: GradientVariance
+) -> None:
+    found = measure_estimators(tiny, collected, estimators_for(PLAIN)[:7], sketch_size=512)
     assert found.sketch_error == math.sqrt(2 / 512)
-    for one, other in zip(exact.estimators, found.estimators, strict=True):
+    for one, other in zip(measured.estimators, found.estimators, strict=False):
+        assert other.name == one.name
         assert other.variance.value == pytest.approx(one.variance.value, rel=4 * found.sketch_error)
 
 
-def test_equal_returns_are_an_error(tiny_policy: LanguagePolicy) -> None:
-    collected = collected_of(tiny_policy)
+def test_equal_returns_are_an_error(tiny: LanguagePolicy, collected: MeasuredEpisodes) -> None:
     updates = [
         EpisodeBatch.of(
             [replace(episode, reward=0.9) for episode in update.episodes], update.logged, update.greedy
@@ -295,4 +312,4 @@ def test_equal_returns_are_an_error(tiny_policy: LanguagePolicy) -> None:
         for update in collected.updates
     ]
     with pytest.raises(InputError, match="none of the 24 problems have a gradient"):
-        measure_estimators(tiny_policy, replace(collected, updates=tuple(updates)), estimators_for(PLAIN))
+        measure_estimators(tiny, replace(collected, updates=tuple(updates)), estimators_for(PLAIN))

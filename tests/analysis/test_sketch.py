@@ -11,7 +11,7 @@ from torch import Tensor
 
 from llm_reinforce.analysis.sketch import Sketch
 
-SIZE, NUM_SEEDS = 16, 1000
+SIZE, NUM_SEEDS = 16, 250
 
 
 def vectors(num_numbers: int) -> dict[str, Tensor]:
@@ -82,7 +82,7 @@ def test_error_equals_the_theoretical_one() -> None:
     # Var ‖Sv‖² = (2/size) (‖v‖⁴ - Σ over blocks of ‖block‖⁴), for ten blocks with one nonzero number each
     vector = vectors(10 * SIZE)["numbers a whole size apart"]
     found = [float((Sketch.random(10 * SIZE, SIZE, seed)(vector) ** 2).sum()) for seed in range(NUM_SEEDS)]
-    assert np.std(found) == pytest.approx(math.sqrt(2 / SIZE * (10**2 - 10)), rel=0.15)
+    assert np.std(found) == pytest.approx(math.sqrt(2 / SIZE * (10**2 - 10)), rel=0.2)
 
 
 def test_inner_products_are_unbiased() -> None:
@@ -101,17 +101,17 @@ def test_inner_products_are_unbiased() -> None:
 def test_total_variance_of_sketched_vectors(is_one_sided: bool) -> None:
     num_numbers = 6 * SIZE + 5
     generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(30, num_numbers, generator=generator, dtype=torch.float64)
+    sample = torch.randn(10, num_numbers, generator=generator, dtype=torch.float64)
     if is_one_sided:  # the worst case: all vectors vary along one direction, so no errors average out
         sample = sample[:, :1] * vectors(num_numbers)["numbers a whole size apart"]
     exact = float(sample.var(dim=0).sum())
     found = np.array(
         [
             float(torch.stack([sketch(vector) for vector in sample]).var(dim=0).sum()) / exact
-            for sketch in (Sketch.random(num_numbers, SIZE, seed) for seed in range(300))
+            for sketch in (Sketch.random(num_numbers, SIZE, seed) for seed in range(NUM_SEEDS))
         ]
     )
-    assert abs(found.mean() - 1) <= 4 * found.std() / math.sqrt(300)
+    assert abs(found.mean() - 1) <= 4 * found.std() / math.sqrt(NUM_SEEDS)
     assert found.std() <= math.sqrt(2 / SIZE) * 1.2
 
 

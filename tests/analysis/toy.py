@@ -4,8 +4,8 @@ There are two prompts, each with the seven completions of at most two actions ou
 
     end | 0 end | 1 end | 0 0 | 0 1 | 1 0 | 1 1
 
-A group consists of two episodes of one prompt, so there are 2 x 49 possible groups. The expectation of every
-estimate is a finite sum over these groups, weighted by their probabilities.
+A group consists of two episodes of one prompt in any order, so there are 2 x 28 possible groups. The
+expectation of every estimate is a finite sum over these groups, weighted by their probabilities.
 """
 
 import math
@@ -13,7 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import combinations_with_replacement, product
 from random import Random
 
 import numpy as np
@@ -84,6 +84,18 @@ def all_episodes(
     return episodes, np.asarray(probabilities)
 
 
+class Grams(dict[tuple[int, int], np.ndarray]):
+    """Inner products of the groups' gradients, each computed when it is first needed."""
+
+    def __init__(self, gradients: EpisodeGradients, groups: Sequence[int]) -> None:
+        super().__init__()
+        self.gradients, self.groups = gradients, groups
+
+    def __missing__(self, pair: tuple[int, int]) -> np.ndarray:
+        self[pair] = self.gradients.gram(*pair, self.groups)
+        return self[pair]
+
+
 @dataclass(frozen=True)
 class Toy:
     """All groups of two episodes, with their probabilities and their contributions to each gradient."""
@@ -94,15 +106,20 @@ class Toy:
     groups: Sequence[int]  # of each episode
 
     @cached_property
-    def grams(self) -> np.ndarray:
-        """Inner products ⟨h_k, h'_l⟩ as [estimator, other estimator, group, group]."""
-        numbers = range(len(self.estimators))
-        return np.array([[self.gradients.gram(i, j, self.groups) for j in numbers] for i in numbers])
+    def grams(self) -> "Grams":
+        """Inner products ⟨h_k, h'_l⟩ as [group, group], by two estimators."""
+        return Grams(self.gradients, self.groups)
 
     def gram(self, name: str, other: str | None = None) -> np.ndarray:
         """Return the inner products for two estimators, given by name."""
         names = [estimator.name for estimator in self.estimators]
-        return np.asarray(self.grams[names.index(name), names.index(other or name)])
+        return self.grams[names.index(name), names.index(other or name)]
+
+    def only(self, names: Sequence[str]) -> "Toy":
+        """Return a toy with some of the estimators, given by name."""
+        kept = [index for index, estimator in enumerate(self.estimators) if estimator.name in names]
+        gradients = replace(self.gradients, coefficients=self.gradients.coefficients[kept])
+        return replace(self, estimators=[self.estimators[index] for index in kept], gradients=gradients)
 
     def squared_norm(self, name: str, other: str | None = None) -> float:
         """Return ⟨E h, E h'⟩ for two estimators, given by name."""
@@ -171,12 +188,13 @@ def make_toy(
     for prompt in PROMPTS:
         episodes, chances = all_episodes(policy, prompt, is_rare=is_rare)
         learned = arbitrary_values(prompt)
-        for one, two in product(range(len(episodes)), repeat=2):
+        for one, two in combinations_with_replacement(range(len(episodes)), 2):
             number = len(updates)
             pair = [replace(episodes[row], group=number) for row in (one, two)]
             updates.append(EpisodeBatch.of(pair, greedy=[replace(episodes[2], group=number)]))
             values.append(padded([learned(episode.completion.token_ids) for episode in pair]))
-            probabilities.append(chances[one] * chances[two] / len(PROMPTS))
+            num_orders = 1 if one == two else 2
+            probabilities.append(num_orders * chances[one] * chances[two] / len(PROMPTS))
     collected = MeasuredEpisodes(tuple(updates), BEFORE, tuple(values))
     estimators = tuple(each for each in estimators_for(settings) if not names or each.name in names)
     weights = torch.stack([action_weights(estimator, collected) for estimator in estimators])

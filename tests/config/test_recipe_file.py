@@ -187,7 +187,7 @@ IMPOSSIBLE = [
     ("problems.generate.operations=[division, division]", "problems.generate.operations", "value once"),
     ("problems.generate.digits=[1, 1]", "problems.generate.digits", "should list each value once"),
     ("problems={train: {data: a.jsonl, config: main}}", "problems.train.config", "not used for a file"),
-    ("problems={train: {data: ~/A.JSON, split: test}}", "problems.train.split", "not used for a file"),
+    ("problems={train: {data: ~/A.JSONL, split: test}}", "problems.train.split", "not used for a file"),
     ("rewards=[{function: correct_answer, arguments: {pattern: a}}]",
      "rewards.0.arguments.pattern", "not an argument of correct_answer (it takes no arguments)"),
     ("rewards=[{function: conciseness, arguments: {max_token: 9}}]",

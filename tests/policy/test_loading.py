@@ -527,6 +527,29 @@ def test_message_about_pickled_weights_says_how_to_convert_them(model_copy: Path
         assert f"M.from_pretrained('{model_copy}').save_pretrained('{model_copy}')" in message
 
 
+@pytest.mark.parametrize("name", ["tf_model.h5", "flax_model.msgpack", "model.pt"])
+def test_message_about_weights_of_another_format_names_the_file(model_copy: Path, name: str) -> None:
+    (model_copy / "model.safetensors").rename(model_copy / name)
+    assert f"the weights are in {name}, but only safetensors are read" in error_of(model_copy)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"hidden_size": "a"},
+        {"num_attention_heads": 0},
+        {"hidden_act": "unknown"},
+        {"rope_parameters": {"rope_type": "unknown"}},
+        {"_attn_implementation": "flash_attention_2"},
+        {"dtype": "unknown"},
+    ],
+)
+def test_invalid_settings_of_a_model_are_rejected(model_copy: Path, settings: dict[str, Any]) -> None:
+    file = model_copy / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | settings))
+    assert str(model_copy) in error_of(model_copy)
+
+
 def test_named_chat_templates_without_a_default_are_rejected(model_copy: Path) -> None:
     policy = load_policy(model_copy)
     policy.tokenizer.chat_template = {"rag": TEMPLATE, "tool_use": TEMPLATE}

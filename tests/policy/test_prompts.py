@@ -190,7 +190,7 @@ def test_prompts_that_become_the_same_tokens_are_reported() -> None:
         InputError, match="all prompts become the same tokens, '0=', although their texts differ"
     ):
         check_prompts(policy, [Problem("1=", "1"), Problem("2=", "2")])
-    (note,) = check_prompts(policy, [Problem(text, "1") for text in ("1=", "2=", "3+")])
+    note, _ = check_prompts(policy, [Problem(text, "1") for text in ("1=", "2=", "3+")])
     assert note.startswith("3 different prompts become only 2 different sequences of tokens")
 
 
@@ -198,6 +198,35 @@ def _replacing(pattern: str, text: str) -> Any:
     from tokenizers import Regex, normalizers
 
     return normalizers.Replace(Regex(pattern), text)
+
+
+def test_prompts_that_the_tokenizer_changes_are_reported() -> None:
+    policy = new_policy(None)
+    problems = [Problem("3-4=", "-1"), Problem("3+4=", "7")]
+    assert check_prompts(policy, problems) == []
+    policy.tokenizer.backend_tokenizer.normalizer = _replacing("-", "")
+    (note,) = check_prompts(policy, problems)
+    assert note == "the tokenizer changes the text of prompts (1 of 2): it reads '3-4=' as '34='"
+
+
+def test_prompts_that_are_already_rendered_are_reported() -> None:
+    problems = [Problem("U3+4=<|im_end|>\nT:", "7"), Problem("3+5=", "8")]
+    (note,) = check_prompts(new_policy(), problems)
+    assert note.startswith("1 of 2 prompts contain special tokens, such as <|im_end|>")
+    assert check_prompts(new_policy(None), problems) == []
+
+
+@pytest.mark.parametrize("choice", ["{{ range(99)|random }}", "{{ lipsum(1) }}"])
+def test_template_that_renders_at_random_is_rejected(choice: str) -> None:
+    with pytest.raises(InputError, match="renders the same prompt differently each time"):
+        new_policy(choice + CHAT)
+
+
+@pytest.mark.parametrize("error", ["{{ 1 / 0 }}", "{% if %}", "{{ a.b.c }}", "{{ messages[5].content }}"])
+def test_template_with_an_error_is_rejected(error: str) -> None:
+    with pytest.raises(InputError, match="does not accept a user turn") as caught:
+        new_policy(error + CHAT)
+    assert "system_prompt" not in str(caught.value)  # there is none to remove
 
 
 def test_template_arguments_reach_the_template() -> None:
@@ -349,6 +378,13 @@ def test_tag_in_the_turn_of_the_user_opens_no_reasoning() -> None:
         "◁think▷",
         "<|begin_of_thought|>",
         "<|channel|>analysis<|message|>",
+        "<THINK>",
+        "<Thought>",
+        "<longcat_think>",
+        "<|START_THINKING|>",
+        "<|think_start|>",
+        "<scratchpad>",
+        "<reflection>",
     ],
 )
 def test_answer_within_open_reasoning_is_no_answer(opening: str) -> None:
@@ -356,7 +392,13 @@ def test_answer_within_open_reasoning_is_no_answer(opening: str) -> None:
 
 
 def test_closed_reasoning_is_skipped() -> None:
-    for text in ("[THINK]6[/THINK]7", "<|channel|>analysis<|message|>6<|end|><|channel|>final<|message|>7"):
+    for text in (
+        "[THINK]6[/THINK]7",
+        "<Thought>6</thought>7",
+        "<|START_THINKING|>6<|END_THINKING|>7",
+        "<|begin_of_thought|>6<|end_of_thought|>7",
+        "<|channel|>analysis<|message|>6<|end|><|channel|>final<|message|>7",
+    ):
         assert verify(text, "7").correct
 
 

@@ -5,6 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import (
+    AdaptionPromptConfig,
+    LoraConfig,
+    PromptTuningConfig,
+    TrainableTokensConfig,
+    get_peft_model,
+)
 from transformers import (
     BartConfig,
     BartForCausalLM,
@@ -181,6 +188,33 @@ def test_fast_path_that_differs_from_the_plain_path_is_not_used(
     assert packed_forward.packable_model(model) is None
 
 
+def llama() -> LlamaForCausalLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return LlamaForCausalLM(LlamaConfig(**LLAMA)).eval()
+
+
+@pytest.mark.parametrize(
+    "adapter",
+    [
+        LoraConfig(task_type="CAUSAL_LM", r=2, target_modules=["embed_tokens"], init_lora_weights=False),
+        TrainableTokensConfig(task_type="CAUSAL_LM", token_indices=[3], target_modules=["embed_tokens"]),
+        AdaptionPromptConfig(task_type="CAUSAL_LM", adapter_len=2, adapter_layers=1),
+    ],
+    ids=lambda adapter: type(adapter).__name__,
+)
+def test_adapters_that_replace_layers_are_supported(adapter: Any) -> None:
+    model = get_peft_model(llama(), adapter).eval()
+    policy = policy_from_model(model, character_tokenizer("0123456789+="))
+    together = token_log_probs(policy.model, PROMPTS, COMPLETIONS, pad_token_id=1)
+    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
+        logits = model(input_ids=torch.tensor([prompt + completion]), use_cache=False).logits[0]
+        expected = logits.log_softmax(-1)[len(prompt) - 1 : -1].gather(1, torch.tensor(completion)[:, None])
+        torch.testing.assert_close(
+            together.log_probs[row, : len(completion)], expected[:, 0], rtol=1e-4, atol=1e-4
+        )
+
+
 def test_check_changes_neither_gradients_nor_the_mode_of_the_model() -> None:
     model = model_of("bart").train()
     model.model.decoder.layers[0].fc1.bias.requires_grad_(False)
@@ -208,6 +242,11 @@ def test_encoder_is_rejected() -> None:
     assert "is_decoder: true" in message
     with pytest.raises(InputError, match="depend on later tokens"):
         token_log_probs(BertLMHeadModel(BertConfig(**BERT)), [(4, 5)], [(6, 7)], pad_token_id=1)
+
+
+def test_adapter_with_virtual_tokens_is_rejected_by_its_type() -> None:
+    adapter = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
+    assert "adapters of type PROMPT_TUNING are not supported" in refusal(get_peft_model(llama(), adapter))
 
 
 def test_model_without_a_cache_of_keys_and_values_is_rejected() -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import peft
@@ -82,30 +83,32 @@ def features_of(model: Any, **options: Any) -> Tensor:
     return action_features(model, PROMPTS, COMPLETIONS, pad_token_id=12, **options)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 20, 10_000])
-@pytest.mark.parametrize("is_packed", [True, False])
 @pytest.mark.parametrize("name", MODELS)
-def test_head_computes_the_logits_from_the_features(
-    name: str, is_packed: bool, max_tokens: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_head_computes_the_logits_from_the_features(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = model_of(name)
-    assert (packable_model(model) is not None) == name.startswith("llama")
-    if not is_packed:
-        monkeypatch.setattr(log_probs, "packable_model", lambda model: None)
-    features = features_of(model, max_tokens=max_tokens)
-    assert features.shape == (6, 5, 16)
-    assert not features.requires_grad
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    logits = inner.get_output_embeddings()(features)
-    if cap := getattr(inner.config, "final_logit_softcapping", None):
-        logits = cap * (logits / cap).tanh()
-    for row, (prompt, completion) in enumerate(zip(PROMPTS, COMPLETIONS, strict=True)):
-        for t in range(len(completion)):
-            with torch.no_grad():
-                plain = model(torch.tensor([[*prompt, *completion[:t]]]), use_cache=False).logits[0, -1]
-            torch.testing.assert_close(logits[row, t], plain, rtol=1e-4, atol=1e-4)
-        assert (features[row, len(completion) :] == 0).all()
-    assert (packable_model(model) is not None) == name.startswith("llama")  # no hook remains
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    with torch.no_grad():  # each state alone, without padding
+        plain = [
+            [model(torch.tensor([[*prompt, *completion[:t]]])).logits[0, -1] for t in range(len(completion))]
+            for prompt, completion in zip(PROMPTS, COMPLETIONS, strict=True)
+        ]
+    for is_packed, max_tokens in product([True, False], [1, 20, 10_000]):
+        assert (packable_model(model) is not None) == name.startswith("llama")  # no hook remains
+        with monkeypatch.context() as patch:
+            if not is_packed:
+                patch.setattr(log_probs, "packable_model", lambda model: None)
+            features = features_of(model, max_tokens=max_tokens)
+        assert features.shape == (6, 5, 16)
+        assert not features.requires_grad
+        logits = inner.get_output_embeddings()(features)
+        if cap:
+            logits = cap * (logits / cap).tanh()
+        for row, expected in enumerate(plain):
+            num = len(expected)
+            torch.testing.assert_close(logits[row, :num], torch.stack(expected), rtol=1e-4, atol=1e-4)
+            assert (features[row, num:] == 0).all()
+    assert (packable_model(model) is not None) == name.startswith("llama")
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
@@ -252,10 +255,9 @@ def test_numbers_that_are_not_finite_change_neither_weights_nor_moments(bad: flo
 
 
 def test_large_return_does_not_stop_later_learning() -> None:
-    head, optimizer = new_head()
+    head, optimizer = new_head(learning_rate=3e-2)
     assert fit_values(head, optimizer, FEATURES, 1e18 * RETURNS, MASK, num_steps=1)
-    for _ in range(2000):
-        fit_values(head, optimizer, FEATURES, RETURNS, MASK, num_steps=1)
+    fit_values(head, optimizer, FEATURES, RETURNS, MASK, num_steps=300)
     error = (predict_values(head, FEATURES, MASK) - RETURNS)[MASK].square().mean()
     assert error < 0.1
 

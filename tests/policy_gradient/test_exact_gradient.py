@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
-from itertools import product
+from itertools import product, repeat
 from random import Random
 
 import pytest
@@ -49,6 +49,7 @@ from llm_reinforce.policy_gradient import (
 EXACT = 1e-9  # relative error; rounding errors are about 1e-15
 FAR_OFF = 1e-2  # relative error that cannot be due to rounding
 DISCOUNTS = (1.0, 0.7)
+NUM_SAMPLES = 12_000
 PAST = MovingAverage(total=0.3, weight=0.5)  # arbitrary; its value is 0.6
 
 
@@ -209,6 +210,15 @@ class Draw:
     def mask(self) -> Tensor:
         return action_mask(self.lengths, int(self.lengths.max())) & self.scored[:, None]
 
+    def split(self, size: int) -> "Iterator[Draw]":
+        """Split the episodes into draws of `size` episodes."""
+        given = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        greedy = self.greedy.split(size) if self.greedy else repeat(None)
+        for parts, of_greedy in zip(
+            zip(*(each.split(size) for each in given.values()), strict=False), greedy, strict=False
+        ):
+            yield Draw(**dict(zip(given, parts, strict=True)), greedy=of_greedy)
+
     def returns(self, discount: float) -> Tensor:
         num_tokens = int(self.lengths.max())
         steps = self.step_rewards[:, :num_tokens]
@@ -229,29 +239,36 @@ def weights_of_loss(draw: Draw, values: Tensor) -> Tensor:
     return -log_probs.grad
 
 
-@cache
-def reinforce(
-    baseline: str, discount: float, standardized: bool = False, gae_lambda: float = 1.0
-) -> Estimator:
-    """Return the trainer's estimator: rewards → returns → baseline → advantages → loss per episode."""
+@dataclass(frozen=True)
+class Reinforce:
+    """The trainer's estimator: rewards → returns → baseline → advantages → loss per episode."""
 
-    def weights(draw: Draw) -> Tensor:
-        returns = draw.returns(discount)
+    baseline: str
+    discount: float
+    standardized: bool = False
+    gae_lambda: float = 1.0
+
+    def __call__(self, draw: Draw) -> Tensor:
+        returns = draw.returns(self.discount)
         g0 = episode_returns(returns)
-        if baseline == "value":
+        if self.baseline == "value":
             num_tokens = returns.shape[1]
             steps = draw.step_rewards[:, :num_tokens]
             rewards = place_rewards(draw.terminal_rewards, draw.lengths, num_tokens, steps)
             b, state_values = draw.values[:, 0], draw.values[:, :num_tokens]
-            values = generalized_advantages(rewards, state_values, draw.mask, discount, gae_lambda)
+            values = generalized_advantages(rewards, state_values, draw.mask, self.discount, self.gae_lambda)
         else:
-            b = constant_baseline(baseline, draw, returns, discount)
-            values = advantages(returns, b, draw.mask, discount)
-        if standardized:
+            b = constant_baseline(self.baseline, draw, returns, self.discount)
+            values = advantages(returns, b, draw.mask, self.discount)
+        if self.standardized:
             values = standardize(values, g0, b, draw.scored)
         return weights_of_loss(draw, values)
 
-    return weights
+
+def is_within_groups(estimator: Estimator) -> bool:
+    """Return True if it is known that the estimator compares episodes only within their group."""
+    is_reinforce = isinstance(estimator, Reinforce)
+    return is_reinforce and estimator.baseline != "batch_mean" and not estimator.standardized
 
 
 def constant_baseline(name: str, draw: Draw, returns: Tensor, discount: float) -> Tensor:
@@ -274,41 +291,26 @@ def constant_baseline(name: str, draw: Draw, returns: Tensor, discount: float) -
     )
 
 
-def taken(toys: Sequence[Toy], rows: Sequence[int], groups: Tensor, *, with_step_rewards: bool) -> Draw:
-    """Return the draw of the given completions, one for each toy, all scored."""
-    (draw,) = draws(toys, [rows], groups, with_step_rewards=with_step_rewards)
-    return draw
-
-
-def draws(
-    toys: Sequence[Toy], all_rows: Sequence[Sequence[int]], groups: Tensor, *, with_step_rewards: bool
-) -> Iterator[Draw]:
-    """Yield the draws of the given completions, in each draw one for each toy, all scored."""
+def taken(toys: Sequence[Toy], rows: Tensor, groups: Tensor, *, with_step_rewards: bool) -> Draw:
+    """Return the episodes of the completions `rows`, as [draw, toy], all scored."""
     num_tokens = max(toy.step_rewards.shape[1] for toy in toys)
 
     def of_all(name: str) -> Tensor:
-        parts = []
-        for toy, rows in zip(toys, zip(*all_rows, strict=True), strict=True):
-            part = getattr(toy, name)[torch.tensor(rows)]
-            parts.append(
-                pad(part, (0, num_tokens - part.shape[1]), value=torch.nan) if part.dim() > 1 else part
-            )
-        return torch.stack(parts, dim=1)
+        parts = [getattr(toy, name)[rows[:, index]] for index, toy in enumerate(toys)]
+        if name in ("step_rewards", "squared_logit_gradient_norms", "values"):
+            parts = [pad(part, (0, num_tokens - part.shape[-1]), value=torch.nan) for part in parts]
+        return torch.stack(parts, dim=1).flatten(0, 1)
 
-    names = ("lengths", "terminal_rewards", "step_rewards", "all_scored")
-    lengths, terminal_rewards, steps, scored = map(of_all, names)
-    steps = steps if with_step_rewards else torch.zeros_like(steps)
-    norms, values = of_all("squared_logit_gradient_norms"), of_all("values")
-    for number in range(len(all_rows)):
-        yield Draw(
-            lengths[number],
-            terminal_rewards[number],
-            steps[number],
-            groups,
-            scored[number],
-            norms[number],
-            values[number],
-        )
+    steps = of_all("step_rewards")
+    return Draw(
+        of_all("lengths"),
+        of_all("terminal_rewards"),
+        steps if with_step_rewards else torch.zeros_like(steps),
+        groups,
+        of_all("all_scored"),
+        of_all("squared_logit_gradient_norms"),
+        of_all("values"),
+    )
 
 
 def expected_gradient(
@@ -324,36 +326,44 @@ def expected_gradient(
     A toy that is listed twice is a group of two episodes. Each episode is unscored with
     `failure_probability`, independently of its actions. If no episode is scored, the update is zero.
     `is_greedy_scored` applies to all greedy completions. Draws that differ only in the order of a group's
-    episodes are computed once (`test_order_of_the_episodes_in_a_group_does_not_matter`).
+    episodes are computed once (`test_order_of_the_episodes_in_a_group_does_not_matter`). If the estimator
+    compares episodes only within their group, all draws are groups of one large update.
     """
-    groups = torch.tensor([toys.index(toy) for toy in toys])
-    probabilities = [toy.probabilities().tolist() for toy in toys]
-    # the estimate is linear in the gradients ∇log π, so their weights are summed
-    total = {index: torch.zeros_like(toys[index].step_rewards) for index in set(groups.tolist())}
-    scored_patterns = list(product([True, False] if failure_probability else [True], repeat=len(toys)))
-    greedy = taken(toys, [toy.greedy for toy in toys], groups, with_step_rewards=with_step_rewards)
-    greedy = replace(greedy, scored=torch.full((len(toys),), is_greedy_scored))
+    kinds, longest = [toys.index(toy) for toy in toys], max(toy.step_rewards.shape[1] for toy in toys)
     in_order = product(*(range(len(toy.completions)) for toy in toys))
-    orders = Counter(tuple(sorted(zip(groups.tolist(), rows, strict=True))) for rows in in_order)
-    all_rows = [[row for _, row in pairs] for pairs in orders]
-    all_draws = draws(toys, all_rows, groups, with_step_rewards=with_step_rewards)
-    for rows, num_orders, complete in zip(all_rows, orders.values(), all_draws, strict=True):
-        draw = replace(complete, greedy=greedy)
-        probability = float(num_orders)
-        for chances, row in zip(probabilities, rows, strict=True):
-            probability *= chances[row]
-        for pattern in scored_patterns:
-            if not any(pattern):
-                continue
-            num_failed = pattern.count(False)
-            chance = failure_probability**num_failed * (1 - failure_probability) ** (len(toys) - num_failed)
-            weights = estimator(replace(draw, scored=torch.tensor(pattern)))
-            for group, row, row_weights in zip(groups.tolist(), rows, weights, strict=True):
-                num_tokens = min(len(row_weights), total[group].shape[1])
-                total[group][row, :num_tokens] += probability * chance * row_weights[:num_tokens]
-    return sum(
-        torch.einsum("ct,ctp->p", weights, toys[index].score_vectors) for index, weights in total.items()
+    orders = Counter(tuple(sorted(zip(kinds, rows, strict=True))) for rows in in_order)
+    patterns = torch.tensor([each for each in product([True, False], repeat=len(toys)) if any(each)])
+    patterns = patterns if failure_probability else patterns[:1]
+    # [draw, toy], each draw with each pattern of scored episodes
+    rows = torch.tensor([[row for _, row in pairs] for pairs in orders]).repeat_interleave(len(patterns), 0)
+    scored = patterns.repeat(len(orders), 1)
+    chances = torch.tensor(list(orders.values()), dtype=torch.float64).repeat_interleave(len(patterns))
+    of_scored = torch.tensor([failure_probability, 1 - failure_probability], dtype=torch.float64)
+    for index, toy in enumerate(toys):
+        chances *= toy.probabilities().detach()[rows[:, index]] * of_scored[scored[:, index].long()]
+    # groups are numbered through all draws, so that all draws can be one large update
+    groups = (torch.tensor(kinds) + len(toys) * torch.arange(len(rows))[:, None]).flatten()
+    all_draws, greedy = (
+        taken(toys, which, groups, with_step_rewards=with_step_rewards)
+        for which in (rows, torch.tensor([toy.greedy for toy in toys]).expand(len(rows), -1))
     )
+    greedy = replace(greedy, scored=torch.full((len(groups),), is_greedy_scored))
+    all_draws = replace(all_draws, scored=scored.flatten(), greedy=greedy)
+    if is_within_groups(estimator):
+        # the loss of each draw is divided by its own number of scored episodes
+        weights = estimator(all_draws).unflatten(0, rows.shape)
+        weights = weights * (scored.sum() / scored.sum(dim=1))[:, None, None]
+    else:
+        parts = map(estimator, all_draws.split(len(toys)))
+        weights = torch.stack([pad(part, (0, longest - part.shape[1])) for part in parts])
+    # the estimate is linear in the gradients ∇log π, so their weights are summed
+    expected = torch.zeros(())
+    for index, toy in enumerate(toys):
+        total = torch.zeros_like(toy.step_rewards)
+        weighted = chances[:, None] * weights[:, index, : total.shape[1]]
+        total[:, : weighted.shape[1]].index_add_(0, rows[:, index], weighted)
+        expected = expected + torch.einsum("ct,ctp->p", total, toy.score_vectors)
+    return expected
 
 
 def relative_error(estimate: Tensor, truth: Tensor) -> float:
@@ -392,12 +402,12 @@ def test_all_completions_are_listed_and_their_probabilities_sum_to_one(toy):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_sampler_draws_completions_with_these_probabilities(toy, temperature):
-    # χ² test with 14 degrees of freedom on 20,000 samples
+    # χ² test with 14 degrees of freedom
     generator = torch.Generator().manual_seed(0)
     samples = sample_completions(
         toy.policy,
         [toy.prompt],
-        num_completions=20_000,
+        num_completions=NUM_SAMPLES,
         max_new_tokens=3,
         temperature=temperature,
         generator=generator,
@@ -405,10 +415,10 @@ def test_sampler_draws_completions_with_these_probabilities(toy, temperature):
     counts = dict.fromkeys(toy.completions, 0)
     for sample in samples:
         counts[sample.token_ids] += 1
-    expected = (20_000 * toy.probabilities(temperature)).tolist()
+    expected = (NUM_SAMPLES * toy.probabilities(temperature)).tolist()
     assert chisquare(list(counts.values()), expected, sum_check=False).pvalue > 1e-4
     # the test has power: the same counts do not fit another temperature
-    other = (20_000 * toy.probabilities(temperature * 1.2)).tolist()
+    other = (NUM_SAMPLES * toy.probabilities(temperature * 1.2)).tolist()
     assert chisquare(list(counts.values()), other, sum_check=False).pvalue < 1e-4
 
 
@@ -436,12 +446,12 @@ def test_gradient_of_a_batch_is_the_weighted_sum_of_log_prob_gradients(toy):
 @pytest.mark.parametrize("standardized", [False, True], ids=["", "standardized"])
 @pytest.mark.parametrize("baseline", sorted(BASELINES))
 def test_order_of_the_episodes_in_a_group_does_not_matter(toy, baseline, standardized):
-    estimator = reinforce(baseline, 0.7, standardized)
+    estimator = Reinforce(baseline, 0.7, standardized)
     groups, scored = torch.tensor([0, 0, 0, 1, 1]), torch.tensor([True, True, False, True, True])
     rows, order = torch.tensor([4, 9, 14, 0, 2]), torch.tensor([2, 0, 1, 4, 3])
-    greedy = taken([toy] * 5, [toy.greedy] * 5, groups, with_step_rewards=True)
+    greedy = taken([toy], torch.full((5, 1), toy.greedy), groups, with_step_rewards=True)
     one, other = (
-        replace(taken([toy] * 5, each.tolist(), groups, with_step_rewards=True), scored=which, greedy=greedy)
+        replace(taken([toy], each[:, None], groups, with_step_rewards=True), scored=which, greedy=greedy)
         for each, which in ((rows, scored), (rows[order], scored[order]))
     )
     assert torch.allclose(estimator(one)[order], estimator(other), rtol=0, atol=1e-12)
@@ -454,12 +464,12 @@ def test_order_of_the_episodes_in_a_group_does_not_matter(toy, baseline, standar
 @pytest.mark.parametrize("discount", DISCOUNTS)
 @pytest.mark.parametrize("baseline", sorted(UNBIASED))
 def test_expected_gradient_equals_the_gradient_of_the_objective(error_of, baseline, discount, steps):
-    assert error_of(reinforce(baseline, discount), discount, steps=steps) < EXACT
+    assert error_of(Reinforce(baseline, discount), discount, steps=steps) < EXACT
 
 
 @pytest.mark.parametrize("discount", DISCOUNTS)
 def test_unbiased_lists_exactly_the_unbiased_baselines(error_of, discount):
-    exact = {name for name in BASELINES if error_of(reinforce(name, discount), discount) < EXACT}
+    exact = {name for name in BASELINES if error_of(Reinforce(name, discount), discount) < EXACT}
     assert exact == UNBIASED
 
 
@@ -467,21 +477,23 @@ def test_unbiased_lists_exactly_the_unbiased_baselines(error_of, discount):
 @pytest.mark.parametrize("baseline", ["group_mean", "batch_mean"])
 def test_mean_that_includes_the_episode_shortens_the_gradient(error_of, baseline, steps):
     # (1 - 1/n) ∇J with n = 2
-    estimator = reinforce(baseline, 1.0)
+    estimator = Reinforce(baseline, 1.0)
     assert error_of(estimator, 1.0, steps=steps, multiple=1 / 2) < EXACT
     assert error_of(estimator, 1.0, steps=steps) == pytest.approx(1 / 2)
 
 
 @pytest.mark.parametrize("baseline", ["group_mean", "batch_mean"])
 def test_mean_that_includes_the_episode_changes_the_direction_with_a_discount(error_of, baseline):
-    estimator = reinforce(baseline, 0.7)
+    estimator = Reinforce(baseline, 0.7)
     assert error_of(estimator, 0.7) > FAR_OFF
     assert error_of(estimator, 0.7, multiple=1 / 2) > FAR_OFF
 
 
 @pytest.mark.parametrize("baseline", sorted(UNBIASED))
-def test_standardization_makes_every_baseline_biased(error_of, baseline):
-    assert error_of(reinforce(baseline, 1.0, standardized=True), 1.0) > FAR_OFF
+def test_standardization_makes_every_baseline_biased(make_toy, baseline):
+    toy = make_toy(max_new_tokens=2)
+    estimate = expected_gradient([toy] * 2, Reinforce(baseline, 1.0, standardized=True))
+    assert relative_error(estimate, toy.objective_gradient(1.0, True)) > FAR_OFF
 
 
 @pytest.mark.parametrize(
@@ -501,7 +513,7 @@ def test_expected_gradient_with_two_episodes_of_each_of_two_problems(make_toy, b
     # (1 - 1/n) with n = 2 for the group, (1 - 1/N) with N = 4 for the batch; 7² 3² batches
     one, other = make_toy("10", max_new_tokens=2), make_toy("0", max_new_tokens=1)
     truth = (one.objective_gradient(1.0, True) + other.objective_gradient(1.0, True)) / 2
-    estimate = expected_gradient([one, one, other, other], reinforce(baseline, 1.0))
+    estimate = expected_gradient([one, one, other, other], Reinforce(baseline, 1.0))
     assert relative_error(estimate, multiple * truth) < EXACT
 
 
@@ -511,7 +523,9 @@ def test_expected_gradient_with_two_episodes_of_each_of_two_problems(make_toy, b
 def true_values(toy: Toy, discount: float, with_step_rewards: bool) -> Tensor:
     """Return V(s_t) = E[g_t | s_t] as [completion, token], from all completions that continue each state."""
     rows = range(len(toy.completions))
-    draw = taken([toy] * len(rows), rows, torch.zeros(len(rows)), with_step_rewards=with_step_rewards)
+    draw = taken(
+        [toy], torch.tensor(rows)[:, None], torch.zeros(len(rows)), with_step_rewards=with_step_rewards
+    )
     returns, chances = draw.returns(discount), toy.probabilities().detach()
     values = torch.zeros_like(returns)
     for row, completion in enumerate(toy.completions):
@@ -521,22 +535,29 @@ def true_values(toy: Toy, discount: float, with_step_rewards: bool) -> Tensor:
     return values
 
 
+def with_values(toy: Toy, values: Tensor) -> Toy:
+    """Return the toy with other state values; what has been computed does not depend on them and is kept."""
+    changed = replace(toy, values=values)
+    vars(changed).update({name: value for name, value in vars(toy).items() if name not in vars(changed)})
+    return changed
+
+
 @pytest.mark.parametrize("gae_lambda", [0.0, 0.5, 0.9])
 @pytest.mark.parametrize("discount", DISCOUNTS)
 def test_lambda_below_1_is_biased_unless_values_are_the_true_ones(toy, discount, gae_lambda):
     for steps in (True, False):
         truth = toy.objective_gradient(discount, steps)
-        estimator = reinforce("value", discount, gae_lambda=gae_lambda)
+        estimator = Reinforce("value", discount, gae_lambda=gae_lambda)
         arbitrary = expected_gradient([toy], estimator, with_step_rewards=steps)
         assert relative_error(arbitrary, truth) > FAR_OFF
-        exact = replace(toy, values=true_values(toy, discount, steps))
+        exact = with_values(toy, true_values(toy, discount, steps))
         assert relative_error(expected_gradient([exact], estimator, with_step_rewards=steps), truth) < EXACT
 
 
 def test_bias_grows_as_lambda_decreases(toy):
     truth = toy.objective_gradient(1.0, True)
     errors = [
-        relative_error(expected_gradient([toy], reinforce("value", 1.0, gae_lambda=gae_lambda)), truth)
+        relative_error(expected_gradient([toy], Reinforce("value", 1.0, gae_lambda=gae_lambda)), truth)
         for gae_lambda in (1.0, 0.9, 0.5, 0.0)
     ]
     assert errors[0] < EXACT
@@ -546,9 +567,9 @@ def test_bias_grows_as_lambda_decreases(toy):
 def test_baseline_that_depends_on_the_action_is_biased(toy):
     # values that contain the episode's own return; the trainer avoids this by predicting values before the
     # fit
-    fitted = replace(toy, values=toy.values + 0.5 * toy.terminal_rewards[:, None])
+    fitted = with_values(toy, toy.values + 0.5 * toy.terminal_rewards[:, None])
     truth = toy.objective_gradient(1.0, False)
-    estimate = expected_gradient([fitted], reinforce("value", 1.0), with_step_rewards=False)
+    estimate = expected_gradient([fitted], Reinforce("value", 1.0), with_step_rewards=False)
     assert relative_error(estimate, truth) > FAR_OFF
 
 
@@ -560,7 +581,7 @@ def test_baseline_that_depends_on_the_action_is_biased(toy):
 def test_optimal_baseline_has_minimum_variance_if_logits_are_the_parameters(toy, discount, steps):
     # a policy with one logit for each state and action: ∂log π(a)/∂logit_b = 1[a = b] - π_b
     rows = range(len(toy.completions))
-    draw = taken([toy] * len(rows), rows, torch.zeros(len(rows)), with_step_rewards=steps)
+    draw = taken([toy], torch.tensor(rows)[:, None], torch.zeros(len(rows)), with_step_rewards=steps)
     random, chances = Random("logits"), {}
     states = {completion[:t] for completion in toy.completions for t in range(len(completion))}
     for state in sorted(states):
@@ -605,7 +626,7 @@ def test_random_failures_of_rewards_do_not_change_the_expectation(make_toy, base
     # given that at least one episode is scored, with probability 1 - 0.3², the expectation is ∇J
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(discount, True)
-    estimate = expected_gradient([toy, toy], reinforce(baseline, discount), failure_probability=0.3)
+    estimate = expected_gradient([toy, toy], Reinforce(baseline, discount), failure_probability=0.3)
     assert relative_error(estimate / (1 - 0.3**2), truth) < EXACT
 
 
@@ -619,7 +640,7 @@ def test_single_scored_episode_of_a_group_does_not_change_the_policy(make_toy, s
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(1.0, steps)
     estimate = expected_gradient(
-        [toy] * 3, reinforce(baseline, 1.0), with_step_rewards=steps, failure_probability=0.3
+        [toy] * 3, Reinforce(baseline, 1.0), with_step_rewards=steps, failure_probability=0.3
     )
     assert relative_error(estimate, TWO_OF_THREE_SCORED * truth) < EXACT
 
@@ -629,7 +650,7 @@ def test_single_scored_episode_of_a_group_is_biased_with_a_discount(make_toy):
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(0.7, False)
     estimate = expected_gradient(
-        [toy] * 3, reinforce("leave_one_out", 0.7), with_step_rewards=False, failure_probability=0.3
+        [toy] * 3, Reinforce("leave_one_out", 0.7), with_step_rewards=False, failure_probability=0.3
     )
     assert relative_error(estimate, TWO_OF_THREE_SCORED * truth) > FAR_OFF
 
@@ -639,7 +660,7 @@ def test_unscored_greedy_completion_gives_zero_gradient(make_toy, steps):
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(1.0, steps)
     estimate = expected_gradient(
-        [toy, toy], reinforce("greedy", 1.0), with_step_rewards=steps, is_greedy_scored=False
+        [toy, toy], Reinforce("greedy", 1.0), with_step_rewards=steps, is_greedy_scored=False
     )
     assert float(estimate.abs().max()) < EXACT * float(truth.abs().max())
 
@@ -650,7 +671,7 @@ def test_counting_a_failed_reward_as_zero_is_biased(make_toy):
         steps = draw.step_rewards.masked_fill(~draw.scored[:, None], 0.0)
         everyone = torch.ones_like(draw.scored)
         taken_for_zero = replace(draw, terminal_rewards=rewards, step_rewards=steps, scored=everyone)
-        return reinforce("none", 1.0)(taken_for_zero)
+        return Reinforce("none", 1.0)(taken_for_zero)
 
     toy = make_toy(max_new_tokens=2)
     truth = toy.objective_gradient(1.0, True)
@@ -663,7 +684,7 @@ def test_counting_a_failed_reward_as_zero_is_biased(make_toy):
 
 def without_the_end_token(draw: Draw, discount: float) -> Tensor:
     """Mask the end token, as if padding were found by token values and the end token were the pad token."""
-    weights = reinforce("none", discount)(draw)
+    weights = Reinforce("none", discount)(draw)
     is_last = torch.arange(weights.shape[1]) == draw.lengths[:, None] - 1
     is_terminated = draw.lengths[:, None] < 3
     return weights.masked_fill(is_last & is_terminated, 0.0)
@@ -677,26 +698,26 @@ def without_the_discount_of_time(draw: Draw, discount: float) -> Tensor:
 
 def one_token_late(draw: Draw, discount: float) -> Tensor:
     """Weight the log-probability of each token by the return of the token before it."""
-    late = reinforce("none", discount)(draw).roll(1, dims=1)
+    late = Reinforce("none", discount)(draw).roll(1, dims=1)
     late[:, 0] = 0.0
     return late.masked_fill(~draw.mask, 0.0)
 
 
 def one_token_early(draw: Draw, discount: float) -> Tensor:
     """Weight the log-probability of each token by the return of the token after it."""
-    early = reinforce("none", discount)(draw).roll(-1, dims=1)
+    early = Reinforce("none", discount)(draw).roll(-1, dims=1)
     early[:, -1] = 0.0
     return early
 
 
 def mean_over_padding(draw: Draw, discount: float) -> Tensor:
     """Divide by the size of the padded tensor, as `(advantages * log_probs).mean()` does."""
-    return reinforce("none", discount)(draw) / draw.mask.shape[1]
+    return Reinforce("none", discount)(draw) / draw.mask.shape[1]
 
 
 def mean_over_each_episode(draw: Draw, discount: float) -> Tensor:
     """Divide each episode by its length, as the original GRPO; long wrong answers get too little weight."""
-    return reinforce("none", discount)(draw) / draw.lengths[:, None]
+    return Reinforce("none", discount)(draw) / draw.lengths[:, None]
 
 
 def sum_of_what_came_before(draw: Draw, discount: float) -> Tensor:
@@ -739,7 +760,7 @@ def test_whole_return_for_every_action_is_a_different_unbiased_estimate(toy, err
         torch.tensor([0]),
         torch.tensor([True]),
     )
-    difference = whole_return(draw) - reinforce("none", 1.0)(draw)
+    difference = whole_return(draw) - Reinforce("none", 1.0)(draw)
     assert difference[0, 0].item() == 0.0
     assert difference[0, 1:].abs().min().item() > 0.1
 
@@ -749,5 +770,5 @@ def test_step_rewards_that_depend_on_later_actions_bias_reward_to_go(make_toy):
     # reward-to-go does not credit those actions. It is biased, and the whole return is not.
     toy = make_toy(in_hindsight=True)
     truth = toy.objective_gradient(1.0, True)
-    assert relative_error(expected_gradient([toy], reinforce("none", 1.0)), truth) > FAR_OFF
+    assert relative_error(expected_gradient([toy], Reinforce("none", 1.0)), truth) > FAR_OFF
     assert relative_error(expected_gradient([toy], whole_return), truth) < EXACT

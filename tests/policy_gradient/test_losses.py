@@ -122,6 +122,6 @@ def test_entropy_bonus_sums_over_visited_states():
 
 
 def test_shapes_are_checked_in_tests():
-    # conftest.py enables the checks; without them, this mask would be broadcast silently
+    # shared_setup.py enables the checks; without them, this mask would be broadcast silently
     with pytest.raises(TypeError, match="mask"):
         reinforce_loss(LOG_PROBS, ADVANTAGES, MASK[:1], 2)

@@ -33,7 +33,7 @@ def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
         ({"reward_std": 0.0}, "have the reward 0.5"),
         ({"reward": 0.1 + 1e-9, "reward_std": 1e-9, "grad_norm": 1e-9}, "have the reward 0.1"),
         ({"grad_norm": 0.0}, "the gradient is zero in updates 1–5"),
-        ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–5 are truncated"),
+        ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–10 are truncated"),
         ({"num_unscored": 32}, "25% of the episodes in updates 1–5 could not be scored"),
         ({"grad_norm": None}, "the gradients of 5 of 5 updates in updates 1–5 are not finite"),
         ({"frac_weights_changed": 0.02}, "only 2.00% of the weights with a gradient changed"),
@@ -53,6 +53,20 @@ def test_each_sign_is_reported_once(changed: dict[str, Any], words: str) -> None
 
 def test_short_run_is_measured_over_all_its_updates() -> None:
     assert len(found(*[{"reward_std": 0.0}] * 3, num_updates=3)) == 1
+
+
+def test_policy_that_learns_to_end_its_completions_is_no_sign() -> None:
+    shares = [0.78, 0.78, 0.75, 0.71, 0.71, 0.6, 0.46, 0.47, 0.4, 0.3]  # as in the recipe from_scratch
+    updates = [{"completions/clipped_ratio": share} for share in shares]
+    for length in range(2, len(updates) + 1):
+        assert not found(*updates[:length], num_updates=length)
+    assert found(*updates[:1] * 6, num_updates=6)
+
+
+def test_collapse_is_the_only_sign_of_a_learning_rate_that_is_too_high() -> None:
+    broken = {"accuracy": 0.0, "reward_std": 0.0, "grad_norm": 0.0, "completions/clipped_ratio": 0.8}
+    (sentence,) = found({"accuracy": 0.3}, *[broken] * 20)
+    assert "the policy has collapsed" in sentence
 
 
 def test_collapse() -> None:

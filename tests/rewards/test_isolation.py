@@ -198,8 +198,6 @@ def test_large_completions_and_results_are_supported(isolated: IsolatedFunction)
         ("exit()", "SystemExit"),
         ("os._exit(3)", "its worker process ended (exit code 3)"),
         ("os.kill(os.getpid(), signal.SIGKILL)", "its worker process ended (SIGKILL)"),
-        ("os.kill(os.getpid(), signal.SIGTERM)", "its worker process ended (SIGTERM)"),
-        ("os.abort()", "its worker process ended (SIGABRT)"),
         ("ctypes.string_at(0)", "its worker process ended (SIGSEGV)"),
         ("math.nan", "TypeError"),
         ("math.inf", "TypeError"),
@@ -233,16 +231,15 @@ def test_traceback_of_the_worker_is_returned(isolated: IsolatedFunction) -> None
 
 
 @pytest.mark.parametrize(
-    "expression",
+    ("expression", "in_a_thread"),
     [
-        "loops()",
-        "time.sleep(60)",
-        "re.match('(a+)+b', 'a' * 40)",  # C code that no other Python thread interrupts
-        "signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)) or loops()",
-        "closes_its_pipes()",
+        ("loops()", False),
+        ("time.sleep(60)", True),
+        ("re.match('(a+)+b', 'a' * 40)", False),  # C code that no other Python thread interrupts
+        ("signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)) or loops()", True),
+        ("closes_its_pipes()", False),
     ],
 )
-@pytest.mark.parametrize("in_a_thread", [False, True])
 def test_hanging_function_is_stopped(
     short_limit: IsolatedFunction, expression: str, in_a_thread: bool
 ) -> None:
@@ -385,7 +382,6 @@ def test_no_process_is_left_if_the_calling_process_ends_or_is_killed(
     ("text", "name", "message"),
     [
         ("def f(:\n", "f", "SyntaxError"),
-        ("1/0\n", "f", "ZeroDivisionError"),
         ("import sys; sys.exit(3)\n", "f", "SystemExit"),
         (
             "import os; os._exit(3)\n",

@@ -135,9 +135,9 @@ def test_the_value_head_learns_predictable_returns() -> None:
     # the reward is the digit of the prompt, which V can read from the states
     watcher = Watcher()
     reward = WeightedReward("digit", lambda completion, problem: float(problem.answer) / 3)
-    reinforce = with_baseline("value", value=ValueConfig(learning_rate=1e-2, num_steps=20))
+    reinforce = with_baseline("value", value=ValueConfig(learning_rate=3e-2, num_steps=20))
     slow = {"learning_rate": 1e-5}
-    trainer(num_updates=40, reinforce=reinforce, rewards=(reward,), display=watcher, training=slow).train()
+    trainer(num_updates=15, reinforce=reinforce, rewards=(reward,), display=watcher, training=slow).train()
     assert watcher.metrics[-1]["value/explained_variance"] > 0.8
     assert watcher.metrics[-1]["advantage_std"] < 0.5 * watcher.metrics[0]["advantage_std"]
 
@@ -155,7 +155,7 @@ def run_of(directory: RunDirectory, watcher: Watcher, **training: Any) -> Traini
     return one
 
 
-@pytest.mark.parametrize("stop_after", [1, 3])
+@pytest.mark.parametrize("stop_after", [2])
 def test_a_resumed_run_with_a_value_head_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
     straight = run_of(straight_run := new_run(tmp_path / "straight"), Watcher())
     straight.train()
@@ -237,7 +237,7 @@ def test_the_value_head_is_fitted_to_discounted_step_rewards() -> None:
     watcher = Watcher()
     reinforce = with_baseline("value", discount=0.5, value=ValueConfig(learning_rate=1e-2, num_steps=20))
     trainer(
-        num_updates=30,
+        num_updates=20,
         reinforce=reinforce,
         rewards=(WeightedReward("first", first_character),),
         display=watcher,

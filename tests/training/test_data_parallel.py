@@ -20,12 +20,18 @@ from llm_reinforce.training import data_parallel
 from llm_reinforce.training.data_parallel import SHARDING, new_accelerator
 
 
-def launched(*program: str) -> subprocess.CompletedProcess[str]:
-    """Run the program in two processes of one thread each, and return the result."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("checked")
+
+
+@pytest.fixture(scope="module")
+def checked(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Return the result of all checks of `two_processes.py`, in two processes of one thread each."""
     path = os.pathsep.join(str(Path(__file__).parents[depth]) for depth in (0, 2))
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.run(
-        [sys.executable, *launch, *program],
+        [sys.executable, *launch, two_processes.__file__, str(folder)],
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -34,13 +40,13 @@ def launched(*program: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-def test_two_processes_of_the_command_train_to_the_end(tmp_path: Path) -> None:
-    settings = two_processes.recipe_settings(tmp_path / "run", "leave_one_out")
-    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    done = launched("-m", "llm_reinforce", "train", "quickstart", *options)
-    assert done.returncode == 0, done.stderr[-2000:]
-    two_processes.check_files(tmp_path / "run")
-    assert "2 processes with 1 thread each" in done.stdout
+def test_two_processes_of_the_command_train_to_the_end(
+    checked: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    assert checked.returncode == 0, checked.stderr[-2000:]
+    for baseline in ("value", "greedy"):  # from Python and by the command
+        two_processes.check_files(folder / baseline)
+    assert "2 processes with 1 thread each" in checked.stdout
     documented = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text(encoding="utf-8")
     assert "torchrun --nproc_per_node 2 -m llm_reinforce train quickstart" in documented
 
@@ -63,17 +69,6 @@ def test_run_resumed_with_another_number_of_processes(tmp_path: Path) -> None:
         said = [line for line in watcher.said if "process" in line and "resumed" in line]
         assert bool(said) == is_reported
         assert all("was last trained in 2 processes and is resumed in 1" in line for line in said)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("checked")
-
-
-@pytest.fixture(scope="module")
-def checked(folder: Path) -> subprocess.CompletedProcess[str]:
-    """Return the result of all checks of `two_processes.py`, from one launch."""
-    return launched(two_processes.__file__, str(folder))
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from llm_reinforce.policy_gradient import BASELINES
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
 
-NUM_UPDATES = 3
+NUM_UPDATES = 2
 Reward = Callable[[str, Problem], float | None]
 
 
@@ -59,9 +59,9 @@ ESTIMATES = [
 
 
 @pytest.mark.parametrize("settings", ESTIMATES, ids=lambda each: "-".join(map(str, each.values())))
-@pytest.mark.parametrize("is_adapted", [False, True])
-def test_empty_completions(tmp_path: Path, settings: dict[str, Any], is_adapted: bool) -> None:
+def test_empty_completions(tmp_path: Path, settings: dict[str, Any]) -> None:
     """An empty completion is the end token alone: one action, with a gradient."""
+    is_adapted = settings["baseline"] in ("none", "value")
     policy = adapted_policy(tmp_path / "base") if is_adapted else small_policy()
     before = weights(policy)
     biased(policy, 6.0)
@@ -96,8 +96,11 @@ def test_all_completions_truncated(tmp_path: Path, settings: dict[str, Any]) -> 
     assert not same(weights(policy), before)
 
 
-@pytest.mark.parametrize("settings", ESTIMATES, ids=lambda each: "-".join(map(str, each.values())))
-@pytest.mark.parametrize("value", [0.0, 1.0])
+@pytest.mark.parametrize(
+    ("settings", "value"),
+    [*((each, 1.0) for each in ESTIMATES), (ESTIMATES[0], 0.0), (ESTIMATES[-1], 0.0)],
+    ids=lambda each: "-".join(map(str, each.values())) if isinstance(each, dict) else str(each),
+)
 def test_all_rewards_equal(tmp_path: Path, settings: dict[str, Any], value: float) -> None:
     policy = small_policy()
     before = weights(policy)

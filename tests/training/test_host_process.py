@@ -4,8 +4,7 @@ import gc
 import os
 import platform
 import random
-import subprocess
-import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,24 +12,30 @@ import torch
 
 from llm_reinforce.training import host_process
 
-# settings of malloc are process-wide, and settings of the environment leave them unchanged
-PROGRAM = """
-import os
-from llm_reinforce.training.host_process import keep_freed_memory
-for name, value in (("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")):
-    os.environ[name] = value
-    print(name, keep_freed_memory())
-    del os.environ[name]
-print("neither", keep_freed_memory())
-"""
-
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_glibc_accepts_both_settings_unless_the_environment_has_some() -> None:
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
-    done = subprocess.run([sys.executable, "-c", PROGRAM], env=inherited, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines() == ["MALLOC_ARENA_MAX False", "GLIBC_TUNABLES False", "neither True"]
+def test_glibc_accepts_both_settings_unless_the_environment_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in os.environ if name.startswith(("MALLOC_", "GLIBC_TUNABLES"))]:
+        monkeypatch.delenv(name)
+    for name, value in (("MALLOC_ARENA_MAX", "2"), ("GLIBC_TUNABLES", "glibc.malloc.arena_max=2")):
+        with monkeypatch.context() as patch:
+            patch.setenv(name, value)
+            assert in_a_child(host_process.keep_freed_memory) is False
+    assert in_a_child(host_process.keep_freed_memory) is True
+
+
+def in_a_child(call: Callable[[], bool]) -> bool:
+    """Return the result of a call in a forked process: settings of malloc are process-wide."""
+    child = os.fork()
+    if child == 0:
+        code = 2
+        try:
+            code = int(call())
+        finally:
+            os._exit(code)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    assert code in (0, 1)
+    return bool(code)
 
 
 def test_other_c_libraries_are_not_changed(monkeypatch: pytest.MonkeyPatch) -> None:

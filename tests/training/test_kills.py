@@ -6,13 +6,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_killed_and_signaled_runs_end_with_the_same_bits() -> None:
     script = ROOT / "tests" / "benchmarks" / "kills.py"
     done = subprocess.run(
-        [sys.executable, str(script), "--hits", "2", "--updates", "4", "--by", "kill", "signals"],
+        [sys.executable, str(script), "--hits", "1", "--updates", "4", "--by", "kill", "signals"],
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -21,4 +24,4 @@ def test_killed_and_signaled_runs_end_with_the_same_bits() -> None:
     for by in ("kill", "signals"):
         last = [line for line in done.stdout.splitlines() if line.startswith(f"{by}: ")][-1]
         equal, num_hits = re.search(r"(\d+) of (\d+) hits", last).groups()  # type: ignore[union-attr]
-        assert int(equal) == int(num_hits) >= 2
+        assert int(equal) == int(num_hits) >= 1

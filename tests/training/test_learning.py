@@ -45,11 +45,8 @@ def test_a_tiny_task_is_learned_from_random_weights(seed: int) -> None:
     "settings",
     [
         {"baseline": "none"},
-        {"standardize": True},
-        {"denominator": "tokens"},
-        {"baseline": "optimal"},
-        {"baseline": "greedy"},
-        {"baseline": "value"},
+        {"baseline": "optimal", "standardize": True},
+        {"baseline": "greedy", "denominator": "tokens"},
         {"baseline": "value", "value": ValueConfig(gae_lambda=0.9)},
         {"baseline": "value", "standardize": True, "denominator": "tokens", "entropy_coefficient": 0.01},
     ],

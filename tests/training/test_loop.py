@@ -217,7 +217,7 @@ def test_the_moving_average_covers_the_previous_updates() -> None:
 # ----------------------------------------------------------------------------- the order of problems
 
 
-@pytest.mark.parametrize("per_update", [1, 3, 4, 7, 10])
+@pytest.mark.parametrize("per_update", [1, 3, 7])
 def test_each_problem_is_drawn_once_per_epoch(per_update: int) -> None:
     watcher = Watcher()
     trainer(
@@ -533,17 +533,22 @@ def test_micro_batches_do_not_change_the_update(micro_batch_tokens: int) -> None
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_collector_skips_older_objects_during_an_update(fails: bool) -> None:
     frozen: list[int] = []
+    calls = 0
 
     def looking(completion: str, problem: Problem) -> float:
-        frozen.append(gc.get_freeze_count())
-        if fails and len(frozen) > 20:
-            raise KeyboardInterrupt
+        nonlocal calls
+        calls += 1
+        if calls in (NUM_TRIED + 1, NUM_TRIED + 16):  # in the first and in the second update
+            frozen.append(gc.get_freeze_count())  # which counts half a million objects
+            if fails and len(frozen) == 2:
+                raise KeyboardInterrupt
         return sevens(completion, problem)
 
     before = gc.get_freeze_count()
     with pytest.raises(KeyboardInterrupt) if fails else nullcontext():
         trainer(num_updates=2, rewards=(WeightedReward("looking", looking),)).train()
-    assert min(frozen[NUM_TRIED:]) > before + 10_000
+    assert len(frozen) == 2
+    assert min(frozen) > before + 10_000
     assert gc.get_freeze_count() == 0
 
 

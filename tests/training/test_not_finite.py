@@ -71,17 +71,16 @@ def _with_one(output: torch.Tensor, bad: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    "logits",
+    ("logits", "micro_batch_tokens", "is_adapted"),
     [
-        lambda output: output * NAN,
-        lambda output: output + INF,
-        lambda output: output - INF,
-        lambda output: _with_one(output, NAN),
-        lambda output: _with_one(output, INF),
+        (lambda output: output * NAN, 1, True),
+        (lambda output: output + INF, 4096, False),
+        (lambda output: output - INF, 4096, True),
+        (lambda output: _with_one(output, NAN), 4096, False),
+        (lambda output: _with_one(output, INF), 1, False),
     ],
     ids=["nan", "inf", "-inf", "one nan", "one inf"],
 )
-@pytest.mark.parametrize(("micro_batch_tokens", "is_adapted"), [(1, True), (4096, False)])
 def test_logits_that_are_not_finite(
     tmp_path: Path, logits: Callable[[Any], Any], micro_batch_tokens: int, is_adapted: bool
 ) -> None:
@@ -96,11 +95,15 @@ def test_logits_that_are_not_finite(
 
 
 @pytest.mark.parametrize(
-    "loss",
-    [lambda loss: loss * NAN, lambda loss: loss * INF, lambda loss: loss + INF, lambda loss: loss + NAN],
+    ("loss", "broken_part", "is_adapted"),
+    [
+        (lambda loss: loss * NAN, 1, False),
+        (lambda loss: loss * INF, 2, True),
+        (lambda loss: loss + INF, 1, True),
+        (lambda loss: loss + NAN, 2, False),
+    ],
     ids=["times nan", "times inf", "plus inf", "plus nan"],
 )
-@pytest.mark.parametrize(("broken_part", "is_adapted"), [(1, False), (2, True)])
 def test_a_loss_that_is_not_finite(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -124,8 +127,9 @@ def test_a_loss_that_is_not_finite(
     assert num_parts > 1
 
 
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
-@pytest.mark.parametrize(("micro_batch_tokens", "is_adapted"), [(20, True), (4096, False)])
+@pytest.mark.parametrize(
+    ("bad", "micro_batch_tokens", "is_adapted"), [(NAN, 20, True), (INF, 4096, False), (-INF, 20, False)]
+)
 def test_a_gradient_element_that_is_not_finite(
     tmp_path: Path, bad: float, is_adapted: bool, micro_batch_tokens: int
 ) -> None:

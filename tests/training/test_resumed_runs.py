@@ -1,8 +1,10 @@
 """Runs that are stopped or killed, and resumed: they end with the same bits."""
 
 import json
+from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -34,12 +36,28 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import loop as trainer_module
 from llm_reinforce.training.loop import TrainingLoop
 
+Undisturbed = Callable[..., tuple[TrainingLoop, RunDirectory]]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """Return a function that makes the finished run of `full` with some settings, once for all tests."""
+
+    @cache
+    def made(**settings: Any) -> tuple[TrainingLoop, RunDirectory]:
+        directory = new_run(tmp_path_factory.mktemp("undisturbed") / "run")
+        one = full(directory, Watcher(), **settings)
+        one.train()
+        return one, directory
+
+    return made
+
 
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
-def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, stop_after: int) -> None:
-    straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=4)
-    straight.train()
-
+def test_a_stopped_run_ends_with_the_same_bits(
+    tmp_path: Path, undisturbed: Undisturbed, stop_after: int
+) -> None:
+    straight, straight_run = undisturbed(every=4)
     stopped = full(stopped_run := new_run(tmp_path / "stopped"), Watcher(stop_after), every=4)
     assert stopped.train().num_updates == stop_after
     assert not stopped_run.policy.exists()
@@ -111,9 +129,10 @@ def test_everything_that_changes_in_a_run_is_in_its_state(tmp_path: Path) -> Non
     assert "state" in changed
 
 
-def test_a_resumed_run_that_is_stopped_immediately_loses_nothing(tmp_path: Path) -> None:
-    straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=4)
-    straight.train()
+def test_a_resumed_run_that_is_stopped_immediately_loses_nothing(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    straight, straight_run = undisturbed(every=4)
     full(run := new_run(tmp_path / "run"), Watcher(2), every=4).train()
     before = {name: rows(run, name) for name in ("metrics.jsonl", "evaluations.jsonl", "episodes.jsonl")}
     for _ in range(2):
@@ -129,7 +148,7 @@ def test_a_resumed_run_that_is_stopped_immediately_loses_nothing(tmp_path: Path)
         assert timeless(rows(run, name)) == timeless(rows(straight_run, name)), name
 
 
-@pytest.mark.parametrize("stops", [(2,), (4,), (6,), (1, 2), (2, 2), (3, 5), (1, 2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("stops", [(2,), (6,), (2, 2), (3, 5), (1, 2, 3, 4, 5, 6)])
 def test_stops_neither_skip_nor_repeat_problems(tmp_path: Path, stops: tuple[int, ...]) -> None:
     """Each update draws two of four problems, so epochs end after updates 2, 4 and 6, the last one."""
 
@@ -152,9 +171,8 @@ def test_stops_neither_skip_nor_repeat_problems(tmp_path: Path, stops: tuple[int
     assert same(weights(resumed.policy), weights(straight.policy))
 
 
-def test_a_stop_at_an_evaluation_loses_no_evaluation(tmp_path: Path) -> None:
-    straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), every=2)
-    straight.train()
+def test_a_stop_at_an_evaluation_loses_no_evaluation(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    _, straight_run = undisturbed(every=2)
     full(stopped_run := new_run(tmp_path / "stopped"), Watcher(2), every=2).train()
     full(stopped_run, Watcher(), every=2).train(resume=True)
     assert rows(stopped_run, "evaluations.jsonl") == rows(straight_run, "evaluations.jsonl")
@@ -182,9 +200,8 @@ def test_a_stop_at_any_moment_saves_a_checkpoint(
     assert (directory.checkpoints / f"update-{stops_after:06d}" / "manifest.json").is_file()
 
 
-def test_a_killed_run_is_resumed_from_its_checkpoint(tmp_path: Path) -> None:
-    straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), checkpoint_every=2)
-    straight.train()
+def test_a_killed_run_is_resumed_from_its_checkpoint(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    straight, straight_run = undisturbed(checkpoint_every=2)
     watcher = Killer()
     watcher.stop_after = 4
     with pytest.raises(KilledError):
@@ -199,9 +216,10 @@ def test_a_killed_run_is_resumed_from_its_checkpoint(tmp_path: Path) -> None:
         assert timeless(rows(killed_run, name)) == timeless(rows(straight_run, name)), name
 
 
-def test_a_resume_from_update_0_does_not_repeat_the_warm_start(tmp_path: Path) -> None:
-    straight = full(new_run(tmp_path / "straight"), Watcher())
-    straight.train()
+def test_a_resume_from_update_0_does_not_repeat_the_warm_start(
+    tmp_path: Path, undisturbed: Undisturbed
+) -> None:
+    straight, _ = undisturbed()
     watcher = Killer(1)
     with pytest.raises(KilledError):
         full(killed_run := new_run(tmp_path / "killed"), watcher).train()
@@ -213,7 +231,7 @@ def test_a_resume_from_update_0_does_not_repeat_the_warm_start(tmp_path: Path) -
     assert same(weights(resumed.policy), weights(straight.policy))
 
 
-def test_a_stop_during_the_warm_start_saves_nothing(tmp_path: Path) -> None:
+def test_a_stop_during_the_warm_start_saves_nothing(tmp_path: Path, undisturbed: Undisturbed) -> None:
     class Hasty(Watcher):
         def warm_start(self, num_updates: int, total: int, loss: float) -> None:
             super().warm_start(num_updates, total, loss)
@@ -229,14 +247,12 @@ def test_a_stop_during_the_warm_start_saves_nothing(tmp_path: Path) -> None:
     resumed.train(resume=True)
     assert watcher.warm_updates == 3
     assert watcher.said == ["no complete checkpoint: the run starts from the beginning"]
-    straight = full(new_run(tmp_path / "straight"), Watcher())
-    straight.train()
+    straight, _ = undisturbed()
     assert same(weights(resumed.policy), weights(straight.policy))
 
 
-def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path: Path) -> None:
-    straight = full(straight_run := new_run(tmp_path / "straight"), Watcher(), checkpoint_every=1)
-    straight.train()
+def test_a_damaged_checkpoint_is_skipped_and_reported(tmp_path: Path, undisturbed: Undisturbed) -> None:
+    straight, straight_run = undisturbed(checkpoint_every=1)
     full(broken_run := new_run(tmp_path / "broken"), Watcher(3), checkpoint_every=1).train()
     file = broken_run.checkpoints / "update-000003" / "policy.safetensors"
     file.write_bytes(file.read_bytes()[:-1])

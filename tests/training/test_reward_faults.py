@@ -103,8 +103,16 @@ def together(completions, **columns):
 """
 
 
-@pytest.mark.parametrize("name", ["each", "together"])
-@pytest.mark.parametrize("isolation", [None, Isolation(num_workers=2)], ids=["here", "in workers"])
+@pytest.mark.parametrize(
+    ("name", "isolation"),
+    [
+        ("each", None),
+        ("together", None),
+        ("each", Isolation(num_workers=2)),
+        ("together", Isolation(num_workers=1)),  # which imports torch
+    ],
+    ids=["each", "together", "each in workers", "together in a worker"],
+)
 def test_a_reward_with_random_numbers_is_the_same_in_a_resumed_run(
     tmp_path: Path, name: str, isolation: Isolation | None
 ) -> None:

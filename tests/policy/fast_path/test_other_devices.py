@@ -64,6 +64,7 @@ with FakeTensorMode():
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"),
     reason="this version of torch has no Python backends",

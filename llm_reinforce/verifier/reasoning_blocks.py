@@ -1,0 +1,61 @@
+r"""Reasoning blocks of a completion, such as `<think>…</think>`. Only the text after them is an answer.
+
+Models mark their reasoning with many tags: `<think>`, `<Thought>`, `[THINK]`, `<|START_THINKING|>`,
+`<|begin_of_thought|>`, `<longcat_think>`, `◁think▷`. All of these are a name in brackets, with a slash or a
+word such as "end" in the tag that closes the block.
+"""
+
+import re
+
+_NAMES = "think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|rationale|cot"
+_NAME = rf"(?:[A-Za-z]{{1,16}}[:_])?(?:{_NAMES})"
+_TAG = re.compile(
+    rf"""
+    (?: [<\[◁] (?P<slash>/)? (?P<plain>{_NAME}) [>\]▷]
+      | <\| (?P<bar_slash>/)? (?: (?P<before>begin|start|end) _ (?:of_)? )? (?P<name>{_NAME})
+            (?: _ (?P<after>start|begin|end) )? \|>
+      | (?P<harmony> <\|channel\|>(?:analysis|(?P<final>final))<\|message\|> )
+    )""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
+    """Return the start of each block that is not closed, by its name, and the end of the last closing tag."""
+    opened: dict[str, int] = {}
+    closed: dict[str, int] = {}
+    end = 0
+    for written in {tag[0] for tag in _TAG.finditer(text)}:  # a text may repeat a tag thousands of times
+        tag, start = _TAG.fullmatch(written), text.rfind(written)
+        assert tag
+        words = {(tag[group] or "").lower() for group in ("before", "after")}
+        is_closing = bool(tag["slash"] or tag["bar_slash"] or tag["final"] or "end" in words)
+        name = "harmony" if tag["harmony"] else (tag["plain"] or tag["name"]).lower()
+        last = closed if is_closing else opened
+        last[name] = max(start, last.get(name, 0))
+        if is_closing:
+            end = max(end, start + len(written))
+    return {name: start for name, start in opened.items() if start > closed.get(name, -1)}, end
+
+
+def after_reasoning(completion: str) -> str:
+    """Return the text after the last reasoning block; empty if the completion ends inside a block."""
+    if not any(bracket in completion for bracket in "<[◁"):
+        return completion  # without a search for tags, which takes longer
+    unclosed, end = _unclosed_and_end(completion)
+    return "" if unclosed else completion[end:]
+
+
+def open_reasoning(text: str) -> str:
+    """Return the end of a text from the tag of its open reasoning block, or "" if no block is open.
+
+    >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
+    '<think>\\nFirst,'
+    """
+    unclosed, _ = _unclosed_and_end(text)
+    return text[min(unclosed.values()) :] if unclosed else ""
+
+
+def is_reasoning_tag(text: str) -> bool:
+    """Return True if a text is a tag of a reasoning block and nothing else."""
+    return bool(_TAG.fullmatch(text))

@@ -19,8 +19,8 @@ from dataclasses import dataclass
 
 from llm_reinforce.verifier.reasoning_blocks import after_reasoning
 
-MAX_READ = 65_536  # characters read at the end of a completion
-MAX_SLOT = 4_096  # maximum characters of a slot
+MAX_READ = 32_768  # characters read at the end of a completion
+MAX_SLOT = 2_048  # maximum characters of a slot
 _MAX_LINE = 512
 _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
@@ -81,7 +81,7 @@ def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswe
         completion: the completion.
         truncated: True if the completion ended at the token budget. A slot that is not closed is then empty.
     """
-    if len(completion) <= MAX_READ and not MARK.search(completion):
+    if len(completion) <= _MAX_LINE and not MARK.search(completion):  # the most common case
         return FinalAnswer(completion)
     text = after_reasoning(completion)
     if len(text) > MAX_READ:

@@ -31,6 +31,7 @@ _NUMBERS = frozenset(("number", "malformed", "compound", "ordinal"))
 _OPERANDS = _NUMBERS | {"close", "percent", "letter", "degree", "factorial", "function"}
 _UNIT = re.compile(r"([^\W\d_]+)[ ]*(?:\^?\(?(-?[1-9])\)?)?")
 _UNIT_WORDS = 3  # maximum words of a unit
+_NO_UNITS_IN_BRACKETS = HEDGES | HEDGES_AFTER | NEGATIONS | WRONG_AFTER | NO_UNITS
 _VOWEL = re.compile("[aeiouAEIOU]")
 _BY_POWER = {"square": "^2", "sq": "^2", "cubic": "^3", "squared": "^2", "cubed": "^3"}
 
@@ -61,31 +62,28 @@ def find_phrases(tokens: Sequence[Token], *, leads: bool, is_reference: bool = F
     """Return the phrases of a text in order.
 
     Args:
-        tokens: tokens of the text.
+        tokens: tokens of the text, with `PADDING` at the end.
         leads: True if the text begins with the answer, so that "- 5" is -5 and not an item of a list.
         is_reference: True if the text is a reference answer: a division is evaluated, and a letter directly
             after the digits is a variable.
     """
     phrases: list[Phrase] = []
-    index = 0
-    while index < len(tokens):
-        if tokens[index].kind not in _NUMBERS:
-            index += 1
-            continue
-        phrase = _phrase(tokens, index, leads=leads, is_reference=is_reference)
-        phrases.append(phrase)
-        index = max(index + 1, phrase.last)
+    last = 0
+    for index, token in enumerate(tokens):
+        if token.kind in _NUMBERS and index >= last:
+            phrases.append(_phrase(tokens, index, leads=leads, is_reference=is_reference))
+            last = phrases[-1].last
     return phrases
 
 
 def _phrase(tokens: Sequence[Token], index: int, *, leads: bool, is_reference: bool) -> Phrase:
     phrase = Phrase(index, index + 1, index, reason="not_a_number")
-    if tokens[index].kind == "number" and tokens[index].end - tokens[index].start <= MAX_NUMBER:
+    if tokens[index].kind == "number" and len(tokens[index].text) <= MAX_NUMBER:
         _read_value(tokens, phrase, may_divide=is_reference)
         _read_scale(tokens, phrase)
         _read_sign(tokens, phrase, leads=leads)
-        unit, last, reason = _read_unit(tokens, phrase.last, is_reference=is_reference)
-        phrase.unit, phrase.last = phrase.unit or unit, last
+        unit, phrase.last, reason = _read_unit(tokens, phrase.last, is_reference=is_reference)
+        phrase.unit = phrase.unit or unit
         phrase.reason = phrase.reason or reason
         if phrase.reason:
             phrase.value = None
@@ -98,43 +96,34 @@ def _read_value(tokens: Sequence[Token], phrase: Phrase, *, may_divide: bool) ->
     A fraction that equals a whole number, such as 8/4, is not evaluated, unless its denominator is 1.
     """
     index = phrase.number
-    whole = _fraction_at(tokens, index + 1) and _integer(tokens, index)
-    if whole and tokens[index + 1].start > tokens[index].end:
-        numerator, denominator = _fraction_at(tokens, index + 1) or (0, 0)
+    whole = _integer(tokens[index])
+    is_spaced = tokens[index + 1].start > tokens[index].end
+    if whole and is_spaced and (parts := _fraction_at(tokens, index + 1)):
         phrase.last = index + 4
-        phrase.reason = "" if numerator < denominator else "not_a_number"
-        phrase.value = int(whole) + Fraction(numerator, max(denominator, 1))
-        return
-    parts = _fraction_at(tokens, index)
-    if parts is None:
+        if parts[0] < parts[1]:
+            phrase.value, phrase.reason = int(whole) + Fraction(*parts), ""
+    elif parts := _fraction_at(tokens, index):
+        phrase.last = index + 3
+        if parts[1]:
+            phrase.value = Fraction(*parts)
+            is_undone = phrase.value.denominator == 1 != parts[1] and not may_divide
+            phrase.reason = "not_evaluated" if is_undone else ""
+    else:
         phrase.value = _decimal(tokens[index].text)
         phrase.reason = "" if phrase.value is not None else "not_a_number"
-        return
-    phrase.last = index + 3
-    numerator, denominator = parts
-    if denominator == 0:
-        return
-    phrase.value = Fraction(numerator, denominator)
-    is_undone = phrase.value.denominator == 1 and denominator != 1 and not may_divide
-    phrase.reason = "not_evaluated" if is_undone else ""
 
 
 def _fraction_at(tokens: Sequence[Token], index: int) -> tuple[int, int] | None:
-    if index + 2 >= len(tokens) or tokens[index + 1].text != "/":
+    if tokens[index + 1].text != "/" or tokens[index + 2].start - tokens[index].end > 3:
         return None
-    numerator, denominator = _integer(tokens, index), _integer(tokens, index + 2)
-    is_chain = index + 3 < len(tokens) and tokens[index + 3].text == "/"
-    if is_chain and index + 4 < len(tokens) and tokens[index + 4].kind in _NUMBERS:
-        return None  # 14 / 15 / 16
-    if not numerator or not denominator or tokens[index + 2].start - tokens[index].end > 3:
-        return None
-    return int(numerator), int(denominator)
+    numerator, denominator = _integer(tokens[index]), _integer(tokens[index + 2])
+    is_chain = tokens[index + 3].text == "/" and tokens[index + 4].kind in _NUMBERS  # 14 / 15 / 16
+    return (int(numerator), int(denominator)) if numerator and denominator and not is_chain else None
 
 
-def _integer(tokens: Sequence[Token], index: int) -> str | None:
-    token = tokens[index]
+def _integer(token: Token) -> str:
     is_integer = token.kind == "number" and len(token.text) <= MAX_NUMBER and token.text.isdecimal()
-    return token.text if is_integer else None
+    return token.text if is_integer else ""
 
 
 def _decimal(text: str) -> Fraction | None:
@@ -148,12 +137,12 @@ def _decimal(text: str) -> Fraction | None:
 
 def _read_scale(tokens: Sequence[Token], phrase: Phrase) -> None:
     """Read "million", "dozen" and the like, and a percent sign."""
-    while phrase.last < len(tokens) and tokens[phrase.last].kind in ("word", "percent"):
-        word = tokens[phrase.last].text.lower()
-        following = tokens[phrase.last + 1].text.lower() if phrase.last + 1 < len(tokens) else ""
-        if word == "%" or word in PER_CENT or (word == "per" and following == "cent"):
+    while True:
+        word = tokens[phrase.last].word
+        is_per_cent = word == "per" and tokens[phrase.last + 1].word == "cent"
+        if word == "%" or word in PER_CENT or is_per_cent:
             phrase.is_percent = True
-            phrase.last += 2 if word == "per" else 1
+            phrase.last += 1 + is_per_cent
             return
         scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
         if scale is None:
@@ -165,37 +154,32 @@ def _read_scale(tokens: Sequence[Token], phrase: Phrase) -> None:
 def _read_sign(tokens: Sequence[Token], phrase: Phrase, *, leads: bool) -> None:
     """Read the currency and the sign before a number, in either order."""
     index = phrase.number - 1
-    if index >= 0 and tokens[index].text in "-+" and index and tokens[index - 1].kind == "currency":
-        phrase.unit = _names(tokens[index - 1].text)
-        phrase.first = index - 1
-        negative = tokens[index].text == "-"
-    else:
-        if index >= 0 and tokens[index].kind == "currency":
-            phrase.unit = _names(tokens[index].text)
-            phrase.first = index
-            index -= 1
-        sign = _sign(tokens, index, leads=leads) if index >= 0 else ""
+    sign = ""
+    if tokens[index].text in ("-", "+") and tokens[index - 1].kind == "currency":
+        sign = tokens[index].text
+        index -= 1
+    if tokens[index].kind == "currency":
+        phrase.unit = _names(tokens[index].text)
+        phrase.first = index
+        index -= 1
+    if not sign:
+        sign = _sign(tokens, index, leads=leads)
         phrase.first -= bool(sign)
-        negative = sign == "-"
-    if negative and phrase.value is not None:
+    if sign == "-" and phrase.value is not None:
         phrase.value = -phrase.value
 
 
 def _sign(tokens: Sequence[Token], index: int, *, leads: bool) -> str:
     """Return the sign at an index, or "" if the token is an operator, a list marker, a dash or no sign."""
-    token, before = tokens[index], tokens[index - 1] if index else None
-    is_word = token.kind == "word" and token.text.lower() in ("minus", "negative")
-    if token.text not in ("-", "+") and not is_word:
+    before, token = tokens[index - 1], tokens[index]
+    is_word = token.word in ("minus", "negative")
+    is_sign = is_word or token.text in ("-", "+")
+    if not is_sign or before.kind in _OPERANDS or before.kind == "operator":
         return ""
-    if before is not None and (before.kind in _OPERANDS or before.kind == "operator"):
-        return ""
-    sign = "+" if token.text == "+" else "-"
-    if is_word or token.end == tokens[index + 1].start:
-        return sign
-    if before is None:
-        return sign if leads else ""
-    is_value = before.kind in ("equals", "open", "relation", "colon") or before.text.lower() in COPULAS
-    return sign if is_value else ""
+    is_value = before.kind in ("equals", "open", "relation", "colon") or before.word in COPULAS
+    is_value = is_value or (before.kind == "end" and leads)
+    is_attached = is_word or token.end == tokens[index + 1].start
+    return ("+" if token.text == "+" else "-") if is_attached or is_value else ""
 
 
 # --- units --------------------------------------------------------------------------------------------
@@ -205,29 +189,36 @@ def _read_unit(
     tokens: Sequence[Token], index: int, *, is_reference: bool
 ) -> tuple[tuple[str, ...], int, str]:
     """Return the names of the unit after a number, the index after it, and a reason to refuse the number."""
-    if index >= len(tokens):
-        return (), index, ""
-    token, after = tokens[index], tokens[index + 1] if index + 1 < len(tokens) else None
+    token, after = tokens[index], tokens[index + 1]
     is_attached = token.start == tokens[index - 1].end
-    if token.kind == "currency":
-        is_next_price = after is not None and after.kind in _NUMBERS
-        return ((), index, "") if is_next_price else (_names(token.text), index + 1, "")
-    if token.kind == "degree":
-        scale = after is not None and after.text in ("C", "F")
-        return _names(after.text if scale and after else "°"), index + 1 + bool(scale), ""
-    if token.kind == "open":
-        return _unit_in_brackets(tokens, index)
-    if token.text == "-" and is_attached and after is not None and after.kind == "word":
-        index, token, is_attached = index + 1, after, False  # a 15-year plan
-    if token.text == "/" and after is not None and after.kind in ("word", "letter"):
-        return ("/", *_names(after.text)), index + 2, ""
-    if token.kind not in ("word", "letter", "function"):
-        return (), index, ""
-    if is_attached and (reason := _attached(token, is_reference=is_reference)):
-        return (), index, reason
-    if not is_attached and (reason := _not_a_unit(token)):
-        return (), index, reason
-    return _unit_words(tokens, index)
+    match token.kind:
+        case "currency" if after.kind not in _NUMBERS:  # not the next price
+            return _names(token.text), index + 1, ""
+        case "degree":
+            has_scale = after.text in ("C", "F")
+            return _names(after.text if has_scale else "°"), index + 1 + has_scale, ""
+        case "open":
+            names, index = _unit_in_brackets(tokens, index)
+            return names, index, ""
+        case "operator" if token.text == "-" and is_attached and after.kind == "word":
+            if reason := _not_a_unit(after):
+                return (), index + 1, reason
+            return *_unit_words(tokens, index + 1), ""  # a 15-year plan
+        case "operator" if token.text == "/" and after.kind in ("word", "letter"):
+            return ("/", *_names(after.text)), index + 2, ""
+        case "number" if not is_attached and (noun := _noun_after_measure(tokens, index)):
+            return *_unit_words(tokens, noun), ""  # 24 8 dollar toys
+        case "word" | "letter" | "function":
+            reason = _attached(token, is_reference=is_reference) if is_attached else _not_a_unit(token)
+            return ((), index, reason) if reason else (*_unit_words(tokens, index), "")
+    return (), index, ""
+
+
+def _noun_after_measure(tokens: Sequence[Token], index: int) -> int:
+    """Return the index of the noun after a number and its unit, as in "8 dollar toys", or 0."""
+    unit = index + 1 + (tokens[index + 1].text == "-")
+    is_unit = tokens[unit].word in UNITS and len(tokens[unit].text) > 1
+    return unit + 1 if is_unit and not _ends_unit(tokens, unit + 1) else 0
 
 
 def _attached(token: Token, *, is_reference: bool) -> str:
@@ -236,73 +227,64 @@ def _attached(token: Token, *, is_reference: bool) -> str:
     if not token.text.isascii() and token.kind == "word":
         return "not_a_number" if "\ufffd" in token.text else ""
     if token.kind == "function" or found is None or found[1] not in UNITS:
-        is_slash = found is not None and "-" in token.text
-        return "not_a_number" if not is_slash else ""
-    if len(found[1]) > 1:
-        return ""
-    is_unit = found[1] in ATTACHED_LETTERS and not is_reference and (not found[2] or found[1] == "m")
-    return "" if is_unit else "not_a_number"
+        return "" if found is not None and "-" in token.text else "not_a_number"
+    is_letter = found[1] in ATTACHED_LETTERS and not is_reference and (not found[2] or found[1] == "m")
+    return "" if is_letter or len(found[1]) > 1 else "not_a_number"
 
 
 def _not_a_unit(token: Token) -> str:
     """Return a reason to refuse a number because of the word after it, which cannot be its unit."""
-    found, word = _UNIT.fullmatch(token.text), token.text.lower()
+    found, word = _UNIT.fullmatch(token.text), token.word
     if token.kind == "function" or "\ufffd" in word:
         return "not_a_number"
     if word in OPERATIONS_AFTER:
         return "not_evaluated"
-    if word in ("a", "i") or word in NO_UNITS or word in _BY_POWER or not token.text.isascii():
-        return ""
-    if found is not None and (found[1] in UNITS or word in UNITS):
-        return ""
     base = found[1] if found else word
+    is_word = word in ("a", "i") or word in NO_UNITS or word in _BY_POWER or not token.text.isascii()
+    if is_word or base in UNITS or word in UNITS or (base == "in" and found and found[2]):
+        return ""
     is_variable = len(base) <= 2 or (len(base) == 3 and not _VOWEL.search(base)) or "_" in base
-    return "not_a_number" if is_variable and not (base == "in" and found and found[2]) else ""
+    return "not_a_number" if is_variable else ""
 
 
-def _unit_in_brackets(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], int, str]:
+def _unit_in_brackets(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], int]:
     """Read the unit of `9 (apples)`."""
     end = index + 1
-    while end < len(tokens) and tokens[end].kind in ("word", "letter") and end - index <= _UNIT_WORDS:
+    while tokens[end].kind in ("word", "letter") and end - index <= _UNIT_WORDS:
         end += 1
-    words = [token.text for token in tokens[index + 1 : end]]
-    is_closed = bool(words) and end < len(tokens) and tokens[end].kind == "close"
-    folded = {word.lower() for word in words}
-    if (
-        not is_closed
-        or folded & (HEDGES | HEDGES_AFTER | NEGATIONS | WRONG_AFTER | NO_UNITS)
-        or (len(words) == 1 and len(words[0]) == 1 and tokens[index].start == tokens[index - 1].end)
-    ):
-        return (), index, ""
-    return tuple(name for word in words for name in _names(word)), end + 1, ""
+    inner = tokens[index + 1 : end]
+    is_called = len(inner) == 1 == len(inner[0].text) and tokens[index].start == tokens[index - 1].end
+    is_unit = bool(inner) and tokens[end].kind == "close" and not is_called
+    if not is_unit or any(token.word in _NO_UNITS_IN_BRACKETS for token in inner):
+        return (), index
+    return tuple(name for token in inner for name in _names(token.text)), end + 1
 
 
-def _unit_words(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], int, str]:
+def _unit_words(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], int]:
     names: list[str] = []
-    start = index
-    while index < len(tokens) and index - start <= 2 * _UNIT_WORDS:
-        token = tokens[index]
-        word = token.text.lower()
-        after = tokens[index + 1] if index + 1 < len(tokens) else None
-        is_link = word in ("/", "per") and names and after is not None and after.kind in ("word", "letter")
-        if is_link and after is not None and not after.text[0].isdigit():
+    while True:
+        after = tokens[index + 1]
+        if tokens[index].word in ("/", "per") and names and after.kind in ("word", "letter"):
             names.append("/")
-        elif _ends_unit(token, after):
+        elif _ends_unit(tokens, index):
             break
         else:
-            names += _names(token.text)
+            names += _names(tokens[index].text)
         index += 1
         if len(names) >= _UNIT_WORDS and names[-1] != "/":
             break
-    return tuple(names), index, ""
+    return tuple(names), index
 
 
-def _ends_unit(token: Token, after: Token | None) -> bool:
+def _ends_unit(tokens: Sequence[Token], index: int) -> bool:
     """Return True if a token is no part of a unit, or the label of the next equation."""
-    if token.kind not in ("word", "letter") or (after is not None and after.kind == "equals"):
+    token = tokens[index]
+    if token.kind not in ("word", "letter") or tokens[index + 1].kind == "equals":
         return True
     is_variable = token.kind == "letter" and token.text.partition("^")[0].strip() not in UNITS
-    return is_variable or token.text.lower() in NO_UNITS | HEDGES_AFTER | OPERATIONS_AFTER
+    return (
+        is_variable or token.word in NO_UNITS or token.word in HEDGES_AFTER or token.word in OPERATIONS_AFTER
+    )
 
 
 def _names(word: str) -> tuple[str, ...]:

@@ -14,7 +14,6 @@ from functools import lru_cache
 from llm_reinforce.verifier.commitment import (
     Reading,
     read_last_number,
-    read_reference,
     read_sentence,
     read_slot,
 )
@@ -121,7 +120,7 @@ def read_answer(answer: str) -> Reading:
     >>> read_answer("1,042.50").value
     Fraction(2085, 2)
     """
-    return read_reference(plain(answer[:MAX_SLOT]))
+    return read_slot(plain(answer[:MAX_SLOT]), is_reference=True)
 
 
 def extract_answer(completion: str) -> str | None:
@@ -166,8 +165,9 @@ def _read_number(final: FinalAnswer) -> Reading:
 # --- the last number of a text ------------------------------------------------------------------------
 
 _NUM_ATTEMPTS = 2
-_WINDOWS = (512, 1_024)  # characters before the last digit that each attempt searches
-_AFTER = 128  # characters after the last digit
+_WINDOWS = (192, 512)  # characters before the last digit that each attempt searches
+_AFTER = 40  # characters after the last digit
+_OTHER_DIGITS = 4_096  # characters at the end of a text in which other digits than 0 to 9 are searched
 _DIGIT = re.compile(r"\d")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 
@@ -184,8 +184,8 @@ def _around_last_digit(text: str, attempt: int) -> str | None:
         text before the last digit.
     """
     end = max(text.rfind(digit) for digit in "0123456789½¼¾")
-    if not text.isascii():
-        other = _DIGIT.search(text[end + 1 :][::-1])  # digits of other scripts
+    if not text.isascii():  # digits of other scripts
+        other = _DIGIT.search(text[max(end + 1, len(text) - _OTHER_DIGITS) :][::-1])
         end = end if other is None else len(text) - other.end()
     if end < 0 or (attempt and end <= _WINDOWS[attempt - 1]):
         return None

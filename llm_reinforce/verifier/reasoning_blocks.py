@@ -40,6 +40,8 @@ def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
 
 def after_reasoning(completion: str) -> str:
     """Return the text after the last reasoning block; empty if the completion ends inside a block."""
+    if not any(bracket in completion for bracket in "<[◁"):
+        return completion  # without a search for tags, which takes longer
     unclosed, end = _unclosed_and_end(completion)
     return "" if unclosed else completion[end:]
 

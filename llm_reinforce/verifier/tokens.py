@@ -1,6 +1,7 @@
 """Tokens of a normalized text, found by one pattern whose running time is linear."""
 
 import re
+from itertools import islice
 from typing import NamedTuple
 
 from llm_reinforce.verifier.lexicon import FUNCTIONS
@@ -12,19 +13,30 @@ class Token(NamedTuple):
     Kinds are `number` (42, 1,042.5, 1.5e3), `malformed` (1,04, 12_8), `compound` (a date, time, ratio or
     version such as 3:30), `ordinal` (1st), `word`, `letter` (x, π), `function` (sqrt, an unknown LaTeX
     command), `operator`, `factorial`, `equals`, `relation`, `separator` (, ;), `open`, `close`, `currency`,
-    `percent`, `degree`, `stop` (. ? …), `colon`, `bar`, `newline` and `other`.
+    `percent`, `degree`, `stop` (. ? …), `colon`, `bar`, `newline`, `other`, and `end` in `PADDING`.
+    `word` is the text in lower case.
     """
 
     kind: str
     text: str
     start: int
     end: int
+    word: str
+
+
+PADDING = [Token("end", "", -1, -1, "")] * 8
+"""Tokens after the last one. They also precede the first one, because `tokens[-1]` is one of them."""
 
 
 _PATTERN = re.compile(
     r"""
-    [ \t]++
+    [ \t]*+ (?:
+    (?P<word> [^\W\d\u0370-\u03ff] [\w\ufffd]*+ (?: ['-][^\W_][\w\ufffd]*+ )*+
+              (?: (?<=[0-9]) (?: \.[0-9]++ )++ )?+
+              (?: [ ]{0,2} \^ \(?-?[1-9]\)? (?! [0-9] ) )?
+            | \ufffd [\w\ufffd]*+ )
   | (?P<newline> \n\s*+ )
+  | (?P<integer> [0-9]++ (?! [\w.,'/:\ufffd-] | [ ][0-9] ) )  # most numbers
   | (?P<compound>
         [0-9]++ (?: (?: \.[0-9]++ ){2,} | (?: /[0-9]++ ){2,} | (?: -[0-9]++ ){2,} | (?: :[0-9]++ )++ )
         (?: [.,:/_'-]?[0-9]++ )*+ )
@@ -38,44 +50,41 @@ _PATTERN = re.compile(
         (?! [.,_']?[0-9] | [.,]?\ufffd ) )
   | (?P<malformed> [0-9] [0-9.,_'\ufffd]*+ | '[0-9]++ )
   | (?P<function> \\[A-Za-z]++ (?: _\w++ )?+ )
-  | (?P<word> [^\W\d\u0370-\u03ff] [\w\ufffd]*+ (?: ['-][^\W_][\w\ufffd]*+ )*+
-              (?: (?<=[0-9]) (?: \.[0-9]++ )++ )?+
-              (?: [ ]{0,2} \^ \(?-?[1-9]\)? (?! [0-9] ) )?
-            | \ufffd [\w\ufffd]*+ )
   | (?P<letter> [\u0370-\u03ff] )
-  | (?P<operator> \*\* | [-+*/×÷·^√_] )
-  | (?P<relation> [<>]=? | [≤≥≠≈≲≳±∓∈~≡] | != )
-  | (?P<equals> ={1,3} )
-  | (?P<factorial> ! )
-  | (?P<separator> [,;] )
-  | (?P<open> [(\[{⦃] )
-  | (?P<close> [)\]}⦄] )
-  | (?P<currency> [$£€¥₹₩₽₺₪₱¢] )
-  | (?P<percent> % )
-  | (?P<degree> ° )
-  | (?P<stop> [.?…] )
-  | (?P<colon> : )
-  | (?P<bar> \| )
-  | (?P<other> . )
+  | (?P<mark> \*\* | [<>]=? | != | ={1,3} | . ) )
     """,
     re.VERBOSE | re.DOTALL,
 )
+_MARKS = {
+    **dict.fromkeys(("**", *"-+*/×÷·^√"), "operator"),
+    **dict.fromkeys(("<=", ">=", "!=", *"<>≤≥≠≈≲≳±∓∈~≡"), "relation"),
+    **dict.fromkeys(("=", "==", "==="), "equals"),
+    **dict.fromkeys(",;", "separator"),
+    **dict.fromkeys("([{⦃", "open"),
+    **dict.fromkeys(")]}⦄", "close"),
+    **dict.fromkeys("$£€¥₹₩₽₺₪₱¢", "currency"),
+    **dict.fromkeys(".?…", "stop"),
+    **{"!": "factorial", "%": "percent", "°": "degree", ":": "colon", "|": "bar"},
+}
 _LETTER = re.compile(r"[A-Za-z](?:_\w{1,8}|'|\^\(?-?[1-9]\)?)?")
 
 
-def tokenize(text: str) -> list[Token]:
-    """Return the tokens of a normalized text; white space other than line ends is left out."""
+def tokenize(text: str, limit: int | None = None) -> list[Token]:
+    """Return the first `limit` tokens of a normalized text; white space except line ends is left out."""
     tokens = []
-    for found in _PATTERN.finditer(text):
-        kind = found.lastgroup
-        if kind is None:
-            continue
-        word = found[0]
-        if kind == "word":
+    for found in islice(_PATTERN.finditer(text.rstrip(" \t")), limit):
+        kind, written = found.lastgroup or "", found[found.lastindex or 0]
+        word = written.lower()
+        if kind == "integer":
+            kind = "number"
+        elif kind == "mark":
+            kind = _MARKS.get(written, "other")
+        elif kind == "word":
             is_decorated = 1 < len(word) <= 10 and word[1] in "_'^ "
-            if (len(word) == 1 or is_decorated) and _LETTER.fullmatch(word):
+            if (len(word) == 1 or is_decorated) and _LETTER.fullmatch(written):
                 kind = "letter"
-            elif word.lower() in FUNCTIONS or word.startswith(("log_", "sqrt_")):
+            elif word in FUNCTIONS or word.startswith(("log_", "sqrt_")):
                 kind = "function"
-        tokens.append(Token(kind, word, found.start(), found.end()))
+        end = found.end()
+        tokens.append(Token(kind, written, end - len(written), end, word))
     return tokens

@@ -8,10 +8,7 @@ from model_completions import Pair, derived_pairs, gold_pairs
 from llm_reinforce.verifier import verify
 
 Pairs = Callable[[], list[Pair]]
-known_failures = pytest.mark.xfail(
-    reason="`verifier.py --completions --show` in tests/benchmarks lists the pairs"
-)
-both_kinds = pytest.mark.parametrize("pairs", [gold_pairs, pytest.param(derived_pairs, marks=known_failures)])
+both_kinds = pytest.mark.parametrize("pairs", [gold_pairs, derived_pairs])
 
 
 @both_kinds

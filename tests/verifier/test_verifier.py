@@ -40,6 +40,7 @@ untimed = settings(deadline=None, max_examples=200)  # other tests measure time
         ("answer = 15", "15"),
         ("The answer is 15 because 3*5=15 and 4<5.", "15"),
         ("The answer is 47+85=132.", "132"),
+        ("The answer is that 5 " + "a " * 200, "5"),
         ("The answer is 4. No, the answer is 15.", "15"),
         # slots, and their precedence
         ("#### 15", "15"),

@@ -11,13 +11,20 @@ _NAMES = "think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|ratio
 _NAME = rf"(?:[A-Za-z]{{1,16}}[:_])?(?:{_NAMES})"
 _TAG = re.compile(
     rf"""
-    (?: [<\[◁] (?P<slash>/)? (?P<plain>{_NAME}) [>\]▷]
-      | <\| (?P<bar_slash>/)? (?: (?P<before>begin|start|end) _ (?:of_)? )? (?P<name>{_NAME})
-            (?: _ (?P<after>start|begin|end) )? \|>
-      | (?P<harmony> <\|channel\|>(?:analysis|(?P<final>final))<\|message\|> )
-    )""",
+    [<\[◁] (?P<slash>/)? (?P<plain>{_NAME}) [>\]▷]
+  | <\| (?P<bar_slash>/)? (?: (?P<before>begin|start|end) _ (?:of_)? )? (?P<name>{_NAME})
+        (?: _ (?P<after>start|begin|end) )? \|>
+  | (?P<channel> <\|channel\|>(?:analysis|(?P<final>final)) )
+    """,
     re.VERBOSE | re.IGNORECASE,
 )
+_MESSAGE = "<|message|>"  # follows a channel
+
+
+def _tags(text: str) -> set[str]:
+    """Return the tags in a text, each of them once, since a text may repeat a tag thousands of times."""
+    pieces = {f"{bracket}{piece}" for bracket in "<[◁" for piece in set(text.split(bracket)[1:])}
+    return {tag[0] for piece in pieces if (tag := _TAG.match(piece))}
 
 
 def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
@@ -25,12 +32,12 @@ def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
     opened: dict[str, int] = {}
     closed: dict[str, int] = {}
     end = 0
-    for written in {tag[0] for tag in _TAG.finditer(text)}:  # a text may repeat a tag thousands of times
+    for written in _tags(text):
         tag, start = _TAG.fullmatch(written), text.rfind(written)
         assert tag
         words = {(tag[group] or "").lower() for group in ("before", "after")}
         is_closing = bool(tag["slash"] or tag["bar_slash"] or tag["final"] or "end" in words)
-        name = "harmony" if tag["harmony"] else (tag["plain"] or tag["name"]).lower()
+        name = "channel" if tag["channel"] else (tag["plain"] or tag["name"]).lower()
         last = closed if is_closing else opened
         last[name] = max(start, last.get(name, 0))
         if is_closing:
@@ -40,10 +47,8 @@ def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
 
 def after_reasoning(completion: str) -> str:
     """Return the text after the last reasoning block; empty if the completion ends inside a block."""
-    if not any(bracket in completion for bracket in "<[◁"):
-        return completion  # without a search for tags, which takes longer
     unclosed, end = _unclosed_and_end(completion)
-    return "" if unclosed else completion[end:]
+    return "" if unclosed else completion[end:].removeprefix(_MESSAGE)
 
 
 def open_reasoning(text: str) -> str:
@@ -58,4 +63,4 @@ def open_reasoning(text: str) -> str:
 
 def is_reasoning_tag(text: str) -> bool:
     """Return True if a text is a tag of a reasoning block and nothing else."""
-    return bool(_TAG.fullmatch(text))
+    return bool(_TAG.fullmatch(text.removesuffix(_MESSAGE)))

@@ -1,4 +1,8 @@
-"""What an answer commits to: tables of accepted and refused answers, by kind, in commitments.jsonl."""
+"""What an answer commits to: tables of accepted and refused answers.
+
+`commitments.jsonl` has at least 30 cases of each kind. The cases in `independent_cases.jsonl` were written
+from the description of the verifier alone, by someone who had not seen its code.
+"""
 
 import json
 from pathlib import Path
@@ -9,10 +13,13 @@ import pytest
 from llm_reinforce.verifier import algebra as algebra_module
 from llm_reinforce.verifier import verify
 
-CASES: list[dict[str, Any]] = [
-    json.loads(line)
-    for line in Path(__file__).with_name("commitments.jsonl").read_text(encoding="utf-8").splitlines()
-]
+
+def read_cases(name: str) -> list[dict[str, Any]]:
+    lines = Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+CASES, INDEPENDENT = read_cases("commitments.jsonl"), read_cases("independent_cases.jsonl")
 KINDS = list(dict.fromkeys(case["kind"] for case in CASES))
 
 
@@ -27,13 +34,27 @@ def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verdicts(kind: str, algebra: bool) -> None:
     if algebra:
         pytest.importorskip("math_verify")
-    wrong = [
+    chosen = [case for case in CASES if (case["kind"], case["algebra"]) == (kind, algebra)]
+    assert wrongly_judged(chosen) == []
+
+
+def test_verdicts_of_independent_cases() -> None:
+    assert wrongly_judged([case for case in INDEPENDENT if not case["algebra"]]) == []
+
+
+def test_verdicts_of_some_independent_cases_of_algebra() -> None:
+    pytest.importorskip("math_verify")
+    # all of them take half a minute
+    assert wrongly_judged([case for case in INDEPENDENT if case["algebra"]][::10]) == []
+
+
+def wrongly_judged(cases: list[dict[str, Any]]) -> list[tuple[str, str, str]]:
+    """Return the completion, answer and right verdict of each case that the verifier judges wrongly."""
+    return [
         (case["completion"], case["answer"], f"should be {case['correct']}")
-        for case in CASES
-        if (case["kind"], case["algebra"]) == (kind, algebra)
-        and verify(case["completion"], case["answer"], algebra=algebra).correct is not case["correct"]
+        for case in cases
+        if verify(case["completion"], case["answer"], algebra=case["algebra"]).correct is not case["correct"]
     ]
-    assert wrong == []
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,4 +1,4 @@
-"""What a run has changed: problems gained and lost between its first and its last evaluation."""
+"""Changes made by a run: problems gained and lost between its first and its last evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -52,7 +52,7 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
         kept = _thinned(run.episodes, MAX_BYTES // len(runs))
         rows += [_episode(row, place, problems, texts) for row in run.episodes if row["update"] in kept]
         rows += _answers(run, place, problems)
-        num_updates += len({row["update"] for row in run.episodes})
+        num_updates += run.num_episode_updates
         num_shown += len(kept)
     return {
         "problems": problems.values,

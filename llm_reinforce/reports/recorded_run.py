@@ -1,7 +1,9 @@
 """Everything that a run has recorded, without the values of secret environment variables."""
 
 import json
+import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ from llm_reinforce.errors import InputError, texts_without_secrets, without_secr
 from llm_reinforce.runs import RunDirectory, RunSummary, list_runs, summarize_run
 
 Row = Mapping[str, Any]
+
+MAX_BYTES = 50_000_000  # of episodes.jsonl, whose episodes take up several times as much memory
+_UPDATE = re.compile(rb'\{"update": ([0-9]+)')  # how each line of episodes.jsonl begins
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +32,8 @@ class RecordedRun:
         metrics: rows of `metrics.jsonl`.
         evaluations: rows of `evaluations.jsonl`.
         answers: rows of `answers.jsonl`.
-        episodes: rows of `episodes.jsonl`.
+        episodes: rows of `episodes.jsonl`. Of a large file, only those of updates at equal distances.
+        num_episode_updates: number of updates in `episodes.jsonl`.
         comparison: content of `comparison.json`; empty if the run has not ended.
         variance: content of `variance.json`, if the variance was measured with `--output` in the directory of
             the run; else empty.
@@ -42,6 +48,7 @@ class RecordedRun:
     evaluations: list[Row]
     answers: list[Row]
     episodes: list[Row]
+    num_episode_updates: int
     comparison: Mapping[str, Any]
     variance: Mapping[str, Any]
 
@@ -69,6 +76,7 @@ def find_runs(paths: list[Path]) -> list[RunSummary]:
 def read_run(summary: RunSummary, name: str) -> RecordedRun:
     """Read the files of a run. Files that the run has not written are empty."""
     directory = RunDirectory(summary.path)
+    episodes, num_episode_updates = _episodes(summary.path / "episodes.jsonl")
     is_seed = summary.path.name.startswith("seed-")  # `compare` writes VARIANT/seed-N
     return RecordedRun(
         name=name,
@@ -79,7 +87,8 @@ def read_run(summary: RunSummary, name: str) -> RecordedRun:
         metrics=_rows(directory, "metrics.jsonl"),
         evaluations=_rows(directory, "evaluations.jsonl"),
         answers=_rows(directory, "answers.jsonl"),
-        episodes=_rows(directory, "episodes.jsonl"),
+        episodes=episodes,
+        num_episode_updates=num_episode_updates,
         comparison=_mapping(summary.path / "comparison.json"),
         variance=_mapping(summary.path / "variance.json"),
     )
@@ -88,6 +97,26 @@ def read_run(summary: RunSummary, name: str) -> RecordedRun:
 def _rows(directory: RunDirectory, name: str) -> list[Row]:
     rows: list[Row] = texts_without_secrets(directory.rows(name))
     return [row for row in rows if isinstance(row, dict) and "update" in row]
+
+
+def _episodes(file: Path) -> tuple[list[Row], int]:
+    """Return the episodes of some updates, at most `MAX_BYTES` of them, and the number of all updates.
+
+    The lines of a large file are not parsed, apart from the number of the update at their beginning.
+    """
+    if not file.is_file():
+        return [], 0
+    with file.open("rb") as lines:
+        updates = sorted({int(found[1]) for line in lines if (found := _UPDATE.match(line))})
+    stride = max(1, -(-file.stat().st_size // MAX_BYTES))
+    kept = {*updates[::stride], *updates[-1:]}
+    rows = []
+    with file.open("rb") as lines:
+        for line in lines:
+            if (found := _UPDATE.match(line)) and int(found[1]) in kept:
+                with suppress(ValueError):  # the last line of a killed run may be incomplete
+                    rows.append(json.loads(line.decode("utf-8", errors="replace")))
+    return texts_without_secrets(rows), len(updates)
 
 
 def _text(file: Path) -> str:

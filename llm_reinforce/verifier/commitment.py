@@ -1,4 +1,4 @@
-r"""What a text commits to: one number, or the reason why it does not state exactly one.
+r"""Commitment of a text: one number, or the reason why the text does not state exactly one.
 
 All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX cannot switch a check off:
 

@@ -66,6 +66,7 @@ def recorded(num_updates: int = 60, *, files: dict[str, Any] | None = None, **ch
         "environment": {"data": {"training": {"num_problems": 500}}},
         "metrics": [healthy(update, random, **changes) for update in range(1, num_updates + 1)],
         "episodes": [episode(update) for update in range(1, num_updates + 1)],
+        "num_episode_updates": num_updates,
         "evaluations": [],
         "answers": [],
         "comparison": {},

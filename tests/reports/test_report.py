@@ -151,3 +151,12 @@ def test_live_report_shows_new_updates_to_this_machine_only(run: Path) -> None:
         connection.request("GET", "/", headers={"Host": "evil.example"})
         assert connection.getresponse().status == 403
         connection.close()
+
+
+def test_of_a_large_file_only_some_episodes_are_read(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = (run / "episodes.jsonl").stat().st_size
+    monkeypatch.setattr("llm_reinforce.reports.recorded_run.MAX_BYTES", size // 3)
+    episodes = page_data(report(run))["episodes"]
+    assert (episodes["num_shown"], episodes["num_updates"]) == (4, 12)
+    shown = {row["update"] for row in episodes["rows"] if "decoding" not in row}
+    assert shown == {1, 5, 9, 12}

@@ -148,12 +148,6 @@ def read_messages(value: object, place: str, column: str) -> tuple[Message, ...]
     return messages
 
 
-def _is_message(value: object) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    return {"role", "content"} <= value.keys() or {"from", "value"} <= value.keys()
-
-
 def _message(given: Mapping[str, Any], where: str) -> Message:
     role = given.get("role", given.get("from"))
     content = given.get("content", given.get("value"))

@@ -75,19 +75,31 @@ def has_collapsed(before: float, num_before: int, after: float, num_after: int) 
     return after < COLLAPSED * before and before - after > NUM_ERRORS * error
 
 
-def collapse(rows: Sequence[Row], facts: RunFacts, window: int) -> Finding | None:
-    """Find an accuracy that is less than half of the highest accuracy of earlier updates.
+def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
+    """Return the highest accuracy of the updates before the last one, and its number of episodes.
 
-    The first update is compared too, because its episodes are those of the initial policy.
+    Accuracies are means over `window` updates, except that of the first update.
     """
-    if len(rows) <= window:
-        return None
     accuracies = [number(row, "accuracy") for row in rows]
     best, num_best = accuracies[0], facts.num_episodes
     for end in range(window, len(rows)):
         accuracy = sum(accuracies[end - window : end]) / window
         if accuracy > best:
             best, num_best = accuracy, window * facts.num_episodes
+    return best, num_best
+
+
+def collapse(
+    rows: Sequence[Row], facts: RunFacts, window: int, earlier: tuple[float, int] | None = None
+) -> Finding | None:
+    """Find an accuracy that is less than half of the highest accuracy of earlier updates.
+
+    The first update is compared too, because its episodes are those of the initial policy. `earlier` is the
+    result of `best_accuracy`, if the caller knows it.
+    """
+    if len(rows) <= window:
+        return None
+    best, num_best = earlier or best_accuracy(rows, facts, window)
     last = rows[-window:]
     accuracy = mean(last, "accuracy")
     if not has_collapsed(best, num_best, accuracy, window * facts.num_episodes):

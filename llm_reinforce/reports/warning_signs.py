@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, worst_first
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, mean, number, worst_first
 from llm_reinforce.reports.trend_signs import collapse, trend_signs
 from llm_reinforce.reports.window_signs import MAX_PATIENCE, WINDOW_SIGNS, window_of
 
@@ -21,6 +21,7 @@ class WarningSigns:
     def __init__(self, facts: RunFacts) -> None:
         self._facts, self._window = facts, window_of(facts)
         self._rows: list[Row] = []
+        self._best: tuple[float, int] | None = None
         self._found: dict[str, Finding] = {}
 
     @property
@@ -43,13 +44,20 @@ class WarningSigns:
         rows, facts = self._rows, self._facts
         if len(rows) > MAX_PATIENCE:
             rows[-MAX_PATIENCE - 1] = _trimmed(rows[-MAX_PATIENCE - 1])
+        # as `best_accuracy`, without going through all updates again
+        if self._best is None:
+            self._best = number(row, "accuracy"), facts.num_episodes
+        elif len(rows) > self._window:
+            accuracy = mean(rows[-self._window - 1 : -1], "accuracy")
+            if accuracy > self._best[0]:
+                self._best = accuracy, self._window * facts.num_episodes
         found: list[Finding | None] = []
         for sign in WINDOW_SIGNS:
             window = window_of(facts, sign)
             if len(rows) >= window:
                 found.append(sign(rows[-window:], facts))
         if "collapse" not in self._found:
-            found.append(collapse(rows, facts, self._window))
+            found.append(collapse(rows, facts, self._window, self._best))
         if len(rows) % TREND_EVERY == 0:
             found += trend_signs(rows, facts)
         return self._worst_unseen(found)

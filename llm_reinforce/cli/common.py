@@ -18,7 +18,7 @@ from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, witho
 from llm_reinforce.processes import is_main_process, num_processes, process_index
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
-WAIT_FOR_MAIN = 5.0  # seconds in which another process with a user error waits for that of the main process
+WAIT_FOR_MAIN = 5.0  # seconds that another process with a user error waits for the main process to report one
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 

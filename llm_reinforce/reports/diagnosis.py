@@ -14,7 +14,7 @@ from llm_reinforce.reports.trend_signs import collapse, trend_signs
 from llm_reinforce.reports.warning_signs import few_problems
 from llm_reinforce.reports.window_signs import WINDOW_SIGNS, window_of
 
-MUCH = 0.5  # a sign that has passed is reported if it was visible in this share of the updates
+MUCH = 0.5  # a sign that is no longer visible is reported if it was visible in this share of the updates
 
 
 def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
@@ -67,7 +67,10 @@ def _sign_of_run(
     rows: Sequence[Row],
     facts: RunFacts,
 ) -> Finding | None:
-    """Return a sign that is visible in the last updates or in many updates, measured where it was visible."""
+    """Return the finding of a sign that is visible in the last updates or in many updates, otherwise None.
+
+    The finding describes the updates in which the sign was visible.
+    """
     window = window_of(facts, sign)
     if len(rows) < window:
         return None

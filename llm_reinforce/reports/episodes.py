@@ -8,12 +8,12 @@ from llm_reinforce.reports.curves import rounded
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 from llm_reinforce.reports.shown_text import MAX_TOKEN, shown
 
-MAX_BYTES = 2_500_000  # approximate size of the JSON of all episodes of a page, with …
-EPISODE_BYTES, TOKEN_BYTES = 300, 30  # … this size of an episode and of each of its tokens
-MAX_TOKENS = 2_000  # tokens of a completion
+MAX_BYTES = 2_500_000  # approximate maximum size of the JSON of all episodes of a page, estimated from …
+EPISODE_BYTES, TOKEN_BYTES = 300, 30  # … these sizes of an episode and of each of its tokens
+MAX_TOKENS = 2_000  # maximum number of tokens of a completion
 NUM_TRACKED = 20  # problems whose answers are recorded at every evaluation
 
-# names of the values of each token: in episodes.jsonl, and on the page
+# name of each value of a token in episodes.jsonl, and its name on the page
 TOKEN_VALUES = {
     "advantages": "advantage",
     "behavior_log_probs": "log_prob",

@@ -1,4 +1,4 @@
-"""Signs in the evaluations of a run: memorized problems, one answer to all, and too few problems."""
+"""Signs in the evaluations of a run: memorized problems, one answer to all problems, and too few problems."""
 
 import math
 from collections import Counter
@@ -9,11 +9,13 @@ from typing import Any
 from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, span
 from llm_reinforce.reports.recorded_run import RecordedRun
 
-GAP = 0.1  # smallest gap between the accuracies on training and on held-out problems
-CONFIDENCE = 0.999  # confidence of the gap; few false alarms matter more than small gaps
-NEIGHBORS = 5  # updates whose episodes are compared with an evaluation
+GAP = 0.1  # smallest reported gap between the accuracies on training and on held-out problems
+# confidence level of the gap; it is high, because a false alarm is worse than a small gap that is not found
+CONFIDENCE = 0.999
+NEIGHBORS = 5  # number of updates whose episodes are compared with an evaluation
 POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
-ONE_ANSWER, FEW_EQUAL = 0.9, 0.5  # shares of the most frequent answer, and of the most frequent right answer
+# minimum share of the most frequent answer, and maximum share of the most frequent right answer
+ONE_ANSWER, FEW_EQUAL = 0.9, 0.5
 MIN_ANSWERS = 20
 
 
@@ -62,7 +64,7 @@ def gap_interval(
 
 
 def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
-    """Find an accuracy on training problems that is higher than that on held-out problems.
+    """Find an accuracy on training problems that is higher than the accuracy on held-out problems.
 
     The training problems are those of the last updates up to the evaluation. Each problem counts once,
     because the episodes of one problem are not independent. The episodes are sampled at the temperature of

@@ -1,4 +1,4 @@
-"""Examples of a finding: completions among the recorded episodes that show it."""
+"""Recorded episodes that serve as examples of a finding."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from llm_reinforce.reports.finding import Finding, Row
 from llm_reinforce.reports.recorded_run import RecordedRun
 from llm_reinforce.reports.shown_text import shown
 
-MAX_PROMPT, MAX_COMPLETION = 200, 300  # characters
+MAX_PROMPT, MAX_COMPLETION = 200, 300  # maximum number of characters
 
 
 def with_example(found: Finding, run: RecordedRun) -> Finding:
@@ -55,7 +55,7 @@ def _rewarded(rows: Sequence[Row]) -> Row | None:
 
 
 def _unrewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the last right answer, which has the same reward as wrong ones, or else a refused answer."""
+    """Return the last episode with a right answer or, if there is none, a refused answer."""
     return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
 
 

@@ -30,7 +30,7 @@ SEVERITIES: dict[str, Severity] = {
     "few_problems": "minor",
     "small_evaluation": "minor",
 }
-# kinds that a more severe finding explains; they are not reported beside it
+# for each kind of finding, the kinds that explain it; it is not reported if one of them is found
 EXPLAINED_BY = {
     "no_reward": {"collapse"},
     "equal_rewards": {"no_reward", "collapse"},
@@ -53,7 +53,7 @@ class Finding:
     Attributes:
         kind: name of the symptom, such as "truncation".
         severity: "severe" if the policy does not learn what it should, "moderate" if the symptom makes
-            learning worse, "minor" if it limits what the run can show.
+            learning worse, "minor" if the symptom limits what the run can show.
         sentence: what is wrong, in a clause without a period.
         evidence: measured figures, one clause each.
         advice: what to change, in a clause without a period.
@@ -109,7 +109,7 @@ def finding(
     evidence: Sequence[str] = (),
     example: str | None = None,
 ) -> Finding:
-    """Return a finding that was measured in successive updates; no rows: in the whole run."""
+    """Return a finding that was measured over these metrics or, if `rows` is empty, over the whole run."""
     updates = (int(rows[0]["update"]), int(rows[-1]["update"])) if rows else None
     return Finding(kind, SEVERITIES[kind], sentence, tuple(evidence), advice, updates, example)
 
@@ -131,7 +131,7 @@ def number(row: Row, name: str) -> float:
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
-    """Return the mean of a metric; NaN if any row does not have it."""
+    """Return the mean of a metric; NaN if any row lacks the metric."""
     return sum(number(row, name) for row in rows) / len(rows)
 
 

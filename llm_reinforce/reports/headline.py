@@ -1,4 +1,4 @@
-"""Headline of a report: what was trained, what it changed, and what it cost."""
+"""Headline of a report: what was trained, the accuracy before and after training, and the cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

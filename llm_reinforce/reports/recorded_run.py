@@ -15,7 +15,8 @@ from llm_reinforce.runs import RunDirectory, RunSummary, list_runs, summarize_ru
 
 Row = Mapping[str, Any]
 
-MAX_BYTES = 50_000_000  # of episodes.jsonl, whose episodes take up several times as much memory
+# maximum number of bytes read from episodes.jsonl; in memory, episodes take up several times as much
+MAX_BYTES = 50_000_000
 _UPDATE = re.compile(rb'\{"update": ([0-9]+)')  # how each line of episodes.jsonl begins
 
 
@@ -25,7 +26,8 @@ class RecordedRun:
 
     Attributes:
         name: short name that distinguishes the run from the other runs of a report.
-        variant: name of the settings that the run shares with other seeds; the color of its curves.
+        variant: name of the settings that the run shares with runs of other seeds. All runs of a variant have
+            the same color.
         summary: state and progress of the run.
         settings: content of `recipe.yaml`; None if it cannot be read.
         environment: content of `environment.json`.
@@ -100,9 +102,9 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 
 
 def _episodes(file: Path) -> tuple[list[Row], int]:
-    """Return the episodes of some updates, at most `MAX_BYTES` of them, and the number of all updates.
+    """Return about `MAX_BYTES` bytes of recorded episodes, and the number of updates in the file.
 
-    The lines of a large file are not parsed, apart from the number of the update at their beginning.
+    Most updates of a large file are skipped. Only the number of the update is read from their lines.
     """
     if not file.is_file():
         return [], 0

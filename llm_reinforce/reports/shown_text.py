@@ -8,8 +8,8 @@ from llm_reinforce.config.strict_yaml import dump_yaml
 from llm_reinforce.console.text import visible
 from llm_reinforce.errors import SECRET_NAME
 
-MAX_TEXT = 4_000  # characters of a prompt or of an answer
-MAX_TOKEN = 80  # characters of a token
+MAX_TEXT = 4_000  # maximum number of characters of a prompt or of an answer
+MAX_TOKEN = 80  # maximum number of characters of a token
 _PLAIN_OR_NOT = re.compile(r"([\n\t])")
 
 
@@ -29,7 +29,7 @@ def shown(text: object, max_characters: int = MAX_TEXT) -> str:
 
 
 def without_secret_entries(value: Any) -> Any:
-    """Return nested JSON values with the values of keys such as `api_key` hidden, and harmless texts."""
+    """Return nested JSON values with harmless texts, and with the values of keys such as `api_key` hidden."""
     if isinstance(value, dict):
         return {
             shown(key): "(hidden)" if SECRET_NAME.search(str(key)) else without_secret_entries(entry)

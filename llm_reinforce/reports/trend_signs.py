@@ -1,4 +1,4 @@
-"""Signs in the metrics of a whole run: rewards that rise without accuracy, steps too long, short or noisy.
+"""Signs in the metrics of a whole run, such as a reward that rises while the accuracy does not.
 
 A trend is the difference between the last and the first third of the updates.
 """
@@ -21,15 +21,16 @@ from llm_reinforce.reports.finding import (
 )
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
-MIN_TREND = 30  # number of updates of the shortest run that has a trend
-MIN_FLAT, MAX_FLAT = 0.5, 100  # a reward that does not rise is a sign after this share or number of updates
+MIN_TREND = 30  # minimum number of updates for which trends are computed
+# a reward that does not rise is reported after this share or this number of updates
+MIN_FLAT, MAX_FLAT = 0.5, 100
 NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not chance
 COLLAPSED = 0.5  # a collapse is a loss of accuracy to below this share of the highest accuracy
-FLAT = 0.05  # a change of accuracy that is surely below this number is none
-MIN_RISE = 0.5  # rise of the reward, in standard deviations of the rewards
-MANY_TIMES = 10.0  # growth of the gradient norm
-LONG_STEP = 0.01  # norm of a step relative to the weights
-SHORT_PATH = 1e-3  # sum of the norms of all steps, relative to the weights
+FLAT = 0.05  # a rise in accuracy that is surely below this number does not count as a rise
+MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
+MANY_TIMES = 10.0  # factor by which the gradient norm grows if it explodes
+LONG_STEP = 0.01  # norm of a step that is too long, relative to the weights
+SHORT_PATH = 1e-3  # sum of the norms of all steps if the steps are too short, relative to the weights
 AGAINST_HACKING = (
     "read the completions that earn the reward; then give the reward only to right answers, lower the weight "
     "of the functions that wrong answers satisfy, or cap their values"
@@ -110,7 +111,6 @@ def collapse(
 
     If the reward is higher than in the first update, the finding is `reward_hacking`.
 
-
     The first update is compared too, because its episodes are those of the initial policy. `earlier` is the
     result of `best_accuracy`, if the caller knows it.
     """
@@ -162,7 +162,7 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         + (
             f"falls from {accuracy.first:.1%} to {accuracy.last:.1%}"
             if falls
-            else f"stays at {accuracy.last:.1%} (before {accuracy.first:.1%})"
+            else f"hardly changes, from {accuracy.first:.1%} to {accuracy.last:.1%}"
         ),
         AGAINST_HACKING,
         _reward_changes(rows),
@@ -314,7 +314,10 @@ def _path(rows: Sequence[Row]) -> float:
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
-    """Return the change of a reward that does not rise in many updates, unless the problems are solved."""
+    """Return the change of a reward that does not rise in many updates, although problems are unsolved.
+
+    Return None if there is no such change.
+    """
     change = change_of(rows, "reward")
     is_early = len(rows) < min(MIN_FLAT * facts.num_updates, MAX_FLAT)
     return None if is_early or change is None or change.exceeds(2.0) or _is_solved(rows) else change

@@ -1,4 +1,4 @@
-"""Findings while a run goes on, each of them once."""
+"""Diagnosis of a run in progress. Each kind of finding is returned once."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,7 +8,8 @@ from llm_reinforce.reports.trend_signs import collapse, trend_signs
 from llm_reinforce.reports.window_signs import MAX_PATIENCE, WINDOW_SIGNS, window_of
 
 TREND_EVERY = 20  # number of updates between two searches for trends
-KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")  # metrics of all updates
+# metrics that are kept for all updates
+KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")
 
 
 class WarningSigns:
@@ -44,7 +45,7 @@ class WarningSigns:
         rows, facts = self._rows, self._facts
         if len(rows) > MAX_PATIENCE:
             rows[-MAX_PATIENCE - 1] = _trimmed(rows[-MAX_PATIENCE - 1])
-        # as `best_accuracy`, without going through all updates again
+        # equals `best_accuracy`, but is computed without going through all updates again
         if self._best is None:
             self._best = number(row, "accuracy"), facts.num_episodes
         elif len(rows) > self._window:
@@ -72,7 +73,7 @@ class WarningSigns:
 
 
 def few_problems(facts: RunFacts) -> Finding | None:
-    """Find fewer training problems than an update asks for."""
+    """Find out whether there are fewer training problems than an update needs."""
     if facts.num_problems is None or facts.num_problems >= facts.problems_per_update:
         return None
     return finding(

@@ -20,20 +20,21 @@ from llm_reinforce.reports.finding import (
 )
 
 NUM_UPDATES = 5  # number of updates over which a sign is measured
-MIN_UPDATES = 2  # a shorter run has no signs
+MIN_UPDATES = 2  # in a shorter run, no signs are searched for
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
-MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
+MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum shares of the episodes
 FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
-PATIENCE, MAX_PATIENCE = 20, 50  # patient signs: a 20th of the run's updates, at most 50
-NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
+# signs that a policy may learn to avoid are measured over a 20th of the run's updates, at most 50
+PATIENCE, MAX_PATIENCE = 20, 50
+NO_SPREAD = 0.95  # minimum share of the problems whose episodes have equal rewards
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
 SOLVED = 0.9  # accuracy at which equal rewards are a success
-NO_ENTROPY = 0.01  # nats per token
-MIN_CHANGED = 0.5  # share of the weights with a gradient that a step should change
+NO_ENTROPY = 0.01  # maximum entropy, in nats per token
+MIN_CHANGED = 0.5  # minimum share of the weights with a gradient that a step should change
 MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
     0.01,
     1.0,
-)  # nats; differences of log-probabilities up to here are rounding
+)  # in nats; smaller differences between log-probabilities are rounding errors
 
 Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
@@ -264,7 +265,7 @@ PATIENT = {
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
     """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
-    if sign is truncation:  # needs two halves
+    if sign is truncation:  # the updates are divided into two halves
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
     return max(window, min(facts.num_updates // PATIENCE, MAX_PATIENCE)) if sign in PATIENT else window
 

@@ -1,4 +1,4 @@
-"""Content of `environment.json`: how a run was started, and the machine and the versions that it used."""
+"""Content of `environment.json`: how a run was started, its machine, and the versions of its packages."""
 
 import os
 import platform
@@ -98,7 +98,12 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Entries:
 
 
 def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entries:
-    """Return `before` with the entries of `differing`, which are a result of `changes`."""
+    """Return the environment that results if changes are applied to an earlier environment.
+
+    Args:
+        before: the earlier environment.
+        differing: the changes, as `changes` returns them.
+    """
     result = {name: value for name, value in before.items() if name not in differing}
     for name, new in differing.items():
         old = before.get(name)
@@ -110,7 +115,7 @@ def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entri
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences that may change a resumed run, such as "versions.torch (2.8.0, before 2.7.1)".
+    """Return the differences that may change a resumed run, such as "num_threads (now 4, previously 2)".
 
     Entries that `before` does not have are left out, because earlier versions of the toolkit recorded less.
 
@@ -131,7 +136,7 @@ def _different(before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
         elif name == "sha256":
             lines.append(f"{path.removesuffix('.')} (other contents)")
         elif name not in NOT_COMPARED:
-            lines.append(f"{key} ({_shown(new)}, before {_shown(old)})")
+            lines.append(f"{key} (now {_shown(new)}, previously {_shown(old)})")
     return lines
 
 

@@ -52,7 +52,7 @@ class GradientStep:
 
         L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus
 
-    The gradients of the sums are accumulated over micro-batches.
+    The loss is computed in micro-batches, whose gradients are accumulated.
 
     Attributes:
         accelerator: the accelerator of the run.

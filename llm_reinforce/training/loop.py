@@ -320,7 +320,7 @@ class TrainingLoop:
         return slice(first, first + num_own)
 
     def _process_of(self, episode: Episode) -> str:
-        """Return "process N: " for an episode of an update of several processes, and otherwise ""."""
+        """Return "process N: ", where process N has sampled the episode; "" if there is only one process."""
         num_processes = self.accelerator.num_processes
         process = episode.group * num_processes // self.reinforce.problems_per_update
         return f"process {process}: " if num_processes > 1 else ""
@@ -344,7 +344,7 @@ class TrainingLoop:
         is_trial: bool = False,
         on_step: OnStep | None = None,
     ) -> EpisodeBatch:
-        """Sample episodes of the problems of this process from the current policy.
+        """Sample episodes from the current policy, for the problems that this process has to sample.
 
         If `is_trial` is True, one short episode of each problem is sampled. For `on_step`, see
         `collect_episodes`.

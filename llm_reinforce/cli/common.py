@@ -80,7 +80,7 @@ def reported_failures(
         elif is_leaving():
             print_error("interrupted")
         elif isinstance(error, RunStoppedError):
-            if is_main_process():  # all processes raise it together
+            if is_main_process():  # all processes raise this error together
                 print_error(str(error))
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")

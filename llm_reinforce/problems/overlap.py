@@ -37,7 +37,7 @@ class Overlap:
         found = []
         for pairs, what in (
             (self.same, "are also training problems: the policy may have memorized their answers"),
-            (self.masked, "are training problems with other numbers"),
+            (self.masked, "differ from training problems only in their numbers"),
         ):
             if pairs:
                 shown = ", ".join(f"{evaluated} = {training}" for evaluated, training in pairs[:3])

@@ -79,7 +79,7 @@ def few_problems(facts: RunFacts) -> Finding | None:
     return finding(
         "few_problems",
         [],
-        f"an update asks for {facts.problems_per_update} problems, but there are only {facts.num_problems} "
+        f"an update needs {facts.problems_per_update} problems, but there are only {facts.num_problems} "
         "training problems, so each update uses some problems several times",
         "give more problems, or lower reinforce.problems_per_update",
     )

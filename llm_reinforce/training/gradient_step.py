@@ -221,7 +221,7 @@ class GradientStep:
 
 
 def frac_changed(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> float | None:
-    """Return the share of the weights with a nonzero gradient that differ from `before`.
+    """Among the weights with a nonzero gradient, return the share that differs from `before`.
 
     Return None if no weight has a nonzero gradient.
     """

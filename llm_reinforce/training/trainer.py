@@ -433,7 +433,7 @@ class ReinforceTrainer:
             check_same_run(self._directory, self.config)
             self.config = with_recorded_date(self._directory, self.config)
         date = self._loop.fix_date(self.config.policy.chat_template_date)
-        self.config = with_date(self.config, date)  # for `recipe.yaml`
+        self.config = with_date(self.config, date)  # the date is then written to `recipe.yaml`
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)

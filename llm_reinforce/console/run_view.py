@@ -32,7 +32,6 @@ SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown, in s
 WIDE = 120  # minimum number of columns at which the metrics are beside the accuracies
 MIN_SAMPLE_LINES = 5  # lines that are kept for episodes
 MAX_SAMPLE_LINES = 16
-MAX_CHART_SHARE = 0.25  # maximum fraction of the lines of the terminal for a chart
 COLUMNS_PER_EVALUATION = 12  # maximum width of a chart between two evaluations
 MIN_METRIC_COLUMNS = 28  # minimum width of a metric with its sparkline
 BARS = "▁▂▃▄▅▆▇█"
@@ -143,12 +142,12 @@ class RunView:
         lines = [Text(fitted(self.title, width), "bold"), *self._progress(width), *self._status(width)]
         samples, is_wide = self.samples, width >= WIDE and bool(self.accuracies)
         room = height - 1 - len(lines) - (1 + MIN_SAMPLE_LINES if samples else 0)
-        num_lines = int(MAX_CHART_SHARE * height)  # of each chart
+        num_lines = max(1, height // 4)  # maximum for each chart, and for the metrics
         if is_wide:
             left = self._accuracies(width // 2 - 3, room, num_lines, is_ascii=is_ascii)
             lines += _side_by_side(left, self._metrics(width - width // 2, 1), width // 2)
         else:
-            metrics = self._metrics(width, 2)
+            metrics = self._metrics(width, 2)[:num_lines]
             lines += self._accuracies(width, room - 1 - len(metrics), num_lines, is_ascii=is_ascii)
             lines += [Text(), *metrics] if metrics else []
         if samples and (room := height - 2 - len(lines)) > 1:

@@ -36,7 +36,7 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
 
 
 def _default_num_warmup_updates(earlier: dict[str, Any]) -> int:
-    return min(10, earlier.get("num_updates", 10))
+    return min(10, int(earlier.get("num_updates", 10)))
 
 
 class WarmStartConfig(Section):

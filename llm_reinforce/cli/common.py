@@ -26,8 +26,10 @@ LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pi
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 
 
-def check_one_process(command: str) -> None:
+def start_in_one_process(command: str) -> None:
     """Check that a command that supports only one process is not one of several processes.
+
+    On a terminal, a first line is then printed, because the imports that follow take seconds.
 
     Raises:
         InputError: if this process is one of several that were started together.
@@ -36,6 +38,8 @@ def check_one_process(command: str) -> None:
         raise InputError(
             f"{command} runs in one process only; start it without torchrun, accelerate launch or mpirun"
         )
+    if sys.stderr.isatty():
+        note(f"{command}: loading libraries, data and the policy")
 
 
 @contextmanager

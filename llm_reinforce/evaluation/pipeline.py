@@ -292,7 +292,7 @@ def _example_pool(
     if request.examples is not None and not isinstance(request.examples, str | PathLike):
         return problems_from(request.examples, name="examples")
     if request.examples is not None:
-        return find_problems(request.examples, config=request.config, split="train")
+        return find_problems(str(request.examples), config=request.config, split="train")
     part = training_part(name) if name is not None else None
     if name is not None and part is not None:
         return find_problems(name, split=part)

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -25,6 +25,7 @@ from llm_reinforce.reports.shown_text import shown, shown_settings, without_secr
 from llm_reinforce.runs import RunSummary
 
 REPORT = "report.html"
+PRIVATE_ENTRIES = ("machine", "working_directory", "paths")  # entries of environment.json
 SCRIPTS = ("uplot.min.js", "charts.js", "episodes.js")
 STYLES = ("uplot.min.css", "style.css")
 
@@ -91,9 +92,21 @@ def _details(run: RecordedRun) -> dict[str, Any]:
         "changes": changes_of(run),
         "metrics": [(shown(name, 200), *values) for name, *values in first_and_last(run.metrics)],
         "settings": shown_settings(run.settings),
-        "environment": _flat(without_secret_entries(dict(run.environment))),
+        "environment": _flat(_without_private_entries(run.environment)),
         "variance": _flat(without_secret_entries(dict(run.variance))),
     }
+
+
+def _without_private_entries(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment without secrets, the name of the machine and its directories.
+
+    Reports are attached to issues and sent by email.
+    """
+    entries = {name: value for name, value in environment.items() if name not in PRIVATE_ENTRIES}
+    match entries.get("command"):
+        case [str(python), str(script), *arguments]:
+            entries["command"] = [Path(python).name, Path(script).name, *arguments]
+    return dict(without_secret_entries(entries))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:

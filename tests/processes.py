@@ -40,11 +40,12 @@ def run_forked(
 
     Args:
         call: function to run. It may change modules and may call `sys.exit`.
-        timeout: seconds after which the process is killed.
+        timeout: seconds after which the process and its child processes are killed.
         environment: environment variables of the process, in addition to those of this process.
     """
 
     def run() -> None:
+        os.setpgid(0, 0)
         for number, file in ((1, output), (2, errors)):
             os.dup2(file.fileno(), number)
         sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
@@ -57,7 +58,7 @@ def run_forked(
         process.start()
         process.join(timeout)
         if process.exitcode is None:
-            process.kill()
+            os.killpg(process.ident, signal.SIGKILL)
             process.join()
         texts = []
         for file in (output, errors):

@@ -1,7 +1,7 @@
-"""Checks of training in two processes: `torchrun --nproc_per_node 2 two_processes.py DIRECTORY`.
+"""Checks of training in two processes.
 
-A launch takes many seconds, so `test_data_parallel.py` makes one for all checks. Each process prints the name
-of a check that has passed. In the end, the processes run the command `llm-reinforce train` and exit with it.
+`test_data_parallel.py` makes one launch for all checks. Each process prints the name of a check that has
+passed. In the end, the processes run the command `llm-reinforce train`.
 """
 
 import json
@@ -13,6 +13,7 @@ import pytest
 import torch
 from accelerate.utils import gather_object
 from small_runs import Watcher, sevens, small_policy, trainer
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from llm_reinforce import load_recipe
 from llm_reinforce.__main__ import main
@@ -220,14 +221,33 @@ CHECKS = (
     a_run_from_python_ends,
 )
 
-if __name__ == "__main__":
+
+def check_all(directory: Path) -> None:
+    """Make all checks in one of the two processes."""
     for check in CHECKS:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            check(Path(sys.argv[1]), monkeypatch)
+        with pytest.MonkeyPatch.context() as patch:
+            check(directory, patch)
         torch.distributed.barrier()
         sys.stdout.write(f"passed: {check.__name__}\n")
         sys.stdout.flush()
-    settings = recipe_settings(Path(sys.argv[1]) / "greedy", "greedy")
+    settings = recipe_settings(directory / "greedy", "greedy")
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     sys.argv = ["llm-reinforce", "train", "quickstart", *options]
-    main()
+    with pytest.raises(SystemExit) as left:
+        main()
+    assert left.value.code == 0
+
+
+def launch(directory: Path) -> None:
+    """Start the two processes as `torchrun --standalone --nproc_per_node 2` does, but as forks."""
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        run_id="test",
+        max_restarts=0,
+        start_method="fork",
+    )
+    elastic_launch(config, check_all)(directory)

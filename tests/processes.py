@@ -48,7 +48,7 @@ def run_forked(
         os.setpgid(0, 0)
         for number, file in ((1, output), (2, errors)):
             os.dup2(file.fileno(), number)
-        sys.stdout, sys.stderr = (open(number, "w", encoding="utf-8", closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
         os.environ.update(environment)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
         call()

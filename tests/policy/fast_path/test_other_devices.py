@@ -36,7 +36,8 @@ def use_a_gpu_without_numbers() -> None:
                         tensors[name] = torch.nn.Parameter(moved) if tensors is module._parameters else moved
 
         found = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
-        assert found.log_probs.device.type == "gpu" and found.log_probs.dtype == torch.float32
+        assert found.log_probs.device.type == "gpu"
+        assert found.log_probs.dtype == torch.float32
         (found.log_probs + found.entropies).sum().backward()
         assert all(parameter.grad.device.type == "gpu" for parameter in model.parameters())
 
@@ -46,7 +47,8 @@ def use_a_gpu_without_numbers() -> None:
             generation.step(0.7)
             assert list(generation.pop_ended()) == []
             generation.advance(may_shrink=True)
-        assert generation.logits.device.type == "gpu" and generation.logits.dtype == torch.bfloat16
+        assert generation.logits.device.type == "gpu"
+        assert generation.logits.dtype == torch.bfloat16
         generation.step(0.7)
         try:
             list(generation.pop_ended())

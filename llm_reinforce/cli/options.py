@@ -65,7 +65,10 @@ TemplateDateOption = Annotated[
     ),
 ]
 RemoteCodeOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with the model to run.")
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that comes with the model. Default: do not run it."
+    ),
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Split of hub data sets. Default: test.")]
 ConfigOption = Annotated[str | None, typer.Option(help="Configuration of hub data sets.")]

@@ -320,7 +320,7 @@ class TrainingLoop:
         return slice(first, first + num_own)
 
     def _process_of(self, episode: Episode) -> str:
-        """Return "process N: " for an episode of an update of several processes, and otherwise ""."""
+        """Return "process N: " for an episode if several processes train together, and otherwise ""."""
         num_processes = self.accelerator.num_processes
         process = episode.group * num_processes // self.reinforce.problems_per_update
         return f"process {process}: " if num_processes > 1 else ""
@@ -681,7 +681,7 @@ class TrainingLoop:
                 self.trackers.evaluation(self.state.num_updates, evaluation)
 
     def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation | None:
-        """Return an evaluation, or None if a stop is requested before it is complete."""
+        """Return an evaluation, or None if a stop is requested before the evaluation is complete."""
         with self.accelerator.autocast(), suppress(_EvaluationStoppedError):
             return measure_accuracy(
                 self.policy,

@@ -83,7 +83,7 @@ def mean_of_noise(beta_1: float, num_steps: int) -> float:
 
         c = Σ β₁²ᵏ / (Σ β₁ᵏ)² = (1 - β₁) / (1 + β₁) · (1 + β₁ᵗ) / (1 - β₁ᵗ)
 
-    It is 1 in the first step and tends to (1 - β₁) / (1 + β₁), which is 1/19 for β₁ = 0.9.
+    c is 1 in the first step and tends to (1 - β₁) / (1 + β₁), which is 1/19 for β₁ = 0.9.
     """
     power = beta_1**num_steps
     return (1.0 - beta_1) / (1.0 + beta_1) * (1.0 + power) / (1.0 - power)

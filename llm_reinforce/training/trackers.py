@@ -55,7 +55,7 @@ def check_trackers(training: TrainingConfig) -> None:
 
 
 class Trackers:
-    """The started trackers of a run, which is empty by default.
+    """The started trackers of a run. A new object has no trackers.
 
     Args:
         say: function that shows a note if a tracker fails.
@@ -244,9 +244,10 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
 
 
 def _series(directory: RunDirectory) -> dict[str, Any]:
-    """Return the content of `trackers/series.json`, with what the latest process of the run has logged.
+    """Return the content of `trackers/series.json`, updated from the logs of the run.
 
-    That process may have been killed, so the numbers of its last update and evaluation are in the logs.
+    The numbers of the last update and evaluation are read from the logs, because the process that logged them
+    may have been killed before it wrote the file.
     """
     series: dict[str, Any] = {"id": uuid.uuid4().hex, "ids": {}, "num_updates": 0, "evaluations": {}}
     with suppress(OSError, ValueError, TypeError):

@@ -60,8 +60,8 @@ TemplateDateOption = Annotated[
     str | None,
     typer.Option(
         metavar="YYYY-MM-DD",
-        help="Date that the chat template prints as the current date. Default: that of the policy's run, or "
-        "today.",
+        help="Date that the chat template prints as the current date. Default: the date of the policy's "
+        "run, or today.",
     ),
 ]
 RemoteCodeOption = Annotated[

@@ -25,7 +25,7 @@ MIN_TREND = 30  # minimum number of updates of a run in which trends are measure
 MIN_FLAT, MAX_FLAT = 0.5, 100  # share of the run, or number of updates, after which the reward should rise
 NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not due to chance
 COLLAPSED = 0.5  # a policy has collapsed if its accuracy is below this share of the highest accuracy
-FLAT = 0.05  # a rise of the accuracy that is surely below this number does not count as a rise
+FLAT = 0.05  # the accuracy does not rise if its rise is below this number by two standard errors
 MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
 MANY_TIMES = 10.0  # factor by which an exploding gradient norm grows
 LONG_STEP = 0.01  # minimum norm of a long step, relative to the norm of the weights
@@ -92,7 +92,7 @@ def has_collapsed(before: float, num_before: int, after: float, num_after: int) 
 def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
     """Return the highest accuracy of the updates before the last one, and its number of episodes.
 
-    Accuracies are means over `window` updates, except that of the first update.
+    Accuracies are means over `window` updates, except the accuracy of the first update.
     """
     accuracies = [number(row, "accuracy") for row in rows]
     best, num_best = accuracies[0], facts.num_episodes
@@ -144,7 +144,7 @@ def collapse(
 
 
 def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find a reward that rises while the accuracy surely does not, unless the problems are solved."""
+    """Find a reward that rises while the accuracy does not, unless nearly all problems are solved."""
     reward, accuracy = change_of(rows, "reward"), change_of(rows, "accuracy")
     if reward is None or accuracy is None or not accuracy.last < SOLVED:
         return None

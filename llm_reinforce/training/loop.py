@@ -310,7 +310,7 @@ class TrainingLoop:
         return [self.problems[self._order.index(position)] for position in positions]
 
     def _share(self, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return the problems of this process among those of all processes."""
+        """Select the problems of this process from the problems of all processes."""
         return problems[self._own_rows(len(problems))]
 
     def _own_rows(self, num_rows: int) -> slice:
@@ -326,7 +326,7 @@ class TrainingLoop:
         return f"process {process}: " if num_processes > 1 else ""
 
     def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
-        """Return the values for the episodes of all processes, and the features for those of this process.
+        """Return the values for all processes' episodes, and the features for this process's episodes.
 
         The result is None if there is no value head.
         """
@@ -355,7 +355,7 @@ class TrainingLoop:
         num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
         first_group = self.accelerator.process_index * len(problems)
         generator = self._generator("trial" if is_trial else "episodes")
-        # all processes use one sequence of random numbers, so that their number does not change the episodes
+        # one sequence of random numbers for all processes: the episodes do not depend on the number of processes
         for _ in range(first_group):
             random_numbers(num_episodes, max_new_tokens, generator)
         with self.accelerator.autocast():

@@ -35,11 +35,11 @@ def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
     The result is None if no weight has been updated. With more than `LARGE` weights, it is None except in
     every `EVERY`-th step of the optimizer.
 
-    The norm of the step is that of
+    The norm of the step is the norm of the vector
 
         lr · m̂ / (√v̂ + ε)
 
-    over all weights. It does not contain weight decay.
+    over all weights. Weight decay is not included.
     """
     if not _is_due(optimizer):
         return None

@@ -217,7 +217,7 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
     arguments: dict[str, Any] = {}
     match name:
         case "tensorboard":
-            # the name is that of a folder
+            # the tracker creates a folder with this name
             return new(re.sub(r"[^\w.-]+", "_", run_name).lstrip(".") or "run", own_folder)
         case "aim":
             return new(run_name, own_folder, experiment=project, run_hash=None if is_new else own_id)
@@ -283,7 +283,7 @@ def _name_in(tracker: str, metric: str, metrics: Iterable[str]) -> str:
 
 
 def _variables(folder: Path) -> dict[str, str]:
-    """Return environment variables that make trackers write to the folder, without those set by the user."""
+    """Return environment variables that make trackers write to the folder, unless the user has set them."""
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     return {name: value for name, value in variables.items() if name not in os.environ}
 

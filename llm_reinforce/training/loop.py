@@ -355,7 +355,7 @@ class TrainingLoop:
         num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
         first_group = self.accelerator.process_index * len(problems)
         generator = self._generator("trial" if is_trial else "episodes")
-        # one sequence of random numbers for all processes: the episodes do not depend on the number of processes
+        # all processes share one sequence of random numbers, so the episodes do not depend on their number
         for _ in range(first_group):
             random_numbers(num_episodes, max_new_tokens, generator)
         with self.accelerator.autocast():

@@ -19,7 +19,7 @@ from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, witho
 from llm_reinforce.processes import is_main_process, num_processes, process_index
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
-WAIT_FOR_MAIN = 5.0  # seconds that another process with a user error waits for the main process to report one
+WAIT_FOR_MAIN = 5.0  # seconds that a process with a user error waits for the error of the main process
 # errors of the libraries with which processes communicate
 LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
 
@@ -104,8 +104,9 @@ def _print_advice(advice: Callable[[], str]) -> None:
 def _main_process_fails_too() -> bool:
     """Wait a moment, so that the launcher can end this process if the main process has failed.
 
-    Usually all processes raise the same user error, and only the main process reports it. An error that is
-    raised in another process only, such as a file that is missing on one machine, is reported there.
+    Usually all processes raise the same user error, and only the main process reports it. If only another
+    process raises an error, for example because a file is missing on one machine, that process reports the
+    error.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)

@@ -58,11 +58,11 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Policy with which --policy is compared, such as the policy before training."),
+        typer.Option(help="Policy to compare --policy with, such as the policy before training."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(hidden=True, help="The newer of two policies: --policy is the baseline of --against."),
+        typer.Option(hidden=True, help="Obsolete: policy that is compared with --policy as its baseline."),
     ] = None,
     split: SplitOption = None,
     config: ConfigOption = None,

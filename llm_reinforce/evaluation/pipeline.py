@@ -350,9 +350,9 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the chat template's date from an interrupted evaluation in the output directory.
+    """Return the policy with the date of an interrupted evaluation, unless the request has a date.
 
-    If the caller gives a date, or there is no interrupted evaluation with a date, the policy is unchanged.
+    The date is the current date that the chat template prints.
     """
     given = request.prompting.chat
     if output is None or (given and given.chat_template_date is not None):

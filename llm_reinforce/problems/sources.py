@@ -113,7 +113,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
     """Divide problems at random into training problems and `num_held_out` held-out problems.
 
     Both parts keep the order of `problems`. Problems whose prompts are equal, ignoring case and white space,
-    are in the same part. If only some of them are needed to reach `num_held_out`, the others are not used.
+    are in the same part. If only some of these problems are needed to reach `num_held_out`, the rest of them
+    are not used.
 
     Raises:
         InputError: if `num_held_out` is negative, or if no training problem is left.

@@ -1,4 +1,4 @@
-"""Reports of runs as HTML pages, and diagnosis of runs."""
+"""Reports of runs as HTML pages, diagnosis of runs, and the check of an installation."""
 
 from llm_reinforce.reports.diagnosis import diagnose
 from llm_reinforce.reports.finding import Finding, RunFacts

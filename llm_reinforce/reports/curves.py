@@ -9,7 +9,7 @@ from typing import Any
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 
 MAX_POINTS = 1_000  # maximum number of points of a curve
-MAX_POINTS_OF_RUNS = 6_000  # maximum number of points of one metric's curves, over all runs
+MAX_POINTS_OF_RUNS = 6_000  # maximum number of points of one metric's curves in all runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Chart:
         metrics: patterns of the names in `metrics.jsonl`. With several runs, a chart shows only the first
             metric, one curve per run.
         has_evaluations: True if the chart also shows the accuracies in `evaluations.jsonl`.
-        is_share: True if the values are shares between 0 and 1, which are shown in percent.
+        is_share: True if the values are between 0 and 1, and are shown in percent.
     """
 
     title: str
@@ -121,7 +121,7 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """Return a number with this number of significant digits; None for None, NaN and infinities."""
+    """Round a number to `digits` significant digits. Return None for None, NaN and infinities."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 

@@ -18,16 +18,16 @@ MUCH = 0.5  # a sign that is no longer visible is reported if it was visible in 
 
 
 def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
-    """Return what is wrong with a run, most severe first; empty if nothing is found.
+    """Return the findings about a run, the most severe first. The tuple is empty if nothing is wrong.
 
     The run may be in progress. A symptom is reported if it is visible in the last updates, or in half of the
-    updates. A symptom that another one explains is left out.
+    updates. A symptom that is explained by a more severe symptom is left out.
 
     Args:
         run: directory of a run.
 
     Raises:
-        InputError: if the directory contains no run, or several.
+        InputError: if the directory contains no run, or more than one run.
     """
     recorded = run if isinstance(run, RecordedRun) else _read(Path(run).expanduser())
     facts = facts_of(recorded)
@@ -67,9 +67,9 @@ def _sign_of_run(
     rows: Sequence[Row],
     facts: RunFacts,
 ) -> Finding | None:
-    """Return the finding of a sign that is visible in the last updates or in many updates, otherwise None.
+    """Return a sign if it is visible in the last updates or in many updates; otherwise None.
 
-    The finding describes the updates in which the sign was visible.
+    The sign is measured over the latest or longest sequence of updates in which it is visible.
     """
     window = window_of(facts, sign)
     if len(rows) < window:
@@ -84,7 +84,7 @@ def _sign_of_run(
 
 
 def _stretches(visible: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the end index of each stretch of true values."""
+    """Yield the first index of each sequence of true values, and the index after its last value."""
     first = None
     for index, each in enumerate([*visible, False]):
         if each and first is None:

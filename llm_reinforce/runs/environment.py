@@ -98,12 +98,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Entries:
 
 
 def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entries:
-    """Return the environment that results if changes are applied to an earlier environment.
-
-    Args:
-        before: the earlier environment.
-        differing: the changes, as `changes` returns them.
-    """
+    """Apply differences that were returned by `changes`, and return the new environment."""
     result = {name: value for name, value in before.items() if name not in differing}
     for name, new in differing.items():
         old = before.get(name)
@@ -115,7 +110,9 @@ def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entri
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences that may change a resumed run, such as "num_threads (now 4, previously 2)".
+    """Return the differences that may change the results of a resumed run.
+
+    An example of a difference is "versions.torch (now 2.8.0, previously 2.7.1)".
 
     Entries that `before` does not have are left out, because earlier versions of the toolkit recorded less.
 

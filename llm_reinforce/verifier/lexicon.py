@@ -13,6 +13,8 @@ HEDGES = words(
 """Words before a number that make it a bound or an estimate."""
 HEDGES_AFTER = words("approximately approx roughly ish give thereabouts estimated")
 """Words after a number that make it a bound or an estimate."""
+INSERTED = HEDGES | HEDGES_AFTER | words("less take")
+"""Words between two commas before a number: "The answer is, more or less, 42"."""
 BOUNDS_AFTER = words("more less fewer above below over under up greater so higher lower larger")
 """Words after "42 or" and "42 and" that make 42 a bound or an estimate."""
 NEGATIONS = words(
@@ -28,8 +30,15 @@ PARTS = words(
     "factor factors power percent reciprocal inverse opposite out divisor divisors double triple"
 )
 """Words that make another value of the number after them and "of"."""
-OPERATIONS = words("plus times minus divided multiplied mod modulo choose base to")
+OPERATIONS = words("plus times minus divided multiplied mod modulo choose")
+"""Words before a number that make an expression of it."""
+JOINING = OPERATIONS | words("base by x")
 """Words between two numbers that make an expression of them."""
+MULTIPLYING = words("divided multiplied divide multiply dividing multiplying")
+"""Words before "by" and a number."""
+SUMS = words("add adds added adding sum sums summed comes ends ended")
+"""Words before "up to" that do not make a bound of it."""
+BASES = words("base binary octal hexadecimal hex")
 OPERATIONS_AFTER = words(
     "squared cubed factorial doubled tripled halved quadrupled times plus minus divided multiplied mod "
     "modulo choose base raised halves thirds fourths fifths sixths sevenths eighths ninths tenths"

@@ -170,7 +170,7 @@ def _taken_apart(text: str) -> _Answer:
     unit = _UNIT.search(text)
     names: tuple[str, ...] = ()
     if unit and not _NAME.fullmatch(text):
-        names = unit_names(unit[1] + (f"^{unit[2]}" if unit[2] else ""))
+        names = unit_names((unit[1] + (f"^{unit[2]}" if unit[2] else "")).split())
         text = text[: unit.start()].strip()
     member = _MEMBER.search(text)
     if member and _NAME.fullmatch(text[: member.start()].strip()):

@@ -19,9 +19,9 @@ from fractions import Fraction
 from itertools import pairwise
 
 from llm_reinforce.verifier import context
-from llm_reinforce.verifier.lexicon import COPULAS, NO_UNITS, words
+from llm_reinforce.verifier.lexicon import COMMITTING, COPULAS, NO_UNITS, words
 from llm_reinforce.verifier.phrases import MAX_NUMBER, Phrase, find_phrases
-from llm_reinforce.verifier.tokens import PADDING, Token, tokenize
+from llm_reinforce.verifier.tokens import PADDING, WORD, Token, any_of, tags_of, tokenize
 
 _MAX_SLOT = 400  # maximum characters of a value with its label and unit
 _MAX_TOKENS = 128  # maximum tokens of such a value
@@ -33,12 +33,10 @@ _NUMERIC = frozenset(("number", "malformed"))
 _ENDS = frozenset(("close", "stop", "newline", "end", "separator", "currency"))
 _LABELS = frozenset(("word", "letter", "function"))
 _PREPOSITIONS = words("in for over after during within on")
-_COMMITS = re.compile(
-    rf"\s(?:[,;=]|{context.any_of(COPULAS - words('has have') | words('so then total answer thus hence which who'))})"
-)
-_CLAUSE = re.compile(rf"(?:\s\S+){{0,4}}?\s(?:than(?!\S)|to\s(?!{context.any_of(NO_UNITS)}))")
+_COMMITS = re.compile(rf"\s(?:[,;=]|{any_of(COMMITTING)})")
+_CLAUSE = re.compile(rf"(?:\s\S+){{0,4}}?\s(?:than(?!\S)|to\s(?!{any_of(NO_UNITS)}))")
 _NESTED = re.compile(
-    rf"(?:\s{context.WORD})+\s(?:of|with|weighing|containing|holding)\s0(?:\s(?!each|apiece|in\s){context.WORD}){{0,3}}"
+    rf"(?:\s{WORD})+\s(?:of|with|weighing|containing|holding)\s0(?:\s(?!each|apiece|in\s){WORD}){{0,3}}"
     r"\s(?:each|apiece|in\s(?:them|it|each))(?!\S)"
 )
 """The second number of "3 bags of 10 ounces each" or "5 boxes with 8 pens in them"."""
@@ -92,7 +90,7 @@ def read_sentence(sentence: str) -> Reading | None:
         return None
     tokens = tokenize(sentence, 2 * _NEAR)
     first = next((i for i, token in enumerate(tokens) if token.kind in _NUMERIC | _SILENT), _NEAR)
-    if first < _NEAR and context.LEAD.fullmatch("".join(context.tags_of(tokens[: first + 1])[:first])):
+    if first < _NEAR and context.LEAD.fullmatch("".join(tags_of(tokens[: first + 1])[:first])):
         return _Text(sentence, tokens[: first + _NEAR], leads=True).read_lead(True)
     if len(tokens) == 2 * _NEAR:
         tokens = tokenize(sentence)
@@ -136,8 +134,8 @@ class _Text:
     ) -> None:
         self.text, self.is_slot, self.leads = text, is_slot, leads
         self.tokens = tokens + PADDING
-        self.tags = context.tags_of(tokens)
-        self.phrases = find_phrases(self.tokens, leads=leads, is_reference=is_reference)
+        self.tags = tags_of(tokens)
+        self.phrases = find_phrases(self.tokens, self.tags, leads=leads, is_reference=is_reference)
 
     def is_silent(self, phrase: Phrase) -> bool:
         return self.tokens[phrase.number].kind in _SILENT
@@ -309,7 +307,7 @@ class _Text:
         is_decimal = "." in self.tokens[phrase.number].text
         if (self.is_slot or is_decimal) and re.match(r"(?:\s\))*\s(?:…|\.\s\.\s\.)", line):
             return "relation"  # 0.333…
-        if found := re.match(rf"(?:\s\))*\s!(?P<is_end>\s¶|\Z|\s{context.WORD})?", line):
+        if found := re.match(rf"(?:\s\))*\s!(?P<is_end>\s¶|\Z|\s{WORD})?", line):
             has_words = self.leads or any(one.kind == "word" for one in self.tokens[: phrase.first])
             return "" if has_words and not self.is_slot and found["is_end"] is not None else "not_evaluated"
         matches, reasons = context.AFTER

@@ -1,45 +1,20 @@
 r"""Rules on what stands beside a number: whether it makes an expression, a relation or a list of the number.
 
-A rule is a pattern on the *tags* of tokens. The tag of a token is one of `0` (a number), `0:0` (a date, time
-or ratio), `@x` (the letter x), `\f` (a function), `$`, `(`, `)`, `=`, `≈` (a relation), `¶` (a line end, or
-the begin of a text that is not a slot) and `"` (another character), or otherwise the token itself. Before
-each tag is a space, or a tab if there is nothing between two tokens. `BEFORE` reads the tokens before a
-number from the nearest one backwards.
+A rule is a pattern on the tags of tokens, see `tokens.py`. The first rule that matches counts. `BEFORE` reads
+the tokens before a number from the nearest one backwards.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from llm_reinforce.verifier import lexicon
 from llm_reinforce.verifier.lexicon import words
-from llm_reinforce.verifier.tokens import Token
+from llm_reinforce.verifier.tokens import WORD, any_of
 
-_TAGS = {
-    **{"number": "0", "malformed": "0", "compound": "0:0", "function": r"\f", "currency": "$", "open": "("},
-    **{"close": ")", "equals": "=", "relation": "≈", "newline": "¶", "other": '"'},
-}
-SPECIAL = frozenset("<>‰")
 CONDITION, RANGE, OVER = "condition", "range", "over"
 """Results of the rules that depend on where the number is: "42 if", "from 3 to 42", "42 over 7"."""
 
 
-def tags_of(tokens: Sequence[Token]) -> list[str]:
-    """Return the tags of tokens, each with a space or a tab before it."""
-    tags, end = [], -1
-    for kind, text, start, after, word in tokens:
-        tag = f"@{word}" if kind == "letter" else word if text in SPECIAL else _TAGS.get(kind, word)
-        tags.append(("\t" if start == end else " ") + tag.replace(" ", ""))
-        end = after
-    return tags
-
-
-def any_of(some: Sequence[str] | frozenset[str]) -> str:
-    """Return a pattern of the tags of words."""
-    tags = (re.escape(word) if len(word) > 1 else f"@{word}" for word in sorted(some))
-    return rf"(?:{'|'.join(tags)})(?!\S)"
-
-
-WORD = r"[^\W\d_]\S*"
 END = r"(?:\s[).?…¶]|\Z)"
 OPERATOR = r"[-+*/×÷·^√]"
 _MARK = r'(?:\s[,;("])?'
@@ -67,9 +42,9 @@ BEFORE = _rules(
     ("", rf" [-+](?:\s¶|\Z)| \*\s¶| - (?:{WORD}|[.?…:])"),  # an item of a list, a dash
     ("not_evaluated", rf"\s(?:{OPERATOR}|\*\*|\\f|°)"),
     ("relation", r"\s[≈<>]"),
-    ("", r"\s\)\s@[a-h]\s\("),  # (B) 42
+    ("", r"\s\)\s@[a-hA-H]\s\("),  # (B) 42
     ("not_evaluated", r"\t\)|(?<=[($|])\s\)"),
-    ("not_evaluated", r"\s@x\s[0)](?!\S)|\t@x(?!\S)"),  # 3 x 4
+    ("not_evaluated", r"\s@[xX]\s[0)](?!\S)|\t@[xX](?!\S)"),  # 3 x 4
     ("not_a_number", r"\t@|\s@(?:[^\x00-\x7f]|\S*\^)"),  # f(2), π 2
     ("several_values", r"\s0(?!\S)|\s%(?!\s¶|\Z)"),
     (
@@ -122,7 +97,7 @@ AFTER = _rules(
     ("not_evaluated", rf"{_MARK}\sto\sthe(?:\s\S+){{0,3}}\s(?:power|fourth|fifth)(?!\S)"),
 )
 
-# --- gaps: the tags between two numbers, or before the first one ---------------------------------------------
+# --- the tags between two numbers, or before the first one --------------------------------------------
 
 _PART = rf"\s(?:[()$°!]|\\f|@\S+|{OPERATOR}|\*\*|=|{any_of(lexicon.JOINING)})"
 JOINED = re.compile(rf"(?=.*\s(?:{OPERATOR}|\*\*|=|{any_of(lexicon.JOINING)}))(?:{_PART})+", re.DOTALL)
@@ -139,5 +114,5 @@ BESIDE = re.compile(
     rf"\s(?:[≈<>]|{any_of(lexicon.CONDITIONS | lexicon.NEGATIONS - {'without'})}|\S*n't(?!\S))"
 )
 """A relation or a condition in a slot."""
-REST = re.compile(r"(?<!\s=)\s@(?![air](?!\S))[\x00-\x7f]|\sor(?!\S)")
+REST = re.compile(r"(?<!\s=)\s@(?![airAIR](?!\S))[\x00-\x7f]|\sor(?!\S)")
 """A variable or an alternative after the only number of a slot."""

@@ -53,6 +53,8 @@ ADVERBS = words("maybe perhaps possibly even else is it be it's rather also then
 ALTERNATIVES = words("or and to through versus vs")
 CONDITIONS = words("if unless")
 COPULAS = words("is are was were be been equals equal has have gives get gets got therefore")
+COMMITTING = COPULAS - words("has have") | words("so then total answer thus hence which who")
+"""Words that state another result."""
 NUMBER_WORDS = words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
@@ -62,7 +64,7 @@ SCALES = {
     **{"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9},
     "trillion": 10**12,
 }
-PER_CENT = frozenset(("percent", "pct", "percentage", "percents"))
+PER_CENT = words("% percent pct percentage percents")
 NO_UNITS = words(
     "is are was were am be been being and or but so because since as at in of by for from on with without "
     "to than that this these those the a an it he she we they i you his her its their our your who which "
@@ -80,7 +82,7 @@ _NAMES = {
     "dm": "dm decimeter decimetre",
     "m": "m meter metre",
     "km": "km kilometer kilometre kms",
-    "in": "inch inches",
+    "in": "in inch inches",
     "ft": "ft foot feet",
     "yd": "yd yard yds",
     "mi": "mi mile",

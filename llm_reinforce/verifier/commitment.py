@@ -26,7 +26,7 @@ from llm_reinforce.verifier.tokens import PADDING, WORD, Token, any_of, tags_of,
 _MAX_SLOT = 400  # maximum characters of a value with its label and unit
 _MAX_TOKENS = 128  # maximum tokens of such a value
 _MAX_NUMBERS = 24  # maximum numbers in a slot
-_NEAR = 48  # tokens before the last number of a text, or after the first one of a sentence, that are read
+_NEAR = 32  # tokens before the last number of a text, or after the first one of a sentence, that are read
 _CONTEXT = 12  # tokens beside a number that can change it
 _SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text without a mark
 _NUMERIC = frozenset(("number", "malformed"))

@@ -121,7 +121,8 @@ def _decimal(text: str) -> Fraction | None:
     mantissa, _, exponent = text.lower().partition("e")
     if exponent and abs(int(exponent)) > _MAX_EXPONENT:
         return None
-    value = Fraction(re.sub("[, _']", "", mantissa))
+    digits = mantissa if mantissa.isdecimal() else re.sub("[, _']", "", mantissa)
+    value = Fraction(int(digits) if digits.isdecimal() else digits)
     return value * Fraction(10) ** int(exponent) if exponent else value
 
 

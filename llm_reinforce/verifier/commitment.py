@@ -19,6 +19,7 @@ from fractions import Fraction
 from itertools import pairwise
 
 from llm_reinforce.verifier import context
+from llm_reinforce.verifier.context import END
 from llm_reinforce.verifier.lexicon import COMMITTING, COPULAS, NO_UNITS, words
 from llm_reinforce.verifier.phrases import MAX_NUMBER, Phrase, find_phrases
 from llm_reinforce.verifier.tokens import PADDING, WORD, Token, any_of, tags_of, tokenize
@@ -36,8 +37,8 @@ _PREPOSITIONS = words("in for over after during within on")
 _COMMITS = re.compile(rf"\s(?:[,;=]|{any_of(COMMITTING)})")
 _CLAUSE = re.compile(rf"(?:\s\S+){{0,4}}?\s(?:than(?!\S)|to\s(?!{any_of(NO_UNITS)}))")
 _NESTED = re.compile(
-    rf"(?:\s{WORD})+\s(?:of|with|weighing|containing|holding)\s0(?:\s(?!each|apiece|in\s){WORD}){{0,3}}"
-    r"\s(?:each|apiece|in\s(?:them|it|each))(?!\S)"
+    rf"(?:\s{WORD})+\s(?:of\s0\s{WORD}{END}|(?:of|with|weighing|containing|holding)\s0(?:\s(?!each|apiece|in\s){WORD}){{0,3}}"
+    r"\s(?:each|apiece|in\s(?:them|it|each))(?!\S))"
 )
 """The second number of "3 bags of 10 ounces each" or "5 boxes with 8 pens in them"."""
 

@@ -54,6 +54,7 @@ BEFORE = _rules(
     ("several_values", rf"\s;{_ITEM}"),
     ("relation", rf"\s[,;](?:\s{WORD}){{0,3}}\s{any_of(lexicon.INSERTED)}(?:\s{WORD}){{0,3}}(?:\Z|\s[,;¶])"),
     ("relation", rf"\s[.?…]\s{any_of(lexicon.HEDGES)}"),  # approx. 42
+    ("relation", rf"(?:\s(?:{WORD}|@\S+)){{0,4}}\s(?:if|when|unless)(?!\S)"),
     ("not_a_number", r"\s: 0(?!\S)|\sbase(?!\S)"),  # the ratio 3 : 4
     ("not_evaluated", rf"\s{any_of(lexicon.MULTIPLIERS)}|\sof\s(?:[0%](?!\S)|{any_of(lexicon.PARTS)})"),
     ("not_evaluated", rf"\sby(?:\s0(?!\S)|(?:\s{WORD}){{0,2}}\s{any_of(lexicon.MULTIPLYING)})"),

@@ -45,23 +45,14 @@ _NESTED = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A number read from text, or the reason why there is none.
+    """A number read from text, or the reason why there is none."""
 
-    Attributes:
-        text: text that was read as the answer, whether it is a number or not; None if there is no answer.
-        value: the number, where 50% is 1/2; None if no number was read.
-        reason: reason why no number was read, as in `Verdict.reason`; "" if a number was read.
-        is_percent: True if the number is a percentage.
-        unit: names of the unit; empty if there is none.
-        label: letter on the other side of the equation, such as x in "x = 5"; "" if there is none.
-    """
-
-    text: str | None
-    value: Fraction | None = None
-    reason: str = ""
+    text: str | None  # text that was read as the answer, whether it is a number or not
+    value: Fraction | None = None  # the number, where 50% is 1/2
+    reason: str = ""  # reason why no number was read, as in `Verdict.reason`
     is_percent: bool = False
-    unit: tuple[str, ...] = ()
-    label: str = ""
+    unit: tuple[str, ...] = ()  # names of the unit
+    label: str = ""  # letter on the other side of the equation, such as x in "x = 5"
 
 
 def read_slot(slot: str, *, is_reference: bool = False) -> Reading:

@@ -76,59 +76,19 @@ NO_UNITS = words(
 )
 """Words after a number that are not its unit."""
 
-_NAMES = {
-    "mm": "mm millimeter millimetre",
-    "cm": "cm centimeter centimetre",
-    "dm": "dm decimeter decimetre",
-    "m": "m meter metre",
-    "km": "km kilometer kilometre kms",
-    "in": "in inch inches",
-    "ft": "ft foot feet",
-    "yd": "yd yard yds",
-    "mi": "mi mile",
-    "mg": "mg milligram",
-    "g": "g gram gm gms",
-    "kg": "kg kilogram kilo kgs",
-    "t": "ton tonne",
-    "lb": "lb pound lbs",
-    "oz": "oz ounce",
-    "ms": "ms millisecond",
-    "s": "s sec second secs",
-    "min": "min minute mins",
-    "h": "h hr hour hrs",
-    "day": "day",
-    "week": "week wk wks",
-    "month": "month",
-    "year": "year yr yrs",
-    "ml": "ml milliliter millilitre mL",
-    "l": "l L liter litre",
-    "gal": "gal gallon",
-    "mph": "mph",
-    "kmph": "kmph kph",
-    "$": "$ dollar usd USD bucks buck",
-    "cent": "cent ¢",
-    "€": "€ euro eur EUR",
-    "£": "£ gbp GBP",
-    "°": "° degree deg",
-    "rad": "rad radian",
-    "hz": "Hz hz",
-    "w": "W watt",
-    "kw": "kW kilowatt",
-    "kwh": "kWh",
-    "v": "V volt",
-    "n": "N newton",
-    "j": "J joule",
-    "a": "A amp ampere",
-    "c": "C celsius",
-    "f": "F fahrenheit",
-    "k": "K kelvin",
-    "gb": "GB gigabyte",
-    "mb": "MB megabyte",
-    "kb": "KB kB kilobyte",
-}
+_NAMES = (
+    "mm millimeter millimetre; cm centimeter centimetre; dm decimeter decimetre; m meter metre; "
+    "km kilometer kilometre kms; in inch inches; ft foot feet; yd yard yds; mi mile; mg milligram; "
+    "g gram gm gms; kg kilogram kilo kgs; ton tonne; lb pound lbs; oz ounce; ms millisecond; "
+    "s sec second secs; min minute mins; h hr hour hrs; day; week wk wks; month; year yr yrs; "
+    "ml milliliter millilitre mL; l L liter litre; gal gallon; mph; kmph kph; "
+    "$ dollar usd USD bucks buck; cent ¢; € euro eur EUR; £ gbp GBP; ° degree deg; rad radian; hz Hz; "
+    "W watt; kW kilowatt; kWh; V volt; N newton; J joule; A amp ampere; C celsius; "
+    "F fahrenheit; K kelvin; GB gigabyte; MB megabyte; KB kB kilobyte"
+)
 UNITS: dict[str, str] = {
-    spelling: unit
-    for unit, names in _NAMES.items()
+    spelling: names.split()[0]
+    for names in _NAMES.split(";")
     for name in names.split()
     for spelling in ((name, f"{name}s") if len(name) > 2 else (name,))
 }

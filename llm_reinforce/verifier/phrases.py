@@ -35,24 +35,15 @@ _UNIT = re.compile(
 
 @dataclass(slots=True)
 class Phrase:
-    """A written number.
+    """A written number."""
 
-    Attributes:
-        first, last: range of its tokens; `last` is the index after its last token.
-        number: index of the token with the digits.
-        value: value; for a percentage, the number before the percent sign.
-        reason: reason why there is no value, as in `Verdict.reason`; "" if there is one.
-        is_percent: True if a percent sign belongs to the number.
-        unit: names of the units or nouns after the number, or of the currency before it.
-    """
-
-    first: int
-    last: int
-    number: int
-    value: Fraction | None = None
-    reason: str = ""
+    first: int  # range of its tokens
+    last: int  # index after its last token
+    number: int  # index of the token with the digits
+    value: Fraction | None = None  # for a percentage, the number before the percent sign
+    reason: str = ""  # reason why there is no value, as in `Verdict.reason`
     is_percent: bool = False
-    unit: tuple[str, ...] = ()
+    unit: tuple[str, ...] = ()  # names of the units or nouns after the number, or of the currency before it
 
 
 def find_phrases(

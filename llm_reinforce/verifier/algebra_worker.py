@@ -131,11 +131,11 @@ def is_confirmed(right: Any, answer: Any) -> bool:
             )
         if kind is Interval:
             is_same = (right.left_open, right.right_open) == (answer.left_open, answer.right_open)
-            ends = (right.start, right.end), (answer.start, answer.end)
+            parts: list[Any] = [(right.start, right.end), (answer.start, answer.end)]
         else:
             is_same = getattr(right, "shape", len(right)) == getattr(answer, "shape", len(answer))
-            ends = tuple(side.flat() if kind is MatrixBase else tuple(side) for side in (right, answer))
-        return is_same and all(map(is_confirmed, *ends))
+            parts = [side.flat() if kind is MatrixBase else side for side in (right, answer)]
+        return is_same and all(map(is_confirmed, *parts))
     if isinstance(right, Set | Relational) or isinstance(answer, Set | Relational):
         return True  # unions and relations, which math-verify compares exactly
     return _equal_numbers(right, answer)

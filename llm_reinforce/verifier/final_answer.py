@@ -29,6 +29,7 @@ MARK = re.compile(r"[<>\\#aA[◁]|option|choice")  # tags, quotations, boxes, ##
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
+_DEPTHS = {"{": 1, "}": -1}
 _CLOSING_TAG = re.compile("</answer>", re.IGNORECASE)
 _JOINT = re.compile(
     r"[\s$,;.)]{0,8}(?:\\text\{)?\s{0,4}(?:,|;|or\b|and\b)\s{0,4}\}?[\s$(]{0,8}(?:[A-Za-z]\w?\s?=\s?)?",
@@ -184,7 +185,7 @@ def _from_the_end(text: str, *words: str) -> Iterator[int]:
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
     for brace in _BRACE.finditer(text, start, start + MAX_SLOT):
-        depth += {"{": 1, "}": -1}.get(brace[0], 0)
+        depth += _DEPTHS.get(brace[0], 0)
         if depth == 0:
             return brace.start()
     return None

@@ -129,7 +129,7 @@ def _read_number(final: FinalAnswer) -> Reading:
 
 # --- the last number of a text ------------------------------------------------------------------------
 
-_WINDOWS = (160, 512)  # characters before the last digit that are searched for a number, at first and then
+_WINDOWS = (160, 448)  # characters before the last digit that are searched for a number, at first and then
 _AFTER = 40  # characters after the last digit
 _OTHER_DIGITS = 4_096  # characters at the end of a text in which other digits than 0 to 9 are searched
 _DIGIT = re.compile(r"\d")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
+from llm_reinforce.cli.common import DebugOption, quieten, reported_failures, start_in_one_process
 from llm_reinforce.cli.options import (
     DATA_OPTIONS,
     AlgebraOption,
@@ -142,6 +142,7 @@ def evaluate(
             )
         policies = _policies(policy, baseline, against)
         arguments = template_arguments(chat_template_kwarg)
+        start_in_one_process("evaluate")
         quieten(debug=debug)
         from llm_reinforce.evaluation import EvaluationRequest, choose_prompting, run_evaluations
         from llm_reinforce.policy import ChatSettings

@@ -767,6 +767,8 @@ def test_note_is_printed_above_the_progress_bar(
     from llm_reinforce.console import progress as module
 
     shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(module, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=60))
     with module.progress("sums", 100) as show:
         show(10)

@@ -54,6 +54,11 @@ def _rewarded(rows: Sequence[Row]) -> Row | None:
     return max(wrong, key=lambda row: (row["reward"], row["update"]), default=None)
 
 
+def _unrewarded(rows: Sequence[Row]) -> Row | None:
+    """Return the last right answer, which has the same reward as wrong ones, or else a refused answer."""
+    return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
+
+
 def _truncated(rows: Sequence[Row]) -> Row | None:
     return next((row for row in reversed(rows) if not row.get("terminated")), None)
 
@@ -64,7 +69,7 @@ def _unscored(rows: Sequence[Row]) -> Row | None:
 
 CHOICES: dict[str, Callable[[Sequence[Row]], Row | None]] = {
     "no_reward": _refused,
-    "equal_rewards": _refused,
+    "equal_rewards": _unrewarded,
     "collapse": _refused,
     "one_answer": _refused,
     "no_spread": _refused,

@@ -32,6 +32,7 @@ SEVERITIES: dict[str, Severity] = {
 }
 # kinds that a more severe finding explains; they are not reported beside it
 EXPLAINED_BY = {
+    "no_reward": {"collapse"},
     "equal_rewards": {"no_reward", "collapse"},
     "zero_gradient": {"no_reward", "equal_rewards", "collapse"},
     "no_spread": {"no_reward", "equal_rewards", "zero_gradient", "collapse"},
@@ -114,9 +115,12 @@ def finding(
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the findings in the order of their severity, without those that another finding explains."""
-    kinds = {each.kind for each in findings}
-    kept = [each for each in findings if not EXPLAINED_BY.get(each.kind, set()) & kinds]
+    """Return the findings in the order of their severity, without those that another finding explains.
+
+    Of several findings of the same kind, the last one is returned.
+    """
+    of_kind = {each.kind: each for each in findings}
+    kept = [each for each in of_kind.values() if not EXPLAINED_BY.get(each.kind, set()) & of_kind.keys()]
     return tuple(sorted(kept, key=lambda each: list(SEVERITIES).index(each.kind)))
 
 
@@ -134,6 +138,11 @@ def mean(rows: Sequence[Row], name: str) -> float:
 def finite(rows: Sequence[Row], name: str) -> list[float]:
     """Return the finite values of a metric."""
     return [value for row in rows if math.isfinite(value := number(row, name))]
+
+
+def highest_rate(rows: Sequence[Row]) -> float:
+    """Return the highest learning rate of updates; NaN if none was recorded."""
+    return max(finite(rows, "learning_rate"), default=math.nan)
 
 
 def span(rows: Sequence[Row]) -> str:

@@ -104,8 +104,8 @@ def _without_private_entries(environment: Mapping[str, Any]) -> dict[str, Any]:
     """
     entries = {name: value for name, value in environment.items() if name not in PRIVATE_ENTRIES}
     match entries.get("command"):
-        case [str(program), *arguments]:
-            entries["command"] = [Path(program).name, *arguments]
+        case [str(python), str(script), *arguments]:
+            entries["command"] = [Path(python).name, Path(script).name, *arguments]
     return dict(without_secret_entries(entries))
 
 

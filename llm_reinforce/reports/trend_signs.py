@@ -8,7 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+from llm_reinforce.reports.finding import (
+    Finding,
+    Row,
+    RunFacts,
+    finding,
+    finite,
+    highest_rate,
+    mean,
+    number,
+    span,
+)
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
 MIN_TREND = 30  # number of updates of the shortest run that has a trend
@@ -20,6 +30,10 @@ MIN_RISE = 0.5  # rise of the reward, in standard deviations of the rewards
 MANY_TIMES = 10.0  # growth of the gradient norm
 LONG_STEP = 0.01  # norm of a step relative to the weights
 SHORT_PATH = 1e-3  # sum of the norms of all steps, relative to the weights
+AGAINST_HACKING = (
+    "read the completions that earn the reward; then give the reward only to right answers, lower the weight "
+    "of the functions that wrong answers satisfy, or cap their values"
+)
 MEMORY = 10  # updates over which Adam averages gradients; later values are nearly independent
 
 Trend = Callable[[Sequence[Row], RunFacts], Finding | None]
@@ -94,6 +108,9 @@ def collapse(
 ) -> Finding | None:
     """Find an accuracy that is less than half of the highest accuracy of earlier updates.
 
+    If the reward is higher than in the first update, the finding is `reward_hacking`.
+
+
     The first update is compared too, because its episodes are those of the initial policy. `earlier` is the
     result of `best_accuracy`, if the caller knows it.
     """
@@ -104,12 +121,21 @@ def collapse(
     accuracy = mean(last, "accuracy")
     if not has_collapsed(best, num_best, accuracy, window * facts.num_episodes):
         return None
+    start, reward = number(rows[0], "reward"), mean(last, "reward")
+    if reward - start > MIN_RISE * max(number(rows[0], "reward_std"), ZERO):
+        return finding(
+            "reward_hacking",
+            last,
+            f"the reward is {reward:.3g} in {span(last)} and {start:.3g} in the first update, but the "
+            f"accuracy is {accuracy:.1%}, down from {best:.1%}",
+            AGAINST_HACKING,
+            _reward_changes(rows),
+        )
     return finding(
         "collapse",
         last,
         f"accuracy in {span(last)} is {accuracy:.1%}, down from {best:.1%}, so the policy has collapsed",
-        "start a new run with a lower training.learning_rate (it is "
-        f"{number(last[-1], 'learning_rate'):.3g})",
+        f"start a new run with a lower training.learning_rate (it is {highest_rate(rows):.3g})",
         [
             f"entropy {mean(last, 'entropy'):.3g} nats per token, {mean(rows[:1], 'entropy'):.3g} in the "
             "first update",
@@ -129,8 +155,6 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     if not accuracy.difference + 2.0 * accuracy.error < FLAT:
         return None
     falls = accuracy.difference < -3.0 * accuracy.error
-    names = sorted({name for row in rows[:1] for name in row if _is_reward(name)})
-    changes = {name: change for name in names if (change := change_of(rows, name))}
     return finding(
         "reward_hacking",
         rows,
@@ -140,10 +164,15 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
             if falls
             else f"stays at {accuracy.last:.1%} (before {accuracy.first:.1%})"
         ),
-        "read the completions that earn the reward; then give the reward only to right answers, lower the "
-        "weight of the functions that wrong answers satisfy, or cap their values",
-        [f"{name}: {change}" for name, change in {"reward": reward, "accuracy": accuracy, **changes}.items()],
+        AGAINST_HACKING,
+        _reward_changes(rows),
     )
+
+
+def _reward_changes(rows: Sequence[Row]) -> list[str]:
+    """Return the changes of the reward, of the accuracy, and of each reward function."""
+    names = ["reward", "accuracy", *sorted({name for row in rows[:1] for name in row if _is_reward(name)})]
+    return [f"{name}: {change}" for name in names if (change := change_of(rows, name))]
 
 
 def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
@@ -175,8 +204,8 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"a step moves the weights by {median(steps):.1%} of their norm, and the reward does not rise in "
         f"{span(rows)}",
-        f"start a new run with a training.learning_rate of {_rate(rows) / 10:.2g} instead of "
-        f"{_rate(rows):.2g}",
+        f"start a new run with a training.learning_rate of {highest_rate(rows) / 10:.2g} instead of "
+        f"{highest_rate(rows):.2g}",
         [*_movement(rows), f"reward: {reward}"],
     )
 
@@ -191,8 +220,8 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"all steps together move the weights by at most {_path(rows):.2g} of their norm, and the reward "
         f"does not rise in {span(rows)}",
-        f"start a new run with a training.learning_rate of {_rate(rows) * 10:.2g} instead of "
-        f"{_rate(rows):.2g}",
+        f"start a new run with a training.learning_rate of {highest_rate(rows) * 10:.2g} instead of "
+        f"{highest_rate(rows):.2g}",
         [*_movement(rows), *_signal(rows, facts), f"reward: {reward}"],
     )
 
@@ -282,10 +311,6 @@ def _movement(rows: Sequence[Row]) -> list[str]:
 def _path(rows: Sequence[Row]) -> float:
     """Return the sum of the norms of all steps, relative to the weights."""
     return fmean(finite(rows, "step/relative_norm")) * len(rows)
-
-
-def _rate(rows: Sequence[Row]) -> float:
-    return max(finite(rows, "learning_rate"), default=math.nan)
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:

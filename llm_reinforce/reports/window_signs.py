@@ -7,7 +7,17 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+from llm_reinforce.reports.finding import (
+    Finding,
+    Row,
+    RunFacts,
+    finding,
+    finite,
+    highest_rate,
+    mean,
+    number,
+    span,
+)
 
 NUM_UPDATES = 5  # number of updates over which a sign is measured
 MIN_UPDATES = 2  # a shorter run has no signs
@@ -61,13 +71,18 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     tiny = ZERO * max(1.0, *(abs(reward) for reward in rewards))
     if max(rewards) - min(rewards) > tiny or any(not number(row, "reward_std") <= tiny for row in rows):
         return None
+    accuracy = mean(rows, "accuracy")
     return finding(
         "equal_rewards",
         rows,
-        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}, so there is nothing to learn from",
-        "check the reward function, or use easier problems, a warm start, or more "
+        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
+        + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
+        + ", so there is nothing to learn from",
+        "fix the reward function, which gives right and wrong answers the same reward"
+        if accuracy > 0
+        else "check the reward function, or use easier problems, a warm start, or more "
         "reinforce.episodes_per_problem",
-        [f"accuracy {mean(rows, 'accuracy'):.1%}", *verdicts(rows)],
+        verdicts(rows),
     )
 
 
@@ -121,7 +136,7 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"the entropy in {span(rows)} is {entropy:.2g} nats per token and the accuracy is "
         f"{mean(rows, 'accuracy'):.1%}, so the policy has collapsed and no longer explores",
         "start a new run with a lower training.learning_rate (it is "
-        f"{number(rows[-1], 'learning_rate'):.3g}), or with a higher reinforce.entropy_coefficient",
+        f"{highest_rate(rows):.3g}), or with a higher reinforce.entropy_coefficient",
         [f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards", *verdicts(rows)],
     )
 
@@ -176,7 +191,7 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"the gradients of {len(bad)} of {len(rows)} updates in {span(rows)} are not finite, so these "
         "updates were skipped",
         "start a new run with a lower training.learning_rate (it is "
-        f"{number(rows[-1], 'learning_rate'):.3g}), bounded rewards, or a higher-precision policy.dtype or "
+        f"{highest_rate(rows):.3g}), bounded rewards, or a higher-precision policy.dtype or "
         "training.mixed_precision",
         [f"{int(number(rows[-1], 'num_skipped_updates'))} updates of the run were skipped"]
         if math.isfinite(number(rows[-1], "num_skipped_updates"))

@@ -496,4 +496,5 @@ def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDispl
     if progress is False or not is_main_process():
         return Silent()
     name = config.policy.name_or_path or "random weights"
-    return display_for(console, f"{name} · {config.output_dir}")
+    title = f"{name} · {config.output_dir}"
+    return display_for(console, title, num_tokens=config.training.num_tokens)

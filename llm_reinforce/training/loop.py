@@ -191,7 +191,7 @@ class TrainingLoop:
                 len(problems),
                 self.reinforce.problems_per_update,
                 self.reinforce.episodes_per_problem,
-                training.num_updates,
+                training.num_updates // self.reinforce.updates_per_batch,
                 training.num_warmup_updates,
                 is_full_precision=training.mixed_precision == "no"
                 and next(policy.model.parameters()).dtype.itemsize >= 4,
@@ -308,13 +308,15 @@ class TrainingLoop:
         """
         num_updates, outcomes = self.reinforce.updates_per_batch, []
         for number in range(num_updates):
-            rows = batch.rows_of_update(number, num_updates)
-            part = own.part(own.rows_of_update(number, num_updates))
-            of_update = estimate.of_update(rows, self.reinforce)
+            part, of_update = own, estimate
+            if num_updates > 1:
+                rows = batch.rows_of_update(number, num_updates)
+                part = own.part(own.rows_of_update(number, num_updates))
+                of_update = estimate.of_update(rows, self.reinforce)
             outcomes.append(
                 self.gradient_step(
                     part,
-                    of_update.part(self._own_rows(len(rows)), int(part.lengths.max())),
+                    of_update.part(self._own_rows(len(of_update.mask)), int(part.lengths.max())),
                     None if number else activations,
                     partial(self._show_gradient, number),
                 )

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -18,13 +19,17 @@ from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, witho
 from llm_reinforce.processes import is_main_process, num_processes, process_index
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
-WAIT_FOR_MAIN = 5.0  # seconds in which another process with a user error waits for that of the main process
+WAIT_FOR_MAIN = 5.0  # seconds that a process with a user error waits for the error of the main process
+# errors of the libraries with which processes communicate
+LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 
 
-def check_one_process(command: str) -> None:
+def start_in_one_process(command: str) -> None:
     """Check that a command that supports only one process is not one of several processes.
+
+    On a terminal, a first line is then printed, because the imports that follow take seconds.
 
     Raises:
         InputError: if this process is one of several that were started together.
@@ -33,6 +38,8 @@ def check_one_process(command: str) -> None:
         raise InputError(
             f"{command} runs in one process only; start it without torchrun, accelerate launch or mpirun"
         )
+    if sys.stderr.isatty():
+        note(f"{command}: loading libraries, data and the policy")
 
 
 @contextmanager
@@ -97,8 +104,9 @@ def _print_advice(advice: Callable[[], str]) -> None:
 def _main_process_fails_too() -> bool:
     """Wait a moment, so that the launcher can end this process if the main process has failed.
 
-    Usually all processes raise the same user error, and only the main process reports it. An error that is
-    raised in another process only, such as a file that is missing on one machine, is reported there.
+    Usually all processes raise the same user error, and only the main process reports it. If only another
+    process raises an error, for example because a file is missing on one machine, that process reports the
+    error.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)
@@ -141,6 +149,11 @@ def quieten(*, debug: bool) -> None:
 
 
 def _in_one_line(error: Exception) -> str:
+    if num_processes() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return (
+            "the connection to another process is lost, because that process has ended or cannot be reached; "
+            "look for its error message, or for its exit code in the launcher's output"
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
+from llm_reinforce.cli.common import DebugOption, quieten, reported_failures, start_in_one_process
 from llm_reinforce.cli.options import (
     AlgebraOption,
     AnswerColumnOption,
@@ -58,11 +58,11 @@ def evaluate(
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Policy with which --policy is compared, such as the policy before training."),
+        typer.Option(help="Policy to compare --policy with, such as the policy before training."),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(hidden=True, help="The newer of two policies: --policy is the baseline of --against."),
+        typer.Option(hidden=True, help="Obsolete: policy that is compared with --policy as its baseline."),
     ] = None,
     split: SplitOption = None,
     config: ConfigOption = None,
@@ -141,6 +141,7 @@ def evaluate(
             )
         policies = _policies(policy, baseline, against)
         arguments = template_arguments(chat_template_kwarg)
+        start_in_one_process("evaluate")
         quieten(debug=debug)
         from llm_reinforce.evaluation import EvaluationRequest, choose_prompting, run_evaluations
         from llm_reinforce.policy import ChatSettings

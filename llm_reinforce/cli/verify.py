@@ -137,7 +137,7 @@ def _print_audit(name: str, audit: "Audit") -> None:
     if audit.losses:
         num_losses = Counter(loss.kind for loss in audit.losses)
         shown = ", ".join(f"{count:,} {kind}" for kind, count in num_losses.most_common())
-        console.print(f"  answers whose reading may lose something: {shown}; check how they are read")
+        console.print(f"  answers that may be read only in part: {shown}; check how they are read")
         console.print(_losses(audit))
         if len(audit.losses) > NUM_SHOWN:
             console.print(f"  … and {len(audit.losses) - NUM_SHOWN:,} more; --json lists them all")

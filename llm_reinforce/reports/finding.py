@@ -30,7 +30,7 @@ SEVERITIES: dict[str, Severity] = {
     "few_problems": "minor",
     "small_evaluation": "minor",
 }
-# kinds that a more severe finding explains; they are not reported beside it
+# from a kind to the kinds that explain it; it is reported only if none of these is found
 EXPLAINED_BY = {
     "no_reward": {"collapse"},
     "equal_rewards": {"no_reward", "collapse"},
@@ -109,13 +109,13 @@ def finding(
     evidence: Sequence[str] = (),
     example: str | None = None,
 ) -> Finding:
-    """Return a finding that was measured in successive updates; no rows: in the whole run."""
+    """Return a finding that was measured in `rows`, or in the whole run if `rows` is empty."""
     updates = (int(rows[0]["update"]), int(rows[-1]["update"])) if rows else None
     return Finding(kind, SEVERITIES[kind], sentence, tuple(evidence), advice, updates, example)
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the findings in the order of their severity, without those that another finding explains.
+    """Return the findings, the most severe first, without findings that another finding explains.
 
     Of several findings of the same kind, the last one is returned.
     """

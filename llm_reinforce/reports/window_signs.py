@@ -19,27 +19,27 @@ from llm_reinforce.reports.finding import (
     span,
 )
 
-NUM_UPDATES = 5  # number of updates over which a sign is measured
-MIN_UPDATES = 2  # a shorter run has no signs
+NUM_UPDATES = 5  # number of updates over which most signs are measured
+MIN_UPDATES = 2  # minimum number of updates over which a sign is measured
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
-MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
-FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
-PATIENCE, MAX_PATIENCE = 20, 50  # patient signs: a 20th of the run's updates, at most 50
+MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum shares of the episodes for a sign
+FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not a sign
+PATIENCE, MAX_PATIENCE = 20, 50  # signs in PATIENT are measured over 1/20 of the run, at most 50 updates
 NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
 SOLVED = 0.9  # accuracy at which equal rewards are a success
 NO_ENTROPY = 0.01  # nats per token
-MIN_CHANGED = 0.5  # share of the weights with a gradient that a step should change
+MIN_CHANGED = 0.5  # minimum share of the weights with a gradient that a step should change
 MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
     0.01,
     1.0,
-)  # nats; differences of log-probabilities up to here are rounding
+)  # nats; smaller differences of log-probabilities are rounding errors
 
 Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
 
 def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose mean rewards are at most 0, without any right answer."""
+    """Find updates without any right answer whose mean rewards are at most 0."""
     rewards = [number(row, "reward") for row in rows]
     if not all(reward <= 0 for reward in rewards) or any(number(row, "accuracy") != 0 for row in rows):
         return None
@@ -47,7 +47,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         number(row, "reward_std") <= ZERO for row in rows
     )
     if not is_constant and mean(rows, "frac_reward_zero_std") < 0.5:
-        return None  # negative rewards that differ can be learned from
+        return None  # a policy can learn from negative rewards that differ
     what = (
         f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
         if is_constant
@@ -218,7 +218,7 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose log-probabilities differ from those in sampling by more than rounding errors."""
+    """Find updates whose log-probabilities differ from the recorded ones by more than rounding errors."""
     differences = finite(rows, "sampling/sampling_logp_difference/max")
     limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
     if len(differences) < len(rows) or median(differences) <= limit:
@@ -258,13 +258,13 @@ WINDOW_SIGNS: tuple[Sign, ...] = (
 PATIENT = {
     truncation,
     no_spread,
-}  # signs that a policy may show for some updates while it learns to avoid them
+}  # a policy may show these signs for some updates while it learns to avoid them
 
 
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
     """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
-    if sign is truncation:  # needs two halves
+    if sign is truncation:  # compares the two halves of the updates
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
     return max(window, min(facts.num_updates // PATIENCE, MAX_PATIENCE)) if sign in PATIENT else window
 

@@ -83,7 +83,7 @@ class RunFacts:
         num_problems: number of training problems; None if it is not known.
         problems_per_update: number of problems of an update.
         episodes_per_problem: number of episodes of each problem of an update.
-        num_updates: number of updates of the whole run.
+        num_updates: number of updates of the whole run; with several updates per batch, number of batches.
         num_warmup_updates: number of updates over which the learning rate rises.
         is_full_precision: True if the weights and the forward pass have 32 or more bits.
     """

@@ -117,7 +117,7 @@ class ReinforceTrainer:
             print(update.number, update.metrics["accuracy"])
 
     Each update samples `problems_per_update` x `episodes_per_problem` completions, computes their rewards,
-    and takes one optimizer step.
+    and takes one optimizer step. With `updates_per_batch`, several updates share these completions.
 
     Further settings are keyword arguments. They have the names and defaults of a recipe's keys. With the same
     settings, Python, YAML and the command line give bit-identical runs. The most common settings are:

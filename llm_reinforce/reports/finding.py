@@ -28,6 +28,7 @@ SEVERITIES: dict[str, Severity] = {
     "memorized": "moderate",
     "noisy_updates": "minor",
     "few_problems": "minor",
+    "reward_failures": "minor",
     "small_evaluation": "minor",
 }
 # for each kind of finding, the kinds that explain it; it is not reported if one of them is found
@@ -42,6 +43,7 @@ EXPLAINED_BY = {
     "noisy_updates": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
     "exploding_gradient": {"not_finite"},
     "collapse": {"reward_hacking"},
+    "reward_failures": {"unscored"},
     "one_answer": {"no_reward"},
 }
 
@@ -138,6 +140,16 @@ def mean(rows: Sequence[Row], name: str) -> float:
 def finite(rows: Sequence[Row], name: str) -> list[float]:
     """Return the finite values of a metric."""
     return [value for row in rows if math.isfinite(value := number(row, name))]
+
+
+def reward_names(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the reward functions."""
+    names = {name for row in rows[:1] for name in row}
+    return sorted(
+        name.removeprefix("rewards/").removesuffix("/mean")
+        for name in names
+        if name.startswith("rewards/") and name.endswith("/mean")
+    )
 
 
 def highest_rate(rows: Sequence[Row]) -> float:

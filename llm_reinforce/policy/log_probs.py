@@ -12,9 +12,9 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.embedding import check_token_ids, valid_pad_token
 from llm_reinforce.policy.fast_path.activations import Activations
-from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy.fast_path.packed_log_probs import pack, packed_log_probs, packed_states
 from llm_reinforce.policy.language_policy import TokenIds, integers
+from llm_reinforce.policy.parity_check import fast_model
 from llm_reinforce.policy.plain_path import (
     Batching,
     of_actions,
@@ -61,7 +61,7 @@ def token_log_probs(
         model and otherwise in float32. Values in padding are arbitrary.
     """
     check_token_ids(model, [*prompts, *completions])
-    packable = packable_model(model)
+    packable = fast_model(model)
     if packable is not None and all(completions):
         return packed_log_probs(packable, prompts, completions, temperature, with_entropies, activations)
     episodes = list(zip(prompts, completions, strict=True))
@@ -114,7 +114,7 @@ def action_features(
     """
     check_token_ids(model, [*prompts, *completions])
     width, parts = max(map(len, completions), default=0), []
-    packable = packable_model(model)
+    packable = fast_model(model)
     batching = scoring_batching(model, prompts, completions) if packable is None else "padded rows"
     together = list(_rows_at_once(prompts, completions, batching, max_tokens))
     for rows in together:

@@ -32,8 +32,8 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from llm_reinforce.policy import TokenIds, action_head, sample_completions, token_log_probs
-from llm_reinforce.policy.fast_path import completion_tree, packed_forward
+from llm_reinforce.policy import TokenIds, sample_completions, token_log_probs
+from llm_reinforce.policy.fast_path import chunked_head, completion_tree, packed_forward
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 
 
@@ -217,7 +217,7 @@ def test_packed_path_computes_in_half_precision_under_autocast(monkeypatch: pyte
 def test_gradient_is_computed_without_synchronization(
     max_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(action_head, "MAX_LOGITS", max_logits)  # logits in several parts
+    monkeypatch.setattr(chunked_head, "MAX_LOGITS", max_logits)  # logits in several parts
     model = model_of("llama")
     with NoSynchronization():
         found = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)

@@ -64,6 +64,29 @@ def token_log_probs(
     packable = fast_model(model)
     if packable is not None and all(completions):
         return packed_log_probs(packable, prompts, completions, temperature, with_entropies, activations)
+    return own_log_probs(
+        model,
+        prompts,
+        completions,
+        pad_token_id=pad_token_id,
+        temperature=temperature,
+        with_entropies=with_entropies,
+    )
+
+
+def own_log_probs(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    pad_token_id: int,
+    temperature: float = 1.0,
+    with_entropies: bool = False,
+) -> ActionLogProbs:
+    """Return the log-probability of each action, computed by the forward pass of the model itself.
+
+    The fast path for Llama-like models is not used; see `token_log_probs` for everything else.
+    """
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
     found = plain_log_probs(

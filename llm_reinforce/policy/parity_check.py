@@ -1,14 +1,13 @@
 """Compare the fast path with the model's own forward pass before it is used.
 
-The fast path does not call the forward pass of a model. It would not notice a patched class, another version of
-transformers, or a setting that it does not know. Therefore, both are run on a few tokens when a model is loaded,
-and again when the code or the settings of the model have changed.
+The fast path does not call the forward pass of a model. It would not notice a patched class, another version
+of transformers, or a setting that it does not know. Therefore, both are run on a few tokens when a model is
+loaded, and again when the code or the settings of the model have changed.
 """
 
 import sys
-import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,26 +36,15 @@ PLAIN = (bool, int, float, str)
 LONG_PROMPT = 72  # tokens; longer than `attention.MAX_SMALL`, so that long attention is compared as well
 
 
-class _Checked(NamedTuple):
-    """Result of a check.
-
-    Attributes:
-        code: the code and the settings of the model when it was checked; see `_code_of`.
-        is_same: True if the fast path agreed with the forward pass of the model.
-    """
-
-    code: tuple[Any, ...]
-    is_same: bool
-
-
-_checked: "weakref.WeakKeyDictionary[nn.Module, _Checked]" = weakref.WeakKeyDictionary()
+_is_same: dict[tuple[Any, ...], bool] = {}
+"""For the code and settings of a model (see `_code_of`), True if the fast path agreed with the model."""
 
 
 def fast_model(model: nn.Module) -> Any:
     """Return the model without its adapter wrapper if the fast path computes it, and otherwise None.
 
     The fast path is compared with the forward pass of the model on the first call, and when the code or the
-    settings of the model have changed since the last call. If the two differ, a notice is shown.
+    settings of the model have changed. If the two differ, a notice is shown.
 
     Raises:
         InputError: if the forward pass of the model needs more than token ids.
@@ -65,10 +53,9 @@ def fast_model(model: nn.Module) -> Any:
     if packable is None:
         return None
     code = _code_of(model, packable)
-    checked = _checked.get(packable)
-    if checked is None or checked.code != code:
-        checked = _checked[packable] = _Checked(code, _is_same(model, packable))
-    return packable if checked.is_same else None
+    if code not in _is_same:
+        _is_same[code] = _compare(model, packable)
+    return packable if _is_same[code] else None
 
 
 def check_model(model: nn.Module) -> None:
@@ -86,20 +73,19 @@ def _code_of(model: nn.Module, packable: Any) -> tuple[Any, ...]:
 
     They include neither the weights nor `training`, because a policy is evaluated without dropout.
     """
-    layers: list[Any] = []
+    of_modules: list[Any] = []
     for module in model.modules():
-        layers.append(type(module).forward)
-        layers += [
-            value for name, value in vars(module).items() if type(value) in PLAIN and name != "training"
-        ]
-    dtypes = [parameter.dtype for parameter in model.parameters()]
+        of_modules.append(type(module).forward)
+        plain = [value for name, value in vars(module).items() if type(value) in PLAIN and name != "training"]
+        weights = [(each.dtype, each.device) for each in module._parameters.values() if each is not None]
+        of_modules += [*plain, *weights]
     # functions beside the class, such as the one that rotates queries
     functions = [value for value in vars(sys.modules[type(packable).__module__]).values() if callable(value)]
     registry = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
-    return layers, dtypes, functions, dict(registry), repr(vars(packable.config))
+    return *of_modules, *functions, *registry.values(), repr(vars(packable.config))
 
 
-def _is_same(model: nn.Module, packable: Any) -> bool:
+def _compare(model: nn.Module, packable: Any) -> bool:
     """Compare the fast path with the forward pass of the model, and show a notice if they differ."""
     short, long = (trial_of(model, lengths, is_limited=False) for lengths in (PROMPT_LENGTHS, (LONG_PROMPT,)))
     if short is None or long is None:

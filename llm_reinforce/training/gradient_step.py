@@ -4,17 +4,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from llm_reinforce.episodes import EpisodeBatch, Estimate
-from llm_reinforce.policy import Activations, TokenIds, token_log_probs
-from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
+from llm_reinforce.policy import Activations, TokenIds, own_log_probs, token_log_probs
+from llm_reinforce.policy_gradient import action_mask, entropy_bonus, reinforce_loss
 from llm_reinforce.training.data_parallel import gather_object, sum_gradients
 from llm_reinforce.training.step_statistics import StepStatistics, step_statistics
 
+MAX_RECOMPUTED = 1 / 8  # largest share of the episodes that `GradientStep.recomputed_difference` recomputes
 ATTENDED = 8  # maximum number of positions of keys and values per token of a full micro-batch
 
 Skipped = Literal["no episode was scored", "the gradient is not finite"]
@@ -28,7 +30,8 @@ class UpdateOutcome:
         loss: value of the loss.
         grad_norm: norm of the whole gradient before clipping.
         max_log_prob_difference: largest |Δ log π| of an action in the loss. This is the difference between
-            the log-probability recorded during sampling and the log-probability computed for the loss.
+            the log-probability recorded during sampling and the log-probability computed for the loss, or by
+            `recomputed_difference` if the loss reuses the recorded ones. None: it was not measured.
         learning_rate: learning rate of the step.
         skipped: the reason why the weights were not changed; None if the weights were changed.
         frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
@@ -39,7 +42,7 @@ class UpdateOutcome:
 
     loss: float
     grad_norm: float
-    max_log_prob_difference: float
+    max_log_prob_difference: float | None
     learning_rate: float
     skipped: Skipped | None
     frac_weights_changed: float | None = None
@@ -81,6 +84,8 @@ class GradientStep:
         estimate: Estimate,
         activations: Activations | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        recomputes: bool = False,
     ) -> UpdateOutcome:
         """Take the step. It is skipped if no episode was scored or if the gradient is not finite.
 
@@ -92,6 +97,8 @@ class GradientStep:
                 cleared afterwards, because they do not match the weights after the step.
             progress: function that is called before each micro-batch with the number of completed
                 micro-batches and the number of all micro-batches.
+            recomputes: measure `max_log_prob_difference` even if the loss reuses the log-probabilities that
+                were recorded during sampling.
 
         Returns:
             the outcome of the step, which contains the reason if the step was skipped.
@@ -100,20 +107,25 @@ class GradientStep:
         if estimate.mean_return is None:
             if activations is not None:
                 activations.clear()
-            return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
-        loss, difference = 0.0, 0.0
+            return UpdateOutcome(0.0, 0.0, None, learning_rate, "no episode was scored")
+        loss = 0.0
+        differences: list[float] = []
         self.optimizer.zero_grad()
         micro_batches = self.micro_batches(batch, self.rows_with_gradient(batch, estimate))
+        if recomputes and activations is not None and activations.num_tokens:
+            differences.append(self.recomputed_difference(batch))
         for num_done, rows in enumerate(micro_batches):
             if progress is not None:
                 progress(num_done, len(micro_batches))
             part_loss, part_difference = self.backward(batch, estimate, rows, activations)
-            loss, difference = loss + part_loss, max(difference, part_difference)
+            loss += part_loss
+            if activations is None or not activations.is_reused:  # otherwise, the difference is always 0
+                differences.append(part_difference)
         if activations is not None:
             activations.clear()
-        of_processes = gather_object((loss, difference), self.accelerator)
+        of_processes = gather_object((loss, differences), self.accelerator)
         loss = sum(part_loss for part_loss, _ in of_processes)
-        difference = max(part_difference for _, part_difference in of_processes)
+        difference = max((each for _, own in of_processes for each in own), default=None)
         # a sum, not a mean: the denominator counts the episodes of all processes
         sum_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")
@@ -218,6 +230,29 @@ class GradientStep:
         recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return float(loss.detach()), float(difference)
+
+    @torch.no_grad()
+    def recomputed_difference(self, batch: EpisodeBatch) -> float:
+        """Return the largest |Δ log π| (see `UpdateOutcome`) of the longest episodes.
+
+        Their log-probabilities are computed by the forward pass of the model itself, so that the fast path is
+        compared with the model at the lengths that occur in the run.
+        """
+        sizes = [len(each.prompt_ids) + len(each.completion.token_ids) for each in batch.episodes]
+        longest_first = sorted(range(len(batch)), key=lambda row: -sizes[row])
+        rows = longest_first[: max(1, int(MAX_RECOMPUTED * len(batch)))]
+        with self.accelerator.autocast():
+            found = own_log_probs(
+                self.model,
+                [batch.episodes[row].prompt_ids for row in rows],
+                [batch.episodes[row].completion.token_ids for row in rows],
+                pad_token_id=self.pad_token_id,
+                temperature=self.temperature,
+            ).log_probs
+        num_tokens, device = found.shape[1], found.device
+        recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
+        mask = action_mask(batch.lengths[rows], num_tokens).to(device)
+        return float((found - recorded).masked_fill(~mask, 0.0).abs().max())
 
 
 def frac_changed(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> float | None:

@@ -64,6 +64,7 @@ from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
 NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
+RECOMPUTE_EVERY = 25  # number of updates between two measurements of `sampling_logp_difference`
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
@@ -269,7 +270,10 @@ class TrainingLoop:
         self._check_scored(batch, estimate)
         # STEP 3: one gradient step
         own_estimate = estimate.part(self._own_rows(len(batch)), int(own.lengths.max()))
-        outcome = self.gradient_step(own, own_estimate, activations, self._show_gradient)
+        recomputes = self.state.num_updates % RECOMPUTE_EVERY == 0
+        outcome = self.gradient_step(
+            own, own_estimate, activations, self._show_gradient, recomputes=recomputes
+        )
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, own_estimate)
         self.schedule.step()
@@ -559,7 +563,6 @@ class TrainingLoop:
             **update_metrics(batch, estimate, prediction.values if prediction else None),
             "loss": outcome.loss,
             "grad_norm": outcome.grad_norm,
-            "sampling/sampling_logp_difference/max": outcome.max_log_prob_difference,
             "learning_rate": outcome.learning_rate,
             "num_tokens": self.state.num_tokens,
             "num_skipped_updates": self.state.num_skipped_updates,
@@ -568,6 +571,8 @@ class TrainingLoop:
             "step_time/collect": sampled - started,
             "step_time/update": now - sampled,
         }
+        if outcome.max_log_prob_difference is not None:
+            metrics["sampling/sampling_logp_difference/max"] = outcome.max_log_prob_difference
         if outcome.frac_weights_changed is not None:
             metrics["frac_weights_changed"] = outcome.frac_weights_changed
         if outcome.statistics is not None:

@@ -1,9 +1,9 @@
 """What each piece of the fast path is worth: `python tests/benchmarks/ablation.py --rounds 10`.
 
-For each piece, two processes make updates of a workload of `speed.py` in turn. One of them runs the full code,
-and the other one runs it without the piece. The table shows the time without the piece, divided by the time of
-the full code: the median over the rounds, and an interval of 95% confidence. A value of 1.10 means that an
-update takes 10% more time without the piece. The pieces are turned off in this file only.
+For each piece, two processes make updates of a workload of `speed.py` in turn. One of them runs the full
+code, and the other one runs it without the piece. The table shows the time without the piece, divided by the
+time of the full code: the median over the rounds, and an interval of 95% confidence. A value of 1.10 means
+that an update takes 10% more time without the piece. The pieces are turned off in this file only.
 """
 
 import argparse

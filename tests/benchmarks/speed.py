@@ -5,9 +5,9 @@ in its own process, with the same weights and prompts, on-policy, in float32, at
 reference model. The processes take turns update by update, so that changes of the machine's load affect all.
 Rewards are random numbers, so that no group has equal rewards and no episode can be skipped; the side
 `ours, verdicts` uses the verifier instead. TRL is included if it is installed. Our sides use the settings of
-OpenMP and malloc that the command line makes. `--busy N` runs N other processes beside the contenders, each of
-which keeps one thread computing. `--scaling` prints how the cost grows with the size of the problem instead.
-`ablation.py` measures the parts of the fast path.
+OpenMP and malloc that the command line makes. `--busy N` runs N other processes beside the contenders, which
+keep one thread each computing. `--scaling` prints how the cost grows with the size of the problem instead.
+`ablation.py` measures the pieces of the fast path.
 """
 
 import argparse
@@ -381,9 +381,8 @@ def compare(name: str, sides: list[str], rounds: int, num_busy: int) -> list[dic
     of_trl = [factor for side, factor in factors.items() if side.startswith("trl")]
     if of_trl:
         beside = f" beside {num_busy} busy processes" if num_busy else ""
-        print(
-            f"turn by turn, ours is {min(of_trl):.1f} times as fast as the faster trainer of TRL{beside} (median)"
-        )
+        factor = f"{min(of_trl):.1f} times as fast as the faster trainer of TRL"
+        print(f"turn by turn, ours is {factor}{beside} (median)")
     return rows
 
 

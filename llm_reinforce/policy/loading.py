@@ -128,7 +128,9 @@ def random_policy(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config)
-    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False)
+    model = model.to(device, getattr(torch, dtype))
+    check_model(model)
+    return _as_policy(model, tokenizer, False)
 
 
 def policy_from_model(

@@ -33,6 +33,8 @@ from llm_reinforce.policy.row_trial import (
 )
 
 PLAIN = (bool, int, float, str)
+DESCRIPTIVE = ("architectures", "dtype", "_name_or_path", "transformers_version")
+"""Settings that the forward pass does not read. Some of them are set when the model is saved."""
 LONG_PROMPT = 72  # tokens; longer than `attention.MAX_SMALL`, so that long attention is compared as well
 
 
@@ -82,7 +84,8 @@ def _code_of(model: nn.Module, packable: Any) -> tuple[Any, ...]:
     # functions beside the class, such as the one that rotates queries
     functions = [value for value in vars(sys.modules[type(packable).__module__]).values() if callable(value)]
     registry = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
-    return *of_modules, *functions, *registry.values(), repr(vars(packable.config))
+    settings = repr({name: value for name, value in vars(packable.config).items() if name not in DESCRIPTIVE})
+    return *of_modules, *functions, *registry.values(), settings
 
 
 def _compare(model: nn.Module, packable: Any) -> bool:

@@ -18,6 +18,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner, Result
 
+from llm_reinforce import load_recipe
 from llm_reinforce.cli import app, interruption
 from llm_reinforce.cli.recipes import first_sentence
 from llm_reinforce.config import MAX_NEW_TOKENS, WarmStartConfig, load_config
@@ -742,7 +743,9 @@ def test_invalid_data_sets_are_reported(finished: Path, tmp_path: Path) -> None:
     twice = sums(tmp_path / "twice.jsonl", 1, 1)
     assert "id '1' is already used" in refused(*arguments, str(twice))
     (tmp_path / "columns.jsonl").write_text('{"sum": "1+1=", "answer": "2"}\n')
-    assert "no prompt column" in refused(*arguments, "columns.jsonl")
+    said = refused(*arguments, "columns.jsonl")
+    assert "no prompt column" in said
+    assert "set --prompt-column to" in said
 
 
 def test_progress_is_printed_in_lines_without_a_terminal(
@@ -767,6 +770,8 @@ def test_note_is_printed_above_the_progress_bar(
     from llm_reinforce.console import progress as module
 
     shown = io.StringIO()
+    monkeypatch.setattr(shown, "isatty", lambda: True)
+    monkeypatch.delenv("CI", raising=False)
     monkeypatch.setattr(module, "Console", lambda stderr: Console(file=shown, force_terminal=True, width=60))
     with module.progress("sums", 100) as show:
         show(10)
@@ -949,6 +954,20 @@ def test_fetch_uses_the_cache_directory(tmp_path: Path, monkeypatch: pytest.Monk
     assert "smollm2-135m" in refused("fetch", "gpt-9")
 
 
+def test_policy_saved_before_a_run_was_extended_is_not_used_silently(tmp_path: Path) -> None:
+    command("train", "tiny.yaml", "--set", "training.num_updates=1")
+    greedy = ["sample", "--policy", "runs/tiny", "--greedy", "1+1="]
+    assert command(*greedy).stderr == ""
+    extended = load_recipe("tiny.yaml", ["training.num_updates=9"]).trainer(progress=False)
+    next(updates := extended.updates(resume=True))
+    updates.close()
+    note = "update-000002, is used instead of the older policy in runs/tiny/policy"
+    assert note in command(*greedy).stderr
+    assert command("sample", "--policy", "runs/tiny/policy", "--greedy", "1+1=").stderr == ""
+    extended.save_policy()
+    assert command(*greedy).stderr == ""
+
+
 def test_stopped_run_is_sampled_and_evaluated_from_its_newest_checkpoint(tmp_path: Path) -> None:
     result = command("train", "tiny.yaml", "--set", "training.num_updates=1")
     assert result.exit_code == 0, result.output
@@ -962,5 +981,10 @@ def test_stopped_run_is_sampled_and_evaluated_from_its_newest_checkpoint(tmp_pat
     data = sums(tmp_path / "sums.jsonl", 1, 2)
     evaluated = command("evaluate", str(data), "--policy", "runs/tiny", "--json")
     assert json.loads(evaluated.stdout)["total"] == 2
+    checkpoint = "runs/tiny/checkpoints/update-000001"
+    assert "give the directory of the run, runs/tiny" in refused("sample", "--policy", checkpoint, "1+1=")
+    shutil.copytree(checkpoint, "runs/tiny/checkpoints/update-000002")
+    Path("runs/tiny/checkpoints/update-000002/policy.safetensors").write_text("damaged")
+    assert "update-000001, is used; skipped checkpoint update-000002: policy" in command(*greedy).stderr
     shutil.rmtree("runs/tiny/checkpoints")
     assert "llm-reinforce train runs/tiny --resume" in refused(*greedy)

@@ -92,6 +92,21 @@ def test_exit_code_without_a_signal_is_that_of_the_command() -> None:
         run_interruptibly(lambda: 1 / 0)
 
 
+def test_process_that_has_ended_is_named_as_the_cause(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    lost = "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:40882: Connection reset by peer. GLHF!"
+    for error, shown in ((lost, "the connection to another process is lost"), ("no such op", "no such op")):
+        with pytest.raises(typer.Exit), reported_failures("the run"):
+            raise RuntimeError(error)
+        message = capsys.readouterr().err
+        assert message.startswith("process 0: the run failed: ")
+        assert shown in message
+        assert "GLHF" not in message
+
+
 def test_ignored_signals_remain_ignored() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as a shell does for background processes
     assert run_interruptibly(lambda: os.kill(os.getpid(), signal.SIGINT)) == 0

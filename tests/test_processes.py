@@ -7,8 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from llm_reinforce import processes
+from llm_reinforce.cli import app
+from llm_reinforce.cli.common import start_in_one_process
 from llm_reinforce.errors import InputError
 from llm_reinforce.processes import (
     check_launch,
@@ -118,3 +121,24 @@ def test_waiting_threads_sleep_soon_unless_the_user_has_chosen(
     found, has_torch = json.loads(shown.stdout.splitlines()[-1])
     assert {name: value for name, value in found.items() if value} == expected
     assert not has_torch
+
+
+@pytest.mark.parametrize("arguments", [["evaluate", "gsm8k"], ["sample", "1+1="]])
+def test_commands_for_one_process_are_refused_in_several(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables({"WORLD_SIZE": "2", "RANK": "0"}, monkeypatch)
+    result = CliRunner().invoke(app, [*arguments, "--policy", "nosuch"])
+    assert result.exit_code == 2
+    assert f"{arguments[0]} runs in one process only" in result.stderr
+
+
+def test_slow_commands_print_a_first_line_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_variables({}, monkeypatch)
+    start_in_one_process("evaluate")
+    assert capsys.readouterr().err == ""  # stderr is a file
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    start_in_one_process("evaluate")
+    assert "evaluate: loading libraries" in capsys.readouterr().err

@@ -696,3 +696,40 @@ def test_first_edition_run_can_be_resumed_evaluated_and_sampled(old_run: Path) -
     policy = llm_reinforce.load_policy(old_run)
     (completion,) = sample_completions(policy, policy.encode_prompts(["1+2="]), max_new_tokens=4)
     assert completion.token_ids
+
+
+def test_solutions_of_a_warm_start_must_fit(tmp_path: Path) -> None:
+    long = [{**problem, "answer": "1" * 40} for problem in SUMS]
+    with pytest.raises(
+        InputError, match=r"training\.warm_start: problem .* its solution has 41.*, 32 tokens;"
+    ):
+        ReinforceTrainer(
+            own_model(), long, progress=False, **{**SMALL, "warm_start": {"num_updates": 1, "batch_size": 4}}
+        )
+
+
+def test_worked_examples_may_be_given_as_problems() -> None:
+    arguments: dict[str, Any] = {"few_shot": 2, "max_new_tokens": 2, "show_progress": False}
+    policy = random_policy(
+        RandomInitConfig(alphabet=ALPHABET + "\n", num_layers=1, hidden_size=16, num_heads=2)
+    )
+    found = evaluate(policy, SUMS[:2], examples=SUMS[2:6], **arguments)
+    assert found.problems[0].prompt.count("=") == 3
+
+
+def test_run_with_other_held_out_problems_is_resumed_to_its_end(tmp_path: Path) -> None:
+    """Its first and last evaluations are not compared."""
+    file, settings = tmp_path / "held_out.jsonl", {**SMALL, "output_dir": tmp_path / "run", "progress": False}
+    settings.pop("num_held_out")
+    for answer, num_updates in (("2", 1), ("3", 2)):
+        file.write_text(json.dumps({"prompt": "1+1=", "answer": answer}) + "\n")
+        settings["num_updates"] = num_updates
+        trainer = ReinforceTrainer(
+            random_policy(RandomInitConfig(alphabet=ALPHABET, num_layers=1, hidden_size=16, num_heads=2)),
+            SUMS,
+            held_out=str(file),
+            **settings,
+        )
+        result = trainer.train(resume=num_updates > 1)
+    assert result.is_over
+    assert not result.comparisons

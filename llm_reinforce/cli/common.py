@@ -2,11 +2,12 @@
 
 import logging
 import os
+import re
 import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -18,13 +19,17 @@ from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, witho
 from llm_reinforce.processes import is_main_process, num_processes, process_index
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
-WAIT_FOR_MAIN = 5.0  # seconds in which another process with a user error waits for that of the main process
+WAIT_FOR_MAIN = 5.0  # seconds that a process with a user error waits for the error of the main process
+# errors of the libraries with which processes communicate
+LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 
 
-def check_one_process(command: str) -> None:
+def start_in_one_process(command: str) -> None:
     """Check that a command that supports only one process is not one of several processes.
+
+    On a terminal, a first line is then printed, because the imports that follow take seconds.
 
     Raises:
         InputError: if this process is one of several that were started together.
@@ -33,11 +38,17 @@ def check_one_process(command: str) -> None:
         raise InputError(
             f"{command} runs in one process only; start it without torchrun, accelerate launch or mpirun"
         )
+    if sys.stderr.isatty():
+        note(f"{command}: loading libraries, data and the policy")
 
 
 @contextmanager
 def reported_failures(
-    what: str = "the command", *, debug: bool = False, advice: Callable[[], str] = str
+    what: str = "the command",
+    *,
+    debug: bool = False,
+    advice: Callable[[], str] = str,
+    options: Sequence[str] = (),
 ) -> Iterator[None]:
     """In a `with` block, print exceptions as a message or traceback on stderr, and exit with an exit code.
 
@@ -51,6 +62,8 @@ def reported_failures(
         debug: if True, print a traceback instead of a message.
         advice: function that returns a sentence for the user, or an empty string. The sentence is printed
             after the message about an interruption or an error, except a user error.
+        options: settings that are options of the command. Messages about user errors name the options, such
+            as `--prompt-column` instead of `prompt_column`.
     """
     try:
         with warnings.catch_warnings():
@@ -70,9 +83,9 @@ def reported_failures(
         if debug:
             _print_traceback()
         elif is_main_process():
-            print_error(str(error))
+            print_error(_with_options(str(error), options))
         elif not _main_process_fails_too():
-            _print_own_error(str(error))
+            _print_own_error(_with_options(str(error), options))
         raise typer.Exit(USAGE) from None
     except Exception as error:
         if debug:
@@ -89,6 +102,14 @@ def reported_failures(
         raise typer.Exit(FAILED) from None
 
 
+def _with_options(message: str, settings: Sequence[str]) -> str:
+    """Return a message with the names of options instead of settings; `algebra: true` is `--algebra`."""
+    for setting in settings:
+        option = f"--{setting.partition(':')[0].replace('_', '-')}"
+        message = re.sub(rf"(?<!['\w-]){setting}(?!['\w]):?", option, message)
+    return message
+
+
 def _print_advice(advice: Callable[[], str]) -> None:
     if is_main_process() and (sentence := advice()):
         print_error(sentence)
@@ -97,8 +118,9 @@ def _print_advice(advice: Callable[[], str]) -> None:
 def _main_process_fails_too() -> bool:
     """Wait a moment, so that the launcher can end this process if the main process has failed.
 
-    Usually all processes raise the same user error, and only the main process reports it. An error that is
-    raised in another process only, such as a file that is missing on one machine, is reported there.
+    Usually all processes raise the same user error, and only the main process reports it. If only another
+    process raises an error, for example because a file is missing on one machine, that process reports the
+    error.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)
@@ -141,6 +163,11 @@ def quieten(*, debug: bool) -> None:
 
 
 def _in_one_line(error: Exception) -> str:
+    if num_processes() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)):
+        return (
+            "the connection to another process is lost, because that process has ended or cannot be reached; "
+            "look for its error message, or for its exit code in the launcher's output"
+        )
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import (
     DebugOption,
-    check_one_process,
     keep_freed_memory,
     quieten,
     reported_failures,
+    start_in_one_process,
 )
 from llm_reinforce.cli.interruption import received_signals, stopped_by_signals
 from llm_reinforce.console.comparison_tables import print_comparison
@@ -82,7 +82,7 @@ def compare(
     again to continue. Complete runs are then kept.
     """
     with reported_failures("the comparison", debug=debug):
-        check_one_process("compare")
+        start_in_one_process("compare")
         quieten(debug=debug)
         keep_freed_memory()
         from llm_reinforce.analysis import compare as compare_recipes

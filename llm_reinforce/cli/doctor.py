@@ -1,4 +1,4 @@
-"""`llm-reinforce doctor [RUN]`: say what is wrong with a run, or check the installation."""
+"""`llm-reinforce doctor [RUN]`: show what is wrong with a run, or check the installation."""
 
 import json
 from collections.abc import Sequence
@@ -28,7 +28,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say what is wrong with a run, with evidence and what to change, most severe first.
+    """Show what is wrong with a run, with evidence and advice. The most severe symptom comes first.
 
     Without a run, versions, devices, caches, permissions, disk space and optional packages are checked. The
     exit code is 1 if one of these checks fails.

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import RenderableType
 
-from llm_reinforce.cli.common import check_one_process, quieten, reported_failures
+from llm_reinforce.cli.common import quieten, reported_failures, start_in_one_process
 from llm_reinforce.console.messages import note, wide_console
 
 RecipeArgument = Annotated[
@@ -34,7 +34,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the result as JS
 def measuring(command: str, *, debug: bool) -> Iterator[None]:
     """In a `with` block, check that the measurement runs in a single process, and report its errors."""
     with reported_failures("the measurement", debug=debug):
-        check_one_process(command)
+        start_in_one_process(command)
         quieten(debug=debug)
         yield
 

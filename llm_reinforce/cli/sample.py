@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.text import Text
 
-from llm_reinforce.cli.common import DebugOption, quieten, reported_failures
+from llm_reinforce.cli.common import DebugOption, quieten, reported_failures, start_in_one_process
 from llm_reinforce.cli.options import (
     PolicyOption,
     RemoteCodeOption,
@@ -60,6 +60,7 @@ def sample(
             raise InputError(
                 "--num and --greedy: all greedy completions of a prompt are equal; omit one of the two"
             )
+        start_in_one_process("sample")
         quieten(debug=debug)
         from llm_reinforce.evaluation import sample as sample_policy
 

@@ -31,12 +31,9 @@ from llm_reinforce.processes import check_launch, is_main_process, num_processes
 
 if TYPE_CHECKING:
     from llm_reinforce.config import Config
-    from llm_reinforce.console.live_view import LiveDisplay
-    from llm_reinforce.console.run_display import PlainDisplay, Silent
+    from llm_reinforce.console.run_display import RunDisplay
     from llm_reinforce.runs import RunDirectory
     from llm_reinforce.training import TrainingResult
-
-    AnyDisplay = LiveDisplay | PlainDisplay | Silent
 
 
 def train(
@@ -218,7 +215,7 @@ def _train(recipe: "Config", name: str, run: _Run, *, resume: bool, overwrite: b
         raise typer.Exit(128 + received_signals()[0])
 
 
-def _display(recipe: "Config", name: str, directory: "RunDirectory") -> "AnyDisplay":
+def _display(recipe: "Config", name: str, directory: "RunDirectory") -> "RunDisplay":
     from llm_reinforce.console.live_view import display_for
     from llm_reinforce.console.run_display import Silent
 
@@ -226,7 +223,8 @@ def _display(recipe: "Config", name: str, directory: "RunDirectory") -> "AnyDisp
         return Silent()
     policy = recipe.policy.name_or_path or "random weights"
     adapter = f" with LoRA {recipe.policy.lora.rank}" if recipe.policy.lora else ""
-    return display_for(terminal_console(), f"{name} · {policy}{adapter} · {directory.path}")
+    title = f"{name} · {policy}{adapter} · {directory.path}"
+    return display_for(terminal_console(), title, num_tokens=recipe.training.num_tokens)
 
 
 def _print_result(run: _Run, result: "TrainingResult") -> None:

@@ -30,8 +30,9 @@ KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)  # the default would cha
 def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseModel]) -> list[str]:
     """Remove the settings of a recipe that are not valid together with changed settings.
 
-    Without the changes, the recipe must be valid. Changed settings, whole sections and the settings in `KEPT`
-    are not removed. If they are invalid, the validation of the recipe raises an error.
+    Without the changes, the recipe must be valid. Changed settings, whole sections, the settings in `KEPT`
+    and settings whose default is not valid either are not removed. If they are invalid, the validation of
+    the recipe raises an error.
 
     Args:
         data: the recipe, with the changes applied. It is modified.
@@ -48,26 +49,33 @@ def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseMo
                 if not _is_changed(path, changed) and _get(data, path) is not None:
                     _remove(data, path)
                     notes.append(f"{dotted(path)} of the recipe is not used, because {dotted(chosen)} is set")
-    while True:
-        try:
-            model.model_validate(data)
-        except ValidationError as error:
-            unfit = [
-                (path, message)
-                for path, message in complaints(error, model)
-                if _is_plain(_get(data, path)) and not _is_changed(path, changed) and path not in KEPT
-            ]
-        else:
-            return notes
-        if not unfit:
-            return notes
+    removed: dict[KeyPath, tuple[Any, str]] = {}  # value and error message
+    while unfit := [
+        (path, message)
+        for path, message in _complaints(data, model)
+        if _is_plain(_get(data, path)) and not _is_changed(path, changed) and path not in KEPT
+    ]:
         for path, message in unfit:
-            value = shown_value(_get(data, path))
+            removed[path] = (_get(data, path), message)
             _remove(data, path)
-            notes.append(
-                f"{dotted(path)}: {value} of the recipe does not fit the changed settings ({message}); the "
-                "default is used"
-            )
+    without_valid_default = {path for path, _ in _complaints(data, model)}
+    for path, (value, message) in removed.items():
+        if path in without_valid_default:
+            _get(data, path[:-1])[path[-1]] = value
+            continue
+        notes.append(
+            f"{dotted(path)}: {shown_value(value)} of the recipe does not fit the changed settings "
+            f"({message}); the default is used"
+        )
+    return notes
+
+
+def _complaints(data: dict[str, Any], model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        return complaints(error, model)
+    return []
 
 
 def _is_changed(path: KeyPath, changed: Collection[KeyPath]) -> bool:

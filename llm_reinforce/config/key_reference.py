@@ -97,7 +97,7 @@ def _default(field: FieldInfo) -> str:
     """Return the default of a key, as it would be written in a recipe."""
     if field.is_required():
         return "required"
-    default = field.get_default(call_default_factory=True)
+    default = field.get_default(call_default_factory=True, validated_data={})
     if isinstance(default, BaseModel):
         return "the section's defaults"
     if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):

@@ -1,12 +1,11 @@
 """Conversion of Python keyword arguments to a Config, which is validated like a recipe."""
 
-import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from llm_reinforce.config.adaptation import adapt
+from llm_reinforce.config.recipe_file import adapt_document
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import Section
 from llm_reinforce.config.strict_yaml import Document, KeyPath, nearest, validate
@@ -94,10 +93,8 @@ def config_from_keywords(
         changed += [(sections[0], name, *path) for path in _paths(value)]
     if problems:
         raise InputError("\n".join(problems))
-    if base is not None:
-        for note in adapt(data, changed, Config):
-            warnings.warn(note, stacklevel=3)
-    return validate(Config, Document(CALLER, data))
+    document = Document(CALLER, data, changed=changed)
+    return validate(Config, document) if base is None else validate(Config, document, adapt_document)
 
 
 def sections_with(key: str) -> list[str]:

@@ -70,11 +70,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         apply_override(document, override)
     _find_files_beside(document.data, file.parent)
-    if is_adaptable:
-        changed = [path for path, place in document.places.items() if place.override]
-        for note in adapt(document.data, changed, Config):
-            warnings.warn(note, stacklevel=2)
-    return validate(Config, document)
+    return validate(Config, document, adapt_document) if is_adaptable else validate(Config, document)
+
+
+def adapt_document(document: Document) -> None:
+    """Adapt a document to the settings that the user has changed, with a warning for each removed setting."""
+    for note in adapt(document.data, document.changed, Config):
+        warnings.warn(note, stacklevel=4)
 
 
 def dump_config(recipe: Config) -> str:

@@ -9,7 +9,8 @@ override of the form `section.key=value`, then `validate`.
 import copy
 import difflib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -101,12 +102,14 @@ class Document:
         data: values of the file, with overrides applied.
         places: for each key and list item, the line of the file or the override that set its value.
         problems: errors found so far.
+        changed: keys that the user has changed, by overrides or in Python.
     """
 
     name: str
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, Place] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    changed: list[KeyPath] = field(default_factory=list)
 
     def place_of(self, path: KeyPath) -> Place:
         """Return the place of a key.
@@ -241,6 +244,7 @@ def _apply_at(place: Place, document: Document, override: str) -> None:
     for old in [old for old in document.places if old[: len(path)] == path]:
         del document.places[old]
     document.places |= {path + below: place for below in ((), *read.places)}
+    document.changed += [path + below for below in ((), *read.places)]
     document.problems += [Problem(place, path + below.path, below.message) for below in read.problems]
 
 
@@ -256,13 +260,22 @@ def _key_in(container: Any, name: str, path: KeyPath) -> str | int:
     return int(name)
 
 
-def validate(model: type[Model], document: Document) -> Model:
+def validate(
+    model: type[Model], document: Document, prepare: Callable[[Document], object] = lambda document: None
+) -> Model:
     """Return the data of a document as an instance of a pydantic model.
+
+    Args:
+        model: the pydantic model.
+        document: the document.
+        prepare: function that may change a document before it is validated. If keys are misspelled, it is
+            also called for a copy of the document with corrected keys.
 
     Raises:
         InputError: if the data is invalid, or if `document.problems` already contains errors. The message has
             one line for each error.
     """
+    prepare(document)
     try:
         validated = model.model_validate(document.data)
     except ValidationError as error:
@@ -272,12 +285,50 @@ def validate(model: type[Model], document: Document) -> Model:
             # a misspelled key leaves its setting at the default, which would cause further, misleading errors
             unknown = {each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"}
             found = [(path, message) for path, message in found if path in unknown]
-            with suppress(InputError):
-                validate(model, corrected)
+            with suppress(InputError), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                validate(model, corrected, prepare)
             document.problems += corrected.problems
-        document.problems += [Problem(document.place_of(path), path, message) for path, message in found]
+        document.problems += [
+            Problem(document.place_of(path), path, message + _override_to_add(document, path, model))
+            for path, message in found
+        ]
     document.raise_problems()
     return validated
+
+
+def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
+    """Return a hint with the override that changes an invalid setting which other overrides do not fit.
+
+    The hint contains a value if the setting has a list of choices. It is "" if the setting itself was
+    overridden, if it is a section, or if there are no overrides.
+    """
+    place = document.places.get(path)
+    own: Any = document.data
+    for part in path if place else ():
+        own = own[part]
+    if (
+        place is None
+        or place.override
+        or isinstance(own, dict)
+        or not any(each.override for each in document.places.values())
+    ):
+        return ""
+
+    def fits(choice: str) -> bool:
+        data = copy.deepcopy(document.data)
+        section: Any = data
+        for part in path[:-1]:
+            section = section[part]
+        section[path[-1]] = choice
+        try:
+            model.model_validate(data)
+        except ValidationError:
+            return False
+        return True
+
+    choices = _choices(_follow(model.model_json_schema(), path)[1])
+    return f"; to change it, add --set {dotted(path)}={next(filter(fits, choices), '…')}"
 
 
 def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document: Document) -> Document | None:
@@ -294,7 +345,15 @@ def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document:
             renamed[path] = (*path[:-1], near)
     if not renamed:
         return None
-    corrected = Document(document.name, copy.deepcopy(document.data), dict(document.places))
+    corrected = Document(
+        document.name,
+        copy.deepcopy(document.data),
+        dict(document.places),
+        changed=[
+            next((new + path[len(old) :] for old, new in renamed.items() if path[: len(old)] == old), path)
+            for path in document.changed
+        ],
+    )
     for old, new in renamed.items():
         _rename(corrected, old, new)
     return corrected
@@ -321,7 +380,9 @@ def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
     """Return the path of the key and a readable message for each error of a pydantic validation."""
     schema = model.model_json_schema()
-    worded = [_worded(details, schema) for details in error.errors()]
+    # a default that depends on an invalid setting is an error of this setting
+    found = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
+    worded = [_worded(details, schema) for details in found]
     inside = {path[:depth] for path, _ in worded for depth in range(len(path))}
     # an error inside a value is more specific than an error about the whole value
     return [(path, message) for path, message in worded if path not in inside]

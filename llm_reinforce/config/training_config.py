@@ -1,6 +1,6 @@
 """Settings of the optimizer, of the learning-rate schedule, and of checkpoints and logs."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
@@ -35,6 +35,10 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
     return num_warmup_updates
 
 
+def _default_num_warmup_updates(earlier: dict[str, Any]) -> int:
+    return min(10, int(earlier.get("num_updates", 10)))
+
+
 class WarmStartConfig(Section):
     """Supervised updates before the first policy-gradient update.
 
@@ -46,10 +50,10 @@ class WarmStartConfig(Section):
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
     num_warmup_updates: int = Field(
-        default=10,
+        default_factory=_default_num_warmup_updates,
         ge=0,
-        validate_default=True,
-        description="number of updates over which the learning rate rises to its peak",
+        description="number of updates over which the learning rate rises to its peak; by default, at most "
+        "num_updates",
     )
 
     @field_validator("num_warmup_updates")
@@ -128,7 +132,7 @@ class TrainingConfig(Section):
         "directory",
     )
     tracker_project: Text = Field(
-        default="llm_reinforce", description="project, or experiment, in which a tracker files the run"
+        default="llm_reinforce", description="project or experiment of a tracker to which the run is added"
     )
     tracker_run_name: Text | None = Field(
         default=None, description="name of the run in the trackers; null: the name of output_dir"

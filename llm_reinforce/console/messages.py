@@ -1,5 +1,6 @@
 """Messages on stderr, and the consoles of the commands."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from rich.text import Text
 from llm_reinforce.errors import without_secrets
 
 FILE_WIDTH = 130  # characters per line of output that is not a terminal
+RECORDED = ("CI", "JPY_PARENT_PID")  # environment variables of CI jobs and of a notebook's child processes
 
 
 def print_error(message: str) -> None:
@@ -61,7 +63,22 @@ def wide_console() -> Console:
     return console
 
 
+def is_live(console: Console) -> bool:
+    """Return True if lines that the console has printed can be replaced.
+
+    A terminal is live, except for a dumb terminal, a pseudo-terminal of a CI job, and the pseudo-terminal of
+    a notebook's `!command`. The environment variable TTY_INTERACTIVE=1 makes these pseudo-terminals live, and
+    TTY_INTERACTIVE=0 makes no terminal live. FORCE_COLOR does not make a pipe live.
+    """
+    if not (console.is_interactive and console.is_terminal and not console.is_dumb_terminal):
+        return False
+    if os.environ.get("TTY_INTERACTIVE") == "1":
+        return True
+    is_recorded = any(os.environ.get(name, "").lower() not in ("", "0", "false") for name in RECORDED)
+    return console.file.isatty() and not is_recorded
+
+
 def is_interactive() -> bool:
     """Return True if stdout is a terminal or a notebook, where progress is shown by default."""
     console = Console()
-    return console.is_terminal or console.is_jupyter
+    return console.is_jupyter or is_live(console)

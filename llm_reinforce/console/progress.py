@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from llm_reinforce.console.messages import messages_above_bar, note
+from llm_reinforce.console.messages import is_live, messages_above_bar, note
 from llm_reinforce.console.text import duration
 
 SECONDS_BETWEEN_LINES = 30.0
@@ -34,7 +34,7 @@ def progress(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not console.is_terminal:
+    if not is_live(console):
         show = _lines(name, total, what)
         if done:
             show(done)

@@ -1,6 +1,6 @@
 """Displays of a run's progress: their interface, a display that prints plain lines, and a silent display.
 
-The live view for a terminal is in `live_view.py`.
+The live views for terminals and notebooks are in `live_view.py`.
 """
 
 import os
@@ -24,6 +24,14 @@ if TYPE_CHECKING:
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
 # within an update or evaluation, all displays show its progress after 5 s; PlainDisplay repeats it every 30 s
 LONG_SECONDS, REPEAT_SECONDS = 5.0, 30.0
+# short names of the main metrics, with their logged names and formats
+TRENDS = {
+    "reward": ("reward", ".3f"),
+    "entropy": ("entropy", ".3f"),
+    "grad norm": ("grad_norm", ".3g"),
+    "length": ("completions/mean_length", ".1f"),
+    "truncated": ("completions/clipped_ratio", ".0%"),
+}
 
 
 @runtime_checkable
@@ -237,6 +245,8 @@ class PlainDisplay:
         self, num_updates: int, total: int, metrics: Mapping[str, float], episodes: "Sequence[Episode]"
     ) -> None:
         numbers = latest_numbers(metrics, len(episodes))
+        if "num_tokens" in metrics:
+            numbers["tokens"] = f"{metrics['num_tokens']:,.0f}"
         self._progress("update", num_updates, total, metrics.get("step_time"), numbers)
 
     def evaluating(self, num_problems: int, total: int) -> None:
@@ -274,16 +284,7 @@ def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str,
         metrics: metrics of the update.
         num_episodes: number of episodes of the update. The metric `episodes/s` is computed from this number.
     """
-    shown = {}
-    for name, key, form in (
-        ("reward", "reward", ".3f"),
-        ("entropy", "entropy", ".3f"),
-        ("grad norm", "grad_norm", ".3g"),
-        ("length", "completions/mean_length", ".1f"),
-        ("truncated", "completions/clipped_ratio", ".0%"),
-    ):
-        if key in metrics:
-            shown[name] = format(metrics[key], form)
+    shown = {name: format(metrics[key], form) for name, (key, form) in TRENDS.items() if key in metrics}
     if metrics.get("num_unscored"):
         shown["unscored"] = f"{metrics['num_unscored']:.0f}"
     if metrics.get("step_time"):

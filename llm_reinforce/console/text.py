@@ -1,6 +1,6 @@
 """Functions that format numbers, and that escape text for a terminal."""
 
-import itertools
+import bisect
 import unicodedata
 from collections.abc import Sequence
 
@@ -48,18 +48,24 @@ def fitted(text: str, width: int) -> str:
     is_cut = len(text) > 2 * width + 2
     parts = text[: width + 1] + text[-width - 1 :] if is_cut else text
     shown = [_visible(character) for character in parts]
-    if not is_cut and sum(map(cell_len, shown)) <= width:
+    if not is_cut and cell_len("".join(shown)) <= width:
         return "".join(shown)
     tail = max(0, width - 1) // 2
-    start = _fitting(shown, max(0, width - 1 - tail))
-    end = _fitting(shown[::-1], tail)
-    return "".join([*start, "…", *end[::-1]])
+    start = "".join(shown[: _num_fitting(shown, width - 1 - tail)])
+    end = "".join(shown[len(shown) - _num_fitting(shown, tail, is_end=True) :])
+    return f"{start}…{end}"
 
 
-def _fitting(parts: Sequence[str], width: int) -> list[str]:
-    """Return as many of the first parts as fit into `width` columns."""
-    ends = itertools.accumulate(map(cell_len, parts))
-    return [part for part, end in zip(parts, ends, strict=True) if end <= width]
+def _num_fitting(parts: Sequence[str], width: int, *, is_end: bool = False) -> int:
+    """Return the number of parts, from the start or from the end, that fit into `width` columns together.
+
+    Together, characters may be wider than separately: a selector makes the emoji before it wider.
+    """
+
+    def width_of(num: int) -> int:
+        return cell_len("".join(parts[len(parts) - num :] if is_end else parts[:num]))
+
+    return max(0, bisect.bisect_right(range(len(parts) + 1), width, key=width_of) - 1)
 
 
 def _visible(character: str) -> str:

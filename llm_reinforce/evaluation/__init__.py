@@ -9,6 +9,7 @@ from llm_reinforce.evaluation.comparison import (
     Part,
     compare_by,
     compare_evaluations,
+    have_same_problems,
     kind_of_failure,
 )
 from llm_reinforce.evaluation.harness import TaskResult, harness_results
@@ -56,6 +57,7 @@ __all__ = [
     "evaluate",
     "fingerprint",
     "harness_results",
+    "have_same_problems",
     "kind_of_failure",
     "majority_at_k",
     "mcnemar",

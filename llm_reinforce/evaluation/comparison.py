@@ -31,7 +31,7 @@ class Part:
 
     @property
     def difference(self) -> float:
-        """Change in accuracy that is due to this kind of failure."""
+        """Change in accuracy that is due to one kind of failure: `gained` minus `lost`."""
         return self.gained - self.lost
 
 
@@ -122,8 +122,7 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
     Raises:
         ValueError: if the two evaluations have different problems.
     """
-    evaluated = [[(problem.id, problem.answer) for problem in side.problems] for side in (before, after)]
-    if evaluated[0] != evaluated[1]:
+    if not have_same_problems(before, after):
         raise ValueError(
             "the two evaluations are of different problems; evaluate both policies on the same problems"
         )
@@ -188,3 +187,9 @@ def _ids(evaluation: Evaluation, chosen: Sequence[bool]) -> list[str]:
         for problem, is_chosen in zip(evaluation.problems, chosen, strict=True)
         if is_chosen
     ]
+
+
+def have_same_problems(first: Evaluation, second: Evaluation) -> bool:
+    """Return True if two evaluations have problems with equal ids and answers, in the same order."""
+    evaluated = [[(problem.id, problem.answer) for problem in each.problems] for each in (first, second)]
+    return evaluated[0] == evaluated[1]

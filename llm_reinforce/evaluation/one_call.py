@@ -43,7 +43,7 @@ def evaluate(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     chat_template_date: datetime.date | str | None = None,
     few_shot: int = 0,
-    examples: str | None = None,
+    examples: Any = None,
     stop: Sequence[str] = (),
     seed: int = 0,
     batch_size: int = 256,
@@ -85,8 +85,9 @@ def evaluate(
         chat_template_date: date that the chat template prints as the current date. The default is the date of
             the policy's run, or today if the policy does not come from a run.
         few_shot: number of worked examples before each problem.
-        examples: data set from which the worked examples are taken. The default is the training split of the
-            data set or, if there is none, the training problems of the policy's run.
+        examples: data set from which the worked examples are taken, as a name, a path or problems. The
+            default is the training split of the data set or, if there is none, the training problems of the
+            policy's run.
         stop: strings at which a completion is cut before it is verified.
         seed: random seed of the sampling and of the choice of examples.
         batch_size: number of completions generated at the same time.

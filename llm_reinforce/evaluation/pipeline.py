@@ -100,7 +100,7 @@ class EvaluationRequest:
     decoding: Decoding = "greedy"
     samples_per_problem: int = 1
     few_shot: int = 0
-    examples: str | None = None
+    examples: Any = None
     stop: tuple[str, ...] = ()
     seed: int = 0
     batch_size: int = 256
@@ -289,8 +289,10 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
 def _example_pool(
     request: EvaluationRequest, name: str | None, trained_on: Sequence[Problem]
 ) -> Sequence[Problem]:
+    if request.examples is not None and not isinstance(request.examples, str | PathLike):
+        return problems_from(request.examples, name="examples")
     if request.examples is not None:
-        return find_problems(request.examples, config=request.config, split="train")
+        return find_problems(str(request.examples), config=request.config, split="train")
     part = training_part(name) if name is not None else None
     if name is not None and part is not None:
         return find_problems(name, split=part)
@@ -348,7 +350,10 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the date of an interrupted evaluation, if the caller gives no other date."""
+    """Return the policy with the date of an interrupted evaluation, unless the request has a date.
+
+    The date is the current date that the chat template prints.
+    """
     given = request.prompting.chat
     if output is None or (given and given.chat_template_date is not None):
         return loaded

@@ -6,6 +6,7 @@ from llm_reinforce.policy.character_tokenizer import character_tokenizer
 from llm_reinforce.policy.chat_templates import ChatSettings
 from llm_reinforce.policy.description import (
     best_device,
+    check_completions_fit,
     check_prompts_fit,
     describe_policy,
     num_unknown_prompts,
@@ -48,6 +49,7 @@ __all__ = [
     "best_device",
     "cache_directory",
     "character_tokenizer",
+    "check_completions_fit",
     "check_prompts",
     "check_prompts_fit",
     "check_reloads",

@@ -7,7 +7,7 @@ from torch import nn
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.embedding import check_token_ids
-from llm_reinforce.policy.language_policy import LanguagePolicy
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.plain_path import length_with_constant_positions
 from llm_reinforce.problems import Problem
 
@@ -57,6 +57,32 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
             f"max_new_tokens: {max_new_tokens:,} this exceeds the context of the policy, {limit:,} tokens; "
             "lower max_new_tokens or remove the problem"
         )
+
+
+def check_completions_fit(
+    policy: LanguagePolicy, problems: Sequence[Problem], completions: Sequence[TokenIds]
+) -> None:
+    """Check that given completions of problems fit into the context of the model, together with the prompts.
+
+    Args:
+        policy: the policy.
+        problems: the problems.
+        completions: one completion per problem, with its end token.
+
+    Raises:
+        InputError: if a prompt and its completion do not fit, or if the model has no embedding for a token of
+            a completion.
+    """
+    check_token_ids(policy.model, completions, policy.tokenizer)
+    limit = _context(policy.model)
+    prompts = policy.encode_prompts([problem.policy_prompt for problem in problems])
+    for problem, prompt, completion in zip(problems, prompts, completions, strict=True):
+        if limit is not None and len(prompt) + len(completion) > limit:
+            raise InputError(
+                f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {len(prompt):,} tokens, and "
+                f"its solution has {len(completion):,}, which together exceed the context of the policy, "
+                f"{limit:,} tokens; shorten the solution or remove the problem"
+            )
 
 
 def _context(model: nn.Module) -> int | None:

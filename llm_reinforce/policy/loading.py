@@ -178,8 +178,10 @@ def policy_from_model(
             f"policy: a {type(inner).__name__} has no output layer that predicts tokens; load the model with "
             "AutoModelForCausalLM"
         )
-    num_tokens = num_embeddings(inner)
-    if num_tokens is not None and len(tokenizer) > num_tokens:
+    num_tokens, num_known = num_embeddings(inner), len(tokenizer)
+    if tokenizer.pad_token_id == num_known - 1 and tokenizer.pad_token_id != tokenizer.eos_token_id:
+        num_known -= 1  # an added pad token needs no embedding, because padding is masked
+    if num_tokens is not None and num_known > num_tokens:
         raise InputError(
             f"policy: the tokenizer has {len(tokenizer):,} tokens, the model only {num_tokens:,}; use the "
             "tokenizer of the model, or call model.resize_token_embeddings"

@@ -87,6 +87,9 @@ def own_log_probs(
 
     The fast path for Llama-like models is not used; see `token_log_probs` for everything else.
     """
+    # a model with a fast path is causal, and its positions do not depend on other episodes
+    is_packable = fast_model(model) is not None
+    batching: Batching = "padded rows" if is_packable else scoring_batching(model, prompts, completions)
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
     found = plain_log_probs(
@@ -94,7 +97,7 @@ def own_log_probs(
         [prompt for prompt, _ in distinct],
         [completion for _, completion in distinct],
         pad_token_id=pad_token_id,
-        batching=scoring_batching(model, prompts, completions),
+        batching=batching,
         temperature=temperature,
         with_entropies=with_entropies,
     )

@@ -38,7 +38,15 @@ def resolve_location(name_or_path: str) -> str:
     if path.is_dir():
         policy_directory = path / "policy" if (path / "policy").is_dir() else path
         if not any((policy_directory / name).is_file() for name in ("config.json", "adapter_config.json")):
-            raise InputError(f"{path}: no model in this directory (no config.json, no adapter_config.json)")
+            run = next((folder for folder in path.parents if (folder / "recipe.yaml").is_file()), None)
+            hint = (
+                f"; to use the newest checkpoint of the run, give the directory of the run, {run}"
+                if run
+                else ""
+            )
+            raise InputError(
+                f"{path}: no model in this directory (no config.json, no adapter_config.json){hint}"
+            )
         # absolute, because an adapter stores the path of its base model
         return str(policy_directory.absolute())
     is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))

@@ -1,4 +1,4 @@
-"""Policy of a run that was stopped before its policy was saved: the weights of its newest checkpoint."""
+"""Policy of a run that is not finished: the weights of its newest checkpoint."""
 
 import shlex
 import warnings
@@ -8,31 +8,49 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from llm_reinforce.checkpoint_files import WEIGHTS, find_checkpoint
+from llm_reinforce.checkpoint_files import WEIGHTS, all_checkpoints, find_checkpoint, num_updates_of
 from llm_reinforce.config import Config, load_config
 from llm_reinforce.errors import InputError
 
 
 def stopped_run(path: Path) -> tuple[Config, Path] | None:
-    """Return the settings and the newest intact checkpoint of a run that has no `policy/` directory.
+    """Return the settings and the newest intact checkpoint of a run that is not finished.
 
-    Returns None if the path is not the directory of such a run. A warning names the checkpoint.
+    A warning names the checkpoint. Returns None if the path is not the directory of such a run. A run is
+    also not finished if it was resumed after it had saved its policy, to make further updates.
 
     Raises:
-        InputError: if the run has no intact checkpoint.
+        InputError: if the run has neither a policy nor an intact checkpoint.
     """
-    if not (path / "recipe.yaml").is_file() or (path / "policy").is_dir():
+    if not (path / "recipe.yaml").is_file():
         return None
-    checkpoint, _ = find_checkpoint(path / "checkpoints")
+    policy = path / "policy"
+    if policy.is_dir() and not all_checkpoints(path / "checkpoints"):
+        return None
+    checkpoint, faults = find_checkpoint(path / "checkpoints")
+    if checkpoint is None and policy.is_dir():
+        return None
     if checkpoint is None:
         raise InputError(
             f"{path}: the run has neither a policy nor an intact checkpoint; continue it with "
             f"`llm-reinforce train {shlex.quote(str(path))} --resume`"
         )
-    warnings.warn(
-        f"{path}: the run is not finished; its newest checkpoint, {checkpoint.name}, is used", stacklevel=3
-    )
-    return load_config(path), checkpoint
+    config = load_config(path)
+    is_older = False
+    if policy.is_dir():
+        # the last update of a run saves a checkpoint before the policy
+        is_older = _written_at(policy) < _written_at(checkpoint)
+        if not is_older or num_updates_of(checkpoint) >= config.training.num_updates:
+            return None
+    used = f"its newest checkpoint, {checkpoint.name}, is used"
+    instead = f" instead of the older policy in {policy}" if is_older else ""
+    skipped = "".join(f"; skipped checkpoint {fault}" for fault in faults)
+    warnings.warn(f"{path}: the run is not finished; {used}{instead}{skipped}", stacklevel=3)
+    return config, checkpoint
+
+
+def _written_at(directory: Path) -> float:
+    return max((file.stat().st_mtime for file in directory.iterdir()), default=0.0)
 
 
 def load_weights(checkpoint: Path, model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""A run as a page that shows its curves, its episodes and what it has changed; diagnosis of a run."""
+"""Reports of runs as HTML pages, diagnosis of runs, and the check of an installation."""
 
 from llm_reinforce.reports.diagnosis import diagnose
 from llm_reinforce.reports.finding import Finding, RunFacts

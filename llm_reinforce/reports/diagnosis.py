@@ -14,20 +14,20 @@ from llm_reinforce.reports.trend_signs import collapse, trend_signs
 from llm_reinforce.reports.warning_signs import few_problems
 from llm_reinforce.reports.window_signs import WINDOW_SIGNS, window_of
 
-MUCH = 0.5  # a sign that has passed is reported if it was visible in this share of the updates
+MUCH = 0.5  # a sign that is no longer visible is reported if it was visible in this share of the updates
 
 
 def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
-    """Return what is wrong with a run, most severe first; empty if nothing is found.
+    """Return the findings about a run, the most severe first. The tuple is empty if nothing is wrong.
 
     The run may be in progress. A symptom is reported if it is visible in the last updates, or in half of the
-    updates. A symptom that another one explains is left out.
+    updates. A symptom that is explained by a more severe symptom is left out.
 
     Args:
         run: directory of a run.
 
     Raises:
-        InputError: if the directory contains no run, or several.
+        InputError: if the directory contains no run, or more than one run.
     """
     recorded = run if isinstance(run, RecordedRun) else _read(Path(run).expanduser())
     facts = facts_of(recorded)
@@ -67,7 +67,10 @@ def _sign_of_run(
     rows: Sequence[Row],
     facts: RunFacts,
 ) -> Finding | None:
-    """Return a sign that is visible in the last updates or in many updates, measured where it was visible."""
+    """Return a sign if it is visible in the last updates or in many updates; otherwise None.
+
+    The sign is measured over the latest or longest sequence of updates in which it is visible.
+    """
     window = window_of(facts, sign)
     if len(rows) < window:
         return None
@@ -81,7 +84,7 @@ def _sign_of_run(
 
 
 def _stretches(visible: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """Yield the first and the end index of each stretch of true values."""
+    """Yield the first index of each sequence of true values, and the index after its last value."""
     first = None
     for index, each in enumerate([*visible, False]):
         if each and first is None:

@@ -1,4 +1,4 @@
-"""Examples of a finding: completions among the recorded episodes that show it."""
+"""Examples for findings: recorded completions that show a symptom."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -49,9 +49,17 @@ def _refused(rows: Sequence[Row]) -> Row | None:
 
 
 def _rewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the last of the wrong episodes with the highest reward."""
+    """Return the wrong episode with the highest reward; of several such episodes, the last one."""
     wrong = [row for row in rows if not row.get("correct") and row.get("reward") is not None]
     return max(wrong, key=lambda row: (row["reward"], row["update"]), default=None)
+
+
+def _unrewarded(rows: Sequence[Row]) -> Row | None:
+    """Return the last right answer; if there is none, return a refused answer.
+
+    In `equal_rewards`, the right answer has the same reward as the wrong answers.
+    """
+    return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
 
 
 def _truncated(rows: Sequence[Row]) -> Row | None:
@@ -64,7 +72,7 @@ def _unscored(rows: Sequence[Row]) -> Row | None:
 
 CHOICES: dict[str, Callable[[Sequence[Row]], Row | None]] = {
     "no_reward": _refused,
-    "equal_rewards": _refused,
+    "equal_rewards": _unrewarded,
     "collapse": _refused,
     "one_answer": _refused,
     "no_spread": _refused,

@@ -30,8 +30,9 @@ SEVERITIES: dict[str, Severity] = {
     "few_problems": "minor",
     "small_evaluation": "minor",
 }
-# kinds that a more severe finding explains; they are not reported beside it
+# from a kind to the kinds that explain it; it is reported only if none of these is found
 EXPLAINED_BY = {
+    "no_reward": {"collapse"},
     "equal_rewards": {"no_reward", "collapse"},
     "zero_gradient": {"no_reward", "equal_rewards", "collapse"},
     "no_spread": {"no_reward", "equal_rewards", "zero_gradient", "collapse"},
@@ -108,15 +109,18 @@ def finding(
     evidence: Sequence[str] = (),
     example: str | None = None,
 ) -> Finding:
-    """Return a finding that was measured in successive updates; no rows: in the whole run."""
+    """Return a finding that was measured in `rows`, or in the whole run if `rows` is empty."""
     updates = (int(rows[0]["update"]), int(rows[-1]["update"])) if rows else None
     return Finding(kind, SEVERITIES[kind], sentence, tuple(evidence), advice, updates, example)
 
 
 def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
-    """Return the findings in the order of their severity, without those that another finding explains."""
-    kinds = {each.kind for each in findings}
-    kept = [each for each in findings if not EXPLAINED_BY.get(each.kind, set()) & kinds]
+    """Return the findings, the most severe first, without findings that another finding explains.
+
+    Of several findings of the same kind, the last one is returned.
+    """
+    of_kind = {each.kind: each for each in findings}
+    kept = [each for each in of_kind.values() if not EXPLAINED_BY.get(each.kind, set()) & of_kind.keys()]
     return tuple(sorted(kept, key=lambda each: list(SEVERITIES).index(each.kind)))
 
 
@@ -134,6 +138,11 @@ def mean(rows: Sequence[Row], name: str) -> float:
 def finite(rows: Sequence[Row], name: str) -> list[float]:
     """Return the finite values of a metric."""
     return [value for row in rows if math.isfinite(value := number(row, name))]
+
+
+def highest_rate(rows: Sequence[Row]) -> float:
+    """Return the highest learning rate of updates; NaN if none was recorded."""
+    return max(finite(rows, "learning_rate"), default=math.nan)
 
 
 def span(rows: Sequence[Row]) -> str:

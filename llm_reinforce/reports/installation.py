@@ -132,7 +132,7 @@ def _directories() -> Iterator[Check]:
 
 
 def _directory(name: str, path: Path) -> Check:
-    """Return whether files can be written to a directory, or to the nearest parent that exists."""
+    """Check that files can be written to a directory or, if it does not exist, to its nearest parent."""
     existing = next((each for each in (path, *path.parents) if each.exists()), path)
     where = f"{path}" if existing == path else f"{path} (does not exist yet)"
     try:
@@ -140,9 +140,7 @@ def _directory(name: str, path: Path) -> Check:
             pass
         free = shutil.disk_usage(existing).free
     except OSError as error:
-        return Check(
-            name, f"{where}, not writable: {error.strerror}", "failed", "choose a directory of yours"
-        )
+        return Check(name, f"{where}, not writable: {error.strerror}", "failed", "choose another directory")
     value = f"{where}, {_size(free)} free"
     if free < LITTLE_SPACE:
         return Check(name, value, "failed", f"free at least {_size(LITTLE_SPACE)}")

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib import resources
@@ -25,6 +25,7 @@ from llm_reinforce.reports.shown_text import shown, shown_settings, without_secr
 from llm_reinforce.runs import RunSummary
 
 REPORT = "report.html"
+PRIVATE_ENTRIES = ("machine", "working_directory", "paths")  # entries of environment.json
 SCRIPTS = ("uplot.min.js", "charts.js", "episodes.js")
 STYLES = ("uplot.min.css", "style.css")
 
@@ -60,7 +61,7 @@ def render(summaries: Sequence[RunSummary], *, refresh_seconds: int | None = Non
 
     Args:
         summaries: the runs, at least one.
-        refresh_seconds: time after which the page looks for new data. None: the page does not change.
+        refresh_seconds: time between two requests of the page for new data. None: the page does not change.
     """
     names = _names([run.path for run in summaries])
     runs = [read_run(summary, name) for summary, name in zip(summaries, names, strict=True)]
@@ -91,13 +92,25 @@ def _details(run: RecordedRun) -> dict[str, Any]:
         "changes": changes_of(run),
         "metrics": [(shown(name, 200), *values) for name, *values in first_and_last(run.metrics)],
         "settings": shown_settings(run.settings),
-        "environment": _flat(without_secret_entries(dict(run.environment))),
+        "environment": _flat(_without_private_entries(run.environment)),
         "variance": _flat(without_secret_entries(dict(run.variance))),
     }
 
 
+def _without_private_entries(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the environment without secrets, and without names of the machine and of its directories.
+
+    Reports are attached to issues and sent by email.
+    """
+    entries = {name: value for name, value in environment.items() if name not in PRIVATE_ENTRIES}
+    match entries.get("command"):
+        case [str(python), str(script), *arguments]:
+            entries["command"] = [Path(python).name, Path(script).name, *arguments]
+    return dict(without_secret_entries(entries))
+
+
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return names of runs: their directories without the part that all of them share."""
+    """Return names of runs: the paths of their directories without the part that all paths share."""
     parts = [path.resolve().parts for path in paths]
     shared = 0
     while len(paths) > 1 and len({names[: shared + 1] for names in parts}) == 1:
@@ -126,9 +139,9 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 
 
 def _content_security_policy(scripts: Sequence[str], *, is_live: bool) -> str:
-    """Return a policy that runs only these scripts and loads nothing.
+    """Return a content security policy that allows only these scripts, and loads nothing.
 
-    Even if a text of a completion got into the page as HTML, its scripts would not run.
+    Even if the text of a completion got into the page as HTML, scripts in the text would not run.
     """
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in digests)

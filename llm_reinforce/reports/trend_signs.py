@@ -1,4 +1,4 @@
-"""Signs in the metrics of a whole run: rewards that rise without accuracy, steps too long, short or noisy.
+"""Signs in the metrics of a whole run, such as a reward that rises while the accuracy does not.
 
 A trend is the difference between the last and the first third of the updates.
 """
@@ -8,19 +8,33 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median, stdev
 
-from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+from llm_reinforce.reports.finding import (
+    Finding,
+    Row,
+    RunFacts,
+    finding,
+    finite,
+    highest_rate,
+    mean,
+    number,
+    span,
+)
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
-MIN_TREND = 30  # number of updates of the shortest run that has a trend
-MIN_FLAT, MAX_FLAT = 0.5, 100  # a reward that does not rise is a sign after this share or number of updates
-NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not chance
-COLLAPSED = 0.5  # a collapse is a loss of accuracy to below this share of the highest accuracy
-FLAT = 0.05  # a change of accuracy that is surely below this number is none
-MIN_RISE = 0.5  # rise of the reward, in standard deviations of the rewards
-MANY_TIMES = 10.0  # growth of the gradient norm
-LONG_STEP = 0.01  # norm of a step relative to the weights
-SHORT_PATH = 1e-3  # sum of the norms of all steps, relative to the weights
-MEMORY = 10  # updates over which Adam averages gradients; later values are nearly independent
+MIN_TREND = 30  # minimum number of updates of a run in which trends are measured
+MIN_FLAT, MAX_FLAT = 0.5, 100  # share of the run, or number of updates, after which the reward should rise
+NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not due to chance
+COLLAPSED = 0.5  # a policy has collapsed if its accuracy is below this share of the highest accuracy
+FLAT = 0.05  # the accuracy does not rise if its rise is below this number by two standard errors
+MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
+MANY_TIMES = 10.0  # factor by which an exploding gradient norm grows
+LONG_STEP = 0.01  # minimum norm of a long step, relative to the norm of the weights
+SHORT_PATH = 1e-3  # maximum sum of the norms of all short steps, relative to the norm of the weights
+AGAINST_HACKING = (
+    "read the completions that earn the reward; then give the reward only to right answers, lower the weight "
+    "of the functions that wrong answers satisfy, or cap their values"
+)
+MEMORY = 10  # number of updates over which Adam averages gradients: 1 / (1 - β₁) for β₁ = 0.9
 
 Trend = Callable[[Sequence[Row], RunFacts], Finding | None]
 
@@ -78,7 +92,7 @@ def has_collapsed(before: float, num_before: int, after: float, num_after: int) 
 def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
     """Return the highest accuracy of the updates before the last one, and its number of episodes.
 
-    Accuracies are means over `window` updates, except that of the first update.
+    Accuracies are means over `window` updates, except the accuracy of the first update.
     """
     accuracies = [number(row, "accuracy") for row in rows]
     best, num_best = accuracies[0], facts.num_episodes
@@ -92,7 +106,9 @@ def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[fl
 def collapse(
     rows: Sequence[Row], facts: RunFacts, window: int, earlier: tuple[float, int] | None = None
 ) -> Finding | None:
-    """Find an accuracy that is less than half of the highest accuracy of earlier updates.
+    """Find an accuracy in the last updates that is less than half of the highest earlier accuracy.
+
+    If the reward is higher than in the first update, the finding is `reward_hacking`.
 
     The first update is compared too, because its episodes are those of the initial policy. `earlier` is the
     result of `best_accuracy`, if the caller knows it.
@@ -104,12 +120,21 @@ def collapse(
     accuracy = mean(last, "accuracy")
     if not has_collapsed(best, num_best, accuracy, window * facts.num_episodes):
         return None
+    start, reward = number(rows[0], "reward"), mean(last, "reward")
+    if reward - start > MIN_RISE * max(number(rows[0], "reward_std"), ZERO):
+        return finding(
+            "reward_hacking",
+            last,
+            f"the reward is {reward:.3g} in {span(last)} and {start:.3g} in the first update, but the "
+            f"accuracy is {accuracy:.1%}, down from {best:.1%}",
+            AGAINST_HACKING,
+            _reward_changes(rows),
+        )
     return finding(
         "collapse",
         last,
         f"accuracy in {span(last)} is {accuracy:.1%}, down from {best:.1%}, so the policy has collapsed",
-        "start a new run with a lower training.learning_rate (it is "
-        f"{number(last[-1], 'learning_rate'):.3g})",
+        f"start a new run with a lower training.learning_rate (it is {highest_rate(rows):.3g})",
         [
             f"entropy {mean(last, 'entropy'):.3g} nats per token, {mean(rows[:1], 'entropy'):.3g} in the "
             "first update",
@@ -119,7 +144,7 @@ def collapse(
 
 
 def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find a reward that rises while the accuracy surely does not, unless the problems are solved."""
+    """Find a reward that rises while the accuracy does not, unless nearly all problems are solved."""
     reward, accuracy = change_of(rows, "reward"), change_of(rows, "accuracy")
     if reward is None or accuracy is None or not accuracy.last < SOLVED:
         return None
@@ -129,8 +154,6 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     if not accuracy.difference + 2.0 * accuracy.error < FLAT:
         return None
     falls = accuracy.difference < -3.0 * accuracy.error
-    names = sorted({name for row in rows[:1] for name in row if _is_reward(name)})
-    changes = {name: change for name in names if (change := change_of(rows, name))}
     return finding(
         "reward_hacking",
         rows,
@@ -138,16 +161,21 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         + (
             f"falls from {accuracy.first:.1%} to {accuracy.last:.1%}"
             if falls
-            else f"stays at {accuracy.last:.1%} (before {accuracy.first:.1%})"
+            else f"changes little, from {accuracy.first:.1%} to {accuracy.last:.1%}"
         ),
-        "read the completions that earn the reward; then give the reward only to right answers, lower the "
-        "weight of the functions that wrong answers satisfy, or cap their values",
-        [f"{name}: {change}" for name, change in {"reward": reward, "accuracy": accuracy, **changes}.items()],
+        AGAINST_HACKING,
+        _reward_changes(rows),
     )
 
 
+def _reward_changes(rows: Sequence[Row]) -> list[str]:
+    """Return the changes of the reward, of the accuracy, and of each reward function."""
+    names = ["reward", "accuracy", *sorted({name for row in rows[:1] for name in row if _is_reward(name)})]
+    return [f"{name}: {change}" for name in names if (change := change_of(rows, name))]
+
+
 def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find gradient norms that are many times as large as before, in a run whose accuracy does not rise."""
+    """Find gradient norms that grow many times over, in a run whose accuracy does not rise."""
     norms = finite(rows, "grad_norm")
     third = len(norms) // 3
     before, after = median(norms[:third]), median(norms[len(norms) - third :])
@@ -175,8 +203,8 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"a step moves the weights by {median(steps):.1%} of their norm, and the reward does not rise in "
         f"{span(rows)}",
-        f"start a new run with a training.learning_rate of {_rate(rows) / 10:.2g} instead of "
-        f"{_rate(rows):.2g}",
+        f"start a new run with a training.learning_rate of {highest_rate(rows) / 10:.2g} instead of "
+        f"{highest_rate(rows):.2g}",
         [*_movement(rows), f"reward: {reward}"],
     )
 
@@ -191,8 +219,8 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         rows,
         f"all steps together move the weights by at most {_path(rows):.2g} of their norm, and the reward "
         f"does not rise in {span(rows)}",
-        f"start a new run with a training.learning_rate of {_rate(rows) * 10:.2g} instead of "
-        f"{_rate(rows):.2g}",
+        f"start a new run with a training.learning_rate of {highest_rate(rows) * 10:.2g} instead of "
+        f"{highest_rate(rows):.2g}",
         [*_movement(rows), *_signal(rows, facts), f"reward: {reward}"],
     )
 
@@ -230,7 +258,7 @@ TREND_SIGNS: tuple[Trend, ...] = (
 
 
 def trend_signs(rows: Sequence[Row], facts: RunFacts) -> list[Finding]:
-    """Return the signs in the trends of a run. A short run has none."""
+    """Return the signs in the trends of a run. Trends are not measured in a short run."""
     if len(rows) < MIN_TREND or len(finite(rows, "grad_norm")) < MIN_TREND:
         return []
     found = [sign(rows, facts) for sign in TREND_SIGNS]
@@ -282,10 +310,6 @@ def _movement(rows: Sequence[Row]) -> list[str]:
 def _path(rows: Sequence[Row]) -> float:
     """Return the sum of the norms of all steps, relative to the weights."""
     return fmean(finite(rows, "step/relative_norm")) * len(rows)
-
-
-def _rate(rows: Sequence[Row]) -> float:
-    return max(finite(rows, "learning_rate"), default=math.nan)
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:

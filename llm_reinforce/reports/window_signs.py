@@ -7,29 +7,39 @@ import math
 from collections.abc import Callable, Sequence
 from statistics import median
 
-from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, mean, number, span
+from llm_reinforce.reports.finding import (
+    Finding,
+    Row,
+    RunFacts,
+    finding,
+    finite,
+    highest_rate,
+    mean,
+    number,
+    span,
+)
 
-NUM_UPDATES = 5  # number of updates over which a sign is measured
-MIN_UPDATES = 2  # a shorter run has no signs
+NUM_UPDATES = 5  # number of updates over which most signs are measured
+MIN_UPDATES = 2  # minimum number of updates over which a sign is measured
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
-MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
-FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
-PATIENCE, MAX_PATIENCE = 20, 50  # patient signs: a 20th of the run's updates, at most 50
+MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum shares of the episodes for a sign
+FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not a sign
+PATIENCE, MAX_PATIENCE = 20, 50  # signs in PATIENT are measured over 1/20 of the run, at most 50 updates
 NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
 SOLVED = 0.9  # accuracy at which equal rewards are a success
 NO_ENTROPY = 0.01  # nats per token
-MIN_CHANGED = 0.5  # share of the weights with a gradient that a step should change
+MIN_CHANGED = 0.5  # minimum share of the weights with a gradient that a step should change
 MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
     0.01,
     1.0,
-)  # nats; differences of log-probabilities up to here are rounding
+)  # nats; smaller differences of log-probabilities are rounding errors
 
 Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
 
 def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose mean rewards are at most 0, without any right answer."""
+    """Find updates without any right answer whose mean rewards are at most 0."""
     rewards = [number(row, "reward") for row in rows]
     if not all(reward <= 0 for reward in rewards) or any(number(row, "accuracy") != 0 for row in rows):
         return None
@@ -37,7 +47,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         number(row, "reward_std") <= ZERO for row in rows
     )
     if not is_constant and mean(rows, "frac_reward_zero_std") < 0.5:
-        return None  # negative rewards that differ can be learned from
+        return None  # a policy can learn from negative rewards that differ
     what = (
         f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
         if is_constant
@@ -61,13 +71,18 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     tiny = ZERO * max(1.0, *(abs(reward) for reward in rewards))
     if max(rewards) - min(rewards) > tiny or any(not number(row, "reward_std") <= tiny for row in rows):
         return None
+    accuracy = mean(rows, "accuracy")
     return finding(
         "equal_rewards",
         rows,
-        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}, so there is nothing to learn from",
-        "check the reward function, or use easier problems, a warm start, or more "
+        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
+        + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
+        + ", so there is nothing to learn from",
+        "fix the reward function, which gives right and wrong answers the same reward"
+        if accuracy > 0
+        else "check the reward function, or use easier problems, a warm start, or more "
         "reinforce.episodes_per_problem",
-        [f"accuracy {mean(rows, 'accuracy'):.1%}", *verdicts(rows)],
+        verdicts(rows),
     )
 
 
@@ -121,7 +136,7 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"the entropy in {span(rows)} is {entropy:.2g} nats per token and the accuracy is "
         f"{mean(rows, 'accuracy'):.1%}, so the policy has collapsed and no longer explores",
         "start a new run with a lower training.learning_rate (it is "
-        f"{number(rows[-1], 'learning_rate'):.3g}), or with a higher reinforce.entropy_coefficient",
+        f"{highest_rate(rows):.3g}), or with a higher reinforce.entropy_coefficient",
         [f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards", *verdicts(rows)],
     )
 
@@ -176,7 +191,7 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"the gradients of {len(bad)} of {len(rows)} updates in {span(rows)} are not finite, so these "
         "updates were skipped",
         "start a new run with a lower training.learning_rate (it is "
-        f"{number(rows[-1], 'learning_rate'):.3g}), bounded rewards, or a higher-precision policy.dtype or "
+        f"{highest_rate(rows):.3g}), bounded rewards, or a higher-precision policy.dtype or "
         "training.mixed_precision",
         [f"{int(number(rows[-1], 'num_skipped_updates'))} updates of the run were skipped"]
         if math.isfinite(number(rows[-1], "num_skipped_updates"))
@@ -203,7 +218,7 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose log-probabilities differ from those in sampling by more than rounding errors."""
+    """Find updates whose log-probabilities differ from the recorded ones by more than rounding errors."""
     differences = finite(rows, "sampling/sampling_logp_difference/max")
     limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
     if not differences or median(differences) <= limit:
@@ -243,13 +258,13 @@ WINDOW_SIGNS: tuple[Sign, ...] = (
 PATIENT = {
     truncation,
     no_spread,
-}  # signs that a policy may show for some updates while it learns to avoid them
+}  # a policy may show these signs for some updates while it learns to avoid them
 
 
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
     """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
-    if sign is truncation:  # needs two halves
+    if sign is truncation:  # compares the two halves of the updates
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
     return max(window, min(facts.num_updates // PATIENCE, MAX_PATIENCE)) if sign in PATIENT else window
 

@@ -72,7 +72,7 @@ def load_reward(
             searched in the current directory, and relative paths start there. Loading a file executes it.
         weight: factor of the reward in the weighted sum.
         arguments: keyword arguments of the built-in reward (`max_tokens` of `conciseness`, for example), or
-            further keyword arguments of a user's function, besides those that the trainer passes.
+            further keyword arguments of a user's function, besides the arguments that the trainer passes.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
             If None, the function receives messages only if the policy has a chat template.
         isolation: settings of the worker processes that run the function. None runs the function in this

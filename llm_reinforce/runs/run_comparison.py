@@ -10,6 +10,7 @@ from llm_reinforce.evaluation import (
     Evaluation,
     answers_in,
     compare_evaluations,
+    have_same_problems,
     measures_of,
 )
 from llm_reinforce.problems import Problem
@@ -19,7 +20,7 @@ from llm_reinforce.runs.run_directory import RunDirectory
 def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[str, dict[int, Evaluation]]:
     """Return the first and the last evaluation in `answers.jsonl` for each decoding ("greedy" or "sampled").
 
-    Evaluations of which only some answers are recorded are left out.
+    An evaluation is left out if only some of its answers are recorded.
 
     Args:
         directory: directory of the run.
@@ -46,8 +47,8 @@ def compare_evaluations_of_run(
 ) -> dict[str, dict[Criterion, Comparison]]:
     """Compare the first and the last evaluation of each decoding ("greedy" or "sampled").
 
-    A decoding is omitted if it has only one evaluation, or if the two evaluations have different numbers of
-    problems.
+    A decoding is omitted if it has only one evaluation, or if the two evaluations have different problems,
+    because the held-out problems were changed before the run was resumed.
 
     Args:
         evaluations: evaluations by decoding and by the number of updates made before the evaluation.
@@ -59,7 +60,7 @@ def compare_evaluations_of_run(
     return {
         decoding: compare_evaluations(before, after)
         for decoding, (before, after) in pairs.items()
-        if before is not after and len(before.problems) == len(after.problems)
+        if before is not after and have_same_problems(before, after)
     }
 
 

@@ -94,16 +94,16 @@ class RunDirectory:
                     "resume=True)"
                 )
             return
+        foreign = [name for name in found if name.removesuffix(".partial") not in OWN_NAMES]
+        if foreign and (overwrite or "recipe.yaml" not in found):
+            raise InputError(
+                f"output_dir {self.path} contains files not written by a run ({', '.join(foreign[:4])}), so "
+                "it is not overwritten; choose another output_dir"
+            )
         if found and not overwrite:
             raise InputError(
                 f"output_dir {self.path} is not empty ({', '.join(found[:4])}); resume the run in it "
                 f"({RESUME}), replace it ({OVERWRITE}), or choose another output_dir"
-            )
-        foreign = [name for name in found if name.removesuffix(".partial") not in OWN_NAMES]
-        if foreign:
-            raise InputError(
-                f"output_dir {self.path} contains files not written by a run ({', '.join(foreign[:4])}), so "
-                "it is not overwritten; choose another output_dir"
             )
 
     def is_begun(self) -> bool:

@@ -8,6 +8,7 @@ from llm_reinforce.console.text import MAX_PROMPT, visible
 from llm_reinforce.errors import InputError, errors_in
 from llm_reinforce.policy import (
     LanguagePolicy,
+    check_completions_fit,
     check_prompts,
     check_prompts_fit,
     describe_policy,
@@ -70,6 +71,10 @@ def build_loop(
     for part in (split.train, split.held_out):
         check_prompts_fit(policy, part, config.sampling.max_new_tokens)
         notes += check_prompts(policy, part)
+    if config.training.warm_start is not None:
+        with errors_in("training.warm_start"):
+            targets = [policy.encode_completion(target_of(problem)) for problem in split.train]
+            check_completions_fit(policy, split.train, targets)
     if split.train:
         display.say(f"first prompt: {visible(first_prompt(policy, split.train), MAX_PROMPT)}")
     for note in dict.fromkeys(notes):

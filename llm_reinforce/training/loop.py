@@ -314,7 +314,7 @@ class TrainingLoop:
         return [self.problems[self._order.index(position)] for position in positions]
 
     def _share(self, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return the problems of this process among those of all processes."""
+        """Select the problems of this process from the problems of all processes."""
         return problems[self._own_rows(len(problems))]
 
     def _own_rows(self, num_rows: int) -> slice:
@@ -324,13 +324,13 @@ class TrainingLoop:
         return slice(first, first + num_own)
 
     def _process_of(self, episode: Episode) -> str:
-        """Return "process N: " for an episode of an update of several processes, and otherwise ""."""
+        """Return "process N: " for an episode if several processes train together, and otherwise ""."""
         num_processes = self.accelerator.num_processes
         process = episode.group * num_processes // self.reinforce.problems_per_update
         return f"process {process}: " if num_processes > 1 else ""
 
     def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
-        """Return the values for the episodes of all processes, and the features for those of this process.
+        """Return the values for all processes' episodes, and the features for this process's episodes.
 
         The result is None if there is no value head.
         """
@@ -359,7 +359,7 @@ class TrainingLoop:
         num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
         first_group = self.accelerator.process_index * len(problems)
         generator = self._generator("trial" if is_trial else "episodes")
-        # all processes use one sequence of random numbers, so that their number does not change the episodes
+        # all processes share one sequence of random numbers, so the episodes do not depend on their number
         for _ in range(first_group):
             random_numbers(num_episodes, max_new_tokens, generator)
         with self.accelerator.autocast():
@@ -686,7 +686,7 @@ class TrainingLoop:
                 self.trackers.evaluation(self.state.num_updates, evaluation)
 
     def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation | None:
-        """Return an evaluation, or None if a stop is requested before it is complete."""
+        """Return an evaluation, or None if a stop is requested before the evaluation is complete."""
         with self.accelerator.autocast(), suppress(_EvaluationStoppedError):
             return measure_accuracy(
                 self.policy,

@@ -148,8 +148,8 @@ class ReinforceTrainer:
             file or folder (JSONL, JSON, CSV, TSV, Parquet, Arrow), a hub id, a list of dicts with the keys
             `prompt` (or `question`) and `answer`, a list of Problems, a `datasets.Dataset`, a DataFrame of
             pandas, or a ProblemsConfig, DataConfig or GenerateConfig. For columns with other names, set
-            `prompt_column` and `answer_column`. Problems without answers need reward functions that do
-            without them; no accuracy is measured.
+            `prompt_column` and `answer_column`. If problems have no answers, all reward functions have to
+            work without answers, and no accuracy is measured.
         rewards: the reward, given as a function such as `f(completion: str, problem: Problem) -> float |
             None | StepRewards`, a function with TRL's signature, a built-in name ("correct_answer",
             "answer_format", "conciseness", "readability", "intermediate_steps"),
@@ -496,4 +496,5 @@ def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDispl
     if progress is False or not is_main_process():
         return Silent()
     name = config.policy.name_or_path or "random weights"
-    return display_for(console, f"{name} · {config.output_dir}")
+    title = f"{name} · {config.output_dir}"
+    return display_for(console, title, num_tokens=config.training.num_tokens)

@@ -49,6 +49,52 @@ def test_settings_that_do_not_fit_an_override_get_their_defaults(
     assert [str(each.message).split()[0].rstrip(":") for each in caught] == noted
 
 
+def test_default_of_the_warm_start_fits_its_number_of_updates(recipe: Path) -> None:
+    """The default of 10 warmup updates is not a setting of the recipe or of the user."""
+    recipe.write_text(RECIPE.replace("training: {", "training: {warm_start: {num_updates: 80}, "))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warm_start = load_config(recipe, ["training.warm_start.num_updates=3"]).training.warm_start
+    assert warm_start is not None
+    assert warm_start.num_warmup_updates == 3
+    with pytest.raises(InputError, match="should be at most num_updates, which is 3, not 4"):
+        load_config(recipe, ["training.warm_start.num_updates=3", "training.warm_start.num_warmup_updates=4"])
+
+
+def test_setting_whose_default_does_not_fit_either_is_named_with_its_value(recipe: Path) -> None:
+    recipe.write_text(RECIPE.replace('alphabet: "', 'hidden_size: 192, alphabet: "'))
+    with pytest.raises(
+        InputError, match=r"sums.yaml:1: .*hidden_size: .* \(14\), not 192; to change it, add"
+    ):
+        load_config(recipe, ["policy.random_init.num_heads=7"])
+
+
+def test_override_to_add_is_shown(recipe: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"; to change it, add --set training\.schedule=constant_with_warmup$"
+    ):
+        load_config(recipe, ["training.num_tokens=1000"])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key"),
+    [
+        (["trainig.num_updates=3", "trainig.learning_rate=1e-3"], "trainig"),  # 10 warmup updates
+        (["policy.nam_or_path=x"], "policy.nam_or_path"),  # conflicts with random_init
+        (["problems.generat.operands=[0, 9]"], "problems.generat"),  # replaces digits
+        (["reinforce.baselin=none"], "reinforce.baselin"),  # does not use moving_average_decay
+    ],
+)
+def test_misspelled_override_causes_no_error_about_settings_of_the_recipe(
+    recipe: Path, overrides: list[str], key: str
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(InputError) as caught:
+            load_config(recipe, overrides)
+    assert {line.split(": ")[1] for line in str(caught.value).splitlines()} == {key}
+
+
 def test_settings_of_the_user_are_never_changed(recipe: Path) -> None:
     overrides = ["training.num_updates=2", "training.num_warmup_updates=5"]
     with warnings.catch_warnings():
@@ -75,6 +121,9 @@ def test_keywords_adapt_a_config(recipe: Path) -> None:
     with pytest.warns(UserWarning, match=r"policy.random_init of the recipe is not used"):
         config = config_from_keywords(load_config(recipe), {}, {"policy": {"name_or_path": "somewhere"}})
     assert config.policy.name_or_path == "somewhere"
+    with pytest.raises(InputError) as misspelled:
+        config_from_keywords(load_config(recipe), {}, {"policy": {"nam_or_path": "somewhere"}})
+    assert len(str(misspelled.value).splitlines()) == 1
     with pytest.raises(InputError, match="should be at most num_updates"):
         config_from_keywords(
             load_config(recipe), {}, {"training": {"num_updates": 2, "num_warmup_updates": 10}}

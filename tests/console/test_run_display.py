@@ -1,22 +1,21 @@
 """Displays of a run: numbers, escaped text, and how often they print."""
 
 import io
+import logging
 import re
+import sys
 import threading
 import time
+import types
 
 import pytest
+from rich.cells import cell_len
 from rich.console import Console
 
-from llm_reinforce.console.live_view import (
-    LiveDisplay,
-    bar_chart,
-    curve,
-    display_for,
-    evenly_spaced,
-    reward_chart,
-)
+from llm_reinforce.console.live_view import LiveDisplay, NotebookDisplay, display_for
+from llm_reinforce.console.messages import note
 from llm_reinforce.console.run_display import Display, PlainDisplay, Silent
+from llm_reinforce.console.run_view import Accuracy, RunView, band_chart, curve, sample_lines
 from llm_reinforce.console.text import duration, fitted, shown_accuracy, visible
 from llm_reinforce.episodes import Episode
 from llm_reinforce.evaluation import Answer, Evaluation, Measure
@@ -32,6 +31,19 @@ METRICS = {
     "completions/clipped_ratio": 0.1,
     "step_time": 0.5,
 }
+HOSTILE = "\x1b[2J\x1b[31m\u202e\r\n[bold]漢字\u200b</pre><script>" + "x" * 100_000
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def _person(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Remove the environment variables that make a display print plain lines."""
+    for name in ("CI", "JPY_PARENT_PID", "TTY_INTERACTIVE", "TTY_COMPATIBLE", "FORCE_COLOR", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
 
 
 def episode(
@@ -60,7 +72,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 def terminal(width: int = 80, height: int = 24) -> Console:
     return Console(
-        file=io.StringIO(), force_terminal=True, width=width, height=height, _environ={"TERM": "xterm"}
+        file=Terminal(), force_terminal=True, width=width, height=height, _environ={"TERM": "xterm"}
     )
 
 
@@ -72,9 +84,8 @@ def written(console: Console) -> str:
 
 def current_view(display: LiveDisplay) -> str:
     """Return the current live view as text, for a console of the display's size."""
-    console = terminal(display.console.width, display.console.height)
-    console.print(display.render())
-    return written(console)
+    console = display.console
+    return "\n".join(line.plain for line in display.lines(console.width, console.height))
 
 
 def test_control_characters_are_escaped() -> None:
@@ -101,16 +112,28 @@ def test_curves_are_scaled_to_their_range(values: list[float], shown: str) -> No
 
 
 def test_samples_are_chosen_by_position() -> None:
-    episodes = [episode(prompt=str(index)) for index in range(8)]
-    assert [sample.problem.prompt for sample in evenly_spaced(episodes, 4)] == ["0", "2", "4", "6"]
-    assert len(evenly_spaced(episodes[:2], 4)) == 2
-    assert evenly_spaced([], 4) == []
+    episodes = [episode(prompt=f"{index}=") for index in range(8)]
+    shown = [line.plain.split()[1] for line in sample_lines(episodes, 80, 5)[1:]]
+    assert shown == ["0=", "2=", "4=", "6="]
+    assert len(sample_lines(episodes[:2], 80, 5)) == 3
 
 
-def test_the_display_depends_on_the_console() -> None:
+def test_the_display_depends_on_the_console(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(display_for(terminal()), LiveDisplay)
-    assert isinstance(display_for(Console(file=io.StringIO())), PlainDisplay)
-    everyone: list[Display] = [Silent(), display_for(terminal()), display_for(Console(file=io.StringIO()))]
+    pipe = Console(file=io.StringIO())
+    dumb = Console(file=Terminal(), _environ={"TERM": "dumb"})
+    colored = Console(file=io.StringIO(), _environ={"FORCE_COLOR": "1"})
+    assert colored.is_terminal
+    for console in (pipe, dumb, colored):
+        assert isinstance(display_for(console), PlainDisplay)
+    for name in ("CI", "JPY_PARENT_PID"):
+        with monkeypatch.context() as patched:
+            patched.setenv(name, "1")
+            assert isinstance(display_for(terminal()), PlainDisplay)
+            patched.setenv("TTY_INTERACTIVE", "1")
+            assert isinstance(display_for(terminal()), LiveDisplay)
+    assert isinstance(display_for(Console(force_jupyter=True)), NotebookDisplay)
+    everyone: list[Display] = [Silent(), display_for(terminal()), display_for(pipe), NotebookDisplay("")]
     for display in everyone:
         display.evaluating(1, 2)
 
@@ -120,12 +143,12 @@ def test_plain_lines_are_printed_every_few_percent(clock: list[float]) -> None:
     with PlainDisplay(console) as display:
         for number in range(1, 1001):
             clock[0] += 0.5
-            display.update(number, 1000, METRICS, [episode()] * 8)
+            display.update(number, 1000, {**METRICS, "num_tokens": 3072 * number}, [episode()] * 8)
     lines = written(console).splitlines()
     assert len(lines) == 21  # the first, and one every 5%
     assert lines[0] == (
         "update 1/1000 · reward 0.250 · entropy 0.500 · grad norm 1.23 · length 3.0 · truncated 10% · "
-        "episodes/s 16 · 0:08:20 left"
+        "episodes/s 16 · tokens 3,072 · 0:08:20 left"
     )
     assert lines[10].startswith("update 501/1000")
     assert lines[10].endswith("0:04:10 left")
@@ -179,42 +202,89 @@ def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float])
     shown = current_view(display)
     assert "quickstart · [red]policy[/red]" in shown
     assert "evaluating: 3 of 20 problems" in shown
-    assert "REINFORCE" in shown
+    assert "REINFORCE ━" in shown
     assert "2/10" in shown
     assert "left" in shown
-    assert "reward, last 2" in shown
-    assert "0.750" in shown
-    assert "reward, updates 1 to 2" in shown
+    assert re.search(r"reward +1\.000 ▁█", shown)
     assert "unscored" in shown
     assert "20.0% → 50.0% [10.0, 90.0]  at update 2" in shown
     assert "✓  [bold]1+1=" in shown
     assert "2\\n[/oops]\\x1b[2J" in shown
-    assert re.search(r"✗  1\+1= +3 +2 +none", shown)
+    assert re.search(r"✗  1\+1= +3 +none +2$", shown, re.MULTILINE)
 
 
-@pytest.mark.parametrize(("width", "height"), [(80, 24), (60, 12), (30, 10), (110, 35)])
-def test_the_live_view_fits_the_terminal(width: int, height: int) -> None:
-    display = LiveDisplay(terminal(width, height), "t" * 200)
-    display.update(1, 10, METRICS, [episode("p" * 500, "漢" * 500)] * 8)
+SIZES = [(40, 24), (60, 12), (60, 24), (80, 24), (100, 30), (160, 50), (20, 6)]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_view_fits_the_terminal(width: int, height: int, encoding: str) -> None:
+    view = RunView("t" * 200, num_tokens=10_000_000_000)
     for decoding in ("greedy", "sampled"):
-        display.evaluation(1, "held_out", evaluation(5, decoding))
-    lines = current_view(display).splitlines()
-    assert len(lines) <= height
-    assert ("✗" in "".join(lines)) == (height > 12)
+        for number in range(4):
+            view.evaluation(50 * number, "training", evaluation(number, decoding))
+    samples = [episode(HOSTILE, HOSTILE, answer="1,234")] * 64
+    for number in range(1, 200):
+        metrics = {**METRICS, "num_unscored": 1, "reward": number / 200, "num_tokens": 1_000_000 * number}
+        view.update(number, 300, metrics, samples)
+    view.evaluating(3, 500)
+    view.stopping("stopping after this update; press Ctrl-C again to quit now")
+    console = terminal(width, height)
+    for line in view.lines(width, height, encoding):
+        console.print(line)
+    lines = written(console).splitlines()
+    assert len(lines) < height
+    assert all(cell_len(line) <= width for line in lines)
+    text = "\n".join(lines)
+    text.encode(encoding)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\u202e\u200b]", text)
+    if height >= 24 and width >= 40:
+        for words in ("199/300", "199,000,000 tokens", "left", "grad norm", "unscored", "30.0% [10.0, 90.0]"):
+            assert words in text
+        band = "[\u2801-⣿]" if encoding == "utf-8" else "[:o]"
+        assert re.search(rf"^ *\d+% +{band}+", text, re.MULTILINE)
+        assert ("✗ wrong" if encoding == "utf-8" else "x wrong") in text
+        assert ("right answer 1,234" in text) == (width > 40)
+
+
+def test_tokens_that_are_left(clock: list[float]) -> None:
+    for budget, left in (
+        (None, ", about 9,000 left"),
+        (8_000, ", 7,000 left"),
+        (99_999, ", about 9,000 left"),
+    ):
+        view = RunView(num_tokens=budget)
+        view.update(10, 100, {**METRICS, "num_tokens": 1_000}, [])
+        assert f"1,000 tokens{left}" in view.lines(80, 24)[2].plain
+    view.update(100, 100, {**METRICS, "num_tokens": 10_000}, [])
+    assert view.lines(80, 24)[2].plain.endswith("10,000 tokens")
+
+
+def test_a_long_episode_is_folded() -> None:
+    long = [episode("How many? " * 30, "So " + "x" * 3000 + " the answer is 71", answer="72", reward=0.0)] * 4
+    lines = [line.plain for line in sample_lines(long, 60, 10)]
+    assert lines[0] == "✗ wrong (different) · reward 0.00 · answer 71"
+    assert lines[1] == "right answer 72"
+    assert "".join(lines[2:4]).startswith("How many? How many?")
+    assert lines[4].startswith("So xxx")
+    assert lines[-1].endswith("the answer is 71")
+    assert len(lines) <= 10
+    [*_, last] = sample_lines([episode("p" * 60, "❤\ufe0f漢" * 500 + "the end")], 60, 6)
+    assert last.plain.endswith("the end")
 
 
 def test_a_resumed_run_is_compared_with_its_first_evaluation() -> None:
-    display = LiveDisplay(terminal(120, 14), "")
+    display = LiveDisplay(terminal(100, 24), "")
     rows = [
         {"update": 10 * number, "decoding": "greedy", "accuracy": 0.1 * (1 + number)} for number in (0, 1)
     ]
     evaluations = [{**row, "interval": [0.0, 1.0], "data": "held_out"} for row in rows]
     display.restored([{"update": number, "reward": number / 100} for number in range(1, 11)], evaluations)
-    shown = current_view(display)
-    assert "reward 0.010 to 0.100, updates 1 to 10  ▁▂▃▃▄▅▆▆▇█" in shown
-    assert "10.0% → 20.0% [0.0, 100.0]" in shown
+    assert "10.0% → 20.0% [0.0, 100.0]" in current_view(display)
+    display.update(11, 20, {**METRICS, "reward": 0.11}, [])
+    assert re.search(r"reward +0.110 ▁▂▂▃▄▄▅▆▇▇█", current_view(display))
     display.evaluation(20, "held_out", evaluation(5))
-    assert re.search(r"10.0% → 50.0% .* at update 20  ▁▃█", current_view(display))
+    assert re.search(r"10.0% → 50.0% .* at update 20", current_view(display))
 
 
 def test_long_updates_show_their_progress(clock: list[float]) -> None:
@@ -236,67 +306,40 @@ def test_long_updates_show_their_progress(clock: list[float]) -> None:
     assert "3 of 8" not in current_view(live)
 
 
-@pytest.mark.parametrize(("width", "height"), [(60, 24), (80, 24), (100, 30), (160, 50)])
-def test_the_live_view_uses_the_terminal(width: int, height: int) -> None:
-    display = LiveDisplay(terminal(width, height), "title")
-    for decoding in ("greedy", "sampled"):
-        display.evaluation(0, "held_out", evaluation(5, decoding))
-    long = [episode("p" * 300, "so " + "x" * 300 + "= 3", answer="1,234") for _ in range(64)]
-    for number in range(1, 200):
-        display.update(number, 300, {**METRICS, "num_unscored": 1, "reward": number / 200}, long)
-    display.stopping("stopping after this update; press Ctrl-C again to quit now")
-    lines = current_view(display).splitlines()
-    assert height - 3 <= len(lines) <= height
-    assert max(map(len, lines)) <= width
-    text = "\n".join(lines)
-    for words in (
-        "title",
-        "press Ctrl-C again to quit now",
-        "grad norm",
-        "unscored",
-        "episodes/s",
-        "199/300",
-    ):
-        assert words in text
-    assert "50.0% [10.0, 90.0]" in text
-    assert "updates 1 to 199" in text
-    samples = [line for line in lines if line.startswith("✗")]
-    assert len(samples) >= 4
-    for line in samples:
-        assert line.count("…") == 2  # one in the prompt, and one in the completion
-        assert re.search(r"= 3 +1,234 +1\.00", line)  # the answer of the completion and the right answer
-
-
 def test_texts_are_cut_to_columns_once() -> None:
     assert fitted("0123456789", 5) == "01…89"
     assert fitted("01234", 5) == "01234"
     assert fitted("漢字漢字漢字", 5) == "漢…字"
     assert fitted("a\n" * 1000, 7) == "a\\n…a\\n"
     assert fitted("abc", 1) == "…"
+    hearts = fitted("❤\ufe0f" * 100, 20)
+    assert 15 <= cell_len(hearts) <= 20
 
 
-def test_a_chart_shows_its_range() -> None:
-    rewards = [(number, number / 100) for number in range(1, 101)]
-    console = terminal(60)
-    console.print(reward_chart(rewards, 60, 2))
-    title, top, bottom = written(console).splitlines()
-    assert title == "reward, updates 1 to 100, 2 per bar"
-    assert top.startswith("0.995 ")
-    assert bottom.startswith("0.015 ▁")
-    assert bar_chart([0.0, 0.5, 1.0], 2) == [" ▁█", "▁██"]
+def test_a_chart_shows_the_band() -> None:
+    made = [Accuracy(0, 0.0, (0.0, 0.25)), Accuracy(10, 0.75, (0.5, 1.0))]
+    shown = [line.plain.rstrip() for line in band_chart(made, 16, 4, is_ascii=True)]
+    assert shown == [
+        "100%         :::",
+        "         :::oooo",
+        "     :::oooo:::",
+        "  0% ooo:",
+    ]
+    dots = [line.plain for line in band_chart(made, 16, 4)]
+    assert [len(line.rstrip()) for line in dots] == [16, 16, 16, 10]
 
 
 def test_a_narrower_terminal_keeps_no_old_lines() -> None:
     console = terminal(80)
-    with LiveDisplay(console, "title"):
+    with LiveDisplay(console, "t" * 80):
         assert isinstance(console.file, io.StringIO)
         console.file.seek(0)
         console.file.truncate()
         console.width = 40
         console.print("message")
         up = console.file.getvalue().partition("message")[0].count("\x1b[1A")
-    # the progress bar, which had 80 columns, occupies two lines of the terminal
-    assert up == 5 - 1 + 1 - 1
+    # the title, which had 80 columns, occupies two lines of the terminal
+    assert up == 4 - 1 + 1
 
 
 def test_the_live_view_is_refreshed_by_a_thread() -> None:
@@ -310,8 +353,69 @@ def test_the_live_view_is_refreshed_by_a_thread() -> None:
         display.stopping("stopping after this update")
         assert "stopping after this update" in current_view(display)
         display.evaluation(200, "held_out", evaluation(9))
+    assert isinstance(console.file, io.StringIO)
+    raw = console.file.getvalue()
+    assert "\x1b[2J" not in raw  # the terminal is never cleared
+    assert raw.count("\x1b[?2026h") == raw.count("\x1b[?2026l") > 0  # each frame appears at once
+    assert raw.count("\x1b[?7l") == raw.count("\x1b[?7h") > 0
+    assert raw.rindex("\x1b[?25h") > raw.rindex("\x1b[?25l")  # the cursor is visible again
     shown = written(console)
     assert shown.count("said [once]") == 1
-    assert shown.count("200/200") <= 4  # fewer refreshes than updates
-    # after the run, the command prints the accuracies in a table
-    assert "held-out accuracy" not in shown.rpartition("title")[2]
+    assert shown.count("200/200") <= 5  # fewer refreshes than updates
+    assert "90.0% [10.0, 90.0]" in shown.rpartition("title")[2]
+
+
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_messages_appear_above_the_live_view(monkeypatch: pytest.MonkeyPatch, *, is_shared: bool) -> None:
+    console, stderr = terminal(), Terminal() if is_shared else io.StringIO()
+    monkeypatch.setattr(sys, "stderr", stderr)
+    logger, handler = logging.getLogger("someone"), logging.StreamHandler()
+    logger.addHandler(handler)
+    try:
+        with LiveDisplay(console, "title"):
+            note("a note")
+            logger.warning("a log line")
+            print("a line", file=sys.stderr)
+        assert handler.stream is stderr
+    finally:
+        logger.removeHandler(handler)
+    for message in ("a note", "a log line", "a line"):
+        assert (message in written(console)) == is_shared
+        assert (message in stderr.getvalue()) == (not is_shared)
+
+
+def test_a_notebook_has_one_output_that_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    outputs: list[list[str]] = []
+
+    class Handle:
+        def update(self, shown: NotebookDisplay) -> None:
+            outputs[-1].append(shown._repr_html_())
+
+    def display(shown: NotebookDisplay, *, display_id: bool) -> Handle:
+        assert display_id
+        outputs.append([shown._repr_html_()])
+        return Handle()
+
+    module = types.ModuleType("IPython.display")
+    module.display = display  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", module)
+    samples = [episode(completion=HOSTILE)]
+    with NotebookDisplay("<title>") as view:
+        for number in range(1, 101):
+            clock[0] += 0.1
+            view.update(number, 100, METRICS, samples)
+        view.say("a message")
+        view.evaluation(100, "held_out", evaluation(9))
+    [frames] = outputs
+    assert 8 <= len(frames) <= 12
+    last = frames[-1]
+    assert last.startswith("<pre")
+    assert "&lt;title&gt;" in last
+    assert "100/100" in last
+    assert "90.0% [10.0, 90.0]" in last
+    assert "<script>" not in last
+    assert "100/100" in repr(view)
+    assert capsys.readouterr().out == "a message\n"

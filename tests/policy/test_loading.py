@@ -33,6 +33,7 @@ from llm_reinforce.policy import (
     convert_gguf,
     load_policy,
     policy_from_config,
+    policy_from_model,
     random_policy,
     sample_completions,
     token_log_probs,
@@ -569,7 +570,8 @@ def test_pad_token_outside_the_embedding_is_replaced(tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path)
     policy = load_policy(tmp_path)
     prompts = policy.encode_prompts(["1+2=", "12+34="])
-    assert len(sample_completions(policy, prompts, max_new_tokens=2)) == 2
+    for each in (policy, policy_from_model(model, tokenizer)):
+        assert len(sample_completions(each, prompts, max_new_tokens=2)) == 2
     for pad_token_id in (policy.pad_token_id, size, -1):
         found = token_log_probs(policy.model, prompts, [(1, 2), (3,)], pad_token_id=pad_token_id)
         assert found.log_probs.isfinite().all()

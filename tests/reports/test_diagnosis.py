@@ -119,6 +119,15 @@ def test_healthy_run_has_no_finding() -> None:
             "reward_hacking",
             {"accuracy": noise(0.3), "reward": lambda update: 0.02 * update, "entropy": 0.4},
         ),
+        (
+            "reward_hacking",  # within a few updates, and then nothing changes
+            {
+                "accuracy": lambda update: 0.12 if update < 4 else 0.0,
+                "reward": lambda update: 0.36 if update < 4 else 1.0,
+                "entropy": lambda update: 0.8 if update < 4 else 1e-4,
+                "frac_reward_zero_std": lambda update: 0.0 if update < 4 else 1.0,
+            },
+        ),
     ],
 )
 def test_symptom_in_the_metrics(kind: str, changes: dict[str, Any]) -> None:
@@ -161,6 +170,21 @@ def test_rewards_never_above_zero_are_explained_by_verdicts_and_an_example() -> 
     shown = only(recorded(files={"episodes": episodes[:2]}, **zero, **verdicts)).example
     assert shown is not None
     assert "\x1b" not in shown
+
+
+def test_equal_rewards_of_right_and_wrong_answers_show_a_right_answer() -> None:
+    episodes = [episode(60, completion="3", correct=True, reward=0.0), episode(60)]
+    found = only(recorded(files={"episodes": episodes}, reward=0.0, reward_std=0.0, accuracy=0.11))
+    assert "although 11.0% of the answers are right" in found.sentence
+    assert "fix the reward function" in found.advice
+    assert found.example is not None
+    assert "completion '3'" in found.example
+
+
+def test_collapse_reports_the_highest_learning_rate() -> None:
+    rates = lambda update: 0.05 / update  # noqa: E731
+    accuracy = lambda update: 0.4 if update < 40 else 0.0  # noqa: E731
+    assert "(it is 0.05)" in only(recorded(accuracy=accuracy, reward=0.3, learning_rate=rates)).advice
 
 
 def test_reward_hacking_shows_a_wrong_completion_with_a_high_reward() -> None:

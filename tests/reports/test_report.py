@@ -131,6 +131,21 @@ def test_secrets_are_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         assert secret not in text
 
 
+def test_the_machine_and_its_directories_are_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "private")
+    environment = {
+        "device": "cpu",
+        "machine": "host-of-ann",
+        "working_directory": "/home/ann/project",
+        "paths": {"words.jsonl": "/home/ann/words.jsonl"},
+        "command": ["/home/ann/venv/bin/python", "-m", "llm_reinforce", "train", "mine.yaml"],
+    }
+    (run / "environment.json").write_text(json.dumps(environment), "utf-8")
+    text = report(run).read_text("utf-8")
+    assert "python, -m, llm_reinforce, train, mine.yaml" in text
+    assert "ann" not in text
+
+
 def test_a_directory_without_a_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="contains no run"):
         report(tmp_path)

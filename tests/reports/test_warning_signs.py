@@ -95,7 +95,7 @@ def test_fewer_problems_than_an_update_asks_for() -> None:
     signs = WarningSigns(RunFacts(3, 16, 8, 100))
     finding = signs.before_first_update()
     assert finding is not None
-    assert "asks for 16 problems, but there are only 3 training problems" in finding.sentence
+    assert "needs 16 problems, but there are only 3 training problems" in finding.sentence
     assert signs.before_first_update() is None
     assert signs.sentences == (finding.text,)
     assert WarningSigns(RunFacts(16, 16, 8, 100)).before_first_update() is None

@@ -52,6 +52,14 @@ def test_a_new_directory_is_created_with_its_parents(tmp_path: Path) -> None:
     directory.prepare(resume=False, overwrite=False)  # an empty directory is accepted
 
 
+def test_directory_without_a_run_cannot_be_resumed_or_replaced(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    for overwrite in (False, True):
+        message = refusal(RunDirectory(tmp_path), overwrite=overwrite)
+        assert "files not written by a run (mine.txt)" in message
+        assert "resume" not in message
+
+
 def test_existing_files_are_not_overwritten(run: RunDirectory) -> None:
     message = refusal(run)
     for way_out in ("--resume", "--overwrite", "another output_dir"):

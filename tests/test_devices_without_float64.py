@@ -66,7 +66,7 @@ def test_training(settings: dict[str, Any]) -> None:
         )
         result = trainer.train()
     assert [row["grad_norm"] > 0 for row in result.history] == [True, True]
-    assert all(row["sampling/sampling_logp_difference/max"] < 1e-5 for row in result.history)
+    assert result.history[0]["sampling/sampling_logp_difference/max"] < 1e-5
 
 
 @pytest.mark.parametrize("vocabulary", ["0123=", "".join(map(chr, range(0x4E00, 0x4E00 + 1500)))])

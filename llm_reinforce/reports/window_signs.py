@@ -241,7 +241,7 @@ def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Find updates whose log-probabilities differ from the recorded ones by more than rounding errors."""
     differences = finite(rows, "sampling/sampling_logp_difference/max")
     limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
-    if len(differences) < len(rows) or median(differences) <= limit:
+    if not differences or median(differences) <= limit:
         return None
     return finding(
         "sampler_mismatch",

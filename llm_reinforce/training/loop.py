@@ -65,6 +65,7 @@ from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
 NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
+RECOMPUTE_EVERY = 25  # number of updates between two measurements of `sampling_logp_difference`
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
@@ -319,6 +320,7 @@ class TrainingLoop:
                     of_update.part(self._own_rows(len(of_update.mask)), int(part.lengths.max())),
                     None if number else activations,
                     partial(self._show_gradient, number),
+                    recomputes=self.state.num_updates // num_updates % RECOMPUTE_EVERY == 0,
                 )
             )
             self.schedule.step()

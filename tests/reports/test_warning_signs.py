@@ -8,6 +8,7 @@ from llm_reinforce.reports import RunFacts, WarningSigns
 from llm_reinforce.reports.collapse_sign import has_collapsed
 
 LEARNING = {
+    "sampling/sampling_logp_difference/max": 1e-6,
     "reward": 0.5,
     "reward_std": 0.5,
     "accuracy": 0.5,
@@ -49,6 +50,12 @@ def test_each_sign_is_reported_once(changed: dict[str, Any], words: str) -> None
     assert words in said[0]
     assert not found(*[changed] * 4)
     assert not found(changed, *[{}] * 10)
+
+
+def test_difference_that_is_measured_in_some_updates_only_is_a_sign() -> None:
+    name = "sampling/sampling_logp_difference/max"
+    assert "differs by up to 0.5 nats" in found({name: 0.5}, *[{name: None}] * 4)[0]
+    assert not found({name: 1e-6}, *[{name: None}] * 10)
 
 
 def test_short_run_is_measured_over_all_its_updates() -> None:

@@ -45,8 +45,10 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
             "first prompt": visible(preview.prompt, MAX_PROMPT),
             "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in preview.rewards),
             "updates": updates,
-            "per update": f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
-            f"{shape.episodes_per_problem}",
+            f"per {'update' if shape.updates_per_batch == 1 else f'{shape.updates_per_batch} updates'}": (
+                f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
+                f"{shape.episodes_per_problem}"
+            ),
             "output_dir": config.output_dir,
         }
     )

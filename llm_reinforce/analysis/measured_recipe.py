@@ -50,7 +50,8 @@ def collect_from_recipe(
 ) -> tuple[LanguagePolicy, MeasuredEpisodes]:
     """Return the policy of a recipe, and episodes of this policy.
 
-    If the recipe has a warm start, the policy is first trained by the warm start.
+    If the recipe has a warm start, the policy is first trained by the warm start. The problems are drawn
+    uniformly, and a penalty on the KL divergence is left out, because it is zero before the first update.
 
     Args:
         config: settings of the recipe.
@@ -68,7 +69,7 @@ def collect_from_recipe(
             trainer.policy,
             trainer.problems,
             trainer.rewards,
-            config.reinforce,
+            config.reinforce.model_copy(update={"kl": None}),
             config.sampling,
             num_problems=num_problems,
             seed=seed,

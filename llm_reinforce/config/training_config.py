@@ -110,6 +110,16 @@ class TrainingConfig(Section):
     num_checkpoints_kept: Count = Field(
         default=2, description="number of checkpoints to keep; older checkpoints are deleted"
     )
+    keep_best: bool = Field(
+        default=False,
+        description="also keep the checkpoint with the highest held-out accuracy, in the first decoding mode "
+        "of evaluation.decodings",
+    )
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="the run stops after an evaluation in which the lower limit of the 95% interval of the "
+        "held-out accuracy, in the first decoding mode, reaches this value; null: no target",
+    )
     max_unscored_share: float = Field(
         default=0.5,
         ge=0,

@@ -62,7 +62,9 @@ def collect_from_recipe(
     trainer = ReinforceTrainer(config=config, progress=False)
     if config.training.warm_start is not None:
         if show_progress:
-            note(f"warm start: {config.training.warm_start.num_updates:,} supervised updates")
+            examples = trainer.loop.demonstrations or trainer.problems
+            num_updates = config.training.warm_start.length(len(examples))
+            note(f"warm start: {num_updates:,} supervised updates")
         trainer.loop.warm_start()
     with progress("collecting", 2 * num_problems, is_shown=show_progress) as show:
         episodes = collect_updates(

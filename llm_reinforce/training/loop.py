@@ -143,6 +143,7 @@ class TrainingLoop:
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
         evaluation: settings of the evaluations of the policy.
+        demonstrations: problems on whose solutions a warm start trains. If empty, it trains on `problems`.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
@@ -163,6 +164,7 @@ class TrainingLoop:
         sampling: SamplingConfig | None = None,
         held_out: Sequence[Problem] = (),
         evaluation: EvaluationConfig | None = None,
+        demonstrations: Sequence[Problem] = (),
         run_directory: RunDirectory | None = None,
         display: Display | None = None,
         seed: int = 0,
@@ -176,6 +178,7 @@ class TrainingLoop:
         self.training = training = training.model_copy(update={"num_updates": num_updates})
         self.sampling = sampling or SamplingConfig()
         self.evaluation = evaluation or EvaluationConfig()
+        self.demonstrations = demonstrations
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = new_accelerator(training.mixed_precision)
         num_shares = self.accelerator.num_processes * self.reinforce.updates_per_batch
@@ -887,7 +890,7 @@ class TrainingLoop:
             return
         num_skipped = warm_start(
             self.policy,
-            self.problems,
+            self.demonstrations or self.problems,
             self.training.warm_start,
             accelerator=self.accelerator,
             display=self.display,

@@ -4,6 +4,10 @@ All pairs of completions of the enumerated toy policy of `test_exact_gradient.py
 and each pair is the group of one update. Their advantages are computed as in training, in float32.
 """
 
+import re
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from test_exact_gradient import FAR_OFF, Toy, make_toy, relative_error  # noqa: F401, a fixture
@@ -22,6 +26,7 @@ from llm_reinforce.policy_gradient import (
 from llm_reinforce.problems import Problem
 
 EXACT = 1e-5  # relative error; the tensors of a batch have the precision of float32
+DOCS = Path(__file__).parents[2] / "docs" / "objectives.md"
 PROBLEM = Problem("10", "1")
 
 
@@ -35,7 +40,7 @@ def pairs_of(toy: Toy) -> Tensor:
     return torch.cartesian_prod(numbers, numbers)
 
 
-def episode_of(toy: Toy, row: int, group: int, reference: Tensor | None, *, with_steps: bool) -> Episode:
+def episode_of(toy: Toy, row: int, reference: Tensor | None, *, with_steps: bool) -> Episode:
     actions, length = toy.completions[row], len(toy.completions[row])
     log_probs = tuple(toy.log_probs().detach()[row, :length].tolist())
     completion = Completion(
@@ -49,7 +54,7 @@ def episode_of(toy: Toy, row: int, group: int, reference: Tensor | None, *, with
     reward = float(toy.terminal_rewards[row])
     return Episode(
         PROBLEM,
-        group,
+        0,
         toy.prompt,
         completion,
         None,
@@ -66,13 +71,9 @@ def expected_update(
 ) -> Tensor:
     """Return the expected gradient over all pairs, each divided by its number of episodes in the loss."""
     pairs = pairs_of(toy)
-    of_rows = [
-        episode_of(toy, row, 0, reference, with_steps=with_steps) for row in range(len(toy.completions))
-    ]
+    of_rows = [episode_of(toy, row, reference, with_steps=with_steps) for row in range(len(toy.completions))]
     episodes = [
-        Episode(**{**{name: getattr(of_rows[row], name) for name in Episode.__slots__}, "group": group})
-        for group, pair in enumerate(pairs.tolist())
-        for row in pair
+        replace(of_rows[row], group=group) for group, pair in enumerate(pairs.tolist()) for row in pair
     ]
     estimate = estimate_advantages(EpisodeBatch.of(episodes), settings, MovingAverage())
     counts = estimate.mask.any(dim=1).unflatten(0, pairs.shape).sum(dim=1).clamp(min=1)
@@ -89,21 +90,25 @@ def is_terminated(toy: Toy) -> Tensor:
 # ----------------------------------------------------------------------------------------- truncated: mask
 
 
-@pytest.mark.parametrize("baseline", ["leave_one_out", "none"])
-def test_masked_truncated_episodes_change_the_objective(toy, baseline) -> None:
-    settings = ReinforceConfig(truncated="mask", baseline=baseline)
-    found = expected_update(toy, settings)
+def test_masking_follows_the_gradient_of_the_mean_reward_of_terminated_episodes(toy) -> None:
     terminated, chances = is_terminated(toy), toy.probabilities()
     share = chances[terminated].sum()
-    mean = (chances * toy.terminal_rewards)[terminated].sum() / share
+    mean = toy.gradient((chances * toy.terminal_rewards)[terminated].sum() / share)
+    # a group of two has a gradient if both of its episodes terminate
+    found = expected_update(toy, ReinforceConfig(truncated="mask"))
+    assert relative_error(found, float(share) ** 2 * mean) < EXACT
+
     truth = toy.objective_gradient(1.0, False)
-    assert relative_error(found, truth) > FAR_OFF
-    if baseline == "leave_one_out":
-        # the gradient of the mean reward of terminated episodes, times the chance that both terminate
-        assert relative_error(found, toy.gradient(mean) * share.detach() ** 2) < EXACT
-    # without truncated episodes in the loss, the gradient of the objective is not recovered by any factor
-    cosine = torch.cosine_similarity(found, truth, dim=0)
-    assert cosine < 0.999
+    shown = [float(1 - share), float((mean - truth).norm() / truth.norm())]
+    text = " ".join(DOCS.read_text(encoding="utf-8").split())
+    (sentence,) = re.findall(r"(\d+)% of the episodes of the toy policy are truncated.*? by (\d+)% of", text)
+    assert [float(number) / 100 for number in sentence] == pytest.approx(shown, abs=0.0051)
+    assert f"cosine of the angle between them is {torch.cosine_similarity(mean, truth, dim=0):.2f}" in text
+
+
+def test_masking_without_a_baseline_is_biased(toy) -> None:
+    found = expected_update(toy, ReinforceConfig(truncated="mask", baseline="none"))
+    assert relative_error(found, toy.objective_gradient(1.0, False)) > FAR_OFF
 
 
 def test_counted_truncated_episodes_are_unbiased(toy) -> None:

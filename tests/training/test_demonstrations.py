@@ -94,7 +94,7 @@ def test_a_trainer_learns_from_demonstrations(tmp_path: Path) -> None:
         problems_per_update=2,
         episodes_per_problem=4,
         max_new_tokens=4,
-        training={"warm_start": {"data": str(data), "epochs": 150, "learning_rate": 1e-2}},
+        training={"warm_start": {"data": str(data), "epochs": 40, "batch_size": 4, "learning_rate": 1e-2}},
         progress=False,
     )
     texts = [episode.completion.text for update in one.updates() for episode in update.episodes]

@@ -397,8 +397,7 @@ class TrainingLoop:
             num_missing = len(groups_with_one_accuracy(batch))
             if not num_missing:
                 break
-            num_processes = self.accelerator.num_processes
-            more = self._draw_problems(-(-num_missing // num_processes) * num_processes, drawn)
+            more = self._draw_problems(num_missing, drawn)
             _, found = self._collect_from_all(more, refill=number)
             counts = self._count_passes(counts, more, found)
             refills, drawn = refills.after(found, len(more)), [*drawn, *more]
@@ -419,9 +418,15 @@ class TrainingLoop:
         """
         problems = [self.problems[index] for index in drawn]
         on_step = partial(self._show_sampling, len(problems))
-        own = self.collect(self._share(problems), activations, on_step=on_step, refill=refill)
-        if self.reference is not None:
-            own = self.reference.with_log_probs(own, self.gradient_step.micro_batches(own, range(len(own))))
+        # the last processes may have a smaller share of a refill, or none
+        size = -(-len(problems) // self.accelerator.num_processes)
+        first = self.accelerator.process_index * size
+        own = EpisodeBatch.of(())
+        if share := problems[first : first + size]:
+            own = self.collect(share, activations, on_step=on_step, first_group=first, refill=refill)
+            if self.reference is not None:
+                micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
+                own = self.reference.with_log_probs(own, micro_batches)
         return own, gather_episodes(own, problems, self.accelerator)
 
     def _draw_problems(self, size: int, drawn: Sequence[int] = ()) -> list[int]:
@@ -483,18 +488,22 @@ class TrainingLoop:
         *,
         is_trial: bool = False,
         on_step: OnStep | None = None,
+        first_group: int | None = None,
         refill: int = 0,
     ) -> EpisodeBatch:
         """Sample episodes of the problems of this process from the current policy.
 
         If `is_trial` is True, one short episode of each problem is sampled. For `on_step`, see
-        `collect_episodes`. `refill` is the number of the refill for which the problems were drawn; 0: none.
+        `collect_episodes`. `first_group` is the number of the first problem among those of all processes; by
+        default, the processes have equal shares. `refill` is the number of the refill for which the problems
+        were drawn; 0: none.
         """
         max_new_tokens = self.sampling.max_new_tokens
         if is_trial:
             max_new_tokens = min(max_new_tokens, MAX_TRIED_TOKENS)
         num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
-        first_group = self.accelerator.process_index * len(problems)
+        if first_group is None:
+            first_group = self.accelerator.process_index * len(problems)
         generator = self._generator("trial" if is_trial else f"refill {refill}" if refill else "episodes")
         # all processes use one sequence of random numbers, so that their number does not change the episodes
         for _ in range(first_group):

@@ -24,6 +24,7 @@ from llm_reinforce.policy_gradient import (
     length_penalties,
 )
 from llm_reinforce.problems import Problem
+from llm_reinforce.training.objective import kl_loss
 
 EXACT = 1e-5  # relative error; the tensors of a batch have the precision of float32
 DOCS = Path(__file__).parents[2] / "docs" / "objectives.md"
@@ -40,9 +41,11 @@ def pairs_of(toy: Toy) -> Tensor:
     return torch.cartesian_prod(numbers, numbers)
 
 
-def episode_of(toy: Toy, row: int, reference: Tensor | None, *, with_steps: bool) -> Episode:
+def episode_of(
+    toy: Toy, row: int, behavior: Tensor, reference: Tensor | None, *, with_steps: bool
+) -> Episode:
     actions, length = toy.completions[row], len(toy.completions[row])
-    log_probs = tuple(toy.log_probs().detach()[row, :length].tolist())
+    log_probs = tuple(behavior[row, :length].tolist())
     completion = Completion(
         token_ids=actions,
         text="",
@@ -67,18 +70,33 @@ def episode_of(toy: Toy, row: int, reference: Tensor | None, *, with_steps: bool
 
 
 def expected_update(
-    toy: Toy, settings: ReinforceConfig, reference: Tensor | None = None, *, with_steps: bool = False
+    toy: Toy,
+    settings: ReinforceConfig,
+    reference: Tensor | None = None,
+    *,
+    with_steps: bool = False,
+    behavior: Tensor | None = None,
 ) -> Tensor:
-    """Return the expected gradient over all pairs, each divided by its number of episodes in the loss."""
-    pairs = pairs_of(toy)
-    of_rows = [episode_of(toy, row, reference, with_steps=with_steps) for row in range(len(toy.completions))]
+    """Return the expected gradient over all pairs, each divided by its number of episodes in the loss.
+
+    The episodes are sampled from the policy with the log-probabilities `behavior`, by default the toy policy.
+    Each episode has the importance weight π / behavior.
+    """
+    pairs, own = pairs_of(toy), toy.log_probs().detach()
+    behavior = own if behavior is None else behavior
+    ratios = (own - behavior).sum(dim=1).exp()
+    of_rows = [
+        episode_of(toy, row, behavior, reference, with_steps=with_steps)
+        for row in range(len(toy.completions))
+    ]
     episodes = [
         replace(of_rows[row], group=group) for group, pair in enumerate(pairs.tolist()) for row in pair
     ]
     estimate = estimate_advantages(EpisodeBatch.of(episodes), settings, MovingAverage())
     counts = estimate.mask.any(dim=1).unflatten(0, pairs.shape).sum(dim=1).clamp(min=1)
     weights = estimate.advantages.masked_fill(~estimate.mask, 0.0).double().unflatten(0, pairs.shape)
-    chances = toy.probabilities().detach()[pairs].prod(dim=1) / counts
+    weights = ratios[pairs][:, :, None] * weights
+    chances = behavior.sum(dim=1).exp()[pairs].prod(dim=1) / counts
     return torch.einsum("p,pet,petx->x", chances, weights, toy.score_vectors[pairs])
 
 
@@ -96,10 +114,10 @@ def test_masking_follows_the_gradient_of_the_mean_reward_of_terminated_episodes(
     mean = toy.gradient((chances * toy.terminal_rewards)[terminated].sum() / share)
     # a group of two has a gradient if both of its episodes terminate
     found = expected_update(toy, ReinforceConfig(truncated="mask"))
-    assert relative_error(found, float(share) ** 2 * mean) < EXACT
+    assert relative_error(found, float(share.detach()) ** 2 * mean) < EXACT
 
     truth = toy.objective_gradient(1.0, False)
-    shown = [float(1 - share), float((mean - truth).norm() / truth.norm())]
+    shown = [float(1 - share.detach()), float((mean - truth).norm() / truth.norm())]
     text = " ".join(DOCS.read_text(encoding="utf-8").split())
     (sentence,) = re.findall(r"(\d+)% of the episodes of the toy policy are truncated.*? by (\d+)% of", text)
     assert [float(number) / 100 for number in sentence] == pytest.approx(shown, abs=0.0051)
@@ -138,12 +156,11 @@ def test_rewards_are_standardized_within_groups() -> None:
 # ------------------------------------------------------------------------------------------ KL divergence
 
 
-@pytest.fixture(scope="module")
-def reference(toy: Toy) -> Tensor:
-    """Return log π_ref(a_t | s_t) as [completion, token], from the toy policy with other weights."""
+def log_probs_of_another_policy(toy: Toy, seed: int) -> Tensor:
+    """Return log-probabilities as [completion, token] from the toy policy with other weights."""
     parameters = list(toy.policy.model.parameters())
     before = [parameter.detach().clone() for parameter in parameters]
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in parameters:
             parameter += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
@@ -152,6 +169,18 @@ def reference(toy: Toy) -> Tensor:
             parameter.copy_(value)
     assert relative_error(found.exp(), toy.log_probs().detach().exp()) > FAR_OFF
     return found
+
+
+@pytest.fixture(scope="module")
+def reference(toy: Toy) -> Tensor:
+    """Return log π_ref(a_t | s_t)."""
+    return log_probs_of_another_policy(toy, seed=1)
+
+
+@pytest.fixture(scope="module")
+def behavior(toy: Toy) -> Tensor:
+    """Return log μ(a_t | s_t) of a policy that samples."""
+    return log_probs_of_another_policy(toy, seed=2)
 
 
 @pytest.mark.parametrize("discount", [1.0, 0.7])
@@ -190,13 +219,38 @@ def test_k3_in_the_loss_follows_the_gradient_of_the_reverse_divergence_at_visite
         t, visited = len(state), float(toy.probabilities().detach()[rows].sum())
         of_action = {toy.completions[row][t]: row for row in rows}
         own, other = (table[list(of_action.values()), t] for table in (log_probs, reference))
-        assert float(own.exp().sum()) == pytest.approx(1.0)
+        assert float(own.detach().exp().sum()) == pytest.approx(1.0)
         reverse = reverse + visited * (other.exp() * (other - own)).sum()  # KL(π_ref(·|s) ‖ π(·|s))
         forward = forward + visited * (own.exp() * (own - other)).sum()  # KL(π(·|s) ‖ π_ref(·|s))
     assert relative_error(found, toy.gradient(reverse)) < 1e-9
     assert relative_error(found, toy.gradient(forward)) > FAR_OFF
     # as a number, k3 estimates the forward divergence
-    assert float(loss) == pytest.approx(float(forward), rel=1e-9)
+    assert float(loss.detach()) == pytest.approx(float(forward.detach()), rel=1e-9)
+
+
+def test_k1_of_an_earlier_policy_follows_the_difference_of_two_divergences(toy, reference, behavior) -> None:
+    settings = ReinforceConfig(kl=KLConfig(coefficient=0.5))
+    found = expected_update(toy, settings, reference, behavior=behavior)
+    own, chances = toy.log_probs(), toy.probabilities()
+    first, second = ((chances * (own - other).sum(dim=1)).sum() for other in (reference, behavior))
+    truth = toy.objective_gradient(1.0, False) - 0.5 * toy.gradient(first - second)
+    assert relative_error(found, truth) < 1e-4
+
+
+def test_k3_of_an_earlier_policy_is_weighted_by_the_ratio(toy, reference, behavior) -> None:
+    # at the states that the earlier policy visits, the gradient is that of KL(π_ref‖π)
+    mask, log_probs = action_mask(toy.lengths, reference.shape[1]), toy.log_probs()
+    total = torch.zeros(())
+    for row, chance in enumerate(behavior.sum(dim=1).exp().tolist()):
+        part = slice(row, row + 1)
+        total = total + chance * kl_loss(log_probs[part], reference[part], behavior[part], mask[part], 1.0)
+    reverse = torch.zeros(())
+    for state, rows in states_of(toy).items():
+        t, visited = len(state), float(behavior.sum(dim=1).exp()[rows].sum())
+        of_action = {toy.completions[row][t]: row for row in rows}
+        own, other = (table[list(of_action.values()), t] for table in (log_probs, reference))
+        reverse = reverse + visited * (other.exp() * (other - own)).sum()
+    assert relative_error(toy.gradient(total), toy.gradient(reverse)) < 1e-9
 
 
 def test_k3_by_hand() -> None:

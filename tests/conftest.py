@@ -2,12 +2,16 @@
 
 import os
 import sys
+import tempfile
 
 import pytest
 
 # also for the processes that tests start
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# The libraries read it when they are imported. Tests find nothing in the caches of whoever runs them.
+hf_home = tempfile.TemporaryDirectory(prefix="hf_home_")
+os.environ["HF_HOME"] = hf_home.name
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Without bytecode, each of these processes would compile the package again.
 sys.dont_write_bytecode = False

@@ -1,7 +1,13 @@
-"""Check if processes that were started by tests are still running."""
+"""Run functions in forked processes, and check if processes that were started by tests are still running."""
 
+import multiprocessing
 import os
+import signal
+import subprocess
+import sys
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -23,3 +29,40 @@ def is_gone(pid: int, within: float) -> bool:
     while is_running(pid) and time.monotonic() < until:
         time.sleep(0.02)
     return not is_running(pid)
+
+
+def run_forked(
+    call: Callable[[], object], timeout: float, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a function in a fork of this process, and return its exit code and output.
+
+    A fork needs no imports, which would take most of the time of a new process.
+
+    Args:
+        call: function to run. It may change modules and may call `sys.exit`.
+        timeout: seconds after which the process and its child processes are killed.
+        environment: environment variables of the process, in addition to those of this process.
+    """
+
+    def run() -> None:
+        os.setpgid(0, 0)
+        for number, file in ((1, output), (2, errors)):
+            os.dup2(file.fileno(), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+        os.environ.update(environment)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # shells ignore SIGINT in background jobs
+        call()
+
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
+        process = multiprocessing.get_context("fork").Process(target=run)
+        process.start()
+        process.join(timeout)
+        if process.exitcode is None:
+            os.killpg(process.ident, signal.SIGKILL)
+            process.join()
+        texts = []
+        for file in (output, errors):
+            file.seek(0)
+            texts.append(file.read().decode("utf-8", "replace"))
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess([], process.exitcode, *texts)

@@ -89,6 +89,7 @@ prepared: set[str] = set()  # names of modules
 WITHOUT_CHECKS = {
     "test_budget",
     "test_durable_files",
+    "test_kills",
     "test_learning",
     "test_not_finite",
     "test_resumed_runs",

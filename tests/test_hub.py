@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import shutil
 import subprocess
 import sys
@@ -13,25 +12,14 @@ import datasets
 import huggingface_hub
 import pytest
 from huggingface_hub import constants
+from typer.testing import CliRunner, Result
 
+from llm_reinforce.cli import app
 from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
 from llm_reinforce.policy import LanguagePolicy, load_policy
 
 COMMIT = "0" * 40
-TWO_EVALUATIONS = """
-import json, logging
-from typer.testing import CliRunner
-from llm_reinforce.cli import app
-
-results = []
-for data in ("gsm8k", "svamp"):
-    words = ["evaluate", "--policy", "tiny/adder", "--data", data, "--template", "{prompt}"]
-    done = CliRunner().invoke(app, [*words, "--max-new-tokens", "3", "--json"])
-    results.append({"exit_code": done.exit_code, "stdout": done.stdout, "stderr": done.stderr})
-names = ("huggingface_hub.utils._http", "httpx", "datasets.load", "transformers.utils.hub")
-print(json.dumps([*results, [logging.getLogger(name).getEffectiveLevel() for name in names]]))
-"""  # in a process of its own, since the libraries read HF_HOME when they are imported
 
 
 class Session:
@@ -81,35 +69,43 @@ def test_error_for_hub_policy_without_network_is_immediate(monkeypatch: pytest.M
     assert "\n" not in str(caught.value)
 
 
-def test_cached_policy_and_data_are_used_offline(tmp_path: Path, tiny_policy: LanguagePolicy) -> None:
-    # the cache layouts of huggingface_hub and datasets
-    model = tmp_path / "hub" / "models--tiny--adder"
+def evaluate(data: str) -> Result:
+    words = ["evaluate", "--policy", "tiny/adder", "--data", data, "--template", "{prompt}"]
+    return CliRunner().invoke(app, [*words, "--max-new-tokens", "3", "--json"])
+
+
+def test_commands_hide_the_warnings_of_libraries() -> None:
+    code = (
+        "import logging; from llm_reinforce.cli.common import quieten; quieten(debug=False)\n"
+        "import datasets, huggingface_hub, transformers\n"
+        "names = 'huggingface_hub.utils._http', 'httpx', 'datasets.load', 'transformers.utils.hub'\n"
+        "print([logging.getLogger(name).getEffectiveLevel() for name in names])"
+    )  # in a process of its own, since the libraries read their settings when they are imported
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{[logging.ERROR] * 4}\n"
+
+
+def test_cached_policy_and_data_are_used_offline(tiny_policy: LanguagePolicy) -> None:
+    # the cache layouts of huggingface_hub and datasets, in the directory HF_HOME of the tests
+    home = Path(constants.HF_HOME)
+    model = home / "hub" / "models--tiny--adder"
     tiny_policy.save(model / "snapshots" / COMMIT)
     (model / "refs").mkdir()
     (model / "refs" / "main").write_text(COMMIT)
-    source = tmp_path / "gsm8k"
-    source.mkdir()
+    source = home / "source" / "gsm8k"
+    source.mkdir(parents=True)
     rows = [{"question": f"{n}+1=", "answer": f"so\n#### {n + 1}"} for n in range(6)]
     (source / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     card = "---\nconfigs:\n- config_name: main\n  data_files: [{split: test, path: test.jsonl}]\n---\n"
     (source / "README.md").write_text(card)
-    datasets.load_dataset(str(source), "main", split="test", cache_dir=str(tmp_path / "made"))
-    (made,) = (tmp_path / "made").glob("gsm8k/main/*/*/dataset_info.json")
-    shutil.copytree(made.parent, tmp_path / "datasets" / "openai___gsm8k" / "main" / "0.0.0" / COMMIT)
+    datasets.load_dataset(str(source), "main", split="test", cache_dir=str(home / "made"))
+    (made,) = (home / "made").glob("gsm8k/main/*/*/dataset_info.json")
+    shutil.copytree(made.parent, home / "datasets" / "openai___gsm8k" / "main" / "0.0.0" / COMMIT)
 
-    done = subprocess.run(
-        [sys.executable, "-c", TWO_EVALUATIONS],
-        cwd=Path(__file__).parents[1],
-        env={**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    found, missing, levels = json.loads(done.stdout)
-    assert levels == [logging.ERROR] * 4  # commands hide the warnings of libraries
-    assert found["exit_code"] == 0, found["stderr"]
-    row = json.loads(found["stdout"])
+    found, missing = evaluate("gsm8k"), evaluate("svamp")
+    assert found.exit_code == 0, found.stderr
+    row = json.loads(found.stdout)
     assert (row["data"], row["policy"], row["total"]) == ("gsm8k", "tiny/adder", 6)
-    assert (missing["exit_code"], missing["stdout"]) == (2, "")
-    assert "data set 'ChilleD/SVAMP'" in missing["stderr"]
-    assert "not found, or no network" in missing["stderr"]
+    assert (missing.exit_code, missing.stdout) == (2, "")
+    assert "data set 'ChilleD/SVAMP'" in missing.stderr
+    assert "not found, or no network" in missing.stderr

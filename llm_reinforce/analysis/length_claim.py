@@ -114,7 +114,12 @@ class LengthVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthClaim:
-    """Variances of the number of heads in coin tosses, and gradient variances for several episode lengths."""
+    """Results of both experiments: variances of the number of heads, and gradient variances.
+
+    Attributes:
+        coins: variances of the number of heads for several numbers of coins.
+        lengths: gradient variances for several lengths of the episodes, by estimator and time of the rewards.
+    """
 
     coins: tuple[CoinVariance, ...]
     lengths: tuple[LengthVariance, ...]

@@ -56,7 +56,7 @@ def collect_updates(
     """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
     Two baselines learn from earlier episodes: the moving average and the value head. An equal number of other
-    episodes is therefore collected first, and these baselines are fitted to them.
+    episodes is therefore collected first, and the two baselines are fitted to those episodes.
 
     Args:
         policy: the policy.

@@ -1,4 +1,4 @@
-"""Preparation of a measurement: load the settings and the policy of a recipe, and collect episodes."""
+"""Prepare a measurement: load the settings and the policy of a recipe, and collect episodes."""
 
 from collections.abc import Sequence
 from os import PathLike, fspath

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Evaluation
 
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
-"""Function that takes a function that stops a run, and the display of the run, and returns a context manager.
+"""Function with two arguments: a function that stops a run, and the display of the run.
 
-The command line passes such a function to `compare`. Within the context, a signal calls the function that
-stops the run."""
+It returns a context manager. Within the context, a signal calls the function that stops the run. The command
+line passes such a function to `compare`."""
 
 
 @dataclass(frozen=True, slots=True)

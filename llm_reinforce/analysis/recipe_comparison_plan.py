@@ -1,4 +1,4 @@
-"""Planning of a comparison of recipes: a run for each variant and seed, and the directory of each run."""
+"""Plan a comparison of recipes: one run for each variant and seed, and the directory of each run."""
 
 import json
 import re

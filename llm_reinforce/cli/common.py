@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -19,7 +19,7 @@ from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, witho
 from llm_reinforce.processes import is_main_process, num_processes, process_index
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
-WAIT_FOR_MAIN = 5.0  # seconds in which another process with a user error waits for that of the main process
+WAIT_FOR_MAIN = 5.0  # seconds that a process with a user error waits for the error of the main process
 # errors of the libraries with which processes communicate
 LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
 
@@ -44,7 +44,11 @@ def start_in_one_process(command: str) -> None:
 
 @contextmanager
 def reported_failures(
-    what: str = "the command", *, debug: bool = False, advice: Callable[[], str] = str
+    what: str = "the command",
+    *,
+    debug: bool = False,
+    advice: Callable[[], str] = str,
+    options: Sequence[str] = (),
 ) -> Iterator[None]:
     """In a `with` block, print exceptions as a message or traceback on stderr, and exit with an exit code.
 
@@ -58,6 +62,8 @@ def reported_failures(
         debug: if True, print a traceback instead of a message.
         advice: function that returns a sentence for the user, or an empty string. The sentence is printed
             after the message about an interruption or an error, except a user error.
+        options: settings that are options of the command. Messages about user errors name the options, such
+            as `--prompt-column` instead of `prompt_column`.
     """
     try:
         with warnings.catch_warnings():
@@ -77,9 +83,9 @@ def reported_failures(
         if debug:
             _print_traceback()
         elif is_main_process():
-            print_error(str(error))
+            print_error(_with_options(str(error), options))
         elif not _main_process_fails_too():
-            _print_own_error(str(error))
+            _print_own_error(_with_options(str(error), options))
         raise typer.Exit(USAGE) from None
     except Exception as error:
         if debug:
@@ -87,13 +93,21 @@ def reported_failures(
         elif is_leaving():
             print_error("interrupted")
         elif isinstance(error, RunStoppedError):
-            if is_main_process():  # all processes raise it together
+            if is_main_process():  # all processes raise this error together
                 print_error(str(error))
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
             _print_advice(advice)
         raise typer.Exit(FAILED) from None
+
+
+def _with_options(message: str, settings: Sequence[str]) -> str:
+    """Return a message with the names of options instead of settings; `algebra: true` is `--algebra`."""
+    for setting in settings:
+        option = f"--{setting.partition(':')[0].replace('_', '-')}"
+        message = re.sub(rf"(?<!['\w-]){setting}(?!['\w]):?", option, message)
+    return message
 
 
 def _print_advice(advice: Callable[[], str]) -> None:
@@ -104,8 +118,9 @@ def _print_advice(advice: Callable[[], str]) -> None:
 def _main_process_fails_too() -> bool:
     """Wait a moment, so that the launcher can end this process if the main process has failed.
 
-    Usually all processes raise the same user error, and only the main process reports it. An error that is
-    raised in another process only, such as a file that is missing on one machine, is reported there.
+    Usually all processes raise the same user error, and only the main process reports it. If only another
+    process raises an error, for example because a file is missing on one machine, that process reports the
+    error.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)

@@ -1,4 +1,4 @@
-"""`llm-reinforce doctor [RUN]`: say what is wrong with a run, or check the installation."""
+"""`llm-reinforce doctor [RUN]`: show what is wrong with a run, or check the installation."""
 
 import json
 from collections.abc import Sequence
@@ -28,20 +28,21 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     debug: DebugOption = False,
 ) -> None:
-    """Say what is wrong with a run, with evidence and what to change, most severe first.
+    """Show what is wrong with a run, with evidence and advice. The most severe symptom comes first.
 
     Without a run, versions, devices, caches, permissions, disk space and optional packages are checked. The
     exit code is 1 if one of these checks fails.
     """
     with reported_failures("the diagnosis", debug=debug):
         if run is not None:
-            from llm_reinforce.reports import diagnose
+            from llm_reinforce.reports import diagnose, headline, read_one_run
 
-            findings = diagnose(run)
+            recorded = read_one_run(run)
+            findings = diagnose(recorded)
             if as_json:
                 typer.echo(json.dumps([asdict(each) for each in findings], indent=2, ensure_ascii=False))
             else:
-                _print_findings(findings)
+                _print_findings(headline(recorded).text, findings)
             return
         quieten(debug=debug)
         from llm_reinforce.reports import check_installation
@@ -55,13 +56,13 @@ def doctor(
             raise typer.Exit(FAILED)
 
 
-def _print_findings(findings: "Sequence[Finding]") -> None:
+def _print_findings(headline: str, findings: "Sequence[Finding]") -> None:
     console = terminal_console()
+    console.print(Text(headline), soft_wrap=True)
     if not findings:
         console.print("no symptom found")
-    for number, found in enumerate(findings):
-        if number:
-            console.print()
+    for found in findings:
+        console.print()
         title = Text(f"{found.severity}: ", style=STYLES[found.severity])
         console.print(title.append(visible(found.sentence), style="not bold default"), soft_wrap=True)
         for line in found.evidence:

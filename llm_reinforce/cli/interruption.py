@@ -106,7 +106,7 @@ def _code(code: object) -> object:
 
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
-    """Install a handler for the signals, except those that the parent process has set to be ignored."""
+    """Install a handler for the signals, except signals that the parent process has set to be ignored."""
     with suppress(ValueError):  # raised outside the main thread, which can't install handlers
         for number in ASKING:
             if signal.getsignal(number) is not signal.SIG_IGN:

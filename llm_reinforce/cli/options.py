@@ -60,15 +60,20 @@ TemplateDateOption = Annotated[
     str | None,
     typer.Option(
         metavar="YYYY-MM-DD",
-        help="Date that the chat template prints as the current date. Default: that of the policy's run, or "
-        "today.",
+        help="Date that the chat template prints as the current date. Default: the date of the policy's "
+        "run, or today.",
     ),
 ]
 RemoteCodeOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Allow Python code that comes with the model to run.")
+    bool,
+    typer.Option(
+        "--trust-remote-code", help="Run Python code that comes with the model. Default: do not run it."
+    ),
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Split of hub data sets. Default: test.")]
 ConfigOption = Annotated[str | None, typer.Option(help="Configuration of hub data sets.")]
+DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")
+"""Settings of a data set that are options of a command."""
 PromptColumnOption = Annotated[
     str | None, typer.Option(help="Column that contains the prompts. Default: prompt or question.")
 ]

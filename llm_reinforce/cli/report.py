@@ -23,7 +23,7 @@ def report(
         bool,
         typer.Option(
             "--live",
-            help="Serve the page on this machine, and refresh it while the runs go on, until Ctrl-C.",
+            help="Serve the page on this machine, and refresh it with the runs' new data, until Ctrl-C.",
         ),
     ] = False,
     port: Annotated[
@@ -31,7 +31,7 @@ def report(
     ] = 0,
     debug: DebugOption = False,
 ) -> None:
-    """Write a run as a page with its curves, its episodes token by token, and what it has changed.
+    """Write the report of a run: its curves, its episodes token by token, and the changes of its answers.
 
     Several runs, or a directory written by `compare`, are shown with their curves in the same charts.
     """

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import FAILED, DebugOption, quieten, reported_failures
 from llm_reinforce.cli.options import (
+    DATA_OPTIONS,
     AlgebraOption,
     AnswerColumnOption,
     ConfigOption,
@@ -53,7 +54,7 @@ def verify(
     are listed too, because part of such an answer may be lost when it is read;
     they do not change the exit code.
     """
-    with reported_failures("the check", debug=debug):
+    with reported_failures("the check", debug=debug, options=DATA_OPTIONS):
         quieten(debug=debug)
         from llm_reinforce.problems import find_problems, reads_split
         from llm_reinforce.verifier.audit import audit_answers
@@ -137,7 +138,7 @@ def _print_audit(name: str, audit: "Audit") -> None:
     if audit.losses:
         num_losses = Counter(loss.kind for loss in audit.losses)
         shown = ", ".join(f"{count:,} {kind}" for kind, count in num_losses.most_common())
-        console.print(f"  answers whose reading may lose something: {shown}; check how they are read")
+        console.print(f"  answers that may be read only in part: {shown}; check how they are read")
         console.print(_losses(audit))
         if len(audit.losses) > NUM_SHOWN:
             console.print(f"  … and {len(audit.losses) - NUM_SHOWN:,} more; --json lists them all")

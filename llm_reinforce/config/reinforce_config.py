@@ -58,7 +58,7 @@ class ValueConfig(Section):
 
 
 class ImportanceConfig(Section):
-    """Importance weights, which correct for the difference between the policy that sampled and the policy.
+    """Importance weights, which correct for differences between the policy that sampled and the one trained.
 
     The ratio of an action is its probability under the policy that is trained, divided by the probability
     with which it was sampled.

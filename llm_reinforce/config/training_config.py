@@ -170,7 +170,7 @@ class TrainingConfig(Section):
         "directory",
     )
     tracker_project: Text = Field(
-        default="llm_reinforce", description="project, or experiment, in which a tracker files the run"
+        default="llm_reinforce", description="project or experiment of a tracker to which the run is added"
     )
     tracker_run_name: Text | None = Field(
         default=None, description="name of the run in the trackers; null: the name of output_dir"

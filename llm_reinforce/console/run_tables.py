@@ -33,7 +33,7 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
     """Return a table that summarizes the settings and the data of a run that has not been started."""
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
-    updates = f"{training.num_updates:,}"
+    updates = f"{shape.in_whole_batches(training.num_updates):,}"
     if training.num_tokens is not None:
         limits = f"{training.num_tokens:,} sampled tokens or {training.num_updates:,} updates"
         updates = f"about {preview.num_updates:,} (stops after {limits})"

@@ -163,9 +163,9 @@ def _rewards(batch: EpisodeBatch, settings: ReinforceConfig) -> Float[Tensor, "e
 
 
 def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " episode"]:
-    """Return, for each episode, the return g_0 of the greedy completion of its problem.
+    """Return, for each episode, g_0 of the greedy completion of its problem.
 
-    The return is NaN if the greedy completion is unscored.
+    The value of g_0 is NaN if the greedy completion is unscored.
 
     Raises:
         ValueError: if a group has no greedy completion.

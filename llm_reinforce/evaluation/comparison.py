@@ -31,7 +31,7 @@ class Part:
 
     @property
     def difference(self) -> float:
-        """Change in accuracy that is due to this kind of failure."""
+        """Change in accuracy that is due to one kind of failure: `gained` minus `lost`."""
         return self.gained - self.lost
 
 

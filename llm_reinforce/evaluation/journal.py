@@ -1,4 +1,4 @@
-"""File of the answers in an evaluation. With this file, an interrupted evaluation can be continued."""
+"""Answer file of an evaluation. With this file, an interrupted evaluation can be continued."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ class AnswerFile:
 
 
 def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) -> AnswerFile:
-    """Create a file of answers, or open an existing file of the same evaluation to continue it.
+    """Create an answer file, or open the existing answer file of the same evaluation to continue it.
 
     An incomplete last line, which a process leaves if it is killed while it writes, is removed.
 
@@ -53,7 +53,7 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
         problems: the problems of the evaluation.
 
     Raises:
-        InputError: if the file belongs to another evaluation, is not a file of answers, or can't be read or
+        InputError: if the file belongs to another evaluation, is not an answer file, or can't be read or
             written.
     """
     try:
@@ -75,7 +75,7 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
 
 
 def recorded_identity(path: Path) -> Identity:
-    """Return the identity in the first line of a file of answers; empty if there is none."""
+    """Return the identity in the first line of an answer file; empty if there is none."""
     try:
         with path.open(encoding="utf-8") as file:
             recorded = json.loads(file.readline())["evaluation"]
@@ -151,7 +151,8 @@ def _check_identity(path: Path, line: str, identity: Identity) -> None:
         keys = sorted({*recorded, *identity})
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path}: not a file of answers; give another `output_dir` (--output on the command line)"
+            f"{path}: not an answer file of an evaluation; give another `output_dir` (--output on the "
+            "command line)"
         ) from None
     current = json.loads(json.dumps(dict(identity)))  # converts tuples to lists, as in the file
     differing = [

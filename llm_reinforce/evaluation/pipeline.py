@@ -350,7 +350,10 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the date of an interrupted evaluation, if the caller gives no other date."""
+    """Return the policy with the date of an interrupted evaluation, unless the request has a date.
+
+    The date is the current date that the chat template prints.
+    """
     given = request.prompting.chat
     if output is None or (given and given.chat_template_date is not None):
         return loaded

@@ -49,7 +49,7 @@ def choose_prompting(
     temperature: float | None = None,
     chat: ChatSettings | None = None,
 ) -> Prompting:
-    """Return the given values, with values that are None replaced by those of the policies' runs.
+    """Return the given values. A value that is None is replaced by the value in the policies' runs.
 
     If a value is None and no policy comes from a run, the default of the value is used.
 

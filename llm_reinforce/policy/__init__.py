@@ -22,7 +22,7 @@ from llm_reinforce.policy.loading import (
     policy_from_model,
     random_policy,
 )
-from llm_reinforce.policy.log_probs import action_features, token_log_probs
+from llm_reinforce.policy.log_probs import action_features, own_log_probs, token_log_probs
 from llm_reinforce.policy.model_files import convert_gguf
 from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
 from llm_reinforce.policy.sampling import (
@@ -62,6 +62,7 @@ __all__ = [
     "load_policy",
     "load_weights",
     "num_unknown_prompts",
+    "own_log_probs",
     "policy_from_config",
     "policy_from_model",
     "predict_values",

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 from transformers import (
+    AutoModelForCausalLM,
     LlamaConfig,
-    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -22,8 +22,8 @@ from llm_reinforce.policy.chat_templates import ChatSettings, default_template, 
 from llm_reinforce.policy.embedding import input_embedding, num_embeddings, valid_pad_token
 from llm_reinforce.policy.language_policy import LanguagePolicy, without_progress_bars
 from llm_reinforce.policy.model_files import cannot_load, load_model, load_tokenizer, reason, resolve_location
+from llm_reinforce.policy.parity_check import check_model
 from llm_reinforce.policy.prompt_checks import with_chat_settings
-from llm_reinforce.policy.row_trial import check_rows
 from llm_reinforce.policy.stopped_run import load_weights, stopped_run
 
 
@@ -92,7 +92,7 @@ def load_policy(
         raise InputError(cannot_load(str(name_or_path), error)) from error
     if lora is not None:
         model = _with_adapter(model, lora, seed)
-    check_rows(model.to(device))
+    check_model(model.to(device))
     chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
     return _as_policy(model, tokenizer, use_chat_template, chat)
 
@@ -127,8 +127,10 @@ def random_policy(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlamaForCausalLM(config)
-    return _as_policy(model.to(device, getattr(torch, dtype)), tokenizer, False)
+        model = AutoModelForCausalLM.from_config(config)
+    model = model.to(device, getattr(torch, dtype))
+    check_model(model)
+    return _as_policy(model, tokenizer, False)
 
 
 def policy_from_model(
@@ -187,7 +189,7 @@ def policy_from_model(
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
-    check_rows(model)
+    check_model(model)
     chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
     return _as_policy(model, tokenizer, use_chat_template, chat)
 
@@ -288,8 +290,8 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
     A model that was created from a configuration has a default end token id, such as 2, which may be the id
-    of a digit. Therefore, if the tokenizer's end token is not an end token of the model, those end tokens of
-    the model are omitted that are ordinary text in the tokenizer.
+    of a digit. Therefore, if the tokenizer's end token is not an end token of the model, the result omits
+    each end token of the model that is ordinary text in the tokenizer.
 
     `encode_completion` appends the first token of the result. This is the special token with which the chat
     template ends the messages of the assistant, if there is one, because the generation settings of a base

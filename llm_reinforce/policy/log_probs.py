@@ -12,9 +12,9 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.embedding import check_token_ids, valid_pad_token
 from llm_reinforce.policy.fast_path.activations import Activations
-from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy.fast_path.packed_log_probs import pack, packed_log_probs, packed_states
 from llm_reinforce.policy.language_policy import TokenIds, integers
+from llm_reinforce.policy.parity_check import fast_model
 from llm_reinforce.policy.plain_path import (
     Batching,
     of_actions,
@@ -61,9 +61,35 @@ def token_log_probs(
         model and otherwise in float32. Values in padding are arbitrary.
     """
     check_token_ids(model, [*prompts, *completions])
-    packable = packable_model(model)
+    packable = fast_model(model)
     if packable is not None and all(completions):
         return packed_log_probs(packable, prompts, completions, temperature, with_entropies, activations)
+    return own_log_probs(
+        model,
+        prompts,
+        completions,
+        pad_token_id=pad_token_id,
+        temperature=temperature,
+        with_entropies=with_entropies,
+    )
+
+
+def own_log_probs(
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    pad_token_id: int,
+    temperature: float = 1.0,
+    with_entropies: bool = False,
+) -> ActionLogProbs:
+    """Return the log-probability of each action, computed by the forward pass of the model itself.
+
+    The fast path for Llama-like models is not used; see `token_log_probs` for everything else.
+    """
+    # a model with a fast path is causal, and its positions do not depend on other episodes
+    is_packable = fast_model(model) is not None
+    batching: Batching = "padded rows" if is_packable else scoring_batching(model, prompts, completions)
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
     found = plain_log_probs(
@@ -71,7 +97,7 @@ def token_log_probs(
         [prompt for prompt, _ in distinct],
         [completion for _, completion in distinct],
         pad_token_id=pad_token_id,
-        batching=scoring_batching(model, prompts, completions),
+        batching=batching,
         temperature=temperature,
         with_entropies=with_entropies,
     )
@@ -114,7 +140,7 @@ def action_features(
     """
     check_token_ids(model, [*prompts, *completions])
     width, parts = max(map(len, completions), default=0), []
-    packable = packable_model(model)
+    packable = fast_model(model)
     batching = scoring_batching(model, prompts, completions) if packable is None else "padded rows"
     together = list(_rows_at_once(prompts, completions, batching, max_tokens))
     for rows in together:

@@ -6,6 +6,7 @@ log-probabilities of sampled actions. Padding changes the result if a model uses
 position, for example. Such a model is run with batches of sequences of equal length.
 """
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +20,6 @@ from llm_reinforce.console.messages import note
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
 from llm_reinforce.policy.embedding import num_embeddings
-from llm_reinforce.policy.fast_path.packed_forward import do_not_pack, packable_model
-from llm_reinforce.policy.fast_path.packed_log_probs import packed_log_probs
-from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.language_policy import TokenIds, integers
 from llm_reinforce.policy.plain_path import Batching, length_with_constant_positions, plain_log_probs
 
@@ -71,14 +69,12 @@ def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tok
     return _for_length(model, _once(model, "sampling", _find_sampling), longest)
 
 
-def check_rows(model: nn.Module) -> None:
-    """Check that a model can be a policy, and show a notice if its batches must not be padded.
-
-    The batches of a model with a fast path are not padded. The fast path is compared with the forward pass of
-    transformers. If the two differ, a notice is shown, and the fast path is not used.
+def check_batching(model: nn.Module) -> None:
+    """Check that a model without a fast path can be a policy. Show a notice if batches must not be padded.
 
     Raises:
-        InputError: see `scoring_batching` and `sampling_batching`.
+        InputError: if the model has a prompt-learning adapter; see also `scoring_batching` and
+            `sampling_batching`.
     """
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
@@ -87,20 +83,18 @@ def check_rows(model: nn.Module) -> None:
             f"policy: adapters of type {kind} are not supported, because they put virtual tokens before the "
             "prompt; use an adapter that changes weights, such as LoRA"
         )
-    if packable_model(model) is not None:
-        _check_fast_path(model)
-    if packable_model(model) is None:
-        scoring, sampling = (_once(model, "scoring", _find_scoring), _once(model, "sampling", _find_sampling))
-        _report(model, scoring, sampling)
+    _report(
+        model, *(_once(model, *how) for how in (("scoring", _find_scoring), ("sampling", _find_sampling)))
+    )
 
 
 def _once(model: nn.Module, what: str, find: Callable[[nn.Module, Trial], Batching]) -> Batching:
     found = _found.setdefault(model, {})
     if what not in found:
-        trial = _trial_of(model)
+        trial = trial_of(model)
         if trial is None:
             return "equal lengths"
-        with _evaluating(model):
+        with evaluating(model):
             found[what] = find(model, trial)
     return found[what]
 
@@ -111,38 +105,9 @@ def _for_length(model: nn.Module, batching: Batching, length: int) -> Batching:
     return "equal lengths" if is_changed else batching
 
 
-def _check_fast_path(model: nn.Module) -> None:
-    packable, trial = packable_model(model), _trial_of(model)
-    if trial is None:
-        return
-
-    def log_probs() -> Tensor:
-        return packed_log_probs(packable, *trial, 1.0, False, None).log_probs[0]
-
-    with _evaluating(model):
-        with _refusal(model, "a forward pass with token ids alone fails"):
-            reference = _scored(model, lambda: _alone(model, trial))
-        try:
-            slots = SlotBatch(packable, len(trial.prompts), NUM_ACTIONS)
-            is_same = _agree(model, _scored(model, log_probs), reference) and _agree_on(
-                model, _sampled(slots, trial), reference.log_probs
-            )
-            fault = "gives other log-probabilities than transformers"
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:  # a changed layer may raise any exception
-            is_same, fault = False, f"fails ({_reason(error)})"
-    if not is_same:
-        do_not_pack(packable)
-        note(
-            f"policy: the fast path {fault} for this {type(packable).__name__}, so it is not used; sampling "
-            "and training are slower"
-        )
-
-
 def _find_scoring(model: nn.Module, trial: Trial) -> Batching:
-    with _refusal(model, "a forward pass with token ids alone fails"):
-        reference = _scored(model, lambda: _alone(model, trial))
+    with refusal(model, "a forward pass with token ids alone fails"):
+        reference = scored(model, lambda: alone(model, trial))
     _check_causal(model, trial)
     # a second episode has the first prompt, so that it is shared
     prompts, completions = [*trial.prompts, trial.prompts[0]], [*trial.completions, trial.completions[1]]
@@ -157,14 +122,14 @@ def _find_scoring(model: nn.Module, trial: Trial) -> Batching:
             )
             return found.log_probs[0]
 
-        if _agree(model, _scored(model, log_probs), reference):
+        if agree(model, scored(model, log_probs), reference):
             return batching
     return "single rows"
 
 
 def _find_sampling(model: nn.Module, trial: Trial) -> Batching:
-    with _refusal(model, "a forward pass with token ids alone fails"):
-        reference = _alone(model, trial).detach()
+    with refusal(model, "a forward pass with token ids alone fails"):
+        reference = alone(model, trial).detach()
     if fault := _fault_of_cache(model, trial):
         raise InputError(f"{_not_supported(model)} {fault}; use another model")
     return _first_that_samples(model, trial, reference)
@@ -178,11 +143,11 @@ def _first_that_samples(model: nn.Module, trial: Trial, reference: Tensor) -> Ba
         "single rows": lambda: SeparateBatches(model, pad_token_id, single_rows=True),
     }
     for batching, new_batch in ways.items():
-        with _refusal(model, "sampling with a cache of keys and values fails"):
-            sampled = _sampled(new_batch(), trial)
-        if _agree_on(model, sampled, reference):
+        with refusal(model, "sampling with a cache of keys and values fails"):
+            found = sampled(new_batch(), trial)
+        if agree_on(model, found, reference):
             return batching
-        difference = float((sampled - reference).abs().max())
+        difference = float((found - reference).abs().max())
     raise InputError(
         f"{_not_supported(model)} the log-probabilities with and without the cache differ by "
         f"{difference:.2g} nats; use another model"
@@ -192,8 +157,8 @@ def _first_that_samples(model: nn.Module, trial: Trial, reference: Tensor) -> Ba
 def _check_causal(model: nn.Module, trial: Trial) -> None:
     """Check that the log-probability of the first action does not depend on the actions after it."""
     first = [completion[:1] for completion in trial.completions]
-    whole = _scored(model, lambda: _alone(model, trial)[:1])
-    if _agree(model, _scored(model, lambda: _alone(model, Trial(trial.prompts, first))), whole):
+    whole = scored(model, lambda: alone(model, trial)[:1])
+    if agree(model, scored(model, lambda: alone(model, Trial(trial.prompts, first))), whole):
         return
     is_encoder = getattr(_inner(model).config, "is_decoder", None) is False
     hint = "if it was trained as a decoder, set is_decoder: true in its config.json; otherwise, " * is_encoder
@@ -210,7 +175,7 @@ def _fault_of_cache(model: nn.Module, trial: Trial) -> str | None:
         with torch.no_grad():
             cache = getattr(model(input_ids=inputs, use_cache=True), "past_key_values", None)
     except Exception as error:  # a model may raise any exception
-        return f"a forward pass with a cache fails ({_reason(error)})"
+        return f"a forward pass with a cache fails ({reason(error)})"
     if cache is None:
         return "its forward pass returns no cache of keys and values (past_key_values)"
     cache = getattr(cache, "self_attention_cache", cache)
@@ -249,16 +214,16 @@ def _report(model: nn.Module, scoring: Batching, sampling: Batching) -> None:
 
 
 @contextmanager
-def _refusal(model: nn.Module, what: str) -> Iterator[None]:
+def refusal(model: nn.Module, what: str) -> Iterator[None]:
     try:
         yield
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a model may raise any exception
-        raise InputError(f"{_not_supported(model)} {what} ({_reason(error)}); use another model") from error
+        raise InputError(f"{_not_supported(model)} {what} ({reason(error)}); use another model") from error
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
@@ -274,7 +239,7 @@ def _inner(model: nn.Module) -> Any:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Compute without dropout and autocast, and with gradients of small parameters only, to save time."""
     was_training = model.training
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -295,31 +260,37 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
             model.train()
 
 
-def _trial_of(model: nn.Module) -> Trial | None:
-    """Return two episodes whose prompts have different lengths. None: the model is too small for them."""
+def trial_of(
+    model: nn.Module, prompt_lengths: Sequence[int] = PROMPT_LENGTHS, *, is_limited: bool = True
+) -> Trial | None:
+    """Return an episode for each prompt length. None: the model is too small for the episodes.
+
+    If `is_limited` is True, the model must have as many positions as the longest episode has tokens.
+    """
     head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
     sizes = [num_embeddings(model), getattr(head, "out_features", None)]
     size = min((size for size in sizes if isinstance(size, int)), default=0)
     config = getattr(_inner(model), "config", None)
     limit = getattr(config, "max_position_embeddings", None)
-    if size < 2 or (isinstance(limit, int) and 0 < limit < max(PROMPT_LENGTHS) + NUM_ACTIONS):
+    longest = max(prompt_lengths) + NUM_ACTIONS
+    if size < 2 or (is_limited and isinstance(limit, int) and 0 < limit < longest):
         return None
     # some models treat the pad token as padding, even without a mask
     padding = {getattr(config, "pad_token_id", None), getattr(_inner(model), "padding_idx", None)}
     known = [token for token in range(size) if token not in padding]
     tokens = iter(known[(7 * index) % len(known)] for index in count())
-    prompts = [tuple(islice(tokens, length)) for length in PROMPT_LENGTHS]
+    prompts = [tuple(islice(tokens, length)) for length in prompt_lengths]
     return Trial(prompts, [tuple(islice(tokens, NUM_ACTIONS)) for _ in prompts])
 
 
-def _alone(model: nn.Module, trial: Trial) -> Tensor:
+def alone(model: nn.Module, trial: Trial) -> Tensor:
     first = trial.prompts[:1], trial.completions[:1]
     return plain_log_probs(model, *first, pad_token_id=trial.prompts[0][0], batching="single rows").log_probs[
         0
     ]
 
 
-def _scored(model: nn.Module, log_probs: Callable[[], Tensor]) -> Outcome:
+def scored(model: nn.Module, log_probs: Callable[[], Tensor]) -> Outcome:
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     found = log_probs()
     if not found.requires_grad:
@@ -331,7 +302,7 @@ def _scored(model: nn.Module, log_probs: Callable[[], Tensor]) -> Outcome:
 
 
 @torch.no_grad()
-def _sampled(batch: Batch, trial: Trial) -> Tensor:
+def sampled(batch: Batch, trial: Trial) -> Tensor:
     """Return the log-probabilities of the actions, computed as in sampling, which also copies rows."""
     actions = integers(trial.completions, torch.device("cpu"))
     rows = range(len(trial.prompts))
@@ -348,14 +319,17 @@ def _sampled(batch: Batch, trial: Trial) -> Tensor:
     return values.gather(-1, actions.to(values.device)[..., None])[0, :, 0]
 
 
-def _agree(model: nn.Module, found: Outcome, reference: Outcome) -> bool:
-    difference = float((found.gradient - reference.gradient).norm())
-    limit = max(1e-3, _tolerance(model)) * float(reference.gradient.norm()) + 1e-9
-    return difference <= limit and _agree_on(model, found.log_probs, reference.log_probs)
+def agree(model: nn.Module, found: Outcome, reference: Outcome) -> bool:
+    norm = float(reference.gradient.norm())
+    limit = max(1e-3, _tolerance(model)) * norm + 1e-9
+    # a model whose weights are NaN has no gradient to compare
+    is_close = float((found.gradient - reference.gradient).norm()) <= limit or not math.isfinite(norm)
+    return is_close and agree_on(model, found.log_probs, reference.log_probs)
 
 
-def _agree_on(model: nn.Module, found: Tensor, reference: Tensor) -> bool:
-    return bool(((found - reference).abs() <= _tolerance(model) * (1 + reference.abs())).all())
+def agree_on(model: nn.Module, found: Tensor, reference: Tensor) -> bool:
+    tolerance = _tolerance(model)
+    return torch.allclose(found, reference, rtol=tolerance, atol=tolerance, equal_nan=True)
 
 
 def _tolerance(model: nn.Module) -> float:

@@ -14,9 +14,9 @@ from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
 from llm_reinforce.policy.drawing import draw, widest_float
 from llm_reinforce.policy.embedding import check_token_ids
 from llm_reinforce.policy.fast_path.activations import Activations
-from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
+from llm_reinforce.policy.parity_check import fast_model
 from llm_reinforce.policy.row_trial import sampling_batching
 
 CHECK_EVERY = {"cpu": 1}
@@ -165,7 +165,7 @@ def stream_completions(
         the index of the prompt, and its completions.
     """
     size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)  # prompts at once
-    model = packable_model(policy.model)
+    model = fast_model(policy.model)
     if model is None or policy.device.type != "cpu":
         activations = None
     per_batch = max(1, len(prompts)) if model is not None else size

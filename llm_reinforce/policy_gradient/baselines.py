@@ -223,7 +223,7 @@ def _sums_of_others(
 def greedy(
     returns: Float[Tensor, " episode"], greedy_returns: Float[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """Return, for each episode, the return of the greedy completion of its problem.
+    """Return, for each episode, g_0 of the greedy completion of its problem.
 
     This baseline is unbiased.
 
@@ -232,7 +232,7 @@ def greedy(
     Args:
         returns: g_0 of each episode.
         greedy_returns: for each episode, g_0 of the greedy completion of its problem; NaN if the greedy
-            completion is not scored. In this case, the baseline is the return of the episode itself, as in
+            completion is not scored. The baseline of such an episode is its own return, as in
             `leave_one_out`.
     """
     return torch.where(greedy_returns.isnan(), returns, greedy_returns)

@@ -321,8 +321,8 @@ def _loaded_rows(
         if is_local:
             raise InputError(f"{where}: cannot be loaded: {cause}; formats that load: {FORMATS}") from error
         raise InputError(
-            f"{where}: not found, or no network ({cause}); check the three names, or give the path of a "
-            "local file or folder"
+            f"{where}: not found, or no network ({cause}); check the name, config and split, or give "
+            "the path of a local file or folder"
         ) from error
     return _rows_of_table(table, f"{name.rstrip('/').rsplit('/', 1)[-1]}-{split}", name)
 

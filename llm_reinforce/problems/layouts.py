@@ -1,6 +1,6 @@
-"""Find the prompt and the answer in a row of a data set, in the layouts in which people publish data.
+"""Find the prompt and the answer in a row of a data set. The usual layouts of published data are known.
 
-A column is named by its name or, if it lies within another column, by a dotted name such as
+A column is identified by its name. A column within another column is identified by a dotted name, such as
 `reward_model.ground_truth`.
 """
 
@@ -19,7 +19,7 @@ from llm_reinforce.verifier import split_at_mark
 
 PROMPT_COLUMNS = ("prompt", "question", "problem", "messages", "conversations")
 ANSWER_COLUMNS = ("answer", "ground_truth", "final_answer", "reward_model.ground_truth", "solution")
-MAX_ROW = 300  # maximum characters of a row in a message
+MAX_ROW = 300  # maximum number of characters of a row in a message
 
 NUMBER = re.compile(r"[-+]?\$?(?:[0-9][0-9,]*(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?%?")
 _ROLES = {"human": "user", "gpt": "assistant"}  # the names of roles in conversations of ShareGPT
@@ -30,7 +30,7 @@ _ABSENT = object()
 def value_of(values: Mapping[str, object], name: str) -> object:
     """Return the value of a column, which may lie within another column.
 
-    A value that is JSON text, as in a CSV file, is decoded if the name leads into it.
+    If a dotted name leads into a value that is JSON text, as in a CSV file, the text is decoded.
 
     Raises:
         KeyError: if there is no such column.
@@ -172,7 +172,7 @@ def as_text(value: object, place: str, column: str) -> str:
     """Return the value of a column as text: '5' for 5.0, 'true' for true, '39' for [39.0].
 
     Raises:
-        InputError: if the value is neither text nor a finite number, nor a list with one of these.
+        InputError: if the value is neither text nor a finite number, and is not a list with one such value.
     """
     if isinstance(value, str) and value.startswith('["') and isinstance(listed := _decoded(value), list):
         value = listed if len(listed) == 1 else value
@@ -196,8 +196,8 @@ def as_text(value: object, place: str, column: str) -> str:
 def final_answer(text: str) -> tuple[str, str]:
     r"""Return the final answer of a whole solution, and where it was found: "####", "box" or "".
 
-    A text without `####` and without a box is an answer itself. If a solution contains both, `####` may begin
-    a heading, so that it counts only before a number.
+    A text without `####` and without a box is itself the answer. If a solution contains both, `####` may be
+    the beginning of a heading. In this case, it is used only if a number follows.
 
     >>> final_answer("2+2000 = 2002\n#### 2,002"), final_answer(r"so $\boxed{x}$"), final_answer("x")
     (('2002', '####'), ('x', 'box'), ('x', ''))

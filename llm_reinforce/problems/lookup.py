@@ -106,9 +106,10 @@ def kind_of(data: str) -> tuple[str, str]:
 def is_file_name(data: str) -> bool:
     """Return True if the text is the path of a data file or folder, even if it does not exist.
 
-    A path exists, ends like the name of a data file, or looks like a path: it begins with a drive such as
-    `C:`, with `~`, `.` or a slash, contains a backslash, or contains more than one slash. The name of a named
-    data set is not a path; for a folder with this name, write `./gsm8k`.
+    A text is a path if it exists, ends like the name of a data file, or looks like a path. It looks like a
+    path if it begins with a drive such as `C:`, with `~`, with `.` or with a slash, or if it contains a
+    backslash or more than one slash. The name of a named data set, such as `gsm8k`, is not a path. For a
+    folder with this name, write `./gsm8k`.
     """
     if not data or data.partition("=")[0] in NAMED_SETS:
         return False

@@ -32,8 +32,9 @@ from llm_reinforce.problems.layouts import (
 from llm_reinforce.problems.problem import Message, Problem, chat_text
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
 
-MISSPELLED = 0.8  # similarity of a name to a usual name from which it may be a slip, such as anwser
-MAX_ANSWER = 200  # characters; a longer answer is reported, because it may be a whole solution
+# minimum similarity to a usual name; a column with a more similar name, such as anwser, may be misspelled
+MISSPELLED = 0.8
+MAX_ANSWER = 200  # in characters; a longer answer is reported, because it may be a whole solution
 
 
 def ignore(sentence: str) -> None:
@@ -70,9 +71,9 @@ def read_problems(
     A JSONL file has one object per line; blank lines are skipped. Answers that are numbers are converted to
     text; for example, 5.0 becomes "5". A list with a single value is read as this value. The id of a problem
     is taken from the column `id`. If there is none, the id is `<file stem>-<number>`, with the number of the
-    line in a JSONL file or of the row in other files. The other columns are kept in `Problem.columns`, as is
-    a column of prompts or answers with another name than `prompt` or `answer`, or with other content than
-    the attributes of the problem.
+    line in a JSONL file or of the row in other files. The other columns are kept in `Problem.columns`. A
+    column of prompts or answers is also kept there if its name is not `prompt` or `answer`, or if its content
+    differs from the attributes of the problem.
 
     Args:
         path: path of the file.
@@ -112,7 +113,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
     """Divide problems at random into training problems and `num_held_out` held-out problems.
 
     Both parts keep the order of `problems`. Problems whose prompts are equal, ignoring case and white space,
-    are in the same part. If only some of them are needed to reach `num_held_out`, the others are not used.
+    are in the same part. If only some of these problems are needed to reach `num_held_out`, the rest of them
+    are not used.
 
     Raises:
         InputError: if `num_held_out` is negative, or if no training problem is left.

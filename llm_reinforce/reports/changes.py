@@ -1,4 +1,4 @@
-"""Changes made by a run: problems gained and lost between its first and its last evaluation."""
+"""Problems that a run gained and lost between its first and its last evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Any
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 from llm_reinforce.reports.shown_text import shown
 
-MAX_LISTED = 50  # problems of each list
+MAX_LISTED = 50  # maximum number of problems in each list
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Changes:
         first: update of the first evaluation.
         last: update of the last evaluation.
         num_gained: number of problems with a higher share of correct answers in the last evaluation.
-        num_lost: number of problems with a lower share.
+        num_lost: number of problems with a lower share of correct answers in the last evaluation.
         gained: some of the gained problems.
         lost: some of the lost problems.
         comparison: the entry of `comparison.json`; empty if the run has not ended.

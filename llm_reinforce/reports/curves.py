@@ -8,8 +8,8 @@ from typing import Any
 
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 
-MAX_POINTS = 1_000  # points of a curve
-MAX_POINTS_OF_RUNS = 6_000  # points of the curves of one metric in all runs
+MAX_POINTS = 1_000  # maximum number of points of a curve
+MAX_POINTS_OF_RUNS = 6_000  # maximum number of points of one metric's curves in all runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class Chart:
         metrics: patterns of the names in `metrics.jsonl`. With several runs, a chart shows only the first
             metric, one curve per run.
         has_evaluations: True if the chart also shows the accuracies in `evaluations.jsonl`.
-        is_share: True if the values are shares of 1, which are shown in percent.
+        is_share: True if the values are between 0 and 1, and are shown in percent.
     """
 
     title: str
@@ -58,9 +58,10 @@ def run_curves(run: RecordedRun, num_runs: int) -> dict[str, Any]:
         num_runs: number of runs on the page. With many runs, each curve has fewer points.
 
     Returns:
-        `x`: the horizontal axes `update`, `tokens` and `minutes`; `metrics`: the values of each metric of
-        `CHARTS` at these points, null if missing; `evaluations`: for each decoding, its own axes and
-        `accuracy`, `low` and `high`; `mean_of`: number of updates whose mean is a point.
+        `x`: the horizontal axes `update`, `tokens` and `minutes`; `metrics`: for each metric of `CHARTS`, one
+        value per position on these axes, null if missing; `evaluations`: for each decoding, the axes of its
+        evaluations, and their `accuracy`, `low` and `high`; `mean_of`: number of successive updates that are
+        averaged into one value.
     """
     width = max(1, math.ceil(len(run.metrics) / max(100, min(MAX_POINTS, MAX_POINTS_OF_RUNS // num_runs))))
     bins = [run.metrics[start : start + width] for start in range(0, len(run.metrics), width)]
@@ -120,7 +121,7 @@ def _mean(rows: Sequence[Row], name: str) -> float | None:
 
 
 def rounded(value: float | None, digits: int = 4) -> float | None:
-    """Return a number with this number of significant digits; None for None, NaN and infinities."""
+    """Round a number to `digits` significant digits. Return None for None, NaN and infinities."""
     return None if value is None or not math.isfinite(value) else float(f"{value:.{digits}g}")
 
 

@@ -8,12 +8,12 @@ from llm_reinforce.reports.curves import rounded
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 from llm_reinforce.reports.shown_text import MAX_TOKEN, shown
 
-MAX_BYTES = 2_500_000  # approximate size of the JSON of all episodes of a page, with …
-EPISODE_BYTES, TOKEN_BYTES = 300, 30  # … this size of an episode and of each of its tokens
-MAX_TOKENS = 2_000  # tokens of a completion
+MAX_BYTES = 2_500_000  # approximate maximum size of the JSON of all episodes of a page
+EPISODE_BYTES, TOKEN_BYTES = 300, 30  # approximate size of an episode, and of each of its tokens
+MAX_TOKENS = 2_000  # maximum number of tokens shown of a completion
 NUM_TRACKED = 20  # problems whose answers are recorded at every evaluation
 
-# names of the values of each token: in episodes.jsonl, and on the page
+# name of each value of a token in episodes.jsonl, and its name on the page
 TOKEN_VALUES = {
     "advantages": "advantage",
     "behavior_log_probs": "log_prob",
@@ -43,7 +43,8 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
     Returns:
         `problems` and `texts`: tables to which the rows refer by index; `rows`: one item per episode or
-        answer; `num_updates` and `num_shown`: number of recorded updates, and of those that are on the page.
+        answer; `num_updates`: number of recorded updates; `num_shown`: number of updates that are on the
+        page.
     """
     problems, texts = _Table(), _Table()
     rows: list[dict[str, Any]] = []
@@ -66,7 +67,7 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
 def _thinned(episodes: Sequence[Row], max_bytes: int) -> set[int]:
     """Return the updates whose episodes fit on the page.
 
-    The first and the last update are kept, and those between them are at equal distances.
+    The first and the last update are kept. The updates between them are at equal distances.
     """
     updates = sorted({row["update"] for row in episodes})
     size = sum(EPISODE_BYTES + TOKEN_BYTES * len(row.get("tokens") or []) for row in episodes)

@@ -1,4 +1,4 @@
-"""Signs in the evaluations of a run: memorized problems, one answer to all, and too few problems."""
+"""Signs in the evaluations of a run: memorized problems, one answer to all problems, too few problems."""
 
 import math
 from collections import Counter
@@ -9,11 +9,12 @@ from typing import Any
 from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, span
 from llm_reinforce.reports.recorded_run import RecordedRun
 
-GAP = 0.1  # smallest gap between the accuracies on training and on held-out problems
-CONFIDENCE = 0.999  # confidence of the gap; few false alarms matter more than small gaps
-NEIGHBORS = 5  # updates whose episodes are compared with an evaluation
+GAP = 0.1  # smallest reported gap between the accuracies on training and on held-out problems
+CONFIDENCE = 0.999  # confidence level of the gap; it is high, so that false alarms are rare
+NEIGHBORS = 5  # number of updates whose episodes are compared with an evaluation
 POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
-ONE_ANSWER, FEW_EQUAL = 0.9, 0.5  # shares of the most frequent answer, and of the most frequent right answer
+# minimum share of the most frequent answer, and maximum share of the most frequent right answer
+ONE_ANSWER, FEW_EQUAL = 0.9, 0.5
 MIN_ANSWERS = 20
 
 
@@ -62,11 +63,12 @@ def gap_interval(
 
 
 def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
-    """Find an accuracy on training problems that is higher than that on held-out problems.
+    """Find an accuracy on training problems that is higher than the accuracy on held-out problems.
 
     The training problems are those of the last updates up to the evaluation. Each problem counts once,
     because the episodes of one problem are not independent. The episodes are sampled at the temperature of
-    training. A greedy evaluation is usually more accurate than sampling, so the gap is then underestimated.
+    training. Greedy decoding is usually more accurate than sampling, so the gap to a greedy evaluation is
+    underestimated.
     """
     evaluations = [row for row in run.evaluations if row.get("data") == "held_out" and row.get("total")]
     if not evaluations or not run.metrics:
@@ -88,8 +90,9 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
     return finding(
         "memorized",
         rows,
-        f"accuracy on training problems in {span(rows)} is {training:.1%}, but {held_out:.1%} on held-out "
-        f"problems after update {last['update']:,}, so the policy has memorized training problems",
+        f"the accuracy on training problems in {span(rows)} is {training:.1%}, but the accuracy on held-out "
+        f"problems after update {last['update']:,} is {held_out:.1%}, so the policy has memorized training "
+        "problems",
         "use more training problems, training.weight_decay or fewer updates, and choose a checkpoint by the "
         "held-out accuracy",
         [
@@ -102,7 +105,7 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
 
 
 def one_answer(run: RecordedRun) -> Finding | None:
-    """Find the same final answer to nearly all problems of the last evaluation, or of the last episodes."""
+    """Find a policy that gives the same final answer to nearly all of the latest problems."""
     answers, where = _last_answers(run)
     given = Counter(str(each) for each, _ in answers if each is not None)
     right = Counter(answer for _, answer in answers)
@@ -114,12 +117,12 @@ def one_answer(run: RecordedRun) -> Finding | None:
     return finding(
         "one_answer",
         [],
-        f"the final answer is {most[:40]!r} to {count:,} of {len(answers):,} problems {where}, whatever the "
-        "problem",
+        f"the policy gives the same final answer, {most[:40]!r}, to {count:,} of {len(answers):,} problems "
+        f"{where}",
         "start a new run with a lower training.learning_rate or a higher reinforce.entropy_coefficient, and "
         "check that the reward depends on the problem",
         [
-            f"{len(right):,} different right answers, of which the most frequent one is right "
+            f"these problems have {len(right):,} different right answers, and the most frequent one occurs "
             f"{count_right:,} times"
         ],
     )
@@ -168,7 +171,7 @@ def _uses(run: RecordedRun, facts: RunFacts) -> float:
 
 
 def _last_answers(run: RecordedRun) -> tuple[list[tuple[Any, str]], str]:
-    """Return the final and the right answers of the last evaluation, or of the last recorded episodes."""
+    """Return the final and the right answers of the last evaluation or, without one, of the last episodes."""
     rows: Sequence[Row] = [row for row in run.answers if row.get("completions")]
     if rows:
         last = max(row["update"] for row in rows)

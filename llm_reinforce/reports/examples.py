@@ -1,4 +1,4 @@
-"""Examples of a finding: completions among the recorded episodes that show it."""
+"""Examples for findings: recorded completions that show a symptom."""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -8,7 +8,7 @@ from llm_reinforce.reports.finding import Finding, Row
 from llm_reinforce.reports.recorded_run import RecordedRun
 from llm_reinforce.reports.shown_text import shown
 
-MAX_PROMPT, MAX_COMPLETION = 200, 300  # characters
+MAX_PROMPT, MAX_COMPLETION = 200, 300  # maximum number of characters
 
 
 def with_example(found: Finding, run: RecordedRun) -> Finding:
@@ -33,7 +33,7 @@ def described(row: Row) -> str:
         f"prompt {shown(row.get('prompt', ''), MAX_PROMPT)!r}",
         f"completion {shown(row.get('completion', ''), MAX_COMPLETION)!r}",
         f"right answer {shown(row.get('answer', ''), MAX_PROMPT)!r}",
-        f"verdict {shown(row.get('reason', ''), 40)}",
+        f"judged {'right' if row.get('correct') else 'wrong'} ({shown(row.get('reason', ''), 40)})",
         "unscored" if reward is None else f"reward {reward:.4g}",
     ]
     if row.get("failure"):
@@ -49,13 +49,16 @@ def _refused(rows: Sequence[Row]) -> Row | None:
 
 
 def _rewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the last of the wrong episodes with the highest reward."""
+    """Return the wrong episode with the highest reward; of several such episodes, the last one."""
     wrong = [row for row in rows if not row.get("correct") and row.get("reward") is not None]
     return max(wrong, key=lambda row: (row["reward"], row["update"]), default=None)
 
 
 def _unrewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the last right answer, which has the same reward as wrong ones, or else a refused answer."""
+    """Return the last right answer; if there is none, return a refused answer.
+
+    In `equal_rewards`, the right answer has the same reward as the wrong answers.
+    """
     return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
 
 
@@ -67,6 +70,10 @@ def _unscored(rows: Sequence[Row]) -> Row | None:
     return next((row for row in reversed(rows) if row.get("reward") is None), None)
 
 
+def _failed(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in reversed(rows) if row.get("failure")), None)
+
+
 CHOICES: dict[str, Callable[[Sequence[Row]], Row | None]] = {
     "no_reward": _refused,
     "equal_rewards": _unrewarded,
@@ -76,4 +83,5 @@ CHOICES: dict[str, Callable[[Sequence[Row]], Row | None]] = {
     "reward_hacking": _rewarded,
     "truncation": _truncated,
     "unscored": _unscored,
+    "reward_failures": _failed,
 }

@@ -1,4 +1,4 @@
-"""Headline of a report: what was trained, what it changed, and what it cost."""
+"""Headline of a report: what was trained, the accuracy before and after training, and the cost."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -47,6 +47,15 @@ class Headline:
     facts: dict[str, str]
     results: list[Result]
 
+    @property
+    def text(self) -> str:
+        """The number of updates, and the accuracies before and after training, in one line."""
+        results = [
+            f"{each.title}, {each.decoding}: {each.before} → {each.after} after {each.last_update:,} updates"
+            for each in self.results
+        ]
+        return "; ".join([f"{self.state}, {self.facts['Updates']} updates", *results])
+
 
 def headline(run: RecordedRun) -> Headline:
     """Return the summary of a run."""
@@ -60,7 +69,7 @@ def headline(run: RecordedRun) -> Headline:
     }
     if results and results[0].gain > 0:
         seconds, num_tokens = _cost(run.metrics, results[0].last_update)
-        facts[f"Cost of a point gained ({results[0].decoding})"] = (
+        facts[f"Cost per percentage point gained ({results[0].decoding})"] = (
             f"{num_tokens / results[0].gain:,.0f} sampled tokens, {seconds / results[0].gain:,.1f} seconds"
         )
     return Headline(
@@ -69,7 +78,7 @@ def headline(run: RecordedRun) -> Headline:
 
 
 def _cost(metrics: list[Row], num_updates: int) -> tuple[float, int]:
-    """Return the seconds and the sampled tokens of the first updates."""
+    """Return the seconds and the number of sampled tokens of the first `num_updates` updates."""
     rows = [row for row in metrics if row["update"] <= num_updates]
     num_tokens = rows[-1].get("num_tokens", 0) if rows else 0
     return sum(row.get("step_time") or 0.0 for row in rows), num_tokens

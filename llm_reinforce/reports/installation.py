@@ -27,13 +27,13 @@ REQUIRED = (
     "scipy",
     "pydantic",
 )
-# modules of the optional packages, and what they are for
+# modules of the optional packages, and their purposes
 OPTIONAL: Mapping[str, str] = {
     "math_verify": "algebraic answers (extra `algebra`)",
     "matplotlib": "plots (extra `plots`)",
     "reasoning_gym": "generated problems (extra `reasoning-gym`)",
 }
-LITTLE_SPACE = 2 * 2**30  # bytes; a run of a small policy fits
+LITTLE_SPACE = 2 * 2**30  # in bytes; enough for a run of a small policy
 SETTINGS = ("HF_HUB_OFFLINE", "HF_HOME", "LLM_REINFORCE_CACHE", "CUDA_VISIBLE_DEVICES", *THREAD_SETTINGS)
 
 
@@ -125,14 +125,14 @@ def _directories() -> Iterator[Check]:
         from huggingface_hub import constants
 
         from llm_reinforce.policy.cache_folder import cache_directory
-    except Exception:  # reported by the checks of the versions
+    except Exception:  # already reported by the checks of the versions
         return
     yield _directory("cache of fetched models", cache_directory())
     yield _directory("cache of the hub", Path(constants.HF_HUB_CACHE))
 
 
 def _directory(name: str, path: Path) -> Check:
-    """Return whether files can be written to a directory, or to the nearest parent that exists."""
+    """Check that files can be written to a directory or, if it does not exist, to its nearest parent."""
     existing = next((each for each in (path, *path.parents) if each.exists()), path)
     where = f"{path}" if existing == path else f"{path} (does not exist yet)"
     try:
@@ -140,9 +140,7 @@ def _directory(name: str, path: Path) -> Check:
             pass
         free = shutil.disk_usage(existing).free
     except OSError as error:
-        return Check(
-            name, f"{where}, not writable: {error.strerror}", "failed", "choose a directory of yours"
-        )
+        return Check(name, f"{where}, not writable: {error.strerror}", "failed", "choose another directory")
     value = f"{where}, {_size(free)} free"
     if free < LITTLE_SPACE:
         return Check(name, value, "failed", f"free at least {_size(LITTLE_SPACE)}")

@@ -1,4 +1,4 @@
-"""The report of a run that is still going on, served on this machine only."""
+"""Report of a run in progress, served on this machine only."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,15 +15,15 @@ from llm_reinforce.reports.recorded_run import find_runs
 from llm_reinforce.runs.run_directory import LOGS
 
 LOOPBACK = "127.0.0.1"
-REFRESH_SECONDS = 5  # time between two questions of the page for new data
+REFRESH_SECONDS = 5  # time between two requests of the page for new data
 
 
 @contextmanager
 def live_report(*runs: str | PathLike[str], port: int = 0) -> Iterator[str]:
     """Serve the report of runs within the context, and yield its address.
 
-    The server accepts connections from this machine only. The page asks every few seconds if the runs have
-    new data, and is then loaded again.
+    The server accepts connections from this machine only. Every few seconds, the page asks the server whether
+    the runs have new data. If so, the page is reloaded.
 
     Args:
         runs: directories of runs, or directories that contain runs.
@@ -60,7 +60,7 @@ def _handler(paths: Sequence[Path]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host = (self.headers.get("Host") or "").rpartition(":")[0]
-            if host not in (LOOPBACK, "localhost"):  # another site's name that was resolved to this machine
+            if host not in (LOOPBACK, "localhost"):  # the name of another site that resolves to this machine
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/version":
                 self._send("text/plain", _version(paths).encode())

@@ -25,7 +25,8 @@ from llm_reinforce.reports.shown_text import shown, shown_settings, without_secr
 from llm_reinforce.runs import RunSummary
 
 REPORT = "report.html"
-PRIVATE_ENTRIES = ("machine", "working_directory", "paths")  # entries of environment.json
+# entries of environment.json that a report leaves out
+PRIVATE_ENTRIES = ("machine", "working_directory", "paths")
 SCRIPTS = ("uplot.min.js", "charts.js", "episodes.js")
 STYLES = ("uplot.min.css", "style.css")
 
@@ -61,7 +62,7 @@ def render(summaries: Sequence[RunSummary], *, refresh_seconds: int | None = Non
 
     Args:
         summaries: the runs, at least one.
-        refresh_seconds: time after which the page looks for new data. None: the page does not change.
+        refresh_seconds: time between two requests of the page for new data. None: the page does not change.
     """
     names = _names([run.path for run in summaries])
     runs = [read_run(summary, name) for summary, name in zip(summaries, names, strict=True)]
@@ -98,7 +99,7 @@ def _details(run: RecordedRun) -> dict[str, Any]:
 
 
 def _without_private_entries(environment: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the environment without secrets, the name of the machine and its directories.
+    """Return the environment without secrets, and without names of the machine and of its directories.
 
     Reports are attached to issues and sent by email.
     """
@@ -110,7 +111,7 @@ def _without_private_entries(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return names of runs: their directories without the part that all of them share."""
+    """Return names of runs: the paths of their directories without the part that all paths share."""
     parts = [path.resolve().parts for path in paths]
     shared = 0
     while len(paths) > 1 and len({names[: shared + 1] for names in parts}) == 1:
@@ -139,9 +140,9 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 
 
 def _content_security_policy(scripts: Sequence[str], *, is_live: bool) -> str:
-    """Return a policy that runs only these scripts and loads nothing.
+    """Return a content security policy that allows only these scripts, and loads nothing.
 
-    Even if a text of a completion got into the page as HTML, its scripts would not run.
+    Even if the text of a completion got into the page as HTML, scripts in the text would not run.
     """
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in digests)

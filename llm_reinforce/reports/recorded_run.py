@@ -15,7 +15,8 @@ from llm_reinforce.runs import RunDirectory, RunSummary, list_runs, summarize_ru
 
 Row = Mapping[str, Any]
 
-MAX_BYTES = 50_000_000  # of episodes.jsonl, whose episodes take up several times as much memory
+# maximum number of bytes read from episodes.jsonl; in memory, episodes take up several times as much
+MAX_BYTES = 50_000_000
 _UPDATE = re.compile(rb'\{"update": ([0-9]+)')  # how each line of episodes.jsonl begins
 
 
@@ -25,18 +26,20 @@ class RecordedRun:
 
     Attributes:
         name: short name that distinguishes the run from the other runs of a report.
-        variant: name of the settings that the run shares with other seeds; the color of its curves.
+        variant: name of the settings that the run shares with runs of other seeds. All runs of a variant have
+            curves of the same color.
         summary: state and progress of the run.
         settings: content of `recipe.yaml`; None if it cannot be read.
         environment: content of `environment.json`.
         metrics: rows of `metrics.jsonl`.
         evaluations: rows of `evaluations.jsonl`.
         answers: rows of `answers.jsonl`.
-        episodes: rows of `episodes.jsonl`. Of a large file, only those of updates at equal distances.
+        episodes: rows of `episodes.jsonl`. Of a large file, only the episodes of updates at equal distances
+            are read.
         num_episode_updates: number of updates in `episodes.jsonl`.
         comparison: content of `comparison.json`; empty if the run has not ended.
         variance: content of `variance.json`, if the variance was measured with `--output` in the directory of
-            the run; else empty.
+            the run; otherwise empty.
     """
 
     name: str
@@ -74,7 +77,7 @@ def find_runs(paths: list[Path]) -> list[RunSummary]:
 
 
 def read_run(summary: RunSummary, name: str) -> RecordedRun:
-    """Read the files of a run. Files that the run has not written are empty."""
+    """Read the files of a run. The content of a file that the run has not written is empty."""
     directory = RunDirectory(summary.path)
     episodes, num_episode_updates = _episodes(summary.path / "episodes.jsonl")
     is_seed = summary.path.name.startswith("seed-")  # `compare` writes VARIANT/seed-N
@@ -100,9 +103,9 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 
 
 def _episodes(file: Path) -> tuple[list[Row], int]:
-    """Return the episodes of some updates, at most `MAX_BYTES` of them, and the number of all updates.
+    """Return episodes of about `MAX_BYTES` bytes at most, and the number of all updates with episodes.
 
-    The lines of a large file are not parsed, apart from the number of the update at their beginning.
+    Most updates of a large file are skipped. Only the number of the update is read from their lines.
     """
     if not file.is_file():
         return [], 0

@@ -8,16 +8,16 @@ from llm_reinforce.config.strict_yaml import dump_yaml
 from llm_reinforce.console.text import visible
 from llm_reinforce.errors import SECRET_NAME
 
-MAX_TEXT = 4_000  # characters of a prompt or of an answer
-MAX_TOKEN = 80  # characters of a token
+MAX_TEXT = 4_000  # maximum number of characters of a prompt or of an answer
+MAX_TOKEN = 80  # maximum number of characters of a token
 _PLAIN_OR_NOT = re.compile(r"([\n\t])")
 
 
 def shown(text: object, max_characters: int = MAX_TEXT) -> str:
     r"""Return a text without characters that a browser would interpret, cut in the middle if it is long.
 
-    Line breaks and tabs are kept. Other control characters, marks of writing direction and halves of
-    surrogate pairs are written as escapes, such as `\x1b`. The template escapes HTML.
+    Line breaks and tabs are kept. Other control characters, marks that change the writing direction, and
+    halves of surrogate pairs are written as escapes, such as `\x1b`. The template escapes HTML.
     """
     whole = str(text)
     if len(whole) > max_characters:
@@ -29,7 +29,7 @@ def shown(text: object, max_characters: int = MAX_TEXT) -> str:
 
 
 def without_secret_entries(value: Any) -> Any:
-    """Return nested JSON values with the values of keys such as `api_key` hidden, and harmless texts."""
+    """Hide the values of keys such as `api_key` in nested JSON values, and make all texts harmless."""
     if isinstance(value, dict):
         return {
             shown(key): "(hidden)" if SECRET_NAME.search(str(key)) else without_secret_entries(entry)
@@ -41,7 +41,7 @@ def without_secret_entries(value: Any) -> Any:
 
 
 def shown_settings(settings: Mapping[str, Any] | None) -> str:
-    """Return settings as YAML, with harmless texts, and with the values of keys such as `api_key` hidden."""
+    """Return settings as YAML, with hidden values of keys such as `api_key`, and with harmless texts."""
     if settings is None:
         return "(recipe.yaml cannot be read)"
     return dump_yaml(without_secret_entries(dict(settings)))

@@ -1,21 +1,23 @@
-"""Findings while a run goes on, each of them once."""
+"""Findings about a run in progress. Each kind of finding is reported once."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from llm_reinforce.reports.collapse_sign import collapse
 from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, mean, number, worst_first
-from llm_reinforce.reports.trend_signs import collapse, trend_signs
+from llm_reinforce.reports.trend_signs import trend_signs
 from llm_reinforce.reports.window_signs import MAX_PATIENCE, WINDOW_SIGNS, window_of
 
 TREND_EVERY = 20  # number of updates between two searches for trends
-KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")  # metrics of all updates
+# metrics that are kept for all updates
+KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")
 
 
 class WarningSigns:
-    """Find signs that the policy does not learn while the run goes on. Each kind of sign is found once.
+    """Search a run in progress for signs that the policy does not learn. Each kind of sign is found once.
 
     Args:
-        facts: settings of the run. A run of few updates is measured over all its updates.
+        facts: settings of the run. If the run has few updates, each sign is measured over all of them.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -26,7 +28,7 @@ class WarningSigns:
 
     @property
     def findings(self) -> tuple[Finding, ...]:
-        """All findings so far, most severe first."""
+        """All findings so far, the most severe first."""
         return worst_first(list(self._found.values()))
 
     @property
@@ -44,7 +46,7 @@ class WarningSigns:
         rows, facts = self._rows, self._facts
         if len(rows) > MAX_PATIENCE:
             rows[-MAX_PATIENCE - 1] = _trimmed(rows[-MAX_PATIENCE - 1])
-        # as `best_accuracy`, without going through all updates again
+        # the result of `best_accuracy`, computed without going through all updates again
         if self._best is None:
             self._best = number(row, "accuracy"), facts.num_episodes
         elif len(rows) > self._window:
@@ -72,20 +74,20 @@ class WarningSigns:
 
 
 def few_problems(facts: RunFacts) -> Finding | None:
-    """Find fewer training problems than an update asks for."""
+    """Find a run that has fewer training problems than an update needs."""
     if facts.num_problems is None or facts.num_problems >= facts.problems_per_update:
         return None
     return finding(
         "few_problems",
         [],
-        f"an update asks for {facts.problems_per_update} problems, but there are only {facts.num_problems} "
+        f"an update needs {facts.problems_per_update} problems, but there are only {facts.num_problems} "
         "training problems, so each update uses some problems several times",
         "give more problems, or lower reinforce.problems_per_update",
     )
 
 
 def _trimmed(row: Row) -> Mapping[str, Any]:
-    """Return the metrics that a trend needs, because a run may have thousands of updates."""
+    """Return only the metrics that a trend needs. This saves memory in a run of thousands of updates."""
     return {
         name: value
         for name, value in row.items()

@@ -16,30 +16,31 @@ from llm_reinforce.reports.finding import (
     highest_rate,
     mean,
     number,
+    reward_names,
     span,
 )
 
-NUM_UPDATES = 5  # number of updates over which a sign is measured
-MIN_UPDATES = 2  # a shorter run has no signs
+NUM_UPDATES = 5  # number of updates over which most signs are measured
+MIN_UPDATES = 2  # minimum number of updates over which a sign is measured
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
-MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # shares of the episodes
-FALLING = 0.95  # a policy that learns to end its completions lowers the truncated share below this factor
-PATIENCE, MAX_PATIENCE = 20, 50  # patient signs: a 20th of the run's updates, at most 50
+MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum shares of the episodes for a sign
+FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not a sign
+PATIENCE, MAX_PATIENCE = 20, 50  # signs in PATIENT are measured over 1/20 of the run, at most 50 updates
 NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
 SOLVED = 0.9  # accuracy at which equal rewards are a success
 NO_ENTROPY = 0.01  # nats per token
-MIN_CHANGED = 0.5  # share of the weights with a gradient that a step should change
+MIN_CHANGED = 0.5  # minimum share of the weights with a gradient that a step should change
 MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
     0.01,
     1.0,
-)  # nats; differences of log-probabilities up to here are rounding
+)  # nats; smaller differences of log-probabilities are rounding errors
 
 Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
 
 def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose mean rewards are at most 0, without any right answer."""
+    """Find updates without any right answer whose mean rewards are at most 0."""
     rewards = [number(row, "reward") for row in rows]
     if not all(reward <= 0 for reward in rewards) or any(number(row, "accuracy") != 0 for row in rows):
         return None
@@ -47,7 +48,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         number(row, "reward_std") <= ZERO for row in rows
     )
     if not is_constant and mean(rows, "frac_reward_zero_std") < 0.5:
-        return None  # negative rewards that differ can be learned from
+        return None  # a policy can learn from negative rewards that differ
     what = (
         f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
         if is_constant
@@ -78,7 +79,9 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
         + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
         + ", so there is nothing to learn from",
-        "fix the reward function, which gives right and wrong answers the same reward"
+        f"fix the reward function {' or '.join(reward_names(rows))}, which gives right answers the same "
+        "reward as wrong ones: compare the form that it requires with the completions, and check that the "
+        "policy can write this form"
         if accuracy > 0
         else "check the reward function, or use easier problems, a warm start, or more "
         "reinforce.episodes_per_problem",
@@ -153,13 +156,14 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "truncation",
         rows,
-        f"{truncated:.0%} of the completions in {span(rows)} are truncated by sampling.max_new_tokens, so "
-        "most of them have no end token, and may have no answer",
+        f"{truncated:.0%} of the completions in {span(rows)} are cut off by sampling.max_new_tokens, and "
+        "right answers may be cut off too",
         "raise sampling.max_new_tokens, or prompt or reward shorter answers",
         [
             f"mean length {mean(rows, 'completions/mean_length'):.1f} of at most "
             f"{max(finite(rows, 'completions/max_length'), default=math.nan):.0f} tokens",
-            f"accuracy {mean(rows, 'accuracy'):.1%}",
+            f"accuracy {mean(rows[:half], 'accuracy'):.1%} → {mean(rows[half:], 'accuracy'):.1%} from the "
+            "first to the second half of these updates",
         ],
     )
 
@@ -177,6 +181,22 @@ def unscored(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "fix the reward function, whose failures are in episodes.jsonl",
         [f"{name}: {sum(finite(rows, name)):.0f}" for name in failed]
         or ["no reward function failed: all of them returned None"],
+    )
+
+
+def reward_failures(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find reward functions that failed on some episodes of the run."""
+    failed = {name: sum(finite(rows, f"rewards/{name}/num_failed")) for name in reward_names(rows)}
+    failed = {name: num for name, num in failed.items() if num}
+    if not failed:
+        return None
+    num_episodes = len(rows) * facts.num_episodes
+    return finding(
+        "reward_failures",
+        rows,
+        f"the reward function {' or '.join(failed)} failed on some episodes",
+        "fix the reward function; the error messages are in episodes.jsonl",
+        [f"{name}: failed on {num:,.0f} of {num_episodes:,} episodes" for name, num in failed.items()],
     )
 
 
@@ -218,10 +238,10 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose log-probabilities differ from those in sampling by more than rounding errors."""
+    """Find updates whose log-probabilities differ from the recorded ones by more than rounding errors."""
     differences = finite(rows, "sampling/sampling_logp_difference/max")
     limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
-    if len(differences) < len(rows) or median(differences) <= limit:
+    if not differences or median(differences) <= limit:
         return None
     return finding(
         "sampler_mismatch",
@@ -258,13 +278,13 @@ WINDOW_SIGNS: tuple[Sign, ...] = (
 PATIENT = {
     truncation,
     no_spread,
-}  # signs that a policy may show for some updates while it learns to avoid them
+}  # a policy may show these signs for some updates while it learns to avoid them
 
 
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
     """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
-    if sign is truncation:  # needs two halves
+    if sign is truncation:  # compares the two halves of the updates
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
     return max(window, min(facts.num_updates // PATIENCE, MAX_PATIENCE)) if sign in PATIENT else window
 

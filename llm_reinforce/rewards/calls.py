@@ -24,7 +24,7 @@ MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; larger 
 OUR_FILES = tuple(
     str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py", "signatures.py")
 )
-MAX_TRACEBACK = 4_000  # maximum characters; the end of a traceback, with the error, is reported
+MAX_TRACEBACK = 4_000  # maximum number of characters; a traceback is cut at its beginning
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,10 @@ def columns_of(problem: Problem) -> Mapping[str, object]:
 
 
 class _Values(Mapping[str, object]):
-    """Values of one completion by name, for the parameters of a reward function. Computed when used."""
+    """Values of one completion by name, for the parameters of a reward function.
+
+    A value is computed when it is used.
+    """
 
     def __init__(self, judged: JudgedCompletion, progress: Progress) -> None:
         self._judged, self._progress = judged, progress

@@ -1,4 +1,4 @@
-"""Rewards that are given in Python: functions, names, lists of these, or a dict with weights."""
+"""Rewards that are given in Python as functions, names, a list of these, or a dict with weights."""
 
 import functools
 import sys
@@ -26,14 +26,15 @@ def rewards_from(source: Any) -> list[Given]:
 
     Args:
         source: a function `f(completion, problem)` or with TRL's signature, a built-in name,
-            `path/to/file.py:function`, a RewardConfig or a WeightedReward; a list of these; or a dict from
-            these to weights.
+            `path/to/file.py:function`, a RewardConfig or a WeightedReward; a list of these; or a dict that
+            maps these to weights.
 
     Returns:
         one pair per reward: the recipe keys, and the reward as an object or None if the keys suffice.
 
     Raises:
-        InputError: if `source` has another type, or a function has no parameter whose value is known.
+        InputError: if `source` has another type, or if no parameter of a function names a value that a reward
+            function can receive.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):

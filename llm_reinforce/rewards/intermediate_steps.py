@@ -173,7 +173,7 @@ def _has_operation(tokens: Sequence[str]) -> bool:
 def _value(tokens: Sequence[str]) -> Fraction | None:
     """Return the value of an expression of numbers, + - * / and brackets.
 
-    Return None if the expression is invalid, too long or divides by zero.
+    Return None if the expression is invalid or too long, or if it divides by zero.
     """
     if len(tokens) > MAX_TOKENS or max(map(len, tokens), default=0) > MAX_DIGITS:
         return None

@@ -72,15 +72,15 @@ def load_reward(
             searched in the current directory, and relative paths start there. Loading a file executes it.
         weight: factor of the reward in the weighted sum.
         arguments: keyword arguments of the built-in reward (`max_tokens` of `conciseness`, for example), or
-            further keyword arguments of a user's function, besides those that the trainer passes.
+            further keyword arguments of a user's function, besides the arguments that the trainer passes.
         conversational: if True, a function with TRL's signature receives lists of messages instead of texts.
             If None, the function receives messages only if the policy has a chat template.
         isolation: settings of the worker processes that run the function. None runs the function in this
             process.
 
     Raises:
-        InputError: if the function does not exist, does not accept the arguments, or has no parameter whose
-            value is known.
+        InputError: if the function does not exist or does not accept the arguments, or if no parameter of the
+            function names a value that a reward function can receive.
     """
     name = function.rpartition(":")[2]
     if isolation is not None:

@@ -65,7 +65,7 @@ class Requirements:
                 )
             how = "once per batch, with TRL's signature," if self.is_batched else "once per completion"
             raise InputError(
-                f"reward {reward!r}: nothing is known under the name of its parameter {name!r}"
+                f"reward {reward!r}: no value has the name of its parameter {name!r}"
                 f"{nearest(name, [*known, *columns])}; a function that is called {how} can have the "
                 f"parameters {', '.join(known)} and the columns of the data: {_listed(columns)}; rename the "
                 "parameter, give it a default, or set it in `arguments`"
@@ -126,8 +126,7 @@ class RewardSignature:
                 found[name] = values[key] if key else None
             elif parameter.default is parameter.empty:
                 raise TypeError(
-                    f"nothing is known under the name of its parameter {name!r}; available: "
-                    f"{', '.join(values)}"
+                    f"no value has the name of its parameter {name!r}; available: {', '.join(values)}"
                 )
         rest = {}
         if self.takes(inspect.Parameter.VAR_KEYWORD):
@@ -186,7 +185,7 @@ def requirements_of(function: Callable[..., Any]) -> Requirements:
 
 
 def value_name(parameter: str, values: Collection[str]) -> str | None:
-    """Return the name of the value of a parameter, "" if the parameter is unused, or None if there is none.
+    """Return the name of a parameter's value; "" for an unused parameter; None if there is no such value.
 
     Underscores before the name are ignored if they are needed to find the value. A parameter whose name has
     only underscores is unused, as in `lambda completion, _: 1.0`.

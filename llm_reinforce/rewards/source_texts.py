@@ -12,9 +12,9 @@ from llm_reinforce.rewards.isolation import IsolatedFunction
 def describe_reward(name: str, function: Any) -> dict[str, Any]:
     """Return the name, the source text and the digest of the source text of a reward function.
 
-    For a function of a file or a module, the source text is that of the whole file, because the function may
-    call other functions of the file. For other functions, it is the text of the function itself. A built-in
-    reward has only a name, because the version of the toolkit determines its source.
+    For a function of a file or a module, the source text is the text of the whole file, because the function
+    may call other functions of the file. For other functions, it is the text of the function itself. A
+    built-in reward has only a name, because the version of the toolkit determines its source.
 
     Args:
         name: name of the function, as in the settings (`RewardConfig.function`).

@@ -108,7 +108,7 @@ def _as_messages(role: str, text: str, conversational: bool) -> object:
 
 
 def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> object:
-    """Return the result of a call with those arguments that the function accepts, or the error."""
+    """Call the function with the arguments that it accepts. Return the result or the error."""
     signature = read_signature(function)
     if signature is None:
         return call_guarded(function, **arguments)

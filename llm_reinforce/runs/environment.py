@@ -1,4 +1,4 @@
-"""Content of `environment.json`: how a run was started, and the machine and the versions that it used."""
+"""Content of `environment.json`: how a run was started, its machine, and the versions of its packages."""
 
 import os
 import platform
@@ -98,7 +98,7 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> Entries:
 
 
 def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entries:
-    """Return `before` with the entries of `differing`, which are a result of `changes`."""
+    """Apply differences that were returned by `changes`, and return the new environment."""
     result = {name: value for name, value in before.items() if name not in differing}
     for name, new in differing.items():
         old = before.get(name)
@@ -110,7 +110,9 @@ def changed_by(before: Mapping[str, Any], differing: Mapping[str, Any]) -> Entri
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return the differences that may change a resumed run, such as "versions.torch (2.8.0, before 2.7.1)".
+    """Return the differences that may change the results of a resumed run.
+
+    An example of a difference is "versions.torch (now 2.8.0, previously 2.7.1)".
 
     Entries that `before` does not have are left out, because earlier versions of the toolkit recorded less.
 
@@ -131,7 +133,7 @@ def _different(before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
         elif name == "sha256":
             lines.append(f"{path.removesuffix('.')} (other contents)")
         elif name not in NOT_COMPARED:
-            lines.append(f"{key} ({_shown(new)}, before {_shown(old)})")
+            lines.append(f"{key} (now {_shown(new)}, previously {_shown(old)})")
     return lines
 
 

@@ -20,7 +20,7 @@ from llm_reinforce.runs.run_directory import RunDirectory
 def recorded_evaluations(directory: RunDirectory, max_new_tokens: int) -> dict[str, dict[int, Evaluation]]:
     """Return the first and the last evaluation in `answers.jsonl` for each decoding ("greedy" or "sampled").
 
-    Evaluations of which only some answers are recorded are left out.
+    An evaluation is left out if only some of its answers are recorded.
 
     Args:
         directory: directory of the run.

@@ -51,9 +51,9 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
 
     Raises:
         InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
-            started more processes than there are GPUs, or a number of processes that differs from that of
-            accelerate, if the process already has an accelerator with another mixed precision, or if the
-            mixed precision is fp16 on a CPU.
+            started more processes than there are GPUs, or another number of processes than accelerate uses,
+            if the process already has an accelerator with another mixed precision, or if the mixed precision
+            is fp16 on a CPU.
     """
     check_launch()
     _check_devices()

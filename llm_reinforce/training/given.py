@@ -175,8 +175,8 @@ def _read_problems(
     train = held = None
     if columns and isinstance(problems, ProblemsConfig | GenerateConfig | DataConfig):
         raise InputError(
-            f"{next(iter(columns))}: not used with a {type(problems).__name__}; remove this argument (a "
-            "DataConfig can contain it)"
+            f"{next(iter(columns))}: not used with a {type(problems).__name__}; remove this argument, or set "
+            "the column in a DataConfig"
         )
     if isinstance(problems, ProblemsConfig | GenerateConfig):
         if held_out is not None:

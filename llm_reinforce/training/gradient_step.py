@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import reduce
 from typing import Literal, NamedTuple
 
+import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from jaxtyping import Float
@@ -12,12 +13,13 @@ from torch import Tensor, nn
 
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, Estimate
-from llm_reinforce.policy import Activations, TokenIds, token_log_probs
-from llm_reinforce.policy_gradient import entropy_bonus
+from llm_reinforce.policy import Activations, TokenIds, own_log_probs, token_log_probs
+from llm_reinforce.policy_gradient import action_mask, entropy_bonus
 from llm_reinforce.training.data_parallel import gather_object, sum_gradients
 from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, kl_loss, surrogate_loss
 from llm_reinforce.training.step_statistics import StepStatistics, step_statistics
 
+MAX_RECOMPUTED = 1 / 8  # largest share of the episodes that `GradientStep.recomputed_difference` recomputes
 ATTENDED = 8  # maximum number of positions of keys and values per token of a full micro-batch
 
 Skipped = Literal["no episode was scored", "the gradient is not finite"]
@@ -31,7 +33,8 @@ class UpdateOutcome:
         loss: value of the loss.
         grad_norm: norm of the whole gradient before clipping.
         max_log_prob_difference: largest |Δ log π| of an action in the loss. This is the difference between
-            the log-probability recorded during sampling and the log-probability computed for the loss.
+            the log-probability recorded during sampling and the log-probability computed for the loss, or by
+            `recomputed_difference` if the loss reuses the recorded ones. None: it was not measured.
         learning_rate: learning rate of the step.
         skipped: the reason why the weights were not changed; None if the weights were changed.
         frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
@@ -43,7 +46,7 @@ class UpdateOutcome:
 
     loss: float
     grad_norm: float
-    max_log_prob_difference: float
+    max_log_prob_difference: float | None
     learning_rate: float
     skipped: Skipped | None
     frac_weights_changed: float | None = None
@@ -60,12 +63,13 @@ class PartialLoss(NamedTuple):
     """The loss of some of an update's episodes, the largest |Δ log π|, and the counts of ratios."""
 
     loss: float
-    max_log_prob_difference: float
+    max_log_prob_difference: float | None
     counts: RatioCounts
 
     def add(self, other: "PartialLoss") -> "PartialLoss":
         """Return the sum of two losses, with the larger of the differences and the sum of the counts."""
-        difference = max(self.max_log_prob_difference, other.max_log_prob_difference)
+        differences = (self.max_log_prob_difference, other.max_log_prob_difference)
+        difference = max((each for each in differences if each is not None), default=None)
         return PartialLoss(self.loss + other.loss, difference, self.counts + other.counts)
 
 
@@ -75,9 +79,9 @@ class GradientStep:
 
         L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus + kl.coefficient · divergence
 
-    If the settings have importance weights or clipping, `surrogate_loss` replaces the first term. The last
-    term exists only with the estimator k3; see `kl_loss`. The gradients of the sums are accumulated over
-    micro-batches.
+    With importance weights or clipping, `surrogate_loss` replaces the first term. The last term exists only
+    with the estimator k3; see `kl_loss`. The loss is computed in micro-batches, whose gradients are
+    accumulated.
 
     Attributes:
         accelerator: the accelerator of the run.
@@ -106,6 +110,8 @@ class GradientStep:
         estimate: Estimate,
         activations: Activations | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        recomputes: bool = False,
     ) -> UpdateOutcome:
         """Take the step. It is skipped if no episode was scored or if the gradient is not finite.
 
@@ -117,6 +123,8 @@ class GradientStep:
                 cleared afterwards, because they do not match the weights after the step.
             progress: function that is called before each micro-batch with the number of completed
                 micro-batches and the number of all micro-batches.
+            recomputes: measure `max_log_prob_difference` even if the loss reuses the log-probabilities that
+                were recorded during sampling.
 
         Returns:
             the outcome of the step, which contains the reason if the step was skipped.
@@ -125,14 +133,19 @@ class GradientStep:
         if estimate.mean_return is None:
             if activations is not None:
                 activations.clear()
-            return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
-        own = PartialLoss(0.0, 0.0, NO_RATIOS)
+            return UpdateOutcome(0.0, 0.0, None, learning_rate, "no episode was scored")
+        own = PartialLoss(0.0, None, NO_RATIOS)
         self.optimizer.zero_grad()
         micro_batches = self.micro_batches(batch, self.rows_with_gradient(batch, estimate))
+        if recomputes and activations is not None and activations.num_tokens:
+            own = own._replace(max_log_prob_difference=self.recomputed_difference(batch))
         for num_done, rows in enumerate(micro_batches):
             if progress is not None:
                 progress(num_done, len(micro_batches))
-            own = own.add(self.backward(batch, estimate, rows, activations))
+            part = self.backward(batch, estimate, rows, activations)
+            if activations is not None and activations.is_reused:  # the difference is always 0
+                part = part._replace(max_log_prob_difference=None)
+            own = own.add(part)
         if activations is not None:
             activations.clear()
         first, *others = gather_object(own, self.accelerator)
@@ -257,9 +270,32 @@ class GradientStep:
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return PartialLoss(float(loss.detach()), float(difference), counts)
 
+    @torch.no_grad()
+    def recomputed_difference(self, batch: EpisodeBatch) -> float:
+        """Return the largest |Δ log π| (see `UpdateOutcome`) of the longest episodes.
+
+        Their log-probabilities are computed by the forward pass of the model itself, so that the fast path is
+        compared with the model at the lengths that occur in the run.
+        """
+        sizes = [len(each.prompt_ids) + len(each.completion.token_ids) for each in batch.episodes]
+        longest_first = sorted(range(len(batch)), key=lambda row: -sizes[row])
+        rows = longest_first[: max(1, int(MAX_RECOMPUTED * len(batch)))]
+        with self.accelerator.autocast():
+            found = own_log_probs(
+                self.model,
+                [batch.episodes[row].prompt_ids for row in rows],
+                [batch.episodes[row].completion.token_ids for row in rows],
+                pad_token_id=self.pad_token_id,
+                temperature=self.temperature,
+            ).log_probs
+        num_tokens, device = found.shape[1], found.device
+        recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
+        mask = action_mask(batch.lengths[rows], num_tokens).to(device)
+        return float((found - recorded).masked_fill(~mask, 0.0).abs().max())
+
 
 def frac_changed(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> float | None:
-    """Return the share of the weights with a nonzero gradient that differ from `before`.
+    """Among the weights with a nonzero gradient, return the share that differs from `before`.
 
     Return None if no weight has a nonzero gradient.
     """

@@ -73,6 +73,7 @@ from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
 
 NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
+RECOMPUTE_EVERY = 25  # number of updates between two measurements of `sampling_logp_difference`
 NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maximum number of tokens
 
 
@@ -228,7 +229,7 @@ class TrainingLoop:
                 len(problems),
                 self.reinforce.problems_per_update,
                 self.reinforce.episodes_per_problem,
-                training.num_updates,
+                training.num_updates // self.reinforce.updates_per_batch,
                 training.num_warmup_updates,
                 is_full_precision=training.mixed_precision == "no"
                 and next(policy.model.parameters()).dtype.itemsize >= 4,
@@ -352,15 +353,18 @@ class TrainingLoop:
             changed = {"entropy_coefficient": self._entropy_coefficient}
             step = replace(step, reinforce=self.reinforce.model_copy(update=changed))
         for number in range(num_updates):
-            rows = batch.rows_of_update(number, num_updates)
-            part = own.part(own.rows_of_update(number, num_updates))
-            of_update = estimate.of_update(rows, self.reinforce)
+            part, of_update = own, estimate
+            if num_updates > 1:
+                rows = batch.rows_of_update(number, num_updates)
+                part = own.part(own.rows_of_update(number, num_updates))
+                of_update = estimate.of_update(rows, self.reinforce)
             outcomes.append(
                 step(
                     part,
-                    of_update.part(self._own_rows(len(rows)), int(part.lengths.max())),
+                    of_update.part(self._own_rows(len(of_update.mask)), int(part.lengths.max())),
                     None if number else activations,
                     partial(self._show_gradient, number),
+                    recomputes=self.state.num_updates // num_updates % RECOMPUTE_EVERY == 0,
                 )
             )
             self.schedule.step()
@@ -455,7 +459,7 @@ class TrainingLoop:
         return self.reinforce.entropy_coefficient if adapted is None else adapted
 
     def _share(self, problems: Sequence[Problem]) -> Sequence[Problem]:
-        """Return the problems of this process among those of all processes."""
+        """Select the problems of this process from the problems of all processes."""
         return problems[self._own_rows(len(problems))]
 
     def _own_rows(self, num_rows: int) -> slice:
@@ -465,13 +469,13 @@ class TrainingLoop:
         return slice(first, first + num_own)
 
     def _process_of(self, episode: Episode) -> str:
-        """Return "process N: " for an episode of an update of several processes, and otherwise ""."""
+        """Return "process N: " for an episode if several processes train together, and otherwise ""."""
         num_processes = self.accelerator.num_processes
         process = episode.group * num_processes // self.reinforce.problems_per_update
         return f"process {process}: " if num_processes > 1 else ""
 
     def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
-        """Return the values for the episodes of all processes, and the features for those of this process.
+        """Return the values for all processes' episodes, and the features for this process's episodes.
 
         The result is None if there is no value head.
         """
@@ -491,7 +495,7 @@ class TrainingLoop:
         first_group: int | None = None,
         refill: int = 0,
     ) -> EpisodeBatch:
-        """Sample episodes of the problems of this process from the current policy.
+        """Sample episodes from the current policy, for the problems that this process has to sample.
 
         If `is_trial` is True, one short episode of each problem is sampled. For `on_step`, see
         `collect_episodes`. `first_group` is the number of the first problem among those of all processes; by
@@ -505,7 +509,7 @@ class TrainingLoop:
         if first_group is None:
             first_group = self.accelerator.process_index * len(problems)
         generator = self._generator("trial" if is_trial else f"refill {refill}" if refill else "episodes")
-        # all processes use one sequence of random numbers, so that their number does not change the episodes
+        # all processes share one sequence of random numbers, so the episodes do not depend on their number
         for _ in range(first_group):
             random_numbers(num_episodes, max_new_tokens, generator)
         with self.accelerator.autocast():
@@ -872,7 +876,7 @@ class TrainingLoop:
                 self.trackers.evaluation(self.state.num_updates, evaluation)
 
     def _measure_accuracy(self, problems: Sequence[Problem], decoding: Decoding) -> Evaluation | None:
-        """Return an evaluation, or None if a stop is requested before it is complete."""
+        """Return an evaluation, or None if a stop is requested before the evaluation is complete."""
         with self.accelerator.autocast(), suppress(_EvaluationStoppedError):
             return measure_accuracy(
                 self.policy,

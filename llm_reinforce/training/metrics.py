@@ -89,10 +89,11 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
     metrics = {
         "loss": sum(each.loss for each in outcomes) / len(outcomes),
         "grad_norm": sum(each.grad_norm for each in outcomes) / len(outcomes),
-        "sampling/sampling_logp_difference/max": outcomes[0].max_log_prob_difference,
         "learning_rate": outcomes[-1].learning_rate,
         **reduce(add, [each.counts for each in outcomes]).metrics(settings),
     }
+    if outcomes[0].max_log_prob_difference is not None:
+        metrics["sampling/sampling_logp_difference/max"] = outcomes[0].max_log_prob_difference
     shares = [each.frac_weights_changed for each in outcomes if each.frac_weights_changed is not None]
     if shares:
         metrics["frac_weights_changed"] = sum(shares) / len(shares)

@@ -119,7 +119,7 @@ def _weighted(
     weights = limit_weights(raw, settings.limit, settings.beyond_limit)
     # an episode has one weight with `sequence`, and otherwise one weight per action
     counted = mask if settings.level != "sequence" else mask & (mask.cumsum(dim=1) == 1)
-    used = weights[counted].double()
+    used = weights[counted]
     is_beyond = raw[counted] > (torch.inf if settings.limit is None else settings.limit)
     counts = RatioCounts(
         len(used), float(used.sum()), float(used.square().sum()), num_truncated=int(is_beyond.sum())

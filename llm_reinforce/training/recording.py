@@ -106,7 +106,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
 
 
 def with_recorded_date(directory: RunDirectory, config: Config) -> Config:
-    """Return the settings with the date that the chat template prints in the run in the directory.
+    """Return the settings with the date of the chat template that the run in the directory has recorded.
 
     If the settings contain a date, or the directory contains no run with a date, they are not changed.
     """

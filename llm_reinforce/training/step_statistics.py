@@ -35,11 +35,11 @@ def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
     The result is None if no weight has been updated. With more than `LARGE` weights, it is None except in
     every `EVERY`-th step of the optimizer.
 
-    The norm of the step is that of
+    The norm of the step is the norm of the vector
 
         lr · m̂ / (√v̂ + ε)
 
-    over all weights. It does not contain weight decay.
+    over all weights. Weight decay is not included.
     """
     if not _is_due(optimizer):
         return None
@@ -83,7 +83,7 @@ def mean_of_noise(beta_1: float, num_steps: int) -> float:
 
         c = Σ β₁²ᵏ / (Σ β₁ᵏ)² = (1 - β₁) / (1 + β₁) · (1 + β₁ᵗ) / (1 - β₁ᵗ)
 
-    It is 1 in the first step and tends to (1 - β₁) / (1 + β₁), which is 1/19 for β₁ = 0.9.
+    c is 1 in the first step and tends to (1 - β₁) / (1 + β₁), which is 1/19 for β₁ = 0.9.
     """
     power = beta_1**num_steps
     return (1.0 - beta_1) / (1.0 + beta_1) * (1.0 + power) / (1.0 - power)

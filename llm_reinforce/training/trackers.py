@@ -1,7 +1,7 @@
 """Log a run to experiment trackers such as TensorBoard, with the tracker classes of accelerate.
 
-The trackers only observe a run: a tracker that fails is turned off, and the bits of the run do not depend on
-the trackers.
+The trackers only observe a run. A tracker that fails is turned off, and the results of the run do not depend
+on the trackers.
 """
 
 import json
@@ -55,7 +55,7 @@ def check_trackers(training: TrainingConfig) -> None:
 
 
 class Trackers:
-    """The started trackers of a run, which is empty by default.
+    """The started trackers of a run. A new object has no trackers.
 
     Args:
         say: function that shows a note if a tracker fails.
@@ -217,7 +217,7 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
     arguments: dict[str, Any] = {}
     match name:
         case "tensorboard":
-            # the name is that of a folder
+            # the tracker creates a folder with this name
             return new(re.sub(r"[^\w.-]+", "_", run_name).lstrip(".") or "run", own_folder)
         case "aim":
             return new(run_name, own_folder, experiment=project, run_hash=None if is_new else own_id)
@@ -244,9 +244,10 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
 
 
 def _series(directory: RunDirectory) -> dict[str, Any]:
-    """Return the content of `trackers/series.json`, with what the latest process of the run has logged.
+    """Return the content of `trackers/series.json`, updated from the logs of the run.
 
-    That process may have been killed, so the numbers of its last update and evaluation are in the logs.
+    The numbers of the last update and evaluation are read from the logs, because the process that logged them
+    may have been killed before it wrote the file.
     """
     series: dict[str, Any] = {"id": uuid.uuid4().hex, "ids": {}, "num_updates": 0, "evaluations": {}}
     with suppress(OSError, ValueError, TypeError):
@@ -262,7 +263,7 @@ def _series(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Return all settings by dotted key. Lists and null are JSON, because trackers take numbers and texts."""
+    """Return all settings by dotted key, in a form that trackers accept: lists and null as JSON text."""
     values = texts_without_secrets(flattened(config.model_dump(mode="json")))
     return {
         key: value if isinstance(value, int | float | str) else json.dumps(value)
@@ -282,7 +283,7 @@ def _name_in(tracker: str, metric: str, metrics: Iterable[str]) -> str:
 
 
 def _variables(folder: Path) -> dict[str, str]:
-    """Return environment variables that make trackers write to the folder, without those set by the user."""
+    """Return environment variables that make trackers write to the folder, unless the user has set them."""
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     return {name: value for name, value in variables.items() if name not in os.environ}
 

@@ -117,7 +117,7 @@ class ReinforceTrainer:
             print(update.number, update.metrics["accuracy"])
 
     Each update samples `problems_per_update` x `episodes_per_problem` completions, computes their rewards,
-    and takes one optimizer step.
+    and takes one optimizer step. With `updates_per_batch`, several updates share these completions.
 
     Further settings are keyword arguments. They have the names and defaults of a recipe's keys. With the same
     settings, Python, YAML and the command line give bit-identical runs. The most common settings are:
@@ -148,8 +148,8 @@ class ReinforceTrainer:
             file or folder (JSONL, JSON, CSV, TSV, Parquet, Arrow), a hub id, a list of dicts with the keys
             `prompt` (or `question`) and `answer`, a list of Problems, a `datasets.Dataset`, a DataFrame of
             pandas, or a ProblemsConfig, DataConfig or GenerateConfig. For columns with other names, set
-            `prompt_column` and `answer_column`. Problems without answers need reward functions that do
-            without them; no accuracy is measured.
+            `prompt_column` and `answer_column`. If problems have no answers, all reward functions have to
+            work without answers, and no accuracy is measured.
         rewards: the reward, given as a function such as `f(completion: str, problem: Problem) -> float |
             None | StepRewards`, a function with TRL's signature, a built-in name ("correct_answer",
             "answer_format", "conciseness", "readability", "intermediate_steps"),
@@ -433,7 +433,7 @@ class ReinforceTrainer:
             check_same_run(self._directory, self.config)
             self.config = with_recorded_date(self._directory, self.config)
         date = self._loop.fix_date(self.config.policy.chat_template_date)
-        self.config = with_date(self.config, date)  # for `recipe.yaml`
+        self.config = with_date(self.config, date)  # the date is then written to `recipe.yaml`
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)

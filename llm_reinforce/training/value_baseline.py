@@ -22,12 +22,14 @@ class Prediction:
     """Predictions of the value head for an update's episodes, made before the head is fitted to them.
 
     Attributes:
-        values: V(s_t) at each action, on the CPU; zero in padding.
-        features: hidden states of the policy from which V was predicted, on the policy's device.
+        values: V(s_t) at each action, on the CPU; zero in padding. In a run with several processes, the
+            values for the episodes of all processes are gathered.
+        features: hidden states of the policy from which V was predicted for the episodes of this process, on
+            the policy's device.
     """
 
     values: Float[Tensor, "episode token"]
-    features: Float[Tensor, "episode token feature"]
+    features: Float[Tensor, "own_episode own_token feature"]
 
 
 class ValueBaseline:

@@ -4,8 +4,10 @@ One update samples 8 episodes of each problem, rewards them, and takes one gradi
 in its own process, with the same weights and prompts, on-policy, in float32, at temperature 1, without a
 reference model. The processes take turns update by update, so that changes of the machine's load affect all.
 Rewards are random numbers, so that no group has equal rewards and no episode can be skipped; the side
-`ours, verdicts` uses the verifier instead. TRL is included if it is installed. `--scaling` prints how the
-cost grows with the size of the problem instead.
+`ours, verdicts` uses the verifier instead. TRL is included if it is installed. Our sides use the settings of
+OpenMP and malloc that the command line makes. `--busy N` runs N other processes beside the contenders, which
+keep one thread each computing. `--scaling` prints how the cost grows with the size of the problem instead.
+`ablation.py` measures the pieces of the fast path.
 """
 
 import argparse
@@ -20,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
@@ -33,6 +35,7 @@ from transformers import LlamaForCausalLM
 
 import llm_reinforce.episodes.collect as collect
 from llm_reinforce import Problem, load_policy
+from llm_reinforce.__main__ import WAITING
 from llm_reinforce.config import (
     EvaluationConfig,
     RandomInitConfig,
@@ -47,6 +50,7 @@ from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.fetched_models import fetched_directory
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.training import TrainingLoop
+from llm_reinforce.training.host_process import keep_freed_memory
 
 SIDES = ("ours", "ours, verdicts", "trl RLOO", "trl GRPO")
 GROUP = 8
@@ -122,6 +126,7 @@ class Turns:
 
 def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool) -> None:
     """Make updates with TrainingLoop."""
+    keep_freed_memory()
     dice = random.Random(0)
     policy = load_policy(directory)
     spent = {"prefill": 0.0, "sampling": 0.0}
@@ -257,17 +262,26 @@ def work(side: str, workload: Workload, directory: str) -> None:
 
 @contextmanager
 def contender(side: str, name: str, directory: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Yield a function that makes one update in a new process and returns its report.
+    """Yield a function that lets one of the contenders make an update; see `worker`."""
+    arguments = [__file__, "--worker", side, "--workloads", name, "--directory", directory]
+    with worker(arguments, {} if side.startswith("trl") else WAITING) as turn:
+        yield turn
+
+
+@contextmanager
+def worker(arguments: list[str], environment: Mapping[str, str]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Start a Python process, and yield a function that makes one update in it and returns its report.
 
     The first update, a warm-up, has been made before.
     """
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            [sys.executable, __file__, "--worker", side, "--workloads", name, "--directory", directory],
+            [sys.executable, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            env={**os.environ, **environment},
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -277,7 +291,7 @@ def contender(side: str, name: str, directory: str) -> Iterator[Callable[[], dic
             line = reports.readline()
             if not line:
                 errors.seek(0)
-                raise SystemExit(f"{side} ended unexpectedly:\n{errors.read()[-2000:]}")
+                raise SystemExit(f"{arguments} ended unexpectedly:\n{errors.read()[-2000:]}")
             result: dict[str, Any] = json.loads(line)
             return result
 
@@ -292,6 +306,29 @@ def contender(side: str, name: str, directory: str) -> Iterator[Callable[[], dic
         finally:
             process.kill()
             process.wait()
+
+
+@contextmanager
+def busy(num_processes: int) -> Iterator[None]:
+    """Run processes that multiply matrices on one thread each, as other programs on the machine would."""
+    program = "import torch; torch.set_num_threads(1); a = torch.randn(256, 256)\nwhile True: a @ a"
+    with ExitStack() as stack:
+        for _ in range(num_processes):
+            process = subprocess.Popen([sys.executable, "-c", program])
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+        yield
+
+
+@contextmanager
+def weights_of(name: str) -> Iterator[str]:
+    """Yield a directory with the policy of a workload."""
+    with tempfile.TemporaryDirectory() as directory:
+        if WORKLOADS[name].is_chat:
+            yield str(fetched_directory("smollm2-135m"))
+        else:
+            random_policy(SMALL, seed=0).save(directory)
+            yield directory
 
 
 def median_seconds(run: Callable[[], object], repeats: int = 7) -> float:
@@ -315,16 +352,13 @@ def peak_rates() -> tuple[float, float]:
     )
 
 
-def compare(name: str, sides: list[str], rounds: int) -> list[dict[str, Any]]:
-    """Let the contenders take turns, print a table, and return its rows."""
+def compare(name: str, sides: list[str], rounds: int, num_busy: int) -> list[dict[str, Any]]:
+    """Let the contenders take turns beside busy processes, print a table, and return its rows."""
     workload = WORKLOADS[name]
     print(f"\n{workload.title}", flush=True)
     torch_rate, our_rate = peak_rates()
     print(f"a 2048 x 2048 product: torch {torch_rate:.0f}, ours {our_rate:.0f} GFLOP/s")
-    with tempfile.TemporaryDirectory() as temporary:
-        directory = str(fetched_directory("smollm2-135m")) if workload.is_chat else temporary
-        if not workload.is_chat:
-            random_policy(SMALL, seed=0).save(directory)
+    with weights_of(name) as directory, busy(num_busy):
         reports: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
         factors: dict[str, float] = {}
         for pair in pairs(sides):
@@ -346,7 +380,9 @@ def compare(name: str, sides: list[str], rounds: int) -> list[dict[str, Any]]:
         )
     of_trl = [factor for side, factor in factors.items() if side.startswith("trl")]
     if of_trl:
-        print(f"turn by turn, ours is {min(of_trl):.1f} times as fast as the faster trainer of TRL (median)")
+        beside = f" beside {num_busy} busy processes" if num_busy else ""
+        factor = f"{min(of_trl):.1f} times as fast as the faster trainer of TRL"
+        print(f"turn by turn, ours is {factor}{beside} (median)")
     return rows
 
 
@@ -442,6 +478,7 @@ def main() -> None:
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(WORKLOADS))
     parser.add_argument("--sides", nargs="+", choices=SIDES, default=["ours", "trl RLOO", "trl GRPO"])
     parser.add_argument("--rounds", type=int, default=5, help="updates per contender")
+    parser.add_argument("--busy", type=int, default=0, help="number of other processes that use the cores")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
     parser.add_argument("--scaling", action="store_true", help="print how the cost grows instead")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
@@ -455,9 +492,11 @@ def main() -> None:
     if options.scaling:
         return scaling()
     sides = [side for side in options.sides if "trl" in versions or not side.startswith("trl")]
-    tables = {name: compare(name, sides, options.rounds) for name in options.workloads}
+    tables = {name: compare(name, sides, options.rounds, options.busy) for name in options.workloads}
     if options.json:
-        options.json.write_text(json.dumps({"versions": versions, "tables": tables}, indent=2))
+        options.json.write_text(
+            json.dumps({"versions": versions, "busy": options.busy, "tables": tables}, indent=2)
+        )
     return None
 
 

@@ -73,7 +73,7 @@ def test_file_of_another_evaluation_is_not_changed(tmp_path: Path) -> None:
     assert path.read_bytes() == before
     for text in ("{}\n", "[]\n", "3\n", "thesis\n"):
         path.write_text(text)
-        with pytest.raises(InputError, match="not a file of answers"):
+        with pytest.raises(InputError, match="not an answer file of an evaluation"):
             open_answers(path, IDENTITY, PROBLEMS)
         assert path.read_text() == text
 

@@ -42,7 +42,6 @@ from llm_reinforce.policy import (
     sample_completions,
     token_log_probs,
 )
-from llm_reinforce.policy.fast_path import packed_forward
 
 SEQ2SEQ: dict[str, Any] = {
     "vocab_size": 13,
@@ -171,21 +170,6 @@ def test_notice_names_the_model_and_the_reason(capsys: pytest.CaptureFixture[str
     assert "other sequences of a batch change the log-probabilities" in capsys.readouterr().err
     policy_from_model(model_of("partial rotation"), tokenizer)
     assert capsys.readouterr().err == ""
-
-
-def test_fast_path_that_differs_from_the_plain_path_is_not_used(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = LlamaForCausalLM(LlamaConfig(**LLAMA)).eval()
-    tokenizer = character_tokenizer("0123456789+=")
-    policy_from_model(model, tokenizer)
-    assert packed_forward.packable_model(model) is model
-    assert capsys.readouterr().err == ""
-    rotate = packed_forward._rotate
-    monkeypatch.setattr(packed_forward, "_rotate", lambda vectors, *angles: 1.1 * rotate(vectors, *angles))
-    policy_from_model(model, tokenizer)
-    assert "fast path gives other log-probabilities" in capsys.readouterr().err
-    assert packed_forward.packable_model(model) is None
 
 
 def llama() -> LlamaForCausalLM:

@@ -97,7 +97,7 @@ def test_head_computes_the_logits_from_the_features(name: str, monkeypatch: pyte
         assert (packable_model(model) is not None) == name.startswith("llama")  # no hook remains
         with monkeypatch.context() as patch:
             if not is_packed:
-                patch.setattr(log_probs, "packable_model", lambda model: None)
+                patch.setattr(log_probs, "fast_model", lambda model: None)
             features = features_of(model, max_tokens=max_tokens)
         assert features.shape == (6, 5, 16)
         assert not features.requires_grad

@@ -326,7 +326,7 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(
 
     def scored_and_gradient(way: str) -> tuple[Tensor, Tensor]:
         monkeypatch.setattr(
-            log_probs, "packable_model", packable_model if way == "packed" else lambda model: None
+            log_probs, "fast_model", packable_model if way == "packed" else lambda model: None
         )
         batching = "shared prompts" if way == "shared" else "padded rows"
         monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments: batching)

@@ -1,9 +1,7 @@
 """Training in several processes, as started by `accelerate launch`."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +10,7 @@ import pytest
 import torch
 import two_processes
 from accelerate.utils import DistributedType
+from processes import run_forked
 from small_runs import Watcher, timeless
 
 from llm_reinforce import ReinforceTrainer, load_recipe
@@ -28,15 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checked(folder: Path) -> subprocess.CompletedProcess[str]:
     """Return the result of all checks of `two_processes.py`, in two processes of one thread each."""
-    path = os.pathsep.join(str(Path(__file__).parents[depth]) for depth in (0, 2))
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    return subprocess.run(
-        [sys.executable, *launch, two_processes.__file__, str(folder)],
-        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=150,
-    )
+    return run_forked(lambda: two_processes.launch(folder), timeout=150, OMP_NUM_THREADS="1")
 
 
 @pytest.mark.slow

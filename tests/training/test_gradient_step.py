@@ -7,8 +7,9 @@ import torch
 from small_runs import COPY, Watcher, small_policy, trainer
 
 from llm_reinforce.config import ReinforceConfig
-from llm_reinforce.policy import Activations
-from llm_reinforce.training import TrainingLoop
+from llm_reinforce.policy import Activations, token_log_probs
+from llm_reinforce.policy.fast_path import slot_batch
+from llm_reinforce.training import TrainingLoop, loop
 from llm_reinforce.training.gradient_step import GradientStep
 
 
@@ -31,10 +32,29 @@ def test_kept_activations_give_the_gradient_of_a_new_forward_pass(
     for kept in (None, activations):
         outcome = one.gradient_step(batch, estimate, kept)
         gradients.append([parameter.grad.clone() for parameter in parameters if parameter.grad is not None])
-        assert outcome.max_log_prob_difference < 1e-5
+        # reused log-probabilities equal those of sampling by construction, so there is nothing to measure
+        assert outcome.max_log_prob_difference is None or kept is None
     assert num_tokens > 20
     assert any(gradient.abs().max() > 0.01 for gradient in gradients[0])
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.1])
+def test_recomputation_notices_that_the_sampler_computes_other_logits(
+    factor: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "RECOMPUTE_EVERY", 2)
+    one = trainer(num_updates=3)
+    token_log_probs(
+        one.policy.model, [(1,)], [(2,)], pad_token_id=0
+    )  # check the fast path before it is changed
+    logits = slot_batch.SlotBatch._logits
+    monkeypatch.setattr(slot_batch.SlotBatch, "_logits", lambda *given: factor * logits(*given))
+    name = "sampling/sampling_logp_difference/max"
+    measured = [update.metrics.get(name) for update in one.updates()]
+    assert [each is not None for each in measured] == [True, False, True]
+    assert all(each is None or (each > 1e-3) == (factor > 1) for each in measured)
+    assert all(each is None or (each < 1e-5) == (factor == 1) for each in measured)
 
 
 def test_kept_activations_are_cleared_before_the_optimizer_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,11 +63,11 @@ def test_kept_activations_are_cleared_before_the_optimizer_step(monkeypatch: pyt
     plain = GradientStep.__call__
 
     def watched(
-        self: GradientStep, batch: Any, estimate: Any, activations: Activations, *options: Any
+        self: GradientStep, batch: Any, estimate: Any, activations: Activations, *options: Any, **named: Any
     ) -> Any:
         given.append(activations)
         assert activations.num_tokens > 0
-        return plain(self, batch, estimate, activations, *options)
+        return plain(self, batch, estimate, activations, *options, **named)
 
     monkeypatch.setattr(GradientStep, "__call__", watched)
     one = trainer(num_updates=3)

@@ -117,20 +117,21 @@ def test_metrics_have_one_line_per_update(finished: tuple[TrainingLoop, Watcher,
     documented = {
         "update reward reward_std accuracy frac_reward_zero_std baseline advantage_std num_unscored entropy "
         "completions/mean_length completions/max_length completions/clipped_ratio loss grad_norm "
-        "learning_rate sampling/sampling_logp_difference/max num_tokens num_skipped_updates step_time "
+        "learning_rate num_tokens num_skipped_updates step_time "
         "step_time/collect step_time/update rewards/sevens/mean answers/wrong answers/unparseable "
         "answers/truncated wall_time step/relative_norm"
     }
     for line in lines:
         plain = {name for name in line if not name.startswith("verdicts/")}
-        from_second = {"step/signal_share"} if line["update"] > 1 else set()
-        assert plain == set(" ".join(documented).split()) | from_second
+        first = line["update"] == 1
+        others = {"sampling/sampling_logp_difference/max"} if first else {"step/signal_share"}
+        assert plain == set(" ".join(documented).split()) | others
         shares = [value for name, value in line.items() if name.startswith("verdicts/")]
         assert sum(shares) == pytest.approx(1.0)
         failed = sum(line[f"answers/{kind}"] for kind in ("wrong", "unparseable", "truncated"))
         assert failed == pytest.approx(1.0 - line["accuracy"])
-        assert line["sampling/sampling_logp_difference/max"] < 1e-5
         assert line["step_time"] >= line["step_time/collect"] >= 0
+    assert 0 < lines[0]["sampling/sampling_logp_difference/max"] < 1e-5
     assert lines[-1]["num_tokens"] == done.state.num_tokens
 
 

@@ -1,11 +1,14 @@
-"""Checks of training in two processes: `torchrun --nproc_per_node 2 two_processes.py DIRECTORY`.
+"""Checks of training in two processes.
 
-A launch takes many seconds, so `test_data_parallel.py` makes one for all checks. Each process prints the name
-of a check that has passed. In the end, the processes run the command `llm-reinforce train` and exit with it.
+`test_data_parallel.py` makes one launch for all checks. Each process prints the name of a check that has
+passed. In the end, the processes run the command `llm-reinforce train` and exit with it.
 """
 
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -258,14 +261,39 @@ CHECKS = (
     a_run_from_python_ends,
 )
 
-if __name__ == "__main__":
+
+def check_all(directory: Path) -> None:
+    """Make all checks in one of the two processes."""
     for check in CHECKS:
-        with pytest.MonkeyPatch.context() as monkeypatch:
-            check(Path(sys.argv[1]), monkeypatch)
+        with pytest.MonkeyPatch.context() as patch:
+            check(directory, patch)
         torch.distributed.barrier()
         sys.stdout.write(f"passed: {check.__name__}\n")
         sys.stdout.flush()
-    settings = recipe_settings(Path(sys.argv[1]) / "greedy", "greedy")
+    settings = recipe_settings(directory / "greedy", "greedy")
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     sys.argv = ["llm-reinforce", "train", "quickstart", *options]
     main()
+
+
+def launch(directory: Path) -> None:
+    """Fork the two processes with the environment variables of `torchrun`; exit with 1 if one fails."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    shared = {
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    processes = []
+    for rank in ("0", "1"):
+        os.environ.update({**shared, "RANK": rank, "LOCAL_RANK": rank})
+        processes.append(multiprocessing.get_context("fork").Process(target=check_all, args=(directory,)))
+        processes[-1].start()
+    while running := [each for each in processes if each.is_alive()]:
+        multiprocessing.connection.wait([each.sentinel for each in running])
+        if any(each.exitcode for each in processes):
+            for each in running:  # it may wait for the one that failed
+                each.kill()
+    sys.exit(any(each.exitcode for each in processes))

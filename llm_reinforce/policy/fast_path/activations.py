@@ -74,6 +74,9 @@ class Activations:
     Args:
         max_tokens: maximum number of tokens whose products are kept. If more tokens are computed, the
             products of all tokens are removed.
+
+    Attributes:
+        is_reused: True if log-probabilities of kept completions have been returned.
     """
 
     def __init__(self, max_tokens: int) -> None:
@@ -87,6 +90,7 @@ class Activations:
         self._products: dict[nn.Module, list[Tensor]] = {}
         self._prompts: dict[TokenIds, Sequence[int]] = {}
         self._completions: dict[tuple[TokenIds, TokenIds], _KeptCompletion] = {}
+        self.is_reused = False
 
     def begin(self, model: nn.Module, temperature: float) -> None:
         """Remove all activations and record the model and the temperature with which sampling starts."""
@@ -172,6 +176,7 @@ class Activations:
         # if a layer is used twice per pass (tied layers), the indices do not apply to its outputs
         if any(sum(map(len, pieces)) != self.num_tokens for pieces in self._products.values()):
             return None
+        self.is_reused = True
         device, num_prompt_tokens = tree.states.device, len(prompts.token_ids)
         completions = [self._completions[one] for one in episodes]
         indices = integers([0] * (num_prompt_tokens + len(tree.token_ids)), device)

@@ -6,7 +6,6 @@ attention as a function. In the function of `packed_log_probs`, tokens attend to
 episode. In the function of `SlotBatch`, they attend to a cache of keys and values.
 """
 
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,11 +14,10 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
-from transformers import LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM
 
-from llm_reinforce.policy.fast_path.products import layer_products
+from llm_reinforce.policy.fast_path.products import layer_products, of_transformers
 
-LLAMA_LIKE = (LlamaForCausalLM, MistralForCausalLM, Qwen2ForCausalLM, Qwen3ForCausalLM)
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")  # values of `model_type` in a config of transformers
 MULTIPLE, MIN_PADDED = 16, 256
 """On a CPU, `MIN_PADDED` tokens or more are padded to a multiple of `MULTIPLE`. Otherwise, nearly every
 update would have a new number of tokens, for which oneDNN would have to compile a kernel."""
@@ -42,27 +40,20 @@ def recompute_products(
     return layer_products(layers, inputs, norm=norm)
 
 
-_not_packed: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
-
-
-def do_not_pack(model: nn.Module) -> None:
-    """Use the plain path for a model returned by `packable_model`, because its fast path failed the check."""
-    _not_packed.add(model)
-
-
 def packable_model(model: nn.Module) -> Any:
     """Return the model without its adapter wrapper, or None if `forward_packed` does not support the model.
 
     Llama-like models are supported, with or without adapters in their layers. A model is not supported if it
     has sliding-window attention, positions that depend on the longest sequence of a batch, layers on several
-    devices, gradient checkpointing, prompt-learning adapters, or hooks.
+    devices, gradient checkpointing, prompt-learning adapters, or hooks. Classes that users derive from those
+    of transformers are not supported either.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
         if inner.active_peft_config.is_prompt_learning:
             return None
         inner = inner.get_base_model()
-    if type(inner) not in LLAMA_LIKE or hasattr(inner, "hf_device_map") or inner in _not_packed:
+    if not _is_llama_like(inner) or hasattr(inner, "hf_device_map"):
         return None
     window = getattr(inner.config, "sliding_window", None)
     layer_types = getattr(inner.config, "layer_types", None) or ["sliding" if window else "full_attention"]
@@ -70,10 +61,21 @@ def packable_model(model: nn.Module) -> Any:
     has_moving_positions = getattr(inner.model.rotary_emb, "rope_type", "") in ("dynamic", "longrope")
     if set(layer_types) != {"full_attention"} or is_checkpointed or has_moving_positions:
         return None
-    return None if any(is_hooked(module) for module in inner.modules() if module is not inner) else inner
+    return None if _has_global_hooks() or any(map(_is_hooked, model.modules())) else inner
 
 
-def is_hooked(module: nn.Module) -> bool:
+def _is_llama_like(model: Any) -> bool:
+    """Recognize a model without importing its class, since transformers may rename or move the class."""
+    kind = getattr(getattr(model, "config", None), "model_type", None)
+    return kind in FAMILIES and of_transformers(model) and hasattr(model, "lm_head")
+
+
+def _has_global_hooks() -> bool:
+    """Return True if there are hooks that torch calls for every module, as some profilers register them."""
+    return bool(getattr(torch.nn.modules.module, "_has_any_global_hook", bool)())
+
+
+def _is_hooked(module: nn.Module) -> bool:
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,

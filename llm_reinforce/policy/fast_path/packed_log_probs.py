@@ -10,9 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from llm_reinforce.policy.action_head import ActionLogProbs, action_log_probs
+from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.attention import Attention
+from llm_reinforce.policy.fast_path.chunked_head import action_log_probs
 from llm_reinforce.policy.fast_path.completion_tree import CompletionTree, pack_completions
 from llm_reinforce.policy.fast_path.packed_forward import Multiply, forward_packed, recompute_products
 from llm_reinforce.policy.fast_path.packing import PackedPrompts, pack_prompts

@@ -7,12 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.models.llama.modeling_llama import LlamaRMSNorm
-from transformers.models.mistral.modeling_mistral import MistralRMSNorm
-from transformers.models.qwen2.modeling_qwen2 import Qwen2RMSNorm
-from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
-NORMS = (LlamaRMSNorm, MistralRMSNorm, Qwen2RMSNorm, Qwen3RMSNorm)
+from llm_reinforce.console.messages import note
+
 ONLY_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"
 MIN_MULTIPLICATIONS = 1 << (28 if ONLY_AVX2 else 21)
 """Minimum number of multiplications of a product for which oneDNN is used. For smaller products, the overhead
@@ -22,7 +19,7 @@ because MKL is then as fast as oneDNN for most products.
 
 
 def _find_onednn() -> Any:
-    """Return the function of oneDNN that multiplies float32 matrices, or None if torch does not have it.
+    """Return the function of oneDNN that multiplies float32 matrices. None: torch was built without oneDNN.
 
     The function is private. It is also called by code that `torch.compile` generates. On a CPU, torch
     multiplies float32 matrices with MKL, which uses AVX-512 only on processors by Intel. On a Zen 5
@@ -30,12 +27,19 @@ def _find_onednn() -> Any:
     CPU with AVX2 but without AVX-512, oneDNN is faster only for products with few rows and many columns (in
     the head, for example), and only if the right factor is contiguous.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    backend = getattr(torch.backends, "mkldnn", None)
+    if backend is None or not backend.is_available():
         return None
-    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", _missing)
+
+
+def _missing(*arguments: Any) -> Tensor:
+    raise AttributeError("torch.ops.mkldnn._linear_pointwise does not exist")
 
 
 onednn = _find_onednn()
+_is_usable: dict[Any, bool] = {None: False}
+"""For a function, True if its values are right. It is not used any more after it has failed once."""
 
 
 def product(
@@ -45,10 +49,49 @@ def product(
     is_float32_on_cpu = left.dtype == right.dtype == torch.float32 and left.device.type == "cpu"
     is_large = left.numel() * right.shape[0] >= MIN_MULTIPLICATIONS
     is_faster = is_large and (not ONLY_AVX2 or right.is_contiguous())
-    if onednn is not None and is_float32_on_cpu and is_faster:
-        result: Tensor = onednn(left, right, None, "none", [], "")
-        return result
+    if is_float32_on_cpu and is_faster and _can_use(onednn):
+        try:
+            return _call(onednn, left, right)
+        except Exception as error:  # a private function may change in any way
+            result = left @ right.t()  # if this fails as well, oneDNN is not to blame
+            _do_not_use(onednn, error)
+            return result
     return left @ right.t()
+
+
+def _call(function: Any, left: Tensor, right: Tensor) -> Tensor:
+    result: Tensor = function(left, right, None, "none", [], "")
+    return result
+
+
+def _can_use(function: Any) -> bool:
+    """Return True if the function works. Its values are compared with those of torch on the first call."""
+    if function not in _is_usable:
+        _is_usable[function] = True
+        left, right = (
+            torch.arange(64.0 * 192).sin().view(64, 192),
+            torch.arange(192.0 * 192).cos().view(192, 192),
+        )
+        for one, other in ((left, right), (left.t().contiguous().t(), right), (left, right.t())):
+            try:
+                torch.testing.assert_close(_call(function, one, other), one @ other.t(), rtol=1e-4, atol=1e-4)
+            except Exception as error:  # a private function may change in any way
+                _do_not_use(function, error)
+                break
+    return _is_usable[function]
+
+
+def _do_not_use(function: Any, error: Exception) -> None:
+    _is_usable[function] = False
+    fault = (
+        "gives wrong values"
+        if isinstance(error, AssertionError)
+        else f"fails ({str(error).split(chr(10))[0]})"
+    )
+    note(
+        f"policy: oneDNN's matrix product {fault} in torch {torch.__version__}, so the product of torch is "
+        "used instead; sampling and training may be slower"
+    )
 
 
 def outer_products(
@@ -114,6 +157,11 @@ def is_full_precision_on_cpu(inputs: Tensor) -> bool:
     return is_full and not torch.is_autocast_enabled("cpu")
 
 
+def of_transformers(module: nn.Module) -> bool:
+    """Return True if the class of the module is defined in transformers, and not derived by a user."""
+    return type(module).__module__.startswith("transformers.models.")
+
+
 def is_linear(layer: nn.Module) -> TypeGuard[nn.Linear]:
     """Return True for an `nn.Linear`, but not for an instance of a subclass, such as a quantized layer."""
     return type(layer) is nn.Linear
@@ -132,7 +180,8 @@ def _epsilon(norm: nn.Module) -> float | None:
     """Return the epsilon of an RMSNorm, or None for other norms and for norms without epsilon or scale."""
     if type(norm) is nn.RMSNorm:
         return norm.eps if norm.elementwise_affine else None
-    return float(norm.variance_epsilon) if type(norm) in NORMS else None  # type: ignore[arg-type]
+    is_rms_norm = of_transformers(norm) and type(norm).__name__.endswith("RMSNorm")
+    return float(norm.variance_epsilon) if is_rms_norm else None  # type: ignore[arg-type]
 
 
 def _forward(

@@ -85,7 +85,7 @@ def policy_of(model: torch.nn.Module) -> LanguagePolicy:
 def use_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the fast path and the sharing of prompts until the end of the test."""
     for module in (log_probs, sampling):
-        monkeypatch.setattr(module, "packable_model", lambda model: None)
+        monkeypatch.setattr(module, "fast_model", lambda model: None)
     monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments: "padded rows")
 
 

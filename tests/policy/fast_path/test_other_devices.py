@@ -5,63 +5,56 @@ tensors are on different devices, or if it has to wait for a number. The test ch
 speed.
 """
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
-import pytest
-from torch.utils import backend_registration
-
-PROGRAM = """
-import sys
 from collections import deque
 
-sys.path.insert(0, sys.argv[1])
+import pytest
 import torch
+from processes import run_forked
 from small_models import COMPLETIONS, PROMPTS, SHAPE, policy_of
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils import backend_registration
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from llm_reinforce.policy import sampling, token_log_probs
+from llm_reinforce.policy import log_probs, sampling, token_log_probs
 from llm_reinforce.policy.fast_path import slot_batch
 
 
-class Backend(backend_registration._DummyBackendModule):
-    def get_amp_supported_dtype(self):
-        return [torch.bfloat16]
+def use_a_gpu_without_numbers() -> None:
+    class Backend(backend_registration._DummyBackendModule):
+        def get_amp_supported_dtype(self):
+            return [torch.bfloat16]
 
+    backend_registration._setup_privateuseone_for_python_backend("gpu", backend_module=Backend())
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).eval()
+    with FakeTensorMode():
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="gpu")
+                        tensors[name] = torch.nn.Parameter(moved) if tensors is module._parameters else moved
 
-backend_registration._setup_privateuseone_for_python_backend("gpu", backend_module=Backend())
-with torch.device("meta"):
-    model = LlamaForCausalLM(LlamaConfig(**SHAPE)).to(torch.bfloat16).eval()
-with FakeTensorMode():
-    for module in model.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    moved = torch.empty(tensor.shape, dtype=tensor.dtype, device="gpu")
-                    tensors[name] = torch.nn.Parameter(moved) if tensors is module._parameters else moved
+        log_probs.fast_model = lambda model: model  # tensors without values cannot be compared
+        found = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
+        assert found.log_probs.device.type == "gpu"
+        assert found.log_probs.dtype == torch.float32
+        (found.log_probs + found.entropies).sum().backward()
+        assert all(parameter.grad.device.type == "gpu" for parameter in model.parameters())
 
-    found = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
-    assert found.log_probs.device.type == "gpu" and found.log_probs.dtype == torch.float32
-    (found.log_probs + found.entropies).sum().backward()
-    assert all(parameter.grad.device.type == "gpu" for parameter in model.parameters())
-
-    generation = sampling._Generation(policy_of(model), slot_batch.SlotBatch(model, 12, 20), 12, 20)
-    generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: torch.rand(2, 20, dtype=torch.float64))
-    for _ in range(7):
+        generation = sampling._Generation(policy_of(model), slot_batch.SlotBatch(model, 12, 20), 12, 20)
+        generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: torch.rand(2, 20, dtype=torch.float64))
+        for _ in range(7):
+            generation.step(0.7)
+            assert list(generation.pop_ended()) == []
+            generation.advance(may_shrink=True)
+        assert generation.logits.device.type == "gpu"
+        assert generation.logits.dtype == torch.bfloat16
         generation.step(0.7)
-        assert list(generation.pop_ended()) == []
-        generation.advance(may_shrink=True)
-    assert generation.logits.device.type == "gpu" and generation.logits.dtype == torch.bfloat16
-    generation.step(0.7)
-    try:
-        list(generation.pop_ended())
-    except DataDependentOutputException:
-        print("checked after 8 tokens")
-"""
+        try:
+            list(generation.pop_ended())
+        except DataDependentOutputException:
+            print("checked after 8 tokens")
 
 
 @pytest.mark.slow
@@ -70,12 +63,7 @@ with FakeTensorMode():
     reason="this version of torch has no Python backends",
 )
 def test_tensors_stay_on_a_gpu_and_ended_completions_are_checked_every_8_tokens() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(Path(__file__).parent)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    # in a process of its own, since a backend cannot be removed
+    done = run_forked(use_a_gpu_without_numbers, timeout=120)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stdout.strip() == "checked after 8 tokens"

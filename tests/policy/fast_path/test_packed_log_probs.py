@@ -32,9 +32,10 @@ from transformers import (
     MistralForCausalLM,
 )
 
-from llm_reinforce.policy import TokenIds, action_head, sample_completions, token_log_probs
-from llm_reinforce.policy.fast_path import completion_tree, packed_forward
+from llm_reinforce.policy import TokenIds, sample_completions, token_log_probs
+from llm_reinforce.policy.fast_path import chunked_head, completion_tree, packed_forward
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
+from llm_reinforce.policy.parity_check import fast_model
 
 
 @pytest.mark.parametrize("with_entropies", [False, True])
@@ -76,9 +77,9 @@ def test_tensors_cached_by_a_rotary_embedding_are_not_changed() -> None:
             super().__init__()
             self.inner, self.cache = inner, {}
 
-        def forward(self, inputs: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-            key = tuple(positions.flatten().tolist())
-            return self.cache.setdefault(key, self.inner(inputs, positions))
+        def forward(self, inputs: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+            key = tuple(position_ids.flatten().tolist())
+            return self.cache.setdefault(key, self.inner(inputs, position_ids))
 
     model = model_of("llama")
     model.model.rotary_emb = Caching(model.model.rotary_emb)
@@ -140,8 +141,9 @@ def test_padding_to_a_multiple_does_not_change_the_results(
 ) -> None:
     model = model_of("llama")
     computed: list[int] = []
+    assert fast_model(model) is model
     model.model.embed_tokens.register_forward_hook(lambda *seen: computed.append(seen[1][0].numel()))
-    monkeypatch.setattr(packed_forward, "is_hooked", lambda module: False)
+    monkeypatch.setattr(packed_forward, "_is_hooked", lambda module: False)
     monkeypatch.setattr(packed_forward, "MIN_PADDED", min_padded)
     packed = log_probs_and_gradient(model, PROMPTS, COMPLETIONS, with_entropies=True)
     assert computed == [{1: 32, 256: 19}[min_padded]]
@@ -217,8 +219,9 @@ def test_packed_path_computes_in_half_precision_under_autocast(monkeypatch: pyte
 def test_gradient_is_computed_without_synchronization(
     max_logits: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(action_head, "MAX_LOGITS", max_logits)  # logits in several parts
+    monkeypatch.setattr(chunked_head, "MAX_LOGITS", max_logits)  # logits in several parts
     model = model_of("llama")
+    assert fast_model(model) is model
     with NoSynchronization():
         found = token_log_probs(model, PROMPTS, COMPLETIONS, pad_token_id=12, with_entropies=True)
         assert found.entropies is not None

@@ -27,6 +27,7 @@ from llm_reinforce.policy import (
     stream_completions,
 )
 from llm_reinforce.policy.fast_path import slot_batch
+from llm_reinforce.policy.parity_check import fast_model
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -89,6 +90,7 @@ def whole() -> list[Completion]:
 
 def test_new_prompts_reuse_the_slots_of_ended_completions(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of("llama"))
+    assert fast_model(policy.model) is policy.model
     filled: list[int] = []
     fill = slot_batch.SlotBatch.fill
 

@@ -8,10 +8,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from llm_reinforce.policy import action_head, drawing
-from llm_reinforce.policy.action_head import ActionLogProbs, action_log_probs
+from llm_reinforce.policy import drawing
+from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.drawing import BLOCK, draw, invert
-from llm_reinforce.policy.fast_path import products
+from llm_reinforce.policy.fast_path import chunked_head, products
+from llm_reinforce.policy.fast_path.chunked_head import action_log_probs
 from llm_reinforce.policy.fast_path.products import is_linear, layer_products, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
@@ -199,7 +200,7 @@ def plain_log_probs(
 def test_head_in_chunks_equals_the_plain_head(
     max_logits: int, with_entropies: bool, temperature: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(action_head, "MAX_LOGITS", max_logits)
+    monkeypatch.setattr(chunked_head, "MAX_LOGITS", max_logits)
     head = nn.Linear(6, 37, bias=False, dtype=torch.float64)
     hidden = numbers(5, 6, dtype=torch.float64).requires_grad_()
     states = torch.tensor([4, 0, 0, 2, 1, 2, 2, 4, 0, 1, 2])  # some states have several actions, one has none

@@ -1,0 +1,343 @@
+"""What each piece of the fast path is worth: `python tests/benchmarks/ablation.py --rounds 10`.
+
+For each piece, two processes make updates of a workload of `speed.py` in turn. One of them runs the full
+code, and the other one runs it without the piece. The table shows the time without the piece, divided by the
+time of the full code: the median over the rounds, and an interval of 95% confidence. A value of 1.10 means
+that an update takes 10% more time without the piece. The pieces are turned off in this file only.
+"""
+
+import argparse
+import inspect
+import io
+import json
+import os
+import platform
+import statistics
+import sys
+import tokenize
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import speed
+import torch
+from scipy.stats import binom
+from torch import Tensor
+
+from llm_reinforce.__main__ import WAITING, limit_spinning
+from llm_reinforce.policy import ActionLogProbs, log_probs, sampling
+from llm_reinforce.policy.action_head import log_probs_of_logits
+from llm_reinforce.policy.fast_path import (
+    activations,
+    attention,
+    chunked_head,
+    completion_tree,
+    packed_forward,
+    packed_log_probs,
+    packing,
+    products,
+    slot_batch,
+)
+from llm_reinforce.training import host_process, loop
+
+layer_products = products.layer_products
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A piece of the fast path.
+
+    Attributes:
+        title: description in the table.
+        turn_off: function that turns the piece off in this process.
+        code: modules, classes and functions that exist for this piece.
+        waits: environment variables of the process without the piece.
+    """
+
+    title: str
+    turn_off: Callable[[], None]
+    code: Sequence[Any]
+    waits: Mapping[str, str] = field(default_factory=lambda: WAITING)
+
+
+# Without a piece.
+
+
+def without_fast_path() -> None:
+    """Use the plain path for sampling and log-probabilities."""
+    for module in (sampling, log_probs):
+        module.fast_model = lambda model: None  # type: ignore[attr-defined]
+
+
+def without_onednn() -> None:
+    """Use the product of torch."""
+    products.onednn = None
+
+
+def replace_layer_products(function: Callable[..., Any]) -> None:
+    """Replace the function in all modules that import it."""
+    for module in (activations, packed_forward, slot_batch):
+        module.layer_products = function  # type: ignore[attr-defined]
+
+
+def without_groups() -> None:
+    """Compute the products of layers with the same inputs one by one, each with the norm of the inputs."""
+
+    def one_by_one(layers: Any, inputs: Tensor, *, norm: Any = None, cached: Any = None) -> Any:
+        known = cached or [None] * len(layers)
+        return tuple(
+            layer_products([layer], inputs, norm=norm, cached=[own])[0]
+            for layer, own in zip(layers, known, strict=True)
+        )
+
+    replace_layer_products(one_by_one)
+
+
+def without_fused_norm() -> None:
+    """Call the norm as a module before the products."""
+
+    def after_norm(layers: Any, inputs: Tensor, *, norm: Any = None, cached: Any = None) -> Any:
+        return layer_products(layers, inputs if norm is None else norm(inputs), cached=cached)
+
+    replace_layer_products(after_norm)
+
+
+def without_reuse() -> None:
+    """Compute the forward pass of the gradient step."""
+    loop.Activations = lambda max_tokens: None  # type: ignore[assignment,misc]
+
+
+def without_forks() -> None:
+    """Give each completion its own row from the start."""
+    plain = sampling._Generation.__init__
+
+    def unshared(self: Any, *arguments: Any, **keywords: Any) -> None:
+        plain(self, *arguments, **keywords)
+        self.shares_rows = False
+
+    sampling._Generation.__init__ = unshared  # type: ignore[method-assign]
+
+
+def without_shared_prefixes() -> None:
+    """Compute all tokens of each completion."""
+    completion_tree._num_shared = lambda one, other: 0
+
+
+def without_common_prefix() -> None:
+    """Compute all tokens of each prompt."""
+    packing._common_prefix_length = lambda prompts: 0
+
+
+def without_padding() -> None:
+    """Compute the tokens without padding to a multiple."""
+    packed_forward.MULTIPLE = 1
+
+
+def without_short_attention() -> None:
+    """Use the attention function of torch for all lengths."""
+    attention.MAX_SMALL = 0
+
+
+def without_chunks() -> None:
+    """Compute all logits at once, with autograd."""
+
+    def whole(
+        head: Any,
+        hidden: Tensor,
+        states: Tensor,
+        actions: Tensor,
+        *,
+        temperature: float,
+        with_entropies: bool,
+        cached: ActionLogProbs | None = None,
+    ) -> ActionLogProbs:
+        (logits,) = layer_products([head], hidden)
+        logits = logits.index_select(0, states)
+        return log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
+
+    packed_log_probs.action_log_probs = whole  # type: ignore[assignment]
+
+
+def without_refill() -> None:
+    """Start new prompts only when all completions have ended."""
+    slot_batch.SlotBatch.can_refill = False
+
+
+def without_malloc_settings() -> None:
+    """Leave malloc as it is."""
+    speed.keep_freed_memory = lambda: False
+
+
+def without_gc_settings() -> None:
+    """Leave the garbage collector as it is."""
+    loop.fewer_collections = nullcontext  # type: ignore[assignment]
+
+
+def nothing() -> None:
+    """Change nothing; the piece is turned off by environment variables, or this is the full code."""
+
+
+PIECES = {
+    "nothing": Piece("nothing (two processes with the full code)", nothing, []),
+    "fast path": Piece(
+        "the whole fast path",
+        without_fast_path,
+        [
+            *(activations, attention, chunked_head, completion_tree, packed_forward),
+            *(packed_log_probs, packing, products, slot_batch),
+        ],
+    ),
+    "onednn": Piece(
+        "products by oneDNN",
+        without_onednn,
+        [
+            products._find_onednn,
+            products._missing,
+            products.product,
+            products._call,
+            products._can_use,
+            products._do_not_use,
+            products.outer_products,
+        ],
+    ),
+    "groups": Piece(
+        "layers with the same inputs computed together", without_groups, [products._layer_product]
+    ),
+    "norm": Piece(
+        "norm fused with the products",
+        without_fused_norm,
+        [products._epsilon, products._forward, products._Products],
+    ),
+    "reuse": Piece("reuse of sampled activations", without_reuse, [activations]),
+    "forks": Piece(
+        "one row for equal completions in sampling",
+        without_forks,
+        [sampling._Generation._fork, slot_batch.SlotBatch.copy],
+    ),
+    "prefixes": Piece("tree of completions in the update", without_shared_prefixes, [completion_tree]),
+    "common prefix": Piece(
+        "common prefix of the prompts computed once", without_common_prefix, [packing._common_prefix_length]
+    ),
+    "padding": Piece("padding to a multiple of 16 tokens", without_padding, [packed_forward.pad_to_multiple]),
+    "short attention": Piece(
+        "short attention by plain products",
+        without_short_attention,
+        [attention._SmallRows, attention._SmallAttention],
+    ),
+    "chunked head": Piece("logits of the head in chunks", without_chunks, [chunked_head]),
+    "refill": Piece(
+        "reuse of the slots of ended completions", without_refill, [sampling._Generation.has_room_for]
+    ),
+    "malloc": Piece("malloc keeps freed memory", without_malloc_settings, [host_process.keep_freed_memory]),
+    "gc": Piece("fewer garbage collections", without_gc_settings, [host_process.fewer_collections]),
+    "spinning": Piece("threads of OpenMP sleep sooner", nothing, [limit_spinning], {}),
+}
+
+
+# The measurement.
+
+
+def num_lines(code: Sequence[Any]) -> int:
+    """Return the number of lines of the code, without blank lines, comments and docstrings."""
+    lines = set()
+    for number, part in enumerate(code):
+        source = inspect.getsource(part)
+        indented = "if True:\n" + source if source[0] == " " else source
+        previous = tokenize.NEWLINE
+        skipped = (tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+        for token in tokenize.generate_tokens(io.StringIO(indented).readline):
+            starts_line = previous in (tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT)
+            is_docstring = token.type == tokenize.STRING and starts_line
+            if token.type not in (tokenize.COMMENT, tokenize.NL):
+                previous = token.type
+            if token.type not in (*skipped, tokenize.ENDMARKER) and not is_docstring:
+                lines |= {(number, line) for line in range(token.start[0], token.end[0] + 1)}
+        if indented is not source:
+            lines.discard((number, 1))
+    return len(lines)
+
+
+def interval(ratios: Sequence[float]) -> tuple[float, float]:
+    """Return an interval of 95% confidence of the median, or the whole range of fewer than six values."""
+    ordered = sorted(ratios)
+    place = max(int(binom.ppf(0.025, len(ratios), 0.5)) - 1, 0)
+    return ordered[place], ordered[-1 - place]
+
+
+def measure(piece: str, workload: str, rounds: int, directory: str) -> dict[str, Any]:
+    """Let two processes, with and without the piece, make updates in turn."""
+
+    def started(name: str) -> Any:
+        arguments = [__file__, "--worker", name, "--workloads", workload, "--directory", directory]
+        return speed.worker(arguments, PIECES[name].waits)
+
+    with started("nothing") as full, started(piece) as without:
+        pairs = []
+        for number in range(rounds):
+            first, second = (full, without) if number % 2 == 0 else (without, full)
+            one, other = first(), second()
+            pairs.append((one, other) if number % 2 == 0 else (other, one))
+    ratios = [other["seconds"] / one["seconds"] for one, other in pairs]
+    low, high = interval(ratios)
+    return {
+        "piece": piece,
+        "workload": workload,
+        "ratio": statistics.median(ratios),
+        "low": low,
+        "high": high,
+        "seconds": [[one["seconds"], other["seconds"]] for one, other in pairs],
+        "peak_mib": [pairs[-1][0]["peak_mib"], pairs[-1][1]["peak_mib"]],
+    }
+
+
+def table(results: Sequence[dict[str, Any]], workloads: Sequence[str]) -> str:
+    """Return a Markdown table with one row per piece."""
+    found = {(result["piece"], result["workload"]): result for result in results}
+    head = [f"{name}: time without it" for name in workloads] + [f"{name}: memory" for name in workloads]
+    lines = [f"| piece | lines | {' | '.join(head)} |", "|---" * (2 + len(head)) + "|"]
+    for piece in dict.fromkeys(result["piece"] for result in results):
+        own = [found.get((piece, workload)) for workload in workloads]
+        times = [f"{one['ratio']:.2f} ({one['low']:.2f}–{one['high']:.2f})" if one else "" for one in own]
+        memory = [f"{one['peak_mib'][1] / one['peak_mib'][0]:.2f}" if one else "" for one in own]
+        code = PIECES[piece].code
+        lines.append(f"| {PIECES[piece].title} | {num_lines(code)} | {' | '.join(times + memory)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure the pieces, print the table, and save all times."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", nargs="+", choices=PIECES, default=list(PIECES), metavar="PIECE")
+    parser.add_argument("--workloads", nargs="+", choices=speed.WORKLOADS, default=list(speed.WORKLOADS))
+    parser.add_argument("--rounds", type=int, default=10, help="updates with and without each piece")
+    parser.add_argument("--json", type=Path, default=Path("ablation.json"), help="file for all times")
+    parser.add_argument("--worker", choices=PIECES, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        PIECES[options.worker].turn_off()
+        workload = speed.WORKLOADS[options.workloads[0]]
+        return speed.ours(workload, options.directory, speed.Turns(), has_verdicts=False)
+    machine = {name: version(name) for name in ("torch", "transformers")}
+    machine |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+    results: list[dict[str, Any]] = []
+    for workload in options.workloads:
+        with speed.weights_of(workload) as directory:
+            for piece in options.only:
+                results.append(measure(piece, workload, options.rounds, directory))
+                options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
+                last = results[-1]
+                print(
+                    f"{workload}: without {piece} {last['ratio']:.3f} ({last['low']:.3f}–{last['high']:.3f})",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    print(table(results, options.workloads))
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -65,9 +65,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[tuple[EpisodeBatch, Any]]:
     found: list[tuple[EpisodeBatch, Any]] = []
     plain = GradientStep.__call__
 
-    def watched(step: GradientStep, batch: Any, estimate: Any, *rest: Any) -> Any:
+    def watched(step: GradientStep, batch: Any, estimate: Any, *rest: Any, **options: Any) -> Any:
         found.append((batch, estimate))
-        return plain(step, batch, estimate, *rest)
+        return plain(step, batch, estimate, *rest, **options)
 
     monkeypatch.setattr(GradientStep, "__call__", watched)
     return found

@@ -50,12 +50,14 @@ class Steps:
         self.formula: Any = None
         plain = GradientStep.__call__
 
-        def watched(step: GradientStep, batch: Any, estimate: Any, kept: Any, *options: Any) -> Any:
+        def watched(
+            step: GradientStep, batch: Any, estimate: Any, kept: Any, *options: Any, **keywords: Any
+        ) -> Any:
             self.batches.append(batch)
             self.estimates.append(estimate)
             self.num_kept.append(None if kept is None else kept.num_tokens)
             self.expected.append(self.formula and self._gradient(step, batch, estimate))
-            outcome = plain(step, batch, estimate, kept, *options)
+            outcome = plain(step, batch, estimate, kept, *options, **keywords)
             self.found.append(_flat(step))
             return outcome
 

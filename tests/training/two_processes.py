@@ -116,9 +116,9 @@ def the_gradient_equals_that_of_one_process_with_all_episodes(
     batches = []
     plain = gradient_step.GradientStep.__call__
 
-    def watched(self, batch, *rest):
+    def watched(self, batch, *rest, **options):
         batches.append(batch)
-        return plain(self, batch, *rest)
+        return plain(self, batch, *rest, **options)
 
     sum_gradients = gradient_step.sum_gradients
     patch.setattr(gradient_step, "sum_gradients", checking)

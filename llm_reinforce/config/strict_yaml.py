@@ -7,10 +7,9 @@ override of the form `section.key=value`, then `validate`.
 """
 
 import copy
-import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -19,7 +18,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, closest, nearest
 
 KeyPath = tuple[str | int, ...]  # location of a value in a document, such as ("rewards", 0, "weight")
 Schema = Mapping[str, Any]  # a node of a model's JSON schema
@@ -340,7 +339,7 @@ def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document:
     schema = model.model_json_schema()
     renamed = {}
     for path in (each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"):
-        near = _closest(str(path[-1]), _known_keys(path[:-1], schema))
+        near = closest(str(path[-1]), _known_keys(path[:-1], schema))
         if near is not None:
             renamed[path] = (*path[:-1], near)
     if not renamed:
@@ -512,16 +511,6 @@ def _expectation_of_one(branch: Schema) -> str:
 def _choices(node: Schema) -> list[str]:
     choices = [*node.get("enum", []), *([node["const"]] if "const" in node else [])]
     return choices + [choice for branch in node.get("anyOf", []) for choice in _choices(branch)]
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` with the choice most similar to a word, or "" if no choice is similar."""
-    near = _closest(word, choices)
-    return f"; did you mean '{near}'?" if near is not None else ""
-
-
-def _closest(word: str, choices: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
 def dotted(path: KeyPath) -> str:

@@ -50,10 +50,12 @@ if TYPE_CHECKING:
     from llm_reinforce.analysis import compare
     from llm_reinforce.config import (
         AdapterConfig,
+        ClipConfig,
         Config,
         DataConfig,
         EvaluationConfig,
         GenerateConfig,
+        ImportanceConfig,
         PolicyConfig,
         ProblemsConfig,
         RandomInitConfig,
@@ -83,6 +85,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AdapterConfig",
+    "ClipConfig",
     "Comparison",
     "Config",
     "DataConfig",
@@ -90,6 +93,7 @@ __all__ = [
     "EvaluationConfig",
     "Finding",
     "GenerateConfig",
+    "ImportanceConfig",
     "InputError",
     "LanguagePolicy",
     "PolicyConfig",
@@ -128,10 +132,12 @@ _HOMES = {
     "analysis": ["compare"],
     "config": [
         "AdapterConfig",
+        "ClipConfig",
         "Config",
         "DataConfig",
         "EvaluationConfig",
         "GenerateConfig",
+        "ImportanceConfig",
         "PolicyConfig",
         "ProblemsConfig",
         "RandomInitConfig",

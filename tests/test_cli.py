@@ -743,7 +743,9 @@ def test_invalid_data_sets_are_reported(finished: Path, tmp_path: Path) -> None:
     twice = sums(tmp_path / "twice.jsonl", 1, 1)
     assert "id '1' is already used" in refused(*arguments, str(twice))
     (tmp_path / "columns.jsonl").write_text('{"sum": "1+1=", "answer": "2"}\n')
-    assert "no prompt column" in refused(*arguments, "columns.jsonl")
+    said = refused(*arguments, "columns.jsonl")
+    assert "no prompt column" in said
+    assert "set --prompt-column to" in said
 
 
 def test_progress_is_printed_in_lines_without_a_terminal(

@@ -41,15 +41,23 @@ def test_widest_float() -> None:
         assert widest_float(torch.device("cpu")) == torch.float32
 
 
-@pytest.mark.parametrize("baseline", ["leave_one_out", "value", "greedy", "optimal"])
-def test_training(baseline: str) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"baseline": baseline} for baseline in ("leave_one_out", "value", "greedy", "optimal")),
+        {"updates_per_batch": 2, "importance": {"level": "per_decision"}},
+        {"updates_per_batch": 2, "variant": "grpo"},
+    ],
+    ids=str,
+)
+def test_training(settings: dict[str, Any]) -> None:
     with WithoutFloat64():
         trainer = ReinforceTrainer(
             policy(),
             PROBLEMS,
             lambda completion, problem: float(len(completion)),
-            num_updates=2,
-            baseline=baseline,
+            num_updates=2 * settings.get("updates_per_batch", 1),
+            **settings,
             problems_per_update=2,
             episodes_per_problem=2,
             max_new_tokens=4,

@@ -21,6 +21,7 @@ import llm_reinforce
 from llm_reinforce.cli import app
 from llm_reinforce.config import (
     BUILT_IN_REWARD_ARGUMENTS,
+    VARIANTS,
     Config,
     ReinforceConfig,
     builtin_recipes,
@@ -28,6 +29,7 @@ from llm_reinforce.config import (
 )
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import NAMED_SETS, find_problems
+from llm_reinforce.training.objective import RatioCounts
 from llm_reinforce.verifier import verify
 from llm_reinforce.verifier.plain_answers import read_answer
 
@@ -564,7 +566,33 @@ def test_metric_table_has_every_logged_name_and_no_other(in_runs: Path) -> None:
     only_with_failures = {"rewards/NAME/num_failed", "greedy/num_unscored"}
     only_with_right_answers = {"value/explained_variance", "step/signal_share"}
     only_in_half_precision = {"frac_weights_changed"}
-    assert logged | only_with_failures | only_with_right_answers | only_in_half_precision == documented
+    of_ratios = {
+        name
+        for correction in ({}, {"importance": {"level": "token"}})
+        for name in RatioCounts(1, 1.0, 1.0).metrics(ReinforceConfig(updates_per_batch=2, **correction))
+    }
+    rare = only_with_failures | only_with_right_answers | only_in_half_precision | of_ratios
+    assert logged | rare == documented
+
+
+def test_variant_table_has_every_variant_with_its_settings() -> None:
+    shown = {}
+    for name, baseline, spread, denominator, clip, _ in table("docs/objectives.md", "variants"):
+        keys: dict[str, Any] = {"baseline": baseline, "standardize": spread, "denominator": denominator}
+        keys = {key: yaml.safe_load(value.strip("`")) for key, value in keys.items()}
+        if clip:
+            form, low, high = clip.split(", ")
+            keys["clip"] = {"form": form.strip("`"), "low": float(low), "high": float(high)}
+        shown[name.strip("`")] = keys
+    assert shown == VARIANTS
+
+
+def test_objectives_page_names_every_setting_of_the_loss() -> None:
+    named = " ".join(row[0] for row in table("docs/objectives.md", "equations"))
+    others = {"variant", "moving_average_decay", "value", "problems_per_update", "episodes_per_problem"}
+    others.add("updates_per_batch")
+    settings = {name.split(":")[0] for name in code_words(named)}
+    assert settings == set(ReinforceConfig.model_fields) - others
 
 
 def test_file_table_has_every_file_of_a_run(in_runs: Path) -> None:

@@ -95,6 +95,8 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
         if estimator.credit == "exact_norms":
             minus_one, zeros = -torch.ones_like(estimate.baselines), torch.zeros_like(weights)
             weights = advantages(zeros, minus_one, estimate.mask, estimator.settings.discount)
+        if estimate.loss_weights is not None:
+            weights = weights * estimate.loss_weights[:, None]
         num_groups = len(set(update.groups.tolist()))
         parts.append(weights * (num_groups / (estimate.denominator or 1.0)))
     width = max(part.shape[1] for part in parts)

@@ -233,7 +233,7 @@ def measure_estimators(
         num_problems=len(set(groups)),
         num_with_gradient=num_with_gradient,
         episodes_per_problem=settings.episodes_per_problem,
-        episodes_per_update=settings.problems_per_update * settings.episodes_per_problem,
+        episodes_per_update=settings.problems_of_update * settings.episodes_per_problem,
         mean_return=sum(totals) / max(1, len(totals)),
         accuracy=sum(verdict.correct for verdict in verdicts) / len(verdicts) if verdicts else None,
         num_unscored=len(batch) - len(totals),
@@ -319,7 +319,7 @@ def _statistics(
 
     halves = random_halves(num_groups, NUM_SPLITS, seed)
     inverse = bootstrap_interval(inverse_scale, num_groups, seed)
-    per_update = estimator.settings.problems_per_update * size
+    per_update = estimator.settings.problems_of_update * size
     along = bias = None
     if not estimator.is_unbiased:
         along, bias = _bias(own, cross, reference, seed)

@@ -194,7 +194,7 @@ def _load(variant: Variant, overrides: Sequence[str]) -> Config:
 def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape) -> PlannedRun:
     own = _load(variant, overrides).reinforce
     # an episode has at least one token, so this number of updates always suffices to use up the budget
-    most_updates = -(-shape.num_tokens // (own.problems_per_update * own.episodes_per_problem))
+    most_batches = -(-shape.num_tokens // (own.problems_per_update * own.episodes_per_problem))
     folder = shape.output / variant.name / f"seed-{seed}"
     recipe = _load(
         variant,
@@ -203,7 +203,7 @@ def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape
             f"seed={seed}",
             f"output_dir={json.dumps(str(folder))}",
             f"training.num_tokens={shape.num_tokens}",
-            f"training.num_updates={most_updates}",
+            f"training.num_updates={most_batches * own.updates_per_batch}",
             "evaluation.unit=tokens",
             f"evaluation.every={max(1, shape.num_tokens // shape.num_evaluations)}",
         ],

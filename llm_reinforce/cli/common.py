@@ -7,7 +7,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any
 
@@ -44,7 +44,11 @@ def start_in_one_process(command: str) -> None:
 
 @contextmanager
 def reported_failures(
-    what: str = "the command", *, debug: bool = False, advice: Callable[[], str] = str
+    what: str = "the command",
+    *,
+    debug: bool = False,
+    advice: Callable[[], str] = str,
+    options: Sequence[str] = (),
 ) -> Iterator[None]:
     """In a `with` block, print exceptions as a message or traceback on stderr, and exit with an exit code.
 
@@ -58,6 +62,8 @@ def reported_failures(
         debug: if True, print a traceback instead of a message.
         advice: function that returns a sentence for the user, or an empty string. The sentence is printed
             after the message about an interruption or an error, except a user error.
+        options: settings that are options of the command. Messages about user errors name the options, such
+            as `--prompt-column` instead of `prompt_column`.
     """
     try:
         with warnings.catch_warnings():
@@ -77,9 +83,9 @@ def reported_failures(
         if debug:
             _print_traceback()
         elif is_main_process():
-            print_error(str(error))
+            print_error(_with_options(str(error), options))
         elif not _main_process_fails_too():
-            _print_own_error(str(error))
+            _print_own_error(_with_options(str(error), options))
         raise typer.Exit(USAGE) from None
     except Exception as error:
         if debug:
@@ -87,13 +93,21 @@ def reported_failures(
         elif is_leaving():
             print_error("interrupted")
         elif isinstance(error, RunStoppedError):
-            if is_main_process():  # all processes raise it together
+            if is_main_process():  # all processes raise this error together
                 print_error(str(error))
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
             _print_advice(advice)
         raise typer.Exit(FAILED) from None
+
+
+def _with_options(message: str, settings: Sequence[str]) -> str:
+    """Return a message with the names of options instead of settings; `algebra: true` is `--algebra`."""
+    for setting in settings:
+        option = f"--{setting.partition(':')[0].replace('_', '-')}"
+        message = re.sub(rf"(?<!['\w-]){setting}(?!['\w]):?", option, message)
+    return message
 
 
 def _print_advice(advice: Callable[[], str]) -> None:

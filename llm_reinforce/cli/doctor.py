@@ -35,13 +35,14 @@ def doctor(
     """
     with reported_failures("the diagnosis", debug=debug):
         if run is not None:
-            from llm_reinforce.reports import diagnose
+            from llm_reinforce.reports import diagnose, headline, read_one_run
 
-            findings = diagnose(run)
+            recorded = read_one_run(run)
+            findings = diagnose(recorded)
             if as_json:
                 typer.echo(json.dumps([asdict(each) for each in findings], indent=2, ensure_ascii=False))
             else:
-                _print_findings(findings)
+                _print_findings(headline(recorded).text, findings)
             return
         quieten(debug=debug)
         from llm_reinforce.reports import check_installation
@@ -55,13 +56,13 @@ def doctor(
             raise typer.Exit(FAILED)
 
 
-def _print_findings(findings: "Sequence[Finding]") -> None:
+def _print_findings(headline: str, findings: "Sequence[Finding]") -> None:
     console = terminal_console()
+    console.print(Text(headline), soft_wrap=True)
     if not findings:
         console.print("no symptom found")
-    for number, found in enumerate(findings):
-        if number:
-            console.print()
+    for found in findings:
+        console.print()
         title = Text(f"{found.severity}: ", style=STYLES[found.severity])
         console.print(title.append(visible(found.sentence), style="not bold default"), soft_wrap=True)
         for line in found.evidence:

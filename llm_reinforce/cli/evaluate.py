@@ -10,6 +10,7 @@ import typer
 
 from llm_reinforce.cli.common import DebugOption, quieten, reported_failures, start_in_one_process
 from llm_reinforce.cli.options import (
+    DATA_OPTIONS,
     AlgebraOption,
     AnswerColumnOption,
     ConfigOption,
@@ -122,7 +123,7 @@ def evaluate(
     debug: DebugOption = False,
 ) -> None:
     """Measure the accuracy of a policy on data sets, with 95% intervals, or compare two policies."""
-    with reported_failures("the evaluation", debug=debug):
+    with reported_failures("the evaluation", debug=debug, options=DATA_OPTIONS):
         if decoding is Decoding.greedy and samples_per_problem > 1:
             raise InputError(
                 f"--samples-per-problem {samples_per_problem}: all greedy completions of a problem are "

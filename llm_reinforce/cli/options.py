@@ -72,6 +72,8 @@ RemoteCodeOption = Annotated[
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Split of hub data sets. Default: test.")]
 ConfigOption = Annotated[str | None, typer.Option(help="Configuration of hub data sets.")]
+DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")
+"""Settings of a data set that are options of a command."""
 PromptColumnOption = Annotated[
     str | None, typer.Option(help="Column that contains the prompts. Default: prompt or question.")
 ]

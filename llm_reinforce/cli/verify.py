@@ -11,6 +11,7 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import FAILED, DebugOption, quieten, reported_failures
 from llm_reinforce.cli.options import (
+    DATA_OPTIONS,
     AlgebraOption,
     AnswerColumnOption,
     ConfigOption,
@@ -53,7 +54,7 @@ def verify(
     are listed too, because part of such an answer may be lost when it is read;
     they do not change the exit code.
     """
-    with reported_failures("the check", debug=debug):
+    with reported_failures("the check", debug=debug, options=DATA_OPTIONS):
         quieten(debug=debug)
         from llm_reinforce.problems import find_problems, reads_split
         from llm_reinforce.verifier.audit import audit_answers

@@ -11,7 +11,14 @@ from llm_reinforce.config.problems_config import (
     ProblemsConfig,
 )
 from llm_reinforce.config.recipe_file import builtin_recipes, dump_config, load_config
-from llm_reinforce.config.reinforce_config import MAX_NEW_TOKENS, ReinforceConfig, SamplingConfig, ValueConfig
+from llm_reinforce.config.reinforce_config import (
+    MAX_NEW_TOKENS,
+    ClipConfig,
+    ImportanceConfig,
+    ReinforceConfig,
+    SamplingConfig,
+    ValueConfig,
+)
 from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, IsolationConfig, RewardConfig
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import MAX_SEED
@@ -22,6 +29,7 @@ from llm_reinforce.config.training_config import (
     TrainingConfig,
     WarmStartConfig,
 )
+from llm_reinforce.config.variants import VARIANTS
 
 __all__ = [
     "ADAPTER_LEARNING_RATE",
@@ -31,12 +39,15 @@ __all__ = [
     "MAX_SEED",
     "NUM_TRAINING_PROBLEMS_EVALUATED",
     "RANDOM_INIT_LEARNING_RATE",
+    "VARIANTS",
     "AdapterConfig",
+    "ClipConfig",
     "Config",
     "DataConfig",
     "Decoding",
     "EvaluationConfig",
     "GenerateConfig",
+    "ImportanceConfig",
     "IsolationConfig",
     "PolicyConfig",
     "ProblemsConfig",

@@ -54,7 +54,7 @@ class GenerateConfig(Section):
     num_train: Count | None = Field(
         default=None,
         description="number of training problems; null: all problems that are not held out, or 100,000 if "
-        "there are too many problems to list",
+        "it would take too long to list all possible problems",
     )
 
     @field_validator("operations", "digits")

@@ -1,11 +1,13 @@
 """Settings of sampling and of the policy-gradient loss."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 
-from llm_reinforce.config.section import Count, Positive, Section
+from llm_reinforce.config.section import Count, Positive, Section, conflict
+from llm_reinforce.config.strict_yaml import shown_value
+from llm_reinforce.config.variants import VARIANTS, Variant
 
 MAX_NEW_TOKENS = 256
 """Default maximum length of a completion, in tokens: enough for the worked solution of a GSM8K problem."""
@@ -48,6 +50,47 @@ class ValueConfig(Section):
     )
 
 
+class ImportanceConfig(Section):
+    """Importance weights, which correct for differences between the policy that sampled and the one trained.
+
+    The ratio of an action is its probability under the policy that is trained, divided by the probability
+    with which it was sampled.
+    """
+
+    level: Literal["sequence", "per_decision", "token"] = Field(
+        description="ratios that are multiplied: those of all actions of the episode (sequence, unbiased), "
+        "for each reward those of the actions up to it (per_decision, unbiased), or only the ratio of the "
+        "action itself (token, biased)"
+    )
+    limit: Annotated[float, Field(ge=1)] | None = Field(
+        default=2.0,
+        description="largest weight; a limit reduces the variance but introduces bias; null: no limit",
+    )
+    beyond_limit: Literal["truncate", "mask"] = Field(
+        default="truncate",
+        description="replace a weight above the limit by the limit (truncate) or by 0 (mask)",
+    )
+
+    @field_validator("beyond_limit")
+    @classmethod
+    def _check_limit(cls, beyond_limit: str, info: ValidationInfo) -> str:
+        if beyond_limit != "truncate" and "limit" in info.data and info.data["limit"] is None:
+            raise ValueError("has no effect with limit: null; set a limit, or remove this setting")
+        return beyond_limit
+
+
+class ClipConfig(Section):
+    """Bounds of the ratio between an action's probability under the policy and that when it was sampled."""
+
+    form: Literal["ppo", "cispo"] = Field(
+        default="ppo",
+        description="ppo: an action whose ratio has moved beyond a bound, in the direction of its advantage, "
+        "has no gradient; cispo: the gradient is multiplied by the clipped ratio",
+    )
+    low: float = Field(default=0.2, ge=0, le=1, description="the lower bound of the ratio is 1 - low")
+    high: Positive = Field(default=0.2, description="the upper bound of the ratio is 1 + high")
+
+
 READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average", "value": "value"}
 """Keys of the section `reinforce` that only one baseline uses, mapped to the name of that baseline."""
 
@@ -55,9 +98,15 @@ READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average
 class ReinforceConfig(Section):
     """Settings of the policy-gradient loss, and of the batch of episodes from which it is computed.
 
-    The batch of an update contains problems_per_update x episodes_per_problem episodes.
+    A batch contains problems_per_update x episodes_per_problem episodes. With the default
+    updates_per_batch: 1, each update has a batch of its own.
     """
 
+    variant: Variant | None = Field(
+        default=None,
+        description="name of a published objective, which sets baseline, standardize, denominator and clip; "
+        "null: each of these keys has its own default",
+    )
     baseline: Literal[
         "none", "batch_mean", "moving_average", "group_mean", "leave_one_out", "optimal", "greedy", "value"
     ] = Field(default="leave_one_out", description="baseline b(s) that is subtracted from the returns")
@@ -72,21 +121,70 @@ class ReinforceConfig(Section):
         default=ValueConfig(),
         description="settings of the learned baseline; used only with baseline: value",
     )
-    standardize: bool = Field(
+    standardize: bool | Literal["batch", "group"] = Field(
         default=False,
-        description="divide the advantages by the standard deviation of the returns around their baselines",
+        description="divide the advantages by the standard deviation of the returns around their baselines, "
+        "computed from the batch (batch or true) or from each group (group)",
     )
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
-    denominator: Literal["episodes", "tokens"] | Positive = Field(
+    denominator: Literal["episodes", "tokens", "episode_lengths"] | Positive = Field(
         default="episodes",
         description="divisor of the summed loss: the number of episodes in the update, the number of tokens "
-        "in the update, or a constant",
+        "in the update, or a constant; episode_lengths: the loss of each episode is divided by the number of "
+        "its tokens, and the sum by the number of episodes",
     )
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
-    problems_per_update: Count = Field(default=16, description="number of problems per update")
+    problems_per_update: Count = Field(
+        default=16, description="number of problems per update; with updates_per_batch, per batch"
+    )
     episodes_per_problem: Count = Field(
         default=8, description="number of episodes sampled for each problem (the size of a group)"
     )
+
+    updates_per_batch: Count = Field(
+        default=1,
+        description="number of updates (optimizer steps) per batch; each uses an equal part of the batch's "
+        "problems, and after the first one, the policy differs from the one that sampled",
+    )
+    importance: ImportanceConfig | None = Field(
+        default=None, description="importance weights of the sampled actions; null: no weights"
+    )
+    clip: ClipConfig | None = Field(
+        default=None,
+        description="clip the ratios of the sampled actions; null: no clipping, or the default bounds with "
+        "updates_per_batch above 1 and without importance",
+    )
+
+    @property
+    def problems_of_update(self) -> int:
+        """Number of problems of an update: an equal part of the problems of a batch."""
+        return self.problems_per_update // self.updates_per_batch
+
+    def in_whole_batches(self, num_updates: int) -> int:
+        """Return a number of updates, rounded up to a multiple of `updates_per_batch`."""
+        return -(-num_updates // self.updates_per_batch) * self.updates_per_batch
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _set_derived_defaults(
+        cls, data: Any, handler: ModelWrapValidatorHandler["ReinforceConfig"]
+    ) -> "ReinforceConfig":
+        """Fill in the keys of the variant, and `clip` if several updates per batch have no correction."""
+        if not isinstance(data, Mapping):
+            return handler(data)
+        variant = VARIANTS.get(str(data.get("variant")), {})
+        filled = {**{key: value for key, value in variant.items() if key != "clip"}, **data}
+        clip, num_updates = data.get("clip"), data.get("updates_per_batch", 1)
+        is_off_policy = isinstance(num_updates, int) and num_updates > 1
+        if is_off_policy and ("clip" in variant or data.get("importance") is None):
+            if isinstance(clip, ClipConfig):
+                clip = clip.model_dump(exclude_unset=True)
+            if clip is None or isinstance(clip, Mapping):
+                filled["clip"] = {**variant.get("clip", {}), **(clip or {})}
+        validated = handler(filled)
+        # keys that were not given count as not set, so that another variant can replace them
+        validated.model_fields_set.intersection_update(data)
+        return validated
 
     @field_validator(*READ_WITH_BASELINE)
     @classmethod
@@ -99,6 +197,18 @@ class ReinforceConfig(Section):
             )
         return setting
 
+    @field_validator("baseline", "standardize", "denominator")
+    @classmethod
+    def _check_variant(cls, setting: object, info: ValidationInfo) -> object:
+        variant, key = info.data.get("variant"), str(info.field_name)
+        setting = "batch" if setting is True else setting
+        if variant and setting != (needed := VARIANTS[variant][key]):
+            raise ValueError(
+                f"variant: {variant} sets {key} to {shown_value(needed)}, not {shown_value(setting)}; remove "
+                "this setting or the variant"
+            )
+        return setting
+
     @field_validator("episodes_per_problem")
     @classmethod
     def _check_group_size(cls, episodes: int, info: ValidationInfo) -> int:
@@ -108,8 +218,47 @@ class ReinforceConfig(Section):
                 f"should be at least 2 for baseline: {baseline}; increase it, or choose another baseline "
                 "with reinforce.baseline"
             )
+        if info.data.get("standardize") == "group" and episodes < 2:
+            raise ValueError("should be at least 2 for standardize: group")
         compared = "baseline: batch_mean" if baseline == "batch_mean" else "standardize: true"
         needed = baseline == "batch_mean" or info.data.get("standardize")
         if needed and info.data.get("problems_per_update", 2) * episodes < 2:
             raise ValueError(f"should be at least 2 for {compared}, unless problems_per_update is at least 2")
         return episodes
+
+    @field_validator("updates_per_batch")
+    @classmethod
+    def _check_parts(cls, num_updates: int, info: ValidationInfo) -> int:
+        num_problems = info.data.get("problems_per_update", num_updates)
+        if num_problems % num_updates:
+            raise ValueError(
+                f"each update needs an equal part of the batch, but problems_per_update is {num_problems}, "
+                f"which is not a multiple of {num_updates}; change one of the two settings"
+            )
+        return num_updates
+
+    @field_validator("clip")
+    @classmethod
+    def _check_clip(cls, clip: ClipConfig | None, info: ValidationInfo) -> ClipConfig | None:
+        if clip is None:
+            return None
+        variant = info.data.get("variant")
+        of_variant = VARIANTS.get(variant, {}).get("clip") if variant else None
+        if info.data.get("updates_per_batch") == 1:
+            raise ValueError(
+                "has no effect with updates_per_batch: 1, because the ratios are 1 in the first update of a "
+                "batch; increase updates_per_batch, or remove this setting"
+            )
+        if info.data.get("importance"):
+            by = f"variant: {variant}" if of_variant else "clip"
+            other = "the variant" if of_variant else "clip"
+            raise ValueError(
+                f"{by} and importance would both correct for the ratios; remove importance or {other}"
+            )
+        if of_variant and clip.form != of_variant["form"]:
+            raise conflict(
+                ("form",),
+                f"variant: {variant} sets form to {of_variant['form']}, not {clip.form}; remove this setting "
+                "or the variant",
+            )
+        return clip

@@ -297,10 +297,10 @@ def validate(
 
 
 def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
-    """Return a hint with the override that changes an invalid setting which other overrides do not fit.
+    """Return a hint to override a setting of the file that is invalid together with the given overrides.
 
-    The hint contains a value if the setting has a list of choices. It is "" if the setting itself was
-    overridden, if it is a section, or if there are no overrides.
+    The hint contains a value if the setting has a list of choices. The hint is "" if the setting itself was
+    overridden, if the setting is a section, or if there are no overrides.
     """
     place = document.places.get(path)
     own: Any = document.data

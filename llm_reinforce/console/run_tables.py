@@ -33,7 +33,7 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
     """Return a table that summarizes the settings and the data of a run that has not been started."""
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
-    updates = f"{training.num_updates:,}"
+    updates = f"{shape.in_whole_batches(training.num_updates):,}"
     if training.num_tokens is not None:
         limits = f"{training.num_tokens:,} sampled tokens or {training.num_updates:,} updates"
         updates = f"about {preview.num_updates:,} (stops after {limits})"
@@ -45,8 +45,10 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
             "first prompt": visible(preview.prompt, MAX_PROMPT),
             "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in preview.rewards),
             "updates": updates,
-            "per update": f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
-            f"{shape.episodes_per_problem}",
+            f"per {'update' if shape.updates_per_batch == 1 else f'{shape.updates_per_batch} updates'}": (
+                f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
+                f"{shape.episodes_per_problem}"
+            ),
             "output_dir": config.output_dir,
         }
     )

@@ -143,7 +143,7 @@ def _coins_table(rows: "Sequence[CoinVariance]") -> RenderableType:
             f"{each.expected_one_coin:g}",
             _cell(each.one_coin),
         )
-    return Group(Text("variance of the number of heads", style="bold"), table)
+    return Group(Text("variance of the number of heads in coin tosses", style="bold"), table)
 
 
 def _lengths_table(rows: "Sequence[LengthVariance]") -> RenderableType:

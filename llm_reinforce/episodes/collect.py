@@ -15,7 +15,7 @@ from llm_reinforce.policy import (
     TokenIds,
     sample_completions,
 )
-from llm_reinforce.problems import Problem, judge
+from llm_reinforce.problems import Problem, judge_all
 from llm_reinforce.rewards import JudgedCompletion, Progress, WeightedReward, combine_rewards
 
 
@@ -93,10 +93,12 @@ def _rewarded(
 ) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
     """Verify and reward completions; return the episodes and the metrics that reward functions logged."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
-    verdicts = [
-        None if problem.answer is None else judge(one.text, problem, truncated=not one.terminated)
-        for one, problem in zip(completions, problem_of, strict=True)
-    ]
+    verdicts = judge_all(
+        [
+            (one.text, problem, not one.terminated)
+            for one, problem in zip(completions, problem_of, strict=True)
+        ]
+    )
     judged = [
         JudgedCompletion(problem, completion.text, completion.token_ids, verdict)
         for problem, completion, verdict in zip(problem_of, completions, verdicts, strict=True)

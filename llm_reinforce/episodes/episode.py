@@ -124,6 +124,18 @@ class EpisodeBatch:
     def __len__(self) -> int:
         return len(self.episodes)
 
+    def part(self, rows: Int[Tensor, " row"]) -> "EpisodeBatch":
+        """Return some of the episodes as a batch, without logged numbers and greedy completions."""
+        return EpisodeBatch.of([self.episodes[row] for row in rows.tolist()])
+
+    def rows_of_update(self, number: int, num_updates: int) -> Int[Tensor, " row"]:
+        """Return the rows of update `number` (from 0) of the `num_updates` updates that share this batch.
+
+        The episodes of a group stay together. Group g belongs to update g mod `num_updates`, so the updates
+        of a batch have the same groups for every number of processes.
+        """
+        return (self.groups % num_updates == number).nonzero().flatten()
+
     @property
     def num_tokens(self) -> int:
         """Number of tokens sampled for this batch, including those of greedy completions."""

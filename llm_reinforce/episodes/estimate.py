@@ -34,6 +34,8 @@ class Estimate:
         mask: True for the actions of scored episodes.
         denominator: number by which the summed loss of an update is divided.
         mean_return: mean return of the scored episodes; None if no episode is scored.
+        loss_weights: factor of each episode's loss: 1/T with `denominator: episode_lengths`, where T is the
+            number of actions of the episode. None: all factors are 1.
     """
 
     returns: Float[Tensor, "episode token"]
@@ -42,8 +44,9 @@ class Estimate:
     mask: Bool[Tensor, "episode token"]
     denominator: float
     mean_return: float | None
+    loss_weights: Float[Tensor, " episode"] | None = None
 
-    def part(self, rows: slice, num_tokens: int) -> "Estimate":
+    def part(self, rows: slice | Int[Tensor, " row"], num_tokens: int) -> "Estimate":
         """Return the estimate of some of the episodes. The longest of these has `num_tokens` actions.
 
         The denominator and the mean return remain those of the whole update.
@@ -54,7 +57,23 @@ class Estimate:
             baselines=self.baselines[rows],
             advantages=self.advantages[rows, :num_tokens],
             mask=self.mask[rows, :num_tokens],
+            loss_weights=None if self.loss_weights is None else self.loss_weights[rows],
         )
+
+    def of_update(self, rows: Int[Tensor, " row"], settings: ReinforceConfig) -> "Estimate":
+        """Return the estimate of one of several updates of a batch.
+
+        The denominator and the mean return are those of the given episodes.
+
+        Args:
+            rows: the episodes of the update, of all processes.
+            settings: the `reinforce` section of the settings.
+        """
+        part = self.part(rows, self.mask.shape[1])
+        scored = part.mask.any(dim=1)
+        mean_return = float(episode_returns(part.returns)[scored].mean()) if scored.any() else None
+        denominator = _denominator(settings, part.mask.sum(dim=1)[scored])
+        return replace(part, denominator=denominator, mean_return=mean_return)
 
 
 def estimate_advantages(
@@ -95,10 +114,13 @@ def estimate_advantages(
         # A_t = γ^t (g_t - b)
         weights = advantages(returns, b, mask, settings.discount)
     if settings.standardize:
-        weights = standardize(weights, g0, b, scored)
+        groups = batch.groups if settings.standardize == "group" else None
+        weights = standardize(weights, g0, b, scored, groups=groups)
 
     mean_return = float(g0[scored].mean()) if scored.any() else None
-    return Estimate(returns, b, weights, mask, _denominator(settings, lengths[scored]), mean_return)
+    loss_weights = 1.0 / lengths.clamp(min=1) if settings.denominator == "episode_lengths" else None
+    denominator = _denominator(settings, lengths[scored])
+    return Estimate(returns, b, weights, mask, denominator, mean_return, loss_weights)
 
 
 def _baseline_arguments(
@@ -151,7 +173,7 @@ def _denominator(settings: ReinforceConfig, scored_lengths: Int[Tensor, " episod
     episodes, or a constant.
     """
     match settings.denominator:
-        case "episodes":
+        case "episodes" | "episode_lengths":
             return float(len(scored_lengths))
         case "tokens":
             return float(scored_lengths.sum())

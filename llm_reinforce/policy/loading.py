@@ -288,8 +288,8 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     """Return the distinct end tokens of the model and the tokenizer.
 
     A model that was created from a configuration has a default end token id, such as 2, which may be the id
-    of a digit. Therefore, if the tokenizer's end token is not an end token of the model, those end tokens of
-    the model are omitted that are ordinary text in the tokenizer.
+    of a digit. Therefore, if the tokenizer's end token is not an end token of the model, the result omits
+    each end token of the model that is ordinary text in the tokenizer.
 
     `encode_completion` appends the first token of the result. This is the special token with which the chat
     template ends the messages of the assistant, if there is one, because the generation settings of a base

@@ -35,13 +35,13 @@ def stopped_run(path: Path) -> tuple[Config, Path] | None:
             f"{path}: the run has neither a policy nor an intact checkpoint; continue it with "
             f"`llm-reinforce train {shlex.quote(str(path))} --resume`"
         )
+    # the last update of a run saves a checkpoint before the policy
+    is_older = policy.is_dir() and _written_at(policy) < _written_at(checkpoint)
+    if policy.is_dir() and not is_older:
+        return None
     config = load_config(path)
-    is_older = False
-    if policy.is_dir():
-        # the last update of a run saves a checkpoint before the policy
-        is_older = _written_at(policy) < _written_at(checkpoint)
-        if not is_older or num_updates_of(checkpoint) >= config.training.num_updates:
-            return None
+    if is_older and num_updates_of(checkpoint) >= config.training.num_updates:
+        return None
     used = f"its newest checkpoint, {checkpoint.name}, is used"
     instead = f" instead of the older policy in {policy}" if is_older else ""
     skipped = "".join(f"; skipped checkpoint {fault}" for fault in faults)

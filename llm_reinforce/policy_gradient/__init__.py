@@ -11,7 +11,19 @@ from llm_reinforce.policy_gradient.baselines import (
     standardize,
     weighted_returns,
 )
-from llm_reinforce.policy_gradient.losses import entropy, entropy_bonus, reinforce_loss
+from llm_reinforce.policy_gradient.importance import (
+    importance_weights,
+    limit_weights,
+    log_ratios,
+    weighted_advantages,
+)
+from llm_reinforce.policy_gradient.losses import (
+    clipped_loss,
+    clipped_weights,
+    entropy,
+    entropy_bonus,
+    reinforce_loss,
+)
 from llm_reinforce.policy_gradient.returns import action_mask, episode_returns, place_rewards, reward_to_go
 from llm_reinforce.policy_gradient.value_advantages import generalized_advantages
 
@@ -24,13 +36,19 @@ __all__ = [
     "action_mask",
     "advantages",
     "baseline_values",
+    "clipped_loss",
+    "clipped_weights",
     "entropy",
     "entropy_bonus",
     "episode_returns",
     "generalized_advantages",
+    "importance_weights",
+    "limit_weights",
+    "log_ratios",
     "place_rewards",
     "reinforce_loss",
     "reward_to_go",
     "standardize",
+    "weighted_advantages",
     "weighted_returns",
 ]

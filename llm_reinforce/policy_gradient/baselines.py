@@ -315,14 +315,16 @@ def standardize(
     baseline: Float[Tensor, " everyone"],
     scored: Bool[Tensor, " everyone"],
     epsilon: float = 1e-6,
+    groups: Int[Tensor, " everyone"] | None = None,
 ) -> Float[Tensor, "episode token"]:
     """Divide advantages by the root mean square of the differences between returns and baselines.
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    Standardization does not change the direction of the gradient, and makes the norm of the gradient
-    independent of the scale of the rewards. The divisor depends on the actions. Therefore the gradient is
-    biased, even with an unbiased baseline.
+    The mean is over the scored episodes of the batch, or of the episode's group. With one divisor for the
+    whole batch, standardization does not change the direction of the batch's gradient, and makes the norm of
+    the gradient independent of the scale of the rewards. The divisor depends on the actions. Therefore the
+    gradient is biased, even with an unbiased baseline.
 
     If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, advantages
     would be divided by ε. The advantages of later actions, which can be nonzero if γ < 1 or if there are step
@@ -334,9 +336,27 @@ def standardize(
         baseline: b of all episodes of the update; for the baseline `value`, b is V(s_0).
         scored: for all episodes of the update, False if the reward function failed.
         epsilon: ε.
+        groups: for all episodes of the update, the number of the group. Each group has a divisor of its own,
+            and `values` must contain all episodes. None: one divisor for all groups.
     """
+    if groups is not None:
+        return _standardize_groups(values, returns, baseline, scored, groups, epsilon)
     scored_returns = returns.where(scored, torch.zeros_like(returns))
     squares = ((returns - baseline) ** 2).where(scored, torch.zeros_like(returns))
     spread = (squares.sum() / scored.sum().clamp(min=1)).sqrt()
     has_spread = spread > epsilon * scored_returns.abs().sum() / scored.sum().clamp(min=1)
     return torch.where(has_spread, values / (spread + epsilon), torch.zeros_like(values))
+
+
+def _standardize_groups(
+    values: Float[Tensor, "episode token"],
+    returns: Float[Tensor, " episode"],
+    baseline: Float[Tensor, " episode"],
+    scored: Bool[Tensor, " episode"],
+    groups: Int[Tensor, " episode"],
+    epsilon: float,
+) -> Float[Tensor, "episode token"]:
+    """Divide the advantages of each group by the spread of the group; see `standardize`."""
+    spread = group_mean((returns - baseline) ** 2, groups, scored).sqrt()
+    has_spread = (spread > epsilon * group_mean(returns.abs(), groups, scored))[:, None]
+    return torch.where(has_spread, values / (spread + epsilon)[:, None], torch.zeros_like(values))

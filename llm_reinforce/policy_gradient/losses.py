@@ -1,5 +1,6 @@
-"""The loss of REINFORCE, and the entropy bonus."""
+"""The loss of REINFORCE, its clipped forms for episodes of an earlier policy, and the entropy bonus."""
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -37,6 +38,57 @@ def reinforce_loss(
     weighted = (advantages.detach() * log_probs).masked_fill(~mask, 0.0)
     # L = - (1/D) Σ_b Σ_t A_t log π(a_t | s_t)
     return -weighted.sum() / denominator
+
+
+def clipped_loss(
+    log_ratios: Float[Tensor, "episode token"],
+    advantages: Float[Tensor, "episode token"],
+    mask: Bool[Tensor, "episode token"],
+    denominator: float,
+    low: float,
+    high: float,
+) -> Float[Tensor, ""]:
+    """Return the clipped loss of PPO, with one bound below and one bound above 1.
+
+        L = - (1/D) Σ_b Σ_t min(ρ_t A_t, clip(ρ_t, 1 - low, 1 + high) A_t)
+
+    An action has no gradient if its ratio ρ_t has moved beyond the bound in the direction that increases
+    ρ_t A_t. If all ratios are 1, the gradient is that of `reinforce_loss`.
+
+    Source: Schulman et al. 2017, equation 7; Yu et al. 2025 (DAPO) for low < high.
+
+    Args:
+        log_ratios: log ρ_t, as returned by `log_ratios`. The gradient flows through them.
+        advantages: A_t. No gradient flows through them.
+        mask: True for the actions that contribute to the loss.
+        denominator: the denominator D, which must be above 0.
+        low: distance of the lower bound from 1.
+        high: distance of the upper bound from 1.
+
+    Raises:
+        ValueError: if the denominator is not above 0.
+    """
+    if not denominator > 0:
+        raise ValueError(f"the denominator must be above 0, not {denominator}")
+    ratios, weights = log_ratios.exp(), advantages.detach()
+    smaller = torch.minimum(ratios * weights, ratios.clamp(1.0 - low, 1.0 + high) * weights)
+    # L = - (1/D) Σ_b Σ_t min(ρ_t A_t, clip(ρ_t, 1 - low, 1 + high) A_t)
+    return -smaller.masked_fill(~mask, 0.0).sum() / denominator
+
+
+def clipped_weights(
+    log_ratios: Float[Tensor, "episode token"], low: float, high: float
+) -> Float[Tensor, "episode token"]:
+    """Return the clipped ratios by which CISPO multiplies advantages, without gradient.
+
+        w_t = clip(ρ_t, 1 - low, 1 + high)
+
+    With `reinforce_loss`, every action keeps its gradient w_t A_t ∇log π(a_t | s_t), even if its ratio is
+    beyond a bound.
+
+    Source: MiniMax 2025 (CISPO), equations 4 and 5.
+    """
+    return log_ratios.detach().exp().clamp(1.0 - low, 1.0 + high)
 
 
 def entropy(log_distribution: Float[Tensor, "*batch vocabulary"]) -> Float[Tensor, "*batch"]:

@@ -20,7 +20,7 @@ from llm_reinforce.problems.lookup import (
 )
 from llm_reinforce.problems.named_sets import NAMED_SETS
 from llm_reinforce.problems.overlap import Overlap, find_overlap
-from llm_reinforce.problems.problem import Problem, have_answers, judge
+from llm_reinforce.problems.problem import Problem, have_answers, judge, judge_all
 from llm_reinforce.problems.sources import (
     load_hub_problems,
     read_problems,
@@ -45,6 +45,7 @@ __all__ = [
     "in_template",
     "is_file_name",
     "judge",
+    "judge_all",
     "load_hub_problems",
     "problems_from",
     "problems_from_config",

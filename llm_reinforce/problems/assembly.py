@@ -169,7 +169,7 @@ def _without_overlap(
     seed: int,
     say: Callable[[str], None],
 ) -> ProblemSplit:
-    """Return a split of two sources, in which no training problem is also a held-out problem.
+    """Return the problems of two sources as training and held-out problems without overlap.
 
     Training problems that are also in the held-out source are removed. If no training problem would be left,
     all of them are kept, and `say` is called with a message that the run is evaluated on its training

@@ -27,7 +27,7 @@ OPERATIONS: tuple[str, ...] = (*_SYMBOLS, "chain")
 """Known operations. A chain contains at least one + and one -, and is evaluated from left to right."""
 
 DEFAULT_NUM_TRAIN = 100_000
-"""Default number of training problems if there are too many possible problems to list."""
+"""Default number of training problems if it would take too long to list all possible problems."""
 
 MAX_DIGITS = 50
 MAX_OPERANDS = 8
@@ -105,11 +105,10 @@ class _Stratum:
         return self.size() <= _MAX_LISTED
 
     def max_held_out(self) -> int:
-        """Return the maximum number of expressions that are held out.
+        """Return the maximum number of expressions that can be held out.
 
         At most half of the expressions that may be held out are held out, so that a few random draws are
-        enough to find an expression that is not held out yet. If there are too many expressions to list them,
-        their number is an estimate.
+        enough to find an expression that is not held out yet. In a large stratum, the result is an estimate.
         """
         source = self.of_held_out_operands()
         if self.is_listed():
@@ -265,7 +264,8 @@ def generate_problems(
             combination has more than 200,000 expressions. None holds out 200 problems, or a fifth of all
             problems if that is fewer.
         num_train: number of training problems, divided among the combinations like the held-out problems.
-            None uses all remaining problems, or 100,000 if there are too many to list.
+            None uses all remaining problems, or 100,000 if it would take too long to list all possible
+            problems.
         seed: seed of the problems. Equal seeds give equal problems on every machine. The held-out problems do
             not depend on `num_train`.
 
@@ -307,8 +307,8 @@ def generate_problems(
     train_shares = _share_out(wanted, capacities)
     if sum(train_shares) < wanted:
         raise InputError(
-            f"num_train is {wanted:,}, but with {num_held_out:,} held-out problems at most "
-            f"{sum(capacities):,} are available for training; reduce it, or leave num_train unset"
+            f"num_train is {wanted:,}, but if {num_held_out:,} problems are held out, at most "
+            f"{sum(capacities):,} are available for training; reduce num_train, or leave it unset"
         )
 
     train: list[Problem] = []

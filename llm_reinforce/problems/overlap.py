@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from llm_reinforce.problems.problem import Problem
 
-MIN_WORDS = 4  # prompts with fewer words, for example sums, are not compared by `masked_text`
+MIN_WORDS = 4  # prompts with fewer words, such as sums, are not compared by `masked_text`
 
 _BETWEEN_DIGITS = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _PUNCTUATION = re.compile(r"[.,;:!?\"'`´‘’“”()\[\]{}](?![0-9])|(?<![0-9])[.,;:!?\"'`´‘’“”()\[\]{}]")
@@ -37,7 +37,7 @@ class Overlap:
         found = []
         for pairs, what in (
             (self.same, "are also training problems: the policy may have memorized their answers"),
-            (self.masked, "are training problems with other numbers"),
+            (self.masked, "differ from training problems only in their numbers"),
         ):
             if pairs:
                 shown = ", ".join(f"{evaluated} = {training}" for evaluated, training in pairs[:3])

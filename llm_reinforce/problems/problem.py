@@ -1,10 +1,12 @@
 """The class `Problem`, and the verification of a completion."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_reinforce.verifier import Verdict, verify
+from llm_reinforce.verifier.algebra import NUM_WORKERS
 
 Message = Mapping[str, Any]
 """Message of a chat, with `role` and `content`."""
@@ -88,3 +90,23 @@ def judge(completion: str, problem: Problem, *, truncated: bool = False) -> Verd
 def have_answers(problems: Iterable[Problem]) -> bool:
     """Return True if all problems have reference answers, so that accuracy can be measured on them."""
     return all(problem.answer is not None for problem in problems)
+
+
+def judge_all(items: Sequence[tuple[str, Problem, bool]]) -> list[Verdict | None]:
+    """Judge completions, algebraic ones at the same time, so that comparisons that time out do not queue.
+
+    Args:
+        items: completion, problem, and `truncated` for each call of `judge`.
+
+    Returns:
+        the verdicts; None for problems without a reference answer.
+    """
+
+    def verdict(item: tuple[str, Problem, bool]) -> Verdict | None:
+        completion, problem, truncated = item
+        return None if problem.answer is None else judge(completion, problem, truncated=truncated)
+
+    if not any(problem.algebra for _, problem, _ in items):
+        return list(map(verdict, items))
+    with ThreadPoolExecutor(NUM_WORKERS) as threads:
+        return list(threads.map(verdict, items))

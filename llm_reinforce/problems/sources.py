@@ -32,8 +32,9 @@ from llm_reinforce.problems.layouts import (
 from llm_reinforce.problems.problem import Message, Problem, chat_text
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
 
-MISSPELLED = 0.8  # similarity to a usual name from which a name may be a misspelling, such as anwser
-MAX_ANSWER = 200  # characters; a longer answer is reported, because it may be a whole solution
+# minimum similarity to a usual name; a column with a more similar name, such as anwser, may be misspelled
+MISSPELLED = 0.8
+MAX_ANSWER = 200  # in characters; a longer answer is reported, because it may be a whole solution
 
 
 def ignore(sentence: str) -> None:

@@ -1,7 +1,8 @@
 """Reports of runs as HTML pages, diagnosis of runs, and the check of an installation."""
 
-from llm_reinforce.reports.diagnosis import diagnose
+from llm_reinforce.reports.diagnosis import diagnose, read_one_run
 from llm_reinforce.reports.finding import Finding, RunFacts
+from llm_reinforce.reports.headline import headline
 from llm_reinforce.reports.installation import Check, check_installation
 from llm_reinforce.reports.live import live_report
 from llm_reinforce.reports.page import REPORT, report
@@ -15,6 +16,8 @@ __all__ = [
     "WarningSigns",
     "check_installation",
     "diagnose",
+    "headline",
     "live_report",
+    "read_one_run",
     "report",
 ]

@@ -1,4 +1,4 @@
-"""Changes made by a run: problems gained and lost between its first and its last evaluation."""
+"""Problems that a run gained and lost between its first and its last evaluation."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

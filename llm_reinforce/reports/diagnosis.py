@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from llm_reinforce.errors import InputError
+from llm_reinforce.reports.collapse_sign import collapse
 from llm_reinforce.reports.evaluation_signs import memorized, one_answer, small_evaluation
 from llm_reinforce.reports.examples import with_example
 from llm_reinforce.reports.finding import Finding, Row, RunFacts, worst_first
 from llm_reinforce.reports.recorded_run import RecordedRun, find_runs, read_run
-from llm_reinforce.reports.trend_signs import collapse, trend_signs
+from llm_reinforce.reports.trend_signs import trend_signs
 from llm_reinforce.reports.warning_signs import few_problems
-from llm_reinforce.reports.window_signs import WINDOW_SIGNS, window_of
+from llm_reinforce.reports.window_signs import WINDOW_SIGNS, reward_failures, window_of
 
 MUCH = 0.5  # a sign that is no longer visible is reported if it was visible in this share of the updates
 
@@ -29,12 +30,14 @@ def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
     Raises:
         InputError: if the directory contains no run, or more than one run.
     """
-    recorded = run if isinstance(run, RecordedRun) else _read(Path(run).expanduser())
+    recorded = run if isinstance(run, RecordedRun) else read_one_run(run)
     facts = facts_of(recorded)
     found: list[Finding | None] = [few_problems(facts)]
     found += [_sign_of_run(sign, recorded.metrics, facts) for sign in WINDOW_SIGNS]
     found.append(collapse(recorded.metrics, facts, window_of(facts)))
     found += trend_signs(recorded.metrics, facts)
+    if recorded.metrics:
+        found.append(reward_failures(recorded.metrics, facts))
     found += [memorized(recorded, facts), one_answer(recorded), small_evaluation(recorded)]
     return tuple(with_example(each, recorded) for each in worst_first([each for each in found if each]))
 
@@ -45,17 +48,25 @@ def facts_of(run: RecordedRun) -> RunFacts:
     reinforce, training = _mapping(settings.get("reinforce")), _mapping(settings.get("training"))
     counted = _mapping(_mapping(run.environment.get("data")).get("training")).get("num_problems")
     is_full = _mapping(settings.get("policy")).get("dtype", "float32") == "float32"
+    num_updates = _integer(training.get("num_updates"), 0)
+    updates_per_batch = max(1, _integer(reinforce.get("updates_per_batch"), 1))
     return RunFacts(
         num_problems=counted if isinstance(counted, int) else None,
         problems_per_update=_integer(reinforce.get("problems_per_update"), 16),
         episodes_per_problem=_integer(reinforce.get("episodes_per_problem"), 8),
-        num_updates=_integer(training.get("num_updates"), max(1, len(run.metrics))),
+        num_updates=-(-num_updates // updates_per_batch) or max(1, len(run.metrics)),
         num_warmup_updates=_integer(training.get("num_warmup_updates"), 0),
         is_full_precision=is_full and training.get("mixed_precision", "no") == "no",
     )
 
 
-def _read(path: Path) -> RecordedRun:
+def read_one_run(run: str | PathLike[str]) -> RecordedRun:
+    """Return what a run has recorded.
+
+    Raises:
+        InputError: if the directory contains no run, or more than one run.
+    """
+    path = Path(run).expanduser()
     summaries = find_runs([path])
     if len(summaries) > 1:
         raise InputError(f"{path}: contains {len(summaries)} runs; give the directory of one of them")

@@ -13,7 +13,7 @@ EPISODE_BYTES, TOKEN_BYTES = 300, 30  # approximate size of an episode, and of e
 MAX_TOKENS = 2_000  # maximum number of tokens shown of a completion
 NUM_TRACKED = 20  # problems whose answers are recorded at every evaluation
 
-# names of the values of each token: in episodes.jsonl, and on the page
+# name of each value of a token in episodes.jsonl, and its name on the page
 TOKEN_VALUES = {
     "advantages": "advantage",
     "behavior_log_probs": "log_prob",

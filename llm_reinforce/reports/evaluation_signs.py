@@ -13,7 +13,8 @@ GAP = 0.1  # smallest reported gap between the accuracies on training and on hel
 CONFIDENCE = 0.999  # confidence level of the gap; it is high, so that false alarms are rare
 NEIGHBORS = 5  # number of updates whose episodes are compared with an evaluation
 POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
-ONE_ANSWER, FEW_EQUAL = 0.9, 0.5  # shares of the most frequent answer, and of the most frequent right answer
+# minimum share of the most frequent answer, and maximum share of the most frequent right answer
+ONE_ANSWER, FEW_EQUAL = 0.9, 0.5
 MIN_ANSWERS = 20
 
 

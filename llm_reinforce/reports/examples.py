@@ -8,7 +8,7 @@ from llm_reinforce.reports.finding import Finding, Row
 from llm_reinforce.reports.recorded_run import RecordedRun
 from llm_reinforce.reports.shown_text import shown
 
-MAX_PROMPT, MAX_COMPLETION = 200, 300  # characters
+MAX_PROMPT, MAX_COMPLETION = 200, 300  # maximum number of characters
 
 
 def with_example(found: Finding, run: RecordedRun) -> Finding:
@@ -33,7 +33,7 @@ def described(row: Row) -> str:
         f"prompt {shown(row.get('prompt', ''), MAX_PROMPT)!r}",
         f"completion {shown(row.get('completion', ''), MAX_COMPLETION)!r}",
         f"right answer {shown(row.get('answer', ''), MAX_PROMPT)!r}",
-        f"verdict {shown(row.get('reason', ''), 40)}",
+        f"judged {'right' if row.get('correct') else 'wrong'} ({shown(row.get('reason', ''), 40)})",
         "unscored" if reward is None else f"reward {reward:.4g}",
     ]
     if row.get("failure"):
@@ -70,6 +70,10 @@ def _unscored(rows: Sequence[Row]) -> Row | None:
     return next((row for row in reversed(rows) if row.get("reward") is None), None)
 
 
+def _failed(rows: Sequence[Row]) -> Row | None:
+    return next((row for row in reversed(rows) if row.get("failure")), None)
+
+
 CHOICES: dict[str, Callable[[Sequence[Row]], Row | None]] = {
     "no_reward": _refused,
     "equal_rewards": _unrewarded,
@@ -79,4 +83,5 @@ CHOICES: dict[str, Callable[[Sequence[Row]], Row | None]] = {
     "reward_hacking": _rewarded,
     "truncation": _truncated,
     "unscored": _unscored,
+    "reward_failures": _failed,
 }

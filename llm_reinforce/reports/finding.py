@@ -28,9 +28,10 @@ SEVERITIES: dict[str, Severity] = {
     "memorized": "moderate",
     "noisy_updates": "minor",
     "few_problems": "minor",
+    "reward_failures": "minor",
     "small_evaluation": "minor",
 }
-# from a kind to the kinds that explain it; it is reported only if none of these is found
+# for each kind of finding, the kinds that explain it; it is not reported if one of them is found
 EXPLAINED_BY = {
     "no_reward": {"collapse"},
     "equal_rewards": {"no_reward", "collapse"},
@@ -42,6 +43,7 @@ EXPLAINED_BY = {
     "noisy_updates": {"no_reward", "equal_rewards", "zero_gradient", "no_spread", "collapse"},
     "exploding_gradient": {"not_finite"},
     "collapse": {"reward_hacking"},
+    "reward_failures": {"unscored"},
     "one_answer": {"no_reward"},
 }
 
@@ -53,7 +55,7 @@ class Finding:
     Attributes:
         kind: name of the symptom, such as "truncation".
         severity: "severe" if the policy does not learn what it should, "moderate" if the symptom makes
-            learning worse, "minor" if it limits what the run can show.
+            learning worse, "minor" if the symptom limits what the run can show.
         sentence: what is wrong, in a clause without a period.
         evidence: measured figures, one clause each.
         advice: what to change, in a clause without a period.
@@ -83,7 +85,7 @@ class RunFacts:
         num_problems: number of training problems; None if it is not known.
         problems_per_update: number of problems of an update.
         episodes_per_problem: number of episodes of each problem of an update.
-        num_updates: number of updates of the whole run.
+        num_updates: number of updates of the whole run; with several updates per batch, number of batches.
         num_warmup_updates: number of updates over which the learning rate rises.
         is_full_precision: True if the weights and the forward pass have 32 or more bits.
     """
@@ -131,13 +133,23 @@ def number(row: Row, name: str) -> float:
 
 
 def mean(rows: Sequence[Row], name: str) -> float:
-    """Return the mean of a metric; NaN if any row does not have it."""
+    """Return the mean of a metric; NaN if any row lacks the metric."""
     return sum(number(row, name) for row in rows) / len(rows)
 
 
 def finite(rows: Sequence[Row], name: str) -> list[float]:
     """Return the finite values of a metric."""
     return [value for row in rows if math.isfinite(value := number(row, name))]
+
+
+def reward_names(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the reward functions."""
+    names = {name for row in rows[:1] for name in row}
+    return sorted(
+        name.removeprefix("rewards/").removesuffix("/mean")
+        for name in names
+        if name.startswith("rewards/") and name.endswith("/mean")
+    )
 
 
 def highest_rate(rows: Sequence[Row]) -> float:

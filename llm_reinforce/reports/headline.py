@@ -47,6 +47,15 @@ class Headline:
     facts: dict[str, str]
     results: list[Result]
 
+    @property
+    def text(self) -> str:
+        """The number of updates, and the accuracies before and after training, in one line."""
+        results = [
+            f"{each.title}, {each.decoding}: {each.before} → {each.after} after {each.last_update:,} updates"
+            for each in self.results
+        ]
+        return "; ".join([f"{self.state}, {self.facts['Updates']} updates", *results])
+
 
 def headline(run: RecordedRun) -> Headline:
     """Return the summary of a run."""

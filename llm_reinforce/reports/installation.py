@@ -27,13 +27,13 @@ REQUIRED = (
     "scipy",
     "pydantic",
 )
-# modules of the optional packages, and what they are for
+# modules of the optional packages, and their purposes
 OPTIONAL: Mapping[str, str] = {
     "math_verify": "algebraic answers (extra `algebra`)",
     "matplotlib": "plots (extra `plots`)",
     "reasoning_gym": "generated problems (extra `reasoning-gym`)",
 }
-LITTLE_SPACE = 2 * 2**30  # bytes; a run of a small policy fits
+LITTLE_SPACE = 2 * 2**30  # in bytes; enough for a run of a small policy
 SETTINGS = ("HF_HUB_OFFLINE", "HF_HOME", "LLM_REINFORCE_CACHE", "CUDA_VISIBLE_DEVICES", *THREAD_SETTINGS)
 
 
@@ -125,7 +125,7 @@ def _directories() -> Iterator[Check]:
         from huggingface_hub import constants
 
         from llm_reinforce.policy.cache_folder import cache_directory
-    except Exception:  # reported by the checks of the versions
+    except Exception:  # already reported by the checks of the versions
         return
     yield _directory("cache of fetched models", cache_directory())
     yield _directory("cache of the hub", Path(constants.HF_HUB_CACHE))

@@ -25,7 +25,8 @@ from llm_reinforce.reports.shown_text import shown, shown_settings, without_secr
 from llm_reinforce.runs import RunSummary
 
 REPORT = "report.html"
-PRIVATE_ENTRIES = ("machine", "working_directory", "paths")  # entries of environment.json
+# entries of environment.json that a report leaves out
+PRIVATE_ENTRIES = ("machine", "working_directory", "paths")
 SCRIPTS = ("uplot.min.js", "charts.js", "episodes.js")
 STYLES = ("uplot.min.css", "style.css")
 

@@ -15,7 +15,8 @@ from llm_reinforce.runs import RunDirectory, RunSummary, list_runs, summarize_ru
 
 Row = Mapping[str, Any]
 
-MAX_BYTES = 50_000_000  # limit for the read lines of episodes.jsonl; in memory, they are several times larger
+# maximum number of bytes read from episodes.jsonl; in memory, episodes take up several times as much
+MAX_BYTES = 50_000_000
 _UPDATE = re.compile(rb'\{"update": ([0-9]+)')  # how each line of episodes.jsonl begins
 
 
@@ -104,7 +105,7 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 def _episodes(file: Path) -> tuple[list[Row], int]:
     """Return episodes of about `MAX_BYTES` bytes at most, and the number of all updates with episodes.
 
-    The lines of a large file are not parsed, apart from the number of the update at their beginning.
+    Most updates of a large file are skipped. Only the number of the update is read from their lines.
     """
     if not file.is_file():
         return [], 0

@@ -8,8 +8,8 @@ from llm_reinforce.config.strict_yaml import dump_yaml
 from llm_reinforce.console.text import visible
 from llm_reinforce.errors import SECRET_NAME
 
-MAX_TEXT = 4_000  # characters of a prompt or of an answer
-MAX_TOKEN = 80  # characters of a token
+MAX_TEXT = 4_000  # maximum number of characters of a prompt or of an answer
+MAX_TOKEN = 80  # maximum number of characters of a token
 _PLAIN_OR_NOT = re.compile(r"([\n\t])")
 
 

@@ -16,7 +16,7 @@ from llm_reinforce.reports.finding import (
     finite,
     highest_rate,
     mean,
-    number,
+    reward_names,
     span,
 )
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
@@ -24,16 +24,11 @@ from llm_reinforce.reports.window_signs import SOLVED, ZERO
 MIN_TREND = 30  # minimum number of updates of a run in which trends are measured
 MIN_FLAT, MAX_FLAT = 0.5, 100  # share of the run, or number of updates, after which the reward should rise
 NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not due to chance
-COLLAPSED = 0.5  # a policy has collapsed if its accuracy is below this share of the highest accuracy
 FLAT = 0.05  # the accuracy does not rise if its rise is below this number by two standard errors
 MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
 MANY_TIMES = 10.0  # factor by which an exploding gradient norm grows
 LONG_STEP = 0.01  # minimum norm of a long step, relative to the norm of the weights
 SHORT_PATH = 1e-3  # maximum sum of the norms of all short steps, relative to the norm of the weights
-AGAINST_HACKING = (
-    "read the completions that earn the reward; then give the reward only to right answers, lower the weight "
-    "of the functions that wrong answers satisfy, or cap their values"
-)
 MEMORY = 10  # number of updates over which Adam averages gradients: 1 / (1 - β₁) for β₁ = 0.9
 
 Trend = Callable[[Sequence[Row], RunFacts], Finding | None]
@@ -63,7 +58,10 @@ class Change:
         return self.difference > num_errors * self.error
 
     def __str__(self) -> str:
-        return f"{self.first:.3g} → {self.last:.3g} (standard error of the difference {self.error:.1g})"
+        return (
+            f"{self.first:.3g} → {self.last:.3g} from the first to the last third of the updates (standard "
+            f"error of the difference {self.error:.1g})"
+        )
 
 
 def change_of(rows: Sequence[Row], name: str) -> Change | None:
@@ -74,73 +72,6 @@ def change_of(rows: Sequence[Row], name: str) -> Change | None:
         return None
     error = math.sqrt(stdev(first) ** 2 / len(first) + stdev(last) ** 2 / len(last))
     return Change(fmean(first), fmean(last), error)
-
-
-def has_collapsed(before: float, num_before: int, after: float, num_after: int) -> bool:
-    """Return True if an accuracy has at least halved, and chance alone does not explain the decrease.
-
-    Args:
-        before: accuracy of the earlier episodes.
-        num_before: number of the earlier episodes.
-        after: accuracy of the later episodes.
-        num_after: number of the later episodes.
-    """
-    error = math.sqrt(before * (1.0 - before) / num_before + after * (1.0 - after) / num_after)
-    return after < COLLAPSED * before and before - after > NUM_ERRORS * error
-
-
-def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
-    """Return the highest accuracy of the updates before the last one, and its number of episodes.
-
-    Accuracies are means over `window` updates, except the accuracy of the first update.
-    """
-    accuracies = [number(row, "accuracy") for row in rows]
-    best, num_best = accuracies[0], facts.num_episodes
-    for end in range(window, len(rows)):
-        accuracy = sum(accuracies[end - window : end]) / window
-        if accuracy > best:
-            best, num_best = accuracy, window * facts.num_episodes
-    return best, num_best
-
-
-def collapse(
-    rows: Sequence[Row], facts: RunFacts, window: int, earlier: tuple[float, int] | None = None
-) -> Finding | None:
-    """Find an accuracy in the last updates that is less than half of the highest earlier accuracy.
-
-    If the reward is higher than in the first update, the finding is `reward_hacking`.
-
-    The first update is compared too, because its episodes are those of the initial policy. `earlier` is the
-    result of `best_accuracy`, if the caller knows it.
-    """
-    if len(rows) <= window:
-        return None
-    best, num_best = earlier or best_accuracy(rows, facts, window)
-    last = rows[-window:]
-    accuracy = mean(last, "accuracy")
-    if not has_collapsed(best, num_best, accuracy, window * facts.num_episodes):
-        return None
-    start, reward = number(rows[0], "reward"), mean(last, "reward")
-    if reward - start > MIN_RISE * max(number(rows[0], "reward_std"), ZERO):
-        return finding(
-            "reward_hacking",
-            last,
-            f"the reward is {reward:.3g} in {span(last)} and {start:.3g} in the first update, but the "
-            f"accuracy is {accuracy:.1%}, down from {best:.1%}",
-            AGAINST_HACKING,
-            _reward_changes(rows),
-        )
-    return finding(
-        "collapse",
-        last,
-        f"accuracy in {span(last)} is {accuracy:.1%}, down from {best:.1%}, so the policy has collapsed",
-        f"start a new run with a lower training.learning_rate (it is {highest_rate(rows):.3g})",
-        [
-            f"entropy {mean(last, 'entropy'):.3g} nats per token, {mean(rows[:1], 'entropy'):.3g} in the "
-            "first update",
-            *_movement(last),
-        ],
-    )
 
 
 def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
@@ -163,14 +94,28 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
             if falls
             else f"changes little, from {accuracy.first:.1%} to {accuracy.last:.1%}"
         ),
-        AGAINST_HACKING,
-        _reward_changes(rows),
+        against_hacking(rows),
+        reward_changes(rows),
     )
 
 
-def _reward_changes(rows: Sequence[Row]) -> list[str]:
+def against_hacking(rows: Sequence[Row]) -> str:
+    """Return advice against a reward that wrong answers earn."""
+    names = reward_names(rows)
+    if len(names) == 1:
+        return (
+            f"read the completions that earn the reward, and change the reward function {names[0]} so "
+            "that wrong answers earn less than right ones"
+        )
+    return (
+        "read the completions that earn the reward; then give the reward only to right answers, lower the "
+        "weight of the functions that wrong answers satisfy, or cap their values"
+    )
+
+
+def reward_changes(rows: Sequence[Row]) -> list[str]:
     """Return the changes of the reward, of the accuracy, and of each reward function."""
-    names = ["reward", "accuracy", *sorted({name for row in rows[:1] for name in row if _is_reward(name)})]
+    names = ["reward", "accuracy", *(f"rewards/{name}/mean" for name in reward_names(rows))]
     return [f"{name}: {change}" for name in names if (change := change_of(rows, name))]
 
 
@@ -205,7 +150,7 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"{span(rows)}",
         f"start a new run with a training.learning_rate of {highest_rate(rows) / 10:.2g} instead of "
         f"{highest_rate(rows):.2g}",
-        [*_movement(rows), f"reward: {reward}"],
+        [*movement(rows), f"reward: {reward}"],
     )
 
 
@@ -214,14 +159,17 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     steps, reward = finite(rows, "step/relative_norm"), _flat_reward(rows, facts)
     if not steps or reward is None or not _path(rows) < SHORT_PATH:
         return None
+    rate, path = highest_rate(rows), _path(rows)
+    # the steps of Adam are proportional to the learning rate
+    needed = f" to {rate * SHORT_PATH / path:.1g} or more" if path > 0 else ""
     return finding(
         "learning_rate_low",
         rows,
-        f"all steps together move the weights by at most {_path(rows):.2g} of their norm, and the reward "
+        f"all steps together move the weights by at most {path:.2g} of their norm, and the reward "
         f"does not rise in {span(rows)}",
-        f"start a new run with a training.learning_rate of {highest_rate(rows) * 10:.2g} instead of "
-        f"{highest_rate(rows):.2g}",
-        [*_movement(rows), *_signal(rows, facts), f"reward: {reward}"],
+        f"raise training.learning_rate from {rate:.2g}{needed}, so that the steps of the run add up to "
+        f"more than {SHORT_PATH:g} of the norm of the weights",
+        [*movement(rows), f"reward: {reward}"],
     )
 
 
@@ -302,7 +250,8 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
     ]
 
 
-def _movement(rows: Sequence[Row]) -> list[str]:
+def movement(rows: Sequence[Row]) -> list[str]:
+    """Return the size of a step in words; empty if it was not recorded."""
     steps = finite(rows, "step/relative_norm")
     return [f"norm of a step relative to the weights: median {median(steps):.2g}"] if steps else []
 
@@ -313,7 +262,10 @@ def _path(rows: Sequence[Row]) -> float:
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
-    """Return the change of a reward that does not rise in many updates, unless the problems are solved."""
+    """Return the change of a reward that does not rise in many updates, although problems are unsolved.
+
+    Return None if there is no such change.
+    """
     change = change_of(rows, "reward")
     is_early = len(rows) < min(MIN_FLAT * facts.num_updates, MAX_FLAT)
     return None if is_early or change is None or change.exceeds(2.0) or _is_solved(rows) else change
@@ -321,7 +273,3 @@ def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
 
 def _is_solved(rows: Sequence[Row]) -> bool:
     return mean(rows[len(rows) - len(rows) // 3 :], "accuracy") >= SOLVED
-
-
-def _is_reward(name: str) -> bool:
-    return name.startswith("rewards/") and name.endswith("/mean")

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llm_reinforce.reports.collapse_sign import collapse
 from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, mean, number, worst_first
-from llm_reinforce.reports.trend_signs import collapse, trend_signs
+from llm_reinforce.reports.trend_signs import trend_signs
 from llm_reinforce.reports.window_signs import MAX_PATIENCE, WINDOW_SIGNS, window_of
 
 TREND_EVERY = 20  # number of updates between two searches for trends
-KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")  # metrics of all updates
+# metrics that are kept for all updates
+KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_norm")
 
 
 class WarningSigns:

@@ -16,6 +16,7 @@ from llm_reinforce.reports.finding import (
     highest_rate,
     mean,
     number,
+    reward_names,
     span,
 )
 
@@ -78,7 +79,9 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
         + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
         + ", so there is nothing to learn from",
-        "fix the reward function, which gives right and wrong answers the same reward"
+        f"fix the reward function {' or '.join(reward_names(rows))}, which gives right answers the same "
+        "reward as wrong ones: compare the form that it requires with the completions, and check that the "
+        "policy can write this form"
         if accuracy > 0
         else "check the reward function, or use easier problems, a warm start, or more "
         "reinforce.episodes_per_problem",
@@ -153,13 +156,14 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "truncation",
         rows,
-        f"{truncated:.0%} of the completions in {span(rows)} are truncated by sampling.max_new_tokens, so "
-        "most of them have no end token, and may have no answer",
+        f"{truncated:.0%} of the completions in {span(rows)} are cut off by sampling.max_new_tokens, and "
+        "right answers may be cut off too",
         "raise sampling.max_new_tokens, or prompt or reward shorter answers",
         [
             f"mean length {mean(rows, 'completions/mean_length'):.1f} of at most "
             f"{max(finite(rows, 'completions/max_length'), default=math.nan):.0f} tokens",
-            f"accuracy {mean(rows, 'accuracy'):.1%}",
+            f"accuracy {mean(rows[:half], 'accuracy'):.1%} → {mean(rows[half:], 'accuracy'):.1%} from the "
+            "first to the second half of these updates",
         ],
     )
 
@@ -177,6 +181,22 @@ def unscored(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "fix the reward function, whose failures are in episodes.jsonl",
         [f"{name}: {sum(finite(rows, name)):.0f}" for name in failed]
         or ["no reward function failed: all of them returned None"],
+    )
+
+
+def reward_failures(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
+    """Find reward functions that failed on some episodes of the run."""
+    failed = {name: sum(finite(rows, f"rewards/{name}/num_failed")) for name in reward_names(rows)}
+    failed = {name: num for name, num in failed.items() if num}
+    if not failed:
+        return None
+    num_episodes = len(rows) * facts.num_episodes
+    return finding(
+        "reward_failures",
+        rows,
+        f"the reward function {' or '.join(failed)} failed on some episodes",
+        "fix the reward function; the error messages are in episodes.jsonl",
+        [f"{name}: failed on {num:,.0f} of {num_episodes:,} episodes" for name, num in failed.items()],
     )
 
 

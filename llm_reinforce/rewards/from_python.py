@@ -32,7 +32,8 @@ def rewards_from(source: Any) -> list[Given]:
         one pair per reward: the recipe keys, and the reward as an object or None if the keys suffice.
 
     Raises:
-        InputError: if `source` has another type, or a function has no parameter whose value is known.
+        InputError: if `source` has another type, or if no parameter of a function names a value that a reward
+            function can receive.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):

@@ -81,8 +81,8 @@ def load_reward(
             process.
 
     Raises:
-        InputError: if the function does not exist, does not accept the arguments, or has no parameter whose
-            value is known.
+        InputError: if the function does not exist or does not accept the arguments, or if no parameter of the
+            function names a value that a reward function can receive.
     """
     name = function.rpartition(":")[2]
     if isolation is not None:

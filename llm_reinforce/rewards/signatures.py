@@ -184,7 +184,7 @@ def requirements_of(function: Callable[..., Any]) -> Requirements:
 
 
 def value_name(parameter: str, values: Collection[str]) -> str | None:
-    """Return the name of the value of a parameter, "" if the parameter is unused, or None if there is none.
+    """Return the name of a parameter's value; "" for an unused parameter; None if there is no such value.
 
     Underscores before the name are ignored if they are needed to find the value. A parameter whose name has
     only underscores is unused, as in `lambda completion, _: 1.0`.

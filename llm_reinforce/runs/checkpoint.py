@@ -26,7 +26,7 @@ from llm_reinforce.durable_files import PARTIAL, whole_directory
 from llm_reinforce.policy import load_weights, trainable_parameters
 from llm_reinforce.runs.train_state import TrainState
 
-VALUE_HEAD = "value_head.safetensors"  # only with `baseline: value`
+VALUE_HEAD = "value_head.safetensors"  # written only with `baseline: value`
 
 
 def save_checkpoint(

@@ -1,4 +1,4 @@
-"""Content of `environment.json`: how a run was started, and the machine and the versions that it used."""
+"""Content of `environment.json`: how a run was started, its machine, and the versions of its packages."""
 
 import os
 import platform

@@ -63,8 +63,9 @@ def _facts(config: Config) -> dict[str, str]:
         "Trained": f"{weights}, by REINFORCE with the baseline `{config.reinforce.baseline}`",
         "Problems": data,
         "Rewards": ", ".join(f"{_code(_name(each.function))} × {each.weight:g}" for each in config.rewards),
-        "Updates": f"up to {training.num_updates:,}, each with {config.reinforce.problems_per_update:,} "
-        f"problems and {config.reinforce.episodes_per_problem:,} episodes per problem",
+        "Updates": f"up to {config.reinforce.in_whole_batches(training.num_updates):,}, each with "
+        f"{config.reinforce.problems_of_update:,} problems and {config.reinforce.episodes_per_problem:,} "
+        "episodes per problem",
     }
 
 

@@ -62,7 +62,9 @@ def summarize_run(path: Path) -> RunSummary:
     metrics = path / "metrics.jsonl"
     last_change = (metrics if metrics.is_file() else path / "recipe.yaml").stat().st_mtime
     try:
-        training = load_config(path).training
+        config = load_config(path)
+        training = config.training
+        max_updates = config.reinforce.in_whole_batches(training.num_updates)
         last = _last_row(metrics)
         num_updates = int(last.get("update", 0))
         first_and_last: dict[str, tuple[float, float]] = {}
@@ -72,9 +74,9 @@ def summarize_run(path: Path) -> RunSummary:
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return RunSummary(path, "unreadable", 0, 0, {}, last_change)
     is_spent = training.num_tokens is not None and last.get("num_tokens", 0) >= training.num_tokens
-    is_over = (num_updates >= training.num_updates or is_spent) and run.policy.is_dir()
+    is_over = (num_updates >= max_updates or is_spent) and run.policy.is_dir()
     state: State = "running" if _is_locked(path) else "finished" if is_over else "stopped"
-    return RunSummary(path, state, num_updates, training.num_updates, first_and_last, last_change)
+    return RunSummary(path, state, num_updates, max_updates, first_and_last, last_change)
 
 
 def _last_row(file: Path) -> dict[str, Any]:

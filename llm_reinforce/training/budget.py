@@ -34,10 +34,10 @@ def expected_updates(training: TrainingConfig, state: TrainState) -> int:
 
 
 def is_evaluation_due(evaluation: EvaluationConfig, before: TrainState, now: TrainState) -> bool:
-    """Return True if the update from `before` to `now` reached a multiple of `evaluation.every`.
+    """Return True if the updates from `before` to `now` reached a multiple of `evaluation.every`.
 
     The setting `evaluation.unit` decides whether updates or sampled tokens are counted.
     """
     if evaluation.unit == "tokens":
         return before.num_tokens // evaluation.every < now.num_tokens // evaluation.every
-    return now.num_updates % evaluation.every == 0
+    return before.num_updates // evaluation.every < now.num_updates // evaluation.every

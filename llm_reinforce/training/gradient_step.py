@@ -2,17 +2,20 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import reduce
+from typing import Literal, NamedTuple
 
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, token_log_probs
-from llm_reinforce.policy_gradient import entropy_bonus, reinforce_loss
+from llm_reinforce.policy_gradient import entropy_bonus
 from llm_reinforce.training.data_parallel import gather_object, sum_gradients
+from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, surrogate_loss
 from llm_reinforce.training.step_statistics import StepStatistics, step_statistics
 
 ATTENDED = 8  # maximum number of positions of keys and values per token of a full micro-batch
@@ -35,6 +38,7 @@ class UpdateOutcome:
             half precision does not change if the step is smaller than half the distance to the next number.
             None if no weight in half precision is trained, or the step was skipped.
         statistics: size of the step, and share of the gradient that is signal. None if the step was skipped.
+        counts: counts of the importance weights or clipped ratios of the actions in the loss.
     """
 
     loss: float
@@ -44,6 +48,25 @@ class UpdateOutcome:
     skipped: Skipped | None
     frac_weights_changed: float | None = None
     statistics: StepStatistics | None = None
+    counts: RatioCounts = NO_RATIOS
+
+    @property
+    def is_not_finite(self) -> bool:
+        """True if the step was skipped because the gradient is not finite."""
+        return self.skipped == "the gradient is not finite"
+
+
+class PartialLoss(NamedTuple):
+    """The loss of some of an update's episodes, the largest |Δ log π|, and the counts of ratios."""
+
+    loss: float
+    max_log_prob_difference: float
+    counts: RatioCounts
+
+    def add(self, other: "PartialLoss") -> "PartialLoss":
+        """Return the sum of two losses, with the larger of the differences and the sum of the counts."""
+        difference = max(self.max_log_prob_difference, other.max_log_prob_difference)
+        return PartialLoss(self.loss + other.loss, difference, self.counts + other.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +75,8 @@ class GradientStep:
 
         L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus
 
-    The gradients of the sums are accumulated over micro-batches.
+    With importance weights or clipping, `surrogate_loss` replaces the first term. The loss is computed in
+    micro-batches, whose gradients are accumulated.
 
     Attributes:
         accelerator: the accelerator of the run.
@@ -60,7 +84,7 @@ class GradientStep:
         optimizer: optimizer of the model, prepared by the accelerator.
         pad_token_id: token id that fills ragged batches.
         temperature: temperature at which the episodes were sampled.
-        entropy_coefficient: factor of the entropy bonus.
+        reinforce: settings of the loss.
         micro_batch_tokens: maximum number of tokens per backward pass. The tokens of a repeated prompt or
             episode are counted once.
         max_grad_norm: maximum norm to which the gradient is clipped. None: no clipping.
@@ -71,7 +95,7 @@ class GradientStep:
     optimizer: AcceleratedOptimizer
     pad_token_id: int
     temperature: float
-    entropy_coefficient: float
+    reinforce: ReinforceConfig
     micro_batch_tokens: int
     max_grad_norm: float | None
 
@@ -101,19 +125,17 @@ class GradientStep:
             if activations is not None:
                 activations.clear()
             return UpdateOutcome(0.0, 0.0, 0.0, learning_rate, "no episode was scored")
-        loss, difference = 0.0, 0.0
+        own = PartialLoss(0.0, 0.0, NO_RATIOS)
         self.optimizer.zero_grad()
         micro_batches = self.micro_batches(batch, self.rows_with_gradient(batch, estimate))
         for num_done, rows in enumerate(micro_batches):
             if progress is not None:
                 progress(num_done, len(micro_batches))
-            part_loss, part_difference = self.backward(batch, estimate, rows, activations)
-            loss, difference = loss + part_loss, max(difference, part_difference)
+            own = own.add(self.backward(batch, estimate, rows, activations))
         if activations is not None:
             activations.clear()
-        of_processes = gather_object((loss, difference), self.accelerator)
-        loss = sum(part_loss for part_loss, _ in of_processes)
-        difference = max(part_difference for _, part_difference in of_processes)
+        first, *others = gather_object(own, self.accelerator)
+        loss, difference, counts = reduce(PartialLoss.add, others, first)
         # a sum, not a mean: the denominator counts the episodes of all processes
         sum_gradients(self.model, self.accelerator)
         limit = self.max_grad_norm or float("inf")
@@ -131,7 +153,7 @@ class GradientStep:
         skipped: Skipped | None = None if is_finite else "the gradient is not finite"
         changed = frac_changed(before, half) if is_finite else None
         statistics = step_statistics(self.optimizer) if is_finite else None
-        return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped, changed, statistics)
+        return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped, changed, statistics, counts)
 
     def rows_with_gradient(self, batch: EpisodeBatch, estimate: Estimate) -> list[int]:
         """Return the rows of the episodes that have a gradient.
@@ -147,7 +169,7 @@ class GradientStep:
         for length, group in zip(lengths, groups, strict=True):
             longest[group] = max(length, longest.get(group, 0))
         order = sorted(range(len(batch)), key=lambda row: (-longest[groups[row]], groups[row]))
-        if self.entropy_coefficient > 0:
+        if self.reinforce.entropy_coefficient > 0:
             return order
         counts = estimate.advantages.ne(0).any(dim=1).tolist()
         return [row for row in order if counts[row]] or order[:1]
@@ -190,12 +212,8 @@ class GradientStep:
         estimate: Estimate,
         rows: Sequence[int],
         activations: Activations | None,
-    ) -> tuple[float, float]:
-        """Add the gradient of one micro-batch to the gradients of the model.
-
-        Returns:
-            the loss of the micro-batch, and its largest |Δ log π| (see `UpdateOutcome`).
-        """
+    ) -> PartialLoss:
+        """Add the gradient of one micro-batch to the gradients of the model, and return its loss."""
         episodes = [batch.episodes[row] for row in rows]
         with self.accelerator.autocast():
             scores = token_log_probs(
@@ -204,24 +222,31 @@ class GradientStep:
                 [episode.completion.token_ids for episode in episodes],
                 pad_token_id=self.pad_token_id,
                 temperature=self.temperature,
-                with_entropies=self.entropy_coefficient > 0,
+                with_entropies=self.reinforce.entropy_coefficient > 0,
                 activations=activations,
             )
         num_tokens, device = scores.log_probs.shape[1], scores.log_probs.device
-        weights = estimate.advantages[rows, :num_tokens].to(device)
+        advantages = estimate.advantages[rows, :num_tokens].to(device)
         mask = estimate.mask[rows, :num_tokens].to(device)
-        loss = reinforce_loss(scores.log_probs, weights, mask, estimate.denominator)
-        if scores.entropies is not None:
-            bonus = entropy_bonus(scores.entropies, mask, estimate.denominator)
-            loss = loss - self.entropy_coefficient * bonus
-        self.accelerator.backward(nan_unless_finite(loss))
         recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
+        entropies = scores.entropies
+        if estimate.loss_weights is not None:
+            factors = estimate.loss_weights[rows, None].to(device)
+            advantages = factors * advantages
+            entropies = None if entropies is None else factors * entropies
+        loss, counts = surrogate_loss(
+            self.reinforce, scores.log_probs, recorded, advantages, mask, estimate.denominator
+        )
+        if entropies is not None:
+            bonus = entropy_bonus(entropies, mask, estimate.denominator)
+            loss = loss - self.reinforce.entropy_coefficient * bonus
+        self.accelerator.backward(nan_unless_finite(loss))
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
-        return float(loss.detach()), float(difference)
+        return PartialLoss(float(loss.detach()), float(difference), counts)
 
 
 def frac_changed(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> float | None:
-    """Return the share of the weights with a nonzero gradient that differ from `before`.
+    """Among the weights with a nonzero gradient, return the share that differs from `before`.
 
     Return None if no weight has a nonzero gradient.
     """

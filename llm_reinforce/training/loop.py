@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -57,7 +58,7 @@ from llm_reinforce.training.data_parallel import (
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
 from llm_reinforce.training.learning_rates import learning_rate_schedule, set_learning_rates
-from llm_reinforce.training.metrics import describe_episode, update_metrics
+from llm_reinforce.training.metrics import describe_episode, step_metrics, update_metrics
 from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.trackers import Trackers
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
@@ -70,6 +71,9 @@ NUM_TRIED, MAX_TRIED_TOKENS = 4, 32  # number of trial episodes, and their maxim
 @dataclass(frozen=True, slots=True)
 class Update:
     """One update of the policy, after its gradient step.
+
+    With `reinforce.updates_per_batch` above 1, this is the last update of a batch, and the metrics describe
+    all updates of the batch.
 
     Attributes:
         number: number of the update in the run, from 1.
@@ -138,16 +142,19 @@ class TrainingLoop:
         if not problems:
             raise InputError("there are no training problems; give at least one")
         self.policy, self.problems, self.rewards, self.held_out = policy, problems, rewards, held_out
-        self.training = training
         self.reinforce = reinforce or ReinforceConfig()
+        num_updates = self.reinforce.in_whole_batches(training.num_updates)
+        self.training = training = training.model_copy(update={"num_updates": num_updates})
         self.sampling = sampling or SamplingConfig()
         self.evaluation = evaluation or EvaluationConfig()
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = new_accelerator(training.mixed_precision)
-        if self.reinforce.problems_per_update % self.accelerator.num_processes:
+        num_shares = self.accelerator.num_processes * self.reinforce.updates_per_batch
+        if self.reinforce.problems_per_update % num_shares:
+            in_each = "" if self.reinforce.updates_per_batch == 1 else " times reinforce.updates_per_batch"
             raise InputError(
                 f"reinforce.problems_per_update ({self.reinforce.problems_per_update}) must be a multiple of "
-                f"the number of processes ({self.accelerator.num_processes})"
+                f"the number of processes{in_each} ({num_shares})"
             )
         policy.model.to(self.accelerator.device)
         broadcast_weights(policy.model, self.accelerator)
@@ -160,7 +167,10 @@ class TrainingLoop:
         )
         self.optimizer = self.accelerator.prepare(optimizer)
         self.schedule = learning_rate_schedule(
-            training.schedule, optimizer, training.num_warmup_updates, training.num_updates
+            training.schedule,
+            optimizer,
+            training.num_warmup_updates,
+            training.num_updates,
         )
         self.gradient_step = GradientStep(
             self.accelerator,
@@ -168,7 +178,7 @@ class TrainingLoop:
             self.optimizer,
             pad_token_id=policy.pad_token_id,
             temperature=self.sampling.temperature,
-            entropy_coefficient=self.reinforce.entropy_coefficient,
+            reinforce=self.reinforce,
             micro_batch_tokens=training.micro_batch_tokens,
             max_grad_norm=training.max_grad_norm,
         )
@@ -181,7 +191,7 @@ class TrainingLoop:
                 len(problems),
                 self.reinforce.problems_per_update,
                 self.reinforce.episodes_per_problem,
-                training.num_updates,
+                training.num_updates // self.reinforce.updates_per_batch,
                 training.num_warmup_updates,
                 is_full_precision=training.mixed_precision == "no"
                 and next(policy.model.parameters()).dtype.itemsize >= 4,
@@ -204,11 +214,12 @@ class TrainingLoop:
         return self.state
 
     def updates(self, *, resume: bool = False) -> Iterator[Update]:
-        """Train, and yield an `Update` after each optimizer step.
+        """Train, and yield an `Update` after each optimizer step, or after the optimizer steps of each batch.
 
         The run ends after `training.num_updates` updates, after the update that reaches `training.num_tokens`
-        sampled tokens, or after the update during which `stop_requested` is set. If the caller breaks out of
-        the loop earlier, a checkpoint is saved.
+        sampled tokens, or after the update during which `stop_requested` is set. If a batch is shared by
+        several updates, the run ends after the last of them. If the caller breaks out of the loop earlier, a
+        checkpoint is saved.
 
         Args:
             resume: continue from the newest checkpoint in the run's directory.
@@ -255,7 +266,7 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()  # the main process may still be evaluating or writing files
 
     def _update(self) -> tuple[Update, bool]:
-        """Make one update. Return the update, and True if the run stops after it."""
+        """Make the updates of one batch. Return the last of them, and True if the run stops after it."""
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
@@ -267,15 +278,14 @@ class TrainingLoop:
         prediction = self._predict(own, batch)
         estimate = self.estimate_batch(batch, prediction)
         self._check_scored(batch, estimate)
-        # STEP 3: one gradient step
+        # STEP 3: one gradient step, or one for each part of the batch
+        outcomes = self._take_steps(own, batch, estimate, activations)
         own_estimate = estimate.part(self._own_rows(len(batch)), int(own.lengths.max()))
-        outcome = self.gradient_step(own, own_estimate, activations, self._show_gradient)
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, own_estimate)
-        self.schedule.step()
-        self.state = self._next_state(batch, estimate, outcome, is_fitted=is_fitted)
-        metrics = self._log(batch, estimate, prediction, outcome, started, sampled)
-        self._check_finite(outcome)
+        self.state = self._next_state(batch, estimate, outcomes, is_fitted=is_fitted)
+        metrics = self._log(batch, estimate, prediction, outcomes, started, sampled)
+        self._check_finite(before, outcomes)
         self._check_fitted(is_fitted)
         is_stopping = self._evaluate_and_save(before)
         if is_over(self.training, self.state):
@@ -283,6 +293,36 @@ class TrainingLoop:
         number = self.state.num_updates
         evaluations = {name: made[number] for name, made in self.evaluations.items() if number in made}
         return Update(self.state.num_updates, metrics, batch.episodes, self.state, evaluations), is_stopping
+
+    def _take_steps(
+        self, own: EpisodeBatch, batch: EpisodeBatch, estimate: Estimate, activations: Activations
+    ) -> list[UpdateOutcome]:
+        """Take the optimizer step of each update of the batch, and return the outcomes.
+
+        Args:
+            own: episodes of this process.
+            batch: episodes of all processes.
+            estimate: advantages of the episodes of all processes.
+            activations: activations kept when the episodes were sampled. They match the weights before the
+                first step, so only the first update uses them.
+        """
+        num_updates, outcomes = self.reinforce.updates_per_batch, []
+        for number in range(num_updates):
+            part, of_update = own, estimate
+            if num_updates > 1:
+                rows = batch.rows_of_update(number, num_updates)
+                part = own.part(own.rows_of_update(number, num_updates))
+                of_update = estimate.of_update(rows, self.reinforce)
+            outcomes.append(
+                self.gradient_step(
+                    part,
+                    of_update.part(self._own_rows(len(of_update.mask)), int(part.lengths.max())),
+                    None if number else activations,
+                    partial(self._show_gradient, number),
+                )
+            )
+            self.schedule.step()
+        return outcomes
 
     def fix_date(self, date: str | None = None) -> str | None:
         """Set and return the date that the chat template prints, or None if the template prints no date.
@@ -344,7 +384,7 @@ class TrainingLoop:
         is_trial: bool = False,
         on_step: OnStep | None = None,
     ) -> EpisodeBatch:
-        """Sample episodes of the problems of this process from the current policy.
+        """Sample episodes from the current policy, for the problems that this process has to sample.
 
         If `is_trial` is True, one short episode of each problem is sampled. For `on_step`, see
         `collect_episodes`.
@@ -388,8 +428,8 @@ class TrainingLoop:
             f"update {number:,}: {num_completions:,} of {total:,} episodes sampled, {num_tokens:,} tokens"
         )
 
-    def _show_gradient(self, num_done: int, total: int) -> None:
-        number = self.state.num_updates + 1
+    def _show_gradient(self, num_updates: int, num_done: int, total: int) -> None:
+        number = self.state.num_updates + num_updates + 1
         self.display.working(f"update {number:,}: gradient of micro-batch {num_done + 1:,} of {total:,}")
 
     def estimate_batch(self, batch: EpisodeBatch, prediction: Prediction | None) -> Estimate:
@@ -482,7 +522,7 @@ class TrainingLoop:
                 can_resume=True,
             )
 
-    def _check_finite(self, outcome: UpdateOutcome) -> None:
+    def _check_finite(self, before: TrainState, outcomes: Sequence[UpdateOutcome]) -> None:
         """Report an update whose gradient is not finite, and stop the run after too many such updates.
 
         If the gradients of several updates in a row are not finite, only the first of these updates is
@@ -493,10 +533,12 @@ class TrainingLoop:
                 checkpoint is saved first.
         """
         in_a_row, limit = self.state.num_not_finite_in_a_row, self.training.max_not_finite
-        if in_a_row == 1:
+        not_finite = [number for number, each in enumerate(outcomes) if each.is_not_finite]
+        if not_finite and (not_finite[0] > 0 or before.num_not_finite_in_a_row == 0):
+            first, number = outcomes[not_finite[0]], before.num_updates + not_finite[0] + 1
             self.display.say(
-                f"update {self.state.num_updates} is skipped: its gradient is not finite (norm "
-                f"{outcome.grad_norm:.3g}, loss {outcome.loss:.3g}); the weights are unchanged"
+                f"update {number} is skipped: its gradient is not finite (norm {first.grad_norm:.3g}, loss "
+                f"{first.loss:.3g}); the weights are unchanged"
             )
         if in_a_row >= limit:
             self.save_checkpoint()
@@ -523,22 +565,25 @@ class TrainingLoop:
             )
 
     def _next_state(
-        self, batch: EpisodeBatch, estimate: Estimate, outcome: UpdateOutcome, *, is_fitted: bool
+        self, batch: EpisodeBatch, estimate: Estimate, outcomes: Sequence[UpdateOutcome], *, is_fitted: bool
     ) -> TrainState:
         state = self.state
-        is_not_finite = outcome.skipped == "the gradient is not finite"
+        num_in_a_row = state.num_not_finite_in_a_row
+        for outcome in outcomes:
+            num_in_a_row = num_in_a_row + 1 if outcome.is_not_finite else 0
         average = state.moving_average
         # the mean of huge returns may overflow, and an infinite moving average would stay infinite
         if estimate.mean_return is not None and math.isfinite(estimate.mean_return):
             average = average.updated(estimate.mean_return, self.reinforce.moving_average_decay)
         return replace(
             state,
-            num_updates=state.num_updates + 1,
+            num_updates=state.num_updates + len(outcomes),
             num_problems=state.num_problems + self.reinforce.problems_per_update,
             num_tokens=state.num_tokens + batch.num_tokens,
-            num_skipped_updates=state.num_skipped_updates + (outcome.skipped is not None),
+            num_skipped_updates=state.num_skipped_updates
+            + sum(outcome.skipped is not None for outcome in outcomes),
             num_skipped_fits=state.num_skipped_fits + (not is_fitted),
-            num_not_finite_in_a_row=state.num_not_finite_in_a_row + 1 if is_not_finite else 0,
+            num_not_finite_in_a_row=num_in_a_row,
             moving_average=average,
             seconds=time.monotonic() - self._clock,
         )
@@ -548,7 +593,7 @@ class TrainingLoop:
         batch: EpisodeBatch,
         estimate: Estimate,
         prediction: Prediction | None,
-        outcome: UpdateOutcome,
+        outcomes: Sequence[UpdateOutcome],
         started: float,
         sampled: float,
     ) -> dict[str, Any]:
@@ -557,10 +602,7 @@ class TrainingLoop:
         metrics: dict[str, Any] = {
             "update": self.state.num_updates,
             **update_metrics(batch, estimate, prediction.values if prediction else None),
-            "loss": outcome.loss,
-            "grad_norm": outcome.grad_norm,
-            "sampling/sampling_logp_difference/max": outcome.max_log_prob_difference,
-            "learning_rate": outcome.learning_rate,
+            **step_metrics(outcomes, self.reinforce),
             "num_tokens": self.state.num_tokens,
             "num_skipped_updates": self.state.num_skipped_updates,
             "wall_time": time.time(),
@@ -568,12 +610,6 @@ class TrainingLoop:
             "step_time/collect": sampled - started,
             "step_time/update": now - sampled,
         }
-        if outcome.frac_weights_changed is not None:
-            metrics["frac_weights_changed"] = outcome.frac_weights_changed
-        if outcome.statistics is not None:
-            metrics["step/relative_norm"] = outcome.statistics.relative_step
-            if outcome.statistics.signal_share is not None:
-                metrics["step/signal_share"] = outcome.statistics.signal_share
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
         # a metric logged by a reward function must not replace one of the metrics above
@@ -613,7 +649,8 @@ class TrainingLoop:
         self.state = replace(self.state, seconds=time.monotonic() - self._clock)
         is_stopping = self._is_stopped()
         every = self.training.checkpoint_every
-        is_save_due = every is not None and num_updates % every == 0
+        earlier = -1 if before is None else before.num_updates
+        is_save_due = every is not None and earlier // every < num_updates // every
         is_warm = num_updates == 0 and self.training.warm_start is not None
         if is_save_due or is_last or is_stopping or is_warm or was_pending:
             self.save_checkpoint()

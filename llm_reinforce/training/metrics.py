@@ -1,14 +1,18 @@
 """Metrics of an update, and the rows of `episodes.jsonl`."""
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
+from llm_reinforce.training.gradient_step import UpdateOutcome
 
 # metrics that differ between equal runs
 TIMES = frozenset({"wall_time", "step_time", "step_time/collect", "step_time/update"})
@@ -66,6 +70,31 @@ def update_metrics(
             metrics[f"answers/{kind}"] = share
     for reason in sorted({verdict.reason for verdict in verdicts}):
         metrics[f"verdicts/{reason}"] = sum(verdict.reason == reason for verdict in verdicts) / count
+    return metrics
+
+
+def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -> dict[str, float]:
+    """Return the metrics of the optimizer steps of a batch, by name.
+
+    Losses, norms and shares are means over the steps. Ratios are counted in all steps. The difference from
+    the sampled log-probabilities is that of the first step, because the policy has changed before later
+    steps.
+    """
+    metrics = {
+        "loss": sum(each.loss for each in outcomes) / len(outcomes),
+        "grad_norm": sum(each.grad_norm for each in outcomes) / len(outcomes),
+        "sampling/sampling_logp_difference/max": outcomes[0].max_log_prob_difference,
+        "learning_rate": outcomes[-1].learning_rate,
+        **reduce(add, [each.counts for each in outcomes]).metrics(settings),
+    }
+    shares = [each.frac_weights_changed for each in outcomes if each.frac_weights_changed is not None]
+    if shares:
+        metrics["frac_weights_changed"] = sum(shares) / len(shares)
+    measured = [each.statistics for each in outcomes if each.statistics is not None]
+    if measured:
+        metrics["step/relative_norm"] = sum(each.relative_step for each in measured) / len(measured)
+        if measured[-1].signal_share is not None:
+            metrics["step/signal_share"] = measured[-1].signal_share
     return metrics
 
 

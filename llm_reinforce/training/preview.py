@@ -67,7 +67,8 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
     except InputError as error:
         reward_error = str(error)
     shape = loop.reinforce
-    per_update = float(batch.lengths.float().mean()) * shape.problems_per_update * shape.episodes_per_problem
+    per_batch = float(batch.lengths.float().mean()) * shape.problems_per_update * shape.episodes_per_problem
+    after_batch = TrainState(shape.updates_per_batch, num_tokens=max(1, round(per_batch)))
     return Preview(
         policy=describe_policy(loop.policy),
         device=describe_processes(loop.accelerator),
@@ -75,7 +76,7 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         num_held_out=len(loop.held_out),
         prompt=first_prompt(loop.policy, loop.problems),
         rewards=[(reward.name, reward.weight) for reward in loop.rewards],
-        num_updates=expected_updates(loop.training, TrainState(1, num_tokens=max(1, round(per_update)))),
+        num_updates=expected_updates(loop.training, after_batch),
         episodes=batch.episodes,
         reward_error=reward_error,
     )

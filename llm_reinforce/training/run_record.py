@@ -105,5 +105,5 @@ def _note(before: Mapping[str, Any], here: Mapping[str, Any], different: Sequenc
             f"in {now}; "
         )
     rest = [line for line in different if not line.startswith("num_processes ")]
-    also = f"; these differ: {', '.join(rest)}" if rest else ""
+    also = f"; these entries have changed: {', '.join(rest)}" if rest else ""
     return f"{count}the resumed run may not be equal, bit for bit, to a run that was not interrupted{also}"

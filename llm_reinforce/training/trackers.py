@@ -1,7 +1,7 @@
 """Log a run to experiment trackers such as TensorBoard, with the tracker classes of accelerate.
 
-The trackers only observe a run: a tracker that fails is turned off, and the bits of the run do not depend on
-the trackers.
+The trackers only observe a run. A tracker that fails is turned off, and the results of the run do not depend
+on the trackers.
 """
 
 import json
@@ -263,7 +263,7 @@ def _series(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Return all settings by dotted key. Lists and null are JSON, because trackers take numbers and texts."""
+    """Return all settings by dotted key, in a form that trackers accept: lists and null as JSON text."""
     values = texts_without_secrets(flattened(config.model_dump(mode="json")))
     return {
         key: value if isinstance(value, int | float | str) else json.dumps(value)

@@ -117,7 +117,7 @@ class ReinforceTrainer:
             print(update.number, update.metrics["accuracy"])
 
     Each update samples `problems_per_update` x `episodes_per_problem` completions, computes their rewards,
-    and takes one optimizer step.
+    and takes one optimizer step. With `updates_per_batch`, several updates share these completions.
 
     Further settings are keyword arguments. They have the names and defaults of a recipe's keys. With the same
     settings, Python, YAML and the command line give bit-identical runs. The most common settings are:
@@ -433,7 +433,7 @@ class ReinforceTrainer:
             check_same_run(self._directory, self.config)
             self.config = with_recorded_date(self._directory, self.config)
         date = self._loop.fix_date(self.config.policy.chat_template_date)
-        self.config = with_date(self.config, date)  # for `recipe.yaml`
+        self.config = with_date(self.config, date)  # the date is then written to `recipe.yaml`
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)

@@ -18,6 +18,7 @@ import re
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from itertools import accumulate
 
 from llm_reinforce.errors import InputError
 from llm_reinforce.verifier.final_answer import find_final_answer, sentence
@@ -74,10 +75,14 @@ _DRESS = re.compile(
     r"\\(?:displaystyle|textstyle|left|right|big[lr]?|Big[lr]?|,|;|!|:|quad|qquad)(?![A-Za-z])"
     r"|\\\(|\\\)|\\\[|\\\]|\*\*"
 )
-_TIE = re.compile(r"(?<=[0-9}])~(?=\s?[\\A-Za-z])")
-_BASE_BRACES = re.compile(r"\{\s?([0-9A-Z]++)\s?\}(?=\s?_)")
-_COLOR = re.compile(r"\\(?:text)?color\s?\{[^{}]{0,32}\}\s?(?:\{([^{}]*+)\})?")
-_WORD = re.compile(r"\\(?:text|textbf|mathrm|mbox|textrm)\s?\{\s{0,4}(or|and)\s{0,4}\}")
+_UNDRESSED = (
+    (_DRESS, ""),
+    (re.compile(r"\\(?:text)?color\s?\{[^{}]{0,32}\}\s?(?:\{([^{}]*+)\})?"), r"\1"),
+    (re.compile(r"\{\s?([0-9A-Z]++)\s?\}(?=\s?_)"), r"\1"),  # a number with a base
+    (re.compile(r"(?<=[0-9}])~(?=\s?[\\A-Za-z])|\s+"), " "),
+    (re.compile(r"\\(?:text|textbf|mathrm|mbox|textrm)\s?\{\s{0,4}(or|and)\s{0,4}\}"), r" \1 "),
+    (re.compile(r"\$"), ""),
+)
 _UNIT = re.compile(
     r"(?<=[^\s(,=])\s*(?:\\ )?\\(?:text|mathrm|mbox|textrm)\s?\{([A-Za-z. /]{1,40})\}(?:\^\{?([2-9])\}?)?$"
 )
@@ -101,6 +106,8 @@ _OTHER_COMMAND = re.compile(
 )
 _WORDS_ONLY = re.compile(r"(?:\\[a-z]{4,8}\s?\{)?[A-Za-z]{3,}(?:[ -][A-Za-z]{1,})*\}?")
 _OPENING, _CLOSING = "([{", ")]}"
+_COMMA = re.compile(r"[()\[\]{}]|(?:,\s*)?\b(?:or|and)\b|[,;]")
+_EQUALS = re.compile(r"[()\[\]{}]|=")
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +177,11 @@ def _taken_apart(text: str) -> _Answer:
     unit = _UNIT.search(text)
     names: tuple[str, ...] = ()
     if unit and not _NAME.fullmatch(text):
-        names = unit_names(unit[1] + (f"^{unit[2]}" if unit[2] else ""))
+        names = unit_names((unit[1] + (f"^{unit[2]}" if unit[2] else "")).split())
         text = text[: unit.start()].strip()
-    member = _MEMBER.search(text)
-    if member and _NAME.fullmatch(text[: member.start()].strip()):
-        text = text[member.end() :].strip()
-    items = _parts(text, ",")
-    if len(items) == 1 and "=" not in text and text.startswith(r"\{") and text.endswith(r"\}"):
-        items = _parts(text[2:-2], ",")
+    items = _parts(_without_member(text), ",")
+    if len(items) == 1 and "=" not in text and items[0].startswith(r"\{") and items[0].endswith(r"\}"):
+        items = _parts(items[0][2:-2], ",")
     sides = [_parts(item, "=") for item in items]
     if len(items) > _MAX_VALUES:
         return _Answer((text,), reason="not_a_number")
@@ -191,9 +195,7 @@ def _taken_apart(text: str) -> _Answer:
 
 def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
     *labels, value = sides
-    member = _MEMBER.search(value)
-    if member and _NAME.fullmatch(value[: member.start()].strip()):
-        value = value[member.end() :].strip()
+    value = _without_member(value)
     values = _signed([value])
     if not labels:
         return _Answer(values, unit=unit, has_signs=len(values) > 1)
@@ -206,6 +208,14 @@ def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
     return _Answer(values, (labels[0], value), is_named, () if _letters(labels[0]) else others, unit)
 
 
+def _without_member(text: str) -> str:
+    r"""Return [1,2) of `x \in [1,2)`."""
+    member = _MEMBER.search(text)
+    return (
+        text[member.end() :].strip() if member and _NAME.fullmatch(text[: member.start()].strip()) else text
+    )
+
+
 def _letters(text: str) -> set[str]:
     """Return the variables of an expression."""
     return set(_VARIABLE.findall(_OTHER_COMMAND.sub(" ", text)))
@@ -214,12 +224,9 @@ def _letters(text: str) -> set[str]:
 def _is_label(side: str, value: str) -> bool:
     """Return True if a side of an equation is a name that does not occur in the value."""
     name = _NAME.fullmatch(side.strip())
-    if name is not None:
-        head = name[1]
-        if head is not None and len(head) > 1 and head.islower():
-            return False  # xy is a product
-        return head is None or not re.search(rf"(?<![A-Za-z\\]){re.escape(head)}(?![A-Za-z])", value)
-    return False
+    if name is None or (name[1] and len(name[1]) > 1 and name[1].islower()):  # xy is a product
+        return False
+    return name[1] is None or not re.search(rf"(?<![A-Za-z\\]){re.escape(name[1])}(?![A-Za-z])", value)
 
 
 def _signed(values: list[str]) -> tuple[str, ...]:
@@ -234,19 +241,15 @@ def _signed(values: list[str]) -> tuple[str, ...]:
 
 
 def _is_well_formed(text: str) -> bool:
-    depth = 0
-    for brace in re.findall(r"\\[\\{}]|[{}]", text):
-        depth += {"{": 1, "}": -1}.get(brace, 0)
-        if depth < 0:
-            return False
-    return depth == 0 and text.count(r"\begin") == text.count(r"\end")
+    depths = list(accumulate({"{": 1, "}": -1}.get(brace, 0) for brace in re.findall(r"\\[\\{}]|[{}]", text)))
+    is_balanced = not depths or (min(depths) >= 0 and depths[-1] == 0)
+    return is_balanced and text.count(r"\begin") == text.count(r"\end")
 
 
 def _undressed(text: str) -> str:
-    text = _COLOR.sub(lambda found: found[1] or "", _DRESS.sub("", text))
-    text = _TIE.sub(" ", _BASE_BRACES.sub(r"\1", text))
-    text = _WORD.sub(lambda word: f" {word[1]} ", text)
-    return re.sub(r"\s+", " ", text.replace("$", "")).strip(" .;:")
+    for pattern, replacement in _UNDRESSED:
+        text = pattern.sub(replacement, text)
+    return text.strip(" .;:")
 
 
 def _squeezed(text: str) -> str:
@@ -258,15 +261,12 @@ def _parts(text: str, separator: str) -> list[str]:
 
     If the separator is a comma, the text is also split at ';', 'or' and 'and'.
     """
-    words = re.compile(r"(?:,\s*)?\b(?:or|and)\b|[,;]" if separator == "," else re.escape(separator))
-    parts, start, depth, index = [], 0, 0, 0
-    while index < len(text):
-        depth += (text[index] in _OPENING) - (text[index] in _CLOSING)
-        found = words.match(text, index) if depth <= 0 else None
-        if found:
-            parts.append(text[start:index].strip())
+    parts, start, depth = [], 0, 0
+    for found in (_COMMA if separator == "," else _EQUALS).finditer(text):
+        depth += (found[0] in _OPENING) - (found[0] in _CLOSING)
+        if depth <= 0 and found[0] not in _OPENING + _CLOSING:
+            parts.append(text[start : found.start()].strip())
             start = found.end()
-        index = found.end() if found else index + 1
     return [*parts, text[start:].strip()]
 
 
@@ -289,22 +289,17 @@ def _last_line(text: str) -> str:
 # --- the workers --------------------------------------------------------------------------------------
 
 
-def _new_workers() -> "queue.LifoQueue[WorkerPool]":
-    """Return idle workers; the one used last is taken first, so that one thread starts only one process."""
-    workers: queue.LifoQueue[WorkerPool] = queue.LifoQueue()
-    for _ in range(NUM_WORKERS):
-        workers.put(WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=MEMORY_LIMIT))
-    return workers
-
-
-_idle = _new_workers()
+_idle: "queue.LifoQueue[WorkerPool]"  # the one used last is taken first: one thread starts one process
 
 
 def _renew_workers() -> None:
     global _idle
-    _idle = _new_workers()
+    _idle = queue.LifoQueue()
+    for _ in range(NUM_WORKERS):
+        _idle.put(WorkerPool("llm_reinforce.verifier.algebra_worker", {}, memory_limit=MEMORY_LIMIT))
 
 
+_renew_workers()
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_renew_workers)
 

@@ -81,17 +81,12 @@ def are_same(right: list[Any], answer: list[Any]) -> bool:
 
     unused = list(answer)
     for mine in right:
-        found = next(
-            (
-                index
-                for index, theirs in enumerate(unused)
-                if verify(mine, theirs, timeout_seconds=None) and is_confirmed(mine, theirs)
-            ),
-            None,
-        )
-        if found is None:
+        for index, theirs in enumerate(unused):
+            if verify(mine, theirs, timeout_seconds=None) and is_confirmed(mine, theirs):
+                del unused[index]
+                break
+        else:
             return False
-        del unused[found]
     return not unused
 
 
@@ -125,25 +120,22 @@ def is_confirmed(right: Any, answer: Any) -> bool:
 
     if isinstance(answer, Equality) and not isinstance(right, Relational):
         answer = answer.rhs
-    if isinstance(right, MatrixBase) or isinstance(answer, MatrixBase):
-        same = (
-            isinstance(right, MatrixBase) and isinstance(answer, MatrixBase) and right.shape == answer.shape
-        )
-        return same and all(map(is_confirmed, right.flat(), answer.flat()))
-    if isinstance(right, FiniteSet) or isinstance(answer, FiniteSet):
-        if not (isinstance(right, FiniteSet) and isinstance(answer, FiniteSet)) or len(right) != len(answer):
+    for kind in (MatrixBase, FiniteSet, Tuple, Interval):
+        if isinstance(right, kind) != isinstance(answer, kind) and kind is not Interval:
             return False
-        return all(any(is_confirmed(mine, theirs) for theirs in answer) for mine in right)
-    if isinstance(right, Tuple) or isinstance(answer, Tuple):
-        same = isinstance(right, Tuple) and isinstance(answer, Tuple) and len(right) == len(answer)
-        return same and all(map(is_confirmed, right, answer))
-    if isinstance(right, Interval) and isinstance(answer, Interval):
-        return (
-            right.left_open == answer.left_open
-            and right.right_open == answer.right_open
-            and is_confirmed(right.start, answer.start)
-            and is_confirmed(right.end, answer.end)
-        )
+        if not (isinstance(right, kind) and isinstance(answer, kind)):
+            continue
+        if kind is FiniteSet:
+            return len(right) == len(answer) and all(
+                any(is_confirmed(mine, theirs) for theirs in answer) for mine in right
+            )
+        if kind is Interval:
+            is_same = (right.left_open, right.right_open) == (answer.left_open, answer.right_open)
+            parts: list[Any] = [(right.start, right.end), (answer.start, answer.end)]
+        else:
+            is_same = getattr(right, "shape", len(right)) == getattr(answer, "shape", len(answer))
+            parts = [side.flat() if kind is MatrixBase else side for side in (right, answer)]
+        return is_same and all(map(is_confirmed, *parts))
     if isinstance(right, Set | Relational) or isinstance(answer, Set | Relational):
         return True  # unions and relations, which math-verify compares exactly
     return _equal_numbers(right, answer)

@@ -25,8 +25,9 @@ WRAPPINGS = (
 )
 _LATEX = re.compile(r"\\[A-Za-z]|[\^_]\{|\$|\b[a-z]\s?[-+*/^=]\s?[0-9a-z]")
 _MAX_SHOWN = 4_096
-_LOSSES = (("whole solution", re.compile(r"\\(?:boxed|fbox)\b|####|\S\s*\n\s*\S|[a-z]\. [A-Z][a-z]")),)
-_PLAIN_LOSSES = (
+_BOX = re.compile(r"\\(?:boxed|fbox)\s?\{((?:[^{}]++|\{(?:[^{}]++|\{[^{}]*+\})*+\})*+)\}")
+_WHOLE = re.compile(r"\\(?:boxed|fbox)\b|####|\S\s*\n\s*\S|[a-z]\. [A-Z][a-z]")
+_LOSSES = (
     ("equation", re.compile(r"(?<![<>!=])=(?!=)")),
     ("mixed number", re.compile(r"(?<![0-9./])[0-9]++[ ]++[0-9]++/[0-9]++")),
     ("letters", re.compile(r"[0-9][A-Za-z](?![A-Za-z])|[0-9]_[0-9]")),
@@ -44,6 +45,9 @@ class AnsweredQuestion(Protocol):
 
     @property
     def answer(self) -> str: ...
+
+    @property
+    def solution(self) -> str | None: ...
 
     @property
     def algebra(self) -> bool: ...
@@ -71,7 +75,8 @@ class Loss:
     Attributes:
         problem: problem that the reference answer belongs to.
         kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are variables
-            and not a unit), or `whole solution` (a text with a box, a `####` or several lines).
+            and not a unit), `whole solution` (a text with a box, a `####` or several lines), or
+            `several boxes` (the answer is the last one of several different boxes in the solution).
         reading: how the answer is read; "text" if it is compared as text.
     """
 
@@ -103,13 +108,16 @@ def find_losses(problems: Iterable[AnsweredQuestion]) -> Iterator[Loss]:
     """Yield a `Loss` for each reference answer whose reading can lose something."""
     for problem in problems:
         answer = plain(problem.answer[:_MAX_SHOWN])
-        kind = next((kind for kind, pattern in _LOSSES if pattern.search(problem.answer)), None) or next(
-            (kind for kind, pattern in _PLAIN_LOSSES if pattern.search(answer)), None
-        )
-        if kind is not None:
+        kinds = [kind for kind, pattern in _LOSSES if pattern.search(answer)]
+        if _WHOLE.search(problem.answer):
+            kinds.insert(0, "whole solution")
+        boxes = {" ".join(plain(box).split()) for box in _BOX.findall(problem.solution or "")}
+        if len(boxes) > 1:
+            kinds.insert(0, "several boxes")
+        if kinds:
             value = read_answer(problem.answer).value
             text = "algebra" if problem.algebra else "text"
-            yield Loss(problem, kind, text if value is None else str(value))
+            yield Loss(problem, kinds[0], text if value is None else str(value))
 
 
 def find_doubts(

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 
 from llm_reinforce.verifier.reasoning_blocks import after_reasoning
 
-MAX_READ = 32_768  # characters read at the end of a completion
+MAX_READ = 16_384  # characters read at the end of a completion
 MAX_SLOT = 2_048  # maximum characters of a slot
-_MAX_LINE = 512
+_MAX_LINE = 384
 _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
 
@@ -29,6 +29,8 @@ MARK = re.compile(r"[<>\\#aA[◁]|option|choice")  # tags, quotations, boxes, ##
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,2}\{")
 _BRACE = re.compile(r"\\[\\{}]|[{}]")
+_DEPTHS = {"{": 1, "}": -1}
+_CLOSING_TAG = re.compile("</answer>", re.IGNORECASE)
 _JOINT = re.compile(
     r"[\s$,;.)]{0,8}(?:\\text\{)?\s{0,4}(?:,|;|or\b|and\b)\s{0,4}\}?[\s$(]{0,8}(?:[A-Za-z]\w?\s?=\s?)?",
     re.IGNORECASE,
@@ -91,8 +93,9 @@ def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswe
         text = _QUOTATION.sub("", text)
     slot, end, is_several = _boxed(text, truncated=truncated)
     if slot is None:
-        find = _tagged if "####" not in text else _after_hashes
-        slot, end = find(text, truncated=truncated)
+        slot, end = _after_hashes(text)
+    if slot is None:
+        slot, end = _tagged(text, truncated=truncated)
     if slot and _CORRECTION.match(text, end):
         is_several = is_several or bool(_DIGIT.search(text, end, end + _MAX_LINE))
     line = None if slot is not None else _after_cue(text)
@@ -100,35 +103,37 @@ def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswe
 
 
 def sentence(line: str) -> str:
-    """Return the first sentence of a line, without its final punctuation."""
-    return _SENTENCE_END.split(line, maxsplit=1)[0].strip()
+    """Return the first sentence of a line, and the rest of the line if it corrects this sentence.
 
-
-def committed_part(line: str) -> str:
-    """Return the first sentence of a line with its punctuation, and the rest of the line if it corrects it.
-
-    >>> committed_part("42. It is even."), committed_part("42. No, 43.")
+    >>> sentence("42. It is even."), sentence("42. No, 43.")
     ('42.', '42. No, 43.')
     """
     end = _SENTENCE_END.search(line)
-    if end is None or _CORRECTION.match(line, end.end()):
-        return line
-    return line[: end.end()]
+    return line if end is None or _CORRECTION.match(line, end.end()) else line[: end.end()]
 
 
-def _after_hashes(text: str, *, truncated: bool) -> tuple[str, int]:
-    """Return the first line after the last "####" that is not empty, and its end."""
-    slot, end = "", len(text)
-    for start in _from_the_end(text, len(text), "####"):
-        rest = text[start + 4 : start + 4 + MAX_SLOT]
-        blank = _BLANK.match(rest)
-        line, _, following = rest[blank.end() if blank else 0 :].partition("\n")
-        if line.count("{") > line.count("}"):  # a line end inside \text{…}
-            line = f"{line} {following.partition(chr(10))[0]}"
-        slot, end = line.strip().strip("#").strip(), start + 4 + (blank.end() if blank else 0) + len(line)
+def _after_hashes(text: str) -> tuple[str | None, int]:
+    """Return the line after the last "####" that is not empty, and its end; None if there is no "####"."""
+    slot, end = None, len(text)
+    for start in _from_the_end(text, "####"):
+        line, end = _line(text, _first(text, start + 4))
+        slot = line.strip().strip("#").strip()
         if slot:
             break
     return slot, end
+
+
+def _first(text: str, start: int) -> int:
+    blank = _BLANK.match(text, start)
+    return blank.end() if blank else start
+
+
+def _line(text: str, start: int, limit: int = MAX_SLOT) -> tuple[str, int]:
+    r"""Return the line that begins at an index, and its end. A line end inside \text{…} does not end it."""
+    line, _, following = text[start : start + limit].partition("\n")
+    if line.count("{") > line.count("}"):
+        line = f"{line} {following.partition(chr(10))[0]}"
+    return line, start + len(line)
 
 
 def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
@@ -142,19 +147,19 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
     boxes: list[str] = []
     begin = end = last = len(text)  # range of the box that was found last, and end of the first one
     slot: str | None = None
-    for start in _from_the_end(text, len(text), r"\boxed", r"\fbox"):
+    for start in _from_the_end(text, r"\boxed", r"\fbox"):
         box = _BOX.match(text, start)
         if box is None:
             continue
         closed = _closing_brace(text, box.end())
         if closed is None:
             if truncated or slot or len(text) - box.end() > MAX_SLOT:
-                return slot if slot else "", last, len(boxes) > 1
+                return slot or "", last, len(boxes) > 1
             closed = len(text)
         content = text[box.end() : closed].strip()
         if closed > end:  # around the box that was found last
             boxes[-1:], begin, end, last = [content], start, closed, closed + 1
-        elif not slot or (boxes and _JOINT.fullmatch(text, closed + 1, begin)):
+        elif not slot or _JOINT.fullmatch(text, closed + 1, begin):
             boxes[:0] = [content] if content.strip(" $\\])") else []
             last = last if slot else closed + 1
             begin, end = start, closed
@@ -166,9 +171,9 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
     return slot, last, len(boxes) > 1
 
 
-def _from_the_end(text: str, end: int, *words: str) -> Iterator[int]:
-    """Yield the positions of words before `end`, the last one first."""
-    found = {word: text.rfind(word, 0, end) for word in words}
+def _from_the_end(text: str, *words: str) -> Iterator[int]:
+    """Yield the positions of words, the last one first."""
+    found = {word: text.rfind(word) for word in words}
     for _ in range(_MAX_TRIES):
         word, start = max(found.items(), key=lambda item: item[1])
         if start < 0:
@@ -180,44 +185,36 @@ def _from_the_end(text: str, end: int, *words: str) -> Iterator[int]:
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
     for brace in _BRACE.finditer(text, start, start + MAX_SLOT):
-        if len(brace[0]) == 1:
-            depth += 1 if brace[0] == "{" else -1
-            if depth == 0:
-                return brace.start()
+        depth += _DEPTHS.get(brace[0], 0)
+        if depth == 0:
+            return brace.start()
     return None
 
 
 def _tagged(text: str, *, truncated: bool) -> tuple[str | None, int]:
     """Return the content of the last `<answer>` that is not empty, and its end; None if there is no tag."""
-    slot: str | None = None
-    end = len(text)
-    for start in _from_the_end(text, len(text), "<answer>", "<Answer>", "<ANSWER>"):
+    slot, end = None, len(text)
+    for start in _from_the_end(text, "<answer>", "<Answer>", "<ANSWER>"):
         start += len("<answer>")
-        ends = [text.find(f"</{name}>", start, start + MAX_SLOT) for name in ("answer", "Answer", "ANSWER")]
-        closed = [end for end in ends if end >= 0]
-        if closed:
-            end = min(closed)
-            slot, end = text[start:end].strip(), end + len("</answer>")
-        elif truncated or len(text) - start > MAX_SLOT:
+        close = _CLOSING_TAG.search(text, start, start + MAX_SLOT)
+        if close is None and (truncated or len(text) - start > MAX_SLOT):
             return "", end
-        else:
-            slot = _CUT_TAG.sub("", text[start:]).strip()
+        end = close.end() if close else end
+        slot = (text[start : close.start()] if close else _CUT_TAG.sub("", text[start:])).strip()
         if slot:
             break
     return slot, end
 
 
 def _after_cue(text: str) -> str | None:
-    for start in _from_the_end(text, len(text), "answer", "Answer", "ANSWER", "option", "choice"):
+    for start in _from_the_end(text, "answer", "Answer", "ANSWER", "option", "choice"):
         cue = _CUE.match(text, start)
         if text[start] in "oc" and not _RIGHT.search(text[max(0, start - 9) : start]):
             continue  # only "the correct option is"
         if cue is not None and not (start and _WORD.match(text[start - 1])):
-            line, _, rest = text[cue.end() : cue.end() + _MAX_LINE].partition("\n")
-            if line.count("{") > line.count("}"):  # a line end inside \text{…}
-                line = f"{line} {rest.partition(chr(10))[0]}"
-            if _CORRECTION.match(rest):  # "The answer is 42.\nNo, it is 43."
-                line = f"{line}. {rest.strip().partition(chr(10))[0]}"
+            line, end = _line(text, cue.end(), _MAX_LINE)
+            if _CORRECTION.match(text, end):  # "The answer is 42.\nNo, it is 43."
+                line = f"{line}. {_line(text, _first(text, end), _MAX_LINE)[0]}"
             if "\n" in cue[0]:
                 line = line.strip().removeprefix("- ")  # list marker
             before = text[max(0, start - 64) : start].rpartition("\n")[2]

@@ -13,6 +13,8 @@ HEDGES = words(
 """Words before a number that make it a bound or an estimate."""
 HEDGES_AFTER = words("approximately approx roughly ish give thereabouts estimated")
 """Words after a number that make it a bound or an estimate."""
+INSERTED = HEDGES | HEDGES_AFTER | words("less take")
+"""Words between two commas before a number: "The answer is, more or less, 42"."""
 BOUNDS_AFTER = words("more less fewer above below over under up greater so higher lower larger")
 """Words after "42 or" and "42 and" that make 42 a bound or an estimate."""
 NEGATIONS = words(
@@ -28,8 +30,15 @@ PARTS = words(
     "factor factors power percent reciprocal inverse opposite out divisor divisors double triple"
 )
 """Words that make another value of the number after them and "of"."""
-OPERATIONS = words("plus times minus divided multiplied mod modulo choose base to")
+OPERATIONS = words("plus times minus divided multiplied mod modulo choose")
+"""Words before a number that make an expression of it."""
+JOINING = OPERATIONS | words("base by x")
 """Words between two numbers that make an expression of them."""
+MULTIPLYING = words("divided multiplied divide multiply dividing multiplying")
+"""Words before "by" and a number."""
+SUMS = words("add adds added adding sum sums summed comes ends ended")
+"""Words before "up to" that do not make a bound of it."""
+BASES = words("base binary octal hexadecimal hex")
 OPERATIONS_AFTER = words(
     "squared cubed factorial doubled tripled halved quadrupled times plus minus divided multiplied mod "
     "modulo choose base raised halves thirds fourths fifths sixths sevenths eighths ninths tenths"
@@ -44,6 +53,8 @@ ADVERBS = words("maybe perhaps possibly even else is it be it's rather also then
 ALTERNATIVES = words("or and to through versus vs")
 CONDITIONS = words("if unless")
 COPULAS = words("is are was were be been equals equal has have gives get gets got therefore")
+COMMITTING = COPULAS - words("has have") | words("so then total answer thus hence which who")
+"""Words that state another result."""
 NUMBER_WORDS = words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
@@ -53,7 +64,7 @@ SCALES = {
     **{"dozen": 12, "hundred": 100, "thousand": 10**3, "million": 10**6, "billion": 10**9},
     "trillion": 10**12,
 }
-PER_CENT = frozenset(("percent", "pct", "percentage", "percents"))
+PER_CENT = words("% percent pct percentage percents")
 NO_UNITS = words(
     "is are was were am be been being and or but so because since as at in of by for from on with without "
     "to than that this these those the a an it he she we they i you his her its their our your who which "
@@ -65,59 +76,19 @@ NO_UNITS = words(
 )
 """Words after a number that are not its unit."""
 
-_NAMES = {
-    "mm": "mm millimeter millimetre",
-    "cm": "cm centimeter centimetre",
-    "dm": "dm decimeter decimetre",
-    "m": "m meter metre",
-    "km": "km kilometer kilometre kms",
-    "in": "inch inches",
-    "ft": "ft foot feet",
-    "yd": "yd yard yds",
-    "mi": "mi mile",
-    "mg": "mg milligram",
-    "g": "g gram gm gms",
-    "kg": "kg kilogram kilo kgs",
-    "t": "ton tonne",
-    "lb": "lb pound lbs",
-    "oz": "oz ounce",
-    "ms": "ms millisecond",
-    "s": "s sec second secs",
-    "min": "min minute mins",
-    "h": "h hr hour hrs",
-    "day": "day",
-    "week": "week wk wks",
-    "month": "month",
-    "year": "year yr yrs",
-    "ml": "ml milliliter millilitre mL",
-    "l": "l L liter litre",
-    "gal": "gal gallon",
-    "mph": "mph",
-    "kmph": "kmph kph",
-    "$": "$ dollar usd USD bucks buck",
-    "cent": "cent ¢",
-    "€": "€ euro eur EUR",
-    "£": "£ gbp GBP",
-    "°": "° degree deg",
-    "rad": "rad radian",
-    "hz": "Hz hz",
-    "w": "W watt",
-    "kw": "kW kilowatt",
-    "kwh": "kWh",
-    "v": "V volt",
-    "n": "N newton",
-    "j": "J joule",
-    "a": "A amp ampere",
-    "c": "C celsius",
-    "f": "F fahrenheit",
-    "k": "K kelvin",
-    "gb": "GB gigabyte",
-    "mb": "MB megabyte",
-    "kb": "KB kB kilobyte",
-}
+_NAMES = (
+    "mm millimeter millimetre; cm centimeter centimetre; dm decimeter decimetre; m meter metre; "
+    "km kilometer kilometre kms; in inch inches; ft foot feet; yd yard yds; mi mile; mg milligram; "
+    "g gram gm gms; kg kilogram kilo kgs; ton tonne; lb pound lbs; oz ounce; ms millisecond; "
+    "s sec second secs; min minute mins; h hr hour hrs; day; week wk wks; month; year yr yrs; "
+    "ml milliliter millilitre mL; l L liter litre; gal gallon; mph; kmph kph; "
+    "$ dollar usd USD bucks buck; cent ¢; € euro eur EUR; £ gbp GBP; ° degree deg; rad radian; hz Hz; "
+    "W watt; kW kilowatt; kWh; V volt; N newton; J joule; A amp ampere; C celsius; "
+    "F fahrenheit; K kelvin; GB gigabyte; MB megabyte; KB kB kilobyte"
+)
 UNITS: dict[str, str] = {
-    spelling: unit
-    for unit, names in _NAMES.items()
+    spelling: names.split()[0]
+    for names in _NAMES.split(";")
     for name in names.split()
     for spelling in ((name, f"{name}s") if len(name) > 2 else (name,))
 }

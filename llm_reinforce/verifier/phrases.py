@@ -1,68 +1,59 @@
 """Numbers with their signs, fractions, scales, percent signs and units, read from tokens.
 
 A *phrase* is one written number with everything that belongs to it, such as `-$1,042.50`, `5 1/2`, `50%`,
-`1.5 million dollars` or `15 km/h`. Its value is an exact fraction. What stands around a phrase is checked by
-`commitment.py`.
+`1.5 million dollars` or `15 km/h`. Its value is an exact fraction. `context.py` has the rules on what is
+beside a phrase.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from llm_reinforce.verifier.lexicon import (
-    ATTACHED_LETTERS,
-    COPULAS,
-    HEDGES,
-    HEDGES_AFTER,
-    NEGATIONS,
-    NO_UNITS,
-    OPERATIONS_AFTER,
-    PER_CENT,
-    SCALES,
-    UNITS,
-    WRONG_AFTER,
-)
-from llm_reinforce.verifier.tokens import Token
+from llm_reinforce.verifier import lexicon
+from llm_reinforce.verifier.lexicon import ATTACHED_LETTERS, COPULAS, PER_CENT, SCALES, UNITS
+from llm_reinforce.verifier.tokens import WORD, Token, any_of
 
 MAX_NUMBER = 400  # maximum characters of a number; the limit of Python's int(text) is higher
 _MAX_EXPONENT = 400
 _NUMBERS = frozenset(("number", "malformed", "compound", "ordinal"))
-_OPERANDS = _NUMBERS | {"close", "percent", "letter", "degree", "factorial", "function"}
-_UNIT = re.compile(r"([^\W\d_]+)[ ]*(?:\^?\(?(-?[1-9])\)?)?")
-_UNIT_WORDS = 3  # maximum words of a unit
-_NO_UNITS_IN_BRACKETS = HEDGES | HEDGES_AFTER | NEGATIONS | WRONG_AFTER | NO_UNITS
-_VOWEL = re.compile("[aeiouAEIOU]")
-_BY_POWER = {"square": "^2", "sq": "^2", "cubic": "^3", "squared": "^2", "cubed": "^3"}
+_OPERANDS = _NUMBERS | {"close", "percent", "letter", "degree", "factorial", "function", "operator"}
+_POWER = re.compile(r"([^\W\d_]+)[ ]*(?:\^?\(?(-?[1-9])\)?)?")
+_POWERS = {"square": "^2", "sq": "^2", "cubic": "^3"}
+_NO_UNITS = lexicon.NO_UNITS | lexicon.HEDGES_AFTER | lexicon.OPERATIONS_AFTER
+_BESIDE_NAME = _NO_UNITS | lexicon.HEDGES | lexicon.NEGATIONS | lexicon.WRONG_AFTER
+_LETTER = rf"@(?:{'|'.join(unit for unit in UNITS if len(unit) == 1 and unit.isalpha())})(?:\^\S*)?(?!\S)"
+_NAME = rf"\s(?!{any_of(_NO_UNITS)})(?:{WORD}|{_LETTER})(?!\s=)"
+_PER = rf"\s(?:per|/)\s(?:{WORD}|@\S+)"
+_MEASURE = rf"\s0(?:\s-)?\s{any_of(unit for unit in UNITS if len(unit) > 2)}(?={_NAME})"  # 24 8-dollar toys
+_UNIT = re.compile(
+    rf"\s\$(?!\s\d)|\s°(?:\s@[CF](?!\S))?|\s/\s(?:{WORD}|@\S+)|(?:\t-(?=\s[^\W\d_])|{_MEASURE})?{_NAME}(?:{_PER}|{_NAME}){{0,2}}"
+    rf"|\s\((?!(?<=\t\()\s@)(?:\s(?!{any_of(_BESIDE_NAME)})(?:{WORD}|@\S+)){{1,3}}\s\)"
+)
+"""Tags of a unit, such as those of `$`, `°C`, `/h`, `km per hour`, `-year` and `(apples)`."""
 
 
 @dataclass(slots=True)
 class Phrase:
-    """A written number.
+    """A written number."""
 
-    Attributes:
-        first, last: range of its tokens; `last` is the index after its last token.
-        number: index of the token with the digits.
-        value: value; for a percentage, the number before the percent sign.
-        reason: reason why there is no value, as in `Verdict.reason`; "" if there is one.
-        is_percent: True if a percent sign belongs to the number.
-        unit: names of the units or nouns after the number, or of the currency before it.
-    """
-
-    first: int
-    last: int
-    number: int
-    value: Fraction | None = None
-    reason: str = ""
+    first: int  # range of its tokens
+    last: int  # index after its last token
+    number: int  # index of the token with the digits
+    value: Fraction | None = None  # for a percentage, the number before the percent sign
+    reason: str = ""  # reason why there is no value, as in `Verdict.reason`
     is_percent: bool = False
-    unit: tuple[str, ...] = ()
+    unit: tuple[str, ...] = ()  # names of the units or nouns after the number, or of the currency before it
 
 
-def find_phrases(tokens: Sequence[Token], *, leads: bool, is_reference: bool = False) -> list[Phrase]:
+def find_phrases(
+    tokens: Sequence[Token], tags: Sequence[str], *, leads: bool, is_reference: bool = False
+) -> list[Phrase]:
     """Return the phrases of a text in order.
 
     Args:
         tokens: tokens of the text, with `PADDING` at the end.
+        tags: tags of the tokens.
         leads: True if the text begins with the answer, so that "- 5" is -5 and not an item of a list.
         is_reference: True if the text is a reference answer: a division is evaluated, and a letter directly
             after the digits is a variable.
@@ -70,24 +61,17 @@ def find_phrases(tokens: Sequence[Token], *, leads: bool, is_reference: bool = F
     phrases: list[Phrase] = []
     last = 0
     for index, token in enumerate(tokens):
-        if token.kind in _NUMBERS and index >= last:
-            phrases.append(_phrase(tokens, index, leads=leads, is_reference=is_reference))
-            last = phrases[-1].last
+        if token.kind not in _NUMBERS or index < last:
+            continue
+        phrase = Phrase(index, index + 1, index, reason="not_a_number")
+        if token.kind == "number" and len(token.text) <= MAX_NUMBER:
+            _read_value(tokens, phrase, may_divide=is_reference)
+            _read_scale(tokens, phrase)
+            _read_sign(tokens, phrase, leads=leads)
+            _read_unit(tokens, tags, phrase, is_reference=is_reference)
+        last = phrase.last
+        phrases.append(phrase)
     return phrases
-
-
-def _phrase(tokens: Sequence[Token], index: int, *, leads: bool, is_reference: bool) -> Phrase:
-    phrase = Phrase(index, index + 1, index, reason="not_a_number")
-    if tokens[index].kind == "number" and len(tokens[index].text) <= MAX_NUMBER:
-        _read_value(tokens, phrase, may_divide=is_reference)
-        _read_scale(tokens, phrase)
-        _read_sign(tokens, phrase, leads=leads)
-        unit, phrase.last, reason = _read_unit(tokens, phrase.last, is_reference=is_reference)
-        phrase.unit = phrase.unit or unit
-        phrase.reason = phrase.reason or reason
-        if phrase.reason:
-            phrase.value = None
-    return phrase
 
 
 def _read_value(tokens: Sequence[Token], phrase: Phrase, *, may_divide: bool) -> None:
@@ -97,20 +81,18 @@ def _read_value(tokens: Sequence[Token], phrase: Phrase, *, may_divide: bool) ->
     """
     index = phrase.number
     whole = _integer(tokens[index])
-    is_spaced = tokens[index + 1].start > tokens[index].end
-    if whole and is_spaced and (parts := _fraction_at(tokens, index + 1)):
+    if whole and tokens[index + 1].start > tokens[index].end and (parts := _fraction_at(tokens, index + 1)):
         phrase.last = index + 4
         if parts[0] < parts[1]:
-            phrase.value, phrase.reason = int(whole) + Fraction(*parts), ""
+            phrase.value = int(whole) + Fraction(*parts)
     elif parts := _fraction_at(tokens, index):
         phrase.last = index + 3
-        if parts[1]:
-            phrase.value = Fraction(*parts)
-            is_undone = phrase.value.denominator == 1 != parts[1] and not may_divide
-            phrase.reason = "not_evaluated" if is_undone else ""
+        phrase.value = Fraction(*parts) if parts[1] else None
+        if phrase.value is not None and phrase.value.denominator == 1 != parts[1] and not may_divide:
+            phrase.value, phrase.reason = None, "not_evaluated"
     else:
         phrase.value = _decimal(tokens[index].text)
-        phrase.reason = "" if phrase.value is not None else "not_a_number"
+    phrase.reason = phrase.reason if phrase.value is None else ""
 
 
 def _fraction_at(tokens: Sequence[Token], index: int) -> tuple[int, int] | None:
@@ -137,170 +119,104 @@ def _decimal(text: str) -> Fraction | None:
 
 def _read_scale(tokens: Sequence[Token], phrase: Phrase) -> None:
     """Read "million", "dozen" and the like, and a percent sign."""
-    while True:
-        word = tokens[phrase.last].word
-        is_per_cent = word == "per" and tokens[phrase.last + 1].word == "cent"
-        if word == "%" or word in PER_CENT or is_per_cent:
-            phrase.is_percent = True
-            phrase.last += 1 + is_per_cent
-            return
-        scale = SCALES.get(word) or SCALES.get(word.removesuffix("s"))
-        if scale is None:
-            return
+    while scale := SCALES.get(tokens[phrase.last].word.removesuffix("s")):
         phrase.value = phrase.value * scale if phrase.value is not None else None
         phrase.last += 1
+    word, after = tokens[phrase.last].word, tokens[phrase.last + 1].word
+    phrase.is_percent = word in PER_CENT or (word, after) == ("per", "cent")
+    phrase.last += phrase.is_percent * (1 + (word == "per"))
 
 
 def _read_sign(tokens: Sequence[Token], phrase: Phrase, *, leads: bool) -> None:
     """Read the currency and the sign before a number, in either order."""
-    index = phrase.number - 1
-    sign = ""
-    if tokens[index].text in ("-", "+") and tokens[index - 1].kind == "currency":
-        sign = tokens[index].text
-        index -= 1
-    if tokens[index].kind == "currency":
-        phrase.unit = _names(tokens[index].text)
-        phrase.first = index
-        index -= 1
-    if not sign:
-        sign = _sign(tokens, index, leads=leads)
-        phrase.first -= bool(sign)
-    if sign == "-" and phrase.value is not None:
-        phrase.value = -phrase.value
-
-
-def _sign(tokens: Sequence[Token], index: int, *, leads: bool) -> str:
-    """Return the sign at an index, or "" if the token is an operator, a list marker, a dash or no sign."""
-    before, token = tokens[index - 1], tokens[index]
-    is_word = token.word in ("minus", "negative")
-    is_sign = is_word or token.text in ("-", "+")
-    if not is_sign or before.kind in _OPERANDS or before.kind == "operator":
-        return ""
-    is_value = before.kind in ("equals", "open", "relation", "colon") or before.word in COPULAS
-    is_value = is_value or (before.kind == "end" and leads)
-    is_attached = is_word or token.end == tokens[index + 1].start
-    return ("+" if token.text == "+" else "-") if is_attached or is_value else ""
+    has_sign = False
+    for _ in range(2):
+        before, token = tokens[phrase.first - 2], tokens[phrase.first - 1]
+        is_word = token.word in ("minus", "negative")
+        if token.kind == "currency" and not phrase.unit:
+            phrase.unit = unit_names([token.text])
+        elif (is_word or token.text in ("-", "+")) and before.kind not in _OPERANDS and not has_sign:
+            has_sign = is_word or token.end == tokens[phrase.first].start
+            has_sign = has_sign or before.kind in ("equals", "open", "relation", "colon", "currency")
+            has_sign = has_sign or before.word in COPULAS or (before.kind == "end" and leads)
+            if not has_sign:  # a list marker or a dash
+                return
+            if token.text != "+" and phrase.value is not None:
+                phrase.value = -phrase.value
+        else:
+            return
+        phrase.first -= 1
 
 
 # --- units --------------------------------------------------------------------------------------------
 
 
-def _read_unit(
-    tokens: Sequence[Token], index: int, *, is_reference: bool
-) -> tuple[tuple[str, ...], int, str]:
-    """Return the names of the unit after a number, the index after it, and a reason to refuse the number."""
-    token, after = tokens[index], tokens[index + 1]
-    is_attached = token.start == tokens[index - 1].end
-    match token.kind:
-        case "currency" if after.kind not in _NUMBERS:  # not the next price
-            return _names(token.text), index + 1, ""
-        case "degree":
-            has_scale = after.text in ("C", "F")
-            return _names(after.text if has_scale else "°"), index + 1 + has_scale, ""
-        case "open":
-            names, index = _unit_in_brackets(tokens, index)
-            return names, index, ""
-        case "operator" if token.text == "-" and is_attached and after.kind == "word":
-            if reason := _not_a_unit(after):
-                return (), index + 1, reason
-            return *_unit_words(tokens, index + 1), ""  # a 15-year plan
-        case "operator" if token.text == "/" and after.kind in ("word", "letter"):
-            return ("/", *_names(after.text)), index + 2, ""
-        case "number" if not is_attached and (noun := _noun_after_measure(tokens, index)):
-            return *_unit_words(tokens, noun), ""  # 24 8 dollar toys
-        case "word" | "letter" | "function":
-            reason = _attached(token, is_reference=is_reference) if is_attached else _not_a_unit(token)
-            return ((), index, reason) if reason else (*_unit_words(tokens, index), "")
-    return (), index, ""
-
-
-def _noun_after_measure(tokens: Sequence[Token], index: int) -> int:
-    """Return the index of the noun after a number and its unit, as in "8 dollar toys", or 0."""
-    unit = index + 1 + (tokens[index + 1].text == "-")
-    is_unit = tokens[unit].word in UNITS and len(tokens[unit].text) > 1
-    return unit + 1 if is_unit and not _ends_unit(tokens, unit + 1) else 0
+def _read_unit(tokens: Sequence[Token], tags: Sequence[str], phrase: Phrase, *, is_reference: bool) -> None:
+    """Read the unit after a number, or refuse the number if what follows it is a variable."""
+    token = tokens[phrase.last + (tags[phrase.last : phrase.last + 1] == ["\t-"])]
+    if token.kind in ("word", "letter", "function"):
+        is_attached = token is tokens[phrase.last] and token.start == tokens[phrase.last - 1].end
+        reason = _attached(token, is_reference=is_reference) if is_attached else _spaced(token)
+        phrase.reason = phrase.reason or reason
+    unit = _UNIT.match("".join(tags[phrase.last : phrase.last + 8]))
+    if phrase.reason:
+        phrase.value = None
+    elif unit:
+        names = tokens[phrase.last : phrase.last + len(re.findall(r"\s", unit[0]))]
+        phrase.last += len(names)
+        skipped = 3 if names[0].kind == "number" else 0
+        written = [
+            name.text
+            for name in names[skipped:]
+            if name.kind not in ("open", "close", "operator") or name.text == "/"
+        ]
+        phrase.unit = phrase.unit or unit_names(written)
 
 
 def _attached(token: Token, *, is_reference: bool) -> str:
     """Return a reason to refuse letters directly after the digits: they are variables, except known units."""
-    found = _UNIT.fullmatch(token.text)
+    found = _POWER.fullmatch(token.text)
     if not token.text.isascii() and token.kind == "word":
         return "not_a_number" if "\ufffd" in token.text else ""
     if token.kind == "function" or found is None or found[1] not in UNITS:
-        return "" if found is not None and "-" in token.text else "not_a_number"
+        return "not_a_number"
     is_letter = found[1] in ATTACHED_LETTERS and not is_reference and (not found[2] or found[1] == "m")
     return "" if is_letter or len(found[1]) > 1 else "not_a_number"
 
 
-def _not_a_unit(token: Token) -> str:
+def _spaced(token: Token) -> str:
     """Return a reason to refuse a number because of the word after it, which cannot be its unit."""
-    found, word = _UNIT.fullmatch(token.text), token.word
+    found, word = _POWER.fullmatch(token.text), token.word
     if token.kind == "function" or "\ufffd" in word:
         return "not_a_number"
-    if word in OPERATIONS_AFTER:
+    if word in lexicon.OPERATIONS_AFTER:
         return "not_evaluated"
     base = found[1] if found else word
-    is_word = word in ("a", "i") or word in NO_UNITS or word in _BY_POWER or not token.text.isascii()
-    if is_word or base in UNITS or word in UNITS or (base == "in" and found and found[2]):
+    if word in ("a", "i") or word in lexicon.NO_UNITS or word in _POWERS or not token.text.isascii():
         return ""
-    is_variable = len(base) <= 2 or (len(base) == 3 and not _VOWEL.search(base)) or "_" in base
-    return "not_a_number" if is_variable else ""
+    is_variable = len(base) <= 2 or "_" in base or (len(base) == 3 and not set(base.lower()) & set("aeiou"))
+    return "not_a_number" if is_variable and base not in UNITS and word not in UNITS else ""
 
 
-def _unit_in_brackets(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], int]:
-    """Read the unit of `9 (apples)`."""
-    end = index + 1
-    while tokens[end].kind in ("word", "letter") and end - index <= _UNIT_WORDS:
-        end += 1
-    inner = tokens[index + 1 : end]
-    is_called = len(inner) == 1 == len(inner[0].text) and tokens[index].start == tokens[index - 1].end
-    is_unit = bool(inner) and tokens[end].kind == "close" and not is_called
-    if not is_unit or any(token.word in _NO_UNITS_IN_BRACKETS for token in inner):
-        return (), index
-    return tuple(name for token in inner for name in _names(token.text)), end + 1
+def unit_names(words: Iterable[str]) -> tuple[str, ...]:
+    """Return one name for all spellings of each unit, and the singular of other nouns.
 
-
-def _unit_words(tokens: Sequence[Token], index: int) -> tuple[tuple[str, ...], int]:
-    names: list[str] = []
-    while True:
-        after = tokens[index + 1]
-        if tokens[index].word in ("/", "per") and names and after.kind in ("word", "letter"):
-            names.append("/")
-        elif _ends_unit(tokens, index):
-            break
-        else:
-            names += _names(tokens[index].text)
-        index += 1
-        if len(names) >= _UNIT_WORDS and names[-1] != "/":
-            break
-    return tuple(names), index
-
-
-def _ends_unit(tokens: Sequence[Token], index: int) -> bool:
-    """Return True if a token is no part of a unit, or the label of the next equation."""
-    token = tokens[index]
-    if token.kind not in ("word", "letter") or tokens[index + 1].kind == "equals":
-        return True
-    is_variable = token.kind == "letter" and token.text.partition("^")[0].strip() not in UNITS
-    return (
-        is_variable or token.word in NO_UNITS or token.word in HEDGES_AFTER or token.word in OPERATIONS_AFTER
-    )
-
-
-def _names(word: str) -> tuple[str, ...]:
-    """Return one name for all spellings of a unit, and the singular of other nouns."""
-    found = _UNIT.fullmatch(word)
-    base, power = (found[1], found[2]) if found else (word, None)
-    lower = base.lower()
-    name = UNITS.get(base) or UNITS.get(lower) or _BY_POWER.get(lower)
-    if name is None:
-        name = lower[:-1] if lower.endswith("s") and not lower.endswith("ss") else lower
-    return (f"{name}^{power}" if power else name,)
-
-
-def unit_names(words: str) -> tuple[str, ...]:
-    """Return the names of a unit that is written alone, such as " square cm"."""
-    return tuple(name for word in words.split() for name in _names(word))
+    >>> unit_names(["square", "meters", "per", "Hour"])
+    ('m^2', '/', 'h')
+    """
+    names, power = [], ""
+    for word in words:
+        found = _POWER.fullmatch(word)
+        base = found[1] if found else word
+        lower = base.lower()
+        if lower in _POWERS:
+            power = _POWERS[lower]
+            continue
+        noun = lower[:-1] if lower.endswith("s") and not lower.endswith("ss") else lower
+        name = "/" if lower == "per" else UNITS.get(base) or UNITS.get(lower) or noun
+        names.append(name + (f"^{found[2]}" if found and found[2] else power))
+        power = ""
+    return tuple(names)
 
 
 def same_unit(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
@@ -309,20 +225,10 @@ def same_unit(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
     >>> same_unit(("red", "apple"), ("apple",)), same_unit(("m",), ("cm",))
     (True, False)
     """
-    if not mine or not theirs or _sorted(mine) == _sorted(theirs):
+    if not mine or not theirs or mine == theirs:
         return True
-    common = set(mine) & set(theirs) - {"/"}
     is_measured = any(name.partition("^")[0] in _MEASURES for name in (*mine, *theirs))
-    return bool(common) and not is_measured
-
-
-def _sorted(names: tuple[str, ...]) -> list[str]:
-    """Return names with powers joined to their units, so that square meters are m^2."""
-    joined = list(names)
-    for index, name in enumerate(names[:-1]):
-        if name in ("^2", "^3"):
-            joined[index : index + 2] = ["", names[index + 1] + name]
-    return [name for name in joined if name]
+    return bool(set(mine) & set(theirs) - {"/"}) and not is_measured
 
 
 _MEASURES = frozenset(UNITS.values())

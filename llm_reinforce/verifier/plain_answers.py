@@ -11,21 +11,10 @@ from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
 
-from llm_reinforce.verifier.commitment import (
-    Reading,
-    read_last_number,
-    read_sentence,
-    read_slot,
-)
-from llm_reinforce.verifier.final_answer import (
-    MAX_SLOT,
-    FinalAnswer,
-    committed_part,
-    find_final_answer,
-    sentence,
-)
+from llm_reinforce.verifier.commitment import Reading, read_last_number, read_sentence, read_slot
+from llm_reinforce.verifier.final_answer import MAX_SLOT, FinalAnswer, find_final_answer, sentence
 from llm_reinforce.verifier.notation import plain
-from llm_reinforce.verifier.phrases import MAX_NUMBER, same_unit
+from llm_reinforce.verifier.phrases import same_unit
 
 REMEMBERED_LENGTH = 256  # maximum characters of completions whose readings are cached
 
@@ -33,6 +22,7 @@ WRONG = frozenset({"different", "several_values", "relation", "not_evaluated"})
 """Reasons for rejecting a completion whose answer was read and is wrong."""
 UNPARSEABLE = frozenset({"no_answer", "not_a_number", "timed_out", "crashed"})
 """Reasons for rejecting a completion from which no answer could be read."""
+_CHOICE_BEFORE = re.compile(r"\s*(?:[(\[]([A-Ha-h])[)\]]|([A-H])[).:])\s+(?=\S)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,44 +61,27 @@ def verify_plain(completion: str, answer: str, *, algebra: bool = False, truncat
     right = read_answer(answer)
     if right.value is None:
         return _verify_text(find_final_answer(completion, truncated=truncated), answer, algebra=algebra)
-    if truncated or len(completion) > REMEMBERED_LENGTH:
-        return _compared(read_completion(completion, truncated=truncated), right)
-    return _compared(read_cached(completion), right)
+    is_cached = len(completion) <= REMEMBERED_LENGTH
+    reading = (read_cached if is_cached else read_completion)(completion, truncated)
+    if reading.value is None:
+        return Verdict(False, reading.text, reading.reason)
+    is_equal = reading.value == right.value
+    if reading.is_percent != right.is_percent:  # 20% equals 20 and 0.2, but 20% and 0.2% differ
+        is_equal = (
+            is_equal or reading.value * (100 if reading.is_percent else Fraction(1, 100)) == right.value
+        )
+    is_other_label = reading.label and right.label and reading.label != right.label
+    is_equal = is_equal and same_unit(reading.unit, right.unit) and not is_other_label
+    return Verdict(is_equal, reading.text, "equal" if is_equal else "different")
 
 
-def read_completion(completion: str, *, truncated: bool = False) -> Reading:
-    if is_bare_number(completion):  # fast path for the most common completion of a trained policy
-        return Reading(completion, Fraction(int(completion)))
+def read_completion(completion: str, truncated: bool = False) -> Reading:
+    """Read the number that a completion states as its final answer."""
     return _read_number(find_final_answer(completion, truncated=truncated))
 
 
-def is_bare_number(text: str) -> bool:
-    """Return True if the text consists of digits only."""
-    return len(text) <= MAX_NUMBER and text.isascii() and text.isdecimal()
-
-
-def _compared(reading: Reading, right: Reading) -> Verdict:
-    if reading.value is None:
-        return Verdict(False, reading.text, reading.reason)
-    is_other_label = reading.label and right.label and reading.label != right.label
-    equal = _is_equal(reading, right) and same_unit(reading.unit, right.unit) and not is_other_label
-    return Verdict(equal, reading.text, "equal" if equal else "different")
-
-
-def _is_equal(reading: Reading, right: Reading) -> bool:
-    """Compare two numbers: 20% equals 20 and 0.2, but 20% and 0.2% differ."""
-    assert reading.value is not None
-    assert right.value is not None
-    if reading.value == right.value:
-        return True
-    if reading.is_percent == right.is_percent:
-        return False
-    factor = 100 if reading.is_percent else Fraction(1, 100)
-    return reading.value * factor == right.value
-
-
 # cached, because the verdict and the rewards of an episode use the same text, and short answers are repeated
-read_cached: Callable[[str], Reading] = lru_cache(maxsize=16_384)(read_completion)
+read_cached: Callable[..., Reading] = lru_cache(maxsize=16_384)(read_completion)
 
 
 @lru_cache(maxsize=16_384)
@@ -134,11 +107,7 @@ def extract_answer(completion: str) -> str | None:
     final = find_final_answer(completion)
     if final.slot is not None:
         return plain(final.slot).strip() or None
-    reading = _read_number(final)
-    return reading.text or (None if final.line is None else plain(final.line).strip() or None)
-
-
-_CHOICE_BEFORE = re.compile(r"\s*(?:[(\[]([A-Ha-h])[)\]]|([A-H])[).:])\s+(?=\S)")
+    return _read_number(final).text or plain(final.line or "").strip() or None
 
 
 def _read_number(final: FinalAnswer) -> Reading:
@@ -148,51 +117,32 @@ def _read_number(final: FinalAnswer) -> Reading:
             return Reading(slot.strip() or None, reason="several_values")
         choice = _CHOICE_BEFORE.match(slot)
         return read_slot(slot[choice.end() :] if choice else slot)
-    if final.line is not None:
-        reading = read_sentence(committed_part(plain(final.line)))
-        if reading is not None:
-            return reading
-    for attempt in range(_NUM_ATTEMPTS):
-        window = _around_last_digit(final.text, attempt)
-        if window is None:
+    reading = None if final.line is None else read_sentence(sentence(plain(final.line)))
+    end = _last_digit(final.text)
+    for before, window in zip((0, *_WINDOWS), _WINDOWS, strict=False):
+        if reading is not None or end < before:
             break
-        reading = read_last_number(plain(window))
-        if reading is not None:
-            return reading
-    return Reading(None, reason="no_answer")
+        part = final.text[max(0, end - window) : end + _AFTER]
+        reading = read_last_number(plain(_CUT_TOKEN.sub("", part, count=1) if end > window else part))
+    return reading or Reading(None, reason="no_answer")
 
 
 # --- the last number of a text ------------------------------------------------------------------------
 
-_NUM_ATTEMPTS = 2
-_WINDOWS = (192, 512)  # characters before the last digit that each attempt searches
+_WINDOWS = (160, 448)  # characters before the last digit that are searched for a number, at first and then
 _AFTER = 40  # characters after the last digit
 _OTHER_DIGITS = 4_096  # characters at the end of a text in which other digits than 0 to 9 are searched
 _DIGIT = re.compile(r"\d")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 
 
-def _around_last_digit(text: str, attempt: int) -> str | None:
-    """Return the text around the last digit, in which the last number is searched.
-
-    Args:
-        text: text of any length.
-        attempt: 0 for the first attempt; 1 for the second one, which returns a longer part.
-
-    Returns:
-        The part of the text; None if there is no digit, or if the first attempt already returned the whole
-        text before the last digit.
-    """
+def _last_digit(text: str) -> int:
+    """Return the index of the last digit, or -1."""
     end = max(text.rfind(digit) for digit in "0123456789½¼¾")
     if not text.isascii():  # digits of other scripts
         other = _DIGIT.search(text[max(end + 1, len(text) - _OTHER_DIGITS) :][::-1])
         end = end if other is None else len(text) - other.end()
-    if end < 0 or (attempt and end <= _WINDOWS[attempt - 1]):
-        return None
-    start = end - _WINDOWS[attempt]
-    if start <= 0:
-        return text[: end + _AFTER]
-    return _CUT_TOKEN.sub("", text[start : end + _AFTER], count=1)
+    return end
 
 
 # --- text ---------------------------------------------------------------------------------------------
@@ -215,31 +165,26 @@ _NAME = re.compile(r"[A-Za-z\u0370-\u03ff](?:_\w{1,8})?'{0,2}(?:\([A-Za-z, ]{1,1
 
 
 def _verify_text(final: FinalAnswer, answer: str, *, algebra: bool) -> Verdict:
-    if final.slot is not None:
-        candidates = [final.slot]
-    elif final.line is not None:
-        candidates = [sentence(final.line), final.line]  # a period may be part of the answer: "St. Louis"
-    else:
-        candidates = [final.text.strip()]
-    candidates = [plain(candidate[: MAX_SLOT + 1]).strip() for candidate in candidates]
-    if not candidates[0]:
+    given = final.text if final.line is None else final.line
+    given = plain((given if final.slot is None else final.slot).strip()[: MAX_SLOT + 1]).strip()
+    # a period may be part of the answer: "St. Louis"
+    candidates = [given] if final.line is None else [sentence(given), given]
+    right = plain(answer[: MAX_SLOT + 1]).strip()
+    if not given:
         return Verdict(False, None, "no_answer")
-    right = plain(answer[: MAX_SLOT + 1])
     if _folded(right, is_algebra=False).lstrip("+-") in _NO_VALUES:
-        return Verdict(False, candidates[0], "not_a_number")
-    for candidate in candidates:
-        if right.strip() and is_same_text(candidate, right, algebra=algebra):
-            return Verdict(True, candidate, "equal")
-    return Verdict(False, candidates[0], "different")
+        return Verdict(False, given, "not_a_number")
+    is_equal = bool(right) and any(is_same_text(one, right, algebra=algebra) for one in candidates)
+    return Verdict(is_equal, candidates[0], "equal" if is_equal else "different")
 
 
 def is_same_text(text: str, right: str, *, algebra: bool) -> bool:
     """Compare two normalized texts as words, as a choice, or as algebra, where case and signs count."""
-    letters = _LETTERS.fullmatch(right.strip())
+    letters = _LETTERS.fullmatch(right)
     is_algebra = bool(_ALGEBRA.search(right)) or (letters is not None and (algebra or not letters[1]))
-    is_algebra = is_algebra or (algebra and not _WORDS.search(right) and not _CHOICE.fullmatch(right.strip()))
-    if not is_algebra and (choice := _CHOICE.match(right.strip())):
-        rest = right.strip()[choice.end() :]
+    is_algebra = is_algebra or (algebra and not _WORDS.search(right) and not _CHOICE.fullmatch(right))
+    if not is_algebra and (choice := _CHOICE.match(right)):
+        rest = right[choice.end() :]
         text = _OPTION.sub("", text)
         given = _CHOICE_BEFORE.match(text)
         is_alone = not rest and given and not _OTHER_CHOICE.search(text, given.end())
@@ -248,15 +193,8 @@ def is_same_text(text: str, right: str, *, algebra: bool) -> bool:
     mine, theirs = (_folded(side, is_algebra=is_algebra) for side in (text, right))
     if mine == theirs:
         return True
-    return is_algebra and bool(set(_equations(mine)) & set(_equations(theirs)))
-
-
-def _equations(text: str) -> list[str]:
-    """Return the forms of an equation that mean the same: itself, swapped, and its value without its name."""
-    left, equals, right = text.partition("=")
-    if not equals or "=" in right:
-        return [text]
-    return [text, f"{right}={left}"]
+    left, equals, value = theirs.partition("=")
+    return is_algebra and bool(equals) and "=" not in value and mine == f"{value}={left}"  # swapped sides
 
 
 def _folded(text: str, *, is_algebra: bool) -> str:

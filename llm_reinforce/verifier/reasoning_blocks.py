@@ -8,6 +8,7 @@ word such as "end" in the tag that closes the block.
 import re
 
 _NAMES = "think(?:ing)?|thoughts?|reasoning|analysis|reflection|scratchpad|rationale|cot"
+_STEMS = (*_NAMES.replace("(?:ing)?", "").replace("s?", "").split("|"), "<|channel|>")
 _NAME = rf"(?:[A-Za-z]{{1,16}}[:_])?(?:{_NAMES})"
 _TAG = re.compile(
     rf"""
@@ -21,27 +22,26 @@ _TAG = re.compile(
 _MESSAGE = "<|message|>"  # follows a channel
 
 
-def _tags(text: str) -> set[str]:
-    """Return the tags in a text, each of them once, since a text may repeat a tag thousands of times."""
-    pieces = {f"{bracket}{piece}" for bracket in "<[◁" for piece in set(text.split(bracket)[1:])}
-    return {tag[0] for piece in pieces if (tag := _TAG.match(piece))}
-
-
 def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
     """Return the start of each block that is not closed, by its name, and the end of the last closing tag."""
+    has_bracket = any(bracket in text for bracket in "<[◁")
+    lower = text.lower() if has_bracket else ""
+    if not any(stem in lower for stem in _STEMS):
+        return {}, 0
+    # each tag once, since a text may repeat a tag thousands of times
+    pieces = {f"{bracket}{piece}" for bracket in "<[◁" for piece in set(text.split(bracket)[1:])}
     opened: dict[str, int] = {}
     closed: dict[str, int] = {}
     end = 0
-    for written in _tags(text):
-        tag, start = _TAG.fullmatch(written), text.rfind(written)
-        assert tag
+    for tag in filter(None, map(_TAG.match, pieces)):
+        start = text.rfind(tag[0])
         words = {(tag[group] or "").lower() for group in ("before", "after")}
         is_closing = bool(tag["slash"] or tag["bar_slash"] or tag["final"] or "end" in words)
         name = "channel" if tag["channel"] else (tag["plain"] or tag["name"]).lower()
         last = closed if is_closing else opened
         last[name] = max(start, last.get(name, 0))
         if is_closing:
-            end = max(end, start + len(written))
+            end = max(end, start + len(tag[0]))
     return {name: start for name, start in opened.items() if start > closed.get(name, -1)}, end
 
 

@@ -1,6 +1,13 @@
-"""Tokens of a normalized text, found by one pattern whose running time is linear."""
+r"""Tokens of a normalized text, found by one pattern whose running time is linear, and their tags.
+
+The *tag* of a token is one of `0` (a number), `0:0` (a date, time or ratio), `@x` (the letter x), `\f` (a
+function), `$`, `(`, `)`, `=`, `≈` (a relation), `¶` (a line end) and `"` (another character), or otherwise
+the token itself. Before each tag is a space, or a tab if there is nothing between two tokens. The rules on
+what is beside a number are patterns on the tags.
+"""
 
 import re
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -88,3 +95,30 @@ def tokenize(text: str, limit: int | None = None) -> list[Token]:
         end = found.end()
         tokens.append(Token(kind, written, end - len(written), end, word))
     return tokens
+
+
+# --- tags -----------------------------------------------------------------------------------------------
+
+_TAGS = {
+    **{"number": "0", "malformed": "0", "compound": "0:0", "function": r"\f", "currency": "$", "open": "("},
+    **{"close": ")", "equals": "=", "relation": "≈", "newline": "¶", "other": '"'},
+}
+_SPECIAL = frozenset("<>‰")
+WORD = r"[^\W\d_]\S*+"
+"""Pattern of the tag of a word."""
+
+
+def tags_of(tokens: Sequence[Token]) -> list[str]:
+    """Return the tags of tokens, each with a space or a tab before it."""
+    tags, last = [], -1
+    for kind, text, start, end, word in tokens:
+        tag = f"@{text}" if kind == "letter" else word if text in _SPECIAL else _TAGS.get(kind, word)
+        tags.append(("\t" if start == last else " ") + tag.replace(" ", ""))
+        last = end
+    return tags
+
+
+def any_of(some: Iterable[str]) -> str:
+    """Return a pattern of the tags of words."""
+    tags = (re.escape(word) if len(word) > 1 else f"@(?i:{word})" for word in sorted(some))
+    return rf"(?:{'|'.join(tags)})(?!\S)"

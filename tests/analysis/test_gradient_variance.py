@@ -218,6 +218,9 @@ def test_action_weights_by_hand(exact_policy: Callable[..., LanguagePolicy]) -> 
         pytest.approx([2 / 3, 0.0]),
         pytest.approx([8 / 3, 2.0]),
     ]
+    # each episode is divided by its length, which is 1 or 2
+    lengths = PLAIN.model_copy(update={"denominator": "episode_lengths", "baseline": "none"})
+    assert weights("this recipe", lengths) == [[1.0, 0.0], [2.0, 1.5]]
     half = PLAIN.model_copy(update={"denominator": 0.5, "baseline": "none"})
     assert weights("this recipe", half) == [[4.0, 0.0], [16.0, 12.0]]
 

@@ -34,6 +34,7 @@ def recipe(tmp_path: Path) -> Path:
         ("training.num_updates=2", ["training.num_warmup_updates"]),
         ("training.schedule=constant", ["training.num_warmup_updates"]),
         ("reinforce.baseline=none", ["reinforce.moving_average_decay"]),
+        ("reinforce.variant=grpo", ["reinforce.baseline", "reinforce.moving_average_decay"]),
         ("problems.num_held_out=50", ["evaluation.num_problems"]),
         ("policy.name_or_path=somewhere", ["policy.random_init"]),
         ("problems.train={data: sums.jsonl}", ["problems.generate"]),

@@ -91,7 +91,7 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
         ),
         (
             "reinforce:\n  standardize: no",
-            "x.yaml:9: reinforce.standardize: should be true or false, not 'no'",
+            "x.yaml:9: reinforce.standardize: should be true or false or one of 'batch', 'group', not 'no'",
         ),
         ("output_dir: 5", "x.yaml:8: output_dir: should be text of at least one character, not 5"),
         ("rewards: []", "x.yaml:8: rewards: should be a list of at least 1 item, not an empty list"),
@@ -108,15 +108,15 @@ def test_scalars_follow_yaml_1_2(tmp_path: Path) -> None:
         (
             "reinforce:\n  denominator: 0",
             (
-                "x.yaml:9: reinforce.denominator: should be one of 'episodes', 'tokens' "
+                "x.yaml:9: reinforce.denominator: should be one of 'episodes', 'tokens', 'episode_lengths' "
                 "or a number above 0, not 0"
             ),
         ),
         (
             "reinforce:\n  denominator: token",
             (
-                "x.yaml:9: reinforce.denominator: should be one of 'episodes', 'tokens' or a number above 0, "
-                "not 'token'; did you mean 'tokens'?"
+                "x.yaml:9: reinforce.denominator: should be one of 'episodes', 'tokens', 'episode_lengths' "
+                "or a number above 0, not 'token'; did you mean 'tokens'?"
             ),
         ),
         (
@@ -241,6 +241,26 @@ IMPOSSIBLE = [
      "reinforce.moving_average_decay", "the baseline is value"),
     ("reinforce={baseline: value, value: {gae_lambda: 1.5}}", "reinforce.value.gae_lambda", "at most 1"),
     ("reinforce={baseline: value, value: {num_steps: 0}}", "reinforce.value.num_steps", "at least 1"),
+    ("reinforce.updates_per_batch=3", "reinforce.updates_per_batch", "is 16, which is not a multiple of 3"),
+    ("reinforce.clip={}", "reinforce.clip", "has no effect with updates_per_batch: 1"),
+    ("reinforce={updates_per_batch: 2, clip: {low: 0.1}, importance: {level: token}}",
+     "reinforce.clip", "clip and importance would both correct for the ratios; remove importance or clip"),
+    ("reinforce={updates_per_batch: 2, variant: grpo, importance: {level: token}}",
+     "reinforce.clip", "would both correct for the ratios; remove importance or the variant"),
+    ("reinforce.importance.limit=null", "reinforce.importance.level", "missing"),
+    ("reinforce.importance={level: token, limit: 0.5}", "reinforce.importance.limit", "at least 1"),
+    ("reinforce.importance={level: token, limit: null, beyond_limit: mask}",
+     "reinforce.importance.beyond_limit", "has no effect with limit: null"),
+    ("reinforce={updates_per_batch: 2, clip: {low: 1.5}}", "reinforce.clip.low", "at most 1"),
+    ("reinforce={variant: grpo, baseline: none}",
+     "reinforce.baseline", "variant: grpo sets baseline to 'group_mean', not 'none'"),
+    ("reinforce={variant: dr_grpo, standardize: true}",
+     "reinforce.standardize", "variant: dr_grpo sets standardize to false, not 'batch'"),
+    ("reinforce={variant: dapo, updates_per_batch: 2, clip: {form: cispo}}",
+     "reinforce.clip.form", "variant: dapo sets form to ppo, not cispo"),
+    ("reinforce.variant=gripo", "reinforce.variant", "did you mean 'grpo'?"),
+    ("reinforce={standardize: group, baseline: none, episodes_per_problem: 1}",
+     "reinforce.episodes_per_problem", "at least 2 for standardize: group"),
     ("reinforce={baseline: valu}", "reinforce.baseline", "did you mean 'value'?"),
     ("training.num_warmup_updates=101", "training.num_warmup_updates", "at most num_updates, which is 100"),
     ("training={schedule: constant, num_updates: 9, learning_rate: 1, num_warmup_updates: 1}",
@@ -375,6 +395,9 @@ def test_override_replaces_an_invalid_value(tmp_path: Path) -> None:
     [],
     ["reinforce={baseline: moving_average, moving_average_decay: 0.5, denominator: 3}", "output_dir='1e-5'"],
     ["reinforce={baseline: value, value: {gae_lambda: 0.95, hidden_size: 32}}"],
+    ["reinforce={updates_per_batch: 4, importance: {level: sequence, limit: null}}"],
+    ["reinforce={variant: dapo, updates_per_batch: 4, clip: {high: 0.3}}"],
+    ["reinforce={variant: grpo}"],
     ['policy={random_init: {alphabet: "0123456789+=\\n no"}}', "problems.template='no {prompt}'"],
     ["problems={train: {data: openai/gsm8k, config: main}, held_out: {data: a, split: 'on'}}",
      "rewards=[{function: 'a.py:f', weight: -1, arguments: {x: [1, 2.5, null, 'no', '1e3'], y: {z: true}}}]"],

@@ -248,6 +248,17 @@ def test_standardize_keeps_zeros_if_all_returns_equal_their_baseline():
     assert standardize(torch.zeros(2, 3), returns, returns, ~scored).tolist() == [[0.0] * 3] * 2
 
 
+def test_standardize_each_group_by_its_own_spread():
+    # spreads 2 and 10; the third group has none, up to rounding, and an episode that is unscored
+    returns = torch.tensor([1.0, 5.0, 30.0, 10.0, 0.1 + 1e-8, 0.1, 9.0])
+    baseline = torch.tensor([3.0, 3.0, 20.0, 20.0, 0.1, 0.1, 0.1])
+    groups = torch.tensor([7, 7, 2, 2, 5, 5, 5])
+    scored = torch.tensor([True] * 6 + [False])
+    values = torch.arange(1.0, 8.0)[:, None]
+    divided = standardize(values, returns, baseline, scored, groups=groups)
+    torch.testing.assert_close(divided, torch.tensor([[0.5], [1.0], [0.3], [0.4], [0.0], [0.0], [0.0]]))
+
+
 @pytest.mark.parametrize("baseline", ["batch_mean", "group_mean", "leave_one_out", "optimal"])
 def test_standardize_gives_zero_if_all_returns_are_equal(baseline):
     # Ten correct answers of three actions each, γ = 0.9. Every g_0 is 0.81, but g_1 - b = 0.09, which must

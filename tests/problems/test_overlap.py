@@ -54,7 +54,7 @@ def test_find_overlap() -> None:
     assert overlap.masked == (("y", "a"),)
     assert overlap.summary() == {"same": 1, "masked": 1, "evaluated": 3}
     assert overlap.sentences()[0].startswith("1 of 3 evaluated problems are also training problems")
-    assert overlap.sentences()[1].endswith("with other numbers (y = a)")
+    assert overlap.sentences()[1].endswith("only in their numbers (y = a)")
     assert find_overlap(train[1:2], evaluated).sentences() == ()
 
 

@@ -181,10 +181,28 @@ def test_equal_rewards_of_right_and_wrong_answers_show_a_right_answer() -> None:
     assert "completion '3'" in found.example
 
 
-def test_collapse_reports_the_highest_learning_rate() -> None:
-    rates = lambda update: 0.05 / update  # noqa: E731
-    accuracy = lambda update: 0.4 if update < 40 else 0.0  # noqa: E731
-    assert "(it is 0.05)" in only(recorded(accuracy=accuracy, reward=0.3, learning_rate=rates)).advice
+def test_collapse_says_when_it_began_and_which_learning_rate_would_be_low_enough() -> None:
+    found = only(
+        recorded(
+            accuracy=lambda update: 0.4 if update < 4 else 0.0,
+            reward=0.3,
+            learning_rate=lambda update: 0.05 / update,
+            **{"step/relative_norm": lambda update: 0.5 / update},
+        )
+    )
+    assert "fell below half of it in update 4" in found.sentence
+    # a step is 10 times the learning rate, and a step of 0.01 is not too long
+    assert "of at most 0.001 (it is 0.05)" in found.advice
+
+
+def test_failures_of_few_rewards_are_minor() -> None:
+    failed = {"rewards/mine/mean": 0.4, "rewards/mine/num_failed": lambda update: 3 if update == 7 else 0}
+    row = episode(7, reward=None, failure="mine: ValueError: '12+'")
+    found = only(recorded(files={"episodes": [row]}, **failed))
+    assert (found.kind, found.severity) == ("reward_failures", "minor")
+    assert "the reward function mine failed" in found.sentence
+    assert found.example is not None
+    assert "ValueError" in found.example
 
 
 def test_reward_hacking_shows_a_wrong_completion_with_a_high_reward() -> None:

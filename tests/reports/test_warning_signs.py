@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from llm_reinforce.reports import RunFacts, WarningSigns
-from llm_reinforce.reports.trend_signs import has_collapsed
+from llm_reinforce.reports.collapse_sign import has_collapsed
 
 LEARNING = {
     "reward": 0.5,
@@ -33,7 +33,7 @@ def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
         ({"reward_std": 0.0}, "have the reward 0.5"),
         ({"reward": 0.1 + 1e-9, "reward_std": 1e-9, "grad_norm": 1e-9}, "have the reward 0.1"),
         ({"grad_norm": 0.0}, "the gradient is zero in updates 1–5"),
-        ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–10 are truncated"),
+        ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–10 are cut off"),
         ({"num_unscored": 32}, "25% of the episodes in updates 1–5 could not be scored"),
         ({"grad_norm": None}, "the gradients of 5 of 5 updates in updates 1–5 are not finite"),
         ({"frac_weights_changed": 0.02}, "only 2.00% of the weights with a gradient changed"),
@@ -72,7 +72,7 @@ def test_collapse_is_the_only_sign_of_a_learning_rate_that_is_too_high() -> None
 def test_collapse() -> None:
     first, broken = {"accuracy": 0.3}, {"accuracy": 0.005}
     (sentence,) = found(first, *[broken] * 10)
-    assert "down from 30.0%" in sentence
+    assert "was up to 30.0%, fell below half of it in update 2" in sentence
     assert "training.learning_rate (it is 0.001)" in sentence
     assert not found(*[first] * 10, *[{"accuracy": 0.2}] * 10)
     assert has_collapsed(0.3, 128, 0.0, 640)

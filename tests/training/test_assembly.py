@@ -117,7 +117,7 @@ def test_near_copies_of_held_out_problems_are_reported(tmp_path: Path) -> None:
     problems_from_config(recipe(tmp_path, source), recorder.say)
     assert [sentence.partition(" (")[0] for sentence in recorder.messages] == [
         "1 of 3 evaluated problems are also training problems: the policy may have memorized their answers",
-        "1 of 3 evaluated problems are training problems with other numbers",
+        "1 of 3 evaluated problems differ from training problems only in their numbers",
     ]
 
 

@@ -63,6 +63,19 @@ def test_run_resumed_with_another_number_of_processes(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_several_updates_per_batch_do_not_depend_on_the_number_of_processes(
+    checked: subprocess.CompletedProcess[str], folder: Path
+) -> None:
+    one = two_processes.halves_of_batches()
+    one.train()
+    alone = torch.cat([parameter.detach().flatten() for parameter in one.policy.model.parameters()])
+    torch.testing.assert_close(torch.load(folder / "weights-0.pt"), alone, rtol=1e-4, atol=1e-4)
+    rows = timeless(one.display.metrics)
+    for row, of_both in zip(rows, json.loads((folder / "metrics.json").read_text()), strict=True):
+        assert row == pytest.approx(of_both, rel=1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("check", [check.__name__ for check in two_processes.CHECKS])
 def test_two_processes(checked: subprocess.CompletedProcess[str], check: str) -> None:
     """The checks run in this order until one fails; its traceback is in the output."""

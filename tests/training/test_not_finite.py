@@ -11,7 +11,7 @@ import pytest
 import torch
 from small_runs import Watcher, adapted_policy, new_run, rows, same, sevens, small_policy, trainer, weights
 
-import llm_reinforce.training.gradient_step as gradient_step_module
+import llm_reinforce.training.objective as objective_module
 import llm_reinforce.training.warm_start as warm_start_module
 from llm_reinforce.config import ReinforceConfig, WarmStartConfig
 from llm_reinforce.errors import RunStoppedError
@@ -112,7 +112,7 @@ def test_a_loss_that_is_not_finite(
     is_adapted: bool,
 ) -> None:
     """The loss of one of several micro-batches is not finite, even if its gradient is."""
-    whole, num_parts = gradient_step_module.reinforce_loss, 0
+    whole, num_parts = objective_module.reinforce_loss, 0
 
     def break_run(watcher: BrokenOnce) -> None:
         def broken_loss(*arguments: Any) -> torch.Tensor:
@@ -121,7 +121,7 @@ def test_a_loss_that_is_not_finite(
             is_broken = watcher.is_broken and num_parts == broken_part
             return loss(whole(*arguments)) if is_broken else whole(*arguments)  # type: ignore[no-any-return]
 
-        monkeypatch.setattr(gradient_step_module, "reinforce_loss", broken_loss)
+        monkeypatch.setattr(objective_module, "reinforce_loss", broken_loss)
 
     run_broken_once(tmp_path, break_run, is_adapted=is_adapted, training={"micro_batch_tokens": 20})
     assert num_parts > 1

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import gather_object
-from small_runs import Watcher, sevens, small_policy, trainer
+from small_runs import Watcher, sevens, small_policy, timeless, trainer
 
 from llm_reinforce import load_recipe
 from llm_reinforce.__main__ import main
@@ -25,7 +25,7 @@ from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.training import data_parallel, gradient_step, warm_start
+from llm_reinforce.training import TrainingLoop, data_parallel, gradient_step, warm_start
 
 
 def weights_are_broadcast_and_gradients_are_summed(directory: Path, patch: pytest.MonkeyPatch) -> None:
@@ -128,6 +128,35 @@ def the_gradient_equals_that_of_one_process_with_all_episodes(
     assert all(norm > 0.01 for _, norm in compared), compared
 
 
+def halves_of_batches() -> TrainingLoop:
+    """Return a loop with two updates per batch, whose results do not depend on the number of processes."""
+    settings = ReinforceConfig(
+        problems_per_update=4,
+        episodes_per_problem=3,
+        standardize="group",
+        denominator="episode_lengths",
+        entropy_coefficient=0.1,
+        updates_per_batch=2,
+        importance={"level": "per_decision"},
+    )
+    return trainer(num_updates=4, reinforce=settings, display=Watcher())
+
+
+def several_updates_per_batch(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    one = halves_of_batches()
+    one.train()
+    flat = torch.cat([parameter.detach().flatten() for parameter in one.policy.model.parameters()])
+    both = one.accelerator.gather(flat[None])
+    assert torch.equal(both[0], both[1])
+    torch.save(flat, directory / f"weights-{os.environ['RANK']}.pt")
+    quarters = ReinforceConfig(problems_per_update=4, updates_per_batch=4)
+    with pytest.raises(InputError, match=r"\(4\) must be .* times reinforce.updates_per_batch \(8\)"):
+        trainer(reinforce=quarters)
+    if one.accelerator.is_main_process:
+        rows = timeless(one.display.metrics)
+        (directory / "metrics.json").write_text(json.dumps(rows))
+
+
 def failures_of_any_process_are_reported(directory: Path, patch: pytest.MonkeyPatch) -> None:
     def fails_in_process_1(completion, problem):
         if os.environ["RANK"] == "1" and one.state.num_updates >= 1:
@@ -220,6 +249,7 @@ CHECKS = (
     weights_are_broadcast_and_gradients_are_summed,
     value_heads_are_equal,
     the_gradient_equals_that_of_one_process_with_all_episodes,
+    several_updates_per_batch,
     a_run_from_python_ends,
 )
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from llm_reinforce.errors import InputError
-from llm_reinforce.problems import Problem, judge
+from llm_reinforce.problems import Problem, judge, judge_all
 from llm_reinforce.verifier import algebra as algebra_module
 from llm_reinforce.verifier import check_algebra, verify
 
@@ -134,24 +134,20 @@ def test_answers_can_be_compared_from_several_threads() -> None:
         assert list(pool.map(lambda pair: judged(*pair), asked)) == [(True, "equal")] * 16
 
 
-def test_hostile_answers_from_several_threads_do_not_queue(monkeypatch: pytest.MonkeyPatch) -> None:
-    def hostile(number: int) -> str:
-        return rf"5^{{\left(5^{{\left(5^{{\left(5^{{{number}}}\right)}}\right)}} - 4\right)}}x"
+def test_hostile_answers_of_a_batch_do_not_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+    def batch(forms: list[str]) -> list[tuple[str, Problem, bool]]:
+        return [(rf"\boxed{{{form}}}", Problem("?", "x+1", algebra=True), False) for form in forms]
 
-    with ThreadPoolExecutor(algebra_module.NUM_WORKERS) as pool:
-        list(
-            pool.map(lambda number: judged("x+1", f"{number}+x-{number - 1}"), range(30, 46))
-        )  # starts workers
-        monkeypatch.setattr(algebra_module, "TIME_LIMIT", 2.0)
-        start = time.monotonic()
-        reasons = list(
-            pool.map(
-                lambda number: judged("x+1", hostile(number))[1], range(5, 5 + algebra_module.NUM_WORKERS)
-            )
-        )
-        elapsed = time.monotonic() - start
-    assert set(reasons) <= {"timed_out", "crashed"}
-    assert elapsed < 2.0 * algebra_module.NUM_WORKERS
+    numbers = range(5, 5 + algebra_module.NUM_WORKERS)
+    assert all(judge_all(batch([f"{number}+x-{number - 1}" for number in numbers])))  # starts workers
+    monkeypatch.setattr(algebra_module, "TIME_LIMIT", 2.0)
+    power = r"5^{\left(5^{\left(5^{\left(5^{%s}\right)}\right)} - 4\right)}x"
+    hostile = [power % number for number in numbers]
+    start = time.monotonic()
+    verdicts = judge_all(batch(hostile))
+    assert time.monotonic() - start < 2.0 * algebra_module.NUM_WORKERS
+    assert {verdict.reason for verdict in verdicts if verdict} <= {"timed_out", "crashed"}
+    assert judge_all([("7", Problem("?", None), False)]) == [None]
 
 
 def test_message_without_math_verify_contains_the_command_to_install_it(

@@ -67,3 +67,14 @@ def test_answers_whose_reading_may_lose_something_are_listed() -> None:
     losses = audit_answers([Problem("?", answer) for answer in answers]).losses
     found = {loss.problem.answer: (loss.kind, loss.reading) for loss in losses}
     assert found == {answer: loss for answer, loss in answers.items() if loss}
+
+
+def test_different_boxes_in_a_solution_are_listed() -> None:
+    several = Problem("?", "43", id="a", solution=r"First \boxed{42}, then \boxed{43}.")
+    fraction = Problem("?", "x", id="b", solution=r"\boxed{\frac{1}{2}} and \fbox{x}")
+    repeated = Problem("?", "43", id="c", solution=r"It is \boxed{43}. So \boxed{ 43 }.")
+    losses = audit_answers([several, fraction, repeated]).losses
+    assert [(loss.problem.id, loss.kind, loss.reading) for loss in losses] == [
+        ("a", "several boxes", "43"),
+        ("b", "several boxes", "text"),
+    ]

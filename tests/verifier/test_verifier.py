@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from llm_reinforce.verifier import Verdict, extract_answer, final_answer, plain_answers, verify
+from llm_reinforce.verifier import Verdict, extract_answer, final_answer, verify
 from llm_reinforce.verifier.final_answer import find_final_answer
 from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG
 
@@ -247,28 +247,6 @@ WRAPPINGS = [
     r"**\boxed{%s}**.",
 ]
 INTEGERS = st.integers() | st.integers(-(10**60), 10**60)
-
-
-@given(
-    number=st.text("0123456789", min_size=1, max_size=5) | st.integers(0, 10**450).map(str),
-    answer=st.sampled_from(["0", "7", "42", "042", "1,042", "42.0", "-42", "1/2", "50%", "x", ""]),
-)
-@example(number="0" * 400, answer="0")
-@example(number="0" * 401, answer="0")
-@example(number="042", answer="42")
-def test_fast_path_for_bare_numbers_equals_the_general_path(number: str, answer: str) -> None:
-    plain_answers.read_cached.cache_clear()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plain_answers, "is_bare_number", lambda text: False)
-        long_way = plain_answers.read_completion(number), verify(number, answer)
-    plain_answers.read_cached.cache_clear()
-    assert plain_answers.is_bare_number(number) == (len(number) <= 400)
-    assert (plain_answers.read_completion(number), verify(number, answer)) == long_way
-
-
-@pytest.mark.parametrize("text", ["", "-4", "4 ", "4.", "٤", "²", "４", "1,042"])
-def test_texts_that_are_not_bare_numbers(text: str) -> None:
-    assert not plain_answers.is_bare_number(text)
 
 
 @pytest.mark.parametrize("wrapping", WRAPPINGS)

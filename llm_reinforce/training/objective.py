@@ -1,0 +1,148 @@
+"""The loss of the actions of a micro-batch: the objective that the section `reinforce` selects."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from llm_reinforce.config import ClipConfig, ImportanceConfig, ReinforceConfig
+from llm_reinforce.policy_gradient import (
+    clipped_loss,
+    clipped_weights,
+    importance_weights,
+    limit_weights,
+    log_ratios,
+    reinforce_loss,
+    weighted_advantages,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RatioCounts:
+    """Sums over importance weights or clipped ratios, from which their metrics are computed.
+
+    Attributes:
+        num: number of weights or ratios.
+        total: sum of the weights.
+        squares: sum of the squared weights.
+        num_truncated: number of weights above the limit.
+        num_low: number of clipped ratios below the lower bound.
+        num_high: number of clipped ratios above the upper bound.
+    """
+
+    num: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+    num_truncated: int = 0
+    num_low: int = 0
+    num_high: int = 0
+
+    def __add__(self, other: "RatioCounts") -> "RatioCounts":
+        return RatioCounts(
+            self.num + other.num,
+            self.total + other.total,
+            self.squares + other.squares,
+            self.num_truncated + other.num_truncated,
+            self.num_low + other.num_low,
+            self.num_high + other.num_high,
+        )
+
+    def metrics(self, settings: ReinforceConfig) -> dict[str, float]:
+        """Return the metrics of the settings' correction, by name; empty if there is no correction."""
+        if not self.num:
+            return {}
+        metrics = {}
+        if settings.importance is not None:
+            metrics["importance/mean"] = self.total / self.num
+            metrics["importance/frac_truncated"] = self.num_truncated / self.num
+            if self.squares:
+                # (Σ w)² / (n Σ w²)
+                metrics["importance/effective_sample_size"] = self.total**2 / (self.num * self.squares)
+        if settings.clip is not None:
+            metrics["clip/frac_low"] = self.num_low / self.num
+            metrics["clip/frac_high"] = self.num_high / self.num
+        return metrics
+
+
+NO_RATIOS = RatioCounts()
+
+
+class Surrogate(NamedTuple):
+    """A loss and the counts of its importance weights or clipped ratios."""
+
+    loss: Float[Tensor, ""]
+    counts: RatioCounts
+
+
+def surrogate_loss(
+    settings: ReinforceConfig,
+    log_probs: Float[Tensor, "episode token"],
+    behavior_log_probs: Float[Tensor, "episode token"],
+    advantages: Float[Tensor, "episode token"],
+    mask: Bool[Tensor, "episode token"],
+    denominator: float,
+) -> Surrogate:
+    """Return the loss whose gradient is the negative policy gradient of the settings' objective.
+
+    Without `importance` and `clip`, it is `reinforce_loss`, and the behavior log-probabilities are not used.
+
+    Args:
+        settings: the `reinforce` section of the settings.
+        log_probs: log π(a_t | s_t; θ). The gradient flows through them.
+        behavior_log_probs: log-probabilities recorded when the actions were sampled.
+        advantages: A_t; zero in padding and in unscored episodes.
+        mask: True for the actions of scored episodes.
+        denominator: the denominator of the update's loss.
+    """
+    if settings.clip is not None:
+        logs = log_ratios(log_probs, behavior_log_probs, mask)
+        return _clipped(settings.clip, log_probs, logs, advantages, mask, denominator)
+    if settings.importance is not None:
+        logs = log_ratios(log_probs, behavior_log_probs, mask)
+        gae_lambda = settings.value.gae_lambda if settings.baseline == "value" else 1.0
+        advantages, counts = _weighted(settings.importance, logs, advantages, mask, gae_lambda)
+        return Surrogate(reinforce_loss(log_probs, advantages, mask, denominator), counts)
+    return Surrogate(reinforce_loss(log_probs, advantages, mask, denominator), NO_RATIOS)
+
+
+def _weighted(
+    settings: ImportanceConfig,
+    logs: Float[Tensor, "episode token"],
+    advantages: Float[Tensor, "episode token"],
+    mask: Bool[Tensor, "episode token"],
+    gae_lambda: float,
+) -> tuple[Float[Tensor, "episode token"], RatioCounts]:
+    raw = importance_weights(settings.level, logs)
+    weights = limit_weights(raw, settings.limit, settings.beyond_limit)
+    # an episode has one weight with `sequence`, and otherwise one weight per action
+    counted = mask if settings.level != "sequence" else mask & (mask.cumsum(dim=1) == 1)
+    used = weights[counted]
+    is_beyond = raw[counted] > (torch.inf if settings.limit is None else settings.limit)
+    counts = RatioCounts(
+        len(used), float(used.sum()), float(used.square().sum()), num_truncated=int(is_beyond.sum())
+    )
+    return weighted_advantages(settings.level, advantages, weights, gae_lambda), counts
+
+
+def _clipped(
+    settings: ClipConfig,
+    log_probs: Float[Tensor, "episode token"],
+    logs: Float[Tensor, "episode token"],
+    advantages: Float[Tensor, "episode token"],
+    mask: Bool[Tensor, "episode token"],
+    denominator: float,
+) -> Surrogate:
+    ratios = logs.detach().exp()
+    is_low, is_high = ratios < 1.0 - settings.low, ratios > 1.0 + settings.high
+    if settings.form == "ppo":  # only these actions lose their gradient
+        is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
+        loss = clipped_loss(logs, advantages, mask, denominator, settings.low, settings.high)
+    else:
+        weights = clipped_weights(logs, settings.low, settings.high)
+        loss = reinforce_loss(log_probs, weights * advantages, mask, denominator)
+    counts = RatioCounts(
+        int(mask.sum()), num_low=int((is_low & mask).sum()), num_high=int((is_high & mask).sum())
+    )
+    return Surrogate(loss, counts)

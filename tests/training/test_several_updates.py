@@ -1,0 +1,264 @@
+"""Several updates per batch: parts of a batch, counters, schedules, corrections, and resumed runs."""
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from small_runs import (
+    COPY,
+    KilledError,
+    Killer,
+    Watcher,
+    adapted_policy,
+    new_run,
+    rows,
+    same,
+    sevens,
+    small_policy,
+    timeless,
+    trainer,
+    weights,
+)
+
+from llm_reinforce.config import EvaluationConfig, ReinforceConfig
+from llm_reinforce.episodes import EpisodeBatch
+from llm_reinforce.policy import token_log_probs
+from llm_reinforce.rewards import WeightedReward
+from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training import TrainingLoop
+from llm_reinforce.training.gradient_step import GradientStep
+
+
+def halves(**settings: Any) -> ReinforceConfig:
+    """Return settings with two updates per batch."""
+    return ReinforceConfig(
+        **{"problems_per_update": 4, "episodes_per_problem": 3, "updates_per_batch": 2, **settings}
+    )
+
+
+class Steps:
+    """Records the arguments of all gradient steps, and the weights and gradients of each step."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.batches: list[EpisodeBatch] = []
+        self.estimates: list[Any] = []
+        self.num_kept: list[int | None] = []
+        self.expected: list[torch.Tensor | None] = []
+        self.found: list[torch.Tensor] = []
+        self.formula: Any = None
+        plain = GradientStep.__call__
+
+        def watched(step: GradientStep, batch: Any, estimate: Any, kept: Any, *options: Any) -> Any:
+            self.batches.append(batch)
+            self.estimates.append(estimate)
+            self.num_kept.append(None if kept is None else kept.num_tokens)
+            self.expected.append(self.formula and self._gradient(step, batch, estimate))
+            outcome = plain(step, batch, estimate, kept, *options)
+            self.found.append(_flat(step))
+            return outcome
+
+        patch.setattr(GradientStep, "__call__", watched)
+
+    def _gradient(self, step: GradientStep, batch: EpisodeBatch, estimate: Any) -> torch.Tensor:
+        """Return the gradient of `formula(log_probs, behavior, advantages, mask) / denominator`."""
+        prompts = [episode.prompt_ids for episode in batch.episodes]
+        actions = [episode.completion.token_ids for episode in batch.episodes]
+        found = token_log_probs(step.model, prompts, actions, pad_token_id=step.pad_token_id).log_probs
+        step.model.zero_grad()
+        total = self.formula(found, batch.behavior_log_probs, estimate.advantages, estimate.mask)
+        (-total / estimate.denominator).backward()
+        return _flat(step)
+
+
+def _flat(step: GradientStep) -> torch.Tensor:
+    gradients = [p.grad for p in step.model.parameters() if p.grad is not None]
+    return torch.cat([gradient.flatten().clone() for gradient in gradients])
+
+
+def test_each_update_uses_a_part_of_the_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch)
+    watcher = Watcher()
+    settings = halves(denominator="tokens")
+    one = trainer(num_updates=4, reinforce=settings, display=watcher, training={"schedule": "linear"})
+    updates = [*one.updates()]
+    assert [update.number for update in updates] == [2, 4]
+    assert [metrics["update"] for metrics in watcher.metrics] == [2, 4]
+    assert [len(update.episodes) for update in updates] == [12, 12]
+    # updates 2 and 4 of the linear schedule of four updates
+    assert [metrics["learning_rate"] for metrics in watcher.metrics] == pytest.approx([7.5e-3, 2.5e-3])
+    assert one.state.num_problems == 8
+    groups = [sorted(set(batch.groups.tolist())) for batch in steps.batches]
+    assert groups == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    assert [estimate.denominator for estimate in steps.estimates] == [
+        float(batch.lengths.sum()) for batch in steps.batches
+    ]
+    # activations of sampling match the weights of the first update only
+    assert steps.num_kept[0] > 0
+    assert steps.num_kept[1::2] == [None, None]
+
+
+FORMULAS = {
+    "ppo": (
+        {"clip": {"low": 0.01, "high": 0.02}},
+        lambda r, a: torch.minimum(r * a, r.clamp(0.99, 1.02) * a),
+    ),
+    "cispo": (
+        {"clip": {"form": "cispo", "low": 0.01, "high": 0.02}},
+        lambda r, a: r.detach().clamp(0.99, 1.02) * a * r.log(),
+    ),
+    "token": (
+        {"importance": {"level": "token", "limit": 1.02}},
+        lambda r, a: r.detach().clamp(max=1.02) * a * r.log(),
+    ),
+    "sequence": (
+        {"importance": {"level": "sequence", "limit": None}},
+        lambda r, a: r.detach().prod(dim=1, keepdim=True) * a * r.log(),
+    ),
+    "per_decision": (  # the only reward is the one at the end
+        {"importance": {"level": "per_decision", "limit": None}},
+        lambda r, a: r.detach().prod(dim=1, keepdim=True) * a * r.log(),
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMULAS)
+def test_gradient_of_each_update_is_that_of_the_formula(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, formula = FORMULAS[form]
+    steps = Steps(monkeypatch)
+
+    def total(found: Any, behavior: Any, advantages: Any, mask: Any) -> torch.Tensor:
+        ratios = torch.exp((found - behavior).masked_fill(~mask, 0.0))
+        return formula(ratios, advantages).masked_fill(~mask, 0.0).sum()
+
+    steps.formula = total
+    watcher = Watcher()
+    one = trainer(
+        num_updates=4,
+        reinforce=halves(**settings),
+        training={"max_grad_norm": None, "micro_batch_tokens": 30},
+        display=watcher,
+    )
+    one.train()
+    assert len(steps.found) == 4
+    for expected, found in zip(steps.expected, steps.found, strict=True):
+        assert found.norm() > 0.01
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    logged = watcher.metrics[-1]
+    if "clip" in settings:
+        assert logged["clip/frac_low"] + logged["clip/frac_high"] > 0
+    else:
+        assert 0.5 < logged["importance/effective_sample_size"] < 1.0
+        assert logged["importance/mean"] == pytest.approx(1.0, abs=0.2)
+
+
+def test_loss_of_each_episode_is_divided_by_its_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    steps = Steps(monkeypatch)
+
+    def total(found: Any, behavior: Any, advantages: Any, mask: Any) -> torch.Tensor:
+        return ((advantages * found).masked_fill(~mask, 0.0).sum(dim=1) / mask.sum(dim=1)).sum()
+
+    steps.formula = total
+    settings = ReinforceConfig(
+        problems_per_update=4, episodes_per_problem=3, denominator="episode_lengths", standardize="group"
+    )
+    trainer(num_updates=2, reinforce=settings, training={"max_grad_norm": None}).train()
+    assert [estimate.denominator for estimate in steps.estimates] == [12.0, 12.0]
+    for expected, found in zip(steps.expected, steps.found, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_runs_end_with_a_whole_batch(tmp_path: Path) -> None:
+    watcher = Watcher()
+    directory = new_run(tmp_path / "run")
+    one = trainer(
+        num_updates=5,
+        reinforce=halves(updates_per_batch=4),
+        training={"checkpoint_every": 3, "schedule": "linear", "num_checkpoints_kept": 9},
+        held_out=COPY[:2],
+        evaluation=EvaluationConfig(every=3),
+        run_directory=directory,
+        display=watcher,
+    )
+    assert one.train().num_updates == 8
+    assert [row["update"] for row in rows(directory)] == [4, 8]
+    assert [row["learning_rate"] for row in rows(directory)] == pytest.approx([6.25e-3, 1.25e-3])
+    # updates 3 and 6 are followed by the batch ends 4 and 8
+    assert [row["update"] for row in rows(directory, "evaluations.jsonl")] == [0, 4, 8]
+    saved = sorted(entry.name for entry in directory.checkpoints.iterdir())
+    assert saved == ["update-000000", "update-000004", "update-000008"]
+
+
+def test_a_step_that_is_skipped_within_a_batch_is_reported() -> None:
+    def only_some(completion: str, problem: Any) -> float | None:
+        return None if problem.id in unscored else sevens(completion, problem)
+
+    unscored: set[str] = set()
+    watcher = Watcher()
+    one = trainer(
+        num_updates=4,
+        reinforce=halves(),
+        rewards=(WeightedReward("some", only_some),),
+        training={"max_unscored_share": 1.0},
+        display=watcher,
+    )
+    parameter = next(each for each in one.policy.model.parameters() if each.requires_grad)
+    calls = []
+    parameter.register_hook(
+        lambda gradient: gradient * (float("nan") if calls.append(0) or len(calls) == 1 else 1)
+    )
+    one.train()
+    (said,) = [line for line in watcher.said if "is skipped" in line]
+    assert said.startswith("update 1 is skipped: its gradient is not finite")
+    assert one.state.num_skipped_updates == 1
+    assert one.state.num_not_finite_in_a_row == 0
+
+    # no episode of the second part is scored
+    unscored |= {update.problem.id for update in watcher.episodes[0] if update.group % 2}
+    again = trainer(
+        num_updates=2,
+        reinforce=halves(),
+        rewards=(WeightedReward("some", only_some),),
+        training={"max_unscored_share": 1.0},
+    )
+    again.train()
+    assert again.state.num_skipped_updates == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "is_adapted"),
+    [
+        ({"baseline": "moving_average"}, False),
+        ({"variant": "grpo", "entropy_coefficient": 0.1}, True),
+        ({"baseline": "value", "importance": {"level": "per_decision"}}, False),
+    ],
+    ids=str,
+)
+def test_a_killed_run_ends_with_the_same_bits(
+    tmp_path: Path, settings: dict[str, Any], is_adapted: bool
+) -> None:
+    def one(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
+        policy = adapted_policy(tmp_path / "base") if is_adapted else small_policy()
+        watcher.trainer = made = trainer(
+            policy,
+            num_updates=8,
+            reinforce=halves(**settings),
+            training={"schedule": "linear", "checkpoint_every": 3},
+            held_out=COPY[:2],
+            evaluation=EvaluationConfig(every=4),
+            run_directory=directory,
+            display=watcher,
+        )
+        return made
+
+    straight = one(straight_run := new_run(tmp_path / "straight"), Watcher())
+    straight.train()
+    with suppress(KilledError):
+        one(killed_run := new_run(tmp_path / "killed"), Killer(6)).train()
+    resumed = one(killed_run, watcher := Watcher())
+    assert resumed.train(resume=True) == straight.state
+    assert watcher.said[0] == "resuming from update-000004"
+    assert same(weights(resumed.policy), weights(straight.policy))
+    for name in ("metrics.jsonl", "episodes.jsonl", "evaluations.jsonl"):
+        assert timeless(rows(killed_run, name)) == timeless(rows(straight_run, name)), name

@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 import yaml
@@ -326,8 +327,14 @@ def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) 
             return False
         return True
 
-    choices = _choices(_follow(model.model_json_schema(), path)[1])
+    choices = _choices(_follow(_schema(model), path)[1])
     return f"; to change it, add --set {dotted(path)}={next(filter(fits, choices), '…')}"
+
+
+@cache
+def _schema(model: type[BaseModel]) -> Schema:
+    """Return the JSON schema of a model, which pydantic builds again in each call."""
+    return model.model_json_schema()
 
 
 def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document: Document) -> Document | None:
@@ -336,7 +343,7 @@ def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document:
     The problems of the document are not copied. If no unknown key is similar to a known key, None is
     returned.
     """
-    schema = model.model_json_schema()
+    schema = _schema(model)
     renamed = {}
     for path in (each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"):
         near = closest(str(path[-1]), _known_keys(path[:-1], schema))
@@ -378,7 +385,7 @@ def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
     """Return the path of the key and a readable message for each error of a pydantic validation."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     # a default that depends on an invalid setting is an error of this setting
     found = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
     worded = [_worded(details, schema) for details in found]

@@ -1,8 +1,9 @@
-"""Exceptions of the toolkit, and removal of secrets from messages, logs and tracebacks."""
+"""Exceptions of the toolkit, texts of messages, and removal of secrets from messages, logs and tracebacks."""
 
+import difflib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -27,6 +28,17 @@ def short_repr(value: object) -> str:
 def repr_with_type(value: object) -> str:
     """Return the repr of a value, cut to 60 characters, followed by its type, for example `3 (int)`."""
     return f"{short_repr(value)} ({'class' if isinstance(value, type) else type(value).__name__})"
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """Return `; did you mean 'x'?` with the choice most similar to a word, or "" if no choice is similar."""
+    near = closest(word, choices)
+    return f"; did you mean '{near}'?" if near is not None else ""
+
+
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """Return the choice most similar to a word, or None if no choice is similar."""
+    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
 @contextmanager

@@ -54,6 +54,12 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Collect what the tests left, and skip all else: afterwards, pytest starts ten full collections."""
+    gc.collect()
+    gc.freeze()
+
+
 def skip_checks_without_tensors(module: Any) -> None:
     """Turn off the checks of functions whose annotations have no tensor, since mypy checks their types.
 

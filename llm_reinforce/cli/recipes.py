@@ -133,7 +133,7 @@ def keys(
 def _find_sections(name: str | None) -> "list[SectionEntry]":
     from llm_reinforce.config import Config
     from llm_reinforce.config.key_reference import key_reference
-    from llm_reinforce.config.strict_yaml import nearest
+    from llm_reinforce.errors import nearest
 
     entries = key_reference(Config)
     if name is None:
@@ -171,7 +171,7 @@ def first_sentence(text: str) -> str:
 
 def _find(name: str) -> Path:
     from llm_reinforce.config import builtin_recipes
-    from llm_reinforce.config.strict_yaml import nearest
+    from llm_reinforce.errors import nearest
 
     built_in = builtin_recipes()
     if name not in built_in:

@@ -13,15 +13,9 @@ from llm_reinforce.config.batch_config import (
 from llm_reinforce.config.evaluation_config import NUM_TRAINING_PROBLEMS_EVALUATED, Decoding, EvaluationConfig
 from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.config.problems_config import (
-    COMPRESSED_SUFFIXES,
-    DEFAULT_SPLIT,
-    FILE_SUFFIXES,
-    MAX_HELD_OUT,
     DataConfig,
     GenerateConfig,
     ProblemsConfig,
-    has_file_suffix,
-    without_compression,
 )
 from llm_reinforce.config.recipe_file import builtin_recipes, dump_config, load_config
 from llm_reinforce.config.reinforce_config import (
@@ -35,7 +29,6 @@ from llm_reinforce.config.reinforce_config import (
 from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, IsolationConfig, RewardConfig
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import MAX_SEED
-from llm_reinforce.config.strict_yaml import nearest
 from llm_reinforce.config.training_config import (
     ADAPTER_LEARNING_RATE,
     LEARNING_RATE,
@@ -48,11 +41,7 @@ from llm_reinforce.config.variants import VARIANTS
 __all__ = [
     "ADAPTER_LEARNING_RATE",
     "BUILT_IN_REWARD_ARGUMENTS",
-    "COMPRESSED_SUFFIXES",
-    "DEFAULT_SPLIT",
-    "FILE_SUFFIXES",
     "LEARNING_RATE",
-    "MAX_HELD_OUT",
     "MAX_NEW_TOKENS",
     "MAX_SEED",
     "NUM_TRAINING_PROBLEMS_EVALUATED",
@@ -83,8 +72,5 @@ __all__ = [
     "WarmStartConfig",
     "builtin_recipes",
     "dump_config",
-    "has_file_suffix",
     "load_config",
-    "nearest",
-    "without_compression",
 ]

@@ -8,8 +8,8 @@ from pydantic import BaseModel
 from llm_reinforce.config.recipe_file import adapt_document
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import Section
-from llm_reinforce.config.strict_yaml import Document, KeyPath, nearest, validate
-from llm_reinforce.errors import InputError
+from llm_reinforce.config.strict_yaml import Document, KeyPath, validate
+from llm_reinforce.errors import InputError, nearest
 
 CALLER = "ReinforceTrainer"  # prefix of messages, used instead of the file name of a recipe
 

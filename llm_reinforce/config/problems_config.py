@@ -1,31 +1,15 @@
 """Settings of the problems: their source, their prompt template, and the number of held-out problems."""
 
-from pathlib import PurePath
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from llm_reinforce.config.section import Count, Section, Text
-
-DEFAULT_SPLIT = "train"
-MAX_HELD_OUT = 200  # default number of held-out problems
-# names with these suffixes, and a suffix of compression after them, are files, not data sets on the hub
-FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
-COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
+from llm_reinforce.data_sets import DEFAULT_SPLIT, has_file_suffix, without_compression
 
 NumDigits = Annotated[int, Field(ge=1, le=12)]
 Operand = Annotated[int, Field(ge=0, lt=10**12)]
 Operation = Literal["addition", "subtraction", "multiplication", "division", "chain"]
-
-
-def without_compression(name: str) -> str:
-    """Return the name of a file without a suffix of compression, such as `a.jsonl` for `a.jsonl.gz`."""
-    return name[: -len(PurePath(name).suffix)] if name.lower().endswith(COMPRESSED_SUFFIXES) else name
-
-
-def has_file_suffix(name: str) -> bool:
-    """Return True if a name ends like the name of a data file."""
-    return PurePath(without_compression(name)).suffix.lower() in FILE_SUFFIXES
 
 
 class GenerateConfig(Section):

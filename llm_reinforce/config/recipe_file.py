@@ -13,18 +13,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from llm_reinforce.config.adaptation import adapt
-from llm_reinforce.config.problems_config import has_file_suffix
 from llm_reinforce.config.reinforce_config import READ_WITH_BASELINE
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.strict_yaml import (
     Document,
     apply_override,
     dump_yaml,
-    nearest,
     parse_document,
     validate,
 )
-from llm_reinforce.errors import InputError
+from llm_reinforce.data_sets import has_file_suffix
+from llm_reinforce.errors import InputError, nearest
 
 RUN_RECIPE, RUN_ENVIRONMENT = "recipe.yaml", "environment.json"
 """Names of two files in the directory of a run."""

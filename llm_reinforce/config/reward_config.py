@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import Field, JsonValue, ValidationError, ValidationInfo, field_validator
 
 from llm_reinforce.config.section import Count, Positive, Section, conflict
-from llm_reinforce.config.strict_yaml import complaints, nearest
+from llm_reinforce.config.strict_yaml import complaints
+from llm_reinforce.errors import nearest
 
 
 class NoArguments(Section):

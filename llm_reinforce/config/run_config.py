@@ -4,7 +4,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.config.evaluation_config import EvaluationConfig
 from llm_reinforce.config.policy_config import PolicyConfig
-from llm_reinforce.config.problems_config import MAX_HELD_OUT, ProblemsConfig
+from llm_reinforce.config.problems_config import ProblemsConfig
 from llm_reinforce.config.reinforce_config import ReinforceConfig, SamplingConfig
 from llm_reinforce.config.reward_config import RewardConfig
 from llm_reinforce.config.section import MAX_SEED, Section, conflict
@@ -14,6 +14,7 @@ from llm_reinforce.config.training_config import (
     RANDOM_INIT_LEARNING_RATE,
     TrainingConfig,
 )
+from llm_reinforce.data_sets import MAX_HELD_OUT
 
 
 class Config(Section):

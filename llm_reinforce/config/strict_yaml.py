@@ -7,19 +7,19 @@ override of the form `section.key=value`, then `validate`.
 """
 
 import copy
-import difflib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, closest, nearest
 
 KeyPath = tuple[str | int, ...]  # location of a value in a document, such as ("rewards", 0, "weight")
 Schema = Mapping[str, Any]  # a node of a model's JSON schema
@@ -327,8 +327,14 @@ def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) 
             return False
         return True
 
-    choices = _choices(_follow(model.model_json_schema(), path)[1])
+    choices = _choices(_follow(_schema(model), path)[1])
     return f"; to change it, add --set {dotted(path)}={next(filter(fits, choices), '…')}"
+
+
+@cache
+def _schema(model: type[BaseModel]) -> Schema:
+    """Return the JSON schema of a model, which pydantic builds again in each call."""
+    return model.model_json_schema()
 
 
 def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document: Document) -> Document | None:
@@ -337,10 +343,10 @@ def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document:
     The problems of the document are not copied. If no unknown key is similar to a known key, None is
     returned.
     """
-    schema = model.model_json_schema()
+    schema = _schema(model)
     renamed = {}
     for path in _unknown_keys(error, schema):
-        near = _closest(str(path[-1]), _known_keys(path[:-1], schema))
+        near = closest(str(path[-1]), _known_keys(path[:-1], schema))
         if near is not None:
             renamed[path] = (*path[:-1], near)
     if not renamed:
@@ -385,7 +391,7 @@ def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
 
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
     """Return the path of the key and a readable message for each error of a pydantic validation."""
-    schema = model.model_json_schema()
+    schema = _schema(model)
     # a default that depends on an invalid setting is an error of this setting
     found = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
     worded = [_worded(details, schema) for details in found]
@@ -524,16 +530,6 @@ def _expectation_of_one(branch: Schema) -> str:
 def _choices(node: Schema) -> list[str]:
     choices = [*node.get("enum", []), *([node["const"]] if "const" in node else [])]
     return choices + [choice for branch in node.get("anyOf", []) for choice in _choices(branch)]
-
-
-def nearest(word: str, choices: Iterable[str]) -> str:
-    """Return `; did you mean 'x'?` with the choice most similar to a word, or "" if no choice is similar."""
-    near = _closest(word, choices)
-    return f"; did you mean '{near}'?" if near is not None else ""
-
-
-def _closest(word: str, choices: Iterable[str]) -> str | None:
-    return next(iter(difflib.get_close_matches(word, list(choices), n=1)), None)
 
 
 def dotted(path: KeyPath) -> str:

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from llm_reinforce.config.strict_yaml import nearest
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, nearest
 
 PROBE, REPLY = "What is 2731 + 8465?", "The sum is 11196"
 """Texts of a user and an assistant that no template contains."""

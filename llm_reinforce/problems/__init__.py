@@ -2,7 +2,6 @@
 
 from llm_reinforce.problems.assembly import (
     GivenProblems,
-    have_answers,
     in_template,
     problems_from_config,
     read_data,
@@ -22,7 +21,7 @@ from llm_reinforce.problems.lookup import (
 )
 from llm_reinforce.problems.named_sets import NAMED_SETS
 from llm_reinforce.problems.overlap import Overlap, find_overlap
-from llm_reinforce.problems.problem import Problem, judge, judge_all
+from llm_reinforce.problems.problem import Problem, have_answers, judge, judge_all
 from llm_reinforce.problems.sources import (
     load_hub_problems,
     read_problems,

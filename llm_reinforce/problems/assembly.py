@@ -3,16 +3,20 @@
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from llm_reinforce.config import DEFAULT_SPLIT, MAX_HELD_OUT, Config, DataConfig
+from llm_reinforce.data_sets import DEFAULT_SPLIT, MAX_HELD_OUT
 from llm_reinforce.errors import InputError, errors_in
 from llm_reinforce.problems.few_shot import examples_before
 from llm_reinforce.problems.generators import generate_problems
 from llm_reinforce.problems.lookup import find_problems, is_file_name, reads_split
 from llm_reinforce.problems.overlap import find_overlap
-from llm_reinforce.problems.problem import Problem
+from llm_reinforce.problems.problem import Problem, have_answers
 from llm_reinforce.problems.sources import ignore, split_problems, with_all_columns
 from llm_reinforce.problems.splits import ProblemSplit, default_num_held_out, folded_prompt
+
+if TYPE_CHECKING:
+    from llm_reinforce.config import Config, DataConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +37,7 @@ NONE_GIVEN = GivenProblems()
 
 
 def problems_from_config(
-    config: Config, say: Callable[[str], None] = ignore, given: GivenProblems = NONE_GIVEN
+    config: "Config", say: Callable[[str], None] = ignore, given: GivenProblems = NONE_GIVEN
 ) -> ProblemSplit:
     """Return training and held-out problems, with their prompts inserted into the templates of the settings.
 
@@ -69,7 +73,7 @@ def problems_from_config(
 
 
 def untemplated_problems(
-    config: Config, say: Callable[[str], None] = ignore, given: GivenProblems = NONE_GIVEN
+    config: "Config", say: Callable[[str], None] = ignore, given: GivenProblems = NONE_GIVEN
 ) -> ProblemSplit:
     """Return training and held-out problems with their original prompts, without a template.
 
@@ -124,7 +128,7 @@ def untemplated_problems(
 
 
 def read_data(
-    source: DataConfig | None, *, needs_answers: bool = True, say: Callable[[str], None] = ignore
+    source: "DataConfig | None", *, needs_answers: bool = True, say: Callable[[str], None] = ignore
 ) -> tuple[Problem, ...]:
     """Read the problems of a file, of a folder, of a named data set, or of a data set on the hub.
 
@@ -151,11 +155,6 @@ def read_data(
         needs_answers=needs_answers,
         say=say,
     )
-
-
-def have_answers(problems: Iterable[Problem]) -> bool:
-    """Return True if all problems have reference answers, so that accuracy can be measured on them."""
-    return all(problem.answer is not None for problem in problems)
 
 
 def in_template(problems: Iterable[Problem], template: str, before: str = "") -> tuple[Problem, ...]:

@@ -19,7 +19,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
-from llm_reinforce.config import COMPRESSED_SUFFIXES, without_compression
+from llm_reinforce.data_sets import COMPRESSED_SUFFIXES, without_compression
 from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
 

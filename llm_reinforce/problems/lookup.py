@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce.config import FILE_SUFFIXES, has_file_suffix
+from llm_reinforce.data_sets import FILE_SUFFIXES, has_file_suffix
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems.data_files import file_splits, folder_rows, has_splits
 from llm_reinforce.problems.generators import nearest_name

@@ -1,6 +1,6 @@
 """The class `Problem`, and the verification of a completion."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,6 +85,11 @@ def judge(completion: str, problem: Problem, *, truncated: bool = False) -> Verd
     return verify(
         completion, problem.answer, algebra=problem.algebra, prompt=problem.prompt, truncated=truncated
     )
+
+
+def have_answers(problems: Iterable[Problem]) -> bool:
+    """Return True if all problems have reference answers, so that accuracy can be measured on them."""
+    return all(problem.answer is not None for problem in problems)
 
 
 def judge_all(items: Sequence[tuple[str, Problem, bool]]) -> list[Verdict | None]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from llm_reinforce.config.problems_config import MAX_HELD_OUT
+from llm_reinforce.data_sets import MAX_HELD_OUT
 from llm_reinforce.problems.problem import Problem
 
 T = TypeVar("T")

@@ -1,18 +1,14 @@
 """Call reward functions on completions and check the values that they return."""
 
-import asyncio
 import inspect
 import os
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from numbers import Real
 from operator import index as as_index
 from pathlib import Path
-from threading import Thread, current_thread
 from typing import Any
 
 from llm_reinforce.errors import LeaveAtOnce, without_secrets
@@ -22,7 +18,8 @@ from llm_reinforce.verifier import Verdict
 
 MAX_FLOAT32 = (2 - 2**-23) * 2.0**127  # rewards become float32 tensors; larger values would be infinite
 OUR_FILES = tuple(
-    str(Path(__file__).with_name(name)) for name in ("calls.py", "trl_signature.py", "signatures.py")
+    str(Path(__file__).with_name(name))
+    for name in ("calls.py", "coroutines.py", "trl_signature.py", "signatures.py")
 )
 MAX_TRACEBACK = 4_000  # maximum number of characters; a traceback is cut at its beginning
 
@@ -180,9 +177,12 @@ def call_on_each(
                 continue
         values.append(call_guarded(function, *arguments, **named))
     pending = [index for index, value in enumerate(values) if inspect.isawaitable(value)]
-    awaited = await_all([values[index] for index in pending])  # type: ignore[misc]
-    for index, value in zip(pending, awaited, strict=True):
-        values[index] = value
+    if pending:
+        from llm_reinforce.rewards.coroutines import await_all  # imports asyncio
+
+        awaited = await_all([values[index] for index in pending])  # type: ignore[misc]
+        for index, value in zip(pending, awaited, strict=True):
+            values[index] = value
     return RewardResults([checked_result(value, one) for value, one in zip(values, judged, strict=True)])
 
 
@@ -202,69 +202,6 @@ def call_guarded(function: Callable[..., object], /, *arguments: object, **named
     finally:
         if os.getpid() != process:
             os._exit(0)
-
-
-def await_all(coroutines: Sequence[Awaitable[object]]) -> list[object]:
-    """Run the coroutines concurrently and return the result or the exception of each.
-
-    All coroutines of reward functions run in one event loop per process.
-    """
-    if not coroutines:
-        return []
-
-    process = os.getpid()
-
-    async def guarded_one(coroutine: Awaitable[object]) -> object:
-        try:
-            return await coroutine
-        except LeaveAtOnce:
-            raise
-        except BaseException as error:
-            return error
-        finally:
-            if os.getpid() != process:  # a forked child, as in `call_guarded`
-                os._exit(0)
-
-    async def together() -> list[object]:
-        return list(await asyncio.gather(*map(guarded_one, coroutines)))
-
-    loop, own_thread = _event_loop(process)
-    if current_thread() is own_thread:  # called by a coroutine of this loop: waiting would deadlock
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, together()).result()
-    results = asyncio.run_coroutine_threadsafe(together(), loop)
-    try:
-        return results.result()
-    except BaseException:  # the caller is interrupted
-        results.cancel()
-        raise
-
-
-_loops: dict[int, tuple[asyncio.AbstractEventLoop, Thread]] = {}
-
-
-def _event_loop(process: int) -> tuple[asyncio.AbstractEventLoop, Thread]:
-    """Return the event loop of this process and the thread in which the loop runs.
-
-    As in TRL, one loop is used for all batches, so that functions can reuse objects that are bound to a loop,
-    such as a semaphore, a lock or a client with open connections. The loop runs in a separate thread, because
-    the caller's thread may already be running a loop (in a notebook, for example). A forked child process
-    does not use the loop of its parent; it creates a new one.
-    """
-    if process not in _loops:
-        loop = asyncio.new_event_loop()
-        thread = Thread(target=_run_forever, args=[loop], name="asynchronous rewards", daemon=True)
-        if _loops.setdefault(process, (loop, thread))[0] is loop:
-            thread.start()
-        else:  # another thread has created the loop in the meantime
-            loop.close()
-    return _loops[process]
-
-
-def _run_forever(loop: asyncio.AbstractEventLoop) -> None:
-    while True:
-        with suppress(BaseException):  # a user's task has called sys.exit() or stopped the loop
-            loop.run_forever()
 
 
 def checked_result(value: object, judged: JudgedCompletion) -> RewardResult:

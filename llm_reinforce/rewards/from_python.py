@@ -8,7 +8,6 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
-from llm_reinforce.config import RewardConfig
 from llm_reinforce.errors import InputError, repr_with_type
 from llm_reinforce.rewards.built_in import BUILT_IN
 from llm_reinforce.rewards.combination import WeightedReward
@@ -85,6 +84,8 @@ def reward_origin(function: Callable[..., Any]) -> str:
 
 
 def _given(reward: Any, weight: float | None, index: int) -> Given:
+    from llm_reinforce.config import RewardConfig  # not imported by the worker processes
+
     if isinstance(reward, RewardConfig):
         keys = reward.model_dump(mode="json", exclude_unset=True)
         return (keys if weight is None else {**keys, "weight": weight}), None

@@ -10,10 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llm_reinforce.config import RewardConfig, nearest
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, nearest
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.rewards.built_in import BUILT_IN
 from llm_reinforce.rewards.calls import RewardFunction, columns_of
@@ -30,6 +29,9 @@ from llm_reinforce.rewards.signatures import (
 )
 from llm_reinforce.rewards.trl_signature import has_trl_signature
 
+if TYPE_CHECKING:
+    from llm_reinforce.config import RewardConfig
+
 ONLY_IN_PYTHON = "python"
 """Prefix of the recorded name of a function that was passed in Python and cannot be loaded by name."""
 
@@ -41,7 +43,7 @@ def file_being_loaded() -> Path | None:
     return _loading[-1] if _loading else None
 
 
-def reward_from_config(settings: RewardConfig) -> WeightedReward:
+def reward_from_config(settings: "RewardConfig") -> WeightedReward:
     """Load the reward function that these settings describe.
 
     Raises:

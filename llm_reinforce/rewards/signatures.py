@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from llm_reinforce.config import nearest
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, nearest
 
 PER_BATCH = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
 """Values of a function with TRL's signature, besides the columns of the data."""

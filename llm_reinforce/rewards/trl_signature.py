@@ -18,7 +18,6 @@ from llm_reinforce.rewards.calls import (
     Progress,
     RewardResult,
     RewardResults,
-    await_all,
     call_guarded,
     checked_result,
     columns_of,
@@ -79,6 +78,8 @@ def call_on_batch(
     }
     returned = _called(function, arguments)
     if inspect.isawaitable(returned):
+        from llm_reinforce.rewards.coroutines import await_all  # imports asyncio
+
         (returned,) = await_all([returned])
     return RewardResults(
         _outcomes(returned, judged),

@@ -223,6 +223,12 @@ def test_failure_makes_one_episode_unscored_but_not_the_next(
     assert ask(isolated, "None")[0] == CombinedReward({"f": None}, None)  # not applicable is not a failure
 
 
+def test_worker_starts_without_slow_imports(isolated: IsolatedFunction) -> None:
+    slow = ("torch", "pydantic", "yaml", "llm_reinforce.config", "llm_reinforce.rewards.coroutines")
+    (one,) = ask(isolated, f"sum(name in sys.modules for name in {slow})")
+    assert one.total == 0
+
+
 def test_traceback_of_the_worker_is_returned(isolated: IsolatedFunction) -> None:
     (failed,) = ask(isolated, "raises()")
     assert failed.traceback.startswith("Traceback")

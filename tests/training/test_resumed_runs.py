@@ -53,7 +53,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     return made
 
 
-@pytest.mark.parametrize("stop_after", [1, 2, 3])
+@pytest.mark.parametrize("stop_after", [1, 3])
 def test_a_stopped_run_ends_with_the_same_bits(
     tmp_path: Path, undisturbed: Undisturbed, stop_after: int
 ) -> None:
@@ -72,16 +72,39 @@ def test_a_stopped_run_ends_with_the_same_bits(
     assert same(weights(load_policy(stopped_run.path)), weights(load_policy(straight_run.path)))
 
 
+AdaptedRun = Callable[[RunDirectory, Watcher], TrainingLoop]
+
+
+@pytest.fixture(scope="module")
+def adapted_run(tmp_path_factory: pytest.TempPathFactory) -> AdaptedRun:
+    """Return a function that prepares a run of an adapter in micro-batches."""
+    base = tmp_path_factory.mktemp("adapted") / "base"
+
+    def one(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
+        return full(
+            directory, watcher, policy=adapted_policy(base), checkpoint_every=1, micro_batch_tokens=20
+        )
+
+    return one
+
+
+@pytest.fixture(scope="module")
+def undisturbed_adapter(
+    tmp_path_factory: pytest.TempPathFactory, adapted_run: AdaptedRun
+) -> tuple[TrainingLoop, RunDirectory]:
+    one = adapted_run(directory := new_run(tmp_path_factory.mktemp("straight") / "run"), Watcher())
+    one.train()
+    return one, directory
+
+
 @pytest.mark.parametrize("stop", [Watcher, Killer], ids=["stopped", "killed"])
 def test_a_resumed_adapter_in_micro_batches_ends_with_the_same_bits(
-    tmp_path: Path, stop: type[Watcher]
+    tmp_path: Path,
+    adapted_run: AdaptedRun,
+    undisturbed_adapter: tuple[TrainingLoop, RunDirectory],
+    stop: type[Watcher],
 ) -> None:
-    def one(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
-        policy = adapted_policy(tmp_path / "base")
-        return full(directory, watcher, policy=policy, checkpoint_every=1, micro_batch_tokens=20)
-
-    straight = one(straight_run := new_run(tmp_path / "straight"), Watcher())
-    straight.train()
+    one, (straight, straight_run) = adapted_run, undisturbed_adapter
     with suppress(KilledError):
         one(stopped_run := new_run(tmp_path / "stopped"), stop(2)).train()
     resumed = one(stopped_run, watcher := Watcher())
@@ -148,7 +171,7 @@ def test_a_resumed_run_that_is_stopped_immediately_loses_nothing(
         assert timeless(rows(run, name)) == timeless(rows(straight_run, name)), name
 
 
-@pytest.mark.parametrize("stops", [(2,), (6,), (2, 2), (3, 5), (1, 2, 3, 4, 5, 6)])
+@pytest.mark.parametrize("stops", [(6,), (2, 2), (1, 2, 3, 4, 5, 6)])
 def test_stops_neither_skip_nor_repeat_problems(tmp_path: Path, stops: tuple[int, ...]) -> None:
     """Each update draws two of four problems, so epochs end after updates 2, 4 and 6, the last one."""
 

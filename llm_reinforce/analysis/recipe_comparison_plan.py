@@ -19,6 +19,7 @@ OWN_KEYS = {  # settings that `compare` sets itself, and the argument that the u
     "output_dir": "runs are written to the directory of the comparison; give `output_dir` (--output)",
     "training.num_tokens": "all runs have the same budget; give `tokens` (--tokens)",
     "training.num_updates": "all runs have the same budget; give `tokens` (--tokens)",
+    "training.stop_at": "all runs have the same budget; remove it",
     "evaluation.every": "all runs are evaluated equally often; give `evaluations` (--evaluations)",
     "evaluation.unit": "all runs are evaluated equally often; give `evaluations` (--evaluations)",
 }
@@ -204,6 +205,7 @@ def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape
             f"output_dir={json.dumps(str(folder))}",
             f"training.num_tokens={shape.num_tokens}",
             f"training.num_updates={most_batches * own.updates_per_batch}",
+            "training.stop_at=null",  # it would end runs before their budget is spent
             "evaluation.unit=tokens",
             f"evaluation.every={max(1, shape.num_tokens // shape.num_evaluations)}",
         ],

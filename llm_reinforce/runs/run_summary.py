@@ -68,13 +68,17 @@ def summarize_run(path: Path) -> RunSummary:
         last = _last_row(metrics)
         num_updates = int(last.get("update", 0))
         first_and_last: dict[str, tuple[float, float]] = {}
+        reached = 0.0  # highest lower limit of the accuracy
         for row in run.rows("evaluations.jsonl"):
             first = first_and_last.get(row["decoding"], (row["accuracy"],))[0]
             first_and_last[row["decoding"]] = (first, row["accuracy"])
+            if row["decoding"] == config.evaluation.decodings[0] and "interval" in row:
+                reached = max(reached, row["interval"][0])
     except (InputError, OSError, KeyError, TypeError, ValueError):
         return RunSummary(path, "unreadable", 0, 0, {}, last_change)
     is_spent = training.num_tokens is not None and last.get("num_tokens", 0) >= training.num_tokens
-    is_over = (num_updates >= max_updates or is_spent) and run.policy.is_dir()
+    is_reached = training.stop_at is not None and reached >= training.stop_at
+    is_over = (num_updates >= max_updates or is_spent or is_reached) and run.policy.is_dir()
     state: State = "running" if _is_locked(path) else "finished" if is_over else "stopped"
     return RunSummary(path, state, num_updates, max_updates, first_and_last, last_change)
 

@@ -1,11 +1,21 @@
 """Settings of several updates per batch: derived defaults, named variants, YAML, overrides and keywords."""
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llm_reinforce.config import VARIANTS, ClipConfig, ImportanceConfig, ReinforceConfig, load_config
+from llm_reinforce.config import (
+    VARIANTS,
+    ClipConfig,
+    ImportanceConfig,
+    ReinforceConfig,
+    dump_config,
+    load_config,
+)
 from llm_reinforce.config.keywords import config_from_keywords
+from llm_reinforce.errors import InputError
 
 RECIPE = "policy: {random_init: {}}\nproblems: {generate: {}}\nsampling: {max_new_tokens: 4}\n"
 DESCRIBED = {"policy": {"random_init": {}}, "problems": {"generate": {}}, "sampling": {"max_new_tokens": 4}}
@@ -66,3 +76,73 @@ def test_numbers_of_updates_are_rounded_up_to_whole_batches() -> None:
     settings = ReinforceConfig(updates_per_batch=4)
     assert settings.problems_of_update == 4
     assert [settings.in_whole_batches(number) for number in (1, 4, 5)] == [4, 4, 8]
+
+
+OF_BATCHES = {
+    "truncated": {"penalty": 2.0, "from": 2},
+    "kl": {"coefficient": 0.1, "estimator": "k3", "refresh_every": 5},
+    "entropy_target": {"value": 0.5},
+    "curriculum": {"pools": {"hard": 2.0}},
+    "refill": 2,
+    "standardize_rewards": True,
+}
+
+
+def test_settings_of_batches_are_written_and_read_again(tmp_path: Path) -> None:
+    config = config_from_keywords(None, DESCRIBED, OF_BATCHES)
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+    assert config.reinforce.length_penalty.from_ == 2
+    changed = load_config(file, ["reinforce.truncated.from=3", "reinforce.curriculum.pools=null"]).reinforce
+    assert (changed.length_penalty.from_, changed.length_penalty.penalty) == (3, 2.0)
+    assert changed.curriculum.pools is None
+    assert load_config(file, ["reinforce.truncated=mask"]).reinforce.length_penalty is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"truncated": {"from": 4}},
+            "reinforce.truncated.from: should be below sampling.max_new_tokens, which is 4, not 4",
+        ),
+        (
+            {"truncated": {"from": 2, "form": 3}},
+            "reinforce.truncated.form: unknown key; did you mean 'from'?",
+        ),
+        ({"truncated": "maks"}, "did you mean 'mask'?"),
+        (
+            {"kl": {"coefficient": 0.1, "reference": "other", "refresh_every": 3}},
+            "reinforce.kl.refresh_every: makes the policy the reference, but the reference is other",
+        ),
+        (
+            {"entropy_target": {"value": 1.0}, "entropy_coefficient": 0.5},
+            "reinforce.entropy_target.max_coefficient: should be at least entropy_coefficient",
+        ),
+        (
+            {"curriculum": {"pools": {"easy_above": 0.1}}},
+            "reinforce.curriculum.pools.easy_above: should be at least hard_below, which is 0.25, not 0.1",
+        ),
+        (
+            {"refill": 2, "episodes_per_problem": 1, "baseline": "none"},
+            "reinforce.refill: compares the episodes of a problem; set episodes_per_problem to at least 2",
+        ),
+        (
+            {"standardize_rewards": True, "baseline": "greedy"},
+            "reinforce.standardize_rewards: baseline: greedy is a reward that is not standardized",
+        ),
+        (
+            {"stop_at": 0.5, "num_held_out": 0},
+            "training.stop_at: needs held-out problems, but problems.num_held_out is 0",
+        ),
+        (
+            {"training": {"warm_start": {"epochs": 1, "num_updates": 2}}},
+            "training.warm_start.num_updates: num_updates and epochs cannot both be set",
+        ),
+    ],
+    ids=str,
+)
+def test_settings_of_batches_that_conflict_are_rejected(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=re.escape(message)):
+        config_from_keywords(None, DESCRIBED, given)

@@ -37,7 +37,7 @@ from llm_reinforce.evaluation.answers import measures_of
 from llm_reinforce.policy import LanguagePolicy, token_log_probs, trainable_parameters
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
-from llm_reinforce.runs import RunDirectory, TrainState
+from llm_reinforce.runs import RunDirectory, TrainState, summarize_run
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.problem_order import draw_by_pass_rate, pass_rate, with_episodes
@@ -130,6 +130,14 @@ def accuracies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return script
 
 
+RECIPE = """\
+policy: {random_init: {}}
+problems: {generate: {}}
+training: {num_updates: 5, stop_at: 0.5}
+sampling: {max_new_tokens: 4}
+"""
+
+
 def evaluated(directory: RunDirectory | None, watcher: Watcher, **training: Any) -> TrainingLoop:
     watcher.trainer = one = trainer(
         reinforce=batches(),
@@ -173,6 +181,9 @@ def test_a_run_stops_when_the_lower_limit_reaches_the_target(tmp_path: Path, acc
     assert names(directory) == ["update-000003"]
     answers = [row for row in rows(directory, "answers.jsonl") if row["update"] == 3]
     assert len(answers) == 100  # of the last evaluation of the run, all answers are recorded
+    # the fixture's recipe.yaml is not complete
+    directory.write_text("recipe.yaml", RECIPE)
+    assert summarize_run(directory.path).state == "finished"
     # a finished run makes no more updates, unless the target is raised
     assert evaluated(directory, Watcher(), stop_at=0.5).train(resume=True).num_updates == 3
     accuracies += [60, 60]

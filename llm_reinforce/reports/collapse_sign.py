@@ -1,0 +1,117 @@
+"""The sign of a policy that has collapsed: an accuracy that is far lower than in earlier updates."""
+
+import math
+from collections.abc import Sequence
+from statistics import median
+
+from llm_reinforce.reports.finding import (
+    Finding,
+    Row,
+    RunFacts,
+    finding,
+    finite,
+    highest_rate,
+    mean,
+    number,
+    span,
+)
+from llm_reinforce.reports.trend_signs import (
+    LONG_STEP,
+    MIN_RISE,
+    NUM_ERRORS,
+    against_hacking,
+    movement,
+    reward_changes,
+)
+from llm_reinforce.reports.window_signs import ZERO
+
+COLLAPSED = 0.5  # maximum accuracy of a collapsed policy, as a share of its highest accuracy
+
+
+def collapse(
+    rows: Sequence[Row], facts: RunFacts, window: int, earlier: tuple[float, int] | None = None
+) -> Finding | None:
+    """Find an accuracy in the last updates that is less than half of the highest earlier accuracy.
+
+    If the reward is higher than in the first update, the finding is `reward_hacking`.
+
+    The first update is compared too, because its episodes are those of the initial policy. `earlier` is the
+    result of `best_accuracy`, if the caller knows it.
+    """
+    if len(rows) <= window:
+        return None
+    best, num_best = earlier or best_accuracy(rows, facts, window)
+    last = rows[-window:]
+    accuracy = mean(last, "accuracy")
+    if not has_collapsed(best, num_best, accuracy, window * facts.num_episodes):
+        return None
+    fall = _fall(rows, best)
+    what = (
+        f"the accuracy was up to {best:.1%}, fell below half of it in update {int(rows[fall]['update']):,}, "
+        f"and is {accuracy:.1%} in {span(last)}"
+    )
+    start, reward = number(rows[0], "reward"), mean(last, "reward")
+    if reward - start > MIN_RISE * max(number(rows[0], "reward_std"), ZERO):
+        return finding(
+            "reward_hacking",
+            last,
+            f"the reward has risen from {start:.3g} in the first update to {reward:.3g} in {span(last)}, "
+            f"but {what}",
+            against_hacking(rows),
+            reward_changes(rows),
+        )
+    around = rows[max(0, fall + 1 - window) : fall + 1]
+    return finding(
+        "collapse",
+        last,
+        f"{what}, so the policy has collapsed",
+        f"start a new run with a lower training.learning_rate{_rate_to_try(around)} (it is "
+        f"{highest_rate(rows):.3g})",
+        [
+            f"entropy {mean(rows[:1], 'entropy'):.3g} nats per token in the first update, "
+            f"{mean(last, 'entropy'):.3g} in {span(last)}",
+            *(f"{line} in {span(around)}" for line in movement(around)),
+        ],
+    )
+
+
+def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
+    """Return the highest accuracy of the updates before the last one, and its number of episodes.
+
+    Accuracies are means over `window` updates, except the accuracy of the first update.
+    """
+    accuracies = [number(row, "accuracy") for row in rows]
+    best, num_best = accuracies[0], facts.num_episodes
+    for end in range(window, len(rows)):
+        accuracy = sum(accuracies[end - window : end]) / window
+        if accuracy > best:
+            best, num_best = accuracy, window * facts.num_episodes
+    return best, num_best
+
+
+def has_collapsed(before: float, num_before: int, after: float, num_after: int) -> bool:
+    """Return True if an accuracy has at least halved, and chance alone does not explain the decrease.
+
+    Args:
+        before: accuracy of the earlier episodes.
+        num_before: number of the earlier episodes.
+        after: accuracy of the later episodes.
+        num_after: number of the later episodes.
+    """
+    error = math.sqrt(before * (1.0 - before) / num_before + after * (1.0 - after) / num_after)
+    return after < COLLAPSED * before and before - after > NUM_ERRORS * error
+
+
+def _fall(rows: Sequence[Row], best: float) -> int:
+    """Return the index of the update after which the accuracy always was below half of `best`."""
+    high = [index for index, row in enumerate(rows) if number(row, "accuracy") >= COLLAPSED * best]
+    return min(max(high, default=-1) + 1, len(rows) - 1)
+
+
+def _rate_to_try(rows: Sequence[Row]) -> str:
+    """Return a learning rate at which the steps of these updates would not have been long, in words."""
+    steps, rates = finite(rows, "step/relative_norm"), finite(rows, "learning_rate")
+    if not steps or not rates or not median(steps) > LONG_STEP:
+        return ""
+    # the steps of Adam are proportional to the learning rate
+    return f" of at most {median(rates) * LONG_STEP / median(steps):.1g}"

@@ -196,6 +196,7 @@ class TrainingLoop:
                 training.num_warmup_updates,
                 is_full_precision=training.mixed_precision == "no"
                 and next(policy.model.parameters()).dtype.itemsize >= 4,
+                updates_per_batch=self.reinforce.updates_per_batch,
             )
         )
         self.trackers = Trackers()  # replaced while a run is recorded

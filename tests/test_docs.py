@@ -40,6 +40,12 @@ TEXTS = {name: path.read_text(encoding="utf-8") for name, path in sorted(PAGES.i
 PROGRAMS = ("llm-reinforce", ".venv/bin/llm-reinforce")
 FENCED = re.compile(r"(?:^<!-- ([^\n]*) -->\n)?^```(\w+)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 FEW = "problems.generate.digits=[1]"  # the 8,100 problems of the quick start take a second to prepare
+OF_BATCHES = (  # settings with metrics of their own
+    "reinforce.refill=1",
+    "reinforce.curriculum={}",
+    "reinforce.kl.coefficient=0",
+    "reinforce.entropy_target.value=1",
+)
 RECIPE = "policy: {random_init: {}}\nproblems: {generate: {}}\n"  # what a recipe needs at least
 
 
@@ -124,7 +130,8 @@ def finished_runs(tmp_path_factory: pytest.TempPathFactory, tiny_run: list[str])
         train("from_scratch", *(override for override in tiny_run if "warm_start" not in override))
         for baseline in ("greedy", "value"):  # these log metrics of their own
             own = (f"reinforce.baseline={baseline}", f"output_dir=runs/{baseline}")
-            train("quickstart", *tiny_run, FEW, *own)
+            others = OF_BATCHES if baseline == "value" else ()
+            train("quickstart", *tiny_run, FEW, *own, *others)
     return directory
 
 
@@ -590,7 +597,7 @@ def test_variant_table_has_every_variant_with_its_settings() -> None:
 def test_objectives_page_names_every_setting_of_the_loss() -> None:
     named = " ".join(row[0] for row in table("docs/objectives.md", "equations"))
     others = {"variant", "moving_average_decay", "value", "problems_per_update", "episodes_per_problem"}
-    others.add("updates_per_batch")
+    others |= {"updates_per_batch", "refill", "curriculum"}
     settings = {name.split(":")[0] for name in code_words(named)}
     assert settings == set(ReinforceConfig.model_fields) - others
 

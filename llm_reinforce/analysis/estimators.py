@@ -38,8 +38,7 @@ class Estimator:
     def is_unbiased(self) -> bool:
         """True if the expected gradient is exactly ∇J, the gradient of the expected return J."""
         settings = self.settings
-        is_plain = not settings.standardize and settings.denominator == "episodes"
-        return is_plain and (
+        return settings == _plain(settings) and (
             settings.baseline in UNBIASED
             and (settings.baseline != "value" or settings.value.gae_lambda == 1.0)
         )
@@ -56,18 +55,31 @@ def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
     - an estimator with the baseline `value` and λ = 0.9;
     - an estimator with the optimal baseline computed from the norms of the exact gradients, which training
       does not compute;
-    - the recipe's own estimator, if the recipe standardizes or has another denominator.
+    - the recipe's own estimator, if the recipe standardizes, masks truncated episodes or has another
+      denominator.
     """
-    plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
+    plain = _plain(settings)
     estimators = [
         Estimator("whole return", _with(plain, "none"), credit="whole_return"),
         *(Estimator(name, _with(plain, name)) for name in BASELINES),
         Estimator("value, λ 0.9", _with(plain, "value", ValueConfig(gae_lambda=0.9))),
         Estimator(EXACT, _with(plain, "optimal"), credit="exact_norms"),
     ]
-    if settings.standardize or settings.denominator != "episodes":
+    if settings != plain:
         estimators.append(Estimator("this recipe", settings))
     return tuple(estimators)
+
+
+def _plain(settings: ReinforceConfig) -> ReinforceConfig:
+    """Return the settings of an estimator of ∇J, which does not standardize and uses every episode."""
+    plain: dict[str, object] = {
+        "standardize": False,
+        "standardize_rewards": False,
+        "denominator": "episodes",
+    }
+    if settings.truncated == "mask":
+        plain["truncated"] = "count"
+    return settings.model_copy(update=plain)
 
 
 def _with(settings: ReinforceConfig, baseline: str, value: ValueConfig | None = None) -> ReinforceConfig:

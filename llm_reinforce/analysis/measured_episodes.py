@@ -90,6 +90,7 @@ def collect_updates(
                 batch_size=sampling.batch_size,
                 first_group=number % num_updates * per_update,
                 with_greedy=number >= num_updates,
+                length_penalty=settings.length_penalty,
             )
         )
         progress((number + 1) * num_problems // num_updates)

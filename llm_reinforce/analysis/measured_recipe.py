@@ -50,7 +50,8 @@ def collect_from_recipe(
 ) -> tuple[LanguagePolicy, MeasuredEpisodes]:
     """Return the policy of a recipe, and episodes of this policy.
 
-    If the recipe has a warm start, the policy is first trained by the warm start.
+    If the recipe has a warm start, the policy is first trained by the warm start. The problems are drawn
+    uniformly, and a penalty on the KL divergence is left out, because it is zero before the first update.
 
     Args:
         config: settings of the recipe.
@@ -61,14 +62,16 @@ def collect_from_recipe(
     trainer = ReinforceTrainer(config=config, progress=False)
     if config.training.warm_start is not None:
         if show_progress:
-            note(f"warm start: {config.training.warm_start.num_updates:,} supervised updates")
+            examples = trainer.loop.demonstrations or trainer.problems
+            num_updates = config.training.warm_start.length(len(examples))
+            note(f"warm start: {num_updates:,} supervised updates")
         trainer.loop.warm_start()
     with progress("collecting", 2 * num_problems, is_shown=show_progress) as show:
         episodes = collect_updates(
             trainer.policy,
             trainer.problems,
             trainer.rewards,
-            config.reinforce,
+            config.reinforce.model_copy(update={"kl": None}),
             config.sampling,
             num_problems=num_problems,
             seed=seed,

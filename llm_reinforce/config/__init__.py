@@ -3,6 +3,13 @@
 Each setting is defined in exactly one class.
 """
 
+from llm_reinforce.config.batch_config import (
+    CurriculumConfig,
+    EntropyTargetConfig,
+    KLConfig,
+    LengthPenaltyConfig,
+    PoolsConfig,
+)
 from llm_reinforce.config.evaluation_config import NUM_TRAINING_PROBLEMS_EVALUATED, Decoding, EvaluationConfig
 from llm_reinforce.config.policy_config import AdapterConfig, PolicyConfig, RandomInitConfig
 from llm_reinforce.config.problems_config import (
@@ -54,13 +61,18 @@ __all__ = [
     "AdapterConfig",
     "ClipConfig",
     "Config",
+    "CurriculumConfig",
     "DataConfig",
     "Decoding",
+    "EntropyTargetConfig",
     "EvaluationConfig",
     "GenerateConfig",
     "ImportanceConfig",
     "IsolationConfig",
+    "KLConfig",
+    "LengthPenaltyConfig",
     "PolicyConfig",
+    "PoolsConfig",
     "ProblemsConfig",
     "RandomInitConfig",
     "ReinforceConfig",

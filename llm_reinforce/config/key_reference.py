@@ -81,7 +81,8 @@ def key_entries(section: type[BaseModel]) -> tuple[KeyEntry, ...]:
     schema = section.model_json_schema()
     return tuple(
         KeyEntry(key, _default(field), _allowed(schema["properties"][key]), field.description or "")
-        for key, field in section.model_fields.items()
+        for name, field in section.model_fields.items()
+        for key in [field.alias or name]
     )
 
 

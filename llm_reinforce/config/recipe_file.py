@@ -135,9 +135,10 @@ def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
         there = folder.resolve() / name if isinstance(name, str) else None
         return there if there and there.exists() and not Path(str(name)).expanduser().exists() else None
 
-    problems, rewards = data.get("problems"), data.get("rewards")
-    for key in ("train", "held_out"):
-        source = problems.get(key) if isinstance(problems, dict) else None
+    problems, rewards, training = data.get("problems"), data.get("rewards"), data.get("training")
+    sources = [problems.get(key) for key in ("train", "held_out")] if isinstance(problems, dict) else []
+    sources += [training.get("warm_start")] if isinstance(training, dict) else []
+    for source in sources:
         name = source.get("data") if isinstance(source, dict) else None
         # a name without a slash may be the name of a data set
         is_path = isinstance(name, str) and (has_file_suffix(name) or "/" in name)

@@ -5,6 +5,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 
+from llm_reinforce.config.batch_config import (
+    OBJECTIVE_CHANGES,
+    CurriculumConfig,
+    EntropyTargetConfig,
+    KLConfig,
+    LengthPenaltyConfig,
+)
 from llm_reinforce.config.section import Count, Positive, Section, conflict
 from llm_reinforce.config.strict_yaml import shown_value
 from llm_reinforce.config.variants import VARIANTS, Variant
@@ -134,13 +141,41 @@ class ReinforceConfig(Section):
         "its tokens, and the sum by the number of episodes",
     )
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
+    entropy_target: EntropyTargetConfig | None = Field(
+        default=None,
+        description="adapt the weight of the entropy bonus, starting from entropy_coefficient, so that the "
+        "entropy approaches a target; null: the weight is constant",
+    )
+    kl: KLConfig | None = Field(
+        default=None, description="KL divergence from a reference policy; null: no reference policy"
+    )
+    truncated: Literal["count", "mask"] | LengthPenaltyConfig = Field(
+        default="count",
+        description="episodes cut off at max_new_tokens count like other episodes (count) or are left out of "
+        "the baseline and the loss (mask); a section: penalize long completions",
+    )
     problems_per_update: Count = Field(
         default=16, description="number of problems per update; with updates_per_batch, per batch"
     )
     episodes_per_problem: Count = Field(
         default=8, description="number of episodes sampled for each problem (the size of a group)"
     )
-
+    standardize_rewards: bool = Field(
+        default=False,
+        description="replace each reward by its difference from the group's mean, divided by the group's "
+        "standard deviation, before the rewards are weighted and summed (GDPO)",
+    )
+    refill: int = Field(
+        default=0,
+        ge=0,
+        description="number of times that problems whose episodes are all correct or all wrong are replaced "
+        f"by other problems, which are sampled for the same batch; {OBJECTIVE_CHANGES}",
+    )
+    curriculum: CurriculumConfig | None = Field(
+        default=None,
+        description="draw problems by their recent pass rates; null: draw all problems equally often; "
+        f"{OBJECTIVE_CHANGES}",
+    )
     updates_per_batch: Count = Field(
         default=1,
         description="number of updates (optimizer steps) per batch; each uses an equal part of the batch's "
@@ -159,6 +194,11 @@ class ReinforceConfig(Section):
     def problems_of_update(self) -> int:
         """Number of problems of an update: an equal part of the problems of a batch."""
         return self.problems_per_update // self.updates_per_batch
+
+    @property
+    def length_penalty(self) -> LengthPenaltyConfig | None:
+        """Penalty on long completions; None: there is no penalty."""
+        return None if isinstance(self.truncated, str) else self.truncated
 
     def in_whole_batches(self, num_updates: int) -> int:
         """Return a number of updates, rounded up to a multiple of `updates_per_batch`."""
@@ -225,6 +265,31 @@ class ReinforceConfig(Section):
         if needed and info.data.get("problems_per_update", 2) * episodes < 2:
             raise ValueError(f"should be at least 2 for {compared}, unless problems_per_update is at least 2")
         return episodes
+
+    @field_validator("entropy_target")
+    @classmethod
+    def _check_entropy_target(
+        cls, target: EntropyTargetConfig | None, info: ValidationInfo
+    ) -> EntropyTargetConfig | None:
+        start = info.data.get("entropy_coefficient", 0.0)
+        if target is not None and start > target.max_coefficient:
+            raise conflict(
+                ("max_coefficient",),
+                f"should be at least entropy_coefficient, the initial weight, which is {start:g}",
+            )
+        return target
+
+    @field_validator("standardize_rewards", "refill")
+    @classmethod
+    def _check_compares_episodes(cls, setting: int, info: ValidationInfo) -> int:
+        if setting and info.data.get("episodes_per_problem", 2) < 2:
+            raise ValueError("compares the episodes of a problem; set episodes_per_problem to at least 2")
+        if setting and info.field_name == "standardize_rewards" and info.data.get("baseline") == "greedy":
+            raise ValueError(
+                "baseline: greedy is a reward that is not standardized; choose another baseline, or remove "
+                "this setting"
+            )
+        return setting
 
     @field_validator("updates_per_batch")
     @classmethod

@@ -89,6 +89,19 @@ class Config(Section):
             )
         return sampling
 
+    @field_validator("reinforce")
+    @classmethod
+    def _check_length_penalty(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
+        sampling: SamplingConfig | None = info.data.get("sampling")
+        penalty = reinforce.truncated
+        if sampling and not isinstance(penalty, str) and penalty.from_ >= sampling.max_new_tokens:
+            raise conflict(
+                ("truncated", "from"),
+                f"should be below sampling.max_new_tokens, which is {sampling.max_new_tokens}, not "
+                f"{penalty.from_}",
+            )
+        return reinforce
+
     @field_validator("training")
     @classmethod
     def _check_fp16(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
@@ -98,6 +111,17 @@ class Config(Section):
                 ("mixed_precision",),
                 "fp16 needs weights in float32, but policy.dtype is float16; set policy.dtype to float32",
             )
+        return training
+
+    @field_validator("training")
+    @classmethod
+    def _check_held_out(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
+        problems: ProblemsConfig | None = info.data.get("problems")
+        for name in ("keep_best", "stop_at"):
+            if problems and problems.num_held_out == 0 and getattr(training, name):
+                raise conflict(
+                    (name,), "needs held-out problems, but problems.num_held_out is 0; remove this setting"
+                )
         return training
 
     @field_validator("training")

@@ -64,6 +64,7 @@ class Section(_Model):
         extra="forbid",
         frozen=True,
         allow_inf_nan=False,
+        serialize_by_alias=True,  # a key such as `from` is not a name in Python
         json_schema_extra=lambda schema: schema.update(description=_summary(schema)),
     )
 
@@ -73,7 +74,8 @@ class Section(_Model):
         if keys:
             described = [
                 textwrap.fill(
-                    f"{name}: {(field.description or '').replace('null', 'None')}{_default(field.default)}.",
+                    f"{field.alias or name}: {(field.description or '').replace('null', 'None')}"
+                    f"{_default(field.default)}.",
                     100,
                     initial_indent="    ",
                     subsequent_indent="        ",

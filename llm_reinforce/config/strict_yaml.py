@@ -283,7 +283,7 @@ def validate(
         corrected = _with_nearest_keys(error, model, document)
         if corrected is not None:
             # a misspelled key leaves its setting at the default, which would cause further, misleading errors
-            unknown = {each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"}
+            unknown = _unknown_keys(error, model.model_json_schema())
             found = [(path, message) for path, message in found if path in unknown]
             with suppress(InputError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -339,7 +339,7 @@ def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document:
     """
     schema = model.model_json_schema()
     renamed = {}
-    for path in (each["loc"] for each in error.errors() if each["type"] == "extra_forbidden"):
+    for path in _unknown_keys(error, schema):
         near = _closest(str(path[-1]), _known_keys(path[:-1], schema))
         if near is not None:
             renamed[path] = (*path[:-1], near)
@@ -357,6 +357,12 @@ def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document:
     for old, new in renamed.items():
         _rename(corrected, old, new)
     return corrected
+
+
+def _unknown_keys(error: ValidationError, schema: Schema) -> list[KeyPath]:
+    """Return the paths of all unknown keys, in the order of the errors."""
+    locations = (each["loc"] for each in error.errors() if each["type"] == "extra_forbidden")
+    return [_path_of_unknown(location, schema) for location in locations]
 
 
 def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
@@ -401,7 +407,8 @@ def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
     kind, value, context = error["type"], error["input"], error.get("ctx", {})
     path, node = _follow(schema, error["loc"])
     if kind == "extra_forbidden":
-        return error["loc"], _unknown_key(error["loc"], schema)
+        path = _path_of_unknown(error["loc"], schema)
+        return path, _unknown_key(path, schema)
     if kind == "missing":
         return path, "missing, and it has no default"
     if kind == "value_error":
@@ -471,6 +478,11 @@ def _follow(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
         if child is not None:
             node, path = child, (*path, part)
     return path, node
+
+
+def _path_of_unknown(location: KeyPath, schema: Schema) -> KeyPath:
+    """Return the location of an unknown key without the names of members of unions; see `_follow`."""
+    return (*_follow(schema, location[:-1])[0], location[-1])
 
 
 def _all_keys(node: Schema, root: Schema, path: KeyPath = ()) -> Iterator[KeyPath]:

@@ -36,17 +36,31 @@ def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
 
 
 def _default_num_warmup_updates(earlier: dict[str, Any]) -> int:
-    return min(10, int(earlier.get("num_updates", 10)))
+    return min(10, earlier.get("num_updates") or 10)
 
 
 class WarmStartConfig(Section):
     """Supervised updates before the first policy-gradient update.
 
-    The policy is trained on the worked solution of each problem, or on the answer of a problem without a
-    worked solution.
+    The policy is trained on the completions in `data` or, without `data`, on the worked solution of each
+    problem, or on the answer of a problem without a worked solution.
     """
 
-    num_updates: Count = Field(description="number of supervised updates")
+    data: Text | None = Field(
+        default=None,
+        description="file or folder with the columns prompt and completion, or messages; null: train on the "
+        "training problems",
+    )
+    epochs: Count | None = Field(
+        default=None,
+        description="number of passes over the data or problems; null: num_updates is given, and each update "
+        "draws its problems with replacement",
+    )
+    num_updates: Count | None = Field(
+        default=None,
+        validate_default=True,
+        description="number of supervised updates; null: epochs is given",
+    )
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
     num_warmup_updates: int = Field(
@@ -55,6 +69,20 @@ class WarmStartConfig(Section):
         description="number of updates over which the learning rate rises to its peak; by default, at most "
         "num_updates",
     )
+
+    @field_validator("num_updates")
+    @classmethod
+    def _check_length(cls, num_updates: int | None, info: ValidationInfo) -> int | None:
+        epochs = info.data.get("epochs")
+        if "epochs" in info.data and num_updates is None and epochs is None:
+            raise ValueError("missing, and epochs is not given either; set one of the two")
+        if num_updates is not None and epochs is not None:
+            raise ValueError("num_updates and epochs cannot both be set; remove one of them")
+        return num_updates
+
+    def length(self, num_examples: int) -> int:
+        """Return the number of updates, given the number of demonstrations or problems."""
+        return self.num_updates or -(-num_examples * (self.epochs or 1) // self.batch_size)
 
     @field_validator("num_warmup_updates")
     @classmethod
@@ -109,6 +137,16 @@ class TrainingConfig(Section):
     )
     num_checkpoints_kept: Count = Field(
         default=2, description="number of checkpoints to keep; older checkpoints are deleted"
+    )
+    keep_best: bool = Field(
+        default=False,
+        description="also keep the checkpoint with the highest held-out accuracy, in the first decoding mode "
+        "of evaluation.decodings",
+    )
+    stop_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="the run stops after an evaluation in which the lower limit of the 95% interval of the "
+        "held-out accuracy, in the first decoding mode, reaches this value; null: no target",
     )
     max_unscored_share: float = Field(
         default=0.5,

@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from llm_reinforce.config import LengthPenaltyConfig
 from llm_reinforce.episodes.credit import step_rewards_by_token
 from llm_reinforce.episodes.episode import Episode, EpisodeBatch
 from llm_reinforce.policy import (
@@ -15,6 +16,7 @@ from llm_reinforce.policy import (
     TokenIds,
     sample_completions,
 )
+from llm_reinforce.policy_gradient import length_penalties
 from llm_reinforce.problems import Problem, judge_all
 from llm_reinforce.rewards import JudgedCompletion, Progress, WeightedReward, combine_rewards
 
@@ -34,6 +36,7 @@ def collect_episodes(
     with_greedy: bool = False,
     activations: Activations | None = None,
     on_step: OnStep | None = None,
+    length_penalty: LengthPenaltyConfig | None = None,
 ) -> EpisodeBatch:
     """Sample, verify and reward `episodes_per_problem` episodes of each problem.
 
@@ -54,6 +57,7 @@ def collect_episodes(
             not stored. None: do not store activations.
         on_step: function that is called after each step of the sampler with the number of completions that
             have ended and the number of sampled tokens. It is not called for greedy completions.
+        length_penalty: penalty on long completions, which is subtracted from the reward. None: no penalty.
 
     Returns:
         episodes in the order of the problems; the episodes of one problem are adjacent.
@@ -73,7 +77,15 @@ def collect_episodes(
             activations=None if greedy else activations,
             on_step=None if greedy else on_step,
         )
-        return _rewarded(policy, problems, prompts, completions, num, rewards, progress, first_group)
+        penalties = None
+        if length_penalty is not None:
+            lengths = torch.tensor([len(each.token_ids) for each in completions])
+            penalties = length_penalties(
+                lengths, length_penalty.from_, max_new_tokens, length_penalty.penalty
+            ).tolist()
+        return _rewarded(
+            policy, problems, prompts, completions, num, rewards, progress, first_group, penalties
+        )
 
     episodes, logged = collected(episodes_per_problem, greedy=False)
     # metrics that reward functions log for greedy completions are discarded
@@ -90,6 +102,7 @@ def _rewarded(
     rewards: Sequence[WeightedReward],
     progress: Progress | None,
     first_group: int,
+    penalties: Sequence[float] | None,
 ) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
     """Verify and reward completions; return the episodes and the metrics that reward functions logged."""
     problem_of = [problems[index // num_completions] for index in range(len(completions))]
@@ -103,7 +116,13 @@ def _rewarded(
         JudgedCompletion(problem, completion.text, completion.token_ids, verdict)
         for problem, completion, verdict in zip(problem_of, completions, verdicts, strict=True)
     ]
-    combined = combine_rewards(judged, rewards, conversational=policy.uses_chat_template, progress=progress)
+    combined = combine_rewards(
+        judged,
+        rewards,
+        conversational=policy.uses_chat_template,
+        progress=progress,
+        penalties=penalties,
+    )
     episodes = tuple(
         Episode(
             problem=one.problem,
@@ -122,6 +141,7 @@ def _rewarded(
             failures=scored.failures,
             traceback=scored.traceback,
             extras=scored.extras,
+            reward_weights=combined.weights,
         )
         for index, (one, completion, scored) in enumerate(
             zip(judged, completions, combined.scored, strict=True)

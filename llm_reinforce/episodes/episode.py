@@ -8,7 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from llm_reinforce.errors import InputError
 from llm_reinforce.policy import Completion, TokenIds
+from llm_reinforce.policy_gradient import group_standardized
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import join_failures
 from llm_reinforce.verifier import Verdict
@@ -34,6 +36,8 @@ class Episode:
         failures: error message of each reward function that failed, by the name of the function.
         traceback: traceback of the first failure; empty if there is none.
         extras: values that reward functions logged for this episode, by the name given by the function.
+        reward_weights: weight of each entry of `rewards` in the sum.
+        reference_log_probs: log π_ref(a_t | s_t) of each action. Empty if there is no reference policy.
     """
 
     problem: Problem
@@ -47,6 +51,8 @@ class Episode:
     failures: Mapping[str, str] = field(default_factory=dict)
     traceback: str = ""
     extras: Mapping[str, object] = field(default_factory=dict)
+    reward_weights: Mapping[str, float] = field(default_factory=dict)
+    reference_log_probs: tuple[float, ...] = ()
 
     @property
     def total_reward(self) -> float | None:
@@ -77,6 +83,7 @@ class EpisodeBatch:
         step_rewards: step reward r_{t+1} of each action, without the terminal reward; None if no episode has
             step rewards.
         behavior_log_probs: log π(a_t | s_t) recorded when the actions were sampled; zero in padding.
+        reference_log_probs: log π_ref(a_t | s_t); zero in padding. None if there is no reference policy.
     """
 
     episodes: Sequence[Episode]
@@ -88,6 +95,7 @@ class EpisodeBatch:
     terminal_rewards: Float[Tensor, " episode"]
     step_rewards: Float[Tensor, "episode token"] | None
     behavior_log_probs: Float[Tensor, "episode token"]
+    reference_log_probs: Float[Tensor, "episode token"] | None = None
 
     @classmethod
     def of(
@@ -105,6 +113,7 @@ class EpisodeBatch:
             greedy: greedy completions as episodes, one per group.
         """
         has_steps = any(episode.step_rewards for episode in episodes)
+        has_reference = bool(episodes) and all(episode.reference_log_probs for episode in episodes)
         return cls(
             episodes=episodes,
             logged=logged or {},
@@ -119,6 +128,9 @@ class EpisodeBatch:
             if has_steps
             else None,
             behavior_log_probs=_padded([episode.completion.log_probs for episode in episodes], episodes),
+            reference_log_probs=_padded([episode.reference_log_probs for episode in episodes], episodes)
+            if has_reference
+            else None,
         )
 
     def __len__(self) -> int:
@@ -140,6 +152,30 @@ class EpisodeBatch:
     def num_tokens(self) -> int:
         """Number of tokens sampled for this batch, including those of greedy completions."""
         return sum(len(episode.completion.token_ids) for episode in (*self.episodes, *self.greedy))
+
+    @property
+    def terminated(self) -> Bool[Tensor, " episode"]:
+        """True for episodes that ended with the end token, False for truncated episodes."""
+        return torch.tensor([episode.completion.terminated for episode in self.episodes], dtype=torch.bool)
+
+    def standardized_rewards(self) -> Float[Tensor, " episode"]:
+        """Return the weighted sum of the rewards, each standardized within the group; zero if unscored.
+
+        Raises:
+            InputError: if an episode has step rewards.
+        """
+        if self.step_rewards is not None:
+            raise InputError(
+                "reinforce.standardize_rewards: a reward function returned step rewards, but only rewards of "
+                "whole episodes can be standardized; remove this setting, or return a number"
+            )
+        total = torch.zeros(len(self))
+        for name, weight in self.episodes[0].reward_weights.items():
+            found = [episode.rewards[name] for episode in self.episodes]
+            values = torch.tensor([value or 0.0 for value in found])
+            given = self.scored & torch.tensor([value is not None for value in found])
+            total += weight * group_standardized(values, self.groups, given)
+        return total
 
     def squared_logit_gradient_norms(self) -> Float[Tensor, "episode token"]:
         """Return ‖∂ log π(a_t | s_t) / ∂z‖² recorded when the actions were sampled; zero in padding.

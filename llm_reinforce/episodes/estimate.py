@@ -16,6 +16,7 @@ from llm_reinforce.policy_gradient import (
     baseline_values,
     episode_returns,
     generalized_advantages,
+    kl_rewards,
     place_rewards,
     reward_to_go,
     standardize,
@@ -36,6 +37,8 @@ class Estimate:
         mean_return: mean return of the scored episodes; None if no episode is scored.
         loss_weights: factor of each episode's loss: 1/T with `denominator: episode_lengths`, where T is the
             number of actions of the episode. None: all factors are 1.
+
+    With `truncated: mask`, truncated episodes are treated like unscored ones.
     """
 
     returns: Float[Tensor, "episode token"]
@@ -96,7 +99,9 @@ def estimate_advantages(
         ValueError: if the values, greedy completions or recorded norms that the baseline needs are missing.
     """
     lengths, scored = batch.lengths, batch.scored
-    rewards = _rewards(batch)
+    if settings.truncated == "mask":
+        scored = scored & batch.terminated
+    rewards = _rewards(batch, settings)
     # g_t = r_{t+1} + γ g_{t+1}
     returns = reward_to_go(rewards, settings.discount)
     mask = action_mask(lengths, returns.shape[1]) & scored[:, None]
@@ -139,10 +144,22 @@ def _baseline_arguments(
     return {}
 
 
-def _rewards(batch: EpisodeBatch) -> Float[Tensor, "episode token"]:
-    """Return r_{t+1} of every action."""
-    lengths = batch.lengths
-    return place_rewards(batch.terminal_rewards, lengths, int(lengths.max()), batch.step_rewards)
+def _rewards(batch: EpisodeBatch, settings: ReinforceConfig) -> Float[Tensor, "episode token"]:
+    """Return r_{t+1} of every action, including the penalty on the KL divergence (k1).
+
+    Raises:
+        ValueError: if the penalty needs log-probabilities of a reference policy, and the batch has none.
+    """
+    lengths, kl = batch.lengths, settings.kl
+    terminal = batch.standardized_rewards() if settings.standardize_rewards else batch.terminal_rewards
+    rewards = place_rewards(terminal, lengths, int(lengths.max()), batch.step_rewards)
+    if kl is None or kl.estimator != "k1" or not kl.coefficient:
+        return rewards
+    if batch.reference_log_probs is None:
+        raise ValueError("reinforce.kl: the episodes have no log-probabilities of the reference policy")
+    mask = action_mask(lengths, rewards.shape[1])
+    # r_{t+1} - coefficient · (log π(a_t | s_t) - log π_ref(a_t | s_t))
+    return rewards + kl_rewards(batch.behavior_log_probs, batch.reference_log_probs, mask, kl.coefficient)
 
 
 def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " episode"]:
@@ -154,7 +171,11 @@ def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " epi
         ValueError: if a group has no greedy completion.
     """
     greedy = EpisodeBatch.of(batch.greedy)
-    returns = episode_returns(reward_to_go(_rewards(greedy), discount)) if len(greedy) else torch.zeros(0)
+    returns = torch.zeros(0)
+    if len(greedy):
+        lengths = greedy.lengths
+        rewards = place_rewards(greedy.terminal_rewards, lengths, int(lengths.max()), greedy.step_rewards)
+        returns = episode_returns(reward_to_go(rewards, discount))
     of_group = dict(
         zip(greedy.groups.tolist(), returns.masked_fill(~greedy.scored, torch.nan).tolist(), strict=True)
     )

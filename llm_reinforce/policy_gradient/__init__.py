@@ -17,6 +17,7 @@ from llm_reinforce.policy_gradient.importance import (
     log_ratios,
     weighted_advantages,
 )
+from llm_reinforce.policy_gradient.kl import k3, kl_rewards
 from llm_reinforce.policy_gradient.losses import (
     clipped_loss,
     clipped_weights,
@@ -25,6 +26,7 @@ from llm_reinforce.policy_gradient.losses import (
     reinforce_loss,
 )
 from llm_reinforce.policy_gradient.returns import action_mask, episode_returns, place_rewards, reward_to_go
+from llm_reinforce.policy_gradient.reward_shaping import group_standardized, length_penalties
 from llm_reinforce.policy_gradient.value_advantages import generalized_advantages
 
 __all__ = [
@@ -42,7 +44,11 @@ __all__ = [
     "entropy_bonus",
     "episode_returns",
     "generalized_advantages",
+    "group_standardized",
     "importance_weights",
+    "k3",
+    "kl_rewards",
+    "length_penalties",
     "limit_weights",
     "log_ratios",
     "place_rewards",

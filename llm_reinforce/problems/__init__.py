@@ -8,6 +8,7 @@ from llm_reinforce.problems.assembly import (
     read_data,
     untemplated_problems,
 )
+from llm_reinforce.problems.demonstrations import read_demonstrations
 from llm_reinforce.problems.few_shot import examples_before
 from llm_reinforce.problems.from_python import problems_from
 from llm_reinforce.problems.generators import OPERATIONS, generate_problems
@@ -51,6 +52,7 @@ __all__ = [
     "problems_from",
     "problems_from_config",
     "read_data",
+    "read_demonstrations",
     "read_problems",
     "reads_split",
     "split_problems",

@@ -4,7 +4,7 @@ A completion for which a function fails is unscored; the failure does not count 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from llm_reinforce.rewards.calls import (
@@ -18,6 +18,8 @@ from llm_reinforce.rewards.calls import (
 )
 from llm_reinforce.rewards.isolation import IsolatedFunction
 from llm_reinforce.rewards.trl_signature import call_on_batch, has_trl_signature
+
+LENGTH_PENALTY = "length_penalty"  # name of the penalty among the rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +76,12 @@ class CombinedRewards:
 
     Attributes:
         scored: one combined reward per completion.
+        weights: weight of each reward, by the name of its function.
         metrics: numbers that the functions logged for the whole batch, by the name given by the function.
     """
 
     scored: Sequence[CombinedReward]
+    weights: Mapping[str, float]
     metrics: Mapping[str, float]
 
 
@@ -92,6 +96,7 @@ def combine_rewards(
     *,
     conversational: bool = False,
     progress: Progress | None = None,
+    penalties: Sequence[float] | None = None,
 ) -> CombinedRewards:
     """Call every reward function on every completion and return the weighted sums.
 
@@ -104,8 +109,10 @@ def combine_rewards(
         conversational: if True, functions with TRL's signature receive lists of messages instead of texts.
             The attribute `conversational` of a reward takes precedence if it is not None.
         progress: value of `trainer_state`.
+        penalties: penalty of each completion, which is subtracted from its reward if it is scored. They are
+            the negative values of a further reward, `length_penalty`.
     """
-    names = _unique_names(rewards)
+    *names, of_penalty = _unique_names([*(reward.name for reward in rewards), LENGTH_PENALTY])
     results = [
         _call(reward, judged, conversational=conversational, progress=progress or Progress())
         for reward in rewards
@@ -121,9 +128,19 @@ def combine_rewards(
         )
         for index in range(len(judged))
     ]
-    return CombinedRewards(
-        scored, {name: value for result in results for name, value in result.metrics.items()}
-    )
+    weights = {name: reward.weight for name, reward in zip(names, rewards, strict=True)}
+    if penalties is not None:
+        weights[of_penalty] = 1.0
+        scored = [
+            replace(
+                one,
+                parts={**one.parts, of_penalty: -penalty},
+                total=None if one.total is None else one.total - penalty,
+            )
+            for one, penalty in zip(scored, penalties, strict=True)
+        ]
+    metrics = {name: value for result in results for name, value in result.metrics.items()}
+    return CombinedRewards(scored, weights, metrics)
 
 
 def _call(
@@ -138,14 +155,14 @@ def _call(
     return call_on_each(reward.function, judged, progress)
 
 
-def _unique_names(rewards: Sequence[WeightedReward]) -> list[str]:
-    """Return the names of the rewards. A repeated name gets a number, such as `answer_format_2`."""
+def _unique_names(given: Sequence[str]) -> list[str]:
+    """Return the names of rewards. A repeated name gets a number, such as `answer_format_2`."""
     names: list[str] = []
-    for reward in rewards:
-        count, name = 1, reward.name
+    for each in given:
+        count, name = 1, each
         while name in names:
             count += 1
-            name = f"{reward.name}_{count}"
+            name = f"{each}_{count}"
         names.append(name)
     return names
 

@@ -27,6 +27,7 @@ from llm_reinforce.policy import load_weights, trainable_parameters
 from llm_reinforce.runs.train_state import TrainState
 
 VALUE_HEAD = "value_head.safetensors"  # written only with `baseline: value`
+REFERENCE = "reference.safetensors"  # only with `kl`, if the reference is a state of the policy
 
 
 def save_checkpoint(
@@ -38,8 +39,10 @@ def save_checkpoint(
     keep: int,
     scaler: torch.amp.GradScaler | None = None,
     value_head: Mapping[str, Tensor] | None = None,
+    reference: Mapping[str, Tensor] | None = None,
+    best: int | None = None,
 ) -> Path:
-    """Write a checkpoint atomically, and remove all checkpoints except the newest `keep`.
+    """Write a checkpoint atomically, and remove all checkpoints except the newest `keep` and the best one.
 
     The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
@@ -56,6 +59,9 @@ def save_checkpoint(
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.
         value_head: tensors of the value head and its optimizer. None: the run has no value head.
+        reference: weights of the reference policy that differ from those of `model`. None: the run has no
+            reference policy, or it is not a state of the policy.
+        best: number of updates of a checkpoint that is not removed. None: only the newest are kept.
 
     Returns:
         directory of the checkpoint.
@@ -70,17 +76,19 @@ def save_checkpoint(
     with whole_directory(directory) as partial:
         if value_head is not None:
             save_file(dict(value_head), partial / VALUE_HEAD)
+        if reference is not None:
+            save_file(dict(reference), partial / REFERENCE)
         _write_files(partial, state, model, optimizer, schedule, scaler)
     if fault := find_fault(directory):
         raise OSError(f"{directory} was written but can't be used: {fault}")
     for found in all_checkpoints(root):
         if num_updates_of(found) > state.num_updates:
             shutil.rmtree(found)
-    remove_old_checkpoints(directory, keep)
+    remove_old_checkpoints(directory, keep, best)
     return directory
 
 
-def remove_old_checkpoints(directory: Path, keep: int) -> None:
+def remove_old_checkpoints(directory: Path, keep: int, best: int | None = None) -> None:
     """Remove old and unfinished checkpoints.
 
     The newest `keep` checkpoints up to and including `directory` are kept. Checkpoints of later updates are
@@ -89,12 +97,14 @@ def remove_old_checkpoints(directory: Path, keep: int) -> None:
     Args:
         directory: an intact checkpoint.
         keep: number of checkpoints to keep.
+        best: number of updates of a checkpoint that is also kept.
     """
     root = directory.parent
     up_to_here = [
         found for found in all_checkpoints(root) if num_updates_of(found) <= num_updates_of(directory)
     ]
-    for found in [*root.glob(f"*{PARTIAL}"), *up_to_here[:-keep]]:
+    old = [found for found in up_to_here[:-keep] if num_updates_of(found) != best]
+    for found in [*root.glob(f"*{PARTIAL}"), *old]:
         shutil.rmtree(found)
 
 
@@ -150,7 +160,15 @@ def load_checkpoint(
 
 def load_value_head(directory: Path) -> Mapping[str, Tensor] | None:
     """Return the tensors that were passed to `save_checkpoint` as `value_head`, or None if there are none."""
-    file = directory / VALUE_HEAD
+    return _load_tensors(directory / VALUE_HEAD)
+
+
+def load_reference(directory: Path) -> Mapping[str, Tensor] | None:
+    """Return the tensors that were passed to `save_checkpoint` as `reference`, or None if there are none."""
+    return _load_tensors(directory / REFERENCE)
+
+
+def _load_tensors(file: Path) -> Mapping[str, Tensor] | None:
     tensors: Mapping[str, Tensor] | None = load_file(file) if file.is_file() else None
     return tensors
 

@@ -45,8 +45,14 @@ class TrainState:
         moving_average: moving average of returns, for `baseline: moving_average`.
         best_evaluation: highest accuracy so far, and the first update that reached it, by decoding ("greedy"
             or "sampled").
+        accuracy_reached: highest lower limit so far of the 95% interval of the accuracy in the first decoding
+            mode.
         num_skipped_fits: number of updates in which steps of the value head were skipped, because their loss
             or gradient was not finite.
+        entropy_coefficient: weight of the entropy bonus in the next update, with `entropy_target`. None:
+            before the first update, or without a target.
+        pass_counts: with `curriculum`, discounted numbers of correct episodes and of all episodes of each
+            problem that has been sampled, by the index of the problem.
         pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
             because the run was stopped before or during the evaluation. A resumed run measures them first.
         seconds: duration of the run up to this state, including the time before the run was resumed. It is
@@ -60,7 +66,10 @@ class TrainState:
     num_not_finite_in_a_row: int = 0
     moving_average: MovingAverage = field(default_factory=MovingAverage)
     best_evaluation: Mapping[str, BestEvaluation] = field(default_factory=dict)
+    accuracy_reached: float = 0.0
     num_skipped_fits: int = 0
+    entropy_coefficient: float | None = None
+    pass_counts: Mapping[int, tuple[float, float]] = field(default_factory=dict)
     pending_evaluations: tuple[str, ...] = ()
     seconds: float = field(default=0.0, compare=False)
 
@@ -71,6 +80,9 @@ class TrainState:
         nested = {
             "moving_average": MovingAverage(**values["moving_average"]),
             "best_evaluation": {decoding: BestEvaluation(**each) for decoding, each in best.items()},
+            "pass_counts": {
+                int(index): (counts[0], counts[1]) for index, counts in values.get("pass_counts", {}).items()
+            },
             "pending_evaluations": tuple(values.get("pending_evaluations", ())),
         }
         return cls(**{**values, **nested})

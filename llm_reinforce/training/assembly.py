@@ -16,7 +16,13 @@ from llm_reinforce.policy import (
     num_unknown_prompts,
     policy_from_config,
 )
-from llm_reinforce.problems import GivenProblems, ProblemSplit, problems_from_config
+from llm_reinforce.problems import (
+    GivenProblems,
+    Problem,
+    ProblemSplit,
+    problems_from_config,
+    read_demonstrations,
+)
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.data_parallel import describe_processes
@@ -60,8 +66,9 @@ def build_loop(
             own or reward_from_config(settings) for own, settings in zip(given, config.rewards, strict=True)
         )
         check_rewards(functions, split.train)
+    demonstrations = _read_demonstrations(config)
     if config.policy.random_init is not None:
-        has_warm_start = config.training.warm_start is not None
+        has_warm_start = config.training.warm_start is not None and not demonstrations
         _check_alphabet(config.policy.random_init, split, has_warm_start, display.say)
     display.say(f"problems: {len(split.train):,} to train on, {len(split.held_out):,} held out")
     if policy is None:
@@ -73,8 +80,9 @@ def build_loop(
         notes += check_prompts(policy, part)
     if config.training.warm_start is not None:
         with errors_in("training.warm_start"):
-            targets = [policy.encode_completion(target_of(problem)) for problem in split.train]
-            check_completions_fit(policy, split.train, targets)
+            examples = demonstrations or split.train
+            targets = [policy.encode_completion(target_of(problem)) for problem in examples]
+            check_completions_fit(policy, examples, targets)
     if split.train:
         display.say(f"first prompt: {visible(first_prompt(policy, split.train), MAX_PROMPT)}")
     for note in dict.fromkeys(notes):
@@ -94,12 +102,26 @@ def build_loop(
         sampling=config.sampling,
         held_out=split.held_out,
         evaluation=config.evaluation,
+        demonstrations=demonstrations,
         run_directory=run_directory,
         display=display,
         seed=config.seed,
     )
     display.say(f"device: {describe_processes(loop.accelerator)}")
     return loop
+
+
+def _read_demonstrations(config: Config) -> tuple[Problem, ...]:
+    """Return the demonstrations of the warm start; empty if it trains on the problems.
+
+    Raises:
+        InputError: if the demonstrations cannot be read.
+    """
+    warm_start = config.training.warm_start
+    if warm_start is None or warm_start.data is None:
+        return ()
+    with errors_in("training.warm_start.data"):
+        return read_demonstrations(warm_start.data)
 
 
 def _check_alphabet(

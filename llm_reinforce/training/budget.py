@@ -1,4 +1,4 @@
-"""Length of a run. It is limited by a number of updates and, optionally, by a budget of sampled tokens."""
+"""Length of a run: a number of updates and, optionally, a budget of sampled tokens and a target accuracy."""
 
 import math
 
@@ -9,16 +9,17 @@ from llm_reinforce.runs import TrainState
 def is_over(training: TrainingConfig, state: TrainState) -> bool:
     """Return True if the run is complete.
 
-    A complete run has made `num_updates` updates or has sampled `num_tokens` tokens, and no part of its last
-    evaluation is missing.
+    A complete run has made `num_updates` updates, has sampled `num_tokens` tokens or has reached the accuracy
+    `stop_at`, and no part of its last evaluation is missing.
     """
     return makes_no_more_updates(training, state) and not state.pending_evaluations
 
 
 def makes_no_more_updates(training: TrainingConfig, state: TrainState) -> bool:
-    """Return True if the run has made `num_updates` updates or has sampled `num_tokens` tokens."""
+    """Return True if the run has made all updates, has spent its tokens or has reached its accuracy."""
     has_spent = training.num_tokens is not None and state.num_tokens >= training.num_tokens
-    return has_spent or state.num_updates >= training.num_updates
+    has_reached = training.stop_at is not None and state.accuracy_reached >= training.stop_at
+    return has_spent or has_reached or state.num_updates >= training.num_updates
 
 
 def expected_updates(training: TrainingConfig, state: TrainState) -> int:

@@ -16,7 +16,7 @@ from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, own_log_probs, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, entropy_bonus
 from llm_reinforce.training.data_parallel import gather_object, sum_gradients
-from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, surrogate_loss
+from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, kl_loss, surrogate_loss
 from llm_reinforce.training.step_statistics import StepStatistics, step_statistics
 
 MAX_RECOMPUTED = 1 / 8  # largest share of the episodes that `GradientStep.recomputed_difference` recomputes
@@ -75,12 +75,13 @@ class PartialLoss(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """An optimizer step on the policy-gradient loss minus an entropy bonus.
+    """An optimizer step on the policy-gradient loss, minus an entropy bonus, plus a KL divergence.
 
-        L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus
+        L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus + kl.coefficient · divergence
 
-    With importance weights or clipping, `surrogate_loss` replaces the first term. The loss is computed in
-    micro-batches, whose gradients are accumulated.
+    With importance weights or clipping, `surrogate_loss` replaces the first term. The last term exists only
+    with the estimator k3; see `kl_loss`. The loss is computed in micro-batches, whose gradients are
+    accumulated.
 
     Attributes:
         accelerator: the accelerator of the run.
@@ -172,7 +173,8 @@ class GradientStep:
         """Return the rows of the episodes that have a gradient.
 
         An episode whose advantages are all zero has no gradient, so its row is omitted to save time. With an
-        entropy bonus, every episode has a gradient. If no episode has a gradient, one row is returned.
+        entropy bonus or a KL divergence in the loss, every episode has a gradient. If no episode has a
+        gradient, one row is returned.
 
         Episodes of a group are adjacent, so that they share the computation of the prompt. Groups with long
         episodes come first.
@@ -182,10 +184,16 @@ class GradientStep:
         for length, group in zip(lengths, groups, strict=True):
             longest[group] = max(length, longest.get(group, 0))
         order = sorted(range(len(batch)), key=lambda row: (-longest[groups[row]], groups[row]))
-        if self.reinforce.entropy_coefficient > 0:
+        if self.reinforce.entropy_coefficient > 0 or self._kl_coefficient > 0:
             return order
         counts = estimate.advantages.ne(0).any(dim=1).tolist()
         return [row for row in order if counts[row]] or order[:1]
+
+    @property
+    def _kl_coefficient(self) -> float:
+        """Weight of the KL divergence in the loss."""
+        kl = self.reinforce.kl
+        return kl.coefficient if kl is not None and kl.estimator == "k3" else 0.0
 
     def micro_batches(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
         """Divide the rows into micro-batches.
@@ -242,7 +250,7 @@ class GradientStep:
         advantages = estimate.advantages[rows, :num_tokens].to(device)
         mask = estimate.mask[rows, :num_tokens].to(device)
         recorded = batch.behavior_log_probs[rows, :num_tokens].to(device)
-        entropies = scores.entropies
+        entropies, factors = scores.entropies, None
         if estimate.loss_weights is not None:
             factors = estimate.loss_weights[rows, None].to(device)
             advantages = factors * advantages
@@ -253,6 +261,11 @@ class GradientStep:
         if entropies is not None:
             bonus = entropy_bonus(entropies, mask, estimate.denominator)
             loss = loss - self.reinforce.entropy_coefficient * bonus
+        if self._kl_coefficient > 0:
+            assert batch.reference_log_probs is not None
+            reference = batch.reference_log_probs[rows, :num_tokens].to(device)
+            divergence = kl_loss(scores.log_probs, reference, recorded, mask, estimate.denominator, factors)
+            loss = loss + self._kl_coefficient * divergence
         self.accelerator.backward(nan_unless_finite(loss))
         difference = (scores.log_probs.detach() - recorded).masked_fill(~mask, 0.0).abs().max()
         return PartialLoss(float(loss.detach()), float(difference), counts)

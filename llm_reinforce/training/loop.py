@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -58,8 +58,16 @@ from llm_reinforce.training.data_parallel import (
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
 from llm_reinforce.training.learning_rates import learning_rate_schedule, set_learning_rates
-from llm_reinforce.training.metrics import describe_episode, step_metrics, update_metrics
-from llm_reinforce.training.problem_order import ProblemOrder
+from llm_reinforce.training.metrics import describe_episode, mean_entropy, step_metrics, update_metrics
+from llm_reinforce.training.problem_order import (
+    PassCounts,
+    ProblemOrder,
+    draw_by_pass_rate,
+    pass_rate,
+    with_episodes,
+)
+from llm_reinforce.training.reference import ReferencePolicy
+from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, with_replacements
 from llm_reinforce.training.trackers import Trackers
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
 from llm_reinforce.training.warm_start import warm_start
@@ -95,6 +103,26 @@ class Update:
     evaluations: Mapping[str, Evaluation]
 
 
+class Sample(NamedTuple):
+    """The episodes of a batch, and what was sampled for it.
+
+    Attributes:
+        own: episodes of this process.
+        batch: episodes of all processes.
+        num_problems: number of problems drawn, including those that were replaced.
+        num_tokens: number of tokens sampled, including those of problems that were replaced.
+        pass_counts: counts of the curriculum after these episodes.
+        refills: counts of the replacements.
+    """
+
+    own: EpisodeBatch
+    batch: EpisodeBatch
+    num_problems: int
+    num_tokens: int
+    pass_counts: PassCounts
+    refills: Refills
+
+
 class TrainingLoop:
     """Train a policy by REINFORCE on problems whose answers can be checked.
 
@@ -116,6 +144,7 @@ class TrainingLoop:
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
         evaluation: settings of the evaluations of the policy.
+        demonstrations: problems on whose solutions a warm start trains. If empty, it trains on `problems`.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
@@ -136,18 +165,21 @@ class TrainingLoop:
         sampling: SamplingConfig | None = None,
         held_out: Sequence[Problem] = (),
         evaluation: EvaluationConfig | None = None,
+        demonstrations: Sequence[Problem] = (),
         run_directory: RunDirectory | None = None,
         display: Display | None = None,
         seed: int = 0,
     ) -> None:
         if not problems:
             raise InputError("there are no training problems; give at least one")
+        _check_answers(reinforce or ReinforceConfig(), training, problems, held_out)
         self.policy, self.problems, self.rewards, self.held_out = policy, problems, rewards, held_out
         self.reinforce = reinforce or ReinforceConfig()
         num_updates = self.reinforce.in_whole_batches(training.num_updates)
         self.training = training = training.model_copy(update={"num_updates": num_updates})
         self.sampling = sampling or SamplingConfig()
         self.evaluation = evaluation or EvaluationConfig()
+        self.demonstrations = demonstrations
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = new_accelerator(training.mixed_precision)
         num_shares = self.accelerator.num_processes * self.reinforce.updates_per_batch
@@ -186,6 +218,11 @@ class TrainingLoop:
         self.value_baseline: ValueBaseline | None = None
         if self.reinforce.baseline == "value":
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
+        self.reference: ReferencePolicy | None = None
+        if self.reinforce.kl is not None:
+            self.reference = ReferencePolicy(
+                policy, self.reinforce.kl, self.accelerator, self.sampling.temperature
+            )
         self.state = TrainState()
         self.warning_signs = WarningSigns(
             RunFacts(
@@ -246,6 +283,8 @@ class TrainingLoop:
             self.warm_start()
             if self._is_stopped():  # an unfinished warm start is not saved
                 return
+            if self.reference is not None:
+                self.reference.set_to_policy()
             is_stopping = self._evaluate_and_save()
         gc.collect()  # later collections skip the objects that exist now; see `fewer_collections`
         if is_over(self.training, self.state):  # the run was resumed after its last update
@@ -272,9 +311,8 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
-        problems = self._draw_problems()
-        own = self.collect(self._share(problems), activations, on_step=self._show_sampling)
-        batch = gather_episodes(own, problems, self.accelerator)  # the episodes of all processes
+        sample = self._sample(activations)
+        own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
         prediction = self._predict(own, batch)
@@ -285,8 +323,10 @@ class TrainingLoop:
         own_estimate = estimate.part(self._own_rows(len(batch)), int(own.lengths.max()))
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, own_estimate)
-        self.state = self._next_state(batch, estimate, outcomes, is_fitted=is_fitted)
-        metrics = self._log(batch, estimate, prediction, outcomes, started, sampled)
+        self.state = self._next_state(sample, estimate, outcomes, is_fitted=is_fitted)
+        if self.reference is not None:
+            self.reference.refresh(before.num_updates, self.state.num_updates)
+        metrics = self._log(sample, estimate, prediction, outcomes, started, sampled)
         self._check_finite(before, outcomes)
         self._check_fitted(is_fitted)
         is_stopping = self._evaluate_and_save(before)
@@ -309,6 +349,10 @@ class TrainingLoop:
                 first step, so only the first update uses them.
         """
         num_updates, outcomes = self.reinforce.updates_per_batch, []
+        step = self.gradient_step
+        if self.reinforce.entropy_target is not None:
+            changed = {"entropy_coefficient": self._entropy_coefficient}
+            step = replace(step, reinforce=self.reinforce.model_copy(update=changed))
         for number in range(num_updates):
             part, of_update = own, estimate
             if num_updates > 1:
@@ -316,7 +360,7 @@ class TrainingLoop:
                 part = own.part(own.rows_of_update(number, num_updates))
                 of_update = estimate.of_update(rows, self.reinforce)
             outcomes.append(
-                self.gradient_step(
+                step(
                     part,
                     of_update.part(self._own_rows(len(of_update.mask)), int(part.lengths.max())),
                     None if number else activations,
@@ -346,11 +390,74 @@ class TrainingLoop:
         """Return True if a stop was requested in any process. All processes get the same result."""
         return any(gather_object(self.stop_requested, self.accelerator))
 
-    def _draw_problems(self) -> list[Problem]:
-        """Return the problems of the next update, in the random order of `ProblemOrder`."""
-        first = self.state.num_problems
-        positions = range(first, first + self.reinforce.problems_per_update)
-        return [self.problems[self._order.index(position)] for position in positions]
+    def _sample(self, activations: Activations) -> Sample:
+        """Sample the episodes of a batch, with replacements for problems that have one accuracy."""
+        size, settings = self.reinforce.problems_per_update, self.reinforce
+        drawn = self._draw_problems(size)
+        own, batch = self._collect_from_all(drawn, activations)
+        counts = self._count_passes(self.state.pass_counts, drawn, batch)
+        refills = Refills()
+        num_tokens = batch.num_tokens
+        for number in range(1, settings.refill + 1):
+            num_missing = len(groups_with_one_accuracy(batch))
+            if not num_missing:
+                break
+            more = self._draw_problems(num_missing, drawn)
+            _, found = self._collect_from_all(more, refill=number)
+            counts = self._count_passes(counts, more, found)
+            refills, drawn = refills.after(found, len(more)), [*drawn, *more]
+            num_tokens += found.num_tokens
+            batch = with_replacements(batch, found)
+        if refills.num_batches:
+            rows = torch.arange(len(batch))[self._own_rows(len(batch))]
+            own = batch.part(rows)
+        return Sample(own, batch, len(drawn), num_tokens, counts, refills)
+
+    def _collect_from_all(
+        self, drawn: Sequence[int], activations: Activations | None = None, *, refill: int = 0
+    ) -> tuple[EpisodeBatch, EpisodeBatch]:
+        """Sample episodes of the problems with these indices.
+
+        Returns:
+            the episodes of this process, and those of all processes.
+        """
+        problems = [self.problems[index] for index in drawn]
+        on_step = partial(self._show_sampling, len(problems))
+        # the last processes may have a smaller share of a refill, or none
+        size = -(-len(problems) // self.accelerator.num_processes)
+        first = self.accelerator.process_index * size
+        own = EpisodeBatch.of(())
+        if share := problems[first : first + size]:
+            own = self.collect(share, activations, on_step=on_step, first_group=first, refill=refill)
+            if self.reference is not None:
+                micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
+                own = self.reference.with_log_probs(own, micro_batches)
+        return own, gather_episodes(own, problems, self.accelerator)
+
+    def _draw_problems(self, size: int, drawn: Sequence[int] = ()) -> list[int]:
+        """Return the indices of the next problems: in the order of `ProblemOrder`, or by their pass rates.
+
+        Args:
+            size: number of problems.
+            drawn: problems that have been drawn for the same batch.
+        """
+        if self.reinforce.curriculum is None:
+            first = self.state.num_problems + len(drawn)
+            return [self._order.index(position) for position in range(first, first + size)]
+        seed = self._random_number(f"curriculum {len(drawn)}", process=0)
+        counts, num_problems = self.state.pass_counts, len(self.problems)
+        return draw_by_pass_rate(self.reinforce.curriculum, counts, num_problems, size, seed, drawn)
+
+    def _count_passes(self, counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch) -> PassCounts:
+        """Return the counts of the curriculum after the episodes of a batch."""
+        curriculum = self.reinforce.curriculum
+        return counts if curriculum is None else with_episodes(counts, drawn, batch, curriculum.decay)
+
+    @property
+    def _entropy_coefficient(self) -> float:
+        """Weight of the entropy bonus in the next update."""
+        adapted = self.state.entropy_coefficient
+        return self.reinforce.entropy_coefficient if adapted is None else adapted
 
     def _share(self, problems: Sequence[Problem]) -> Sequence[Problem]:
         """Select the problems of this process from the problems of all processes."""
@@ -386,18 +493,23 @@ class TrainingLoop:
         *,
         is_trial: bool = False,
         on_step: OnStep | None = None,
+        first_group: int | None = None,
+        refill: int = 0,
     ) -> EpisodeBatch:
         """Sample episodes from the current policy, for the problems that this process has to sample.
 
         If `is_trial` is True, one short episode of each problem is sampled. For `on_step`, see
-        `collect_episodes`.
+        `collect_episodes`. `first_group` is the number of the first problem among those of all processes; by
+        default, the processes have equal shares. `refill` is the number of the refill for which the problems
+        were drawn; 0: none.
         """
         max_new_tokens = self.sampling.max_new_tokens
         if is_trial:
             max_new_tokens = min(max_new_tokens, MAX_TRIED_TOKENS)
         num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
-        first_group = self.accelerator.process_index * len(problems)
-        generator = self._generator("trial" if is_trial else "episodes")
+        if first_group is None:
+            first_group = self.accelerator.process_index * len(problems)
+        generator = self._generator("trial" if is_trial else f"refill {refill}" if refill else "episodes")
         # all processes share one sequence of random numbers, so the episodes do not depend on their number
         for _ in range(first_group):
             random_numbers(num_episodes, max_new_tokens, generator)
@@ -421,12 +533,12 @@ class TrainingLoop:
                 with_greedy=self.reinforce.baseline == "greedy" and not is_trial,
                 activations=activations,
                 on_step=on_step,
+                length_penalty=None if is_trial else self.reinforce.length_penalty,
             )
 
-    def _show_sampling(self, num_completions: int, num_tokens: int) -> None:
-        reinforce, number = self.reinforce, self.state.num_updates + 1
-        total = reinforce.problems_per_update * reinforce.episodes_per_problem
-        total //= self.accelerator.num_processes
+    def _show_sampling(self, num_problems: int, num_completions: int, num_tokens: int) -> None:
+        number = self.state.num_updates + 1
+        total = num_problems * self.reinforce.episodes_per_problem // self.accelerator.num_processes
         self.display.working(
             f"update {number:,}: {num_completions:,} of {total:,} episodes sampled, {num_tokens:,} tokens"
         )
@@ -475,6 +587,8 @@ class TrainingLoop:
                     f"or remove it from `rewards`: {why}"
                 )
                 raise InputError("\n".join([message, *_lines(episodes[0].traceback)]))
+        if self.reinforce.standardize_rewards:
+            batch.standardized_rewards()  # rejects step rewards
         if not batch.scored.any():
             self.display.say("every reward function returned None on all trial episodes")
         self._has_tried_rewards = True
@@ -512,8 +626,13 @@ class TrainingLoop:
             self.display.say(f"an episode could not be scored and is left out: {why}")
             for line in _lines(failed[0].traceback):
                 self.display.say(line)
-        if self.state.num_updates == 0 and estimate.mean_return is None:
+        if self.state.num_updates == 0 and not batch.scored.any():
             raise InputError(f"no episode of the first update could be scored: {why}")
+        if self.state.num_updates == 0 and estimate.mean_return is None:
+            raise InputError(
+                "reinforce.truncated: all scored episodes of the first update are truncated, so mask leaves "
+                "none to learn from; increase sampling.max_new_tokens, or use truncated: count"
+            )
         share = 1.0 - float(batch.scored.float().mean())
         if share > self.training.max_unscored_share:
             self.save_checkpoint()
@@ -568,7 +687,7 @@ class TrainingLoop:
             )
 
     def _next_state(
-        self, batch: EpisodeBatch, estimate: Estimate, outcomes: Sequence[UpdateOutcome], *, is_fitted: bool
+        self, sample: Sample, estimate: Estimate, outcomes: Sequence[UpdateOutcome], *, is_fitted: bool
     ) -> TrainState:
         state = self.state
         num_in_a_row = state.num_not_finite_in_a_row
@@ -581,19 +700,32 @@ class TrainingLoop:
         return replace(
             state,
             num_updates=state.num_updates + len(outcomes),
-            num_problems=state.num_problems + self.reinforce.problems_per_update,
-            num_tokens=state.num_tokens + batch.num_tokens,
+            num_problems=state.num_problems + sample.num_problems,
+            num_tokens=state.num_tokens + sample.num_tokens,
             num_skipped_updates=state.num_skipped_updates
             + sum(outcome.skipped is not None for outcome in outcomes),
             num_skipped_fits=state.num_skipped_fits + (not is_fitted),
             num_not_finite_in_a_row=num_in_a_row,
             moving_average=average,
+            pass_counts=sample.pass_counts,
+            entropy_coefficient=self._next_entropy_coefficient(sample.batch),
             seconds=time.monotonic() - self._clock,
         )
 
+    def _next_entropy_coefficient(self, batch: EpisodeBatch) -> float | None:
+        """Return the weight of the entropy bonus after a batch; None if there is no target of the entropy."""
+        target = self.reinforce.entropy_target
+        if target is None:
+            return None
+        difference = target.value - mean_entropy(batch)
+        coefficient = self._entropy_coefficient + target.rate * (
+            difference if math.isfinite(difference) else 0
+        )
+        return min(max(coefficient, 0.0), target.max_coefficient)
+
     def _log(
         self,
-        batch: EpisodeBatch,
+        sample: Sample,
         estimate: Estimate,
         prediction: Prediction | None,
         outcomes: Sequence[UpdateOutcome],
@@ -601,7 +733,7 @@ class TrainingLoop:
         sampled: float,
     ) -> dict[str, Any]:
         """Compute the metrics of the update, show and record them, and return them by name."""
-        now = time.perf_counter()
+        now, batch = time.perf_counter(), sample.batch
         metrics: dict[str, Any] = {
             "update": self.state.num_updates,
             **update_metrics(batch, estimate, prediction.values if prediction else None),
@@ -615,6 +747,16 @@ class TrainingLoop:
         }
         if self.value_baseline:
             metrics["value/num_skipped_fits"] = self.state.num_skipped_fits
+        if self.state.entropy_coefficient is not None:
+            metrics["entropy_coefficient"] = self.state.entropy_coefficient
+        if self.reinforce.refill:
+            metrics |= sample.refills.metrics(batch, self.reinforce.problems_per_update)
+        if self.reinforce.curriculum:
+            rates = [pass_rate(sample.pass_counts, index) for index in sample.pass_counts]
+            metrics |= {
+                "curriculum/num_problems": len(rates),
+                "curriculum/pass_rate": math.fsum(rates) / len(rates),
+            }
         # a metric logged by a reward function must not replace one of the metrics above
         metrics |= {name: value for name, value in batch.logged.items() if name not in metrics}
         if not self.accelerator.is_main_process:
@@ -649,15 +791,23 @@ class TrainingLoop:
         if not was_pending and is_due and have_answers(self.held_out or self.problems):
             self.state = replace(self.state, pending_evaluations=tuple(self.evaluation.decodings))
         self._evaluate(is_first_or_last=before is None or num_updates == 0 or is_last)
+        is_last = makes_no_more_updates(self.training, self.state)  # the accuracy may have been reached
         self.state = replace(self.state, seconds=time.monotonic() - self._clock)
         is_stopping = self._is_stopped()
         every = self.training.checkpoint_every
         earlier = -1 if before is None else before.num_updates
         is_save_due = every is not None and earlier // every < num_updates // every
         is_warm = num_updates == 0 and self.training.warm_start is not None
-        if is_save_due or is_last or is_stopping or is_warm or was_pending:
+        is_best = self._best_update == num_updates and not self.state.pending_evaluations
+        if is_save_due or is_last or is_stopping or is_warm or was_pending or is_best:
             self.save_checkpoint()
         return is_stopping
+
+    @property
+    def _best_update(self) -> int | None:
+        """Number of updates of the best checkpoint; None if it is not kept, or if there is none."""
+        best = self.state.best_evaluation.get(self.evaluation.decodings[0])
+        return best.update if best is not None and self.training.keep_best else None
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the state after the latest update, if the run is recorded."""
@@ -673,6 +823,8 @@ class TrainingLoop:
                 keep=self.training.num_checkpoints_kept,
                 scaler=self.accelerator.scaler,
                 value_head=self.value_baseline.tensors() if self.value_baseline else None,
+                reference=self.reference.tensors() if self.reference else None,
+                best=self._best_update,
             )
 
     def _finish(self) -> None:
@@ -706,6 +858,9 @@ class TrainingLoop:
             if evaluation is None:
                 return
             self.state = self.state.with_evaluation(decoding, evaluation.accuracy)
+            if self.training.stop_at is not None and decoding == self.evaluation.decodings[0]:
+                reached = max(self.state.accuracy_reached, evaluation.interval[0])
+                self.state = replace(self.state, accuracy_reached=reached)
             made = self.evaluations.setdefault(decoding, {})
             for number in list(made)[1:]:
                 del made[number]
@@ -716,7 +871,8 @@ class TrainingLoop:
             if self.run_directory is not None:
                 where = {"update": self.state.num_updates, "data": data}
                 self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
-                num_answers = None if is_first_or_last else NUM_ANSWERS
+                is_complete = is_first_or_last or makes_no_more_updates(self.training, self.state)
+                num_answers = None if is_complete else NUM_ANSWERS
                 self.run_directory.append_answers(where, evaluation, num_answers)
                 self.trackers.evaluation(self.state.num_updates, evaluation)
 
@@ -748,7 +904,7 @@ class TrainingLoop:
             return
         num_skipped = warm_start(
             self.policy,
-            self.problems,
+            self.demonstrations or self.problems,
             self.training.warm_start,
             accelerator=self.accelerator,
             display=self.display,
@@ -778,13 +934,42 @@ class TrainingLoop:
             self.display.say(f"resuming from {directory.name}")
             if self.value_baseline:
                 self.value_baseline.restore(directory, self.display.say)
+            if self.reference:
+                self.reference.restore(directory)
         if self.accelerator.is_main_process:
             if directory is not None:  # a run may be killed after a save, before old checkpoints are removed
-                remove_old_checkpoints(directory, self.training.num_checkpoints_kept)
+                remove_old_checkpoints(directory, self.training.num_checkpoints_kept, self._best_update)
             self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
             updates, evaluations = map(self.run_directory.rows, ("metrics.jsonl", "evaluations.jsonl"))
             self.display.restored(updates, evaluations)
         return directory is not None
+
+
+def _check_answers(
+    reinforce: ReinforceConfig,
+    training: TrainingConfig,
+    problems: Sequence[Problem],
+    held_out: Sequence[Problem],
+) -> None:
+    """Check that problems have answers if a setting depends on the accuracy.
+
+    Raises:
+        InputError: if answers are missing, or if there are no held-out problems.
+    """
+    of_batches = {"refill": reinforce.refill > 0, "curriculum": reinforce.curriculum is not None}
+    for name, is_set in of_batches.items():
+        if is_set and not have_answers(problems):
+            raise InputError(
+                f"reinforce.{name}: needs training problems with answers, because it depends on whether "
+                "episodes are correct; give the answers, or remove this setting"
+            )
+    of_evaluations = {"keep_best": training.keep_best, "stop_at": training.stop_at is not None}
+    for name, is_set in of_evaluations.items():
+        if is_set and not (held_out and have_answers(held_out)):
+            raise InputError(
+                f"training.{name}: needs held-out problems with answers, on which the accuracy is measured; "
+                "give held-out problems, or remove this setting"
+            )
 
 
 class _EvaluationStoppedError(Exception):

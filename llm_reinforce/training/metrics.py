@@ -12,6 +12,7 @@ from torch import Tensor
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
+from llm_reinforce.policy_gradient import action_mask, k3
 from llm_reinforce.training.gradient_step import UpdateOutcome
 
 # metrics that differ between equal runs
@@ -41,7 +42,9 @@ def update_metrics(
         metrics["reward"] = float(rewards.mean())
         metrics["reward_std"] = float(rewards.std(correction=0))
         metrics["frac_reward_zero_std"] = _frac_reward_zero_std(batch)
-        metrics["baseline"] = float(estimate.baselines[scored].mean())
+    used = estimate.mask.any(dim=1)
+    if used.any():
+        metrics["baseline"] = float(estimate.baselines[used].mean())
         metrics["advantage_std"] = float(estimate.advantages[estimate.mask].std(correction=0))
     metrics |= _greedy_metrics(batch.greedy)
     if values is not None:
@@ -53,8 +56,11 @@ def update_metrics(
         num_failed = sum(name in episode.failures for episode in episodes)
         if num_failed:
             metrics[f"rewards/{name}/num_failed"] = num_failed
-    entropies = [entropy for episode in episodes for entropy in episode.completion.entropies]
-    metrics["entropy"] = sum(entropies) / max(1, len(entropies))
+    if batch.reference_log_probs is not None:
+        mask = action_mask(batch.lengths, int(batch.lengths.max()))
+        divergence = k3(batch.behavior_log_probs, batch.reference_log_probs, mask)
+        metrics["kl"] = float(divergence[mask].mean())
+    metrics["entropy"] = mean_entropy(batch)
     count = len(episodes)
     lengths = batch.lengths.float()
     verdicts = [episode.verdict for episode in episodes if episode.verdict is not None]
@@ -97,6 +103,12 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
         if measured[-1].signal_share is not None:
             metrics["step/signal_share"] = measured[-1].signal_share
     return metrics
+
+
+def mean_entropy(batch: EpisodeBatch) -> float:
+    """Return the mean entropy of the next-token distribution at the sampled actions, in nats."""
+    entropies = [entropy for episode in batch.episodes for entropy in episode.completion.entropies]
+    return sum(entropies) / max(1, len(entropies))
 
 
 def _greedy_metrics(greedy: Sequence[Episode]) -> dict[str, float]:

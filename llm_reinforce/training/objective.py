@@ -12,6 +12,7 @@ from llm_reinforce.policy_gradient import (
     clipped_loss,
     clipped_weights,
     importance_weights,
+    k3,
     limit_weights,
     log_ratios,
     reinforce_loss,
@@ -151,3 +152,30 @@ def _clipped(
         int(counted.sum()), num_low=int((is_low & counted).sum()), num_high=int((is_high & counted).sum())
     )
     return Surrogate(loss, counts)
+
+
+def kl_loss(
+    log_probs: Float[Tensor, "episode token"],
+    reference_log_probs: Float[Tensor, "episode token"],
+    behavior_log_probs: Float[Tensor, "episode token"],
+    mask: Bool[Tensor, "episode token"],
+    denominator: float,
+    factors: Float[Tensor, "episode 1"] | None = None,
+) -> Float[Tensor, ""]:
+    """Return the KL divergence in the loss: the weighted sum of k3 over all actions, divided by D.
+
+        (1/D) Σ_b Σ_t ρ_t k3_t        ρ_t = π(a_t | s_t; θ) / μ(a_t | s_t), without gradient
+
+    μ is the policy that sampled the action. In the first update of a batch, the ratios are 1.
+
+    Args:
+        log_probs: log π(a_t | s_t; θ). The gradient flows through them.
+        reference_log_probs: log π_ref(a_t | s_t).
+        behavior_log_probs: log μ(a_t | s_t).
+        mask: True for the actions of scored episodes.
+        denominator: the denominator D of the update's loss.
+        factors: factor of each episode's loss. None: all factors are 1.
+    """
+    ratios = log_ratios(log_probs, behavior_log_probs, mask).detach().exp()
+    weighted = ratios * k3(log_probs, reference_log_probs, mask)
+    return (weighted if factors is None else factors * weighted).sum() / denominator

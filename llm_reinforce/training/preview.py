@@ -60,6 +60,7 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         max_new_tokens=loop.sampling.max_new_tokens,
         temperature=loop.sampling.temperature,
         generator=torch.Generator(loop.policy.device).manual_seed(loop.seed),
+        length_penalty=loop.reinforce.length_penalty,
     )
     try:
         loop.try_rewards()

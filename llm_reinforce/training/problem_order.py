@@ -1,6 +1,15 @@
-"""Order of the training problems, which are shuffled again at the start of every epoch."""
+"""Choice of the training problems: shuffled again at the start of every epoch, or by their pass rates."""
 
 import random
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+
+from llm_reinforce.config import CurriculumConfig
+from llm_reinforce.episodes import EpisodeBatch
+
+PassCounts = Mapping[int, tuple[float, float]]
+"""Discounted numbers of correct episodes and of all episodes, by the index of the problem."""
 
 
 class ProblemOrder:
@@ -23,3 +32,80 @@ class ProblemOrder:
             random.Random(f"epoch {self.seed} {epoch}").shuffle(self._permutation)
             self._epoch = epoch
         return self._permutation[place]
+
+
+def pass_rate(counts: PassCounts, index: int) -> float:
+    """Return the smoothed share of a problem's recent episodes that are correct; 1/2 before the first one.
+
+    p = (c + 1) / (n + 2)
+    """
+    correct, total = counts.get(index, (0.0, 0.0))
+    return (correct + 1.0) / (total + 2.0)
+
+
+def with_episodes(
+    counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch, decay: float
+) -> dict[int, tuple[float, float]]:
+    """Return the counts after the episodes of a batch: decay · earlier count + number of episodes.
+
+    Args:
+        counts: the counts before the batch.
+        drawn: index of the problem of each group.
+        batch: episodes with verdicts, of all processes.
+        decay: weight of a problem's earlier episodes.
+    """
+    added = dict(counts)
+    for index in dict.fromkeys(drawn):
+        correct, total = added.get(index, (0.0, 0.0))
+        added[index] = (decay * correct, decay * total)
+    for episode in batch.episodes:
+        correct, total = added[drawn[episode.group]]
+        is_correct = episode.verdict is not None and episode.verdict.correct
+        added[drawn[episode.group]] = (correct + is_correct, total + 1.0)
+    return added
+
+
+def problem_weight(settings: CurriculumConfig, rate: float) -> float:
+    """Return the weight of a problem with this pass rate."""
+    pools = settings.pools
+    if pools is None:
+        return rate * (1.0 - rate)
+    if rate < pools.hard_below:
+        return pools.hard
+    return pools.easy if rate > pools.easy_above else pools.normal
+
+
+def draw_by_pass_rate(
+    settings: CurriculumConfig,
+    counts: PassCounts,
+    num_problems: int,
+    size: int,
+    seed: int,
+    taken: Collection[int] = (),
+) -> list[int]:
+    """Draw problems without replacement, with probabilities proportional to their weights.
+
+    If fewer problems than needed are left, all problems can be drawn again. Problems with a weight of 0 are
+    drawn only if no other problems are left.
+
+    Args:
+        settings: the settings of the curriculum.
+        counts: recent episodes of each problem.
+        num_problems: number of training problems.
+        size: number of problems to draw.
+        seed: seed of the random choice.
+        taken: problems that are not drawn unless all others are taken.
+
+    Source: Efraimidis & Spirakis 2006.
+    """
+    # most problems of a large data set have not been sampled, and share one weight
+    weights = np.full(num_problems, problem_weight(settings, pass_rate({}, 0)))
+    for index in counts:
+        weights[index] = problem_weight(settings, pass_rate(counts, index))
+    uniforms = np.random.default_rng(seed).random(num_problems)
+    with np.errstate(divide="ignore"):
+        # of the keys u^(1/w), the largest are drawn; a weight of 0 has the key 0
+        keys = np.log(uniforms) / weights
+    keys[list(taken)] -= np.inf
+    order = np.lexsort((-uniforms, -keys)).tolist()
+    return [int(order[place % num_problems]) for place in range(size)]

@@ -62,7 +62,8 @@ def recording(
 def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
-    `num_updates` and `num_tokens` may be larger than in the settings of the run, and the trackers may differ.
+    `num_updates`, `num_tokens` and `stop_at` may be larger than in the settings of the run, and the trackers
+    may differ.
     If no `chat_template_date` is given, the date of the run is used.
 
     Raises:
@@ -83,7 +84,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     Args:
         file: `recipe.yaml` of the run.
         config: settings to compare with.
-        may_grow: ignore a larger number of updates, a larger budget of tokens, and other trackers.
+        may_grow: ignore a larger number of updates, a larger budget of tokens, a higher target accuracy, and
+            other trackers.
 
     Raises:
         InputError: if the file is not a valid recipe.
@@ -121,11 +123,12 @@ def with_date(config: Config, date: str | None) -> Config:
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:
-    """Return the names of the limits (`num_updates`, `num_tokens`) that are larger now than before."""
-    grown = ["num_updates"] if before.training.num_updates < now.training.num_updates else []
-    own, given = before.training.num_tokens, now.training.num_tokens
-    if own is not None and (given is None or own < given):
-        grown.append("num_tokens")
+    """Return the names of the limits of the run that are larger now than before. None is no limit."""
+    grown = []
+    for name in ("num_updates", "num_tokens", "stop_at"):
+        own, given = getattr(before.training, name), getattr(now.training, name)
+        if own is not None and (given is None or own < given):
+            grown.append(name)
     return grown
 
 

@@ -5,7 +5,7 @@ examples.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from accelerate import Accelerator
@@ -42,8 +42,9 @@ def warm_start(
 
     Args:
         policy: the policy; it is trained in place.
-        problems: the training problems; each update draws some of them with replacement.
-        settings: number of updates, batch size and learning rate.
+        problems: the demonstrations or training problems. Each update draws some of them with replacement;
+            with `epochs`, all of them are used once in each epoch.
+        settings: number of updates or epochs, batch size and learning rate.
         accelerator: the accelerator of the run.
         display: display of the progress.
         seed: seed of the random choice of problems.
@@ -58,15 +59,15 @@ def warm_start(
     """
     model = policy.model
     adam = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
-    schedule = learning_rate_schedule("cosine", adam, settings.num_warmup_updates, settings.num_updates)
+    num_of_all = settings.length(len(problems))
+    num_warmup = min(settings.num_warmup_updates, num_of_all)
+    schedule = learning_rate_schedule("cosine", adam, num_warmup, num_of_all)
     # accelerator.prepare is not used: it would unscale fp16 gradients once per prepared optimizer
     optimizer = AcceleratedOptimizer(adam, scaler=accelerator.scaler)
-    generator = random.Random(f"warm start {seed} 0")
     num_skipped, num_in_a_row = 0, 0
-    for num_updates in range(1, settings.num_updates + 1):
+    for num_updates, drawn in enumerate(_batches(problems, settings, seed), 1):
         if is_stopped():
             break
-        drawn = generator.choices(problems, k=settings.batch_size)
         optimizer.zero_grad()
         own_loss = _backward(policy, drawn, accelerator)
         sum_gradients(model, accelerator)
@@ -90,8 +91,24 @@ def warm_start(
                 "checkpoint is saved. Lower training.warm_start.learning_rate, or use a higher-precision "
                 "dtype or mixed_precision, and start the run again with --overwrite"
             )
-        display.warm_start(num_updates, settings.num_updates, loss)
+        display.warm_start(num_updates, num_of_all, loss)
     return num_skipped
+
+
+def _batches(
+    problems: Sequence[Problem], settings: WarmStartConfig, seed: int
+) -> Iterator[Sequence[Problem]]:
+    """Yield the problems of each update: drawn with replacement, or, with `epochs`, in random order."""
+    if settings.epochs is None:
+        generator = random.Random(f"warm start {seed} 0")
+        for _ in range(settings.length(len(problems))):
+            yield generator.choices(problems, k=settings.batch_size)
+        return
+    order: list[Problem] = []
+    for epoch in range(settings.epochs):
+        order += random.Random(f"warm start {seed} epoch {epoch}").sample(problems, len(problems))
+    for start in range(0, len(order), settings.batch_size):
+        yield order[start : start + settings.batch_size]
 
 
 def target_of(problem: Problem) -> str:

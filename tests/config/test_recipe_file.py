@@ -150,7 +150,7 @@ def test_all_errors_are_reported_in_the_order_of_the_file(tmp_path: Path) -> Non
 def test_error_for_missing_key_names_its_section(tmp_path: Path) -> None:
     text = SMALLEST + "  warm_start: {batch_size: 4}\n"
     (message,) = complaints(tmp_path, text)
-    assert message.endswith("training.warm_start.num_updates: missing, and it has no default")
+    assert "training.warm_start.num_updates: missing, and epochs is not given either" in message
     messages = complaints(tmp_path, "seed: 1\n")
     assert messages == [f"x.yaml: {key}: missing, and it has no default" for key in ("policy", "problems")]
 

@@ -324,7 +324,7 @@ def test_a_run_killed_before_it_saved_its_policy_saves_it_when_resumed(
 def test_a_resume_removes_old_checkpoints_left_by_a_killed_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def killed(directory: Path, keep: int) -> None:
+    def killed(directory: Path, *_: Any) -> None:
         if directory.name == "update-000004":
             raise KilledError
 

@@ -116,9 +116,9 @@ def the_gradient_equals_that_of_one_process_with_all_episodes(
     batches = []
     plain = gradient_step.GradientStep.__call__
 
-    def watched(self, batch, *rest):
+    def watched(self, batch, *rest, **options):
         batches.append(batch)
-        return plain(self, batch, *rest)
+        return plain(self, batch, *rest, **options)
 
     sum_gradients = gradient_step.sum_gradients
     patch.setattr(gradient_step, "sum_gradients", checking)
@@ -129,7 +129,10 @@ def the_gradient_equals_that_of_one_process_with_all_episodes(
 
 
 def halves_of_batches() -> TrainingLoop:
-    """Return a loop with two updates per batch, whose results do not depend on the number of processes."""
+    """Return a loop whose results do not depend on the number of processes.
+
+    It has two updates per batch, refills, a curriculum, a reference policy and a target of the entropy.
+    """
     settings = ReinforceConfig(
         problems_per_update=4,
         episodes_per_problem=3,
@@ -138,6 +141,11 @@ def halves_of_batches() -> TrainingLoop:
         entropy_coefficient=0.1,
         updates_per_batch=2,
         importance={"level": "per_decision"},
+        entropy_target={"value": 1.0, "rate": 0.01, "max_coefficient": 0.2},
+        kl={"coefficient": 0.1, "estimator": "k3", "refresh_every": 2},
+        truncated={"penalty": 0.5, "from": 2},
+        refill=2,
+        curriculum={},
     )
     return trainer(num_updates=4, reinforce=settings, display=Watcher())
 

@@ -1,0 +1,115 @@
+"""Settings of truncated episodes, of the KL divergence and entropy, and of the problems of a batch."""
+
+from typing import Literal
+
+from pydantic import Field, ValidationInfo, field_validator
+
+from llm_reinforce.config.section import Count, Positive, Section, Text
+
+OBJECTIVE_CHANGES = "changes the objective: it is averaged over other problems than with uniform sampling"
+
+
+class LengthPenaltyConfig(Section):
+    """A penalty on long completions: the soft overlong punishment of DAPO.
+
+    The penalty grows linearly from 0, for a completion of `from` tokens, to `penalty`, for a completion of
+    sampling.max_new_tokens tokens. It is subtracted from the reward.
+    """
+
+    penalty: Positive = Field(
+        default=1.0, description="penalty of a completion of sampling.max_new_tokens tokens"
+    )
+    from_: Count = Field(
+        alias="from",
+        description="completions of at most this number of tokens have no penalty; must be below "
+        "sampling.max_new_tokens",
+    )
+
+
+class KLConfig(Section):
+    """The KL divergence between the policy and a reference policy, and a penalty on it."""
+
+    coefficient: float = Field(
+        ge=0, description="weight of the penalty; with 0, the divergence is only logged as `kl`"
+    )
+    reference: Text = Field(
+        default="start",
+        description="start: the policy before the first policy-gradient update; or a directory or hub id of "
+        "a model with the policy's tokenizer",
+    )
+    refresh_every: Count | None = Field(
+        default=None,
+        description="number of updates after which the current policy becomes the reference; null: never",
+    )
+    estimator: Literal["k1", "k3"] = Field(
+        default="k1",
+        description="k1: subtract log π - log π_ref from the reward of each action, which follows the "
+        "gradient of KL(π‖π_ref); k3: add π_ref/π - 1 - log(π_ref/π) of each action to the loss, which "
+        "follows the gradient of KL(π_ref‖π) at the visited states",
+    )
+
+    @field_validator("refresh_every")
+    @classmethod
+    def _check_refresh(cls, every: int | None, info: ValidationInfo) -> int | None:
+        if every is not None and info.data.get("reference", "start") != "start":
+            raise ValueError(
+                f"makes the policy the reference, but the reference is {info.data['reference']}; remove one "
+                "of the two settings"
+            )
+        return every
+
+
+class EntropyTargetConfig(Section):
+    """A target of the entropy, to which the weight of the entropy bonus is adapted.
+
+    After each batch, the weight grows by rate x (value - entropy). It stays between 0 and max_coefficient.
+    """
+
+    value: Positive = Field(description="target of the mean entropy of an action, in nats")
+    rate: Positive = Field(default=0.001, description="change of the weight per nat of difference")
+    max_coefficient: Positive = Field(default=0.1, description="largest weight of the entropy bonus")
+
+
+class PoolsConfig(Section):
+    """Weights of the problems of a curriculum in three pools: hard, normal and easy problems."""
+
+    hard_below: float = Field(
+        default=0.25, ge=0, le=1, description="a problem with a lower pass rate is hard"
+    )
+    easy_above: float = Field(
+        default=0.75, ge=0, le=1, description="a problem with a higher pass rate is easy"
+    )
+    hard: float = Field(default=1.0, ge=0, description="weight of a hard problem")
+    normal: Positive = Field(
+        default=1.0, description="weight of a normal problem, or of one that has not been sampled yet"
+    )
+    easy: float = Field(default=0.2, ge=0, description="weight of an easy problem")
+
+    @field_validator("easy_above")
+    @classmethod
+    def _check_order(cls, easy_above: float, info: ValidationInfo) -> float:
+        hard_below = info.data.get("hard_below", 0.0)
+        if easy_above < hard_below:
+            raise ValueError(f"should be at least hard_below, which is {hard_below:g}, not {easy_above:g}")
+        return easy_above
+
+
+class CurriculumConfig(Section):
+    """Choice of the training problems by their recent pass rates.
+
+    The pass rate p of a problem is the smoothed share of its recent episodes that are correct. The problems
+    of a batch are drawn without replacement, with probabilities proportional to their weights. A curriculum
+    changes which problems the objective averages over.
+    """
+
+    decay: float = Field(
+        default=0.8,
+        ge=0,
+        lt=1,
+        description="weight of a problem's earlier episodes when it is sampled again; 0: only the latest "
+        "episodes count",
+    )
+    pools: PoolsConfig | None = Field(
+        default=None,
+        description="weights of hard, normal and easy problems; null: the weight of a problem is p(1-p)",
+    )

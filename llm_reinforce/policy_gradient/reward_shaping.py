@@ -1,0 +1,51 @@
+"""Changes of rewards before they are summed: a penalty on long episodes, and standardized rewards."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+def length_penalties(
+    lengths: Int[Tensor, " episode"], start: int, longest: int, penalty: float
+) -> Float[Tensor, " episode"]:
+    """Return the penalty of each episode for its length.
+
+        penalty · clip((T - start) / (longest - start), 0, 1)
+
+    Source: Yu et al. 2025 (DAPO), equation 13, where the penalty is 1.
+
+    Args:
+        lengths: number of actions T of each episode.
+        start: episodes of at most this length have no penalty.
+        longest: length with the full penalty, above `start`.
+        penalty: the full penalty.
+    """
+    return penalty * ((lengths - start) / (longest - start)).clamp(0.0, 1.0)
+
+
+def group_standardized(
+    values: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], given: Bool[Tensor, " episode"]
+) -> Float[Tensor, " episode"]:
+    """Return each value's distance from the mean of its group, divided by the group's standard deviation.
+
+        (r_i - m) / s        m = (1/n) Σ_j r_j,  s² = (1/n) Σ_j (r_j - m)²
+
+    The sums are over the given values of the group. The result is 0 if the values of the group are equal, and
+    for values that are not given.
+
+    Source: Liu et al. 2026 (GDPO), equation 4.
+    """
+    _, index = torch.unique(groups, return_inverse=True)
+    num_groups = int(index.max()) + 1 if len(groups) else 0
+
+    def means(numbers: Tensor) -> Tensor:
+        sums = numbers.new_zeros(num_groups).index_add_(0, index, numbers.masked_fill(~given, 0.0))
+        counts = numbers.new_zeros(num_groups).index_add_(0, index, given.to(numbers.dtype))
+        return (sums / counts.clamp(min=1))[index]
+
+    exact = values.double()
+    differences = exact - means(exact)
+    spread = means(differences.square()).sqrt()
+    # the mean of equal values may have a rounding error
+    is_used = given & (spread > 1e-9 * means(exact.abs()))
+    return torch.where(is_used, differences / spread, 0.0).to(values.dtype)

@@ -57,6 +57,7 @@ def facts_of(run: RecordedRun) -> RunFacts:
         num_updates=-(-num_updates // updates_per_batch) or max(1, len(run.metrics)),
         num_warmup_updates=_integer(training.get("num_warmup_updates"), 0),
         is_full_precision=is_full and training.get("mixed_precision", "no") == "no",
+        updates_per_batch=updates_per_batch,
     )
 
 

@@ -83,11 +83,12 @@ class RunFacts:
 
     Attributes:
         num_problems: number of training problems; None if it is not known.
-        problems_per_update: number of problems of an update.
-        episodes_per_problem: number of episodes of each problem of an update.
+        problems_per_update: number of problems of an update; with several updates per batch, of a batch.
+        episodes_per_problem: number of episodes of each problem.
         num_updates: number of updates of the whole run; with several updates per batch, number of batches.
         num_warmup_updates: number of updates over which the learning rate rises.
         is_full_precision: True if the weights and the forward pass have 32 or more bits.
+        updates_per_batch: number of updates per batch. Each row of metrics describes one batch.
     """
 
     num_problems: int | None
@@ -96,11 +97,17 @@ class RunFacts:
     num_updates: int
     num_warmup_updates: int = 0
     is_full_precision: bool = True
+    updates_per_batch: int = 1
 
     @property
     def num_episodes(self) -> int:
-        """Number of episodes of an update."""
+        """Number of episodes of a batch, which is described by one row of metrics."""
         return self.problems_per_update * self.episodes_per_problem
+
+    @property
+    def num_episodes_of_step(self) -> int:
+        """Number of episodes from which the gradient of one optimizer step is computed."""
+        return self.num_episodes // self.updates_per_batch
 
 
 def finding(

@@ -157,9 +157,9 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Find steps that together hardly move the weights, in a run whose reward does not rise."""
     steps, reward = finite(rows, "step/relative_norm"), _flat_reward(rows, facts)
-    if not steps or reward is None or not _path(rows) < SHORT_PATH:
+    if not steps or reward is None or not _path(rows, facts) < SHORT_PATH:
         return None
-    rate, path = highest_rate(rows), _path(rows)
+    rate, path = highest_rate(rows), _path(rows, facts)
     # the steps of Adam are proportional to the learning rate
     needed = f" to {rate * SHORT_PATH / path:.1g} or more" if path > 0 else ""
     return finding(
@@ -180,7 +180,7 @@ def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     if reward is None or len(shares) < 3 * MEMORY:
         return None
     share, error = signal_of(shares)
-    if share > 2.0 * error or _path(rows) < SHORT_PATH or median(steps) >= LONG_STEP:
+    if share > 2.0 * error or _path(rows, facts) < SHORT_PATH or median(steps) >= LONG_STEP:
         return None
     return finding(
         "noisy_updates",
@@ -241,11 +241,11 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
     share, error = signal_of(shares)
     is_measured = share > 2.0 * error
     episodes = noise_scale(
-        min(1.0, share if is_measured else max(share, 0.0) + 2.0 * error), facts.num_episodes
+        min(1.0, share if is_measured else max(share, 0.0) + 2.0 * error), facts.num_episodes_of_step
     )
     return [
         f"signal share of the gradient {share:.1%} ± {error:.1%}",
-        f"an update has {facts.num_episodes:,} episodes; signal equals noise at "
+        f"an update has {facts.num_episodes_of_step:,} episodes; signal equals noise at "
         + (f"about {episodes:,.0f} episodes" if is_measured else f"{episodes:,.0f} episodes or more"),
     ]
 
@@ -256,9 +256,9 @@ def movement(rows: Sequence[Row]) -> list[str]:
     return [f"norm of a step relative to the weights: median {median(steps):.2g}"] if steps else []
 
 
-def _path(rows: Sequence[Row]) -> float:
+def _path(rows: Sequence[Row], facts: RunFacts) -> float:
     """Return the sum of the norms of all steps, relative to the weights."""
-    return fmean(finite(rows, "step/relative_norm")) * len(rows)
+    return fmean(finite(rows, "step/relative_norm")) * len(rows) * facts.updates_per_batch
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:

@@ -233,6 +233,7 @@ class TrainingLoop:
                 training.num_warmup_updates,
                 is_full_precision=training.mixed_precision == "no"
                 and next(policy.model.parameters()).dtype.itemsize >= 4,
+                updates_per_batch=self.reinforce.updates_per_batch,
             )
         )
         self.trackers = Trackers()  # replaced while a run is recorded
@@ -525,7 +526,7 @@ class TrainingLoop:
                 first_group=first_group,
                 progress=Progress(
                     self.state.num_updates,
-                    expected_updates(self.training, self.state),
+                    self.reinforce.in_whole_batches(expected_updates(self.training, self.state)),
                     self.state.num_problems / len(self.problems),
                     self._random_number("update"),
                 ),
@@ -760,7 +761,7 @@ class TrainingLoop:
         metrics |= {name: value for name, value in batch.logged.items() if name not in metrics}
         if not self.accelerator.is_main_process:
             return metrics
-        total = expected_updates(self.training, self.state)
+        total = self.reinforce.in_whole_batches(expected_updates(self.training, self.state))
         self.display.update(self.state.num_updates, total, metrics, batch.episodes)
         self._warn(self.warning_signs.add(metrics))
         if self.run_directory is not None:

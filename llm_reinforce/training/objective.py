@@ -24,6 +24,8 @@ from llm_reinforce.policy_gradient import (
 class RatioCounts:
     """Sums over importance weights or clipped ratios, from which their metrics are computed.
 
+    Episodes whose advantages are all zero are not counted.
+
     Attributes:
         num: number of weights or ratios.
         total: sum of the weights.
@@ -118,7 +120,9 @@ def _weighted(
     raw = importance_weights(settings.level, logs)
     weights = limit_weights(raw, settings.limit, settings.beyond_limit)
     # an episode has one weight with `sequence`, and otherwise one weight per action
-    counted = mask if settings.level != "sequence" else mask & (mask.cumsum(dim=1) == 1)
+    counted = mask & advantages.ne(0).any(dim=1, keepdim=True)
+    if settings.level == "sequence":
+        counted = counted & (mask.cumsum(dim=1) == 1)
     used = weights[counted]
     is_beyond = raw[counted] > (torch.inf if settings.limit is None else settings.limit)
     counts = RatioCounts(
@@ -143,8 +147,9 @@ def _clipped(
     else:
         weights = clipped_weights(logs, settings.low, settings.high)
         loss = reinforce_loss(log_probs, weights * advantages, mask, denominator)
+    counted = mask & advantages.ne(0).any(dim=1, keepdim=True)
     counts = RatioCounts(
-        int(mask.sum()), num_low=int((is_low & mask).sum()), num_high=int((is_high & mask).sum())
+        int(counted.sum()), num_low=int((is_low & counted).sum()), num_high=int((is_high & counted).sum())
     )
     return Surrogate(loss, counts)
 

@@ -77,7 +77,7 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         num_held_out=len(loop.held_out),
         prompt=first_prompt(loop.policy, loop.problems),
         rewards=[(reward.name, reward.weight) for reward in loop.rewards],
-        num_updates=expected_updates(loop.training, after_batch),
+        num_updates=shape.in_whole_batches(expected_updates(loop.training, after_batch)),
         episodes=batch.episodes,
         reward_error=reward_error,
     )

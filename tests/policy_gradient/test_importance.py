@@ -121,6 +121,14 @@ def test_metrics_of_weights_and_clipped_ratios() -> None:
     assert cispo == {"clip/frac_low": 0.5, "clip/frac_high": 0.5}
 
 
+@pytest.mark.parametrize("correction", [{"importance": {"level": "token"}}, {"clip": {"low": 0.2}}])
+def test_metrics_of_ratios_ignore_episodes_without_an_advantage(correction) -> None:
+    one = ReinforceConfig(updates_per_batch=2, **correction)
+    zeros = torch.zeros_like(RATIOS)
+    none = surrogate_loss(one, RATIOS.log(), zeros, zeros, MASK, 2.0)
+    assert none.counts.metrics(one) == {}
+
+
 @pytest.mark.parametrize(
     "settings",
     [

@@ -293,6 +293,18 @@ def test_number_of_problems_needed_has_the_stated_power() -> None:
     assert float((statistic > 1.96).mean()) == pytest.approx(0.8, abs=0.015)
 
 
+def test_steps_and_episodes_of_several_updates_per_batch() -> None:
+    shape = {"problems_per_update": 16, "episodes_per_problem": 8, "updates_per_batch": 4}
+    files = {"settings": {"reinforce": shape, "training": {"num_updates": 240}}}
+    flat = {"accuracy": noise(0.4), "reward": noise(0.4)}
+    # each of the 60 rows describes 4 steps
+    found = only(recorded(files=files, **flat, **{"step/relative_norm": 4e-6}))
+    assert "at most 0.00096 of their norm" in found.sentence
+    assert diagnose(recorded(files=files, **flat, **{"step/relative_norm": 8e-6})) == ()
+    found = only(recorded(files=files, **flat, **{"step/signal_share": noise(0.0)}))
+    assert any("an update has 32 episodes" in line for line in found.evidence)
+
+
 def test_noise_scale() -> None:
     assert noise_scale(0.5, 64) == 64
     assert noise_scale(0.2, 100) == pytest.approx(400)

@@ -23,6 +23,7 @@ from small_runs import (
 )
 
 from llm_reinforce.config import EvaluationConfig, ReinforceConfig
+from llm_reinforce.console.run_display import Silent
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.policy import token_log_probs
 from llm_reinforce.rewards import WeightedReward
@@ -190,6 +191,21 @@ def test_runs_end_with_a_whole_batch(tmp_path: Path) -> None:
     assert [row["update"] for row in rows(directory, "evaluations.jsonl")] == [0, 4, 8]
     saved = sorted(entry.name for entry in directory.checkpoints.iterdir())
     assert saved == ["update-000000", "update-000004", "update-000008"]
+
+
+def test_expected_updates_are_whole_batches() -> None:
+    totals: list[int] = []
+
+    class Totals(Silent):
+        def update(self, number: int, total: int, *others: Any) -> None:
+            totals.append(total)
+
+    one = trainer(
+        num_updates=99, reinforce=halves(updates_per_batch=4), training={"num_tokens": 100}, display=Totals()
+    )
+    one.train()
+    assert one.state.num_updates == totals[-1] == 12
+    assert [total % 4 for total in totals] == [0, 0, 0]
 
 
 def test_a_step_that_is_skipped_within_a_batch_is_reported() -> None:

@@ -90,7 +90,7 @@ def _own_arguments() -> Sequence[str]:
 
 
 def _number(names: Sequence[str], default: int) -> int:
-    """Return the first of these environment variables that is a number, as accelerate does."""
+    """Return the value of the first variable that is a number, as accelerate does, otherwise the default."""
     for name in names:
         if os.environ.get(name, "").strip().isdecimal():
             return int(os.environ[name])

@@ -142,7 +142,7 @@ def test_weights_of_a_run_replace_those_of_the_recipe(measured, run):
     ("arguments", "message"),
     [
         (["--set", "reinforce.baseline=none", "--set", "reinforce.episodes_per_problem=1"], "at least 2"),
-        (["--set", "rewards=[{function: rewards.py:same}]"], "of the 32 problems have a gradient"),
+        (["--set", "rewards=[{function: rewards.py:same}]"], "of the 32 problems have a nonzero gradient"),
         (["--set", "rewards=[{function: rewards.py:broken}]"], "no episode could be scored"),
         (["--policy", "nowhere"], "nowhere"),
         (["--set", "reinforce.baselin=none"], "baseline"),

@@ -288,10 +288,10 @@ def estimator_statistics(
     if num_with_gradient < MIN_WITH_GRADIENT:
         found = f"only {num_with_gradient}" if num_with_gradient else "none"
         raise InputError(
-            f"{found} of the {len(reference)} problems have a gradient, but at least {MIN_WITH_GRADIENT} are "
-            "needed. A problem has no gradient if all its episodes have the same return. Measure a `policy` "
-            "that is sometimes right and sometimes wrong (--policy on the command line), or increase "
-            "`num_problems` (--problems) or reinforce.episodes_per_problem (--set)"
+            f"{found} of the {len(reference)} problems have a nonzero gradient, but at least "
+            f"{MIN_WITH_GRADIENT} are needed. The gradient is zero if all episodes of a problem have the "
+            "same return. Measure a `policy` that is sometimes right and sometimes wrong (--policy on the "
+            "command line), or increase `num_problems` (--problems) or reinforce.episodes_per_problem (--set)"
         )
     rows = tuple(
         _statistics(estimator, own, gram(index, reference_index), reference, seed)

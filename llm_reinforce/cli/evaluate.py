@@ -86,7 +86,7 @@ def evaluate(
         str | None,
         typer.Option(
             help="Template of the prompts, with {prompt} in place of the problem. Default: the template of "
-            "the policy's run or, if there is no run, of the data set."
+            "the policy's run or, if the policy does not come from a run, of the data set."
         ),
     ] = None,
     system_prompt: SystemPromptOption = None,

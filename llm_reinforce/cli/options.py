@@ -33,14 +33,15 @@ TokensOption = Annotated[
         min=1,
         # the default is MAX_NEW_TOKENS, whose import takes half a second
         help="Maximum number of tokens per completion. Default: the value of the policy's run, or 256 if "
-        "there is no run.",
+        "the policy does not come from a run.",
     ),
 ]
 TemperatureOption = Annotated[
     float | None,
     typer.Option(
         min=1e-6,
-        help="Sampling temperature. Default: the value of the policy's run, or 1 if there is no run.",
+        help="Sampling temperature. Default: the value of the policy's run, or 1 if the policy does not come "
+        "from a run.",
     ),
 ]
 SystemPromptOption = Annotated[
@@ -61,7 +62,7 @@ TemplateDateOption = Annotated[
     typer.Option(
         metavar="YYYY-MM-DD",
         help="Date that the chat template prints as the current date. Default: the date of the policy's "
-        "run, or today.",
+        "run, or today if the policy does not come from a run.",
     ),
 ]
 RemoteCodeOption = Annotated[

@@ -212,7 +212,7 @@ def apply_override(document: Document, override: str) -> None:
     """Apply an override of the form `section.key=value`, which changes one value of a document.
 
     The value is parsed as YAML. The items of a list are addressed by their index, as in `rewards.0.weight=2`.
-    An invalid override is added to the problems of the document.
+    If the override is invalid, an error is added to `document.problems`.
     """
     place = Place(override=override)
     try:

@@ -67,7 +67,7 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Return the difference in accuracy, its interval and p-value, and a table of reasons for the changes.
+    """Return the difference in accuracy, its interval and p-value, and a table of why answers changed.
 
     Reasons that apply to no change are omitted.
     """

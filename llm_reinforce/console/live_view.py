@@ -141,7 +141,8 @@ class NotebookDisplay(RunView):
 def _logs_follow(before: tuple[object, object]) -> Iterator[None]:
     """Let handlers of `logging` write to the current `sys.stdout` and `sys.stderr` in a `with` block.
 
-    A handler keeps the stream that it was created with. Its messages would be written into the live view.
+    A handler keeps the stream that it was created with. Without this function, its messages would therefore
+    be written into the live view.
 
     Args:
         before: `sys.stdout` and `sys.stderr` before the live view replaced them.
@@ -161,14 +162,14 @@ def _logs_follow(before: tuple[object, object]) -> Iterator[None]:
 
 
 class _Frames(RenderHook):
-    """Prints each view as one frame, and erases remains of views that a narrower terminal has wrapped.
+    """Prints each view as one frame, and erases what is left of views that a narrower terminal has wrapped.
 
     Before `rich.live.Live` prints the next view, it moves the cursor up by the number of lines of the last
     view. After a terminal has become narrower, these lines occupy more lines of the terminal.
     """
 
-    # Terminals that know synchronized output (mode 2026) show a frame when it is complete. Without automatic
-    # wrapping (mode 7), a character that is wider than expected cannot wrap a line of the view.
+    # Terminals that know synchronized output (mode 2026) show a frame only when it is complete. Without
+    # automatic wrapping (mode 7), a character that is wider than expected cannot wrap a line of the view.
     BEGIN, END, NO_WRAP, WRAP = "\x1b[?2026h", "\x1b[?2026l", "\x1b[?7l", "\x1b[?7h"
 
     def __init__(self, console: Console) -> None:

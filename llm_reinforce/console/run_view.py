@@ -83,7 +83,7 @@ class RunView:
             self._add_accuracy(row["data"], row["decoding"], made)
 
     def changed(self) -> None:
-        """Show the current state. A display that a thread refreshes does nothing here."""
+        """Show the current state. Does nothing in a display that a thread refreshes."""
 
     def working(self, sentence: str) -> None:
         self.work.sentence = sentence
@@ -192,7 +192,7 @@ class RunView:
         return [*stopping, *([Text(fitted(progress, width), "dim")] if progress else [])] or [Text()]
 
     def _accuracies(self, width: int, room: int, max_chart_lines: int, *, is_ascii: bool) -> list[Text]:
-        """Return the accuracies, with charts of at least one line that fill `room` lines."""
+        """Return the accuracies with charts, each of at least one line, in `room` lines if possible."""
         accuracies, lines = self.accuracies, []
         heads = {decoding: self._accuracy(decoding, made, width) for decoding, made in accuracies.items()}
         num_each = (room - sum(map(len, heads.values()))) // max(1, len(heads))
@@ -236,7 +236,7 @@ class RunView:
 
 
 def _side_by_side(left: Sequence[Text], right: Sequence[Text], column: int) -> list[Text]:
-    """Return lines with the left lines at the margin and the right lines from a column on."""
+    """Return each left line joined with a right line, which starts at the given column."""
     lines = []
     for first, second in zip_longest(left, right, fillvalue=Text()):
         lines.append(Text.assemble(first, " " * (column - first.cell_len if second else 0), second))
@@ -244,7 +244,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], column: int) -> l
 
 
 def flow(pieces: Sequence[tuple[str, str]], width: int, separator: str = "  ") -> list[Text]:
-    """Return pieces of text, each with its style, as lines. Pieces are not broken, but cut to the width."""
+    """Return lines made of pieces of text with their styles. A piece wider than a line is shortened."""
     lines: list[Text] = []
     for text, style in pieces:
         piece = Text(fitted(text, width), style)
@@ -298,7 +298,7 @@ def _sign(dots: int, is_middle: bool, is_ascii: bool) -> str:
 
 
 def _interpolated(made: Sequence[Accuracy], position: float) -> tuple[float, float, float]:
-    """Return the lower limit, the accuracy and the upper limit at a position from 0 to 1 of the updates."""
+    """Return the lower limit, the accuracy and the upper limit at a position from 0 to 1."""
     first, last = made[0].num_updates, made[-1].num_updates
     update = first + position * (last - first)
     before, after = next((a, b) for a, b in pairwise(made) if update <= b.num_updates or b is made[-1])

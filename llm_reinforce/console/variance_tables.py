@@ -64,7 +64,8 @@ def _variance_notes(measured: "GradientVariance") -> list[str]:
     if measured.num_with_gradient < ENOUGH_PROBLEMS:
         few = f"{measured.num_with_gradient} of {measured.num_problems:,} problems"
         notes.append(
-            f"only {few} have a gradient, so the intervals are too narrow; measure more problems (--problems)"
+            f"only {few} have a nonzero gradient, so the intervals are too narrow; measure more problems "
+            "(--problems)"
         )
     if measured.num_unscored:
         notes.append(f"{measured.num_unscored:,} episodes could not be scored and are left out")
@@ -118,7 +119,10 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
             _number(each.signal),
             _cell(each.measured, each.predicted),
         )
-    notes = "reinforced: share of the nonzero returns that make the sampled action more likely"
+    notes = (
+        "reinforced: share of the nonzero returns that make the sampled action more likely; "
+        "to the label: share of those that move the policy towards the label"
+    )
     return Group(table, Text(f"{notes}; {EXPLANATION}", style="dim"))
 
 

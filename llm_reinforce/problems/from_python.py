@@ -35,7 +35,7 @@ def problems_from(source: Any, *, name: str = "problems", **options: Any) -> tup
     if hasattr(source, "to_dict") and hasattr(source, "iterrows"):  # a DataFrame of pandas
         source = source.to_dict("records")
     if isinstance(source, Problem):
-        raise InputError(f"{name}: is a single Problem; pass a list of Problems")
+        raise InputError(f"{name}: a single Problem is not a list of problems; pass a list of Problems")
     if isinstance(source, Mapping):
         hint = "choose a split" if hasattr(source, "column_names") else "pass a list of dicts"
         raise InputError(f"{name}: a {type(source).__name__} is not a list of problems; {hint}")

@@ -1,4 +1,4 @@
-"""Episodes of a report: sampled completions with the numbers of each token, up to a limited size."""
+"""Episodes of a report: sampled completions with the recorded values of each token, up to a limited size."""
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -67,7 +67,7 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
 def _thinned(episodes: Sequence[Row], max_bytes: int) -> set[int]:
     """Return the updates whose episodes fit on the page.
 
-    The first and the last update are kept. The updates between them are at equal distances.
+    The first update, the last one, and updates at equal distances between them are kept.
     """
     updates = sorted({row["update"] for row in episodes})
     size = sum(EPISODE_BYTES + TOKEN_BYTES * len(row.get("tokens") or []) for row in episodes)

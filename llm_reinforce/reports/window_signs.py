@@ -40,7 +40,7 @@ Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
 
 def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates without any right answer whose mean rewards are at most 0."""
+    """Find updates that have no right answer and a mean reward of at most 0."""
     rewards = [number(row, "reward") for row in rows]
     if not all(reward <= 0 for reward in rewards) or any(number(row, "accuracy") != 0 for row in rows):
         return None

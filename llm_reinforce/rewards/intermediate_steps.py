@@ -154,7 +154,7 @@ def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equatio
 
 
 def _may_start(side: _Side, text: str) -> bool:
-    """Return True if an equation can start at this side.
+    """Return True if an equation can start with this side.
 
     It cannot if the preceding character belongs to the same number or word, as in `2.3*4` or `f3*4`.
     """

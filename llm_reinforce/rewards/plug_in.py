@@ -71,7 +71,7 @@ def load_reward(
 
     Args:
         function: a built-in name, `package.module:function`, or `path/to/file.py:function`. Modules are also
-            searched in the current directory, and relative paths start there. Loading a file executes it.
+            searched for in the current directory, and relative paths start there. Loading a file executes it.
         weight: factor of the reward in the weighted sum.
         arguments: keyword arguments of the built-in reward (`max_tokens` of `conciseness`, for example), or
             further keyword arguments of a user's function, besides the arguments that the trainer passes.

@@ -139,8 +139,8 @@ def load_checkpoint(
     """Load a checkpoint into model, optimizer, schedule and scaler, and return the train state.
 
     The optimizer gets the learning rates that are saved in the checkpoint. If the run is resumed with a
-    larger number of updates, the schedule has other rates. In this case, the caller has to call
-    `set_learning_rates`.
+    larger number of updates, the rates of the schedule differ from these. In this case, the caller has to
+    call `set_learning_rates`.
 
     Raises:
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.

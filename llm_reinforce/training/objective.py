@@ -53,7 +53,7 @@ class RatioCounts:
         )
 
     def metrics(self, settings: ReinforceConfig) -> dict[str, float]:
-        """Return the metrics of the settings' correction, by name; empty if there is no correction."""
+        """Return the metrics of importance weights or clipping, by name; empty if neither is set."""
         if not self.num:
             return {}
         metrics = {}

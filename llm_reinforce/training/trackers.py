@@ -191,7 +191,7 @@ def tracking(config: Config, directory: RunDirectory, say: Say) -> Iterator[Trac
     try:
         yield trackers
     finally:
-        if not isinstance(sys.exception(), LeaveAtOnce):  # finishing may take long
+        if not isinstance(sys.exception(), LeaveAtOnce):  # finishing may take a long time
             trackers.finish()
 
 

@@ -209,7 +209,7 @@ def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
 
 
 def _without_member(text: str) -> str:
-    r"""Return [1,2) of `x \in [1,2)`."""
+    r"""Return the set in which a variable is: [1,2) for `x \in [1,2)`. Other texts are not changed."""
     member = _MEMBER.search(text)
     return (
         text[member.end() :].strip() if member and _NAME.fullmatch(text[: member.start()].strip()) else text
@@ -230,7 +230,7 @@ def _is_label(side: str, value: str) -> bool:
 
 
 def _signed(values: list[str]) -> tuple[str, ...]:
-    r"""Return values with `\pm` as two values each, with a plus and a minus sign."""
+    r"""Replace each value that contains `\pm` with two values, one with a plus and one with a minus sign."""
     signed: list[str] = []
     for value in values:
         if len(_SIGNS.findall(value)) == 1:
@@ -289,7 +289,7 @@ def _last_line(text: str) -> str:
 # --- the workers --------------------------------------------------------------------------------------
 
 
-_idle: "queue.LifoQueue[WorkerPool]"  # the one used last is taken first: one thread starts one process
+_idle: "queue.LifoQueue[WorkerPool]"  # last in, first out: one thread starts one worker
 
 
 def _renew_workers() -> None:

@@ -76,7 +76,7 @@ def parsed(text: str) -> Any:
 
 
 def are_same(right: list[Any], answer: list[Any]) -> bool:
-    """Return True if each reference value equals another one of the answer's values."""
+    """Return True if the reference values and the answer's values are equal in pairs, in any order."""
     from math_verify import verify
 
     unused = list(answer)
@@ -177,7 +177,7 @@ def _points(symbols: list[Any], num_points: int) -> Iterator[dict[Any, Any]]:
     from sympy import Rational
 
     for point in range(num_points):
-        # the points are on no line through the origin, on which all homogeneous equations are proportional
+        # not all points are on one line through the origin, on which homogeneous equations are proportional
         yield {
             symbol: Rational(2 * point + 3 + index * (point + 1) ** 2, 7 + 4 * index)
             for index, symbol in enumerate(symbols)

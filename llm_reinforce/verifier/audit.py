@@ -70,7 +70,7 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A reference answer that the verifier reads in a way that may surprise: something can be lost.
+    """A reference answer that should be checked, because the verifier may lose a part of it.
 
     Attributes:
         problem: problem that the reference answer belongs to.
@@ -94,7 +94,7 @@ class Audit:
         kinds: number of answers of each kind: `number`, `percentage`, `text`, `latex` or `empty`.
         doubts: reference answers that the verifier rejects.
         num_latex_as_text: number of answers that look like LaTeX or algebra but are compared as text.
-        losses: reference answers whose reading can lose something.
+        losses: reference answers of which the verifier may lose a part.
     """
 
     total: int
@@ -105,7 +105,7 @@ class Audit:
 
 
 def find_losses(problems: Iterable[AnsweredQuestion]) -> Iterator[Loss]:
-    """Yield a `Loss` for each reference answer whose reading can lose something."""
+    """Yield a `Loss` for each reference answer of which the verifier may lose a part."""
     for problem in problems:
         answer = plain(problem.answer[:_MAX_SHOWN])
         kinds = [kind for kind, pattern in _LOSSES if pattern.search(answer)]

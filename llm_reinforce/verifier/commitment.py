@@ -61,7 +61,7 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
     Args:
         slot: content of the slot, as normalized text.
         is_reference: True if the text is a reference answer, of which no part may be lost: it must be a
-            number, with a label and a unit at most.
+            number, with at most a label and a unit.
     """
     shown = slot.strip()[:MAX_NUMBER] or None
     if len(slot) > _MAX_SLOT:
@@ -163,13 +163,13 @@ class _Text:
         return self.read_chain(loud[-1] if loud else chains[-1])
 
     def main_number(self, loud: list[int]) -> int | None:
-        """Return the index of the last number, or of an earlier one of its sentence that it only explains.
+        """Return the index of the last number, or of an earlier one in its sentence that is the answer.
 
-        An earlier number is the answer before "because", as in "It costs $57, because 41 + 16 = 57", before
-        brackets, as in "42 apples (6 per bag)", if it is the only price of the sentence, as in "Tina makes
-        $990 in 5 days", and before a clause without a verb of its own, as in "it takes 8 * 2 = 16 dogs for
-        the 5 cats" or "She needs 3 cows to make 25 liters". The result is None if the sentence states two
-        numbers in one phrase, as in "3 bags of 10 ounces each".
+        An earlier number is the answer if it precedes "because", as in "It costs $57, because 41 + 16 = 57",
+        or brackets, as in "42 apples (6 per bag)"; if it is the only price of the sentence, as in "Tina makes
+        $990 in 5 days"; and if it precedes a clause without a verb of its own, as in "it takes 8 * 2 = 16
+        dogs for the 5 cats" or "She needs 3 cows to make 25 liters". The result is None if the sentence
+        states two numbers in one phrase, as in "3 bags of 10 ounces each".
         """
         last = self.phrases[loud[-1]]
         begin = 1 + _last(self.tokens[: last.first], frozenset(("newline", "stop")))
@@ -218,7 +218,7 @@ class _Text:
         return Reading(shown, value, "", phrase.is_percent, phrase.unit, label)
 
     def is_whole(self) -> bool:
-        """Return True if a text is one number with nothing else than a label, a unit and punctuation."""
+        """Return True if a text is one number with nothing but a label, a unit and punctuation."""
         before = self.tokens[: self.phrases[0].first]
         names = [token for token in before if token.kind not in ("open", "currency")]
         if names:

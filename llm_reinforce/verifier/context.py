@@ -1,7 +1,7 @@
 r"""Rules on what stands beside a number: whether it makes an expression, a relation or a list of the number.
 
-A rule is a pattern on the tags of tokens, see `tokens.py`. The first rule that matches counts. `BEFORE` reads
-the tokens before a number from the nearest one backwards.
+A rule is a pattern on the tags of tokens (see `tokens.py`). The first rule that matches counts. `BEFORE`
+reads the tokens before a number from the nearest one backwards.
 """
 
 import re

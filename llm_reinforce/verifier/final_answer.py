@@ -8,9 +8,9 @@ The final answer is the first of these that exists after the last reasoning bloc
 2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
 3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
 
-Marks such as `####` are searched from the end of the text, and a limited number of characters after them is
-read. If the text is long, only its end is read. The running time therefore hardly grows with the length of
-the text.
+The search for marks such as `####` starts at the end of the text, and only a limited number of characters
+after a mark is read. If the text is long, only its end is read. The running time therefore hardly grows with
+the length of the text.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Words that decide what a text commits to: hedges, negations, operations, units, and words without sense."""
+"""Words that decide what a text commits to: hedges, negations, operations, units, and fillers."""
 
 
 def words(text: str) -> frozenset[str]:
@@ -29,7 +29,7 @@ PARTS = words(
     "half root square cube third thirds quarter quarters fourth factorial logarithm log multiple multiples "
     "factor factors power percent reciprocal inverse opposite out divisor divisors double triple"
 )
-"""Words that make another value of the number after them and "of"."""
+"""Words that make another value of a number after "of": "half of 84"."""
 OPERATIONS = words("plus times minus divided multiplied mod modulo choose")
 """Words before a number that make an expression of it."""
 JOINING = OPERATIONS | words("base by x")

@@ -220,7 +220,7 @@ def unit_names(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def same_unit(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
-    """Return True if two units do not contradict: one is missing, or both name the same thing.
+    """Return True if two units do not contradict each other: one is missing, or both name the same thing.
 
     >>> same_unit(("red", "apple"), ("apple",)), same_unit(("m",), ("cm",))
     (True, False)

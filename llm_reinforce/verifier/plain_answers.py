@@ -2,7 +2,7 @@ r"""Exact comparison of answers that are numbers or plain text.
 
 `final_answer.py` finds the final answer of a completion, `notation.py` removes LaTeX and typographic
 characters, and `commitment.py` reads the number that the answer commits to. This module compares the number
-with the reference answer. No text makes it raise an exception or take long.
+with the reference answer. It raises no exception and is fast for every text.
 """
 
 import re
@@ -88,7 +88,7 @@ read_cached: Callable[..., Reading] = lru_cache(maxsize=16_384)(read_completion)
 def read_answer(answer: str) -> Reading:
     """Read an answer without other text, such as a reference answer, as a number.
 
-    The `value` of the result is None if the answer is not a number, with a label and a unit at most.
+    The `value` of the result is None unless the answer is a number, with at most a label and a unit.
 
     >>> read_answer("1,042.50").value
     Fraction(2085, 2)
@@ -131,7 +131,7 @@ def _read_number(final: FinalAnswer) -> Reading:
 
 _WINDOWS = (160, 448)  # characters before the last digit that are searched for a number, at first and then
 _AFTER = 40  # characters after the last digit
-_OTHER_DIGITS = 4_096  # characters at the end of a text in which other digits than 0 to 9 are searched
+_OTHER_DIGITS = 4_096  # characters at the end of a text that are searched for digits other than 0 to 9
 _DIGIT = re.compile(r"\d")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 

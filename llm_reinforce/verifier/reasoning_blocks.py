@@ -52,7 +52,7 @@ def after_reasoning(completion: str) -> str:
 
 
 def open_reasoning(text: str) -> str:
-    """Return the end of a text from the tag of its open reasoning block, or "" if no block is open.
+    """Return the part of a text from the tag of its open reasoning block on, or "" if no block is open.
 
     >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
     '<think>\\nFirst,'

@@ -168,7 +168,7 @@ def test_too_few_problems_with_a_gradient_are_an_error(num_with_gradient: int) -
     vectors[:num_with_gradient] = 1.0
     estimators = [each for each in estimators_for(PLAIN) if each.name == "leave_one_out"]
     found = f"only {num_with_gradient}" if num_with_gradient else "none"
-    with pytest.raises(InputError, match=f"{found} of the 20 problems have a gradient"):
+    with pytest.raises(InputError, match=f"{found} of the 20 problems have a nonzero gradient"):
         estimator_statistics(lambda i, j: vectors @ vectors.T, estimators)
 
 
@@ -189,7 +189,7 @@ def test_rounding_errors_do_not_count_as_gradient() -> None:
     vectors = np.random.default_rng(2).normal(size=(20, 3))
     factors = [1.0, 1e-7]  # none, and leave_one_out where all returns are 0.9
     estimators = [each for each in estimators_for(PLAIN) if each.name in ("none", "leave_one_out")]
-    with pytest.raises(InputError, match="none of the 20 problems have a gradient"):
+    with pytest.raises(InputError, match="none of the 20 problems have a nonzero gradient"):
         estimator_statistics(lambda i, j: factors[i] * factors[j] * vectors @ vectors.T, estimators)
 
 
@@ -314,5 +314,5 @@ def test_equal_returns_are_an_error(tiny: LanguagePolicy, collected: MeasuredEpi
         )
         for update in collected.updates
     ]
-    with pytest.raises(InputError, match="none of the 24 problems have a gradient"):
+    with pytest.raises(InputError, match="none of the 24 problems have a nonzero gradient"):
         measure_estimators(tiny, replace(collected, updates=tuple(updates)), estimators_for(PLAIN))

@@ -261,6 +261,7 @@ def test_options_in_the_text_exist() -> None:
         "--help",
         "--hits",
         "--by",
+        "--busy",
         "--scaling",
         "--multi_gpu",
         "--index-url",

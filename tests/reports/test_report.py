@@ -81,7 +81,7 @@ def test_several_runs_share_charts_and_their_differing_settings_are_listed(tmp_p
     assert file == tmp_path / "compare" / "report.html"
     assert [run["name"] for run in page_data(file)["runs"]] == ["seed-0", "seed-1"]
     assert {run["variant"] for run in page_data(file)["runs"]} == {"plain"}
-    assert '<th scope="row">seed</th>' in file.read_text("utf-8")
+    assert "<th>seed</th>" in file.read_text("utf-8")
 
 
 @pytest.mark.parametrize("missing", ["metrics.jsonl", "episodes.jsonl", "evaluations.jsonl", "answers.jsonl"])

@@ -46,8 +46,9 @@ def save_checkpoint(
 
     The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
-    If the run was resumed from this update, the directory already contains an intact checkpoint, which is
-    left as it is. Checkpoints of later updates are removed. Such checkpoints are always damaged, because a
+    If the run was resumed from this update, the directory already contains an intact checkpoint. It is
+    replaced only if the state has changed, because a pending evaluation has been made. Checkpoints of later
+    updates are removed. Such checkpoints are always damaged, because a
     run is resumed from its newest intact checkpoint.
 
     Args:
@@ -71,7 +72,7 @@ def save_checkpoint(
             read again. In these cases, all older checkpoints are kept.
     """
     directory = root / f"update-{state.num_updates:06d}"
-    if find_fault(directory) is None:
+    if find_fault(directory) is None and _train_state(directory) == state:
         return directory
     with whole_directory(directory) as partial:
         if value_head is not None:
@@ -155,6 +156,11 @@ def load_checkpoint(
     schedule.load_state_dict(numbers["schedule"])
     if scaler is not None and numbers.get("scaler"):
         scaler.load_state_dict(numbers["scaler"])
+    return _train_state(directory)
+
+
+def _train_state(directory: Path) -> TrainState:
+    numbers = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     return TrainState.from_json(numbers["state"])
 
 

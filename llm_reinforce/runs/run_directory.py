@@ -3,7 +3,7 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,19 +215,28 @@ class RunDirectory:
             if (self.path / name).is_file():
                 sync(self.path / name)
 
-    def cut_logs(self, num_updates: int) -> None:
-        """Remove the log lines of all updates after update `num_updates`. A resumed run writes them again."""
+    def cut_logs(self, num_updates: int, pending: Collection[str] = ()) -> None:
+        """Remove the log lines that a resumed run writes again.
+
+        Args:
+            num_updates: number of updates of the checkpoint. The lines of later updates are removed.
+            pending: decodings of the evaluations after this update that the resumed run makes again. Their
+                lines are removed, too.
+        """
         for name in LOGS:
             file = self.path / name
             if file.is_file():
                 text = file.read_text("utf-8", errors="replace")  # a killed run may end within a character
                 lines = text.split("\n")  # not splitlines: text may contain U+2028
-                kept = [line for line in lines if _is_before(line, num_updates)]
+                kept = [line for line in lines if _is_kept(line, num_updates, pending)]
                 self.write_text(name, "".join(line + "\n" for line in kept))
 
 
-def _is_before(line: str, num_updates: int) -> bool:
+def _is_kept(line: str, num_updates: int, pending: Collection[str]) -> bool:
     try:
-        return bool(json.loads(line)["update"] <= num_updates)
-    except (ValueError, KeyError, TypeError):
+        row = json.loads(line)
+        if row["update"] == num_updates and row.get("decoding") in pending:
+            return False
+        return bool(row["update"] <= num_updates)
+    except (ValueError, KeyError, TypeError, AttributeError):
         return False

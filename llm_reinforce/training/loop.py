@@ -939,7 +939,8 @@ class TrainingLoop:
         if self.accelerator.is_main_process:
             if directory is not None:  # a run may be killed after a save, before old checkpoints are removed
                 remove_old_checkpoints(directory, self.training.num_checkpoints_kept, self._best_update)
-            self.run_directory.cut_logs(-1 if directory is None else self.state.num_updates)
+            num_updates = -1 if directory is None else self.state.num_updates
+            self.run_directory.cut_logs(num_updates, self.state.pending_evaluations)
             updates, evaluations = map(self.run_directory.rows, ("metrics.jsonl", "evaluations.jsonl"))
             self.display.restored(updates, evaluations)
         return directory is not None

@@ -324,6 +324,15 @@ def test_an_intact_checkpoint_of_the_same_update_is_kept(root: Path) -> None:
     assert equal(other.numbers(), before.numbers())
 
 
+def test_a_checkpoint_with_a_pending_evaluation_is_replaced_after_the_evaluation(tmp_path: Path) -> None:
+    run = Run(tiny())
+    rest = (run.model, run.optimizer, run.schedule, 2)
+    pending = TrainState(3, pending_evaluations=("greedy",))
+    save_checkpoint(tmp_path, pending, *rest)
+    evaluated = pending.with_evaluation("greedy", 0.5)
+    assert run.load(save_checkpoint(tmp_path, evaluated, *rest)) == evaluated
+
+
 def test_a_damaged_checkpoint_of_the_same_update_is_replaced(root: Path) -> None:
     (root / "update-000002" / "policy.safetensors").write_bytes(b"")
     run = Run(tiny())

@@ -173,6 +173,16 @@ def test_lines_of_later_updates_are_removed(logs: RunDirectory, num_updates: int
         assert rows(logs, name) == [line for line in lines if line["update"] <= num_updates]  # type: ignore[operator]
 
 
+def test_lines_of_an_evaluation_that_is_made_again_are_removed(logs: RunDirectory) -> None:
+    made = [
+        {"update": update, "decoding": decoding} for update in (0, 2) for decoding in ("greedy", "sampled")
+    ]
+    for row in made:
+        logs.append("answers.jsonl", row)
+    logs.cut_logs(2, ["sampled"])
+    assert rows(logs, "answers.jsonl") == made[:3]
+
+
 @pytest.mark.parametrize(
     "torn", [b'{"update": 3, "comp', b'{"update": 3, "completion": "\xe2\x88', b"\0\0\0\0", b"\n", b"3"]
 )

@@ -104,7 +104,7 @@ class Update:
 
 
 class Sample(NamedTuple):
-    """The episodes of a batch, and what was sampled for it.
+    """The episodes of a batch, and counts of the problems and tokens that were sampled for it.
 
     Attributes:
         own: episodes of this process.

@@ -1,4 +1,4 @@
-r"""Rules on what stands beside a number: whether it makes an expression, a relation or a list of the number.
+r"""Rules that decide from the neighboring tokens whether a number is part of an expression, relation or list.
 
 A rule is a pattern on the tags of tokens (see `tokens.py`). The first rule that matches counts. `BEFORE`
 reads the tokens before a number from the nearest one backwards.

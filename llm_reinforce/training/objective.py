@@ -1,5 +1,6 @@
 """The loss of the actions of a micro-batch: the objective that the section `reinforce` selects."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -130,13 +131,13 @@ def _counts(
     counted: Bool[Tensor, "episode token"],
 ) -> RatioCounts:
     """Return the counts of weights, given their values before and after the limit."""
-    used = weights[counted].double()  # the squares of large weights overflow in float32
+    used = weights[counted].tolist()  # the squares of large weights overflow in float32
     return RatioCounts(
         len(used),
-        float(used.sum()),
-        float(used.square().sum()),
+        math.fsum(used),
+        math.fsum(weight * weight for weight in used),
         num_truncated=int((raw != weights)[counted].sum()),
-        num_infinite=int(used.isinf().sum()),
+        num_infinite=used.count(math.inf),
     )
 
 

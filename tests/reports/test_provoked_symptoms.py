@@ -36,26 +36,20 @@ def of_problem(completion: str, problem: Problem) -> float:
     return float(int(problem.prompt[0]) % 2)
 
 
-def chance() -> Reward:
-    """Return a reward that does not depend on the completion."""
-    generator = random.Random(0)
-    return lambda completion, problem: generator.gauss(0, 1)
+def chance(growth: float = 1.0, failing: int = 0) -> Reward:
+    """Return a reward that does not depend on the completion.
 
-
-def growing_chance() -> Reward:
-    """Return a reward whose spread grows by 10% per update of 16 episodes."""
-    generator, number = random.Random(0), count()
-    return lambda completion, problem: 1.1 ** (next(number) // 16) * generator.gauss(0, 1)
-
-
-def failing(every: int) -> Reward:
-    """Return a reward that fails on one of `every` episodes."""
-    number = count()
+    Args:
+        growth: factor by which the spread of the rewards grows per update.
+        failing: the reward fails on one of this number of episodes. 0: it never fails.
+    """
+    generator, numbers = random.Random(0), count(1)
 
     def reward(completion: str, problem: Problem) -> float:
-        if next(number) % every == every - 1:
+        number = next(numbers)
+        if failing and number % failing == 0:
             raise ValueError("no reward")
-        return float(len(completion))
+        return growth ** (number // 16) * generator.gauss(0, 1)
 
     return reward
 
@@ -64,7 +58,7 @@ RUNS = {
     "a reward for the answer 7": Run(
         {"reward_hacking", "one_answer", "small_evaluation"},
         lambda completion, problem: completion.startswith("7") + float(completion == "7"),
-        {"num_updates": 40, "learning_rate": 1e-2},
+        {"num_updates": 32, "learning_rate": 1e-2},
         held_out=[*PROBLEMS[:18], *SEVENS],
     ),
     "a warm start on few problems": Run(
@@ -88,20 +82,23 @@ RUNS = {
     ),
     "a constant reward": Run({"equal_rewards"}, lambda completion, problem: 0.5),
     "a reward that depends only on the problem": Run({"zero_gradient"}, of_problem),
-    "no baseline, and noise in the update": Run(
-        {"no_spread", "sampler_mismatch"}, of_problem, {"baseline": "none"}, has_noise=True
-    ),
-    "a reward that fails often": Run({"unscored"}, failing(4)),
-    "a reward that fails seldom, and weights in half precision": Run(
-        {"reward_failures", "steps_rounded"}, failing(20), {"dtype": "bfloat16", "learning_rate": 1e-7}
+    "no baseline, noise in the update, and weights in half precision": Run(
+        {"no_spread", "sampler_mismatch", "steps_rounded"},
+        of_problem,
+        {"num_updates": 5, "baseline": "none", "dtype": "bfloat16", "learning_rate": 1e-7},
+        has_noise=True,
     ),
     "huge rewards": Run({"not_finite"}, lambda completion, problem: 3e38 if completion > "5" else -3e38),
-    "a low learning rate": Run({"learning_rate_low"}, chance(), {"num_updates": 30, "learning_rate": 1e-7}),
-    "a reward by chance": Run({"noisy_updates"}, chance(), {"num_updates": 40, "learning_rate": 1e-4}),
+    "a low learning rate, and a reward that fails often": Run(
+        {"learning_rate_low", "unscored"}, chance(failing=4), {"num_updates": 30, "learning_rate": 1e-7}
+    ),
+    "a reward by chance, which fails seldom": Run(
+        {"noisy_updates", "reward_failures"}, chance(failing=20), {"num_updates": 32, "learning_rate": 1e-4}
+    ),
     "a high learning rate, and growing rewards": Run(
         {"learning_rate_high", "exploding_gradient"},
-        growing_chance(),
-        {"num_updates": 40, "learning_rate": 3e-3, "baseline": "none"},
+        chance(growth=1.2),
+        {"num_updates": 30, "learning_rate": 2e-2, "baseline": "none"},
     ),
 }
 
@@ -119,11 +116,16 @@ def test_symptoms_of_a_run_are_recognized(tmp_path: Path, name: str) -> None:
         progress=False,
         **{**settings, **run.settings},
     )
+    num_updates = 0
+
+    def noisy(module: Any, given: Any, logits: torch.Tensor) -> torch.Tensor:
+        is_noisy = run.has_noise and num_updates > 0 and torch.is_grad_enabled()  # not in sampling
+        return logits + 3.0 * torch.randn_like(logits) if is_noisy else logits
+
     if run.has_noise:
-        trainer.policy.model.lm_head.register_forward_hook(  # type: ignore[union-attr, operator]
-            lambda module, given, logits: logits + torch.is_grad_enabled() * torch.randn_like(logits)
-        )
-    trainer.train()
+        trainer.policy.model.lm_head.register_forward_hook(noisy)  # type: ignore[union-attr, operator]
+    for update in trainer.updates():
+        num_updates = update.number
     assert run.symptoms <= {each.kind for each in diagnose(tmp_path)}
 
 

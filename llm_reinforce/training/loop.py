@@ -75,7 +75,8 @@ class Update:
         number: number of the update in the run, from 1.
         metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
             `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
-            `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
+            `num_tokens`, `step_time` and others. `reward`, `loss` and `grad_norm` are missing if no episode
+            was scored.
         episodes: episodes of the update, of all processes. The episodes of one problem are adjacent. An
             episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.

@@ -29,7 +29,9 @@ class Run(NamedTuple):
     settings: Mapping[str, Any] = {}
     problems: list[dict[str, str]] = PROBLEMS
     held_out: list[dict[str, str]] = PROBLEMS[:4]
-    has_noise: bool = False  # the policy computes other log-probabilities in the update than in sampling
+    # from the second update on, the policy computes other log-probabilities in the update than in sampling; a
+    # model that does so from the start is refused when the run starts
+    has_noise: bool = False
 
 
 def of_problem(completion: str, problem: Problem) -> float:

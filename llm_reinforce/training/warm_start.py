@@ -20,7 +20,7 @@ from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
 from llm_reinforce.training.data_parallel import gather_object, sum_gradients
 from llm_reinforce.training.gradient_step import nan_unless_finite
-from llm_reinforce.training.learning_rates import learning_rate_schedule
+from llm_reinforce.training.optimizer import learning_rate_schedule
 
 
 def warm_start(

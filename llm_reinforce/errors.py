@@ -65,6 +65,13 @@ class RunStoppedError(RuntimeError):
         self.can_resume = can_resume
 
 
+class ProcessLostError(RunStoppedError):
+    """Raised when a run in several processes stops because another process has ended or does not answer."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, can_resume=True)
+
+
 class LeaveAtOnce(SystemExit):
     """Raised to exit immediately when the user sends a second signal, such as a second Ctrl-C.
 

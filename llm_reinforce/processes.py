@@ -10,7 +10,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, RunStoppedError
 
 # the variables that accelerate reads: those of torchrun, and those of three implementations of MPI
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -157,9 +157,10 @@ def repeated_launch(arguments: Sequence[str]) -> str:
 
 def why_lost(error: BaseException) -> str | None:
     """Return a sentence about the end of another process if it caused this error, and otherwise None."""
+    if num_processes() == 1 or isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
+        return None
     is_of_torch = type(error).__name__.startswith("Dist")  # DistNetworkError and others
-    is_lost = isinstance(error, RuntimeError) and (is_of_torch or LOST.search(str(error)))
-    if num_processes() == 1 or not is_lost:
+    if not is_of_torch and not LOST.search(str(error)):
         return None
     look = "look for its error message, or for its exit code in the launcher's output"
     if LATE.search(str(error)):

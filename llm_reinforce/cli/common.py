@@ -15,7 +15,13 @@ import typer
 
 from llm_reinforce.cli.interruption import is_leaving
 from llm_reinforce.console.messages import note, print_error
-from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, without_secrets
+from llm_reinforce.errors import (
+    InputError,
+    LeaveAtOnce,
+    ProcessLostError,
+    RunStoppedError,
+    without_secrets,
+)
 from llm_reinforce.processes import is_main_process, num_processes, process_index, why_lost
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
@@ -90,6 +96,8 @@ def reported_failures(
             _print_traceback()
         elif is_leaving():
             print_error("interrupted")
+        elif isinstance(error, ProcessLostError):
+            _print_own_error(str(error))
         elif isinstance(error, RunStoppedError):
             if is_main_process():  # all processes raise this error together
                 print_error(str(error))

@@ -13,6 +13,7 @@ from llm_reinforce.config import EvaluationConfig, TrainingConfig
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
 from llm_reinforce.runs.run_directory import RunDirectory
+from llm_reinforce.training.agreement import check_same_checkpoint
 from llm_reinforce.training.optimizer import set_learning_rates
 from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.value_baseline import ValueBaseline
@@ -82,11 +83,15 @@ class RunCheckpoints:
 
         Args:
             say: function that shows a message to the user.
+
+        Raises:
+            InputError: if the processes have found different checkpoints.
         """
         state: TrainState | None = None
         directory, faults = find_checkpoint(self.run_directory.checkpoints)
         for fault in faults:
             say(f"skipped checkpoint {fault}")
+        check_same_checkpoint(directory.name if directory else None, self.accelerator)
         if directory is None:
             say("no complete checkpoint: the run starts from the beginning")
         else:

@@ -104,7 +104,7 @@ def reported_failures(
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
-            _print_advice(advice)
+            _print_advice(advice, is_needed=isinstance(error, ProcessLostError) and error.is_saved)
         raise typer.Exit(FAILED) from None
 
 
@@ -116,8 +116,9 @@ def _with_options(message: str, settings: Sequence[str]) -> str:
     return message
 
 
-def _print_advice(advice: Callable[[], str]) -> None:
-    if is_main_process() and (sentence := advice()):
+def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None:
+    """Print advice in the main process or, if `is_needed` is True, in any process."""
+    if (is_needed or is_main_process()) and (sentence := advice()):
         print_error(sentence)
 
 

@@ -265,15 +265,18 @@ class TrainingLoop:
             InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
             RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
-            ProcessLostError: if another process of the run has ended or does not answer. The main process
-                saves a checkpoint of the state after the latest update, if possible.
+            ProcessLostError: if another process of the run has ended or does not answer. One of the remaining
+                processes saves a checkpoint of the state after the latest update, if possible.
         """
         try:
             yield from self._updates(resume=resume)
         except RuntimeError as error:
             if (why := why_lost(error)) is None:
                 raise
-            raise ProcessLostError(why + self._save_after_loss()) from error
+            is_saved = self._save_after_loss()
+            if is_saved:
+                why += f". The state after update {self.state.num_updates} is saved in a checkpoint"
+            raise ProcessLostError(why, is_saved=is_saved) from error
 
     def _updates(self, *, resume: bool) -> Iterator[Update]:
         self.try_rewards()
@@ -581,16 +584,20 @@ class TrainingLoop:
         if self._num_saved != self.state.num_updates:
             self.save_checkpoint()
 
-    def _save_after_loss(self) -> str:
-        """Save a checkpoint after another process was lost, and return the end of a sentence about it."""
-        is_recording = self.accelerator.is_main_process and self.checkpoints is not None
-        if not (is_recording and self._is_state_current):
-            return ""
+    def _save_after_loss(self) -> bool:
+        """Save a checkpoint after another process was lost. Return False if this is not possible."""
+        if self.checkpoints is None or not self._is_state_current:
+            return False
+        state = self.state
+        if not self.accelerator.is_main_process:
+            # the main process may have ended before it recorded the latest evaluations
+            again = {*state.pending_evaluations, *self.evaluations.after(state.num_updates)}
+            pending = tuple(each for each in self.evaluation.decodings if each in again)
+            state = replace(state, pending_evaluations=pending)
         try:
-            self._save_unless_saved()
+            return self.checkpoints.save_without_others(state)
         except (OSError, RuntimeError):  # the error that is reported is the loss of the process
-            return ""
-        return f". The state after update {self.state.num_updates} is saved in a checkpoint"
+            return False
 
     @contextmanager
     def _saving_if_stopped(self) -> Iterator[None]:

@@ -60,14 +60,15 @@ def resume(run: Path, num_more: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "timeout", "message"),
+    ("lost", "number", "timeout", "message"),
     [
-        (signal.SIGKILL, 60, "the connection to another process is lost, because"),
-        (signal.SIGSTOP, 1, "another process has not answered within training.process_timeout, because"),
+        (1, signal.SIGKILL, 60, "the connection to another process is lost, because"),
+        (0, signal.SIGKILL, 60, "the connection to another process is lost, because"),
+        (1, signal.SIGSTOP, 1, "another process has not answered within training.process_timeout, because"),
     ],
 )
 def test_run_that_loses_a_process_is_saved_and_ends(
-    number: signal.Signals, timeout: float, message: str, tmp_path: Path
+    lost: int, number: signal.Signals, timeout: float, message: str, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
 
@@ -76,20 +77,21 @@ def test_run_that_loses_a_process_is_saved_and_ends(
         main()
 
     def lose_one() -> None:
-        first, second = two_processes.start_two(train, tmp_path)
+        both = two_processes.start_two(train, tmp_path)
+        remaining, pid = both[1 - lost], both[lost].pid
+        assert pid is not None
         try:
-            wait_for_updates(run, 3, first.is_alive, within=60)
-            assert second.pid is not None
-            os.kill(second.pid, number)
-            first.join(20)
-            sys.exit(first.exitcode)
+            wait_for_updates(run, 3, remaining.is_alive, within=60)
+            os.kill(pid, number)
+            remaining.join(20)
+            sys.exit(remaining.exitcode)
         finally:
-            first.kill()
-            second.kill()
+            for each in both:
+                each.kill()
 
     done = run_forked(lose_one, timeout=100, OMP_NUM_THREADS="1")
     assert done.returncode == 1, done.stderr
-    assert f"process 0: {message}" in done.stderr
+    assert f"process {1 - lost}: {message}" in done.stderr
     num_updates = len(rows(RunDirectory(run)))
     assert f"The state after update {num_updates} is saved in a checkpoint" in done.stderr
     assert "continue with: torchrun --nproc_per_node 2 -m llm_reinforce train quickstart" in done.stderr

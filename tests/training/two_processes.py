@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from small_runs import COPY, Watcher, new_run, sevens, small_policy, timeless, trainer
 
@@ -362,7 +363,12 @@ def check_all(directory: Path) -> None:
 
 
 def start_two(run: Callable[[Path], None], directory: Path) -> list[ForkProcess]:
-    """Fork two processes with the environment variables of `torchrun`."""
+    """Fork two processes with the environment variables of `torchrun`, and call `run` in both."""
+
+    def run_in_fork() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of an accelerator made before the fork
+        run(directory)
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {
@@ -374,7 +380,7 @@ def start_two(run: Callable[[Path], None], directory: Path) -> list[ForkProcess]
     processes = []
     for rank in ("0", "1"):
         os.environ.update({**shared, "RANK": rank, "LOCAL_RANK": rank})
-        processes.append(multiprocessing.get_context("fork").Process(target=run, args=(directory,)))
+        processes.append(multiprocessing.get_context("fork").Process(target=run_in_fork))
         processes[-1].start()
     return processes
 

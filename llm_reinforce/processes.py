@@ -144,15 +144,16 @@ def working_command(
     return prefix + shlex.join([*launcher, *own])
 
 
-def repeated_launch(arguments: Sequence[str]) -> str:
-    """Return the command that starts as many processes on as many machines as those of this launch.
+def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = False) -> str:
+    """Return the command that starts as many processes on as many machines as this launch has.
 
     Args:
-        arguments: arguments of Python.
+        arguments: arguments of Python. None: those of this process.
+        on_cpu: train on the CPU even if there is a GPU.
     """
     num = num_machines()
     host = os.environ.get("MASTER_ADDR", "HOST")
-    return working_command(num_processes() // num, arguments, num_machines=num, host=host)
+    return working_command(num_processes() // num, arguments, num_machines=num, host=host, on_cpu=on_cpu)
 
 
 def why_lost(error: BaseException) -> str | None:

@@ -56,7 +56,7 @@ def test_job_starts_a_server_and_one_launcher_on_each_other_machine(
 ) -> None:
     one = start(job)
     assert one.wait(20) == 0, one.stderr
-    (served,), (trained,) = calls(job, "serve"), calls(job, "torchrun")
+    (served,), (trained,) = calls(job, "llm-reinforce serve"), calls(job, "torchrun")
     assert "--nodelist=n1 llm-reinforce serve quickstart" in served
     assert "--nodes=2 --ntasks=2 --nodelist=n2,n3 torchrun" in trained
     arguments = trained.partition("torchrun ")[2].split()
@@ -82,7 +82,7 @@ def test_job_that_is_about_to_end_saves_the_run_and_is_requeued(job: tuple[Path,
     time.sleep(0.1)  # the stand-in sets its trap
     one.send_signal(signal.SIGTERM)
     assert one.wait(20) == 143, one.stderr
-    assert not calls(job, "serve")
+    assert not calls(job, "llm-reinforce serve")
     assert "--nodelist=n1,n2,n3" in calls(job, "torchrun")[0]
     assert calls(job, "torchrun")[0].endswith("--resume")
     assert calls(job, "srun TERM")

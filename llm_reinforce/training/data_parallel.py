@@ -23,7 +23,7 @@ from torch.nn.functional import pad
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
-from llm_reinforce.processes import check_launch, num_local_processes, num_processes, working_command
+from llm_reinforce.processes import check_launch, num_local_processes, num_processes, repeated_launch
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
@@ -81,7 +81,7 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
         raise InputError(
             f"the launcher has started {num_processes()} processes, but accelerate uses "
             f"{accelerator.num_processes} on this machine ({accelerator.device}), so each would train alone; "
-            f"train on the CPU with `{working_command(num_processes(), on_cpu=True)}`, or start "
+            f"train on the CPU with `{repeated_launch(on_cpu=True)}`, or start "
             "one process"
         )
     return accelerator
@@ -107,7 +107,7 @@ def _check_devices() -> None:
         raise InputError(
             f"{num_local} processes were started on this machine, which has {num_devices} "
             f"GPU{'s' if num_devices > 1 else ''}; start one process per GPU, or train on the CPU with "
-            f"`{working_command(num_processes(), on_cpu=True)}`"
+            f"`{repeated_launch(on_cpu=True)}`"
         )
 
 

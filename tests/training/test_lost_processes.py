@@ -17,7 +17,7 @@ from processes import run_forked
 from small_runs import rows
 
 from llm_reinforce.__main__ import main
-from llm_reinforce.checkpoint_files import find_checkpoint
+from llm_reinforce.checkpoint_files import find_checkpoint, num_updates_of
 from llm_reinforce.runs import RunDirectory
 
 
@@ -42,7 +42,7 @@ def resume(run: Path, num_more: int) -> None:
     checkpoint, faults = find_checkpoint(run / "checkpoints")
     assert checkpoint is not None
     assert not faults
-    assert json.loads((checkpoint / "state.json").read_text())["num_updates"] == len(metrics)
+    assert num_updates_of(checkpoint) == len(metrics)
 
     def resumed() -> None:
         sys.argv = ["llm-reinforce", *command(run, num_updates=len(metrics) + num_more), "--resume"]

@@ -2,30 +2,39 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+import accelerate.commands.launch
 import pytest
+import torch.distributed.run
 import two_processes
 from processes import run_forked
 from small_runs import rows
 
+from llm_reinforce import ReinforceTrainer, load_recipe
 from llm_reinforce.__main__ import main
 from llm_reinforce.checkpoint_files import find_checkpoint, num_updates_of
 from llm_reinforce.runs import RunDirectory
 
 
-def command(run: Path, **training: object) -> list[str]:
-    """Return the arguments of a tiny run of many updates."""
-    settings = two_processes.recipe_settings(run, "leave_one_out") | {"training.num_updates": 100_000}
+def settings_of(run: Path, **training: object) -> list[str]:
+    """Return the settings of a tiny run of many updates."""
+    settings = two_processes.recipe_settings(run, "leave_one_out")
+    settings |= {"training.num_updates": 100_000, "training.schedule": "constant"}
     settings |= {f"training.{name}": value for name, value in training.items()}
-    return ["train", "quickstart", *(f"--set={key}={value}" for key, value in settings.items())]
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def command(run: Path, **training: object) -> list[str]:
+    return ["train", "quickstart", *(f"--set={setting}" for setting in settings_of(run, **training))]
 
 
 def wait_for_updates(run: Path, num_updates: int, is_running: Callable[[], bool], within: float) -> None:
@@ -36,7 +45,7 @@ def wait_for_updates(run: Path, num_updates: int, is_running: Callable[[], bool]
         time.sleep(0.02)
 
 
-def resume(run: Path, num_more: int) -> None:
+def resume(run: Path) -> None:
     """Resume a run in one process, and check that it continues from the latest logged update."""
     metrics = rows(RunDirectory(run))
     checkpoint, faults = find_checkpoint(run / "checkpoints")
@@ -44,15 +53,13 @@ def resume(run: Path, num_more: int) -> None:
     assert not faults
     assert num_updates_of(checkpoint) == len(metrics)
 
-    def resumed() -> None:
-        sys.argv = ["llm-reinforce", *command(run, num_updates=len(metrics) + num_more), "--resume"]
-        main()
-
-    done = run_forked(resumed, timeout=60, OMP_NUM_THREADS="1")
-    assert done.returncode == 0, done.stderr
+    trainer = ReinforceTrainer(config=load_recipe("quickstart", settings_of(run)).config)
+    for update in trainer.updates(resume=True):
+        if update.number == len(metrics) + 1:
+            break
     again = rows(RunDirectory(run))
-    assert again[: len(metrics)] == metrics
-    assert [row["update"] for row in again] == [*range(1, len(metrics) + num_more + 1)]
+    assert again[:-1] == metrics
+    assert [row["update"] for row in again] == [*range(1, len(metrics) + 2)]
 
 
 # --------------------------------------------------------------------------------------- lost processes
@@ -66,6 +73,7 @@ def resume(run: Path, num_more: int) -> None:
         (0, signal.SIGKILL, 60, "the connection to another process is lost, because"),
         (1, signal.SIGSTOP, 1, "another process has not answered within training.process_timeout, because"),
     ],
+    ids=["killed", "main process killed", "hangs"],
 )
 def test_run_that_loses_a_process_is_saved_and_ends(
     lost: int, number: signal.Signals, timeout: float, message: str, tmp_path: Path
@@ -73,7 +81,7 @@ def test_run_that_loses_a_process_is_saved_and_ends(
     run = tmp_path / "run"
 
     def train(directory: Path) -> None:
-        sys.argv = ["llm-reinforce", *command(run, process_timeout=timeout, schedule="constant")]
+        sys.argv = ["llm-reinforce", *command(run, process_timeout=timeout)]
         main()
 
     def lose_one() -> None:
@@ -97,36 +105,54 @@ def test_run_that_loses_a_process_is_saved_and_ends(
     assert "continue with: torchrun --nproc_per_node 2 -m llm_reinforce train quickstart" in done.stderr
     assert "Traceback" not in done.stderr
     if number == signal.SIGKILL:
-        resume(run, num_more=2)
+        resume(run)
 
 
 # -------------------------------------------------------------------------------- launchers on two nodes
 
 
+def start_launcher(launch: Callable[[list[str]], None], arguments: list[str], output: Path) -> ForkProcess:
+    """Start a launcher in a fork of this process, which saves the time of its imports."""
+
+    def run() -> None:
+        with output.open("w") as file:
+            for number in (1, 2):
+                os.dup2(file.fileno(), number)
+        sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+        os.environ.update({"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+        launch(arguments)
+
+    launcher = multiprocessing.get_context("fork").Process(target=run)
+    launcher.start()
+    return launcher
+
+
+def launch_with_accelerate(arguments: list[str]) -> None:
+    accelerate.commands.launch.launch_command(
+        accelerate.commands.launch.launch_command_parser().parse_args(arguments)
+    )
+
+
 @contextlib.contextmanager
-def two_nodes(arguments: list[str], port: int) -> Iterator[list[subprocess.Popen[str]]]:
+def two_nodes(arguments: list[str], outputs: tuple[Path, Path]) -> Iterator[list[ForkProcess]]:
     """Start a launcher for each of two nodes, both of them on this machine: torchrun and accelerate."""
-    torchrun = ["torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--node_rank=0"]
-    accelerate = ["accelerate.commands.launch", "--multi_gpu", "--num_machines=2", "--num_processes=2"]
-    meeting = ("--master_addr=127.0.0.1", f"--master_port={port}")
-    same = ("--machine_rank=1", "--main_process_ip=127.0.0.1", f"--main_process_port={port}")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = ["-m", "llm_reinforce", *arguments]
+    of_torchrun = ["--nnodes=2", "--nproc_per_node=1", "--node_rank=0"]
+    of_torchrun += ["--master_addr=127.0.0.1", f"--master_port={port}"]
+    of_accelerate = ["--multi_gpu", "--num_machines=2", "--num_processes=2", "--machine_rank=1"]
+    of_accelerate += ["--main_process_ip=127.0.0.1", f"--main_process_port={port}"]
     launchers = [
-        subprocess.Popen(
-            [sys.executable, "-m", *launcher, "-m", "llm_reinforce", *arguments],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for launcher in ([*torchrun, *meeting], [*accelerate, *same])
+        start_launcher(torch.distributed.run.main, [*of_torchrun, *command], outputs[0]),
+        start_launcher(launch_with_accelerate, [*of_accelerate, *command], outputs[1]),
     ]
     try:
         yield launchers
     finally:
         for launcher in launchers:
             launcher.terminate()
-            launcher.wait(60)
+            launcher.join(60)
 
 
 def children(pid: int) -> list[int]:
@@ -136,24 +162,24 @@ def children(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc lists the processes of a launcher")
 def test_run_on_two_nodes_is_saved_once_when_all_processes_are_terminated(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    with two_nodes(command(run, schedule="constant"), port) as launchers:
-        wait_for_updates(run, 2, lambda: all(each.poll() is None for each in launchers), within=120)
-        trained = [child for launcher in launchers for child in children(launcher.pid)]
-        for pid in (*trained, *(launcher.pid for launcher in launchers)):
+    run, files = tmp_path / "run", (tmp_path / "0.txt", tmp_path / "1.txt")
+    with two_nodes(command(run), files) as launchers:
+        wait_for_updates(run, 2, lambda: all(each.is_alive() for each in launchers), within=240)
+        pids = [each.pid or 0 for each in launchers]
+        for pid in [child for launcher in pids for child in children(launcher)] + pids:
             os.kill(pid, signal.SIGTERM)
-        outputs = [launcher.communicate(timeout=60)[0] for launcher in launchers]
-    assert all(launcher.returncode for launcher in launchers)
+        for launcher in launchers:
+            launcher.join(60)
+    outputs = [file.read_text() for file in files]
+    assert all(launcher.exitcode for launcher in launchers), outputs
     num_updates = len(rows(RunDirectory(run)))
     assert "2 processes with 1 thread each" in outputs[0]
     assert outputs[0].count(f"stopped after update {num_updates}; a checkpoint is saved") == 1
     assert "continue on each of the 2 machines with: torchrun --nproc_per_node 1 --nnodes 2" in outputs[0]
     assert "checkpoint" not in outputs[1]
     assert json.loads((run / "environment.json").read_text())["num_processes"] == 2
-    assert [each.name for each in (run / "checkpoints").iterdir()] == [
+    assert sorted(each.name for each in (run / "checkpoints").iterdir()) == [
         "update-000000",  # after the warm start
         f"update-{num_updates:06d}",
     ]
-    resume(run, num_more=1)
+    resume(run)

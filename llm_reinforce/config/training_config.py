@@ -115,7 +115,7 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw",
-        description="adamw_8bit stores the moment estimates of AdamW in 8 bits per number, and needs the extra "
+        description="adamw_8bit stores the moment estimates of AdamW in 8 bits per number; needs the extra "
         "`quantization`",
     )
     master_weights: bool = Field(

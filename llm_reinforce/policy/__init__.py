@@ -24,7 +24,9 @@ from llm_reinforce.policy.loading import (
 )
 from llm_reinforce.policy.log_probs import action_features, own_log_probs, token_log_probs
 from llm_reinforce.policy.model_files import convert_gguf
+from llm_reinforce.policy.plain_path import checkpointable_layers
 from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
+from llm_reinforce.policy.quantization import check_bitsandbytes
 from llm_reinforce.policy.sampling import (
     Completion,
     OnStep,
@@ -49,10 +51,12 @@ __all__ = [
     "best_device",
     "cache_directory",
     "character_tokenizer",
+    "check_bitsandbytes",
     "check_completions_fit",
     "check_prompts",
     "check_prompts_fit",
     "check_reloads",
+    "checkpointable_layers",
     "convert_gguf",
     "describe_policy",
     "explained_variance",

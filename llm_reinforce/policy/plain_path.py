@@ -75,17 +75,8 @@ def recomputed_layers(model: nn.Module) -> Iterator[None]:
 
     The switch of transformers does not work in evaluation mode, in which a policy always is. Therefore, the
     `forward` method of each layer is replaced within the context.
-
-    Raises:
-        InputError: if the model has no layers that can be checkpointed.
     """
     layers = checkpointable_layers(model)
-    if not layers:
-        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
-        raise InputError(
-            f"training.gradient_checkpointing: the layers of a {type(inner).__name__} cannot be recomputed; "
-            "remove this setting, or use another model"
-        )
     own = [vars(layer).get("forward") for layer in layers]
     for layer in layers:
         layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
@@ -99,8 +90,19 @@ def recomputed_layers(model: nn.Module) -> Iterator[None]:
 
 
 def checkpointable_layers(model: nn.Module) -> list[nn.Module]:
-    """Return the layers of a model of transformers whose activations can be recomputed one by one."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """Return the layers of a model of transformers whose activations can be recomputed one by one.
+
+    Raises:
+        InputError: if there are none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        raise InputError(
+            f"training.gradient_checkpointing: the layers of a {type(inner).__name__} cannot be recomputed; "
+            "remove this setting, or use another model"
+        )
+    return layers
 
 
 def _widened(values: Float[Tensor, "row token"], width: int) -> Float[Tensor, "row width"]:

@@ -1,6 +1,5 @@
 """AdamW with float32 copies of weights in half precision, or with 8-bit moments."""
 
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from llm_reinforce.config import LEARNING_RATE, TrainingConfig
 from llm_reinforce.console.messages import note
 from llm_reinforce.errors import InputError
+from llm_reinforce.policy import check_bitsandbytes
 
 MAX_COPIED = 1 << 24  # number of gradients that are converted to float32 at once: 64 MiB
 MASTER = "master"  # name of a float32 copy in the state of the optimizer
@@ -181,14 +181,8 @@ def _adamw_8bit() -> Any:
     Raises:
         InputError: if bitsandbytes is not installed.
     """
-    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)  # optional kernels are missing
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise InputError(
-            f"training.optimizer: adamw_8bit needs bitsandbytes, which cannot be imported ({error}); install "
-            "it with `pip install 'llm-reinforce[quantization]'`, or use optimizer: adamw"
-        ) from error
+    check_bitsandbytes("training.optimizer: adamw_8bit")
+    from bitsandbytes.optim import AdamW8bit
 
     class AdamW8Bit(AdamW8bit):  # type: ignore[misc]
         def state_dict(self) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.policy import Activations, LanguagePolicy, checkpointable_layers
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.reports import Finding, RunFacts, WarningSigns
 from llm_reinforce.rewards import WeightedReward, correct_answer
@@ -149,6 +149,8 @@ class TrainingLoop:
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = new_accelerator(training.mixed_precision)
         check_shares(self.reinforce, self.accelerator.num_processes)
+        if training.gradient_checkpointing:
+            checkpointable_layers(policy.model)  # raises an error if there are none
         policy.model.to(self.accelerator.device)
         broadcast_weights(policy.model, self.accelerator)
         self.optimizer, self.schedule = new_optimizer(policy.model, training, self.accelerator)

@@ -55,7 +55,8 @@ def packable_model(model: nn.Module) -> Any:
         if inner.active_peft_config.is_prompt_learning:
             return None
         inner = inner.get_base_model()
-    if not _is_llama_like(inner) or hasattr(inner, "hf_device_map"):
+    devices = set(getattr(inner, "hf_device_map", {}).values())
+    if not _is_llama_like(inner) or len(devices) > 1:
         return None
     window = getattr(inner.config, "sliding_window", None)
     layer_types = getattr(inner.config, "layer_types", None) or ["sliding" if window else "full_attention"]

@@ -21,10 +21,8 @@ def describe_policy(policy: LanguagePolicy) -> str:
     share = "all trained" if trained == total else f"{trained:,} of them trained"
     kind = getattr(getattr(policy.model, "config", None), "model_type", type(policy.model).__name__)
     ends = " or ".join(map(str, policy.tokenizer.convert_ids_to_tokens(list(policy.end_token_ids))))
-    in_4_bits = (
-        ", linear layers in 4 bits" if any(hasattr(each, "quant_state") for each in parameters) else ""
-    )
-    return f"{kind}, {total:,} parameters, {share}{in_4_bits}; a completion ends with {ends}"
+    bits = ", linear layers in 4 bits" if getattr(policy.model, "is_loaded_in_4bit", False) else ""
+    return f"{kind}, {total:,} parameters, {share}{bits}; a completion ends with {ends}"
 
 
 def num_unknown_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> int:

@@ -66,9 +66,10 @@ def load_policy(
         device: device of the model.
 
     Raises:
-        InputError: if no model is found, if bitsandbytes is needed and not installed, if the model is not a causal language model, if the model's cache
-            contains more than keys and values, if settings of a chat template are given although there is no
-            chat template, or if the chat template drops or changes the user's message.
+        InputError: if no model is found, if bitsandbytes is needed and not installed, if the model is not a
+            causal language model, if the model's cache contains more than keys and values, if settings of a
+            chat template are given although there is no chat template, or if the chat template drops or
+            changes the user's message.
     """
     if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
         config, checkpoint = stopped

@@ -299,6 +299,7 @@ class TrainingLoop:
         activations = Activations(
             0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
         )
+        self.optimizer.zero_grad()  # the gradients of the latest update are not needed while sampling
         sample = self.sampler.sample(self.state, activations, self.display.working)
         own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()

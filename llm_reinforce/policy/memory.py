@@ -1,4 +1,4 @@
-"""Memory that a policy needs per token, found from the sizes of tensors in a forward pass over a few tokens."""
+"""Memory that a policy needs per token, from the sizes of tensors in a short forward pass."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,13 +6,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llm_reinforce.policy.embedding import num_embeddings
+from llm_reinforce.policy.embedding import input_embedding
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.chunked_head import MAX_LOGITS
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
 from llm_reinforce.policy.log_probs import token_log_probs
 from llm_reinforce.policy.parity_check import fast_model
-from llm_reinforce.policy.plain_path import checkpointable_layers
 from llm_reinforce.policy.quantization import num_elements
 from llm_reinforce.policy.sampling import sample_completions
 
@@ -76,33 +75,30 @@ def memory_per_token(
         with_entropies: compute entropies with gradient, as for an entropy bonus.
     """
     length = min(max_new_tokens, MAX_PROBED)
-    # all completions differ, so that none of their tokens is shared
-    num_known = num_embeddings(policy.model) or max(prompt) + 1
+    embedding: Tensor = input_embedding(policy.model).weight
+    num_completions = max(1, min(num_completions, MAX_PROBED // length))
+    # completions start with different tokens, so that none of their tokens is shared
     completions = [
-        ((number % num_known), *prompt[:1] * (length - 1))
-        for number in range(max(1, min(num_completions, MAX_PROBED // length)))
+        (number % embedding.shape[0], *prompt[:1] * (length - 1)) for number in range(num_completions)
     ]
     saved = _saved_bytes(policy, prompt, completions, with_entropies=with_entropies)
     activations = Activations(1 << 40)
     sample_completions(policy, [prompt], max_new_tokens=2, activations=activations)
     kept = activations.num_bytes / max(1, activations.num_tokens)
-    head: Any = _inner(policy.model).get_output_embeddings()
-    item = torch.promote_types(next(policy.model.parameters()).dtype, torch.float32).itemsize
+    config: Any = getattr(policy.model, "config", None)
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    item = torch.promote_types(embedding.dtype, torch.float32).itemsize
     quantized = [each for each in policy.model.parameters() if hasattr(each, "quant_state")]
     return MemoryPerToken(
         cached=_cached_bytes(policy.model, prompt),
         kept=kept,
         saved=saved / (len(prompt) + length * len(completions)),
-        num_layers=len(checkpointable_layers(policy.model)),
-        layer_input=head.weight.shape[1] * head.weight.dtype.itemsize,
-        logits=head.weight.shape[0] * item,
+        num_layers=getattr(config, "num_hidden_layers", 1),
+        layer_input=embedding.shape[1] * embedding.dtype.itemsize,
+        logits=embedding.shape[0] * item,
         max_logits=None if fast_model(policy.model) is None else MAX_LOGITS * item,
         dequantized=max(map(num_elements, quantized), default=0) * 2 * item,
     )
-
-
-def _inner(model: nn.Module) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
 def _saved_bytes(
@@ -136,4 +132,5 @@ def _cached_bytes(model: nn.Module, prompt: TokenIds) -> float:
     """Return the size of the keys and values of one token."""
     cache: Any = model(input_ids=integers([prompt], next(model.parameters()).device), use_cache=True)
     cache = getattr(cache.past_key_values, "self_attention_cache", cache.past_key_values)
-    return sum(each.nbytes for layer in cache.layers for each in (layer.keys, layer.values)) / len(prompt)
+    sizes = (each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))
+    return float(sum(sizes)) / len(prompt)

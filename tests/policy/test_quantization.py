@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from llm_reinforce import Problem, ReinforceTrainer, evaluate, load_policy
+from llm_reinforce import Problem, ReinforceTrainer, load_policy
 from llm_reinforce.config import AdapterConfig, RandomInitConfig
 from llm_reinforce.errors import InputError
+from llm_reinforce.evaluation.prompting import load_for_evaluation, run_recipe
 from llm_reinforce.policy import (
     LanguagePolicy,
     describe_policy,
@@ -106,8 +107,8 @@ def test_a_run_trains_the_adapter_and_is_evaluated_in_4_bits(base: Path, tmp_pat
         for each in (result.policy, of_run)
     ]
     assert torch.equal(*scores)
-    again = evaluate(tmp_path / "run", PROBLEMS, max_new_tokens=4)  # with the settings of the run
-    assert again.policy == evaluate(of_run, PROBLEMS, max_new_tokens=4).policy
+    for_evaluation = load_for_evaluation(tmp_path / "run", run_recipe(tmp_path / "run"))
+    assert "linear layers in 4 bits" in describe_policy(for_evaluation)
 
 
 @needs_bitsandbytes

@@ -100,7 +100,7 @@ def test_small_steps_without_copies_are_noticed(capsys: pytest.CaptureFixture[st
 
 
 def half_policy() -> LanguagePolicy:
-    """Return a policy in half precision, whose largest matrices have 8-bit moments (4,096 numbers or more)."""
+    """Return a policy in half precision whose matrices are large enough for 8-bit moments."""
     shape = RandomInitConfig(
         alphabet="0123=", num_layers=1, num_heads=2, hidden_size=64, intermediate_size=64, max_length=8
     )

@@ -49,7 +49,7 @@ def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
         beta_1, beta_2 = group["betas"]
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
-            if "exp_avg" not in state:  # no step has been taken yet, or the moments have 8 bits
+            if not state or "exp_avg" not in state:  # no step has been taken yet, or the moments have 8 bits
                 continue
             num_steps = int(state["step"])
             m, v = state["exp_avg"], state["exp_avg_sq"]

@@ -114,7 +114,7 @@ def test_a_run_trains_the_adapter_and_is_evaluated_in_4_bits(base: Path, tmp_pat
 @needs_bitsandbytes
 def test_quantized_weights_without_an_adapter_are_not_trained(base: Path) -> None:
     with pytest.raises(InputError, match=r"quantized weights cannot be trained; train an adapter"):
-        ReinforceTrainer(str(base), PROBLEMS, load_in_4bit=True, progress=False)
+        ReinforceTrainer(str(base), PROBLEMS, load_in_4bit=True, max_new_tokens=4, progress=False)
 
 
 def test_missing_bitsandbytes_is_reported(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,9 +33,12 @@ def opt() -> Any:
 def outcome(model: Any, *, plain: bool, gradient_checkpointing: bool) -> tuple[list[torch.Tensor], int]:
     """Return log-probabilities, entropies and gradients, and the size of the stored activations."""
     kept: dict[int, int] = {}
+    own = {each.untyped_storage().data_ptr() for each in model.parameters()}
 
     def record(tensor: torch.Tensor) -> torch.Tensor:
-        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     model.zero_grad()
@@ -51,10 +54,12 @@ def outcome(model: Any, *, plain: bool, gradient_checkpointing: bool) -> tuple[l
             gradient_checkpointing=gradient_checkpointing,
         )
     assert found.entropies is not None
-    weights = torch.linspace(-1, 1, found.log_probs.numel()).view_as(found.log_probs)
-    (weights * found.log_probs + weights.flip(0) * found.entropies).sum().backward()
+    mask = torch.tensor([[number < len(each) for number in range(5)] for each in COMPLETIONS])
+    values = [each.masked_fill(~mask, 0.0) for each in (found.log_probs, found.entropies)]
+    weights = torch.linspace(-1, 1, mask.numel()).view_as(values[0])
+    (weights * values[0] + weights.flip(0) * values[1]).sum().backward()
     gradients = [each.grad.clone() for each in model.parameters() if each.grad is not None]
-    return [found.log_probs.detach(), found.entropies.detach(), *gradients], sum(kept.values())
+    return [*(each.detach() for each in values), *gradients], sum(kept.values())
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_recomputed_layers_give_the_same_gradient(model: Any, plain: bool) -> No
     assert len(found) == len(expected) > 5
     # without the sharing of prompts, sums have another order
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-    assert num_kept < 0.7 * num_all
+    assert num_kept < 0.8 * num_all
     assert not any("forward" in vars(layer) for layer in checkpointable_layers(made))
 
 

@@ -32,8 +32,8 @@ class StepStatistics:
 def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
     """Return the statistics of the latest step of Adam or AdamW.
 
-    The result is None if no weight has been updated, or if the moments have 8 bits. With more than `LARGE` weights, it is None except in
-    every `EVERY`-th step of the optimizer.
+    The result is None if no weight has been updated, or if the moments have 8 bits. With more than `LARGE`
+    weights, it is None except in every `EVERY`-th step of the optimizer.
 
     The norm of the step is the norm of the vector
 

@@ -6,19 +6,17 @@ process predicts the peaks as `train --dry-run` does, and another process makes 
 peaks of its resident memory, which Linux can reset between sampling and the update. Both use the settings of
 malloc that the command line makes. The prediction is printed before the measurement starts.
 
-`--only NAME` runs one setting. `--threads N` sets the number of threads.
+`--only NAME` runs one setting. `--layers N` changes the number of layers.
 """
 
 import argparse
-import json
-import os
+import multiprocessing
 import random
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -43,7 +41,6 @@ SHAPE = {
     "vocab_size": 49152,
     "hidden_size": 576,
     "intermediate_size": 1536,
-    "num_hidden_layers": 30,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "max_position_embeddings": 2048,
@@ -51,6 +48,8 @@ SHAPE = {
 }
 PROMPT = 40  # tokens
 MIB = 2**20
+
+Result = TypeVar("Result")
 
 # name: (settings of the policy, settings of the training)
 SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -68,11 +67,12 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 NUM_PROBLEMS, NUM_EPISODES, NUM_NEW = 4, 8, 32
 
 
-def save_model(directory: str) -> None:
+def save_model(directory: str, num_layers: int) -> None:
     """Save a model with random weights and a character tokenizer."""
     policy = random_policy(RandomInitConfig())
     torch.manual_seed(0)
-    LlamaForCausalLM(LlamaConfig(**SHAPE, eos_token_id=policy.end_token_ids[0])).save_pretrained(directory)
+    config = LlamaConfig(**SHAPE, num_hidden_layers=num_layers, eos_token_id=policy.end_token_ids[0])
+    LlamaForCausalLM(config).save_pretrained(directory)
     policy.tokenizer.save_pretrained(directory)
 
 
@@ -124,38 +124,27 @@ def measured(name: str, directory: str) -> dict[str, float]:
     return peaks
 
 
-def in_own_process(what: str, name: str, directory: str, threads: int) -> dict[str, float]:
-    """Run `predicted` or `measured` in a process of its own."""
-    command = [sys.executable, __file__, "--only", name, "--threads", str(threads)]
-    environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-    done = subprocess.run(
-        [*command, "--in-process", what, directory], stdout=subprocess.PIPE, check=True, env=environment
-    )
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return found
+def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
+    """Call the function in a process of its own, which has already imported the libraries."""
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        return pool.apply(function, arguments)
 
 
 def main() -> None:
     """Print a table of predicted and measured peaks."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--only", choices=SETTINGS)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--in-process", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--layers", type=int, default=30, help="number of layers of the model")
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    if options.in_process:
-        what, directory = options.in_process
-        print(json.dumps({"predicted": predicted, "measured": measured}[what](options.only, directory)))
-        return
-    print(f"torch {torch.__version__}, {options.threads} threads; peaks in MiB")
+    print(f"torch {torch.__version__}, {options.layers} layers; peaks in MiB", flush=True)
     with tempfile.TemporaryDirectory() as directory:
-        save_model(directory)
+        in_own_process(save_model, directory, options.layers)
         for name in [options.only] if options.only else SETTINGS:
-            own = in_own_process("predicted", name, directory, options.threads)
+            own = in_own_process(predicted, name, directory)
             parts = ", ".join(f"{part} {size:.0f}" for part, size in list(own.items())[2:])
             print(f"{name}: predicted sampling {own['sampling']:.0f}, update {own['update']:.0f} ({parts})")
             sys.stdout.flush()
-            found = in_own_process("measured", name, directory, options.threads)
+            found = in_own_process(measured, name, directory)
             compared = ", ".join(
                 f"{phase} {found[phase]:.0f} ({own[phase] / found[phase] - 1:+.0%})" for phase in found
             )

@@ -12,6 +12,9 @@ from llm_reinforce.policy import memory_per_token
 from llm_reinforce.training.adamw import MAX_COPIED, is_half
 from llm_reinforce.training.loop import TrainingLoop
 
+ON_CPU = 150 * 2**20
+"""Memory that libraries need in the first update on a CPU: code, compiled kernels, buffers, and gaps between
+tensors. The value was found with `tests/benchmarks/memory.py`."""
 ROOM = 32  # spare columns of the sampler's cache
 BITS_8 = 2 * (1 + 4 / 256)  # bytes of the two moments of a weight, with a float32 scale for 256 weights
 TEMPORARY_8_BIT = 6  # number of float32 tensors that an 8-bit step needs for one weight matrix
@@ -38,13 +41,13 @@ class MemoryPrediction:
 def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
     """Predict the peak memory of a run from the sizes of tensors in a forward pass over a few tokens.
 
-    The parts are summed as if no memory were shared or fragmented. The memory of a value head is not
-    included.
+    The parts are summed. The memory of a value head is not included.
 
     Args:
         loop: the training loop of the run.
         in_use: memory that the process used after the policy was loaded; see `memory_in_use`.
     """
+    in_use += ON_CPU if loop.policy.device.type == "cpu" else 0
     training, shape, policy = loop.training, loop.reinforce, loop.policy
     num_new = loop.sampling.max_new_tokens
     prompts = policy.encode_prompts([problem.policy_prompt for problem in loop.problems[:100]])

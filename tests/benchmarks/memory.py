@@ -3,13 +3,14 @@
 The model has the shape of SmolLM2-135M and random weights, so that nearly all completions have the maximum
 length. Every episode has a different reward, so that all episodes have a gradient. For each setting, one
 process predicts the peaks as `train --dry-run` does, and another process makes two updates and measures the
-peaks of its resident memory, which Linux can reset between sampling and the update. Both use the settings of
-malloc that the command line makes. The prediction is printed before the measurement starts.
+peaks of its resident memory. Between sampling and the update, memory that malloc keeps is returned to the
+system, and the peak is reset. The prediction is printed before the measurement starts.
 
 `--only NAME` runs one setting. `--layers N` changes the number of layers.
 """
 
 import argparse
+import ctypes
 import multiprocessing
 import random
 import sys
@@ -109,6 +110,7 @@ def measured(name: str, directory: str) -> dict[str, float]:
 
     def watched(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
+            ctypes.CDLL(None).malloc_trim(0)  # returns freed memory of the previous phase to the system
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             result = function(*arguments, **keywords)
             status = Path("/proc/self/status").read_text()

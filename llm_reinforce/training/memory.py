@@ -10,6 +10,7 @@ from torch import Tensor
 from llm_reinforce.config import TrainingConfig
 from llm_reinforce.policy import memory_per_token
 from llm_reinforce.training.adamw import MAX_COPIED, is_half
+from llm_reinforce.training.host_process import release_freed_memory
 from llm_reinforce.training.loop import TrainingLoop
 
 ON_CPU = 150 * 2**20
@@ -105,6 +106,7 @@ def memory_in_use(device: torch.device) -> float:
     """Return the memory of this process on the device of the policy, in bytes."""
     if device.type == "cuda":
         return float(torch.cuda.memory_allocated(device))
+    release_freed_memory()  # the memory that was freed after the weights were loaded
     return float(psutil.Process().memory_info().rss)
 
 

@@ -10,7 +10,6 @@ system, and the peak is reset. The prediction is printed before the measurement 
 """
 
 import argparse
-import ctypes
 import multiprocessing
 import random
 import sys
@@ -35,7 +34,7 @@ from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.batch_sampler import BatchSampler
 from llm_reinforce.training.gradient_step import GradientStep
-from llm_reinforce.training.host_process import keep_freed_memory
+from llm_reinforce.training.host_process import keep_freed_memory, release_freed_memory
 from llm_reinforce.training.memory import memory_in_use, predict_memory
 
 SHAPE = {
@@ -110,7 +109,7 @@ def measured(name: str, directory: str) -> dict[str, float]:
 
     def watched(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            ctypes.CDLL(None).malloc_trim(0)  # returns freed memory of the previous phase to the system
+            release_freed_memory()  # of the previous phase
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             result = function(*arguments, **keywords)
             status = Path("/proc/self/status").read_text()

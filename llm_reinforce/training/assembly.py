@@ -8,6 +8,7 @@ from llm_reinforce.console.text import MAX_PROMPT, visible
 from llm_reinforce.errors import InputError, errors_in
 from llm_reinforce.policy import (
     LanguagePolicy,
+    check_bitsandbytes,
     check_completions_fit,
     check_prompts,
     check_prompts_fit,
@@ -59,6 +60,8 @@ def build_loop(
             token, or is changed by the chat template.
     """
     display = display or Silent()
+    if config.training.optimizer == "adamw_8bit":
+        check_bitsandbytes("training.optimizer: adamw_8bit")
     split = problems_from_config(config, display.say, problems or GivenProblems())
     with errors_in("rewards"):
         given = rewards or [None] * len(config.rewards)

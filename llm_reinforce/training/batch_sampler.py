@@ -1,21 +1,29 @@
 """Draw the problems of a batch, and sample their episodes in all processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
 
 from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.episodes import EpisodeBatch, collect_episodes
-from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
+from llm_reinforce.policy import (
+    Activations,
+    LanguagePolicy,
+    OnStep,
+    TokenIds,
+    random_numbers,
+    sample_completions,
+)
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward
 from llm_reinforce.runs import TrainState
 from llm_reinforce.seeds import seed_of
+from llm_reinforce.server import SamplingServer, ServerError
 from llm_reinforce.training.budget import expected_updates
-from llm_reinforce.training.data_parallel import gather_episodes, own_rows
+from llm_reinforce.training.data_parallel import gather_episodes, gather_object, own_rows
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.problem_order import (
     PassCounts,
@@ -27,6 +35,9 @@ from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, with_replacements
 
 MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
+NUM_PROBES = 4  # number of training problems whose prompts check the weights of a server
+
+Value = TypeVar("Value")
 
 
 class Sample(NamedTuple):
@@ -39,6 +50,7 @@ class Sample(NamedTuple):
         num_tokens: number of tokens sampled, including those of problems that were replaced.
         pass_counts: counts of the curriculum after these episodes.
         refills: counts of the replacements.
+        server_metrics: metrics of the transfer of the weights to a server, by name.
     """
 
     own: EpisodeBatch
@@ -47,6 +59,7 @@ class Sample(NamedTuple):
     num_tokens: int
     pass_counts: PassCounts
     refills: Refills
+    server_metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -63,6 +76,7 @@ class BatchSampler:
         order: the order of the problems without a curriculum.
         seed: seed of the run.
         reference: the reference policy; None if the run has no penalty on the KL divergence.
+        server: server that samples the episodes. None: the processes of the run sample them.
     """
 
     policy: LanguagePolicy
@@ -76,6 +90,7 @@ class BatchSampler:
     order: ProblemOrder
     seed: int
     reference: ReferencePolicy | None
+    server: SamplingServer | None = None
 
     def sample(self, state: TrainState, activations: Activations, show: Callable[[str], None]) -> Sample:
         """Sample the episodes of a batch, with replacements for problems that have one accuracy.
@@ -84,7 +99,11 @@ class BatchSampler:
             state: train state before the batch.
             activations: object that keeps activations for the gradient step.
             show: function that shows the progress.
+
+        Raises:
+            ServerError: if a server samples, and it fails in any process. All processes raise the error.
         """
+        server_metrics = self._prepare_server(state, show)
         drawn = self._draw(state, self.reinforce.problems_per_update)
         own, batch = self._collect_from_all(state, drawn, show, activations)
         counts = self._count_passes(state.pass_counts, drawn, batch)
@@ -102,7 +121,51 @@ class BatchSampler:
             batch = with_replacements(batch, found)
         if refills.num_batches:
             own = batch.part(torch.arange(len(batch))[own_rows(len(batch), self.accelerator)])
-        return Sample(own, batch, len(drawn), num_tokens, counts, refills)
+        return Sample(own, batch, len(drawn), num_tokens, counts, refills, server_metrics)
+
+    def _prepare_server(self, state: TrainState, show: Callable[[str], None]) -> Mapping[str, float]:
+        """Transfer the weights to the server, if there is one and this is due. Return metrics by name."""
+        server = self.server
+        if server is None:
+            return {}
+        show(f"update {state.num_updates + 1:,}: weights to {server.settings.url}")
+        return self._in_main_process(lambda: server.before_batch(self.policy, self._probes()))
+
+    def try_server(self) -> None:
+        """Transfer the weights to the server, if there is one, to find errors before the run starts.
+
+        Raises:
+            ServerError: if this fails. All processes raise the error.
+        """
+        server = self.server
+        if server is not None:
+            self._in_main_process(lambda: server.sync(self.policy, self._probes()))
+
+    def _probes(self) -> Sequence[TokenIds]:
+        return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
+
+    def _in_main_process(self, work: Callable[[], Value]) -> Value:
+        """Call a function in the main process. All processes get its result or raise its ServerError."""
+
+        def call() -> Value | None:
+            with self.accelerator.autocast():
+                return work() if self.accelerator.is_main_process else None
+
+        result = gather_object(self._or_error_of_all(call), self.accelerator)[0]
+        assert result is not None  # the main process is the first one
+        return result
+
+    def _or_error_of_all(self, work: Callable[[], Value]) -> Value:
+        """Return the result of a call. If it raises a ServerError in any process, all processes raise it."""
+        error: ServerError | None = None
+        try:
+            result = work()
+        except ServerError as raised:
+            error = raised
+        messages = gather_object(str(error) if error else None, self.accelerator)
+        if message := next(filter(None, messages), None):
+            raise ServerError(message) from error
+        return result
 
     def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
         """Return the indices of the next problems: in the order of `ProblemOrder`, or by their pass rates.
@@ -142,20 +205,24 @@ class BatchSampler:
         # the last processes may have a smaller share of a refill, or none
         size = -(-len(problems) // self.accelerator.num_processes)
         first = self.accelerator.process_index * size
-        own = EpisodeBatch.of(())
-        if share := problems[first : first + size]:
-            total = len(problems) * self.reinforce.episodes_per_problem // self.accelerator.num_processes
+        share = problems[first : first + size]
+        total = len(problems) * self.reinforce.episodes_per_problem // self.accelerator.num_processes
 
-            def on_step(num_completions: int, num_tokens: int) -> None:
-                show(
-                    f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
-                    f"{num_tokens:,} tokens"
-                )
+        def on_step(num_completions: int, num_tokens: int) -> None:
+            show(
+                f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
+                f"{num_tokens:,} tokens"
+            )
 
-            own = self.collect(share, state, activations, on_step=on_step, first_group=first, refill=refill)
-            if self.reference is not None:
-                micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
-                own = self.reference.with_log_probs(own, micro_batches)
+        def collect() -> EpisodeBatch:
+            if not share:
+                return EpisodeBatch.of(())
+            return self.collect(share, state, activations, on_step=on_step, first_group=first, refill=refill)
+
+        own = collect() if self.server is None else self._or_error_of_all(collect)
+        if share and self.reference is not None:
+            micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
+            own = self.reference.with_log_probs(own, micro_batches)
         return own, gather_episodes(own, problems, self.accelerator)
 
     def collect(
@@ -214,6 +281,7 @@ class BatchSampler:
                 activations=activations,
                 on_step=on_step,
                 length_penalty=None if is_trial else self.reinforce.length_penalty,
+                sample=sample_completions if self.server is None else self.server.sample_completions,
             )
 
     def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:

@@ -28,6 +28,7 @@ from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
+from llm_reinforce.server import SamplingServer
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample
 from llm_reinforce.training.budget import (
     expected_updates,
@@ -115,6 +116,7 @@ class TrainingLoop:
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
+        server: server that samples the episodes. None: the processes of the run sample them.
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
@@ -136,6 +138,7 @@ class TrainingLoop:
         run_directory: RunDirectory | None = None,
         display: Display | None = None,
         seed: int = 0,
+        server: SamplingServer | None = None,
     ) -> None:
         if not problems:
             raise InputError("there are no training problems; give at least one")
@@ -182,6 +185,7 @@ class TrainingLoop:
             ProblemOrder(len(problems), seed),
             seed,
             self.reference,
+            server,
         )
         self.evaluations = RunEvaluations(
             problems,
@@ -247,8 +251,9 @@ class TrainingLoop:
 
         Raises:
             InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
-            RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
-                many updates in a row were not finite. A checkpoint is saved, except during the warm start.
+            RunStoppedError: if too many episodes of an update could not be scored, if the gradients of too
+                many updates in a row were not finite, or if a sampling server failed. A checkpoint is saved,
+                except during the warm start.
         """
         self.try_rewards()
         self._warn(self.warning_signs.before_first_update())
@@ -293,7 +298,8 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
-        sample = self.sampler.sample(self.state, activations, self.display.working)
+        with self._saving_if_stopped():
+            sample = self.sampler.sample(self.state, activations, self.display.working)
         own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action

@@ -8,31 +8,49 @@ from peft import PeftModel
 from torch import nn
 
 from llm_reinforce.durable_files import whole_directory
-from llm_reinforce.policy import LanguagePolicy
+from llm_reinforce.policy import LanguagePolicy, without_progress_bars
 
 
-def write_all_weights(policy: LanguagePolicy, directory: Path, *, with_adapter: bool = True) -> None:
-    """Write all weights as a checkpoint of their own; an existing directory is replaced.
+def has_adapter(model: nn.Module) -> bool:
+    """Return True if the model is a LoRA adapter with its base."""
+    return isinstance(model, PeftModel)
 
-    The output layer is written as a tensor of its own, even if it shares its weights with the embedding.
-    vLLM prepares a separate copy of the output layer on some devices, and does not replace this copy when it
-    reloads a checkpoint with shared weights.
 
-    Args:
-        policy: the policy.
-        directory: directory to write.
-        with_adapter: merge a LoRA adapter into the weights; False: write the weights without it.
+def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
+    """Write the LoRA adapter of the policy. An existing directory is replaced."""
+    with whole_directory(directory) as partial, without_progress_bars():
+        policy.model.save_pretrained(str(partial))  # type: ignore[operator]
+
+
+def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
+    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced."""
+    model: Any = policy.model
+    if isinstance(model, PeftModel):
+        # a copy, because merging and unmerging would change the weights by rounding
+        model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    with whole_directory(directory) as partial:
+        _save_untied(model, partial)
+
+
+def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
+    """Write the model and the tokenizer with which a server starts. An existing directory is replaced.
+
+    A LoRA adapter is left out, because the server gets it later.
     """
     model: Any = policy.model
     if isinstance(model, PeftModel):
-        wrapped: Any = copy.deepcopy(model)  # merging and unmerging would change the weights by rounding
-        model = wrapped.merge_and_unload() if with_adapter else wrapped.unload()
+        model = copy.deepcopy(model).unload()  # type: ignore[operator]
     with whole_directory(directory) as partial:
         _save_untied(model, partial)
         policy.tokenizer.save_pretrained(str(partial))
 
 
 def _save_untied(model: Any, directory: Path) -> None:
+    """Save a model, with its output layer as a tensor of its own.
+
+    If the output layer shares its weights with the embedding, vLLM still prepares a separate copy of the
+    output layer on a CPU. It does not replace this copy when it reloads weights that are shared.
+    """
     weights, config = dict(model.state_dict()), model.config
     seen: set[int] = set()
     for name, tensor in weights.items():
@@ -43,18 +61,8 @@ def _save_untied(model: Any, directory: Path) -> None:
     try:
         if before:
             config.tie_word_embeddings = False
-        model.save_pretrained(str(directory), state_dict=weights)
+        with without_progress_bars():
+            model.save_pretrained(str(directory), state_dict=weights)
     finally:
         if before:
             config.tie_word_embeddings = before
-
-
-def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
-    """Write the LoRA adapter of the policy; an existing directory is replaced."""
-    with whole_directory(directory) as partial:
-        policy.model.save_pretrained(str(partial))  # type: ignore[operator]
-
-
-def has_adapter(model: nn.Module) -> bool:
-    """Return True if the model is a LoRA adapter with its base."""
-    return isinstance(model, PeftModel)

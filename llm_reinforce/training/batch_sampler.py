@@ -149,7 +149,7 @@ class BatchSampler:
         if server is None:
             return {}
         show(f"update {state.num_updates + 1:,}: weights to {server.settings.url}")
-        return self._in_main_process(lambda: server.before_batch(self.policy, self._probes()))
+        return self._in_main_process(server, lambda: server.before_batch(self.policy, self._probes()))
 
     def try_server(self) -> None:
         """Transfer the weights to the server, if there is one, to find errors before the run starts.
@@ -159,19 +159,20 @@ class BatchSampler:
         """
         server = self.server
         if server is not None:
-            self._in_main_process(lambda: server.sync(self.policy, self._probes()))
+            self._in_main_process(server, lambda: server.sync(self.policy, self._probes()))
 
     def _probes(self) -> Sequence[TokenIds]:
         return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
 
-    def _in_main_process(self, work: Callable[[], Value]) -> Value:
-        """Call a function in the main process. All processes get its result or raise its ServerError."""
+    def _in_main_process(self, server: SamplingServer, work: Callable[[], Value]) -> Value:
+        """Transfer weights in the main process. All processes get the result or raise the ServerError."""
 
         def call() -> Value | None:
             with self.accelerator.autocast():
                 return work() if self.accelerator.is_main_process else None
 
         result = gather_object(self._or_error_of_all(call), self.accelerator)[0]
+        server.served = gather_object(server.served, self.accelerator)[0]
         assert result is not None  # the main process is the first one
         return result
 

@@ -14,7 +14,7 @@ from fake_server import BASE, FakeServer, serving
 
 from llm_reinforce.config import AdapterConfig, ImportanceConfig, ReinforceConfig, ServerConfig
 from llm_reinforce.policy import LanguagePolicy, load_policy, token_log_probs
-from llm_reinforce.server import SamplingServer, ServerError, http_client
+from llm_reinforce.server import SamplingServer, Served, ServerError, http_client
 from llm_reinforce.training.objective import surrogate_loss
 
 PROMPTS = [(3, 4), (5,), (1, 2, 6)]
@@ -259,7 +259,7 @@ def test_importance_weights_correct_a_stale_server_exactly(
     size = policy.model.config.vocab_size
     with serving(Enumerating(stale)) as fake:
         client = client_of(fake)
-        client._model = BASE  # the server has not got the weights
+        client.served = Served(BASE, "old")  # the server did not get the weights
         found = client.sample_completions(
             policy, [(1,)], num_completions=1 + (size - 1) * size, max_new_tokens=2
         )

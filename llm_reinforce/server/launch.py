@@ -127,7 +127,7 @@ def write_model(config: Config) -> Path:
 def _installed(python: str) -> str | None:
     """Return the name and the version of the vLLM of an environment; None if it has none."""
     try:
-        done = subprocess.run([python, "-c", FIND_VERSION], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([python, "-c", FIND_VERSION], capture_output=True, encoding="utf-8", timeout=60)
     except OSError:
         return None
     return done.stdout.strip() or None

@@ -74,6 +74,7 @@ def read_completions(
     num_completions: int,
     max_new_tokens: int,
     end_token_ids: TokenIds,
+    vocabulary_size: int,
 ) -> list[SampledTokens]:
     """Return the completions of an answer, in the order of their indices.
 
@@ -83,6 +84,7 @@ def read_completions(
         num_completions: see `completion_request`.
         max_new_tokens: see `completion_request`.
         end_token_ids: see `completion_request`.
+        vocabulary_size: number of tokens that the policy knows.
 
     Raises:
         AnswerError: if the answer does not contain the completions that were requested.
@@ -93,7 +95,10 @@ def read_completions(
     if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(num_completions))):
         raise AnswerError(f"has {len(choices)} choices, but {num_completions} completions were requested")
     choices.sort(key=lambda choice: int(choice["index"]))
-    return [_read_choice(choice, prompt, max_new_tokens, end_token_ids) for choice in choices]
+    found = [_read_choice(choice, prompt, max_new_tokens, end_token_ids) for choice in choices]
+    if not all(0 <= token < vocabulary_size for each in found for token in each.token_ids):
+        raise AnswerError(f"has tokens outside the vocabulary of the policy ({vocabulary_size} tokens)")
+    return found
 
 
 def _read_choice(

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 
@@ -224,6 +224,8 @@ class SamplingServer:
         """
         served = self.served
         assert served is not None  # set by `sync`
+        embedding: Any = policy.model.get_input_embeddings()  # type: ignore[operator]
+        vocabulary_size = int(embedding.num_embeddings)
 
         def request(prompt: TokenIds) -> list[SampledTokens]:
             body = completion_request(
@@ -243,6 +245,7 @@ class SamplingServer:
                     num_completions=num_completions,
                     max_new_tokens=max_new_tokens,
                     end_token_ids=policy.end_token_ids,
+                    vocabulary_size=vocabulary_size,
                 ),
                 answer,
                 COMPLETIONS,

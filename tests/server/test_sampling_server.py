@@ -186,6 +186,10 @@ NONSENSE = {
     "a token more": ({"choices": [CHOICE | {"token_ids": [5, 6, 5]}]}, "2 log-probabilities for 3 tokens"),
     "other prompt": ({"choices": [CHOICE | {"prompt_token_ids": [9]}]}, "another prompt"),
     "cut": ({"choices": [CHOICE]}, "cut off after 2 of 8 tokens"),
+    "unknown token": (
+        {"choices": [{**CHOICE, "token_ids": [99] * 8, "logprobs": {"token_logprobs": [-1.0] * 8}}]},
+        "outside the vocabulary",
+    ),
     "after the end": (
         {"choices": [CHOICE | {"token_ids": ["end", 6]}]},
         "continues after an end token",

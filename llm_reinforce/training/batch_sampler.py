@@ -1,6 +1,7 @@
 """Draw the problems of a batch, and sample their episodes in all processes."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -38,6 +39,10 @@ MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
 NUM_PROBES = 4  # number of training problems whose prompts check the weights of a server
 
 Value = TypeVar("Value")
+
+
+class SamplingStoppedError(Exception):
+    """Raised in all processes while a batch is sampled, because a stop of the run was requested in one."""
 
 
 class Failures(NamedTuple):
@@ -110,20 +115,29 @@ class BatchSampler:
     reference: ReferencePolicy | None
     server: SamplingServer | None = None
 
-    def sample(self, state: TrainState, activations: Activations, show: Callable[[str], None]) -> Sample:
+    def sample(
+        self,
+        state: TrainState,
+        activations: Activations,
+        show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
+    ) -> Sample:
         """Sample the episodes of a batch, with replacements for problems that have one accuracy.
 
         Args:
             state: train state before the batch.
             activations: object that keeps activations for the gradient step.
             show: function that shows the progress.
+            is_stopped: function that returns True if a stop of the run was requested in this process.
 
         Raises:
             ServerError: if a server samples, and it fails in any process. All processes raise the error.
+            SamplingStoppedError: if there are several processes and a stop was requested in any of them. A
+                launcher kills processes that end too late, so the batch is not completed.
         """
         server_metrics = self._prepare_server(state, show)
         drawn = self._draw(state, self.reinforce.problems_per_update)
-        own, batch = self._collect_from_all(state, drawn, show, activations)
+        own, batch = self._collect_from_all(state, drawn, show, is_stopped, activations)
         counts = self._count_passes(state.pass_counts, drawn, batch)
         failures = self._count_failures(Failures(), batch, len(drawn))
         refills = Refills()
@@ -133,7 +147,7 @@ class BatchSampler:
             if not num_missing:
                 break
             more = self._draw(state, num_missing, drawn)
-            _, found = self._collect_from_all(state, more, show, refill=number)
+            _, found = self._collect_from_all(state, more, show, is_stopped, refill=number)
             counts = self._count_passes(counts, more, found)
             failures = self._count_failures(failures, found, len(more))
             refills, drawn = refills.after(found, len(more)), [*drawn, *more]
@@ -227,6 +241,7 @@ class BatchSampler:
         state: TrainState,
         drawn: Sequence[int],
         show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
         activations: Activations | None = None,
         *,
         refill: int = 0,
@@ -236,27 +251,34 @@ class BatchSampler:
         Returns:
             the episodes of this process, and those of all processes.
         """
-        problems = [self.problems[index] for index in drawn]
+        problems, num_processes = [self.problems[index] for index in drawn], self.accelerator.num_processes
         size = self._size_of_share(len(problems))
         first = self.accelerator.process_index * size
         share = problems[first : first + size]
-        total = len(problems) * self.reinforce.episodes_per_problem // self.accelerator.num_processes
+        total = len(problems) * self.reinforce.episodes_per_problem // num_processes
 
         def on_step(num_completions: int, num_tokens: int) -> None:
             show(
                 f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
                 f"{num_tokens:,} tokens"
             )
+            if num_processes > 1 and is_stopped():
+                raise SamplingStoppedError
 
-        def collect() -> EpisodeBatch:
+        def collect() -> EpisodeBatch | None:
             if not share:
                 return EpisodeBatch.of(())
-            return self.collect(share, state, activations, on_step=on_step, first_group=first, refill=refill)
+            with suppress(SamplingStoppedError):
+                return self.collect(
+                    share, state, activations, on_step=on_step, first_group=first, refill=refill
+                )
+            return None
 
         own = collect() if self.server is None else self._or_error_of_all(collect)
-        if share and self.reference is not None:
-            micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
-            own = self.reference.with_log_probs(own, micro_batches)
+        if any(gather_object(own is None, self.accelerator)) or own is None:
+            raise SamplingStoppedError
+        if self.reference is not None and len(own):
+            own = self.reference.with_log_probs(own, self.gradient_step.micro_batches(own, range(len(own))))
         return own, gather_episodes(own, problems, self.accelerator)
 
     def collect(

@@ -27,7 +27,7 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
-from llm_reinforce.processes import check_launch, is_main_process, num_processes
+from llm_reinforce.processes import check_launch, is_main_process, launcher, num_processes
 
 if TYPE_CHECKING:
     from llm_reinforce.config import Config
@@ -139,10 +139,10 @@ def _written_at(directory: "RunDirectory") -> int | None:
 def resume_command(recipe: str, overrides: Sequence[str]) -> str:
     """Return the command that resumes a run, quoted for a shell."""
     settings = [word for override in overrides for word in ("--set", override)]
-    launcher = ["llm-reinforce"]
+    command = ["llm-reinforce"]
     if num_processes() > 1:
-        launcher = ["torchrun", "--nproc_per_node", str(num_processes()), "-m", "llm_reinforce"]
-    return shlex.join([*launcher, "train", recipe, *settings, "--resume"])
+        command = [*launcher(num_processes()), "-m", "llm_reinforce"]
+    return shlex.join([*command, "train", recipe, *settings, "--resume"])
 
 
 def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:

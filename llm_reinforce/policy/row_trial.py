@@ -58,6 +58,11 @@ def scoring_batching(
     return _for_length(model, _once(model, "scoring", _find_scoring), max(lengths, default=0))
 
 
+def record_scoring_batching(model: nn.Module, batching: Batching) -> None:
+    """Record the batching of a model without a trial. Prompts are not shared, which would take two passes."""
+    _found[model] = {"scoring": "padded rows" if batching == "shared prompts" else batching}
+
+
 def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tokens: int) -> Batching:
     """Return which of these prompts may be in the same batch when completions are sampled.
 

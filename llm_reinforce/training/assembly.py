@@ -25,7 +25,7 @@ from llm_reinforce.problems import (
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training.data_parallel import describe_processes
+from llm_reinforce.training.data_parallel import check_mixed_precision, describe_processes
 from llm_reinforce.training.loop import TrainingLoop
 from llm_reinforce.training.warm_start import target_of
 
@@ -54,11 +54,12 @@ def build_loop(
             policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
-        InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
-            fit into the context of the policy, contains characters that its alphabet lacks, ends in an end
+        InputError: if the processes were launched with unsupported settings, if the problems, a reward
+            function or the policy cannot be loaded, or if a prompt does not fit into the context of the policy, contains characters that its alphabet lacks, ends in an end
             token, or is changed by the chat template.
     """
     display = display or Silent()
+    check_mixed_precision(config.training.mixed_precision)
     split = problems_from_config(config, display.say, problems or GivenProblems())
     with errors_in("rewards"):
         given = rewards or [None] * len(config.rewards)

@@ -10,6 +10,7 @@ import multiprocessing.connection
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -276,8 +277,14 @@ def check_all(directory: Path) -> None:
     main()
 
 
-def launch(directory: Path) -> None:
-    """Fork the two processes with the environment variables of `torchrun`; exit with 1 if one fails."""
+def launch(call: Callable[[Path], None], directory: Path, **environment: str) -> None:
+    """Fork two processes with the environment variables of `torchrun`; exit with 1 if one fails.
+
+    Args:
+        call: function that the processes call.
+        directory: argument of the function.
+        environment: further environment variables of the processes.
+    """
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {
@@ -285,11 +292,12 @@ def launch(directory: Path) -> None:
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
+        **environment,
     }
     processes = []
     for rank in ("0", "1"):
         os.environ.update({**shared, "RANK": rank, "LOCAL_RANK": rank})
-        processes.append(multiprocessing.get_context("fork").Process(target=check_all, args=(directory,)))
+        processes.append(multiprocessing.get_context("fork").Process(target=call, args=(directory,)))
         processes[-1].start()
     while running := [each for each in processes if each.is_alive()]:
         multiprocessing.connection.wait([each.sentinel for each in running])

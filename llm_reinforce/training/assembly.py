@@ -55,8 +55,9 @@ def build_loop(
 
     Raises:
         InputError: if the processes were launched with unsupported settings, if the problems, a reward
-            function or the policy cannot be loaded, or if a prompt does not fit into the context of the policy, contains characters that its alphabet lacks, ends in an end
-            token, or is changed by the chat template.
+            function or the policy cannot be loaded, or if a prompt does not fit into the context of the
+            policy, contains characters that its alphabet lacks, ends in an end token, or is changed by the
+            chat template.
     """
     display = display or Silent()
     check_mixed_precision(config.training.mixed_precision)

@@ -131,7 +131,7 @@ class ReinforceConfig(Section):
     standardize: bool | Literal["batch", "group"] = Field(
         default=False,
         description="divide the advantages by the standard deviation of the returns around their baselines, "
-        "computed from the batch (batch or true) or from each group (group)",
+        "over the whole batch if set to batch or true, and over each group if set to group",
     )
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens", "episode_lengths"] | Positive = Field(

@@ -168,8 +168,8 @@ def _check_causal(model: nn.Module, trial: Trial) -> None:
     is_encoder = getattr(_inner(model).config, "is_decoder", None) is False
     hint = "if it was trained as a decoder, set is_decoder: true in its config.json; otherwise, " * is_encoder
     raise InputError(
-        f"{_not_supported(model)} its log-probabilities of a token depend on later tokens, as those of an "
-        f"encoder do; {hint}use a model that predicts the next token"
+        f"{_not_supported(model)} the log-probability of a token depends on later tokens, as in an encoder; "
+        f"{hint}use a model that predicts the next token"
     )
 
 

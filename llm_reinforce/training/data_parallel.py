@@ -178,6 +178,13 @@ def describe_processes(accelerator: Accelerator) -> str:
     )
 
 
+def own_rows(num_rows: int, accelerator: Accelerator) -> slice:
+    """Return the rows of this process among `num_rows` rows of all processes."""
+    num_own = num_rows // accelerator.num_processes
+    first = accelerator.process_index * num_own
+    return slice(first, first + num_own)
+
+
 def gather_object(value: Value, accelerator: Accelerator) -> list[Value]:
     """Return the values of all processes, in the order of the processes. The values must be picklable."""
     if accelerator.num_processes == 1:

@@ -1,5 +1,6 @@
 """Metrics of an update, and the rows of `episodes.jsonl`."""
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -13,7 +14,10 @@ from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
 from llm_reinforce.policy_gradient import action_mask, k3
+from llm_reinforce.runs import TrainState
+from llm_reinforce.training.batch_sampler import Sample
 from llm_reinforce.training.gradient_step import UpdateOutcome
+from llm_reinforce.training.problem_order import pass_rate
 
 # metrics that differ between equal runs
 TIMES = frozenset({"wall_time", "step_time", "step_time/collect", "step_time/update"})
@@ -102,6 +106,31 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
         metrics["step/relative_norm"] = sum(each.relative_step for each in measured) / len(measured)
         if measured[-1].signal_share is not None:
             metrics["step/signal_share"] = measured[-1].signal_share
+    return metrics
+
+
+def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) -> dict[str, float]:
+    """Return the metrics of the run after a batch, by name: its counts, the refills and the curriculum.
+
+    Args:
+        state: train state after the batch.
+        sample: episodes of the batch.
+        settings: settings of the loss and of the batches.
+    """
+    metrics: dict[str, float] = {
+        "num_tokens": state.num_tokens,
+        "num_skipped_updates": state.num_skipped_updates,
+    }
+    if settings.baseline == "value":
+        metrics["value/num_skipped_fits"] = state.num_skipped_fits
+    if state.entropy_coefficient is not None:
+        metrics["entropy_coefficient"] = state.entropy_coefficient
+    if settings.refill:
+        metrics |= sample.refills.metrics(sample.batch, settings.problems_per_update)
+    if settings.curriculum:
+        rates = [pass_rate(sample.pass_counts, index) for index in sample.pass_counts]
+        metrics["curriculum/num_problems"] = len(rates)
+        metrics["curriculum/pass_rate"] = math.fsum(rates) / len(rates)
     return metrics
 
 

@@ -26,7 +26,7 @@ from llm_reinforce.training.data_parallel import (
     sum_gradients,
 )
 from llm_reinforce.training.gradient_step import nan_unless_finite
-from llm_reinforce.training.learning_rates import learning_rate_schedule
+from llm_reinforce.training.optimizer import learning_rate_schedule
 
 
 def warm_start(

@@ -39,6 +39,7 @@ from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.runs import RunDirectory, TrainState, summarize_run
 from llm_reinforce.training import TrainingLoop
+from llm_reinforce.training.batch_sampler import BatchSampler
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.problem_order import draw_by_pass_rate, pass_rate, with_episodes
 from llm_reinforce.training.refill import groups_with_one_accuracy
@@ -126,7 +127,7 @@ def accuracies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         answers = [(replace(answer, verdict=verdict),) for verdict in verdicts]
         return Evaluation(found.decoding, COPY[:1] * 100, answers, measures_of(answers, 4))
 
-    monkeypatch.setattr("llm_reinforce.training.loop.measure_accuracy", scripted)
+    monkeypatch.setattr("llm_reinforce.training.run_evaluations.measure_accuracy", scripted)
     return script
 
 
@@ -335,18 +336,18 @@ def one_digit(**settings: Any) -> TrainingLoop:
     return trainer(**{"num_updates": 4, **settings})
 
 
-def test_problems_with_one_accuracy_are_replaced(steps) -> None:
+def test_problems_with_one_accuracy_are_replaced(steps, monkeypatch: pytest.MonkeyPatch) -> None:
     watcher = Watcher()
     settings = batches(problems_per_update=2, episodes_per_problem=4, refill=3, baseline="greedy")
     one = one_digit(reinforce=settings, display=watcher)
     sampled = []
-    plain = one.collect
+    plain = BatchSampler.collect
 
     def collect(*arguments: Any, **options: Any) -> EpisodeBatch:
         sampled.append(plain(*arguments, **options))
         return sampled[-1]
 
-    one.collect = collect
+    monkeypatch.setattr(BatchSampler, "collect", collect)
     for update in one.updates():
         batch, _ = steps[-1]
         assert batch.groups.tolist() == [0] * 4 + [1] * 4
@@ -386,7 +387,7 @@ def test_weights_of_a_curriculum() -> None:
 
 def test_curriculum_counts_recent_episodes() -> None:
     one = trainer(num_updates=1, reinforce=batches(curriculum={"decay": 0.5}))
-    batch = one.collect(COPY[:2])
+    batch = one.sampler.collect(COPY[:2], one.state)
     correct = [sum(e.verdict.correct for e in batch.episodes if e.group == group) for group in (0, 1)]
     counts = with_episodes({3: (1.0, 2.0), 1: (4.0, 4.0)}, [2, 1], batch, decay=0.5)
     assert counts == {3: (1.0, 2.0), 2: (correct[0], 3.0), 1: (2.0 + correct[1], 5.0)}

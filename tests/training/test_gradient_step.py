@@ -23,7 +23,7 @@ def test_kept_activations_give_the_gradient_of_a_new_forward_pass(
     )
     one = trainer(reinforce=settings, training={"micro_batch_tokens": micro_batch_tokens})
     activations = Activations(4096)
-    batch = one.collect(COPY, activations)
+    batch = one.sampler.collect(COPY, one.state, activations)
     estimate = one.estimate_batch(batch, None)
     parameters = list(one.policy.model.parameters())
     monkeypatch.setattr(one.optimizer, "step", lambda: None)

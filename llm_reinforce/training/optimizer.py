@@ -1,10 +1,38 @@
-"""Learning-rate schedules."""
+"""The optimizer of the policy, and its learning-rate schedule."""
 
 import warnings
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 from transformers import get_scheduler
+
+from llm_reinforce.config import LEARNING_RATE, TrainingConfig
+
+
+def new_optimizer(
+    model: nn.Module, training: TrainingConfig, accelerator: Accelerator
+) -> tuple[AcceleratedOptimizer, Any]:
+    """Return the optimizer of the trainable weights, and its schedule.
+
+    Args:
+        model: the model, on the device of the accelerator.
+        training: settings of the optimizer and of the schedule.
+        accelerator: the accelerator of the run.
+    """
+    optimizer = torch.optim.AdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=LEARNING_RATE if training.learning_rate is None else training.learning_rate,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
+        fused=accelerator.device.type in ("cpu", "cuda"),
+    )
+    schedule = learning_rate_schedule(
+        training.schedule, optimizer, training.num_warmup_updates, training.num_updates
+    )
+    return accelerator.prepare(optimizer), schedule
 
 
 def learning_rate_schedule(

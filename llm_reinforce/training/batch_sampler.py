@@ -1,0 +1,230 @@
+"""Draw the problems of a batch, and sample their episodes in all processes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+
+from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
+from llm_reinforce.episodes import EpisodeBatch, collect_episodes
+from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
+from llm_reinforce.problems import Problem
+from llm_reinforce.rewards import Progress, WeightedReward
+from llm_reinforce.runs import TrainState
+from llm_reinforce.seeds import seed_of
+from llm_reinforce.training.budget import expected_updates
+from llm_reinforce.training.data_parallel import gather_episodes, own_rows
+from llm_reinforce.training.gradient_step import GradientStep
+from llm_reinforce.training.problem_order import (
+    PassCounts,
+    ProblemOrder,
+    draw_by_pass_rate,
+    with_episodes,
+)
+from llm_reinforce.training.reference import ReferencePolicy
+from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, with_replacements
+
+MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
+
+
+class Sample(NamedTuple):
+    """The episodes of a batch, and counts of the problems and tokens that were sampled for it.
+
+    Attributes:
+        own: episodes of this process.
+        batch: episodes of all processes.
+        num_problems: number of problems drawn, including those that were replaced.
+        num_tokens: number of tokens sampled, including those of problems that were replaced.
+        pass_counts: counts of the curriculum after these episodes.
+        refills: counts of the replacements.
+    """
+
+    own: EpisodeBatch
+    batch: EpisodeBatch
+    num_problems: int
+    num_tokens: int
+    pass_counts: PassCounts
+    refills: Refills
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Sample the batches of a run. What is sampled depends only on the policy, the seed and the train state.
+
+    Attributes:
+        policy: the policy, which is trained in place.
+        problems: the training problems.
+        rewards: the reward functions with their weights.
+        training, reinforce, sampling: settings of the run.
+        accelerator: the accelerator of the run.
+        gradient_step: the gradient step, whose micro-batches the reference policy uses too.
+        order: the order of the problems without a curriculum.
+        seed: seed of the run.
+        reference: the reference policy; None if the run has no penalty on the KL divergence.
+    """
+
+    policy: LanguagePolicy
+    problems: Sequence[Problem]
+    rewards: Sequence[WeightedReward]
+    training: TrainingConfig
+    reinforce: ReinforceConfig
+    sampling: SamplingConfig
+    accelerator: Accelerator
+    gradient_step: GradientStep
+    order: ProblemOrder
+    seed: int
+    reference: ReferencePolicy | None
+
+    def sample(self, state: TrainState, activations: Activations, show: Callable[[str], None]) -> Sample:
+        """Sample the episodes of a batch, with replacements for problems that have one accuracy.
+
+        Args:
+            state: train state before the batch.
+            activations: object that keeps activations for the gradient step.
+            show: function that shows the progress.
+        """
+        drawn = self._draw(state, self.reinforce.problems_per_update)
+        own, batch = self._collect_from_all(state, drawn, show, activations)
+        counts = self._count_passes(state.pass_counts, drawn, batch)
+        refills = Refills()
+        num_tokens = batch.num_tokens
+        for number in range(1, self.reinforce.refill + 1):
+            num_missing = len(groups_with_one_accuracy(batch))
+            if not num_missing:
+                break
+            more = self._draw(state, num_missing, drawn)
+            _, found = self._collect_from_all(state, more, show, refill=number)
+            counts = self._count_passes(counts, more, found)
+            refills, drawn = refills.after(found, len(more)), [*drawn, *more]
+            num_tokens += found.num_tokens
+            batch = with_replacements(batch, found)
+        if refills.num_batches:
+            own = batch.part(torch.arange(len(batch))[own_rows(len(batch), self.accelerator)])
+        return Sample(own, batch, len(drawn), num_tokens, counts, refills)
+
+    def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
+        """Return the indices of the next problems: in the order of `ProblemOrder`, or by their pass rates.
+
+        Args:
+            state: train state before the batch.
+            size: number of problems.
+            drawn: problems that have been drawn for the same batch.
+        """
+        if self.reinforce.curriculum is None:
+            first = state.num_problems + len(drawn)
+            return [self.order.index(position) for position in range(first, first + size)]
+        seed = self.random_number(f"curriculum {len(drawn)}", state, process=0)
+        counts, num_problems = state.pass_counts, len(self.problems)
+        return draw_by_pass_rate(self.reinforce.curriculum, counts, num_problems, size, seed, drawn)
+
+    def _count_passes(self, counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch) -> PassCounts:
+        """Return the counts of the curriculum after the episodes of a batch."""
+        curriculum = self.reinforce.curriculum
+        return counts if curriculum is None else with_episodes(counts, drawn, batch, curriculum.decay)
+
+    def _collect_from_all(
+        self,
+        state: TrainState,
+        drawn: Sequence[int],
+        show: Callable[[str], None],
+        activations: Activations | None = None,
+        *,
+        refill: int = 0,
+    ) -> tuple[EpisodeBatch, EpisodeBatch]:
+        """Sample episodes of the problems with these indices.
+
+        Returns:
+            the episodes of this process, and those of all processes.
+        """
+        problems = [self.problems[index] for index in drawn]
+        # the last processes may have a smaller share of a refill, or none
+        size = -(-len(problems) // self.accelerator.num_processes)
+        first = self.accelerator.process_index * size
+        own = EpisodeBatch.of(())
+        if share := problems[first : first + size]:
+            total = len(problems) * self.reinforce.episodes_per_problem // self.accelerator.num_processes
+
+            def on_step(num_completions: int, num_tokens: int) -> None:
+                show(
+                    f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
+                    f"{num_tokens:,} tokens"
+                )
+
+            own = self.collect(share, state, activations, on_step=on_step, first_group=first, refill=refill)
+            if self.reference is not None:
+                micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
+                own = self.reference.with_log_probs(own, micro_batches)
+        return own, gather_episodes(own, problems, self.accelerator)
+
+    def collect(
+        self,
+        problems: Sequence[Problem],
+        state: TrainState,
+        activations: Activations | None = None,
+        *,
+        is_trial: bool = False,
+        on_step: OnStep | None = None,
+        first_group: int | None = None,
+        refill: int = 0,
+    ) -> EpisodeBatch:
+        """Sample episodes from the current policy, for the problems that this process has to sample.
+
+        Args:
+            problems: problems of this process.
+            state: train state before the batch.
+            activations: object that keeps activations for the gradient step. None: nothing is kept.
+            is_trial: sample one short episode of each problem.
+            on_step: see `collect_episodes`.
+            first_group: number of the first problem among those of all processes. By default, the processes
+                have equal shares.
+            refill: number of the refill for which the problems were drawn; 0: none.
+        """
+        max_new_tokens = self.sampling.max_new_tokens
+        if is_trial:
+            max_new_tokens = min(max_new_tokens, MAX_TRIED_TOKENS)
+        num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
+        if first_group is None:
+            first_group = self.accelerator.process_index * len(problems)
+        purpose = "trial" if is_trial else f"refill {refill}" if refill else "episodes"
+        # all processes share one sequence of random numbers, so the episodes do not depend on their number
+        seed = self.random_number(purpose, state, process=0)
+        generator = torch.Generator(self.policy.device).manual_seed(seed)
+        for _ in range(first_group):
+            random_numbers(num_episodes, max_new_tokens, generator)
+        with self.accelerator.autocast():
+            return collect_episodes(
+                self.policy,
+                problems,
+                self.rewards,
+                episodes_per_problem=num_episodes,
+                max_new_tokens=max_new_tokens,
+                temperature=self.sampling.temperature,
+                generator=generator,
+                batch_size=self.sampling.batch_size,
+                first_group=first_group,
+                progress=Progress(
+                    state.num_updates,
+                    self.reinforce.in_whole_batches(expected_updates(self.training, state)),
+                    state.num_problems / len(self.problems),
+                    self.random_number("update", state),
+                ),
+                with_greedy=self.reinforce.baseline == "greedy" and not is_trial,
+                activations=activations,
+                on_step=on_step,
+                length_penalty=None if is_trial else self.reinforce.length_penalty,
+            )
+
+    def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:
+        """Return a seed that depends only on the run's seed, the update, the purpose and the process.
+
+        A resumed run therefore draws the same random numbers as an uninterrupted one.
+
+        Args:
+            purpose: name of what the random numbers are used for.
+            state: train state before the update.
+            process: index of the process. None: the index of this process.
+        """
+        index = self.accelerator.process_index if process is None else process
+        return seed_of(purpose, self.seed, state.num_updates, index)

@@ -1,0 +1,208 @@
+"""Checks of a run: before its first update, and after the episodes and the gradient of each update.
+
+`TrainingLoop` saves a checkpoint before a `RunStoppedError` leaves it.
+"""
+
+from collections.abc import Callable, Sequence
+
+from accelerate import Accelerator
+
+from llm_reinforce.config import ReinforceConfig, TrainingConfig
+from llm_reinforce.console.text import visible
+from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
+from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.problems import Problem, have_answers
+from llm_reinforce.runs import TrainState
+from llm_reinforce.training.batch_sampler import BatchSampler
+from llm_reinforce.training.data_parallel import gather_episodes
+from llm_reinforce.training.gradient_step import UpdateOutcome
+
+NUM_TRIED = 4  # number of trial episodes
+
+
+def check_answers(
+    reinforce: ReinforceConfig,
+    training: TrainingConfig,
+    problems: Sequence[Problem],
+    held_out: Sequence[Problem],
+) -> None:
+    """Check that problems have answers if a setting depends on the accuracy.
+
+    Raises:
+        InputError: if answers are missing, or if there are no held-out problems.
+    """
+    of_batches = {"refill": reinforce.refill > 0, "curriculum": reinforce.curriculum is not None}
+    for name, is_set in of_batches.items():
+        if is_set and not have_answers(problems):
+            raise InputError(
+                f"reinforce.{name}: needs training problems with answers, because it depends on whether "
+                "episodes are correct; give the answers, or remove this setting"
+            )
+    of_evaluations = {"keep_best": training.keep_best, "stop_at": training.stop_at is not None}
+    for name, is_set in of_evaluations.items():
+        if is_set and not (held_out and have_answers(held_out)):
+            raise InputError(
+                f"training.{name}: needs held-out problems with answers, on which the accuracy is measured; "
+                "give held-out problems, or remove this setting"
+            )
+
+
+def check_shares(reinforce: ReinforceConfig, num_processes: int) -> None:
+    """Check that the problems of a batch can be split equally among the processes and the updates.
+
+    Raises:
+        InputError: if they cannot.
+    """
+    num_shares = num_processes * reinforce.updates_per_batch
+    if reinforce.problems_per_update % num_shares:
+        in_each = "" if reinforce.updates_per_batch == 1 else " times reinforce.updates_per_batch"
+        raise InputError(
+            f"reinforce.problems_per_update ({reinforce.problems_per_update}) must be a multiple of "
+            f"the number of processes{in_each} ({num_shares})"
+        )
+
+
+def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], None]) -> None:
+    """Call all reward functions on a few trial episodes, to find errors before the run starts.
+
+    Args:
+        sampler: sampler of the run.
+        state: train state before the first update.
+        say: function that shows a message to the user.
+
+    Raises:
+        InputError: if a function fails on all trial episodes.
+    """
+    tried, num_processes = sampler.problems[:NUM_TRIED], sampler.accelerator.num_processes
+    own = sampler.collect(tried, state, is_trial=True)
+    batch = gather_episodes(own, [*tried] * num_processes, sampler.accelerator)
+    for process in range(num_processes):  # all processes stop together
+        episodes = batch.episodes[process * len(own) : (process + 1) * len(own)]
+        failing = [name for name in episodes[0].rewards if all(name in one.failures for one in episodes)]
+        if failing:
+            why = visible(episodes[0].failures[failing[0]], 400)
+            where = f" of process {process}" if num_processes > 1 else ""
+            message = (
+                f"reward {failing[0]!r} failed on all {len(own)} trial episodes{where}; fix the function "
+                f"or remove it from `rewards`: {why}"
+            )
+            raise InputError("\n".join([message, *_lines(episodes[0].traceback)]))
+    if sampler.reinforce.standardize_rewards:
+        batch.standardized_rewards()  # rejects step rewards
+    if not batch.scored.any():
+        say("every reward function returned None on all trial episodes")
+
+
+class RunChecks:
+    """Report the first fault of each kind during a run, and stop the run after too many faults.
+
+    Args:
+        training, reinforce: settings of the run.
+        accelerator: the accelerator of the run.
+    """
+
+    def __init__(
+        self, training: TrainingConfig, reinforce: ReinforceConfig, accelerator: Accelerator
+    ) -> None:
+        self.training, self.reinforce, self.accelerator = training, reinforce, accelerator
+        self._has_reported_failure = False
+
+    def check_scored(
+        self, state: TrainState, batch: EpisodeBatch, estimate: Estimate, say: Callable[[str], None]
+    ) -> None:
+        """Report the first failure of a reward, and stop the run if too many episodes are unscored.
+
+        Args:
+            state: train state before the update.
+            batch: episodes of all processes.
+            estimate: their returns and advantages.
+            say: function that shows a message to the user.
+
+        Raises:
+            InputError: if no episode of the run's first update could be scored.
+            RunStoppedError: if the fraction of unscored episodes is above `training.max_unscored_share`.
+        """
+        failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
+        why = "every reward function returned None"
+        if failed:
+            why = self._process_of(failed[0]) + visible(failed[0].failure or "", 400)
+        if failed and not self._has_reported_failure:
+            self._has_reported_failure = True
+            say(f"an episode could not be scored and is left out: {why}")
+            for line in _lines(failed[0].traceback):
+                say(line)
+        if state.num_updates == 0 and not batch.scored.any():
+            raise InputError(f"no episode of the first update could be scored: {why}")
+        if state.num_updates == 0 and estimate.mean_return is None:
+            raise InputError(
+                "reinforce.truncated: all scored episodes of the first update are truncated, so mask leaves "
+                "none to learn from; increase sampling.max_new_tokens, or use truncated: count"
+            )
+        share = 1.0 - float(batch.scored.float().mean())
+        if share > self.training.max_unscored_share:
+            raise RunStoppedError(
+                f"{share:.0%} of the episodes of update {state.num_updates + 1} could not be scored "
+                f"({why}), but training.max_unscored_share is {self.training.max_unscored_share:.0%}; the "
+                "state before this update is saved in a checkpoint. Fix the reward function, then resume the "
+                "run",
+                can_resume=True,
+            )
+
+    def check_finite(
+        self,
+        before: TrainState,
+        after: TrainState,
+        outcomes: Sequence[UpdateOutcome],
+        say: Callable[[str], None],
+    ) -> None:
+        """Report an update whose gradient is not finite, and stop the run after too many such updates.
+
+        If the gradients of several updates in a row are not finite, only the first of these updates is
+        reported.
+
+        Args:
+            before: train state before the updates of a batch.
+            after: train state after these updates.
+            outcomes: outcome of each update.
+            say: function that shows a message to the user.
+
+        Raises:
+            RunStoppedError: if the gradients of `training.max_not_finite` updates in a row were not finite.
+        """
+        in_a_row, limit = after.num_not_finite_in_a_row, self.training.max_not_finite
+        not_finite = [number for number, each in enumerate(outcomes) if each.is_not_finite]
+        if not_finite and (not_finite[0] > 0 or before.num_not_finite_in_a_row == 0):
+            first, number = outcomes[not_finite[0]], before.num_updates + not_finite[0] + 1
+            say(
+                f"update {number} is skipped: its gradient is not finite (norm {first.grad_norm:.3g}, loss "
+                f"{first.loss:.3g}); the weights are unchanged"
+            )
+        if in_a_row >= limit:
+            raise RunStoppedError(
+                f"the gradients of the last {in_a_row} updates were not finite; the weights before these "
+                "updates are saved in a checkpoint. Start a new run with a lower training.learning_rate, or "
+                "with a higher-precision dtype or mixed_precision"
+            )
+
+    def check_fitted(self, after: TrainState, say: Callable[[str], None], *, is_fitted: bool) -> None:
+        """Report the first update in which value-head steps were skipped.
+
+        The metric `value/num_skipped_fits` counts all such updates.
+        """
+        if not is_fitted and after.num_skipped_fits == 1:
+            say(
+                f"value-head steps of update {after.num_updates} were skipped, because the loss or the "
+                "gradient of the value head was not finite. This happens if returns are huge. The metric "
+                "value/num_skipped_fits counts such updates"
+            )
+
+    def _process_of(self, episode: Episode) -> str:
+        """Return "process N: " for an episode if several processes train together, and otherwise ""."""
+        num_processes = self.accelerator.num_processes
+        process = episode.group * num_processes // self.reinforce.problems_per_update
+        return f"process {process}: " if num_processes > 1 else ""
+
+
+def _lines(traceback: str) -> list[str]:
+    """Return the lines of a traceback, indented for display below a message."""
+    return [f"    {visible(line, 200)}" for line in traceback.splitlines()]

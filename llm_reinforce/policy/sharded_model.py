@@ -141,7 +141,7 @@ def whole_tensor(tensor: Tensor) -> Tensor:
     return whole
 
 
-def split_like(tensor: Tensor, parameter: Tensor) -> Tensor:
+def split_like(tensor: Tensor, parameter: Any) -> Tensor:
     """Divide a tensor among the processes as a parameter of its shape is divided.
 
     The tensor must be equal in all processes. It is returned unchanged if the parameter is not sharded or has

@@ -77,12 +77,14 @@ class BatchSampler:
     seed: int
     reference: ReferencePolicy | None
 
-    def sample(self, state: TrainState, activations: Activations, show: Callable[[str], None]) -> Sample:
+    def sample(
+        self, state: TrainState, activations: Activations | None, show: Callable[[str], None]
+    ) -> Sample:
         """Sample the episodes of a batch, with replacements for problems that have one accuracy.
 
         Args:
             state: train state before the batch.
-            activations: object that keeps activations for the gradient step.
+            activations: object that keeps activations for the gradient step. None: nothing is kept.
             show: function that shows the progress.
         """
         drawn = self._draw(state, self.reinforce.problems_per_update)

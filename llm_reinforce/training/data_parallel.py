@@ -19,7 +19,6 @@ from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, broadcast, parse_flag_from_env
 from accelerate.utils import gather_object as accelerate_gather_object
@@ -134,13 +133,6 @@ def shard(model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:
         layer_classes=settings.layer_classes,
         reshard_after_forward=settings.reshard_after_forward,
     )
-
-
-def prepare_optimizer(optimizer: torch.optim.Optimizer, accelerator: Accelerator) -> AcceleratedOptimizer:
-    """Return the optimizer wrapped by accelerate, which handles the gradient scaler of fp16."""
-    if sharding() is not None:  # `prepare` would require a model that accelerate shards
-        return AcceleratedOptimizer(optimizer)
-    return accelerator.prepare(optimizer)
 
 
 def _settings_of_launch() -> dict[str, Any]:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import EvaluationConfig, TrainingConfig
+from llm_reinforce.policy import GatheredState, ShardedModel
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
 from llm_reinforce.runs.run_directory import RunDirectory
@@ -31,6 +32,7 @@ class RunCheckpoints:
         training, evaluation: settings of the run.
         value_baseline: value head with its optimizer; None if the run has none.
         reference: reference policy; None if the run has none.
+        sharded: sharded copy of the model, whose weights the optimizer has; None without FSDP.
     """
 
     run_directory: RunDirectory
@@ -42,6 +44,7 @@ class RunCheckpoints:
     evaluation: EvaluationConfig
     value_baseline: ValueBaseline | None
     reference: ReferencePolicy | None
+    sharded: ShardedModel | None = None
 
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
         """Return True if the settings require a checkpoint of this state, apart from the end of the run.
@@ -58,7 +61,8 @@ class RunCheckpoints:
         return is_save_due or is_warm or is_best
 
     def save(self, state: TrainState) -> None:
-        """Save a checkpoint in the main process."""
+        """Save a checkpoint in the main process. With FSDP, all processes must call this method."""
+        optimizer = self.optimizer if self.sharded is None else GatheredState(self.optimizer)
         if not self.accelerator.is_main_process:
             return
         self.run_directory.sync_logs()
@@ -66,7 +70,7 @@ class RunCheckpoints:
             self.run_directory.checkpoints,
             state,
             self.model,
-            self.optimizer,
+            optimizer,
             self.schedule,
             keep=self.training.num_checkpoints_kept,
             scaler=self.accelerator.scaler,
@@ -93,6 +97,8 @@ class RunCheckpoints:
             state = load_checkpoint(
                 directory, self.model, self.optimizer, self.schedule, self.accelerator.scaler
             )
+            if self.sharded is not None:
+                self.sharded.load()
             set_learning_rates(self.optimizer, self.schedule)
             say(f"resuming from {directory.name}")
             if self.value_baseline:

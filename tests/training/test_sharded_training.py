@@ -17,6 +17,7 @@ from small_runs import new_run, small_policy, trainer
 from two_sharded_processes import NUM_UPDATES, RUNS, VARIABLES, adapter, flat_weights, result
 
 from llm_reinforce import load_recipe
+from llm_reinforce.config import builtin_recipes
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import load_policy
 from llm_reinforce.processes import Sharding, check_launch, sharding, working_command
@@ -156,6 +157,7 @@ def test_the_configuration_file_of_accelerate(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(torch.distributed.run, "run", started)
     file = REPOSITORY / "recipes" / "accelerate" / "fsdp2.yaml"
+    assert file.stem not in builtin_recipes()
     rest = ["--config_file", str(file), "--num_processes", "4", "-m", "llm_reinforce", "train", "quickstart"]
     for options, layers in ((rest, ()), (["--fsdp_transformer_layer_cls_to_wrap", "A,B", *rest], ("A", "B"))):
         monkeypatch.setattr(sys, "argv", ["accelerate", *options])

@@ -127,6 +127,18 @@ def result(one: TrainingLoop) -> tuple[torch.Tensor, list[dict[str, Any]]]:
     return flat_weights(one.policy), timeless(one.display.metrics)  # type: ignore[attr-defined]
 
 
+def record_sizes(one: TrainingLoop) -> dict[str, int]:
+    """Return a dict to which the run adds the size of the whole policy in the two phases of an update."""
+    sizes: dict[str, int] = {}
+
+    def working(text: str) -> None:
+        phase = "gradient" if "gradient" in text else "sampled"
+        sizes[phase] = sum(weight.numel() for weight in one.policy.model.parameters())
+
+    one.display.working = working  # type: ignore[method-assign]
+    return sizes
+
+
 def train_all(directory: Path) -> None:
     """Make all runs in one of the two processes; then begin another run, which is killed."""
     for name, build in RUNS.items():
@@ -141,7 +153,9 @@ def train_all(directory: Path) -> None:
                 patch.setitem(state, "distributed_type", DistributedType.FSDP)
                 patch.setitem(state, "fsdp_plugin", FullyShardedDataParallelPlugin())
                 one = build(directory)
+            sizes = record_sizes(one)
             weights, metrics = result(one)
+            assert sizes == {"sampled": len(weights), "gradient": 0}
         both = one.accelerator.gather(weights[None])
         assert torch.equal(both[0], both[1])
         if one.accelerator.is_main_process:

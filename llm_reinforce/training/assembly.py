@@ -25,7 +25,7 @@ from llm_reinforce.problems import (
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training.data_parallel import check_mixed_precision, describe_processes
+from llm_reinforce.training.data_parallel import describe_processes, prepare_launch
 from llm_reinforce.training.loop import TrainingLoop
 from llm_reinforce.training.warm_start import target_of
 
@@ -60,7 +60,7 @@ def build_loop(
             chat template.
     """
     display = display or Silent()
-    check_mixed_precision(config.training.mixed_precision)
+    prepare_launch(config.training.mixed_precision)
     split = problems_from_config(config, display.say, problems or GivenProblems())
     with errors_in("rewards"):
         given = rewards or [None] * len(config.rewards)

@@ -67,11 +67,8 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
             processes than accelerate uses, if the process already has an accelerator with another mixed
             precision, or if the mixed precision is fp16 on a CPU or with FSDP.
     """
-    check_mixed_precision(mixed_precision)
+    prepare_launch(mixed_precision)
     _check_devices()
-    if sharding() is not None:
-        # otherwise, transformers would load models without weights in all processes except the first
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
         with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
@@ -102,14 +99,18 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
     return accelerator
 
 
-def check_mixed_precision(mixed_precision: str) -> None:
-    """Check the launch, and that it supports the setting `training.mixed_precision`.
+def prepare_launch(mixed_precision: str) -> None:
+    """Check how the processes were launched, and let transformers load the weights in each of them.
 
     Raises:
-        InputError: if the launch is not supported, or if FSDP is used with fp16.
+        InputError: if the launch is not supported, or if it does not support the mixed precision.
     """
     check_launch()
-    if sharding() is not None and mixed_precision == "fp16":
+    if sharding() is None:
+        return
+    # every process needs the whole policy
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if mixed_precision == "fp16":
         raise InputError(
             "training.mixed_precision: fp16 is not supported with FSDP, because the gradient scaler would "
             "see only a part of each gradient; use bf16 or no"

@@ -67,8 +67,8 @@ def resumed(trained: Path) -> Path:
 @pytest.mark.parametrize("name", RUNS)
 def test_a_sharded_run_equals_that_of_one_process(trained: Path, name: str) -> None:
     weights, metrics = result(RUNS[name](trained))
-    is_half = weights.dtype == torch.bfloat16
-    tolerance = 2e-3 if is_half else 1e-5
+    is_half = weights.dtype == torch.bfloat16  # the two paths round differently
+    tolerance = 1e-2 if is_half else 1e-5
     torch.testing.assert_close(torch.load(trained / f"{name}.pt"), weights, rtol=0, atol=tolerance)
     of_both = json.loads((trained / f"{name}.json").read_text())
     assert len(of_both) == len(metrics) > 0

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+import torch.distributed.fsdp  # the forked processes do not have to import it
+import torch.distributed.tensor
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from small_runs import COPY, Watcher, adapted_policy, sevens, small_policy, timeless, trainer
@@ -84,7 +86,15 @@ def gpt2(directory: Path) -> TrainingLoop:
     tokenizer = small_policy().tokenizer
     torch.manual_seed(0)
     model = GPT2LMHeadModel(
-        GPT2Config(vocab_size=len(tokenizer), n_embd=16, n_layer=2, n_head=2, n_positions=16)
+        GPT2Config(
+            vocab_size=len(tokenizer),
+            n_embd=16,
+            n_layer=2,
+            n_head=2,
+            n_positions=16,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+        )
     )
     reinforce = ReinforceConfig(
         problems_per_update=4,

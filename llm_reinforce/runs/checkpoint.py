@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -23,25 +23,18 @@ from llm_reinforce.checkpoint_files import (
     write_manifest,
 )
 from llm_reinforce.durable_files import PARTIAL, whole_directory
-from llm_reinforce.policy import load_weights, split_like, trainable_parameters
+from llm_reinforce.policy import GatheredState, load_weights, split_like, trainable_parameters
 from llm_reinforce.runs.train_state import TrainState
 
 VALUE_HEAD = "value_head.safetensors"  # written only with `baseline: value`
 REFERENCE = "reference.safetensors"  # only with `kl`, if the reference is a state of the policy
 
 
-class HasState(Protocol):
-    """An object with a state that can be saved, such as an optimizer."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state."""
-
-
 def save_checkpoint(
     root: Path,
     state: TrainState,
     model: nn.Module,
-    optimizer: HasState,
+    optimizer: torch.optim.Optimizer | GatheredState,
     schedule: Any,
     keep: int,
     scaler: torch.amp.GradScaler | None = None,
@@ -120,7 +113,7 @@ def _write_files(
     directory: Path,
     state: TrainState,
     model: nn.Module,
-    optimizer: HasState,
+    optimizer: torch.optim.Optimizer | GatheredState,
     schedule: Any,
     scaler: torch.amp.GradScaler | None,
 ) -> None:
@@ -193,7 +186,9 @@ def _trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(model).items()}
 
 
-def _flatten_optimizer(optimizer: HasState) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _flatten_optimizer(
+    optimizer: torch.optim.Optimizer | GatheredState,
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     state = optimizer.state_dict()
     tensors = {
         f"{index}.{name}": torch.as_tensor(value).contiguous()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
 from small_runs import Watcher, sevens, small_policy, timeless, trainer
 
@@ -294,6 +295,8 @@ def launch(call: Callable[[Path], None], directory: Path, **environment: str) ->
         "MASTER_PORT": str(port),
         **environment,
     }
+    # this process may have trained alone before
+    AcceleratorState._reset_state(reset_partial_state=True)
     processes = []
     for rank in ("0", "1"):
         os.environ.update({**shared, "RANK": rank, "LOCAL_RANK": rank})

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.data_parallel import describe_processes
 
-NUM_UPDATES = 4
+NUM_UPDATES = 3
 VARIABLES = {  # of `accelerate launch --use_fsdp --fsdp_version 2`
     "ACCELERATE_USE_FSDP": "true",
     "FSDP_VERSION": "2",
@@ -151,6 +153,7 @@ def record_sizes(one: TrainingLoop) -> dict[str, int]:
 
 def train_all(directory: Path) -> None:
     """Make all runs in one of the two processes; then begin another run, which is killed."""
+    started = time.perf_counter()
     for name, build in RUNS.items():
         with pytest.MonkeyPatch.context() as patch:
             if name == "llama":
@@ -168,12 +171,13 @@ def train_all(directory: Path) -> None:
             assert sizes == {"sampled": len(weights), "gradient": 0}
         both = one.accelerator.gather(weights[None])
         assert torch.equal(both[0], both[1])
+        print(name, time.perf_counter() - started, file=sys.stderr, flush=True)
         if one.accelerator.is_main_process:
             torch.save(weights, directory / f"{name}.pt")
             (directory / f"{name}.json").write_text(json.dumps(metrics))
     one = adapter(directory, RunDirectory(directory / "run"))
     for update in one.updates():
-        if update.number == 3 and os.environ["RANK"] == "1":
+        if update.number == 2 and os.environ["RANK"] == "1":
             os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -28,7 +28,7 @@ from torch.nn.functional import pad
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.policy import ShardedModel, is_sharded, whole_tensor
+from llm_reinforce.policy import ShardedModel, is_sharded, local_tensor, whole_tensor
 from llm_reinforce.problems import Problem
 from llm_reinforce.processes import (
     check_launch,
@@ -255,7 +255,7 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
         # `set_gradient_divide_factor` would make it sum them, but gloo does not support this
         for parameter in model.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_(accelerator.num_processes)
+                local_tensor(parameter.grad).mul_(accelerator.num_processes)
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # a parameter may have a gradient in some processes only, for example if an expert received no token

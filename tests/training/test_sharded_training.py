@@ -46,7 +46,6 @@ def trained(folder: Path) -> Path:
     new_run(folder / "run")
     done = launch(two_sharded_processes.train_all, folder)
     assert done.returncode == 1, done.stderr[-4000:]
-    print(done.stderr)
     assert (folder / "half.pt").is_file(), done.stderr[-4000:]
     return folder
 

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,25 +151,22 @@ def record_sizes(one: TrainingLoop) -> dict[str, int]:
 
 def train_all(directory: Path) -> None:
     """Make all runs in one of the two processes; then begin another run, which is killed."""
-    started = time.perf_counter()
     for name, build in RUNS.items():
         with pytest.MonkeyPatch.context() as patch:
             if name == "llama":
                 patch.setattr(sharded_model, "find_batching", lambda model: "equal lengths")
-            one = build(directory)
-            assert "divided among the processes by FSDP2" in describe_processes(one.accelerator)
-            assert all(hasattr(weight, "full_tensor") for weight in one.gradient_step.model.parameters())
             if name == "gpt2":  # the state of accelerate on GPUs
                 state = AcceleratorState._shared_state
                 patch.setitem(state, "distributed_type", DistributedType.FSDP)
                 patch.setitem(state, "fsdp_plugin", FullyShardedDataParallelPlugin())
-                one = build(directory)
+            one = build(directory)
+            assert "divided among the processes by FSDP2" in describe_processes(one.accelerator)
+            assert all(hasattr(weight, "full_tensor") for weight in one.gradient_step.model.parameters())
             sizes = record_sizes(one)
             weights, metrics = result(one)
             assert sizes == {"sampled": len(weights), "gradient": 0}
         both = one.accelerator.gather(weights[None])
         assert torch.equal(both[0], both[1])
-        print(name, time.perf_counter() - started, file=sys.stderr, flush=True)
         if one.accelerator.is_main_process:
             torch.save(weights, directory / f"{name}.pt")
             (directory / f"{name}.json").write_text(json.dumps(metrics))

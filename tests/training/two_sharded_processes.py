@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.fsdp  # the forked processes do not have to import it
-import torch.distributed.tensor
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from small_runs import COPY, Watcher, adapted_policy, sevens, small_policy, timeless, trainer

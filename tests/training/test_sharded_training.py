@@ -43,8 +43,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def trained(folder: Path) -> Path:
     """Return the directory with the results of all runs in two processes, and with a run that was killed."""
-    import torch.distributed.fsdp  # the forked processes then do not have to import it
-    import torch.distributed.tensor
 
     new_run(folder / "run")
     done = launch(two_sharded_processes.train_all, folder)

@@ -108,7 +108,7 @@ def prepare_launch(mixed_precision: str) -> None:
     check_launch()
     if sharding() is None:
         return
-    # every process needs the whole policy
+    # every process needs all weights, but with this setting, transformers may load them in the first one only
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if mixed_precision == "fp16":
         raise InputError(

@@ -152,8 +152,8 @@ class TrainingConfig(Section):
         default=0.5,
         ge=0,
         le=1,
-        description="maximum share of unscored episodes (episodes without a reward) in an update; if the "
-        "share is larger, the run is saved and stopped",
+        description="maximum share of unscored episodes (episodes without a reward) among those sampled for "
+        "an update; if the share is larger, the run is saved and stopped",
     )
     max_not_finite: Count = Field(
         default=10,

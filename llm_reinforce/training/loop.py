@@ -307,7 +307,7 @@ class TrainingLoop:
         prediction = self._predict(own, batch)
         estimate = self.estimate_batch(batch, prediction)
         with self._saving_if_stopped():
-            self._checks.check_scored(self.state, batch, estimate, self.display.say)
+            self._checks.check_scored(self.state, sample, estimate, self.display.say)
         # STEP 3: one gradient step, or one for each part of the batch
         with self._weights_in_shards():
             outcomes = self._take_steps(own, batch, estimate, activations)
@@ -319,7 +319,8 @@ class TrainingLoop:
             self.reference.refresh(before.num_updates, self.state.num_updates)
         metrics = self._log(sample, estimate, prediction, outcomes, started, sampled)
         with self._saving_if_stopped():
-            self._checks.check_finite(before, self.state, outcomes, self.display.say)
+            self._checks.check_finite(before, outcomes, self.display.say)
+        self._checks.check_weights(before, outcomes, self.display.say)
         self._checks.check_fitted(self.state, self.display.say, is_fitted=is_fitted)
         is_stopping = self._evaluate_and_save(before)
         if is_over(self.training, self.state):

@@ -58,10 +58,11 @@ class ShardedModel:
 
         _check_weights(whole)
         self.whole, self.module = whole, copy.deepcopy(whole)
+        layers = _layers(self.module, layer_classes)
         mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
         for parameter in self.module.parameters():
             parameter.data = parameter.data.contiguous()
-        for layer in _layers(self.module, layer_classes):
+        for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
         fully_shard(self.module, mesh=mesh)
         # the trial passes of the copy would need all processes at the same time

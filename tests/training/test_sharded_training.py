@@ -175,6 +175,8 @@ def test_the_command_of_an_error_message_keeps_fsdp(monkeypatch: pytest.MonkeyPa
 
 def test_policies_that_cannot_be_divided_are_refused() -> None:
     policy = small_policy()
+    with pytest.raises(InputError, match=r"names Missing, but the policy .*, such as LlamaDecoderLayer"):
+        data_parallel.ShardedModel(policy.model, torch.device("cpu"), layer_classes=("LlamaMLP", "Missing"))
     policy.model.lm_head.weight.data = policy.model.lm_head.weight.data.to(torch.bfloat16)
     with pytest.raises(InputError, match=r"several data types \(torch.bfloat16, torch.float32\)"):
         data_parallel.ShardedModel(policy.model, torch.device("cpu"))

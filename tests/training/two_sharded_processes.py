@@ -15,11 +15,12 @@ from small_runs import COPY, Watcher, adapted_policy, sevens, small_policy, time
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from llm_reinforce.config import ReinforceConfig, WarmStartConfig
+from llm_reinforce.errors import RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, policy_from_model, sharded_model
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training import TrainingLoop
+from llm_reinforce.training import TrainingLoop, warm_start
 from llm_reinforce.training.data_parallel import describe_processes
 
 NUM_UPDATES = 3
@@ -147,6 +148,19 @@ def record_sizes(one: TrainingLoop) -> dict[str, int]:
     return sizes
 
 
+def stop_a_warm_start() -> None:
+    """Check that both processes stop if the gradient of one is not finite, and that the policy remains."""
+    start = WarmStartConfig(num_updates=1, batch_size=2, num_warmup_updates=0)
+    one = trainer(training={"warm_start": start, "max_not_finite": 1})
+    before = flat_weights(one.policy)
+    with pytest.MonkeyPatch.context() as patch:
+        if os.environ["RANK"] == "1":
+            patch.setattr(warm_start, "nan_unless_finite", lambda loss: loss * float("nan"))
+        with pytest.raises(RunStoppedError, match="of the warm start were not finite"):
+            one.train()
+    assert torch.equal(flat_weights(one.policy), before)
+
+
 def train_all(directory: Path) -> None:
     """Make all runs in one of the two processes; then begin another run, which is killed."""
     for name, build in RUNS.items():
@@ -157,6 +171,9 @@ def train_all(directory: Path) -> None:
                 state = AcceleratorState._shared_state
                 patch.setitem(state, "distributed_type", DistributedType.FSDP)
                 patch.setitem(state, "fsdp_plugin", FullyShardedDataParallelPlugin())
+            if name == "half":
+                patch.setenv("FSDP_RESHARD_AFTER_FORWARD", "false")
+                patch.setenv("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaMLP,LlamaAttention")
             one = build(directory)
             assert "divided among the processes by FSDP2" in describe_processes(one.accelerator)
             assert all(hasattr(weight, "full_tensor") for weight in one.gradient_step.model.parameters())
@@ -168,6 +185,7 @@ def train_all(directory: Path) -> None:
         if one.accelerator.is_main_process:
             torch.save(weights, directory / f"{name}.pt")
             (directory / f"{name}.json").write_text(json.dumps(metrics))
+    stop_a_warm_start()
     one = adapter(directory, RunDirectory(directory / "run"))
     for update in one.updates():
         if update.number == 2 and os.environ["RANK"] == "1":

@@ -25,10 +25,11 @@ _sharded: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 class ShardedModel:
     """A copy of a model whose weights are divided among the processes.
 
-    All methods communicate with the other processes, so all processes must call them.
+    Call `load` before the copy is used. The methods exchange weights with the other processes, so all processes
+    must call them.
 
     Args:
-        whole: the model to copy. Its weights must be equal in all processes.
+        whole: the model to copy.
         device: device of the copy. A model that is still on the CPU is copied there, and moved to the device
             layer by layer.
         layer_classes: names of the classes whose modules are gathered one at a time. Empty: the classes that
@@ -71,7 +72,7 @@ class ShardedModel:
 
     @torch.no_grad()
     def load(self) -> None:
-        """Copy the weights of the whole model to the shards."""
+        """Copy the weights of the whole model, which must be equal in all processes, to the shards."""
         for shard, weight in zip(self.module.parameters(), self.whole.parameters(), strict=True):
             shard.copy_(split_like(weight, shard))
         for own, buffer in zip(self.module.buffers(), self.whole.buffers(), strict=True):

@@ -262,6 +262,7 @@ def test_options_in_the_text_exist() -> None:
         "--hits",
         "--by",
         "--busy",
+        "--layers",
         "--scaling",
         "--multi_gpu",
         "--index-url",

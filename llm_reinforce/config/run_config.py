@@ -107,10 +107,11 @@ class Config(Section):
     @classmethod
     def _check_fp16(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
         policy: PolicyConfig | None = info.data.get("policy")
-        if policy and training.mixed_precision == "fp16" and policy.dtype == "float16" and not policy.lora:
+        if policy and training.mixed_precision == "fp16" and policy.dtype != "float32" and not policy.lora:
             raise conflict(
                 ("mixed_precision",),
-                "fp16 needs weights in float32, but policy.dtype is float16; set policy.dtype to float32",
+                f"fp16 needs weights in float32, but policy.dtype is {policy.dtype}; set policy.dtype to "
+                "float32",
             )
         return training
 

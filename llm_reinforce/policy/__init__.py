@@ -23,8 +23,11 @@ from llm_reinforce.policy.loading import (
     random_policy,
 )
 from llm_reinforce.policy.log_probs import action_features, own_log_probs, rows_of_passes, token_log_probs
+from llm_reinforce.policy.memory import MemoryPerToken, memory_per_token
 from llm_reinforce.policy.model_files import convert_gguf
+from llm_reinforce.policy.plain_path import checkpointable_layers
 from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
+from llm_reinforce.policy.quantization import check_bitsandbytes
 from llm_reinforce.policy.sampling import (
     Completion,
     OnStep,
@@ -51,6 +54,7 @@ __all__ = [
     "Completion",
     "GatheredState",
     "LanguagePolicy",
+    "MemoryPerToken",
     "OnStep",
     "ShardedModel",
     "TokenIds",
@@ -59,10 +63,12 @@ __all__ = [
     "best_device",
     "cache_directory",
     "character_tokenizer",
+    "check_bitsandbytes",
     "check_completions_fit",
     "check_prompts",
     "check_prompts_fit",
     "check_reloads",
+    "checkpointable_layers",
     "convert_gguf",
     "describe_policy",
     "explained_variance",
@@ -73,6 +79,7 @@ __all__ = [
     "load_policy",
     "load_weights",
     "local_tensor",
+    "memory_per_token",
     "num_unknown_prompts",
     "own_log_probs",
     "policy_from_config",

@@ -8,6 +8,7 @@ from llm_reinforce.console.text import MAX_PROMPT, visible
 from llm_reinforce.errors import InputError, errors_in
 from llm_reinforce.policy import (
     LanguagePolicy,
+    check_bitsandbytes,
     check_completions_fit,
     check_prompts,
     check_prompts_fit,
@@ -25,7 +26,11 @@ from llm_reinforce.problems import (
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training.data_parallel import describe_processes, prepare_launch
+from llm_reinforce.training.data_parallel import (
+    check_sharded_settings,
+    describe_processes,
+    prepare_launch,
+)
 from llm_reinforce.training.loop import TrainingLoop
 from llm_reinforce.training.warm_start import target_of
 
@@ -61,6 +66,9 @@ def build_loop(
     """
     display = display or Silent()
     prepare_launch(config.training.mixed_precision)
+    check_sharded_settings(config)
+    if config.training.optimizer == "adamw_8bit":
+        check_bitsandbytes("training.optimizer: adamw_8bit")
     split = problems_from_config(config, display.say, problems or GivenProblems())
     with errors_in("rewards"):
         given = rewards or [None] * len(config.rewards)

@@ -25,6 +25,7 @@ from accelerate.utils import gather_object as accelerate_gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from llm_reinforce.config import Config
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
 from llm_reinforce.evaluation import Evaluation
@@ -115,6 +116,24 @@ def prepare_launch(mixed_precision: str) -> None:
             "training.mixed_precision: fp16 is not supported with FSDP, because the gradient scaler would "
             "see only a part of each gradient; use bf16 or no"
         )
+
+
+def check_sharded_settings(config: Config) -> None:
+    """Check that weights can be divided among the processes with these settings, if FSDP was requested.
+
+    Raises:
+        InputError: if a setting stores weights or moments in blocks of a few bits, which cannot be divided.
+    """
+    rejected = {
+        "policy.load_in_4bit": config.policy.load_in_4bit,
+        "training.optimizer: adamw_8bit": config.training.optimizer == "adamw_8bit",
+    }
+    for setting, is_set in rejected.items():
+        if is_set and sharding() is not None:
+            raise InputError(
+                f"{setting} is not supported with FSDP, because quantized numbers cannot be divided among "
+                "the processes; remove this setting, or start the processes without FSDP"
+            )
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:

@@ -21,7 +21,7 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.policy import Activations, LanguagePolicy, checkpointable_layers
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.reports import Finding, RunFacts, WarningSigns
 from llm_reinforce.rewards import WeightedReward, correct_answer
@@ -150,6 +150,8 @@ class TrainingLoop:
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = new_accelerator(training.mixed_precision)
         check_shares(self.reinforce, self.accelerator.num_processes)
+        if training.gradient_checkpointing:
+            checkpointable_layers(policy.model)  # raises an error if there are none
         # the copy is made on the CPU if the policy has been loaded there
         self.sharded = shard(policy.model, self.accelerator)
         policy.model.to(self.accelerator.device)
@@ -167,6 +169,7 @@ class TrainingLoop:
             reinforce=self.reinforce,
             micro_batch_tokens=training.micro_batch_tokens,
             max_grad_norm=training.max_grad_norm,
+            gradient_checkpointing=training.gradient_checkpointing,
         )
         self.value_baseline: ValueBaseline | None = None
         if self.reinforce.baseline == "value":
@@ -299,7 +302,10 @@ class TrainingLoop:
         """Make the updates of one batch. Return the last of them, and True if the run stops after it."""
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
-        activations = None if self.sharded else Activations(self.training.micro_batch_tokens)
+        # with gradient checkpointing, activations are not kept either
+        num_kept = 0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
+        activations = None if self.sharded else Activations(num_kept)
+        self.optimizer.zero_grad()  # the gradients of the latest update are not needed while sampling
         sample = self.sampler.sample(self.state, activations, self.display.working)
         own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()
@@ -586,11 +592,11 @@ class TrainingLoop:
                 self.gradient_step.model,
                 self.demonstrations or self.problems,
                 self.training.warm_start,
+                self.training,
                 accelerator=self.accelerator,
                 display=self.display,
                 seed=self.seed,
                 is_stopped=self._is_stopped,
-                max_not_finite=self.training.max_not_finite,
             )
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 

@@ -124,11 +124,15 @@ def test_unsupported_settings_are_refused_before_the_policy_is_loaded(
         load_recipe("quickstart", ["policy.random_init=null", "policy.name_or_path=missing"]).train()
 
 
-def test_fp16_is_refused_before_the_policy_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "setting",
+    ["training.mixed_precision: fp16", "training.optimizer: adamw_8bit", "policy.load_in_4bit: true"],
+)
+def test_unsupported_settings_of_a_recipe_are_refused(setting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     set_variables(VARIABLES, monkeypatch)
-    settings = ["policy.random_init=null", "policy.name_or_path=missing", "training.mixed_precision=fp16"]
-    with pytest.raises(InputError, match=r"training.mixed_precision: fp16 is not supported with FSDP"):
-        load_recipe("quickstart", settings).train()
+    settings = ["policy.random_init=null", "policy.name_or_path=missing", "policy.lora.rank=2"]
+    with pytest.raises(InputError, match=f"{setting.removesuffix(': true')} is not supported with FSDP"):
+        load_recipe("quickstart", [*settings, setting.replace(": ", "=")]).train()
 
 
 def test_settings_of_fsdp_are_ignored_without_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,8 +127,10 @@ def own_log_probs(
 
 
 def find_batching(model: nn.Module) -> Batching:
-    """Return which episodes the forward pass of the model itself may compute at once."""
-    return "padded rows" if fast_model(model) is not None else scoring_batching(model, (), ())
+    """Return which episodes the model itself may compute at once in a single forward pass."""
+    if fast_model(model) is not None:
+        return "padded rows"
+    return scoring_batching(model, (), (), shares_prompts=False)
 
 
 def rows_of_passes(

@@ -106,7 +106,7 @@ def gpt2(directory: Path) -> TrainingLoop:
         policy_from_model(model, tokenizer),
         num_updates=NUM_UPDATES,
         reinforce=reinforce,
-        training={"learning_rate": 1e-3, "micro_batch_tokens": 30},
+        training={"learning_rate": 1e-3, "micro_batch_tokens": 30, "gradient_checkpointing": True},
         display=Watcher(),
     )
 

@@ -25,8 +25,8 @@ _sharded: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
 class ShardedModel:
     """A copy of a model whose weights are divided among the processes.
 
-    Call `load` before the copy is used. The methods exchange weights with the other processes, so all processes
-    must call them.
+    Call `load` before the copy is used. The methods exchange weights with the other processes, so all
+    processes must call them.
 
     Args:
         whole: the model to copy.

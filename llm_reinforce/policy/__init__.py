@@ -22,7 +22,7 @@ from llm_reinforce.policy.loading import (
     policy_from_model,
     random_policy,
 )
-from llm_reinforce.policy.log_probs import action_features, own_log_probs, token_log_probs
+from llm_reinforce.policy.log_probs import action_features, own_log_probs, rows_of_passes, token_log_probs
 from llm_reinforce.policy.memory import MemoryPerToken, memory_per_token
 from llm_reinforce.policy.model_files import convert_gguf
 from llm_reinforce.policy.plain_path import checkpointable_layers
@@ -35,6 +35,14 @@ from llm_reinforce.policy.sampling import (
     sample_completions,
     stream_completions,
 )
+from llm_reinforce.policy.sharded_model import (
+    GatheredState,
+    ShardedModel,
+    is_sharded,
+    local_tensor,
+    split_like,
+    whole_tensor,
+)
 from llm_reinforce.policy.stopped_run import load_weights, trainable_parameters
 from llm_reinforce.policy.value_head import ValueHead, explained_variance, fit_values, predict_values
 
@@ -44,9 +52,11 @@ __all__ = [
     "Activations",
     "ChatSettings",
     "Completion",
+    "GatheredState",
     "LanguagePolicy",
     "MemoryPerToken",
     "OnStep",
+    "ShardedModel",
     "TokenIds",
     "ValueHead",
     "action_features",
@@ -65,8 +75,10 @@ __all__ = [
     "fetch",
     "first_prompt",
     "fit_values",
+    "is_sharded",
     "load_policy",
     "load_weights",
+    "local_tensor",
     "memory_per_token",
     "num_unknown_prompts",
     "own_log_probs",
@@ -75,10 +87,13 @@ __all__ = [
     "predict_values",
     "random_numbers",
     "random_policy",
+    "rows_of_passes",
     "sample_completions",
+    "split_like",
     "stream_completions",
     "token_log_probs",
     "trainable_parameters",
+    "whole_tensor",
     "widest_float",
     "with_chat_settings",
     "without_progress_bars",

@@ -126,6 +126,20 @@ def own_log_probs(
     )
 
 
+def find_batching(model: nn.Module) -> Batching:
+    """Return which episodes the model itself may compute at once in a single forward pass."""
+    if fast_model(model) is not None:
+        return "padded rows"
+    return scoring_batching(model, (), (), shares_prompts=False)
+
+
+def rows_of_passes(
+    model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+) -> list[list[int]]:
+    """Divide episodes into parts, each of which a sharded model computes in one forward pass."""
+    return rows_together(prompts, completions, scoring_batching(model, prompts, completions))
+
+
 @torch.no_grad()
 def action_features(
     model: nn.Module,

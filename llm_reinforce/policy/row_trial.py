@@ -28,6 +28,7 @@ PROMPT_LENGTHS, NUM_ACTIONS = (2, 5, 2), 2  # of the trial batch, in tokens
 MAX_GRADIENT = 1 << 16  # gradients of parameters with at most this number of elements are compared
 MIN_TOLERANCE = 1e-5  # relative difference that rounding may cause in float32, with a margin
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+SCORING, SCORING_WITHOUT_CACHE = "scoring", "scoring without cache"  # names of trials
 
 
 class Trial(NamedTuple):
@@ -62,9 +63,14 @@ def scoring_batching(
         InputError: if the forward pass of the model needs more than token ids, or reads later tokens.
     """
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    name = "scoring" if shares_prompts else "scoring without cache"
+    name = SCORING if shares_prompts else SCORING_WITHOUT_CACHE
     found = _once(model, name, partial(_find_scoring, shares_prompts=shares_prompts))
     return _for_length(model, found, max(lengths, default=0))
+
+
+def record_scoring_batching(model: nn.Module, batching: Batching) -> None:
+    """Record a batching, which shares no prompts, so that no trial of the model is made."""
+    _found[model] = {SCORING: batching, SCORING_WITHOUT_CACHE: batching}
 
 
 def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tokens: int) -> Batching:
@@ -92,9 +98,7 @@ def check_batching(model: nn.Module) -> None:
             f"policy: adapters of type {kind} are not supported, because they put virtual tokens before the "
             "prompt; use an adapter that changes weights, such as LoRA"
         )
-    _report(
-        model, *(_once(model, *how) for how in (("scoring", _find_scoring), ("sampling", _find_sampling)))
-    )
+    _report(model, *(_once(model, *how) for how in ((SCORING, _find_scoring), ("sampling", _find_sampling))))
 
 
 def _once(model: nn.Module, what: str, find: Callable[[nn.Module, Trial], Batching]) -> Batching:

@@ -28,7 +28,11 @@ from llm_reinforce.problems import (
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.server import SamplingServer
-from llm_reinforce.training.data_parallel import describe_processes
+from llm_reinforce.training.data_parallel import (
+    check_sharded_settings,
+    describe_processes,
+    prepare_launch,
+)
 from llm_reinforce.training.loop import TrainingLoop
 from llm_reinforce.training.warm_start import target_of
 
@@ -57,11 +61,14 @@ def build_loop(
             policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
-        InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
-            fit into the context of the policy, contains characters that its alphabet lacks, ends in an end
-            token, or is changed by the chat template.
+        InputError: if the processes were launched with unsupported settings, if the problems, a reward
+            function or the policy cannot be loaded, or if a prompt does not fit into the context of the
+            policy, contains characters that its alphabet lacks, ends in an end token, or is changed by the
+            chat template.
     """
     display = display or Silent()
+    prepare_launch(config.training.mixed_precision)
+    check_sharded_settings(config)
     if config.training.optimizer == "adamw_8bit":
         check_bitsandbytes("training.optimizer: adamw_8bit")
     split = problems_from_config(config, display.say, problems or GivenProblems())

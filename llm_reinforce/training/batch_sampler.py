@@ -118,7 +118,7 @@ class BatchSampler:
     def sample(
         self,
         state: TrainState,
-        activations: Activations,
+        activations: Activations | None,
         show: Callable[[str], None],
         is_stopped: Callable[[], bool],
     ) -> Sample:
@@ -126,7 +126,7 @@ class BatchSampler:
 
         Args:
             state: train state before the batch.
-            activations: object that keeps activations for the gradient step.
+            activations: object that keeps activations for the gradient step. None: nothing is kept.
             show: function that shows the progress.
             is_stopped: function that returns True if a stop of the run was requested in this process.
 

@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -44,6 +44,7 @@ from llm_reinforce.training.data_parallel import (
     gather_rows,
     new_accelerator,
     own_rows,
+    shard,
 )
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
@@ -170,12 +171,17 @@ class TrainingLoop:
         check_shares(self.reinforce, self.accelerator.num_processes)
         if training.gradient_checkpointing:
             checkpointable_layers(policy.model)  # raises an error if there are none
+        # the copy is made on the CPU if the policy has been loaded there
+        self.sharded = shard(policy.model, self.accelerator)
         policy.model.to(self.accelerator.device)
         broadcast_weights(policy.model, self.accelerator)
-        self.optimizer, self.schedule = new_optimizer(policy.model, training, self.accelerator)
+        if self.sharded is not None:
+            self.sharded.load()
+        trained = policy.model if self.sharded is None else self.sharded.module
+        self.optimizer, self.schedule = new_optimizer(trained, training, self.accelerator)
         self.gradient_step = GradientStep(
             self.accelerator,
-            policy.model,
+            trained,
             self.optimizer,
             pad_token_id=policy.pad_token_id,
             temperature=self.sampling.temperature,
@@ -228,6 +234,7 @@ class TrainingLoop:
                 self.evaluation,
                 self.value_baseline,
                 self.reference,
+                self.sharded,
             )
         self.state = TrainState()
         self.warning_signs = WarningSigns(self._run_facts())
@@ -335,9 +342,8 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         # with gradient checkpointing, activations are not kept either
-        activations = Activations(
-            0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
-        )
+        num_kept = 0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
+        activations = None if self.sharded else Activations(num_kept)
         self.optimizer.zero_grad()  # the gradients of the latest update are not needed while sampling
         with self._saving_if_stopped():
             sample = self.sampler.sample(
@@ -351,7 +357,8 @@ class TrainingLoop:
         with self._saving_if_stopped():
             self._checks.check_scored(self.state, sample, estimate, self.display.say)
         # STEP 3: one gradient step, or one for each part of the batch
-        outcomes = self._take_steps(own, batch, estimate, activations)
+        with self._weights_in_shards():
+            outcomes = self._take_steps(own, batch, estimate, activations)
         own_estimate = estimate.part(own_rows(len(batch), self.accelerator), int(own.lengths.max()))
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, own_estimate)
@@ -372,7 +379,7 @@ class TrainingLoop:
         return Update(number, metrics, batch.episodes, self.state, made), is_stopping
 
     def _take_steps(
-        self, own: EpisodeBatch, batch: EpisodeBatch, estimate: Estimate, activations: Activations
+        self, own: EpisodeBatch, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None
     ) -> list[UpdateOutcome]:
         """Take the optimizer step of each update of the batch, and return the outcomes.
 
@@ -381,7 +388,7 @@ class TrainingLoop:
             batch: episodes of all processes.
             estimate: advantages of the episodes of all processes.
             activations: activations kept when the episodes were sampled. They match the weights before the
-                first step, so only the first update uses them.
+                first step, so only the first update uses them. None: none were kept.
         """
         num_updates, outcomes = self.reinforce.updates_per_batch, []
         step = self.gradient_step
@@ -406,6 +413,10 @@ class TrainingLoop:
             self._is_state_current = False
             self.schedule.step()
         return outcomes
+
+    def _weights_in_shards(self) -> AbstractContextManager[None]:
+        """Return a context in which the weights are trained. With FSDP, the whole policy has none."""
+        return nullcontext() if self.sharded is None else self.sharded.training()
 
     def fix_date(self, date: str | None = None) -> str | None:
         """Set and return the date that the chat template prints, or None if the template prints no date.
@@ -639,16 +650,18 @@ class TrainingLoop:
         """Make the supervised updates of the warm start, if the settings have `training.warm_start`."""
         if self.training.warm_start is None:
             return
-        num_skipped = warm_start(
-            self.policy,
-            self.demonstrations or self.problems,
-            self.training.warm_start,
-            self.training,
-            accelerator=self.accelerator,
-            display=self.display,
-            seed=self.seed,
-            is_stopped=self._is_stopped,
-        )
+        with self._weights_in_shards():
+            num_skipped = warm_start(
+                self.policy,
+                self.gradient_step.model,
+                self.demonstrations or self.problems,
+                self.training.warm_start,
+                self.training,
+                accelerator=self.accelerator,
+                display=self.display,
+                seed=self.seed,
+                is_stopped=self._is_stopped,
+            )
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 
     def _restore(self) -> bool:

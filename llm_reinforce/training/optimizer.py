@@ -10,6 +10,7 @@ from torch import nn
 from transformers import get_scheduler
 
 from llm_reinforce.config import TrainingConfig
+from llm_reinforce.processes import sharding
 from llm_reinforce.training.adamw import adamw
 
 
@@ -19,7 +20,7 @@ def new_optimizer(
     """Return the optimizer of the trainable weights, and its schedule.
 
     Args:
-        model: the model, on the device of the accelerator.
+        model: the model, on the device of the accelerator. With FSDP, it is the sharded copy.
         training: settings of the optimizer and of the schedule.
         accelerator: the accelerator of the run.
 
@@ -30,6 +31,8 @@ def new_optimizer(
     schedule = learning_rate_schedule(
         training.schedule, optimizer, training.num_warmup_updates, training.num_updates
     )
+    if sharding() is not None:  # `prepare` would require a model that accelerate shards
+        return AcceleratedOptimizer(optimizer), schedule
     return accelerator.prepare(optimizer), schedule
 
 

@@ -409,9 +409,10 @@ def start_two(run: Callable[[Path], None], directory: Path) -> list[ForkProcess]
     return processes
 
 
-def launch(directory: Path) -> None:
-    """Make all checks in two processes; exit with 1 if one fails."""
-    processes = start_two(check_all, directory)
+def launch(call: Callable[[Path], None], directory: Path, **environment: str) -> None:
+    """Call a function in two processes with further environment variables; exit with 1 if one fails."""
+    os.environ.update(environment)
+    processes = start_two(call, directory)
     while running := [each for each in processes if each.is_alive()]:
         multiprocessing.connection.wait([each.sentinel for each in running])
         if any(each.exitcode for each in processes):

@@ -175,6 +175,11 @@ class TrainingConfig(Section):
         description="the run is saved and stopped after this number of consecutive updates whose gradient is "
         "not finite",
     )
+    process_timeout: Positive = Field(
+        default=1800.0,
+        description="seconds for which a process of a run in several processes waits for another process; "
+        "then the run ends with an error",
+    )
     logged_episodes: int = Field(
         default=8, ge=0, description="number of episodes per update written to episodes.jsonl"
     )

@@ -1,6 +1,7 @@
 """Draw the problems of a batch, and sample their episodes in all processes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from llm_reinforce.rewards import Progress, WeightedReward
 from llm_reinforce.runs import TrainState
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates
-from llm_reinforce.training.data_parallel import gather_episodes, own_rows
+from llm_reinforce.training.data_parallel import gather_episodes, gather_object, own_rows
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.problem_order import (
     PassCounts,
@@ -27,6 +28,10 @@ from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, with_replacements
 
 MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
+
+
+class SamplingStoppedError(Exception):
+    """Raised in all processes while a batch is sampled, because a stop of the run was requested in one."""
 
 
 class Failures(NamedTuple):
@@ -95,16 +100,27 @@ class BatchSampler:
     seed: int
     reference: ReferencePolicy | None
 
-    def sample(self, state: TrainState, activations: Activations, show: Callable[[str], None]) -> Sample:
+    def sample(
+        self,
+        state: TrainState,
+        activations: Activations,
+        show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
+    ) -> Sample:
         """Sample the episodes of a batch, with replacements for problems that have one accuracy.
 
         Args:
             state: train state before the batch.
             activations: object that keeps activations for the gradient step.
             show: function that shows the progress.
+            is_stopped: function that returns True if a stop of the run was requested in this process.
+
+        Raises:
+            SamplingStoppedError: if there are several processes and a stop was requested in any of them. A
+                launcher kills processes that end too late, so the batch is not completed.
         """
         drawn = self._draw(state, self.reinforce.problems_per_update)
-        own, batch = self._collect_from_all(state, drawn, show, activations)
+        own, batch = self._collect_from_all(state, drawn, show, is_stopped, activations)
         counts = self._count_passes(state.pass_counts, drawn, batch)
         failures = self._count_failures(Failures(), batch, len(drawn))
         refills = Refills()
@@ -114,7 +130,7 @@ class BatchSampler:
             if not num_missing:
                 break
             more = self._draw(state, num_missing, drawn)
-            _, found = self._collect_from_all(state, more, show, refill=number)
+            _, found = self._collect_from_all(state, more, show, is_stopped, refill=number)
             counts = self._count_passes(counts, more, found)
             failures = self._count_failures(failures, found, len(more))
             refills, drawn = refills.after(found, len(more)), [*drawn, *more]
@@ -163,6 +179,7 @@ class BatchSampler:
         state: TrainState,
         drawn: Sequence[int],
         show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
         activations: Activations | None = None,
         *,
         refill: int = 0,
@@ -172,23 +189,29 @@ class BatchSampler:
         Returns:
             the episodes of this process, and those of all processes.
         """
-        problems = [self.problems[index] for index in drawn]
+        problems, num_processes = [self.problems[index] for index in drawn], self.accelerator.num_processes
         size = self._size_of_share(len(problems))
         first = self.accelerator.process_index * size
-        own = EpisodeBatch.of(())
-        if share := problems[first : first + size]:
-            total = len(problems) * self.reinforce.episodes_per_problem // self.accelerator.num_processes
+        total = len(problems) * self.reinforce.episodes_per_problem // num_processes
 
-            def on_step(num_completions: int, num_tokens: int) -> None:
-                show(
-                    f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
-                    f"{num_tokens:,} tokens"
+        def on_step(num_completions: int, num_tokens: int) -> None:
+            show(
+                f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
+                f"{num_tokens:,} tokens"
+            )
+            if num_processes > 1 and is_stopped():
+                raise SamplingStoppedError
+
+        own: EpisodeBatch | None = EpisodeBatch.of(()) if first >= len(problems) else None
+        with suppress(SamplingStoppedError):
+            if share := problems[first : first + size]:
+                own = self.collect(
+                    share, state, activations, on_step=on_step, first_group=first, refill=refill
                 )
-
-            own = self.collect(share, state, activations, on_step=on_step, first_group=first, refill=refill)
-            if self.reference is not None:
-                micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
-                own = self.reference.with_log_probs(own, micro_batches)
+        if any(gather_object(own is None, self.accelerator)) or own is None:
+            raise SamplingStoppedError
+        if self.reference is not None and len(own):
+            own = self.reference.with_log_probs(own, self.gradient_step.micro_batches(own, range(len(own))))
         return own, gather_episodes(own, problems, self.accelerator)
 
     def collect(

@@ -14,7 +14,7 @@ from llm_reinforce.policy.description import (
 from llm_reinforce.policy.drawing import widest_float
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetch
-from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, without_progress_bars
 from llm_reinforce.policy.loading import (
     check_reloads,
     load_policy,
@@ -81,4 +81,5 @@ __all__ = [
     "trainable_parameters",
     "widest_float",
     "with_chat_settings",
+    "without_progress_bars",
 ]

@@ -29,6 +29,7 @@ from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
+from llm_reinforce.server import SamplingServer
 from llm_reinforce.training.agreement import check_alike
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample, SamplingStoppedError
 from llm_reinforce.training.budget import (
@@ -118,6 +119,7 @@ class TrainingLoop:
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
+        server: server that samples the episodes. None: the processes of the run sample them.
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
@@ -139,6 +141,7 @@ class TrainingLoop:
         run_directory: RunDirectory | None = None,
         display: Display | None = None,
         seed: int = 0,
+        server: SamplingServer | None = None,
     ) -> None:
         if not problems:
             raise InputError("there are no training problems; give at least one")
@@ -201,6 +204,7 @@ class TrainingLoop:
             ProblemOrder(len(problems), seed),
             seed,
             self.reference,
+            server,
         )
         self.evaluations = RunEvaluations(
             problems,
@@ -267,8 +271,9 @@ class TrainingLoop:
 
         Raises:
             InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
-            RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
-                many updates in a row were not finite. A checkpoint is saved, except during the warm start.
+            RunStoppedError: if too many episodes of an update could not be scored, if the gradients of too
+                many updates in a row were not finite, or if a sampling server failed. A checkpoint is saved,
+                except during the warm start.
             ProcessLostError: if another process of the run has ended or does not answer. One of the remaining
                 processes saves a checkpoint of the state after the latest update, if possible.
         """
@@ -334,9 +339,10 @@ class TrainingLoop:
             0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
         )
         self.optimizer.zero_grad()  # the gradients of the latest update are not needed while sampling
-        sample = self.sampler.sample(
-            self.state, activations, self.display.working, is_stopped=lambda: self.stop_requested
-        )
+        with self._saving_if_stopped():
+            sample = self.sampler.sample(
+                self.state, activations, self.display.working, is_stopped=lambda: self.stop_requested
+            )
         own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action

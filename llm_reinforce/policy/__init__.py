@@ -14,7 +14,7 @@ from llm_reinforce.policy.description import (
 from llm_reinforce.policy.drawing import widest_float
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fetched_models import FETCHABLE, fetch
-from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
+from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, without_progress_bars
 from llm_reinforce.policy.loading import (
     check_reloads,
     load_policy,
@@ -23,8 +23,11 @@ from llm_reinforce.policy.loading import (
     random_policy,
 )
 from llm_reinforce.policy.log_probs import action_features, own_log_probs, token_log_probs
+from llm_reinforce.policy.memory import MemoryPerToken, memory_per_token
 from llm_reinforce.policy.model_files import convert_gguf
+from llm_reinforce.policy.plain_path import checkpointable_layers
 from llm_reinforce.policy.prompt_checks import check_prompts, first_prompt, with_chat_settings
+from llm_reinforce.policy.quantization import check_bitsandbytes
 from llm_reinforce.policy.sampling import (
     Completion,
     OnStep,
@@ -42,6 +45,7 @@ __all__ = [
     "ChatSettings",
     "Completion",
     "LanguagePolicy",
+    "MemoryPerToken",
     "OnStep",
     "TokenIds",
     "ValueHead",
@@ -49,10 +53,12 @@ __all__ = [
     "best_device",
     "cache_directory",
     "character_tokenizer",
+    "check_bitsandbytes",
     "check_completions_fit",
     "check_prompts",
     "check_prompts_fit",
     "check_reloads",
+    "checkpointable_layers",
     "convert_gguf",
     "describe_policy",
     "explained_variance",
@@ -61,6 +67,7 @@ __all__ = [
     "fit_values",
     "load_policy",
     "load_weights",
+    "memory_per_token",
     "num_unknown_prompts",
     "own_log_probs",
     "policy_from_config",
@@ -74,4 +81,5 @@ __all__ = [
     "trainable_parameters",
     "widest_float",
     "with_chat_settings",
+    "without_progress_bars",
 ]

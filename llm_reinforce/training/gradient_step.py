@@ -15,6 +15,7 @@ from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, Estimate
 from llm_reinforce.policy import Activations, TokenIds, own_log_probs, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, entropy_bonus
+from llm_reinforce.training.adamw import is_half
 from llm_reinforce.training.data_parallel import gather_object, sum_gradients
 from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, kl_loss, surrogate_loss
 from llm_reinforce.training.step_statistics import StepStatistics, step_statistics
@@ -39,7 +40,7 @@ class UpdateOutcome:
         skipped: the reason why the weights were not changed; None if the weights were changed.
         frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
             half precision does not change if the step is smaller than half the distance to the next number.
-            None if no weight in half precision is trained, or the step was skipped.
+            None if the optimizer changes no weight in half precision, or the step was skipped.
         statistics: size of the step, and share of the gradient that is signal. None if the step was skipped.
         counts: counts of the importance weights or ratios of the actions in the loss.
     """
@@ -98,6 +99,8 @@ class GradientStep:
         micro_batch_tokens: maximum number of tokens per backward pass. The tokens of a repeated prompt or
             episode are counted once.
         max_grad_norm: maximum norm to which the gradient is clipped. None: no clipping.
+        gradient_checkpointing: keep only the inputs of each layer for the backward pass; see
+            `token_log_probs`.
     """
 
     accelerator: Accelerator
@@ -108,6 +111,7 @@ class GradientStep:
     reinforce: ReinforceConfig
     micro_batch_tokens: int
     max_grad_norm: float | None
+    gradient_checkpointing: bool = False
 
     def __call__(
         self,
@@ -161,11 +165,8 @@ class GradientStep:
         grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
         is_finite = grad_norm < float("inf")  # False for NaN as well
         # with an fp16 scaler, step() skips gradients that are not finite and lowers the scale
-        half = [
-            parameter
-            for parameter in self.model.parameters()
-            if parameter.grad is not None and parameter.dtype.itemsize < 4
-        ]
+        stepped = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        half = [parameter for parameter in stepped if parameter.grad is not None and is_half(parameter)]
         before = [parameter.detach().clone() for parameter in half]
         if is_finite or self.accelerator.scaler is not None:
             self.optimizer.step()
@@ -250,6 +251,7 @@ class GradientStep:
                 temperature=self.temperature,
                 with_entropies=self.reinforce.entropy_coefficient > 0,
                 activations=activations,
+                gradient_checkpointing=self.gradient_checkpointing,
             )
         num_tokens, device = scores.log_probs.shape[1], scores.log_probs.device
         advantages = estimate.advantages[rows, :num_tokens].to(device)

@@ -21,7 +21,7 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
 from llm_reinforce.errors import InputError, ProcessLostError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.policy import Activations, LanguagePolicy, checkpointable_layers
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.processes import why_lost
 from llm_reinforce.reports import Finding, RunFacts, WarningSigns
@@ -29,6 +29,7 @@ from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
+from llm_reinforce.server import SamplingServer
 from llm_reinforce.training.agreement import check_alike
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample, SamplingStoppedError
 from llm_reinforce.training.budget import (
@@ -77,7 +78,8 @@ class Update:
         number: number of the update in the run, from 1.
         metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
             `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
-            `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
+            `num_tokens`, `step_time` and others. `reward`, `loss` and `grad_norm` are missing if no episode
+            was scored.
         episodes: episodes of the update, of all processes. The episodes of one problem are adjacent. An
             episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.
@@ -117,6 +119,7 @@ class TrainingLoop:
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
+        server: server that samples the episodes. None: the processes of the run sample them.
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
@@ -138,6 +141,7 @@ class TrainingLoop:
         run_directory: RunDirectory | None = None,
         display: Display | None = None,
         seed: int = 0,
+        server: SamplingServer | None = None,
     ) -> None:
         if not problems:
             raise InputError("there are no training problems; give at least one")
@@ -164,6 +168,8 @@ class TrainingLoop:
             model=policy.model,
         )
         check_shares(self.reinforce, self.accelerator.num_processes)
+        if training.gradient_checkpointing:
+            checkpointable_layers(policy.model)  # raises an error if there are none
         policy.model.to(self.accelerator.device)
         broadcast_weights(policy.model, self.accelerator)
         self.optimizer, self.schedule = new_optimizer(policy.model, training, self.accelerator)
@@ -176,6 +182,7 @@ class TrainingLoop:
             reinforce=self.reinforce,
             micro_batch_tokens=training.micro_batch_tokens,
             max_grad_norm=training.max_grad_norm,
+            gradient_checkpointing=training.gradient_checkpointing,
         )
         self.value_baseline: ValueBaseline | None = None
         if self.reinforce.baseline == "value":
@@ -197,6 +204,7 @@ class TrainingLoop:
             ProblemOrder(len(problems), seed),
             seed,
             self.reference,
+            server,
         )
         self.evaluations = RunEvaluations(
             problems,
@@ -263,8 +271,9 @@ class TrainingLoop:
 
         Raises:
             InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
-            RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
-                many updates in a row were not finite. A checkpoint is saved, except during the warm start.
+            RunStoppedError: if too many episodes of an update could not be scored, if the gradients of too
+                many updates in a row were not finite, or if a sampling server failed. A checkpoint is saved,
+                except during the warm start.
             ProcessLostError: if another process of the run has ended or does not answer. One of the remaining
                 processes saves a checkpoint of the state after the latest update, if possible.
         """
@@ -325,10 +334,15 @@ class TrainingLoop:
         """Make the updates of one batch. Return the last of them, and True if the run stops after it."""
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
-        activations = Activations(self.training.micro_batch_tokens)
-        sample = self.sampler.sample(
-            self.state, activations, self.display.working, is_stopped=lambda: self.stop_requested
+        # with gradient checkpointing, activations are not kept either
+        activations = Activations(
+            0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
         )
+        self.optimizer.zero_grad()  # the gradients of the latest update are not needed while sampling
+        with self._saving_if_stopped():
+            sample = self.sampler.sample(
+                self.state, activations, self.display.working, is_stopped=lambda: self.stop_requested
+            )
         own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
@@ -629,11 +643,11 @@ class TrainingLoop:
             self.policy,
             self.demonstrations or self.problems,
             self.training.warm_start,
+            self.training,
             accelerator=self.accelerator,
             display=self.display,
             seed=self.seed,
             is_stopped=self._is_stopped,
-            max_not_finite=self.training.max_not_finite,
         )
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 

@@ -9,7 +9,8 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import get_scheduler
 
-from llm_reinforce.config import LEARNING_RATE, TrainingConfig
+from llm_reinforce.config import TrainingConfig
+from llm_reinforce.training.adamw import adamw
 
 
 def new_optimizer(
@@ -21,14 +22,11 @@ def new_optimizer(
         model: the model, on the device of the accelerator.
         training: settings of the optimizer and of the schedule.
         accelerator: the accelerator of the run.
+
+    Raises:
+        InputError: see `adamw`.
     """
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=LEARNING_RATE if training.learning_rate is None else training.learning_rate,
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        fused=accelerator.device.type in ("cpu", "cuda"),
-    )
+    optimizer = adamw(model, training)
     schedule = learning_rate_schedule(
         training.schedule, optimizer, training.num_warmup_updates, training.num_updates
     )

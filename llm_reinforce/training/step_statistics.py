@@ -32,8 +32,8 @@ class StepStatistics:
 def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
     """Return the statistics of the latest step of Adam or AdamW.
 
-    The result is None if no weight has been updated. With more than `LARGE` weights, it is None except in
-    every `EVERY`-th step of the optimizer.
+    The result is None if no weight has been updated, or if the moments have 8 bits. With more than `LARGE`
+    weights, it is None except in every `EVERY`-th step of the optimizer.
 
     The norm of the step is the norm of the vector
 
@@ -49,7 +49,7 @@ def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
         beta_1, beta_2 = group["betas"]
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
-            if not state:
+            if not state or "exp_avg" not in state:  # no step has been taken yet, or the moments have 8 bits
                 continue
             num_steps = int(state["step"])
             m, v = state["exp_avg"], state["exp_avg_sq"]

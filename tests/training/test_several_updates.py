@@ -1,5 +1,6 @@
 """Several updates per batch: parts of a batch, counters, schedules, corrections, and resumed runs."""
 
+import itertools
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +24,7 @@ from small_runs import (
     weights,
 )
 
-from llm_reinforce.config import EvaluationConfig, ReinforceConfig
+from llm_reinforce.config import EvaluationConfig, ReinforceConfig, SamplingConfig
 from llm_reinforce.console.run_display import Silent
 from llm_reinforce.episodes import EpisodeBatch
 from llm_reinforce.errors import RunStoppedError
@@ -160,6 +161,59 @@ def test_gradient_of_each_update_is_that_of_the_formula(form: str, monkeypatch: 
         assert 0.5 < logged["importance/effective_sample_size"] < 1.0
         assert logged["importance/mean"] == pytest.approx(1.0, abs=0.2)
         assert ("importance/frac_truncated" in logged) is ("importance" in settings)
+
+
+def test_gradient_with_all_terms_is_that_of_the_formula(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The terms are per-decision weights, k3, and entropy, at a temperature, without truncated episodes."""
+    expected: list[torch.Tensor] = []
+    found: list[torch.Tensor] = []
+    plain = GradientStep.__call__
+
+    def watched(step: GradientStep, batch: EpisodeBatch, estimate: Any, *rest: Any, **options: Any) -> Any:
+        log_probs, entropies = token_log_probs(
+            step.model,
+            [episode.prompt_ids for episode in batch.episodes],
+            [episode.completion.token_ids for episode in batch.episodes],
+            pad_token_id=step.pad_token_id,
+            temperature=0.7,
+            with_entropies=True,
+        )
+        total = torch.zeros(())
+        for row in batch.terminated.nonzero().flatten().tolist():
+            length = int(batch.lengths[row])
+            own, advantages = log_probs[row, :length], estimate.advantages[row, :length].tolist()
+            ratios = (own - batch.behavior_log_probs[row, :length]).detach().exp().tolist()
+            products = [min(1.05, math.prod(ratios[: t + 1])) for t in range(length)]
+            steps = [a - b for a, b in itertools.pairwise([*advantages, 0.0])]
+            logs = batch.reference_log_probs[row, :length] - own
+            for t in range(length):
+                total = total + own[t] * sum(products[k] * steps[k] for k in range(t, length))
+                total = total - 0.5 * ratios[t] * (logs[t].exp() - 1 - logs[t]) + 0.1 * entropies[row, t]
+        step.model.zero_grad()
+        (-total / int(batch.terminated.sum())).backward()
+        expected.append(_flat(step))
+        outcome = plain(step, batch, estimate, *rest, **options)
+        found.append(_flat(step))
+        return outcome
+
+    monkeypatch.setattr(GradientStep, "__call__", watched)
+    settings = halves(
+        importance={"level": "per_decision", "limit": 1.05},
+        kl={"coefficient": 0.5, "estimator": "k3"},
+        entropy_coefficient=0.1,
+        truncated="mask",
+        discount=0.9,
+    )
+    trainer(
+        num_updates=4,
+        reinforce=settings,
+        sampling=SamplingConfig(max_new_tokens=4, temperature=0.7),
+        training={"max_grad_norm": None, "micro_batch_tokens": 30, "learning_rate": 3e-2},
+    ).train()
+    assert len(found) == 4
+    for truth, gradient in zip(expected, found, strict=True):
+        assert gradient.norm() > 0.01
+        torch.testing.assert_close(gradient, truth, rtol=1e-3, atol=1e-5)
 
 
 def test_importance_without_effect_is_reported() -> None:

@@ -392,7 +392,7 @@ def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
     """Return the path of the key and a readable message for each error of a pydantic validation."""
     schema = _schema(model)
-    # a default that depends on an invalid setting is an error of this setting
+    # if a default depends on an invalid setting, only the invalid setting is reported
     found = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
     worded = [_worded(details, schema) for details in found]
     inside = {path[:depth] for path, _ in worded for depth in range(len(path))}

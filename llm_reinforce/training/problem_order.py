@@ -105,7 +105,7 @@ def draw_by_pass_rate(
             weights[index] = problem_weight(settings, pass_rate(counts, index))
     uniforms = np.random.default_rng(seed).random(num_problems)
     with np.errstate(divide="ignore"):
-        # of the keys u^(1/w), the largest are drawn; a weight of 0 has the key 0
+        # draw the problems with the largest keys u^(1/w); here log(u) / w, which is -inf for a weight of 0
         keys = np.log(uniforms) / weights
     is_taken = np.isin(np.arange(num_problems), list(taken))
     order = np.lexsort((-uniforms, -keys, is_taken)).tolist()

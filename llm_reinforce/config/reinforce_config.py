@@ -76,7 +76,7 @@ class ValueConfig(Section):
 
 
 class ImportanceConfig(Section):
-    """Importance weights, which correct for differences between the policy that sampled and the one trained.
+    """Importance weights, which correct for differences between the sampling policy and the trained policy.
 
     The ratio of an action is its probability under the policy that is trained, divided by the probability
     with which it was sampled.

@@ -268,8 +268,8 @@ def validate(
     Args:
         model: the pydantic model.
         document: the document.
-        prepare: function that may change a document before it is validated. If keys are misspelled, it is
-            also called for a copy of the document with corrected keys.
+        prepare: function that may change a document before it is validated. If keys are misspelled, the
+            function is also called for a copy of the document with corrected keys.
 
     Raises:
         InputError: if the data is invalid, or if `document.problems` already contains errors. The message has

@@ -166,7 +166,7 @@ class _WithMasterWeights(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that `state_dict` returned, or one without float32 copies."""
+        """Load a state that `state_dict` returned, or a state without float32 copies."""
         of_weights = {index: dict(values) for index, values in state_dict["state"].items()}
         for index, (weight, master) in enumerate(zip(self._weights, self._masters, strict=True)):
             saved = of_weights.get(index, {}).pop(MASTER, weight)

@@ -46,7 +46,7 @@ class SamplingStoppedError(Exception):
 
 
 class Failures(NamedTuple):
-    """Episodes that could not be scored, among all episodes that were sampled for a batch.
+    """Counts of the sampled episodes of a batch and of the episodes that could not be scored.
 
     Attributes:
         num_episodes: number of sampled episodes, including those of problems that were replaced.

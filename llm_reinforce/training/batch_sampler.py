@@ -249,7 +249,7 @@ class BatchSampler:
         *,
         refill: int = 0,
     ) -> tuple[EpisodeBatch, EpisodeBatch]:
-        """Sample episodes of the problems with these indices.
+        """Sample episodes of the problems with these indices, in all processes.
 
         Returns:
             the episodes of this process, and those of all processes.
@@ -346,7 +346,7 @@ class BatchSampler:
     def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:
         """Return a seed that depends only on the run's seed, the update, the purpose and the process.
 
-        A resumed run therefore draws the same random numbers as an uninterrupted one.
+        A resumed run therefore draws the same random numbers as an uninterrupted run.
 
         Args:
             purpose: name of what the random numbers are used for.

@@ -16,7 +16,7 @@ class ProblemOrder:
     """Compute which training problem is at a position in the sequence of problems over all epochs.
 
     Each epoch is a permutation of all problems that depends only on the seed of the run and the number of the
-    epoch. A resumed run therefore continues with the same problems as an uninterrupted one.
+    epoch. A resumed run therefore continues with the same problems as an uninterrupted run.
     """
 
     def __init__(self, num_problems: int, seed: int) -> None:

@@ -179,7 +179,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)  # not repeated: for this model, the loop has one pass
+                activations.begin(model, temperature)  # called once, because this loop has a single pass
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)

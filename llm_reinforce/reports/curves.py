@@ -96,7 +96,7 @@ def _evaluations(run: RecordedRun) -> dict[str, dict[str, list[Any]]]:
 
 
 def _axes(rows: Sequence[Row], metrics: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return the positions of rows on each horizontal axis. Before the first update, all axes are 0."""
+    """Return the positions of rows on each horizontal axis. The initial policy is at 0 on all axes."""
     begin = metrics[0]["wall_time"] - metrics[0].get("step_time", 0) if _has_time(metrics) else None
     return {
         "update": [row["update"] for row in rows],

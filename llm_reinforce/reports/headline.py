@@ -123,4 +123,4 @@ def _task(settings: Mapping[str, Any] | None) -> dict[str, str]:
             "Baseline": str(settings["reinforce"]["baseline"]),
         }
     except (KeyError, TypeError, AttributeError, ValueError):
-        return {}  # the recipe was changed by hand; the page shows its settings
+        return {}  # the recipe was changed by hand; the page still lists its settings

@@ -21,7 +21,7 @@ from llm_reinforce.policy.row_trial import sampling_batching
 
 CHECK_EVERY = {"cpu": 1}
 """Number of sampling steps between two checks for ended completions, by device type. For a device type that
-is not listed here, it is 8, because a check on a GPU has to wait until the computation is finished."""
+is not listed here, the number is 8. On a GPU, a check has to wait until the computation is finished."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the

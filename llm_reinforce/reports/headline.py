@@ -39,7 +39,7 @@ class Headline:
         name: name of the run on the page.
         state: "finished", "running", "stopped" or "unreadable".
         facts: rows of a table: a name and a value each.
-        results: one item per decoding.
+        results: one item per decoding mode.
     """
 
     name: str

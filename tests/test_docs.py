@@ -263,6 +263,7 @@ def test_options_in_the_text_exist() -> None:
         "--by",
         "--busy",
         "--scaling",
+        "--vllm-python",
         "--multi_gpu",
         "--index-url",
         "--completions",

@@ -125,14 +125,19 @@ def test_results_agree_with_the_logs_of_the_runs(finished: tuple[Path, Result]) 
             ]
             assert row["measures"]["final"]["values"][place] == measured[-1]["accuracy"]
             assert row["num_sampled"][place] == run.rows("metrics.jsonl")[-1]["num_tokens"]
-    assert set(summary["runs"][1]["differences"]) == {"final", "area", "tokens"}
+    assert set(summary["runs"][1]["differences"]) == {"final", "area", "tokens", "timed"}
 
 
 def test_tables(finished: tuple[Path, Result]) -> None:
     _, result = finished
     message = result.stdout
     assert "sampled accuracy on held-out problems; 100 sampled tokens per run, 2 seeds" in message
-    for title in ("final accuracy", "area under the learning curve, 0..1", "tokens to 5% accuracy"):
+    for title in (
+        "final accuracy",
+        "area under the learning curve, 0..1",
+        "tokens to 5% accuracy",
+        "accuracy after the time of the fastest variant",
+    ):
         assert title in message
     assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", message)
     assert re.search(r"\d of 2", message)

@@ -16,7 +16,7 @@ import numpy as np
 from scipy import stats
 
 Interval = tuple[float, float]
-MeasureName = Literal["final", "area", "tokens"]
+MeasureName = Literal["final", "area", "tokens", "timed"]
 
 CONFIDENCE = 0.95
 NUM_FLIPS = 9_999  # number of random sign flips in the permutation test, if more sign flips are possible
@@ -32,14 +32,16 @@ class LearningCurve:
         num_tokens: number of tokens sampled before each evaluation. The first number is 0, and the numbers
             increase.
         accuracy: accuracy in 0..1 of each evaluation.
+        seconds: duration of all updates before each evaluation. Empty: unknown.
 
     Raises:
-        ValueError: if the two tuples differ in length, or if the numbers of tokens do not start at 0 or do
-            not increase.
+        ValueError: if the tuples differ in length, or if the numbers of tokens do not start at 0 or do not
+            increase.
     """
 
     num_tokens: tuple[int, ...]
     accuracy: tuple[float, ...]
+    seconds: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         if len(self.num_tokens) != len(self.accuracy) or self.num_tokens[:1] != (0,):
@@ -47,6 +49,8 @@ class LearningCurve:
                 "a learning curve needs one accuracy for each number of tokens, and the first number should "
                 f"be 0: num_tokens {self.num_tokens}, accuracy {self.accuracy}"
             )
+        if self.seconds and len(self.seconds) != len(self.accuracy):
+            raise ValueError("a learning curve needs one duration for each accuracy, or none")
         if any(after <= before for before, after in itertools.pairwise(self.num_tokens)):
             raise ValueError(f"the numbers of tokens of a learning curve should increase: {self.num_tokens}")
 
@@ -91,7 +95,9 @@ class ComparedRuns:
     Attributes:
         name: name of the variant.
         measures: the measures by name. `final` is the final accuracy, `area` is the area under the curve
-            (both are in 0..1), and `tokens` is the number of tokens to the target accuracy.
+            (both are in 0..1), and `tokens` is the number of tokens to the target accuracy. `timed` is the
+            accuracy after the time that the fastest variant needed for the budget with the same seed; it is
+            missing if there is one variant only, or if the time is unknown.
         num_reached: number of runs that reached the target accuracy within the budget. For a run that did not
             reach it, the value of the measure `tokens` is the budget.
         differences: for each measure, the difference from the first variant; empty for the first variant.
@@ -121,6 +127,9 @@ def learning_curve(
             lacks an update after which the run was evaluated.
     """
     sampled = {0: 0, **{row["update"]: row["num_tokens"] for row in metrics}}
+    durations = [row.get("step_time", math.nan) for row in metrics]
+    seconds = {0: 0.0}
+    seconds |= zip((row["update"] for row in metrics), itertools.accumulate(durations), strict=True)
     # if a run was resumed with a larger budget, an update can have two evaluations; the last one is used
     rows = {row["update"]: row["accuracy"] for row in evaluations if row["decoding"] == decoding}
     if missing := sorted(rows.keys() - sampled.keys()):
@@ -128,7 +137,11 @@ def learning_curve(
     if 0 not in rows:
         raise ValueError(f"evaluations.jsonl has no {decoding} evaluation before the first update")
     updates = sorted(rows)
-    return LearningCurve(tuple(sampled[each] for each in updates), tuple(rows[each] for each in updates))
+    return LearningCurve(
+        tuple(sampled[each] for each in updates),
+        tuple(rows[each] for each in updates),
+        () if any(map(math.isnan, durations)) else tuple(seconds[each] for each in updates),
+    )
 
 
 def final_accuracy(curve: LearningCurve) -> float:
@@ -162,6 +175,11 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
             reached = before + (after - before) * (target - low) / (high - low)
             return reached if reached <= budget else None
     return None
+
+
+def accuracy_after(curve: LearningCurve, seconds: float) -> float:
+    """Return the accuracy after this duration of updates. The curve is linear between evaluations."""
+    return float(np.interp(seconds, curve.seconds, curve.accuracy))
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -250,7 +268,8 @@ def compare_curves(
 
     The final accuracy is measured after the update that reached the budget. The area and the number of tokens
     to the target accuracy are computed from the curve up to the budget. If a run does not reach the target,
-    its number of tokens is set to the budget. The mean number of tokens is then a lower bound.
+    its number of tokens is set to the budget. The mean number of tokens is then a lower bound. The durations
+    that are compared are those of the updates, without evaluations.
 
     Args:
         variants: mapping from the name of each variant to its curves, one per seed. All variants have the
@@ -267,15 +286,24 @@ def compare_curves(
         "final": (0.0, 1.0),
         "area": (0.0, 1.0),
         "tokens": (0.0, budget),
+        "timed": (0.0, 1.0),
     }
+    is_timed = len(variants) > 1 and all(curve.seconds for curves in variants.values() for curve in curves)
+    # for each seed, the time of the fastest variant
+    times = [
+        min(one.seconds[-1] for one in of_seed) if is_timed else 0.0
+        for of_seed in zip(*variants.values(), strict=True)
+    ]
     compared: list[ComparedRuns] = []
     for name, curves in variants.items():
         reached = [tokens_to(curve, target, budget) for curve in curves]
-        values: Mapping[MeasureName, list[float]] = {
+        values: dict[MeasureName, list[float]] = {
             "final": [final_accuracy(curve) for curve in curves],
             "area": [area_under(curve, budget) for curve in curves],
             "tokens": [float(budget) if tokens is None else tokens for tokens in reached],
         }
+        if is_timed:
+            values["timed"] = [accuracy_after(*each) for each in zip(curves, times, strict=True)]
         first = compared[0].measures if compared else {}
         compared.append(
             ComparedRuns(

@@ -13,6 +13,7 @@ from llm_reinforce.config.batch_config import (
     LengthPenaltyConfig,
 )
 from llm_reinforce.config.section import Count, Positive, Section, conflict
+from llm_reinforce.config.server_config import TEMPERATURES, ServerConfig
 from llm_reinforce.config.strict_yaml import shown_value
 from llm_reinforce.config.variants import VARIANTS, Variant
 
@@ -34,6 +35,23 @@ class SamplingConfig(Section):
         default=None,
         description="number of completions sampled at the same time; null: all completions of an update",
     )
+    server: ServerConfig | None = Field(
+        default=None,
+        description="vLLM server that samples the episodes of the updates; null: they are sampled in the "
+        "processes of the run",
+    )
+
+    @field_validator("server")
+    @classmethod
+    def _check_temperature(cls, server: ServerConfig | None, info: ValidationInfo) -> ServerConfig | None:
+        lowest, highest = TEMPERATURES
+        temperature = info.data.get("temperature", 1.0)
+        if server is not None and not lowest <= temperature <= highest:
+            raise ValueError(
+                f"samples at temperatures from {lowest:g} to {highest:g}, not at {temperature:g}; change "
+                "sampling.temperature, or remove this setting"
+            )
+        return server
 
 
 class ValueConfig(Section):
@@ -131,7 +149,7 @@ class ReinforceConfig(Section):
     standardize: bool | Literal["batch", "group"] = Field(
         default=False,
         description="divide the advantages by the standard deviation of the returns around their baselines, "
-        "computed from the batch (batch or true) or from each group (group)",
+        "over the whole batch if set to batch or true, and over each group if set to group",
     )
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens", "episode_lengths"] | Positive = Field(
@@ -182,12 +200,15 @@ class ReinforceConfig(Section):
         "problems, and after the first one, the policy differs from the one that sampled",
     )
     importance: ImportanceConfig | None = Field(
-        default=None, description="importance weights of the sampled actions; null: no weights"
+        default=None,
+        description="importance weights of the sampled actions; null: no weights; with sampling.server and "
+        "without clip, null is the level per_decision",
     )
-    clip: ClipConfig | None = Field(
+    clip: ClipConfig | Literal[False] | None = Field(
         default=None,
         description="clip the ratios of the sampled actions; null: no clipping, or the default bounds with "
-        "updates_per_batch above 1 and without importance",
+        "updates_per_batch above 1 and without importance; false: with updates_per_batch above 1, no "
+        "correction for the ratios, which biases the later updates of a batch",
     )
 
     @property
@@ -304,7 +325,9 @@ class ReinforceConfig(Section):
 
     @field_validator("clip")
     @classmethod
-    def _check_clip(cls, clip: ClipConfig | None, info: ValidationInfo) -> ClipConfig | None:
+    def _check_clip(
+        cls, clip: ClipConfig | Literal[False] | None, info: ValidationInfo
+    ) -> ClipConfig | Literal[False] | None:
         if clip is None:
             return None
         variant = info.data.get("variant")
@@ -314,6 +337,12 @@ class ReinforceConfig(Section):
                 "has no effect with updates_per_batch: 1, because the ratios are 1 in the first update of a "
                 "batch; increase updates_per_batch, or remove this setting"
             )
+        if clip is False and of_variant:
+            raise ValueError(f"variant: {variant} clips the ratios; remove this setting or the variant")
+        if clip is False and info.data.get("importance"):
+            raise ValueError("has no effect with importance; remove this setting")
+        if clip is False:
+            return False
         if info.data.get("importance"):
             by = f"variant: {variant}" if of_variant else "clip"
             other = "the variant" if of_variant else "clip"

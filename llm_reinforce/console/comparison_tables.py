@@ -31,9 +31,12 @@ def print_comparison(
         "final": "final accuracy",
         "area": "area under the learning curve, 0..1",
         "tokens": f"tokens to {target:.0%} accuracy",
+        "timed": "accuracy after the time of the fastest variant",
     }
     is_tested = len(compared) > 1 and len(compared[0].num_sampled) > 1
     for key, title in titles.items():
+        if key not in compared[0].measures:
+            continue
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column("", overflow="fold")
         table.add_column("mean", overflow="fold")
@@ -84,11 +87,11 @@ def _shown(key: "MeasureName", value: float, interval: "Interval | None", sign: 
     """
 
     def number(each: float) -> str:
-        if key == "final":
+        if key in ("final", "timed"):
             return f"{100 * each:{sign}.1f}"
         return f"{each:{sign}.3f}" if key == "area" else f"{each:{sign},.0f}"
 
-    unit = "%" if key == "final" and not sign else ""
+    unit = "%" if key in ("final", "timed") and not sign else ""
     limits = f" [{number(interval[0])}, {number(interval[1])}]" if interval else ""
     return f"{number(value)}{unit}{limits}"
 
@@ -108,6 +111,8 @@ def _footnotes(compared: "Sequence[ComparedRuns]", num_tokens: int) -> list[str]
         notes.append(
             "≥: lower bound; if a run did not reach the target, its number of tokens is set to the budget"
         )
+    if "timed" in compared[0].measures:
+        notes.append("the time is that of the updates of this machine, without evaluations")
     if len(compared) > 1 and num_seeds > 1:
         least = 2 / 2**num_seeds
         notes.append(

@@ -1,5 +1,6 @@
 """Metrics of an update, and the rows of `episodes.jsonl`."""
 
+import math
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
@@ -13,7 +14,10 @@ from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
 from llm_reinforce.policy import explained_variance
 from llm_reinforce.policy_gradient import action_mask, k3
+from llm_reinforce.runs import TrainState
+from llm_reinforce.training.batch_sampler import Sample
 from llm_reinforce.training.gradient_step import UpdateOutcome
+from llm_reinforce.training.problem_order import pass_rate
 
 # metrics that differ between equal runs
 TIMES = frozenset({"wall_time", "step_time", "step_time/collect", "step_time/update"})
@@ -82,16 +86,18 @@ def update_metrics(
 def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -> dict[str, float]:
     """Return the metrics of the optimizer steps of a batch, by name.
 
-    Losses, norms and shares are means over the steps. Ratios are counted in all steps. The difference from
-    the sampled log-probabilities is that of the first step, because the policy has changed before later
-    steps.
+    Losses, norms and shares are means over the steps that had scored episodes. Ratios are counted in all
+    steps. The difference from the sampled log-probabilities is that of the first step, because the policy has
+    changed before later steps.
     """
     metrics = {
-        "loss": sum(each.loss for each in outcomes) / len(outcomes),
-        "grad_norm": sum(each.grad_norm for each in outcomes) / len(outcomes),
         "learning_rate": outcomes[-1].learning_rate,
         **reduce(add, [each.counts for each in outcomes]).metrics(settings),
     }
+    computed = [each for each in outcomes if each.has_gradient]
+    if computed:
+        metrics["loss"] = sum(each.loss for each in computed) / len(computed)
+        metrics["grad_norm"] = sum(each.grad_norm for each in computed) / len(computed)
     if outcomes[0].max_log_prob_difference is not None:
         metrics["sampling/sampling_logp_difference/max"] = outcomes[0].max_log_prob_difference
     shares = [each.frac_weights_changed for each in outcomes if each.frac_weights_changed is not None]
@@ -105,9 +111,44 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
     return metrics
 
 
+def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) -> dict[str, float]:
+    """Return the metrics of the run after a batch, by name: counts, server, refills and curriculum.
+
+    Args:
+        state: train state after the batch.
+        sample: episodes of the batch.
+        settings: settings of the loss and of the batches.
+    """
+    metrics: dict[str, float] = {
+        "num_tokens": state.num_tokens,
+        "num_skipped_updates": state.num_skipped_updates,
+        **sample.server_metrics,
+    }
+    if settings.baseline == "value":
+        metrics["value/num_skipped_fits"] = state.num_skipped_fits
+    if state.entropy_coefficient is not None:
+        metrics["entropy_coefficient"] = state.entropy_coefficient
+    if settings.refill:
+        metrics |= sample.refills.metrics(sample.batch, settings)
+    if settings.curriculum:
+        rates = [pass_rate(sample.pass_counts, index) for index in sample.pass_counts]
+        metrics["curriculum/num_problems"] = len(rates)
+        metrics["curriculum/pass_rate"] = math.fsum(rates) / len(rates)
+    return metrics
+
+
 def mean_entropy(batch: EpisodeBatch) -> float:
-    """Return the mean entropy of the next-token distribution at the sampled actions, in nats."""
-    entropies = [entropy for episode in batch.episodes for entropy in episode.completion.entropies]
+    """Return the mean entropy of the next-token distribution at the sampled actions, in nats.
+
+    A server returns no entropies. The mean of -log π of the sampled actions is then an unbiased estimate.
+    """
+    entropies = [
+        entropy
+        for episode in batch.episodes
+        for entropy in (
+            episode.completion.entropies or [-log_prob for log_prob in episode.completion.log_probs]
+        )
+    ]
     return sum(entropies) / max(1, len(entropies))
 
 

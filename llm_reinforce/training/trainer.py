@@ -330,7 +330,7 @@ class ReinforceTrainer:
         evaluations: dict[str, dict[int, Evaluation]] = {}  # by decoding and number of updates
         if self._directory is not None:  # a resumed run may also have evaluations of earlier processes
             evaluations = recorded_evaluations(self._directory, self.config.sampling.max_new_tokens)
-        for decoding, made in loop.evaluations.items():
+        for decoding, made in loop.evaluations.made.items():
             evaluations.setdefault(decoding, {}).update(made)
         return TrainingResult(
             history=tuple(history),
@@ -366,6 +366,8 @@ class ReinforceTrainer:
 
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the state after the latest update, in `output_dir`.
+
+        If several processes train with FSDP, all of them must call this method.
 
         Raises:
             InputError: if the trainer has no `output_dir`.

@@ -117,6 +117,9 @@ def test_curve_from_the_logs_of_a_run() -> None:
     ]
     assert learning_curve(rows, metrics, "greedy") == LearningCurve((0, 80, 120), (0.1, 0.2, 0.4))
     assert learning_curve(rows, metrics, "sampled") == LearningCurve((0, 120), (0.0, 0.3))
+    timed = [{**row, "step_time": seconds} for row, seconds in zip(metrics, (2.0, 3.0, 5.0), strict=True)]
+    assert learning_curve(rows, timed, "greedy").seconds == (0.0, 5.0, 10.0)
+    assert learning_curve(rows, timed, "sampled").seconds == (0.0, 10.0)
     with pytest.raises(ValueError, match="lacks update 3"):
         learning_curve(rows, metrics[:2], "greedy")
     with pytest.raises(ValueError, match="no greedy evaluation before the first update"):
@@ -192,7 +195,21 @@ def test_variants_are_compared_with_the_first() -> None:
     assert second.differences["final"].mean == pytest.approx(-0.4)
     assert second.differences["tokens"].mean == pytest.approx((37.5 + 20.0) / 2)
     assert (first.num_sampled, second.num_sampled) == ((100, 110), (100, 100))
+    assert "timed" not in first.measures  # the logs of these runs have no durations
     with pytest.raises(ValueError, match="the same number of curves"):
         compare_curves({**variants, "third": variants["first"][:1]}, 100, 0.5)
     with pytest.raises(ValueError, match="needs one or more variants"):
         compare_curves({}, 100, 0.5)
+
+
+def test_variants_are_compared_after_the_time_of_the_fastest_variant() -> None:
+    def curve(accuracy: float, seconds: float) -> LearningCurve:
+        return LearningCurve((0, 50, 100), (0.0, accuracy / 2, accuracy), (0.0, seconds / 2, seconds))
+
+    fast, slow = [curve(0.4, 10.0), curve(0.6, 30.0)], [curve(0.8, 40.0), curve(0.8, 20.0)]
+    first, second = compare_curves({"fast": fast, "slow": slow}, 100, 0.5)
+    assert first.measures["timed"].values == pytest.approx((0.4, 0.4))  # after 10 and 20 seconds
+    assert second.measures["timed"].values == pytest.approx((0.2, 0.8))
+    assert second.differences["timed"].mean == pytest.approx(0.1)
+    (alone,) = compare_curves({"fast": fast}, 100, 0.5)
+    assert "timed" not in alone.measures

@@ -25,12 +25,12 @@ import torch
 import llm_reinforce.cli.interruption as interruption_module
 import llm_reinforce.console.live_view  # noqa: F401
 import llm_reinforce.episodes.collect as collect_module
-import llm_reinforce.training.loop as trainer_module
 from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.cli import main
 from llm_reinforce.cli.interruption import ASKING
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training import loop, run_checkpoints, run_evaluations
 from llm_reinforce.training.metrics import TIMES
 
 SETTINGS: dict[str, object] = {
@@ -50,11 +50,11 @@ SETTINGS: dict[str, object] = {
     "evaluation.every": 5,
 }
 PLACES = (
-    (trainer_module, "save_checkpoint", "saving"),
+    (run_checkpoints, "save_checkpoint", "saving"),
     (collect_module, "sample_completions", "sampling"),
-    (trainer_module, "measure_accuracy", "evaluating"),
-    (trainer_module, "warm_start", "starting warm"),
-    (trainer_module, "load_checkpoint", "resuming"),
+    (run_evaluations, "measure_accuracy", "evaluating"),
+    (loop, "warm_start", "starting warm"),
+    (run_checkpoints, "load_checkpoint", "resuming"),
     (RunDirectory, "cut_logs", "resuming"),
     (RunDirectory, "append", "logging"),
     (LanguagePolicy, "save", "saving the policy"),

@@ -222,9 +222,9 @@ def refusal(model: Any) -> str:
 
 def test_encoder_is_rejected() -> None:
     message = refusal(BertLMHeadModel(BertConfig(**BERT)))
-    assert "depend on later tokens" in message
+    assert "depends on later tokens" in message
     assert "is_decoder: true" in message
-    with pytest.raises(InputError, match="depend on later tokens"):
+    with pytest.raises(InputError, match="depends on later tokens"):
         token_log_probs(BertLMHeadModel(BertConfig(**BERT)), [(4, 5)], [(6, 7)], pad_token_id=1)
 
 
@@ -257,4 +257,4 @@ def test_model_that_needs_more_than_token_ids_is_rejected_with_its_error() -> No
 
 def test_model_that_reads_both_ways_is_rejected() -> None:
     model = XLNetLMHeadModel(XLNetConfig(vocab_size=13, d_model=16, n_layer=1, n_head=2, d_inner=16))
-    assert "depend on later tokens" in refusal(model) or "no cache" in refusal(model)
+    assert "depends on later tokens" in refusal(model) or "no cache" in refusal(model)

@@ -20,7 +20,7 @@ from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.runs import BestEvaluation, TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, load_value_head, save_checkpoint
-from llm_reinforce.training.learning_rates import learning_rate_schedule
+from llm_reinforce.training.optimizer import learning_rate_schedule
 
 
 class Run:

@@ -26,6 +26,7 @@ from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.training import TrainingLoop
+from llm_reinforce.training.batch_sampler import BatchSampler
 
 
 def with_baseline(baseline: str, **settings: Any) -> ReinforceConfig:
@@ -45,17 +46,17 @@ def head_of(one: TrainingLoop) -> dict[str, torch.Tensor]:
 # ------------------------------------------------------------------------------------------- greedy
 
 
-def test_greedy_completions_are_rewarded_logged_and_counted() -> None:
+def test_greedy_completions_are_rewarded_logged_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     watcher = Watcher()
     one = trainer(num_updates=2, reinforce=with_baseline("greedy"), display=watcher)
     collected: list[EpisodeBatch] = []
-    collect = one.collect
+    collect = BatchSampler.collect
 
     def kept(*arguments: Any, **options: Any) -> EpisodeBatch:
         collected.append(collect(*arguments, **options))
         return collected[-1]
 
-    one.collect = kept  # type: ignore[method-assign]
+    monkeypatch.setattr(BatchSampler, "collect", kept)
     one.train()
     trial, *batches = collected
     assert trial.greedy == ()
@@ -252,7 +253,7 @@ def test_the_value_head_does_not_change_the_policy(tmp_path: Path) -> None:
     one = trainer(policy, 2, reinforce=with_baseline("value"))
     assert one.value_baseline is not None
     before = weights(policy)
-    batch = one.collect(COPY)
+    batch = one.sampler.collect(COPY, one.state)
     prediction = one.value_baseline.predict(batch)
     assert one.value_baseline.fit(prediction, one.estimate_batch(batch, prediction))
     assert same(weights(policy), before)

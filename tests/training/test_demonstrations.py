@@ -47,6 +47,7 @@ def test_rows_of_each_form_are_read(tmp_path: Path, row: dict[str, Any]) -> None
         ({"messages": [USER]}, "should be a chat that ends in a message of the assistant"),
         ({"messages": "1="}, "should be a chat that ends in a message of the assistant"),
         ({"prompt": "1=", "completion": 1}, "column 'completion' should be text or one message"),
+        ({"prompt": [USER], "completion": [USER]}, "column 'completion' should be text or one message"),
         ({"prompt": 1, "completion": "1"}, "column 'prompt' should be text or a list of chat messages"),
         (["1="], "should have the columns prompt and completion"),
     ],
@@ -67,9 +68,9 @@ def test_each_epoch_uses_every_demonstration_once(monkeypatch: pytest.MonkeyPatc
     drawn: list[list[str]] = []
     plain = warm_start._backward
 
-    def watched(policy: Any, problems: Any, accelerator: Any) -> float:
+    def watched(policy: Any, model: Any, problems: Any, *rest: Any) -> float:
         drawn.append([problem.id for problem in problems])
-        return plain(policy, problems, accelerator)
+        return plain(policy, model, problems, *rest)
 
     monkeypatch.setattr(warm_start, "_backward", watched)
     data = [Problem(f"{number % 4}=", solution="0", id=str(number)) for number in range(5)]

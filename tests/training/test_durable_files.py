@@ -18,15 +18,14 @@ from small_runs import Watcher, full, new_run, rows, same, timeless, trainer, we
 import llm_reinforce.durable_files as durable_module
 import llm_reinforce.runs.checkpoint as checkpoint_module
 import llm_reinforce.runs.run_directory as run_directory_module
-import llm_reinforce.training.loop as trainer_module
 from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.durable_files import whole_directory, write_whole
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import load_policy
 from llm_reinforce.runs import RunDirectory, TrainState
 from llm_reinforce.runs.checkpoint import save_checkpoint
-from llm_reinforce.training import TrainingLoop
-from llm_reinforce.training.learning_rates import learning_rate_schedule
+from llm_reinforce.training import TrainingLoop, run_checkpoints
+from llm_reinforce.training.optimizer import learning_rate_schedule
 
 NOBODY = 65534  # conventional id of the user without privileges
 
@@ -135,7 +134,7 @@ def test_logs_are_synced_before_a_checkpoint_is_saved(
         return save_checkpoint(*arguments, **more)
 
     monkeypatch.setattr(run_directory_module, "sync", sync)
-    monkeypatch.setattr(trainer_module, "save_checkpoint", save)
+    monkeypatch.setattr(run_checkpoints, "save_checkpoint", save)
     settings = {"checkpoint_every": 1, "logged_episodes": 1}
     trainer(num_updates=2, training=settings, run_directory=new_run(tmp_path / "run")).train()
     at_the_end = done[done.index(("checkpoint", 1)) + 1 :]

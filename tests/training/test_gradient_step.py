@@ -23,7 +23,7 @@ def test_kept_activations_give_the_gradient_of_a_new_forward_pass(
     )
     one = trainer(reinforce=settings, training={"micro_batch_tokens": micro_batch_tokens})
     activations = Activations(4096)
-    batch = one.collect(COPY, activations)
+    batch = one.sampler.collect(COPY, one.state, activations)
     estimate = one.estimate_batch(batch, None)
     parameters = list(one.policy.model.parameters())
     monkeypatch.setattr(one.optimizer, "step", lambda: None)
@@ -99,7 +99,7 @@ def test_weights_that_do_not_move_are_reported(dtype: str, learning_rate: float)
     one = trainer(
         policy=policy,
         num_updates=2,
-        training={"learning_rate": learning_rate, "schedule": "constant"},
+        training={"learning_rate": learning_rate, "schedule": "constant", "master_weights": False},
         display=watcher,
     )
     one.train()

@@ -34,8 +34,9 @@ from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.gradient_step import GradientStep
-from llm_reinforce.training.loop import NUM_TRIED, TrainingLoop
+from llm_reinforce.training.run_checks import NUM_TRIED
 
 
 def test_adapters_are_trained_and_base_weights_are_not(tmp_path: Path) -> None:
@@ -196,7 +197,7 @@ def test_training_problems_are_evaluated_if_none_are_held_out(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("llm_reinforce.training.loop.NUM_TRAINING_PROBLEMS_EVALUATED", 3)
+    monkeypatch.setattr("llm_reinforce.training.run_evaluations.NUM_TRAINING_PROBLEMS_EVALUATED", 3)
     directory, evaluation = new_run(tmp_path / "run"), EvaluationConfig(num_problems=num_problems)
     trainer(num_updates=1, held_out=held_out, evaluation=evaluation, run_directory=directory).train()
     lines = rows(directory, "evaluations.jsonl")
@@ -452,7 +453,7 @@ def test_repeated_logits_that_are_not_finite_stop_the_run(tmp_path: Path) -> Non
 
     directory, watcher = new_run(tmp_path / "run"), Breaking()
     one = trainer(policy, 9, display=watcher, run_directory=directory, training={"max_not_finite": 3})
-    with pytest.raises(RunStoppedError, match=r"last 3 updates were not finite.*new run.*learning_rate"):
+    with pytest.raises(RunStoppedError, match=r"3 updates in a row were not finite.*new run.*learning_rate"):
         one.train()
     assert one.state.num_updates == 5
     assert all(same(copy, after[1]) for copy in after[2:])

@@ -33,7 +33,7 @@ from llm_reinforce.config import (
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import LanguagePolicy, load_policy
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training import loop as trainer_module
+from llm_reinforce.training import run_checkpoints
 from llm_reinforce.training.loop import TrainingLoop
 
 Undisturbed = Callable[..., tuple[TrainingLoop, RunDirectory]]
@@ -146,6 +146,7 @@ def test_everything_that_changes_in_a_run_is_in_its_state(tmp_path: Path) -> Non
         "_clock",
         "_has_reported_failure",
         "_has_tried_rewards",
+        "_is_state_current",
         "_num_evaluated",
         "_num_saved",
     }
@@ -213,8 +214,8 @@ def test_a_stop_at_any_moment_saves_a_checkpoint(
         one.stop_requested = moment == "save"
         return write(*arguments, **settings)
 
-    write = trainer_module.save_checkpoint
-    monkeypatch.setattr(trainer_module, "save_checkpoint", save)
+    write = run_checkpoints.save_checkpoint
+    monkeypatch.setattr(run_checkpoints, "save_checkpoint", save)
     directory = new_run(tmp_path / "run")
     one = trainer(training={"checkpoint_every": 1}, run_directory=directory, display=Asking())
     if moment == "save":

@@ -1,10 +1,39 @@
-"""Learning-rate schedules."""
+"""The optimizer of the policy, and its learning-rate schedule."""
 
 import warnings
 from typing import Any
 
 import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import nn
 from transformers import get_scheduler
+
+from llm_reinforce.config import TrainingConfig
+from llm_reinforce.processes import sharding
+from llm_reinforce.training.adamw import adamw
+
+
+def new_optimizer(
+    model: nn.Module, training: TrainingConfig, accelerator: Accelerator
+) -> tuple[AcceleratedOptimizer, Any]:
+    """Return the optimizer of the trainable weights, and its schedule.
+
+    Args:
+        model: the model, on the device of the accelerator. With FSDP, it is the sharded copy.
+        training: settings of the optimizer and of the schedule.
+        accelerator: the accelerator of the run.
+
+    Raises:
+        InputError: see `adamw`.
+    """
+    optimizer = adamw(model, training)
+    schedule = learning_rate_schedule(
+        training.schedule, optimizer, training.num_warmup_updates, training.num_updates
+    )
+    if sharding() is not None:  # `prepare` would require a model that accelerate shards
+        return AcceleratedOptimizer(optimizer), schedule
+    return accelerator.prepare(optimizer), schedule
 
 
 def learning_rate_schedule(

@@ -1,0 +1,354 @@
+"""Draw the problems of a batch, and sample their episodes in all processes."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import NamedTuple, TypeVar
+
+import torch
+from accelerate import Accelerator
+
+from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
+from llm_reinforce.episodes import Episode, EpisodeBatch, collect_episodes
+from llm_reinforce.policy import (
+    Activations,
+    LanguagePolicy,
+    OnStep,
+    TokenIds,
+    random_numbers,
+    sample_completions,
+)
+from llm_reinforce.problems import Problem
+from llm_reinforce.rewards import Progress, WeightedReward
+from llm_reinforce.runs import TrainState
+from llm_reinforce.seeds import seed_of
+from llm_reinforce.server import SamplingServer, ServerError
+from llm_reinforce.training.budget import expected_updates
+from llm_reinforce.training.data_parallel import gather_episodes, gather_object, own_rows
+from llm_reinforce.training.gradient_step import GradientStep
+from llm_reinforce.training.problem_order import (
+    PassCounts,
+    ProblemOrder,
+    draw_by_pass_rate,
+    with_episodes,
+)
+from llm_reinforce.training.reference import ReferencePolicy
+from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, with_replacements
+
+MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
+NUM_PROBES = 4  # number of training problems whose prompts check the weights of a server
+
+Value = TypeVar("Value")
+
+
+class SamplingStoppedError(Exception):
+    """Raised in all processes while a batch is sampled, because a stop of the run was requested in one."""
+
+
+class Failures(NamedTuple):
+    """Episodes that could not be scored, among all episodes that were sampled for a batch.
+
+    Attributes:
+        num_episodes: number of sampled episodes, including those of problems that were replaced.
+        num_unscored: number of episodes without a reward.
+        first: the first episode for which a reward function failed; None if no function failed.
+        process: index of the process that sampled the episode `first`.
+    """
+
+    num_episodes: int = 0
+    num_unscored: int = 0
+    first: Episode | None = None
+    process: int = 0
+
+
+class Sample(NamedTuple):
+    """The episodes of a batch, and counts of the problems and tokens that were sampled for it.
+
+    Attributes:
+        own: episodes of this process.
+        batch: episodes of all processes.
+        num_problems: number of problems drawn, including those that were replaced.
+        num_tokens: number of tokens sampled, including those of problems that were replaced.
+        pass_counts: counts of the curriculum after these episodes.
+        refills: counts of the replacements.
+        failures: episodes that could not be scored.
+        server_metrics: metrics of the transfer of the weights to a server, by name.
+    """
+
+    own: EpisodeBatch
+    batch: EpisodeBatch
+    num_problems: int
+    num_tokens: int
+    pass_counts: PassCounts
+    refills: Refills
+    failures: Failures
+    server_metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class BatchSampler:
+    """Sample the batches of a run. What is sampled depends only on the policy, the seed and the train state.
+
+    Attributes:
+        policy: the policy, which is trained in place.
+        problems: the training problems.
+        rewards: the reward functions with their weights.
+        training, reinforce, sampling: settings of the run.
+        accelerator: the accelerator of the run.
+        gradient_step: the gradient step, whose micro-batches the reference policy uses too.
+        order: the order of the problems without a curriculum.
+        seed: seed of the run.
+        reference: the reference policy; None if the run has no penalty on the KL divergence.
+        server: server that samples the episodes. None: the processes of the run sample them.
+    """
+
+    policy: LanguagePolicy
+    problems: Sequence[Problem]
+    rewards: Sequence[WeightedReward]
+    training: TrainingConfig
+    reinforce: ReinforceConfig
+    sampling: SamplingConfig
+    accelerator: Accelerator
+    gradient_step: GradientStep
+    order: ProblemOrder
+    seed: int
+    reference: ReferencePolicy | None
+    server: SamplingServer | None = None
+
+    def sample(
+        self,
+        state: TrainState,
+        activations: Activations | None,
+        show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
+    ) -> Sample:
+        """Sample the episodes of a batch, with replacements for problems that have one accuracy.
+
+        Args:
+            state: train state before the batch.
+            activations: object that keeps activations for the gradient step. None: nothing is kept.
+            show: function that shows the progress.
+            is_stopped: function that returns True if a stop of the run was requested in this process.
+
+        Raises:
+            ServerError: if a server samples, and it fails in any process. All processes raise the error.
+            SamplingStoppedError: if there are several processes and a stop was requested in any of them. A
+                launcher kills processes that end too late, so the batch is not completed.
+        """
+        server_metrics = self._prepare_server(state, show)
+        drawn = self._draw(state, self.reinforce.problems_per_update)
+        own, batch = self._collect_from_all(state, drawn, show, is_stopped, activations)
+        counts = self._count_passes(state.pass_counts, drawn, batch)
+        failures = self._count_failures(Failures(), batch, len(drawn))
+        refills = Refills()
+        num_tokens = batch.num_tokens
+        for number in range(1, self.reinforce.refill + 1):
+            num_missing = len(groups_with_one_accuracy(batch, self.reinforce))
+            if not num_missing:
+                break
+            more = self._draw(state, num_missing, drawn)
+            _, found = self._collect_from_all(state, more, show, is_stopped, refill=number)
+            counts = self._count_passes(counts, more, found)
+            failures = self._count_failures(failures, found, len(more))
+            refills, drawn = refills.after(found, len(more)), [*drawn, *more]
+            num_tokens += found.num_tokens
+            batch = with_replacements(batch, found, self.reinforce)
+        if refills.num_batches:
+            own = batch.part(torch.arange(len(batch))[own_rows(len(batch), self.accelerator)])
+        return Sample(own, batch, len(drawn), num_tokens, counts, refills, failures, server_metrics)
+
+    def _prepare_server(self, state: TrainState, show: Callable[[str], None]) -> Mapping[str, float]:
+        """Transfer the weights to the server, if there is one and this is due. Return metrics by name."""
+        server = self.server
+        if server is None:
+            return {}
+        show(f"update {state.num_updates + 1:,}: weights to {server.settings.url}")
+        return self._in_main_process(server, lambda: server.before_batch(self.policy, self._probes()))
+
+    def try_server(self) -> None:
+        """Transfer the weights to the server, if there is one, to find errors before the run starts.
+
+        Raises:
+            ServerError: if this fails. All processes raise the error.
+        """
+        server = self.server
+        if server is not None:
+            self._in_main_process(server, lambda: server.sync(self.policy, self._probes()))
+
+    def _probes(self) -> Sequence[TokenIds]:
+        return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
+
+    def _in_main_process(self, server: SamplingServer, work: Callable[[], Value]) -> Value:
+        """Transfer weights in the main process. All processes get the result or raise the ServerError."""
+
+        def call() -> Value | None:
+            with self.accelerator.autocast():
+                return work() if self.accelerator.is_main_process else None
+
+        result = gather_object(self._or_error_of_all(call), self.accelerator)[0]
+        server.served = gather_object(server.served, self.accelerator)[0]
+        assert result is not None  # the main process is the first one
+        return result
+
+    def _or_error_of_all(self, work: Callable[[], Value]) -> Value:
+        """Return the result of a call. If it raises a ServerError in any process, all processes raise it."""
+        error: ServerError | None = None
+        try:
+            result = work()
+        except ServerError as raised:
+            error = raised
+        messages = gather_object(str(error) if error else None, self.accelerator)
+        if message := next(filter(None, messages), None):
+            raise ServerError(message) from error
+        return result
+
+    def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
+        """Return the indices of the next problems: in the order of `ProblemOrder`, or by their pass rates.
+
+        Args:
+            state: train state before the batch.
+            size: number of problems.
+            drawn: problems that have been drawn for the same batch.
+        """
+        if self.reinforce.curriculum is None:
+            first = state.num_problems + len(drawn)
+            return [self.order.index(position) for position in range(first, first + size)]
+        seed = self.random_number(f"curriculum {len(drawn)}", state, process=0)
+        counts, num_problems = state.pass_counts, len(self.problems)
+        return draw_by_pass_rate(self.reinforce.curriculum, counts, num_problems, size, seed, drawn)
+
+    def _count_passes(self, counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch) -> PassCounts:
+        """Return the counts of the curriculum after the episodes of a batch."""
+        curriculum = self.reinforce.curriculum
+        return counts if curriculum is None else with_episodes(counts, drawn, batch, curriculum.decay)
+
+    def _size_of_share(self, num_problems: int) -> int:
+        """Return the number of problems of a process. The last ones may have a smaller share, or none."""
+        size: int = -(-num_problems // self.accelerator.num_processes)
+        return size
+
+    def _count_failures(self, before: Failures, found: EpisodeBatch, num_problems: int) -> Failures:
+        """Return the failures after more episodes have been sampled."""
+        first, process = before.first, before.process
+        if first is None:
+            first = next((each for each in (*found.episodes, *found.greedy) if each.failures), None)
+            process = first.group // self._size_of_share(num_problems) if first else 0
+        num_unscored = before.num_unscored + int((~found.scored).sum())
+        return Failures(before.num_episodes + len(found), num_unscored, first, process)
+
+    def _collect_from_all(
+        self,
+        state: TrainState,
+        drawn: Sequence[int],
+        show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
+        activations: Activations | None = None,
+        *,
+        refill: int = 0,
+    ) -> tuple[EpisodeBatch, EpisodeBatch]:
+        """Sample episodes of the problems with these indices.
+
+        Returns:
+            the episodes of this process, and those of all processes.
+        """
+        problems, num_processes = [self.problems[index] for index in drawn], self.accelerator.num_processes
+        size = self._size_of_share(len(problems))
+        first = self.accelerator.process_index * size
+        share = problems[first : first + size]
+        total = len(problems) * self.reinforce.episodes_per_problem // num_processes
+
+        def on_step(num_completions: int, num_tokens: int) -> None:
+            show(
+                f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
+                f"{num_tokens:,} tokens"
+            )
+            if num_processes > 1 and is_stopped():
+                raise SamplingStoppedError
+
+        def collect() -> EpisodeBatch | None:
+            if not share:
+                return EpisodeBatch.of(())
+            with suppress(SamplingStoppedError):
+                return self.collect(
+                    share, state, activations, on_step=on_step, first_group=first, refill=refill
+                )
+            return None
+
+        own = collect() if self.server is None else self._or_error_of_all(collect)
+        if any(gather_object(own is None, self.accelerator)) or own is None:
+            raise SamplingStoppedError
+        if self.reference is not None and len(own):
+            own = self.reference.with_log_probs(own, self.gradient_step.micro_batches(own, range(len(own))))
+        return own, gather_episodes(own, problems, self.accelerator)
+
+    def collect(
+        self,
+        problems: Sequence[Problem],
+        state: TrainState,
+        activations: Activations | None = None,
+        *,
+        is_trial: bool = False,
+        on_step: OnStep | None = None,
+        first_group: int | None = None,
+        refill: int = 0,
+    ) -> EpisodeBatch:
+        """Sample episodes from the current policy, for the problems that this process has to sample.
+
+        Args:
+            problems: problems of this process.
+            state: train state before the batch.
+            activations: object that keeps activations for the gradient step. None: nothing is kept.
+            is_trial: sample one short episode of each problem.
+            on_step: see `collect_episodes`.
+            first_group: number of the first problem among those of all processes. By default, the processes
+                have equal shares.
+            refill: number of the refill for which the problems were drawn; 0: none.
+        """
+        max_new_tokens = self.sampling.max_new_tokens
+        if is_trial:
+            max_new_tokens = min(max_new_tokens, MAX_TRIED_TOKENS)
+        num_episodes = 1 if is_trial else self.reinforce.episodes_per_problem
+        if first_group is None:
+            first_group = self.accelerator.process_index * len(problems)
+        purpose = "trial" if is_trial else f"refill {refill}" if refill else "episodes"
+        # all processes share one sequence of random numbers, so the episodes do not depend on their number
+        seed = self.random_number(purpose, state, process=0)
+        generator = torch.Generator(self.policy.device).manual_seed(seed)
+        for _ in range(first_group):
+            random_numbers(num_episodes, max_new_tokens, generator)
+        with self.accelerator.autocast():
+            return collect_episodes(
+                self.policy,
+                problems,
+                self.rewards,
+                episodes_per_problem=num_episodes,
+                max_new_tokens=max_new_tokens,
+                temperature=self.sampling.temperature,
+                generator=generator,
+                batch_size=self.sampling.batch_size,
+                first_group=first_group,
+                progress=Progress(
+                    state.num_updates,
+                    self.reinforce.in_whole_batches(expected_updates(self.training, state)),
+                    state.num_problems / len(self.problems),
+                    self.random_number("update", state),
+                ),
+                with_greedy=self.reinforce.baseline == "greedy" and not is_trial,
+                activations=activations,
+                on_step=on_step,
+                length_penalty=None if is_trial else self.reinforce.length_penalty,
+                sample=sample_completions if self.server is None else self.server.sample_completions,
+            )
+
+    def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:
+        """Return a seed that depends only on the run's seed, the update, the purpose and the process.
+
+        A resumed run therefore draws the same random numbers as an uninterrupted one.
+
+        Args:
+            purpose: name of what the random numbers are used for.
+            state: train state before the update.
+            process: index of the process. None: the index of this process.
+        """
+        index = self.accelerator.process_index if process is None else process
+        return seed_of(purpose, self.seed, state.num_updates, index)

@@ -20,7 +20,7 @@ STAND_INS = {
         esac
         for _ in {1..1000}; do sleep 0.02; done""",
     "scontrol": '[[ $1 != show ]] || printf "%s\\n" ${SLURM_JOB_NODELIST//,/ }',
-    "curl": "true",
+    "curl": 'until grep -q "llm-reinforce serve" calls; do sleep 0.02; done',
 }
 
 

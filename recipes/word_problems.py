@@ -36,7 +36,7 @@ OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
 def worked_solution(expressions: Iterable[str], answer: str) -> str | None:
     """Return the steps of arithmetic expressions, one per line, and the answer.
 
-    Nothing is executed: the expressions are parsed, and computed with fractions. Returns None if an expression
+    Nothing is executed: expressions are parsed, and computed with fractions. Returns None if an expression
     has parts other than numbers, + - * / and brackets, if a value has no finite decimal form, or if the value
     of the last expression is not the answer.
 

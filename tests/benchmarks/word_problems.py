@@ -22,7 +22,7 @@ from typing import Any
 from llm_reinforce import Evaluation, compare_evaluations, diagnose, evaluate, load_recipe
 from llm_reinforce.durable_files import write_whole
 
-RECIPE, POLICY, DATA = "smollm2_word_problems", "smollm2-135m", Path("word_problems")
+RECIPE, DATA = "smollm2_word_problems", Path("word_problems")
 SHORT = "{prompt}\nAnswer with the number only."  # for policies without a warm start
 TEMPLATES = (
     "{prompt}",
@@ -62,11 +62,15 @@ def train(settings: list[str], directory: Path) -> float:
     record = directory / "seconds.json"
     if not record.exists():
         started = time.perf_counter()
-        words = [word for each in (*settings, f"output_dir={directory}") for word in ("--set", each)]
-        command = [sys.executable, "-m", "llm_reinforce", "train", RECIPE, "--overwrite", *words]
-        subprocess.run(command, check=True)
+        command = [sys.executable, "-m", "llm_reinforce", "train", RECIPE, "--overwrite"]
+        subprocess.run([*command, *changes([*settings, f"output_dir={directory}"])], check=True)
         write_json(record, time.perf_counter() - started)
     return float(json.loads(record.read_text()))
+
+
+def changes(settings: list[str]) -> list[str]:
+    """Return options of the command line that change settings."""
+    return [word for each in settings for word in ("--set", each)]
 
 
 def train_with_trl(options: argparse.Namespace, seed: int, seconds: float, directory: Path) -> float:
@@ -74,7 +78,8 @@ def train_with_trl(options: argparse.Namespace, seed: int, seconds: float, direc
     record = directory / "seconds.json"
     if not record.exists():
         here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-        arguments = ["trl", f"--output={directory}", f"--seeds={seed}", f"--seconds={seconds}"]
+        arguments = ["trl", f"--output={directory}", f"--policy={options.policy}"]
+        arguments += [f"--seeds={seed}", f"--seconds={seconds}"]
         subprocess.run([options.trl, __file__, *arguments], check=True, env=here)
     return float(json.loads(record.read_text()))
 
@@ -104,7 +109,8 @@ def trl(options: argparse.Namespace) -> None:
         texts = [completion[0]["content"] for completion in completions]
         return [float(verify(text, right).correct) for text, right in zip(texts, answer, strict=True)]
 
-    directory = str(fetched_directory(POLICY))
+    is_path = Path(options.policy).exists()
+    directory = options.policy if is_path else str(fetched_directory(options.policy))
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32),
         processing_class=AutoTokenizer.from_pretrained(directory),
@@ -155,13 +161,15 @@ def base(options: argparse.Namespace) -> None:
     for num_tokens in (48, 256):
         for number, template in enumerate(TEMPLATES, 1):
             settings: dict[str, Any] = {"template": template, "max_new_tokens": num_tokens}
-            found = measured(options, f"template-{number}-{num_tokens}", POLICY, "dev", **settings)
+            found = measured(options, f"template-{number}-{num_tokens}", options.policy, "dev", **settings)
             rows.append({"data": "dev", **settings, **found.summary()})
     best = max(rows, key=lambda row: float(row["accuracy"]))
     for data in TESTS:
         for decoding, num in (("greedy", 1), ("sampled", 8)):
             settings = {key: best[key] for key in ("template", "max_new_tokens")} | {"decoding": decoding}
-            found = measured(options, f"base-{decoding}", POLICY, data, samples_per_problem=num, **settings)
+            found = measured(
+                options, f"base-{decoding}", options.policy, data, samples_per_problem=num, **settings
+            )
             rows.append({"data": data, **settings, **found.summary()})
     write_json(options.output / "base.json", rows)
     print("\n".join(map(json.dumps, rows)))
@@ -170,12 +178,13 @@ def base(options: argparse.Namespace) -> None:
 def gains(options: argparse.Namespace) -> None:
     """Train with all methods, and compare the trained policies with the policy before training."""
     short = {"template": SHORT, "max_new_tokens": load_recipe(RECIPE).config.sampling.max_new_tokens}
-    before = {data: measured(options, "start", POLICY, data, **short) for data in TESTS}
+    before = {data: measured(options, "start", options.policy, data, **short) for data in TESTS}
     rows: list[dict[str, Any]] = []
     for seed in range(options.seeds):
         seconds: dict[str, float] = {}
         for method, settings in methods(options).items():
-            seconds[method] = train([f"seed={seed}", *settings], options.output / method / f"seed-{seed}")
+            own = [f"seed={seed}", f"policy.name_or_path={options.policy}", *settings]
+            seconds[method] = train(own, options.output / method / f"seed-{seed}")
         if options.trl:
             directory = options.output / "trl" / f"seed-{seed}"
             seconds["trl"] = train_with_trl(options, seed, seconds["recipe"], directory)
@@ -202,8 +211,9 @@ def shaping(options: argparse.Namespace) -> None:
     for name, added in SHAPING.items():
         rewards = ", ".join(filter(None, ["{function: correct_answer}", added]))
         command += ["--variant", f"{name}: 'rewards=[{rewards}]'"]
-    changes = ["training.schedule=constant", *(each for each in options.set if "num_updates" not in each)]
-    subprocess.run([*command, *(word for each in changes for word in ("--set", each))], check=True)
+    shared = [each for each in options.set if not each.startswith("training.num_updates")]
+    shared += [f"policy.name_or_path={options.policy}", "training.schedule=constant"]
+    subprocess.run([*command, *changes(shared)], check=True)
     rows = []
     for name in SHAPING:
         for directory in sorted((options.output / "shaping" / name).glob("seed-*")):
@@ -253,6 +263,7 @@ def main() -> None:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/word_problems"), help="directory of the results"
     )
+    parser.add_argument("--policy", default="smollm2-135m", help="policy before training")
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--epochs", type=int, nargs="*", default=[1, 4], help="passes of supervised training")
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with trl")

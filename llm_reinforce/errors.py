@@ -65,6 +65,18 @@ class RunStoppedError(RuntimeError):
         self.can_resume = can_resume
 
 
+class ProcessLostError(RunStoppedError):
+    """Raised when a run in several processes stops because another process has ended or does not answer.
+
+    Attributes:
+        is_saved: True if there is a checkpoint of the state after the latest update.
+    """
+
+    def __init__(self, message: str, *, is_saved: bool) -> None:
+        super().__init__(message, can_resume=True)
+        self.is_saved = is_saved
+
+
 class LeaveAtOnce(SystemExit):
     """Raised to exit immediately when the user sends a second signal, such as a second Ctrl-C.
 

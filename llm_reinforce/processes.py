@@ -5,11 +5,12 @@ the number of processes from environment variables.
 """
 
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
 
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, RunStoppedError
 
 # the variables that accelerate reads: those of torchrun, and those of three implementations of MPI
 SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -20,6 +21,13 @@ LOCAL_SIZES = (
     "MV2_COMM_WORLD_LOCAL_SIZE",
 )
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
+NUM_LAUNCHERS = ("GROUP_WORLD_SIZE",)  # number of launchers that started the processes; set by torchrun
+# numbers of tasks that `srun` has started, and of machines on which it has started them
+NUM_TASKS, NUM_NODES = ("SLURM_STEP_NUM_TASKS",), ("SLURM_STEP_NUM_NODES",)
+PORT = 29500  # port at which the launchers of several machines meet, the default of torchrun
+# errors of the libraries with which processes communicate
+LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
+LATE = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
 
 
 def num_processes() -> int:
@@ -30,6 +38,12 @@ def num_processes() -> int:
 def num_local_processes() -> int:
     """Return the number of processes that the launcher has started on this machine; 1 without a launcher."""
     return max(1, _number(LOCAL_SIZES, 1))
+
+
+def num_machines() -> int:
+    """Return the number of machines on which the launcher has started processes; 1 without a launcher."""
+    local = num_local_processes() if any(os.environ.get(name) for name in LOCAL_SIZES) else num_processes()
+    return -(-num_processes() // local)
 
 
 def process_index() -> int:
@@ -43,22 +57,15 @@ def is_main_process() -> bool:
 
 
 def check_launch() -> None:
-    """Check that the launcher has started the requested number of processes.
+    """Check that the launcher has started the requested number of processes, which can find each other.
 
     Raises:
-        InputError: if `accelerate launch` should have started several processes but has started only one, or
-            if there are several processes and the environment variables do not contain the index of this
-            process.
+        InputError: if `accelerate launch` or `srun` should have started several processes that train
+            together, but this process would train alone, or if environment variables that a launcher sets
+            are missing or contradict each other.
     """
-    if num_processes() > 1:
-        if all(name not in os.environ for name in RANKS):
-            name = next(name for name in SIZES if name in os.environ)
-            raise InputError(
-                f"{name} is {os.environ[name]}, but RANK is not set, so this process has no launcher; "
-                f"unset {name} to train in one process, or start {os.environ[name]} processes with "
-                f"`{working_command(num_processes())}`"
-            )
-        return
+    if any(os.environ.get(name) for name in (*SIZES, *RANKS)):
+        _check_variables()
     # `accelerate launch` sets all three variables if several processes are requested without MPI
     told = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT")
     if all(name in os.environ for name in told) and not any(name in os.environ for name in (*SIZES, *RANKS)):
@@ -68,17 +75,104 @@ def check_launch() -> None:
             f"`{working_command(2)}`, where 2 is the number of processes, or start one process without "
             "--num_processes"
         )
+    num_tasks, num_launched = _number(NUM_TASKS, 1), _number(NUM_LAUNCHERS, num_processes())
+    if num_tasks > num_launched:
+        num_nodes = _number(NUM_NODES, 1)
+        command = working_command(max(num_processes(), num_tasks // num_nodes), num_machines=num_nodes)
+        where = ", where HOST is the host name of the first machine" if num_nodes > 1 else ""
+        raise InputError(
+            f"srun has started {num_tasks} tasks, but each of them would train alone; start one task per "
+            f"machine (--ntasks-per-node=1) with the command `{command}`{where}. To start {num_tasks} "
+            f"independent runs, unset {NUM_TASKS[0]} and give each run its own output_dir"
+        )
 
 
-def working_command(num_processes: int, *, on_cpu: bool = False) -> str:
-    """Return the command that starts this program in several processes.
+def _check_variables() -> None:
+    """Check the environment variables with which a launcher describes several processes.
+
+    Raises:
+        InputError: if variables are missing or contradict each other.
+    """
+    number, index = num_processes(), process_index()
+    size = next((name for name in SIZES if os.environ.get(name)), SIZES[0])
+    rank = next((name for name in RANKS if os.environ.get(name)), None)
+    start = f"start {number} processes with `{working_command(number)}`"
+    if rank is None and number > 1:
+        raise InputError(
+            f"{size} is {os.environ[size]}, but RANK is not set, so this process has no launcher; "
+            f"unset {size} to train in one process, or {start}"
+        )
+    if index >= number:
+        told = f"is {os.environ[size]}" if os.environ.get(size) else "is not set"
+        raise InputError(
+            f"{rank} is {index}, but {size} {told}, so this process would not train with the others; unset "
+            f"{rank} to train in one process, or set {size} to the number of processes, as a launcher such "
+            "as torchrun does"
+        )
+    if number > 1 and rank == "RANK" and not os.environ.get("MASTER_ADDR"):
+        raise InputError(
+            f"{size} is {number}, but MASTER_ADDR is not set, so the processes cannot find each other; set "
+            f"MASTER_ADDR to the host name of the machine of process 0, or {start}"
+        )
+
+
+def working_command(
+    num_processes: int,
+    arguments: Sequence[str] | None = None,
+    *,
+    num_machines: int = 1,
+    host: str = "HOST",
+    on_cpu: bool = False,
+) -> str:
+    """Return the command that starts this program in several processes, quoted for a shell.
+
+    The command for several machines has to be executed on each of them.
 
     Args:
-        num_processes: number of processes.
+        num_processes: number of processes on each machine.
+        arguments: arguments of Python. None: those of this process.
+        num_machines: number of machines.
+        host: host name of the machine at which the launchers of several machines meet.
         on_cpu: train on the CPU even if there is a GPU.
     """
+    launcher = ["torchrun", "--nproc_per_node", str(num_processes)]
+    if num_machines > 1:
+        launcher += ["--nnodes", str(num_machines), "--rdzv_backend", "c10d"]
+        launcher += ["--rdzv_endpoint", f"{host}:{PORT}"]
     prefix = "ACCELERATE_USE_CPU=true " if on_cpu else ""
-    return f"{prefix}torchrun --nproc_per_node {num_processes} {shlex.join(_own_arguments())}"
+    own = _own_arguments() if arguments is None else arguments
+    return prefix + shlex.join([*launcher, *own])
+
+
+def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = False) -> str:
+    """Return the command that starts as many processes on as many machines as this launch has.
+
+    Args:
+        arguments: arguments of Python. None: those of this process.
+        on_cpu: train on the CPU even if there is a GPU.
+    """
+    num = num_machines()
+    host = os.environ.get("MASTER_ADDR", "HOST")
+    return working_command(num_processes() // num, arguments, num_machines=num, host=host, on_cpu=on_cpu)
+
+
+def why_lost(error: BaseException) -> str | None:
+    """Return a sentence about the end of another process if it caused this error, and otherwise None."""
+    if num_processes() == 1 or isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
+        return None
+    is_of_torch = type(error).__name__.startswith("Dist")  # DistNetworkError and others
+    if not is_of_torch and not LOST.search(str(error)):
+        return None
+    look = "look for its error message, or for its exit code in the launcher's output"
+    if LATE.search(str(error)):
+        return (
+            "another process has not answered within training.process_timeout, because it has ended, hangs, "
+            f"or cannot be reached; {look}"
+        )
+    return (
+        "the connection to another process is lost, because that process has ended or cannot be reached; "
+        f"{look}"
+    )
 
 
 def _own_arguments() -> Sequence[str]:

@@ -241,7 +241,13 @@ def test_from_python_in_one_call(measured, folder, tmp_path, capsys):
     files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
     assert files == {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
     assert capsys.readouterr() == ("", "")  # no progress is shown without a terminal
-    changed = measure_variance("tiny.yaml", num_problems=32, overrides=["reinforce.standardize=false"])
+    overrides = ["standardize=false", "kl.coefficient=0.1", "refill=1"]
+    with pytest.warns(
+        UserWarning, match="measurement leaves out reinforce.kl, reinforce.refill: it measures"
+    ):
+        changed = measure_variance(
+            "tiny.yaml", num_problems=32, overrides=[f"reinforce.{each}" for each in overrides]
+        )
     assert len(changed.estimators) == len(by_python.estimators) - 1  # without "this recipe"
     with pytest.raises(InputError, match=r"variance\.json exists"):
         measure_variance(config, output_dir="figures")

@@ -236,7 +236,7 @@ def test_commands_of_the_pages_parse() -> None:
             except Exception as error:
                 pytest.fail(f"{page}: {line}: {error!r}")
         else:
-            launchers = ("torchrun", "accelerate")
+            launchers = ("torchrun", "accelerate", "sbatch")
             assert program in ("python3", ".", "pip", ".venv/bin/pip", ".venv/bin/python", *launchers), line
     assert num_parsed > 20
 
@@ -264,6 +264,8 @@ def test_options_in_the_text_exist() -> None:
         "--busy",
         "--scaling",
         "--multi_gpu",
+        "--num_processes",
+        "--nodes",
         "--index-url",
         "--completions",
         "--show",
@@ -271,7 +273,7 @@ def test_options_in_the_text_exist() -> None:
     }
     for page in TEXTS:
         for text in code_words(FENCED.sub("", TEXTS[page])):
-            for option in re.findall(r"(?<![-\w])--[a-z][a-z-]+", text):
+            for option in re.findall(r"(?<![-\w])--[a-z][a-z_-]+", text):
                 assert option in known | others, f"{page}: {option}"
 
 

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from llm_reinforce import processes
 from llm_reinforce.cli import app
 from llm_reinforce.cli.common import start_in_one_process
+from llm_reinforce.cli.train import resume_command
 from llm_reinforce.errors import InputError
 from llm_reinforce.processes import (
     check_launch,
@@ -21,7 +22,11 @@ from llm_reinforce.processes import (
     working_command,
 )
 
-LAUNCHER = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK")
+LAUNCHER = (
+    *("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"),
+    *(*processes.LOCAL_SIZES, *processes.NUM_LAUNCHERS, *processes.NUM_TASKS, *processes.NUM_NODES),
+)
+HOST = {"MASTER_ADDR": "node1"}
 OF_ACCELERATE = {"ACCELERATE_USE_CPU": "True", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
 
@@ -36,8 +41,8 @@ def set_variables(values: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> No
     ("values", "index", "number"),
     [
         ({}, 0, 1),
-        ({"RANK": "0", "WORLD_SIZE": "2"}, 0, 2),
-        ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8"}, 4, 8),
+        ({"RANK": "0", "WORLD_SIZE": "2", **HOST}, 0, 2),
+        ({"RANK": "4", "LOCAL_RANK": "0", "WORLD_SIZE": "8", **HOST}, 4, 8),
         ({"OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2"}, 1, 2),
         ({"WORLD_SIZE": "", "RANK": ""}, 0, 1),
     ],
@@ -55,6 +60,11 @@ def test_index_and_number(
     [
         (OF_ACCELERATE, "accelerate launch was told to use several processes"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
+        (
+            {"WORLD_SIZE": "2", "RANK": "1"},
+            "but MASTER_ADDR is not set, so the processes cannot find each other",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "2"}, "srun has started 2 tasks, but each of them would train alone"),
     ],
 )
 def test_launches_that_train_in_too_few_processes_are_refused(
@@ -67,6 +77,45 @@ def test_launches_that_train_in_too_few_processes_are_refused(
     with pytest.raises(InputError, match=message) as caught:
         check_launch()
     assert f"`{command}`" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"RANK": "1"}, "RANK is 1, but WORLD_SIZE is not set"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "RANK is 2, but WORLD_SIZE is 2"),
+        ({"PMI_RANK": "1"}, "PMI_RANK is 1, but WORLD_SIZE is not set"),
+    ],
+)
+def test_contradicting_variables_are_refused(
+    values: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables(values, monkeypatch)
+    with pytest.raises(InputError, match=message):
+        check_launch()
+
+
+def test_launcher_on_each_machine_that_does_not_know_the_others_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torchrun = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "4", "GROUP_WORLD_SIZE": "1", **HOST}
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NUM_NODES": "2"}
+    set_variables({**torchrun, **slurm}, monkeypatch)
+    with pytest.raises(InputError, match=r"torchrun --nproc_per_node 4 --nnodes 2 .* HOST:29500") as caught:
+        check_launch()
+    assert "unset SLURM_STEP_NUM_TASKS" in str(caught.value)
+    set_variables({**torchrun, **slurm, "GROUP_WORLD_SIZE": "2", "WORLD_SIZE": "8"}, monkeypatch)
+    check_launch()
+
+
+def test_command_that_resumes_a_run_starts_as_many_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = {"RANK": "0", "WORLD_SIZE": "8", "LOCAL_WORLD_SIZE": "8", **HOST}
+    set_variables(values, monkeypatch)
+    arguments = "-m llm_reinforce train 'my recipe.yaml' --set seed=1 --resume"
+    assert resume_command("my recipe.yaml", ["seed=1"]) == f"torchrun --nproc_per_node 8 {arguments}"
+    set_variables({**values, "LOCAL_WORLD_SIZE": "4"}, monkeypatch)
+    nodes = "--nnodes 2 --rdzv_backend c10d --rdzv_endpoint node1:29500"
+    assert resume_command("my recipe.yaml", ["seed=1"]) == f"torchrun --nproc_per_node 4 {nodes} {arguments}"
 
 
 def test_launch_of_accelerate_with_one_process_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:

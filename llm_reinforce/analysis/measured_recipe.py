@@ -1,5 +1,6 @@
 """Prepare a measurement: load the settings and the policy of a recipe, and collect episodes."""
 
+import warnings
 from collections.abc import Sequence
 from os import PathLike, fspath
 from pathlib import Path
@@ -19,6 +20,9 @@ def config_to_measure(
 ) -> Config:
     """Return the settings of the recipe. If `policy` is given, it replaces the policy of the recipe.
 
+    The KL divergence is removed from the settings. A warning is issued if the recipe has settings that a
+    measurement leaves out.
+
     Raises:
         InputError: if the recipe is invalid, or has only one episode per problem.
     """
@@ -31,7 +35,21 @@ def config_to_measure(
             "because baselines compare the episodes of a problem; override it, for example with "
             "reinforce.episodes_per_problem=4 (--set on the command line)"
         )
-    return config
+    settings = config.reinforce
+    left_out = {
+        "kl": settings.kl is not None and settings.kl.coefficient > 0,
+        "entropy_coefficient": settings.entropy_coefficient > 0,
+        "entropy_target": settings.entropy_target is not None,
+        "refill": settings.refill > 0,
+        "curriculum": settings.curriculum is not None,
+    }
+    if names := [f"reinforce.{name}" for name, is_set in left_out.items() if is_set]:
+        warnings.warn(
+            f"the measurement leaves out {', '.join(names)}: it measures the gradient of the expected return "
+            "of uniformly drawn problems",
+            stacklevel=3,
+        )
+    return config.model_copy(update={"reinforce": settings.model_copy(update={"kl": None})})
 
 
 def with_weights(config: Config, name_or_path: str) -> Config:
@@ -51,10 +69,10 @@ def collect_from_recipe(
     """Return the policy of a recipe, and episodes of this policy.
 
     If the recipe has a warm start, the policy is first trained by the warm start. The problems are drawn
-    uniformly, and a penalty on the KL divergence is left out, because it is zero before the first update.
+    uniformly.
 
     Args:
-        config: settings of the recipe.
+        config: settings of the recipe, as returned by `config_to_measure`.
         num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
         seed: random seed of the choice of problems and of the sampling.
         show_progress: if True, show a progress bar.
@@ -71,7 +89,7 @@ def collect_from_recipe(
             trainer.policy,
             trainer.problems,
             trainer.rewards,
-            config.reinforce.model_copy(update={"kl": None}),
+            config.reinforce,
             config.sampling,
             num_problems=num_problems,
             seed=seed,

@@ -15,13 +15,17 @@ import typer
 
 from llm_reinforce.cli.interruption import is_leaving
 from llm_reinforce.console.messages import note, print_error
-from llm_reinforce.errors import InputError, LeaveAtOnce, RunStoppedError, without_secrets
-from llm_reinforce.processes import is_main_process, num_processes, process_index
+from llm_reinforce.errors import (
+    InputError,
+    LeaveAtOnce,
+    ProcessLostError,
+    RunStoppedError,
+    without_secrets,
+)
+from llm_reinforce.processes import is_main_process, num_processes, process_index, why_lost
 
 USAGE, FAILED, INTERRUPTED = 2, 1, 130  # exit codes
 WAIT_FOR_MAIN = 5.0  # seconds that a process with a user error waits for the error of the main process
-# errors of the libraries with which processes communicate
-LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
 
 DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and warnings of libraries.")]
 
@@ -92,13 +96,15 @@ def reported_failures(
             _print_traceback()
         elif is_leaving():
             print_error("interrupted")
+        elif isinstance(error, ProcessLostError):
+            _print_own_error(str(error))
         elif isinstance(error, RunStoppedError):
             if is_main_process():  # all processes raise this error together
                 print_error(str(error))
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
-            _print_advice(advice)
+            _print_advice(advice, is_needed=isinstance(error, ProcessLostError) and error.is_saved)
         raise typer.Exit(FAILED) from None
 
 
@@ -110,8 +116,9 @@ def _with_options(message: str, settings: Sequence[str]) -> str:
     return message
 
 
-def _print_advice(advice: Callable[[], str]) -> None:
-    if is_main_process() and (sentence := advice()):
+def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None:
+    """Print advice in the main process or, if `is_needed` is True, in any process."""
+    if (is_needed or is_main_process()) and (sentence := advice()):
         print_error(sentence)
 
 
@@ -163,11 +170,8 @@ def quieten(*, debug: bool) -> None:
 
 
 def _in_one_line(error: Exception) -> str:
-    if num_processes() > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)):
-        return (
-            "the connection to another process is lost, because that process has ended or cannot be reached; "
-            "look for its error message, or for its exit code in the launcher's output"
-        )
+    if lost := why_lost(error):
+        return lost
     if isinstance(error, OSError) and error.strerror:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}"

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import NoReturn, Protocol
 
 from llm_reinforce.errors import LeaveAtOnce
+from llm_reinforce.processes import num_processes
 
 ASKING = (signal.SIGINT, signal.SIGTERM)  # signals that request a command to end
 # Two signals within this number of seconds count as one. If a launcher started the process, Ctrl-C causes two
@@ -44,7 +45,9 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
     def handle(number: int, frame: FrameType | None) -> None:
         nonlocal first_at
         if _received:
-            if time.monotonic() - first_at > SAME_KEYPRESS:
+            # SLURM and a launcher may both send SIGTERM, and the launcher kills processes that end too late
+            is_repeated = number == signal.SIGTERM and num_processes() > 1
+            if time.monotonic() - first_at > SAME_KEYPRESS and not is_repeated:
                 leave_at_once(number)
             return
         _received.append(number)

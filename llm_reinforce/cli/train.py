@@ -1,6 +1,7 @@
 """`llm-reinforce train RECIPE`: run a fine-tuning recipe."""
 
 import shlex
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,13 @@ from llm_reinforce.console.run_tables import (
     preview_table,
 )
 from llm_reinforce.errors import InputError
-from llm_reinforce.processes import check_launch, is_main_process, num_processes
+from llm_reinforce.processes import (
+    check_launch,
+    is_main_process,
+    num_machines,
+    num_processes,
+    repeated_launch,
+)
 
 if TYPE_CHECKING:
     from llm_reinforce.config import Config
@@ -126,9 +133,10 @@ class _Run:
         from llm_reinforce.checkpoint_files import find_checkpoint
 
         checkpoint, _ = find_checkpoint(self.directory.checkpoints)
+        where = f" on each of the {num_machines()} machines" if num_machines() > 1 else ""
         if checkpoint is None:
-            return f"there is no checkpoint yet; start again from the beginning with: {self.command}"
-        return f"a checkpoint is saved, {checkpoint}; continue with: {self.command}"
+            return f"there is no checkpoint yet; start again from the beginning{where} with: {self.command}"
+        return f"a checkpoint is saved, {checkpoint}; continue{where} with: {self.command}"
 
 
 def _written_at(directory: "RunDirectory") -> int | None:
@@ -139,10 +147,10 @@ def _written_at(directory: "RunDirectory") -> int | None:
 def resume_command(recipe: str, overrides: Sequence[str]) -> str:
     """Return the command that resumes a run, quoted for a shell."""
     settings = [word for override in overrides for word in ("--set", override)]
-    launcher = ["llm-reinforce"]
+    arguments = ["train", recipe, *settings, "--resume"]
     if num_processes() > 1:
-        launcher = ["torchrun", "--nproc_per_node", str(num_processes()), "-m", "llm_reinforce"]
-    return shlex.join([*launcher, "train", recipe, *settings, "--resume"])
+        return repeated_launch(["-m", "llm_reinforce", *arguments])
+    return shlex.join(["llm-reinforce", *arguments])
 
 
 def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overwrite: bool) -> None:
@@ -211,8 +219,8 @@ def _train(recipe: "Config", name: str, run: _Run, *, resume: bool, overwrite: b
         result = trainer.train(resume=resume, overwrite=overwrite)
     if is_main_process():
         _print_result(run, result)
-    if received_signals() and not result.is_over:
-        raise typer.Exit(128 + received_signals()[0])
+    if not result.is_over:  # without a signal of its own, this process stops because of a signal to another
+        raise typer.Exit(128 + next(iter(received_signals()), signal.SIGTERM))
 
 
 def _display(recipe: "Config", name: str, directory: "RunDirectory") -> "RunDisplay":

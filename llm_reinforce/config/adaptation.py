@@ -22,7 +22,10 @@ REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # from a setting to the settin
         ("problems", "generate", "held_out_operands"),
     ),
     ("problems", "generate", "operands"): (("problems", "generate", "digits"),),
+    ("reinforce", "clip"): (("reinforce", "importance"),),
+    ("reinforce", "importance"): (("reinforce", "clip"),),
 }
+OPTIONAL_SECTIONS: tuple[KeyPath, ...] = (("reinforce", "clip"), ("reinforce", "value"))
 
 KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)  # the default would change how the policy learns
 
@@ -30,9 +33,9 @@ KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)  # the default would cha
 def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseModel]) -> list[str]:
     """Remove the settings of a recipe that are not valid together with changed settings.
 
-    Without the changes, the recipe must be valid. Changed settings, whole sections, the settings in `KEPT`
-    and settings whose default is not valid either are not removed. If they are invalid, the validation of
-    the recipe raises an error.
+    Without the changes, the recipe must be valid. Some settings are not removed: changed settings, sections
+    that are not in `OPTIONAL_SECTIONS`, the settings in `KEPT`, and settings whose default is not valid
+    either. If they are invalid, the validation of the recipe raises an error.
 
     Args:
         data: the recipe, with the changes applied. It is modified.
@@ -53,7 +56,7 @@ def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseMo
     while unfit := [
         (path, message)
         for path, message in _complaints(data, model)
-        if _is_plain(_get(data, path)) and not _is_changed(path, changed) and path not in KEPT
+        if _is_removable(data, path) and not _is_changed(path, changed) and path not in KEPT
     ]:
         for path, message in unfit:
             removed[path] = (_get(data, path), message)
@@ -83,8 +86,9 @@ def _is_changed(path: KeyPath, changed: Collection[KeyPath]) -> bool:
     return any(each[: len(path)] == path for each in changed)
 
 
-def _is_plain(value: Any) -> bool:
-    return value is not None and not isinstance(value, dict)
+def _is_removable(data: dict[str, Any], path: KeyPath) -> bool:
+    value = _get(data, path)
+    return value is not None and (not isinstance(value, dict) or path in OPTIONAL_SECTIONS)
 
 
 def _get(data: Any, path: KeyPath) -> Any:

@@ -77,7 +77,11 @@ class PoolsConfig(Section):
         default=0.25, ge=0, le=1, description="a problem with a lower pass rate is hard"
     )
     easy_above: float = Field(
-        default=0.75, ge=0, le=1, description="a problem with a higher pass rate is easy"
+        default=0.75,
+        ge=0,
+        le=1,
+        validate_default=True,
+        description="a problem with a higher pass rate is easy",
     )
     hard: float = Field(default=1.0, ge=0, description="weight of a hard problem")
     normal: Positive = Field(

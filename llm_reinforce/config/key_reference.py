@@ -125,7 +125,9 @@ def _kind(node: Schema) -> str:
     if "$ref" in node or "allOf" in node:
         return "a section"
     if choices := node.get("enum", [node["const"]] if "const" in node else []):
-        return ", ".join(f"`{choice}`" for choice in choices)
+        return ", ".join(
+            f"`{choice if isinstance(choice, str) else json.dumps(choice)}`" for choice in choices
+        )
     if node.get("type") == "array":
         if items := node.get("prefixItems"):
             return f"a list of {len(items)}: {_kind(items[0])}"

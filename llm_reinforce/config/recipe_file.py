@@ -27,6 +27,14 @@ from llm_reinforce.errors import InputError, nearest
 
 RUN_RECIPE, RUN_ENVIRONMENT = "recipe.yaml", "environment.json"
 """Names of two files in the directory of a run."""
+PATHS: tuple[tuple[str, ...], ...] = (
+    ("policy", "name_or_path"),
+    ("problems", "train", "data"),
+    ("problems", "held_out", "data"),
+    ("reinforce", "kl", "reference"),
+    ("training", "warm_start", "data"),
+)
+"""Settings whose value may be the path of a file or folder."""
 
 
 def builtin_recipes() -> dict[str, Path]:
@@ -44,8 +52,8 @@ def builtin_recipes() -> dict[str, Path]:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Read a recipe and return it as a Config.
 
-    A recipe can name data files, and Python files with reward functions. Each of these files is looked up in
-    the current directory first, and then in the directory of the recipe.
+    A recipe can name data files, directories of models, and Python files with reward functions. Each of them
+    is looked up in the current directory first, and then in the directory of the recipe.
 
     Args:
         path: a recipe file, a run directory, or the name of a built-in recipe.
@@ -110,17 +118,19 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
         return
     data["output_dir"] = str(folder)
 
-    problems = data["problems"] if isinstance(data.get("problems"), dict) else {}
-    for section, key in (
-        (data.get("policy"), "name_or_path"),
-        (problems.get("train"), "data"),
-        (problems.get("held_out"), "data"),
-    ):
-        if not isinstance(section, dict):
-            continue
-        path = Path(str(section.get(key)))
+    for keys in PATHS:
+        section = _section(data, keys[:-1])
+        path = Path(str(section.get(keys[-1])))
         if any(path.is_relative_to(Path(before, kept)) for kept in ("initial_policy", "problems")):
-            section[key] = str(folder / path.relative_to(before))
+            section[keys[-1]] = str(folder / path.relative_to(before))
+
+
+def _section(data: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
+    """Return a section of a recipe; empty if the recipe does not have it."""
+    found: Any = data
+    for key in keys:
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
@@ -134,20 +144,23 @@ def _find_files_beside(data: Mapping[str, Any], folder: Path) -> None:
         there = folder.resolve() / name if isinstance(name, str) else None
         return there if there and there.exists() and not Path(str(name)).expanduser().exists() else None
 
-    problems, rewards, training = data.get("problems"), data.get("rewards"), data.get("training")
-    sources = [problems.get(key) for key in ("train", "held_out")] if isinstance(problems, dict) else []
-    sources += [training.get("warm_start")] if isinstance(training, dict) else []
-    for source in sources:
-        name = source.get("data") if isinstance(source, dict) else None
-        # a name without a slash may be the name of a data set
-        is_path = isinstance(name, str) and (has_file_suffix(name) or "/" in name)
-        if isinstance(source, dict) and is_path and (file := beside(name)):
-            source["data"] = str(file)
+    for path in PATHS:
+        section = _section(data, path[:-1])
+        name = str(section.get(path[-1]))
+        found = beside(name) if path[-1] in section else None
+        # a name without a slash may be the name of a data set or of a model, or the reference `start`
+        if found and (has_file_suffix(name) or "/" in name or (_is_model(found) and name != "start")):
+            section[path[-1]] = str(found)
+    rewards = data.get("rewards")
     for reward in rewards if isinstance(rewards, list) else ():
         if isinstance(reward, dict):
             origin, _, name = str(reward.get("function")).rpartition(":")
             if origin.lower().endswith(".py") and (file := beside(origin)):
                 reward["function"] = f"{file}:{name}"
+
+
+def _is_model(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ("config.json", "adapter_config.json"))
 
 
 def _find_recipe(path: str | Path) -> Path:

@@ -184,10 +184,11 @@ class ReinforceConfig(Section):
     importance: ImportanceConfig | None = Field(
         default=None, description="importance weights of the sampled actions; null: no weights"
     )
-    clip: ClipConfig | None = Field(
+    clip: ClipConfig | Literal[False] | None = Field(
         default=None,
         description="clip the ratios of the sampled actions; null: no clipping, or the default bounds with "
-        "updates_per_batch above 1 and without importance",
+        "updates_per_batch above 1 and without importance; false: with updates_per_batch above 1, no "
+        "correction for the ratios, which biases the later updates of a batch",
     )
 
     @property
@@ -304,7 +305,9 @@ class ReinforceConfig(Section):
 
     @field_validator("clip")
     @classmethod
-    def _check_clip(cls, clip: ClipConfig | None, info: ValidationInfo) -> ClipConfig | None:
+    def _check_clip(
+        cls, clip: ClipConfig | Literal[False] | None, info: ValidationInfo
+    ) -> ClipConfig | Literal[False] | None:
         if clip is None:
             return None
         variant = info.data.get("variant")
@@ -314,6 +317,12 @@ class ReinforceConfig(Section):
                 "has no effect with updates_per_batch: 1, because the ratios are 1 in the first update of a "
                 "batch; increase updates_per_batch, or remove this setting"
             )
+        if clip is False and of_variant:
+            raise ValueError(f"variant: {variant} clips the ratios; remove this setting or the variant")
+        if clip is False and info.data.get("importance"):
+            raise ValueError("has no effect with importance; remove this setting")
+        if clip is False:
+            return False
         if info.data.get("importance"):
             by = f"variant: {variant}" if of_variant else "clip"
             other = "the variant" if of_variant else "clip"

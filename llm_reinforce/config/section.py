@@ -43,7 +43,7 @@ else:
                 return super().__call__(*arguments, **values)
             except ValidationError as error:
                 lines = [f"{cls.__name__}.{dotted(path)}: {what}" for path, what in complaints(error, cls)]
-                raise InputError("\n".join(lines)) from None
+                raise InputError("\n".join(dict.fromkeys(lines))) from None
 
     class _Model(BaseModel, metaclass=_ReadableErrors):
         """A pydantic model that raises an InputError if its values are invalid."""

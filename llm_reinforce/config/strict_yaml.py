@@ -424,7 +424,8 @@ def _worded(error: ErrorDetails, schema: Schema) -> tuple[KeyPath, str]:
     expected = _expectation(node, schema)
     if not expected:
         return path, error["msg"]
-    hint = nearest(value, _choices(node)) if isinstance(value, str) else ""
+    names = [choice for choice in _choices(node) if isinstance(choice, str)]
+    hint = nearest(value, names) if isinstance(value, str) else ""
     return path, f"should be {expected}, not {shown_value(value)}{hint}"
 
 
@@ -514,7 +515,7 @@ def _expectation(node: Schema, root: Schema) -> str:
 
 def _expectation_of_one(branch: Schema) -> str:
     kind = branch.get("type", "")
-    if choices := [repr(choice) for choice in _choices(branch)]:
+    if choices := [shown_value(choice) for choice in _choices(branch)]:
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     if kind in NUMBERS:
         bounds = [f"{words} {branch[bound]:g}" for bound, words in BOUNDS.items() if bound in branch]
@@ -527,7 +528,7 @@ def _expectation_of_one(branch: Schema) -> str:
     return OTHERS.get(kind, "")
 
 
-def _choices(node: Schema) -> list[str]:
+def _choices(node: Schema) -> list[Any]:
     choices = [*node.get("enum", []), *([node["const"]] if "const" in node else [])]
     return choices + [choice for branch in node.get("anyOf", []) for choice in _choices(branch)]
 

@@ -152,13 +152,18 @@ class TrainingConfig(Section):
         default=0.5,
         ge=0,
         le=1,
-        description="maximum share of unscored episodes (episodes without a reward) in an update; if the "
-        "share is larger, the run is saved and stopped",
+        description="maximum share of unscored episodes (episodes without a reward) among those sampled for "
+        "an update; if the share is larger, the run is saved and stopped",
     )
     max_not_finite: Count = Field(
         default=10,
         description="the run is saved and stopped after this number of consecutive updates whose gradient is "
         "not finite",
+    )
+    process_timeout: Positive = Field(
+        default=1800.0,
+        description="seconds for which a process of a run in several processes waits for another process; "
+        "then the run ends with an error",
     )
     logged_episodes: int = Field(
         default=8, ge=0, description="number of episodes per update written to episodes.jsonl"

@@ -287,6 +287,8 @@ def latest_numbers(metrics: Mapping[str, float], num_episodes: int) -> dict[str,
     shown = {name: format(metrics[key], form) for name, (key, form) in TRENDS.items() if key in metrics}
     if metrics.get("num_unscored"):
         shown["unscored"] = f"{metrics['num_unscored']:.0f}"
+    if metrics.get("refill/num_tokens"):
+        shown["refill tokens"] = f"{metrics['refill/num_tokens']:,.0f}"
     if metrics.get("step_time"):
         rate = num_episodes / metrics["step_time"]
         shown["episodes/s"] = f"{rate:,.0f}" if rate >= 10 else f"{rate:.1f}"

@@ -158,8 +158,11 @@ class EpisodeBatch:
         """True for episodes that ended with the end token, False for truncated episodes."""
         return torch.tensor([episode.completion.terminated for episode in self.episodes], dtype=torch.bool)
 
-    def standardized_rewards(self) -> Float[Tensor, " episode"]:
-        """Return the weighted sum of the rewards, each standardized within the group; zero if unscored.
+    def standardized_rewards(self, scored: Bool[Tensor, " episode"]) -> Float[Tensor, " episode"]:
+        """Return the weighted sum of the rewards, each standardized within the group.
+
+        Args:
+            scored: True for the episodes whose rewards are compared. The sum is zero for all others.
 
         Raises:
             InputError: if an episode has step rewards.
@@ -173,7 +176,7 @@ class EpisodeBatch:
         for name, weight in self.episodes[0].reward_weights.items():
             found = [episode.rewards[name] for episode in self.episodes]
             values = torch.tensor([value or 0.0 for value in found])
-            given = self.scored & torch.tensor([value is not None for value in found])
+            given = scored & torch.tensor([value is not None for value in found])
             total += weight * group_standardized(values, self.groups, given)
         return total
 

@@ -101,7 +101,7 @@ def estimate_advantages(
     lengths, scored = batch.lengths, batch.scored
     if settings.truncated == "mask":
         scored = scored & batch.terminated
-    rewards = _rewards(batch, settings)
+    rewards = _rewards(batch, settings, scored)
     # g_t = r_{t+1} + γ g_{t+1}
     returns = reward_to_go(rewards, settings.discount)
     mask = action_mask(lengths, returns.shape[1]) & scored[:, None]
@@ -144,14 +144,18 @@ def _baseline_arguments(
     return {}
 
 
-def _rewards(batch: EpisodeBatch, settings: ReinforceConfig) -> Float[Tensor, "episode token"]:
+def _rewards(
+    batch: EpisodeBatch, settings: ReinforceConfig, scored: Bool[Tensor, " episode"]
+) -> Float[Tensor, "episode token"]:
     """Return r_{t+1} of every action, including the penalty on the KL divergence (k1).
 
     Raises:
         ValueError: if the penalty needs log-probabilities of a reference policy, and the batch has none.
     """
     lengths, kl = batch.lengths, settings.kl
-    terminal = batch.standardized_rewards() if settings.standardize_rewards else batch.terminal_rewards
+    terminal = batch.terminal_rewards
+    if settings.standardize_rewards:
+        terminal = batch.standardized_rewards(scored)
     rewards = place_rewards(terminal, lengths, int(lengths.max()), batch.step_rewards)
     if kl is None or kl.estimator != "k1" or not kl.coefficient:
         return rewards

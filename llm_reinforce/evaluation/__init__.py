@@ -1,6 +1,13 @@
 """Accuracy of a policy with confidence intervals, and comparisons of two policies."""
 
-from llm_reinforce.evaluation.accuracy import Decoding, Evaluation, Journal, measure_accuracy
+from llm_reinforce.evaluation.accuracy import (
+    Decoding,
+    Evaluation,
+    Journal,
+    answer_problems,
+    evaluation_of,
+    measure_accuracy,
+)
 from llm_reinforce.evaluation.answers import Answer, Measure, majority_at_k, measures_of
 from llm_reinforce.evaluation.comparison import (
     KINDS,
@@ -48,6 +55,7 @@ __all__ = [
     "Part",
     "Prompting",
     "TaskResult",
+    "answer_problems",
     "answer_row",
     "answers_in",
     "choose_prompting",
@@ -55,6 +63,7 @@ __all__ = [
     "compare_evaluations",
     "difference_interval",
     "evaluate",
+    "evaluation_of",
     "fingerprint",
     "harness_results",
     "have_same_problems",

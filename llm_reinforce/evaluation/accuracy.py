@@ -127,10 +127,55 @@ def measure_accuracy(
 ) -> Evaluation:
     """Generate a policy's answers to problems, verify them, and return the accuracy and other measures.
 
+    This function calls `answer_problems` and then `evaluation_of`.
+
+    Args:
+        policy, problems, decoding, samples_per_problem, max_new_tokens, temperature, seed, batch_size, stop,
+            progress, journal, on_step: see `answer_problems`.
+
+    Raises:
+        ValueError: if there are no problems, or several greedy completions per problem are requested.
+    """
+    answers = answer_problems(
+        policy,
+        problems,
+        decoding=decoding,
+        samples_per_problem=samples_per_problem,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+        stop=stop,
+        progress=progress,
+        journal=journal,
+        on_step=on_step,
+    )
+    return evaluation_of(decoding, problems, answers, max_new_tokens)
+
+
+def answer_problems(
+    policy: LanguagePolicy,
+    problems: Sequence[Problem],
+    *,
+    decoding: Decoding = "greedy",
+    samples_per_problem: int = 1,
+    max_new_tokens: int = 32,
+    temperature: float = 1.0,
+    seed: int = 0,
+    batch_size: int = 256,
+    stop: Sequence[str] = (),
+    progress: Callable[[int], None] | None = None,
+    journal: Journal | None = None,
+    on_step: OnStep | None = None,
+    share: tuple[int, int] = (0, 1),
+) -> dict[int, Sequence[Answer]]:
+    """Generate a policy's answers to problems, and verify them.
+
     The longest prompts are processed first. When a completion ends, the next prompt takes its place in the
     batch. Random numbers are drawn separately for each problem. Apart from rounding, the answers to a problem
     therefore depend only on the policy, the seed and the index of the problem. A resumed evaluation gives the
-    same answers as an uninterrupted evaluation.
+    same answers as an uninterrupted evaluation, and an evaluation that several processes share gives the same
+    answers as an evaluation in one process.
 
     Args:
         decoding: `greedy` takes the most likely token at each step. `sampled` samples from the policy, as in
@@ -144,6 +189,11 @@ def measure_accuracy(
         journal: storage of the answers. Problems whose answers are already stored are skipped.
         on_step: function that is called after each step of the sampler; see `stream_completions`. If it
             raises an exception, the evaluation ends.
+        share: index of the share of the problems to answer, and number of shares. All shares have problems
+            with long prompts and problems with short prompts, so that they take a similar time.
+
+    Returns:
+        mapping from the index of each answered problem to its answers.
 
     Raises:
         ValueError: if there are no problems, or several greedy completions per problem are requested.
@@ -158,9 +208,11 @@ def measure_accuracy(
     prompts = policy.encode_prompts([problem.policy_prompt for problem in problems])
     answers: dict[int, Sequence[Answer]] = dict(journal.done) if journal else {}
     # with the longest prompts first, a batch that does not fit into memory fails at the start
-    waiting = sorted(
+    longest_first = sorted(
         set(range(len(problems))) - set(answers), key=lambda index: (-len(prompts[index]), index)
     )
+    own, num_shares = share
+    waiting = longest_first[own::num_shares]
 
     def uniforms(place: int) -> Tensor:
         generator = torch.Generator().manual_seed(seed_of("evaluation", seed, waiting[place]))
@@ -182,5 +234,22 @@ def measure_accuracy(
             journal.record(index, problems[index], answers[index])
         if progress:
             progress(len(answers))
+    return answers
+
+
+def evaluation_of(
+    decoding: Decoding,
+    problems: Sequence[Problem],
+    answers: Mapping[int, Sequence[Answer]],
+    max_new_tokens: int,
+) -> Evaluation:
+    """Return the evaluation with these answers.
+
+    Args:
+        decoding: decoding mode in which the answers were generated.
+        problems: the evaluated problems.
+        answers: mapping from the index of each problem to its answers.
+        max_new_tokens: maximum number of tokens of a completion.
+    """
     in_order = [answers[index] for index in range(len(problems))]
     return Evaluation(decoding, problems, in_order, measures_of(in_order, max_new_tokens))

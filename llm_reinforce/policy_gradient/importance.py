@@ -112,12 +112,19 @@ def weighted_advantages(
         gae_lambda: λ with which the advantages were computed.
     """
     if level != "per_decision":
-        return weights * advantages
+        return _weighted(advantages, weights)
     following = torch.cat([advantages[:, 1:], torch.zeros_like(advantages[:, :1])], dim=1)
-    differences = weights * (advantages - gae_lambda * following)
+    differences = _weighted(advantages - gae_lambda * following, weights)
     weighted = torch.zeros_like(advantages)
     running = advantages.new_zeros(len(advantages))
     for t in reversed(range(advantages.shape[1])):
         running = differences[:, t] + gae_lambda * running
         weighted[:, t] = running
     return weighted
+
+
+def _weighted(
+    values: Float[Tensor, "episode token"], weights: Float[Tensor, "episode token"]
+) -> Float[Tensor, "episode token"]:
+    # a weight without a limit may be infinite, and 0 · inf is NaN
+    return (weights * values).masked_fill(values == 0, 0.0)

@@ -61,14 +61,15 @@ def _demonstration(row: Row) -> Problem:
 
 
 def _completion(row: Row, given: object) -> str:
-    if isinstance(given, list | tuple) and len(given) == 1 and isinstance(given[0], Mapping):
-        given = given[0].get("content")
-    if not isinstance(given, str):
+    text, message = given, given[0] if isinstance(given, list | tuple) and len(given) == 1 else None
+    if isinstance(message, Mapping) and message.get("role") == "assistant":
+        text = message.get("content")
+    if not isinstance(text, str):
         raise InputError(
             f"{row.place}: column 'completion' should be text or one message of the assistant, not "
             f"{short_repr(given)}"
         )
-    return given
+    return text
 
 
 def _problem(row: Row, prompt: str | tuple[Message, ...], completion: str) -> Problem:

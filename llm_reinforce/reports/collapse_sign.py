@@ -14,6 +14,7 @@ from llm_reinforce.reports.finding import (
     mean,
     number,
     span,
+    updates_of,
 )
 from llm_reinforce.reports.trend_signs import (
     LONG_STEP,
@@ -47,30 +48,30 @@ def collapse(
         return None
     fall = _fall(rows, best)
     what = (
-        f"the accuracy was up to {best:.1%}, fell below half of it in update {int(rows[fall]['update']):,}, "
-        f"and is {accuracy:.1%} in {span(last)}"
+        f"the accuracy was up to {best:.1%}, fell below half of it in {span(rows[fall : fall + 1], facts)}, "
+        f"and is {accuracy:.1%} in {span(last, facts)}"
     )
     start, reward = number(rows[0], "reward"), mean(last, "reward")
     if reward - start > MIN_RISE * max(number(rows[0], "reward_std"), ZERO):
         return finding(
             "reward_hacking",
-            last,
-            f"the reward has risen from {start:.3g} in the first update to {reward:.3g} in {span(last)}, "
-            f"but {what}",
+            updates_of(last, facts),
+            f"the reward has risen from {start:.3g} in the first {facts.row_name} to {reward:.3g} in "
+            f"{span(last, facts)}, but {what}",
             against_hacking(rows),
             reward_changes(rows),
         )
     around = rows[max(0, fall + 1 - window) : fall + 1]
     return finding(
         "collapse",
-        last,
+        updates_of(last, facts),
         f"{what}, so the policy has collapsed",
         f"start a new run with a lower training.learning_rate{_rate_to_try(around)} (it is "
         f"{highest_rate(rows):.3g})",
         [
-            f"entropy {mean(rows[:1], 'entropy'):.3g} nats per token in the first update, "
-            f"{mean(last, 'entropy'):.3g} in {span(last)}",
-            *(f"{line} in {span(around)}" for line in movement(around)),
+            f"entropy {mean(rows[:1], 'entropy'):.3g} nats per token in the first {facts.row_name}, "
+            f"{mean(last, 'entropy'):.3g} in {span(last, facts)}",
+            *(f"{line} in {span(around, facts)}" for line in movement(around)),
         ],
     )
 

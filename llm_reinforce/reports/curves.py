@@ -44,6 +44,7 @@ CHARTS = (
     Chart("Gradient norm", "before clipping", ("grad_norm",)),
     Chart("KL divergence", "nats per token", ("kl", "kl/*")),
     Chart("Effective sample size", "share of episodes", ("importance/effective_sample_size",), is_share=True),
+    Chart("Tokens of refills", "tokens per batch", ("refill/num_tokens",)),
     Chart("Explained variance of the value head", "share of variance", ("value/explained_variance",)),
     Chart("Learning rate", "of the optimizer", ("learning_rate",)),
     Chart("Time of an update", "seconds", ("step_time", "step_time/collect", "step_time/update")),

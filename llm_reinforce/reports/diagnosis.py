@@ -38,7 +38,7 @@ def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
     found += trend_signs(recorded.metrics, facts)
     if recorded.metrics:
         found.append(reward_failures(recorded.metrics, facts))
-    found += [memorized(recorded, facts), one_answer(recorded), small_evaluation(recorded)]
+    found += [memorized(recorded, facts), one_answer(recorded, facts), small_evaluation(recorded)]
     return tuple(with_example(each, recorded) for each in worst_first([each for each in found if each]))
 
 

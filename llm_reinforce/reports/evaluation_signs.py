@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from statistics import NormalDist
 from typing import Any
 
-from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, span
+from llm_reinforce.reports.finding import Finding, Row, RunFacts, finding, finite, span, updates_of
 from llm_reinforce.reports.recorded_run import RecordedRun
 
 GAP = 0.1  # smallest reported gap between the accuracies on training and on held-out problems
 CONFIDENCE = 0.999  # confidence level of the gap; it is high, so that false alarms are rare
-NEIGHBORS = 5  # number of updates whose episodes are compared with an evaluation
+NEIGHBORS = 5  # number of batches whose episodes are compared with an evaluation
 POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
 # minimum share of the most frequent answer, and maximum share of the most frequent right answer
 ONE_ANSWER, FEW_EQUAL = 0.9, 0.5
@@ -75,7 +75,8 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
         return None
     sampled = [row for row in evaluations if row["decoding"] == "sampled"]
     last = (sampled or evaluations)[-1]
-    rows = [row for row in run.metrics if last["update"] - NEIGHBORS < row["update"] <= last["update"]]
+    first = last["update"] - NEIGHBORS * facts.updates_per_batch
+    rows = [row for row in run.metrics if first < row["update"] <= last["update"]]
     accuracies = finite(rows, "accuracy")
     if not accuracies or facts.num_problems is None:
         return None
@@ -89,10 +90,10 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
     low, high = gap_interval(training, num_problems, held_out, num_held_out)
     return finding(
         "memorized",
-        rows,
-        f"the accuracy on training problems in {span(rows)} is {training:.1%}, but the accuracy on held-out "
-        f"problems after update {last['update']:,} is {held_out:.1%}, so the policy has memorized training "
-        "problems",
+        updates_of(rows, facts),
+        f"the accuracy on training problems in {span(rows, facts)} is {training:.1%}, but the accuracy on "
+        f"held-out problems after update {last['update']:,} is {held_out:.1%}, so the policy has memorized "
+        "training problems",
         "use more training problems, training.weight_decay or fewer updates, and choose a checkpoint by the "
         "held-out accuracy",
         [
@@ -104,9 +105,9 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
     )
 
 
-def one_answer(run: RecordedRun) -> Finding | None:
+def one_answer(run: RecordedRun, facts: RunFacts) -> Finding | None:
     """Find a policy that gives the same final answer to nearly all of the latest problems."""
-    answers, where = _last_answers(run)
+    answers, where = _last_answers(run, facts)
     given = Counter(str(each) for each, _ in answers if each is not None)
     right = Counter(answer for _, answer in answers)
     if len(answers) < MIN_ANSWERS or not given:
@@ -116,7 +117,7 @@ def one_answer(run: RecordedRun) -> Finding | None:
         return None
     return finding(
         "one_answer",
-        [],
+        None,
         f"the policy gives the same final answer, {most[:40]!r}, to {count:,} of {len(answers):,} problems "
         f"{where}",
         "start a new run with a lower training.learning_rate or a higher reinforce.entropy_coefficient, and "
@@ -149,7 +150,7 @@ def small_evaluation(run: RecordedRun) -> Finding | None:
             continue
         return finding(
             "small_evaluation",
-            [],
+            None,
             f"the gain in {decoding} accuracy is {100 * gain:+.1f} points, 95% interval "
             f"[{100 * low:+.1f}, {100 * high:+.1f}], so {total:,} problems are too few to tell it from "
             "chance",
@@ -170,7 +171,7 @@ def _uses(run: RecordedRun, facts: RunFacts) -> float:
     return len(run.metrics) * facts.problems_per_update / max(1, facts.num_problems or 1)
 
 
-def _last_answers(run: RecordedRun) -> tuple[list[tuple[Any, str]], str]:
+def _last_answers(run: RecordedRun, facts: RunFacts) -> tuple[list[tuple[Any, str]], str]:
     """Return the final and the right answers of the last evaluation or, without one, of the last episodes."""
     rows: Sequence[Row] = [row for row in run.answers if row.get("completions")]
     if rows:
@@ -183,7 +184,7 @@ def _last_answers(run: RecordedRun) -> tuple[list[tuple[Any, str]], str]:
                 f"of the {decoding} evaluation after update {last:,}",
             )
     end = run.episodes[-1]["update"] if run.episodes else 0
-    recent = [row for row in run.episodes if row["update"] > end - NEIGHBORS]
+    recent = [row for row in run.episodes if row["update"] > end - NEIGHBORS * facts.updates_per_batch]
     return [
         (row.get("extracted"), str(row.get("answer"))) for row in recent
-    ], f"in the last {NEIGHBORS} updates"
+    ], f"in the last {NEIGHBORS} {facts.row_names}"

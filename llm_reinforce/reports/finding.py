@@ -105,6 +105,16 @@ class RunFacts:
         return self.problems_per_update * self.episodes_per_problem
 
     @property
+    def row_name(self) -> str:
+        """The word for what one row of metrics describes: "update" or "batch"."""
+        return "update" if self.updates_per_batch == 1 else "batch"
+
+    @property
+    def row_names(self) -> str:
+        """The plural of `row_name`."""
+        return "updates" if self.updates_per_batch == 1 else "batches"
+
+    @property
     def num_episodes_of_step(self) -> int:
         """Number of episodes from which the gradient of one optimizer step is computed."""
         return self.num_episodes // self.updates_per_batch
@@ -112,14 +122,13 @@ class RunFacts:
 
 def finding(
     kind: str,
-    rows: Sequence[Row],
+    updates: tuple[int, int] | None,
     sentence: str,
     advice: str,
     evidence: Sequence[str] = (),
     example: str | None = None,
 ) -> Finding:
-    """Return a finding that was measured in `rows`, or in the whole run if `rows` is empty."""
-    updates = (int(rows[0]["update"]), int(rows[-1]["update"])) if rows else None
+    """Return a finding with the severity of its kind; see `Finding` for the arguments."""
     return Finding(kind, SEVERITIES[kind], sentence, tuple(evidence), advice, updates, example)
 
 
@@ -164,7 +173,12 @@ def highest_rate(rows: Sequence[Row]) -> float:
     return max(finite(rows, "learning_rate"), default=math.nan)
 
 
-def span(rows: Sequence[Row]) -> str:
+def updates_of(rows: Sequence[Row], facts: RunFacts) -> tuple[int, int]:
+    """Return the first and the last update of the rows. The row of a batch has its last update's number."""
+    return int(rows[0]["update"]) - facts.updates_per_batch + 1, int(rows[-1]["update"])
+
+
+def span(rows: Sequence[Row], facts: RunFacts) -> str:
     """Return the updates of the rows in words, such as "updates 3–7"."""
-    first, last = int(rows[0]["update"]), int(rows[-1]["update"])
+    first, last = updates_of(rows, facts)
     return f"updates {first:,}–{last:,}" if first != last else f"update {first:,}"

@@ -18,6 +18,7 @@ from llm_reinforce.reports.finding import (
     mean,
     reward_names,
     span,
+    updates_of,
 )
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
@@ -87,8 +88,9 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     falls = accuracy.difference < -3.0 * accuracy.error
     return finding(
         "reward_hacking",
-        rows,
-        f"the reward rises from {reward.first:.3g} to {reward.last:.3g} in {span(rows)} while the accuracy "
+        updates_of(rows, facts),
+        f"the reward rises from {reward.first:.3g} to {reward.last:.3g} in {span(rows, facts)} while the "
+        "accuracy "
         + (
             f"falls from {accuracy.first:.1%} to {accuracy.last:.1%}"
             if falls
@@ -129,9 +131,9 @@ def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "exploding_gradient",
-        rows,
-        f"the gradient norm grows from {before:.3g} to {after:.3g} in {span(rows)}, and the accuracy does "
-        "not rise",
+        updates_of(rows, facts),
+        f"the gradient norm grows from {before:.3g} to {after:.3g} in {span(rows, facts)}, and the accuracy "
+        "does not rise",
         "start a new run with a lower training.learning_rate, keep training.max_grad_norm, and bound the "
         "rewards",
         [f"largest gradient norm {max(norms):.3g}", f"accuracy: {accuracy}"],
@@ -145,9 +147,9 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "learning_rate_high",
-        rows,
+        updates_of(rows, facts),
         f"a step moves the weights by {median(steps):.1%} of their norm, and the reward does not rise in "
-        f"{span(rows)}",
+        f"{span(rows, facts)}",
         f"start a new run with a training.learning_rate of {highest_rate(rows) / 10:.2g} instead of "
         f"{highest_rate(rows):.2g}",
         [*movement(rows), f"reward: {reward}"],
@@ -164,9 +166,9 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     needed = f" to {rate * SHORT_PATH / path:.1g} or more" if path > 0 else ""
     return finding(
         "learning_rate_low",
-        rows,
+        updates_of(rows, facts),
         f"all steps together move the weights by at most {path:.2g} of their norm, and the reward "
-        f"does not rise in {span(rows)}",
+        f"does not rise in {span(rows, facts)}",
         f"raise training.learning_rate from {rate:.2g}{needed}, so that the steps of the run add up to "
         f"more than {SHORT_PATH:g} of the norm of the weights",
         [*movement(rows), f"reward: {reward}"],
@@ -184,8 +186,8 @@ def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "noisy_updates",
-        rows,
-        f"the gradients of {span(rows)} can't be told from noise, and the reward does not rise",
+        updates_of(rows, facts),
+        f"the gradients of {span(rows, facts)} can't be told from noise, and the reward does not rise",
         "measure the noise scale with `llm-reinforce variance`; if it is far above the number of episodes of "
         "an "
         "update, use more reinforce.problems_per_update or reinforce.episodes_per_problem, a baseline with "

@@ -18,6 +18,7 @@ from llm_reinforce.reports.finding import (
     number,
     reward_names,
     span,
+    updates_of,
 )
 
 NUM_UPDATES = 5  # number of updates over which most signs are measured
@@ -50,13 +51,13 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     if not is_constant and mean(rows, "frac_reward_zero_std") < 0.5:
         return None  # a policy can learn from negative rewards that differ
     what = (
-        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
+        f"all episodes in {span(rows, facts)} have the reward {rewards[-1]:.6g}"
         if is_constant
-        else (f"the mean reward is never above 0 in {span(rows)}")
+        else (f"the mean reward is never above 0 in {span(rows, facts)}")
     )
     return finding(
         "no_reward",
-        rows,
+        updates_of(rows, facts),
         f"{what} and no answer is right, so there is nothing to learn from",
         "check the format of the answers and the reward function, or use easier problems, a warm start, or "
         "more reinforce.episodes_per_problem",
@@ -75,8 +76,8 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     accuracy = mean(rows, "accuracy")
     return finding(
         "equal_rewards",
-        rows,
-        f"all episodes in {span(rows)} have the reward {rewards[-1]:.6g}"
+        updates_of(rows, facts),
+        f"all episodes in {span(rows, facts)} have the reward {rewards[-1]:.6g}"
         + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
         + ", so there is nothing to learn from",
         f"fix the reward function {' or '.join(reward_names(rows))}, which gives right answers the same "
@@ -97,8 +98,8 @@ def zero_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "zero_gradient",
-        rows,
-        f"the gradient is zero in {span(rows)}, so the policy does not change",
+        updates_of(rows, facts),
+        f"the gradient is zero in {span(rows, facts)}, so the policy does not change",
         "check that the episodes of a problem have different rewards (frac_reward_zero_std) and that the "
         "policy still explores (entropy in metrics.jsonl)",
         [
@@ -115,9 +116,9 @@ def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "no_spread",
-        rows,
-        f"{share:.0%} of the problems in {span(rows)} have equal rewards in all of their episodes, so they "
-        "give no gradient if the baseline is computed from the group",
+        updates_of(rows, facts),
+        f"{share:.0%} of the problems in {span(rows, facts)} have equal rewards in all of their episodes, so "
+        "they give no gradient if the baseline is computed from the group",
         "use problems that the policy solves sometimes, a reward with partial credit, more "
         "reinforce.episodes_per_problem, or a higher sampling.temperature",
         [
@@ -135,8 +136,8 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "collapse",
-        rows,
-        f"the entropy in {span(rows)} is {entropy:.2g} nats per token and the accuracy is "
+        updates_of(rows, facts),
+        f"the entropy in {span(rows, facts)} is {entropy:.2g} nats per token and the accuracy is "
         f"{mean(rows, 'accuracy'):.1%}, so the policy has collapsed and no longer explores",
         "start a new run with a lower training.learning_rate (it is "
         f"{highest_rate(rows):.3g}), or with a higher reinforce.entropy_coefficient",
@@ -155,9 +156,9 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "truncation",
-        rows,
-        f"{truncated:.0%} of the completions in {span(rows)} are cut off by sampling.max_new_tokens, and "
-        "right answers may be cut off too",
+        updates_of(rows, facts),
+        f"{truncated:.0%} of the completions in {span(rows, facts)} are cut off by sampling.max_new_tokens, "
+        "and right answers may be cut off too",
         "raise sampling.max_new_tokens, or prompt or reward shorter answers",
         [
             f"mean length {mean(rows, 'completions/mean_length'):.1f} of at most "
@@ -176,8 +177,9 @@ def unscored(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     failed = sorted({name for row in rows for name in row if name.endswith("/num_failed")})
     return finding(
         "unscored",
-        rows,
-        f"{share:.0%} of the episodes in {span(rows)} could not be scored and are left out of the updates",
+        updates_of(rows, facts),
+        f"{share:.0%} of the episodes in {span(rows, facts)} could not be scored and are left out of the "
+        "updates",
         "fix the reward function, whose failures are in episodes.jsonl",
         [f"{name}: {sum(finite(rows, name)):.0f}" for name in failed]
         or ["no reward function failed: all of them returned None"],
@@ -193,7 +195,7 @@ def reward_failures(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     num_episodes = len(rows) * facts.num_episodes
     return finding(
         "reward_failures",
-        rows,
+        updates_of(rows, facts),
         f"the reward function {' or '.join(failed)} failed on some episodes",
         "fix the reward function; the error messages are in episodes.jsonl",
         [f"{name}: failed on {num:,.0f} of {num_episodes:,} episodes" for name, num in failed.items()],
@@ -207,9 +209,9 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "not_finite",
-        rows,
-        f"the gradients of {len(bad)} of {len(rows)} updates in {span(rows)} are not finite, so these "
-        "updates were skipped",
+        updates_of(rows, facts),
+        f"the gradients of {len(bad)} of {len(rows)} {facts.row_names} in {span(rows, facts)} are not "
+        "finite, so updates were skipped",
         "start a new run with a lower training.learning_rate (it is "
         f"{highest_rate(rows):.3g}), bounded rewards, or a higher-precision policy.dtype or "
         "training.mixed_precision",
@@ -228,10 +230,10 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     rate = number(full[-1], "learning_rate")
     return finding(
         "steps_rounded",
-        full,
-        f"only {sum(shares) / len(shares):.2%} of the weights with a gradient changed in {span(full)}: a "
-        "step of "
-        f"learning rate {rate:.3g} is rounded to zero for the other weights, which are in half precision",
+        updates_of(full, facts),
+        f"only {sum(shares) / len(shares):.2%} of the weights with a gradient changed in "
+        f"{span(full, facts)}: a step of learning rate {rate:.3g} is rounded to zero for the "
+        "other weights, which are in half precision",
         "use policy.dtype: float32 with training.mixed_precision: bf16, or train an adapter (policy.lora)",
         [f"smallest share of changed weights: {min(shares):.2%}"],
     )
@@ -245,10 +247,10 @@ def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         return None
     return finding(
         "sampler_mismatch",
-        rows,
+        updates_of(rows, facts),
         "the log-probability of an action in sampling and in the update differs by up to "
         f"{max(differences):.3g} "
-        f"nats in {span(rows)}, so the update does not use the distribution that was sampled",
+        f"nats in {span(rows, facts)}, so the update does not use the distribution that was sampled",
         "check for layers that behave differently in the two passes, such as dropout or a custom model's "
         "cache; "
         + (
@@ -257,7 +259,7 @@ def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
             else "compare with policy.dtype: float32"
         ),
         [
-            f"median of the updates' largest differences: {median(differences):.3g}",
+            f"median of the largest differences of the {facts.row_names}: {median(differences):.3g}",
             f"rounding: up to {limit:g}",
         ],
     )

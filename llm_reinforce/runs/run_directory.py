@@ -205,6 +205,11 @@ class RunDirectory:
                 continue  # the last line of a killed run may be incomplete
         return rows
 
+    def has_logs_of(self, num_updates: int) -> bool:
+        """Return True if the logs have lines of this update and of no later update."""
+        logs = [rows for name in LOGS[:2] if (rows := self.rows(name))]
+        return all(rows[-1].get("update") == num_updates for rows in logs) if logs else num_updates == 0
+
     def sync_logs(self) -> None:
         """Wait until the logs are stored on the disk.
 

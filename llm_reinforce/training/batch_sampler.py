@@ -1,6 +1,7 @@
 """Draw the problems of a batch, and sample their episodes in all processes."""
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -8,14 +9,14 @@ import torch
 from accelerate import Accelerator
 
 from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
-from llm_reinforce.episodes import EpisodeBatch, collect_episodes
+from llm_reinforce.episodes import Episode, EpisodeBatch, collect_episodes
 from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward
 from llm_reinforce.runs import TrainState
 from llm_reinforce.seeds import seed_of
 from llm_reinforce.training.budget import expected_updates
-from llm_reinforce.training.data_parallel import gather_episodes, own_rows
+from llm_reinforce.training.data_parallel import gather_episodes, gather_object, own_rows
 from llm_reinforce.training.gradient_step import GradientStep
 from llm_reinforce.training.problem_order import (
     PassCounts,
@@ -29,6 +30,26 @@ from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, wit
 MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
 
 
+class SamplingStoppedError(Exception):
+    """Raised in all processes while a batch is sampled, because a stop of the run was requested in one."""
+
+
+class Failures(NamedTuple):
+    """Episodes that could not be scored, among all episodes that were sampled for a batch.
+
+    Attributes:
+        num_episodes: number of sampled episodes, including those of problems that were replaced.
+        num_unscored: number of episodes without a reward.
+        first: the first episode for which a reward function failed; None if no function failed.
+        process: index of the process that sampled the episode `first`.
+    """
+
+    num_episodes: int = 0
+    num_unscored: int = 0
+    first: Episode | None = None
+    process: int = 0
+
+
 class Sample(NamedTuple):
     """The episodes of a batch, and counts of the problems and tokens that were sampled for it.
 
@@ -39,6 +60,7 @@ class Sample(NamedTuple):
         num_tokens: number of tokens sampled, including those of problems that were replaced.
         pass_counts: counts of the curriculum after these episodes.
         refills: counts of the replacements.
+        failures: episodes that could not be scored.
     """
 
     own: EpisodeBatch
@@ -47,6 +69,7 @@ class Sample(NamedTuple):
     num_tokens: int
     pass_counts: PassCounts
     refills: Refills
+    failures: Failures
 
 
 @dataclass(frozen=True)
@@ -77,32 +100,45 @@ class BatchSampler:
     seed: int
     reference: ReferencePolicy | None
 
-    def sample(self, state: TrainState, activations: Activations, show: Callable[[str], None]) -> Sample:
+    def sample(
+        self,
+        state: TrainState,
+        activations: Activations,
+        show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
+    ) -> Sample:
         """Sample the episodes of a batch, with replacements for problems that have one accuracy.
 
         Args:
             state: train state before the batch.
             activations: object that keeps activations for the gradient step.
             show: function that shows the progress.
+            is_stopped: function that returns True if a stop of the run was requested in this process.
+
+        Raises:
+            SamplingStoppedError: if there are several processes and a stop was requested in any of them. A
+                launcher kills processes that end too late, so the batch is not completed.
         """
         drawn = self._draw(state, self.reinforce.problems_per_update)
-        own, batch = self._collect_from_all(state, drawn, show, activations)
+        own, batch = self._collect_from_all(state, drawn, show, is_stopped, activations)
         counts = self._count_passes(state.pass_counts, drawn, batch)
+        failures = self._count_failures(Failures(), batch, len(drawn))
         refills = Refills()
         num_tokens = batch.num_tokens
         for number in range(1, self.reinforce.refill + 1):
-            num_missing = len(groups_with_one_accuracy(batch))
+            num_missing = len(groups_with_one_accuracy(batch, self.reinforce))
             if not num_missing:
                 break
             more = self._draw(state, num_missing, drawn)
-            _, found = self._collect_from_all(state, more, show, refill=number)
+            _, found = self._collect_from_all(state, more, show, is_stopped, refill=number)
             counts = self._count_passes(counts, more, found)
+            failures = self._count_failures(failures, found, len(more))
             refills, drawn = refills.after(found, len(more)), [*drawn, *more]
             num_tokens += found.num_tokens
-            batch = with_replacements(batch, found)
+            batch = with_replacements(batch, found, self.reinforce)
         if refills.num_batches:
             own = batch.part(torch.arange(len(batch))[own_rows(len(batch), self.accelerator)])
-        return Sample(own, batch, len(drawn), num_tokens, counts, refills)
+        return Sample(own, batch, len(drawn), num_tokens, counts, refills, failures)
 
     def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
         """Return the indices of the next problems: in the order of `ProblemOrder`, or by their pass rates.
@@ -124,11 +160,26 @@ class BatchSampler:
         curriculum = self.reinforce.curriculum
         return counts if curriculum is None else with_episodes(counts, drawn, batch, curriculum.decay)
 
+    def _size_of_share(self, num_problems: int) -> int:
+        """Return the number of problems of a process. The last ones may have a smaller share, or none."""
+        size: int = -(-num_problems // self.accelerator.num_processes)
+        return size
+
+    def _count_failures(self, before: Failures, found: EpisodeBatch, num_problems: int) -> Failures:
+        """Return the failures after more episodes have been sampled."""
+        first, process = before.first, before.process
+        if first is None:
+            first = next((each for each in (*found.episodes, *found.greedy) if each.failures), None)
+            process = first.group // self._size_of_share(num_problems) if first else 0
+        num_unscored = before.num_unscored + int((~found.scored).sum())
+        return Failures(before.num_episodes + len(found), num_unscored, first, process)
+
     def _collect_from_all(
         self,
         state: TrainState,
         drawn: Sequence[int],
         show: Callable[[str], None],
+        is_stopped: Callable[[], bool],
         activations: Activations | None = None,
         *,
         refill: int = 0,
@@ -138,24 +189,29 @@ class BatchSampler:
         Returns:
             the episodes of this process, and those of all processes.
         """
-        problems = [self.problems[index] for index in drawn]
-        # the last processes may have a smaller share of a refill, or none
-        size = -(-len(problems) // self.accelerator.num_processes)
+        problems, num_processes = [self.problems[index] for index in drawn], self.accelerator.num_processes
+        size = self._size_of_share(len(problems))
         first = self.accelerator.process_index * size
-        own = EpisodeBatch.of(())
-        if share := problems[first : first + size]:
-            total = len(problems) * self.reinforce.episodes_per_problem // self.accelerator.num_processes
+        total = len(problems) * self.reinforce.episodes_per_problem // num_processes
 
-            def on_step(num_completions: int, num_tokens: int) -> None:
-                show(
-                    f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
-                    f"{num_tokens:,} tokens"
+        def on_step(num_completions: int, num_tokens: int) -> None:
+            show(
+                f"update {state.num_updates + 1:,}: {num_completions:,} of {total:,} episodes sampled, "
+                f"{num_tokens:,} tokens"
+            )
+            if num_processes > 1 and is_stopped():
+                raise SamplingStoppedError
+
+        own: EpisodeBatch | None = EpisodeBatch.of(()) if first >= len(problems) else None
+        with suppress(SamplingStoppedError):
+            if share := problems[first : first + size]:
+                own = self.collect(
+                    share, state, activations, on_step=on_step, first_group=first, refill=refill
                 )
-
-            own = self.collect(share, state, activations, on_step=on_step, first_group=first, refill=refill)
-            if self.reference is not None:
-                micro_batches = self.gradient_step.micro_batches(own, range(len(own)))
-                own = self.reference.with_log_probs(own, micro_batches)
+        if any(gather_object(own is None, self.accelerator)) or own is None:
+            raise SamplingStoppedError
+        if self.reference is not None and len(own):
+            own = self.reference.with_log_probs(own, self.gradient_step.micro_batches(own, range(len(own))))
         return own, gather_episodes(own, problems, self.accelerator)
 
     def collect(

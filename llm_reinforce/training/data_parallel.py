@@ -22,14 +22,12 @@ from torch.nn.functional import pad
 
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
-from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.problems import Problem
-from llm_reinforce.processes import check_launch, num_local_processes, num_processes, working_command
+from llm_reinforce.processes import check_launch, num_local_processes, num_processes, repeated_launch
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
 SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
-LONGEST_WAIT = timedelta(days=1)  # time after which a process that waits for another process ends
 NO_PROBLEM = Problem("", "")
 
 Value = TypeVar("Value")
@@ -37,7 +35,7 @@ Value = TypeVar("Value")
 _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, if there is one
 
 
-def new_accelerator(mixed_precision: str) -> Accelerator:
+def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerator:
     """Return an accelerator with this mixed precision.
 
     The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
@@ -48,6 +46,8 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".
+        timeout: seconds for which a process waits for another process. The first accelerator of a process
+            determines it.
 
     Raises:
         InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
@@ -61,7 +61,7 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
         with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
             AcceleratorState._reset_state()
     try:
-        accelerator = Accelerator(mixed_precision=mixed_precision, **_settings_of_launch())
+        accelerator = Accelerator(mixed_precision=mixed_precision, **_settings_of_launch(timeout))
     except ValueError as error:
         key = f"training.mixed_precision {mixed_precision!r}"
         rejected = key if num_processes() == 1 else f"{key} or the launch of {num_processes()} processes"
@@ -81,18 +81,17 @@ def new_accelerator(mixed_precision: str) -> Accelerator:
         raise InputError(
             f"the launcher has started {num_processes()} processes, but accelerate uses "
             f"{accelerator.num_processes} on this machine ({accelerator.device}), so each would train alone; "
-            f"train on the CPU with `{working_command(num_processes(), on_cpu=True)}`, or start "
+            f"train on the CPU with `{repeated_launch(on_cpu=True)}`, or start "
             "one process"
         )
     return accelerator
 
 
-def _settings_of_launch() -> dict[str, Any]:
+def _settings_of_launch(timeout: float) -> dict[str, Any]:
     """Return the arguments of `Accelerator` that several processes need."""
     if num_processes() == 1:
         return {}
-    # the other processes wait while the main process evaluates; the default limit of 10 minutes is too short
-    group = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
     # without `cpu`, accelerate ignores a launcher that has started several processes on a CPU
     return {"kwargs_handlers": [group], "cpu": not torch.accelerator.is_available()}
 
@@ -108,7 +107,7 @@ def _check_devices() -> None:
         raise InputError(
             f"{num_local} processes were started on this machine, which has {num_devices} "
             f"GPU{'s' if num_devices > 1 else ''}; start one process per GPU, or train on the CPU with "
-            f"`{working_command(num_processes(), on_cpu=True)}`"
+            f"`{repeated_launch(on_cpu=True)}`"
         )
 
 
@@ -160,21 +159,6 @@ def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator:
     values = {name: [logged[name] for logged in of_processes if name in logged] for name in names}
     means = {name: sum(each) / len(each) for name, each in values.items()}
     return EpisodeBatch.of(gather_all(own.episodes), means, gather_all(own.greedy))
-
-
-def share_evaluation(
-    evaluation: Evaluation | None, problems: Sequence[Problem], accelerator: Accelerator
-) -> Evaluation | None:
-    """Return the evaluation of the main process in all processes, or None if the main process has none.
-
-    Args:
-        evaluation: the evaluation; None in all other processes.
-        problems: problems of the evaluation.
-        accelerator: the accelerator of the run.
-    """
-    # columns of a problem may be objects that cannot be pickled, and every process has them
-    shared = gather_object(evaluation and replace(evaluation, problems=()), accelerator)[0]
-    return shared and replace(shared, problems=problems)  # the main process is the first one
 
 
 def gather_rows(own: Tensor, num_columns: int, accelerator: Accelerator) -> Tensor:

@@ -30,8 +30,8 @@ class UpdateOutcome:
     """Outcome of one gradient step.
 
     Attributes:
-        loss: value of the loss.
-        grad_norm: norm of the whole gradient before clipping.
+        loss: value of the loss; 0 if there is no gradient.
+        grad_norm: norm of the whole gradient before clipping; 0 if there is no gradient.
         max_log_prob_difference: largest |Δ log π| of an action in the loss. This is the difference between
             the log-probability recorded during sampling and the log-probability computed for the loss, or by
             `recomputed_difference` if the loss reuses the recorded ones. None: it was not measured.
@@ -41,7 +41,7 @@ class UpdateOutcome:
             half precision does not change if the step is smaller than half the distance to the next number.
             None if no weight in half precision is trained, or the step was skipped.
         statistics: size of the step, and share of the gradient that is signal. None if the step was skipped.
-        counts: counts of the importance weights or clipped ratios of the actions in the loss.
+        counts: counts of the importance weights or ratios of the actions in the loss.
     """
 
     loss: float
@@ -52,6 +52,11 @@ class UpdateOutcome:
     frac_weights_changed: float | None = None
     statistics: StepStatistics | None = None
     counts: RatioCounts = NO_RATIOS
+
+    @property
+    def has_gradient(self) -> bool:
+        """True if a gradient was computed. It may not be finite."""
+        return self.skipped != "no episode was scored"
 
     @property
     def is_not_finite(self) -> bool:

@@ -19,16 +19,18 @@ from llm_reinforce.config import EvaluationConfig, ReinforceConfig, SamplingConf
 from llm_reinforce.console.run_display import Display, Silent
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
-from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.errors import InputError, ProcessLostError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.policy import Activations, LanguagePolicy
 from llm_reinforce.problems import Problem, have_answers
+from llm_reinforce.processes import why_lost
 from llm_reinforce.reports import Finding, RunFacts, WarningSigns
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
-from llm_reinforce.training.batch_sampler import BatchSampler, Sample
+from llm_reinforce.training.agreement import check_alike
+from llm_reinforce.training.batch_sampler import BatchSampler, Sample, SamplingStoppedError
 from llm_reinforce.training.budget import (
     expected_updates,
     is_evaluation_due,
@@ -75,7 +77,8 @@ class Update:
         number: number of the update in the run, from 1.
         metrics: metrics of the update by name, as in `metrics.jsonl`: `reward`, `reward_std`, `accuracy`,
             `rewards/NAME/mean`, `entropy`, `completions/mean_length`, `loss`, `grad_norm`, `learning_rate`,
-            `num_tokens`, `step_time` and others. `reward` is missing if no episode was scored.
+            `num_tokens`, `step_time` and others. `reward`, `loss` and `grad_norm` are missing if no episode
+            was scored.
         episodes: episodes of the update, of all processes. The episodes of one problem are adjacent. An
             episode has `problem`, `completion.text`, `reward`, `rewards` and `verdict.correct`.
         state: train state after the update.
@@ -147,7 +150,20 @@ class TrainingLoop:
         self.sampling, self.evaluation = sampling or SamplingConfig(), evaluation or EvaluationConfig()
         self.demonstrations = demonstrations
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
-        self.accelerator = new_accelerator(training.mixed_precision)
+        self.accelerator = new_accelerator(training.mixed_precision, training.process_timeout)
+        check_alike(
+            self.accelerator,
+            settings={
+                "reinforce": self.reinforce,
+                "sampling": self.sampling,
+                "training": training,
+                "evaluation": self.evaluation,
+                "rewards": [(reward.name, reward.weight) for reward in rewards],
+                "seed": seed,
+            },
+            problems={"problems": problems, "held-out problems": held_out, "demonstrations": demonstrations},
+            model=policy.model,
+        )
         check_shares(self.reinforce, self.accelerator.num_processes)
         policy.model.to(self.accelerator.device)
         broadcast_weights(policy.model, self.accelerator)
@@ -214,6 +230,7 @@ class TrainingLoop:
         self._clock = time.monotonic()  # the time at which a run without interruptions would have started
         self._num_saved: int | None = None  # number of updates before this object's latest checkpoint
         self._has_tried_rewards = False
+        self._is_state_current = False  # True if weights and optimizer are those of `state`
 
     def _run_facts(self) -> RunFacts:
         """Return what the warnings about a run need to know about it."""
@@ -249,7 +266,20 @@ class TrainingLoop:
             InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
             RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
                 many updates in a row were not finite. A checkpoint is saved, except during the warm start.
+            ProcessLostError: if another process of the run has ended or does not answer. One of the remaining
+                processes saves a checkpoint of the state after the latest update, if possible.
         """
+        try:
+            yield from self._updates(resume=resume)
+        except RuntimeError as error:
+            if (why := why_lost(error)) is None:
+                raise
+            is_saved = self._save_after_loss()
+            if is_saved:
+                why += f". The state after update {self.state.num_updates} is saved in a checkpoint"
+            raise ProcessLostError(why, is_saved=is_saved) from error
+
+    def _updates(self, *, resume: bool) -> Iterator[Update]:
         self.try_rewards()
         self._warn(self.warning_signs.before_first_update())
         if self.training.num_tokens is not None:
@@ -257,6 +287,7 @@ class TrainingLoop:
         is_restored = resume and self._restore()
         self._clock = time.monotonic() - self.state.seconds
         if is_restored:
+            self._is_state_current = True
             is_stopping = self._is_stopped()
             if self.state.pending_evaluations and not is_stopping:
                 is_stopping = self._evaluate_and_save(self.state)
@@ -267,24 +298,27 @@ class TrainingLoop:
                 return
             if self.reference is not None:
                 self.reference.set_to_policy()
+            self._is_state_current = True
             is_stopping = self._evaluate_and_save()
         gc.collect()  # later collections skip the objects that exist now; see `fewer_collections`
         if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
             with fewer_collections(), seeded(self.sampler.random_number("update", self.state)):
-                update, is_stopping = self._update()
+                try:
+                    update, is_stopping = self._update()
+                except SamplingStoppedError:
+                    self._save_unless_saved()
+                    break
             try:
                 yield update
             except GeneratorExit:
-                # saving is impossible while the interpreter shuts down; an earlier checkpoint remains
-                if self._num_saved != self.state.num_updates and not sys.is_finalizing():
-                    self.save_checkpoint()
+                if not sys.is_finalizing():  # saving is impossible while the interpreter shuts down
+                    self._save_unless_saved()
                 raise
             if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
                 # the stop was requested by the caller's loop, or while the checkpoint was saved
-                if self._num_saved != self.state.num_updates:
-                    self.save_checkpoint()
+                self._save_unless_saved()
                 break
         self.accelerator.wait_for_everyone()  # the main process may still be evaluating or writing files
 
@@ -293,14 +327,16 @@ class TrainingLoop:
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         activations = Activations(self.training.micro_batch_tokens)
-        sample = self.sampler.sample(self.state, activations, self.display.working)
+        sample = self.sampler.sample(
+            self.state, activations, self.display.working, is_stopped=lambda: self.stop_requested
+        )
         own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
         prediction = self._predict(own, batch)
         estimate = self.estimate_batch(batch, prediction)
         with self._saving_if_stopped():
-            self._checks.check_scored(self.state, batch, estimate, self.display.say)
+            self._checks.check_scored(self.state, sample, estimate, self.display.say)
         # STEP 3: one gradient step, or one for each part of the batch
         outcomes = self._take_steps(own, batch, estimate, activations)
         own_estimate = estimate.part(own_rows(len(batch), self.accelerator), int(own.lengths.max()))
@@ -309,9 +345,11 @@ class TrainingLoop:
         self.state = self._next_state(sample, estimate, outcomes, is_fitted=is_fitted)
         if self.reference is not None:
             self.reference.refresh(before.num_updates, self.state.num_updates)
+        self._is_state_current = True
         metrics = self._log(sample, estimate, prediction, outcomes, started, sampled)
         with self._saving_if_stopped():
-            self._checks.check_finite(before, self.state, outcomes, self.display.say)
+            self._checks.check_finite(before, outcomes, self.display.say)
+        self._checks.check_weights(before, outcomes, self.display.say)
         self._checks.check_fitted(self.state, self.display.say, is_fitted=is_fitted)
         is_stopping = self._evaluate_and_save(before)
         if is_over(self.training, self.state):
@@ -352,6 +390,7 @@ class TrainingLoop:
                     recomputes=self.state.num_updates // num_updates % RECOMPUTE_EVERY == 0,
                 )
             )
+            self._is_state_current = False
             self.schedule.step()
         return outcomes
 
@@ -541,6 +580,26 @@ class TrainingLoop:
         self._num_saved = self.state.num_updates
         if self.checkpoints is not None:
             self.checkpoints.save(self.state)
+
+    def _save_unless_saved(self) -> None:
+        """Save a checkpoint, unless the latest one has the state after the latest update."""
+        if self._num_saved != self.state.num_updates:
+            self.save_checkpoint()
+
+    def _save_after_loss(self) -> bool:
+        """Save a checkpoint after another process was lost. Return False if this is not possible."""
+        if self.checkpoints is None or not self._is_state_current:
+            return False
+        state = self.state
+        if not self.accelerator.is_main_process:
+            # the main process may have ended before it recorded the latest evaluations
+            again = {*state.pending_evaluations, *self.evaluations.after(state.num_updates)}
+            pending = tuple(each for each in self.evaluation.decodings if each in again)
+            state = replace(state, pending_evaluations=pending)
+        try:
+            return self.checkpoints.save_without_others(state)
+        except (OSError, RuntimeError):  # the error that is reported is the loss of the process
+            return False
 
     @contextmanager
     def _saving_if_stopped(self) -> Iterator[None]:

@@ -86,16 +86,18 @@ def update_metrics(
 def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -> dict[str, float]:
     """Return the metrics of the optimizer steps of a batch, by name.
 
-    Losses, norms and shares are means over the steps. Ratios are counted in all steps. The difference from
-    the sampled log-probabilities is that of the first step, because the policy has changed before later
-    steps.
+    Losses, norms and shares are means over the steps that had scored episodes. Ratios are counted in all
+    steps. The difference from the sampled log-probabilities is that of the first step, because the policy has
+    changed before later steps.
     """
     metrics = {
-        "loss": sum(each.loss for each in outcomes) / len(outcomes),
-        "grad_norm": sum(each.grad_norm for each in outcomes) / len(outcomes),
         "learning_rate": outcomes[-1].learning_rate,
         **reduce(add, [each.counts for each in outcomes]).metrics(settings),
     }
+    computed = [each for each in outcomes if each.has_gradient]
+    if computed:
+        metrics["loss"] = sum(each.loss for each in computed) / len(computed)
+        metrics["grad_norm"] = sum(each.grad_norm for each in computed) / len(computed)
     if outcomes[0].max_log_prob_difference is not None:
         metrics["sampling/sampling_logp_difference/max"] = outcomes[0].max_log_prob_difference
     shares = [each.frac_weights_changed for each in outcomes if each.frac_weights_changed is not None]
@@ -126,7 +128,7 @@ def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) ->
     if state.entropy_coefficient is not None:
         metrics["entropy_coefficient"] = state.entropy_coefficient
     if settings.refill:
-        metrics |= sample.refills.metrics(sample.batch, settings.problems_per_update)
+        metrics |= sample.refills.metrics(sample.batch, settings)
     if settings.curriculum:
         rates = [pass_rate(sample.pass_counts, index) for index in sample.pass_counts]
         metrics["curriculum/num_problems"] = len(rates)

@@ -1,9 +1,9 @@
 """The loss of the actions of a micro-batch: the objective that the section `reinforce` selects."""
 
+import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -22,7 +22,7 @@ from llm_reinforce.policy_gradient import (
 
 @dataclass(frozen=True, slots=True)
 class RatioCounts:
-    """Sums over importance weights or clipped ratios, from which their metrics are computed.
+    """Sums over importance weights or ratios, from which their metrics are computed.
 
     Episodes whose advantages are all zero are not counted.
 
@@ -31,6 +31,7 @@ class RatioCounts:
         total: sum of the weights.
         squares: sum of the squared weights.
         num_truncated: number of weights above the limit.
+        num_infinite: number of weights that are infinite, because there is no limit.
         num_low: number of clipped ratios below the lower bound.
         num_high: number of clipped ratios above the upper bound.
     """
@@ -39,6 +40,7 @@ class RatioCounts:
     total: float = 0.0
     squares: float = 0.0
     num_truncated: int = 0
+    num_infinite: int = 0
     num_low: int = 0
     num_high: int = 0
 
@@ -48,22 +50,24 @@ class RatioCounts:
             self.total + other.total,
             self.squares + other.squares,
             self.num_truncated + other.num_truncated,
+            self.num_infinite + other.num_infinite,
             self.num_low + other.num_low,
             self.num_high + other.num_high,
         )
 
     def metrics(self, settings: ReinforceConfig) -> dict[str, float]:
-        """Return the metrics of importance weights or clipping, by name; empty if neither is set."""
+        """Return the metrics of importance weights or ratios, by name; empty if there are none."""
         if not self.num:
             return {}
         metrics = {}
-        if settings.importance is not None:
+        if settings.importance is not None or settings.clip is False:
             metrics["importance/mean"] = self.total / self.num
-            metrics["importance/frac_truncated"] = self.num_truncated / self.num
             if self.squares:
                 # (Σ w)² / (n Σ w²)
                 metrics["importance/effective_sample_size"] = self.total**2 / (self.num * self.squares)
-        if settings.clip is not None:
+        if settings.importance is not None:
+            metrics["importance/frac_truncated"] = self.num_truncated / self.num
+        if settings.clip:
             metrics["clip/frac_low"] = self.num_low / self.num
             metrics["clip/frac_high"] = self.num_high / self.num
         return metrics
@@ -73,7 +77,7 @@ NO_RATIOS = RatioCounts()
 
 
 class Surrogate(NamedTuple):
-    """A loss and the counts of its importance weights or clipped ratios."""
+    """A loss and the counts of its importance weights or ratios."""
 
     loss: Float[Tensor, ""]
     counts: RatioCounts
@@ -90,6 +94,7 @@ def surrogate_loss(
     """Return the loss whose gradient is the negative policy gradient of the settings' objective.
 
     Without `importance` and `clip`, it is `reinforce_loss`, and the behavior log-probabilities are not used.
+    With `clip: false`, it is `reinforce_loss` too, and the ratios are counted.
 
     Args:
         settings: the `reinforce` section of the settings.
@@ -99,15 +104,41 @@ def surrogate_loss(
         mask: True for the actions of scored episodes.
         denominator: the denominator of the update's loss.
     """
-    if settings.clip is not None:
+    counts = NO_RATIOS
+    if settings.clip:
         logs = log_ratios(log_probs, behavior_log_probs, mask)
         return _clipped(settings.clip, log_probs, logs, advantages, mask, denominator)
+    if settings.clip is False:
+        ratios = log_ratios(log_probs, behavior_log_probs, mask).detach().exp()
+        counts = _counts(ratios, ratios, _counted(advantages, mask))
     if settings.importance is not None:
         logs = log_ratios(log_probs, behavior_log_probs, mask)
         gae_lambda = settings.value.gae_lambda if settings.baseline == "value" else 1.0
         advantages, counts = _weighted(settings.importance, logs, advantages, mask, gae_lambda)
-        return Surrogate(reinforce_loss(log_probs, advantages, mask, denominator), counts)
-    return Surrogate(reinforce_loss(log_probs, advantages, mask, denominator), NO_RATIOS)
+    return Surrogate(reinforce_loss(log_probs, advantages, mask, denominator), counts)
+
+
+def _counted(
+    advantages: Float[Tensor, "episode token"], mask: Bool[Tensor, "episode token"]
+) -> Bool[Tensor, "episode token"]:
+    """Return True for the actions whose weights or ratios are counted."""
+    return mask & advantages.ne(0).any(dim=1, keepdim=True)
+
+
+def _counts(
+    raw: Float[Tensor, "episode token"],
+    weights: Float[Tensor, "episode token"],
+    counted: Bool[Tensor, "episode token"],
+) -> RatioCounts:
+    """Return the counts of weights, given their values before and after the limit."""
+    used = weights[counted].tolist()  # the squares of large weights overflow in float32
+    return RatioCounts(
+        len(used),
+        math.fsum(used),
+        math.fsum(weight * weight for weight in used),
+        num_truncated=int((raw != weights)[counted].sum()),
+        num_infinite=used.count(math.inf),
+    )
 
 
 def _weighted(
@@ -119,15 +150,10 @@ def _weighted(
 ) -> tuple[Float[Tensor, "episode token"], RatioCounts]:
     raw = importance_weights(settings.level, logs)
     weights = limit_weights(raw, settings.limit, settings.beyond_limit)
-    # an episode has one weight with `sequence`, and otherwise one weight per action
-    counted = mask & advantages.ne(0).any(dim=1, keepdim=True)
-    if settings.level == "sequence":
+    counted = _counted(advantages, mask)
+    if settings.level == "sequence":  # an episode has one weight, and otherwise one weight per action
         counted = counted & (mask.cumsum(dim=1) == 1)
-    used = weights[counted]
-    is_beyond = raw[counted] > (torch.inf if settings.limit is None else settings.limit)
-    counts = RatioCounts(
-        len(used), float(used.sum()), float(used.square().sum()), num_truncated=int(is_beyond.sum())
-    )
+    counts = _counts(raw, weights, counted)
     return weighted_advantages(settings.level, advantages, weights, gae_lambda), counts
 
 
@@ -147,7 +173,7 @@ def _clipped(
     else:
         weights = clipped_weights(logs, settings.low, settings.high)
         loss = reinforce_loss(log_probs, weights * advantages, mask, denominator)
-    counted = mask & advantages.ne(0).any(dim=1, keepdim=True)
+    counted = _counted(advantages, mask)
     counts = RatioCounts(
         int(counted.sum()), num_low=int((is_low & counted).sum()), num_high=int((is_high & counted).sum())
     )

@@ -101,11 +101,12 @@ def draw_by_pass_rate(
     # most problems of a large data set have not been sampled, and share one weight
     weights = np.full(num_problems, problem_weight(settings, pass_rate({}, 0)))
     for index in counts:
-        weights[index] = problem_weight(settings, pass_rate(counts, index))
+        if index < num_problems:  # a resumed run may have fewer problems
+            weights[index] = problem_weight(settings, pass_rate(counts, index))
     uniforms = np.random.default_rng(seed).random(num_problems)
     with np.errstate(divide="ignore"):
         # of the keys u^(1/w), the largest are drawn; a weight of 0 has the key 0
         keys = np.log(uniforms) / weights
-    keys[list(taken)] -= np.inf
-    order = np.lexsort((-uniforms, -keys)).tolist()
+    is_taken = np.isin(np.arange(num_problems), list(taken))
+    order = np.lexsort((-uniforms, -keys, is_taken)).tolist()
     return [int(order[place % num_problems]) for place in range(size)]

@@ -16,6 +16,8 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.given import POLICY_FOLDER, PROBLEMS_FOLDER
 from llm_reinforce.training.run_record import write_record
 
+FREE = ("trackers", "process_timeout")  # settings of `training` that may differ when a run is resumed
+
 
 @contextmanager
 def recording(
@@ -63,7 +65,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
     `num_updates`, `num_tokens` and `stop_at` may be larger than in the settings of the run, and the trackers
-    may differ.
+    and `process_timeout` may differ.
     If no `chat_template_date` is given, the date of the run is used.
 
     Raises:
@@ -84,8 +86,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     Args:
         file: `recipe.yaml` of the run.
         config: settings to compare with.
-        may_grow: ignore a larger number of updates, a larger budget of tokens, a higher target accuracy, and
-            other trackers.
+        may_grow: ignore a larger number of updates, a larger budget of tokens, a higher target accuracy,
+            other trackers, and another `process_timeout`.
 
     Raises:
         InputError: if the file is not a valid recipe.
@@ -95,7 +97,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     if config.policy.chat_template_date is None:
         may_differ.add("policy.chat_template_date")  # the date of the run is used
     if may_grow:
-        may_differ |= {f"training.{name}" for name in (*_raised_limits(before, config), "trackers")}
+        may_differ |= {f"training.{name}" for name in (*_raised_limits(before, config), *FREE)}
     own, given = flattened(before.model_dump()), flattened(config.model_dump())
     shared = own.keys() & given.keys()
     return [

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch
 
 
@@ -25,37 +26,43 @@ class Refills:
             self.num_batches + 1, self.num_problems + num_problems, self.num_tokens + found.num_tokens
         )
 
-    def metrics(self, batch: EpisodeBatch, num_problems: int) -> dict[str, float]:
+    def metrics(self, batch: EpisodeBatch, settings: ReinforceConfig) -> dict[str, float]:
         """Return the metrics of the refills, by name.
 
         Args:
             batch: the batch after all replacements.
-            num_problems: number of its problems.
+            settings: settings of the loss and of the batch.
         """
+        num_dull = len(groups_with_one_accuracy(batch, settings))
         return {
             "refill/num_batches": self.num_batches,
             "refill/num_problems": self.num_problems,
             "refill/num_tokens": self.num_tokens,
-            "refill/frac_one_accuracy": len(groups_with_one_accuracy(batch)) / num_problems,
+            "refill/frac_one_accuracy": num_dull / settings.problems_per_update,
         }
 
 
-def groups_with_one_accuracy(batch: EpisodeBatch) -> list[int]:
+def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> list[int]:
     """Return the groups whose episodes are all correct or all wrong, in order.
+
+    Only episodes in the loss count. Unscored episodes are not in the loss, and with `truncated: mask`,
+    truncated episodes are not either. A group without any episode in the loss is also returned.
 
     The verdicts count, not the rewards. With a shaped reward, episodes of a problem that is always solved
     nearly always differ, and a policy that learned only from their differences would be destroyed.
     """
     verdicts: dict[int, set[bool]] = {}
     for episode in batch.episodes:
-        if episode.verdict is not None:
-            verdicts.setdefault(episode.group, set()).add(episode.verdict.correct)
-    return sorted(group for group, found in verdicts.items() if len(found) == 1)
+        of_group = verdicts.setdefault(episode.group, set())
+        is_masked = settings.truncated == "mask" and not episode.completion.terminated
+        if episode.verdict is not None and episode.reward is not None and not is_masked:
+            of_group.add(episode.verdict.correct)
+    return sorted(group for group, found in verdicts.items() if len(found) < 2)
 
 
-def with_replacements(batch: EpisodeBatch, found: EpisodeBatch) -> EpisodeBatch:
+def with_replacements(batch: EpisodeBatch, found: EpisodeBatch, settings: ReinforceConfig) -> EpisodeBatch:
     """Replace the groups of a batch that have one accuracy by groups of another batch that have several."""
-    old, dull = groups_with_one_accuracy(batch), set(groups_with_one_accuracy(found))
+    old, dull = groups_with_one_accuracy(batch, settings), set(groups_with_one_accuracy(found, settings))
     new = [group for group in dict.fromkeys(found.groups.tolist()) if group not in dull]
     place_of = dict(zip(new, old, strict=False))  # from groups of `found` to groups of `batch`
     replaced = set(place_of.values())

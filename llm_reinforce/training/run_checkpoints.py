@@ -8,11 +8,13 @@ from accelerate import Accelerator
 from torch import nn
 from torch.optim import Optimizer
 
-from llm_reinforce.checkpoint_files import find_checkpoint
+from llm_reinforce.checkpoint_files import find_checkpoint, num_updates_of
 from llm_reinforce.config import EvaluationConfig, TrainingConfig
+from llm_reinforce.errors import InputError
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
 from llm_reinforce.runs.run_directory import RunDirectory
+from llm_reinforce.training.agreement import check_same_checkpoint
 from llm_reinforce.training.optimizer import set_learning_rates
 from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.value_baseline import ValueBaseline
@@ -27,7 +29,7 @@ class RunCheckpoints:
         model: model whose trainable weights are saved.
         optimizer: optimizer of the run.
         schedule: learning-rate schedule of the run.
-        accelerator: the accelerator of the run. Only the main process writes files.
+        accelerator: the accelerator of the run. Only the main process writes files, while it is alive.
         training, evaluation: settings of the run.
         value_baseline: value head with its optimizer; None if the run has none.
         reference: reference policy; None if the run has none.
@@ -59,8 +61,38 @@ class RunCheckpoints:
 
     def save(self, state: TrainState) -> None:
         """Save a checkpoint in the main process."""
-        if not self.accelerator.is_main_process:
-            return
+        if self.accelerator.is_main_process:
+            self._write(state)
+
+    def save_without_others(self, state: TrainState) -> bool:
+        """Save a checkpoint after another process of the run was lost, possibly the main process.
+
+        Another process than the main process saves the checkpoint if it gets the lock of the run's directory,
+        which the main process holds until it ends, and if the logs have the lines of the latest update.
+
+        Args:
+            state: train state after the latest update.
+
+        Returns:
+            True if there is a checkpoint of this state.
+        """
+        if self.accelerator.is_main_process:
+            self._write(state)
+            return True
+        if not (self.run_directory.path / "recipe.yaml").is_file():  # on a disk of another machine
+            return False
+        try:
+            with self.run_directory.locked():
+                newest, _ = find_checkpoint(self.run_directory.checkpoints)
+                if newest is None or num_updates_of(newest) < state.num_updates:
+                    if not self.run_directory.has_logs_of(state.num_updates):
+                        return False
+                    self._write(state)
+                return True
+        except InputError:  # another process holds the lock
+            return False
+
+    def _write(self, state: TrainState) -> None:
         self.run_directory.sync_logs()
         save_checkpoint(
             self.run_directory.checkpoints,
@@ -82,11 +114,15 @@ class RunCheckpoints:
 
         Args:
             say: function that shows a message to the user.
+
+        Raises:
+            InputError: if the processes have found different checkpoints.
         """
         state: TrainState | None = None
         directory, faults = find_checkpoint(self.run_directory.checkpoints)
         for fault in faults:
             say(f"skipped checkpoint {fault}")
+        check_same_checkpoint(directory.name if directory else None, self.accelerator)
         if directory is None:
             say("no complete checkpoint: the run starts from the beginning")
         else:

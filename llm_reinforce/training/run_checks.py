@@ -9,11 +9,11 @@ from accelerate import Accelerator
 
 from llm_reinforce.config import ReinforceConfig, TrainingConfig
 from llm_reinforce.console.text import visible
-from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate
+from llm_reinforce.episodes import Estimate
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.runs import TrainState
-from llm_reinforce.training.batch_sampler import BatchSampler
+from llm_reinforce.training.batch_sampler import BatchSampler, Sample
 from llm_reinforce.training.data_parallel import gather_episodes
 from llm_reinforce.training.gradient_step import UpdateOutcome
 
@@ -88,7 +88,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
             )
             raise InputError("\n".join([message, *_lines(episodes[0].traceback)]))
     if sampler.reinforce.standardize_rewards:
-        batch.standardized_rewards()  # rejects step rewards
+        batch.standardized_rewards(batch.scored)  # rejects step rewards
     if not batch.scored.any():
         say("every reward function returned None on all trial episodes")
 
@@ -108,37 +108,38 @@ class RunChecks:
         self._has_reported_failure = False
 
     def check_scored(
-        self, state: TrainState, batch: EpisodeBatch, estimate: Estimate, say: Callable[[str], None]
+        self, state: TrainState, sample: Sample, estimate: Estimate, say: Callable[[str], None]
     ) -> None:
         """Report the first failure of a reward, and stop the run if too many episodes are unscored.
 
         Args:
             state: train state before the update.
-            batch: episodes of all processes.
-            estimate: their returns and advantages.
+            sample: episodes of the batch, and the failures of all episodes that were sampled for it.
+            estimate: returns and advantages of the batch.
             say: function that shows a message to the user.
 
         Raises:
             InputError: if no episode of the run's first update could be scored.
             RunStoppedError: if the fraction of unscored episodes is above `training.max_unscored_share`.
         """
-        failed = [episode for episode in (*batch.episodes, *batch.greedy) if episode.failures]
+        failures = sample.failures
         why = "every reward function returned None"
-        if failed:
-            why = self._process_of(failed[0]) + visible(failed[0].failure or "", 400)
-        if failed and not self._has_reported_failure:
+        if failures.first is not None:
+            process = f"process {failures.process}: " if self.accelerator.num_processes > 1 else ""
+            why = process + visible(failures.first.failure or "", 400)
+        if failures.first is not None and not self._has_reported_failure:
             self._has_reported_failure = True
             say(f"an episode could not be scored and is left out: {why}")
-            for line in _lines(failed[0].traceback):
+            for line in _lines(failures.first.traceback):
                 say(line)
-        if state.num_updates == 0 and not batch.scored.any():
+        if state.num_updates == 0 and not sample.batch.scored.any():
             raise InputError(f"no episode of the first update could be scored: {why}")
         if state.num_updates == 0 and estimate.mean_return is None:
             raise InputError(
                 "reinforce.truncated: all scored episodes of the first update are truncated, so mask leaves "
                 "none to learn from; increase sampling.max_new_tokens, or use truncated: count"
             )
-        share = 1.0 - float(batch.scored.float().mean())
+        share = failures.num_unscored / failures.num_episodes
         if share > self.training.max_unscored_share:
             raise RunStoppedError(
                 f"{share:.0%} of the episodes of update {state.num_updates + 1} could not be scored "
@@ -151,7 +152,6 @@ class RunChecks:
     def check_finite(
         self,
         before: TrainState,
-        after: TrainState,
         outcomes: Sequence[UpdateOutcome],
         say: Callable[[str], None],
     ) -> None:
@@ -162,26 +162,41 @@ class RunChecks:
 
         Args:
             before: train state before the updates of a batch.
-            after: train state after these updates.
             outcomes: outcome of each update.
             say: function that shows a message to the user.
 
         Raises:
             RunStoppedError: if the gradients of `training.max_not_finite` updates in a row were not finite.
         """
-        in_a_row, limit = after.num_not_finite_in_a_row, self.training.max_not_finite
-        not_finite = [number for number, each in enumerate(outcomes) if each.is_not_finite]
-        if not_finite and (not_finite[0] > 0 or before.num_not_finite_in_a_row == 0):
-            first, number = outcomes[not_finite[0]], before.num_updates + not_finite[0] + 1
-            say(
-                f"update {number} is skipped: its gradient is not finite (norm {first.grad_norm:.3g}, loss "
-                f"{first.loss:.3g}); the weights are unchanged"
-            )
+        limit, in_a_row = self.training.max_not_finite, 0
+        streak = before.num_not_finite_in_a_row
+        for number, outcome in enumerate(outcomes, before.num_updates + 1):
+            streak = streak + 1 if outcome.is_not_finite else 0
+            in_a_row = max(in_a_row, streak)
+            if streak == 1:
+                say(
+                    f"update {number} is skipped: its gradient is not finite (norm {outcome.grad_norm:.3g}, "
+                    f"loss {outcome.loss:.3g}){_cause(outcome)}; the weights are unchanged"
+                )
         if in_a_row >= limit:
             raise RunStoppedError(
-                f"the gradients of the last {in_a_row} updates were not finite; the weights before these "
-                "updates are saved in a checkpoint. Start a new run with a lower training.learning_rate, or "
-                "with a higher-precision dtype or mixed_precision"
+                f"the gradients of {in_a_row} updates in a row were not finite{_cause(outcomes[-1])}; the "
+                "weights, which these updates did not change, are saved in a checkpoint. Start a new run "
+                "with a lower training.learning_rate, or with a higher-precision dtype or mixed_precision"
+            )
+
+    def check_weights(
+        self, before: TrainState, outcomes: Sequence[UpdateOutcome], say: Callable[[str], None]
+    ) -> None:
+        """Report importance weights that have no effect in the first update of a run."""
+        counts = outcomes[0].counts
+        are_ones = counts.num > 0 and counts.total == counts.squares == counts.num
+        is_on_policy = self.reinforce.importance is not None and self.reinforce.updates_per_batch == 1
+        if before.num_updates == 0 and is_on_policy and are_ones:
+            say(
+                "reinforce.importance has no effect in this run: the updates reuse the log-probabilities "
+                "that were recorded in sampling, so all importance weights are 1; remove the setting, or "
+                "increase reinforce.updates_per_batch"
             )
 
     def check_fitted(self, after: TrainState, say: Callable[[str], None], *, is_fitted: bool) -> None:
@@ -196,11 +211,13 @@ class RunChecks:
                 "value/num_skipped_fits counts such updates"
             )
 
-    def _process_of(self, episode: Episode) -> str:
-        """Return "process N: " for an episode if several processes train together, and otherwise ""."""
-        num_processes = self.accelerator.num_processes
-        process = episode.group * num_processes // self.reinforce.problems_per_update
-        return f"process {process}: " if num_processes > 1 else ""
+
+def _cause(outcome: UpdateOutcome) -> str:
+    """Return the cause of a gradient that is not finite as part of a sentence; "" if it is not known."""
+    num = outcome.counts.num_infinite
+    if not num:
+        return ""
+    return f" because {num:,} importance weights are infinite (reinforce.importance.limit would bound them)"
 
 
 def _lines(traceback: str) -> list[str]:

@@ -13,13 +13,13 @@ from llm_reinforce.config import (
     TrainingConfig,
 )
 from llm_reinforce.console.run_display import Display
-from llm_reinforce.evaluation import Decoding, Evaluation, measure_accuracy
+from llm_reinforce.evaluation import Answer, Decoding, Evaluation, answer_problems, evaluation_of
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.problems import Problem
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.run_directory import RunDirectory
 from llm_reinforce.training.budget import makes_no_more_updates
-from llm_reinforce.training.data_parallel import share_evaluation
+from llm_reinforce.training.data_parallel import gather_object
 from llm_reinforce.training.trackers import Trackers
 
 NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
@@ -60,9 +60,10 @@ class RunEvaluations:
         is_stopped: Callable[[], bool],
         is_first_or_last: bool,
     ) -> TrainState:
-        """Make the pending evaluations in the main process, and share the results with all processes.
+        """Make the pending evaluations. Each process answers its share of the problems.
 
-        If a stop is requested, the evaluation in progress and the following ones remain pending.
+        If a stop is requested in any process, the evaluation in progress and the following ones remain
+        pending.
 
         Args:
             policy: the policy.
@@ -82,10 +83,13 @@ class RunEvaluations:
         problems = (self.held_out or self.problems)[:num_problems]
         is_main = self.accelerator.is_main_process
         for decoding in [each for each in self.settings.decodings if each in state.pending_evaluations]:
-            own = self._measure(policy, problems, decoding, display, is_stopped) if is_main else None
-            evaluation = share_evaluation(own, problems, self.accelerator)
-            if evaluation is None:
+            own = self._answer_share(policy, problems, decoding, display, is_stopped)
+            answers: dict[int, Sequence[Answer]] = {}
+            for of_process in (shares := gather_object(own, self.accelerator)):
+                answers |= of_process or {}
+            if None in shares:
                 break
+            evaluation = evaluation_of(decoding, problems, answers, self.sampling.max_new_tokens)
             state = state.with_evaluation(decoding, evaluation.accuracy)
             if self.training.stop_at is not None and decoding == self.settings.decodings[0]:
                 reached = max(state.accuracy_reached, evaluation.interval[0])
@@ -112,22 +116,23 @@ class RunEvaluations:
             self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})
             self.run_directory.append_answers(where, evaluation, None if is_complete else NUM_ANSWERS)
 
-    def _measure(
+    def _answer_share(
         self,
         policy: LanguagePolicy,
         problems: Sequence[Problem],
         decoding: Decoding,
         display: Display,
         is_stopped: Callable[[], bool],
-    ) -> Evaluation | None:
-        """Return an evaluation, or None if a stop is requested before the evaluation is complete."""
+    ) -> dict[int, Sequence[Answer]] | None:
+        """Return the answers to the problems of this process by index, or None if a stop is requested."""
+        index, num_processes = self.accelerator.process_index, self.accelerator.num_processes
 
         def check_stop(*_: int) -> None:
             if is_stopped():
                 raise _EvaluationStoppedError
 
         with self.accelerator.autocast(), suppress(_EvaluationStoppedError):
-            return measure_accuracy(
+            return answer_problems(
                 policy,
                 problems,
                 decoding=decoding,
@@ -137,8 +142,9 @@ class RunEvaluations:
                 seed=self.seed,
                 batch_size=self.settings.batch_size,
                 stop=self.settings.stop,
-                progress=lambda done: display.evaluating(done, len(problems)),
+                progress=lambda done: display.evaluating(done, -(-len(problems) // num_processes)),
                 on_step=check_stop,
+                share=(index, num_processes),
             )
         return None
 

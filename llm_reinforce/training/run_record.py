@@ -37,9 +37,10 @@ def run_record(
         device: device of the run.
         num_processes: number of processes that train together.
     """
-    own = config.problems
-    data = [source.data for source in (own.train, own.held_out) if source is not None]
-    given = [*([config.policy.name_or_path] if config.policy.name_or_path else []), *data]
+    sources = (config.problems.train, config.problems.held_out, config.training.warm_start)
+    data = [source.data for source in sources if source is not None and source.data is not None]
+    models = (config.policy.name_or_path, config.reinforce.kl and config.reinforce.kl.reference)
+    given = [*(model for model in models if model), *data]
     directory = str(Path(config.output_dir).expanduser().absolute())  # need not exist yet
     pairs = zip(config.rewards, rewards, strict=True)
     record: dict[str, Any] = texts_without_secrets(

@@ -1,23 +1,23 @@
 """What each piece of the fast path is worth: `python tests/benchmarks/ablation.py --rounds 10`.
 
 For each piece, two processes make updates of a workload of `speed.py` in turn. One of them runs the full
-code, and the other one runs it without the piece. The table shows the time without the piece, divided by the
-time of the full code: the median over the rounds, and an interval of 95% confidence. A value of 1.10 means
-that an update takes 10% more time without the piece. The pieces are turned off in this file only.
+code, and the other one runs it without the piece. The table shows the CPU time without the piece, divided by
+the CPU time of the full code: the median over the rounds, and an interval of 95% confidence. A value of 1.10
+means that an update takes 10% more time without the piece. Each process computes with one thread, because the
+CPU time of one thread depends little on what else runs on the machine. The pieces are turned off in this file
+only.
 """
 
 import argparse
 import inspect
 import io
 import json
-import os
-import platform
 import statistics
 import sys
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from llm_reinforce.__main__ import WAITING, limit_spinning
 from llm_reinforce.policy import ActionLogProbs, log_probs, sampling
 from llm_reinforce.policy.action_head import log_probs_of_logits
 from llm_reinforce.policy.fast_path import (
@@ -54,13 +53,11 @@ class Piece:
         title: description in the table.
         turn_off: function that turns the piece off in this process.
         code: modules, classes and functions that exist for this piece.
-        waits: environment variables of the process without the piece.
     """
 
     title: str
     turn_off: Callable[[], None]
     code: Sequence[Any]
-    waits: Mapping[str, str] = field(default_factory=lambda: WAITING)
 
 
 # Without a piece.
@@ -177,7 +174,7 @@ def without_gc_settings() -> None:
 
 
 def nothing() -> None:
-    """Change nothing; the piece is turned off by environment variables, or this is the full code."""
+    """Change nothing: this is the full code."""
 
 
 PIECES = {
@@ -233,7 +230,6 @@ PIECES = {
     ),
     "malloc": Piece("malloc keeps freed memory", without_malloc_settings, [host_process.keep_freed_memory]),
     "gc": Piece("fewer garbage collections", without_gc_settings, [host_process.fewer_collections]),
-    "spinning": Piece("threads of OpenMP sleep sooner", nothing, [limit_spinning], {}),
 }
 
 
@@ -267,12 +263,13 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
     return ordered[place], ordered[-1 - place]
 
 
-def measure(piece: str, workload: str, rounds: int, directory: str) -> dict[str, Any]:
+def measure(piece: str, workload: str, num_problems: int, rounds: int, directory: str) -> dict[str, Any]:
     """Let two processes, with and without the piece, make updates in turn."""
 
     def started(name: str) -> Any:
         arguments = [__file__, "--worker", name, "--workloads", workload, "--directory", directory]
-        return speed.worker(arguments, PIECES[name].waits)
+        arguments += ["--problems", str(num_problems)]
+        return speed.worker(arguments, {"OMP_NUM_THREADS": "1"})
 
     with started("nothing") as full, started(piece) as without:
         pairs = []
@@ -280,7 +277,7 @@ def measure(piece: str, workload: str, rounds: int, directory: str) -> dict[str,
             first, second = (full, without) if number % 2 == 0 else (without, full)
             one, other = first(), second()
             pairs.append((one, other) if number % 2 == 0 else (other, one))
-    ratios = [other["seconds"] / one["seconds"] for one, other in pairs]
+    ratios = [other["cpu_seconds"] / one["cpu_seconds"] for one, other in pairs]
     low, high = interval(ratios)
     return {
         "piece": piece,
@@ -288,7 +285,7 @@ def measure(piece: str, workload: str, rounds: int, directory: str) -> dict[str,
         "ratio": statistics.median(ratios),
         "low": low,
         "high": high,
-        "seconds": [[one["seconds"], other["seconds"]] for one, other in pairs],
+        "cpu_seconds": [[one["cpu_seconds"], other["cpu_seconds"]] for one, other in pairs],
         "peak_mib": [pairs[-1][0]["peak_mib"], pairs[-1][1]["peak_mib"]],
     }
 
@@ -312,6 +309,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", nargs="+", choices=PIECES, default=list(PIECES), metavar="PIECE")
     parser.add_argument("--workloads", nargs="+", choices=speed.WORKLOADS, default=list(speed.WORKLOADS))
+    parser.add_argument("--problems", type=int, default=8, help="problems per update")
     parser.add_argument("--rounds", type=int, default=10, help="updates with and without each piece")
     parser.add_argument("--json", type=Path, default=Path("ablation.json"), help="file for all times")
     parser.add_argument("--worker", choices=PIECES, help=argparse.SUPPRESS)
@@ -319,15 +317,15 @@ def main() -> None:
     options = parser.parse_args()
     if options.worker:
         PIECES[options.worker].turn_off()
-        workload = speed.WORKLOADS[options.workloads[0]]
+        workload = replace(speed.WORKLOADS[options.workloads[0]], num_problems=options.problems)
         return speed.ours(workload, options.directory, speed.Turns(), has_verdicts=False)
-    machine = {name: version(name) for name in ("torch", "transformers")}
-    machine |= {"cores": os.cpu_count(), "threads": torch.get_num_threads(), "machine": platform.machine()}
+    machine: dict[str, Any] = {name: version(name) for name in ("torch", "transformers")}
+    machine |= {"capability": torch.backends.cpu.get_cpu_capability(), "problems": options.problems}
     results: list[dict[str, Any]] = []
     for workload in options.workloads:
         with speed.weights_of(workload) as directory:
             for piece in options.only:
-                results.append(measure(piece, workload, options.rounds, directory))
+                results.append(measure(piece, workload, options.problems, options.rounds, directory))
                 options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
                 last = results[-1]
                 print(

@@ -129,14 +129,16 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
     keep_freed_memory()
     dice = random.Random(0)
     policy = load_policy(directory)
-    spent = {"prefill": 0.0, "sampling": 0.0}
+    spent = {"prefill": 0.0, "sampling": 0.0, "cpu": 0.0}
 
     class Reporting(Silent):
         def update(self, num_updates: int, num_total: int, metrics: Any, episodes: Any) -> None:
             prefill, sampling = spent["prefill"], spent["sampling"]
             spent.update(prefill=0.0, sampling=0.0)
+            now = time.process_time()
             turns.report(
                 seconds=metrics["step_time"],
+                cpu_seconds=now - spent["cpu"],
                 tokens=sum(len(episode.completion.token_ids) for episode in episodes),
                 prompt=len(episodes[0].prompt_ids),
                 prefill=prefill,
@@ -145,6 +147,7 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
                 update=metrics["step_time/update"],
                 operations=operations(policy, episodes),
             )
+            spent["cpu"] = time.process_time()
 
     def reward(completion: str, problem: Problem) -> float:
         return dice.random()

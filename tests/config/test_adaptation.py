@@ -50,6 +50,31 @@ def test_settings_that_do_not_fit_an_override_get_their_defaults(
     assert [str(each.message).split()[0].rstrip(":") for each in caught] == noted
 
 
+@pytest.mark.parametrize(
+    ("reinforce", "override", "noted"),
+    [
+        ("updates_per_batch: 4, clip: {low: 0.1}", "updates_per_batch=1", "clip"),
+        ("updates_per_batch: 4, clip: false", "updates_per_batch=1", "clip"),
+        ("variant: grpo, updates_per_batch: 4, clip: {high: 0.3}", "updates_per_batch=1", "clip"),
+        ("updates_per_batch: 4, clip: {low: 0.1}", "importance.level=token", "clip"),
+        ("updates_per_batch: 4, importance: {level: token}", "clip.low=0.1", "importance"),
+        ("updates_per_batch: 4, importance: {level: token}", "clip=false", "importance"),
+        ("baseline: value, value: {hidden_size: 8}", "baseline=none", "value"),
+    ],
+)
+def test_sections_of_the_objective_that_do_not_fit_an_override_are_removed(
+    tmp_path: Path, reinforce: str, override: str, noted: str
+) -> None:
+    file = tmp_path / "x.yaml"
+    file.write_text(
+        "policy: {random_init: {}}\nproblems: {generate: {}}\nsampling: {max_new_tokens: 4}\n"
+        f"reinforce: {{{reinforce}}}\n"
+    )
+    with pytest.warns(UserWarning, match=f"^reinforce.{noted}.* of the recipe"):
+        changed = load_config(file, [f"reinforce.{override}"]).reinforce
+    assert noted not in changed.model_fields_set
+
+
 def test_default_of_the_warm_start_fits_its_number_of_updates(recipe: Path) -> None:
     """The default of 10 warmup updates is not a setting of the recipe or of the user."""
     recipe.write_text(RECIPE.replace("training: {", "training: {warm_start: {num_updates: 80}, "))

@@ -33,6 +33,31 @@ def test_several_updates_per_batch_are_clipped_unless_there_are_weights() -> Non
     )
 
 
+def test_correction_can_be_turned_off(tmp_path: Path) -> None:
+    config = config_from_keywords(None, DESCRIBED, {"updates_per_batch": 2, "clip": False})
+    assert config.reinforce.clip is False
+    file = tmp_path / "recipe.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(file) == config
+    file.write_text(RECIPE)
+    assert load_config(file, ["reinforce.updates_per_batch=2", "reinforce.clip=false"]) == config.model_copy(
+        update={"output_dir": "runs/recipe"}
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"updates_per_batch": 1}, "clip: has no effect with updates_per_batch: 1"),
+        ({"variant": "grpo"}, "clip: variant: grpo clips the ratios; remove this setting or the variant"),
+        ({"importance": {"level": "token"}}, "clip: has no effect with importance; remove this setting"),
+    ],
+)
+def test_correction_that_is_turned_off_in_vain_is_rejected(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        ReinforceConfig(**{"updates_per_batch": 2, "clip": False, **given})
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_variant_sets_its_keys(variant: str) -> None:
     keys = dict(VARIANTS[variant])
@@ -123,6 +148,10 @@ def test_settings_of_batches_are_written_and_read_again(tmp_path: Path) -> None:
         (
             {"curriculum": {"pools": {"easy_above": 0.1}}},
             "reinforce.curriculum.pools.easy_above: should be at least hard_below, which is 0.25, not 0.1",
+        ),
+        (
+            {"curriculum": {"pools": {"hard_below": 0.8}}},
+            "reinforce.curriculum.pools.easy_above: should be at least hard_below, which is 0.8, not 0.75",
         ),
         (
             {"refill": 2, "episodes_per_problem": 1, "baseline": "none"},

@@ -482,6 +482,31 @@ def test_files_are_looked_up_in_the_current_directory_then_beside_the_recipe(
     assert named()[:3] == ["problems.jsonl", "other.jsonl", "mine.py:f"]
 
 
+def test_models_are_looked_up_beside_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = (tmp_path / "recipes").resolve()
+    for name in ("sft/adapter", "base", "start"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "config.json").touch()
+    recipe = (
+        "policy: {name_or_path: sft/adapter}\nproblems: {generate: {}}\ntraining: {num_updates: 1}\n"
+        "reinforce: {kl: {coefficient: 0.1, reference: base}}\n"
+    )
+    (folder / "x.yaml").write_text(recipe)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(folder / "x.yaml")
+    assert config.policy.name_or_path == f"{folder}/sft/adapter"
+    assert config.reinforce.kl is not None
+    assert config.reinforce.kl.reference == f"{folder}/base"
+    (tmp_path / "base").mkdir()  # the current directory comes first
+    (folder / "x.yaml").write_text(recipe.replace("sft/adapter", "start"))
+    assert load_config(folder / "x.yaml").reinforce.kl == config.reinforce.kl.model_copy(
+        update={"reference": "base"}
+    )
+    start = load_config(folder / "x.yaml", ["reinforce.kl.reference=start"]).reinforce.kl
+    assert start is not None
+    assert start.reference == "start"
+
+
 def test_binary_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "x.yaml"
     path.write_bytes(b"\xff\xfe\x00")

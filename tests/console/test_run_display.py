@@ -196,7 +196,12 @@ def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float])
     for number in (1, 2):
         clock[0] += 5
         samples = [episode("[bold]1+1=", "2\n[/oops]\x1b[2J"), episode(completion="3", reward=None)]
-        display.update(number, 10, {**METRICS, "reward": number / 2, "num_unscored": 1.0}, samples)
+        display.update(
+            number,
+            10,
+            {**METRICS, "reward": number / 2, "num_unscored": 1.0, "refill/num_tokens": 1200},
+            samples,
+        )
     display.evaluation(2, "held_out", evaluation(5))
     display.evaluating(3, 20)
     shown = current_view(display)
@@ -207,6 +212,7 @@ def test_the_live_view_shows_the_metrics_and_escapes_samples(clock: list[float])
     assert "left" in shown
     assert re.search(r"reward +1\.000 ▁█", shown)
     assert "unscored" in shown
+    assert "refill tokens" in shown
     assert "20.0% → 50.0% [10.0, 90.0]  at update 2" in shown
     assert "✓  [bold]1+1=" in shown
     assert "2\\n[/oops]\\x1b[2J" in shown

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -303,6 +304,22 @@ def test_steps_and_episodes_of_several_updates_per_batch() -> None:
     assert diagnose(recorded(files=files, **flat, **{"step/relative_norm": 8e-6})) == ()
     found = only(recorded(files=files, **flat, **{"step/signal_share": noise(0.0)}))
     assert any("an update has 32 episodes" in line for line in found.evidence)
+
+
+def test_batches_of_several_updates_are_not_called_updates() -> None:
+    shape = {"problems_per_update": 16, "episodes_per_problem": 8, "updates_per_batch": 4}
+    files = {
+        "settings": {"reinforce": shape, "training": {"num_updates": 240}},
+        "environment": {"data": {"training": {"num_problems": 3}}},
+    }
+    accuracy: dict[str, Any] = {"accuracy": lambda update: 0.4 if update < 40 else 0.0, "reward": 0.3}
+    run = recorded(files=files, grad_norm=math.nan, **accuracy)
+    metrics = [{**row, "update": 4 * row["update"]} for row in run.metrics]
+    not_finite, collapse, few = diagnose(replace(run, metrics=metrics))
+    assert "of 60 of 60 batches in updates 1–240 are not finite" in not_finite.sentence
+    assert not_finite.updates == (1, 240)
+    assert "fell below half of it in updates 157–160" in collapse.sentence
+    assert few.sentence.startswith("a batch needs 16 problems")
 
 
 def test_noise_scale() -> None:

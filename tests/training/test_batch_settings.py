@@ -31,10 +31,10 @@ from llm_reinforce.config import (
     WarmStartConfig,
 )
 from llm_reinforce.episodes import Episode, EpisodeBatch
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation, measure_accuracy
 from llm_reinforce.evaluation.answers import measures_of
-from llm_reinforce.policy import LanguagePolicy, token_log_probs, trainable_parameters
+from llm_reinforce.policy import Activations, LanguagePolicy, token_log_probs, trainable_parameters
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import StepRewards, WeightedReward
 from llm_reinforce.runs import RunDirectory, TrainState, summarize_run
@@ -355,7 +355,7 @@ def test_problems_with_one_accuracy_are_replaced(steps, monkeypatch: pytest.Monk
         for group in range(2):
             assert len({e.problem.id for e in update.episodes if e.group == group}) == 1
         metrics = update.metrics
-        dull = len(groups_with_one_accuracy(batch))
+        dull = len(groups_with_one_accuracy(batch, settings))
         assert metrics["refill/frac_one_accuracy"] == dull / 2
         assert dull == 0 or metrics["refill/num_batches"] == 3
     sampled = sampled[1:]  # without the trial episodes
@@ -365,6 +365,62 @@ def test_problems_with_one_accuracy_are_replaced(steps, monkeypatch: pytest.Monk
     refilled = sum(metrics["refill/num_tokens"] for metrics in watcher.metrics)
     assert 0 < refilled < one.state.num_tokens
     assert any(metrics["refill/frac_one_accuracy"] == 0 for metrics in watcher.metrics)
+
+
+def test_only_episodes_in_the_loss_decide_about_a_replacement() -> None:
+    right, wrong = Verdict(True, "1", "equal"), Verdict(False, "2", "different")
+    one = trainer()
+    sampled = one.sampler.collect(COPY, one.state).episodes
+
+    def batch_of(terminated: tuple[bool, bool], rewards: tuple[float | None, float | None]) -> EpisodeBatch:
+        changed = [
+            replace(
+                sampled[index],
+                group=0,
+                verdict=verdict,
+                completion=replace(sampled[index].completion, terminated=terminated[index]),
+                reward=rewards[index],
+            )
+            for index, verdict in enumerate((right, wrong))
+        ]
+        return EpisodeBatch.of(changed)
+
+    plain, mask = batches(refill=1), batches(refill=1, truncated="mask")
+    assert groups_with_one_accuracy(batch_of((True, True), (1.0, 0.0)), mask) == []
+    cut = batch_of((True, False), (1.0, 0.0))
+    assert groups_with_one_accuracy(cut, plain) == []
+    assert groups_with_one_accuracy(cut, mask) == [0]
+    assert groups_with_one_accuracy(batch_of((True, True), (1.0, None)), plain) == [0]
+    assert groups_with_one_accuracy(batch_of((True, True), (None, None)), plain) == [0]
+
+
+def test_failures_of_replaced_problems_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(completion: str, problem: Problem) -> float:
+        if problem.id in "01":
+            raise ValueError("no reward")
+        return sevens(completion, problem)
+
+    collected: list[EpisodeBatch] = []
+    plain = BatchSampler.collect
+    monkeypatch.setattr(
+        BatchSampler,
+        "collect",
+        lambda *given, **options: collected.append(plain(*given, **options)) or collected[-1],
+    )
+    watcher = Watcher()
+    one = trainer(
+        reinforce=batches(refill=2),
+        rewards=(WeightedReward("failing", failing),),
+        training={"max_unscored_share": 0.0},
+        display=watcher,
+    )
+    sample = one.sampler.sample(one.state, Activations(4096), lambda text: None)
+    assert len(collected) > 1
+    assert sample.failures.num_episodes == sum(map(len, collected))
+    assert sample.failures.num_unscored == sum(int((~batch.scored).sum()) for batch in collected) > 0
+    with pytest.raises(RunStoppedError, match="could not be scored"):
+        one.train()
+    assert any("an episode could not be scored" in line for line in watcher.said)
 
 
 def test_weights_of_a_curriculum() -> None:
@@ -383,6 +439,9 @@ def test_weights_of_a_curriculum() -> None:
     assert draw_by_pass_rate(pools, counts, 4, 4, seed=0)[3] == 0  # only if no other problem is left
     assert sorted(draw_by_pass_rate(pools, counts, 4, 6, seed=0)[:4]) == [0, 1, 2, 3]
     assert set(draw_by_pass_rate(pools, counts, 4, 2, seed=0, taken=[1, 2])) == {0, 3}
+    # a problem with a weight of 0 precedes those that have been drawn for the same batch
+    assert {draw_by_pass_rate(pools, counts, 4, 1, seed, taken=[1, 2, 3])[0] for seed in range(9)} == {0}
+    assert set(draw_by_pass_rate(pools, counts, 2, 2, seed=0)) == {0, 1}  # there were more problems before
 
 
 def test_curriculum_counts_recent_episodes() -> None:
@@ -417,6 +476,19 @@ def test_rewards_are_standardized_before_they_are_summed(steps) -> None:
             spread = values.std(correction=0)
             total += weight * (values - values.mean()) / (spread if spread > 0 else 1.0)
         torch.testing.assert_close(estimate.advantages[3 * group : 3 * group + 3, 0], total)
+
+
+def test_masked_episodes_are_not_compared_with_others(steps) -> None:
+    settings = batches(standardize_rewards=True, baseline="none", truncated="mask", episodes_per_problem=6)
+    trainer(num_updates=1, reinforce=settings).train()
+    (batch, estimate), terminated = steps[-1], steps[-1][0].terminated
+    assert 0 < terminated.sum() < len(batch)
+    for group in range(4):
+        used = (batch.groups == group) & terminated
+        values = batch.terminal_rewards[used]
+        if len(set(values.tolist())) > 1:
+            expected = (values - values.mean()) / values.std(correction=0)
+            torch.testing.assert_close(estimate.advantages[used, 0], expected)
 
 
 def test_step_rewards_cannot_be_standardized() -> None:

@@ -110,7 +110,8 @@ def approximately(value: Any) -> Any:
 
 
 def test_more_processes_than_devices_are_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2"}.items():
+    launch = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "node1"}
+    for name, value in launch.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)
     with pytest.raises(InputError, match=r"2 processes .* has 1 GPU; .*`ACCELERATE_USE_CPU=true torchrun"):
@@ -122,6 +123,7 @@ def test_processes_that_would_train_alone_are_rejected(monkeypatch: pytest.Monke
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "node1")
     with pytest.raises(InputError, match=r"has started 2 processes, but accelerate uses 1 .*=true torchrun"):
         new_accelerator("no")
 

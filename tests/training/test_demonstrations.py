@@ -47,6 +47,7 @@ def test_rows_of_each_form_are_read(tmp_path: Path, row: dict[str, Any]) -> None
         ({"messages": [USER]}, "should be a chat that ends in a message of the assistant"),
         ({"messages": "1="}, "should be a chat that ends in a message of the assistant"),
         ({"prompt": "1=", "completion": 1}, "column 'completion' should be text or one message"),
+        ({"prompt": [USER], "completion": [USER]}, "column 'completion' should be text or one message"),
         ({"prompt": 1, "completion": "1"}, "column 'prompt' should be text or a list of chat messages"),
         (["1="], "should have the columns prompt and completion"),
     ],

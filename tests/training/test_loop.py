@@ -453,7 +453,7 @@ def test_repeated_logits_that_are_not_finite_stop_the_run(tmp_path: Path) -> Non
 
     directory, watcher = new_run(tmp_path / "run"), Breaking()
     one = trainer(policy, 9, display=watcher, run_directory=directory, training={"max_not_finite": 3})
-    with pytest.raises(RunStoppedError, match=r"last 3 updates were not finite.*new run.*learning_rate"):
+    with pytest.raises(RunStoppedError, match=r"3 updates in a row were not finite.*new run.*learning_rate"):
         one.train()
     assert one.state.num_updates == 5
     assert all(same(copy, after[1]) for copy in after[2:])

@@ -146,6 +146,7 @@ def test_everything_that_changes_in_a_run_is_in_its_state(tmp_path: Path) -> Non
         "_clock",
         "_has_reported_failure",
         "_has_tried_rewards",
+        "_is_state_current",
         "_num_evaluated",
         "_num_saved",
     }

@@ -10,22 +10,28 @@ import multiprocessing.connection
 import os
 import socket
 import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
-from small_runs import Watcher, sevens, small_policy, timeless, trainer
+from small_runs import COPY, Watcher, new_run, sevens, small_policy, timeless, trainer
 
 from llm_reinforce import load_recipe
 from llm_reinforce.__main__ import main
-from llm_reinforce.config import ReinforceConfig, WarmStartConfig
+from llm_reinforce.checkpoint_files import all_checkpoints
+from llm_reinforce.config import EvaluationConfig, ReinforceConfig, WarmStartConfig
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
+from llm_reinforce.evaluation import answer_problems, measure_accuracy
 from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.rewards import WeightedReward
-from llm_reinforce.training import TrainingLoop, data_parallel, gradient_step, warm_start
+from llm_reinforce.runs import RunDirectory
+from llm_reinforce.training import TrainingLoop, data_parallel, gradient_step, run_evaluations, warm_start
 
 
 def weights_are_broadcast_and_gradients_are_summed(directory: Path, patch: pytest.MonkeyPatch) -> None:
@@ -215,6 +221,83 @@ def metrics_logged_by_rewards_are_averaged(directory: Path, patch: pytest.Monkey
     assert set(ranks) == {"0", "1"}
 
 
+def evaluations_are_shared(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    def watched(*arguments, **options):
+        shares.append(answer_problems(*arguments, **options))
+        return shares[-1]
+
+    shares: list[dict] = []
+    patch.setattr(run_evaluations, "answer_problems", watched)
+    settings = EvaluationConfig(every=1, decodings=("greedy", "sampled"), samples_per_problem=2)
+    one = trainer(num_updates=1, held_out=COPY[:3], evaluation=settings)
+    one.train()
+    indices = [sorted(share) for share in gather_object([*shares])]
+    assert indices == [[0, 2]] * 4 + [[1]] * 4  # two decodings, before and after the update
+    for decoding, made in one.evaluations.after(1).items():
+        num_samples = 2 if decoding == "sampled" else 1
+        alone = measure_accuracy(
+            one.policy, COPY[:3], decoding=decoding, samples_per_problem=num_samples, max_new_tokens=4
+        )
+        assert made.answers == alone.answers
+        assert made.measures == alone.measures
+    single = trainer(num_updates=1, held_out=COPY[:1], evaluation=settings)  # a share is empty
+    single.train()
+    assert single.evaluations.after(1)["sampled"].total == 2
+
+
+class Stopper(Watcher):
+    """Request a stop in process 1 when the sampling or an evaluation shows its progress."""
+
+    def __init__(self, when: str) -> None:
+        super().__init__()
+        self.when = when
+
+    def working(self, sentence: str) -> None:
+        self.stop_if(self.when in sentence)
+
+    def evaluating(self, num_problems: int, total: int) -> None:
+        self.stop_if(self.when == f"{num_problems} of {total} evaluated")
+
+    def stop_if(self, is_time: bool) -> None:
+        assert self.trainer is not None
+        if is_time and os.environ["RANK"] == "1":
+            self.trainer.stop_requested = True
+
+
+def a_stop_in_one_process_stops_all(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    settings = EvaluationConfig(every=2, decodings=("sampled", "greedy"), batch_size=1)
+    stops = (("update 2: ", 1, ()), ("1 of 2 evaluated", 0, ("sampled", "greedy")))
+    for when, num_updates, pending in stops:
+        run = directory / f"stopped after {num_updates}"
+        if os.environ["RANK"] == "0":
+            new_run(run)
+        torch.distributed.barrier()
+        stopper = Stopper(when)
+        arguments = {"held_out": COPY, "evaluation": settings, "run_directory": RunDirectory(run)}
+        stopper.trainer = trainer(display=stopper, **arguments)
+        state = stopper.trainer.train()
+        assert (state.num_updates, state.pending_evaluations) == (num_updates, pending)
+        torch.distributed.barrier()
+        assert [each.name for each in all_checkpoints(run / "checkpoints")] == [f"update-{num_updates:06d}"]
+        resumed = trainer(**arguments).train(resume=True)
+        assert (resumed.num_updates, resumed.pending_evaluations) == (4, ())
+
+
+def processes_that_differ_are_refused(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    rank = int(os.environ["RANK"])
+    with pytest.raises(InputError, match="process 1 differs from process 0; start all") as caught:
+        trainer(seed=rank, reinforce=ReinforceConfig(problems_per_update=4 + 4 * rank))
+    lines = str(caught.value).splitlines()[1:]
+    assert [line.split(":")[0].strip() for line in lines] == ["reinforce.problems_per_update", "seed"]
+    assert "4 in process 0, 8 in process 1" in lines[0]
+    with pytest.raises(InputError, match=r"  held-out problems: .*num_problems.: 1,"):
+        trainer(held_out=COPY[: 1 + rank])
+    run = new_run(directory / f"machine {rank}")
+    trainer(num_updates=1, run_directory=run).train()  # only process 0 has a checkpoint
+    with pytest.raises(InputError, match="checkpoint in output_dir: 'update-000001' in process 0, None in"):
+        trainer(num_updates=2, run_directory=run).train(resume=True)
+
+
 def a_run_from_python_ends(directory: Path, patch: pytest.MonkeyPatch) -> None:
     settings = recipe_settings(directory / "value", "value")
     load_recipe("quickstart", [f"{key}={value}" for key, value in settings.items()]).train()
@@ -254,6 +337,9 @@ CHECKS = (
     failures_of_any_process_are_reported,
     trial_failures_of_any_process_are_reported,
     metrics_logged_by_rewards_are_averaged,
+    evaluations_are_shared,
+    a_stop_in_one_process_stops_all,
+    processes_that_differ_are_refused,
     weights_are_broadcast_and_gradients_are_summed,
     value_heads_are_equal,
     the_gradient_equals_that_of_one_process_with_all_episodes,
@@ -276,8 +362,13 @@ def check_all(directory: Path) -> None:
     main()
 
 
-def launch(directory: Path) -> None:
-    """Fork the two processes with the environment variables of `torchrun`; exit with 1 if one fails."""
+def start_two(run: Callable[[Path], None], directory: Path) -> list[ForkProcess]:
+    """Fork two processes with the environment variables of `torchrun`, and call `run` in both."""
+
+    def run_in_fork() -> None:
+        AcceleratorState._reset_state(reset_partial_state=True)  # of an accelerator made before the fork
+        run(directory)
+
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     shared = {
@@ -289,8 +380,14 @@ def launch(directory: Path) -> None:
     processes = []
     for rank in ("0", "1"):
         os.environ.update({**shared, "RANK": rank, "LOCAL_RANK": rank})
-        processes.append(multiprocessing.get_context("fork").Process(target=check_all, args=(directory,)))
+        processes.append(multiprocessing.get_context("fork").Process(target=run_in_fork))
         processes[-1].start()
+    return processes
+
+
+def launch(directory: Path) -> None:
+    """Make all checks in two processes; exit with 1 if one fails."""
+    processes = start_two(check_all, directory)
     while running := [each for each in processes if each.is_alive()]:
         multiprocessing.connection.wait([each.sentinel for each in running])
         if any(each.exitcode for each in processes):

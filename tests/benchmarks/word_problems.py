@@ -1,12 +1,17 @@
-"""Accuracy on published word problems: `python tests/benchmarks/word_problems.py base|gains|shaping|plot`.
+"""Accuracy on published word problems: `python tests/benchmarks/word_problems.py PART`.
 
-The script runs in a directory with the folder that `recipes/word_problems.py` writes. `base` measures the
-policy before training: prompt templates on training problems, then the test problems, greedy and sampled.
-`gains` trains with each method and seed, and measures the accuracy on the test problems. The methods are the
-recipe smollm2_word_problems, the recipe without its warm start, supervised training on all worked solutions,
-and with `--trl PYTHON` the GRPO trainer of TRL, which ends after the time of the recipe's run with the same
-seed. `shaping` compares rewards, and prints the findings of the doctor. `plot` draws the results of `gains`
-again. All files are written to `--output`, and complete runs are not repeated. A quick trial is
+The script runs in a directory with the folder that `recipes/word_problems.py` writes. The parts are:
+
+- `base` measures the policy before training: prompt templates on the problems of dev.jsonl, which are not test
+  problems, then the test problems, greedy and sampled.
+- `settings` and `shaping` compare settings and rewards of the recipe on dev.jsonl, at an equal budget of sampled
+  tokens, and print the findings of the doctor.
+- `gains` trains with each method and seed, and compares the accuracy on the test problems with that before
+  training. The methods are the recipe, the recipe without its warm start, supervised training on all worked
+  solutions, and with `--trl PYTHON` the GRPO trainer of TRL, for the time of the recipe's run with that seed.
+- `plot` draws the results of `gains` again.
+
+All files are written to `--output`, and complete runs are not repeated. A quick trial of `gains` is
 `--problems 4 --set training.num_updates=2 --set training.warm_start.num_updates=2 --set evaluation.every=2`.
 """
 
@@ -16,6 +21,8 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +38,24 @@ TEMPLATES = (
     "{prompt}\nWrite the calculation, then the answer after ####.",
 )
 TESTS = ("svamp_test", "multiarith_test")
+REWARDS = "'rewards=[{function: correct_answer}, {function: %s}]'"
 SHAPING = {  # rewards that are added to that for a right answer
     "right answer": "",
-    "format": "{function: answer_format, weight: 0.2}",
-    "concise": "{function: conciseness, weight: 0.5, arguments: {max_tokens: 48}}",
-    "right steps": "{function: intermediate_steps, weight: 0.2, arguments: {wrong: 0}}",
-    "heavy steps": "{function: intermediate_steps, weight: 1, arguments: {wrong: 0}}",
+    "format": REWARDS % "answer_format, weight: 0.2",
+    "concise": REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}",
+    "right steps": REWARDS % "intermediate_steps, weight: 0.2, arguments: {wrong: 0}",
+    "heavy steps": REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}",
+}
+SETTINGS = {  # other settings than those of the recipe
+    "recipe": "",
+    "warm start of 10": "training.warm_start.num_updates=10",
+    "warm start of 160": "training.warm_start.num_updates=160",
+    "learning rate 5e-6": "training.learning_rate=5e-6",
+    "learning rate 3e-5": "training.learning_rate=3e-5",
+    "adapter": "policy.lora={} training.learning_rate=1e-4 training.warm_start.learning_rate=5e-4",
+    "16 problems": "reinforce.problems_per_update=16",
+    "refill": "reinforce.refill=1",
+    "curriculum": "reinforce.curriculum={}",
 }
 # one policy-gradient update with a learning rate that leaves all weights unchanged
 NO_UPDATE = ("training.num_updates=1", "training.learning_rate=1e-30", "reinforce.problems_per_update=2")
@@ -204,28 +223,30 @@ def gains(options: argparse.Namespace) -> None:
     plot(options)
 
 
-def shaping(options: argparse.Namespace) -> None:
-    """Train with other rewards at an equal budget of sampled tokens, and print what the doctor finds."""
+def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, str]) -> None:
+    """Train variants of the recipe at an equal budget of sampled tokens, and print what the doctor finds."""
+    folder = options.output / part
     command = [sys.executable, "-m", "llm_reinforce", "compare", RECIPE, f"--tokens={options.tokens}"]
-    command += [f"--seeds={options.seeds}", f"--output={options.output / 'shaping'}", "--evaluations=4"]
-    for name, added in SHAPING.items():
-        rewards = ", ".join(filter(None, ["{function: correct_answer}", added]))
-        command += ["--variant", f"{name}: 'rewards=[{rewards}]'"]
+    command += [f"--seeds={options.seeds}", f"--output={folder}", "--evaluations=4"]
+    for name, overrides in variants.items():
+        command += ["--variant", f"{name}: {overrides}"]
     shared = [each for each in options.set if not each.startswith("training.num_updates")]
     shared += [f"policy.name_or_path={options.policy}", "training.schedule=constant"]
     subprocess.run([*command, *changes(shared)], check=True)
     rows = []
-    for name in SHAPING:
-        for directory in sorted((options.output / "shaping" / name).glob("seed-*")):
+    for name in variants:
+        for directory in sorted((folder / name).glob("seed-*")):
             lines = (directory / "metrics.jsonl").read_text().splitlines()
             ends = [json.loads(lines[at]) for at in (0, -1)]
-            row: dict[str, Any] = {"rewards": name, "run": directory.name}
+            row: dict[str, Any] = {"variant": name, "run": directory.name}
             for key in ("reward", "accuracy", "completions/mean_length"):
                 row[key] = [end[key] for end in ends]
+            evaluated = (directory / "evaluations.jsonl").read_text().splitlines()
+            row["held_out"] = [json.loads(line)["accuracy"] for line in evaluated]
             row["findings"] = [finding.kind for finding in diagnose(directory)]
             rows.append(row)
             print(json.dumps(row))
-    write_json(options.output / "shaping.json", rows)
+    write_json(options.output / f"{part}.json", rows)
 
 
 def plot(options: argparse.Namespace) -> None:
@@ -255,7 +276,11 @@ def write_json(path: Path, value: object) -> None:
 
 def main() -> None:
     """Read the arguments of the command line, and run a part."""
-    parts = {each.__name__: each for each in (base, gains, shaping, plot, trl)}
+    parts: dict[str, Callable[[argparse.Namespace], None]] = {
+        **{each.__name__: each for each in (base, gains, plot, trl)},
+        "settings": partial(compare_variants, part="settings", variants=SETTINGS),
+        "shaping": partial(compare_variants, part="shaping", variants=SHAPING),
+    }
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -267,7 +292,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="number of seeds")
     parser.add_argument("--epochs", type=int, nargs="*", default=[1, 4], help="passes of supervised training")
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with trl")
-    parser.add_argument("--tokens", type=int, default=200_000, help="budget of a run of `shaping`")
+    parser.add_argument(
+        "--tokens", type=int, default=200_000, help="budget of a run of `settings` or `shaping`"
+    )
     parser.add_argument("--problems", type=int, help="evaluate the first problems only")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe")
     parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)

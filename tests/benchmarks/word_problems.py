@@ -2,10 +2,10 @@
 
 The script runs in a directory with the folder that `recipes/word_problems.py` writes. The parts are:
 
-- `base` measures the policy before training: prompt templates on the problems of dev.jsonl, which are not test
-  problems, then the test problems, greedy and sampled.
-- `settings` and `shaping` compare settings and rewards of the recipe on dev.jsonl, at an equal budget of sampled
-  tokens, and print the findings of the doctor.
+- `base` measures the policy before training: prompt templates on dev.jsonl, which has no test problems, then
+  the test problems, greedy and sampled.
+- `settings` and `shaping` compare settings and rewards of the recipe on dev.jsonl, at an equal budget of
+  sampled tokens, and print the findings of the doctor.
 - `gains` trains with each method and seed, and compares the accuracy on the test problems with that before
   training. The methods are the recipe, the recipe without its warm start, supervised training on all worked
   solutions, and with `--trl PYTHON` the GRPO trainer of TRL, for the time of the recipe's run with that seed.

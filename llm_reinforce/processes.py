@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from llm_reinforce.errors import InputError, RunStoppedError
 
@@ -28,6 +29,32 @@ PORT = 29500  # port at which the launchers of several machines meet, the defaul
 # errors of the libraries with which processes communicate
 LOST = re.compile(r"gloo|nccl|connection (was )?(reset|closed|refused)|broken pipe", re.IGNORECASE)
 LATE = re.compile(r"timed? ?out|timeout", re.IGNORECASE)
+
+# settings of `accelerate launch` that are not supported, and the variables by which they are passed on
+OTHER_SHARDING = {
+    "ACCELERATE_USE_DEEPSPEED": "use_deepspeed",
+    "ACCELERATE_USE_MEGATRON_LM": "use_megatron_lm",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "use_parallelism_config",
+}
+UNSUPPORTED = {
+    "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params",
+    "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing",
+}
+FSDP_VARIABLES = ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2")  # what `--use_fsdp --fsdp_version 2` sets
+
+
+@dataclass(frozen=True, slots=True)
+class Sharding:
+    """How FSDP2 divides the weights of the policy among the processes.
+
+    Attributes:
+        layer_classes: names of the classes whose modules are gathered one at a time. Empty: the classes that
+            transformers does not split.
+        reshard_after_forward: remove the gathered weights of a layer after its forward pass.
+    """
+
+    layer_classes: tuple[str, ...]
+    reshard_after_forward: bool
 
 
 def num_processes() -> int:
@@ -56,14 +83,50 @@ def is_main_process() -> bool:
     return process_index() == 0
 
 
+def sharding() -> Sharding | None:
+    """Return the settings of `accelerate launch --use_fsdp --fsdp_version 2`; None without `--use_fsdp`.
+
+    Raises:
+        InputError: if the launch has a setting that is not supported.
+    """
+    rejected = [setting for name, setting in OTHER_SHARDING.items() if _is_true(name)]
+    is_fsdp = _is_true("ACCELERATE_USE_FSDP")
+    if is_fsdp and os.environ.get("FSDP_VERSION", "1") != "2":
+        raise InputError(
+            "accelerate was launched with version 1 of FSDP, but only version 2 is supported; add "
+            "--fsdp_version 2, or set fsdp_version: 2 in the configuration file of accelerate"
+        )
+    if is_fsdp:
+        rejected += [setting for name, setting in UNSUPPORTED.items() if _is_true(name)]
+        policy = os.environ.get("FSDP_AUTO_WRAP_POLICY", "TRANSFORMER_BASED_WRAP")
+        if policy.upper() != "TRANSFORMER_BASED_WRAP":
+            rejected.append(f"fsdp_auto_wrap_policy {policy}")
+        if os.environ.get("FSDP_IGNORED_MODULES"):
+            rejected.append("fsdp_ignored_modules")
+    if rejected:
+        raise InputError(
+            f"accelerate was launched with {' and '.join(rejected)}, which is not supported; remove this "
+            "setting from the command and from the configuration file of accelerate. To divide the weights "
+            "among the processes, use --use_fsdp --fsdp_version 2"
+        )
+    if not is_fsdp:
+        return None
+    classes = os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",")
+    return Sharding(
+        tuple(name.strip() for name in classes if name.strip()),
+        reshard_after_forward=_is_true("FSDP_RESHARD_AFTER_FORWARD", default="true"),
+    )
+
+
 def check_launch() -> None:
     """Check that the launcher has started the requested number of processes, which can find each other.
 
     Raises:
         InputError: if `accelerate launch` or `srun` should have started several processes that train
             together, but this process would train alone, or if environment variables that a launcher sets
-            are missing or contradict each other.
+            are missing or contradict each other, or under the conditions listed for `sharding`.
     """
+    sharding()
     if any(os.environ.get(name) for name in (*SIZES, *RANKS)):
         _check_variables()
     # `accelerate launch` sets all three variables if several processes are requested without MPI
@@ -139,9 +202,11 @@ def working_command(
     if num_machines > 1:
         launcher += ["--nnodes", str(num_machines), "--rdzv_backend", "c10d"]
         launcher += ["--rdzv_endpoint", f"{host}:{PORT}"]
-    prefix = "ACCELERATE_USE_CPU=true " if on_cpu else ""
+    variables = ["ACCELERATE_USE_CPU=true"] if on_cpu else []
+    if _is_true("ACCELERATE_USE_FSDP"):
+        variables += FSDP_VARIABLES
     own = _own_arguments() if arguments is None else arguments
-    return prefix + shlex.join([*launcher, *own])
+    return shlex.join([*variables, *launcher, *own])
 
 
 def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = False) -> str:
@@ -181,6 +246,11 @@ def _own_arguments() -> Sequence[str]:
     while arguments and arguments[0].startswith("-") and arguments[0] != "-m":
         arguments = arguments[1:]
     return arguments
+
+
+def _is_true(name: str, default: str = "") -> bool:
+    """Return True if a variable is set to a word that accelerate reads as true."""
+    return os.environ.get(name, default).strip().lower() in ("1", "true", "t", "yes", "y", "on")
 
 
 def _number(names: Sequence[str], default: int) -> int:

@@ -100,6 +100,7 @@ WITHOUT_CHECKS = {
     "test_not_finite",
     "test_resumed_runs",
     "test_reward_faults",
+    "test_sampled_by_a_server",
     "test_trackers",
 }
 

@@ -260,6 +260,7 @@ def test_dry_run_writes_no_files(tmp_path: Path) -> None:
     for words in (
         "all trained",
         "10 held out",
+        "GiB while sampling and",
         "8 episodes: 4 problems x 2",
         "correct_answer x 1",
         "· reward 0",

@@ -20,7 +20,7 @@ STAND_INS = {
         esac
         for _ in {1..1000}; do sleep 0.02; done""",
     "scontrol": '[[ $1 != show ]] || printf "%s\\n" ${SLURM_JOB_NODELIST//,/ }',
-    "curl": "true",
+    "curl": 'until grep -q "llm-reinforce serve" calls; do sleep 0.02; done',
 }
 
 
@@ -58,7 +58,8 @@ def test_job_starts_a_server_and_one_launcher_on_each_other_machine(
     assert one.wait(20) == 0, one.stderr
     (served,), (trained,) = calls(job, "llm-reinforce serve"), calls(job, "torchrun")
     assert "--nodelist=n1 llm-reinforce serve quickstart" in served
-    assert served.endswith("--set sampling.server.url=http://n1:8000 --vllm vllm --run")
+    assert "--set sampling.server.url=http://n1:8000 --python " in served
+    assert served.endswith("/vllm/bin/python --run")
     assert "--nodes=2 --ntasks=2 --nodelist=n2,n3 torchrun" in trained
     arguments = trained.partition("torchrun ")[2].split()
     options = get_args_parser().parse_args(arguments)

@@ -22,6 +22,7 @@ from llm_reinforce.cli.recipes import recipes
 from llm_reinforce.cli.report import report
 from llm_reinforce.cli.runs import runs
 from llm_reinforce.cli.sample import sample
+from llm_reinforce.cli.serve import serve
 from llm_reinforce.cli.train import train
 from llm_reinforce.cli.variance import variance
 from llm_reinforce.cli.verify import verify
@@ -38,6 +39,7 @@ app.command()(train)
 app.command()(evaluate)
 app.command()(compare)
 app.command()(sample)
+app.command()(serve)
 app.command()(report)
 app.command()(doctor)
 app.command()(variance)

@@ -29,6 +29,7 @@ from llm_reinforce.config.reinforce_config import (
 from llm_reinforce.config.reward_config import BUILT_IN_REWARD_ARGUMENTS, IsolationConfig, RewardConfig
 from llm_reinforce.config.run_config import Config
 from llm_reinforce.config.section import MAX_SEED
+from llm_reinforce.config.server_config import ServerConfig
 from llm_reinforce.config.training_config import (
     ADAPTER_LEARNING_RATE,
     LEARNING_RATE,
@@ -67,6 +68,7 @@ __all__ = [
     "ReinforceConfig",
     "RewardConfig",
     "SamplingConfig",
+    "ServerConfig",
     "TrainingConfig",
     "ValueConfig",
     "WarmStartConfig",

@@ -77,6 +77,11 @@ class PolicyConfig(Section):
     dtype: Literal["float32", "bfloat16", "float16"] = Field(
         default="float32", description="data type of the weights"
     )
+    load_in_4bit: bool = Field(
+        default=False,
+        description="quantize the linear layers to 4 bits (NF4), so that only adapters can be trained; needs "
+        "the extra `quantization`",
+    )
     lora: AdapterConfig | None = Field(
         default=None, description="train low-rank adapters only; null: train all weights"
     )
@@ -120,6 +125,7 @@ class PolicyConfig(Section):
             raise ValueError(f"should be a date such as 2026-11-29, not {date!r}") from None
 
     @field_validator(
+        "load_in_4bit",
         "lora",
         "system_prompt",
         "chat_template_kwargs",

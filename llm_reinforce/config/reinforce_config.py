@@ -13,6 +13,7 @@ from llm_reinforce.config.batch_config import (
     LengthPenaltyConfig,
 )
 from llm_reinforce.config.section import Count, Positive, Section, conflict
+from llm_reinforce.config.server_config import TEMPERATURES, ServerConfig
 from llm_reinforce.config.strict_yaml import shown_value
 from llm_reinforce.config.variants import VARIANTS, Variant
 
@@ -34,6 +35,23 @@ class SamplingConfig(Section):
         default=None,
         description="number of completions sampled at the same time; null: all completions of an update",
     )
+    server: ServerConfig | None = Field(
+        default=None,
+        description="vLLM server that samples the episodes of the updates; null: they are sampled in the "
+        "processes of the run",
+    )
+
+    @field_validator("server")
+    @classmethod
+    def _check_temperature(cls, server: ServerConfig | None, info: ValidationInfo) -> ServerConfig | None:
+        lowest, highest = TEMPERATURES
+        temperature = info.data.get("temperature", 1.0)
+        if server is not None and not lowest <= temperature <= highest:
+            raise ValueError(
+                f"samples at temperatures from {lowest:g} to {highest:g}, not at {temperature:g}; change "
+                "sampling.temperature, or remove this setting"
+            )
+        return server
 
 
 class ValueConfig(Section):
@@ -182,7 +200,9 @@ class ReinforceConfig(Section):
         "problems, and after the first one, the policy differs from the one that sampled",
     )
     importance: ImportanceConfig | None = Field(
-        default=None, description="importance weights of the sampled actions; null: no weights"
+        default=None,
+        description="importance weights of the sampled actions; null: no weights; with sampling.server and "
+        "without clip, null is the level per_decision",
     )
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,

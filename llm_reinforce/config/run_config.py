@@ -5,7 +5,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from llm_reinforce.config.evaluation_config import EvaluationConfig
 from llm_reinforce.config.policy_config import PolicyConfig
 from llm_reinforce.config.problems_config import ProblemsConfig
-from llm_reinforce.config.reinforce_config import ReinforceConfig, SamplingConfig
+from llm_reinforce.config.reinforce_config import ImportanceConfig, ReinforceConfig, SamplingConfig
 from llm_reinforce.config.reward_config import RewardConfig
 from llm_reinforce.config.section import MAX_SEED, Section, conflict
 from llm_reinforce.config.training_config import (
@@ -14,6 +14,7 @@ from llm_reinforce.config.training_config import (
     RANDOM_INIT_LEARNING_RATE,
     TrainingConfig,
 )
+from llm_reinforce.config.variants import VARIANTS
 from llm_reinforce.data_sets import MAX_HELD_OUT
 
 
@@ -38,7 +39,9 @@ class Config(Section):
         default=SamplingConfig(), validate_default=True, description="sampling of completions"
     )
     reinforce: ReinforceConfig = Field(
-        default=ReinforceConfig(), description="batch of episodes, baseline and policy-gradient loss"
+        default=ReinforceConfig(),
+        validate_default=True,
+        description="batch of episodes, baseline and policy-gradient loss",
     )
     training: TrainingConfig = Field(
         default=TrainingConfig(),
@@ -103,14 +106,44 @@ class Config(Section):
             )
         return reinforce
 
+    @field_validator("reinforce")
+    @classmethod
+    def _set_importance(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
+        """Weight the episodes that a server samples, unless the recipe or its variant sets `clip`."""
+        sampling: SamplingConfig | None = info.data.get("sampling")
+        if sampling is None or sampling.server is None:
+            return reinforce
+        if reinforce.baseline == "optimal":
+            raise conflict(
+                ("baseline",),
+                "optimal needs the gradient of every sampled action, which sampling.server does not return; "
+                "choose another baseline",
+            )
+        if reinforce.clip is False:
+            raise conflict(
+                ("clip",),
+                "false leaves the difference between sampling.server and the policy uncorrected; remove this "
+                "setting",
+            )
+        is_of_variant = "clip" in VARIANTS.get(reinforce.variant or "", {})
+        has_clip = reinforce.clip is not None and (is_of_variant or "clip" in reinforce.model_fields_set)
+        if reinforce.importance is not None or has_clip:
+            return reinforce
+        weights = ImportanceConfig(level="per_decision")
+        resolved = reinforce.model_copy(update={"importance": weights, "clip": None})
+        # both keys count as not set, so that a recipe without the server has its own defaults
+        resolved.model_fields_set.difference_update({"importance", "clip"})
+        return resolved
+
     @field_validator("training")
     @classmethod
     def _check_fp16(cls, training: TrainingConfig, info: ValidationInfo) -> TrainingConfig:
         policy: PolicyConfig | None = info.data.get("policy")
-        if policy and training.mixed_precision == "fp16" and policy.dtype == "float16" and not policy.lora:
+        if policy and training.mixed_precision == "fp16" and policy.dtype != "float32" and not policy.lora:
             raise conflict(
                 ("mixed_precision",),
-                "fp16 needs weights in float32, but policy.dtype is float16; set policy.dtype to float32",
+                f"fp16 needs weights in float32, but policy.dtype is {policy.dtype}; set policy.dtype to "
+                "float32",
             )
         return training
 

@@ -113,6 +113,16 @@ class TrainingConfig(Section):
         ge=0,
         description="number of updates over which the learning rate rises to its peak",
     )
+    optimizer: Literal["adamw", "adamw_8bit"] = Field(
+        default="adamw",
+        description="adamw_8bit stores the moment estimates of AdamW in 8 bits per number; needs the extra "
+        "`quantization`",
+    )
+    master_weights: bool = Field(
+        default=True,
+        description="keep a float32 copy of trained weights in half precision, so that small steps add up; "
+        "no effect on weights in float32",
+    )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
     betas: tuple[Beta, Beta] = Field(
         default=(0.9, 0.999), strict=False, description="decay rates of AdamW's moment estimates"
@@ -126,6 +136,11 @@ class TrainingConfig(Section):
         default=4096,
         description="maximum number of tokens per backward pass, which limits memory use; a prefix shared by "
         "several completions is counted once",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False,
+        description="keep only the inputs of each layer for the backward pass and recompute the rest, which "
+        "saves memory and takes more time",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
         default="no", description="data type of the forward pass; no: the data type of the weights"

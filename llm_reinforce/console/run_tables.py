@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from llm_reinforce.episodes import Episode
     from llm_reinforce.runs import RunSummary, TrainState
     from llm_reinforce.training import Preview
+    from llm_reinforce.training.memory import MemoryPrediction
 
 
 NUM_REWARDS = 20  # maximum number of updates over which the reward before and after training is averaged
@@ -49,9 +50,24 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
                 f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
                 f"{shape.episodes_per_problem}"
             ),
+            "memory": memory_line(preview.memory),
             "output_dir": config.output_dir,
         }
     )
+
+
+def memory_line(memory: "MemoryPrediction") -> str:
+    """Return one line with the predicted peak memory of a run."""
+    sampling, update, available = (
+        f"{each / 2**30:.1f} GiB" for each in (memory.sampling, memory.update, memory.available)
+    )
+    line = f"at most about {sampling} while sampling and {update} in the update, of {available} available"
+    if max(memory.sampling, memory.update) > memory.available:
+        line += (
+            "; too much: lower training.micro_batch_tokens or sampling.batch_size, or set "
+            "training.gradient_checkpointing: true"
+        )
+    return line
 
 
 def episode_lines(episode: "Episode") -> Iterator[Text]:

@@ -1,6 +1,6 @@
 """Collect episodes: sample completions of problems, verify their answers and compute their rewards."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -37,6 +37,7 @@ def collect_episodes(
     activations: Activations | None = None,
     on_step: OnStep | None = None,
     length_penalty: LengthPenaltyConfig | None = None,
+    sample: Callable[..., list[Completion]] = sample_completions,
 ) -> EpisodeBatch:
     """Sample, verify and reward `episodes_per_problem` episodes of each problem.
 
@@ -58,6 +59,7 @@ def collect_episodes(
         on_step: function that is called after each step of the sampler with the number of completions that
             have ended and the number of sampled tokens. It is not called for greedy completions.
         length_penalty: penalty on long completions, which is subtracted from the reward. None: no penalty.
+        sample: function that samples the completions, with the parameters of `sample_completions`.
 
     Returns:
         episodes in the order of the problems; the episodes of one problem are adjacent.
@@ -65,7 +67,7 @@ def collect_episodes(
     prompts = policy.encode_prompts([problem.policy_prompt for problem in problems])
 
     def collected(num: int, *, greedy: bool) -> tuple[tuple[Episode, ...], Mapping[str, float]]:
-        completions = sample_completions(
+        completions = sample(
             policy,
             prompts,
             num_completions=num,

@@ -129,6 +129,7 @@ def _load(policy: Any, recipe: Config | None, *, trust_remote_code: bool, plain:
     return load_policy(
         str(policy),
         dtype=settings.dtype if settings else "float32",
+        load_in_4bit=settings is not None and settings.load_in_4bit,
         use_chat_template=not plain and (settings.use_chat_template if settings else True),
         **_chat_settings(recipe) if not plain else {},
         trust_remote_code=trust_remote_code,

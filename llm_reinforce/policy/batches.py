@@ -78,7 +78,8 @@ class WholeBatch:
         """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         device = next(self.model.parameters()).device
         states, selected = pad_left(prompts, self.pad_token_id, device), integers(of_prompt, device)
-        self.is_padded, self.cache = bool((states.mask == 0).any()), None
+        # not from the mask, because a GPU would have to finish its work first
+        self.is_padded, self.cache = len({len(prompt) for prompt in prompts}) > 1, None
         self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
         self.keep(selected)

@@ -9,18 +9,20 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.policy.embedding import check_token_ids
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds
 from llm_reinforce.policy.plain_path import length_with_constant_positions
+from llm_reinforce.policy.quantization import num_elements
 from llm_reinforce.problems import Problem
 
 
 def describe_policy(policy: LanguagePolicy) -> str:
     """Return one line with the architecture, the numbers of parameters, and the end tokens."""
     parameters = list(policy.model.parameters())
-    total = sum(parameter.numel() for parameter in parameters)
-    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    total = sum(map(num_elements, parameters))
+    trained = sum(num_elements(parameter) for parameter in parameters if parameter.requires_grad)
     share = "all trained" if trained == total else f"{trained:,} of them trained"
     kind = getattr(getattr(policy.model, "config", None), "model_type", type(policy.model).__name__)
     ends = " or ".join(map(str, policy.tokenizer.convert_ids_to_tokens(list(policy.end_token_ids))))
-    return f"{kind}, {total:,} parameters, {share}; a completion ends with {ends}"
+    bits = ", linear layers in 4 bits" if getattr(policy.model, "is_loaded_in_4bit", False) else ""
+    return f"{kind}, {total:,} parameters, {share}{bits}; a completion ends with {ends}"
 
 
 def num_unknown_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> int:

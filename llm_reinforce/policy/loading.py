@@ -24,6 +24,7 @@ from llm_reinforce.policy.language_policy import LanguagePolicy, without_progres
 from llm_reinforce.policy.model_files import cannot_load, load_model, load_tokenizer, reason, resolve_location
 from llm_reinforce.policy.parity_check import check_model
 from llm_reinforce.policy.prompt_checks import with_chat_settings
+from llm_reinforce.policy.quantization import four_bits, keep_differentiable
 from llm_reinforce.policy.stopped_run import load_weights, stopped_run
 
 
@@ -31,6 +32,7 @@ def load_policy(
     name_or_path: str | Path,
     *,
     dtype: str = "float32",
+    load_in_4bit: bool = False,
     lora: AdapterConfig | None = None,
     use_chat_template: bool = True,
     system_prompt: str | None = None,
@@ -49,6 +51,8 @@ def load_policy(
             not saved its policy yet, the policy of its newest intact checkpoint is loaded. A `.gguf` file
             is dequantized and stored as safetensors in the cache directory.
         dtype: data type of the weights: float32, bfloat16 or float16.
+        load_in_4bit: quantize the linear layers to 4 bits (NF4), which needs bitsandbytes. Products are
+            computed in `dtype`.
         lora: settings of a new LoRA adapter to train. None: train the loaded adapter, or all weights if the
             model is not an adapter.
         use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
@@ -62,14 +66,16 @@ def load_policy(
         device: device of the model.
 
     Raises:
-        InputError: if no model is found, if the model is not a causal language model, if the model's cache
-            contains more than keys and values, if settings of a chat template are given although there is no
-            chat template, or if the chat template drops or changes the user's message.
+        InputError: if no model is found, if bitsandbytes is needed and not installed, if the model is not a
+            causal language model, if the model's cache contains more than keys and values, if settings of a
+            chat template are given although there is no chat template, or if the chat template drops or
+            changes the user's message.
     """
     if (stopped := stopped_run(Path(name_or_path).expanduser())) is not None:
         config, checkpoint = stopped
         given = {
             "dtype": dtype,
+            "load_in_4bit": load_in_4bit,
             "use_chat_template": use_chat_template,
             "system_prompt": system_prompt,
             "chat_template_kwargs": chat_template_kwargs or {},
@@ -82,16 +88,20 @@ def load_policy(
         return policy if lora is None else replace(policy, model=_with_adapter(policy.model, lora, seed))
     location = resolve_location(str(name_or_path))
     arguments: dict[str, Any] = {"revision": revision} if revision else {}
+    quantization = four_bits(getattr(torch, dtype)) if load_in_4bit else {}
     try:
         with without_progress_bars():
             tokenizer = load_tokenizer(location, trust_remote_code, arguments)
-            model = load_model(location, getattr(torch, dtype), trust_remote_code, arguments)
+            model = load_model(
+                location, getattr(torch, dtype), trust_remote_code, {**arguments, **quantization}
+            )
     except (InputError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # broken files may raise any exception
         raise InputError(cannot_load(str(name_or_path), error)) from error
     if lora is not None:
         model = _with_adapter(model, lora, seed)
+    keep_differentiable(model)
     check_model(model.to(device))
     chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
     return _as_policy(model, tokenizer, use_chat_template, chat)
@@ -189,6 +199,7 @@ def policy_from_model(
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)
         model = _with_adapter(model, settings, seed)
+    keep_differentiable(model)
     check_model(model)
     chat = ChatSettings(system_prompt, chat_template_kwargs, chat_template_date)
     return _as_policy(model, tokenizer, use_chat_template, chat)
@@ -239,6 +250,7 @@ def policy_from_config(
     return load_policy(
         recipe.name_or_path,
         dtype=recipe.dtype,
+        load_in_4bit=recipe.load_in_4bit,
         lora=recipe.lora,
         use_chat_template=recipe.use_chat_template,
         system_prompt=recipe.system_prompt,

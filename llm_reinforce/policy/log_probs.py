@@ -38,6 +38,7 @@ def token_log_probs(
     temperature: float = 1.0,
     with_entropies: bool = False,
     activations: Activations | None = None,
+    gradient_checkpointing: bool = False,
 ) -> ActionLogProbs:
     """Return the log-probability of each action: `log_probs[b, t]` = log π(a_t | prompt_b, a_0 … a_{t-1}; θ).
 
@@ -55,6 +56,9 @@ def token_log_probs(
         with_entropies: also compute the entropy of each action's distribution, with gradient.
         activations: activations stored by `sample_completions`, which must have used the same weights. None:
             compute everything.
+        gradient_checkpointing: keep only the inputs of each layer for the backward pass, which recomputes the
+            rest. This saves memory and takes more time; the gradient is the same. Without a fast path,
+            prompts are then not shared.
 
     Returns:
         log-probabilities and entropies of shape `[episode, longest completion]`, in float64 for a float64
@@ -63,7 +67,15 @@ def token_log_probs(
     check_token_ids(model, [*prompts, *completions])
     packable = fast_model(model)
     if packable is not None and all(completions):
-        return packed_log_probs(packable, prompts, completions, temperature, with_entropies, activations)
+        return packed_log_probs(
+            packable,
+            prompts,
+            completions,
+            temperature,
+            with_entropies,
+            activations,
+            gradient_checkpointing=gradient_checkpointing,
+        )
     return own_log_probs(
         model,
         prompts,
@@ -71,6 +83,7 @@ def token_log_probs(
         pad_token_id=pad_token_id,
         temperature=temperature,
         with_entropies=with_entropies,
+        gradient_checkpointing=gradient_checkpointing,
     )
 
 
@@ -82,6 +95,7 @@ def own_log_probs(
     pad_token_id: int,
     temperature: float = 1.0,
     with_entropies: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> ActionLogProbs:
     """Return the log-probability of each action, computed by the forward pass of the model itself.
 
@@ -89,7 +103,9 @@ def own_log_probs(
     """
     # a model with a fast path is causal, and its positions do not depend on other episodes
     is_packable = fast_model(model) is not None
-    batching: Batching = "padded rows" if is_packable else scoring_batching(model, prompts, completions)
+    batching: Batching = "padded rows"
+    if not is_packable:  # the cache with the keys of a shared prompt cannot be recomputed
+        batching = scoring_batching(model, prompts, completions, shares_prompts=not gradient_checkpointing)
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
     found = plain_log_probs(
@@ -100,6 +116,7 @@ def own_log_probs(
         batching=batching,
         temperature=temperature,
         with_entropies=with_entropies,
+        gradient_checkpointing=gradient_checkpointing,
     )
     number = {episode: index for index, episode in enumerate(distinct)}
     rows = integers([number[episode] for episode in episodes], found.log_probs.device)
@@ -107,6 +124,20 @@ def own_log_probs(
         found.log_probs.index_select(0, rows),
         None if found.entropies is None else found.entropies.index_select(0, rows),
     )
+
+
+def find_batching(model: nn.Module) -> Batching:
+    """Return which episodes the model itself may compute at once in a single forward pass."""
+    if fast_model(model) is not None:
+        return "padded rows"
+    return scoring_batching(model, (), (), shares_prompts=False)
+
+
+def rows_of_passes(
+    model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+) -> list[list[int]]:
+    """Divide episodes into parts, each of which a sharded model computes in one forward pass."""
+    return rows_together(prompts, completions, scoring_batching(model, prompts, completions))
 
 
 @torch.no_grad()

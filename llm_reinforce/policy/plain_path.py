@@ -3,7 +3,9 @@
 The causal shift of the plain path (the output at one token predicts the next token) is made in this module.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import Any, Literal
 
@@ -11,7 +13,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from llm_reinforce.errors import InputError
 from llm_reinforce.policy.action_head import ActionLogProbs, log_probs_of_logits
 from llm_reinforce.policy.embedding import valid_pad_token
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
@@ -35,6 +40,7 @@ def plain_log_probs(
     batching: Batching,
     temperature: float = 1.0,
     with_entropies: bool = False,
+    gradient_checkpointing: bool = False,
 ) -> ActionLogProbs:
     """Return the log-probability of each action, in batches that `batching` allows; see `token_log_probs`."""
     pad_token_id = valid_pad_token(model, pad_token_id)
@@ -47,7 +53,9 @@ def plain_log_probs(
         if batching == "shared prompts" and len(set(of_rows[0])) < len(rows):
             logits = _logits_sharing_prompts(model, of_rows[0], actions, pad_token_id)
         else:
-            logits = of_actions(outputs_row_by_row(model, *of_rows, pad_token_id), *of_rows)
+            with recomputed_layers(model) if gradient_checkpointing else nullcontext():
+                outputs = outputs_row_by_row(model, *of_rows, pad_token_id)
+            logits = of_actions(outputs, *of_rows)
         part = log_probs_of_logits(logits, actions, temperature=temperature, with_entropies=with_entropies)
         entropies = None if part.entropies is None else _widened(part.entropies, width)
         found.append(ActionLogProbs(_widened(part.log_probs, width), entropies))
@@ -59,6 +67,42 @@ def plain_log_probs(
         torch.cat([part.log_probs for part in found])[order],
         torch.cat(all_entropies)[order] if all_entropies else None,
     )
+
+
+@contextmanager
+def recomputed_layers(model: nn.Module) -> Iterator[None]:
+    """Checkpoint the layers of a model of transformers in the forward passes within the context.
+
+    The switch of transformers does not work in evaluation mode, in which a policy always is. Therefore, the
+    `forward` method of each layer is replaced within the context.
+    """
+    layers = checkpointable_layers(model)
+    own = [vars(layer).get("forward") for layer in layers]
+    for layer in layers:
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            del layer.forward
+            if forward is not None:
+                layer.forward = forward
+
+
+def checkpointable_layers(model: nn.Module) -> list[nn.Module]:
+    """Return the layers of a model of transformers whose activations can be recomputed one by one.
+
+    Raises:
+        InputError: if there are none.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers:
+        inner: Any = model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
+        raise InputError(
+            f"training.gradient_checkpointing: the layers of a {type(inner).__name__} cannot be recomputed; "
+            "remove this setting, or use another model"
+        )
+    return layers
 
 
 def _widened(values: Float[Tensor, "row token"], width: int) -> Float[Tensor, "row width"]:

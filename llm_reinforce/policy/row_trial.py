@@ -10,6 +10,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import count, islice
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ PROMPT_LENGTHS, NUM_ACTIONS = (2, 5, 2), 2  # of the trial batch, in tokens
 MAX_GRADIENT = 1 << 16  # gradients of parameters with at most this number of elements are compared
 MIN_TOLERANCE = 1e-5  # relative difference that rounding may cause in float32, with a margin
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
+SCORING, SCORING_WITHOUT_CACHE = "scoring", "scoring without cache"  # names of trials
 
 
 class Trial(NamedTuple):
@@ -47,15 +49,28 @@ _found: "weakref.WeakKeyDictionary[nn.Module, dict[str, Batching]]" = weakref.We
 
 
 def scoring_batching(
-    model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds]
+    model: nn.Module,
+    prompts: Sequence[TokenIds],
+    completions: Sequence[TokenIds],
+    *,
+    shares_prompts: bool = True,
 ) -> Batching:
     """Return which of these episodes may be computed at once to get the log-probabilities of their actions.
+
+    The result is not "shared prompts" if `shares_prompts` is False.
 
     Raises:
         InputError: if the forward pass of the model needs more than token ids, or reads later tokens.
     """
     lengths = [len(prompt) + len(completion) for prompt, completion in zip(prompts, completions, strict=True)]
-    return _for_length(model, _once(model, "scoring", _find_scoring), max(lengths, default=0))
+    name = SCORING if shares_prompts else SCORING_WITHOUT_CACHE
+    found = _once(model, name, partial(_find_scoring, shares_prompts=shares_prompts))
+    return _for_length(model, found, max(lengths, default=0))
+
+
+def record_scoring_batching(model: nn.Module, batching: Batching) -> None:
+    """Record a batching, which shares no prompts, so that no trial of the model is made."""
+    _found[model] = {SCORING: batching, SCORING_WITHOUT_CACHE: batching}
 
 
 def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tokens: int) -> Batching:
@@ -83,9 +98,7 @@ def check_batching(model: nn.Module) -> None:
             f"policy: adapters of type {kind} are not supported, because they put virtual tokens before the "
             "prompt; use an adapter that changes weights, such as LoRA"
         )
-    _report(
-        model, *(_once(model, *how) for how in (("scoring", _find_scoring), ("sampling", _find_sampling)))
-    )
+    _report(model, *(_once(model, *how) for how in ((SCORING, _find_scoring), ("sampling", _find_sampling))))
 
 
 def _once(model: nn.Module, what: str, find: Callable[[nn.Module, Trial], Batching]) -> Batching:
@@ -105,14 +118,14 @@ def _for_length(model: nn.Module, batching: Batching, length: int) -> Batching:
     return "equal lengths" if is_changed else batching
 
 
-def _find_scoring(model: nn.Module, trial: Trial) -> Batching:
+def _find_scoring(model: nn.Module, trial: Trial, *, shares_prompts: bool = True) -> Batching:
     with refusal(model, "a forward pass with token ids alone fails"):
         reference = scored(model, lambda: alone(model, trial))
     _check_causal(model, trial)
     # a second episode has the first prompt, so that it is shared
     prompts, completions = [*trial.prompts, trial.prompts[0]], [*trial.completions, trial.completions[1]]
     ways: list[Batching] = ["shared prompts", "padded rows", "equal lengths"]
-    if _fault_of_cache(model, trial) is not None:
+    if not shares_prompts or _fault_of_cache(model, trial) is not None:
         ways.remove("shared prompts")
     for batching in ways:
 

@@ -36,7 +36,8 @@ class Completion:
     Attributes:
         token_ids: sampled tokens, including the end token if there is one.
         log_probs: log π(a_t | s_t) of each action when it was sampled (behavior_log_probs), in nats.
-        entropies: entropy of the distribution of each action, in nats.
+        entropies: entropy of the distribution of each action, in nats. Empty if a server sampled the
+            completion.
         text: the decoded tokens, without the end token. If the prompt ends in an open reasoning block, such
             as `<think>`, the text starts with this part of the prompt.
         terminated: True if the policy sampled an end token. False if the completion was truncated, because it

@@ -234,7 +234,7 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         f"only {sum(shares) / len(shares):.2%} of the weights with a gradient changed in "
         f"{span(full, facts)}: a step of learning rate {rate:.3g} is rounded to zero for the "
         "other weights, which are in half precision",
-        "use policy.dtype: float32 with training.mixed_precision: bf16, or train an adapter (policy.lora)",
+        "set training.master_weights: true, or train an adapter (policy.lora)",
         [f"smallest share of changed weights: {min(shares):.2%}"],
     )
 

@@ -23,7 +23,7 @@ from llm_reinforce.checkpoint_files import (
     write_manifest,
 )
 from llm_reinforce.durable_files import PARTIAL, whole_directory
-from llm_reinforce.policy import load_weights, trainable_parameters
+from llm_reinforce.policy import GatheredState, load_weights, split_like, trainable_parameters
 from llm_reinforce.runs.train_state import TrainState
 
 VALUE_HEAD = "value_head.safetensors"  # written only with `baseline: value`
@@ -34,7 +34,7 @@ def save_checkpoint(
     root: Path,
     state: TrainState,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | GatheredState,
     schedule: Any,
     keep: int,
     scaler: torch.amp.GradScaler | None = None,
@@ -55,7 +55,7 @@ def save_checkpoint(
         root: directory of the run's checkpoints.
         state: train state to save.
         model: model whose trainable weights are saved.
-        optimizer: optimizer whose state is saved.
+        optimizer: optimizer whose state is saved, or its gathered state if it is divided among processes.
         schedule: learning-rate schedule whose state is saved.
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.
@@ -113,7 +113,7 @@ def _write_files(
     directory: Path,
     state: TrainState,
     model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: torch.optim.Optimizer | GatheredState,
     schedule: Any,
     scaler: torch.amp.GradScaler | None,
 ) -> None:
@@ -139,6 +139,8 @@ def load_checkpoint(
 ) -> TrainState:
     """Load a checkpoint into model, optimizer, schedule and scaler, and return the train state.
 
+    If the parameters of the optimizer are sharded, each process loads its part of the optimizer's state.
+
     The optimizer gets the learning rates that are saved in the checkpoint. If the run is resumed with a
     larger number of updates, the rates of the schedule differ from these. In this case, the caller has to
     call `set_learning_rates`.
@@ -149,9 +151,10 @@ def load_checkpoint(
     load_weights(directory, model)
     numbers = json.loads((directory / "state.json").read_text(encoding="utf-8"))
     tensors: dict[int, dict[str, Tensor]] = {}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for key, tensor in load_file(directory / "optimizer.safetensors").items():
         index, name = key.split(".", 1)
-        tensors.setdefault(int(index), {})[name] = tensor
+        tensors.setdefault(int(index), {})[name] = split_like(tensor, parameters[int(index)])
     optimizer.load_state_dict({"state": tensors, "param_groups": numbers["param_groups"]})
     schedule.load_state_dict(numbers["schedule"])
     if scaler is not None and numbers.get("scaler"):
@@ -183,7 +186,9 @@ def _trainable_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {name: parameter.detach().contiguous() for name, parameter in trainable_parameters(model).items()}
 
 
-def _flatten_optimizer(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+def _flatten_optimizer(
+    optimizer: torch.optim.Optimizer | GatheredState,
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
     state = optimizer.state_dict()
     tensors = {
         f"{index}.{name}": torch.as_tensor(value).contiguous()

@@ -1,6 +1,7 @@
 """Build the training loop of a run from its settings. Cheap checks are made before a model is loaded."""
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from llm_reinforce.config import Config, RandomInitConfig
 from llm_reinforce.console.run_display import Display, Silent
@@ -8,6 +9,7 @@ from llm_reinforce.console.text import MAX_PROMPT, visible
 from llm_reinforce.errors import InputError, errors_in
 from llm_reinforce.policy import (
     LanguagePolicy,
+    check_bitsandbytes,
     check_completions_fit,
     check_prompts,
     check_prompts_fit,
@@ -25,7 +27,12 @@ from llm_reinforce.problems import (
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training.data_parallel import describe_processes
+from llm_reinforce.server import SamplingServer
+from llm_reinforce.training.data_parallel import (
+    check_sharded_settings,
+    describe_processes,
+    prepare_launch,
+)
 from llm_reinforce.training.loop import TrainingLoop
 from llm_reinforce.training.warm_start import target_of
 
@@ -54,11 +61,16 @@ def build_loop(
             policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
-        InputError: if the problems, a reward function or the policy cannot be loaded, or if a prompt does not
-            fit into the context of the policy, contains characters that its alphabet lacks, ends in an end
-            token, or is changed by the chat template.
+        InputError: if the processes were launched with unsupported settings, if the problems, a reward
+            function or the policy cannot be loaded, or if a prompt does not fit into the context of the
+            policy, contains characters that its alphabet lacks, ends in an end token, or is changed by the
+            chat template.
     """
     display = display or Silent()
+    prepare_launch(config.training.mixed_precision)
+    check_sharded_settings(config)
+    if config.training.optimizer == "adamw_8bit":
+        check_bitsandbytes("training.optimizer: adamw_8bit")
     split = problems_from_config(config, display.say, problems or GivenProblems())
     with errors_in("rewards"):
         given = rewards or [None] * len(config.rewards)
@@ -106,9 +118,25 @@ def build_loop(
         run_directory=run_directory,
         display=display,
         seed=config.seed,
+        server=server_from_config(config),
     )
     display.say(f"device: {describe_processes(loop.accelerator)}")
     return loop
+
+
+def server_from_config(config: Config) -> SamplingServer | None:
+    """Return the server that samples the episodes of a run; None if the settings have none."""
+    settings = config.sampling.server
+    if settings is None:
+        return None
+    directory = None
+    if settings.directory is not None:
+        directory = Path(settings.directory).expanduser()
+    elif "output_dir" in config.model_fields_set:
+        directory = Path(f"{config.output_dir}.server").expanduser()
+    is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
+    temperature = config.sampling.temperature
+    return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)
 
 
 def _read_demonstrations(config: Config) -> tuple[Problem, ...]:

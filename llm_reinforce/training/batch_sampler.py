@@ -1,20 +1,28 @@
 """Draw the problems of a batch, and sample their episodes in all processes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from accelerate import Accelerator
 
 from llm_reinforce.config import ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.episodes import Episode, EpisodeBatch, collect_episodes
-from llm_reinforce.policy import Activations, LanguagePolicy, OnStep, random_numbers
+from llm_reinforce.policy import (
+    Activations,
+    LanguagePolicy,
+    OnStep,
+    TokenIds,
+    random_numbers,
+    sample_completions,
+)
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import Progress, WeightedReward
 from llm_reinforce.runs import TrainState
 from llm_reinforce.seeds import seed_of
+from llm_reinforce.server import SamplingServer, ServerError
 from llm_reinforce.training.budget import expected_updates
 from llm_reinforce.training.data_parallel import gather_episodes, gather_object, own_rows
 from llm_reinforce.training.gradient_step import GradientStep
@@ -28,6 +36,9 @@ from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, with_replacements
 
 MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
+NUM_PROBES = 4  # number of training problems whose prompts check the weights of a server
+
+Value = TypeVar("Value")
 
 
 class SamplingStoppedError(Exception):
@@ -61,6 +72,7 @@ class Sample(NamedTuple):
         pass_counts: counts of the curriculum after these episodes.
         refills: counts of the replacements.
         failures: episodes that could not be scored.
+        server_metrics: metrics of the transfer of the weights to a server, by name.
     """
 
     own: EpisodeBatch
@@ -70,6 +82,7 @@ class Sample(NamedTuple):
     pass_counts: PassCounts
     refills: Refills
     failures: Failures
+    server_metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,6 +99,7 @@ class BatchSampler:
         order: the order of the problems without a curriculum.
         seed: seed of the run.
         reference: the reference policy; None if the run has no penalty on the KL divergence.
+        server: server that samples the episodes. None: the processes of the run sample them.
     """
 
     policy: LanguagePolicy
@@ -99,11 +113,12 @@ class BatchSampler:
     order: ProblemOrder
     seed: int
     reference: ReferencePolicy | None
+    server: SamplingServer | None = None
 
     def sample(
         self,
         state: TrainState,
-        activations: Activations,
+        activations: Activations | None,
         show: Callable[[str], None],
         is_stopped: Callable[[], bool],
     ) -> Sample:
@@ -111,14 +126,16 @@ class BatchSampler:
 
         Args:
             state: train state before the batch.
-            activations: object that keeps activations for the gradient step.
+            activations: object that keeps activations for the gradient step. None: nothing is kept.
             show: function that shows the progress.
             is_stopped: function that returns True if a stop of the run was requested in this process.
 
         Raises:
+            ServerError: if a server samples, and it fails in any process. All processes raise the error.
             SamplingStoppedError: if there are several processes and a stop was requested in any of them. A
                 launcher kills processes that end too late, so the batch is not completed.
         """
+        server_metrics = self._prepare_server(state, show)
         drawn = self._draw(state, self.reinforce.problems_per_update)
         own, batch = self._collect_from_all(state, drawn, show, is_stopped, activations)
         counts = self._count_passes(state.pass_counts, drawn, batch)
@@ -138,7 +155,52 @@ class BatchSampler:
             batch = with_replacements(batch, found, self.reinforce)
         if refills.num_batches:
             own = batch.part(torch.arange(len(batch))[own_rows(len(batch), self.accelerator)])
-        return Sample(own, batch, len(drawn), num_tokens, counts, refills, failures)
+        return Sample(own, batch, len(drawn), num_tokens, counts, refills, failures, server_metrics)
+
+    def _prepare_server(self, state: TrainState, show: Callable[[str], None]) -> Mapping[str, float]:
+        """Transfer the weights to the server, if there is one and this is due. Return metrics by name."""
+        server = self.server
+        if server is None:
+            return {}
+        show(f"update {state.num_updates + 1:,}: weights to {server.settings.url}")
+        return self._in_main_process(server, lambda: server.before_batch(self.policy, self._probes()))
+
+    def try_server(self) -> None:
+        """Transfer the weights to the server, if there is one, to find errors before the run starts.
+
+        Raises:
+            ServerError: if this fails. All processes raise the error.
+        """
+        server = self.server
+        if server is not None:
+            self._in_main_process(server, lambda: server.sync(self.policy, self._probes()))
+
+    def _probes(self) -> Sequence[TokenIds]:
+        return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
+
+    def _in_main_process(self, server: SamplingServer, work: Callable[[], Value]) -> Value:
+        """Transfer weights in the main process. All processes get the result or raise the ServerError."""
+
+        def call() -> Value | None:
+            with self.accelerator.autocast():
+                return work() if self.accelerator.is_main_process else None
+
+        result = gather_object(self._or_error_of_all(call), self.accelerator)[0]
+        server.served = gather_object(server.served, self.accelerator)[0]
+        assert result is not None  # the main process is the first one
+        return result
+
+    def _or_error_of_all(self, work: Callable[[], Value]) -> Value:
+        """Return the result of a call. If it raises a ServerError in any process, all processes raise it."""
+        error: ServerError | None = None
+        try:
+            result = work()
+        except ServerError as raised:
+            error = raised
+        messages = gather_object(str(error) if error else None, self.accelerator)
+        if message := next(filter(None, messages), None):
+            raise ServerError(message) from error
+        return result
 
     def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
         """Return the indices of the next problems: in the order of `ProblemOrder`, or by their pass rates.
@@ -192,6 +254,7 @@ class BatchSampler:
         problems, num_processes = [self.problems[index] for index in drawn], self.accelerator.num_processes
         size = self._size_of_share(len(problems))
         first = self.accelerator.process_index * size
+        share = problems[first : first + size]
         total = len(problems) * self.reinforce.episodes_per_problem // num_processes
 
         def on_step(num_completions: int, num_tokens: int) -> None:
@@ -202,12 +265,16 @@ class BatchSampler:
             if num_processes > 1 and is_stopped():
                 raise SamplingStoppedError
 
-        own: EpisodeBatch | None = EpisodeBatch.of(()) if first >= len(problems) else None
-        with suppress(SamplingStoppedError):
-            if share := problems[first : first + size]:
-                own = self.collect(
+        def collect() -> EpisodeBatch | None:
+            if not share:
+                return EpisodeBatch.of(())
+            with suppress(SamplingStoppedError):
+                return self.collect(
                     share, state, activations, on_step=on_step, first_group=first, refill=refill
                 )
+            return None
+
+        own = collect() if self.server is None else self._or_error_of_all(collect)
         if any(gather_object(own is None, self.accelerator)) or own is None:
             raise SamplingStoppedError
         if self.reference is not None and len(own):
@@ -270,6 +337,7 @@ class BatchSampler:
                 activations=activations,
                 on_step=on_step,
                 length_penalty=None if is_trial else self.reinforce.length_penalty,
+                sample=sample_completions if self.server is None else self.server.sample_completions,
             )
 
     def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:

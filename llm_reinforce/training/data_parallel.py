@@ -1,11 +1,16 @@
-"""Data parallelism: every process holds the whole policy, and the processes sum their gradients.
+"""Data parallelism: every process samples with the whole policy, and the processes sum their gradients.
 
 Each process samples the episodes of its share of an update's problems. The processes then exchange the
 episodes, so that every process has all episodes of the update. The metrics, advantages and failures of the
 update therefore do not depend on the number of processes. The model is not wrapped in
 `DistributedDataParallel`, because the fast path needs the unwrapped model.
+
+With FSDP2, gradients are computed by a copy of the model whose weights are divided among the processes; see
+`ShardedModel`. A gradient then has parts in all processes.
 """
 
+import math
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -20,14 +25,22 @@ from accelerate.utils import gather_object as accelerate_gather_object
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from llm_reinforce.config import Config
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError
+from llm_reinforce.policy import ShardedModel, is_sharded, local_tensor, whole_tensor
 from llm_reinforce.problems import Problem
-from llm_reinforce.processes import check_launch, num_local_processes, num_processes, repeated_launch
+from llm_reinforce.processes import (
+    check_launch,
+    num_local_processes,
+    num_processes,
+    repeated_launch,
+    sharding,
+)
 
 # elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
-SHARDING = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+OTHER_SHARDING = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 NO_PROBLEM = Problem("", "")
 
 Value = TypeVar("Value")
@@ -50,12 +63,12 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
             determines it.
 
     Raises:
-        InputError: if accelerate was launched with sharding (FSDP, DeepSpeed, Megatron), if the launcher has
-            started more processes than there are GPUs, or another number of processes than accelerate uses,
-            if the process already has an accelerator with another mixed precision, or if the mixed precision
-            is fp16 on a CPU.
+        InputError: if accelerate was launched with unsupported sharding (DeepSpeed, Megatron, some settings
+            of FSDP), if the launcher has started more processes than there are GPUs, or another number of
+            processes than accelerate uses, if the process already has an accelerator with another mixed
+            precision, or if the mixed precision is fp16 on a CPU or with FSDP.
     """
-    check_launch()
+    prepare_launch(mixed_precision)
     _check_devices()
     if _mixed_precision and _mixed_precision[-1] != mixed_precision:
         with suppress(AttributeError):  # if this private method is missing, a ValueError follows below
@@ -71,11 +84,11 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
         raise InputError(
             "training.mixed_precision: fp16 has no effect on a CPU, and this run uses a CPU; use bf16 or no"
         )
-    if accelerator.distributed_type in SHARDING:
+    if accelerator.distributed_type in OTHER_SHARDING:
         raise InputError(
-            f"accelerate was launched with {accelerator.distributed_type.value}, but sharding is not "
-            "supported, because every process holds the whole policy; launch the run without sharding "
-            "(`accelerate launch --multi_gpu`)"
+            f"accelerate was launched with {accelerator.distributed_type.value}, which is not supported; "
+            "divide the weights among the processes with FSDP2 (`accelerate launch --use_fsdp --fsdp_version "
+            "2`), or launch the run without sharding (`accelerate launch --multi_gpu`)"
         )
     if accelerator.num_processes != num_processes():
         raise InputError(
@@ -85,6 +98,61 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
             "one process"
         )
     return accelerator
+
+
+def prepare_launch(mixed_precision: str) -> None:
+    """Check how the processes were launched, and let transformers load the weights in each of them.
+
+    Raises:
+        InputError: if the launch is not supported, or if it does not support the mixed precision.
+    """
+    check_launch()
+    if sharding() is None:
+        return
+    # every process needs all weights, but with this setting, transformers may load them in the first one only
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    if mixed_precision == "fp16":
+        raise InputError(
+            "training.mixed_precision: fp16 is not supported with FSDP, because the gradient scaler would "
+            "see only a part of each gradient; use bf16 or no"
+        )
+
+
+def check_sharded_settings(config: Config) -> None:
+    """Check that weights can be divided among the processes with these settings, if FSDP was requested.
+
+    Raises:
+        InputError: if a setting stores weights or moments in blocks of a few bits, which cannot be divided.
+    """
+    rejected = {
+        "policy.load_in_4bit": config.policy.load_in_4bit,
+        "training.optimizer: adamw_8bit": config.training.optimizer == "adamw_8bit",
+    }
+    for setting, is_set in rejected.items():
+        if is_set and sharding() is not None:
+            raise InputError(
+                f"{setting} is not supported with FSDP, because quantized numbers cannot be divided among "
+                "the processes; remove this setting, or start the processes without FSDP"
+            )
+
+
+def shard(model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:
+    """Return a copy of the model whose weights are divided among the processes, without loading its weights.
+
+    None: FSDP was not requested, or there is only one process.
+
+    Raises:
+        InputError: if PyTorch cannot shard the model.
+    """
+    settings = sharding()
+    if settings is None or accelerator.num_processes == 1:
+        return None
+    return ShardedModel(
+        model,
+        accelerator.device,
+        layer_classes=settings.layer_classes,
+        reshard_after_forward=settings.reshard_after_forward,
+    )
 
 
 def _settings_of_launch(timeout: float) -> dict[str, Any]:
@@ -114,9 +182,10 @@ def _check_devices() -> None:
 def describe_processes(accelerator: Accelerator) -> str:
     """Return one line with the device, and the numbers of processes and threads."""
     processes, threads = accelerator.num_processes, torch.get_num_threads()
+    divided = ", weights divided among the processes by FSDP2" if sharding() and processes > 1 else ""
     return (
         f"{accelerator.device.type}, {processes} process{'es' if processes > 1 else ''} with {threads} "
-        f"thread{'s' if threads > 1 else ''}{' each' if processes > 1 else ''}"
+        f"thread{'s' if threads > 1 else ''}{' each' if processes > 1 else ''}{divided}"
     )
 
 
@@ -180,9 +249,16 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
 def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     """Replace the gradients of every process by their sum over all processes.
 
-    The gradient of a parameter remains None if it is None in every process.
+    The gradient of a parameter remains None if it is None in every process. If the model is sharded, the
+    backward pass has averaged the gradients over the processes already, and they are only rescaled.
     """
     if accelerator.num_processes == 1:
+        return
+    if is_sharded(model):
+        # `set_gradient_divide_factor` would make it sum them, but gloo does not support this
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                local_tensor(parameter.grad).mul_(accelerator.num_processes)
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     # a parameter may have a gradient in some processes only, for example if an expert received no token
@@ -199,6 +275,44 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
         totals = accelerator.reduce(flat, "sum").split([gradient.numel() for gradient in bucket])
         for gradient, total in zip(bucket, totals, strict=True):
             gradient.copy_(total.view_as(gradient))
+
+
+def clip_gradients(model: nn.Module, max_norm: float) -> float:
+    """Clip the norm of the whole gradient to `max_norm`, and return the norm before clipping."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    norm = whole_tensor(nn.utils.get_total_norm(gradients))
+    nn.utils.clip_grads_with_norm_(model.parameters(), max_norm, norm)
+    return float(norm)
+
+
+def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Accelerator) -> Sequence[float]:
+    """Sum numbers that each process has computed from its part of the weights.
+
+    If the model is not sharded, every process has all weights, and the numbers are returned unchanged.
+    """
+    if not is_sharded(model):
+        return numbers
+    return [math.fsum(of_all) for of_all in zip(*gather_object(numbers, accelerator), strict=True)]
+
+
+def equal_passes(
+    parts: Sequence[Sequence[int]], model: nn.Module, accelerator: Accelerator
+) -> list[tuple[Sequence[int], bool]]:
+    """Return the rows of each pass of this process, and whether the pass counts.
+
+    Passes of a sharded model exchange weights, so that all processes have to make the same number of passes.
+    Processes with fewer parts get additional passes of one row, whose loss must be multiplied by zero.
+
+    Args:
+        parts: the rows of each pass that counts; at least one.
+        model: the model that computes the passes.
+        accelerator: the accelerator of the run.
+    """
+    passes = [(rows, True) for rows in parts]
+    if is_sharded(model):
+        num_missing = max(gather_object(len(parts), accelerator)) - len(parts)
+        passes += [(parts[0][:1], False)] * num_missing
+    return passes
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:

@@ -145,6 +145,8 @@ def _read_policy(
         "dtype": str(next(own.model.parameters()).dtype).removeprefix("torch."),
         "use_chat_template": own.uses_chat_template,
     }
+    if getattr(own.model, "is_loaded_in_4bit", False):
+        section["load_in_4bit"] = True
     if own.system_prompt is not None:
         section["system_prompt"] = own.system_prompt
     if own.chat_template_kwargs:

@@ -1,7 +1,7 @@
 """One gradient step: the gradient of an update's loss, computed in micro-batches, and the optimizer step."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal, NamedTuple
 
@@ -13,9 +13,24 @@ from torch import Tensor, nn
 
 from llm_reinforce.config import ReinforceConfig
 from llm_reinforce.episodes import EpisodeBatch, Estimate
-from llm_reinforce.policy import Activations, TokenIds, own_log_probs, token_log_probs
+from llm_reinforce.policy import (
+    Activations,
+    TokenIds,
+    is_sharded,
+    local_tensor,
+    own_log_probs,
+    rows_of_passes,
+    token_log_probs,
+)
 from llm_reinforce.policy_gradient import action_mask, entropy_bonus
-from llm_reinforce.training.data_parallel import gather_object, sum_gradients
+from llm_reinforce.training.adamw import is_half
+from llm_reinforce.training.data_parallel import (
+    clip_gradients,
+    equal_passes,
+    gather_object,
+    sum_gradients,
+    sum_over_shards,
+)
 from llm_reinforce.training.objective import NO_RATIOS, RatioCounts, kl_loss, surrogate_loss
 from llm_reinforce.training.step_statistics import StepStatistics, step_statistics
 
@@ -39,7 +54,7 @@ class UpdateOutcome:
         skipped: the reason why the weights were not changed; None if the weights were changed.
         frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
             half precision does not change if the step is smaller than half the distance to the next number.
-            None if no weight in half precision is trained, or the step was skipped.
+            None if the optimizer changes no weight in half precision, or the step was skipped.
         statistics: size of the step, and share of the gradient that is signal. None if the step was skipped.
         counts: counts of the importance weights or ratios of the actions in the loss.
     """
@@ -90,7 +105,7 @@ class GradientStep:
 
     Attributes:
         accelerator: the accelerator of the run.
-        model: the model that is trained.
+        model: the model that is trained. With FSDP, it is the sharded copy.
         optimizer: optimizer of the model, prepared by the accelerator.
         pad_token_id: token id that fills ragged batches.
         temperature: temperature at which the episodes were sampled.
@@ -98,6 +113,8 @@ class GradientStep:
         micro_batch_tokens: maximum number of tokens per backward pass. The tokens of a repeated prompt or
             episode are counted once.
         max_grad_norm: maximum norm to which the gradient is clipped. None: no clipping.
+        gradient_checkpointing: keep only the inputs of each layer for the backward pass; see
+            `token_log_probs`.
     """
 
     accelerator: Accelerator
@@ -108,6 +125,7 @@ class GradientStep:
     reinforce: ReinforceConfig
     micro_batch_tokens: int
     max_grad_norm: float | None
+    gradient_checkpointing: bool = False
 
     def __call__(
         self,
@@ -142,12 +160,20 @@ class GradientStep:
         own = PartialLoss(0.0, None, NO_RATIOS)
         self.optimizer.zero_grad()
         micro_batches = self.micro_batches(batch, self.rows_with_gradient(batch, estimate))
+        if is_sharded(self.model):
+            micro_batches = [part for rows in micro_batches for part in self._parts_of_one_pass(batch, rows)]
+        passes = equal_passes(micro_batches, self.model, self.accelerator)
+        nothing = replace(
+            estimate,
+            advantages=torch.zeros_like(estimate.advantages),
+            mask=torch.zeros_like(estimate.mask),
+        )
         if recomputes and activations is not None and activations.num_tokens:
             own = own._replace(max_log_prob_difference=self.recomputed_difference(batch))
-        for num_done, rows in enumerate(micro_batches):
+        for num_done, (rows, is_counted) in enumerate(passes):
             if progress is not None:
-                progress(num_done, len(micro_batches))
-            part = self.backward(batch, estimate, rows, activations)
+                progress(num_done, len(passes))
+            part = self.backward(batch, estimate if is_counted else nothing, rows, activations)
             if activations is not None and activations.is_reused:  # the difference is always 0
                 part = part._replace(max_log_prob_difference=None)
             own = own.add(part)
@@ -157,21 +183,18 @@ class GradientStep:
         loss, difference, counts = reduce(PartialLoss.add, others, first)
         # a sum, not a mean: the denominator counts the episodes of all processes
         sum_gradients(self.model, self.accelerator)
-        limit = self.max_grad_norm or float("inf")
-        grad_norm = float(self.accelerator.clip_grad_norm_(self.model.parameters(), limit))
+        self.accelerator.unscale_gradients()
+        grad_norm = clip_gradients(self.model, self.max_grad_norm or float("inf"))
         is_finite = grad_norm < float("inf")  # False for NaN as well
         # with an fp16 scaler, step() skips gradients that are not finite and lowers the scale
-        half = [
-            parameter
-            for parameter in self.model.parameters()
-            if parameter.grad is not None and parameter.dtype.itemsize < 4
-        ]
-        before = [parameter.detach().clone() for parameter in half]
+        stepped = (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        half = [parameter for parameter in stepped if parameter.grad is not None and is_half(parameter)]
+        before = [local_tensor(parameter.detach()).clone() for parameter in half]
         if is_finite or self.accelerator.scaler is not None:
             self.optimizer.step()
         skipped: Skipped | None = None if is_finite else "the gradient is not finite"
-        changed = frac_changed(before, half) if is_finite else None
-        statistics = step_statistics(self.optimizer) if is_finite else None
+        changed = frac_changed(before, half, self._sum_over_shards) if is_finite else None
+        statistics = step_statistics(self.optimizer, self._sum_over_shards) if is_finite else None
         return UpdateOutcome(loss, grad_norm, difference, learning_rate, skipped, changed, statistics, counts)
 
     def rows_with_gradient(self, batch: EpisodeBatch, estimate: Estimate) -> list[int]:
@@ -193,6 +216,16 @@ class GradientStep:
             return order
         counts = estimate.advantages.ne(0).any(dim=1).tolist()
         return [row for row in order if counts[row]] or order[:1]
+
+    def _sum_over_shards(self, numbers: Sequence[float]) -> Sequence[float]:
+        return sum_over_shards(self.model, numbers, self.accelerator)
+
+    def _parts_of_one_pass(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
+        """Divide the rows of a micro-batch into parts that a sharded model computes in one forward pass."""
+        episodes = [batch.episodes[row] for row in rows]
+        prompts = [episode.prompt_ids for episode in episodes]
+        completions = [episode.completion.token_ids for episode in episodes]
+        return [[rows[index] for index in part] for part in rows_of_passes(self.model, prompts, completions)]
 
     @property
     def _kl_coefficient(self) -> float:
@@ -250,6 +283,7 @@ class GradientStep:
                 temperature=self.temperature,
                 with_entropies=self.reinforce.entropy_coefficient > 0,
                 activations=activations,
+                gradient_checkpointing=self.gradient_checkpointing,
             )
         num_tokens, device = scores.log_probs.shape[1], scores.log_probs.device
         advantages = estimate.advantages[rows, :num_tokens].to(device)
@@ -299,17 +333,27 @@ class GradientStep:
         return float((found - recorded).masked_fill(~mask, 0.0).abs().max())
 
 
-def frac_changed(before: Sequence[Tensor], parameters: Sequence[nn.Parameter]) -> float | None:
+def frac_changed(
+    before: Sequence[Tensor],
+    parameters: Sequence[nn.Parameter],
+    total: Callable[[Sequence[float]], Sequence[float]] = lambda numbers: numbers,
+) -> float | None:
     """Among the weights with a nonzero gradient, return the share that differs from `before`.
 
     Return None if no weight has a nonzero gradient.
+
+    Args:
+        before: earlier values of the parameters. If the parameters are sharded, the parts of this process.
+        parameters: the parameters.
+        total: function that sums numbers over the processes that have parts of the weights.
     """
-    num_changed, num_with_gradient = 0, 0
+    num_changed, num_with_gradient = 0.0, 0.0
     for old, parameter in zip(before, parameters, strict=True):
         assert parameter.grad is not None
-        has_gradient = parameter.grad != 0
+        has_gradient = local_tensor(parameter.grad) != 0
         num_with_gradient += int(has_gradient.sum())
-        num_changed += int((has_gradient & (parameter.detach() != old)).sum())
+        num_changed += int((has_gradient & (local_tensor(parameter.detach()) != old)).sum())
+    num_changed, num_with_gradient = total([num_changed, num_with_gradient])
     return num_changed / num_with_gradient if num_with_gradient else None
 
 

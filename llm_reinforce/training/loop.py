@@ -10,7 +10,7 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -21,7 +21,7 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.episodes import Episode, EpisodeBatch, Estimate, estimate_advantages
 from llm_reinforce.errors import InputError, ProcessLostError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation
-from llm_reinforce.policy import Activations, LanguagePolicy
+from llm_reinforce.policy import Activations, LanguagePolicy, checkpointable_layers
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.processes import why_lost
 from llm_reinforce.reports import Finding, RunFacts, WarningSigns
@@ -29,6 +29,7 @@ from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.run_comparison import compare_first_and_last
 from llm_reinforce.runs.run_directory import RunDirectory
+from llm_reinforce.server import SamplingServer
 from llm_reinforce.training.agreement import check_alike
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample, SamplingStoppedError
 from llm_reinforce.training.budget import (
@@ -43,6 +44,7 @@ from llm_reinforce.training.data_parallel import (
     gather_rows,
     new_accelerator,
     own_rows,
+    shard,
 )
 from llm_reinforce.training.gradient_step import GradientStep, UpdateOutcome
 from llm_reinforce.training.host_process import fewer_collections, seeded
@@ -118,6 +120,7 @@ class TrainingLoop:
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
+        server: server that samples the episodes. None: the processes of the run sample them.
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
@@ -139,6 +142,7 @@ class TrainingLoop:
         run_directory: RunDirectory | None = None,
         display: Display | None = None,
         seed: int = 0,
+        server: SamplingServer | None = None,
     ) -> None:
         if not problems:
             raise InputError("there are no training problems; give at least one")
@@ -165,18 +169,26 @@ class TrainingLoop:
             model=policy.model,
         )
         check_shares(self.reinforce, self.accelerator.num_processes)
+        if training.gradient_checkpointing:
+            checkpointable_layers(policy.model)  # raises an error if there are none
+        # the copy is made on the CPU if the policy has been loaded there
+        self.sharded = shard(policy.model, self.accelerator)
         policy.model.to(self.accelerator.device)
         broadcast_weights(policy.model, self.accelerator)
-        self.optimizer, self.schedule = new_optimizer(policy.model, training, self.accelerator)
+        if self.sharded is not None:
+            self.sharded.load()
+        trained = policy.model if self.sharded is None else self.sharded.module
+        self.optimizer, self.schedule = new_optimizer(trained, training, self.accelerator)
         self.gradient_step = GradientStep(
             self.accelerator,
-            policy.model,
+            trained,
             self.optimizer,
             pad_token_id=policy.pad_token_id,
             temperature=self.sampling.temperature,
             reinforce=self.reinforce,
             micro_batch_tokens=training.micro_batch_tokens,
             max_grad_norm=training.max_grad_norm,
+            gradient_checkpointing=training.gradient_checkpointing,
         )
         self.value_baseline: ValueBaseline | None = None
         if self.reinforce.baseline == "value":
@@ -198,6 +210,7 @@ class TrainingLoop:
             ProblemOrder(len(problems), seed),
             seed,
             self.reference,
+            server,
         )
         self.evaluations = RunEvaluations(
             problems,
@@ -221,6 +234,7 @@ class TrainingLoop:
                 self.evaluation,
                 self.value_baseline,
                 self.reference,
+                self.sharded,
             )
         self.state = TrainState()
         self.warning_signs = WarningSigns(self._run_facts())
@@ -264,8 +278,9 @@ class TrainingLoop:
 
         Raises:
             InputError: if a reward function fails on every trial episode, or if there is nothing to resume.
-            RunStoppedError: if too many episodes of an update could not be scored, or if the gradients of too
-                many updates in a row were not finite. A checkpoint is saved, except during the warm start.
+            RunStoppedError: if too many episodes of an update could not be scored, if the gradients of too
+                many updates in a row were not finite, or if a sampling server failed. A checkpoint is saved,
+                except during the warm start.
             ProcessLostError: if another process of the run has ended or does not answer. One of the remaining
                 processes saves a checkpoint of the state after the latest update, if possible.
         """
@@ -326,10 +341,14 @@ class TrainingLoop:
         """Make the updates of one batch. Return the last of them, and True if the run stops after it."""
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
-        activations = Activations(self.training.micro_batch_tokens)
-        sample = self.sampler.sample(
-            self.state, activations, self.display.working, is_stopped=lambda: self.stop_requested
-        )
+        # with gradient checkpointing, activations are not kept either
+        num_kept = 0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
+        activations = None if self.sharded else Activations(num_kept)
+        self.optimizer.zero_grad()  # the gradients of the latest update are not needed while sampling
+        with self._saving_if_stopped():
+            sample = self.sampler.sample(
+                self.state, activations, self.display.working, is_stopped=lambda: self.stop_requested
+            )
         own, batch = sample.own, sample.batch  # the episodes of this process, and of all processes
         sampled = time.perf_counter()
         # STEP 2: the return and the baseline of every action
@@ -338,7 +357,8 @@ class TrainingLoop:
         with self._saving_if_stopped():
             self._checks.check_scored(self.state, sample, estimate, self.display.say)
         # STEP 3: one gradient step, or one for each part of the batch
-        outcomes = self._take_steps(own, batch, estimate, activations)
+        with self._weights_in_shards():
+            outcomes = self._take_steps(own, batch, estimate, activations)
         own_estimate = estimate.part(own_rows(len(batch), self.accelerator), int(own.lengths.max()))
         # fit after the prediction, because the baseline of an episode must not depend on the episode itself
         is_fitted = self._fit_values(prediction, own_estimate)
@@ -359,7 +379,7 @@ class TrainingLoop:
         return Update(number, metrics, batch.episodes, self.state, made), is_stopping
 
     def _take_steps(
-        self, own: EpisodeBatch, batch: EpisodeBatch, estimate: Estimate, activations: Activations
+        self, own: EpisodeBatch, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None
     ) -> list[UpdateOutcome]:
         """Take the optimizer step of each update of the batch, and return the outcomes.
 
@@ -368,7 +388,7 @@ class TrainingLoop:
             batch: episodes of all processes.
             estimate: advantages of the episodes of all processes.
             activations: activations kept when the episodes were sampled. They match the weights before the
-                first step, so only the first update uses them.
+                first step, so only the first update uses them. None: none were kept.
         """
         num_updates, outcomes = self.reinforce.updates_per_batch, []
         step = self.gradient_step
@@ -393,6 +413,10 @@ class TrainingLoop:
             self._is_state_current = False
             self.schedule.step()
         return outcomes
+
+    def _weights_in_shards(self) -> AbstractContextManager[None]:
+        """Return a context in which the weights are trained. With FSDP, the whole policy has none."""
+        return nullcontext() if self.sharded is None else self.sharded.training()
 
     def fix_date(self, date: str | None = None) -> str | None:
         """Set and return the date that the chat template prints, or None if the template prints no date.
@@ -626,16 +650,18 @@ class TrainingLoop:
         """Make the supervised updates of the warm start, if the settings have `training.warm_start`."""
         if self.training.warm_start is None:
             return
-        num_skipped = warm_start(
-            self.policy,
-            self.demonstrations or self.problems,
-            self.training.warm_start,
-            accelerator=self.accelerator,
-            display=self.display,
-            seed=self.seed,
-            is_stopped=self._is_stopped,
-            max_not_finite=self.training.max_not_finite,
-        )
+        with self._weights_in_shards():
+            num_skipped = warm_start(
+                self.policy,
+                self.gradient_step.model,
+                self.demonstrations or self.problems,
+                self.training.warm_start,
+                self.training,
+                accelerator=self.accelerator,
+                display=self.display,
+                seed=self.seed,
+                is_stopped=self._is_stopped,
+            )
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 
     def _restore(self) -> bool:

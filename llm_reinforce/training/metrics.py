@@ -112,7 +112,7 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
 
 
 def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) -> dict[str, float]:
-    """Return the metrics of the run after a batch, by name: its counts, the refills and the curriculum.
+    """Return the metrics of the run after a batch, by name: counts, server, refills and curriculum.
 
     Args:
         state: train state after the batch.
@@ -122,6 +122,7 @@ def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) ->
     metrics: dict[str, float] = {
         "num_tokens": state.num_tokens,
         "num_skipped_updates": state.num_skipped_updates,
+        **sample.server_metrics,
     }
     if settings.baseline == "value":
         metrics["value/num_skipped_fits"] = state.num_skipped_fits
@@ -137,8 +138,17 @@ def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) ->
 
 
 def mean_entropy(batch: EpisodeBatch) -> float:
-    """Return the mean entropy of the next-token distribution at the sampled actions, in nats."""
-    entropies = [entropy for episode in batch.episodes for entropy in episode.completion.entropies]
+    """Return the mean entropy of the next-token distribution at the sampled actions, in nats.
+
+    A server returns no entropies. The mean of -log π of the sampled actions is then an unbiased estimate.
+    """
+    entropies = [
+        entropy
+        for episode in batch.episodes
+        for entropy in (
+            episode.completion.entropies or [-log_prob for log_prob in episode.completion.log_probs]
+        )
+    ]
     return sum(entropies) / max(1, len(entropies))
 
 

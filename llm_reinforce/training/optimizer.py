@@ -9,7 +9,9 @@ from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 from transformers import get_scheduler
 
-from llm_reinforce.config import LEARNING_RATE, TrainingConfig
+from llm_reinforce.config import TrainingConfig
+from llm_reinforce.processes import sharding
+from llm_reinforce.training.adamw import adamw
 
 
 def new_optimizer(
@@ -18,20 +20,19 @@ def new_optimizer(
     """Return the optimizer of the trainable weights, and its schedule.
 
     Args:
-        model: the model, on the device of the accelerator.
+        model: the model, on the device of the accelerator. With FSDP, it is the sharded copy.
         training: settings of the optimizer and of the schedule.
         accelerator: the accelerator of the run.
+
+    Raises:
+        InputError: see `adamw`.
     """
-    optimizer = torch.optim.AdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=LEARNING_RATE if training.learning_rate is None else training.learning_rate,
-        betas=training.betas,
-        weight_decay=training.weight_decay,
-        fused=accelerator.device.type in ("cpu", "cuda"),
-    )
+    optimizer = adamw(model, training)
     schedule = learning_rate_schedule(
         training.schedule, optimizer, training.num_warmup_updates, training.num_updates
     )
+    if sharding() is not None:  # `prepare` would require a model that accelerate shards
+        return AcceleratedOptimizer(optimizer), schedule
     return accelerator.prepare(optimizer), schedule
 
 

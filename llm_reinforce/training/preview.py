@@ -12,6 +12,7 @@ from llm_reinforce.runs import TrainState
 from llm_reinforce.training.budget import expected_updates
 from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
+from llm_reinforce.training.memory import MemoryPrediction, memory_in_use, predict_memory
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Preview:
         num_updates: expected number of updates. With a budget of tokens, this number is estimated from
             `episodes`.
         episodes: a few episodes of the training problems. The episodes of one problem are adjacent.
+        memory: prediction of the peak memory of this process.
         reward_error: error message of a reward function that failed on all trial episodes. None if there is
             no such function.
     """
@@ -39,6 +41,7 @@ class Preview:
     rewards: Sequence[tuple[str, float]]
     num_updates: int
     episodes: Sequence[Episode]
+    memory: MemoryPrediction
     reward_error: str | None
 
 
@@ -52,6 +55,7 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         num_problems: number of training problems for which episodes are sampled.
         num_episodes: number of episodes per problem.
     """
+    memory = predict_memory(loop, memory_in_use(loop.policy.device))
     batch = collect_episodes(
         loop.policy,
         loop.problems[:num_problems],
@@ -79,5 +83,6 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         rewards=[(reward.name, reward.weight) for reward in loop.rewards],
         num_updates=shape.in_whole_batches(expected_updates(loop.training, after_batch)),
         episodes=batch.episodes,
+        memory=memory,
         reward_error=reward_error,
     )

@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from llm_reinforce.checkpoint_files import find_checkpoint, num_updates_of
 from llm_reinforce.config import EvaluationConfig, TrainingConfig
 from llm_reinforce.errors import InputError
+from llm_reinforce.policy import GatheredState, ShardedModel
 from llm_reinforce.runs import TrainState
 from llm_reinforce.runs.checkpoint import load_checkpoint, remove_old_checkpoints, save_checkpoint
 from llm_reinforce.runs.run_directory import RunDirectory
@@ -33,6 +34,7 @@ class RunCheckpoints:
         training, evaluation: settings of the run.
         value_baseline: value head with its optimizer; None if the run has none.
         reference: reference policy; None if the run has none.
+        sharded: sharded copy of the model, whose weights the optimizer has; None without FSDP.
     """
 
     run_directory: RunDirectory
@@ -44,6 +46,7 @@ class RunCheckpoints:
     evaluation: EvaluationConfig
     value_baseline: ValueBaseline | None
     reference: ReferencePolicy | None
+    sharded: ShardedModel | None = None
 
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
         """Return True if the settings require a checkpoint of this state, apart from the end of the run.
@@ -60,15 +63,17 @@ class RunCheckpoints:
         return is_save_due or is_warm or is_best
 
     def save(self, state: TrainState) -> None:
-        """Save a checkpoint in the main process."""
+        """Save a checkpoint in the main process. With FSDP, all processes must call this method."""
+        optimizer = self.optimizer if self.sharded is None else GatheredState(self.optimizer)
         if self.accelerator.is_main_process:
-            self._write(state)
+            self._write(state, optimizer)
 
     def save_without_others(self, state: TrainState) -> bool:
         """Save a checkpoint after another process of the run was lost, possibly the main process.
 
         Another process than the main process saves the checkpoint if it gets the lock of the run's directory,
-        which the main process holds until it ends, and if the logs have the lines of the latest update.
+        which the main process holds until it ends, and if the logs have the lines of the latest update. With
+        FSDP, a part of the optimizer's state is lost with the process, so nothing is saved.
 
         Args:
             state: train state after the latest update.
@@ -76,8 +81,10 @@ class RunCheckpoints:
         Returns:
             True if there is a checkpoint of this state.
         """
+        if self.sharded is not None:
+            return False
         if self.accelerator.is_main_process:
-            self._write(state)
+            self._write(state, self.optimizer)
             return True
         if not (self.run_directory.path / "recipe.yaml").is_file():  # on a disk of another machine
             return False
@@ -87,18 +94,18 @@ class RunCheckpoints:
                 if newest is None or num_updates_of(newest) < state.num_updates:
                     if not self.run_directory.has_logs_of(state.num_updates):
                         return False
-                    self._write(state)
+                    self._write(state, self.optimizer)
                 return True
         except InputError:  # another process holds the lock
             return False
 
-    def _write(self, state: TrainState) -> None:
+    def _write(self, state: TrainState, optimizer: Optimizer | GatheredState) -> None:
         self.run_directory.sync_logs()
         save_checkpoint(
             self.run_directory.checkpoints,
             state,
             self.model,
-            self.optimizer,
+            optimizer,
             self.schedule,
             keep=self.training.num_checkpoints_kept,
             scaler=self.accelerator.scaler,
@@ -129,6 +136,8 @@ class RunCheckpoints:
             state = load_checkpoint(
                 directory, self.model, self.optimizer, self.schedule, self.accelerator.scaler
             )
+            if self.sharded is not None:
+                self.sharded.load()
             set_learning_rates(self.optimizer, self.schedule)
             say(f"resuming from {directory.name}")
             if self.value_baseline:

@@ -13,6 +13,7 @@ from llm_reinforce.episodes import Estimate
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.runs import TrainState
+from llm_reinforce.server import ServerError
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample
 from llm_reinforce.training.data_parallel import gather_episodes
 from llm_reinforce.training.gradient_step import UpdateOutcome
@@ -71,10 +72,14 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
         say: function that shows a message to the user.
 
     Raises:
-        InputError: if a function fails on all trial episodes.
+        InputError: if a function fails on all trial episodes, or if a server samples and fails.
     """
+    try:
+        sampler.try_server()
+        own = sampler.collect(sampler.problems[:NUM_TRIED], state, is_trial=True)
+    except ServerError as error:
+        raise InputError(f"sampling.server: {error}") from error
     tried, num_processes = sampler.problems[:NUM_TRIED], sampler.accelerator.num_processes
-    own = sampler.collect(tried, state, is_trial=True)
     batch = gather_episodes(own, [*tried] * num_processes, sampler.accelerator)
     for process in range(num_processes):  # all processes stop together
         episodes = batch.episodes[process * len(own) : (process + 1) * len(own)]

@@ -46,6 +46,8 @@ def run_record(
     record: dict[str, Any] = texts_without_secrets(
         {
             **environment(config.seed, device, num_processes),
+            # a server draws its own random numbers, in an order that depends on its load
+            "is_bit_reproducible": config.sampling.server is None,
             "paths": {config.output_dir: directory, **path_entries(given)},
             "data": {"training": digest_of(problems), "held_out": digest_of(held_out)},
             "rewards": {

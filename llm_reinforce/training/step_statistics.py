@@ -4,10 +4,13 @@ Both are computed from the moments that Adam keeps for each weight, without furt
 """
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from llm_reinforce.policy import local_tensor
 
 # The statistics of a large policy take 0.6 s per 100 million weights on one core, so they are not computed in
 # every update.
@@ -29,17 +32,24 @@ class StepStatistics:
     signal_share: float | None
 
 
-def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
+def step_statistics(
+    optimizer: torch.optim.Optimizer,
+    total: Callable[[Sequence[float]], Sequence[float]] = lambda numbers: numbers,
+) -> StepStatistics | None:
     """Return the statistics of the latest step of Adam or AdamW.
 
-    The result is None if no weight has been updated. With more than `LARGE` weights, it is None except in
-    every `EVERY`-th step of the optimizer.
+    The result is None if no weight has been updated, or if the moments have 8 bits. With more than `LARGE`
+    weights, it is None except in every `EVERY`-th step of the optimizer.
 
     The norm of the step is the norm of the vector
 
         lr · m̂ / (√v̂ + ε)
 
     over all weights. Weight decay is not included.
+
+    Args:
+        optimizer: the optimizer.
+        total: function that sums numbers over the processes that have parts of the weights.
     """
     if not _is_due(optimizer):
         return None
@@ -49,19 +59,20 @@ def step_statistics(optimizer: torch.optim.Optimizer) -> StepStatistics | None:
         beta_1, beta_2 = group["betas"]
         for parameter in group["params"]:
             state = optimizer.state.get(parameter)
-            if not state:
+            if not state or "exp_avg" not in state:  # no step has been taken yet, or the moments have 8 bits
                 continue
             num_steps = int(state["step"])
-            m, v = state["exp_avg"], state["exp_avg_sq"]
+            m, v = local_tensor(state["exp_avg"]), local_tensor(state["exp_avg_sq"])
             first, second = 1.0 - beta_1**num_steps, 1.0 - beta_2**num_steps
             # m̂ / (√v̂ + ε) = (√second / first) · m / (√v + √second · ε)
             scale = group["lr"] * math.sqrt(second) / first
             moved = torch.sqrt(v).add_(math.sqrt(second) * group["eps"])
             step += (scale * _norm(torch.div(m, moved, out=moved))) ** 2
-            weights += _norm(parameter.detach()) ** 2
+            weights += _norm(local_tensor(parameter.detach())) ** 2
             mean += (_norm(m) / first) ** 2
             square += float(v.sum()) / second
             of_noise = mean_of_noise(beta_1, num_steps)
+    step, weights, mean, square = total([step, weights, mean, square])
     if not weights:
         return None
     return StepStatistics(math.sqrt(step / weights), signal_share(mean, square, of_noise))

@@ -367,6 +367,8 @@ class ReinforceTrainer:
     def save_checkpoint(self) -> None:
         """Save a checkpoint of the state after the latest update, in `output_dir`.
 
+        If several processes train with FSDP, all of them must call this method.
+
         Raises:
             InputError: if the trainer has no `output_dir`.
         """

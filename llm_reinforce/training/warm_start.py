@@ -4,6 +4,7 @@ The loss is the policy-gradient loss with all advantages equal to 1: an episode 
 examples.
 """
 
+import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,27 +13,36 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
 
-from llm_reinforce.config import WarmStartConfig
+from llm_reinforce.config import TrainingConfig, WarmStartConfig
 from llm_reinforce.console.run_display import Display
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.policy import LanguagePolicy, token_log_probs
+from llm_reinforce.policy import LanguagePolicy, is_sharded, rows_of_passes, token_log_probs
 from llm_reinforce.policy_gradient import action_mask, reinforce_loss
 from llm_reinforce.problems import Problem
-from llm_reinforce.training.data_parallel import gather_object, sum_gradients
+from llm_reinforce.training.adamw import adamw
+from llm_reinforce.training.data_parallel import (
+    clip_gradients,
+    equal_passes,
+    gather_object,
+    sum_gradients,
+)
 from llm_reinforce.training.gradient_step import nan_unless_finite
 from llm_reinforce.training.optimizer import learning_rate_schedule
+
+BETAS = (0.9, 0.999)  # decay rates of AdamW's moment estimates
 
 
 def warm_start(
     policy: LanguagePolicy,
+    model: nn.Module,
     problems: Sequence[Problem],
     settings: WarmStartConfig,
+    training: TrainingConfig,
     *,
     accelerator: Accelerator,
     display: Display,
     seed: int,
     is_stopped: Callable[[], bool],
-    max_not_finite: int,
 ) -> int:
     """Train the policy by supervised updates, which precede the policy-gradient updates.
 
@@ -41,24 +51,26 @@ def warm_start(
     tokens of its solutions, in nats. Several processes share the problems of an update.
 
     Args:
-        policy: the policy; it is trained in place.
+        policy: the policy.
+        model: the model that is trained in place: that of the policy, or its sharded copy.
         problems: the demonstrations or training problems. Each update draws some of them with replacement;
             with `epochs`, all of them are used once in each epoch.
         settings: number of updates or epochs, batch size and learning rate.
+        training: settings of the run: kind of optimizer, gradient checkpointing, and number of consecutive
+            updates with a gradient that is not finite after which the run stops.
         accelerator: the accelerator of the run.
         display: display of the progress.
         seed: seed of the random choice of problems.
         is_stopped: function that is called before each update. If it returns True, the warm start ends early.
-        max_not_finite: the run stops after this number of consecutive updates whose gradients are not finite.
 
     Returns:
         number of updates that were skipped because their gradient was not finite.
 
     Raises:
-        RunStoppedError: if `max_not_finite` updates in a row were skipped.
+        RunStoppedError: if `training.max_not_finite` updates in a row were skipped.
     """
-    model = policy.model
-    adam = torch.optim.AdamW(model.parameters(), lr=settings.learning_rate, weight_decay=0.0)
+    changed = {"learning_rate": settings.learning_rate, "betas": BETAS, "weight_decay": 0.0}
+    adam = adamw(model, training.model_copy(update=changed))
     num_of_all = settings.length(len(problems))
     num_warmup = min(settings.num_warmup_updates, num_of_all)
     schedule = learning_rate_schedule("cosine", adam, num_warmup, num_of_all)
@@ -69,11 +81,11 @@ def warm_start(
         if is_stopped():
             break
         optimizer.zero_grad()
-        own_loss = _backward(policy, drawn, accelerator)
+        own_loss = _backward(policy, model, drawn, accelerator, training)
         sum_gradients(model, accelerator)
         accelerator.unscale_gradients(optimizer)
-        norm = nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        is_finite = bool(norm.isfinite())
+        norm = clip_gradients(model, 1.0)
+        is_finite = math.isfinite(norm)
         # with an fp16 scaler, step() skips gradients that are not finite
         if is_finite or accelerator.scaler is not None:
             optimizer.step()
@@ -83,9 +95,9 @@ def warm_start(
         if num_in_a_row == 1:
             display.say(
                 f"update {num_updates} of the warm start is skipped: its gradient is not finite (norm "
-                f"{float(norm):.3g}, loss {loss:.3g}); the weights are unchanged"
+                f"{norm:.3g}, loss {loss:.3g}); the weights are unchanged"
             )
-        if num_in_a_row >= max_not_finite:
+        if num_in_a_row >= training.max_not_finite:
             raise RunStoppedError(
                 f"the gradients of the last {num_in_a_row} updates of the warm start were not finite; no "
                 "checkpoint is saved. Lower training.warm_start.learning_rate, or use a higher-precision "
@@ -126,27 +138,40 @@ def target_of(problem: Problem) -> str:
     return target
 
 
-def _backward(policy: LanguagePolicy, problems: Sequence[Problem], accelerator: Accelerator) -> float:
+def _backward(
+    policy: LanguagePolicy,
+    model: nn.Module,
+    problems: Sequence[Problem],
+    accelerator: Accelerator,
+    training: TrainingConfig,
+) -> float:
     """Compute the gradient of this process's share of the loss, and return the value of the share.
 
     The loss is the mean of -log π(a_t | s_t) over the tokens of all problems' solutions or answers.
     """
     completions = [policy.encode_completion(target_of(problem)) for problem in problems]
     num_actions = sum(map(len, completions))
-    own = slice(accelerator.process_index, None, accelerator.num_processes)
-    problems, completions = problems[own], completions[own]
-    if not problems:
-        return 0.0
-    with accelerator.autocast():
-        scores = token_log_probs(
-            policy.model,
-            policy.encode_prompts([problem.policy_prompt for problem in problems]),
-            completions,
-            pad_token_id=policy.pad_token_id,
-        )
-    lengths = torch.tensor([len(completion) for completion in completions], device=policy.device)
-    mask = action_mask(lengths, scores.log_probs.shape[1])
-    ones = torch.ones_like(scores.log_probs)
-    loss = reinforce_loss(scores.log_probs, ones, mask, float(num_actions))
-    accelerator.backward(nan_unless_finite(loss))
-    return float(loss.detach())
+    own = [*range(len(problems))][accelerator.process_index :: accelerator.num_processes]
+    rows = own or [0]  # the passes of a sharded model need all processes
+    prompts = policy.encode_prompts([problems[row].policy_prompt for row in rows])
+    completions = [completions[row] for row in rows]
+    parts = [[*range(len(rows))]]
+    if is_sharded(model):
+        parts = rows_of_passes(model, prompts, completions)
+    total = 0.0
+    for part, is_counted in equal_passes(parts, model, accelerator):
+        with accelerator.autocast():
+            scores = token_log_probs(
+                model,
+                [prompts[row] for row in part],
+                [completions[row] for row in part],
+                pad_token_id=policy.pad_token_id,
+                gradient_checkpointing=training.gradient_checkpointing,
+            )
+        lengths = torch.tensor([len(completions[row]) for row in part], device=policy.device)
+        mask = action_mask(lengths, scores.log_probs.shape[1])
+        weights = torch.full_like(scores.log_probs, float(is_counted and bool(own)))
+        loss = reinforce_loss(scores.log_probs, weights, mask, float(num_actions))
+        accelerator.backward(nan_unless_finite(loss))
+        total += float(loss.detach())
+    return total

@@ -16,7 +16,7 @@ from small_runs import Watcher, timeless
 from llm_reinforce import ReinforceTrainer, load_recipe
 from llm_reinforce.errors import InputError
 from llm_reinforce.training import data_parallel
-from llm_reinforce.training.data_parallel import SHARDING, new_accelerator
+from llm_reinforce.training.data_parallel import OTHER_SHARDING, new_accelerator
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def checked(folder: Path) -> subprocess.CompletedProcess[str]:
     """Return the result of all checks of `two_processes.py`, in two processes of one thread each."""
-    return run_forked(lambda: two_processes.launch(folder), timeout=150, OMP_NUM_THREADS="1")
+    return run_forked(
+        lambda: two_processes.launch(two_processes.check_all, folder), timeout=150, OMP_NUM_THREADS="1"
+    )
 
 
 @pytest.mark.slow
@@ -128,8 +130,8 @@ def test_processes_that_would_train_alone_are_rejected(monkeypatch: pytest.Monke
         new_accelerator("no")
 
 
-@pytest.mark.parametrize("kind", SHARDING)
-def test_sharding_is_rejected(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", OTHER_SHARDING)
+def test_other_sharding_is_rejected(kind: DistributedType, monkeypatch: pytest.MonkeyPatch) -> None:
     def launched(mixed_precision: str) -> Any:
         return SimpleNamespace(distributed_type=kind)
 

@@ -68,9 +68,9 @@ def test_each_epoch_uses_every_demonstration_once(monkeypatch: pytest.MonkeyPatc
     drawn: list[list[str]] = []
     plain = warm_start._backward
 
-    def watched(policy: Any, problems: Any, accelerator: Any) -> float:
+    def watched(policy: Any, model: Any, problems: Any, *rest: Any) -> float:
         drawn.append([problem.id for problem in problems])
-        return plain(policy, problems, accelerator)
+        return plain(policy, model, problems, *rest)
 
     monkeypatch.setattr(warm_start, "_backward", watched)
     data = [Problem(f"{number % 4}=", solution="0", id=str(number)) for number in range(5)]

@@ -99,7 +99,7 @@ def test_weights_that_do_not_move_are_reported(dtype: str, learning_rate: float)
     one = trainer(
         policy=policy,
         num_updates=2,
-        training={"learning_rate": learning_rate, "schedule": "constant"},
+        training={"learning_rate": learning_rate, "schedule": "constant", "master_weights": False},
         display=watcher,
     )
     one.train()

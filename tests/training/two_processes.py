@@ -18,12 +18,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import gather_object
+from fake_server import FakeServer, serving
 from small_runs import COPY, Watcher, new_run, sevens, small_policy, timeless, trainer
 
 from llm_reinforce import load_recipe
 from llm_reinforce.__main__ import main
 from llm_reinforce.checkpoint_files import all_checkpoints
-from llm_reinforce.config import EvaluationConfig, ReinforceConfig, WarmStartConfig
+from llm_reinforce.config import EvaluationConfig, ReinforceConfig, ServerConfig, WarmStartConfig
 from llm_reinforce.episodes import EpisodeBatch, estimate_advantages
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.evaluation import answer_problems, measure_accuracy
@@ -31,6 +32,7 @@ from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.runs import RunDirectory
+from llm_reinforce.server import SamplingServer, ServerError
 from llm_reinforce.training import TrainingLoop, data_parallel, gradient_step, run_evaluations, warm_start
 
 
@@ -221,6 +223,27 @@ def metrics_logged_by_rewards_are_averaged(directory: Path, patch: pytest.Monkey
     assert set(ranks) == {"0", "1"}
 
 
+def a_server_samples_for_all_processes(directory: Path, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr("llm_reinforce.server.http_client.WAITS", (0.0,))
+    with serving(FakeServer(small_policy())) as own:
+        (url, *_) = gather_object([own.url])  # the server of the main process
+        client = SamplingServer(ServerConfig(url=url), temperature=1.0, is_half=False, directory=None)
+        weights = ReinforceConfig(
+            problems_per_update=4, episodes_per_problem=3, importance={"level": "per_decision"}
+        )
+        one = trainer(num_updates=3, reinforce=weights, server=client)
+        updates = one.updates()
+        for _ in range(2):
+            metrics = next(updates).metrics
+            assert metrics["server/probe_difference"] < 1e-5
+            assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
+        torch.distributed.barrier()
+        own.missing.add("/collective_rpc")  # only the main process calls it
+        with pytest.raises(ServerError, match=r"collective_rpc: the server does not have this route"):
+            next(updates)
+        torch.distributed.barrier()
+
+
 def evaluations_are_shared(directory: Path, patch: pytest.MonkeyPatch) -> None:
     def watched(*arguments, **options):
         shares.append(answer_problems(*arguments, **options))
@@ -344,6 +367,7 @@ CHECKS = (
     value_heads_are_equal,
     the_gradient_equals_that_of_one_process_with_all_episodes,
     several_updates_per_batch,
+    a_server_samples_for_all_processes,
     a_run_from_python_ends,
 )
 
@@ -385,9 +409,10 @@ def start_two(run: Callable[[Path], None], directory: Path) -> list[ForkProcess]
     return processes
 
 
-def launch(directory: Path) -> None:
-    """Make all checks in two processes; exit with 1 if one fails."""
-    processes = start_two(check_all, directory)
+def launch(call: Callable[[Path], None], directory: Path, **environment: str) -> None:
+    """Call a function in two processes with further environment variables; exit with 1 if one fails."""
+    os.environ.update(environment)
+    processes = start_two(call, directory)
     while running := [each for each in processes if each.is_alive()]:
         multiprocessing.connection.wait([each.sentinel for each in running])
         if any(each.exitcode for each in processes):

@@ -83,6 +83,11 @@ class Activations:
         self.max_tokens = max_tokens
         self.clear()
 
+    @property
+    def num_bytes(self) -> int:
+        """Size of the kept products, in bytes."""
+        return sum(product.nbytes for products in self._products.values() for product in products)
+
     def clear(self) -> None:
         """Remove all activations."""
         self.num_tokens = self._num_in_pass = 0

@@ -183,9 +183,9 @@ class _SmallAttention(torch.autograd.Function):
         grad_mixed, channels = gradients[0].flatten(0, 1), shape[2]
         grad_queries = grad_mixed.new_zeros(shape).flatten(0, 1)
         grad_keys, grad_values = (grad_mixed.new_zeros(key_shape).flatten(0, 1) for _ in range(2))
-        start = 0
+        start, saved = 0, ctx.saved_tensors  # read once: gradient checkpointing recomputes them when read
         for index, rows in enumerate(ctx.rows):
-            probabilities, q, k, v = ctx.saved_tensors[4 * index : 4 * index + 4]
+            probabilities, q, k, v = saved[4 * index : 4 * index + 4]
             own = slice(start, start + len(rows.places))
             start = own.stop
             # the gradient remains zero for repeated tokens at the end of a row

@@ -7,6 +7,7 @@ episode. In the function of `SlotBatch`, they attend to a cache of keys and valu
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
+from torch.utils.checkpoint import checkpoint
 
 from llm_reinforce.policy.fast_path.products import layer_products, of_transformers
 
@@ -53,7 +55,8 @@ def packable_model(model: nn.Module) -> Any:
         if inner.active_peft_config.is_prompt_learning:
             return None
         inner = inner.get_base_model()
-    if not _is_llama_like(inner) or hasattr(inner, "hf_device_map"):
+    devices = set(getattr(inner, "hf_device_map", {}).values())
+    if not _is_llama_like(inner) or len(devices) > 1:
         return None
     window = getattr(inner.config, "sliding_window", None)
     layer_types = getattr(inner.config, "layer_types", None) or ["sliding" if window else "full_attention"]
@@ -92,6 +95,8 @@ def forward_packed(
     attend: Attend,
     read: Int[Tensor, " read"] | None = None,
     multiply: Multiply = recompute_products,
+    *,
+    gradient_checkpointing: bool = False,
 ) -> Float[Tensor, "read hidden"]:
     """Return the hidden states of some tokens after the last layer, before the final norm and the head.
 
@@ -103,6 +108,8 @@ def forward_packed(
         read: indices of the tokens whose hidden states are returned. The last layer processes only these
             tokens after its attention. None: all tokens.
         multiply: function that computes the outputs of linear layers.
+        gradient_checkpointing: keep only the inputs of each layer for the backward pass, which recomputes the
+            rest.
     """
     num_tokens = len(token_ids)
     # the padding repeats the first token, because the embedding of another token might not be finite
@@ -114,15 +121,33 @@ def forward_packed(
     rotation = cosines[0, :, None], signed[:, None]
     tokens: Tensor | None = None
     for number, layer in enumerate(model.model.layers):
-        mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
         if read is not None and number == len(model.model.layers) - 1:
             tokens = pad_to_multiple(read)
-            hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
-        hidden = hidden + multiply([layer.self_attn.o_proj], mixed, None, tokens)[0]
-        mlp, norm = layer.mlp, layer.post_attention_layernorm
-        gate, up = multiply([mlp.gate_proj, mlp.up_proj], hidden, norm, tokens)
-        hidden = hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, None, tokens)[0]
+        compute = partial(_layer_outputs, layer, number, rotation, attend, multiply, tokens)
+        if gradient_checkpointing:
+            hidden = checkpoint(compute, hidden, use_reentrant=False, preserve_rng_state=False)
+        else:
+            hidden = compute(hidden)
     return hidden[: num_tokens if read is None else len(read)]
+
+
+def _layer_outputs(
+    layer: Any,
+    number: int,
+    rotation: tuple[Tensor, Tensor],
+    attend: Attend,
+    multiply: Multiply,
+    tokens: Int[Tensor, " read"] | None,
+    hidden: Float[Tensor, "token hidden"],
+) -> Float[Tensor, "_ hidden"]:
+    """Return the hidden states after a layer, of the tokens in `tokens` or, if it is None, of all tokens."""
+    mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
+    if tokens is not None:
+        hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
+    hidden = hidden + multiply([layer.self_attn.o_proj], mixed, None, tokens)[0]
+    mlp, norm = layer.mlp, layer.post_attention_layernorm
+    gate, up = multiply([mlp.gate_proj, mlp.up_proj], hidden, norm, tokens)
+    return hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, None, tokens)[0]
 
 
 def pad_to_multiple(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:

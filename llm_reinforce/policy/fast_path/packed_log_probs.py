@@ -27,6 +27,8 @@ def packed_log_probs(
     temperature: float,
     with_entropies: bool,
     activations: Activations | None,
+    *,
+    gradient_checkpointing: bool = False,
 ) -> ActionLogProbs:
     """Return the log-probability of each action; see `token_log_probs`.
 
@@ -37,7 +39,13 @@ def packed_log_probs(
     if activations is not None:
         episodes = [*zip(prompts, completions, strict=True)]
         kept = activations.lookup(model, temperature, episodes, of_prompts, tree)
-    hidden = packed_states(model, of_prompts, tree, kept.multiply if kept else recompute_products)
+    hidden = packed_states(
+        model,
+        of_prompts,
+        tree,
+        kept.multiply if kept else recompute_products,
+        gradient_checkpointing=gradient_checkpointing,
+    )
     found = action_log_probs(
         model.lm_head,
         hidden,
@@ -67,7 +75,12 @@ def pack(
 
 
 def packed_states(
-    model: Any, of_prompts: PackedPrompts, tree: CompletionTree, multiply: Multiply = recompute_products
+    model: Any,
+    of_prompts: PackedPrompts,
+    tree: CompletionTree,
+    multiply: Multiply = recompute_products,
+    *,
+    gradient_checkpointing: bool = False,
 ) -> Float[Tensor, "state hidden"]:
     """Return the hidden vector of each distinct state, from which the head computes the logits of the state.
 
@@ -76,6 +89,7 @@ def packed_states(
         of_prompts: layout of the prompts.
         tree: layout of the completions.
         multiply: function that computes the outputs of linear layers.
+        gradient_checkpointing: see `forward_packed`.
     """
     num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
     rows = [of_prompts.rows]
@@ -100,6 +114,7 @@ def packed_states(
         attend,
         read,
         multiply,
+        gradient_checkpointing=gradient_checkpointing,
     )
     states: Tensor = model.model.norm(hidden)
     return states

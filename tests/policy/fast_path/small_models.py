@@ -86,7 +86,7 @@ def use_plain_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the fast path and the sharing of prompts until the end of the test."""
     for module in (log_probs, sampling):
         monkeypatch.setattr(module, "fast_model", lambda model: None)
-    monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments: "padded rows")
+    monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments, **options: "padded rows")
 
 
 def log_probs_and_gradient(

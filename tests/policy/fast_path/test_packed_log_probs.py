@@ -282,7 +282,9 @@ def test_checkpointed_and_distributed_models_use_the_plain_path() -> None:
     model.gradient_checkpointing_enable()
     assert packable_model(model) is None
     model = model_of("llama")
-    model.hf_device_map = {"": 0}
+    model.hf_device_map = {"": "cpu"}
+    assert packable_model(model) is model
+    model.hf_device_map = {"model": "cpu", "lm_head": 0}
     assert packable_model(model) is None
 
 

@@ -167,12 +167,15 @@ def test_completions_share_a_row_until_their_actions_differ(
         assert sum(few) < sum(many) / 4
 
 
-def test_sampling_does_not_synchronize_between_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("path", ["fast path", "plain path"])
+def test_sampling_does_not_synchronize_between_checks(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of(model_of("llama"))
     monkeypatch.setattr(sampling, "CHECK_EVERY", {"cpu": 8})
-    generation = sampling._Generation(policy, slot_batch.SlotBatch(policy.model, 12, 9), 12, 9)
+    prompts, batch = PROMPTS, slot_batch.SlotBatch(policy.model, 12, 9)
+    if path == "plain path":  # transformers itself synchronizes once per step if prompts are padded
+        prompts, batch = [prompt[:3] for prompt in PROMPTS], batches.WholeBatch(policy.model, 12)
+    generation = sampling._Generation(policy, batch, 12, 9)
     numbers = torch.rand((6, 2, 9), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    generation.start(deque(range(6)), PROMPTS, 2, lambda prompt: numbers[prompt])
 
     def read(tensor: Tensor) -> Any:
         raise AssertionError("tolist was called")
@@ -180,6 +183,7 @@ def test_sampling_does_not_synchronize_between_checks(monkeypatch: pytest.Monkey
     with monkeypatch.context() as patched:
         patched.setattr(Tensor, "tolist", read)
         with NoSynchronization():
+            generation.start(deque(range(6)), prompts, 2, lambda prompt: numbers[prompt])
             for _ in range(7):
                 generation.step(0.7)
                 assert list(generation.pop_ended()) == []

@@ -1,0 +1,50 @@
+"""Settings of a server that samples the completions of a run."""
+
+from typing import Literal
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from llm_reinforce.config.section import Count, Positive, Section, Text
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+TEMPERATURES = (0.01, 2.0)
+"""Smallest and largest temperature at which vLLM samples. It raises temperatures below the smallest."""
+
+
+class ServerConfig(Section):
+    """A vLLM server that samples the completions of a run, while the trainer computes the updates."""
+
+    url: Text = Field(default=DEFAULT_URL, description="address of the server")
+    sync: Literal["auto", "disk", "adapter"] = Field(
+        default="auto",
+        description="how the server gets the weights after an update: all weights as files (disk), or the "
+        "LoRA adapter as files (adapter); auto: adapter with policy.lora, and disk without it or if this "
+        "fails",
+    )
+    sync_every: Count = Field(
+        default=1,
+        description="number of batches between two transfers of the weights; above 1, some batches are "
+        "sampled from older weights, which the importance weights correct",
+    )
+    directory: Text | None = Field(
+        default=None,
+        description="directory for the weights, which the server reads under the same path; null: output_dir "
+        "followed by .server, or a temporary directory if the run is not recorded",
+    )
+    timeout: Positive = Field(
+        default=600.0, description="seconds that the trainer waits for the answer to a request"
+    )
+    tolerance: Positive | None = Field(
+        default=None,
+        description="largest mean difference, in nats, between the server's and the trainer's "
+        "log-probabilities after a transfer of the weights; null: 0.001, or 0.05 in half precision",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError(f"should be an address such as {DEFAULT_URL}, not {url!r}")
+        return url.rstrip("/")

@@ -1,0 +1,6 @@
+"""A vLLM server that samples the episodes of a run: its client, and the command that starts it."""
+
+from llm_reinforce.server.http_client import HttpClient, ServerError
+from llm_reinforce.server.sampling_server import SERVER_METRICS, SamplingServer, Served
+
+__all__ = ["SERVER_METRICS", "HttpClient", "SamplingServer", "Served", "ServerError"]

@@ -1,0 +1,51 @@
+"""Calls in several threads, whose results are yielded as soon as they exist."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import TypeVar
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def in_parallel(
+    work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
+) -> Iterator[tuple[int, Result]]:
+    """Yield the index and the result of each item, in the order in which the calls end.
+
+    If a call raises an exception, it is raised here at once. The threads do not keep the process alive, so
+    that calls that wait for a server do not delay the end of the run.
+
+    Args:
+        work: function of one item, which is called in other threads.
+        items: arguments of the calls.
+        num_threads: maximum number of calls at the same time.
+    """
+    waiting: SimpleQueue[int] = SimpleQueue()
+    ended: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
+    stopped = threading.Event()
+    for index in range(len(items)):
+        waiting.put(index)
+
+    def loop() -> None:
+        while not (stopped.is_set() or waiting.empty()):
+            try:
+                index = waiting.get_nowait()
+            except Exception:  # another thread has taken the last item
+                return
+            try:
+                ended.put((index, work(items[index]), None))
+            except BaseException as error:
+                ended.put((index, None, error))
+
+    for _ in range(min(num_threads, len(items))):
+        threading.Thread(target=loop, daemon=True).start()
+    try:
+        for _ in items:
+            index, result, error = ended.get()
+            if error is not None:
+                raise error
+            yield index, result  # type: ignore[misc]
+    finally:
+        stopped.set()

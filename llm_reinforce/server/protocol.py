@@ -1,0 +1,157 @@
+"""Requests to the route `/v1/completions` of vLLM, and checks of its answers."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from llm_reinforce.policy import TokenIds
+
+COMPLETIONS = "/v1/completions"
+
+
+class SampledTokens(NamedTuple):
+    """The tokens of a completion, with their log-probabilities in nats."""
+
+    token_ids: TokenIds
+    log_probs: tuple[float, ...]
+
+
+class AnswerError(ValueError):
+    """Raised when an answer cannot be used. The message is a sentence without a subject."""
+
+
+def completion_request(
+    model: str,
+    prompt: TokenIds,
+    *,
+    num_completions: int,
+    max_new_tokens: int,
+    temperature: float,
+    end_token_ids: TokenIds,
+    version: str,
+) -> dict[str, Any]:
+    """Return the body of a request for completions of one prompt.
+
+    Every setting that changes the distribution is part of the request, so that the defaults of the server and
+    of the model's `generation_config.json` have no effect.
+
+    Args:
+        model: name of the model or adapter on the server.
+        prompt: token ids of the prompt.
+        num_completions: number of completions.
+        max_new_tokens: maximum number of tokens of a completion.
+        temperature: divisor of the logits; 0: take the most likely tokens.
+        end_token_ids: token ids that end a completion.
+        version: name of the weights. Cached keys and values of other weights are not reused.
+    """
+    return {
+        "model": model,
+        "prompt": list(prompt),
+        "n": num_completions,
+        "max_tokens": max_new_tokens,
+        "min_tokens": 0,
+        "temperature": temperature,
+        "top_p": 1.0,
+        "top_k": 0,
+        "min_p": 0.0,
+        "repetition_penalty": 1.0,
+        "presence_penalty": 0.0,
+        "frequency_penalty": 0.0,
+        "stop": [],
+        "stop_token_ids": list(end_token_ids),
+        "ignore_eos": True,  # only the tokens in `stop_token_ids` end a completion
+        "logprobs": 0,  # of the sampled tokens only
+        "return_token_ids": True,
+        "skip_special_tokens": False,
+        "cache_salt": version,
+    }
+
+
+def read_completions(
+    answer: object,
+    prompt: TokenIds,
+    *,
+    num_completions: int,
+    max_new_tokens: int,
+    end_token_ids: TokenIds,
+    vocabulary_size: int,
+) -> list[SampledTokens]:
+    """Return the completions of an answer, in the order of their indices.
+
+    Args:
+        answer: JSON value of the answer.
+        prompt: see `completion_request`.
+        num_completions: see `completion_request`.
+        max_new_tokens: see `completion_request`.
+        end_token_ids: see `completion_request`.
+        vocabulary_size: number of tokens that the policy knows.
+
+    Raises:
+        AnswerError: if the answer does not contain the completions that were requested.
+    """
+    choices = answer.get("choices") if isinstance(answer, dict) else None
+    if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
+        raise AnswerError("has no list of choices")
+    if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(num_completions))):
+        raise AnswerError(f"has {len(choices)} choices, but {num_completions} completions were requested")
+    choices.sort(key=lambda choice: int(choice["index"]))
+    found = [_read_choice(choice, prompt, max_new_tokens, end_token_ids) for choice in choices]
+    if not all(0 <= token < vocabulary_size for each in found for token in each.token_ids):
+        raise AnswerError(f"has tokens outside the vocabulary of the policy ({vocabulary_size} tokens)")
+    return found
+
+
+def _read_choice(
+    choice: dict[str, Any], prompt: TokenIds, max_new_tokens: int, end_token_ids: TokenIds
+) -> SampledTokens:
+    token_ids = _list_of(int, choice.get("token_ids"), "token_ids (return_token_ids)")
+    logged = choice.get("logprobs")
+    log_probs = _list_of(
+        float, logged.get("token_logprobs") if isinstance(logged, dict) else None, "logprobs"
+    )
+    if len(log_probs) != len(token_ids):
+        raise AnswerError(f"has {len(log_probs)} log-probabilities for {len(token_ids)} tokens")
+    if not all(math.isfinite(each) and each <= 1e-3 for each in log_probs):  # rounding may lead above 0
+        raise AnswerError("has log-probabilities that are not finite, or above 0")
+    if choice.get("prompt_token_ids") not in (None, list(prompt)):
+        raise AnswerError("belongs to another prompt")
+    is_ended = bool(token_ids) and token_ids[-1] in end_token_ids
+    if any(token in end_token_ids for token in token_ids[:-1]) or len(token_ids) > max_new_tokens:
+        raise AnswerError("has a completion that continues after an end token or after max_new_tokens")
+    if not is_ended and len(token_ids) < max_new_tokens:
+        raise AnswerError(
+            f"has a completion that was cut off after {len(token_ids)} of {max_new_tokens} tokens, without "
+            "an end token; a prompt with its completion may be longer than the server's --max-model-len"
+        )
+    return SampledTokens(tuple(token_ids), tuple(min(0.0, each) for each in log_probs))
+
+
+def _list_of(kind: type, values: object, name: str) -> list[Any]:
+    """Return a list of numbers.
+
+    Raises:
+        AnswerError: if it is missing, or has other entries.
+    """
+    accepted = (int, float) if kind is float else (int,)
+    if not isinstance(values, list) or not all(type(each) in accepted for each in values):
+        raise AnswerError(f"has no {name}")
+    return values
+
+
+def read_model(answer: object) -> str:
+    """Return the name of the model that a server serves, from its answer to `/v1/models`.
+
+    Raises:
+        AnswerError: if the answer names no model.
+    """
+    models = answer.get("data") if isinstance(answer, dict) else None
+    of_models = [each for each in models or [] if isinstance(each, dict) and not each.get("parent")]
+    if not of_models or not isinstance(of_models[0].get("id"), str):
+        raise AnswerError("names no model")
+    name: str = of_models[0]["id"]
+    return name
+
+
+def mean_difference(found: Sequence[float], expected: Sequence[float]) -> float:
+    """Return the mean absolute difference of two lists of log-probabilities, in nats."""
+    return math.fsum(abs(a - b) for a, b in zip(found, expected, strict=True)) / max(1, len(found))

@@ -1,0 +1,68 @@
+"""The weights of a policy as files that a server reads."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+
+from llm_reinforce.durable_files import whole_directory
+from llm_reinforce.policy import LanguagePolicy, without_progress_bars
+
+
+def has_adapter(model: nn.Module) -> bool:
+    """Return True if the model is a LoRA adapter with its base."""
+    return isinstance(model, PeftModel)
+
+
+def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
+    """Write the LoRA adapter of the policy. An existing directory is replaced."""
+    with whole_directory(directory) as partial, without_progress_bars():
+        policy.model.save_pretrained(str(partial))  # type: ignore[operator]
+
+
+def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
+    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced."""
+    model: Any = policy.model
+    if isinstance(model, PeftModel):
+        # a copy, because merging and unmerging would change the weights by rounding
+        model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    with whole_directory(directory) as partial:
+        _save_untied(model, partial)
+
+
+def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
+    """Write the model and the tokenizer with which a server starts. An existing directory is replaced.
+
+    A LoRA adapter is left out, because the server gets it later.
+    """
+    model: Any = policy.model
+    if isinstance(model, PeftModel):
+        model = copy.deepcopy(model).unload()  # type: ignore[operator]
+    with whole_directory(directory) as partial:
+        _save_untied(model, partial)
+        policy.tokenizer.save_pretrained(str(partial))
+
+
+def _save_untied(model: Any, directory: Path) -> None:
+    """Save a model, with its output layer as a tensor of its own.
+
+    If the output layer shares its weights with the embedding, vLLM still prepares a separate copy of the
+    output layer on a CPU. It does not replace this copy when it reloads weights that are shared.
+    """
+    weights, config = dict(model.state_dict()), model.config
+    seen: set[int] = set()
+    for name, tensor in weights.items():
+        if tensor.data_ptr() in seen:
+            weights[name] = tensor.clone()
+        seen.add(tensor.data_ptr())
+    before = getattr(config, "tie_word_embeddings", None)
+    try:
+        if before:
+            config.tie_word_embeddings = False
+        with without_progress_bars():
+            model.save_pretrained(str(directory), state_dict=weights)
+    finally:
+        if before:
+            config.tie_word_embeddings = before

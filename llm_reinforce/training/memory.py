@@ -1,0 +1,146 @@
+"""Prediction of the memory that a run needs, before it starts."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import psutil
+import torch
+from torch import Tensor
+
+from llm_reinforce.config import TrainingConfig
+from llm_reinforce.policy import memory_per_token
+from llm_reinforce.training.adamw import MAX_COPIED, is_half
+from llm_reinforce.training.host_process import release_freed_memory
+from llm_reinforce.training.loop import TrainingLoop
+
+ON_CPU = 150 * 2**20
+"""Memory that libraries need in the first update on a CPU: code, compiled kernels, buffers, and gaps between
+tensors. The value was found with `tests/benchmarks/memory.py`."""
+ROOM = 32  # spare columns of the sampler's cache
+BITS_8 = 2 * (1 + 4 / 256)  # bytes of the two moments of a weight, with a float32 scale for 256 weights
+TEMPORARY_8_BIT = 6  # number of float32 tensors that an 8-bit step needs for one weight matrix
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPrediction:
+    """Peak memory of a run, in bytes, if all completions have the maximum length.
+
+    Attributes:
+        sampling: peak while episodes are sampled.
+        update: peak while the gradient is computed and the optimizer takes its step.
+        parts: sizes by name: weights and libraries, optimizer, gradients, cache, activations.
+        available: memory of the device that is not in use by other programs, including what this process
+            already uses.
+    """
+
+    sampling: float
+    update: float
+    parts: Mapping[str, float]
+    available: float
+
+
+def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
+    """Predict the peak memory of a run from the sizes of tensors in a forward pass over a few tokens.
+
+    The parts are summed. The memory of a value head is not included.
+
+    Args:
+        loop: the training loop of the run.
+        in_use: memory that the process used after the policy was loaded; see `memory_in_use`.
+    """
+    in_use += ON_CPU if loop.policy.device.type == "cpu" else 0
+    training, shape, policy = loop.training, loop.reinforce, loop.policy
+    num_new = loop.sampling.max_new_tokens
+    prompts = policy.encode_prompts([problem.policy_prompt for problem in loop.problems[:100]])
+    length = round(sum(map(len, prompts)) / len(prompts))
+    typical = min(prompts, key=lambda prompt: abs(len(prompt) - length))
+    with loop.accelerator.autocast():
+        per_token = memory_per_token(
+            policy,
+            typical,
+            num_completions=shape.episodes_per_problem,
+            max_new_tokens=num_new,
+            with_entropies=shape.entropy_coefficient > 0 or shape.entropy_target is not None,
+        )
+    num_problems = shape.problems_per_update // loop.accelerator.num_processes
+    num_episodes = num_problems * shape.episodes_per_problem
+    num_computed = num_problems * length + num_episodes * num_new
+
+    trained = [each for each in policy.model.parameters() if each.requires_grad]
+    gradients, largest = _num_bytes(trained), max(each.nbytes for each in trained)
+    states = optimizer_bytes(trained, training)
+    if loop.reference is not None and loop.reference.is_state_of_policy:
+        states += gradients
+
+    num_rows = min(num_episodes, loop.sampling.batch_size or num_episodes)
+    num_rows = max(num_rows, shape.episodes_per_problem)
+    is_kept = num_computed <= training.micro_batch_tokens and not training.gradient_checkpointing
+    num_kept = 0 if training.gradient_checkpointing else min(num_computed, training.micro_batch_tokens)
+    rows = max(num_rows, loop.evaluation.batch_size if loop.held_out else 0)
+    cache = rows * (length + num_new + ROOM) * per_token.cached
+    kept = num_kept * per_token.kept
+    beside = kept if is_kept else 0.0
+    # activations are removed when there are too many of them, while the cache is still small
+    early = kept + num_rows * (length + ROOM + num_kept / num_rows) * per_token.cached
+    logits = 2 * rows * per_token.logits
+    sampling = in_use + states + max(cache + beside, early) + logits + per_token.dequantized
+
+    num_in_update = num_computed / shape.updates_per_batch
+    num_tokens = round(min(num_in_update, training.micro_batch_tokens))
+    backward = per_token.of_backward(num_tokens, gradient_checkpointing=training.gradient_checkpointing)
+    if num_in_update > training.micro_batch_tokens:  # the gradients of the first micro-batch exist
+        backward += gradients
+    step = gradients + _step_bytes(trained, training)
+    update = in_use + states + max(beside + backward + largest, step + largest)
+    parts = {
+        "weights and libraries": in_use,
+        "optimizer": states,
+        "gradients": float(gradients),
+        "cache": cache,
+        "activations": backward + beside,
+    }
+    return MemoryPrediction(sampling, update, parts, _available(policy.device))
+
+
+def memory_in_use(device: torch.device) -> float:
+    """Return the memory of this process on the device of the policy, in bytes."""
+    if device.type == "cuda":
+        return float(torch.cuda.memory_allocated(device))
+    release_freed_memory()  # the memory that was freed after the weights were loaded
+    return float(psutil.Process().memory_info().rss)
+
+
+def optimizer_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
+    """Return the size of the state of the optimizer: the moments, and float32 copies of weights."""
+    total = 0.0
+    for weight in trained:
+        is_copied = is_half(weight) and training.master_weights
+        item = 4 if is_copied or training.optimizer == "adamw_8bit" else weight.dtype.itemsize
+        is_8_bit = training.optimizer == "adamw_8bit" and weight.numel() >= 4096
+        total += weight.numel() * ((BITS_8 if is_8_bit else 2 * item) + 4 * is_copied)
+    return total
+
+
+def _step_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
+    """Return the temporary memory of an optimizer step, without the gradients."""
+    weights = list(trained)
+    halves = [weight for weight in weights if is_half(weight)]
+    copied = 0
+    if training.master_weights and halves:
+        copied = 4 * max(MAX_COPIED, max(weight.numel() for weight in halves))
+    elif halves:
+        copied = _num_bytes(halves)  # copies from which the share of changed weights is counted
+    is_8_bit = training.optimizer == "adamw_8bit" and weights[0].device.type == "cpu"
+    largest = max(weight.numel() for weight in weights)
+    return copied + (4 * TEMPORARY_8_BIT * largest if is_8_bit else 0)
+
+
+def _num_bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in tensors)
+
+
+def _available(device: torch.device) -> float:
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return float(free + torch.cuda.memory_allocated(device))
+    return float(psutil.virtual_memory().available + psutil.Process().memory_info().rss)

@@ -1,0 +1,124 @@
+"""The script `recipes/word_problems.py`, on made-up rows in the published formats."""
+
+import json
+import runpy
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_reinforce.problems import read_demonstrations, read_problems
+from llm_reinforce.verifier import verify
+
+SCRIPT = Path(__file__).parents[1] / "recipes" / "word_problems.py"
+FUNCTIONS = runpy.run_path(str(SCRIPT))
+THINGS = ("apples", "books", "coins", "dolls", "eggs", "forks", "gloves", "hats")
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> list[str]:
+    """Return options with files of made-up problems: 420 of SVAMP, 270 of MultiArith and 5 of GSM8K."""
+    names = [
+        f"{first} {second}" for first in "ABCDEFGHIJ" for second in ("Ax", "Box", "Cox", "Dux", "Elk", "Fox")
+    ]
+    stories = [f"{name} found {thing} in the" for name in names for thing in THINGS]
+    svamp = [
+        {
+            "ID": f"chal-{n}",
+            "Body": f"{story} garden, namely {n + 2}, and 2 more",
+            "Question": "How many are it?",
+        }
+        | {"Equation": f"( {n + 2}.0 + 2.0 )", "Answer": n + 4.0, "Type": "Addition"}
+        for n, story in enumerate(stories[:420])
+    ]
+    multiarith = [
+        {"iIndex": n, "sQuestion": f"{story} house, {n}, and 2 more, and lost 1. How many are left?"}
+        | {"lEquations": [f"X=(({n}.0+2.0)-1.0)"], "lSolutions": [n + 1.0]}
+        for n, story in enumerate(stories[:270])
+    ]
+    gsm8k = [
+        {"question": "Ann has 4 boxes of 3 pens. How many pens?", "answer": "4*3=<<4*3=12>>12\n#### 12"},
+        {"question": "Ben has 40 cents. How many dimes?", "answer": "40/10=<<40/10=4>>4\n#### 4"},
+        {"question": "Too many steps.", "answer": "<<1+1=2>>2 <<2+1=3>>3 <<3+1=4>>4\n#### 4"},
+        {"question": "Numbers that are too long.", "answer": "<<100000+1=100001>>\n#### 100001"},
+        # equal to a problem of SVAMP, apart from the numbers
+        {
+            "question": svamp_text(svamp[0]).replace(", namely 2,", ", namely 7,"),
+            "answer": "<<7+2=9>>\n#### 9",
+        },
+    ]
+    files = {"svamp.json": svamp, "multiarith.json": multiarith, "gsm8k.jsonl": gsm8k}
+    for name, rows in files.items():
+        (tmp_path / name).write_text(json.dumps(rows), encoding="utf-8")
+    return [f"--{name.split('.')[0]}={tmp_path / name}" for name in files]
+
+
+def svamp_text(row: dict[str, Any]) -> str:
+    return f"{row['Body']}. {row['Question']}"
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    FUNCTIONS["main"]()
+
+
+def test_files_are_disjoint_solved_and_not_overwritten(
+    published: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "word_problems"
+    run(monkeypatch, str(folder), *published)
+    parts = {path.stem: read_problems(path) for path in folder.glob("*.jsonl") if "demo" not in path.stem}
+    assert {name: len(part) for name, part in parts.items() if name != "train"} == {
+        "svamp_test": 300,
+        "multiarith_test": 180,
+        "dev": 160,
+    }
+    prompts = [problem.prompt for part in parts.values() for problem in part]
+    assert len(prompts) == len(set(prompts))
+    train = {problem.id: problem for problem in parts["train"]}
+    assert {name for name in train if name.startswith("gsm8k")} <= {
+        "gsm8k-gsm8k-1",
+        "gsm8k-gsm8k-2",
+        "gsm8k-gsm8k-5",
+    }
+    # the problem of GSM8K like one of SVAMP's is kept only if that one is a training problem too
+    assert ("gsm8k-gsm8k-5" in train) == ("svamp-chal-0" in train)
+    demonstrations = read_demonstrations(folder / "demonstrations.jsonl")
+    assert len(demonstrations) == len(train)
+    for shown, problem in zip(demonstrations, train.values(), strict=True):
+        assert shown.prompt == problem.prompt
+        assert shown.solution == problem.solution is not None
+        assert verify(shown.solution, problem.answer).correct
+    output = capsys.readouterr().out
+    assert "svamp_test: 0 training problems are equal to one of these problems, and" in output
+    assert f"{len(train)} training problems, {len(train)} of them with a worked solution" in output
+    with pytest.raises(SystemExit, match="has files, which are not overwritten; give another folder"):
+        run(monkeypatch, str(folder), *published)
+
+
+@pytest.mark.parametrize(
+    ("expressions", "answer", "solution"),
+    [
+        (["((32.0+42.0)-35.0)"], "39", "32 + 42 = 74\n74 - 35 = 39\n#### 39"),
+        (["48/2", "48+24"], "72", "48 / 2 = 24\n48 + 24 = 72\n#### 72"),
+        (["1 / 2"], "0.5", "1 / 2 = 0.5\n#### 0.5"),
+        (["1 / 3"], "0.33", None),  # no finite decimal form
+        (["1 / 0"], "0", None),
+        (["3 + 4"], "8", None),  # not the answer
+        (["3 + 4"], "seven", None),
+        (["2 ** 9"], "512", None),
+        (["print(7)"], "7", None),
+        (["(" * 1000 + "1" + ")" * 1000], "1", None),
+        (["7"], "7", None),
+        ([], "7", None),
+    ],
+)
+def test_worked_solution(expressions: list[str], answer: str, solution: str | None) -> None:
+    assert FUNCTIONS["worked_solution"](expressions, answer) == solution
+
+
+def test_missing_file_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match="no such file"):
+        run(monkeypatch, str(tmp_path / "out"), "--svamp", str(tmp_path / "no.json"))
+    assert not (tmp_path / "out").exists()

@@ -40,7 +40,8 @@ UNSUPPORTED = {
     "FSDP_OFFLOAD_PARAMS": "fsdp_offload_params",
     "FSDP_ACTIVATION_CHECKPOINTING": "fsdp_activation_checkpointing",
 }
-FSDP_VARIABLES = ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2")  # what `--use_fsdp --fsdp_version 2` sets
+# variables that `--use_fsdp --fsdp_version 2` sets
+FSDP_VARIABLES = ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2")
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,7 @@ class Sharding:
     Attributes:
         layer_classes: names of the classes whose modules are gathered one at a time. Empty: the classes that
             transformers does not split.
-        reshard_after_forward: remove the gathered weights of a layer after its forward pass.
+        reshard_after_forward: True to free the gathered weights of a layer after its forward pass.
     """
 
     layer_classes: tuple[str, ...]
@@ -119,12 +120,12 @@ def sharding() -> Sharding | None:
 
 
 def check_launch() -> None:
-    """Check that the launcher has started the requested number of processes, which can find each other.
+    """Check that the launcher has started as many processes as requested, which can find each other.
 
     Raises:
-        InputError: if `accelerate launch` or `srun` should have started several processes that train
-            together, but this process would train alone, or if environment variables that a launcher sets
-            are missing or contradict each other, or under the conditions listed for `sharding`.
+        InputError: if this process would train alone although `accelerate launch` or `srun` was meant to
+            start several processes that train together; if environment variables of the launcher are missing
+            or contradict each other; or if the launch has a setting that is not supported.
     """
     sharding()
     if any(os.environ.get(name) for name in (*SIZES, *RANKS)):
@@ -210,7 +211,7 @@ def working_command(
 
 
 def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = False) -> str:
-    """Return the command that starts as many processes on as many machines as this launch has.
+    """Return the command that repeats this launch, with the same numbers of processes and machines.
 
     Args:
         arguments: arguments of Python. None: those of this process.
@@ -222,7 +223,7 @@ def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = Fa
 
 
 def why_lost(error: BaseException) -> str | None:
-    """Return a sentence about the end of another process if it caused this error, and otherwise None."""
+    """Return a sentence about the end of another process if this caused the error, and otherwise None."""
     if num_processes() == 1 or isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
         return None
     is_of_torch = type(error).__name__.startswith("Dist")  # DistNetworkError and others

@@ -265,6 +265,7 @@ def test_options_in_the_text_exist() -> None:
         "--busy",
         "--layers",
         "--scaling",
+        "--vllm-python",
         "--multi_gpu",
         "--num_processes",
         "--nodes",

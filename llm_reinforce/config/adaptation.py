@@ -35,7 +35,7 @@ def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseMo
 
     Without the changes, the recipe must be valid. Some settings are not removed: changed settings, sections
     that are not in `OPTIONAL_SECTIONS`, the settings in `KEPT`, and settings whose default is not valid
-    either. If they are invalid, the validation of the recipe raises an error.
+    either. If one of these settings is invalid, the validation of the recipe raises an error.
 
     Args:
         data: the recipe, with the changes applied. It is modified.

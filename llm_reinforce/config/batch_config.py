@@ -34,8 +34,8 @@ class KLConfig(Section):
     )
     reference: Text = Field(
         default="start",
-        description="start: the policy before the first policy-gradient update; or a directory or hub id of "
-        "a model with the policy's tokenizer",
+        description="reference policy: the policy before the first policy-gradient update (start), or "
+        "the directory or hub id of another model with the same tokenizer",
     )
     refresh_every: Count | None = Field(
         default=None,
@@ -66,7 +66,11 @@ class EntropyTargetConfig(Section):
     """
 
     value: Positive = Field(description="target of the mean entropy of an action, in nats")
-    rate: Positive = Field(default=0.001, description="change of the weight per nat of difference")
+    rate: Positive = Field(
+        default=0.001,
+        description="change of the weight after a batch, per nat of difference between the target and the "
+        "entropy",
+    )
     max_coefficient: Positive = Field(default=0.1, description="largest weight of the entropy bonus")
 
 
@@ -74,18 +78,18 @@ class PoolsConfig(Section):
     """Weights of the problems of a curriculum in three pools: hard, normal and easy problems."""
 
     hard_below: float = Field(
-        default=0.25, ge=0, le=1, description="a problem with a lower pass rate is hard"
+        default=0.25, ge=0, le=1, description="a problem with a pass rate below this value is hard"
     )
     easy_above: float = Field(
         default=0.75,
         ge=0,
         le=1,
         validate_default=True,
-        description="a problem with a higher pass rate is easy",
+        description="a problem with a pass rate above this value is easy",
     )
     hard: float = Field(default=1.0, ge=0, description="weight of a hard problem")
     normal: Positive = Field(
-        default=1.0, description="weight of a normal problem, or of one that has not been sampled yet"
+        default=1.0, description="weight of a normal problem, or of a problem that has not been sampled yet"
     )
     easy: float = Field(default=0.2, ge=0, description="weight of an easy problem")
 
@@ -110,8 +114,8 @@ class CurriculumConfig(Section):
         default=0.8,
         ge=0,
         lt=1,
-        description="weight of a problem's earlier episodes when it is sampled again; 0: only the latest "
-        "episodes count",
+        description="factor by which the weight of a problem's earlier episodes is multiplied each time that "
+        "the problem is sampled; 0: only the latest episodes count",
     )
     pools: PoolsConfig | None = Field(
         default=None,

@@ -79,7 +79,7 @@ class PolicyConfig(Section):
     )
     load_in_4bit: bool = Field(
         default=False,
-        description="quantize the linear layers to 4 bits (NF4), so that only adapters can be trained; needs "
+        description="quantize the linear layers to 4 bits (NF4); only adapters can then be trained; needs "
         "the extra `quantization`",
     )
     lora: AdapterConfig | None = Field(

@@ -48,8 +48,8 @@ class GenerateConfig(Section):
     )
     form: str = Field(
         default="{expression}=",
-        description="text of a problem; {expression} is replaced by an expression such as 12+34, and "
-        "{spaced} by the same expression with spaces, such as 12 + 34",
+        description="text of a problem; {expression} is replaced by an arithmetic expression such as 12+34, "
+        "and {spaced} by this expression with spaces, such as 12 + 34",
     )
     num_train: Count | None = Field(
         default=None,
@@ -92,7 +92,7 @@ class GenerateConfig(Section):
 
     @model_validator(mode="after")
     def _check_digits_or_operands(self) -> Self:
-        # the recipe that a run writes contains all defaults, so the default of digits is not an error
+        # the recipe that a run writes has all defaults, so the default of digits beside operands is no error
         if self.operands is not None and self.digits != type(self).model_fields["digits"].default:
             raise ValueError("digits and operands are both given; remove one of the two")
         return self

@@ -70,22 +70,22 @@ class ValueConfig(Section):
     )
     num_steps: Count = Field(
         default=8,
-        description="number of optimizer steps of the value network per update; they are made after the "
+        description="number of optimizer steps of the value network per update; these steps follow after the "
         "network's values have been used as the baseline",
     )
 
 
 class ImportanceConfig(Section):
-    """Importance weights, which correct for differences between the policy that sampled and the one trained.
+    """Importance weights, which correct for differences between the sampling policy and the trained policy.
 
     The ratio of an action is its probability under the policy that is trained, divided by the probability
     with which it was sampled.
     """
 
     level: Literal["sequence", "per_decision", "token"] = Field(
-        description="ratios that are multiplied: those of all actions of the episode (sequence, unbiased), "
-        "for each reward those of the actions up to it (per_decision, unbiased), or only the ratio of the "
-        "action itself (token, biased)"
+        description="ratios whose product is the weight: the ratios of all actions of the episode (sequence, "
+        "unbiased), for each reward the ratios of the actions up to the rewarded action (per_decision, "
+        "unbiased), or only the ratio of the action itself (token, biased)"
     )
     limit: Annotated[float, Field(ge=1)] | None = Field(
         default=2.0,
@@ -105,12 +105,12 @@ class ImportanceConfig(Section):
 
 
 class ClipConfig(Section):
-    """Bounds of the ratio between an action's probability under the policy and that when it was sampled."""
+    """Bounds of an action's probability under the trained policy, divided by its probability in sampling."""
 
     form: Literal["ppo", "cispo"] = Field(
         default="ppo",
-        description="ppo: an action whose ratio has moved beyond a bound, in the direction of its advantage, "
-        "has no gradient; cispo: the gradient is multiplied by the clipped ratio",
+        description="ppo: an action has no gradient if its ratio has moved beyond a bound in the direction "
+        "of its advantage; cispo: the gradient of an action is multiplied by its clipped ratio",
     )
     low: float = Field(default=0.2, ge=0, le=1, description="the lower bound of the ratio is 1 - low")
     high: Positive = Field(default=0.2, description="the upper bound of the ratio is 1 + high")
@@ -139,7 +139,7 @@ class ReinforceConfig(Section):
         default=0.95,
         ge=0,
         lt=1,
-        description="weight of the old value when an update changes the moving average of the returns; used "
+        description="weight of the earlier average when the moving average of the returns is updated; used "
         "only with baseline: moving_average",
     )
     value: ValueConfig = Field(
@@ -173,7 +173,7 @@ class ReinforceConfig(Section):
         "the baseline and the loss (mask); a section: penalize long completions",
     )
     problems_per_update: Count = Field(
-        default=16, description="number of problems per update; with updates_per_batch, per batch"
+        default=16, description="number of problems per update, or per batch if updates_per_batch is above 1"
     )
     episodes_per_problem: Count = Field(
         default=8, description="number of episodes sampled for each problem (the size of a group)"
@@ -196,19 +196,20 @@ class ReinforceConfig(Section):
     )
     updates_per_batch: Count = Field(
         default=1,
-        description="number of updates (optimizer steps) per batch; each uses an equal part of the batch's "
-        "problems, and after the first one, the policy differs from the one that sampled",
+        description="number of updates (optimizer steps) per batch; each update uses an equal part of the "
+        "batch's problems; after the first update, the policy differs from the policy that sampled the "
+        "episodes",
     )
     importance: ImportanceConfig | None = Field(
         default=None,
-        description="importance weights of the sampled actions; null: no weights; with sampling.server and "
-        "without clip, null is the level per_decision",
+        description="importance weights of the sampled actions; null: no weights, but the level per_decision "
+        "if sampling.server is set and clip is not",
     )
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,
-        description="clip the ratios of the sampled actions; null: no clipping, or the default bounds with "
-        "updates_per_batch above 1 and without importance; false: with updates_per_batch above 1, no "
-        "correction for the ratios, which biases the later updates of a batch",
+        description="clip the ratios of the sampled actions; null: the default bounds if updates_per_batch "
+        "is above 1 and importance is not set, otherwise no clipping; false: no correction for the ratios "
+        "if updates_per_batch is above 1, so that the later updates of a batch are biased",
     )
 
     @property

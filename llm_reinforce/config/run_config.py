@@ -109,7 +109,7 @@ class Config(Section):
     @field_validator("reinforce")
     @classmethod
     def _set_importance(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
-        """Weight the episodes that a server samples, unless the recipe or its variant sets `clip`."""
+        """Set importance weights for episodes of a server, unless `importance` or `clip` is set."""
         sampling: SamplingConfig | None = info.data.get("sampling")
         if sampling is None or sampling.server is None:
             return reinforce
@@ -131,7 +131,7 @@ class Config(Section):
             return reinforce
         weights = ImportanceConfig(level="per_decision")
         resolved = reinforce.model_copy(update={"importance": weights, "clip": None})
-        # both keys count as not set, so that a recipe without the server has its own defaults
+        # both keys count as not set, so that they get other defaults if the server is removed later
         resolved.model_fields_set.difference_update({"importance", "clip"})
         return resolved
 

@@ -19,13 +19,13 @@ class ServerConfig(Section):
     sync: Literal["auto", "disk", "adapter"] = Field(
         default="auto",
         description="how the server gets the weights after an update: all weights as files (disk), or the "
-        "LoRA adapter as files (adapter); auto: adapter with policy.lora, and disk without it or if this "
-        "fails",
+        "LoRA adapter as files (adapter); auto: adapter with policy.lora; disk without policy.lora, or if "
+        "the transfer of the adapter fails",
     )
     sync_every: Count = Field(
         default=1,
         description="number of batches between two transfers of the weights; above 1, some batches are "
-        "sampled from older weights, which the importance weights correct",
+        "sampled from older weights, and the importance weights correct for the difference",
     )
     directory: Text | None = Field(
         default=None,

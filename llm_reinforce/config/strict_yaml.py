@@ -268,8 +268,8 @@ def validate(
     Args:
         model: the pydantic model.
         document: the document.
-        prepare: function that may change a document before it is validated. If keys are misspelled, it is
-            also called for a copy of the document with corrected keys.
+        prepare: function that may change a document before it is validated. If keys are misspelled, the
+            function is also called for a copy of the document with corrected keys.
 
     Raises:
         InputError: if the data is invalid, or if `document.problems` already contains errors. The message has
@@ -392,7 +392,7 @@ def _rename(document: Document, old: KeyPath, new: KeyPath) -> None:
 def complaints(error: ValidationError, model: type[BaseModel]) -> list[tuple[KeyPath, str]]:
     """Return the path of the key and a readable message for each error of a pydantic validation."""
     schema = _schema(model)
-    # a default that depends on an invalid setting is an error of this setting
+    # if a default depends on an invalid setting, only the invalid setting is reported
     found = [details for details in error.errors() if details["type"] != "default_factory_not_called"]
     worded = [_worded(details, schema) for details in found]
     inside = {path[:depth] for path, _ in worded for depth in range(len(path))}

@@ -42,32 +42,32 @@ def _default_num_warmup_updates(earlier: dict[str, Any]) -> int:
 class WarmStartConfig(Section):
     """Supervised updates before the first policy-gradient update.
 
-    The policy is trained on the completions in `data` or, without `data`, on the worked solution of each
-    problem, or on the answer of a problem without a worked solution.
+    The policy is trained on the completions in `data`. Without `data`, it is trained on the worked solutions
+    of the training problems, or on the answer if a problem has no worked solution.
     """
 
     data: Text | None = Field(
         default=None,
-        description="file or folder with the columns prompt and completion, or messages; null: train on the "
-        "training problems",
+        description="file or folder with the columns prompt and completion, or with the column messages; "
+        "null: train on the training problems",
     )
     epochs: Count | None = Field(
         default=None,
-        description="number of passes over the data or problems; null: num_updates is given, and each update "
-        "draws its problems with replacement",
+        description="number of passes over the data or problems; null: set num_updates instead, and each "
+        "update draws its problems with replacement",
     )
     num_updates: Count | None = Field(
         default=None,
         validate_default=True,
-        description="number of supervised updates; null: epochs is given",
+        description="number of supervised updates; null: set epochs instead",
     )
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
     num_warmup_updates: int = Field(
         default_factory=_default_num_warmup_updates,
         ge=0,
-        description="number of updates over which the learning rate rises to its peak; by default, at most "
-        "num_updates",
+        description="number of updates over which the learning rate rises to its peak; the default is never "
+        "above num_updates",
     )
 
     @field_validator("num_updates")
@@ -115,8 +115,8 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw",
-        description="adamw_8bit stores the moment estimates of AdamW in 8 bits per number; needs the extra "
-        "`quantization`",
+        description="adamw: AdamW of PyTorch; adamw_8bit: AdamW with moment estimates of 8 bits per number, "
+        "which needs the extra `quantization`",
     )
     master_weights: bool = Field(
         default=True,
@@ -177,8 +177,8 @@ class TrainingConfig(Section):
     )
     process_timeout: Positive = Field(
         default=1800.0,
-        description="seconds for which a process of a run in several processes waits for another process; "
-        "then the run ends with an error",
+        description="time, in seconds, for which a process waits for another process of the run; after this "
+        "time, the run ends with an error",
     )
     logged_episodes: int = Field(
         default=8, ge=0, description="number of episodes per update written to episodes.jsonl"
@@ -190,7 +190,8 @@ class TrainingConfig(Section):
         "directory",
     )
     tracker_project: Text = Field(
-        default="llm_reinforce", description="project or experiment of a tracker to which the run is added"
+        default="llm_reinforce",
+        description="name of the project (in some trackers, the experiment) to which the run is added",
     )
     tracker_run_name: Text | None = Field(
         default=None, description="name of the run in the trackers; null: the name of output_dir"

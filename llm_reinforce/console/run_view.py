@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Evaluation
 
 SAMPLE_SECONDS = 2.0  # minimum time for which the same episodes are shown, in seconds
-WIDE = 120  # minimum number of columns at which the metrics are beside the accuracies
-MIN_SAMPLE_LINES = 5  # lines that are kept for episodes
+WIDE = 120  # minimum number of columns at which the metrics are shown beside the accuracies
+MIN_SAMPLE_LINES = 5  # number of lines that are reserved for episodes
 MAX_SAMPLE_LINES = 11
 COLUMNS_PER_EVALUATION = 12  # maximum width of a chart between two evaluations
 MIN_METRIC_COLUMNS = 28  # minimum width of a metric with its sparkline

@@ -139,7 +139,7 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 
 
 def _vote(answer: Answer) -> object:
-    """Return True for a correct answer, and the value of a wrong answer, or its text if it has no value."""
+    """Return the vote of an answer: True if it is correct, otherwise its value or, without one, its text."""
     if answer.correct:
         return True
     text = answer.verdict.extracted or ""

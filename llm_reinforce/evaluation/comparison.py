@@ -147,7 +147,7 @@ def compare_by(before: Evaluation, after: Evaluation, criterion: Criterion = "ac
 
 
 def compare_evaluations(before: Evaluation, after: Evaluation) -> dict[Criterion, Comparison]:
-    """Compare two evaluations by accuracy, and also by strict accuracy unless strict accuracy is 0 in both.
+    """Compare two evaluations by accuracy, and by strict accuracy unless it is 0 in both evaluations.
 
     Strict accuracy is measured with the strict extraction of lm-evaluation-harness, which requires the form
     `#### 7`. The verifier accepts answers in many forms. Therefore only the comparison by strict accuracy

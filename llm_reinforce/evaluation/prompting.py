@@ -49,9 +49,10 @@ def choose_prompting(
     temperature: float | None = None,
     chat: ChatSettings | None = None,
 ) -> Prompting:
-    """Return the given values. A value that is None is replaced by the value in the policies' runs.
+    """Return the prompt template, token budget, temperature and chat settings of an evaluation.
 
-    If a value is None and no policy comes from a run, the default of the value is used.
+    A value that is None is replaced by the value in the policies' runs. If no policy comes from a run, the
+    default is used.
 
     Raises:
         InputError: if a value is None and the two runs have different values, or if the template does not

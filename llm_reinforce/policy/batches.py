@@ -1,8 +1,8 @@
 """Batches of sequences that are being sampled, with the model's cache of keys and values.
 
 `SlotBatch` is for Llama-like models. Its cache is allocated in advance, and rows of ended sequences are
-reused for new sequences. `WholeBatch` is for all other causal models of transformers, and `SeparateBatches`
-for those whose rows depend on the other rows of a padded batch.
+reused for new sequences. `SeparateBatches` is for models whose rows depend on the other rows of a padded
+batch, and `WholeBatch` is for all other causal models of transformers.
 """
 
 import copy
@@ -78,7 +78,7 @@ class WholeBatch:
         """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         device = next(self.model.parameters()).device
         states, selected = pad_left(prompts, self.pad_token_id, device), integers(of_prompt, device)
-        # not from the mask, because a GPU would have to finish its work first
+        # computed from the lengths, because reading the mask would wait for a GPU to finish its work
         self.is_padded, self.cache = len({len(prompt) for prompt in prompts}) > 1, None
         self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
@@ -142,7 +142,7 @@ class SeparateBatches:
 
     def __init__(self, model: nn.Module, pad_token_id: int, *, single_rows: bool) -> None:
         self.model, self.pad_token_id, self.single_rows = model, pad_token_id, single_rows
-        self.parts: list[tuple[WholeBatch, list[int]]] = []  # batches, and the rows that each computes
+        self.parts: list[tuple[WholeBatch, list[int]]] = []  # each batch with its rows
 
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]

@@ -15,13 +15,13 @@ PROBE, REPLY = "What is 2731 + 8465?", "The sum is 11196"
 
 _DATE_FUNCTION = "strftime_now"
 _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
-_NUMERIC = "dHIjmMSy"  # directives for which `-` removes leading zeros
+_NUMERIC = "dHIjmMSy"  # date directives for which `-` removes leading zeros
 _LIKE_A_TAG = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """Settings of a chat template. None stands for the default, or for the setting of the policy's run.
+    """Settings of a chat template. None: the setting of the run that trained the policy, or else the default.
 
     Attributes:
         system_prompt: text of the system message.
@@ -128,7 +128,7 @@ def end_of_turn(
 ) -> str | None:
     """Return the text that the chat template writes after a reply of the assistant, without leading space.
 
-    The result is None if the template does not accept a reply or does not contain its text.
+    The result is None if the template does not accept a reply or leaves out the text of the reply.
     """
     messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": REPLY}]
     if system_prompt is not None:

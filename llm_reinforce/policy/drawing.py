@@ -52,8 +52,8 @@ def draw(
     Args:
         logits: logits of the actions.
         temperature: divisor of the logits.
-        uniforms: random numbers in [0, 1), one per row. The sums of probabilities have their data type. None:
-            take the most likely action.
+        uniforms: random numbers in [0, 1), one per row. Probabilities are summed in the data type of these
+            numbers. None: take the most likely action.
     """
     num_rows = max(1, MAX_LOGITS // logits.shape[1]) if logits.device.type == "cpu" else len(logits)
     if len(logits) <= num_rows:

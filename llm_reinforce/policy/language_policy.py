@@ -43,8 +43,9 @@ class LanguagePolicy:
             other token.
         pad_token_id: token id that fills ragged batches. The pad token may also be an end token, because
             masks are computed from lengths.
-        uses_chat_template: if True, a prompt is inserted into the chat template of the tokenizer: a text as a
-            message of the user, a chat with all its messages.
+        uses_chat_template: if True, prompts are inserted into the chat template of the tokenizer. A prompt
+            that is a text becomes a single message of the user. A prompt that is a chat keeps all its
+            messages.
         system_prompt: text of the system message in the chat template, for prompts without a system message.
             None: the default of the template.
         chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
@@ -120,7 +121,7 @@ class LanguagePolicy:
             messages = [{"role": "system", "content": self.system_prompt}, *chat]
         try:
             text = render_chat(self.tokenizer, messages, self.chat_template_kwargs, self.chat_template_date)
-        # some templates do not support system turns, expect a list as content, or are wrong
+        # some templates do not support system turns, expect a list as content, or contain errors
         except Exception as error:
             turns = " and ".join(dict.fromkeys(message["role"] for message in messages))
             remedy = " or remove policy.system_prompt" * (self.system_prompt is not None)

@@ -57,8 +57,8 @@ def token_log_probs(
         activations: activations stored by `sample_completions`, which must have used the same weights. None:
             compute everything.
         gradient_checkpointing: keep only the inputs of each layer for the backward pass, which recomputes the
-            rest. This saves memory and takes more time; the gradient is the same. Without a fast path,
-            prompts are then not shared.
+            rest. This saves memory and takes more time; the gradient is the same. For models without a fast
+            path, a prompt is then computed again for each of its completions.
 
     Returns:
         log-probabilities and entropies of shape `[episode, longest completion]`, in float64 for a float64
@@ -127,7 +127,7 @@ def own_log_probs(
 
 
 def find_batching(model: nn.Module) -> Batching:
-    """Return which episodes the model itself may compute at once in a single forward pass."""
+    """Return which episodes may be computed in one forward pass of the model itself."""
     if fast_model(model) is not None:
         return "padded rows"
     return scoring_batching(model, (), (), shares_prompts=False)
@@ -235,4 +235,4 @@ def _inputs_of_head(
             f"{type(inner).__name__} cannot be read, because its forward pass does not call an output "
             "embedding; choose another baseline"
         )
-    return seen[-1]  # an earlier call may have restarted the positions
+    return seen[-1]  # the last call; an earlier call may only have restarted the positions

@@ -21,7 +21,7 @@ TEMPORARY = 3  # number of tensors with logits that exist at once, besides those
 
 @dataclass(frozen=True, slots=True)
 class MemoryPerToken:
-    """Memory that a policy needs per token, in bytes, and sizes from which temporary memory follows.
+    """Memory that a policy needs per token, in bytes, and sizes from which its temporary memory is computed.
 
     Attributes:
         cached: keys and values in the cache of the sampler, per token of a row.
@@ -70,7 +70,7 @@ def memory_per_token(
     Args:
         policy: the policy.
         prompt: prompt of typical length.
-        num_completions: number of completions of a prompt. Fewer are computed if they are long.
+        num_completions: number of completions of a prompt. Fewer completions are computed if they are long.
         max_new_tokens: number of tokens of a completion.
         with_entropies: compute entropies with gradient, as for an entropy bonus.
     """

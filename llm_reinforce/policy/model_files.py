@@ -20,7 +20,7 @@ HOW_TO_CONVERT = (
 )
 
 
-OTHER_WEIGHTS = (".h5", ".msgpack", ".pt", ".pth", ".ckpt")  # of TensorFlow, Flax and PyTorch
+OTHER_WEIGHTS = (".h5", ".msgpack", ".pt", ".pth", ".ckpt")  # weights of TensorFlow, Flax and PyTorch
 
 
 def resolve_location(name_or_path: str) -> str:
@@ -126,7 +126,10 @@ def load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, argum
 
 
 def load_tokenizer(location: str, trust_remote_code: bool, arguments: dict[str, Any]) -> Any:
-    """Load the tokenizer of a model or an adapter. If an adapter has none, load that of its base model."""
+    """Load the tokenizer of a model or an adapter.
+
+    If an adapter has no tokenizer, the tokenizer of its base model is loaded.
+    """
     names = ("tokenizer_config.json", "tokenizer.json", "tokenizer.model")
     base = base_location(location)
     if base is not None and not any((Path(location) / name).is_file() for name in names):
@@ -137,7 +140,7 @@ def load_tokenizer(location: str, trust_remote_code: bool, arguments: dict[str, 
 
 
 def base_location(location: str) -> str | None:
-    """Return the location of the base model of an adapter. None: the location is not that of an adapter.
+    """Return the location of the base model of an adapter, or None if the location contains no adapter.
 
     A relative path is looked up in the working directory, and then in the directory of the adapter.
 

@@ -1,8 +1,9 @@
 """Compare the fast path with the model's own forward pass before it is used.
 
 The fast path does not call the forward pass of a model. It would not notice a patched class, another version
-of transformers, or a setting that it does not know. Therefore, both are run on a few tokens when a model is
-loaded, and again when the code or the settings of the model have changed.
+of transformers, or a setting that it does not know. Therefore, the results of the fast path and of the
+forward pass are compared on a few tokens when a model is loaded, and again when the code or the settings of
+the model have changed.
 """
 
 import sys
@@ -43,7 +44,7 @@ _is_same: dict[tuple[Any, ...], bool] = {}
 
 
 def fast_model(model: nn.Module) -> Any:
-    """Return the model without its adapter wrapper if the fast path computes it, and otherwise None.
+    """Return the model without its adapter wrapper if the fast path supports it, and otherwise None.
 
     The fast path is compared with the forward pass of the model on the first call, and when the code or the
     settings of the model have changed. If the two differ, a notice is shown.
@@ -61,7 +62,7 @@ def fast_model(model: nn.Module) -> Any:
 
 
 def check_model(model: nn.Module) -> None:
-    """Check that a model can be a policy, and show a notice if it is slower than other models.
+    """Check that a model can be a policy, and show a notice if its batches must not be padded.
 
     Raises:
         InputError: see `check_batching`.
@@ -73,7 +74,8 @@ def check_model(model: nn.Module) -> None:
 def _code_of(model: nn.Module, packable: Any) -> tuple[Any, ...]:
     """Return the functions and plain settings that determine what the forward pass of a model computes.
 
-    They include neither the weights nor `training`, because a policy is evaluated without dropout.
+    The result contains neither the values of the weights nor the attribute `training`, because a policy is
+    always in evaluation mode.
     """
     of_modules: list[Any] = []
     for module in model.modules():

@@ -71,10 +71,10 @@ def plain_log_probs(
 
 @contextmanager
 def recomputed_layers(model: nn.Module) -> Iterator[None]:
-    """Checkpoint the layers of a model of transformers in the forward passes within the context.
+    """Apply gradient checkpointing to the layers of a model of transformers within the context.
 
-    The switch of transformers does not work in evaluation mode, in which a policy always is. Therefore, the
-    `forward` method of each layer is replaced within the context.
+    The gradient checkpointing of transformers has no effect in evaluation mode, and a policy is always in
+    evaluation mode. Therefore, the `forward` method of each layer is replaced within the context.
     """
     layers = checkpointable_layers(model)
     own = [vars(layer).get("forward") for layer in layers]
@@ -93,7 +93,7 @@ def checkpointable_layers(model: nn.Module) -> list[nn.Module]:
     """Return the layers of a model of transformers whose activations can be recomputed one by one.
 
     Raises:
-        InputError: if there are none.
+        InputError: if the model has no such layers.
     """
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     if not layers:
@@ -127,7 +127,7 @@ def restored_order(parts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def length_with_constant_positions(model: nn.Module) -> int | None:
-    """Return the length up to which the rotary frequencies of the model are constant. None: always.
+    """Return the length up to which the rotary frequencies of the model are constant. None: any length.
 
     With the scaling `dynamic` or `longrope`, the frequencies of a batch with longer sequences depend on the
     longest sequence.
@@ -158,7 +158,7 @@ def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) ->
 def outputs_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column vocabulary"]:
-    """Return the logits of all columns, or only of the last columns, including all that predict an action.
+    """Return the logits of all columns, or only of the last columns, but always those that predict actions.
 
     Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
     """

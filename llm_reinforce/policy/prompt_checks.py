@@ -133,7 +133,7 @@ def _texts(prompt: Prompt) -> list[str]:
 def _notes_on_changed_texts(
     policy: LanguagePolicy, prompts: Sequence[Sequence[str]], encoded: Sequence[TokenIds]
 ) -> list[str]:
-    """Return a note about prompts whose tokens have another text, if there are any.
+    """Return a note about prompts that differ from the text of their tokens, if there are any.
 
     A tokenizer may read `3²` as `32`, drop a minus sign, or replace an unknown character. Tokenizers change
     white space in many ways, so white space is not compared.

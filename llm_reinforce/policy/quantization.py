@@ -54,7 +54,7 @@ def keep_differentiable(model: nn.Module) -> None:
 
     On a CPU with bfloat16 instructions, a 4-bit layer in evaluation mode changes the layout of its weights in
     the first forward pass without gradient. It then computes all products in bfloat16 and without a gradient,
-    also in later passes that need one.
+    even in later passes that need a gradient.
     """
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):

@@ -32,14 +32,14 @@ SCORING, SCORING_WITHOUT_CACHE = "scoring", "scoring without cache"  # names of 
 
 
 class Trial(NamedTuple):
-    """Episodes of a trial batch. The first one is shorter and thus padded, and its outcome is compared."""
+    """Episodes of a trial batch. The first episode is padded, and its outcome is compared."""
 
     prompts: list[TokenIds]
     completions: list[TokenIds]
 
 
 class Outcome(NamedTuple):
-    """Log-probabilities of the actions of the first trial episode, and the gradient of a weighted sum."""
+    """Log-probabilities of the actions of the first trial episode, and the gradient of their weighted sum."""
 
     log_probs: Tensor
     gradient: Tensor
@@ -69,7 +69,7 @@ def scoring_batching(
 
 
 def record_scoring_batching(model: nn.Module, batching: Batching) -> None:
-    """Record a batching, which shares no prompts, so that no trial of the model is made."""
+    """Record a known batching, which must not share prompts, so that the model needs no trial."""
     _found[model] = {SCORING: batching, SCORING_WITHOUT_CACHE: batching}
 
 
@@ -276,9 +276,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def trial_of(
     model: nn.Module, prompt_lengths: Sequence[int] = PROMPT_LENGTHS, *, is_limited: bool = True
 ) -> Trial | None:
-    """Return an episode for each prompt length. None: the model is too small for the episodes.
+    """Return a trial with one episode per prompt length, or None if the model is too small for it.
 
-    If `is_limited` is True, the model must have as many positions as the longest episode has tokens.
+    If `is_limited` is True, the model must have at least as many positions as the longest episode has tokens.
     """
     head = getattr(_inner(model), "get_output_embeddings", lambda: None)()
     sizes = [num_embeddings(model), getattr(head, "out_features", None)]

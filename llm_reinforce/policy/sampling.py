@@ -21,7 +21,7 @@ from llm_reinforce.policy.row_trial import sampling_batching
 
 CHECK_EVERY = {"cpu": 1}
 """Number of sampling steps between two checks for ended completions, by device type. For a device type that
-is not listed here, it is 8, because a check on a GPU has to wait until the computation is finished."""
+is not listed here, the number is 8. On a GPU, a check has to wait until the computation is finished."""
 
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the
@@ -179,7 +179,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)  # not repeated: for this model, the loop has one pass
+                activations.begin(model, temperature)  # called once, because this loop has a single pass
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)

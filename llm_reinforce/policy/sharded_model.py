@@ -39,10 +39,10 @@ class ShardedModel:
 
     Attributes:
         module: the sharded copy.
-        whole: the model itself.
+        whole: the model that was copied.
 
     Raises:
-        InputError: if PyTorch cannot shard the model, or if it has no layers of these classes.
+        InputError: if PyTorch cannot shard the model, or if the model has no layers of the given classes.
     """
 
     def __init__(
@@ -144,10 +144,10 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 
 
 def split_like(tensor: Tensor, parameter: Any) -> Tensor:
-    """Divide a tensor among the processes as a parameter of its shape is divided.
+    """Divide a tensor among the processes in the same way as a parameter of the same shape.
 
     The tensor must be equal in all processes. It is returned unchanged if the parameter is not sharded or has
-    another shape, as the number of steps in the state of an optimizer.
+    another shape. The number of steps in the state of an optimizer is such a tensor.
     """
     if not hasattr(parameter, "device_mesh") or tensor.shape != parameter.shape:
         return tensor
@@ -161,8 +161,8 @@ def _check_weights(model: nn.Module) -> None:
     """Check that PyTorch can divide the weights of a model.
 
     Raises:
-        InputError: if a weight has no dimensions or is quantized, or if the trained weights have several data
-            types.
+        InputError: if a weight has no dimensions or is quantized, or if the trained weights have different
+            data types.
     """
     for name, weight in model.named_parameters():
         if weight.ndim == 0 or not weight.is_floating_point():
@@ -180,7 +180,7 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Return the modules of the classes with these names, or of the classes that transformers names.
+    """Return the modules of the classes with these names, or of the classes that transformers does not split.
 
     Raises:
         InputError: if the model has no module of a class in `names`.

@@ -10,8 +10,9 @@ INVISIBLE = "\ufffd"
 class VisibleText:
     """Function from token ids to text that replaces tokens without text by U+FFFD.
 
-    Tokenizers omit ids that they do not know, such as the spare ids of a padded vocabulary, and a few tokens
-    of their own. Without a replacement, the tokens `1`, an unknown id and `5` would be read as 15.
+    Tokenizers decode some ids to an empty text: unknown ids, such as the spare ids of a padded vocabulary,
+    and a few ids of their vocabulary. Without a replacement, the tokens `1`, an unknown id and `5` would be
+    read as 15.
     """
 
     def __init__(self, tokenizer: Any) -> None:

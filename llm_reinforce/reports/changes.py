@@ -29,7 +29,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Difference between the first and the last complete evaluation of one decoding.
+    """Difference between the first and the last complete evaluation with one decoding mode.
 
     Attributes:
         decoding: "greedy" or "sampled".
@@ -53,7 +53,7 @@ class Changes:
 
 
 def changes_of(run: RecordedRun) -> list[Changes]:
-    """Return the changes of a run, one item per decoding with two complete evaluations."""
+    """Return the changes of a run, one item per decoding mode that has two complete evaluations."""
     evaluations: dict[str, dict[int, dict[int, Row]]] = {}
     for row in run.answers:
         if row.get("completions"):

@@ -104,13 +104,13 @@ def has_collapsed(before: float, num_before: int, after: float, num_after: int) 
 
 
 def _fall(rows: Sequence[Row], best: float) -> int:
-    """Return the index of the update after which the accuracy always was below half of `best`."""
+    """Return the index of the first update from which on the accuracy is always below half of `best`."""
     high = [index for index, row in enumerate(rows) if number(row, "accuracy") >= COLLAPSED * best]
     return min(max(high, default=-1) + 1, len(rows) - 1)
 
 
 def _rate_to_try(rows: Sequence[Row]) -> str:
-    """Return a learning rate at which the steps of these updates would not have been long, in words."""
+    """Return advice on a learning rate, or "" if the steps of these updates were not too long."""
     steps, rates = finite(rows, "step/relative_norm"), finite(rows, "learning_rate")
     if not steps or not rates or not median(steps) > LONG_STEP:
         return ""

@@ -60,9 +60,9 @@ def run_curves(run: RecordedRun, num_runs: int) -> dict[str, Any]:
 
     Returns:
         `x`: the horizontal axes `update`, `tokens` and `minutes`; `metrics`: for each metric of `CHARTS`, one
-        value per position on these axes, null if missing; `evaluations`: for each decoding, the axes of its
-        evaluations, and their `accuracy`, `low` and `high`; `mean_of`: number of successive updates that are
-        averaged into one value.
+        value per position on these axes, null if missing; `evaluations`: for each decoding mode, the axes of
+        its evaluations, and their `accuracy`, `low` and `high`; `mean_of`: number of successive updates that
+        are averaged into one value.
     """
     width = max(1, math.ceil(len(run.metrics) / max(100, min(MAX_POINTS, MAX_POINTS_OF_RUNS // num_runs))))
     bins = [run.metrics[start : start + width] for start in range(0, len(run.metrics), width)]
@@ -96,7 +96,7 @@ def _evaluations(run: RecordedRun) -> dict[str, dict[str, list[Any]]]:
 
 
 def _axes(rows: Sequence[Row], metrics: Sequence[Row]) -> dict[str, list[Any]]:
-    """Return the positions of rows on each horizontal axis. Before the first update, all axes are 0."""
+    """Return the positions of rows on each horizontal axis. The initial policy is at 0 on all axes."""
     begin = metrics[0]["wall_time"] - metrics[0].get("step_time", 0) if _has_time(metrics) else None
     return {
         "update": [row["update"] for row in rows],

@@ -11,7 +11,7 @@ from llm_reinforce.reports.shown_text import MAX_TOKEN, shown
 MAX_BYTES = 2_500_000  # approximate maximum size of the JSON of all episodes of a page
 EPISODE_BYTES, TOKEN_BYTES = 300, 30  # approximate size of an episode, and of each of its tokens
 MAX_TOKENS = 2_000  # maximum number of tokens shown of a completion
-NUM_TRACKED = 20  # problems whose answers are recorded at every evaluation
+NUM_TRACKED = 20  # number of problems whose answers are recorded at every evaluation
 
 # name of each value of a token in episodes.jsonl, and its name on the page
 TOKEN_VALUES = {

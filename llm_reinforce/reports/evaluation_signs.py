@@ -19,7 +19,7 @@ MIN_ANSWERS = 20
 
 
 def problems_needed(changed: float, difference: float, power: float = POWER, level: float = LEVEL) -> int:
-    """Return the number of problems at which McNemar's test finds a difference between two evaluations.
+    """Return the number of problems that McNemar's test needs to find a difference of two evaluations.
 
         n = ((z₁ √p + z₂ √(p - d²)) / d)²
 

@@ -42,7 +42,7 @@ def described(row: Row) -> str:
 
 
 def _refused(rows: Sequence[Row]) -> Row | None:
-    """Return the last episode that was refused for the most frequent reason."""
+    """Return the last episode whose answer the verifier refused for the most frequent reason."""
     wrong = [row for row in rows if not row.get("correct")]
     reasons = Counter(row.get("reason") for row in wrong)
     return next((row for row in reversed(wrong) if row.get("reason") == reasons.most_common(1)[0][0]), None)
@@ -55,9 +55,9 @@ def _rewarded(rows: Sequence[Row]) -> Row | None:
 
 
 def _unrewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the last right answer; if there is none, return a refused answer.
+    """Return the last episode with a right answer or, if no answer is right, one with a refused answer.
 
-    In `equal_rewards`, the right answer has the same reward as the wrong answers.
+    With the finding `equal_rewards`, a right answer has the same reward as the wrong answers.
     """
     return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
 

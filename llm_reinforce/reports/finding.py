@@ -174,7 +174,7 @@ def highest_rate(rows: Sequence[Row]) -> float:
 
 
 def updates_of(rows: Sequence[Row], facts: RunFacts) -> tuple[int, int]:
-    """Return the first and the last update of the rows. The row of a batch has its last update's number."""
+    """Return the first and the last update of the rows. A batch's row has the number of its last update."""
     return int(rows[0]["update"]) - facts.updates_per_batch + 1, int(rows[-1]["update"])
 
 

@@ -39,7 +39,7 @@ class Headline:
         name: name of the run on the page.
         state: "finished", "running", "stopped" or "unreadable".
         facts: rows of a table: a name and a value each.
-        results: one item per decoding.
+        results: one item per decoding mode.
     """
 
     name: str
@@ -123,4 +123,4 @@ def _task(settings: Mapping[str, Any] | None) -> dict[str, str]:
             "Baseline": str(settings["reinforce"]["baseline"]),
         }
     except (KeyError, TypeError, AttributeError, ValueError):
-        return {}  # the recipe was changed by hand; the page shows its settings
+        return {}  # the recipe was changed by hand; the page still lists its settings

@@ -60,7 +60,7 @@ def _handler(paths: Sequence[Path]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host = (self.headers.get("Host") or "").rpartition(":")[0]
-            if host not in (LOOPBACK, "localhost"):  # the name of another site that resolves to this machine
+            if host not in (LOOPBACK, "localhost"):  # a foreign name that resolves to this machine
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/version":
                 self._send("text/plain", _version(paths).encode())

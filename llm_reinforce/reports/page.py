@@ -130,7 +130,7 @@ def differing_settings(runs: Sequence[RecordedRun]) -> dict[str, list[str]]:
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
-    """Return nested JSON values as rows of a dotted key and a value."""
+    """Return nested JSON values as a flat list of rows, each with a dotted key and a value."""
     if isinstance(value, dict):
         return [row for key, each in value.items() for row in _flat(each, f"{path}.{key}" if path else key)]
     if isinstance(value, list) and any(isinstance(each, dict) for each in value):
@@ -140,7 +140,7 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 
 
 def _content_security_policy(scripts: Sequence[str], *, is_live: bool) -> str:
-    """Return a content security policy that allows only these scripts, and loads nothing.
+    """Return a content security policy that allows only these scripts and forbids loading anything.
 
     Even if the text of a completion got into the page as HTML, scripts in the text would not run.
     """

@@ -17,7 +17,7 @@ Row = Mapping[str, Any]
 
 # maximum number of bytes read from episodes.jsonl; in memory, episodes take up several times as much
 MAX_BYTES = 50_000_000
-_UPDATE = re.compile(rb'\{"update": ([0-9]+)')  # how each line of episodes.jsonl begins
+_UPDATE = re.compile(rb'\{"update": ([0-9]+)')  # the beginning of each line of episodes.jsonl
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,7 +41,7 @@ def without_secret_entries(value: Any) -> Any:
 
 
 def shown_settings(settings: Mapping[str, Any] | None) -> str:
-    """Return settings as YAML, with hidden values of keys such as `api_key`, and with harmless texts."""
+    """Return settings as YAML. Values of keys such as `api_key` are hidden, and texts are made harmless."""
     if settings is None:
         return "(recipe.yaml cannot be read)"
     return dump_yaml(without_secret_entries(dict(settings)))

@@ -25,7 +25,7 @@ from llm_reinforce.reports.window_signs import SOLVED, ZERO
 MIN_TREND = 30  # minimum number of updates of a run in which trends are measured
 MIN_FLAT, MAX_FLAT = 0.5, 100  # share of the run, or number of updates, after which the reward should rise
 NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not due to chance
-FLAT = 0.05  # the accuracy does not rise if its rise is below this number by two standard errors
+FLAT = 0.05  # the accuracy is flat if its rise plus two standard errors is below this number
 MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
 MANY_TIMES = 10.0  # factor by which an exploding gradient norm grows
 LONG_STEP = 0.01  # minimum norm of a long step, relative to the norm of the weights
@@ -218,7 +218,8 @@ def trend_signs(rows: Sequence[Row], facts: RunFacts) -> list[Finding]:
 def signal_of(shares: Sequence[float]) -> tuple[float, float]:
     """Return the mean signal share and its standard error.
 
-    Adam's moments of successive updates are correlated, so only one of `MEMORY` values counts.
+    Adam's moments of successive updates are correlated, so only one in `MEMORY` values is counted as
+    independent.
     """
     return fmean(shares), stdev(shares) / math.sqrt(len(shares) / MEMORY)
 
@@ -259,12 +260,12 @@ def movement(rows: Sequence[Row]) -> list[str]:
 
 
 def _path(rows: Sequence[Row], facts: RunFacts) -> float:
-    """Return the sum of the norms of all steps, relative to the weights."""
+    """Return the sum of the norms of all steps, relative to the norm of the weights."""
     return fmean(finite(rows, "step/relative_norm")) * len(rows) * facts.updates_per_batch
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
-    """Return the change of a reward that does not rise in many updates, although problems are unsolved.
+    """Return the change of a reward that does not rise in many updates, with problems still unsolved.
 
     Return None if there is no such change.
     """

@@ -14,7 +14,7 @@ KEPT = ("learning_rate", "accuracy", "reward", "reward_std", "entropy", "grad_no
 
 
 class WarningSigns:
-    """Search a run in progress for signs that the policy does not learn. Each kind of sign is found once.
+    """Search a run in progress for signs that the policy does not learn. Report each kind of sign once.
 
     Args:
         facts: settings of the run. If the run has few updates, each sign is measured over all of them.

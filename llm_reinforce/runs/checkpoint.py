@@ -46,10 +46,10 @@ def save_checkpoint(
 
     The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
-    If the run was resumed from this update, the directory already contains an intact checkpoint. It is
-    replaced only if the state has changed, because a pending evaluation has been made. Checkpoints of later
-    updates are removed. Such checkpoints are always damaged, because a
-    run is resumed from its newest intact checkpoint.
+    If the run was resumed from this update, the directory already contains an intact checkpoint. This
+    checkpoint is replaced only if the train state has changed since, for example by a pending evaluation.
+    Checkpoints of later updates are always damaged, because a run is resumed from its newest intact
+    checkpoint. They are removed.
 
     Args:
         root: directory of the run's checkpoints.

@@ -70,7 +70,7 @@ def _facts(config: Config) -> dict[str, str]:
 
 
 def _results(rows: list[dict[str, Any]]) -> str:
-    """Return a table of the first and the last accuracy by decoding, or "" if there are none."""
+    """Return a table of the first and the last accuracy of each decoding mode, or "" without evaluations."""
     if not rows:
         return ""
     last = {row["decoding"]: row for row in rows}

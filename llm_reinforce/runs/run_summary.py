@@ -27,7 +27,7 @@ class RunSummary:
             policy was saved; "unreadable" if the recipe or the logs cannot be read; otherwise "stopped".
         num_updates: number of updates made so far.
         max_updates: number of updates after which the run ends.
-        accuracies: accuracies of the first and of the last evaluation, by decoding, each between 0 and 1.
+        accuracies: for each decoding mode, the accuracies of the first and of the last evaluation, in 0..1.
         last_change: time of the last change of metrics.jsonl or recipe.yaml, in seconds since 1970.
     """
 
@@ -68,7 +68,7 @@ def summarize_run(path: Path) -> RunSummary:
         last = _last_row(metrics)
         num_updates = int(last.get("update", 0))
         first_and_last: dict[str, tuple[float, float]] = {}
-        reached = 0.0  # highest lower limit of the accuracy
+        reached = 0.0  # highest lower limit of the 95% interval of the accuracy
         for row in run.rows("evaluations.jsonl"):
             first = first_and_last.get(row["decoding"], (row["accuracy"],))[0]
             first_and_last[row["decoding"]] = (first, row["accuracy"])

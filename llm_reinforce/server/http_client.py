@@ -14,7 +14,7 @@ from llm_reinforce.errors import RunStoppedError
 
 WAITS = (0.5, 1.0, 2.0)  # seconds before the second, third and fourth attempt
 KEY = "VLLM_API_KEY"  # environment variable with the key of the server
-MAX_SHOWN = 300  # maximum characters of an answer in a message
+MAX_SHOWN = 300  # maximum number of characters of an answer that a message shows
 CHUNK = 1 << 16  # bytes
 HOW_TO_START = "start the server with `llm-reinforce serve`, then resume the run"
 
@@ -28,7 +28,7 @@ class ServerError(RunStoppedError):
 
 @dataclass(frozen=True, slots=True)
 class HttpClient:
-    """Client of a server. Proxies are not used.
+    """Client that sends HTTP requests to a server, without proxies.
 
     Attributes:
         url: address of the server, without a final slash.

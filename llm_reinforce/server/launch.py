@@ -26,7 +26,7 @@ ENVIRONMENT = {
     "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # the routes that load adapters
     "VLLM_NO_USAGE_STATS": "1",
 }
-ENVIRONMENT_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB; the default is a large share of the memory
+ENVIRONMENT_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB; vLLM's default is a large share of the memory
 MAX_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # values of --max-lora-rank
 FIND_VERSION = """\
 from importlib.metadata import PackageNotFoundError, version
@@ -46,7 +46,8 @@ class ServerCommand:
     Attributes:
         arguments: the program and its arguments.
         environment: environment variables that are set in addition.
-        vllm: name and version of the installed vLLM, such as "vllm-cpu 0.32.0"; None: it is not installed.
+        vllm: name and version of the installed vLLM, such as "vllm-cpu 0.32.0"; None if vLLM is not
+            installed.
     """
 
     arguments: Sequence[str]
@@ -65,7 +66,8 @@ def server_command(
     """Return the command that starts a server for a recipe.
 
     Args:
-        config: settings of the run. Without `sampling.server`, its defaults are used.
+        config: settings of the run. If `sampling.server` is not set, the default settings of a server are
+            used.
         python: Python interpreter of the environment in which vLLM is installed.
         options: further options of `vllm serve`.
 
@@ -92,8 +94,8 @@ def server_command(
         *(program, "-m", *start, str(served_directory(config))),
         *("--host", parts.hostname or "127.0.0.1", "--port", str(parts.port or 80)),
         *("--dtype", config.policy.dtype),
-        *("--logprobs-mode", "processed_logprobs"),  # at the temperature of the request
-        *("--generation-config", "vllm"),  # no sampling settings of the model
+        *("--logprobs-mode", "processed_logprobs"),  # log π at the temperature of the request
+        *("--generation-config", "vllm"),  # ignore the sampling settings of the model
     ]
     lora = config.policy.lora
     if lora is not None:
@@ -112,7 +114,7 @@ def served_directory(config: Config) -> Path:
 
 
 def write_model(config: Config) -> Path:
-    """Write the initial model of a recipe, with its tokenizer, for a server. Return its directory.
+    """Write the initial model and the tokenizer of a recipe for a server, and return their directory.
 
     Raises:
         InputError: if the policy cannot be loaded.
@@ -125,7 +127,7 @@ def write_model(config: Config) -> Path:
 
 
 def _installed(python: str) -> str | None:
-    """Return the name and the version of the vLLM of an environment; None if it has none."""
+    """Return the name and the version of the vLLM in an environment; None if vLLM is not installed."""
     try:
         done = subprocess.run([python, "-c", FIND_VERSION], capture_output=True, encoding="utf-8", timeout=60)
     except OSError:

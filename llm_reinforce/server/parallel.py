@@ -1,4 +1,4 @@
-"""Calls in several threads, whose results are yielded as soon as they exist."""
+"""Function calls in several threads, whose results are yielded as soon as they are available."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -14,12 +14,12 @@ def in_parallel(
 ) -> Iterator[tuple[int, Result]]:
     """Yield the index and the result of each item, in the order in which the calls end.
 
-    If a call raises an exception, it is raised here at once. The threads do not keep the process alive, so
-    that calls that wait for a server do not delay the end of the run.
+    If a call raises an exception, this function raises the exception at once. The threads do not keep the
+    process alive, so that calls that wait for a server do not delay the end of the run.
 
     Args:
-        work: function of one item, which is called in other threads.
-        items: arguments of the calls.
+        work: function that is called with one item, in another thread.
+        items: arguments of the calls, one for each call.
         num_threads: maximum number of calls at the same time.
     """
     waiting: SimpleQueue[int] = SimpleQueue()

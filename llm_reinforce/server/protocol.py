@@ -17,7 +17,7 @@ class SampledTokens(NamedTuple):
 
 
 class AnswerError(ValueError):
-    """Raised when an answer cannot be used. The message is a sentence without a subject."""
+    """Raised when an answer cannot be used. The message has no subject, as in "has no logprobs"."""
 
 
 def completion_request(
@@ -60,7 +60,7 @@ def completion_request(
         "stop": [],
         "stop_token_ids": list(end_token_ids),
         "ignore_eos": True,  # only the tokens in `stop_token_ids` end a completion
-        "logprobs": 0,  # of the sampled tokens only
+        "logprobs": 0,  # log-probabilities of the sampled tokens only
         "return_token_ids": True,
         "skip_special_tokens": False,
         "cache_salt": version,
@@ -111,7 +111,7 @@ def _read_choice(
     )
     if len(log_probs) != len(token_ids):
         raise AnswerError(f"has {len(log_probs)} log-probabilities for {len(token_ids)} tokens")
-    if not all(math.isfinite(each) and each <= 1e-3 for each in log_probs):  # rounding may lead above 0
+    if not all(math.isfinite(each) and each <= 1e-3 for each in log_probs):  # rounding may go above 0
         raise AnswerError("has log-probabilities that are not finite, or above 0")
     if choice.get("prompt_token_ids") not in (None, list(prompt)):
         raise AnswerError("belongs to another prompt")
@@ -127,10 +127,10 @@ def _read_choice(
 
 
 def _list_of(kind: type, values: object, name: str) -> list[Any]:
-    """Return a list of numbers.
+    """Check that a value of an answer is a list of numbers, and return it.
 
     Raises:
-        AnswerError: if it is missing, or has other entries.
+        AnswerError: if the list is missing, or if an entry is not a number of this kind.
     """
     accepted = (int, float) if kind is float else (int,)
     if not isinstance(values, list) or not all(type(each) in accepted for each in values):

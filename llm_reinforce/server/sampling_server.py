@@ -36,7 +36,7 @@ from llm_reinforce.server.weight_files import has_adapter, write_adapter, write_
 Value = TypeVar("Value")
 
 NAME = "llm_reinforce-"  # prefix of the names of adapters and directories
-MAX_COMPLETIONS = 256  # completions that are requested at the same time if sampling.batch_size is not set
+MAX_COMPLETIONS = 256  # completions requested at the same time if sampling.batch_size is not set
 PROBE_TOKENS = 16  # maximum number of tokens of a completion that checks the weights of the server
 SERVER_METRICS = ("server/probe_difference", "server/sync_time", "server/num_batches_since_sync")
 ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances, in nats
@@ -52,7 +52,7 @@ class Served(NamedTuple):
 
     Attributes:
         model: name of the model or adapter on the server.
-        version: name of the weights. Each transfer has another name.
+        version: name of the weights. Each transfer gives the weights a new name.
     """
 
     model: str
@@ -83,7 +83,7 @@ class SamplingServer:
         self._age: int | None = None  # batches since the latest transfer; None: transfer before the next one
 
     def before_batch(self, policy: LanguagePolicy, prompts: Sequence[TokenIds]) -> Mapping[str, float]:
-        """Transfer the weights if this is due before the next batch, and return metrics by name.
+        """Transfer the weights if a transfer is due before the next batch, and return its metrics by name.
 
         Args:
             policy: the policy of the trainer.
@@ -107,7 +107,7 @@ class SamplingServer:
     def sync(self, policy: LanguagePolicy, prompts: Sequence[TokenIds]) -> float:
         """Transfer the weights, and compare log-probabilities of the server with those of the trainer.
 
-        If one way of `sync: auto` fails, the next one is tried.
+        With `sync: auto`, all weights are transferred if the transfer of the adapter fails.
 
         Args:
             policy: see `before_batch`.
@@ -117,7 +117,8 @@ class SamplingServer:
             the mean absolute difference of the log-probabilities, in nats.
 
         Raises:
-            ServerError: if no way succeeds, or the log-probabilities differ by more than the tolerance.
+            ServerError: if the transfer fails, or if the log-probabilities then differ by more than the
+                tolerance.
         """
         is_adapted = has_adapter(policy.model)
         faults = []
@@ -167,9 +168,9 @@ class SamplingServer:
             self.client.request("POST", "/reset_prefix_cache")
             self.served = Served(base, version)
         if old is not None and old.model != base:
-            with suppress(ServerError):  # a server that was restarted does not have it
+            with suppress(ServerError):  # a restarted server does not have the old adapter
                 self.client.request("POST", "/v1/unload_lora_adapter", {"lora_name": old.model})
-        for other in self.directory.glob(f"{NAME}*"):  # also of earlier processes of the run
+        for other in self.directory.glob(f"{NAME}*"):  # also those of earlier processes
             if other != files:
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -178,7 +179,8 @@ class SamplingServer:
         """Return the mean absolute difference between log-probabilities of server and policy, in nats.
 
         The server samples a short completion of each prompt, and the policy computes the log-probabilities of
-        the sampled tokens. Other settings of sampling on the server, such as top-k, are noticed too.
+        the sampled tokens. If the server uses additional sampling settings, such as top-k, this also
+        increases the difference.
 
         Raises:
             ServerError: see `sample_completions`.
@@ -214,7 +216,7 @@ class SamplingServer:
         activations: Activations | None = None,
         on_step: OnStep | None = None,
     ) -> list[Completion]:
-        """Sample completions on the server, with the arguments and the result of `policy.sample_completions`.
+        """Sample completions on the server. Arguments and result are those of `policy.sample_completions`.
 
         The recorded log-probabilities are those of the server. The completions have no entropies. The random
         numbers are those of the server, so `generator` is not used, and no `activations` are stored.

@@ -12,7 +12,7 @@ from llm_reinforce.policy import LanguagePolicy, without_progress_bars
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Return True if the model is a LoRA adapter with its base."""
+    """Return True if the model is a base model with a LoRA adapter."""
     return isinstance(model, PeftModel)
 
 
@@ -46,10 +46,10 @@ def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
 
 
 def _save_untied(model: Any, directory: Path) -> None:
-    """Save a model, with its output layer as a tensor of its own.
+    """Save a model, with its output layer as a separate tensor.
 
-    If the output layer shares its weights with the embedding, vLLM still prepares a separate copy of the
-    output layer on a CPU. It does not replace this copy when it reloads weights that are shared.
+    On a CPU, vLLM prepares a copy of the output layer, even if the layer shares its weights with the
+    embedding. When vLLM reloads shared weights, it does not replace this copy.
     """
     weights, config = dict(model.state_dict()), model.config
     seen: set[int] = set()

@@ -11,8 +11,8 @@ from llm_reinforce.console.messages import note
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import check_bitsandbytes
 
-MAX_COPIED = 1 << 24  # number of gradients that are converted to float32 at once: 64 MiB
-MASTER = "master"  # name of a float32 copy in the state of the optimizer
+MAX_COPIED = 1 << 24  # number of gradient elements converted to float32 at once: 64 MiB
+MASTER = "master"  # key of a weight's float32 copy in the state of the optimizer
 OF_QUANTIZATION = ("qmap1", "qmap2")  # tables that all weights share, so they are not saved
 
 
@@ -20,9 +20,9 @@ def adamw(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
     """Return AdamW for the trainable parameters of a model.
 
     If these parameters are in half precision and `training.master_weights` is True, the steps are applied to
-    float32 copies, which are rounded to half precision after each step. A step that is smaller than the
-    distance to the next number in half precision is thus not lost. Without the copies, a notice is shown if
-    such steps are frequent.
+    float32 copies, which are rounded to half precision after each step. Therefore, steps that are smaller
+    than the distance to the next number in half precision are not lost. Without the copies, a notice is shown
+    if such steps are frequent.
 
     Raises:
         InputError: if no parameter can be trained, if the linear layers are quantized and have no adapters,
@@ -101,8 +101,9 @@ def master_weights_optimizer(
 class _WithMasterWeights(torch.optim.Optimizer):
     """Base class of an optimizer whose parameters are float32 copies ("master weights") of other weights.
 
-    The gradients are read from the weights, converted to float32 a few at a time, and kept. A weight that
-    other code has changed since the latest step, for example by loading a checkpoint, replaces its copy.
+    To save memory, the gradients of only a few weights at a time are converted to float32. If other code has
+    changed a weight since the latest step, for example by loading a checkpoint, the changed numbers
+    are copied.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], **settings: Any) -> None:
@@ -110,7 +111,7 @@ class _WithMasterWeights(torch.optim.Optimizer):
         self._masters = [
             weight.detach().float().clone() if is_half(weight) else weight for weight in self._weights
         ]
-        super().__init__(self._masters, **settings)  # of the class `kind`
+        super().__init__(self._masters, **settings)  # calls the constructor of the class `kind`
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Remove the gradients of the weights."""
@@ -165,7 +166,7 @@ class _WithMasterWeights(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a state that `state_dict` returned, or one without float32 copies."""
+        """Load a state that `state_dict` returned, or a state without float32 copies."""
         of_weights = {index: dict(values) for index, values in state_dict["state"].items()}
         for index, (weight, master) in enumerate(zip(self._weights, self._masters, strict=True)):
             saved = of_weights.get(index, {}).pop(MASTER, weight)

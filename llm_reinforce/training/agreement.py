@@ -1,4 +1,4 @@
-"""Checks that the processes of a run were started alike. Otherwise they would train different policies."""
+"""Checks that all processes of a run have equal settings. Otherwise, they would train different policies."""
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version

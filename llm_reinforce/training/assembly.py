@@ -140,7 +140,7 @@ def server_from_config(config: Config) -> SamplingServer | None:
 
 
 def _read_demonstrations(config: Config) -> tuple[Problem, ...]:
-    """Return the demonstrations of the warm start; empty if it trains on the problems.
+    """Return the demonstrations of the warm start; empty if the warm start uses the training problems.
 
     Raises:
         InputError: if the demonstrations cannot be read.
@@ -158,8 +158,8 @@ def _check_alphabet(
     """Check that the alphabet of a policy with random weights contains the characters of the problems.
 
     The alphabet must contain all characters of the prompts. With a warm start, it must also contain all
-    characters of the solutions. If the alphabet lacks characters of other answers, `say` is called with the
-    number of these answers.
+    characters of the solutions. If the alphabet lacks characters of other answers, `say` is called with a
+    message that contains the number of these answers.
 
     Raises:
         InputError: if the alphabet lacks a character that it must contain.

@@ -42,11 +42,11 @@ Value = TypeVar("Value")
 
 
 class SamplingStoppedError(Exception):
-    """Raised in all processes while a batch is sampled, because a stop of the run was requested in one."""
+    """Raised in all processes during sampling if a stop of the run was requested in any process."""
 
 
 class Failures(NamedTuple):
-    """Episodes that could not be scored, among all episodes that were sampled for a batch.
+    """Counts of the sampled episodes of a batch and of the episodes that could not be scored.
 
     Attributes:
         num_episodes: number of sampled episodes, including those of problems that were replaced.
@@ -87,7 +87,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Sample the batches of a run. What is sampled depends only on the policy, the seed and the train state.
+    """Sample the batches of a run. The samples depend only on the policy, the seed and the train state.
 
     Attributes:
         policy: the policy, which is trained in place.
@@ -98,7 +98,7 @@ class BatchSampler:
         gradient_step: the gradient step, whose micro-batches the reference policy uses too.
         order: the order of the problems without a curriculum.
         seed: seed of the run.
-        reference: the reference policy; None if the run has no penalty on the KL divergence.
+        reference: the reference policy; None if `reinforce.kl` is not set.
         server: server that samples the episodes. None: the processes of the run sample them.
     """
 
@@ -122,7 +122,7 @@ class BatchSampler:
         show: Callable[[str], None],
         is_stopped: Callable[[], bool],
     ) -> Sample:
-        """Sample the episodes of a batch, with replacements for problems that have one accuracy.
+        """Sample the episodes of a batch, and replace problems as `reinforce.refill` requires.
 
         Args:
             state: train state before the batch.
@@ -158,7 +158,7 @@ class BatchSampler:
         return Sample(own, batch, len(drawn), num_tokens, counts, refills, failures, server_metrics)
 
     def _prepare_server(self, state: TrainState, show: Callable[[str], None]) -> Mapping[str, float]:
-        """Transfer the weights to the server, if there is one and this is due. Return metrics by name."""
+        """Transfer the weights if there is a server and a transfer is due. Return metrics by name."""
         server = self.server
         if server is None:
             return {}
@@ -169,7 +169,7 @@ class BatchSampler:
         """Transfer the weights to the server, if there is one, to find errors before the run starts.
 
         Raises:
-            ServerError: if this fails. All processes raise the error.
+            ServerError: if the transfer fails. All processes raise the error.
         """
         server = self.server
         if server is not None:
@@ -179,7 +179,10 @@ class BatchSampler:
         return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
 
     def _in_main_process(self, server: SamplingServer, work: Callable[[], Value]) -> Value:
-        """Transfer weights in the main process. All processes get the result or raise the ServerError."""
+        """Call `work`, which transfers weights, in the main process. Return its result in all processes.
+
+        If `work` raises a ServerError, all processes raise it.
+        """
 
         def call() -> Value | None:
             with self.accelerator.autocast():
@@ -203,7 +206,7 @@ class BatchSampler:
         return result
 
     def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
-        """Return the indices of the next problems: in the order of `ProblemOrder`, or by their pass rates.
+        """Return the indices of the next problems, in the order of the epoch or drawn by their pass rates.
 
         Args:
             state: train state before the batch.
@@ -223,12 +226,12 @@ class BatchSampler:
         return counts if curriculum is None else with_episodes(counts, drawn, batch, curriculum.decay)
 
     def _size_of_share(self, num_problems: int) -> int:
-        """Return the number of problems of a process. The last ones may have a smaller share, or none."""
+        """Return the number of problems per process. The last processes may get fewer problems, or none."""
         size: int = -(-num_problems // self.accelerator.num_processes)
         return size
 
     def _count_failures(self, before: Failures, found: EpisodeBatch, num_problems: int) -> Failures:
-        """Return the failures after more episodes have been sampled."""
+        """Return the failures, including those among the additional episodes `found`."""
         first, process = before.first, before.process
         if first is None:
             first = next((each for each in (*found.episodes, *found.greedy) if each.failures), None)
@@ -246,7 +249,7 @@ class BatchSampler:
         *,
         refill: int = 0,
     ) -> tuple[EpisodeBatch, EpisodeBatch]:
-        """Sample episodes of the problems with these indices.
+        """Sample episodes of the problems with these indices, in all processes.
 
         Returns:
             the episodes of this process, and those of all processes.
@@ -300,8 +303,8 @@ class BatchSampler:
             activations: object that keeps activations for the gradient step. None: nothing is kept.
             is_trial: sample one short episode of each problem.
             on_step: see `collect_episodes`.
-            first_group: number of the first problem among those of all processes. By default, the processes
-                have equal shares.
+            first_group: index of the first problem of this process among the problems of all processes. By
+                default, all processes have equal shares.
             refill: number of the refill for which the problems were drawn; 0: none.
         """
         max_new_tokens = self.sampling.max_new_tokens
@@ -311,7 +314,7 @@ class BatchSampler:
         if first_group is None:
             first_group = self.accelerator.process_index * len(problems)
         purpose = "trial" if is_trial else f"refill {refill}" if refill else "episodes"
-        # all processes share one sequence of random numbers, so the episodes do not depend on their number
+        # all processes share one sequence of random numbers, so their number does not affect the episodes
         seed = self.random_number(purpose, state, process=0)
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         for _ in range(first_group):
@@ -343,7 +346,7 @@ class BatchSampler:
     def random_number(self, purpose: str, state: TrainState, process: int | None = None) -> int:
         """Return a seed that depends only on the run's seed, the update, the purpose and the process.
 
-        A resumed run therefore draws the same random numbers as an uninterrupted one.
+        A resumed run therefore draws the same random numbers as an uninterrupted run.
 
         Args:
             purpose: name of what the random numbers are used for.

@@ -16,7 +16,7 @@ def is_over(training: TrainingConfig, state: TrainState) -> bool:
 
 
 def makes_no_more_updates(training: TrainingConfig, state: TrainState) -> bool:
-    """Return True if the run has made all updates, has spent its tokens or has reached its accuracy."""
+    """Return True if the run has made all updates, used its token budget or reached its target accuracy."""
     has_spent = training.num_tokens is not None and state.num_tokens >= training.num_tokens
     has_reached = training.stop_at is not None and state.accuracy_reached >= training.stop_at
     return has_spent or has_reached or state.num_updates >= training.num_updates

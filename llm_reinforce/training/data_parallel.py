@@ -6,7 +6,7 @@ update therefore do not depend on the number of processes. The model is not wrap
 `DistributedDataParallel`, because the fast path needs the unwrapped model.
 
 With FSDP2, gradients are computed by a copy of the model whose weights are divided among the processes; see
-`ShardedModel`. A gradient then has parts in all processes.
+`ShardedModel`. Each process then holds a part of every gradient.
 """
 
 import math
@@ -137,9 +137,9 @@ def check_sharded_settings(config: Config) -> None:
 
 
 def shard(model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:
-    """Return a copy of the model whose weights are divided among the processes, without loading its weights.
+    """Return a copy of the model whose weights are divided among the processes and not loaded yet.
 
-    None: FSDP was not requested, or there is only one process.
+    Return None if FSDP was not requested, or if there is only one process.
 
     Raises:
         InputError: if PyTorch cannot shard the model.
@@ -250,12 +250,12 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     """Replace the gradients of every process by their sum over all processes.
 
     The gradient of a parameter remains None if it is None in every process. If the model is sharded, the
-    backward pass has averaged the gradients over the processes already, and they are only rescaled.
+    backward pass has already averaged the gradients over the processes, so this function only rescales them.
     """
     if accelerator.num_processes == 1:
         return
     if is_sharded(model):
-        # `set_gradient_divide_factor` would make it sum them, but gloo does not support this
+        # with `set_gradient_divide_factor`, the pass would sum them, but gloo does not support this
         for parameter in model.parameters():
             if parameter.grad is not None:
                 local_tensor(parameter.grad).mul_(accelerator.num_processes)
@@ -298,9 +298,9 @@ def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Acc
 def equal_passes(
     parts: Sequence[Sequence[int]], model: nn.Module, accelerator: Accelerator
 ) -> list[tuple[Sequence[int], bool]]:
-    """Return the rows of each pass of this process, and whether the pass counts.
+    """Return the rows of each pass of this process, and True if the loss of the pass counts.
 
-    Passes of a sharded model exchange weights, so that all processes have to make the same number of passes.
+    The passes of a sharded model exchange weights, so all processes have to make the same number of passes.
     Processes with fewer parts get additional passes of one row, whose loss must be multiplied by zero.
 
     Args:

@@ -2,9 +2,9 @@
 
 A name or path is written into a section of the settings, so the run equals a run of a recipe with this
 section. An object (a model in memory, a list of problems, a function) is used directly. The command line can
-also resume such a run. For this purpose, a model and a list of problems are saved in the run's directory, and
-their sections of the settings contain the paths. The section of a function contains the path of the file that
-defines the function.
+also resume a run that was started with objects. For this purpose, a model and a list of problems are saved in
+the run's directory, and their sections of the settings contain the paths. The section of a function contains
+the path of the file that defines the function.
 """
 
 from collections.abc import Mapping

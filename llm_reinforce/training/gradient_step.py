@@ -80,7 +80,7 @@ class UpdateOutcome:
 
 
 class PartialLoss(NamedTuple):
-    """The loss of some of an update's episodes, the largest |Δ log π|, and the counts of ratios."""
+    """Loss of some episodes of an update, their largest |Δ log π|, and counts of their ratios."""
 
     loss: float
     max_log_prob_difference: float | None
@@ -174,7 +174,7 @@ class GradientStep:
             if progress is not None:
                 progress(num_done, len(passes))
             part = self.backward(batch, estimate if is_counted else nothing, rows, activations)
-            if activations is not None and activations.is_reused:  # the difference is always 0
+            if activations is not None and activations.is_reused:  # the difference would always be 0
                 part = part._replace(max_log_prob_difference=None)
             own = own.add(part)
         if activations is not None:

@@ -17,7 +17,7 @@ import torch
 from accelerate.utils import set_seed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of <malloc.h>
-# in bytes: maximum size of a freed block that malloc keeps (the highest allowed value), and of all of them
+# in bytes: maximum size of one freed block that malloc keeps (the highest allowed value), and of all blocks
 LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30
 # number of new objects between two garbage collections, as many as a few updates create
 NUM_NEW = 20_000
@@ -85,6 +85,6 @@ def keep_freed_memory() -> bool:
 
 
 def release_freed_memory() -> None:
-    """Make glibc return the memory of freed tensors to the system. Another C library is left alone."""
+    """Make glibc return the memory of freed tensors to the system. With another C library, do nothing."""
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

@@ -170,7 +170,7 @@ class TrainingLoop:
         )
         check_shares(self.reinforce, self.accelerator.num_processes)
         if training.gradient_checkpointing:
-            checkpointable_layers(policy.model)  # raises an error if there are none
+            checkpointable_layers(policy.model)  # raises an error if there is none
         # the copy is made on the CPU if the policy has been loaded there
         self.sharded = shard(policy.model, self.accelerator)
         policy.model.to(self.accelerator.device)
@@ -247,7 +247,7 @@ class TrainingLoop:
         self._is_state_current = False  # True if weights and optimizer are those of `state`
 
     def _run_facts(self) -> RunFacts:
-        """Return what the warnings about a run need to know about it."""
+        """Return the facts about the run on which its warnings depend."""
         is_full_precision = next(self.policy.model.parameters()).dtype.itemsize >= 4
         return RunFacts(
             len(self.problems),
@@ -315,7 +315,7 @@ class TrainingLoop:
                 self.reference.set_to_policy()
             self._is_state_current = True
             is_stopping = self._evaluate_and_save()
-        gc.collect()  # later collections skip the objects that exist now; see `fewer_collections`
+        gc.collect()  # later garbage collections skip the objects that exist now; see `fewer_collections`
         if is_over(self.training, self.state):  # the run was resumed after its last update
             self._finish()
         while not (is_over(self.training, self.state) or is_stopping):
@@ -341,7 +341,7 @@ class TrainingLoop:
         """Make the updates of one batch. Return the last of them, and True if the run stops after it."""
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
-        # with gradient checkpointing, activations are not kept either
+        # activations are not kept for the update if gradient checkpointing or FSDP is used
         num_kept = 0 if self.training.gradient_checkpointing else self.training.micro_batch_tokens
         activations = None if self.sharded else Activations(num_kept)
         self.optimizer.zero_grad()  # the gradients of the latest update are not needed while sampling
@@ -415,7 +415,7 @@ class TrainingLoop:
         return outcomes
 
     def _weights_in_shards(self) -> AbstractContextManager[None]:
-        """Return a context in which the weights are trained. With FSDP, the whole policy has none."""
+        """Return a context for the gradient steps. With FSDP, the whole policy has no weights within it."""
         return nullcontext() if self.sharded is None else self.sharded.training()
 
     def fix_date(self, date: str | None = None) -> str | None:
@@ -591,7 +591,7 @@ class TrainingLoop:
             is_stopped=lambda: self.stop_requested,
             is_first_or_last=before is None or self.state.num_updates == 0 or is_last,
         )
-        is_last = makes_no_more_updates(self.training, self.state)  # the accuracy may have been reached
+        is_last = makes_no_more_updates(self.training, self.state)  # it may have reached the accuracy
         self.state = replace(self.state, seconds=time.monotonic() - self._clock)
         is_stopping = self._is_stopped()
         is_due = self.checkpoints is not None and self.checkpoints.is_due(self.state, before)
@@ -606,7 +606,7 @@ class TrainingLoop:
             self.checkpoints.save(self.state)
 
     def _save_unless_saved(self) -> None:
-        """Save a checkpoint, unless the latest one has the state after the latest update."""
+        """Save a checkpoint, unless there already is a checkpoint of the state after the latest update."""
         if self._num_saved != self.state.num_updates:
             self.save_checkpoint()
 
@@ -622,7 +622,7 @@ class TrainingLoop:
             state = replace(state, pending_evaluations=pending)
         try:
             return self.checkpoints.save_without_others(state)
-        except (OSError, RuntimeError):  # the error that is reported is the loss of the process
+        except (OSError, RuntimeError):  # only the loss of the process is reported
             return False
 
     @contextmanager

@@ -17,7 +17,7 @@ ON_CPU = 150 * 2**20
 """Memory that libraries need in the first update on a CPU: code, compiled kernels, buffers, and gaps between
 tensors. The value was found with `tests/benchmarks/memory.py`."""
 ROOM = 32  # spare columns of the sampler's cache
-BITS_8 = 2 * (1 + 4 / 256)  # bytes of the two moments of a weight, with a float32 scale for 256 weights
+BITS_8 = 2 * (1 + 4 / 256)  # bytes of a weight's two 8-bit moments, with a float32 scale for each 256 numbers
 TEMPORARY_8_BIT = 6  # number of float32 tensors that an 8-bit step needs for one weight matrix
 
 
@@ -80,7 +80,7 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
     cache = rows * (length + num_new + ROOM) * per_token.cached
     kept = num_kept * per_token.kept
     beside = kept if is_kept else 0.0
-    # activations are removed when there are too many of them, while the cache is still small
+    # if there are too many activations, they are removed early, while the cache is still small
     early = kept + num_rows * (length + ROOM + num_kept / num_rows) * per_token.cached
     logits = 2 * rows * per_token.logits
     sampling = in_use + states + max(cache + beside, early) + logits + per_token.dequantized
@@ -88,7 +88,7 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
     num_in_update = num_computed / shape.updates_per_batch
     num_tokens = round(min(num_in_update, training.micro_batch_tokens))
     backward = per_token.of_backward(num_tokens, gradient_checkpointing=training.gradient_checkpointing)
-    if num_in_update > training.micro_batch_tokens:  # the gradients of the first micro-batch exist
+    if num_in_update > training.micro_batch_tokens:  # the gradients of earlier micro-batches exist
         backward += gradients
     step = gradients + _step_bytes(trained, training)
     update = in_use + states + max(beside + backward + largest, step + largest)

@@ -87,8 +87,8 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
     """Return the metrics of the optimizer steps of a batch, by name.
 
     Losses, norms and shares are means over the steps that had scored episodes. Ratios are counted in all
-    steps. The difference from the sampled log-probabilities is that of the first step, because the policy has
-    changed before later steps.
+    steps. The difference from the log-probabilities in sampling is taken from the first step, because the
+    policy has changed before the later steps.
     """
     metrics = {
         "learning_rate": outcomes[-1].learning_rate,

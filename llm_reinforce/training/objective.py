@@ -91,10 +91,10 @@ def surrogate_loss(
     mask: Bool[Tensor, "episode token"],
     denominator: float,
 ) -> Surrogate:
-    """Return the loss whose gradient is the negative policy gradient of the settings' objective.
+    """Return the loss whose gradient is the negative policy gradient of the objective in the settings.
 
-    Without `importance` and `clip`, it is `reinforce_loss`, and the behavior log-probabilities are not used.
-    With `clip: false`, it is `reinforce_loss` too, and the ratios are counted.
+    Without `importance` and `clip`, the loss is `reinforce_loss`, and the behavior log-probabilities are not
+    used. With `clip: false`, the loss is also `reinforce_loss`, but the ratios are counted.
 
     Args:
         settings: the `reinforce` section of the settings.
@@ -121,7 +121,7 @@ def surrogate_loss(
 def _counted(
     advantages: Float[Tensor, "episode token"], mask: Bool[Tensor, "episode token"]
 ) -> Bool[Tensor, "episode token"]:
-    """Return True for the actions whose weights or ratios are counted."""
+    """Return a mask that is True for the actions whose weights or ratios are counted."""
     return mask & advantages.ne(0).any(dim=1, keepdim=True)
 
 
@@ -151,7 +151,7 @@ def _weighted(
     raw = importance_weights(settings.level, logs)
     weights = limit_weights(raw, settings.limit, settings.beyond_limit)
     counted = _counted(advantages, mask)
-    if settings.level == "sequence":  # an episode has one weight, and otherwise one weight per action
+    if settings.level == "sequence":  # one weight per episode, otherwise one per action
         counted = counted & (mask.cumsum(dim=1) == 1)
     counts = _counts(raw, weights, counted)
     return weighted_advantages(settings.level, advantages, weights, gae_lambda), counts
@@ -167,7 +167,7 @@ def _clipped(
 ) -> Surrogate:
     ratios = logs.detach().exp()
     is_low, is_high = ratios < 1.0 - settings.low, ratios > 1.0 + settings.high
-    if settings.form == "ppo":  # only these actions lose their gradient
+    if settings.form == "ppo":  # only the following actions lose their gradient
         is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
         loss = clipped_loss(logs, advantages, mask, denominator, settings.low, settings.high)
     else:

@@ -16,7 +16,7 @@ class ProblemOrder:
     """Compute which training problem is at a position in the sequence of problems over all epochs.
 
     Each epoch is a permutation of all problems that depends only on the seed of the run and the number of the
-    epoch. A resumed run therefore continues with the same problems as an uninterrupted one.
+    epoch. A resumed run therefore continues with the same problems as an uninterrupted run.
     """
 
     def __init__(self, num_problems: int, seed: int) -> None:
@@ -105,7 +105,7 @@ def draw_by_pass_rate(
             weights[index] = problem_weight(settings, pass_rate(counts, index))
     uniforms = np.random.default_rng(seed).random(num_problems)
     with np.errstate(divide="ignore"):
-        # of the keys u^(1/w), the largest are drawn; a weight of 0 has the key 0
+        # draw the problems with the largest keys u^(1/w); here log(u) / w, which is -inf for a weight of 0
         keys = np.log(uniforms) / weights
     is_taken = np.isin(np.arange(num_problems), list(taken))
     order = np.lexsort((-uniforms, -keys, is_taken)).tolist()

@@ -65,8 +65,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, has the same settings.
 
     `num_updates`, `num_tokens` and `stop_at` may be larger than in the settings of the run, and the trackers
-    and `process_timeout` may differ.
-    If no `chat_template_date` is given, the date of the run is used.
+    and `process_timeout` may differ. If no `chat_template_date` is given, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -125,7 +124,7 @@ def with_date(config: Config, date: str | None) -> Config:
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:
-    """Return the names of the limits of the run that are larger now than before. None is no limit."""
+    """Return the names of the limits of the run that are larger now than before. None means no limit."""
     grown = []
     for name in ("num_updates", "num_tokens", "stop_at"):
         own, given = getattr(before.training, name), getattr(now.training, name)

@@ -19,8 +19,8 @@ class ReferencePolicy:
     """A policy π_ref that computes log-probabilities of sampled actions.
 
     With `reference: start`, π_ref is an earlier state of the policy. Only a copy of the trained weights is
-    held, and these weights take the place of the policy's weights while log-probabilities are computed. If
-    an adapter is trained, this is a copy of the adapter, and the base model is shared.
+    held. While log-probabilities are computed, this copy replaces the weights of the policy. If an adapter is
+    trained, only the adapter is copied, and the base model is shared.
 
     Args:
         policy: the policy that is trained.
@@ -69,7 +69,7 @@ class ReferencePolicy:
             self.set_to_policy()
 
     def tensors(self) -> dict[str, Tensor] | None:
-        """Return the weights for a checkpoint; None if the reference is another model."""
+        """Return the weights of the reference for a checkpoint; None if the reference is another model."""
         return {name: value.contiguous() for name, value in self.weights.items()} or None
 
     def restore(self, checkpoint: Path) -> None:

@@ -1,4 +1,4 @@
-"""Replacement of problems whose episodes all have the same accuracy, from which a policy learns nothing."""
+"""Replacement of problems whose episodes are all correct or all wrong."""
 
 from dataclasses import dataclass, replace
 
@@ -13,7 +13,7 @@ class Refills:
     Attributes:
         num_batches: number of times that problems were replaced.
         num_problems: number of problems sampled as replacements.
-        num_tokens: number of tokens sampled for them.
+        num_tokens: number of tokens sampled for the replacements.
     """
 
     num_batches: int = 0
@@ -48,8 +48,9 @@ def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> 
     Only episodes in the loss count. Unscored episodes are not in the loss, and with `truncated: mask`,
     truncated episodes are not either. A group without any episode in the loss is also returned.
 
-    The verdicts count, not the rewards. With a shaped reward, episodes of a problem that is always solved
-    nearly always differ, and a policy that learned only from their differences would be destroyed.
+    The verdicts are compared, not the rewards. With a shaped reward, the rewards of a problem that is always
+    solved nearly always differ. A policy that learned only from these differences would lose its ability to
+    solve problems.
     """
     verdicts: dict[int, set[bool]] = {}
     for episode in batch.episodes:
@@ -61,7 +62,7 @@ def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> 
 
 
 def with_replacements(batch: EpisodeBatch, found: EpisodeBatch, settings: ReinforceConfig) -> EpisodeBatch:
-    """Replace the groups of a batch that have one accuracy by groups of another batch that have several."""
+    """Replace groups that are all correct or all wrong by groups of `found` with both kinds of episodes."""
     old, dull = groups_with_one_accuracy(batch, settings), set(groups_with_one_accuracy(found, settings))
     new = [group for group in dict.fromkeys(found.groups.tolist()) if group not in dull]
     place_of = dict(zip(new, old, strict=False))  # from groups of `found` to groups of `batch`

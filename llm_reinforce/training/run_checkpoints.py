@@ -30,11 +30,11 @@ class RunCheckpoints:
         model: model whose trainable weights are saved.
         optimizer: optimizer of the run.
         schedule: learning-rate schedule of the run.
-        accelerator: the accelerator of the run. Only the main process writes files, while it is alive.
+        accelerator: the accelerator of the run. As long as the main process is alive, only it writes files.
         training, evaluation: settings of the run.
         value_baseline: value head with its optimizer; None if the run has none.
         reference: reference policy; None if the run has none.
-        sharded: sharded copy of the model, whose weights the optimizer has; None without FSDP.
+        sharded: sharded copy of the model, whose weights the optimizer updates; None without FSDP.
     """
 
     run_directory: RunDirectory
@@ -49,7 +49,7 @@ class RunCheckpoints:
     sharded: ShardedModel | None = None
 
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
-        """Return True if the settings require a checkpoint of this state, apart from the end of the run.
+        """Return True if the settings require a checkpoint of this state during the run.
 
         Args:
             state: train state after the latest update.
@@ -86,7 +86,7 @@ class RunCheckpoints:
         if self.accelerator.is_main_process:
             self._write(state, self.optimizer)
             return True
-        if not (self.run_directory.path / "recipe.yaml").is_file():  # on a disk of another machine
+        if not (self.run_directory.path / "recipe.yaml").is_file():  # the directory is on another machine
             return False
         try:
             with self.run_directory.locked():
@@ -155,6 +155,6 @@ class RunCheckpoints:
         return state
 
     def _best_update(self, state: TrainState) -> int | None:
-        """Return the number of updates of the best checkpoint; None if it is not kept or there is none."""
+        """Return the number of updates of the best checkpoint; None if it is not kept or does not exist."""
         best = state.best_evaluation.get(self.evaluation.decodings[0])
         return best.update if best is not None and self.training.keep_best else None

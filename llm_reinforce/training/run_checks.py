@@ -52,7 +52,7 @@ def check_shares(reinforce: ReinforceConfig, num_processes: int) -> None:
     """Check that the problems of a batch can be split equally among the processes and the updates.
 
     Raises:
-        InputError: if they cannot.
+        InputError: if the problems cannot be split equally.
     """
     num_shares = num_processes * reinforce.updates_per_batch
     if reinforce.problems_per_update % num_shares:
@@ -81,7 +81,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
         raise InputError(f"sampling.server: {error}") from error
     tried, num_processes = sampler.problems[:NUM_TRIED], sampler.accelerator.num_processes
     batch = gather_episodes(own, [*tried] * num_processes, sampler.accelerator)
-    for process in range(num_processes):  # all processes stop together
+    for process in range(num_processes):  # a failure in one process stops all processes
         episodes = batch.episodes[process * len(own) : (process + 1) * len(own)]
         failing = [name for name in episodes[0].rewards if all(name in one.failures for one in episodes)]
         if failing:
@@ -93,7 +93,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
             )
             raise InputError("\n".join([message, *_lines(episodes[0].traceback)]))
     if sampler.reinforce.standardize_rewards:
-        batch.standardized_rewards(batch.scored)  # rejects step rewards
+        batch.standardized_rewards(batch.scored)  # raises an error for step rewards
     if not batch.scored.any():
         say("every reward function returned None on all trial episodes")
 

@@ -1,4 +1,4 @@
-"""Evaluations within a run: the pending ones are made, shown and recorded."""
+"""Evaluations during a run. Pending evaluations are made, shown and recorded."""
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -71,7 +71,8 @@ class RunEvaluations:
             display: display of the run.
             trackers: trackers of the run.
             is_stopped: function that returns True if a stop of the run was requested in this process.
-            is_first_or_last: record the answers to all problems.
+            is_first_or_last: True if this is the first or the last evaluation of the run. The answers to all
+                problems are then recorded.
 
         Returns:
             the train state after the evaluations.

@@ -31,8 +31,9 @@ FOLDER = "trackers"  # in the run's directory
 SERIES = f"{FOLDER}/series.json"
 TABLE = "episodes"
 PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages that are not named like their trackers
-OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}  # attributes of the trackers' own objects
-# MLflow refuses to replace settings, and TensorBoard would show them as a second run
+OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}  # where a tracker stores the id
+# trackers to which a resumed run does not log its settings again: MLflow refuses to replace them, and
+# TensorBoard would show them as a second run
 FIXED_SETTINGS = ("mlflow", "tensorboard")
 COLUMNS = ("problem", "prompt", "completion", "answer", "extracted", "correct", "reward")
 
@@ -134,7 +135,7 @@ class Trackers:
         self._log({name: evaluation.accuracy, f"{name}_low": low, f"{name}_high": high}, num_updates)
 
     def finish(self) -> None:
-        """Finish all trackers, which writes what they have not written yet."""
+        """Finish all trackers, so that they write the data that they have not written yet."""
         while self._trackers:
             name, tracker = self._trackers.popitem()
             self._guarded(name, tracker.finish)

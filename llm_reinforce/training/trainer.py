@@ -213,7 +213,7 @@ class ReinforceTrainer:
         elif self.config.training.trackers:
             raise InputError("training.trackers: used only for a recorded run; set output_dir")
         self._shows_progress = progress
-        self._is_running = False  # an iterator of `updates` is open
+        self._is_running = False  # True while an iterator of `updates` is open
         self._has_run = False
         self._display = _display_for(progress, self.config)
         self._loop = build_loop(
@@ -276,8 +276,8 @@ class ReinforceTrainer:
 
         Args:
             resume: continue the run in `output_dir` from its newest checkpoint. The settings of the trainer
-                must equal those of the run, except that `num_updates` and `num_tokens` may be larger and
-                `trackers` may differ.
+                must equal those of the run, except that `num_updates`, `num_tokens` and `stop_at` may be
+                larger, and `trackers` and `process_timeout` may differ.
             overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:
@@ -465,13 +465,13 @@ class ReinforceTrainer:
                 yield
             if is_over(self._loop.training, self._loop.state):
                 write_model_card(self._directory)
-        # after the lock is released, since the report of a run whose lock is held shows that it is running
+        # after the lock is released, since a report shows a run whose lock is held as still running
         self._write_report(self._directory.path)
 
     def _write_report(self, path: Path) -> None:
         try:
             report(path)
-        except Exception as error:  # the run is complete without its report
+        except Exception as error:  # the run is complete even without a report
             self._loop.display.say(f"note: the report could not be written ({type(error).__name__}: {error})")
 
 

@@ -23,7 +23,7 @@ class Prediction:
 
     Attributes:
         values: V(s_t) at each action, on the CPU; zero in padding. In a run with several processes, the
-            values for the episodes of all processes are gathered.
+            training loop replaces them by the values for the episodes of all processes.
         features: hidden states of the policy from which V was predicted for the episodes of this process, on
             the policy's device.
     """

@@ -52,7 +52,7 @@ def warm_start(
 
     Args:
         policy: the policy.
-        model: the model that is trained in place: that of the policy, or its sharded copy.
+        model: the model of the policy, or its sharded copy. It is trained in place.
         problems: the demonstrations or training problems. Each update draws some of them with replacement;
             with `epochs`, all of them are used once in each epoch.
         settings: number of updates or epochs, batch size and learning rate.

@@ -152,7 +152,7 @@ class _Worker:
         self.module, self.first_message, self.start_limit = module, first_message, start_limit
         try:
             self.directory: Path | None = Path.cwd()
-        except OSError:  # the worker was deleted
+        except OSError:  # the working directory was deleted
             self.directory = None
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = 0.0
@@ -161,7 +161,7 @@ class _Worker:
 
     def send(self, question: object, time_limit: float, inbox: "_Inbox") -> None:
         """Send a question in a new thread, which puts the answer or a `WorkerError` into the inbox."""
-        if self.process is not None and self.process.poll() is not None:  # ended after the last answer
+        if self.process is not None and self.process.poll() is not None:  # it ended after its last answer
             self.kill()
         is_new = self.process is None
         try:
@@ -180,7 +180,7 @@ class _Worker:
             try:
                 if is_new:
                     self.greeting = _greeting(process, self.first_message)
-                    if self.process is process:  # not killed meanwhile
+                    if self.process is process:  # it was not killed meanwhile
                         self._set_deadline(time_limit, WorkerTimeoutError)
                     inbox.put(None)  # tells `_next_answer` that the deadline has changed
                 answer = self.greeting if question is _GREET else _answer(process, question, time_limit)

@@ -24,13 +24,12 @@ import torch
 
 import llm_reinforce.cli.interruption as interruption_module
 import llm_reinforce.console.live_view  # noqa: F401
-import llm_reinforce.episodes.collect as collect_module
 from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.cli import main
 from llm_reinforce.cli.interruption import ASKING
 from llm_reinforce.policy import LanguagePolicy
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.training import loop, run_checkpoints, run_evaluations
+from llm_reinforce.training import batch_sampler, loop, run_checkpoints, run_evaluations
 from llm_reinforce.training.metrics import TIMES
 
 SETTINGS: dict[str, object] = {
@@ -51,8 +50,8 @@ SETTINGS: dict[str, object] = {
 }
 PLACES = (
     (run_checkpoints, "save_checkpoint", "saving"),
-    (collect_module, "sample_completions", "sampling"),
-    (run_evaluations, "measure_accuracy", "evaluating"),
+    (batch_sampler, "sample_completions", "sampling"),
+    (run_evaluations, "answer_problems", "evaluating"),
     (loop, "warm_start", "starting warm"),
     (run_checkpoints, "load_checkpoint", "resuming"),
     (RunDirectory, "cut_logs", "resuming"),

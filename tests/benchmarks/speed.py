@@ -33,7 +33,6 @@ from typing import Any
 import torch
 from transformers import LlamaForCausalLM
 
-import llm_reinforce.episodes.collect as collect
 from llm_reinforce import Problem, load_policy
 from llm_reinforce.__main__ import WAITING
 from llm_reinforce.config import (
@@ -49,7 +48,7 @@ from llm_reinforce.policy.fast_path.products import product
 from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.fetched_models import fetched_directory
 from llm_reinforce.rewards import WeightedReward, correct_answer
-from llm_reinforce.training import TrainingLoop
+from llm_reinforce.training import TrainingLoop, batch_sampler
 from llm_reinforce.training.host_process import keep_freed_memory
 
 SIDES = ("ours", "ours, verdicts", "trl RLOO", "trl GRPO")
@@ -152,7 +151,7 @@ def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool
     def reward(completion: str, problem: Problem) -> float:
         return dice.random()
 
-    timed(collect, "sample_completions", spent, "sampling")
+    timed(batch_sampler, "sample_completions", spent, "sampling")
     timed(SlotBatch, "fill", spent, "prefill")
     TrainingLoop(
         policy,

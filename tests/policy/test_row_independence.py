@@ -221,6 +221,7 @@ def refusal(model: Any) -> str:
 
 
 def test_encoder_is_rejected() -> None:
+    torch.manual_seed(0)  # with about one of 300 seeds, the log-probabilities hardly depend on later tokens
     message = refusal(BertLMHeadModel(BertConfig(**BERT)))
     assert "depends on later tokens" in message
     assert "is_decoder: true" in message

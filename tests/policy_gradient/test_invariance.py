@@ -329,7 +329,7 @@ def test_shared_prompts_change_neither_log_probs_nor_gradients(
             log_probs, "fast_model", packable_model if way == "packed" else lambda model: None
         )
         batching = "shared prompts" if way == "shared" else "padded rows"
-        monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments: batching)
+        monkeypatch.setattr(log_probs, "scoring_batching", lambda *arguments, **settings: batching)
         policy.model.zero_grad()
         scores = token_log_probs(
             policy.model,

@@ -87,7 +87,13 @@ RUNS = {
     "no baseline, noise in the update, and weights in half precision": Run(
         {"no_spread", "sampler_mismatch", "steps_rounded"},
         of_problem,
-        {"num_updates": 5, "baseline": "none", "dtype": "bfloat16", "learning_rate": 1e-7},
+        {
+            "num_updates": 5,
+            "baseline": "none",
+            "dtype": "bfloat16",
+            "learning_rate": 1e-7,
+            "master_weights": False,
+        },
         has_noise=True,
     ),
     "huge rewards": Run({"not_finite"}, lambda completion, problem: 3e38 if completion > "5" else -3e38),

@@ -32,7 +32,7 @@ from llm_reinforce.config import (
 )
 from llm_reinforce.episodes import Episode, EpisodeBatch
 from llm_reinforce.errors import InputError, RunStoppedError
-from llm_reinforce.evaluation import Evaluation, measure_accuracy
+from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.evaluation.answers import measures_of
 from llm_reinforce.policy import Activations, LanguagePolicy, token_log_probs, trainable_parameters
 from llm_reinforce.problems import Problem
@@ -120,14 +120,13 @@ def accuracies(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Return a list of numbers of correct answers, out of 100, that the next evaluations find."""
     script: list[int] = []
 
-    def scripted(policy: Any, problems: Any, **settings: Any) -> Evaluation:
-        found, num_correct = measure_accuracy(policy, problems, **settings), script.pop(0)
-        (answer,) = found.answers[0]
+    def scripted(decoding: Any, problems: Any, answers: Any, max_new_tokens: int) -> Evaluation:
+        (answer,), num_correct = answers[0], script.pop(0)
         verdicts = [Verdict(number < num_correct, "1", "equal") for number in range(100)]
-        answers = [(replace(answer, verdict=verdict),) for verdict in verdicts]
-        return Evaluation(found.decoding, COPY[:1] * 100, answers, measures_of(answers, 4))
+        given = [(replace(answer, verdict=verdict),) for verdict in verdicts]
+        return Evaluation(decoding, COPY[:1] * 100, given, measures_of(given, 4))
 
-    monkeypatch.setattr("llm_reinforce.training.run_evaluations.measure_accuracy", scripted)
+    monkeypatch.setattr("llm_reinforce.training.run_evaluations.evaluation_of", scripted)
     return script
 
 
@@ -414,7 +413,7 @@ def test_failures_of_replaced_problems_are_counted(monkeypatch: pytest.MonkeyPat
         training={"max_unscored_share": 0.0},
         display=watcher,
     )
-    sample = one.sampler.sample(one.state, Activations(4096), lambda text: None)
+    sample = one.sampler.sample(one.state, Activations(4096), lambda text: None, is_stopped=lambda: False)
     assert len(collected) > 1
     assert sample.failures.num_episodes == sum(map(len, collected))
     assert sample.failures.num_unscored == sum(int((~batch.scored).sum()) for batch in collected) > 0

@@ -19,7 +19,7 @@ from llm_reinforce.policy.language_policy import TokenIds, integers
 
 
 class _KeptCompletion(NamedTuple):
-    """Numbers that were recorded for a sampled completion.
+    """Values that were recorded for a sampled completion.
 
     Attributes:
         indices: for each token of the completion except the last, its index in the kept activations.
@@ -37,7 +37,7 @@ class KeptProducts:
     """Kept activations of some prompts and completions.
 
     Attributes:
-        indices: for each token, its index in the kept activations. Padded by `pad_to_multiple`.
+        indices: for each token, its index in the kept activations. The tensor is padded by `pad_to_multiple`.
         log_probs: log-probabilities and entropies of the actions, concatenated over the completions.
     """
 

@@ -74,7 +74,7 @@ def _is_llama_like(model: Any) -> bool:
 
 
 def _has_global_hooks() -> bool:
-    """Return True if there are hooks that torch calls for every module, as some profilers register them."""
+    """Return True if there are hooks that torch calls for every module, such as those of some profilers."""
     return bool(getattr(torch.nn.modules.module, "_has_any_global_hook", bool)())
 
 
@@ -140,7 +140,7 @@ def _layer_outputs(
     tokens: Int[Tensor, " read"] | None,
     hidden: Float[Tensor, "token hidden"],
 ) -> Float[Tensor, "_ hidden"]:
-    """Return the hidden states after a layer, of the tokens in `tokens` or, if it is None, of all tokens."""
+    """Return the hidden states after a layer for the tokens in `tokens`. None: all tokens."""
     mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
     if tokens is not None:
         hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)

@@ -39,7 +39,7 @@ def _missing(*arguments: Any) -> Tensor:
 
 onednn = _find_onednn()
 _is_usable: dict[Any, bool] = {None: False}
-"""For a function, True if its values are right. It is not used any more after it has failed once."""
+"""For each function, True if its values are correct. A function that has failed is not used again."""
 
 
 def product(

@@ -172,7 +172,7 @@ def __getattr__(name: str) -> object:
         value = getattr(import_module(f"{__name__}.{_HOME_OF[name]}"), name)
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    globals()[name] = value  # the next access does not call this function
+    globals()[name] = value  # cached, so that the next access does not call this function
     return value
 
 

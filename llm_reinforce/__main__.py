@@ -7,9 +7,10 @@ import os
 import signal
 from contextlib import suppress
 
-# A thread of OpenMP that waits for others keeps its core busy for a while before it sleeps. If other programs
-# need the cores, it takes the time of the threads that it waits for. The defaults are 300,000 iterations of
-# libgomp (torch on Linux) and 200 ms of the OpenMP of LLVM and Intel (macOS and Windows).
+# A thread of OpenMP that waits for other threads keeps its core busy for a while before it sleeps. If other
+# programs need the cores, this busy wait slows down the threads for which the thread waits. The default is
+# 300,000 iterations in libgomp (used by torch on Linux), and 200 ms in the OpenMP of LLVM and Intel (used on
+# macOS and Windows).
 WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 
@@ -26,8 +27,9 @@ def limit_spinning() -> None:
 def main() -> None:
     """Run the command line interface. It ends by raising SystemExit with the exit code."""
     limit_spinning()
-    with suppress(ValueError):  # raised if this is not the main thread: only it can set signal handlers
-        # while modules are imported, there is nothing to clean up; Ctrl-C ends the process, no traceback
+    with suppress(ValueError):  # only the main thread can set signal handlers
+        # There is nothing to clean up while modules are imported. During this time, Ctrl-C ends the process
+        # without a traceback.
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
     from llm_reinforce import cli

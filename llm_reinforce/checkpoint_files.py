@@ -1,4 +1,4 @@
-"""Files of checkpoints: their names, and the manifest by which damaged checkpoints are recognized."""
+"""Names of the files of a checkpoint, and the manifest with which damaged checkpoints are found."""
 
 import hashlib
 import json
@@ -21,8 +21,8 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """Find the newest intact checkpoint.
 
     Returns:
-        the directory of the checkpoint (None if there is no intact checkpoint), and a list with one line of
-        text for each newer checkpoint, which contains the name and the fault of the checkpoint.
+        the directory of the checkpoint, or None if there is no intact checkpoint; and a list of messages
+        about the newer checkpoints, which are damaged. A message has the name and the fault of a checkpoint.
     """
     faults: list[str] = []
     for directory in reversed(all_checkpoints(root)):

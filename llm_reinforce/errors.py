@@ -1,4 +1,6 @@
-"""Exceptions of the toolkit, texts of messages, and removal of secrets from messages, logs and tracebacks."""
+"""Exceptions of the toolkit, and functions that format error messages.
+
+Other functions remove secrets from messages, logs and tracebacks."""
 
 import difflib
 import os

@@ -130,7 +130,7 @@ def learning_curve(
     durations = [row.get("step_time", math.nan) for row in metrics]
     seconds = {0: 0.0}
     seconds |= zip((row["update"] for row in metrics), itertools.accumulate(durations), strict=True)
-    # if a run was resumed with a larger budget, an update can have two evaluations; the last one is used
+    # an update has two evaluations if the run was resumed with a larger budget; the last evaluation is used
     rows = {row["update"]: row["accuracy"] for row in evaluations if row["decoding"] == decoding}
     if missing := sorted(rows.keys() - sampled.keys()):
         raise ValueError(f"metrics.jsonl lacks update {missing[0]}, which evaluations.jsonl has")

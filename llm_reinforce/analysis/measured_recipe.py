@@ -21,7 +21,7 @@ def config_to_measure(
     """Return the settings of the recipe. If `policy` is given, it replaces the policy of the recipe.
 
     The KL divergence is removed from the settings. A warning is issued if the recipe has settings that a
-    measurement leaves out.
+    measurement ignores.
 
     Raises:
         InputError: if the recipe is invalid, or has only one episode per problem.

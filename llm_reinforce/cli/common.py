@@ -99,7 +99,7 @@ def reported_failures(
         elif isinstance(error, ProcessLostError):
             _print_own_error(str(error))
         elif isinstance(error, RunStoppedError):
-            if is_main_process():  # all processes raise this error together
+            if is_main_process():  # all processes raise this error, so only one of them reports it
                 print_error(str(error))
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")

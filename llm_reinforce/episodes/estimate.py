@@ -38,7 +38,7 @@ class Estimate:
         loss_weights: factor of each episode's loss: 1/T with `denominator: episode_lengths`, where T is the
             number of actions of the episode. None: all factors are 1.
 
-    With `truncated: mask`, truncated episodes are treated like unscored ones.
+    With `truncated: mask`, truncated episodes are treated like unscored episodes.
     """
 
     returns: Float[Tensor, "episode token"]

@@ -356,7 +356,7 @@ def _standardize_groups(
     groups: Int[Tensor, " episode"],
     epsilon: float,
 ) -> Float[Tensor, "episode token"]:
-    """Divide the advantages of each group by the spread of the group; see `standardize`."""
+    """Divide the advantages of each group by the divisor of the group; see `standardize`."""
     spread = group_mean((returns - baseline) ** 2, groups, scored).sqrt()
     has_spread = (spread > epsilon * group_mean(returns.abs(), groups, scored))[:, None]
     return torch.where(has_spread, values / (spread + epsilon)[:, None], torch.zeros_like(values))

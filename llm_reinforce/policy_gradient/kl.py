@@ -3,13 +3,14 @@
     k1 = log π(a_t | s_t) - log π_ref(a_t | s_t)
     k3 = x - 1 - log x        x = π_ref(a_t | s_t) / π(a_t | s_t)
 
-The expectation of both under π is KL(π(·|s_t) ‖ π_ref(·|s_t)). k3 is never negative. Their gradients differ:
+The expectation of k1 and of k3 under π is KL(π(·|s_t) ‖ π_ref(·|s_t)). k3 is never negative. The gradients of
+k1 and k3 differ:
 
 - As a reward -k1 of each action, k1 follows the gradient of KL(π‖π_ref) of whole episodes.
 - As a term of the loss, ∇k3 = (1 - x) ∇log π(a_t | s_t). Its expectation under π is the gradient of
   KL(π_ref(·|s_t) ‖ π(·|s_t)), with the visited states held fixed.
 
-tests/policy_gradient/test_batches.py checks both on an enumerated policy.
+tests/policy_gradient/test_batches.py checks both gradients on an enumerated policy.
 
 Source: Schulman 2020, "Approximating KL Divergence".
 """

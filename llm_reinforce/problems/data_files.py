@@ -24,7 +24,7 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.hub import hub_answers
 
 FORMATS = "JSONL, JSON, CSV, TSV, Parquet and Arrow files"
-MAX_CELL = 2**31 - 1  # characters of a cell of a CSV file
+MAX_CELL = 2**31 - 1  # maximum number of characters in a cell of a CSV file
 _OPEN: Mapping[str, Callable[..., Any]] = dict(
     zip(COMPRESSED_SUFFIXES, (gzip.open, bz2.open, lzma.open), strict=True)
 )
@@ -124,7 +124,7 @@ def _list_rows(path: Path, rows: object) -> Iterator[Row]:
 def _lists_of_object(text: str) -> Mapping[str, list[object]] | None:
     """Return the lists of objects in a text that is one JSON object, or None if there are none.
 
-    Lists of chat messages do not count, because the object is then a row.
+    Lists of chat messages do not count, because an object that contains chat messages is a row.
     """
     if not text.lstrip().startswith("{"):
         return None
@@ -134,7 +134,7 @@ def _lists_of_object(text: str) -> Mapping[str, list[object]] | None:
     try:
         whole = json.loads(text)
     except (ValueError, RecursionError):
-        return None  # the reader of lines reports the error
+        return None  # the error is reported when the lines are read
     lists = {
         name: value
         for name, value in whole.items()
@@ -271,8 +271,8 @@ def folder_rows(folder: Path, *, config: str | None, split: str) -> Iterator[Row
 def hub_rows(name: str, *, config: str | None, split: str, data_files: str | None = None) -> Iterator[Row]:
     """Return an iterator over the rows of a data set on the hub.
 
-    Without network, the data set is read from the local cache, where `datasets` or `huggingface_hub` may have
-    stored it.
+    Without a network connection, the data set is read from the local cache, where `datasets` or
+    `huggingface_hub` may have stored it.
 
     Args:
         name: id of the data set.
@@ -307,7 +307,7 @@ def _loaded_rows(
         ) from error
     arguments = {"data_files": data_files} if data_files else {}
     is_local = Path(source).is_dir()
-    # without network, `datasets` would retry for half a minute; offline mode uses the local cache
+    # without a network connection, `datasets` would retry for half a minute; offline mode reads the cache
     if not is_local and not hub_answers():
         settings.HF_HUB_OFFLINE = True
     try:

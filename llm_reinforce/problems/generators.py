@@ -107,14 +107,15 @@ class _Stratum:
     def max_held_out(self) -> int:
         """Return the maximum number of expressions that can be held out.
 
-        At most half of the expressions that may be held out are held out, so that a few random draws are
-        enough to find an expression that is not held out yet. In a large stratum, the result is an estimate.
+        This is half of the expressions whose operands are all in `held_out_operands`. With this limit, a few
+        random draws are enough to find another expression to hold out. In a large stratum, the result is an
+        estimate.
         """
         source = self.of_held_out_operands()
         if self.is_listed():
             return source.size() // 2
         wanted = source.size() // (2 * _SIDES)
-        # by chance, the hash can assign fewer expressions to the held-out side if there are few expressions
+        # if there are few expressions, the hash may assign fewer of them to the held-out side than wanted
         return min(wanted, sum(map(self.is_held_out, source.expressions()))) if source.is_listed() else wanted
 
     def of_held_out_operands(self) -> "_Stratum":
@@ -367,7 +368,7 @@ def _share_out(total: int, capacities: Sequence[int]) -> list[int]:
 def _operand_ranges(
     digits: Sequence[int], operands: tuple[int, int] | None, held_out_operands: tuple[int, int] | None
 ) -> list[tuple[str, range, range]]:
-    """Return a list of tuples: name of a range of operands, the range, and the range of held-out operands."""
+    """Return tuples (name of the range of operands, operands, operands of held-out problems)."""
     if operands is None:
         if not digits:
             raise InputError("digits is empty; give at least one number of digits")

@@ -197,7 +197,7 @@ def final_answer(text: str) -> tuple[str, str]:
     r"""Return the final answer of a whole solution, and where it was found: "####", "box" or "".
 
     A text without `####` and without a box is itself the answer. If a solution contains both, `####` may be
-    the beginning of a heading. In this case, it is used only if a number follows.
+    the beginning of a heading. `####` is then used only if a number follows it.
 
     >>> final_answer("2+2000 = 2002\n#### 2,002"), final_answer(r"so $\boxed{x}$"), final_answer("x")
     (('2002', '####'), ('x', 'box'), ('x', ''))

@@ -84,7 +84,7 @@ def _math500(row: Columns) -> Columns:
 
 
 def _renamed(row: Columns, **names: tuple[str, ...]) -> dict[str, object]:
-    """Return the row with additional columns, which have the values of columns with other names.
+    """Return the row with additional columns, which are copies of its columns under other names.
 
     Args:
         row: row to convert.

@@ -93,13 +93,15 @@ def have_answers(problems: Iterable[Problem]) -> bool:
 
 
 def judge_all(items: Sequence[tuple[str, Problem, bool]]) -> list[Verdict | None]:
-    """Judge completions, algebraic ones at the same time, so that comparisons that time out do not queue.
+    """Judge several completions.
+
+    Algebraic answers are compared at the same time, so that slow comparisons do not wait for each other.
 
     Args:
-        items: completion, problem, and `truncated` for each call of `judge`.
+        items: for each completion, the tuple (completion, problem, truncated); see `judge`.
 
     Returns:
-        the verdicts; None for problems without a reference answer.
+        one verdict per completion; None if the problem has no reference answer.
     """
 
     def verdict(item: tuple[str, Problem, bool]) -> Verdict | None:

@@ -32,7 +32,7 @@ from llm_reinforce.problems.layouts import (
 from llm_reinforce.problems.problem import Message, Problem, chat_text
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
 
-# minimum similarity to a usual name; a column with a more similar name, such as anwser, may be misspelled
+# if the similarity of a name to a usual name is higher, the name may be misspelled, such as `anwser`
 MISSPELLED = 0.8
 MAX_ANSWER = 200  # in characters; a longer answer is reported, because it may be a whole solution
 
@@ -176,7 +176,7 @@ def _line(problem: Problem) -> str:
 
 
 def _is_read_as(raw: object, problem: Problem) -> bool:
-    """Return True if the answer and the solution of a problem are read from this value of a column."""
+    """Return True if `read_problems` reads the problem's answer and solution from the value `raw`."""
     try:
         text = as_text(raw, "", "answer")
     except InputError:
@@ -220,9 +220,9 @@ def problems_of_rows(source: str, rows: Iterable[Row], reading: Reading | None =
 
 
 def with_all_columns(problems: Sequence[Problem]) -> tuple[Problem, ...]:
-    """Return the problems with the value None in columns that only other problems have.
+    """Return the problems with all columns of the data. A column that a problem lacks gets the value None.
 
-    Reward functions then receive a value for every column of the data, whatever the problem.
+    Reward functions then receive a value for every column, whatever the problem.
     """
     own = ("prompt", "answer", "solution", "id")  # columns with the names of attributes of Problem
     names = dict.fromkeys(name for each in problems for name in each.columns if name not in own)
@@ -239,8 +239,8 @@ class _Converter:
 
     Attributes:
         prompt_column: column of the prompts.
-        answer_column: column of the answers. None: the last message of a chat is the solution, or there are
-            no answers.
+        answer_column: column of the answers. None if the last message of a chat is the solution, or if there
+            are no answers.
     """
 
     def __init__(self, prompt_column: str, answer_column: str | None, reading: Reading) -> None:
@@ -249,7 +249,7 @@ class _Converter:
 
     @classmethod
     def of_first_row(cls, place: str, values: Mapping[str, object], reading: Reading) -> "_Converter":
-        """Return the conversion of the rows of a source, with the columns of the first row.
+        """Return the conversion of the rows of a source. Its columns are found in the first row.
 
         Raises:
             InputError: if there is no column of prompts or answers.

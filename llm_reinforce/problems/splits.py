@@ -10,7 +10,7 @@ from llm_reinforce.problems.problem import Problem
 
 T = TypeVar("T")
 
-HELD_OUT_SHARE = 5  # by default, one in this number of problems is held out
+HELD_OUT_SHARE = 5  # by default, the fraction of held-out problems is 1 divided by this number
 
 
 def default_num_held_out(num_problems: int) -> int:

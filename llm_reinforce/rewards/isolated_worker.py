@@ -2,7 +2,7 @@
 
     python -m llm_reinforce.rewards.isolated_worker
 
-The process of the run starts workers and sends them completions with `isolation.py`.
+`isolation.py`, which runs in the process of the run, starts the workers and sends completions to them.
 """
 
 import random

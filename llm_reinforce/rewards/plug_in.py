@@ -156,10 +156,10 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
 
 
 def check_rewards(rewards: Sequence[WeightedReward], problems: Sequence[Problem]) -> None:
-    """Check that the problems have everything that the parameters of the reward functions name.
+    """Check that the problems have a value for every required parameter of the reward functions.
 
     Raises:
-        InputError: if a parameter without a default names nothing, or if a function needs reference answers
+        InputError: if a parameter without a default names no value, or if a function needs reference answers
             and the problems have none. The message lists the available names.
     """
     columns = dict.fromkeys(name for problem in problems for name in columns_of(problem))

@@ -33,7 +33,7 @@ class Requirements:
 
     Attributes:
         is_batched: True if the function has TRL's signature and is called once per batch.
-        names: names of the parameters that need a value. A parameter `verdict` always needs one.
+        names: names of the parameters that need a value. A parameter `verdict` always needs a value.
     """
 
     is_batched: bool
@@ -150,8 +150,8 @@ def read_signature(function: Callable[..., Any]) -> RewardSignature | None:
         actual = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return None
-    # A decorator with functools.wraps shows the parameters of the function inside. They are used if the
-    # function outside passes everything on, by position or by keyword.
+    # With functools.wraps, a wrapper shows the parameters of the wrapped function. They are used if the
+    # wrapper passes on all arguments, by position or by keyword.
     for signature in (named, actual):
         is_batched = _is_batched(signature, _bound(function))
         for by_keyword in (is_batched, not is_batched):

@@ -4,12 +4,13 @@ r"""Comparison of answers that are LaTeX or algebra, with math-verify's parser i
 `verify_plain` instead. This module takes an answer apart; `algebra_worker.py` compares the parts:
 
 - *Equation*: a reference answer that is an equation equals equations that differ by a nonzero factor or have
-  swapped sides. `y = 2x+1` also equals `2x+1`, in both directions, because y only names the value.
+  swapped sides. `y = 2x+1` also equals `2x+1`, whichever of them is the reference answer, because y only
+  names the value.
 - *Label*: `AB = `, `f(x) = `, `|z| = `, `(x,y) = ` and `x \in ` name the value after them.
 - *List*: values separated by commas, "or" and "and" are compared in any order; `\pm` stands for two values.
 - *Unit*: a `\text{…}` at the end is a unit, which must agree if both answers have one.
 - *Base*: numbers with a base are compared as text.
-- *Refused*: relations, operations that are not evaluated, and repetitions of the question.
+- *Refused* are relations, operations that are not evaluated, and repetitions of the question.
 """
 
 import os
@@ -28,7 +29,9 @@ from llm_reinforce.workers import WorkerError, WorkerPool, WorkerTimeoutError
 
 TIME_LIMIT = 2.0  # seconds per comparison
 MEMORY_LIMIT = 2_048  # MiB of data that each worker can allocate
-NUM_WORKERS = max(2, min(8, os.cpu_count() or 1))  # comparisons at once; each worker starts when it is needed
+NUM_WORKERS = max(
+    2, min(8, os.cpu_count() or 1)
+)  # maximum number of comparisons at a time; each worker starts when needed
 _MAX_ANSWER = 1_024  # maximum characters of an answer that is compared as algebra
 _MAX_VALUES = 32  # maximum number of values in a list
 
@@ -112,10 +115,10 @@ _EQUALS = re.compile(r"[()\[\]{}]|=")
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An answer without its labels and its unit: values in any order, or one equation (two sides)."""
+    """An answer without its labels and its unit: values in any order, or the two sides of an equation."""
 
     values: tuple[str, ...]
-    equation: tuple[str, str] | None = None  # the sides, if there is one equals sign
+    equation: tuple[str, str] | None = None  # the two sides, if the answer has exactly one equals sign
     is_named: bool = False  # the left side of the equation only names the value
     others: tuple[str, ...] = ()  # further sides of `a = b = c`, which must have the same value
     unit: tuple[str, ...] = ()
@@ -134,7 +137,7 @@ def _refusal(given: str, right: str, prompt: str) -> str:
     if _squeezed(given) != _squeezed(right) and len(given) > 2 and _squeezed(given) in _squeezed(prompt):
         return "not_evaluated"  # the answer repeats the question or a part of it
     if _WORDS_ONLY.fullmatch(right) and len(right) > 3:
-        return "different"  # compared as text already
+        return "different"  # equal texts have already been accepted
     mine, theirs = _taken_apart(given), _taken_apart(right)
     if mine.reason:
         return mine.reason
@@ -289,7 +292,7 @@ def _last_line(text: str) -> str:
 # --- the workers --------------------------------------------------------------------------------------
 
 
-_idle: "queue.LifoQueue[WorkerPool]"  # last in, first out: one thread starts one worker
+_idle: "queue.LifoQueue[WorkerPool]"  # last in, first out: a single thread uses only one worker
 
 
 def _renew_workers() -> None:

@@ -16,8 +16,8 @@ from typing import Any
 from llm_reinforce.workers import serve
 
 _DIGITS = 60
-# The parser reads both gammas as Euler's constant, only a capital I as the imaginary unit, and sin 60° as the
-# sine of 60.
+# These replacements are needed because math-verify's parser reads both gammas as Euler's constant, only a
+# capital I as the imaginary unit, and sin 60° as the sine of 60 without the degree sign.
 _LETTERS = (
     (re.compile(r"\\gamma(?![A-Za-z])"), "g_{98}"),
     (re.compile(r"\\Gamma(?![A-Za-z(])"), "G_{98}"),
@@ -173,11 +173,12 @@ def _exact(expression: Any) -> Any:
 
 
 def _points(symbols: list[Any], num_points: int) -> Iterator[dict[Any, Any]]:
-    """Yield values of the variables."""
+    """Yield points at which two expressions are compared. A point has a value for each variable."""
     from sympy import Rational
 
     for point in range(num_points):
-        # not all points are on one line through the origin, on which homogeneous equations are proportional
+        # The points must not all be on one line through the origin. On such a line, any two homogeneous
+        # equations of the same degree are proportional.
         yield {
             symbol: Rational(2 * point + 3 + index * (point + 1) ** 2, 7 + 4 * index)
             for index, symbol in enumerate(symbols)

@@ -87,7 +87,7 @@ class Loss:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """Result of an audit: the kinds of a data set's answers, and the rejected ones.
+    """Result of an audit: the kinds of a data set's answers, and the answers that should be checked.
 
     Attributes:
         total: number of problems.

@@ -1,15 +1,20 @@
-r"""Commitment of a text: one number, or the reason why the text does not state exactly one.
+r"""Find the number to which a text commits.
 
-All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX cannot switch a check off:
+The result is one number, or the reason why the text does not state exactly one number as its answer.
+
+All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX cannot disable a check:
 
 - *Chain*: numbers joined by operators or "=" are one chain. `47+85=132` commits to its last side, if that is
   one number; `132 = 47+85` commits to its first side, if the rest has no variable. Sides that are numbers
   must agree. A chain without a side that is one number is `not_evaluated`.
 - *Beside a number*: `context.py` has the rules on the tokens before and after a chain.
 - *Correction*: "42, no, 43" commits to what follows the correction.
-- *Slot*: the text must have exactly one chain, and no condition or variable beside it.
-- *Sentence* after "answer is": the first number if nothing precedes it, otherwise the last one.
-- *Text* without a mark: the last number that is not part of a date, a time, a version or a name.
+- *Slot* (a text that should contain only the answer, such as the content of a box): the text must have
+  exactly one chain, and no condition or variable beside this chain.
+- *Sentence* after "answer is": the sentence commits to its first number if nothing precedes this number, and
+  otherwise to its last number.
+- *Text* without a box, a `####` or another mark: the text commits to its last number. Numbers in dates,
+  times, versions and names do not count.
 """
 
 import re
@@ -24,12 +29,13 @@ from llm_reinforce.verifier.lexicon import COMMITTING, COPULAS, NO_UNITS, words
 from llm_reinforce.verifier.phrases import MAX_NUMBER, Phrase, find_phrases
 from llm_reinforce.verifier.tokens import PADDING, WORD, Token, any_of, tags_of, tokenize
 
-_MAX_SLOT = 400  # maximum characters of a value with its label and unit
-_MAX_TOKENS = 128  # maximum tokens of such a value
-_MAX_NUMBERS = 24  # maximum numbers in a slot
-_NEAR = 32  # tokens before the last number of a text, or after the first one of a sentence, that are read
-_CONTEXT = 12  # tokens beside a number that can change it
-_SILENT = frozenset(("compound", "ordinal"))  # kinds that are skipped in a text without a mark
+_MAX_SLOT = 400  # maximum number of characters of a value with its label and unit
+_MAX_TOKENS = 128  # maximum number of tokens of a value with its label and unit
+_MAX_NUMBERS = 24  # maximum number of numbers in a slot
+# number of tokens that are read before the last number of a text or after the first number of a sentence
+_NEAR = 32
+_CONTEXT = 12  # number of tokens before or after a number that can change its meaning
+_SILENT = frozenset(("compound", "ordinal"))  # kinds of tokens that are skipped in a text without a mark
 _NUMERIC = frozenset(("number", "malformed"))
 _ENDS = frozenset(("close", "stop", "newline", "end", "separator", "currency"))
 _LABELS = frozenset(("word", "letter", "function"))
@@ -238,7 +244,7 @@ class _Text:
         return self.text[self.tokens[phrase.first].start : self.tokens[phrase.last - 1].end].strip()
 
     def _chains(self) -> tuple[list[list[Phrase]], bool]:
-        """Return the chains after the last correction, such as "no" or "wait", and True if there is one."""
+        """Return the chains after the last correction, such as "no", and True if there is a correction."""
         chains, is_corrected = [[self.phrases[0]]], False
         for before, phrase in pairwise(self.phrases):
             between = self._between(before.last, phrase.first)
@@ -282,7 +288,7 @@ class _Text:
     # --- beside a number --------------------------------------------------------------------------------
 
     def _before(self, index: int) -> str:
-        """Return why the tokens before a number make something else of it, or ""."""
+        """Return the reason to refuse a number because of the tokens before it, or "" if there is none."""
         nearest = range(index - 1, max(-1, index - 1 - _CONTEXT), -1)
         line = "".join(self.tags[i + 1][0] + self.tags[i][1:] for i in nearest)
         if index <= _CONTEXT and not self.is_slot:
@@ -293,7 +299,7 @@ class _Text:
         return ("several_values" if self.leads else "") if reason == context.RANGE else reason
 
     def _after(self, phrase: Phrase) -> str:
-        """Return why the tokens after a number make something else of it, or ""."""
+        """Return the reason to refuse a number because of the tokens after it, or "" if there is none."""
         index = phrase.last
         line = self._between(index, index + _CONTEXT)
         is_decimal = "." in self.tokens[phrase.number].text

@@ -1,7 +1,7 @@
 r"""Rules that decide from the neighboring tokens whether a number is part of an expression, relation or list.
 
-A rule is a pattern on the tags of tokens (see `tokens.py`). The first rule that matches counts. `BEFORE`
-reads the tokens before a number from the nearest one backwards.
+A rule is a pattern on the tags of tokens (see `tokens.py`). The first rule that matches is applied.
+`BEFORE` reads the tokens before a number backwards, starting with the nearest token.
 """
 
 import re
@@ -19,7 +19,7 @@ END = r"(?:\s[).?…¶]|\Z)"
 OPERATOR = r"[-+*/×÷·^√]"
 _MARK = r'(?:\s[,;("])?'
 _UNIT = rf"\s(?!{any_of(lexicon.NO_UNITS)})(?:{WORD}|[°)])"
-_ITEM = rf"(?:{_UNIT}){{0,3}}(?:\s%)?(?:\s0\s/)?\s\d\S*(?:\s[-+$])*"  # backwards
+_ITEM = rf"(?:{_UNIT}){{0,3}}(?:\s%)?(?:\s0\s/)?\s\d\S*(?:\s[-+$])*"  # an item of a list, in reverse order
 _NOT = rf"(?:{any_of(lexicon.WRONG_AFTER)}|\S*n't(?!\S))"
 _JOINT = any_of(lexicon.ALTERNATIVES)
 _EVEN = rf"(?:\s{any_of(lexicon.ADVERBS | words('or and'))})*"
@@ -31,7 +31,7 @@ Rule = Callable[..., "re.Match[str] | None"]
 
 
 def _rules(skipped: str, *rules: tuple[str, str]) -> tuple[Rule, list[str]]:
-    """Compile rules into one pattern; the first rule that matches after the skipped tags counts."""
+    """Compile rules into one pattern. The first rule that matches after the skipped tags is applied."""
     return re.compile(skipped + "(?:" + "|".join(f"({rule})" for _, rule in rules) + ")").match, [
         reason for reason, _ in rules
     ]

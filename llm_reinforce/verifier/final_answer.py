@@ -3,7 +3,7 @@ r"""Location of the final answer in a completion.
 The final answer is the first of these that exists after the last reasoning block:
 
 1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. An
-   empty slot is skipped if another one precedes it. A slot that is not closed ends with the completion,
+   empty slot is skipped if another slot precedes it. A slot that is not closed ends with the completion,
    unless the completion was truncated;
 2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
 3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from llm_reinforce.verifier.reasoning_blocks import after_reasoning
 
 MAX_READ = 16_384  # characters read at the end of a completion
-MAX_SLOT = 2_048  # maximum characters of a slot
+MAX_SLOT = 2_048  # maximum number of characters of a slot
 _MAX_LINE = 384
 _MAX_TRIES = 64  # maximum number of marks examined, from the last one backwards
 _MAX_NESTING = 8
@@ -113,7 +113,10 @@ def sentence(line: str) -> str:
 
 
 def _after_hashes(text: str) -> tuple[str | None, int]:
-    """Return the line after the last "####" that is not empty, and its end; None if there is no "####"."""
+    """Return the text and the end of the line after the last "####" that has such a line.
+
+    The text is "" if nothing follows any "####", and None if there is no "####".
+    """
     slot, end = None, len(text)
     for start in _from_the_end(text, "####"):
         line, end = _line(text, _first(text, start + 4))
@@ -129,7 +132,7 @@ def _first(text: str, start: int) -> int:
 
 
 def _line(text: str, start: int, limit: int = MAX_SLOT) -> tuple[str, int]:
-    r"""Return the line that begins at an index, and its end. A line end inside \text{…} does not end it."""
+    r"""Return the line that begins at an index, and its end. Line ends inside `\text{…}` do not count."""
     line, _, following = text[start : start + limit].partition("\n")
     if line.count("{") > line.count("}"):
         line = f"{line} {following.partition(chr(10))[0]}"
@@ -172,7 +175,7 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
 
 
 def _from_the_end(text: str, *words: str) -> Iterator[int]:
-    """Yield the positions of words, the last one first."""
+    """Yield the positions of the given words in a text, starting with the last position."""
     found = {word: text.rfind(word) for word in words}
     for _ in range(_MAX_TRIES):
         word, start = max(found.items(), key=lambda item: item[1])

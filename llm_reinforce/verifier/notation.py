@@ -41,7 +41,7 @@ def _shown(character: str) -> str:
     category = unicodedata.category(character)
     if category == "Nd":  # the decimal digits of every script
         return str(unicodedata.decimal(character))
-    if category == "Cf":  # marks of direction, joiners, soft hyphens
+    if category == "Cf":  # directional marks, joiners and soft hyphens
         return ""
     if category in ("Cc", "Zs", "Zl", "Zp"):
         return " "

@@ -14,7 +14,7 @@ from llm_reinforce.verifier import lexicon
 from llm_reinforce.verifier.lexicon import ATTACHED_LETTERS, COPULAS, PER_CENT, SCALES, UNITS
 from llm_reinforce.verifier.tokens import WORD, Token, any_of
 
-MAX_NUMBER = 400  # maximum characters of a number; the limit of Python's int(text) is higher
+MAX_NUMBER = 400  # maximum number of characters of a number; the limit of Python's int(text) is higher
 _MAX_EXPONENT = 400
 _NUMBERS = frozenset(("number", "malformed", "compound", "ordinal"))
 _OPERANDS = _NUMBERS | {"close", "percent", "letter", "degree", "factorial", "function", "operator"}
@@ -174,7 +174,7 @@ def _read_unit(tokens: Sequence[Token], tags: Sequence[str], phrase: Phrase, *, 
 
 
 def _attached(token: Token, *, is_reference: bool) -> str:
-    """Return a reason to refuse letters directly after the digits: they are variables, except known units."""
+    """Return a reason to refuse letters directly after the digits, or "" if the letters are a known unit."""
     found = _POWER.fullmatch(token.text)
     if not token.text.isascii() and token.kind == "word":
         return "not_a_number" if "\ufffd" in token.text else ""
@@ -185,7 +185,7 @@ def _attached(token: Token, *, is_reference: bool) -> str:
 
 
 def _spaced(token: Token) -> str:
-    """Return a reason to refuse a number because of the word after it, which cannot be its unit."""
+    """Return a reason to refuse a number because the word after it cannot be its unit, or ""."""
     found, word = _POWER.fullmatch(token.text), token.word
     if token.kind == "function" or "\ufffd" in word:
         return "not_a_number"

@@ -129,9 +129,10 @@ def _read_number(final: FinalAnswer) -> Reading:
 
 # --- the last number of a text ------------------------------------------------------------------------
 
-_WINDOWS = (160, 448)  # characters before the last digit that are searched for a number, at first and then
-_AFTER = 40  # characters after the last digit
-_OTHER_DIGITS = 4_096  # characters at the end of a text that are searched for digits other than 0 to 9
+# numbers of characters before the last digit in which a number is searched for: first a few, then more
+_WINDOWS = (160, 448)
+_AFTER = 40  # number of characters that are read after the last digit
+_OTHER_DIGITS = 4_096  # digits other than 0 to 9 are searched for in this many characters at the end
 _DIGIT = re.compile(r"\d")
 _CUT_TOKEN = re.compile(r"[0-9A-Za-z_.,/:+-]*+")
 

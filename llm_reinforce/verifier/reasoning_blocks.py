@@ -1,8 +1,8 @@
 r"""Reasoning blocks of a completion, such as `<think>…</think>`. Only the text after them is an answer.
 
 Models mark their reasoning with many tags: `<think>`, `<Thought>`, `[THINK]`, `<|START_THINKING|>`,
-`<|begin_of_thought|>`, `<longcat_think>`, `◁think▷`. All of these are a name in brackets, with a slash or a
-word such as "end" in the tag that closes the block.
+`<|begin_of_thought|>`, `<longcat_think>`, `◁think▷`. Each of these tags is a name in
+brackets. The tag that closes a block also contains a slash or a word such as "end".
 """
 
 import re
@@ -19,7 +19,7 @@ _TAG = re.compile(
     """,
     re.VERBOSE | re.IGNORECASE,
 )
-_MESSAGE = "<|message|>"  # follows a channel
+_MESSAGE = "<|message|>"  # follows the name of a channel
 
 
 def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
@@ -28,7 +28,7 @@ def _unclosed_and_end(text: str) -> tuple[dict[str, int], int]:
     lower = text.lower() if has_bracket else ""
     if not any(stem in lower for stem in _STEMS):
         return {}, 0
-    # each tag once, since a text may repeat a tag thousands of times
+    # the set contains each tag once, because a text may repeat a tag thousands of times
     pieces = {f"{bracket}{piece}" for bracket in "<[◁" for piece in set(text.split(bracket)[1:])}
     opened: dict[str, int] = {}
     closed: dict[str, int] = {}
@@ -52,7 +52,7 @@ def after_reasoning(completion: str) -> str:
 
 
 def open_reasoning(text: str) -> str:
-    """Return the part of a text from the tag of its open reasoning block on, or "" if no block is open.
+    """Return the end of a text, starting with the tag of the open reasoning block; "" if no block is open.
 
     >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
     '<think>\\nFirst,'

@@ -2,8 +2,8 @@ r"""Tokens of a normalized text, found by one pattern whose running time is line
 
 The *tag* of a token is one of `0` (a number), `0:0` (a date, time or ratio), `@x` (the letter x), `\f` (a
 function), `$`, `(`, `)`, `=`, `≈` (a relation), `¶` (a line end) and `"` (another character), or otherwise
-the token itself. Before each tag is a space, or a tab if there is nothing between two tokens. The rules on
-what is beside a number are patterns on the tags.
+the token itself. A space precedes each tag, or a tab character if nothing separates the token from the
+previous token. The rules of `context.py` are patterns on the tags.
 """
 
 import re
@@ -21,7 +21,7 @@ class Token(NamedTuple):
     version such as 3:30), `ordinal` (1st), `word`, `letter` (x, π), `function` (sqrt, an unknown LaTeX
     command), `operator`, `factorial`, `equals`, `relation`, `separator` (, ;), `open`, `close`, `currency`,
     `percent`, `degree`, `stop` (. ? …), `colon`, `bar`, `newline`, `other`, and `end` in `PADDING`.
-    `word` is the text in lower case.
+    The attribute `word` is the text in lower case.
     """
 
     kind: str
@@ -77,7 +77,7 @@ _LETTER = re.compile(r"[A-Za-z](?:_\w{1,8}|'|\^\(?-?[1-9]\)?)?")
 
 
 def tokenize(text: str, limit: int | None = None) -> list[Token]:
-    """Return the first `limit` tokens of a normalized text; white space except line ends is left out."""
+    """Return the first `limit` tokens of a normalized text. White space is left out, except line ends."""
     tokens = []
     for found in islice(_PATTERN.finditer(text.rstrip(" \t")), limit):
         kind, written = found.lastgroup or "", found[found.lastindex or 0]
@@ -119,6 +119,6 @@ def tags_of(tokens: Sequence[Token]) -> list[str]:
 
 
 def any_of(some: Iterable[str]) -> str:
-    """Return a pattern of the tags of words."""
+    """Return a pattern that matches the tag of any of these words."""
     tags = (re.escape(word) if len(word) > 1 else f"@(?i:{word})" for word in sorted(some))
     return rf"(?:{'|'.join(tags)})(?!\S)"

@@ -14,8 +14,8 @@ def verify(
     >>> verify("The answer is 15 or 16.", "15").reason
     'several_values'
 
-    A percentage equals its number and the number divided by 100: "50%" equals "50" and "0.5". A unit must
-    agree with that of the reference answer, if both have one. If the reference answer is not a number, the
+    A percentage equals its number and the number divided by 100: "50%" equals "50" and "0.5". If both
+    answers have a unit, the units must agree. If the reference answer is not a number, the
     answers are compared as text, ignoring white space and surrounding punctuation, and ignoring case unless
     the reference answer is algebra. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer
     is" marks as the answer; without such a mark, it is the whole completion. NaN and infinities equal

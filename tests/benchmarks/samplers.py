@@ -141,7 +141,8 @@ def generate_batch(job: Job) -> Sampler:
     """Sample with `generate_batch` of transformers, which uses a paged cache."""
     model = AutoModelForCausalLM.from_pretrained(job.directory, dtype=torch.float32)
     config = generation_config(job)
-    batching = ContinuousBatchingConfig(max_memory_percent=0.2)
+    # the default cache is a share of the free memory, and allocating it takes longer than the sampling
+    batching = ContinuousBatchingConfig(page_size=32, num_blocks=512, max_batch_tokens=4096)
 
     def sample(prompts: list[list[int]]) -> list[Sequence[int]]:
         outputs = model.generate_batch(prompts, generation_config=config, continuous_batching_config=batching)

@@ -102,7 +102,7 @@ def server_command(
         rank = next((rank for rank in MAX_RANKS if rank >= lora.rank), lora.rank)
         arguments += ["--enable-lora", "--max-lora-rank", str(rank)]
     if is_on_cpu:
-        arguments.append("--enforce-eager")  # a compiled graph could keep the first weights
+        arguments.append("--enforce-eager")  # compiling delays the start by minutes
     variables = {**ENVIRONMENT, **(ENVIRONMENT_ON_CPU if is_on_cpu else {})}
     chosen = {name: os.environ.get(name, value) for name, value in variables.items()}
     return ServerCommand([*arguments, *options], chosen, vllm)

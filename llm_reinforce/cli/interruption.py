@@ -53,7 +53,10 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
         _received.append(number)
         first_at = time.monotonic()
         stop()
-        display.stopping("stopping after this update; press Ctrl-C again to quit now")
+        # several processes do not complete the batch that they sample
+        text = "stopping after this update" if num_processes() == 1 else "stopping"
+        is_pressed = number == signal.SIGINT
+        display.stopping(f"{text}; press Ctrl-C again to quit now" if is_pressed else text)
 
     before = {number: signal.signal(number, handle) for number in ASKING}
     try:

@@ -61,7 +61,7 @@ def memory_line(memory: "MemoryPrediction") -> str:
     sampling, update, available = (
         f"{each / 2**30:.1f} GiB" for each in (memory.sampling, memory.update, memory.available)
     )
-    line = f"at most about {sampling} while sampling and {update} in the update, of {available} available"
+    line = f"about {sampling} while sampling and {update} in the update, of {available} available"
     if max(memory.sampling, memory.update) > memory.available:
         line += (
             "; too much: lower training.micro_batch_tokens or sampling.batch_size, or set "

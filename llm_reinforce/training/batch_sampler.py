@@ -162,8 +162,11 @@ class BatchSampler:
         server = self.server
         if server is None:
             return {}
-        show(f"update {state.num_updates + 1:,}: weights to {server.settings.url}")
-        return self._in_main_process(server, lambda: server.before_batch(self.policy, self._probes()))
+        update = f"update {state.num_updates + 1:,}"
+        show(f"{update}: weights to {server.settings.url}")
+        metrics = self._in_main_process(server, lambda: server.before_batch(self.policy, self._probes()))
+        show(f"{update}: the server samples the episodes")
+        return metrics
 
     def try_server(self) -> None:
         """Transfer the weights to the server, if there is one, to find errors before the run starts.

@@ -259,6 +259,10 @@ def test_options_in_the_text_exist() -> None:
     root = get_command(app)
     known = set().union(options_of_command(root), *map(options_of_command, commands_of(root).values()))
     others = {  # of scripts, pip and tensorboard
+        "--svamp",
+        "--multiarith",
+        "--gsm",  # of --gsm8k
+        "--trl",
         "--help",
         "--hits",
         "--by",
@@ -267,6 +271,7 @@ def test_options_in_the_text_exist() -> None:
         "--scaling",
         "--vllm-python",
         "--multi_gpu",
+        "--use_fsdp",
         "--num_processes",
         "--nodes",
         "--index-url",

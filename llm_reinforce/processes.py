@@ -46,7 +46,7 @@ FSDP_VARIABLES = ("ACCELERATE_USE_FSDP=true", "FSDP_VERSION=2")
 
 @dataclass(frozen=True, slots=True)
 class Sharding:
-    """How FSDP2 divides the weights of the policy among the processes.
+    """Settings with which FSDP2 divides the weights of the policy among the processes.
 
     Attributes:
         layer_classes: names of the classes whose modules are gathered one at a time. Empty: the classes that

@@ -276,7 +276,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def trial_of(
     model: nn.Module, prompt_lengths: Sequence[int] = PROMPT_LENGTHS, *, is_limited: bool = True
 ) -> Trial | None:
-    """Return a trial with one episode per prompt length, or None if the model is too small for it.
+    """Return a trial with an episode for each prompt length, or None if the model is too small for a trial.
 
     If `is_limited` is True, the model must have at least as many positions as the longest episode has tokens.
     """

@@ -62,7 +62,7 @@ class Failures(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The episodes of a batch, and counts of the problems and tokens that were sampled for it.
+    """Episodes of a batch, and the numbers of problems and tokens that were sampled to get them.
 
     Attributes:
         own: episodes of this process.

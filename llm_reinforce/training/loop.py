@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from torch import nn
+
 from llm_reinforce.config import EvaluationConfig, ReinforceConfig, SamplingConfig, TrainingConfig
 from llm_reinforce.console.run_display import Display, Silent
 from llm_reinforce.durable_files import whole_directory
@@ -155,19 +157,7 @@ class TrainingLoop:
         self.demonstrations = demonstrations
         self.run_directory, self.display, self.seed = run_directory, display or Silent(), seed
         self.accelerator = new_accelerator(training.mixed_precision, training.process_timeout)
-        check_alike(
-            self.accelerator,
-            settings={
-                "reinforce": self.reinforce,
-                "sampling": self.sampling,
-                "training": training,
-                "evaluation": self.evaluation,
-                "rewards": [(reward.name, reward.weight) for reward in rewards],
-                "seed": seed,
-            },
-            problems={"problems": problems, "held-out problems": held_out, "demonstrations": demonstrations},
-            model=policy.model,
-        )
+        self._check_processes_agree()
         check_shares(self.reinforce, self.accelerator.num_processes)
         if training.gradient_checkpointing:
             checkpointable_layers(policy.model)  # raises an error if there is none
@@ -179,17 +169,7 @@ class TrainingLoop:
             self.sharded.load()
         trained = policy.model if self.sharded is None else self.sharded.module
         self.optimizer, self.schedule = new_optimizer(trained, training, self.accelerator)
-        self.gradient_step = GradientStep(
-            self.accelerator,
-            trained,
-            self.optimizer,
-            pad_token_id=policy.pad_token_id,
-            temperature=self.sampling.temperature,
-            reinforce=self.reinforce,
-            micro_batch_tokens=training.micro_batch_tokens,
-            max_grad_norm=training.max_grad_norm,
-            gradient_checkpointing=training.gradient_checkpointing,
-        )
+        self.gradient_step = self._new_gradient_step(trained)
         self.value_baseline: ValueBaseline | None = None
         if self.reinforce.baseline == "value":
             self.value_baseline = ValueBaseline(policy, self.reinforce.value, self.accelerator, seed=seed)
@@ -198,20 +178,7 @@ class TrainingLoop:
             self.reference = ReferencePolicy(
                 policy, self.reinforce.kl, self.accelerator, self.sampling.temperature
             )
-        self.sampler = BatchSampler(
-            policy,
-            problems,
-            rewards,
-            training,
-            self.reinforce,
-            self.sampling,
-            self.accelerator,
-            self.gradient_step,
-            ProblemOrder(len(problems), seed),
-            seed,
-            self.reference,
-            server,
-        )
+        self.sampler = self._new_sampler(server)
         self.evaluations = RunEvaluations(
             problems,
             held_out,
@@ -222,20 +189,7 @@ class TrainingLoop:
             run_directory,
             seed,
         )
-        self.checkpoints: RunCheckpoints | None = None
-        if run_directory is not None:
-            self.checkpoints = RunCheckpoints(
-                run_directory,
-                policy.model,
-                self.optimizer,
-                self.schedule,
-                self.accelerator,
-                training,
-                self.evaluation,
-                self.value_baseline,
-                self.reference,
-                self.sharded,
-            )
+        self.checkpoints = self._new_checkpoints()
         self.state = TrainState()
         self.warning_signs = WarningSigns(self._run_facts())
         self.trackers = Trackers()  # replaced while a run is recorded
@@ -245,6 +199,74 @@ class TrainingLoop:
         self._num_saved: int | None = None  # number of updates before this object's latest checkpoint
         self._has_tried_rewards = False
         self._is_state_current = False  # True if weights and optimizer are those of `state`
+
+    def _check_processes_agree(self) -> None:
+        """Check that all processes have the same settings, problems and policy."""
+        check_alike(
+            self.accelerator,
+            settings={
+                "reinforce": self.reinforce,
+                "sampling": self.sampling,
+                "training": self.training,
+                "evaluation": self.evaluation,
+                "rewards": [(reward.name, reward.weight) for reward in self.rewards],
+                "seed": self.seed,
+            },
+            problems={
+                "problems": self.problems,
+                "held-out problems": self.held_out,
+                "demonstrations": self.demonstrations,
+            },
+            model=self.policy.model,
+        )
+
+    def _new_gradient_step(self, trained: nn.Module) -> GradientStep:
+        """Return the gradient step of the model whose weights the optimizer changes."""
+        return GradientStep(
+            self.accelerator,
+            trained,
+            self.optimizer,
+            pad_token_id=self.policy.pad_token_id,
+            temperature=self.sampling.temperature,
+            reinforce=self.reinforce,
+            micro_batch_tokens=self.training.micro_batch_tokens,
+            max_grad_norm=self.training.max_grad_norm,
+            gradient_checkpointing=self.training.gradient_checkpointing,
+        )
+
+    def _new_sampler(self, server: SamplingServer | None) -> BatchSampler:
+        """Return the sampler of the batches."""
+        return BatchSampler(
+            self.policy,
+            self.problems,
+            self.rewards,
+            self.training,
+            self.reinforce,
+            self.sampling,
+            self.accelerator,
+            self.gradient_step,
+            ProblemOrder(len(self.problems), self.seed),
+            self.seed,
+            self.reference,
+            server,
+        )
+
+    def _new_checkpoints(self) -> RunCheckpoints | None:
+        """Return the checkpoints of the run, or None if the run is not recorded."""
+        if self.run_directory is None:
+            return None
+        return RunCheckpoints(
+            self.run_directory,
+            self.policy.model,
+            self.optimizer,
+            self.schedule,
+            self.accelerator,
+            self.training,
+            self.evaluation,
+            self.value_baseline,
+            self.reference,
+            self.sharded,
+        )
 
     def _run_facts(self) -> RunFacts:
         """Return the facts about the run on which its warnings depend."""

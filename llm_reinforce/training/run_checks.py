@@ -119,7 +119,7 @@ class RunChecks:
 
         Args:
             state: train state before the update.
-            sample: episodes of the batch, and the failures of all episodes that were sampled for it.
+            sample: episodes of the batch, and the failures of all sampled episodes, including replaced ones.
             estimate: returns and advantages of the batch.
             say: function that shows a message to the user.
 

@@ -23,9 +23,14 @@ def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
 
 
 def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
-    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced."""
+    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced.
+
+    Weights in 4 bits are written in the data type of their products.
+    """
     model: Any = policy.model
-    if isinstance(model, PeftModel):
+    if getattr(model, "is_quantized", False):
+        model = _merged_in_full_precision(model)
+    elif isinstance(model, PeftModel):
         # a copy, because merging and unmerging would change the weights by rounding
         model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     with whole_directory(directory) as partial:
@@ -35,14 +40,35 @@ def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
 def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
     """Write the model and the tokenizer with which a server starts. An existing directory is replaced.
 
-    A LoRA adapter is left out, because the server gets it later.
+    A LoRA adapter is left out, because the server gets it later. Weights in 4 bits are written in the data
+    type of their products, so that the server needs no bitsandbytes.
     """
     model: Any = policy.model
     if isinstance(model, PeftModel):
         model = copy.deepcopy(model).unload()  # type: ignore[operator]
+    if getattr(model, "is_quantized", False):
+        model = copy.deepcopy(model).dequantize()  # type: ignore[operator]
     with whole_directory(directory) as partial:
         _save_untied(model, partial)
         policy.tokenizer.save_pretrained(str(partial))
+
+
+def _merged_in_full_precision(model: Any) -> Any:
+    """Return a copy of a quantized model that is not quantized, with a LoRA adapter merged into it.
+
+    If the adapter were merged into quantized weights, their sum would be rounded to 4 bits again.
+    """
+    model, changes = copy.deepcopy(model), {}
+    if isinstance(model, PeftModel):
+        layers = model.get_base_model().named_modules()
+        changes = {name: layer for name, layer in layers if hasattr(layer, "get_delta_weight")}
+        model = model.unload()  # type: ignore[operator]
+    model = model.dequantize()
+    for name, layer in changes.items():
+        weight = model.get_submodule(name).weight.data
+        for adapter in layer.active_adapters:
+            weight += layer.get_delta_weight(adapter).to(weight.dtype)
+    return model
 
 
 def _save_untied(model: Any, directory: Path) -> None:

@@ -311,10 +311,9 @@ class TrainingLoop:
         except RuntimeError as error:
             if (why := why_lost(error)) is None:
                 raise
-            is_saved = self._save_after_loss()
-            if is_saved:
+            if self._save_after_loss():
                 why += f". The state after update {self.state.num_updates} is saved in a checkpoint"
-            raise ProcessLostError(why, is_saved=is_saved) from error
+            raise ProcessLostError(why) from error
 
     def _updates(self, *, resume: bool) -> Iterator[Update]:
         self.try_rewards()

@@ -174,4 +174,4 @@ def _available(device: torch.device) -> float:
         return float(free + torch.cuda.memory_allocated(device))
     # the processes of this machine share its memory
     available = psutil.virtual_memory().available / num_local_processes()
-    return available + psutil.Process().memory_info().rss
+    return float(available + psutil.Process().memory_info().rss)

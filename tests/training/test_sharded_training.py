@@ -45,7 +45,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path) -> Path:
     """Return the directory with the results of all runs in two processes, and with a run that was killed."""
 
-    new_run(folder / "run")
+    for name in ("left", "run"):
+        new_run(folder / name)
     done = launch(two_sharded_processes.train_all, folder)
     assert done.returncode == 1, done.stderr[-4000:]
     assert (folder / "lost.txt").is_file(), done.stderr[-4000:]

@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from small_runs import COPY, Watcher, adapted_policy, sevens, small_policy, timeless, trainer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import ReinforceConfig, WarmStartConfig
 from llm_reinforce.errors import ProcessLostError, RunStoppedError
 from llm_reinforce.policy import LanguagePolicy, local_tensor, policy_from_model, sharded_model
@@ -173,6 +174,21 @@ def stop_a_warm_start() -> None:
     assert torch.equal(flat_weights(one.policy), before)
 
 
+def leave_in_one_process(directory: Path) -> None:
+    """Leave the loop over the updates in one process; the other one takes part in saving, and stops."""
+    one = trainer(num_updates=3, run_directory=RunDirectory(directory / "left"))
+    for _ in one.updates():
+        if os.environ["RANK"] == "1":
+            break
+    if os.environ["RANK"] == "1":
+        one.accelerator.wait_for_everyone()  # at the end of the loop of the other process
+    assert one.state.num_updates == 1
+    one.accelerator.wait_for_everyone()
+    checkpoint, _ = find_checkpoint(directory / "left" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.name == "update-000001"
+
+
 def kill_second_process(one: TrainingLoop) -> None:
     for update in one.updates():
         if update.number == 2 and os.environ["RANK"] == "1":
@@ -205,6 +221,7 @@ def train_all(directory: Path) -> None:
             torch.save(weights, directory / f"{name}.pt")
             (directory / f"{name}.json").write_text(json.dumps(metrics))
     stop_a_warm_start()
+    leave_in_one_process(directory)
     one = adapter(directory, RunDirectory(directory / "run"))
     with pytest.raises(ProcessLostError) as caught:
         kill_second_process(one)

@@ -3,14 +3,14 @@
 This is the second example of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
 Methods".
 
-A state x has the label y, and the policy is π(1|x) = σ(θ·x). An episode is one action with one reward r, and
-its gradient is ĝ = r ∇log π(a|x). Let c(x) be the reward of the wrong class. The reward of the correct class
-is c(x) + w in every state. The expected gradient
+A state x has the label y, which is 0 or 1. The policy chooses class 1 with the probability π(1|x) = σ(θ·x).
+An episode is one action with one reward r, and its gradient is ĝ = r ∇log π(a|x). Let c(x) be the reward of
+the wrong class. The reward of the correct class is c(x) + w in every state. The expected gradient is
 
     E ĝ = E_x[w p (1 - p) u],   p = π(y|x),   u = x for y = 1, -x for y = 0
 
-does not depend on c(x), but the variance does. ∇log π is (1 - p) u for the correct class and -p u for the
-wrong class. Therefore
+and does not depend on c(x). The variance E‖ĝ‖² - ‖E ĝ‖² depends on c(x): ∇log π is (1 - p) u for the correct
+class and -p u for the wrong class, and therefore
 
     E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
 """
@@ -38,7 +38,8 @@ class ClassifierVariance:
 
     Attributes:
         name: description of the rewards of the two classes.
-        share_reinforced: share of the nonzero returns that make the sampled action more likely.
+        share_reinforced: share of the nonzero returns that are positive, and therefore make the sampled
+            action more likely.
         share_to_label: share of the nonzero returns that move the policy towards the label of the state.
         signal: norm of the expected gradient, ‖E ĝ‖, computed exactly.
         predicted: variance tr Cov(ĝ) of one episode, computed from the formula in the module's docstring.
@@ -64,7 +65,7 @@ def measure_classifier_claim(
             files.
 
     Raises:
-        InputError: if these files already exist, or the directory can't be written to.
+        InputError: if `output_dir` already contains files of this measurement, or can't be written to.
     """
     output = check_output(output_dir, "classifier")
     rows = classifier_variances(seed)
@@ -110,7 +111,7 @@ def variance_at(
         p_correct: p of each state, the probability of the label.
         offset: c of each state, the reward of the wrong class.
         random: random generator for sampling episodes.
-        seed: random seed of the interval.
+        seed: random seed of the bootstrap interval.
     """
     correct_reward, wrong_reward = REWARD + offset, offset
     squares = (towards**2).sum(axis=1)

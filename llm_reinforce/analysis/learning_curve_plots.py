@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_IN_ONE = 6  # maximum number of variants in one panel; with more, each variant has a separate panel
+MOST_IN_ONE = 6  # maximum number of variants in one panel; more variants have one panel each
 NUM_COLUMNS = 4
 TITLES: Mapping[MeasureName, str] = {
     "final": "final accuracy",

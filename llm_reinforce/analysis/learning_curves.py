@@ -1,9 +1,10 @@
-"""Learning curves at an equal budget of sampled tokens, their measures, and differences between variants.
+"""Learning curves of runs with equal budgets of sampled tokens, and comparisons of these curves.
 
 The learning curve of a run is the run's accuracy as a function of the number of tokens sampled so far. A
 variant is a recipe, possibly with changed settings. Every variant has one run, and therefore one curve, per
-seed. The seeds are treated as a random sample. Intervals are computed over seeds, and two variants are
-compared in pairs of runs with the same seed. The functions have no side effects.
+seed. Measures of a curve are, for example, its final accuracy and the area under it. The seeds are treated as
+a random sample. The intervals of a measure are computed over seeds. Two variants are compared in pairs of
+runs with the same seed. The functions have no side effects.
 """
 
 import itertools
@@ -32,7 +33,8 @@ class LearningCurve:
         num_tokens: number of tokens sampled before each evaluation. The first number is 0, and the numbers
             increase.
         accuracy: accuracy in 0..1 of each evaluation.
-        seconds: duration of all updates before each evaluation. Empty: unknown.
+        seconds: total duration, in seconds, of the updates before each evaluation. Empty if the durations are
+            unknown.
 
     Raises:
         ValueError: if the tuples differ in length, or if the numbers of tokens do not start at 0 or do not
@@ -96,11 +98,13 @@ class ComparedRuns:
         name: name of the variant.
         measures: the measures by name. `final` is the final accuracy, `area` is the area under the curve
             (both are in 0..1), and `tokens` is the number of tokens to the target accuracy. `timed` is the
-            accuracy after the time that the fastest variant needed for the budget with the same seed; it is
-            missing if there is one variant only, or if the time is unknown.
+            accuracy after an equal time: for each seed, the time that the fastest variant needed to use up
+            its budget. `timed` is missing if there is only one variant, or if the durations of the updates
+            are unknown.
         num_reached: number of runs that reached the target accuracy within the budget. For a run that did not
             reach it, the value of the measure `tokens` is the budget.
-        differences: for each measure, the difference from the first variant; empty for the first variant.
+        differences: for each measure, the difference between this variant and the first variant; empty for
+            the first variant.
         num_sampled: number of tokens that each run sampled. It can exceed the budget, because a run stops
             only after an update.
     """
@@ -178,7 +182,7 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def accuracy_after(curve: LearningCurve, seconds: float) -> float:
-    """Return the accuracy after this duration of updates. The curve is linear between evaluations."""
+    """Return the accuracy after updates that took this time. The curve is linear between evaluations."""
     return float(np.interp(seconds, curve.seconds, curve.accuracy))
 
 
@@ -232,8 +236,9 @@ def difference_of(values: Sequence[float], others: Sequence[float]) -> Differenc
     Both sequences belong to the same seeds in the same order. The interval and the first p-value come from
     Student's paired t-test. The second p-value comes from the sign-flip test (Fisher 1935), which scipy's
     permutation test computes. The signs of n differences can be flipped in 2ⁿ ways. The p-value is the share
-    of these ways in which the mean is at least as far from 0 as the observed mean. The sign-flip test makes
-    fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which is 0.06 for five seeds.
+    of these 2ⁿ ways in which the mean is at least as far from 0 as the observed mean. The sign-flip test
+    makes fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which is 0.06 for five
+    seeds.
 
     Raises:
         ValueError: if the two sequences differ in length.
@@ -268,8 +273,8 @@ def compare_curves(
 
     The final accuracy is measured after the update that reached the budget. The area and the number of tokens
     to the target accuracy are computed from the curve up to the budget. If a run does not reach the target,
-    its number of tokens is set to the budget. The mean number of tokens is then a lower bound. The durations
-    that are compared are those of the updates, without evaluations.
+    its number of tokens is set to the budget. The mean number of tokens is then a lower bound. Durations
+    include only updates, not evaluations.
 
     Args:
         variants: mapping from the name of each variant to its curves, one per seed. All variants have the

@@ -53,15 +53,16 @@ class RecipeComparison:
     """Result of a comparison.
 
     Attributes:
-        variants: mapping from the name of each variant to its measures over the seeds, and to the differences
-            of these measures from those of the first variant.
+        variants: mapping from the name of each variant to the measures of its runs, such as the final
+            accuracy, with the differences from the first variant.
         curves: mapping from the name of each variant to its learning curves, one per seed.
         summary: the contents of `comparison.json`.
         files: the files that were written.
         has_plots: False if matplotlib is not installed.
         num_done: number of complete runs.
         stopped_in: variant and seed of the run during which a signal stopped the comparison; None if the
-            comparison is complete. If it was stopped, all other attributes except `num_done` are empty.
+            comparison is complete. If a signal stopped the comparison, all other attributes except `num_done`
+            are empty.
     """
 
     variants: Mapping[str, ComparedRuns]
@@ -91,9 +92,9 @@ def compare(
         compare("price", seeds=5, tokens=80_000,
                 variants={"leave_one_out": [], "none": ["reinforce.baseline=none"]})
 
-    Each run is a normal run in `output_dir/NAME/seed-N`. If the function is called again, complete runs are
-    kept, and an interrupted run is resumed. `comparison.json`, `curves.json` and, with matplotlib, two plots
-    are written to `output_dir`.
+    Each run has the directory `output_dir/NAME/seed-N`, and can be used like any other run. If the function
+    is called again, complete runs are kept, and an interrupted run is resumed. `comparison.json`,
+    `curves.json` and, with matplotlib, two plots are written to `output_dir`.
 
     Args:
         recipes: names of built-in recipes, recipe files, directories of runs, or Configs. In the results, a
@@ -186,7 +187,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the date recorded for the chat template in the first run that has such a date."""
+    """Return the date that was recorded for the chat template, from the first run that has such a date."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

@@ -53,7 +53,7 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
         _received.append(number)
         first_at = time.monotonic()
         stop()
-        # several processes do not complete the batch that they sample
+        # if several processes train together, they stop without completing the batch
         text = "stopping after this update" if num_processes() == 1 else "stopping"
         is_pressed = number == signal.SIGINT
         display.stopping(f"{text}; press Ctrl-C again to quit now" if is_pressed else text)

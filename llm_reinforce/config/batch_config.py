@@ -1,4 +1,4 @@
-"""Settings of truncated episodes, of the KL divergence and entropy, and of the problems of a batch."""
+"""Settings for truncated episodes, for the KL divergence and the entropy, and for choosing problems."""
 
 from typing import Literal
 
@@ -60,7 +60,7 @@ class KLConfig(Section):
 
 
 class EntropyTargetConfig(Section):
-    """A target of the entropy, to which the weight of the entropy bonus is adapted.
+    """A target for the entropy of the policy. The weight of the entropy bonus is adapted to reach the target.
 
     After each batch, the weight grows by rate x (value - entropy). It stays between 0 and max_coefficient.
     """
@@ -75,7 +75,7 @@ class EntropyTargetConfig(Section):
 
 
 class PoolsConfig(Section):
-    """Weights of the problems of a curriculum in three pools: hard, normal and easy problems."""
+    """Weights of hard, normal and easy problems, with which a curriculum draws problems."""
 
     hard_below: float = Field(
         default=0.25, ge=0, le=1, description="a problem with a pass rate below this value is hard"

@@ -102,7 +102,7 @@ class Document:
         data: values of the file, with overrides applied.
         places: for each key and list item, the line of the file or the override that set its value.
         problems: errors found so far.
-        changed: keys that the user has changed, by overrides or in Python.
+        changed: paths of the keys that the user has changed, by overrides or in Python.
     """
 
     name: str
@@ -298,7 +298,7 @@ def validate(
 
 
 def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
-    """Return a hint to override a setting of the file that is invalid together with the given overrides.
+    """Return a hint to override a setting of the file that became invalid through the given overrides.
 
     The hint contains a value if the setting has a list of choices. The hint is "" if the setting itself was
     overridden, if the setting is a section, or if there are no overrides.
@@ -333,7 +333,7 @@ def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) 
 
 @cache
 def _schema(model: type[BaseModel]) -> Schema:
-    """Return the JSON schema of a model, which pydantic builds again in each call."""
+    """Return the JSON schema of a model. It is cached, because pydantic builds it again in each call."""
     return model.model_json_schema()
 
 
@@ -459,7 +459,7 @@ def _branches(node: Schema, root: Schema) -> list[Schema]:
 
 
 def _child(node: Schema, part: str | int, root: Schema) -> Any:
-    """Return the schema of a key of a section, or of an item of a list; None if it is not in the schema."""
+    """Return the schema of a section's key or of a list's item; None if the schema does not contain it."""
     for branch in _branches(node, root):
         items = [branch["items"]] if "items" in branch else branch.get("prefixItems", [])
         if isinstance(part, int) and items:

@@ -187,7 +187,7 @@ class Work:
         return time.monotonic() - self.started
 
     def is_long(self) -> bool:
-        """Return True if the progress should be shown."""
+        """Return True if the update or evaluation has taken so long that its progress should be shown."""
         return bool(self.sentence) and self.seconds() >= LONG_SECONDS
 
 
@@ -232,7 +232,7 @@ class PlainDisplay:
             self.show_long_work()
 
     def show_long_work(self) -> None:
-        """Print the progress within the current update or evaluation if a line about it is due."""
+        """Print the progress within a long update or evaluation, but not more often than every 30 seconds."""
         work = self._work
         if work.is_long() and time.monotonic() - work.shown_time >= REPEAT_SECONDS:
             work.shown_time = time.monotonic()

@@ -1,4 +1,4 @@
-"""Picture of a run as lines of text: progress, accuracy with its interval, metrics, and sampled episodes.
+"""View of a run as lines of text: progress, accuracy with its interval, metrics, and sampled episodes.
 
 The signs ✓ and ✗ show the verdicts of the verifier. The rewards are also shown, because training maximizes
 the rewards, and a reward can differ from the verdict.
@@ -49,12 +49,12 @@ class Accuracy(NamedTuple):
 
 
 class RunView:
-    """State of a run as a `Display` receives it, and its picture.
+    """Display that records the state of a run, and returns a view of this state as lines of text.
 
     The training loop calls the methods of `Display`. Another thread may call `lines` at the same time.
 
     Args:
-        title: heading of the picture.
+        title: heading of the view.
         num_tokens: number of sampled tokens after which the run ends. None: only the number of updates is
             limited.
     """
@@ -83,7 +83,7 @@ class RunView:
             self._add_accuracy(row["data"], row["decoding"], made)
 
     def changed(self) -> None:
-        """Show the current state. Does nothing in a display that a thread refreshes."""
+        """Show the current state. Subclasses that a thread refreshes need not override this method."""
 
     def working(self, sentence: str) -> None:
         self.work.sentence = sentence
@@ -129,9 +129,10 @@ class RunView:
         self.accuracies = {**self.accuracies, decoding: [*self.accuracies.get(decoding, ()), accuracy]}
 
     def lines(self, width: int, height: int, encoding: str = "utf-8") -> list[Text]:
-        """Return the picture as fewer than `height` lines, each of at most `width` columns.
+        """Return the view as fewer than `height` lines, each of at most `width` columns.
 
-        What does not fit into the height is omitted: first the episodes, then the lines of the charts.
+        If the view does not fit into the height, the episodes are omitted first, and then lines of the
+        charts.
 
         Args:
             width: number of columns, at least 20.
@@ -159,7 +160,7 @@ class RunView:
         return lines[: height - 1]
 
     def _progress(self, width: int) -> list[Text]:
-        """Return a progress bar, and the time and tokens that are used and left."""
+        """Return a progress bar, and lines with the time and tokens that have been used and that remain."""
         pace = self.pace
         if pace is None:
             return [Text(fitted("before training", width), "cyan")]
@@ -182,7 +183,10 @@ class RunView:
         return f", about {float(f'{expected:.2g}'):,.0f} left"
 
     def _status(self, width: int) -> list[Text]:
-        """Return a line about the work within the current update, which is empty if the update is short."""
+        """Return the message that the run will stop, and the progress within a long update or evaluation.
+
+        If there is neither, an empty line is returned.
+        """
         work = self.work
         is_shown = work.is_long() or work.sentence.startswith("evaluating")
         progress = (
@@ -298,7 +302,10 @@ def _sign(dots: int, is_middle: bool, is_ascii: bool) -> str:
 
 
 def _interpolated(made: Sequence[Accuracy], position: float) -> tuple[float, float, float]:
-    """Return the lower limit, the accuracy and the upper limit at a position from 0 to 1."""
+    """Return the lower limit, the accuracy and the upper limit at a position.
+
+    The position is 0 at the first evaluation and 1 at the last evaluation.
+    """
     first, last = made[0].num_updates, made[-1].num_updates
     update = first + position * (last - first)
     before, after = next((a, b) for a, b in pairwise(made) if update <= b.num_updates or b is made[-1])

@@ -243,7 +243,7 @@ def evaluation_of(
     answers: Mapping[int, Sequence[Answer]],
     max_new_tokens: int,
 ) -> Evaluation:
-    """Return the evaluation with these answers.
+    """Return the answers with the measures that are computed from them.
 
     Args:
         decoding: decoding mode in which the answers were generated.

@@ -186,9 +186,9 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def mcnemar(num_gained: int, num_lost: int) -> float:
     """Return the two-sided p-value of the exact McNemar test (1947).
 
-    Only problems that exactly one of the two policies solves are counted. Under the null
-    hypothesis that the policies do not differ, each of these problems is gained or lost with probability 1/2,
-    so scipy's binomial test gives the p-value.
+    Only problems that exactly one of the two policies solves are counted. Under the null hypothesis that the
+    policies do not differ, each of these problems is gained or lost with probability 1/2. The p-value is
+    therefore computed by scipy's binomial test.
     """
     num_changed = num_gained + num_lost
     if num_changed == 0:

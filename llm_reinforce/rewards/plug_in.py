@@ -159,8 +159,8 @@ def check_rewards(rewards: Sequence[WeightedReward], problems: Sequence[Problem]
     """Check that the problems have a value for every required parameter of the reward functions.
 
     Raises:
-        InputError: if a parameter without a default names no value, or if a function needs reference answers
-            and the problems have none. The message lists the available names.
+        InputError: if there is no value for a parameter without a default, or if a function needs reference
+            answers and the problems have none. The message lists the available values.
     """
     columns = dict.fromkeys(name for problem in problems for name in columns_of(problem))
     has_answers = have_answers(problems)

@@ -53,7 +53,7 @@ def call_on_batch(
         function: the reward function.
         judged: the completions.
         conversational: if True, prompts and completions are passed as lists of messages instead of texts.
-        progress: value of `trainer_state`.
+        progress: progress of the run, which the function receives as `trainer_state`.
     """
     metrics: dict[str, list[float]] = {}
     extras: dict[str, Sequence[object]] = {}

@@ -59,7 +59,7 @@ class RunStoppedError(RuntimeError):
     code 1.
 
     Attributes:
-        can_resume: True if the cause may be outside the run, so that it makes sense to resume the run.
+        can_resume: True if the cause may be outside the run. It then makes sense to resume the run.
     """
 
     def __init__(self, message: str, *, can_resume: bool = False) -> None:

@@ -227,7 +227,7 @@ def _summaries(changes: Changes) -> dict[str, Any]:
 
 
 def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Problem]:
-    """Return the training problems of the policies' runs. Problems that can't be read are reported by `say`."""
+    """Return the training problems of the policies' runs. Unreadable problems are reported by `say`."""
     problems: list[Problem] = []
     for number, recipe in enumerate(recipes):
         if recipe is None or recipe in recipes[:number]:

@@ -3,14 +3,14 @@ r"""Location of the final answer in a completion.
 The final answer is the first of these that exists after the last reasoning block:
 
 1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. An
-   empty slot is skipped if another slot precedes it. A slot that is not closed ends with the completion,
-   unless the completion was truncated;
+   empty slot is skipped if a slot of the same form precedes it. A slot that is not closed ends with the
+   completion, unless the completion was truncated;
 2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
 3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
 
-The search for marks such as `####` starts at the end of the text, and only a limited number of characters
-after a mark is read. If the text is long, only its end is read. The running time therefore hardly grows with
-the length of the text.
+Only the end of a long text is read. The search for marks such as `####` starts at the end of the text, and
+only a limited number of characters after a mark is read. The running time therefore hardly grows with the
+length of the text.
 """
 
 import re
@@ -62,7 +62,7 @@ class FinalAnswer:
 
     Attributes:
         text: text after the last reasoning block; empty if the completion ends inside a reasoning block.
-        slot: content of the last slot (see the docstring of the module); empty if there is none;
+        slot: content of the last slot (see the docstring of the module); empty if the slot has no content;
             None if there is no slot.
         line: rest of the line after the last "answer is"; None if there is a slot, or no "answer is".
         is_several: True if there are several boxes next to each other, as in
@@ -103,7 +103,7 @@ def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswe
 
 
 def sentence(line: str) -> str:
-    """Return the first sentence of a line, and the rest of the line if it corrects this sentence.
+    """Return the first sentence of a line, or the whole line if its rest corrects the first sentence.
 
     >>> sentence("42. It is even."), sentence("42. No, 43.")
     ('42.', '42. No, 43.')
@@ -113,9 +113,9 @@ def sentence(line: str) -> str:
 
 
 def _after_hashes(text: str) -> tuple[str | None, int]:
-    """Return the text and the end of the line after the last "####" that has such a line.
+    """Return the rest of the line after the last "####" that is followed by text, and the end of the line.
 
-    The text is "" if nothing follows any "####", and None if there is no "####".
+    The first item is "" if no "####" is followed by text, and None if there is no "####".
     """
     slot, end = None, len(text)
     for start in _from_the_end(text, "####"):
@@ -195,7 +195,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _tagged(text: str, *, truncated: bool) -> tuple[str | None, int]:
-    """Return the content of the last `<answer>` that is not empty, and its end; None if there is no tag."""
+    """Return the content of the last nonempty `<answer>`, and its end. The content is None without a tag."""
     slot, end = None, len(text)
     for start in _from_the_end(text, "<answer>", "<Answer>", "<ANSWER>"):
         start += len("<answer>")
@@ -239,7 +239,7 @@ def split_at_mark(solution: str) -> tuple[str, str | None]:
     """Split a worked solution into its steps and the answer after the last `####`, as in GSM8K.
 
     Returns:
-        The steps, and the answer without commas. If there is no `####`, the whole solution and None.
+        the steps, and the answer without commas; if there is no `####`, the whole solution and None.
     """
     steps, mark, answer = solution.rpartition("####")
     return (steps.rstrip(), answer.replace(",", "").strip()) if mark else (solution, None)

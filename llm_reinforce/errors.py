@@ -55,8 +55,8 @@ def errors_in(section: str) -> Iterator[None]:
 class RunStoppedError(RuntimeError):
     """Raised when a run stops early because further updates would be useless.
 
-    An example is a run in which the gradients of many updates in a row were not finite. Commands exit with
-    code 1.
+    For example, a run is stopped if the gradients of many updates in a row were not finite. Commands exit
+    with code 1.
 
     Attributes:
         can_resume: True if the cause may be outside the run. It then makes sense to resume the run.

@@ -120,7 +120,7 @@ def sharding() -> Sharding | None:
 
 
 def check_launch() -> None:
-    """Check that the launcher has started as many processes as requested, which can find each other.
+    """Check that the launcher started as many processes as requested, and that they can find each other.
 
     Raises:
         InputError: if this process would train alone although `accelerate launch` or `srun` was meant to

@@ -34,7 +34,7 @@ REWARD = 1.0  # w
 
 @dataclass(frozen=True, slots=True)
 class ClassifierVariance:
-    """Gradient variance for one choice of the rewards.
+    """Gradient variance of a classifier, for one choice of the rewards of its two classes.
 
     Attributes:
         name: description of the rewards of the two classes.
@@ -77,7 +77,7 @@ def measure_classifier_claim(
 
 
 def classifier_variances(seed: int = 0) -> tuple[ClassifierVariance, ...]:
-    """Return the gradient variances of a partly trained logistic policy on random states."""
+    """Return the gradient variance of a partly trained logistic policy, for five choices of the rewards."""
     random = np.random.default_rng(seed)
     states = random.standard_normal((NUM_STATES, NUM_FEATURES))
     true = random.standard_normal(NUM_FEATURES)
@@ -103,13 +103,14 @@ def variance_at(
     random: np.random.Generator,
     seed: int,
 ) -> ClassifierVariance:
-    """Return the predicted and the measured variance for one choice of the rewards.
+    """Return the predicted and the measured gradient variance for one choice of the rewards.
 
     Args:
         name: description of the rewards.
-        towards: u of each state, the direction that makes the label more likely.
-        p_correct: p of each state, the probability of the label.
-        offset: c of each state, the reward of the wrong class.
+        towards: vector u of each state. The label of the state becomes more likely if the parameters move in
+            this direction.
+        p_correct: probability p of the label of each state.
+        offset: reward c of the wrong class in each state.
         random: random generator for sampling episodes.
         seed: random seed of the bootstrap interval.
     """

@@ -1,4 +1,4 @@
-"""Estimators of the policy gradient, which multiply each ∇log π(a_t|s_t) by different weights."""
+"""Estimators of the policy gradient, which differ in the weight of each ∇log π(a_t|s_t)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
     All estimators except the recipe's own divide the summed gradients of the episodes by the number of
     episodes, and do not standardize. The estimators are:
 
-    - an estimator for each baseline of the setting `reinforce.baseline`;
+    - an estimator for each possible value of the setting `reinforce.baseline`;
     - an estimator without a baseline that weights each action by the return of the whole episode;
     - an estimator with the baseline `value` and λ = 0.9;
     - an estimator with the optimal baseline computed from the norms of the exact gradients, which training
@@ -73,7 +73,8 @@ def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
 def _plain(settings: ReinforceConfig) -> ReinforceConfig:
     """Return a copy of the settings without standardization, and without masking of truncated episodes.
 
-    The denominator is the number of episodes. With an unbiased baseline, these settings estimate ∇J.
+    The denominator is the number of episodes. With these settings and an unbiased baseline, an estimator
+    estimates ∇J, the gradient of the expected return.
     """
     plain: dict[str, object] = {
         "standardize": False,
@@ -122,7 +123,7 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return gradients in which the gradient of the estimator with the credit `exact_norms` is v - b s.
+    """Return the gradients, with the gradient of the estimator with the credit `exact_norms` set to v - b s.
 
     b is the optimal constant baseline. For episode i, b_i is computed from the other episodes j of the group:
 

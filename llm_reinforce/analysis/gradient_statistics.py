@@ -123,8 +123,8 @@ def bootstrap_interval(
 
     On toy policies, the method BCa had the best coverage for variances and ratios, and percentiles had the
     best coverage for values near zero, such as squared norms. If BCa is undefined, percentiles are used. BCa
-    is undefined if the statistic has the same value in all resamples, or if all resamples have a larger (or
-    all a smaller) statistic than the original groups.
+    is undefined if the statistic has the same value in all resamples, or if the statistics of all resamples
+    lie on one side of the statistic of the original groups.
 
     Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """

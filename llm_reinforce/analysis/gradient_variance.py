@@ -342,7 +342,7 @@ def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalE
     """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖ of an estimator, each with its interval.
 
     Let h be the groups' gradients by the estimator, and h' the groups' gradients by the reference estimator,
-    whose expectation is ∇J. Both results are computed from the differences between h and h'.
+    whose expectation is ∇J. The two results are computed from the differences between h and h'.
 
     Args:
         own: inner products between the gradients h.

@@ -1,4 +1,4 @@
-"""Plots of learning curves and their measures."""
+"""Plots of learning curves, and of their measures such as the final accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -150,8 +150,8 @@ def short_number(value: float) -> str:
 def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure":
     """Plot one panel per measure, with one row per variant: the mean, its 95% interval, and a dot per seed.
 
-    A hollow marker means that the mean is a lower bound, because not all runs reached the target accuracy
-    within the token budget.
+    The mean number of tokens to the target accuracy has a hollow marker if not all runs reached the target
+    accuracy within the token budget. The mean is then a lower bound.
     """
     from matplotlib.figure import Figure
 

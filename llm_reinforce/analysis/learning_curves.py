@@ -92,7 +92,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class ComparedRuns:
-    """Measures of the runs of one variant.
+    """Measures of the runs of one variant, which is a recipe with possibly changed settings.
 
     Attributes:
         name: name of the variant.
@@ -166,7 +166,7 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 
 
 def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
-    """Return the number of tokens at which the curve first reaches the target.
+    """Return the number of tokens at which the curve first reaches the target accuracy.
 
     The curve is linear between evaluations. The result is None if the curve does not reach the target within
     the budget.
@@ -182,7 +182,7 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def accuracy_after(curve: LearningCurve, seconds: float) -> float:
-    """Return the accuracy after updates that took this time. The curve is linear between evaluations."""
+    """Return the accuracy after this duration of training. The curve is linear between evaluations."""
     return float(np.interp(seconds, curve.seconds, curve.accuracy))
 
 
@@ -210,7 +210,7 @@ def mean_curve(
 
 
 def mean_interval(values: Sequence[float], least: float, most: float) -> Interval | None:
-    """Return Student's 95% interval of the mean, clipped to least..most; None if there is only one value.
+    """Return Student's 95% interval of the mean, clipped to [least, most]; None if there is only one value.
 
         mean ± t(0.975, n - 1) s / √n
 
@@ -269,7 +269,7 @@ def _flip_p_value(differences: Sequence[float]) -> float:
 def compare_curves(
     variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float
 ) -> list[ComparedRuns]:
-    """Return the measures of each variant, and their differences from those of the first variant.
+    """Return the measures of each variant, with their differences from the measures of the first variant.
 
     The final accuracy is measured after the update that reached the budget. The area and the number of tokens
     to the target accuracy are computed from the curve up to the budget. If a run does not reach the target,

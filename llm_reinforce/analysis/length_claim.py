@@ -26,8 +26,8 @@ variance to a third if rewards are given immediately. With the state-dependent b
 grows only as T². If the reward is a verdict on the first toss, the variance grows as T, although the later
 actions do not affect the reward. The state-dependent baseline removes the contribution of the later actions.
 
-The exact variance of a sum also contains the squared expectations of its terms, which are subtracted. The
-prediction omits these squares. They are small compared with the terms above, except with the baseline V(s_t).
+The exact variance is smaller, because the squared expectation of each term is subtracted. The prediction
+omits these squares. They are small compared with the terms above, except with the baseline V(s_t).
 """
 
 from collections.abc import Callable
@@ -100,8 +100,8 @@ class LengthVariance:
             all heads are rewarded at the end. "verdict": heads at the first toss is rewarded at the end.
         estimator: name of the estimator.
         num_actions: number of actions of each episode.
-        predicted: variance tr Cov(ĝ) of one episode, computed with the sum in the module's docstring from
-            other episodes than `measured`.
+        predicted: variance tr Cov(ĝ) of one episode, predicted by the sum in the module's docstring. It is
+            computed from other episodes than `measured`.
         measured: variance tr Cov(ĝ) of one episode, estimated from the gradients of the measured episodes.
     """
 
@@ -118,7 +118,7 @@ class LengthClaim:
 
     Attributes:
         coins: variances of the number of heads for several numbers of coins.
-        lengths: gradient variances for several lengths of the episodes, by estimator and time of the rewards.
+        lengths: gradient variances, one for each length of the episodes, estimator and time of the rewards.
     """
 
     coins: tuple[CoinVariance, ...]
@@ -137,7 +137,7 @@ def measure_length_claim(
         show_progress: if True, show a progress bar. By default, it is shown on a terminal and in a notebook.
 
     Raises:
-        InputError: if these files already exist, or the directory can't be written to.
+        InputError: if `output_dir` already contains files of this measurement, or can't be written to.
     """
     output = check_output(output_dir, "length")
     is_shown = is_interactive() if show_progress is None else show_progress
@@ -172,7 +172,10 @@ def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
 
 
 def coin_policy(seed: int) -> LanguagePolicy:
-    """Return a small transformer with random weights. It never ends an episode. Its token "1" means heads."""
+    """Return a policy that tosses coins: a small transformer with random weights.
+
+    The policy never ends an episode. Its token "1" means heads.
+    """
     shape = RandomInitConfig(
         alphabet="01=", num_layers=2, num_heads=2, hidden_size=32, intermediate_size=64, max_length=64
     )

@@ -1,4 +1,4 @@
-"""Function that trains and compares recipes at an equal budget of sampled tokens."""
+"""The function `compare`, which trains and compares recipes at an equal budget of sampled tokens."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -58,7 +58,7 @@ class RecipeComparison:
         curves: mapping from the name of each variant to its learning curves, one per seed.
         summary: the contents of `comparison.json`.
         files: the files that were written.
-        has_plots: False if matplotlib is not installed.
+        has_plots: True if plots were written, which needs matplotlib.
         num_done: number of complete runs.
         stopped_in: variant and seed of the run during which a signal stopped the comparison; None if the
             comparison is complete. If a signal stopped the comparison, all other attributes except `num_done`
@@ -98,7 +98,7 @@ def compare(
 
     Args:
         recipes: names of built-in recipes, recipe files, directories of runs, or Configs. In the results, a
-            Config has the name of the last part of its `output_dir`.
+            Config is named after the last part of its `output_dir`.
         seeds: number of seeds per variant.
         tokens: budget of each run, in sampled tokens.
         variants: variants of a single recipe, as a mapping from names to lists of `section.key=value`, or as
@@ -187,7 +187,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the date that was recorded for the chat template, from the first run that has such a date."""
+    """Return the date that the chat template prints, from the first run in which it is recorded."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

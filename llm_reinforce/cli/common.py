@@ -125,9 +125,9 @@ def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None
 def _main_process_fails_too() -> bool:
     """Return True if the launcher ends this process soon, because the main process has failed.
 
-    Usually all processes raise the same user error, and only the main process reports it. If only another
-    process raises an error, for example because a file is missing on one machine, that process reports the
-    error.
+    The function waits a few seconds for this. Usually all processes raise the same user error, and only the
+    main process reports it. If only another process raises an error, for example because a file is missing on
+    one machine, that process reports the error.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)

@@ -13,7 +13,7 @@ class LengthPenaltyConfig(Section):
     """A penalty on long completions: the soft overlong punishment of DAPO.
 
     The penalty grows linearly from 0, for a completion of `from` tokens, to `penalty`, for a completion of
-    sampling.max_new_tokens tokens. It is subtracted from the reward.
+    sampling.max_new_tokens tokens. The penalty is subtracted from the reward.
     """
 
     penalty: Positive = Field(
@@ -62,7 +62,8 @@ class KLConfig(Section):
 class EntropyTargetConfig(Section):
     """A target for the entropy of the policy. The weight of the entropy bonus is adapted to reach the target.
 
-    After each batch, the weight grows by rate x (value - entropy). It stays between 0 and max_coefficient.
+    After each batch, the weight grows by rate x (value - entropy). The weight stays between 0 and
+    max_coefficient.
     """
 
     value: Positive = Field(description="target of the mean entropy of an action, in nats")

@@ -116,12 +116,12 @@ def _default(field: FieldInfo) -> str:
 
 
 def _allowed(node: Schema) -> str:
-    """Return the allowed values of a key, in words."""
+    """Return a description of the values that a key can have."""
     return " or ".join(dict.fromkeys(_kind(branch) for branch in node.get("anyOf", [node])))
 
 
 def _kind(node: Schema) -> str:
-    """Return the values that one alternative of a JSON schema allows, in words."""
+    """Return a description of the values that one alternative of a JSON schema allows."""
     if "$ref" in node or "allOf" in node:
         return "a section"
     if choices := node.get("enum", [node["const"]] if "const" in node else []):

@@ -144,7 +144,7 @@ def _paths(value: Any) -> Iterator[KeyPath]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in which every settings object is replaced by a dict of its explicitly set keys."""
+    """Return the value with every settings object in it replaced by a dict of its explicitly set keys."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

@@ -133,7 +133,7 @@ class Document:
 def parse_document(text: str, name: str) -> Document:
     """Parse the text of a file. Return a document with its values and the errors found in the text.
 
-    Errors such as a repeated key do not stop the parsing. `validate` raises them.
+    Errors such as a repeated key do not stop the parsing. They are recorded, and `validate` raises them.
 
     Args:
         text: text of the file.
@@ -476,7 +476,7 @@ def _follow(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
     names are not keys of the document.
 
     Returns:
-        The location without these names, and the schema node.
+        the location without the names of members of unions, and the schema node.
     """
     node = root
     path: KeyPath = ()
@@ -508,7 +508,7 @@ BOUNDS |= {"maximum": "at most", "exclusiveMaximum": "below"}
 def _expectation(node: Schema, root: Schema) -> str:
     """Return a description of the values that a schema node accepts, such as "a number above 0 or null".
 
-    Returns "" if the schema does not contain this information.
+    The description is "" if the schema does not contain this information.
     """
     return " or ".join(filter(None, (_expectation_of_one(branch) for branch in _branches(node, root))))
 

@@ -162,7 +162,7 @@ def _logs_follow(before: tuple[object, object]) -> Iterator[None]:
 
 
 class _Frames(RenderHook):
-    """Render hook that prints each view as one frame, and erases remains of views that were wrapped.
+    """Render hook that prints each view as one frame, and erases the remains of wrapped lines.
 
     Before `rich.live.Live` prints the next view, it moves the cursor up by the number of lines of the last
     view. After a terminal has become narrower, these lines occupy more lines of the terminal. This hook

@@ -47,7 +47,7 @@ class Display(Protocol):
         """Take over the history of a resumed run: rows of `metrics.jsonl` and of `evaluations.jsonl`."""
 
     def working(self, sentence: str) -> None:
-        """Record the progress within the current update. It is shown if the update takes a long time."""
+        """Record the progress within the current update, which is shown if the update takes a long time."""
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         """Show supervised update number `num_updates` of `total`, with its loss in nats per token."""

@@ -196,7 +196,10 @@ class RunView:
         return [*stopping, *([Text(fitted(progress, width), "dim")] if progress else [])] or [Text()]
 
     def _accuracies(self, width: int, room: int, max_chart_lines: int, *, is_ascii: bool) -> list[Text]:
-        """Return the accuracies with charts, each of at least one line, in `room` lines if possible."""
+        """Return lines with the accuracies and their charts, at most `room` lines if possible.
+
+        Each chart has at least one line.
+        """
         accuracies, lines = self.accuracies, []
         heads = {decoding: self._accuracy(decoding, made, width) for decoding, made in accuracies.items()}
         num_each = (room - sum(map(len, heads.values()))) // max(1, len(heads))
@@ -316,7 +319,7 @@ def _interpolated(made: Sequence[Accuracy], position: float) -> tuple[float, flo
 
 
 def sample_lines(episodes: "Sequence[Episode]", width: int, num_lines: int) -> list[Text]:
-    """Return at most `num_lines` lines about episodes at evenly spaced positions of an update.
+    """Return at most `num_lines` lines about evenly spaced episodes of an update.
 
     If an episode does not fit into one line, only the first episode is shown, with its prompt and its
     completion on several lines.
@@ -363,7 +366,7 @@ def _sample_table(episodes: "Sequence[Episode]") -> list[Text]:
 
 
 def _verdict(episode: "Episode") -> tuple[str, str]:
-    """Return the verdict as text and its style."""
+    """Return the verdict on an episode as text, and the style of this text."""
     if episode.verdict is None:
         return "  not verified", ""
     if episode.verdict.correct:

@@ -137,12 +137,13 @@ class EpisodeBatch:
         return len(self.episodes)
 
     def part(self, rows: Int[Tensor, " row"]) -> "EpisodeBatch":
-        """Return some of the episodes as a batch, without logged numbers and greedy completions."""
+        """Return the episodes in the given rows as a batch, without logged numbers and greedy completions."""
         return EpisodeBatch.of([self.episodes[row] for row in rows.tolist()])
 
     def rows_of_update(self, number: int, num_updates: int) -> Int[Tensor, " row"]:
-        """Return the rows of update `number` (from 0) of the `num_updates` updates that share this batch.
+        """Return the rows (episodes) that one of several updates of this batch uses.
 
+        `number` is the index of the update, and `num_updates` is the number of updates that share the batch.
         All episodes of a group belong to the same update. Group g belongs to update g mod `num_updates`.
         Therefore, the groups of an update do not depend on the number of processes.
         """
@@ -159,7 +160,7 @@ class EpisodeBatch:
         return torch.tensor([episode.completion.terminated for episode in self.episodes], dtype=torch.bool)
 
     def standardized_rewards(self, scored: Bool[Tensor, " episode"]) -> Float[Tensor, " episode"]:
-        """Return the weighted sum of the rewards, each standardized within the group.
+        """Return the weighted sum of each episode's rewards, which are first standardized within its group.
 
         Args:
             scored: True for the episodes that take part in the standardization. The result is zero for all
@@ -199,7 +200,7 @@ class EpisodeBatch:
 
 
 def _padded(rows: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> Float[Tensor, "episode token"]:
-    """Return the rows as float32, padded with zeros to the longest episode."""
+    """Return the rows as float32, padded with zeros to the length of the longest episode."""
     width = max((len(episode.completion.token_ids) for episode in episodes), default=0)
     # use NumPy, because creating one tensor per row takes longer than the forward pass of a small policy
     padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float32)

@@ -29,9 +29,9 @@ class Estimate:
     """Returns, baselines and advantages of the episodes of an update.
 
     Attributes:
-        returns: g_t of each action.
+        returns: return g_t of each action.
         baselines: baseline b of each episode. With `baseline: value`, this is V(s_0).
-        advantages: A_t; zero in padding and in unscored episodes.
+        advantages: advantage A_t of each action; zero in padding and in unscored episodes.
         mask: True for the actions of scored episodes.
         denominator: number by which the summed loss of an update is divided.
         mean_return: mean return of the scored episodes; None if no episode is scored.

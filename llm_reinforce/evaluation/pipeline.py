@@ -350,7 +350,7 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the chat-template date of an interrupted evaluation, unless the request has one.
+    """Return the policy with the chat-template date of an interrupted evaluation, if the request has none.
 
     The date is the current date that the chat template prints.
     """

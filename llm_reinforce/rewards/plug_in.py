@@ -123,7 +123,7 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
 
 
 def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], function: str) -> None:
-    """Check that a reward function can be called, and accepts these arguments.
+    """Check that a reward function can be called, and that it accepts the given keyword arguments.
 
     Parameters that may name a column are checked later, when the data is known; see `check_rewards`.
 

@@ -62,7 +62,7 @@ def save_checkpoint(
         value_head: tensors of the value head and its optimizer. None: the run has no value head.
         reference: weights of the reference policy that differ from those of `model`. None: the run has no
             reference policy, or the reference policy is another model.
-        best: number of updates of a checkpoint that is not removed. None: only the newest are kept.
+        best: number of updates of a checkpoint that is also kept. None: only the newest checkpoints are kept.
 
     Returns:
         directory of the checkpoint.

@@ -213,7 +213,7 @@ def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
 
 
 def _without_member(text: str) -> str:
-    r"""Return the set in which a variable is: [1,2) for `x \in [1,2)`. Other texts are not changed."""
+    r"""Return the set to which a variable belongs: [1,2) for `x \in [1,2)`. Other texts are not changed."""
     member = _MEMBER.search(text)
     return (
         text[member.end() :].strip() if member and _NAME.fullmatch(text[: member.start()].strip()) else text
@@ -277,7 +277,8 @@ def _parts(text: str, separator: str) -> list[str]:
 def _brackets(text: str) -> str:
     """Return the brackets around a list of values, such as '[)' for '[1,2)'.
 
-    Returns "" if there is a single value, no brackets, or the braces of a set.
+    The result is "" if there is a single value, if there are no brackets, or if the brackets are the braces
+    of a set.
     """
     text = text.replace(r"\{", "{").replace(r"\}", "}").strip()
     if len(text) < 2 or text[0] not in _OPENING or text[-1] not in _CLOSING:

@@ -76,7 +76,7 @@ def parsed(text: str) -> Any:
 
 
 def are_same(right: list[Any], answer: list[Any]) -> bool:
-    """Return True if the reference values and the answer's values are equal in pairs, in any order."""
+    """Return True if the reference values and the answer's values are equal, in any order."""
     from math_verify import verify
 
     unused = list(answer)

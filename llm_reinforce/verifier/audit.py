@@ -77,7 +77,8 @@ class Loss:
         kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are read as
             variables and not as a unit), `whole solution` (a text with a box, a `####` or several lines), or
             `several boxes` (the answer is the last one of several different boxes in the solution).
-        reading: how the answer is read; "text" if it is compared as text.
+        reading: number as which the answer is read; "text" or "algebra" if the answer is compared as text or
+            algebra.
     """
 
     problem: AnsweredQuestion

@@ -213,7 +213,7 @@ class _Text:
         return main if len(sentence) == 2 and _CLAUSE.match(clause) else loud[-1]
 
     def read_chain(self, chain: list[Phrase], shown: str | None = None) -> Reading:
-        """Read numbers that are joined by operators and equals signs."""
+        """Read the number that a chain states, such as 132 for the chain 47+85=132."""
         phrase = chain[-1]
         equals = [i for i in range(chain[0].first, phrase.first) if self.tokens[i].kind == "equals"]
         if equals and sum(one.first > equals[-1] for one in chain) > 1:
@@ -297,7 +297,7 @@ class _Text:
     # --- beside a number --------------------------------------------------------------------------------
 
     def _before(self, index: int) -> str:
-        """Return the reason to refuse a number because of the tokens before it, or "" if there is none."""
+        """Return the reason to reject a number because of the tokens before it; "" if there is none."""
         nearest = range(index - 1, max(-1, index - 1 - _CONTEXT), -1)
         line = "".join(self.tags[i + 1][0] + self.tags[i][1:] for i in nearest)
         if index <= _CONTEXT and not self.is_slot:
@@ -308,7 +308,7 @@ class _Text:
         return ("several_values" if self.leads else "") if reason == context.RANGE else reason
 
     def _after(self, phrase: Phrase) -> str:
-        """Return the reason to refuse a number because of the tokens after it, or "" if there is none."""
+        """Return the reason to reject a number because of the tokens after it; "" if there is none."""
         index = phrase.last
         line = self._between(index, index + _CONTEXT)
         is_decimal = "." in self.tokens[phrase.number].text
@@ -325,7 +325,7 @@ class _Text:
         return ("" if phrase.unit else "not_evaluated") if reason == context.OVER else reason
 
     def _is_absolute(self, phrase: Phrase) -> bool:
-        """Return True for |-42|, but not for a cell of a table, which has spaces beside the number."""
+        """Return True if a negative number is between two vertical bars, as in |-42|."""
         before, after = self._between(0, phrase.first), self._between(phrase.last, phrase.last + _CONTEXT)
         is_negative = phrase.value is not None and phrase.value < 0
         return is_negative and bool(re.search(r"\|(?:\s\()*\Z", before) and re.match(r"(?:\s\))*\s\|", after))

@@ -140,12 +140,11 @@ def _line(text: str, start: int, limit: int = MAX_SLOT) -> tuple[str, int]:
 
 
 def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
-    r"""Return the content of the last outer box, its end, and whether it is one of several.
+    r"""Return the content of the last outer box, its end, and True if other boxes directly precede it.
 
-    Returns:
-        Three items. The first one is the content of the box: None if there is no box, "" if the box is empty.
-            The second one is its end in the text. The third one is True if the box directly follows other
-            boxes, as in "\boxed{15} or \boxed{16}". Their contents are then separated by commas.
+    The content is None if there is no box, and "" if the box is empty. The end is an index in the text. In
+    "\boxed{15} or \boxed{16}", another box directly precedes the last box. The content then consists of the
+    contents of all these boxes, separated by commas.
     """
     boxes: list[str] = []
     begin = end = last = len(text)  # range of the box that was found last, and end of the first one

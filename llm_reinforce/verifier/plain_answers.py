@@ -31,8 +31,8 @@ class Verdict:
 
     `reason` is one of:
 
-    - `equal`: the same number, or the same text if the reference answer is not a number
-    - `different`: another number or text, or the same number with another unit
+    - `equal`: the number of the reference answer, or its text if the reference answer is not a number
+    - `different`: another number or text, or the number of the reference answer with another unit
     - `several_values`: more than one value ("15 or 16", an interval, or "5=6")
     - `relation`: a bound, a negation or an approximation instead of a value ("> 41", "not 42", "about 42")
     - `not_evaluated`: an expression instead of its value ("23*47", "8/4", "8+", "5!", "twice 21")

@@ -22,7 +22,7 @@ def verify(
     accepted.
 
     Args:
-        completion: the text to verify. The function never raises an exception and is fast for every text.
+        completion: the text to verify. No text takes a long time or causes an exception.
         answer: the reference answer without other text, such as "42" or "3/4".
         algebra: True if the reference answer can be LaTeX or algebra. A reference answer that is not a plain
             number is then compared by math-verify, in a process that is killed if the comparison takes more

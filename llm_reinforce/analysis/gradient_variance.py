@@ -283,8 +283,7 @@ def estimator_statistics(
     reference_index = names.index(REFERENCE)
     grams = [gram(index, index) for index in range(len(estimators))]
     reference = grams[reference_index]
-    # if all returns of a problem are equal, its gradient by the reference estimator is 0 up to rounding
-    # errors
+    # if all returns of a problem are equal, the reference gradient of the problem is 0 up to rounding errors
     longest = np.max([np.diagonal(own) for own in grams], axis=0)
     num_with_gradient = int((np.diagonal(reference) > ROUNDING * longest).sum())
     if num_with_gradient < MIN_WITH_GRADIENT:

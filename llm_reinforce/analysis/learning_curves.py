@@ -294,7 +294,7 @@ def compare_curves(
         "timed": (0.0, 1.0),
     }
     is_timed = len(variants) > 1 and all(curve.seconds for curves in variants.values() for curve in curves)
-    # for each seed, the time of the fastest variant
+    # for each seed, the time that the fastest variant took
     times = [
         min(one.seconds[-1] for one in of_seed) if is_timed else 0.0
         for of_seed in zip(*variants.values(), strict=True)

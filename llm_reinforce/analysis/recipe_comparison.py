@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Evaluation
 
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
-"""Function with two arguments: a function that stops a run, and the display of the run.
+"""Function that returns a context manager. Its arguments are a function that stops a run, and a display.
 
-It returns a context manager. Within the context, a signal calls the function that stops the run. The command
-line passes such a function to `compare`."""
+Within the context, a signal handler calls the function that stops the run. The display shows the run. The
+command line passes such a function to `compare`.
+"""
 
 
 @dataclass(frozen=True, slots=True)

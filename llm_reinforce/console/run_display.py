@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # PlainDisplay prints a line after every 5% of the updates, but at most one line in 2 s, and at least one in
 # 60 s
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
-# within an update or evaluation, all displays show its progress after 5 s; PlainDisplay repeats it every 30 s
+# displays show the progress within an update or evaluation after 5 s, and PlainDisplay repeats it every 30 s
 LONG_SECONDS, REPEAT_SECONDS = 5.0, 30.0
 # short names of the main metrics, with their logged names and formats
 TRENDS = {

@@ -173,7 +173,7 @@ def call_on_each(
         if signature is not None:
             try:
                 arguments, named = signature.arguments(_Values(one, progress or Progress()))
-            except TypeError as error:  # a parameter names no value
+            except TypeError as error:  # there is no value for a parameter
                 values.append(error.with_traceback(None))
                 continue
         values.append(call_guarded(function, *arguments, **named))

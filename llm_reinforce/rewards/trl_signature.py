@@ -115,7 +115,7 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> ob
         return call_guarded(function, **arguments)
     try:
         positional, named = signature.arguments(arguments)
-    except TypeError as error:  # a parameter names no value
+    except TypeError as error:  # there is no value for a parameter
         return error.with_traceback(None)
     return call_guarded(function, *positional, **named)
 

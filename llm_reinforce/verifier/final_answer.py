@@ -147,7 +147,7 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
     contents of all these boxes, separated by commas.
     """
     boxes: list[str] = []
-    begin = end = last = len(text)  # range of the box that was found last, and end of the first one
+    begin = end = last = len(text)  # start and end of the box found last, and end of the first box
     slot: str | None = None
     for start in _from_the_end(text, r"\boxed", r"\fbox"):
         box = _BOX.match(text, start)
@@ -159,7 +159,7 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
                 return slot or "", last, len(boxes) > 1
             closed = len(text)
         content = text[box.end() : closed].strip()
-        if closed > end:  # around the box that was found last
+        if closed > end:  # this box contains the box that was found last
             boxes[-1:], begin, end, last = [content], start, closed, closed + 1
         elif not slot or _JOINT.fullmatch(text, closed + 1, begin):
             boxes[:0] = [content] if content.strip(" $\\])") else []

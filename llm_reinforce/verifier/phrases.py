@@ -37,7 +37,7 @@ _UNIT = re.compile(
 class Phrase:
     """A written number."""
 
-    first: int  # range of its tokens
+    first: int  # index of its first token
     last: int  # index after its last token
     number: int  # index of the token with the digits
     value: Fraction | None = None  # for a percentage, the number before the percent sign

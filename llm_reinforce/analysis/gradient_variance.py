@@ -100,7 +100,7 @@ class GradientVariance:
         squared_norm: squared norm of the exact gradient, ‖∇J‖².
         num_problems: number of problems, which were drawn with replacement.
         num_with_gradient: number of problems whose episodes have different returns. If this number is below
-            32, the intervals are too short. If it is below 16, they are much too short.
+            32, the intervals are too short. If the number is below 16, the intervals are much too short.
             tests/benchmarks/variance_coverage.py measures this.
         episodes_per_problem: number of episodes per problem.
         episodes_per_update: number of episodes per update of the recipe.
@@ -255,7 +255,8 @@ def sketch_for(
     """Return a random projection that shortens gradients to `size` components, or None if `size` is 0.
 
     If `size` is None and the complete gradients would need more than 2 GiB of memory, gradients are shortened
-    to SKETCH_SIZE components. If `size` is None and they would need less memory, None is returned.
+    to SKETCH_SIZE components. If `size` is None and the complete gradients would need less memory, None is
+    returned.
     """
     num_parameters = num_trained_parameters(policy)
     if size is None:

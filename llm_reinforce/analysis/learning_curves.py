@@ -105,8 +105,8 @@ class ComparedRuns:
             reach it, the value of the measure `tokens` is the budget.
         differences: for each measure, the difference between this variant and the first variant; empty for
             the first variant.
-        num_sampled: number of tokens that each run sampled. It can exceed the budget, because a run stops
-            only after an update.
+        num_sampled: number of tokens that each run sampled. The number can exceed the budget, because a run
+            stops only after an update.
     """
 
     name: str
@@ -187,7 +187,7 @@ def accuracy_after(curve: LearningCurve, seconds: float) -> float:
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the accuracy at the given token counts, assuming it is constant after the last evaluation."""
+    """Return the accuracy at the given token counts, assumed to be constant after the last evaluation."""
     at: np.ndarray = np.interp(np.asarray(num_tokens, dtype=float), curve.num_tokens, curve.accuracy)
     return at
 
@@ -233,12 +233,12 @@ def _half_width(values: np.ndarray) -> np.ndarray:
 def difference_of(values: Sequence[float], others: Sequence[float]) -> Difference:
     """Return the mean of the differences `values` minus `others`, with its interval and p-values.
 
-    Both sequences belong to the same seeds in the same order. The interval and the first p-value come from
-    Student's paired t-test. The second p-value comes from the sign-flip test (Fisher 1935), which scipy's
-    permutation test computes. The signs of n differences can be flipped in 2ⁿ ways. The p-value is the share
-    of these 2ⁿ ways in which the mean is at least as far from 0 as the observed mean. The sign-flip test
-    makes fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which is 0.06 for five
-    seeds.
+    The two sequences contain one value per seed, for the same seeds in the same order. The interval and the
+    first p-value come from Student's paired t-test. The second p-value comes from the sign-flip test (Fisher
+    1935), which scipy's permutation test computes. The signs of n differences can be flipped in 2ⁿ ways. The
+    p-value is the share of these 2ⁿ ways in which the mean is at least as far from 0 as the observed mean.
+    The sign-flip test makes fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which
+    is 0.06 for five seeds.
 
     Raises:
         ValueError: if the two sequences differ in length.

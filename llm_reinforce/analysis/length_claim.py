@@ -114,7 +114,7 @@ class LengthVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthClaim:
-    """Results of both experiments: variances of the number of heads, and gradient variances.
+    """Results of the two experiments of this module: variances of the number of heads, and of gradients.
 
     Attributes:
         coins: variances of the number of heads for several numbers of coins.

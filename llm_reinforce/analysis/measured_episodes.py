@@ -56,7 +56,8 @@ def collect_updates(
     """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
     In training, the moving average and the value head are baselines that learn from earlier episodes. This
-    function therefore first collects an equal number of other episodes, and fits the two baselines to them.
+    function therefore first collects an equal number of other episodes, and fits the two baselines to these
+    episodes.
 
     Args:
         policy: the policy.

@@ -188,7 +188,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the date that the chat template prints, from the first run in which it is recorded."""
+    """Return the date of the chat template that the first run with such a record has recorded, or None."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

@@ -92,8 +92,8 @@ def variants_of(
 ) -> list[Variant]:
     """Return the variants to compare: the given variants of a single recipe, or one variant per recipe.
 
-    If no variants are given, each recipe is one variant with unchanged settings. Its name is the file name of
-    the recipe.
+    If no variants are given, each recipe is one variant with unchanged settings. The name of the variant is
+    the file name of the recipe.
 
     Args:
         recipes: the recipes.

@@ -79,7 +79,7 @@ class ImportanceConfig(Section):
     """Importance weights, which correct for differences between the sampling policy and the trained policy.
 
     The ratio of an action is its probability under the policy that is trained, divided by the probability
-    with which it was sampled.
+    with which the action was sampled.
     """
 
     level: Literal["sequence", "per_decision", "token"] = Field(
@@ -105,7 +105,7 @@ class ImportanceConfig(Section):
 
 
 class ClipConfig(Section):
-    """Bounds of an action's ratio: its probability now, divided by its probability when it was sampled."""
+    """Bounds of an action's ratio: its current probability, divided by its probability when it was sampled."""
 
     form: Literal["ppo", "cispo"] = Field(
         default="ppo",
@@ -121,7 +121,7 @@ READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average
 
 
 class ReinforceConfig(Section):
-    """Settings of the policy-gradient loss, and of the batch of episodes from which it is computed.
+    """Settings of the policy-gradient loss, and of the batch of episodes from which the loss is computed.
 
     A batch contains problems_per_update x episodes_per_problem episodes. With the default
     updates_per_batch: 1, each update has a batch of its own.

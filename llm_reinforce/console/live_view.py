@@ -89,7 +89,7 @@ class LiveDisplay(RunView):
 
 
 class NotebookDisplay(RunView):
-    """View of a run in one output cell of a notebook, which is replaced at most once per second."""
+    """View of a run in an output cell of a notebook. The view is updated at most once per second."""
 
     def __init__(self, title: str, num_tokens: int | None = None) -> None:
         super().__init__(title, num_tokens)

@@ -251,7 +251,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], column: int) -> l
 
 
 def flow(pieces: Sequence[tuple[str, str]], width: int, separator: str = "  ") -> list[Text]:
-    """Return lines made of pieces of text with their styles. A piece wider than a line is shortened."""
+    """Return lines filled with pieces of text, which have styles. A piece wider than a line is shortened."""
     lines: list[Text] = []
     for text, style in pieces:
         piece = Text(fitted(text, width), style)

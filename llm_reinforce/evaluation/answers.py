@@ -141,7 +141,7 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 def _vote(answer: Answer) -> object:
     """Return the vote of an answer, which is True if the answer is correct.
 
-    The vote of a wrong answer is its number or, if it is not a number, its text.
+    The vote of a wrong answer is its numeric value or, if the answer is not a number, its text.
     """
     if answer.correct:
         return True

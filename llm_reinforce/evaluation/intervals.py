@@ -33,7 +33,8 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
     problems are drawn from a Dirichlet distribution with parameter 1 for each problem. As in Jeffreys' prior,
     half a problem with share 0 and half a problem with share 1 are added. Without these additions, the
     interval is far too short if there are few problems, or if the shares are close to 0 or 1.
-    tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
+    tests/benchmarks/interval_coverage.py measures the coverage of the Wilson interval and of the bootstrap
+    interval.
 
     Raises:
         ValueError: if there are no shares.
@@ -68,7 +69,8 @@ def difference_interval(differences: Sequence[float], confidence: float = CONFID
     of 0 and 1.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design". tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
+    paired-sample design". tests/benchmarks/interval_coverage.py measures the coverage of Tango's interval and
+    of the bootstrap interval.
 
     Raises:
         ValueError: if there are no differences.

@@ -90,7 +90,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class RewardResult:
-    """Result of a reward function for one completion: a value, None if it does not apply, or a failure."""
+    """Result of a reward function for one completion: a value, None (not applicable), or a failure."""
 
     value: Value = None
     failure: str | None = None

@@ -140,7 +140,7 @@ def find_equations(text: str) -> Iterator[Equation]:
 
 
 def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equation]:
-    """Yield the equation of two sides if both have a value and at least one of them has an operation."""
+    """Yield the equation of two sides if each side has a value and at least one side has an operation."""
     is_opened_outside = set(left.tokens[: left.depth]) == {"("}  # (3*4=12)
     sides = [left.tokens[left.depth :] if is_opened_outside else left.tokens, right.tokens]
     if right.tokens[-1:] == ["("]:  # 3*4=12 (the total)

@@ -55,7 +55,8 @@ def save_checkpoint(
         root: directory of the run's checkpoints.
         state: train state to save.
         model: model whose trainable weights are saved.
-        optimizer: optimizer whose state is saved, or its gathered state if it is divided among processes.
+        optimizer: optimizer whose state is saved, or the gathered state if the state is divided among
+            processes.
         schedule: learning-rate schedule whose state is saved.
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.

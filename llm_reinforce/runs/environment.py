@@ -157,7 +157,7 @@ def installed_version(package: str) -> str:
 
 
 def _git_state(root: Path) -> Entries | None:
-    """Return the commit of the toolkit's git checkout, or None if it is installed as a package.
+    """Return the commit of the toolkit's git checkout, or None if the toolkit is installed as a package.
 
     `is_changed` is True if tracked files differ from the commit.
     """

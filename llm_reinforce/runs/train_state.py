@@ -54,9 +54,10 @@ class TrainState:
         pass_counts: with `curriculum`, discounted numbers of correct episodes and of all episodes of each
             problem that has been sampled, by the index of the problem.
         pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
-            because the run was stopped before or during the evaluation. A resumed run measures them first.
-        seconds: duration of the run up to this state, including the time before the run was resumed. It is
-            ignored when two states are compared.
+            because the run was stopped before or during the evaluation. A resumed run measures these
+            decodings first.
+        seconds: duration of the run up to this state, including the time before the run was resumed. The
+            duration is ignored when two states are compared.
     """
 
     num_updates: int = 0

@@ -1,4 +1,4 @@
-r"""Reasoning blocks of a completion, such as `<think>…</think>`. Only the text after them is an answer.
+r"""Reasoning blocks of a completion, such as `<think>…</think>`. Only text after the blocks is an answer.
 
 Models mark their reasoning with many different tags: `<think>`, `<Thought>`, `[THINK]`, `<|START_THINKING|>`,
 `<|begin_of_thought|>`, `<longcat_think>`, `◁think▷`. Each of these tags is a name in brackets. The tag that

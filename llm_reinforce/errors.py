@@ -1,6 +1,7 @@
 """Exceptions of the toolkit, and functions that format error messages.
 
-Other functions remove secrets from messages, logs and tracebacks."""
+Further functions of this module remove secrets from messages, logs and tracebacks.
+"""
 
 import difflib
 import os

@@ -105,7 +105,7 @@ class ImportanceConfig(Section):
 
 
 class ClipConfig(Section):
-    """Bounds of an action's ratio: its current probability, divided by its probability when it was sampled."""
+    """Bounds of an action's ratio: its current probability, divided by its probability when sampled."""
 
     form: Literal["ppo", "cispo"] = Field(
         default="ppo",

@@ -215,7 +215,7 @@ def run_evaluations(
 
 
 def policy_name(policy: Any) -> str:
-    """Return the name of a policy in results: a name or path that was given, or the class of a model object."""
+    """Return the name of a policy in results: the given name or path, or the class name of a model object."""
     if isinstance(policy, str | PathLike):
         return str(policy)
     model = policy.model if isinstance(policy, LanguagePolicy) else policy[0]

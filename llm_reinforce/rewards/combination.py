@@ -170,7 +170,7 @@ def _unique_names(given: Sequence[str]) -> list[str]:
 def _weighted_sum(
     outcomes: Sequence[tuple[str, float, RewardResult]], extras: Mapping[str, object]
 ) -> CombinedReward:
-    """Combine the results of the functions for one completion, given as (name, weight, result)."""
+    """Combine the results for one completion, each given as (name of the function, weight, result)."""
     parts: dict[str, float | None] = {}
     failures: dict[str, str] = {}
     steps: list[StepRewards] = []

@@ -49,7 +49,7 @@ class Phrase:
 def find_phrases(
     tokens: Sequence[Token], tags: Sequence[str], *, leads: bool, is_reference: bool = False
 ) -> list[Phrase]:
-    """Return the phrases of a text in order.
+    """Return the phrases (numbers with their signs and units) of a text in order.
 
     Args:
         tokens: tokens of the text, with `PADDING` at the end.

@@ -1,8 +1,8 @@
 r"""Exact comparison of answers that are numbers or plain text.
 
 `final_answer.py` finds the final answer of a completion, `notation.py` removes LaTeX and typographic
-characters, and `commitment.py` reads the number that the answer commits to. This module compares the number
-with the reference answer. Its functions raise no exceptions and are fast for every text.
+characters, and `commitment.py` reads the number that the answer states. This module compares the number with
+the reference answer. Its functions raise no exceptions and are fast for every text.
 """
 
 import re

@@ -1,4 +1,4 @@
-"""Recipes: settings of a run, read from a file and trained by `load_recipe("quickstart").train()`."""
+"""Recipes, which are the settings of a run in a file: `load_recipe("quickstart").train()`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

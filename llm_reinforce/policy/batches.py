@@ -106,7 +106,10 @@ class WholeBatch:
         self.attention_mask, self.lengths = self.attention_mask[rows], self.lengths[rows]
 
     def cloned(self) -> "WholeBatch":
-        """Return a copy with a cache of its own, for a batch whose cache cannot select rows."""
+        """Return a copy of the batch with its own copy of the cache.
+
+        This replaces `copy` for models whose cache cannot select rows.
+        """
         clone = copy.copy(self)
         clone.cache = copy.deepcopy(self.cache)
         return clone
@@ -134,7 +137,7 @@ class SeparateBatches:
 
     Args:
         model: causal language model.
-        pad_token_id: see `WholeBatch`.
+        pad_token_id: token id of padding.
         single_rows: compute each row by itself.
     """
 
@@ -147,7 +150,7 @@ class SeparateBatches:
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """See `Batch`."""
+        """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         together: dict[int, list[int]] = {}
         for row, number in enumerate(of_prompt):
             together.setdefault(row if self.single_rows else len(prompts[number]), []).append(row)
@@ -163,7 +166,7 @@ class SeparateBatches:
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """See `Batch`."""
+        """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         return self._joined(
             [
                 batch.step(actions[integers(part, actions.device)], shortest, longest)
@@ -172,18 +175,22 @@ class SeparateBatches:
         )
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """See `Batch`."""
+        """Copy rows to other rows; see `Batch.copy`."""
         sources = list(range(max(sum(len(part) for _, part in self.parts), max(new) + 1)))
         for source, target in zip(old, new, strict=True):
             sources[target] = source
         self._select(sources)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `Batch`."""
+        """Keep only the given rows; see `Batch.keep`."""
         self._select(rows.tolist())
 
     def _select(self, sources: Sequence[int]) -> None:
-        """Replace each row by a copy of its source. Rows that are not a source are dropped."""
+        """Replace all rows by copies of current rows. Current rows that are not copied are dropped.
+
+        Args:
+            sources: for each new row, the index of the current row that is copied.
+        """
         parts: list[tuple[WholeBatch, list[int]]] = []
         for batch, old in self.parts:
             place = {row: index for index, row in enumerate(old)}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GivenProblems:
-    """Problems passed by a Python caller instead of being named in the settings.
+    """Problems that a Python caller has passed as objects, and that the settings therefore do not define.
 
     Attributes:
         train: training problems; None if the settings define them. If neither `held_out` nor the settings
@@ -117,7 +117,7 @@ def untemplated_problems(
                     "answer_column"
                 )
             split = split_problems(train, num_held_out, config.seed)
-        # generated problems need no comparison, because the two sets are disjoint by construction
+        # generated problems need no comparison, because no training problem is also a held-out problem
         for sentence in find_overlap(split.train, split.held_out).sentences():
             say(sentence)
     if not have_answers(split.held_out or split.train):

@@ -294,7 +294,7 @@ class _Converter:
         )
 
     def _prompt(self, row: Row, values: Mapping[str, object]) -> tuple[str, tuple[Message, ...], str | None]:
-        """Return the text of a prompt, the messages if it is a chat, and the reply that ends the chat, if any."""
+        """Return the text of a prompt, its messages if it is a chat, and the reply that ends the chat."""
         column = self.prompt_column
         if find_column(values, column, ()) is None:
             raise no_column(values, column, (), "prompt", row.place)

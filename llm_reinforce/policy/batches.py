@@ -21,7 +21,7 @@ from llm_reinforce.policy.plain_path import length_with_constant_positions, rest
 
 @runtime_checkable
 class Batch(Protocol):
-    """Sequences that are being sampled, with their cache of keys and values.
+    """Sequences that are being sampled, with the cache of their keys and values.
 
     Each row contains one sequence. The caller may use one row for several completions, as long as their
     tokens are equal.
@@ -78,7 +78,7 @@ class WholeBatch:
         """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         device = next(self.model.parameters()).device
         states, selected = pad_left(prompts, self.pad_token_id, device), integers(of_prompt, device)
-        # computed from the lengths, because reading the mask would wait for a GPU to finish its work
+        # `is_padded` is computed from the lengths, because reading the mask would have to wait for a GPU
         self.is_padded, self.cache = len({len(prompt) for prompt in prompts}) > 1, None
         self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
@@ -138,7 +138,8 @@ class SeparateBatches:
     Args:
         model: causal language model.
         pad_token_id: token id of padding.
-        single_rows: compute each row by itself.
+        single_rows: True: each row is computed by itself. False: rows with prompts of equal length are
+            computed together.
     """
 
     can_refill = False

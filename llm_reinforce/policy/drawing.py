@@ -68,7 +68,7 @@ def draw(
 def draw_rows(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least float32
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # to float32, or unchanged float64
     if temperature != 1.0:
         logits = logits / temperature
     shifted = logits - logits.amax(dim=1, keepdim=True)

@@ -270,7 +270,7 @@ class LanguagePolicy:
 
 
 def _without_end(token_ids: list[int], is_added: Sequence[int]) -> list[int]:
-    """Remove the tokens that the tokenizer has appended to a text, such as an end token."""
+    """Return token ids without the tokens that the tokenizer has appended to a text, such as an end token."""
     length = len(token_ids)
     while length and is_added[length - 1]:
         length -= 1

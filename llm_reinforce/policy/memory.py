@@ -71,7 +71,7 @@ def memory_per_token(
     Args:
         policy: the policy.
         prompt: prompt of typical length.
-        num_completions: number of completions of a prompt. Fewer completions are computed if they are long.
+        num_completions: number of completions of a prompt. If completions are long, fewer are computed.
         max_new_tokens: number of tokens of a completion.
         with_entropies: compute entropies with gradient, as for an entropy bonus.
     """

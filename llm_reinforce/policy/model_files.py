@@ -179,7 +179,7 @@ def _all_weights(location: str, **arguments: Any) -> Any:
     By default, transformers initializes missing tensors with random numbers.
 
     Raises:
-        InputError: if the only weights are pickles, or files of another format than safetensors.
+        InputError: if the weights are stored as pickles or in another format, but not as safetensors.
         ValueError: if a tensor is missing or has another shape.
     """
     path = Path(location)

@@ -66,6 +66,6 @@ def keep_differentiable(model: nn.Module) -> None:
 
 
 def num_elements(parameter: nn.Parameter) -> int:
-    """Return the number of weights in a parameter, which is not `numel` if two 4-bit weights share a byte."""
+    """Return the number of weights in a parameter. An element of a quantized parameter holds two weights."""
     quantized = getattr(parameter, "quant_state", None)
     return parameter.numel() if quantized is None else math.prod(quantized.shape)

@@ -326,10 +326,10 @@ def standardize(
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    The mean is over the scored episodes of the batch, or of the episode's group. With one divisor for the
-    whole batch, standardization does not change the direction of the batch's gradient, and makes the norm of
-    the gradient independent of the scale of the rewards. The divisor depends on the actions. Therefore the
-    gradient is biased, even with an unbiased baseline.
+    The mean is over the scored episodes of the batch or, if `groups` is given, of the episode's group. With
+    one divisor for the whole batch, standardization does not change the direction of the batch's gradient,
+    and makes the norm of the gradient independent of the scale of the rewards. The divisor depends on the
+    actions. Therefore, the gradient is biased, even with an unbiased baseline.
 
     If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, advantages
     would be divided by ε. The advantages of later actions, which can be nonzero if γ < 1 or if there are step

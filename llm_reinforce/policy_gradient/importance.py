@@ -72,7 +72,7 @@ def limit_weights(
 ) -> Float[Tensor, "episode token"]:
     """Return weights that are at most `limit`. Larger weights become `limit` (truncate) or 0 (mask).
 
-        truncate:  min(w, c)          mask:  w if w ≤ c else 0
+        truncate:  min(w, limit)          mask:  w if w ≤ limit else 0
 
     A limit bounds the variance and makes the gradient biased. With `limit=None`, the weights are returned
     unchanged.

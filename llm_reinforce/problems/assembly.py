@@ -48,7 +48,7 @@ def problems_from_config(
         config: settings of the run.
         say: function that is called with messages about the problems, such as the number of training problems
             that were left out because they are also held-out problems.
-        given: problems that are used instead of those named in the settings.
+        given: problems that are used instead of the problems that the settings define.
 
     Raises:
         InputError: if the data cannot be read, or if no training problem is left.
@@ -80,7 +80,7 @@ def untemplated_problems(
     Args:
         config: settings of the run.
         say: function that is called with messages about the problems, as in `problems_from_config`.
-        given: problems that are used instead of those named in the settings.
+        given: problems that are used instead of the problems that the settings define.
 
     Raises:
         InputError: if the data cannot be read, or if no training problem is left.

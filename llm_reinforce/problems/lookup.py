@@ -106,8 +106,8 @@ def kind_of(data: str) -> tuple[str, str]:
 def is_file_name(data: str) -> bool:
     """Return True if the text is the path of a data file or folder, even if it does not exist.
 
-    A text is a path if it exists, ends like the name of a data file, or looks like a path. It looks like a
-    path if it begins with a drive such as `C:`, with `~`, with `.` or with a slash, or if it contains a
+    A text is a path if it exists, ends like the name of a data file, or looks like a path. A text looks like
+    a path if it begins with a drive such as `C:`, with `~`, with `.` or with a slash, or if it contains a
     backslash or more than one slash. The name of a named data set, such as `gsm8k`, is not a path. For a
     folder with this name, write `./gsm8k`.
     """
@@ -140,7 +140,7 @@ def usual_template(data: str) -> str:
 
 
 def usual_stop(data: str) -> tuple[str, ...]:
-    """Return the strings at which a completion should be cut, because the policy begins another question.
+    """Return the strings at which a completion should be cut, because another question begins there.
 
     In the default template of a named data set, this is the text before `{prompt}`.
 

@@ -54,7 +54,7 @@ def _gsm8k(row: Columns) -> Columns:
 
 
 def _svamp(row: Columns) -> Columns:
-    """Convert a row of SVAMP. The prompt is the body, with a period if it has none, and the question."""
+    """Convert a row of SVAMP. The prompt is the body, with a final period, followed by the question."""
     named = _renamed(row, prompt=("Question", "question"), answer=("Answer", "answer"), id=("ID",))
     return _with_body(_whole(named), row.get("Body"), named.get("prompt"))
 

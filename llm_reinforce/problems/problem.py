@@ -51,7 +51,7 @@ class Problem:
     def in_template(self, template: str, before: str = "") -> "Problem":
         """Return a copy of the problem whose prompt is inserted into a template.
 
-        The template of a chat is applied to its last message.
+        If the prompt is a chat, the template is applied to the last message.
 
         Args:
             template: text in which `{prompt}` is replaced by the original prompt.

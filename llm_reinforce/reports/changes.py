@@ -33,8 +33,8 @@ class Changes:
 
     Attributes:
         decoding: "greedy" or "sampled".
-        first: update of the first evaluation.
-        last: update of the last evaluation.
+        first: number of updates before the first evaluation.
+        last: number of updates before the last evaluation.
         num_gained: number of problems with a higher share of correct answers in the last evaluation.
         num_lost: number of problems with a lower share of correct answers in the last evaluation.
         gained: some of the problems that `num_gained` counts.

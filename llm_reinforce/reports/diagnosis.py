@@ -97,7 +97,7 @@ def _sign_of_run(
 
 
 def _stretches(visible: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """Yield, for each sequence of true values, the index of its first value and the index after its last."""
+    """Yield, for each sequence of consecutive true values, its first index and the index after its end."""
     first = None
     for index, each in enumerate([*visible, False]):
         if each and first is None:

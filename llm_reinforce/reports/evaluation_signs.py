@@ -74,7 +74,7 @@ def gap_interval(
 
 
 def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
-    """Return a finding if training problems are solved more often than held-out problems.
+    """Return a finding if training problems are solved much more often than held-out problems.
 
     The training problems are those of the last updates before the evaluation. Each problem counts once,
     because the episodes of one problem are not independent. The episodes are sampled at the temperature of

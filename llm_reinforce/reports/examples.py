@@ -52,7 +52,7 @@ def _refused(rows: Sequence[Row]) -> Row | None:
 
 
 def _rewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the episode with the highest reward among those with wrong answers; the last one if several."""
+    """Return the last episode with the highest reward, among the episodes with wrong answers."""
     wrong = [row for row in rows if not row.get("correct") and row.get("reward") is not None]
     return max(wrong, key=lambda row: (row["reward"], row["update"]), default=None)
 

@@ -132,7 +132,7 @@ def _directories() -> Iterator[Check]:
 
 
 def _directory(name: str, path: Path) -> Check:
-    """Check that files can be written to a directory or, if it does not exist, to its nearest parent."""
+    """Check that a directory or, if it does not exist, its nearest existing parent is writable."""
     existing = next((each for each in (path, *path.parents) if each.exists()), path)
     where = f"{path}" if existing == path else f"{path} (does not exist yet)"
     try:

@@ -79,6 +79,6 @@ def _handler(paths: Sequence[Path]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Print nothing for each request."""
+            """Do nothing. The base class would print a line for each request."""
 
     return Handler

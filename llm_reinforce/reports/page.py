@@ -34,7 +34,7 @@ STYLES = ("uplot.min.css", "style.css")
 def report(
     *runs: str | PathLike[str], output: str | PathLike[str] | None = None, open_browser: bool = False
 ) -> Path:
-    """Write the report of runs, a single HTML file, and return its path.
+    """Write the report of one or more runs to a single HTML file, and return the path of the file.
 
     Args:
         runs: directories of runs, or directories that contain runs, such as those that `compare` writes.

@@ -41,7 +41,10 @@ class WarningSigns:
         return self._worst_unseen([few_problems(self._facts)])
 
     def add(self, row: Row) -> Finding | None:
-        """Add the metrics of the next update, and return the worst finding that no earlier call has found."""
+        """Add the metrics of the next update, and return the most severe new finding; None if there is none.
+
+        A finding is new if no earlier call has made a finding of this kind.
+        """
         self._rows.append(row)
         rows, facts = self._rows, self._facts
         if len(rows) > MAX_PATIENCE:

@@ -25,12 +25,12 @@ NUM_UPDATES = 5  # number of updates over which most signs are measured
 MIN_UPDATES = 2  # minimum number of updates over which a sign is measured
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
 MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum shares of the episodes for a sign
-FALLING = 0.95  # if the truncated share falls to less than this part of its earlier value, it is not a sign
+FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not reported
 PATIENCE, MAX_PATIENCE = 20, 50  # signs in PATIENT are measured over 1/20 of the run, at most 50 updates
-NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
+NO_SPREAD = 0.95  # minimum share of problems whose episodes have equal rewards, for a sign
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
 SOLVED = 0.9  # accuracy at which equal rewards are a success
-NO_ENTROPY = 0.01  # nats per token
+NO_ENTROPY = 0.01  # maximum entropy of a collapsed policy, in nats per token
 MIN_CHANGED = 0.5  # minimum share of the weights with a gradient that a step should change
 MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
     0.01,
@@ -152,7 +152,7 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Return a finding if most of the completions are truncated, and their share does not fall.
 
-    A falling share is no sign, because a policy with random weights first has to learn to end its
+    A falling share is not reported, because a policy with random weights first has to learn to end its
     completions.
     """
     half, name = len(rows) // 2, "completions/clipped_ratio"

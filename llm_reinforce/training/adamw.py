@@ -156,7 +156,7 @@ class _WithMasterWeights(torch.optim.Optimizer):
         yield part
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer. The state of each weight contains the weight's float32 copy."""
+        """Return the state of the optimizer, which includes the float32 copies of half-precision weights."""
         state = super().state_dict()
         of_weights = dict(state["state"])
         for index, (weight, master) in enumerate(zip(self._weights, self._masters, strict=True)):

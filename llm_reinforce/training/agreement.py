@@ -33,7 +33,7 @@ def check_alike(
         model: the model of the policy. The weights of the models may differ.
 
     Raises:
-        InputError: if the processes differ in one of these respects. All processes raise the same error.
+        InputError: if settings, problems, versions or shapes differ. All processes raise the same error.
     """
     if accelerator.num_processes == 1:
         return

@@ -52,7 +52,7 @@ def build_loop(
 
     Args:
         config: all settings of the run.
-        policy: policy to train instead of the one in the settings.
+        policy: policy to train instead of the policy in the settings.
         problems: problems to use instead of those in the settings.
         rewards: one entry per reward in the settings. An entry is the function to use, or None to load the
             function that the settings name. Empty: load all functions that the settings name.
@@ -63,8 +63,8 @@ def build_loop(
     Raises:
         InputError: if the processes were launched with unsupported settings, if the problems, a reward
             function or the policy cannot be loaded, or if a prompt does not fit into the context of the
-            policy, contains characters that its alphabet lacks, ends in an end token, or is changed by the
-            chat template.
+            policy, contains characters that the policy's alphabet lacks, ends in an end token, or is changed
+            by the chat template.
     """
     display = display or Silent()
     prepare_launch(config.training.mixed_precision)

@@ -49,7 +49,7 @@ class Failures(NamedTuple):
     """Counts of all sampled episodes of a batch, and of the episodes that could not be scored.
 
     Attributes:
-        num_episodes: number of sampled episodes, including those of problems that were replaced.
+        num_episodes: number of sampled episodes, including the episodes of problems that were replaced.
         num_unscored: number of episodes without a reward.
         first: the first episode for which a reward function failed; None if no function failed.
         process: index of the process that sampled the episode `first`.
@@ -67,8 +67,8 @@ class Sample(NamedTuple):
     Attributes:
         own: episodes of this process.
         batch: episodes of all processes.
-        num_problems: number of problems drawn, including those that were replaced.
-        num_tokens: number of tokens sampled, including those of problems that were replaced.
+        num_problems: number of problems drawn, including problems that were replaced.
+        num_tokens: number of tokens sampled, including the tokens of problems that were replaced.
         pass_counts: numbers of correct episodes and of all episodes of each problem after this batch, which
             the curriculum uses.
         refills: counts of the problems that were sampled to replace other problems.
@@ -102,7 +102,7 @@ class BatchSampler:
         order: order of the problems, which is used if there is no curriculum.
         seed: seed of the run.
         reference: the reference policy; None if `reinforce.kl` is not set.
-        server: server that samples the episodes. None: the processes of the run sample them.
+        server: server that samples the episodes. None: the processes of the run sample the episodes.
     """
 
     policy: LanguagePolicy
@@ -188,7 +188,7 @@ class BatchSampler:
         return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
 
     def _in_main_process(self, server: SamplingServer, work: Callable[[], Value]) -> Value:
-        """Call `work`, which transfers weights, in the main process. Return its result in all processes.
+        """Call `work`, which transfers weights, in the main process. Return the result in all processes.
 
         If `work` raises a ServerError, all processes raise it.
         """
@@ -199,7 +199,7 @@ class BatchSampler:
 
         result = gather_object(self._or_error_of_all(call), self.accelerator)[0]
         server.served = gather_object(server.served, self.accelerator)[0]
-        assert result is not None  # the main process is the first one
+        assert result is not None  # the first result is that of the main process
         return result
 
     def _or_error_of_all(self, work: Callable[[], Value]) -> Value:
@@ -328,7 +328,8 @@ class BatchSampler:
             state: train state before the batch.
             activations: object that keeps activations for the gradient step. None: nothing is kept.
             is_trial: sample one short episode of each problem.
-            on_step: see `collect_episodes`.
+            on_step: function that is called after each step of the sampler, with the number of completions
+                that have ended and the number of sampled tokens.
             first_group: index of the first problem of this process among the problems of all processes. None:
                 every process has the same number of problems.
             refill: if the problems replace other problems of the batch, the number of the replacement, which

@@ -50,11 +50,11 @@ _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, i
 
 
 def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerator:
-    """Return an accelerator with this mixed precision.
+    """Return an accelerator with the given mixed precision.
 
     The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
-    call of this function made a different setting, this setting is replaced. If other code made a different
-    setting, an error is raised.
+    call of this function has chosen another mixed precision, it is replaced. If other code has chosen another
+    mixed precision, an error is raised.
 
     Several processes without a GPU train on the CPU.
 
@@ -105,7 +105,7 @@ def prepare_launch(mixed_precision: str) -> None:
     """Check how the processes were launched, and make transformers load the weights in every process.
 
     Raises:
-        InputError: if the launch is not supported, or if it does not support the mixed precision.
+        InputError: if the launch is not supported, or cannot be combined with the mixed precision.
     """
     check_launch()
     if sharding() is None:
@@ -194,7 +194,7 @@ def describe_processes(accelerator: Accelerator) -> str:
 
 
 def own_rows(num_rows: int, accelerator: Accelerator) -> slice:
-    """Return the rows of this process among `num_rows` rows of all processes."""
+    """Return the slice of the rows of this process, if all processes together have `num_rows` rows."""
     num_own = num_rows // accelerator.num_processes
     first = accelerator.process_index * num_own
     return slice(first, first + num_own)
@@ -267,7 +267,7 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
                 local_tensor(parameter.grad).mul_(accelerator.num_processes)
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # a parameter may have a gradient in some processes only, for example if an expert received no token
+    # a parameter may have a gradient in some processes only; for example, an expert may receive no token
     has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters])
     num_with = accelerator.reduce(has_gradient.to(accelerator.device, torch.long), "sum").tolist()
     gradients = []

@@ -32,7 +32,7 @@ from llm_reinforce.rewards.from_python import rewards_from
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
 CHAT_KEYWORDS = ("use_chat_template", "system_prompt", "chat_template_kwargs", "chat_template_date")
 MODEL_KEYWORDS = (*CHAT_KEYWORDS, "lora")  # policy settings allowed with a model object
-COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
+COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # for both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
 Section = dict[str, Any]

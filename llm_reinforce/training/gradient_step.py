@@ -209,8 +209,8 @@ class GradientStep:
         entropy bonus or a KL divergence in the loss, every episode has a gradient. If no episode has a
         gradient, one row is returned.
 
-        In the result, the episodes of a group are adjacent, so that they share the computation of their
-        prompt. Groups with long episodes come first.
+        In the result, the episodes of a group (of one problem) are adjacent, so that they share the
+        computation of the prompt. Groups with long episodes come first.
         """
         lengths, groups = batch.lengths.tolist(), batch.groups.tolist()
         longest: dict[int, int] = {}

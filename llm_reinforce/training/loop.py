@@ -118,11 +118,12 @@ class TrainingLoop:
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
         evaluation: settings of the evaluations of the policy.
-        demonstrations: problems on whose solutions a warm start trains. If empty, it trains on `problems`.
+        demonstrations: problems on whose solutions a warm start trains. If empty, the warm start trains on
+            `problems`.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
-        server: server that samples the episodes. None: the processes of the run sample them.
+        server: server that samples the episodes. None: the processes of the run sample the episodes.
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
@@ -512,7 +513,7 @@ class TrainingLoop:
     def try_rewards(self) -> None:
         """Call all reward functions on a few trial episodes, to find errors before the run starts.
 
-        Later calls do nothing if a call has succeeded.
+        After a successful call, further calls do nothing.
 
         Raises:
             InputError: if a function fails on all trial episodes.
@@ -604,7 +605,7 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Evaluate the policy if an evaluation is due or pending, and save a checkpoint if one is due.
+        """Evaluate the policy if an evaluation is due or pending. Save a checkpoint if a checkpoint is due.
 
         Args:
             before: train state before the latest update. None: no update has been made yet.

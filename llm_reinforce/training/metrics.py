@@ -177,7 +177,7 @@ def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -
 
 
 def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the fractions of episodes that failed in each of three ways, by the name of the way.
+    """Return the fraction of episodes with each kind of failure, by the name of the kind.
 
     An episode is `wrong` if it has a wrong answer, `unparseable` if it terminated without an answer, and
     `truncated` if it was truncated before it gave an answer.

@@ -198,8 +198,7 @@ def kl_loss(
 
         (1/D) Σ_b Σ_t ρ_t k3_t        ρ_t = π(a_t | s_t; θ) / μ(a_t | s_t), without gradient
 
-    μ is the policy that sampled action a_t of episode b. In the first update of a batch, the ratios ρ_t are
-    1.
+    μ is the policy that sampled the actions. In the first update of a batch, all ratios ρ_t are 1.
 
     Args:
         log_probs: log π(a_t | s_t; θ). The gradient flows through them.

@@ -93,7 +93,7 @@ def draw_by_pass_rate(
     seed: int,
     taken: Collection[int] = (),
 ) -> list[int]:
-    """Draw problems without replacement, with probabilities proportional to their weights.
+    """Draw indices of problems without replacement, with probabilities proportional to the problems' weights.
 
     Problems with a weight of 0 are drawn only if no other problems are left. If `size` exceeds the number of
     problems, problems are drawn repeatedly.

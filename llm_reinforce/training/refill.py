@@ -50,8 +50,8 @@ class Refills:
 def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> list[int]:
     """Return the groups whose episodes are all correct or all wrong, in order.
 
-    Only episodes in the loss count. Unscored episodes are not in the loss, and with `truncated: mask`,
-    truncated episodes are not either. A group without any episode in the loss is also returned.
+    Only episodes in the loss count. Unscored episodes are not in the loss. With `truncated: mask`, truncated
+    episodes are not in the loss either. A group without any episode in the loss is also returned.
 
     The verdicts are compared, not the rewards. With a shaped reward, the episodes of a problem nearly always
     have different rewards, even if all of them are correct. A policy that learned only from these differences

@@ -49,7 +49,7 @@ class RunCheckpoints:
     sharded: ShardedModel | None = None
 
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
-        """Return True if the settings require a checkpoint of this state during the run.
+        """Return True if the settings require a checkpoint of this state, even if the run continues.
 
         Args:
             state: train state after the latest update.

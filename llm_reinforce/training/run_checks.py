@@ -194,7 +194,7 @@ class RunChecks:
     def check_weights(
         self, before: TrainState, outcomes: Sequence[UpdateOutcome], say: Callable[[str], None]
     ) -> None:
-        """Report importance weights that have no effect in the first update of a run."""
+        """Report after the first update of a run if all importance weights are 1, so they have no effect."""
         counts = outcomes[0].counts
         are_ones = counts.num > 0 and counts.total == counts.squares == counts.num
         is_on_policy = self.reinforce.importance is not None and self.reinforce.updates_per_batch == 1

@@ -27,10 +27,10 @@ from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.recording import flattened
 
-FOLDER = "trackers"  # in the run's directory
+FOLDER = "trackers"  # folder in the run's directory
 SERIES = f"{FOLDER}/series.json"
 TABLE = "episodes"
-PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages that are not named like their trackers
+PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages with other names than the trackers
 # attributes in which these trackers store the id of the run
 OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}
 # trackers to which a resumed run does not log its settings again: MLflow refuses to replace them, and
@@ -87,7 +87,7 @@ class Trackers:
             settings: settings of the run by dotted key. None: the settings are not logged.
 
         Returns:
-            Id that the tracker has given to the run. It is empty if the tracker gives no ids, and None if the
+            the id that the tracker has given to the run, or "" if the tracker gives no ids. None if the
             tracker failed.
         """
         own_id = ""
@@ -129,7 +129,12 @@ class Trackers:
                 self._guarded(name, partial(tracker.log_table, TABLE, columns=columns, data=rows, step=step))
 
     def evaluation(self, num_updates: int, evaluation: Evaluation) -> None:
-        """Log the accuracy of an evaluation that was made after `num_updates` updates, and its interval."""
+        """Log the accuracy of an evaluation, with its confidence interval.
+
+        Args:
+            num_updates: number of updates before the evaluation.
+            evaluation: the evaluation.
+        """
         if not self._trackers or num_updates <= self._evaluations.get(evaluation.decoding, -1):
             return
         name, (low, high) = f"eval/{evaluation.decoding}/accuracy", evaluation.interval
@@ -147,7 +152,7 @@ class Trackers:
             self._guarded(name, partial(tracker.log, named, step=step))
 
     def _guarded(self, name: str, call: Callable[[], object]) -> None:
-        """Call a function of a tracker. If it fails, show a note and turn the tracker off."""
+        """Call a function of a tracker. If the function fails, show a note and turn the tracker off."""
         try:
             with _environment(self._variables):
                 call()

@@ -158,7 +158,7 @@ class _Worker:
             self.directory = None
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = 0.0
-        self.greeting: dict[str, Any] = {}  # of the latest process
+        self.greeting: dict[str, Any] = {}  # greeting of the latest process
         self.late = WorkerError("")  # the answer to the question if the deadline passes
 
     def send(self, question: object, time_limit: float, inbox: "_Inbox") -> None:

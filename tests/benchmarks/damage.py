@@ -26,7 +26,7 @@ NUM_UPDATES, KILLED_IN = 5, 5
 
 
 def damages(file: Path, num_sizes: int, num_flips: int, rng: random.Random) -> dict[str, bytes]:
-    """Return the damaged contents of a file, by a description of the damage."""
+    """Return damaged versions of a file's content, each by a description of the damage."""
     whole = file.read_bytes()
     sizes = [0, *sorted(rng.sample(range(1, len(whole) - 1), num_sizes - 2)), len(whole) - 1]
     damaged = {f"cut to {size} bytes": whole[:size] for size in sizes}

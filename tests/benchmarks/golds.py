@@ -47,7 +47,7 @@ def rows_of(path: Path) -> list[Any]:
 
 
 def gold_of(row: Any) -> str:
-    """Return the reference answer of a row. If there is a `####`, as in GSM8K, it is the text after it."""
+    """Return the reference answer of a row: the whole answer or, as in GSM8K, the text after `####`."""
     value = row[1] if isinstance(row, list) else next(row[key] for key in KEYS if key in row)
     value = value[0] if isinstance(value, list) else value
     return str(value).rpartition("####")[2].replace(",", "").strip() if "####" in str(value) else str(value)

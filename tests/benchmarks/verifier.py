@@ -159,7 +159,7 @@ def latency(repetitions: int) -> Table:
 def fuzz(num_cases: int) -> Table:
     """Check verdicts on random texts made of hostile pieces, and return a table of the verdicts' reasons.
 
-    Every text must get a verdict. If two alternative answers are appended to a text, it must not be correct.
+    Every text must get a verdict. A text that ends in two alternative answers must never be accepted.
     """
     generator = random.Random(0)
     reasons: Counter[str] = Counter()
@@ -213,7 +213,7 @@ def scores() -> Table:
 
 
 def real_completions(console: Console, *, show: bool) -> None:
-    """Print two tables of the verdicts of three verifiers on completions of a real model.
+    """Print tables of the verdicts of up to three verifiers on completions of a real model.
 
     Args:
         console: console to print on.

@@ -166,7 +166,7 @@ def trl(options: argparse.Namespace) -> None:
 
 
 def measured(options: argparse.Namespace, name: str, policy: str, data: str, **settings: Any) -> Evaluation:
-    """Return the evaluation of a policy. The answers are recorded, so a later call does not repeat them."""
+    """Return the evaluation of a policy. It is recorded, so that a later call does not repeat it."""
     return evaluate(
         policy,
         str(DATA / f"{data}.jsonl"),

@@ -64,9 +64,10 @@ class KeptProducts:
 class Activations:
     """Store for the matrix products and log-probabilities that a Llama-like model computes during sampling.
 
-    Matrix products take nearly all the time of a forward pass. `token_log_probs` reuses the products, and
-    recomputes norms, rotary embeddings and attention, which are needed for the gradient. The kept activations
-    are valid only for the weights with which they were computed, so call `clear` before the weights change.
+    Matrix products take nearly all the time of a forward pass. `token_log_probs` reuses the products. It
+    recomputes norms, rotary embeddings and attention, because the gradient needs their intermediate results.
+    The kept activations are valid only for the weights with which they were computed, so call `clear` before
+    the weights change.
 
     Tokens are numbered in the order in which they are computed. Only the outputs of unquantized `nn.Linear`
     layers in float32 or float64 on a CPU are kept. Other layers, such as adapters, are recomputed.

@@ -25,7 +25,8 @@ prompt or to the largest number of tokens that a completion adds to the tree, if
 class CompletionTree:
     """Completions as a tree of tokens.
 
-    The parent of a token is the token before it in its completion. The parent of a first token is the prompt.
+    The parent of a token is the token before it in its completion. The parent of the first token of a
+    completion is the prompt.
 
     The tokens are in preorder: a token is directly followed by its descendants. The last action of a
     completion is not in the tree, because no action follows it.

@@ -107,10 +107,10 @@ def forward_packed(
         model: a model returned by `packable_model`.
         token_ids: token ids of all sequences, concatenated.
         positions: position of each token in its sequence, from 0.
-        attend: attention function.
+        attend: attention function; see `Attend`.
         read: indices of the tokens whose hidden states are returned. The last layer processes only these
             tokens after its attention. None: all tokens.
-        multiply: function that computes the outputs of linear layers.
+        multiply: function that computes the outputs of linear layers; see `Multiply`.
         gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
             backward pass.
     """

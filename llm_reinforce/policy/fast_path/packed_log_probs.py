@@ -88,7 +88,7 @@ def packed_states(
         model: a model returned by `packable_model`.
         of_prompts: layout of the prompts.
         tree: layout of the completions.
-        multiply: function that computes the outputs of linear layers.
+        multiply: function that computes the outputs of linear layers; see `Multiply`.
         gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
             backward pass.
     """

@@ -96,7 +96,7 @@ def draw_by_pass_rate(
     """Draw indices of problems without replacement, with probabilities proportional to the problems' weights.
 
     Problems with a weight of 0 are drawn only if no other problems are left. If `size` exceeds the number of
-    problems, problems are drawn repeatedly.
+    problems, problems are drawn more than once.
 
     Args:
         settings: the settings of the curriculum.

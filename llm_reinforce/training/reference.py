@@ -57,7 +57,7 @@ class ReferencePolicy:
         return self.settings.reference == "start"
 
     def set_to_policy(self) -> None:
-        """Make the current policy the reference. If the reference is another model, do nothing."""
+        """Make the current policy the reference, unless the settings name another model as the reference."""
         if self.is_state_of_policy:
             trained = trainable_parameters(self.policy.model)
             self.weights = {name: parameter.detach().clone() for name, parameter in trained.items()}

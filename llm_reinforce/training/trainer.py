@@ -285,8 +285,8 @@ class ReinforceTrainer:
                 no run to resume, if the run to resume has other settings, or if a reward function fails on
                 every trial episode.
             RunStoppedError: if the fraction of an update's episodes that could not be scored exceeds
-                `max_unscored_share`, or if the gradients of `max_not_finite` updates in a row were not
-                finite. A checkpoint is saved.
+                `max_unscored_share`, if the gradients of `max_not_finite` updates in a row were not finite,
+                or if a sampling server failed. A checkpoint is saved, except during the warm start.
         """
         started = time.monotonic()
         self._loop.display = self._display
@@ -295,7 +295,7 @@ class ReinforceTrainer:
         return self.result(history, seconds=time.monotonic() - started)
 
     def updates(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[Update]:
-        """Train, and yield an `Update` after each optimizer step.
+        """Train, and yield an `Update` after each optimizer step, or after the optimizer steps of each batch.
 
             for update in trainer.updates():
                 if update.metrics["accuracy"] > 0.9:
@@ -308,12 +308,12 @@ class ReinforceTrainer:
         evaluations. Progress is shown only if the trainer was created with `progress=True` or with a display.
 
         Args:
-            resume: see `train`.
-            overwrite: see `train`.
+            resume: continue the run in `output_dir` from its newest checkpoint; see `train`.
+            overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:
-            InputError: see `train`.
-            RunStoppedError: see `train`.
+            InputError: if the run cannot be started or resumed; see `train`.
+            RunStoppedError: if the run cannot continue; see `train`.
         """
         self._loop.display = Silent() if self._shows_progress is None else self._display
         with self._running(resume=resume, overwrite=overwrite):

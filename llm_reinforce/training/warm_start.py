@@ -48,7 +48,7 @@ def warm_start(
 
     The policy is trained on the solution of each problem, or on the answer if a problem has no solution. The
     optimizer is used only for the warm start. The loss of an update is the mean of -log π(a_t | s_t) over the
-    tokens of its solutions, in nats. Several processes share the problems of an update.
+    tokens of the update's solutions, in nats. Several processes share the problems of an update.
 
     Args:
         policy: the policy.

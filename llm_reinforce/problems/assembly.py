@@ -172,8 +172,8 @@ def _without_overlap(
     """Return the problems of two sources as training and held-out problems without overlap.
 
     Training problems that are also in the held-out source are removed. If no training problem would be left,
-    all of them are kept, and `say` is called with a message that the run is evaluated on its training
-    problems.
+    all training problems are kept, and `say` is called with a message that the run is evaluated on its
+    training problems.
     """
     unseen = {folded_prompt(problem.prompt) for problem in held_out}
     kept = tuple(problem for problem in train if folded_prompt(problem.prompt) not in unseen)

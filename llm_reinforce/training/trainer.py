@@ -490,7 +490,7 @@ def _script_without_guard(config: Config) -> str | None:
 
 
 def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDisplay:
-    """Return the display of a run: the caller's display, one that suits the console, or a silent one."""
+    """Return the display of a run: the caller's, a display that suits the console, or a silent display."""
     if not isinstance(progress, bool | None):
         return progress
     console = Console()

@@ -447,7 +447,10 @@ def scaling() -> None:
 
 
 def costs(problems: int, group: int, prompt: int, length: int, vocabulary: int) -> tuple[float, float]:
-    """Return the seconds of sampling completions of full length, and of the gradient of their log π."""
+    """Return the time to sample completions of full length, and to compute the gradient of their log π.
+
+    Both times are in seconds.
+    """
     policy = random_policy(SMALL, seed=0)
     config = copy(policy.model.config)
     config.vocab_size, config.max_position_embeddings = vocabulary, prompt + length

@@ -15,9 +15,9 @@ HEAD = """\
 
 This page lists every setting of a recipe with its default, its allowed values and its meaning.
 
-The page is generated from the settings classes by `python docs/generate_settings.py`. In a recipe, a setting is a
-YAML key of its section. On the command line, it is `--set section.key=value`. In Python, it is a keyword
-argument; see [Python](python.md#settings).
+The page is generated from the settings classes by `python docs/generate_settings.py`. In a recipe, a setting
+is a YAML key of its section. On the command line, a setting is given as `--set section.key=value`. In Python,
+a setting is a keyword argument; see [Python](python.md#settings).
 
 Three commands help to write a recipe:
 

@@ -18,7 +18,7 @@ from llm_reinforce.training.adamw import adamw, is_half
 def new_optimizer(
     model: nn.Module, training: TrainingConfig, accelerator: Accelerator
 ) -> tuple[AcceleratedOptimizer, Any]:
-    """Return the optimizer of the trainable weights, and its schedule.
+    """Return the optimizer of the trainable weights, and its learning-rate schedule.
 
     Args:
         model: the model, on the device of the accelerator. With FSDP, it is the sharded copy.
@@ -26,7 +26,8 @@ def new_optimizer(
         accelerator: the accelerator of the run.
 
     Raises:
-        InputError: if gradients are scaled and trained weights are in half precision; see also `adamw`.
+        InputError: if no weight can be trained, if a package of the optimizer is missing (see `adamw`), or
+            if gradients are scaled and trained weights are in half precision.
     """
     # a scaler finds no gradients of weights with float32 copies, and refuses gradients in half precision
     if accelerator.scaler is not None and any(
@@ -51,8 +52,9 @@ def learning_rate_schedule(
     """Return a learning-rate schedule of transformers whose rate is positive in every update.
 
     A schedule of transformers has a rate of 0 at the first step of a warm-up and after the last step of a
-    decay. To avoid these rates, the warm-up and the whole schedule are one step longer here, and the first
-    update uses the second step. In a warm-up of W updates, update k has k / (W + 1) of the highest rate.
+    decay. To avoid rates of 0, the warm-up and the whole schedule are one step longer here, and the first
+    update uses the second step. In a warm-up of W updates, the rate of update k is k / (W + 1) times the
+    highest rate.
 
     Args:
         name: constant, constant_with_warmup, linear or cosine.

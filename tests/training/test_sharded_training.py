@@ -36,6 +36,7 @@ def launch(call: Any, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+
     directory = tmp_path_factory.mktemp("sharded")
     small_policy().save(directory / "base")
     return directory

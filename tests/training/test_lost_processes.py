@@ -17,6 +17,7 @@ import accelerate.commands.launch
 import pytest
 import torch.distributed.run
 import two_processes
+from accelerate.state import AcceleratorState
 from processes import run_forked
 from small_runs import rows
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
@@ -127,6 +128,7 @@ class ForkedProcess:
             os.setsid()
             for number in (signal.SIGINT, signal.SIGTERM):  # handlers of the launcher
                 signal.signal(number, signal.SIG_DFL)
+            AcceleratorState._reset_state(reset_partial_state=True)  # of an accelerator made before the fork
             os.environ.clear()
             os.environ.update(env)
             sys.argv = ["llm-reinforce", *args[4:]]

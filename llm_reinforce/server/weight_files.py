@@ -1,6 +1,7 @@
 """The weights of a policy as files that a server reads."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,12 @@ from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.policy import LanguagePolicy, without_progress_bars
 
 
+def server_directory(output_dir: str) -> Path:
+    """Return the directory beside a run that has the files for its server."""
+    path = Path(os.path.abspath(Path(output_dir).expanduser()))
+    return path.with_name(f"{path.name}.server")
+
+
 def has_adapter(model: nn.Module) -> bool:
     """Return True if the model is a base model with a LoRA adapter."""
     return isinstance(model, PeftModel)
@@ -19,7 +26,8 @@ def has_adapter(model: nn.Module) -> bool:
 def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
     """Write the LoRA adapter of the policy. An existing directory is replaced."""
     with whole_directory(directory) as partial, without_progress_bars():
-        policy.model.save_pretrained(str(partial))  # type: ignore[operator]
+        # by default, peft asks the hub at each call whether the base model has the same vocabulary
+        policy.model.save_pretrained(str(partial), save_embedding_layers=False)  # type: ignore[operator]
 
 
 def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:

@@ -1,5 +1,7 @@
 """Build the training loop of a run from its settings. Cheap checks are made before a model is loaded."""
 
+import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,7 +29,8 @@ from llm_reinforce.problems import (
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.server import SamplingServer
+from llm_reinforce.server import SamplingServer, server_directory
+from llm_reinforce.training.adamw import is_half
 from llm_reinforce.training.data_parallel import (
     check_sharded_settings,
     describe_processes,
@@ -118,25 +121,34 @@ def build_loop(
         run_directory=run_directory,
         display=display,
         seed=config.seed,
-        server=server_from_config(config),
+        server=server_from_config(config, policy),
     )
     display.say(f"device: {describe_processes(loop.accelerator)}")
     return loop
 
 
-def server_from_config(config: Config) -> SamplingServer | None:
-    """Return the server that samples the episodes of a run; None if the settings have none."""
+def server_from_config(config: Config, policy: LanguagePolicy) -> SamplingServer | None:
+    """Return the server that samples the episodes of a run; None if the settings have none.
+
+    The weights are written to `output_dir` followed by `.server`, or to a subdirectory of
+    `sampling.server.directory` whose name depends on the path of `output_dir`.
+    """
     settings = config.sampling.server
     if settings is None:
         return None
     directory = None
+    if "output_dir" in config.model_fields_set:
+        directory = server_directory(config.output_dir)
     if settings.directory is not None:
-        directory = Path(settings.directory).expanduser()
-    elif "output_dir" in config.model_fields_set:
-        directory = Path(f"{config.output_dir}.server").expanduser()
-    is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
-    temperature = config.sampling.temperature
-    return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)
+        # runs delete the files of their earlier processes, so they must not share a directory
+        own = hashlib.sha256(str(directory or uuid.uuid4()).encode()).hexdigest()[:16]
+        directory = Path(settings.directory).expanduser() / f"run-{own}"
+    return SamplingServer(
+        settings,
+        temperature=config.sampling.temperature,
+        is_half=config.training.mixed_precision != "no" or any(map(is_half, policy.model.parameters())),
+        directory=directory,
+    )
 
 
 def _read_demonstrations(config: Config) -> tuple[Problem, ...]:

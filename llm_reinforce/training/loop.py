@@ -685,6 +685,7 @@ class TrainingLoop:
                 is_stopped=self._is_stopped,
             )
         self.state = replace(self.state, num_skipped_updates=num_skipped)
+        self.sampler.policy_has_changed()
 
     def _restore(self) -> bool:
         """Continue from the newest complete checkpoint. Return False if there is none."""
@@ -693,6 +694,7 @@ class TrainingLoop:
         state = self.checkpoints.restore(self.display.say)
         if state is not None:
             self.state = state
+            self.sampler.policy_has_changed()
         if self.accelerator.is_main_process:
             updates, evaluations = map(self.run_directory.rows, ("metrics.jsonl", "evaluations.jsonl"))
             self.display.restored(updates, evaluations)

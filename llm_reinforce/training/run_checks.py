@@ -75,8 +75,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
         InputError: if a function fails on all trial episodes, or if a server samples and fails.
     """
     try:
-        sampler.try_server()
-        own = sampler.collect(sampler.problems[:NUM_TRIED], state, is_trial=True)
+        own = sampler.try_sampling(sampler.problems[:NUM_TRIED], state)
     except ServerError as error:
         raise InputError(f"sampling.server: {error}") from error
     tried, num_processes = sampler.problems[:NUM_TRIED], sampler.accelerator.num_processes

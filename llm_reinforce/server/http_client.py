@@ -19,6 +19,11 @@ MAX_SHOWN = 300  # maximum number of characters of an answer that a message show
 CHUNK = 1 << 16  # bytes
 HOW_TO_START = "start the server with `llm-reinforce serve`, then resume the run"
 HOW_TO_RESTART = "read the log of the server, restart it, then resume the run"
+REJECTION = ("the server rejects the request", HOW_TO_RESTART)
+REDIRECTION = (
+    "the server redirects the request",
+    "set sampling.server.url to the address to which it redirects, then resume the run",
+)
 REJECTIONS = {
     401: ("the server rejects the key", f"set {API_KEY} to the key of the server, then resume the run"),
     403: ("the server denies access", f"check the server's rules and {API_KEY}, then resume the run"),
@@ -31,6 +36,10 @@ class ServerError(RunStoppedError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, can_resume=True)
+
+
+class NoAnswerError(ServerError):
+    """Raised when a server does not answer, so that further requests would only take more time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +81,10 @@ class HttpClient:
             body: JSON value to send.
 
         Raises:
+            NoAnswerError: if there is no answer within `timeout` seconds, or no connection in the last
+                attempt.
             ServerError: if all attempts fail, if the server does not know the route or rejects the request,
-                if there is no answer within `timeout` seconds, or if the key cannot be sent.
+                or if the key cannot be sent.
         """
         where = f"{self.url}: {method} {route}"
         headers = _headers()
@@ -81,28 +92,25 @@ class HttpClient:
             try:
                 status, text = self._attempt(method, route, body, headers)
             except TimeoutError as error:  # not repeated, since a server that hangs rarely recovers
-                raise ServerError(
+                raise NoAnswerError(
                     f"{where}: no answer within {self.timeout:g} seconds; restart the server, or increase "
                     "sampling.server.timeout, then resume the run"
                 ) from error
             except (OSError, HTTPException) as error:
                 reason, remedy = f"no connection: {error or type(error).__name__}", HOW_TO_START
+                kind: type[ServerError] = NoAnswerError
             else:
+                kind = ServerError
                 if status < 300:
                     return text
                 reason = f"status {status}, {visible(text, MAX_SHOWN) or 'without a message'}"
                 remedy = HOW_TO_RESTART
-                if status < 400:
-                    raise ServerError(
-                        f"{where}: the server redirects the request ({reason}); set sampling.server.url to "
-                        "the address to which it redirects, then resume the run"
-                    )
                 if status < 500:
-                    what, remedy = REJECTIONS.get(status, ("the server rejects the request", remedy))
+                    what, remedy = REJECTIONS.get(status, REDIRECTION if status < 400 else REJECTION)
                     raise ServerError(f"{where}: {what} ({reason}); {remedy}")
             if wait is not None:
                 time.sleep(wait)
-        raise ServerError(f"{where}: {len(WAITS) + 1} attempts failed ({reason}); {remedy}")
+        raise kind(f"{where}: {len(WAITS) + 1} attempts failed ({reason}); {remedy}")
 
     def _attempt(self, method: str, route: str, body: object, headers: dict[str, str]) -> tuple[int, str]:
         """Send the request once, and return the status and the text of the answer.

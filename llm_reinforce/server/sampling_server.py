@@ -21,7 +21,7 @@ from llm_reinforce.policy import (
     TokenIds,
     token_log_probs,
 )
-from llm_reinforce.server.http_client import HttpClient, ServerError
+from llm_reinforce.server.http_client import HttpClient, NoAnswerError, ServerError
 from llm_reinforce.server.parallel import in_parallel
 from llm_reinforce.server.protocol import (
     COMPLETIONS,
@@ -159,6 +159,8 @@ class SamplingServer:
             try:
                 self._transfer(policy, way)
                 difference = self.probe(policy, prompts, num_tokens)
+            except NoAnswerError:
+                raise
             except ServerError as error:
                 faults.append(f"sync {way}: {error}")
                 continue
@@ -206,13 +208,14 @@ class SamplingServer:
             ) from error
         try:
             if way == "adapter":
-                adapter = {"lora_name": version, "lora_path": str(files)}
-                self.client.request("POST", "/v1/load_lora_adapter", adapter)
+                self._load_adapter(version, files)
             else:
                 self._has_merged = True
                 arguments = {"method": "reload_weights", "kwargs": {"weights_path": str(files)}}
                 self.client.request("POST", "/collective_rpc", arguments)
                 self.client.request("POST", "/reset_prefix_cache")
+        except NoAnswerError:
+            raise
         except ServerError as error:
             raise ServerError(
                 f"{error}. The server reads the weights from {files}, which has to exist under this path on "
@@ -226,6 +229,17 @@ class SamplingServer:
         for other in self.directory.glob(f"{NAME}*"):  # also those of earlier processes
             if other != files:
                 shutil.rmtree(other, ignore_errors=True)
+
+    def _load_adapter(self, version: str, files: Path) -> None:
+        adapter = {"lora_name": version, "lora_path": str(files)}
+        try:
+            self.client.request("POST", "/v1/load_lora_adapter", adapter)
+        except NoAnswerError:
+            raise
+        except ServerError:
+            # a repeated request is rejected if only the answer to the first one was lost
+            if version not in self._models().adapters:
+                raise
 
     @torch.no_grad()
     def probe(

@@ -13,7 +13,7 @@ from llm_reinforce.episodes import Estimate
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.runs import TrainState
-from llm_reinforce.server import ServerError
+from llm_reinforce.server import SamplingServer, ServerError
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample
 from llm_reinforce.training.data_parallel import gather_episodes
 from llm_reinforce.training.gradient_step import UpdateOutcome
@@ -46,6 +46,19 @@ def check_answers(
                 f"training.{name}: needs held-out problems with answers, on which the accuracy is measured; "
                 "give held-out problems, or remove this setting"
             )
+
+
+def check_corrected(reinforce: ReinforceConfig, server: SamplingServer | None) -> None:
+    """Check that the loss corrects the differences between a server, if there is one, and the policy.
+
+    Raises:
+        InputError: if neither importance weights nor clipping is set.
+    """
+    if server is not None and reinforce.importance is None and not reinforce.clip:
+        raise InputError(
+            "reinforce: nothing corrects the differences between the server that samples and the policy; set "
+            "importance: {level: per_decision}"
+        )
 
 
 def check_shares(reinforce: ReinforceConfig, num_processes: int) -> None:

@@ -30,7 +30,6 @@ from llm_reinforce.problems import (
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.server import SamplingServer, server_directory
-from llm_reinforce.training.adamw import is_half
 from llm_reinforce.training.data_parallel import (
     check_sharded_settings,
     describe_processes,
@@ -121,13 +120,13 @@ def build_loop(
         run_directory=run_directory,
         display=display,
         seed=config.seed,
-        server=server_from_config(config, policy),
+        server=server_from_config(config),
     )
     display.say(f"device: {describe_processes(loop.accelerator)}")
     return loop
 
 
-def server_from_config(config: Config, policy: LanguagePolicy) -> SamplingServer | None:
+def server_from_config(config: Config) -> SamplingServer | None:
     """Return the server that samples the episodes of a run; None if the settings have none.
 
     The weights are written to `output_dir` followed by `.server`, or to a subdirectory of
@@ -143,12 +142,9 @@ def server_from_config(config: Config, policy: LanguagePolicy) -> SamplingServer
         # runs delete the files of their earlier processes, so they must not share a directory
         own = hashlib.sha256(str(directory or uuid.uuid4()).encode()).hexdigest()[:16]
         directory = Path(settings.directory).expanduser() / f"run-{own}"
-    return SamplingServer(
-        settings,
-        temperature=config.sampling.temperature,
-        is_half=config.training.mixed_precision != "no" or any(map(is_half, policy.model.parameters())),
-        directory=directory,
-    )
+    is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
+    temperature = config.sampling.temperature
+    return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)
 
 
 def _read_demonstrations(config: Config) -> tuple[Problem, ...]:

@@ -157,11 +157,11 @@ def test_no_adapter_is_added_to_a_model_with_merged_weights(
     tmp_path: Path,
 ) -> None:
     server.missing.add("/v1/load_lora_adapter")
-    first = client_of(server)
+    first = client_of(server, tolerance=100.0)  # the probe must not be needed
     policy = adapted(tiny_policy, tmp_path / "base")
     first.sync(policy, PROMPTS)
     server.missing.clear()
-    for client in (first, client_of(server)):  # the second one stands for a resumed run
+    for client in (first, client_of(server, tolerance=100.0)):  # the second one stands for a resumed run
         assert client.sync(moved(policy), PROMPTS) < 1e-5
     assert len(server.policies) == 1
 

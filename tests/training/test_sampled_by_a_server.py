@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fake_server import FakeServer, serving
 from small_runs import COPY, Watcher, new_run, rows, sevens, small_policy, trainer
 from typer.testing import CliRunner
@@ -204,15 +203,6 @@ def test_preview_does_not_change_the_server(server: FakeServer) -> None:
     assert "sampling.server: " in one.preview().server_error
     with pytest.raises(InputError, match=r"at most 5 tokens .* may need 6"):  # also after the preview
         one.train()
-
-
-def test_precision_is_that_of_the_policy(server: FakeServer) -> None:
-    settings = {"num_held_out": 1, "progress": False, "server": {"url": server.url}}
-    for dtype, tolerance in ((torch.float32, 1e-3), (torch.bfloat16, 0.05)):
-        policy = small_policy()
-        policy.model.to(dtype)
-        one = ReinforceTrainer(policy, COPY, max_new_tokens=4, **settings)
-        assert one.loop.sampler.server.tolerance == tolerance
 
 
 def test_faults_are_found_before_the_run_starts(server: FakeServer, tmp_path: Path) -> None:

@@ -5,7 +5,12 @@ import os
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import nn
 
 from llm_reinforce.durable_files import whole_directory
@@ -31,11 +36,13 @@ def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
 
 
 def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
-    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced."""
+    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced.
+
+    Quantized weights are written in full, so that the server computes the same products.
+    """
     model: Any = policy.model
     if isinstance(model, PeftModel):
-        # a copy, because merging and unmerging would change the weights by rounding
-        model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+        model = _merged(model)
     with whole_directory(directory) as partial:
         _save_untied(model, partial)
 
@@ -43,14 +50,31 @@ def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
 def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
     """Write the model and the tokenizer with which a server starts. An existing directory is replaced.
 
-    A LoRA adapter is left out, because the server gets it later.
+    A LoRA adapter is left out, because the server gets it later. Quantized weights are written in full.
     """
     model: Any = policy.model
     if isinstance(model, PeftModel):
         model = copy.deepcopy(model).unload()  # type: ignore[operator]
+    if getattr(model, "is_quantized", False):
+        model = copy.deepcopy(model).dequantize()
     with whole_directory(directory) as partial:
         _save_untied(model, partial)
         policy.tokenizer.save_pretrained(str(partial))
+
+
+def _merged(model: PeftModel) -> Any:
+    """Return a copy of the base model with the adapter merged into its weights.
+
+    The copy is needed because merging and unmerging would change the weights of the policy by rounding.
+    """
+    if not getattr(model.get_base_model(), "is_quantized", False):
+        return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    # peft would quantize the sum again, which rounds it
+    base: Any = copy.deepcopy(model).unload()  # type: ignore[operator]
+    merged = get_peft_model(base.dequantize(), copy.deepcopy(model.peft_config[model.active_adapter]))
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+    set_peft_model_state_dict(merged, adapter)  # type: ignore[no-untyped-call]
+    return merged.merge_and_unload()  # type: ignore[operator]
 
 
 def _save_untied(model: Any, directory: Path) -> None:

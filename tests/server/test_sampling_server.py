@@ -1,6 +1,7 @@
 """The client of a server: requests, answers, transfer of the weights, and its check."""
 
 import copy
+import importlib.util
 import itertools
 import json
 import socket
@@ -19,6 +20,7 @@ from fake_server import BASE, FakeServer, serving
 from llm_reinforce.config import AdapterConfig, ImportanceConfig, ReinforceConfig, ServerConfig
 from llm_reinforce.policy import LanguagePolicy, load_policy, token_log_probs
 from llm_reinforce.server import HttpClient, SamplingServer, Served, ServerError, http_client
+from llm_reinforce.server.weight_files import write_served_model
 from llm_reinforce.training.objective import surrogate_loss
 
 PROMPTS = [(3, 4), (5,), (1, 2, 6)]
@@ -180,6 +182,18 @@ def test_adapter_is_loaded_once_if_the_answer_is_lost(
     assert client_of(server).sync(moved(policy), PROMPTS) < 1e-5
     assert len(server.policies) == 2
     assert len([*(tmp_path / "weights").iterdir()]) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_quantized_weights_are_sent_in_full(
+    client_of: Callable[..., SamplingServer], tiny_policy: LanguagePolicy, tmp_path: Path
+) -> None:
+    tiny_policy.save(tmp_path / "base")
+    policy = moved(load_policy(tmp_path / "base", load_in_4bit=True, lora=AdapterConfig(rank=2)))
+    write_served_model(policy, tmp_path / "served")
+    with serving(FakeServer(load_policy(tmp_path / "served"))) as fake:
+        for sync in ("adapter", "disk"):
+            assert client_of(fake, sync=sync).sync(policy, PROMPTS, 2) < 1e-5
 
 
 def test_hub_is_not_asked_when_an_adapter_is_written(

@@ -11,7 +11,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY = "VLLM_API_KEY"
 """Environment variable with the key of the server."""
 TEMPERATURES = (0.01, 2.0)
-"""Smallest and largest temperature at which vLLM samples. It raises temperatures below the smallest."""
+"""Smallest and largest temperature at which vLLM samples. vLLM raises lower temperatures to the smallest."""
 
 
 class ServerConfig(Section):

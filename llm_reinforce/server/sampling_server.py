@@ -1,4 +1,4 @@
-"""A server that samples completions: transfer of the weights, check of the transfer, and sampling."""
+"""Transfer the weights of a policy to a vLLM server, check the transfer, and sample on the server."""
 
 import shutil
 import tempfile
@@ -38,10 +38,10 @@ from llm_reinforce.server.weight_files import has_adapter, write_adapter, write_
 Value = TypeVar("Value")
 
 NAME = "llm_reinforce-"  # prefix of the names of adapters and directories
-MAX_COMPLETIONS = 256  # completions requested at the same time if sampling.batch_size is not set
+MAX_COMPLETIONS = 256  # number of completions requested at the same time if sampling.batch_size is not set
 PROBE_TOKENS = 16  # maximum number of tokens of a completion that checks the weights of the server
 SERVER_METRICS = ("server/probe_difference", "server/sync_time", "server/num_batches_since_sync")
-ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances, in nats
+ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances in full and in half precision, in nats
 PARTLY = (
     "the server has other weights than the trainer, or only a part of them; restart the server with "
     "`llm-reinforce serve`, then resume the run. If the difference is due to rounding, increase "
@@ -66,10 +66,11 @@ class SamplingServer:
 
     Args:
         settings: settings of the server.
-        temperature: divisor of the logits, which is also used to check the weights.
-        is_half: True if the policy is computed in half precision.
-        directory: directory for the weights of this run. Files that earlier processes of the run have left
-            there are deleted. None: a temporary directory.
+        temperature: sampling temperature of the run. The weights of the server are checked at this
+            temperature.
+        is_half: True if the policy is computed in half precision. The default tolerance is then larger.
+        directory: directory of this run to which the weights are written, and from which the server reads
+            them. Files of earlier processes of the run are deleted. None: a temporary directory.
     """
 
     def __init__(
@@ -80,17 +81,18 @@ class SamplingServer:
         self.tolerance = settings.tolerance or (ROUNDING_IN_HALF if is_half else ROUNDING)
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="llm_reinforce_server_")
         self.directory = (directory or Path(self._temporary.name if self._temporary else "")).absolute()
-        # the server may still have adapters and cached keys and values of an earlier process of the run
+        # The token makes the names of this process unique. The server may still have adapters, and cached
+        # keys and values, of an earlier process of the run.
         self._token, self._num_transfers = uuid.uuid4().hex[:8], 0
         self.served: Served | None = None  # set by `sync`; other processes get it from the main process
-        # batches sampled since the latest transfer; None: transfer before the next batch
+        # number of batches since the latest transfer; None: a transfer is needed before the next batch
         self._num_batches: int | None = None
         self._transfer_metrics: Mapping[str, float] = {}
-        # an adapter must not be added to a model into which an earlier version of it was merged
+        # an adapter must not be added to a model into which an earlier version of the adapter was merged
         self._has_merged = any(map(_has_whole_weights, self.directory.glob(f"{NAME}*")))
 
     def check(self, num_tokens: int) -> str:
-        """Ask the server which model it serves, and return one line about it. The server is not changed.
+        """Return one line about the model that the server serves. The server is not changed.
 
         Args:
             num_tokens: largest number of tokens of a prompt with its completion.
@@ -110,22 +112,25 @@ class SamplingServer:
         return f"{models.base} at {self.settings.url}, with a context of {models.max_length:,} tokens"
 
     def expire(self) -> None:
-        """Transfer the weights before the next batch, because the policy or the server may have changed."""
+        """Require a transfer before the next batch, because the policy or the server may have changed."""
         self._num_batches = None
 
     def before_batch(
         self, policy: LanguagePolicy, prompts: Sequence[TokenIds], num_tokens: int = PROBE_TOKENS
     ) -> Mapping[str, float]:
-        """Transfer the weights if a transfer is due before the next batch, and return its metrics by name.
+        """Transfer the weights if a transfer is due before the next batch.
 
         Args:
             policy: the policy of the trainer.
-            prompts: prompts with which a transfer is checked.
+            prompts: prompts with which the transfer is checked.
             num_tokens: maximum number of tokens of a completion. A transfer is checked with at most
                 `PROBE_TOKENS` tokens.
 
+        Returns:
+            metrics of the server by name, such as the number of batches since the latest transfer.
+
         Raises:
-            ServerError: see `sync`.
+            ServerError: if the transfer fails, or if the server then has other weights than the policy.
         """
         if self._num_batches is None or self._num_batches >= self.settings.sync_every:
             self.sync(policy, prompts, num_tokens)
@@ -142,16 +147,15 @@ class SamplingServer:
         server has a model into which the adapter is merged, so all further transfers are of all weights.
 
         Args:
-            policy: see `before_batch`.
-            prompts: see `before_batch`.
-            num_tokens: see `before_batch`.
+            policy: the policy of the trainer.
+            prompts: prompts for which log-probabilities are compared.
+            num_tokens: maximum number of tokens of a completion. At most `PROBE_TOKENS` tokens are sampled.
 
         Returns:
-            the mean absolute difference of the log-probabilities, in nats.
+            the mean absolute difference between the log-probabilities of server and trainer, in nats.
 
         Raises:
-            ServerError: if the transfer fails, or if the log-probabilities then differ by more than the
-                tolerance.
+            ServerError: if the transfer fails, or if the difference exceeds the tolerance.
         """
         self.expire()
         started, faults = time.perf_counter(), []
@@ -192,7 +196,12 @@ class SamplingServer:
         return self._read(read_models, self.client.get_json("/v1/models"), "/v1/models")
 
     def _transfer(self, policy: LanguagePolicy, way: str) -> None:
-        """Write the weights to a new directory, and let the server read them."""
+        """Write the weights to a new directory, and make the server load them.
+
+        Args:
+            policy: the policy of the trainer.
+            way: "adapter" to transfer the LoRA adapter, "disk" to transfer all weights.
+        """
         self._num_transfers += 1
         models = self._models()
         version = f"{NAME}{self._token}-{self._num_transfers}"
@@ -249,16 +258,16 @@ class SamplingServer:
 
         The server samples a short completion of each prompt, and the policy computes the log-probabilities of
         the sampled tokens. The completions continue after end tokens, because a policy may be certain about
-        everything before them, and then any weights give similar log-probabilities. If the server uses
-        additional sampling settings, such as top-k, this also increases the difference.
+        all tokens before the end token, and then any weights give similar log-probabilities. Additional
+        sampling settings of the server, such as top-k, also increase the difference.
 
         Args:
-            policy: see `before_batch`.
-            prompts: see `before_batch`.
-            num_tokens: see `before_batch`.
+            policy: the policy of the trainer.
+            prompts: prompts for which log-probabilities are compared.
+            num_tokens: maximum number of tokens of a completion. At most `PROBE_TOKENS` tokens are sampled.
 
         Raises:
-            ServerError: see `sample_completions`.
+            ServerError: if the server does not answer, or if its answer cannot be used.
         """
         of_prompts = self._sample(
             policy,
@@ -298,10 +307,10 @@ class SamplingServer:
     ) -> list[Completion]:
         """Sample completions on the server. Arguments and result are those of `policy.sample_completions`.
 
-        The recorded log-probabilities are those of the server. The completions have no entropies. The random
-        numbers are those of the server, so `generator` is not used, and no `activations` are stored. With
-        `greedy`, the log-probabilities are those at temperature 1. `on_step` is called after each answer and
-        once per second between two answers.
+        The server computes the recorded log-probabilities and draws the random numbers, so `generator` is not
+        used. The completions have no entropies, and no `activations` are stored. With `greedy`, the
+        log-probabilities are those at temperature 1. `on_step` is called after each answer, and once per
+        second while the server computes.
 
         Raises:
             ServerError: if the server does not answer, or if its answer cannot be used.

@@ -1,4 +1,4 @@
-"""The weights of a policy as files that a server reads."""
+"""Write the weights of a policy to files that a server reads."""
 
 import copy
 import os
@@ -36,9 +36,10 @@ def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
 
 
 def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
-    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced.
+    """Write all weights of the policy. An existing directory is replaced.
 
-    Quantized weights are written in full, so that the server computes the same products.
+    If the policy has a LoRA adapter, the adapter is merged into the written weights. Quantized weights are
+    dequantized, which does not change the policy.
     """
     model: Any = policy.model
     if isinstance(model, PeftModel):
@@ -48,9 +49,10 @@ def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
 
 
 def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
-    """Write the model and the tokenizer with which a server starts. An existing directory is replaced.
+    """Write the model and the tokenizer that a server loads when it starts.
 
-    A LoRA adapter is left out, because the server gets it later. Quantized weights are written in full.
+    An existing directory is replaced. A LoRA adapter is left out, because the server receives the adapter
+    later. Quantized weights are dequantized.
     """
     model: Any = policy.model
     if isinstance(model, PeftModel):

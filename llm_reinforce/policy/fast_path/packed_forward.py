@@ -2,8 +2,8 @@
 
 Embeddings, norms, projections and feed-forward layers process each token independently, so the tokens of all
 sequences can be the rows of one matrix. Only attention depends on the sequences. The caller provides
-attention as a function. In the function of `packed_log_probs`, tokens attend to the earlier tokens of their
-episode. In the function of `SlotBatch`, they attend to a cache of keys and values.
+attention as a function. In the function of `packed_log_probs`, a token attends to the earlier tokens of its
+episode. In the function of `SlotBatch`, a token attends to a cache of keys and values.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +29,16 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 keys and values `[token, key_head, channel]` of all tokens, including tokens added by `pad_to_multiple`. The
 result has the shape of the queries, but may omit the added tokens."""
 
-Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | None], tuple[Tensor, ...]]
+Multiply = Callable[[Sequence[nn.Module], Tensor, Tensor | None], tuple[Tensor, ...]]
 """Function that computes the outputs of linear layers that share their inputs. The arguments are the layers,
-the inputs, a norm that is applied to the inputs first (None: no norm), and the indices of the tokens to which
-the inputs belong (None: all tokens)."""
+the inputs, and the indices of the tokens to which the inputs belong (None: all tokens)."""
 
 
 def recompute_products(
-    layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
+    layers: Sequence[nn.Module], inputs: Tensor, tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Compute the outputs of the layers without reusing activations. See `Multiply` for the arguments."""
-    return layer_products(layers, inputs, norm=norm)
+    return layer_products(layers, inputs)
 
 
 def packable_model(model: nn.Module) -> Any:
@@ -68,7 +67,10 @@ def packable_model(model: nn.Module) -> Any:
 
 
 def _is_llama_like(model: Any) -> bool:
-    """Recognize a model without importing its class, since transformers may rename or move the class."""
+    """Return True if the model is Llama-like.
+
+    The class of the model is not imported, because transformers may rename or move it.
+    """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return kind in FAMILIES and of_transformers(model) and hasattr(model, "lm_head")
 
@@ -104,12 +106,12 @@ def forward_packed(
         model: a model returned by `packable_model`.
         token_ids: token ids of all sequences, concatenated.
         positions: position of each token in its sequence, from 0.
-        attend: attention function.
+        attend: attention function; see `Attend`.
         read: indices of the tokens whose hidden states are returned. The last layer processes only these
             tokens after its attention. None: all tokens.
-        multiply: function that computes the outputs of linear layers.
-        gradient_checkpointing: keep only the inputs of each layer for the backward pass, which recomputes the
-            rest.
+        multiply: function that computes the outputs of linear layers; see `Multiply`.
+        gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
+            backward pass.
     """
     num_tokens = len(token_ids)
     # the padding repeats the first token, because the embedding of another token might not be finite
@@ -144,10 +146,10 @@ def _layer_outputs(
     mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
     if tokens is not None:
         hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
-    hidden = hidden + multiply([layer.self_attn.o_proj], mixed, None, tokens)[0]
-    mlp, norm = layer.mlp, layer.post_attention_layernorm
-    gate, up = multiply([mlp.gate_proj, mlp.up_proj], hidden, norm, tokens)
-    return hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, None, tokens)[0]
+    hidden = hidden + multiply([layer.self_attn.o_proj], mixed, tokens)[0]
+    mlp = layer.mlp
+    gate, up = multiply([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm(hidden), tokens)
+    return hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, tokens)[0]
 
 
 def pad_to_multiple(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
@@ -173,7 +175,7 @@ def _mixed(
     shape = (len(hidden), -1, attention.head_dim)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     queries, keys, values = (
-        each.view(shape) for each in multiply(projections, hidden, layer.input_layernorm, None)
+        each.view(shape) for each in multiply(projections, layer.input_layernorm(hidden), None)
     )
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)

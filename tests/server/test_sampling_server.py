@@ -24,6 +24,7 @@ from llm_reinforce.server.weight_files import write_served_model
 from llm_reinforce.training.objective import surrogate_loss
 
 PROMPTS = [(3, 4), (5,), (1, 2, 6)]
+SHORT = (PROMPTS[:1], 2)  # a prompt, and the number of sampled tokens, where a test needs no thorough probe
 
 
 @pytest.fixture(autouse=True)
@@ -161,10 +162,10 @@ def test_no_adapter_is_added_to_a_model_with_merged_weights(
     server.missing.add("/v1/load_lora_adapter")
     first = client_of(server, tolerance=100.0)  # the probe must not be needed
     policy = adapted(tiny_policy, tmp_path / "base")
-    first.sync(policy, PROMPTS)
+    first.sync(policy, *SHORT)
     server.missing.clear()
     for client in (first, client_of(server, tolerance=100.0)):  # the second one stands for a resumed run
-        assert client.sync(moved(policy), PROMPTS) < 1e-5
+        assert client.sync(moved(policy), *SHORT) < 1e-5
     assert len(server.policies) == 1
 
 
@@ -176,10 +177,10 @@ def test_adapter_is_loaded_once_if_the_answer_is_lost(
 ) -> None:
     server.lost.add("/v1/load_lora_adapter")
     policy = adapted(tiny_policy, tmp_path / "base")
-    assert client_of(server, sync="adapter").sync(policy, PROMPTS) < 1e-5
+    assert client_of(server, sync="adapter").sync(policy, *SHORT) < 1e-5
     assert len(server.policies) == 2
     # a resumed run unloads the adapters of the earlier process
-    assert client_of(server).sync(moved(policy), PROMPTS) < 1e-5
+    assert client_of(server).sync(moved(policy), *SHORT) < 1e-5
     assert len(server.policies) == 2
     assert len([*(tmp_path / "weights").iterdir()]) == 1
 
@@ -193,7 +194,7 @@ def test_quantized_weights_are_sent_in_full(
     write_served_model(policy, tmp_path / "served")
     with serving(FakeServer(load_policy(tmp_path / "served"))) as fake:
         for sync in ("adapter", "disk"):
-            assert client_of(fake, sync=sync).sync(policy, PROMPTS, 2) < 1e-5
+            assert client_of(fake, sync=sync).sync(policy, *SHORT) < 1e-5
 
 
 def test_hub_is_not_asked_when_an_adapter_is_written(
@@ -209,7 +210,7 @@ def test_hub_is_not_asked_when_an_adapter_is_written(
     )
     policy = adapted(tiny_policy, tmp_path / "base")
     policy.model.peft_config["default"].base_model_name_or_path = "somebody/model"
-    assert client_of(server, sync="adapter").sync(policy, PROMPTS) < 1e-5
+    assert client_of(server, sync="adapter").sync(policy, *SHORT) < 1e-5
     assert not asked
 
 
@@ -220,15 +221,15 @@ def test_weights_are_transferred_if_they_have_changed(
         return [route for route, _ in server.requests].count("/collective_rpc")
 
     client = client_of(server, sync_every=2)
-    difference = client.sync(tiny_policy, PROMPTS)
-    first, second = (client.before_batch(tiny_policy, PROMPTS) for _ in range(2))
+    difference = client.sync(tiny_policy, *SHORT)
+    first, second = (client.before_batch(tiny_policy, *SHORT) for _ in range(2))
     assert num_transfers() == 1
     assert first["server/probe_difference"] == difference
     assert [first["server/num_batches_since_sync"], second["server/num_batches_since_sync"]] == [0, 1]
-    assert client.before_batch(tiny_policy, PROMPTS)["server/num_batches_since_sync"] == 0
+    assert client.before_batch(tiny_policy, *SHORT)["server/num_batches_since_sync"] == 0
     assert num_transfers() == 2
     client.expire()
-    assert client.before_batch(tiny_policy, PROMPTS)["server/num_batches_since_sync"] == 0
+    assert client.before_batch(tiny_policy, *SHORT)["server/num_batches_since_sync"] == 0
     assert num_transfers() == 3
 
 
@@ -266,7 +267,7 @@ def test_files_of_earlier_processes_are_deleted_and_others_are_kept(
     weights = tmp_path / "weights"
     for name in ("model", "llm_reinforce-0-1.partial", "llm_reinforce-0-1"):
         (weights / name).mkdir(parents=True)
-    client_of(server).sync(tiny_policy, PROMPTS)
+    client_of(server).sync(tiny_policy, *SHORT)
     kept = {each.name for each in weights.iterdir()}
     assert len(kept) == 2
     assert "model" in kept
@@ -392,7 +393,7 @@ def test_sampling_can_be_stopped_while_the_server_computes(
 
     monkeypatch.setattr("llm_reinforce.server.parallel.WAIT", 0.01)
     client = client_of(server)
-    client.sync(tiny_policy, PROMPTS)
+    client.sync(tiny_policy, *SHORT)
     server.is_hanging = True
     with pytest.raises(StopError, match=r"\(0, 0\)"):
         client.sample_completions(tiny_policy, PROMPTS, max_new_tokens=4, on_step=stop)

@@ -267,6 +267,8 @@ def test_dry_run_writes_no_files(tmp_path: Path) -> None:
     ):
         assert words in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
+    for title in ("policy", "problems", "first prompt", "device"):
+        assert len(re.findall(f"^{title}\\b", result.stdout, re.MULTILINE)) == 1, title
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

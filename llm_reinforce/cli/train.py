@@ -180,7 +180,7 @@ def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overw
         console.print("the warm start was skipped, so the episodes are those of the untrained policy")
     if resume:
         console.print("no checkpoint was loaded, so the episodes are those of the initial policy")
-    errors = [preview.reward_error] if preview.reward_error else []
+    errors = [error for error in (preview.reward_error, preview.server_error) if error]
     if not (resume or overwrite) and (directory.path / "recipe.yaml").is_file():
         resume = True  # nothing is written, so the directory may hold a run
         hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"

@@ -247,25 +247,34 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Return a finding if the log-probabilities in sampling and in the update differ too much.
 
-    Differences that rounding explains are ignored.
+    Differences that rounding explains are ignored. Batches that a server samples from older weights on
+    purpose (`sampling.server.sync_every`) are ignored too.
     """
+    age = "server/num_batches_since_sync"
+    has_server = any(age in row for row in rows)
+    rows = [row for row in rows if not number(row, age) > 0]
     differences = finite(rows, "sampling/sampling_logp_difference/max")
     limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
     if not differences or median(differences) <= limit:
         return None
+    if has_server:
+        remedy = "check that no other run uses the server, and that it was started with `llm-reinforce serve`"
+    else:
+        remedy = (
+            "check for layers that behave differently in the two passes, such as dropout or a custom model's "
+            "cache; "
+        ) + (
+            "if the model is right, report this as a bug of the toolkit"
+            if facts.is_full_precision
+            else "compare with policy.dtype: float32"
+        )
     return finding(
         "sampler_mismatch",
         updates_of(rows, facts),
         "the log-probability of an action in sampling and in the update differs by up to "
         f"{max(differences):.3g} "
         f"nats in {span(rows, facts)}, so the update does not use the distribution that was sampled",
-        "check for layers that behave differently in the two passes, such as dropout or a custom model's "
-        "cache; "
-        + (
-            "if the model is right, report this as a bug of the toolkit"
-            if facts.is_full_precision
-            else "compare with policy.dtype: float32"
-        ),
+        remedy,
         [
             f"median of the largest differences of the {facts.row_names}: {median(differences):.3g}",
             f"rounding: up to {limit:g}",

@@ -1,14 +1,26 @@
 """Write the weights of a policy to files that a server reads."""
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
-from peft import PeftModel
+from peft import (
+    PeftModel,
+    get_peft_model,
+    get_peft_model_state_dict,
+    set_peft_model_state_dict,
+)
 from torch import nn
 
 from llm_reinforce.durable_files import whole_directory
 from llm_reinforce.policy import LanguagePolicy, without_progress_bars
+
+
+def server_directory(output_dir: str) -> Path:
+    """Return the directory beside a run that has the files for its server."""
+    path = Path(os.path.abspath(Path(output_dir).expanduser()))
+    return path.with_name(f"{path.name}.server")
 
 
 def has_adapter(model: nn.Module) -> bool:
@@ -19,21 +31,19 @@ def has_adapter(model: nn.Module) -> bool:
 def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
     """Write the LoRA adapter of the policy. An existing directory is replaced."""
     with whole_directory(directory) as partial, without_progress_bars():
-        policy.model.save_pretrained(str(partial))  # type: ignore[operator]
+        # by default, peft asks the hub at each call whether the base model has the same vocabulary
+        policy.model.save_pretrained(str(partial), save_embedding_layers=False)  # type: ignore[operator]
 
 
 def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
     """Write all weights of the policy. An existing directory is replaced.
 
-    If the policy has a LoRA adapter, the adapter is merged into the written weights. Weights in 4 bits are
-    written in the data type of their products.
+    If the policy has a LoRA adapter, the adapter is merged into the written weights. Quantized weights are
+    dequantized, which does not change the policy.
     """
     model: Any = policy.model
-    if getattr(model, "is_quantized", False):
-        model = _merged_in_full_precision(model)
-    elif isinstance(model, PeftModel):
-        # the model is copied, because merging and unmerging would change its weights by rounding
-        model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    if isinstance(model, PeftModel):
+        model = _merged(model)
     with whole_directory(directory) as partial:
         _save_untied(model, partial)
 
@@ -42,35 +52,31 @@ def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
     """Write the model and the tokenizer that a server loads when it starts.
 
     An existing directory is replaced. A LoRA adapter is left out, because the server receives the adapter
-    later. Weights in 4 bits are written in the data type of their products, so that the server needs no
-    bitsandbytes.
+    later. Quantized weights are dequantized.
     """
     model: Any = policy.model
     if isinstance(model, PeftModel):
         model = copy.deepcopy(model).unload()  # type: ignore[operator]
     if getattr(model, "is_quantized", False):
-        model = copy.deepcopy(model).dequantize()  # type: ignore[operator]
+        model = copy.deepcopy(model).dequantize()
     with whole_directory(directory) as partial:
         _save_untied(model, partial)
         policy.tokenizer.save_pretrained(str(partial))
 
 
-def _merged_in_full_precision(model: Any) -> Any:
-    """Return a copy of a quantized model that is not quantized, with a LoRA adapter merged into it.
+def _merged(model: PeftModel) -> Any:
+    """Return a copy of the base model with the adapter merged into its weights.
 
-    If the adapter were merged into quantized weights, their sum would be rounded to 4 bits again.
+    The copy is needed because merging and unmerging would change the weights of the policy by rounding.
     """
-    model, changes = copy.deepcopy(model), {}
-    if isinstance(model, PeftModel):
-        layers = model.get_base_model().named_modules()
-        changes = {name: layer for name, layer in layers if hasattr(layer, "get_delta_weight")}
-        model = model.unload()  # type: ignore[operator]
-    model = model.dequantize()
-    for name, layer in changes.items():
-        weight = model.get_submodule(name).weight.data
-        for adapter in layer.active_adapters:
-            weight += layer.get_delta_weight(adapter).to(weight.dtype)
-    return model
+    if not getattr(model.get_base_model(), "is_quantized", False):
+        return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+    # peft would quantize the sum again, which rounds it
+    base: Any = copy.deepcopy(model).unload()  # type: ignore[operator]
+    merged = get_peft_model(base.dequantize(), copy.deepcopy(model.peft_config[model.active_adapter]))
+    adapter = get_peft_model_state_dict(model, save_embedding_layers=False)
+    set_peft_model_state_dict(merged, adapter)  # type: ignore[no-untyped-call]
+    return merged.merge_and_unload()  # type: ignore[operator]
 
 
 def _save_untied(model: Any, directory: Path) -> None:

@@ -1,5 +1,7 @@
 """Build the training loop of a run from its settings. Cheap checks are made before a model is loaded."""
 
+import hashlib
+import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,7 +29,7 @@ from llm_reinforce.problems import (
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.server import SamplingServer
+from llm_reinforce.server import SamplingServer, server_directory
 from llm_reinforce.training.data_parallel import (
     check_sharded_settings,
     describe_processes,
@@ -125,15 +127,21 @@ def build_loop(
 
 
 def server_from_config(config: Config) -> SamplingServer | None:
-    """Return the server that samples the episodes of a run; None if `sampling.server` is not set."""
+    """Return the server that samples the episodes of a run; None if `sampling.server` is not set.
+
+    The weights are written to `output_dir` followed by `.server`, or to a subdirectory of
+    `sampling.server.directory` whose name depends on the path of `output_dir`.
+    """
     settings = config.sampling.server
     if settings is None:
         return None
     directory = None
+    if "output_dir" in config.model_fields_set:
+        directory = server_directory(config.output_dir)
     if settings.directory is not None:
-        directory = Path(settings.directory).expanduser()
-    elif "output_dir" in config.model_fields_set:
-        directory = Path(f"{config.output_dir}.server").expanduser()
+        # runs delete the files of their earlier processes, so they must not share a directory
+        own = hashlib.sha256(str(directory or uuid.uuid4()).encode()).hexdigest()[:16]
+        directory = Path(settings.directory).expanduser() / f"run-{own}"
     is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
     temperature = config.sampling.temperature
     return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)

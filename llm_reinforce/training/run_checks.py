@@ -13,7 +13,7 @@ from llm_reinforce.episodes import Estimate
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.runs import TrainState
-from llm_reinforce.server import ServerError
+from llm_reinforce.server import SamplingServer, ServerError
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample
 from llm_reinforce.training.data_parallel import gather_episodes
 from llm_reinforce.training.gradient_step import UpdateOutcome
@@ -48,6 +48,19 @@ def check_answers(
             )
 
 
+def check_corrected(reinforce: ReinforceConfig, server: SamplingServer | None) -> None:
+    """Check that the loss corrects the differences between a server, if there is one, and the policy.
+
+    Raises:
+        InputError: if neither importance weights nor clipping is set.
+    """
+    if server is not None and reinforce.importance is None and not reinforce.clip:
+        raise InputError(
+            "reinforce: nothing corrects the differences between the server that samples and the policy; set "
+            "importance: {level: per_decision}"
+        )
+
+
 def check_shares(reinforce: ReinforceConfig, num_processes: int) -> None:
     """Check that the problems of a batch can be split equally among the processes and the updates.
 
@@ -75,8 +88,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
         InputError: if a function fails on all trial episodes, or if the sampling server fails.
     """
     try:
-        sampler.try_server()
-        own = sampler.collect(sampler.problems[:NUM_TRIED], state, is_trial=True)
+        own = sampler.try_sampling(sampler.problems[:NUM_TRIED], state)
     except ServerError as error:
         raise InputError(f"sampling.server: {error}") from error
     tried, num_processes = sampler.problems[:NUM_TRIED], sampler.accelerator.num_processes

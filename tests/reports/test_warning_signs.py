@@ -58,6 +58,14 @@ def test_difference_that_is_measured_in_some_updates_only_is_a_sign() -> None:
     assert not found({name: 1e-6}, *[{name: None}] * 10)
 
 
+def test_server_that_samples_from_older_weights_on_purpose_is_no_sign() -> None:
+    name, age = "sampling/sampling_logp_difference/max", "server/num_batches_since_sync"
+    stale = [{name: 0.5 if number % 3 else 1e-5, age: number % 3} for number in range(12)]
+    assert not found(*stale)
+    (sentence,) = found(*[{name: 0.5, age: 0}] * 12)
+    assert "check that no other run uses the server" in sentence
+
+
 def test_short_run_is_measured_over_all_its_updates() -> None:
     assert len(found(*[{"reward_std": 0.0}] * 3, num_updates=3)) == 1
 

@@ -32,7 +32,7 @@ from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.server import SamplingServer, ServerError
+from llm_reinforce.server import HttpClient, SamplingServer, ServerError
 from llm_reinforce.training import TrainingLoop, data_parallel, gradient_step, run_evaluations, warm_start
 
 LOST_WITHIN = 20.0  # seconds within which a process ends after the other one
@@ -240,6 +240,12 @@ def a_server_samples_for_all_processes(directory: Path, patch: pytest.MonkeyPatc
             assert metrics["server/probe_difference"] < 1e-5
             assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
         torch.distributed.barrier()
+        client.client = HttpClient("http://127.0.0.1:9" if os.environ["RANK"] == "1" else url, timeout=60.0)
+        trial = trainer(num_updates=1, reinforce=weights, server=client)
+        with pytest.raises(InputError, match=r"^sampling.server: .*127.0.0.1:9: .*no connection"):
+            trial.train()
+        torch.distributed.barrier()
+        client.client = HttpClient(url, timeout=60.0)
         own.missing.add("/collective_rpc")  # only the main process calls it
         with pytest.raises(ServerError, match=r"collective_rpc: the server does not have this route"):
             next(updates)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from llm_reinforce import processes
+from llm_reinforce import evaluate, processes
 from llm_reinforce.cli import app
 from llm_reinforce.cli.common import start_in_one_process
 from llm_reinforce.cli.train import resume_command
@@ -180,6 +180,14 @@ def test_commands_for_one_process_are_refused_in_several(
     result = CliRunner().invoke(app, [*arguments, "--policy", "nosuch"])
     assert result.exit_code == 2
     assert f"{arguments[0]} runs in one process only" in result.stderr
+
+
+def test_processes_that_would_write_the_same_answers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables({"WORLD_SIZE": "2", "RANK": "1", **HOST}, monkeypatch)
+    with pytest.raises(InputError, match=r"one of 2, and all of them would write .*; call .* without output"):
+        evaluate("nosuch", [{"prompt": "1+1=", "answer": "2"}], output_dir=tmp_path)
 
 
 def test_slow_commands_print_a_first_line_on_a_terminal(

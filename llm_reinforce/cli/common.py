@@ -104,7 +104,8 @@ def reported_failures(
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
-            _print_advice(advice, is_needed=isinstance(error, ProcessLostError) and error.is_saved)
+            # the main process may be the one that was lost
+            _print_advice(advice, is_needed=isinstance(error, ProcessLostError))
         raise typer.Exit(FAILED) from None
 
 

@@ -44,6 +44,7 @@ from llm_reinforce.problems import (
     usual_stop,
     usual_template,
 )
+from llm_reinforce.processes import num_processes
 from llm_reinforce.verifier import find_doubts
 
 if TYPE_CHECKING:
@@ -186,9 +187,16 @@ def run_evaluations(
         progress: function that is called for each policy and data set to show progress; see `Progress`.
 
     Raises:
-        InputError: if a data set or a policy can't be loaded, or if the output directory can't be used.
+        InputError: if a data set or a policy can't be loaded, or if the output directory can't be used, for
+            example because this process is one of several that would write to it.
     """
     if request.output_dir is not None:
+        if num_processes() > 1:
+            raise InputError(
+                f"output_dir {request.output_dir}: this process is one of {num_processes()}, and all of them "
+                "would write to this directory; call the function without output_dir, or evaluate in a "
+                "program that is started without torchrun, accelerate launch or mpirun"
+            )
         _check_file_names(request.sources, request.decoding)
     trained_on = _training_problems(request.prompting.recipes, say)
     data_sets = [_read_set(request, source, trained_on, say) for source in request.sources]

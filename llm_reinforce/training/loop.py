@@ -320,10 +320,9 @@ class TrainingLoop:
         except RuntimeError as error:
             if (why := why_lost(error)) is None:
                 raise
-            is_saved = self._save_after_loss()
-            if is_saved:
+            if self._save_after_loss():
                 why += f". The state after update {self.state.num_updates} is saved in a checkpoint"
-            raise ProcessLostError(why, is_saved=is_saved) from error
+            raise ProcessLostError(why) from error
 
     def _updates(self, *, resume: bool) -> Iterator[Update]:
         self.try_rewards()
@@ -360,7 +359,7 @@ class TrainingLoop:
                 yield update
             except GeneratorExit:
                 if not sys.is_finalizing():  # saving is impossible while the interpreter shuts down
-                    self._save_unless_saved()
+                    self._save_unless_saved(has_left=True)
                 raise
             if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
                 # the stop was requested by the caller's loop, or while the checkpoint was saved
@@ -649,9 +648,16 @@ class TrainingLoop:
         if self.checkpoints is not None:
             self.checkpoints.save(self.state)
 
-    def _save_unless_saved(self) -> None:
-        """Save a checkpoint, unless there already is a checkpoint of the state after the latest update."""
+    def _save_unless_saved(self, *, has_left: bool = False) -> None:
+        """Save a checkpoint, unless there already is a checkpoint of the state after the latest update.
+
+        Args:
+            has_left: the caller has left the loop over the updates, perhaps in this process only. With FSDP,
+                the other processes take part in saving, so they then stop at their next exchange of data.
+        """
         if self._num_saved != self.state.num_updates:
+            if has_left and self.sharded is not None:
+                gather_object("another process has left the loop over the updates", self.accelerator)
             self.save_checkpoint()
 
     def _save_after_loss(self) -> bool:

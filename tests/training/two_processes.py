@@ -35,6 +35,8 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.server import HttpClient, SamplingServer, ServerError
 from llm_reinforce.training import TrainingLoop, data_parallel, gradient_step, run_evaluations, warm_start
 
+LOST_WITHIN = 20.0  # seconds within which a process ends after the other one
+
 
 def weights_are_broadcast_and_gradients_are_summed(directory: Path, patch: pytest.MonkeyPatch) -> None:
     checked = []
@@ -419,9 +421,9 @@ def launch(call: Callable[[Path], None], directory: Path, **environment: str) ->
     """Call a function in two processes with further environment variables; exit with 1 if one fails."""
     os.environ.update(environment)
     processes = start_two(call, directory)
-    while running := [each for each in processes if each.is_alive()]:
-        multiprocessing.connection.wait([each.sentinel for each in running])
-        if any(each.exitcode for each in processes):
-            for each in running:  # it may wait for the one that failed
-                each.kill()
+    multiprocessing.connection.wait([each.sentinel for each in processes])
+    for each in processes:
+        # after the end of one process, the other one may notice only that
+        each.join(LOST_WITHIN if any(other.exitcode for other in processes) else None)
+        each.kill()
     sys.exit(any(each.exitcode for each in processes))

@@ -13,6 +13,7 @@ import torch
 
 from llm_reinforce.config import ServerConfig
 from llm_reinforce.durable_files import PARTIAL
+from llm_reinforce.errors import InputError
 from llm_reinforce.policy import (
     Activations,
     Completion,
@@ -70,7 +71,11 @@ class SamplingServer:
             temperature.
         is_half: True if the policy is computed in half precision. The default tolerance is then larger.
         directory: directory of this run to which the weights are written, and from which the server reads
-            them. Files of earlier processes of the run are deleted. None: a temporary directory.
+            them. Files of earlier processes of the run are deleted. None: a temporary directory, in
+            `settings.directory` if it is set.
+
+    Raises:
+        InputError: if the temporary directory cannot be created.
     """
 
     def __init__(
@@ -79,7 +84,7 @@ class SamplingServer:
         self.settings, self.temperature = settings, temperature
         self.client = HttpClient(settings.url, settings.timeout)
         self.tolerance = settings.tolerance or (ROUNDING_IN_HALF if is_half else ROUNDING)
-        self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="llm_reinforce_server_")
+        self._temporary = None if directory else _temporary_directory(settings.directory)
         self.directory = (directory or Path(self._temporary.name if self._temporary else "")).absolute()
         # The token makes the names of this process unique. The server may still have adapters, and cached
         # keys and values, of an earlier process of the run.
@@ -403,6 +408,19 @@ class SamplingServer:
                 f"{self.settings.url}: the answer to {route} {error}; check that the server is a vLLM that "
                 "was started with the command of `llm-reinforce serve`, then resume the run"
             ) from error
+
+
+def _temporary_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]:
+    path = None if parent is None else Path(parent).expanduser()
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="llm_reinforce_server_", dir=path)
+    except OSError as error:
+        raise InputError(
+            f"sampling.server.directory: no directory can be created in {path or tempfile.gettempdir()} "
+            f"({error.strerror or error}); choose another directory"
+        ) from error
 
 
 def _has_whole_weights(directory: Path) -> bool:

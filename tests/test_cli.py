@@ -207,7 +207,7 @@ def test_overwriting_requires_the_name_of_the_run(own_run: Path, monkeypatch: py
             result = overwrite(answer)
             assert "runs/tiny will be deleted and replaced. Type its name (tiny) to" in result.stdout
             assert result.exit_code == 2, answer
-            assert "runs/tiny: not replaced" in result.stderr
+            assert "runs/tiny: the run was not replaced" in result.stderr
             assert Path("runs/tiny/metrics.jsonl").read_text() == before
         assert overwrite("tiny\n").exit_code == 0
     assert len(Path("runs/tiny/metrics.jsonl").read_text().splitlines()) == 1
@@ -354,7 +354,7 @@ def test_dry_run_of_a_recipe_whose_directory_holds_a_run(own_run: Path) -> None:
     result = command("train", "tiny.yaml", "--dry-run")
     assert result.exit_code == 0, result.stderr
     hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
-    assert f"runs/tiny holds a run; {hint}" in result.stdout
+    assert f"runs/tiny contains a run; {hint}" in result.stdout
     assert command("train", "tiny.yaml", "--dry-run", "--overwrite").exit_code == 0
     resumed = command("train", "tiny.yaml", "--dry-run", "--resume")
     assert "no checkpoint was loaded, so the episodes are those of the initial policy" in resumed.stdout
@@ -799,7 +799,7 @@ def test_data_sets_with_the_same_answer_file_are_refused(finished: Path) -> None
 
 
 def test_run_reports_its_gain(trained: tuple[Path, Result], own_run: Path) -> None:
-    for words in ("greedy, problem by problem:", "sampled, problem by problem:", "McNemar p = "):
+    for words in ("greedy answers before and after", "sampled answers before and after", "McNemar p = "):
         assert words in trained[1].stdout
     comparison = json.loads(Path("runs/tiny/comparison.json").read_text())
     assert set(comparison) == {"greedy", "sampled"}

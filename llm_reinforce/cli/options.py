@@ -72,7 +72,12 @@ RemoteCodeOption = Annotated[
     ),
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Split of hub data sets. Default: test.")]
-ConfigOption = Annotated[str | None, typer.Option(help="Configuration of hub data sets.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Configuration (also called subset) of hub data sets. Default: the default configuration."
+    ),
+]
 DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")
 """Settings of a data set that are options of a command."""
 PromptColumnOption = Annotated[

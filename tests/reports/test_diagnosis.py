@@ -385,7 +385,7 @@ def test_command_prints_text_or_json(tmp_path: Path) -> None:
     code, text = doctor(str(run))
     assert code == 0
     assert "severe: the gradients of" in text
-    assert "to change: " in text
+    assert "what to do: " in text
     assert "\x1b[2J" not in text
     code, text = doctor(str(run), "--json")
     assert code == 0

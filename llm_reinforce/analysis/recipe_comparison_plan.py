@@ -23,8 +23,8 @@ OWN_KEYS = {  # settings that `compare` sets itself, and the argument that the u
     "training.num_tokens": "all runs have the same budget; set it with `tokens` (--tokens)",
     "training.num_updates": "all runs have the same budget; set it with `tokens` (--tokens)",
     "training.stop_at": "all runs have the same budget; remove this setting",
-    "evaluation.every": "all runs are evaluated equally often; set how often with `evaluations` (--evaluations)",
-    "evaluation.unit": "all runs are evaluated equally often; set how often with `evaluations` (--evaluations)",
+    "evaluation.every": "all runs are evaluated equally often; set this with `evaluations` (--evaluations)",
+    "evaluation.unit": "all runs are evaluated equally often; set this with `evaluations` (--evaluations)",
 }
 
 

@@ -26,7 +26,7 @@ class RandomInitConfig(Section):
     )
     intermediate_size: Count = Field(default=512, description="width of the feed-forward layers")
     max_length: Count = Field(
-        default=512, description="maximum total length of a prompt and its completion, in tokens"
+        default=512, description="maximum length of a prompt together with its completion, in tokens"
     )
 
     @field_validator("alphabet")
@@ -46,7 +46,7 @@ class RandomInitConfig(Section):
         if num_heads and hidden_size % (
             2 * num_heads
         ):  # rotary embeddings need attention heads of even width
-            raise ValueError(f"should be a multiple of 2 x num_heads ({2 * num_heads}), not {hidden_size}")
+            raise ValueError(f"should be a multiple of {2 * num_heads} (2 x num_heads), not {hidden_size}")
         return hidden_size
 
 

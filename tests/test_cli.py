@@ -447,7 +447,7 @@ def test_rewards_are_shown_before_and_after_training() -> None:
     console.print(before_and_after(rows, [{"update": at, "reward": at / 100} for at in range(1, 51)]))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"reward +0\.105 +→ +0\.405", shown)
-    assert "mean of the episodes of the first 20 and the last 20 updates" in shown
+    assert "mean over the episodes of the first 20 and the last 20 updates" in shown
 
 
 def test_rows_of_zeros_are_hidden() -> None:
@@ -573,7 +573,7 @@ def test_invalid_evaluations_are_refused(finished: Path, tmp_path: Path) -> None
     assert "none of the data sets is read from the hub" in refused(*arguments, str(data), "--split", "test")
     assert "add --decoding sampled" in refused(*arguments, str(data), "--samples-per-problem", "2")
     assert "should contain {prompt}" in refused(*arguments, str(data), "--template", "x")
-    assert "exceeds the context of the policy, 24 tokens" in refused(
+    assert "exceed the context of the policy (24 tokens)" in refused(
         *arguments, str(data), "--max-new-tokens", "99"
     )
     assert "loading a causal language model from the hub failed" in refused(
@@ -628,7 +628,7 @@ def test_runs_with_different_templates_need_an_explicit_template(finished: Path,
     data = sums(tmp_path / "sums.jsonl", 1)
     arguments = ["evaluate", "--baseline", str(finished), "--policy", "runs/tiny", str(data)]
     assert (
-        "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both (--template"
+        "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both policies"
         in refused(*arguments)
     )
     assert command(*arguments, "--template", "{prompt}").exit_code == 0
@@ -727,7 +727,7 @@ def test_few_shot_examples_are_checked(finished: Path, tmp_path: Path) -> None:
     assert "cannot be encoded by the policy" in refused(
         *arguments, "--few-shot", "1", "--examples", str(more)
     )
-    assert "needs 2 examples, but only 1 of 2" in refused(
+    assert "2 examples are needed, but only 1 of 2" in refused(
         *arguments, "--few-shot", "2", "--examples", str(more)
     )
 

@@ -142,7 +142,7 @@ def test_tables(finished: tuple[Path, Result]) -> None:
     assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", message)
     assert re.search(r"\d of 2", message)
     words = " ".join(message.split())
-    assert "difference: from tiny, seed by seed; the sign-flip p is at least 0.5" in words
+    assert "difference: value minus the value of tiny with the same seed, averaged; the p-value of" in words
     assert "tiny, seed 5: held-out accuracy" in result.stderr
     assert "4 of 4 runs" in result.stderr
 

@@ -555,7 +555,7 @@ def none_of(text: str) -> float:
         (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),
         (
             lambda: {"batch_size": 1},
-            r"batch_size is a key of sampling and evaluation; write sampling=\{'batch_size'",
+            r"batch_size is a key of the sections sampling and evaluation; write sampling=\{'batch_size'",
         ),
         (
             lambda: {"learning_rate": "1"},
@@ -572,8 +572,8 @@ def none_of(text: str) -> float:
         (lambda: {"dtype": "bfloat16"}, "dtype: not used for a policy that is already loaded"),
         (lambda: {"config": {}}, "config: should be a Config"),
         (lambda: {"training": {"num_updates": 2}}, "num_updates is given twice, as an argument and in"),
-        (lambda: {"num_generations": 8}, "'num_generations'; here it is episodes_per_problem"),
-        (lambda: {"reward_funcs": none_of}, "'reward_funcs'; here it is rewards"),
+        (lambda: {"num_generations": 8}, "'num_generations'; use episodes_per_problem"),
+        (lambda: {"reward_funcs": none_of}, "'reward_funcs'; use rewards"),
         (lambda: {"problems": (row for row in SUMS)}, "not a list of problems"),
         (
             lambda: {"problems": datasets.Dataset.from_list(SUMS).to_iterable_dataset()},

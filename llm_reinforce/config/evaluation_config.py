@@ -64,7 +64,7 @@ class EvaluationConfig(Section):
     @classmethod
     def _check_decodings(cls, decodings: tuple[Decoding, ...]) -> tuple[Decoding, ...]:
         if len(set(decodings)) < len(decodings):
-            raise ValueError("should name each decoding mode only once")
+            raise ValueError("should list each decoding mode only once")
         return decodings
 
     @field_validator("samples_per_problem")

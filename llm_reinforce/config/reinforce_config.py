@@ -281,8 +281,8 @@ class ReinforceConfig(Section):
         setting = "batch" if setting is True else setting
         if variant and setting != (needed := VARIANTS[variant][key]):
             raise ValueError(
-                f"variant: {variant} sets {key} to {shown_value(needed)}, not {shown_value(setting)}; remove "
-                "this setting or the variant"
+                f"the variant {variant} sets {key} to {shown_value(needed)}, not {shown_value(setting)}; "
+                "remove this setting or the variant"
             )
         return setting
 
@@ -357,7 +357,7 @@ class ReinforceConfig(Section):
                 "batch; increase updates_per_batch, or remove this setting"
             )
         if clip is False and of_variant:
-            raise ValueError(f"variant: {variant} clips the ratios; remove this setting or the variant")
+            raise ValueError(f"the variant {variant} clips the ratios; remove this setting or the variant")
         if clip is False and info.data.get("importance"):
             raise ValueError("has no effect if importance is set; remove this setting")
         if clip is False:
@@ -371,7 +371,7 @@ class ReinforceConfig(Section):
         if of_variant and clip.form != of_variant["form"]:
             raise conflict(
                 ("form",),
-                f"variant: {variant} sets form to {of_variant['form']}, not {clip.form}; remove this setting "
-                "or the variant",
+                f"the variant {variant} sets form to {of_variant['form']}, not {clip.form}; remove this "
+                "setting or the variant",
             )
         return clip

@@ -409,7 +409,8 @@ def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
         if name in sources_of:
             raise InputError(
                 f"the answers to {sources_of[name]} and {source} would both be written to {name}; evaluate "
-                "each with a separate `output_dir` (--output on the command line)"
+                "the two data sets separately, each with its own `output_dir` (--output on the command "
+                "line)"
             )
         sources_of[name] = source
 

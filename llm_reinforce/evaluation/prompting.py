@@ -86,7 +86,7 @@ def _check_runs_agree(options: Mapping[str, tuple[object, Sequence[object]]]) ->
             shown = " and ".join(map(repr, of_runs))
             raise InputError(
                 f"{name}: the runs were trained with different values ({shown}); give one value for both "
-                f"(--{option} on the command line)"
+                f"policies (--{option} on the command line)"
             )
 
 

@@ -232,8 +232,8 @@ class LanguagePolicy:
             end = next((tag for tag in self._end_tags.values() if text.rstrip().endswith(tag)), None)
         if end is not None:
             remedy = (
-                "the chat template begins no message of the assistant; correct the template, or set "
-                "policy.use_chat_template: false"
+                "the chat template does not begin a message of the assistant after the prompt; correct the "
+                "template, or set policy.use_chat_template: false"
                 if self.uses_chat_template
                 else "remove it from the prompts, or from problems.template"
             )

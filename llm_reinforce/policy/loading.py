@@ -193,8 +193,8 @@ def policy_from_model(
         num_known -= 1  # an added pad token needs no embedding, because padding is masked
     if num_tokens is not None and num_known > num_tokens:
         raise InputError(
-            f"policy: the tokenizer has {len(tokenizer):,} tokens, the model only {num_tokens:,}; use the "
-            "tokenizer of the model, or call model.resize_token_embeddings"
+            f"policy: the tokenizer has {len(tokenizer):,} tokens, but the model has only {num_tokens:,}; "
+            "use the tokenizer of the model, or call model.resize_token_embeddings"
         )
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)

@@ -159,8 +159,8 @@ def _chosen(place: str, lists: Mapping[str, list[object]], split: str | None) ->
     if split in lists:
         return lists[str(split)]
     raise InputError(
-        f"{place}: has the lists {', '.join(map(repr, lists))}, but none called {split!r}; set split to "
-        "one of them"
+        f"{place}: contains the lists {', '.join(map(repr, lists))}, but no list called {split!r}; set "
+        "split to the name of one of these lists"
     )
 
 
@@ -187,7 +187,7 @@ def _csv_rows(path: Path, text: str, delimiter: str | None) -> Iterator[Row]:
             place = f"{path}, line {reader.line_num}"
             if len(cells) != len(names):
                 raise InputError(
-                    f"{place}: has {len(cells)} cells, but the first line names {len(names)} columns "
+                    f"{place}: has {len(cells)} cells, but the first line has {len(names)} column names "
                     f"({', '.join(names)}); put cells that contain the delimiter in quotation marks"
                 )
             yield Row(place, f"{_stem(path)}-{number}", dict(zip(names, cells, strict=True)))

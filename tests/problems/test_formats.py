@@ -133,7 +133,7 @@ def test_data_set_in_the_hubs_cache_loads_without_network(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "splits", "message"),
     [
-        ("JSON object of splits", True, r"lists 'train', 'test', but none called 'dev'; set split"),
+        ("JSON object of splits", True, r"lists 'train', 'test', but no list called 'dev'; set split"),
         ("saved DatasetDict", True, r"no split 'dev'; its splits are 'train', 'test'; set split"),
         ("folder of JSONL files", True, r"Unknown split \"dev\".*'train', 'test'.*; set split"),
         ("saved Dataset", False, "config and split are not used"),
@@ -159,7 +159,11 @@ def test_split_of_a_file_without_splits_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"question,answer\n1+1=,2,3\n", r"a\.csv, line 2: has 3 cells, but the first line names 2"),
+        (
+            "a.csv",
+            b"question,answer\n1+1=,2,3\n",
+            r"a\.csv, line 2: has 3 cells, but the first line has 2 column names",
+        ),
         ("a.csv", b"question,question\n1,2\n", "repeats a column name: question|a column name is repeated"),
         ("a.csv", b"1+1=,2\n1+2=,3\n", r"line 2: no prompt column .*; columns: '1\+1=', '2'; row: .*'3'"),
         ("a.csv", b'question,answer\n"1,2\n', r"a\.csv, line 2: invalid CSV: unexpected end of data"),

@@ -23,10 +23,8 @@ def report(
         bool,
         typer.Option(
             "--live",
-            help=(
-                "Serve the page on this machine until Ctrl-C is pressed, and update it with new data of "
-                "the runs."
-            ),
+            help="Serve the page on this machine until Ctrl-C is pressed, and update it with new data of "
+            "the runs.",
         ),
     ] = False,
     port: Annotated[

@@ -18,7 +18,7 @@ class LengthPenaltyConfig(Section):
 
     penalty: Positive = Field(
         default=1.0,
-        description=("largest penalty, which a completion of sampling.max_new_tokens tokens gets"),
+        description="largest penalty, which a completion of sampling.max_new_tokens tokens gets",
     )
     from_: Count = Field(
         alias="from",
@@ -123,8 +123,6 @@ class CurriculumConfig(Section):
     )
     pools: PoolsConfig | None = Field(
         default=None,
-        description=(
-            "weights of hard, normal and easy problems; null: the weight of a problem with pass rate p is "
-            "p(1-p)"
-        ),
+        description="weights of hard, normal and easy problems; null: the weight of a problem with pass "
+        "rate p is p(1-p)",
     )

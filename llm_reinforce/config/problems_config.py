@@ -26,17 +26,14 @@ class GenerateConfig(Section):
         default=(2,),
         strict=False,
         min_length=1,
-        description=(
-            "numbers of digits that operands can have; each number of digits occurs in an equal part of "
-            "the problems"
-        ),
+        description="numbers of digits that operands can have; each number of digits occurs in an equal "
+        "part of the problems",
     )
     operands: tuple[Operand, Operand] | None = Field(
         default=None,
         strict=False,
-        description=(
-            "smallest and largest operand, which can be set instead of `digits`; null: `digits` is used"
-        ),
+        description="smallest and largest operand, which can be set instead of `digits`; null: `digits` "
+        "is used",
     )
     held_out_operands: tuple[Operand, Operand] | None = Field(
         default=None,
@@ -168,10 +165,10 @@ class ProblemsConfig(Section):
 
     generate: GenerateConfig | None = Field(
         default=None,
-        description=("settings of generated arithmetic problems; null: problems are read from `train`"),
+        description="settings of generated arithmetic problems; null: problems are read from `train`",
     )
     train: DataConfig | None = Field(
-        default=None, description=("data set of the training problems; null: problems are generated")
+        default=None, description="data set of the training problems; null: problems are generated"
     )
     held_out: DataConfig | None = Field(
         default=None,

@@ -90,16 +90,13 @@ class ImportanceConfig(Section):
     )
     limit: Annotated[float, Field(ge=1)] | None = Field(
         default=2.0,
-        description=(
-            "largest importance weight; a limit reduces the variance but introduces bias; null: no limit"
-        ),
+        description="largest importance weight; a limit reduces the variance but introduces bias; null: "
+        "no limit",
     )
     beyond_limit: Literal["truncate", "mask"] = Field(
         default="truncate",
-        description=(
-            "treatment of a weight above the limit; truncate: it is replaced by the limit; mask: it is "
-            "replaced by 0"
-        ),
+        description="treatment of a weight above the limit; truncate: it is replaced by the limit; mask: it "
+        "is replaced by 0",
     )
 
     @field_validator("beyond_limit")
@@ -175,10 +172,8 @@ class ReinforceConfig(Section):
     )
     kl: KLConfig | None = Field(
         default=None,
-        description=(
-            "settings of the KL divergence from a reference policy, and of a penalty on it; null: no "
-            "reference policy"
-        ),
+        description="settings of the KL divergence from a reference policy, and of a penalty on it; null: no "
+        "reference policy",
     )
     truncated: Literal["count", "mask"] | LengthPenaltyConfig = Field(
         default="count",
@@ -312,10 +307,8 @@ class ReinforceConfig(Section):
         if target is not None and start > target.max_coefficient:
             raise conflict(
                 ("max_coefficient",),
-                (
-                    f"should be at least {start:g} (the value of entropy_coefficient, which is the initial "
-                    "weight)"
-                ),
+                f"should be at least {start:g} (the value of entropy_coefficient, which is the initial "
+                "weight)",
             )
         return target
 

@@ -25,9 +25,8 @@ class Config(Section):
     output_dir: str = Field(
         default="runs/recipe",
         min_length=1,
-        description=(
-            "directory of the run; in a recipe file, the default is runs/<name of the file without suffix>"
-        ),
+        description="directory of the run; in a recipe file, the default is runs/<name of the file "
+        "without suffix>",
     )
     policy: PolicyConfig = Field(description="language model to train")
     problems: ProblemsConfig = Field(description="training problems and held-out problems")
@@ -79,10 +78,8 @@ class Config(Section):
                 if (earlier.function, earlier.arguments) == (reward.function, reward.arguments):
                     raise conflict(
                         (index, "function"),
-                        (
-                            f"{reward.function} is listed twice with the same arguments; remove one of the "
-                            "two entries"
-                        ),
+                        f"{reward.function} is listed twice with the same arguments; remove one of the "
+                        "two entries",
                     )
         return rewards
 

@@ -176,9 +176,7 @@ def _notes_on_added_tokens(policy: LanguagePolicy, prompt: str, encoded: TokenId
         return []
     removed = whole[len(encoded) :] if whole[0] != whole[1] else whole[:1]
     tokens = " ".join(map(str, policy.tokenizer.convert_ids_to_tokens(removed)))
-    return [
-        (f"the tokenizer adds special tokens to each text ({tokens}), which are removed from the prompts")
-    ]
+    return [f"the tokenizer adds special tokens to each text ({tokens}), which are removed from the prompts"]
 
 
 def _notes_on_messages(policy: LanguagePolicy) -> list[str]:

@@ -128,8 +128,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
     train, held_out = divide_groups(groups, num_held_out, generator)
     if not train:
         raise InputError(
-            f"num_held_out is {num_held_out:,}, which leaves none of {len(problems):,} problems "
-            f"({len(groups):,} different prompts) to train on; reduce it"
+            f"num_held_out is {num_held_out:,}, which leaves none of the {len(problems):,} problems "
+            f"({len(groups):,} different prompts) to train on; reduce num_held_out"
         )
     return ProblemSplit(
         train=tuple(problems[index] for index in sorted(train)),
@@ -303,8 +303,8 @@ class _Converter:
         reply = _reply(messages)
         if reply is not None and column.endswith("prompt"):
             raise InputError(
-                f"{row.place}: column {column!r} ends in a message of the assistant; remove the message, so "
-                "that the policy writes it"
+                f"{row.place}: column {column!r} ends in a message of the assistant; remove this message, "
+                "because the policy has to write it"
             )
         messages = messages[:-1] if reply is not None else messages
         prompt = chat_text(messages) if messages else given

@@ -93,7 +93,7 @@ def _imported(name: str, version: str, module: str | None = None) -> Check:
         importlib.import_module(module or name)
     except Exception as error:  # packages with compiled code raise errors of many types
         problem = f"{version}, import failed: {type(error).__name__}: {str(error).strip()[:200]}"
-        return Check(name, problem, "failed", f"reinstall {name} at the version in constraints.txt")
+        return Check(name, problem, "failed", f"reinstall {name} in the version that constraints.txt names")
     return Check(name, version)
 
 

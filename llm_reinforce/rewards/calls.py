@@ -276,7 +276,7 @@ def _checked_steps(steps: StepRewards, judged: JudgedCompletion) -> StepRewards:
         return StepRewards(spans)
     values = [number(value) for value in steps.by_token]
     if spans:
-        raise ValueError("StepRewards takes spans or by_token, not both")
+        raise ValueError("StepRewards: spans and by_token are both given; give only one of the two")
     if len(values) != len(judged.token_ids):
         raise ValueError(
             f"StepRewards.by_token has {len(values)} values for {len(judged.token_ids)} tokens; give one "

@@ -74,8 +74,8 @@ class HttpClient:
                 status, text = self._attempt(method, route, body)
             except TimeoutError as error:  # not repeated, since a server that hangs rarely recovers
                 raise ServerError(
-                    f"{where}: no answer within {self.timeout:g} seconds; restart the server, or increase "
-                    "sampling.server.timeout, then resume the run"
+                    f"{where}: the server did not answer within {self.timeout:g} seconds; restart the "
+                    "server, or increase sampling.server.timeout, then resume the run"
                 ) from error
             except (OSError, HTTPException) as error:
                 reason, remedy = f"no connection: {error or type(error).__name__}", HOW_TO_START
@@ -89,7 +89,7 @@ class HttpClient:
                         f"{where}: the server does not have this route or model ({reason}); {HOW_TO_START}"
                     )
                 if status < 500:
-                    raise ServerError(f"{where}: the server rejects the request ({reason}); {remedy}")
+                    raise ServerError(f"{where}: the server rejected the request ({reason}); {remedy}")
             if wait is not None:
                 time.sleep(wait)
         raise ServerError(f"{where}: {len(WAITS) + 1} attempts failed ({reason}); {remedy}")

@@ -75,7 +75,13 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
-            "\n".join([f"{file}: a run can only be resumed with its own settings. Differences:", *lines])
+            "\n".join(
+                [
+                    f"{file}: the settings differ from those of the run, but a run can only be resumed with "
+                    "its own settings. Differences:",
+                    *lines,
+                ]
+            )
         )
 
 

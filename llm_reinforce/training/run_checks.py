@@ -134,7 +134,7 @@ class RunChecks:
             why = process + visible(failures.first.failure or "", 400)
         if failures.first is not None and not self._has_reported_failure:
             self._has_reported_failure = True
-            say(f"an episode could not be scored and is left out: {why}")
+            say(f"an episode could not be scored and is left out of the update: {why}")
             for line in _lines(failures.first.traceback):
                 say(line)
         if state.num_updates == 0 and not sample.batch.scored.any():

@@ -330,10 +330,13 @@ def test_dotted_names_reach_columns_within_columns(data: str) -> None:
     [
         ({"prompt": [USER, REPLY], "answer": "2"}, "ends in a message of the assistant"),
         ({"prompt": [SYSTEM], "answer": "2"}, r"no message of a user \(roles: system\)"),
-        ({"prompt": [{"role": "user", "content": None}], "answer": "2"}, "message 1: should have a role and"),
+        (
+            {"prompt": [{"role": "user", "content": None}], "answer": "2"},
+            "message 1: the role and the content",
+        ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "2"},
-            "message 1: should have a role and a text",
+            "message 1: the role and the content should be text",
         ),
         ({"messages": [USER, {"role": "assistant", "content": "two"}]}, "no final answer in a box"),
         ({"prompt": "1+1?", "answer": r"so \boxed{}"}, "empty answer"),

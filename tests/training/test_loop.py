@@ -334,7 +334,7 @@ def test_updates_without_a_scored_episode_are_skipped(tmp_path: Path) -> None:
     # 24 failures are reported once, with the traceback
     reported = [line for line in watcher.said if "could not be scored" in line]
     assert reported == [
-        "an episode could not be scored and is left out: fails: RuntimeError: the judge failed"
+        "an episode could not be scored and is left out of the update: fails: RuntimeError: the judge failed"
     ]
     traceback = "\n".join(watcher.said)
     assert traceback.count("Traceback") == 1

@@ -188,7 +188,7 @@ def test_existing_files_are_not_overwritten(tmp_path):
     for arguments in (("variance", "tiny.yaml"), ("claims", "classifier")):
         done = command(*arguments, "--output", "figures")
         assert done.exit_code == 2, done.output
-        assert "exists; remove it" in done.stderr
+        assert "remove this file" in done.stderr
     assert {file.read_text() for file in (tmp_path / "figures").iterdir()} == {"mine"}
 
 

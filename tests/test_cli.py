@@ -506,11 +506,11 @@ def test_errors_have_no_traceback_unless_debugging(monkeypatch: pytest.MonkeyPat
     result = command("train", "tiny.yaml")
     assert result.exit_code == 1
     message, advice = result.stderr.splitlines()
-    assert message == "the run failed: runs/tiny: No space left on device (--debug shows where)"
+    assert message == "the run failed: runs/tiny: No space left on device (add --debug to see the traceback)"
     assert advice.startswith("there is no checkpoint yet; ")
     monkeypatch.setattr(RunDirectory, "append", lambda *_: {"a": 1}["key"])
     result = command("train", "tiny.yaml", "--overwrite")
-    message = "the run failed: KeyError: 'key' (--debug shows where)"
+    message = "the run failed: KeyError: 'key' (add --debug to see the traceback)"
     assert (result.exit_code, result.stderr.splitlines()) == (1, [message, advice])
     result = command("train", "tiny.yaml", "--overwrite", "--debug")
     assert result.exit_code == 1

@@ -271,7 +271,7 @@ def test_directory_with_another_run_is_refused(tmp_path: Path, one_run: Path) ->
     (tmp_path / "runs/compare/other/seed-0").mkdir(parents=True)
     (tmp_path / "runs/compare/other/seed-0/thesis.txt").write_text("mine")
     message = refused("other.yaml", "--seeds", "1", *SHORT)
-    assert "it can't be written to or contains other files (thesis.txt)" in message
+    assert "must be writable and contain no other files (found: thesis.txt)" in message
     assert "--set" not in message  # the advice for `train` does not apply
     Path("file").write_text("mine")
     message = refused("other.yaml", "--seeds", "1", *SHORT, "--output", "file/below")

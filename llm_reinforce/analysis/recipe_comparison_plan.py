@@ -240,9 +240,8 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
         path = run.directory.path
         found = ", ".join(sorted(each.name for each in path.iterdir())[:4]) if path.is_dir() else "a file"
         raise InputError(
-            f"{path}: can't be used as the directory of a run, because it can't be written to or contains "
-            f"other files ({found or 'none found'}); give another `output_dir` (--output), or delete "
-            "this path"
+            f"{path}: can't be used as the directory of a run, which must be writable and contain no other "
+            f"files (found: {found or 'none'}); give another `output_dir` (--output), or delete this path"
         ) from None
     return "begun" if is_begun else "new"
 

@@ -135,8 +135,8 @@ def evaluate(
     with reported_failures("the evaluation", debug=debug, options=DATA_OPTIONS):
         if decoding is Decoding.greedy and samples_per_problem > 1:
             raise InputError(
-                f"--samples-per-problem {samples_per_problem}: all greedy completions of a problem are "
-                "equal; add --decoding sampled"
+                f"--samples-per-problem {samples_per_problem}: has no use with greedy decoding, because all "
+                "greedy completions of a problem are equal; add --decoding sampled"
             )
         if examples is not None and not few_shot:
             raise InputError("--examples: used only with --few-shot; add --few-shot N")

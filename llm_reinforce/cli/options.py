@@ -24,7 +24,9 @@ def _checked_seed(seed: int) -> int:
 PolicyOption = Annotated[
     str,
     typer.Option(
-        "--policy", "-p", help="Directory of a run or a model, a .gguf file, a model name, or a hub id."
+        "--policy",
+        "-p",
+        help="Policy: directory of a run or a model, a .gguf file, a model name, or a hub id.",
     ),
 ]
 TokensOption = Annotated[
@@ -81,11 +83,18 @@ ConfigOption = Annotated[
 DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")
 """Settings of a data set that are options of a command."""
 PromptColumnOption = Annotated[
-    str | None, typer.Option(help="Column that contains the prompts. Default: prompt or question.")
+    str | None,
+    typer.Option(
+        help="Column that contains the prompts. Default: the first existing column of prompt, question, "
+        "problem, messages and conversations."
+    ),
 ]
 AnswerColumnOption = Annotated[
     str | None,
-    typer.Option(help="Column that contains the answers. Default: answer, solution or ground_truth."),
+    typer.Option(
+        help="Column that contains the answers. Default: the first existing column of answer, ground_truth, "
+        "final_answer, reward_model.ground_truth and solution."
+    ),
 ]
 AlgebraOption = Annotated[
     bool,

@@ -57,7 +57,7 @@ class EvaluationConfig(Section):
     @classmethod
     def _check_template(cls, template: str | None) -> str | None:
         if template is not None and "{prompt}" not in template:
-            raise ValueError("should contain {prompt}")
+            raise ValueError("should contain {prompt}, which is replaced by the problem's text")
         return template
 
     @field_validator("decodings")

@@ -117,7 +117,9 @@ class GenerateConfig(Section):
     @classmethod
     def _check_form(cls, form: str) -> str:
         if "{expression}" not in form and "{spaced}" not in form:
-            raise ValueError("should contain {expression} or {spaced}")
+            raise ValueError(
+                "should contain {expression} or {spaced}, which are replaced by the arithmetic expression"
+            )
         return form
 
 
@@ -201,7 +203,7 @@ class ProblemsConfig(Section):
     @classmethod
     def _check_template(cls, template: str) -> str:
         if "{prompt}" not in template:
-            raise ValueError("should contain {prompt}")
+            raise ValueError("should contain {prompt}, which is replaced by the problem's text")
         return template
 
     @field_validator("num_held_out")

@@ -83,10 +83,10 @@ class ImportanceConfig(Section):
     """
 
     level: Literal["sequence", "per_decision", "token"] = Field(
-        description="ratios of probabilities that are multiplied to get a weight; sequence: the ratios of "
-        "all actions of the episode (unbiased); per_decision: for each reward, the ratios of "
-        "the actions up to the rewarded action (unbiased); token: only the ratio of the action "
-        "itself (biased)"
+        description="probability ratios that are multiplied to get an importance weight; sequence: the "
+        "ratios of all actions of the episode (unbiased); per_decision: for each reward, the "
+        "ratios of the actions up to the rewarded action (unbiased); token: only the ratio of "
+        "the action itself (biased)"
     )
     limit: Annotated[float, Field(ge=1)] | None = Field(
         default=2.0,

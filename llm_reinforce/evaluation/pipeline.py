@@ -273,7 +273,10 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     doubtful = [doubt.problem.id for doubt in find_doubts(cast("Sequence[AnsweredQuestion]", problems))]
     if doubtful:
         listed = ", ".join(doubtful[:NUM_LISTED]) + (", …" if len(doubtful) > NUM_LISTED else "")
-        say(f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed})")
+        say(
+            f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed}); "
+            "check them with `llm-reinforce verify`"
+        )
     template = request.prompting.template or (usual_template(name) if is_named else "{prompt}")
     stop = request.stop or (() if request.prompting.template or not is_named else usual_stop(name))
     before = ""

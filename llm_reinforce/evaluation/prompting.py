@@ -59,7 +59,9 @@ def choose_prompting(
             contain `{prompt}`.
     """
     if template is not None and "{prompt}" not in template:
-        raise InputError(f"template {template!r}: should contain {{prompt}}")
+        raise InputError(
+            f"template {template!r}: should contain {{prompt}}, which is replaced by the problem's text"
+        )
     found = [run_recipe(policy) for policy in policies]
     runs = [recipe for recipe in found if recipe is not None]
     _check_runs_agree(

@@ -91,7 +91,10 @@ class LanguagePolicy:
         texts = [self.render_prompt(prompt) for prompt in prompts]
         encoded = self._encode(texts, add_special_tokens=not self.uses_chat_template)
         if not all(encoded):
-            raise InputError("empty prompt: the prompt of every problem must contain at least one token")
+            raise InputError(
+                "a prompt is empty, but the prompt of every problem must contain at least one token; "
+                "remove or correct the problem with the empty prompt"
+            )
         for text, token_ids in zip(texts, encoded, strict=True):
             self._check_is_open(text, token_ids)
         return [tuple(token_ids) for token_ids in encoded]

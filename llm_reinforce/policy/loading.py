@@ -173,7 +173,9 @@ def policy_from_model(
     from peft import PeftModel
 
     if isinstance(model, PreTrainedTokenizerBase) and not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError("policy: got (tokenizer, model); the order is (model, tokenizer)")
+        raise InputError(
+            "policy: (tokenizer, model) was given, but the order is (model, tokenizer); swap the two"
+        )
     if not isinstance(model, PreTrainedModel | PeftModel):
         raise InputError(
             f"policy: the model must be a causal language model of transformers, not a {type(model).__name__}"

@@ -154,7 +154,7 @@ def write_problems(path: str | PathLike[str], problems: Iterable[Problem]) -> No
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.writelines(lines)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another path") from error
 
 
 def _line(problem: Problem) -> str:
@@ -331,7 +331,10 @@ class _Converter:
         if is_doubtful:
             return answer, text if where else None
         if not answer:
-            raise InputError(f"{row.place}: column {column!r} contains an empty answer")
+            raise InputError(
+                f"{row.place}: column {column!r} contains an empty answer; fill in the answer, or remove "
+                "the row"
+            )
         if (self._reading.is_numeric or where == "####") and not NUMBER.fullmatch(answer):
             raise InputError(
                 f"{row.place}: column {column!r} must contain a number, not {short_repr(answer)}"

@@ -293,7 +293,10 @@ def _checked_span(span: tuple[int, int, float], limit: int) -> tuple[int, int, f
     if len(value) != 1:
         raise ValueError(f"StepRewards: a span is (start, end, value), not {short_repr(span)}")
     if not 0 <= start < end <= limit:
-        raise ValueError(f"StepRewards: the span ({start}, {end}) is empty or not within 0 to {limit}")
+        raise ValueError(
+            f"StepRewards: the span ({start}, {end}) is empty or not within the completion; start and end "
+            f"must be from 0 to {limit}, with start < end"
+        )
     return start, end, number(value[0])
 
 

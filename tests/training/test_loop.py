@@ -402,7 +402,9 @@ def test_a_first_update_without_a_scored_episode_stops_the_run() -> None:
     policy = small_policy()
     before = weights(policy)
     nothing = WeightedReward("nothing", lambda completion, problem: None)
-    with pytest.raises(InputError, match="first update could be scored .every reward function returned None"):
+    with pytest.raises(
+        InputError, match=r"first update could be scored \(every reward function returned None"
+    ):
         trainer(policy, rewards=(nothing,)).train()
     assert same(weights(policy), before)
 

@@ -120,7 +120,7 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
             _cell(each.measured, each.predicted),
         )
     notes = (
-        "rewards: reward of the right label and of a wrong label, where w is 1, and here and there are two "
+        "rewards: reward of the right label and of a wrong label; w is 1, and 'here' and 'there' are two "
         "halves of the states; reinforced: share of the nonzero returns that make the sampled action more "
         "likely; to the label: share of the nonzero returns that move the policy towards the label; ‖E ĝ‖: "
         "norm of the expected gradient estimate"

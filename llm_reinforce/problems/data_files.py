@@ -319,7 +319,9 @@ def _loaded_rows(
         where = f"data set {name!r} (config {config!r}, split {split!r})"
         cause = _first_line(error)
         if re.search(r"\b(split|config)", cause, re.IGNORECASE):
-            raise InputError(f"{where}: {cause}; set split or config to one of these") from error
+            raise InputError(
+                f"{where}: {cause}; set split or config to one of the names in this message"
+            ) from error
         if is_local:
             raise InputError(
                 f"{where}: cannot be loaded: {cause}; use a data set in another format ({FORMATS} can be "

@@ -349,8 +349,8 @@ class _Converter:
             return answer, reply
         if self._reading.needs_answers:
             raise InputError(
-                f"{row.place}: the last message in {self.prompt_column!r} has no final answer in a box or "
-                "after ####; set answer_column"
+                f"{row.place}: the last message in {self.prompt_column!r} has no final answer in a box "
+                "(\\boxed{…}) or after ####; set answer_column"
             )
         return None, reply
 
@@ -367,8 +367,9 @@ class _Converter:
         if num_long:
             say(
                 f"{source}: {num_long:,} of {len(problems):,} answers in {column!r} have more than "
-                f"{MAX_ANSWER} characters, and no final answer in a box or after ####; completions are "
-                "compared with the whole text; set answer_column if another column contains the final answers"
+                f"{MAX_ANSWER} characters, and no final answer in a box (\\boxed{{…}}) or after ####, so "
+                "completions are compared with the whole text; set answer_column if another column contains "
+                "the final answers"
             )
 
 

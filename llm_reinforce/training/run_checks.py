@@ -36,8 +36,8 @@ def check_answers(
     for name, is_set in of_batches.items():
         if is_set and not have_answers(problems):
             raise InputError(
-                f"reinforce.{name}: needs training problems with answers, because it depends on whether "
-                "episodes are correct; give the answers, or remove this setting"
+                f"reinforce.{name}: needs training problems with answers, because this setting depends on "
+                "whether episodes are correct; give the answers, or remove this setting"
             )
     of_evaluations = {"keep_best": training.keep_best, "stop_at": training.stop_at is not None}
     for name, is_set in of_evaluations.items():

@@ -21,9 +21,9 @@ The main arguments:
 - The problems are a data-set name such as "gsm8k", a file, a hub id, a list of dicts, or a
   `datasets.Dataset`. "generate:digits=2" generates two-digit additions and downloads nothing.
 - A reward function is `f(completion: str, problem: Problem) -> float`. The function may also return
-  `StepRewards`, or None if it does not apply to the problem. `problem` has the attributes `prompt`, `answer`,
-  `solution`, `id` and `columns`. Without a reward function, the reward is 1 for a correct final answer and 0
-  otherwise.
+  `StepRewards`, or None if the function does not apply to the problem. `problem` has the attributes `prompt`,
+  `answer`, `solution`, `id` and `columns`. Without a reward function, the reward is 1 for a correct final
+  answer and 0 otherwise.
 - All other settings are keyword arguments of `ReinforceTrainer`, and all have defaults.
 
 Main entry points:

@@ -7,8 +7,8 @@ import os
 import signal
 from contextlib import suppress
 
-# A thread of OpenMP that waits for other threads keeps its core busy for a while before it sleeps. If other
-# programs need the cores, this busy wait slows down the threads for which the thread waits. The default is
+# A thread of OpenMP that waits for other threads keeps its core busy for a while before it sleeps. If the
+# machine has fewer free cores than threads, this busy wait slows down the other threads. The default is
 # 300,000 iterations in libgomp (used by torch on Linux), and 200 ms in the OpenMP of LLVM and Intel (used on
 # macOS and Windows).
 WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
@@ -17,7 +17,8 @@ WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 def limit_spinning() -> None:
     """Shorten the time for which waiting threads keep a core busy, unless the user has configured this time.
 
-    This must be called before torch is imported, because OpenMP reads these environment variables once.
+    The time is set by environment variables. OpenMP reads these variables only once, so this function must be
+    called before torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         for name, value in WAITING.items():
@@ -25,7 +26,7 @@ def limit_spinning() -> None:
 
 
 def main() -> None:
-    """Run the command line interface. It ends by raising SystemExit with the exit code."""
+    """Run the command line interface, and raise SystemExit with the exit code."""
     limit_spinning()
     with suppress(ValueError):  # only the main thread can set signal handlers
         # There is nothing to clean up while modules are imported. During this time, Ctrl-C ends the process

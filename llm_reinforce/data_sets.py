@@ -1,7 +1,8 @@
 """Names of data files and defaults of data sets.
 
-They are used by the settings and by `problems/`. `problems/` does not import the settings, because they
-import pydantic. This import would double the time that a worker process of a reward function needs to start.
+Both the settings classes and `problems/` use these constants. The constants are not part of the settings
+classes, because `problems/` would then import pydantic. This import would double the time that a worker
+process of a reward function needs to start.
 """
 
 from pathlib import PurePath

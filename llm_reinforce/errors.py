@@ -1,6 +1,7 @@
 """Exceptions of the toolkit, and functions that format error messages.
 
-Other functions remove secrets from messages, logs and tracebacks."""
+Further functions of this module remove secrets from messages, logs and tracebacks.
+"""
 
 import difflib
 import os
@@ -55,11 +56,11 @@ def errors_in(section: str) -> Iterator[None]:
 class RunStoppedError(RuntimeError):
     """Raised when a run stops early because further updates would be useless.
 
-    An example is a run in which the gradients of many updates in a row were not finite. Commands exit with
-    code 1.
+    For example, a run is stopped if the gradients of many updates in a row were not finite. Commands exit
+    with code 1.
 
     Attributes:
-        can_resume: True if the cause may be outside the run, so that it makes sense to resume the run.
+        can_resume: True if the cause may be outside the run. It then makes sense to resume the run.
     """
 
     def __init__(self, message: str, *, can_resume: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Check quickly if the Hugging Face hub is reachable.
+"""Check quickly whether the Hugging Face hub is reachable.
 
 Without this check, the hub's client library would retry for a minute or more if there is no network.
 """

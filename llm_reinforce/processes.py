@@ -49,8 +49,8 @@ class Sharding:
     """Settings with which FSDP2 divides the weights of the policy among the processes.
 
     Attributes:
-        layer_classes: names of the classes whose modules are gathered one at a time. Empty: the classes that
-            transformers does not split.
+        layer_classes: names of the module classes whose weights are gathered one module at a time. If empty,
+            these are the classes that transformers never splits across devices.
         reshard_after_forward: True to free the gathered weights of a layer after its forward pass.
     """
 
@@ -120,7 +120,7 @@ def sharding() -> Sharding | None:
 
 
 def check_launch() -> None:
-    """Check that the launcher has started as many processes as requested, which can find each other.
+    """Check that the launcher started as many processes as requested, and that they can find each other.
 
     Raises:
         InputError: if this process would train alone although `accelerate launch` or `srun` was meant to
@@ -194,7 +194,7 @@ def working_command(
 
     Args:
         num_processes: number of processes on each machine.
-        arguments: arguments of Python. None: those of this process.
+        arguments: arguments of Python. None: the arguments of this process.
         num_machines: number of machines.
         host: host name of the machine at which the launchers of several machines meet.
         on_cpu: train on the CPU even if there is a GPU.
@@ -214,7 +214,7 @@ def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = Fa
     """Return the command that repeats this launch, with the same numbers of processes and machines.
 
     Args:
-        arguments: arguments of Python. None: those of this process.
+        arguments: arguments of Python. None: the arguments of this process.
         on_cpu: train on the CPU even if there is a GPU.
     """
     num = num_machines()
@@ -223,7 +223,7 @@ def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = Fa
 
 
 def why_lost(error: BaseException) -> str | None:
-    """Return a sentence about the end of another process if this caused the error, and otherwise None."""
+    """Return a sentence about another process if its end or silence caused the error, otherwise None."""
     if num_processes() == 1 or isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
         return None
     is_of_torch = type(error).__name__.startswith("Dist")  # DistNetworkError and others

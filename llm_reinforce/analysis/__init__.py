@@ -1,7 +1,7 @@
-"""Measurements of the gradient variance, and comparisons of recipes at an equal token budget.
+"""Measure the variance of the policy gradient, and compare recipes at an equal token budget.
 
-Some measurements test claims of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
-Methods" about the variance.
+A recipe contains the settings of a training run. Some measurements test what the article "The Beauty of
+Reinforcement Learning (1) – Intro of Policy Based Methods" says about the variance.
 """
 
 from llm_reinforce.analysis.classifier_claim import ClassifierVariance, measure_classifier_claim

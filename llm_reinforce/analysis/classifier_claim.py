@@ -3,14 +3,14 @@
 This is the second example of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
 Methods".
 
-A state x has the label y, and the policy is π(1|x) = σ(θ·x). An episode is one action with one reward r, and
-its gradient is ĝ = r ∇log π(a|x). Let c(x) be the reward of the wrong class. The reward of the correct class
-is c(x) + w in every state. The expected gradient
+A state x has the label y, which is 0 or 1. The policy chooses class 1 with the probability π(1|x) = σ(θ·x).
+An episode is one action with one reward r, and its gradient is ĝ = r ∇log π(a|x). Let c(x) be the reward of
+the wrong class. The reward of the correct class is c(x) + w in every state. The expected gradient is
 
     E ĝ = E_x[w p (1 - p) u],   p = π(y|x),   u = x for y = 1, -x for y = 0
 
-does not depend on c(x), but the variance does. ∇log π is (1 - p) u for the correct class and -p u for the
-wrong class. Therefore
+and does not depend on c(x). The variance E‖ĝ‖² - ‖E ĝ‖² depends on c(x): ∇log π is (1 - p) u for the correct
+class and -p u for the wrong class, and therefore
 
     E‖ĝ‖² = E_x[(p (1 - p)² (w + c)² + (1 - p) p² c²) ‖x‖²]
 """
@@ -34,11 +34,12 @@ REWARD = 1.0  # w
 
 @dataclass(frozen=True, slots=True)
 class ClassifierVariance:
-    """Gradient variance for one choice of the rewards.
+    """Gradient variance of a classifier, for one choice of the rewards of its two classes.
 
     Attributes:
         name: description of the rewards of the two classes.
-        share_reinforced: share of the nonzero returns that make the sampled action more likely.
+        share_reinforced: share of the nonzero returns that are positive, and therefore make the sampled
+            action more likely.
         share_to_label: share of the nonzero returns that move the policy towards the label of the state.
         signal: norm of the expected gradient, ‖E ĝ‖, computed exactly.
         predicted: variance tr Cov(ĝ) of one episode, computed from the formula in the module's docstring.
@@ -64,7 +65,7 @@ def measure_classifier_claim(
             files.
 
     Raises:
-        InputError: if these files already exist, or the directory can't be written to.
+        InputError: if `output_dir` already contains files of this measurement, or can't be written to.
     """
     output = check_output(output_dir, "classifier")
     rows = classifier_variances(seed)
@@ -76,7 +77,7 @@ def measure_classifier_claim(
 
 
 def classifier_variances(seed: int = 0) -> tuple[ClassifierVariance, ...]:
-    """Return the gradient variances of a partly trained logistic policy on random states."""
+    """Return the gradient variance of a partly trained logistic policy, for five choices of the rewards."""
     random = np.random.default_rng(seed)
     states = random.standard_normal((NUM_STATES, NUM_FEATURES))
     true = random.standard_normal(NUM_FEATURES)
@@ -102,15 +103,16 @@ def variance_at(
     random: np.random.Generator,
     seed: int,
 ) -> ClassifierVariance:
-    """Return the predicted and the measured variance for one choice of the rewards.
+    """Return the predicted and the measured gradient variance for one choice of the rewards.
 
     Args:
         name: description of the rewards.
-        towards: u of each state, the direction that makes the label more likely.
-        p_correct: p of each state, the probability of the label.
-        offset: c of each state, the reward of the wrong class.
+        towards: vector u of each state. The label of the state becomes more likely if the parameters move in
+            this direction.
+        p_correct: probability p of the label of each state.
+        offset: reward c of the wrong class in each state.
         random: random generator for sampling episodes.
-        seed: random seed of the interval.
+        seed: random seed of the bootstrap interval.
     """
     correct_reward, wrong_reward = REWARD + offset, offset
     squares = (towards**2).sum(axis=1)

@@ -5,9 +5,9 @@ Methods". The claim is that returns have no common zero point, and that a consta
 therefore adds variance.
 
 Adding a constant c to every reward does not change the ranking of policies. Let g_t be the return from action
-t on. For γ = 1 and terminal rewards, the constant changes the gradient of an episode from v = Σ_t g_t ∇log π
-to v + c s, with s = Σ_t ∇log π. The expectation of s is 0, so the expected gradient does not change. The
-variance of plain REINFORCE is
+t on. If the discount is 1 and the constant is added to the terminal reward, the gradient of an episode
+changes from v = Σ_t g_t ∇log π to v + c s, with s = Σ_t ∇log π. The expectation of s is 0, so the expected
+gradient does not change. The variance of plain REINFORCE is
 
     V(c) = V(0) + 2 c E⟨v, s⟩ + c² E‖s‖²
 
@@ -54,8 +54,8 @@ class ConstantVariance:
     Attributes:
         constant: the constant added to every reward.
         baseline: name of the baseline.
-        predicted: variance predicted by the formula in the module's docstring from other episodes; None
-            unless `baseline` is `none`.
+        predicted: variance predicted by the formula in the module's docstring. It is computed from other
+            episodes than `measured`. None if `baseline` is not `none`.
         measured: variance tr Cov(ĝ) of one episode, estimated from the measured episodes.
     """
 
@@ -77,15 +77,17 @@ def measure_constant_claim(
 ) -> tuple[ConstantVariance, ...]:
     """Measure the gradient variance with each baseline, after a constant is added to every reward.
 
-    The variance is measured for several constants. The prediction is computed from one half of the problems,
-    and the measurement from the other half. The policy is not trained, except by the recipe's warm start.
+    The variance is measured for several constants, on one half of the problems. For plain REINFORCE, the
+    variance is also predicted from the other half of the problems. The policy is not trained, except by the
+    recipe's warm start.
 
     Args:
         recipe: the name of a built-in recipe, a recipe file, the directory of a run, or a Config.
         policy: directory of a run, directory of a model, or model name. The gradients are measured with the
             weights of this policy. The default is the recipe's policy before the first policy-gradient
             update.
-        num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
+        num_problems: number of problems, which are drawn with replacement. If the number exceeds the recipe's
+            number of problems per update, it is rounded up to a multiple of that number.
         seed: random seed of the problems, the episodes, the random projection and the intervals.
         overrides: changes of the recipe's settings, each of the form `section.key=value`.
         output_dir: directory for `constant.json` and, if matplotlib is installed, the plot; None: write no
@@ -131,15 +133,16 @@ def constant_variances(
 ) -> tuple[ConstantVariance, ...]:
     """Return the gradient variance with each baseline and each constant.
 
-    A group consists of the episodes of one problem. The prediction is computed from one half of the groups,
-    and the measurement from the other half.
+    A group consists of the episodes of one problem. The variance is measured on one half of the groups. For
+    plain REINFORCE, it is also predicted from the other half.
 
     Args:
-        sketch_size: number of components to which gradients are shortened; see `measure_variance`.
+        sketch_size: number of components to which each gradient is shortened by random projection; see
+            `measure_variance`.
         progress: function that is called with the number of completed episodes.
 
     Raises:
-        InputError: if the discount is not 1, which the formula assumes.
+        InputError: if the discount is not 1. The formula of the prediction holds only for a discount of 1.
     """
     if settings.discount != 1.0:
         raise InputError(

@@ -1,4 +1,4 @@
-"""The contribution of each episode to the gradient of each estimator, at fixed policy weights.
+"""Contributions of single episodes to the policy gradient that each estimator computes, at fixed weights.
 
 Every estimator is the sum of A_t ∇log π(a_t|s_t) over all episodes and their actions t. Estimators differ
 only in the weights A_t. For one episode, each estimator has a vector of weights, with one weight per action.
@@ -27,11 +27,11 @@ COLUMNS = 1 << 12  # number of gradient components that are converted to float64
 
 @dataclass(frozen=True, slots=True)
 class EpisodeGradients:
-    """Gradients of every episode by all estimators, stored as linear combinations of rows.
+    """The gradient of every episode for every estimator, stored as a linear combination of rows.
 
     Attributes:
-        rows: the gradient along each direction of each episode, one row per direction. The rows are complete
-            gradients, or sketches (random projections) of the gradients.
+        rows: for each episode, the gradients of a few weighted sums of its log-probabilities; see the
+            docstring of the module. Each row is a complete gradient, or a sketch (random projection) of it.
         coefficients: coefficient of each row in the gradient of each estimator.
         episode_of: for each row, the index of its episode.
     """
@@ -41,7 +41,7 @@ class EpisodeGradients:
     episode_of: Int[Tensor, " row"]
 
     def gram(self, estimator: int, other: int, groups: Sequence[int]) -> Gram:
-        """Return the inner products ⟨h_k, h'_l⟩ between the groups' gradients by two estimators.
+        """Return the inner products ⟨h_k, h'_l⟩ of the groups' gradients computed by two estimators.
 
         A group consists of the episodes of one problem. The gradient of a group is the sum of the gradients
         of its episodes. For group k, h_k is the gradient by the first estimator, and h'_k is the gradient by
@@ -67,7 +67,7 @@ class EpisodeGradients:
         return total.numpy()
 
     def of_episodes(self, estimator: int, other: int, num_episodes: int) -> Float[Tensor, " episode"]:
-        """Return, for each episode, the inner product of its gradients by two estimators."""
+        """Return, for each episode, the inner product of two gradients, one computed by each estimator."""
         products = torch.zeros(num_episodes, dtype=torch.float64)
         for episode in set(self.episode_of.tolist()):
             own = (self.episode_of == episode).nonzero().flatten()
@@ -151,7 +151,7 @@ def squared_log_prob_gradients(
 
 
 def spanned(weights: Float[Tensor, "estimator token"]) -> Float[Tensor, "direction token"]:
-    """Return an orthonormal basis of the space that the rows span; an empty tensor if all rows are zero.
+    """Return an orthonormal basis of the space spanned by the rows; empty if all rows are zero.
 
     The rows are normalized first, because the weights of two estimators can differ by a factor of a million.
     """

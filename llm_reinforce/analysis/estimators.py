@@ -1,4 +1,4 @@
-"""Estimators of the policy gradient, which multiply each ∇log π(a_t|s_t) by different weights."""
+"""Estimators of the policy gradient, which differ in the weight of each ∇log π(a_t|s_t)."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,10 +24,10 @@ class Estimator:
     Attributes:
         name: name of the estimator.
         settings: settings from which advantages are computed, as in training.
-        credit: kind of return from which the baseline of `settings` is subtracted. `reward_to_go`: the return
-            from the action on. `whole_return`: the return of the whole episode. `exact_norms`: the return
-            from the action on. With `exact_norms`, the subtracted baseline is not that of `settings`, but the
-            optimal constant baseline, which is computed from the norms of the exact gradients.
+        credit: weight of an action. `reward_to_go`: the return from the action on, minus the baseline of
+            `settings`. `whole_return`: the return of the whole episode, minus the baseline of `settings`.
+            `exact_norms`: the return from the action on, minus the optimal constant baseline, which is
+            computed from the norms of the exact gradients.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Estimator:
 def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
     """Return the estimators to measure for a recipe.
 
-    Apart from the recipe's own estimator, the estimators do not standardize, and their denominator is the
-    number of episodes. The estimators are:
+    All estimators except the recipe's own divide the summed gradients of the episodes by the number of
+    episodes, and do not standardize. The estimators are:
 
-    - an estimator for each baseline of the setting `reinforce.baseline`;
+    - an estimator for each possible value of the setting `reinforce.baseline`;
     - an estimator without a baseline that weights each action by the return of the whole episode;
     - an estimator with the baseline `value` and λ = 0.9;
     - an estimator with the optimal baseline computed from the norms of the exact gradients, which training
@@ -71,7 +71,11 @@ def estimators_for(settings: ReinforceConfig) -> tuple[Estimator, ...]:
 
 
 def _plain(settings: ReinforceConfig) -> ReinforceConfig:
-    """Return the settings of an estimator of ∇J, which does not standardize and uses every episode."""
+    """Return a copy of the settings without standardization, and without masking of truncated episodes.
+
+    The denominator is the number of episodes. With these settings and an unbiased baseline, an estimator
+    estimates ∇J, the gradient of the expected return.
+    """
     plain: dict[str, object] = {
         "standardize": False,
         "standardize_rewards": False,
@@ -90,11 +94,12 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
     """Return the estimator's weight of each ∇log π(a_t|s_t), for the actions of all episodes.
 
     The weights of each update are computed as in training, and multiplied by the number of groups (problems)
-    of the update. The mean of all groups' gradients then equals the mean of all updates' gradients.
+    of the update. With these weights, the mean of the gradients of all groups equals the mean of the
+    gradients of all updates.
 
-    With the credit `exact_norms`, the baseline can be computed only after the gradients. For this credit, the
-    function returns the weights for returns of 0 and a baseline of -1. `with_exact_norms` computes the
-    gradients from these weights.
+    If the estimator's `credit` is `exact_norms`, its baseline can only be computed from gradients. The
+    function then returns the weights for returns of 0 and a baseline of -1. `with_exact_norms` later replaces
+    the gradients that result from these weights.
     """
     parts = []
     for number, update in enumerate(collected.updates):
@@ -118,7 +123,7 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return gradients in which the estimator with the credit `exact_norms` has the gradient v - b s.
+    """Return the gradients, with the gradient of the estimator with the credit `exact_norms` set to v - b s.
 
     b is the optimal constant baseline. For episode i, b_i is computed from the other episodes j of the group:
 

@@ -1,9 +1,9 @@
-"""Statistics of gradients that are computed from inner products: variance, norm, cosine and bias.
+"""Statistics of gradients, computed from inner products: variance, norm, cosine and bias.
 
-A group consists of the episodes of one problem. The vector h_k of group k is the contribution of these
-episodes to the gradient of the update, scaled so that the gradient is the mean of the groups' vectors.
-Problems are drawn independently, so the vectors are independent. All norms, distances and angles can be
-computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩. This matrix is small. Only its computation needs the
+A group consists of the episodes of one problem. The vector h_k of group k is the contribution of the group's
+episodes to the gradient of the update. It is scaled so that the gradient of the update is the mean of the
+vectors. Problems are drawn independently, so the vectors are independent. All norms, distances and angles can
+be computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩. This matrix is small. Only its computation needs the
 gradients, which have millions of components, or sketches (random projections) of the gradients.
 """
 
@@ -18,7 +18,7 @@ from scipy import stats
 
 Gram = Float[np.ndarray, "group group"]
 Weights = Float[np.ndarray, "*sample group"]
-"""Number of times that each group occurs in a sample: 1, or the number of times that a bootstrap drew it."""
+"""Number of times that each group occurs in a sample: 1, or as often as a bootstrap drew the group."""
 Values = Float[np.ndarray, "*sample"]
 """Value of a statistic for each sample."""
 Statistic = Callable[[Weights], Values]
@@ -38,12 +38,13 @@ class IntervalEstimate:
 
 
 def mean_inner_product(gram: Gram, weights: Weights) -> Values:
-    """Return an unbiased estimate of ⟨E h, E h'⟩, the mean inner product over all pairs of different groups.
+    """Return an unbiased estimate of ⟨E h, E h'⟩: the mean inner product over all pairs of different groups.
 
         U = Σ_{k≠l} ⟨h_k, h'_l⟩ / (K (K - 1))
 
-    K is the number of groups. For h' = h, the result is an estimate of ‖E h‖². This estimate can be negative.
-    If a bootstrap has drawn a group twice, the two copies of the group are not paired with each other.
+    K is the number of groups, and h and h' are two kinds of vectors of the groups. For h' = h, the result is
+    an estimate of ‖E h‖², and can be negative. If a bootstrap has drawn a group twice, the two copies of the
+    group are not paired with each other.
     """
     pairs = ((weights @ gram) * weights).sum(axis=-1) - weights**2 @ np.diagonal(gram)
     counts = weights.sum(axis=-1) ** 2 - (weights**2).sum(axis=-1)
@@ -51,7 +52,7 @@ def mean_inner_product(gram: Gram, weights: Weights) -> Values:
 
 
 def total_variance(gram: Gram, weights: Weights) -> Values:
-    """Return an unbiased estimate of tr Cov(h) = E‖h‖² - ‖E h‖²."""
+    """Return an unbiased estimate of tr Cov(h) = E‖h‖² - ‖E h‖² for the groups' vectors h."""
     mean_square = weights @ np.diagonal(gram) / weights.sum(axis=-1)
     return np.asarray(mean_square - mean_inner_product(gram, weights))
 
@@ -95,7 +96,7 @@ def mean_cosine(
 def _squares(
     gram: Gram, half: Float[np.ndarray, "split group"], inner: Float[np.ndarray, "split group"]
 ) -> tuple[Float[np.ndarray, "split 1"], Float[np.ndarray, "split group"]]:
-    """Return the squared norm of the sum a of a half's vectors, and the squared norm without each group.
+    """Return ‖a‖² for the sum a of the vectors of one half, and for each group, ‖a‖² without this group.
 
     Args:
         gram: Gram matrix of the groups' vectors.
@@ -118,12 +119,12 @@ def random_halves(num_groups: int, num_splits: int, seed: int) -> Float[np.ndarr
 def bootstrap_interval(
     statistic: Statistic, num_groups: int, seed: int, method: Literal["BCa", "percentile"] = "BCa"
 ) -> IntervalEstimate:
-    """Return the statistic of all groups, and a bootstrap interval for which whole groups are resampled.
+    """Return the statistic of all groups, with a bootstrap interval computed by resampling whole groups.
 
     On toy policies, the method BCa had the best coverage for variances and ratios, and percentiles had the
     best coverage for values near zero, such as squared norms. If BCa is undefined, percentiles are used. BCa
-    is undefined if the statistic is the same in all resamples, or if it is above (or below) the statistic of
-    the original groups in all resamples.
+    is undefined if the statistic has the same value in all resamples, or if the statistics of all resamples
+    lie on one side of the statistic of the original groups.
 
     Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """

@@ -17,8 +17,8 @@ additional episodes hardly reduce this number.
 A group consists of the episodes of one problem. Problems are drawn independently, with replacement, so groups
 are independent. With the baseline `batch_mean`, with `standardize`, or with the number of tokens as
 denominator, the gradient of a group also depends on the other groups of its update. Gradients with these
-settings are computed as in training, but their statistics assume independent groups. This assumption changes
-the variance by a fraction of about 2/B.
+settings are computed as in training, but the statistics of the gradients assume that groups are independent.
+This assumption changes the variance by a fraction of about 2/B.
 """
 
 import math
@@ -99,9 +99,9 @@ class GradientVariance:
         estimators: the measurements of each estimator.
         squared_norm: squared norm of the exact gradient, ‖∇J‖².
         num_problems: number of problems, which were drawn with replacement.
-        num_with_gradient: number of problems whose episodes differ in their returns. According to
-            tests/benchmarks/variance_coverage.py, the intervals are too short if this number is below 32, and
-            much too short if it is below 16.
+        num_with_gradient: number of problems whose episodes have different returns. If this number is below
+            32, the intervals are too short. If the number is below 16, the intervals are much too short.
+            tests/benchmarks/variance_coverage.py measures this.
         episodes_per_problem: number of episodes per problem.
         episodes_per_update: number of episodes per update of the recipe.
         mean_return: mean total reward of the scored episodes.
@@ -148,7 +148,8 @@ def measure_variance(
         policy: directory of a run, directory of a model, or model name. The gradients are measured with the
             weights of this policy. The default is the recipe's policy before the first policy-gradient
             update.
-        num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
+        num_problems: number of problems, which are drawn with replacement. If the number exceeds the recipe's
+            number of problems per update, it is rounded up to a multiple of that number.
         sketch_size: number of components to which each gradient is shortened by random projection. 0: do not
             shorten. None: shorten to 16,384 components if all gradients together would need more than 2 GiB
             of memory.
@@ -205,7 +206,8 @@ def measure_estimators(
         collected: episodes of the policy.
         estimators: the estimators, one of which must be named `leave_one_out`.
         temperature: temperature with which the episodes were sampled.
-        sketch_size: number of components to which gradients are shortened; see `measure_variance`.
+        sketch_size: number of components to which each gradient is shortened by random projection; see
+            `measure_variance`.
         seed: random seed of the random projection and of the intervals.
         progress: function that is called with the number of completed episodes.
 
@@ -252,8 +254,9 @@ def sketch_for(
 ) -> Sketch | None:
     """Return a random projection that shortens gradients to `size` components, or None if `size` is 0.
 
-    If `size` is None, gradients are shortened to SKETCH_SIZE components, but only if the complete gradients
-    would need more than 2 GiB of memory. Otherwise None is returned.
+    If `size` is None and the complete gradients would need more than 2 GiB of memory, gradients are shortened
+    to SKETCH_SIZE components. If `size` is None and the complete gradients would need less memory, None is
+    returned.
     """
     num_parameters = num_trained_parameters(policy)
     if size is None:
@@ -281,8 +284,7 @@ def estimator_statistics(
     reference_index = names.index(REFERENCE)
     grams = [gram(index, index) for index in range(len(estimators))]
     reference = grams[reference_index]
-    # if all returns of a problem are equal, its gradient by the reference estimator is 0 up to rounding
-    # errors
+    # if all returns of a problem are equal, the reference gradient of the problem is 0 up to rounding errors
     longest = np.max([np.diagonal(own) for own in grams], axis=0)
     num_with_gradient = int((np.diagonal(reference) > ROUNDING * longest).sum())
     if num_with_gradient < MIN_WITH_GRADIENT:
@@ -308,8 +310,7 @@ def _statistics(
     estimator: Estimator, own: Gram, cross: Gram, reference: Gram, seed: int
 ) -> EstimatorVariance:
     num_groups, size = len(own), estimator.settings.episodes_per_problem
-    # the expected gradient of an unbiased estimator is ∇J, and the reference estimator gives the best
-    # estimate
+    # the expected gradient of an unbiased estimator is ∇J, and the reference estimator estimates ∇J best
     expected = reference if estimator.is_unbiased else own
 
     def variance(weights: Weights) -> Values:
@@ -339,10 +340,10 @@ def _statistics(
 
 
 def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalEstimate, IntervalEstimate]:
-    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖ of an estimator.
+    """Return ⟨E ĝ, ∇J⟩ / ‖∇J‖² and ‖E ĝ - ∇J‖ / ‖∇J‖ of an estimator, each with its interval.
 
     Let h be the groups' gradients by the estimator, and h' the groups' gradients by the reference estimator,
-    whose expectation is ∇J. Both results are computed from the differences between h and h'.
+    whose expectation is ∇J. The two results are computed from the differences between h and h'.
 
     Args:
         own: inner products between the gradients h.
@@ -368,5 +369,5 @@ def _bias(own: Gram, cross: Gram, reference: Gram, seed: int) -> tuple[IntervalE
 
 
 def _inverse(value: float) -> float:
-    """Return 1 / value, or infinity if the value is not positive, because there is then no signal."""
+    """Return 1 / value, or infinity if the value is not positive."""
     return 1.0 / value if value > 0 else math.inf

@@ -1,4 +1,4 @@
-"""Plots of learning curves and their measures."""
+"""Plots of learning curves, and of their measures such as the final accuracy."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-MOST_IN_ONE = 6  # maximum number of variants in one panel; with more, each variant has a separate panel
+MOST_IN_ONE = 6  # maximum number of variants in one panel; more variants have one panel each
 NUM_COLUMNS = 4
 TITLES: Mapping[MeasureName, str] = {
     "final": "final accuracy",
@@ -150,8 +150,8 @@ def short_number(value: float) -> str:
 def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure":
     """Plot one panel per measure, with one row per variant: the mean, its 95% interval, and a dot per seed.
 
-    A hollow marker means that the mean is a lower bound, because not all runs reached the target accuracy
-    within the token budget.
+    The mean number of tokens to the target accuracy has a hollow marker if not all runs reached the target
+    accuracy within the token budget. The mean is then a lower bound.
     """
     from matplotlib.figure import Figure
 

@@ -1,9 +1,10 @@
-"""Learning curves at an equal budget of sampled tokens, their measures, and differences between variants.
+"""Learning curves of runs with equal budgets of sampled tokens, and comparisons of these curves.
 
 The learning curve of a run is the run's accuracy as a function of the number of tokens sampled so far. A
 variant is a recipe, possibly with changed settings. Every variant has one run, and therefore one curve, per
-seed. The seeds are treated as a random sample. Intervals are computed over seeds, and two variants are
-compared in pairs of runs with the same seed. The functions have no side effects.
+seed. Measures of a curve are, for example, its final accuracy and the area under it. The seeds are treated as
+a random sample. The intervals of a measure are computed over seeds. Two variants are compared in pairs of
+runs with the same seed. The functions have no side effects.
 """
 
 import itertools
@@ -32,7 +33,8 @@ class LearningCurve:
         num_tokens: number of tokens sampled before each evaluation. The first number is 0, and the numbers
             increase.
         accuracy: accuracy in 0..1 of each evaluation.
-        seconds: duration of all updates before each evaluation. Empty: unknown.
+        seconds: total duration, in seconds, of the updates before each evaluation. Empty if the durations are
+            unknown.
 
     Raises:
         ValueError: if the tuples differ in length, or if the numbers of tokens do not start at 0 or do not
@@ -96,19 +98,21 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class ComparedRuns:
-    """Measures of the runs of one variant.
+    """Measures of the runs of one variant, which is a recipe with possibly changed settings.
 
     Attributes:
         name: name of the variant.
         measures: the measures by name. `final` is the final accuracy, `area` is the area under the curve
             (both are in 0..1), and `tokens` is the number of tokens to the target accuracy. `timed` is the
-            accuracy after the time that the fastest variant needed for the budget with the same seed; it is
-            missing if there is one variant only, or if the time is unknown.
+            accuracy after an equal time: for each seed, the time that the fastest variant needed to use up
+            its budget. `timed` is missing if there is only one variant, or if the durations of the updates
+            are unknown.
         num_reached: number of runs that reached the target accuracy within the budget. For a run that did not
             reach it, the value of the measure `tokens` is the budget.
-        differences: for each measure, the difference from the first variant; empty for the first variant.
-        num_sampled: number of tokens that each run sampled. It can exceed the budget, because a run stops
-            only after an update.
+        differences: for each measure, the difference between this variant and the first variant; empty for
+            the first variant.
+        num_sampled: number of tokens that each run sampled. The number can exceed the budget, because a run
+            stops only after an update.
     """
 
     name: str
@@ -171,7 +175,7 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 
 
 def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
-    """Return the number of tokens at which the curve first reaches the target.
+    """Return the number of tokens at which the curve first reaches the target accuracy.
 
     The curve is linear between evaluations. The result is None if the curve does not reach the target within
     the budget.
@@ -187,12 +191,12 @@ def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
 
 
 def accuracy_after(curve: LearningCurve, seconds: float) -> float:
-    """Return the accuracy after this duration of updates. The curve is linear between evaluations."""
+    """Return the accuracy after this duration of training. The curve is linear between evaluations."""
     return float(np.interp(seconds, curve.seconds, curve.accuracy))
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the accuracy at the given token counts, assuming it is constant after the last evaluation."""
+    """Return the accuracy at the given token counts, assumed to be constant after the last evaluation."""
     at: np.ndarray = np.interp(np.asarray(num_tokens, dtype=float), curve.num_tokens, curve.accuracy)
     return at
 
@@ -215,7 +219,7 @@ def mean_curve(
 
 
 def mean_interval(values: Sequence[float], least: float, most: float) -> Interval | None:
-    """Return Student's 95% interval of the mean, clipped to least..most; None if there is only one value.
+    """Return Student's 95% interval of the mean, clipped to [least, most]; None if there is only one value.
 
         mean ± t(0.975, n - 1) s / √n
 
@@ -238,11 +242,12 @@ def _half_width(values: np.ndarray) -> np.ndarray:
 def difference_of(values: Sequence[float], others: Sequence[float]) -> Difference:
     """Return the mean of the differences `values` minus `others`, with its interval and p-values.
 
-    Both sequences belong to the same seeds in the same order. The interval and the first p-value come from
-    Student's paired t-test. The second p-value comes from the sign-flip test (Fisher 1935), which scipy's
-    permutation test computes. The signs of n differences can be flipped in 2ⁿ ways. The p-value is the share
-    of these ways in which the mean is at least as far from 0 as the observed mean. The sign-flip test makes
-    fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which is 0.06 for five seeds.
+    The two sequences contain one value per seed, for the same seeds in the same order. The interval and the
+    first p-value come from Student's paired t-test. The second p-value comes from the sign-flip test (Fisher
+    1935), which scipy's permutation test computes. The signs of n differences can be flipped in 2ⁿ ways. The
+    p-value is the share of these 2ⁿ ways in which the mean is at least as far from 0 as the observed mean.
+    The sign-flip test makes fewer assumptions than the t-test, but its p-value is never below 2 / 2ⁿ, which
+    is 0.06 for five seeds.
 
     Raises:
         ValueError: if the two sequences differ in length.
@@ -273,12 +278,12 @@ def _flip_p_value(differences: Sequence[float]) -> float:
 def compare_curves(
     variants: Mapping[str, Sequence[LearningCurve]], budget: int, target: float
 ) -> list[ComparedRuns]:
-    """Return the measures of each variant, and their differences from those of the first variant.
+    """Return the measures of each variant, with their differences from the measures of the first variant.
 
     The final accuracy is measured after the update that reached the budget. The area and the number of tokens
     to the target accuracy are computed from the curve up to the budget. If a run does not reach the target,
-    its number of tokens is set to the budget. The mean number of tokens is then a lower bound. The durations
-    that are compared are those of the updates, without evaluations.
+    its number of tokens is set to the budget. The mean number of tokens is then a lower bound. Durations
+    include only updates, not evaluations.
 
     Args:
         variants: mapping from the name of each variant to its curves, one per seed. All variants have the
@@ -301,7 +306,7 @@ def compare_curves(
         "timed": (0.0, 1.0),
     }
     is_timed = len(variants) > 1 and all(curve.seconds for curves in variants.values() for curve in curves)
-    # for each seed, the time of the fastest variant
+    # for each seed, the time that the fastest variant took
     times = [
         min(one.seconds[-1] for one in of_seed) if is_timed else 0.0
         for of_seed in zip(*variants.values(), strict=True)

@@ -7,8 +7,8 @@ The first experiment tosses N coins. The variance of the number of heads is N/4 
 N²/4 for a single coin whose result is counted N times.
 
 In the second experiment, a policy tosses coins. The policy is a model with random weights. It samples T
-tokens (actions) per episode and never ends an episode earlier. One of its tokens means heads. The mean of
-each ∇log π(a_t|s_t) is 0 for any previous actions. The log-probability gradients of different actions are
+tokens (actions) per episode and never ends an episode earlier. One of its tokens means heads. Whatever the
+previous actions are, the mean of ∇log π(a_t|s_t) is 0. The log-probability gradients of different actions are
 therefore uncorrelated. If the reward hardly depends on any single action, the variance of the gradient is
 approximately a sum over actions. With the weight A_t of action t,
 
@@ -26,8 +26,8 @@ variance to a third if rewards are given immediately. With the state-dependent b
 grows only as T². If the reward is a verdict on the first toss, the variance grows as T, although the later
 actions do not affect the reward. The state-dependent baseline removes the contribution of the later actions.
 
-In the exact variance, the squared expectation of each term is subtracted. The prediction omits these squares.
-They are small compared with the other terms, except with the baseline V(s_t).
+The exact variance is smaller, because the squared expectation of each term is subtracted. The prediction
+omits these squares. They are small compared with the terms above, except with the baseline V(s_t).
 """
 
 from collections.abc import Callable
@@ -100,8 +100,8 @@ class LengthVariance:
             all heads are rewarded at the end. "verdict": heads at the first toss is rewarded at the end.
         estimator: name of the estimator.
         num_actions: number of actions of each episode.
-        predicted: variance tr Cov(ĝ) of one episode, computed from other episodes with the sum in the
-            module's docstring.
+        predicted: variance tr Cov(ĝ) of one episode, predicted by the sum in the module's docstring. It is
+            computed from other episodes than `measured`.
         measured: variance tr Cov(ĝ) of one episode, estimated from the gradients of the measured episodes.
     """
 
@@ -114,11 +114,11 @@ class LengthVariance:
 
 @dataclass(frozen=True, slots=True)
 class LengthClaim:
-    """Results of both experiments: variances of the number of heads, and gradient variances.
+    """Results of the two experiments of this module: variances of the number of heads, and of gradients.
 
     Attributes:
         coins: variances of the number of heads for several numbers of coins.
-        lengths: gradient variances for several lengths of the episodes, by estimator and time of the rewards.
+        lengths: gradient variances, one for each length of the episodes, estimator and time of the rewards.
     """
 
     coins: tuple[CoinVariance, ...]
@@ -137,7 +137,7 @@ def measure_length_claim(
         show_progress: if True, show a progress bar. By default, it is shown on a terminal and in a notebook.
 
     Raises:
-        InputError: if these files already exist, or the directory can't be written to.
+        InputError: if `output_dir` already contains files of this measurement, or can't be written to.
     """
     output = check_output(output_dir, "length")
     is_shown = is_interactive() if show_progress is None else show_progress
@@ -172,7 +172,10 @@ def _sample_variance(values: Float[np.ndarray, " toss"]) -> IntervalEstimate:
 
 
 def coin_policy(seed: int) -> LanguagePolicy:
-    """Return a small transformer with random weights. It never ends an episode. Its token "1" means heads."""
+    """Return a policy that tosses coins: a small transformer with random weights.
+
+    The policy never ends an episode. Its token "1" means heads.
+    """
     shape = RandomInitConfig(
         alphabet="01=", num_layers=2, num_heads=2, hidden_size=32, intermediate_size=64, max_length=64
     )
@@ -228,7 +231,7 @@ def _after(done: int, progress: Callable[[int], None]) -> Callable[[int], None]:
 def _weights(
     batch: EpisodeBatch, chances: Float[Tensor, " longest"]
 ) -> dict[tuple[RewardTiming, str], Float[Tensor, "episode token"]]:
-    """Return the weights of all actions for each reward timing and each estimator.
+    """Return the weight A_t of every action, for each reward timing and each estimator.
 
     Args:
         batch: the episodes.
@@ -283,7 +286,7 @@ def _rewarded(batch: EpisodeBatch, timing: RewardTiming) -> EpisodeBatch:
 
 
 def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
-    """Return the first `num_actions` actions of each episode."""
+    """Return a copy of the episodes in which each is cut to its first `num_actions` actions."""
     cut = []
     for episode in batch.episodes:
         whole = episode.completion

@@ -25,7 +25,7 @@ class MeasuredEpisodes:
     """Episodes of one policy, from which the gradient of every estimator is computed.
 
     Attributes:
-        updates: the episodes of each update. The numbers of groups are unique across all updates.
+        updates: the episodes of each update. The number of a group occurs in one update only.
         moving_average: mean return of other episodes of the policy. It replaces the moving average that
             training computes over earlier updates.
         values: for each update, the predicted value V(s_t) of each action. The values come from a value head
@@ -55,8 +55,9 @@ def collect_updates(
 ) -> MeasuredEpisodes:
     """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
-    Two baselines learn from earlier episodes: the moving average and the value head. An equal number of other
-    episodes is therefore collected first, and the two baselines are fitted to those episodes.
+    In training, the moving average and the value head are baselines that learn from earlier episodes. This
+    function therefore first collects an equal number of other episodes, and fits the two baselines to these
+    episodes.
 
     Args:
         policy: the policy.
@@ -65,7 +66,7 @@ def collect_updates(
         settings: settings of the updates, the advantages and the value head.
         sampling: settings of the sampling.
         num_problems: number of problems. If it exceeds the number of problems per update, it is rounded up to
-            whole updates.
+            a multiple of that number.
         seed: random seed of the choice of problems and of the sampling.
         progress: function that is called with the number of completed problems, at most twice `num_problems`.
 

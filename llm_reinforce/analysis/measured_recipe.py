@@ -20,8 +20,8 @@ def config_to_measure(
 ) -> Config:
     """Return the settings of the recipe. If `policy` is given, it replaces the policy of the recipe.
 
-    The KL divergence is removed from the settings. A warning is issued if the recipe has settings that a
-    measurement ignores.
+    The setting `reinforce.kl` is set to None. A warning is issued if the recipe has settings that a
+    measurement ignores, such as `reinforce.kl`.
 
     Raises:
         InputError: if the recipe is invalid, or has only one episode per problem.
@@ -54,7 +54,7 @@ def config_to_measure(
 
 
 def with_weights(config: Config, name_or_path: str) -> Config:
-    """Return settings that load the policy `name_or_path` and skip the warm start."""
+    """Return a copy of the settings that loads the policy `name_or_path` and skips the warm start."""
     changes = {"name_or_path": name_or_path, "random_init": None, "revision": None}
     path = Path(name_or_path).expanduser()
     if any((folder / "adapter_config.json").is_file() for folder in (path, path / "policy")):
@@ -74,7 +74,8 @@ def collect_from_recipe(
 
     Args:
         config: settings of the recipe, as returned by `config_to_measure`.
-        num_problems: number of problems, which are drawn with replacement. It is rounded up to whole updates.
+        num_problems: number of problems, which are drawn with replacement. If the number exceeds the recipe's
+            number of problems per update, it is rounded up to a multiple of that number.
         seed: random seed of the choice of problems and of the sampling.
         show_progress: if True, show a progress bar.
     """

@@ -48,7 +48,7 @@ def check_output(output_dir: str | PathLike[str] | None, name: str) -> Path | No
 
 
 def measurement_files(output_dir: str | PathLike[str], name: str) -> list[Path]:
-    """Return the existing files of a measurement."""
+    """Return the files of the measurement `name` that exist in the output directory."""
     files = [Path(output_dir).expanduser() / f"{name}.{suffix}" for suffix in ("json", "png", "svg")]
     return [file for file in files if file.exists()]
 

@@ -1,4 +1,4 @@
-"""Function that trains and compares recipes at an equal budget of sampled tokens."""
+"""The function `compare`, which trains and compares recipes at an equal budget of sampled tokens."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -42,10 +42,11 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Evaluation
 
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
-"""Function with two arguments: a function that stops a run, and the display of the run.
+"""Function that returns a context manager. Its arguments are a function that stops a run, and a display.
 
-It returns a context manager. Within the context, a signal calls the function that stops the run. The command
-line passes such a function to `compare`."""
+Within the context, a signal handler calls the function that stops the run. The display shows the run. The
+command line passes such a function to `compare`.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,15 +54,16 @@ class RecipeComparison:
     """Result of a comparison.
 
     Attributes:
-        variants: mapping from the name of each variant to its measures over the seeds, and to the differences
-            of these measures from those of the first variant.
+        variants: mapping from the name of each variant to the measures of its runs, such as the final
+            accuracy, with the differences from the first variant.
         curves: mapping from the name of each variant to its learning curves, one per seed.
         summary: the contents of `comparison.json`.
         files: the files that were written.
-        has_plots: False if matplotlib is not installed.
+        has_plots: True if plots were written, which needs matplotlib.
         num_done: number of complete runs.
         stopped_in: variant and seed of the run during which a signal stopped the comparison; None if the
-            comparison is complete. If it was stopped, all other attributes except `num_done` are empty.
+            comparison is complete. If a signal stopped the comparison, all other attributes except `num_done`
+            are empty.
     """
 
     variants: Mapping[str, ComparedRuns]
@@ -91,13 +93,13 @@ def compare(
         compare("price", seeds=5, tokens=80_000,
                 variants={"leave_one_out": [], "none": ["reinforce.baseline=none"]})
 
-    Each run is a normal run in `output_dir/NAME/seed-N`. If the function is called again, complete runs are
-    kept, and an interrupted run is resumed. `comparison.json`, `curves.json` and, with matplotlib, two plots
-    are written to `output_dir`.
+    Each run has the directory `output_dir/NAME/seed-N`, and can be used like any other run. If the function
+    is called again, complete runs are kept, and an interrupted run is resumed. `comparison.json`,
+    `curves.json` and, with matplotlib, two plots are written to `output_dir`.
 
     Args:
         recipes: names of built-in recipes, recipe files, directories of runs, or Configs. In the results, a
-            Config has the name of the last part of its `output_dir`.
+            Config is named after the last part of its `output_dir`.
         seeds: number of seeds per variant.
         tokens: budget of each run, in sampled tokens.
         variants: variants of a single recipe, as a mapping from names to lists of `section.key=value`, or as
@@ -186,7 +188,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the date recorded for the chat template in the first run that has such a date."""
+    """Return the date of the chat template that the first run with such a record has recorded, or None."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

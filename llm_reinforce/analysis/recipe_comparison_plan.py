@@ -95,8 +95,8 @@ def variants_of(
 ) -> list[Variant]:
     """Return the variants to compare: the given variants of a single recipe, or one variant per recipe.
 
-    If no variants are given, each recipe is one variant with unchanged settings. Its name is the file name of
-    the recipe.
+    If no variants are given, each recipe is one variant with unchanged settings. The name of the variant is
+    the file name of the recipe.
 
     Args:
         recipes: the recipes.
@@ -210,7 +210,7 @@ def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape
             f"output_dir={json.dumps(str(folder))}",
             f"training.num_tokens={shape.num_tokens}",
             f"training.num_updates={most_batches * own.updates_per_batch}",
-            "training.stop_at=null",  # it would end runs before their budget is spent
+            "training.stop_at=null",  # a value would end runs before their budget is used up
             "evaluation.unit=tokens",
             f"evaluation.every={max(1, shape.num_tokens // shape.num_evaluations)}",
         ],

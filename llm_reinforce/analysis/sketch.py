@@ -15,8 +15,8 @@ class Sketch:
         (S v)_j = Σ_{i mapped to j} σ_i v_i,   E⟨S v, S w⟩ = ⟨v, w⟩
 
     Every component of the vector is multiplied by a random sign σ_i. The vector is then divided into blocks
-    of `size` components, every block is rotated by a random shift, and the blocks are added. Two components
-    of the vector are therefore added to each other with a probability of at most 1/size.
+    of `size` components, every block is rotated by a random shift, and the blocks are added. Therefore, the
+    probability that two given components of the vector are added to each other is at most 1/size.
 
     For a fixed v, the relative standard deviation of the squared norm ‖S v‖² is at most √(2/size). The same
     bound holds for the total variance of vectors that are all mapped by the same S. The map is a count sketch
@@ -47,7 +47,7 @@ class Sketch:
         return math.sqrt(2 / self.size)
 
     def __call__(self, vector: Float[Tensor, " number"]) -> Float[Tensor, " size"]:
-        """Return S v. It is computed in at least float32 precision, because thousands of blocks are added."""
+        """Return S v, computed in float32 or a wider type, because thousands of blocks are added."""
         dtype = torch.promote_types(vector.dtype, torch.float32)
         signed = vector.to(dtype) * self.signs.to(vector.device)
         folded = signed.new_zeros(self.size)

@@ -55,9 +55,9 @@ def constant(
 ) -> None:
     """Measure the gradient variance of each baseline when a constant is added to every reward.
 
-    This tests the article's claim that returns have no unified baseline:
-    adding a constant to all returns changes the variance of the gradient, but
-    not its expectation.
+    This tests a claim of the article "The Beauty of Reinforcement Learning
+    (1)": returns have no unified baseline. Adding a constant to all returns
+    changes the variance of the gradient, but not its expectation.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_constant_claim
@@ -80,8 +80,8 @@ def classifier(
 ) -> None:
     """Measure the gradient variance of a classifier for several choices of its rewards.
 
-    This tests the article's example in which classification is reinforcement
-    learning with one action per episode.
+    This tests an example of the article "The Beauty of Reinforcement Learning
+    (1)": classification as reinforcement learning with one action per episode.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_classifier_claim
@@ -96,8 +96,9 @@ def length(
 ) -> None:
     """Measure how the variance of coin tosses, and of gradients, grows with the length of an episode.
 
-    This tests the article's claim that the returns of one episode are
-    correlated, which increases the variance.
+    This tests a claim of the article "The Beauty of Reinforcement Learning
+    (1)": the returns of one episode are correlated, which increases the
+    variance.
     """
     with measuring("claims", debug=debug):
         from llm_reinforce.analysis import measure_length_claim

@@ -31,9 +31,9 @@ DebugOption = Annotated[bool, typer.Option("--debug", help="Show tracebacks and 
 
 
 def start_in_one_process(command: str) -> None:
-    """Check that a command that supports only one process is not one of several processes.
+    """Check that this command, which supports only one process, was not started in several processes.
 
-    On a terminal, a first line is then printed, because the imports that follow take seconds.
+    On a terminal, the function also prints a line, because the imports that follow take seconds.
 
     Raises:
         InputError: if this process is one of several that were started together.
@@ -54,7 +54,7 @@ def reported_failures(
     advice: Callable[[], str] = str,
     options: Sequence[str] = (),
 ) -> Iterator[None]:
-    """In a `with` block, print exceptions as a message or traceback on stderr, and exit with an exit code.
+    """Report an exception of a `with` block on stderr, and exit with the exit code of the failure.
 
     Warnings are printed as notes, without the file and line of the code that issued them.
 
@@ -65,7 +65,7 @@ def reported_failures(
         what: name of the action, for the message "{what} failed: …" about an unexpected error.
         debug: if True, print a traceback instead of a message.
         advice: function that returns a sentence for the user, or an empty string. The sentence is printed
-            after the message about an interruption or an error, except a user error.
+            after the message about an interruption or an error. It is not printed after a user error.
         options: settings that are options of the command. Messages about user errors name the options, such
             as `--prompt-column` instead of `prompt_column`.
     """
@@ -109,7 +109,7 @@ def reported_failures(
 
 
 def _with_options(message: str, settings: Sequence[str]) -> str:
-    """Return a message with the names of options instead of settings; `algebra: true` is `--algebra`."""
+    """Return a message in which settings are replaced by options, such as `algebra: true` by `--algebra`."""
     for setting in settings:
         option = f"--{setting.partition(':')[0].replace('_', '-')}"
         message = re.sub(rf"(?<!['\w-]){setting}(?!['\w]):?", option, message)
@@ -123,11 +123,11 @@ def _print_advice(advice: Callable[[], str], *, is_needed: bool = False) -> None
 
 
 def _main_process_fails_too() -> bool:
-    """Wait a moment, so that the launcher can end this process if the main process has failed.
+    """Return True if the launcher ends this process soon, because the main process has failed.
 
-    Usually all processes raise the same user error, and only the main process reports it. If only another
-    process raises an error, for example because a file is missing on one machine, that process reports the
-    error.
+    The function waits a few seconds for this. Usually all processes raise the same user error, and only the
+    main process reports it. If only another process raises an error, for example because a file is missing on
+    one machine, that process reports the error.
     """
     try:
         time.sleep(WAIT_FOR_MAIN)
@@ -153,8 +153,8 @@ def _print_traceback() -> None:
 def quieten(*, debug: bool) -> None:
     """Disable the progress bars of libraries and, if `debug` is False, the warnings of libraries.
 
-    Most of this is done with environment variables, which the libraries read when they are imported. No
-    library is therefore imported here. Environment variables that the user has set keep their values.
+    Most of these settings are environment variables, which the libraries read when they are imported. This
+    function therefore imports no library. Environment variables that the user has set keep their values.
     """
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -1,4 +1,4 @@
-"""Typer applications whose help texts show no type for flags, and the plain types of numbers."""
+"""Typer applications with shorter help texts: no type for flags, and no `range` in the types of numbers."""
 
 from collections.abc import Callable
 from typing import Any
@@ -21,7 +21,7 @@ class App(typer.Typer):
     """Typer application with short help texts.
 
     Args:
-        options: see `typer.Typer`.
+        options: keyword arguments of `typer.Typer`.
     """
 
     def __init__(self, **options: Any) -> None:

@@ -53,7 +53,7 @@ def stopped_by_signals(stop: Callable[[], None], display: StopDisplay) -> Iterat
         _received.append(number)
         first_at = time.monotonic()
         stop()
-        # several processes do not complete the batch that they sample
+        # if several processes train together, they stop without completing the batch
         text = "stopping after this update" if num_processes() == 1 else "stopping"
         is_pressed = number == signal.SIGINT
         display.stopping(f"{text}; press Ctrl-C again to quit now" if is_pressed else text)
@@ -113,7 +113,7 @@ def _code(code: object) -> object:
 
 def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
     """Install a handler for the signals, except signals that the parent process has set to be ignored."""
-    with suppress(ValueError):  # raised outside the main thread, which can't install handlers
+    with suppress(ValueError):  # only the main thread can install handlers
         for number in ASKING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, handler)

@@ -46,7 +46,7 @@ def show_measurement(
 
     Args:
         name: name of the measurement, which is also the name of its files without the suffix.
-        result: the result: a dataclass, or a sequence of dataclasses.
+        result: result of the measurement, which is a dataclass or a sequence of dataclasses.
         table: the result as a table.
         output: directory of the written files; None if no files were written.
         as_json: if True, print JSON instead of the table.

@@ -9,7 +9,7 @@ from llm_reinforce.errors import InputError
 
 
 def seed_option(help_text: str) -> Any:
-    """Return the option `--seed`. The help text does not show its upper limit, which has 18 digits."""
+    """Return the option `--seed`. A callback checks the upper limit, which is too long for the help text."""
     return typer.Option("--seed", min=0, callback=_checked_seed, help=help_text)
 
 
@@ -33,7 +33,8 @@ TokensOption = Annotated[
     int | None,
     typer.Option(
         min=1,
-        # the default is MAX_NEW_TOKENS, whose import takes half a second
+        # the default is the constant MAX_NEW_TOKENS, which is not imported because the import takes half a
+        # second
         help="Maximum number of tokens per completion. Default: the value of the policy's run, or 256 if "
         "the policy does not come from a run.",
     ),
@@ -81,7 +82,7 @@ ConfigOption = Annotated[
     ),
 ]
 DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")
-"""Settings of a data set that are options of a command."""
+"""Names of the data-set settings that commands offer as options."""
 PromptColumnOption = Annotated[
     str | None,
     typer.Option(
@@ -109,7 +110,7 @@ JsonPerDataSetOption = Annotated[
 
 
 def template_arguments(arguments: Sequence[str] | None) -> dict[str, Any] | None:
-    """Return the values of `--chat-template-kwarg`, read as YAML like those of `--set`; None if not given.
+    """Return the arguments given with `--chat-template-kwarg`, parsed as YAML; None if there are none.
 
     Raises:
         InputError: if an argument does not have the form NAME=VALUE.

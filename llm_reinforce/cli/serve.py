@@ -1,4 +1,4 @@
-"""`llm-reinforce serve RECIPE`: the command that starts a server for a recipe."""
+"""`llm-reinforce serve RECIPE`: print or run the command that starts a vLLM server for a recipe."""
 
 import os
 from typing import Annotated

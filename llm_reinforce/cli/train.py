@@ -79,7 +79,7 @@ def train(
                 "--resume and --overwrite: one continues the run and the other replaces it; give only one"
             )
         check_launch()
-        if is_main_process():  # shown before other imports, of which torch takes seconds
+        if is_main_process():  # printed before the slow imports, such as torch
             print(f"{Path(recipe).stem}: loading libraries, problems and the policy", flush=True)
         from llm_reinforce.config import load_config
 
@@ -111,12 +111,13 @@ def train(
 
 @dataclass(frozen=True, slots=True)
 class _Run:
-    """A run of this command.
+    """The run that the command `train` starts or resumes.
 
     Attributes:
         directory: directory of the run.
         command: command that resumes the run.
-        written_before: time at which `recipe.yaml` was written before this command, or None.
+        written_before: time of the last change of `recipe.yaml` when the command started, in nanoseconds
+            since 1970; None if the file did not exist.
     """
 
     directory: "RunDirectory"
@@ -157,9 +158,9 @@ def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overw
     """Print a summary of the run and a few episodes.
 
     Raises:
-        InputError: if the run could not be started, because a reward function fails, because the settings
-            differ from those of the run to resume, or because the output directory contains files that must
-            not be replaced.
+        InputError: if the run could not be started. Possible reasons are that a reward function fails, that
+            the settings differ from the settings of the run to resume, or that the output directory contains
+            files that must not be replaced.
     """
     from llm_reinforce.training import ReinforceTrainer, check_same_run, with_recorded_date
 
@@ -219,7 +220,7 @@ def _train(recipe: "Config", name: str, run: _Run, *, resume: bool, overwrite: b
         result = trainer.train(resume=resume, overwrite=overwrite)
     if is_main_process():
         _print_result(run, result)
-    if not result.is_over:  # without a signal of its own, this process stops because of a signal to another
+    if not result.is_over:  # if this process received no signal, another process of the run received one
         raise typer.Exit(128 + next(iter(received_signals()), signal.SIGTERM))
 
 

@@ -51,8 +51,8 @@ def verify(
     completions often use, such as \boxed{…}. The exit code is 0 if all answers
     are accepted. Otherwise the exit code is 1, and the rejected answers are
     listed. Equations, mixed numbers, letters after digits and whole solutions
-    are listed too, because part of such an answer may be lost when it is read;
-    they do not change the exit code.
+    are listed too, because part of such an answer may be lost when it is read.
+    Answers of these kinds do not change the exit code.
     """
     with reported_failures("the check", debug=debug, options=DATA_OPTIONS):
         quieten(debug=debug)

@@ -35,7 +35,7 @@ def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseMo
 
     Without the changes, the recipe must be valid. Some settings are not removed: changed settings, sections
     that are not in `OPTIONAL_SECTIONS`, the settings in `KEPT`, and settings whose default is not valid
-    either. If one of these settings is invalid, the validation of the recipe raises an error.
+    either. If one of these settings is invalid, the later validation of the recipe reports an error.
 
     Args:
         data: the recipe, with the changes applied. It is modified.
@@ -82,7 +82,7 @@ def _complaints(data: dict[str, Any], model: type[BaseModel]) -> list[tuple[KeyP
 
 
 def _is_changed(path: KeyPath, changed: Collection[KeyPath]) -> bool:
-    """Return True if the user has changed this setting, or a setting inside this section."""
+    """Return True if the user has changed the value at this path, or a value inside it."""
     return any(each[: len(path)] == path for each in changed)
 
 
@@ -92,7 +92,7 @@ def _is_removable(data: dict[str, Any], path: KeyPath) -> bool:
 
 
 def _get(data: Any, path: KeyPath) -> Any:
-    """Return the value of a setting, or None if it is absent or is an item of a list."""
+    """Return the value of a setting, or None if the setting is absent or is inside a list."""
     for part in path:
         data = data.get(part) if isinstance(data, dict) else None
     return data

@@ -1,4 +1,4 @@
-"""Settings of truncated episodes, of the KL divergence and entropy, and of the problems of a batch."""
+"""Settings for truncated episodes, for the KL divergence and the entropy, and for choosing problems."""
 
 from typing import Literal
 
@@ -13,7 +13,7 @@ class LengthPenaltyConfig(Section):
     """A penalty on long completions: the soft overlong punishment of DAPO.
 
     The penalty grows linearly from 0, for a completion of `from` tokens, to `penalty`, for a completion of
-    sampling.max_new_tokens tokens. It is subtracted from the reward.
+    sampling.max_new_tokens tokens. The penalty is subtracted from the reward.
     """
 
     penalty: Positive = Field(
@@ -62,9 +62,10 @@ class KLConfig(Section):
 
 
 class EntropyTargetConfig(Section):
-    """A target of the entropy, to which the weight of the entropy bonus is adapted.
+    """A target for the entropy of the policy. The weight of the entropy bonus is adapted to reach the target.
 
-    After each batch, the weight grows by rate x (value - entropy). It stays between 0 and max_coefficient.
+    After each batch, the weight grows by rate x (value - entropy). The weight stays between 0 and
+    max_coefficient.
     """
 
     value: Positive = Field(description="target of the mean entropy of an action, in nats")
@@ -77,7 +78,7 @@ class EntropyTargetConfig(Section):
 
 
 class PoolsConfig(Section):
-    """Weights of the problems of a curriculum in three pools: hard, normal and easy problems."""
+    """Weights of hard, normal and easy problems, with which a curriculum draws problems."""
 
     hard_below: float = Field(
         default=0.25, ge=0, le=1, description="a problem with a pass rate below this value is hard"

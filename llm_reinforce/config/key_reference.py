@@ -87,7 +87,7 @@ def key_entries(section: type[BaseModel]) -> tuple[KeyEntry, ...]:
 
 
 def _models_in(annotation: Any, *, is_list: bool = False) -> Iterator[tuple[type[BaseModel], bool]]:
-    """Yield the settings classes in an annotation, each with True if it is an item of a list."""
+    """Yield each settings class in an annotation, with True if the class is the type of a list's items."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation, is_list
     for inner in get_args(annotation):
@@ -116,12 +116,12 @@ def _default(field: FieldInfo) -> str:
 
 
 def _allowed(node: Schema) -> str:
-    """Return the allowed values of a key, in words."""
+    """Return a description of the values that a key can have."""
     return " or ".join(dict.fromkeys(_kind(branch) for branch in node.get("anyOf", [node])))
 
 
 def _kind(node: Schema) -> str:
-    """Return one alternative of the type of a key, in words."""
+    """Return a description of the values that one alternative of a JSON schema allows."""
     if "$ref" in node or "allOf" in node:
         return "a section"
     if choices := node.get("enum", [node["const"]] if "const" in node else []):

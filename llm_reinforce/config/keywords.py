@@ -60,7 +60,7 @@ OF_TRL = {  # arguments of TRL's trainers, and what to use instead in this toolk
 def config_from_keywords(
     base: Config | None, described: Mapping[str, Any], keywords: Mapping[str, Any]
 ) -> Config:
-    """Return the Config that results from keyword arguments and the settings that they override.
+    """Return a Config built from keyword arguments and from the settings that the keyword arguments override.
 
     A keyword argument has the name of a section, as in `training={"num_updates": 10}` or
     `training=TrainingConfig(…)`, or the name of a key in a section, as in `num_updates=10`. Keyword arguments
@@ -135,7 +135,7 @@ def _keyword_error(keyword: str, sections: list[str]) -> str:
 
 
 def _paths(value: Any) -> Iterator[KeyPath]:
-    """Yield the paths of all values inside a mapping; for another value, yield an empty path."""
+    """Yield the paths of all values inside a mapping. If the value is not a mapping, yield an empty path."""
     if not isinstance(value, Mapping):
         yield ()
         return
@@ -144,7 +144,7 @@ def _paths(value: Any) -> Iterator[KeyPath]:
 
 
 def _plain(value: Any) -> Any:
-    """Return a value in which every settings object is replaced by a dict of its explicitly set keys."""
+    """Return the value with every settings object in it replaced by a dict of its explicitly set keys."""
     if isinstance(value, BaseModel):
         return value.model_dump(mode="json", exclude_unset=True)
     if isinstance(value, Mapping):

@@ -11,7 +11,8 @@ from llm_reinforce.config.section import Count, Positive, Section, Text
 class RandomInitConfig(Section):
     """A policy that starts from random weights and has one token per character. All weights are trained.
 
-    STEP 0 of the article "The Beauty of Reinforcement Learning (1)" trains such a policy.
+    In STEP 0 of the article "The Beauty of Reinforcement Learning (1)", the parameters are initialized at
+    random.
     """
 
     alphabet: str = Field(

@@ -94,7 +94,7 @@ class GenerateConfig(Section):
 
     @model_validator(mode="after")
     def _check_digits_or_operands(self) -> Self:
-        # the recipe that a run writes has all defaults, so the default of digits beside operands is no error
+        # a recipe written by a run contains all defaults, so `digits` may have its default beside `operands`
         if self.operands is not None and self.digits != type(self).model_fields["digits"].default:
             raise ValueError("digits and operands are both given; remove one of the two")
         return self

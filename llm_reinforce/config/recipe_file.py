@@ -81,7 +81,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def adapt_document(document: Document) -> None:
-    """Adapt a document to the settings that the user has changed, with a warning for each removed setting."""
+    """Remove the settings that changes by the user have made invalid, with a warning for each of them."""
     for note in adapt(document.data, document.changed, Config):
         warnings.warn(note, stacklevel=4)
 
@@ -110,8 +110,8 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
     """Correct the paths in the recipe of a run whose directory was moved after the run was started.
 
     The recipe contains the path of the run's directory and the paths of files in this directory. The paths
-    may be relative to the directory in which the run was started. They are replaced by paths in `folder`, the
-    directory in which the recipe was found.
+    may be relative to the directory in which the run was started. This function replaces them by paths in
+    `folder`, the directory in which the recipe was found.
     """
     before = data.get("output_dir")
     if not isinstance(before, str):

@@ -79,7 +79,7 @@ class ImportanceConfig(Section):
     """Importance weights, which correct for differences between the sampling policy and the trained policy.
 
     The ratio of an action is its probability under the policy that is trained, divided by the probability
-    with which it was sampled.
+    with which the action was sampled.
     """
 
     level: Literal["sequence", "per_decision", "token"] = Field(
@@ -108,7 +108,7 @@ class ImportanceConfig(Section):
 
 
 class ClipConfig(Section):
-    """Bounds of an action's probability under the trained policy, divided by its probability in sampling."""
+    """Bounds of an action's ratio: its current probability, divided by its probability when sampled."""
 
     form: Literal["ppo", "cispo"] = Field(
         default="ppo",
@@ -125,7 +125,7 @@ READ_WITH_BASELINE: Mapping[str, str] = {"moving_average_decay": "moving_average
 
 
 class ReinforceConfig(Section):
-    """Settings of the policy-gradient loss, and of the batch of episodes from which it is computed.
+    """Settings of the policy-gradient loss, and of the batch of episodes from which the loss is computed.
 
     A batch contains problems_per_update x episodes_per_problem episodes. With the default
     updates_per_batch: 1, each update has a batch of its own.
@@ -233,7 +233,7 @@ class ReinforceConfig(Section):
         return None if isinstance(self.truncated, str) else self.truncated
 
     def in_whole_batches(self, num_updates: int) -> int:
-        """Return a number of updates, rounded up to a multiple of `updates_per_batch`."""
+        """Return `num_updates` rounded up to a multiple of `updates_per_batch`."""
         return -(-num_updates // self.updates_per_batch) * self.updates_per_batch
 
     @model_validator(mode="wrap")
@@ -241,7 +241,7 @@ class ReinforceConfig(Section):
     def _set_derived_defaults(
         cls, data: Any, handler: ModelWrapValidatorHandler["ReinforceConfig"]
     ) -> "ReinforceConfig":
-        """Fill in the keys of the variant, and `clip` if several updates per batch have no correction."""
+        """Set the keys that `variant` determines, and the default `clip` of batches with several updates."""
         if not isinstance(data, Mapping):
             return handler(data)
         variant = VARIANTS.get(str(data.get("variant")), {})
@@ -254,7 +254,7 @@ class ReinforceConfig(Section):
             if clip is None or isinstance(clip, Mapping):
                 filled["clip"] = {**variant.get("clip", {}), **(clip or {})}
         validated = handler(filled)
-        # keys that were not given count as not set, so that another variant can replace them
+        # keys that were filled in count as not set, so that another variant can replace them
         validated.model_fields_set.intersection_update(data)
         return validated
 

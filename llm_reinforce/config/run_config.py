@@ -112,7 +112,7 @@ class Config(Section):
     @field_validator("reinforce")
     @classmethod
     def _set_importance(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
-        """Set importance weights for episodes of a server, unless `importance` or `clip` is set."""
+        """Set importance weights if a server samples the episodes, unless `importance` or `clip` is set."""
         sampling: SamplingConfig | None = info.data.get("sampling")
         if sampling is None or sampling.server is None:
             return reinforce

@@ -22,7 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 
 
 def conflict(path: KeyPath, message: str) -> PydanticCustomError:
-    """Return an error that a validator can raise for a key inside the field that it validates.
+    """Return the error that a field's validator raises for a key nested inside the field.
 
     Args:
         path: location of the key, relative to the field.

@@ -9,7 +9,7 @@ from llm_reinforce.config.section import Count, Positive, Section, Text
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 TEMPERATURES = (0.01, 2.0)
-"""Smallest and largest temperature at which vLLM samples. It raises temperatures below the smallest."""
+"""Smallest and largest temperature at which vLLM samples. vLLM raises lower temperatures to the smallest."""
 
 
 class ServerConfig(Section):

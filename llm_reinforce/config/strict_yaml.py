@@ -102,7 +102,7 @@ class Document:
         data: values of the file, with overrides applied.
         places: for each key and list item, the line of the file or the override that set its value.
         problems: errors found so far.
-        changed: keys that the user has changed, by overrides or in Python.
+        changed: paths of the keys that the user has changed, by overrides or in Python.
     """
 
     name: str
@@ -133,7 +133,7 @@ class Document:
 def parse_document(text: str, name: str) -> Document:
     """Parse the text of a file. Return a document with its values and the errors found in the text.
 
-    Errors such as a repeated key do not stop the parsing. `validate` raises them.
+    Errors such as a repeated key do not stop the parsing. They are recorded, and `validate` raises them.
 
     Args:
         text: text of the file.
@@ -298,7 +298,7 @@ def validate(
 
 
 def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
-    """Return a hint to override a setting of the file that is invalid together with the given overrides.
+    """Return a hint to override a setting of the file that became invalid through the given overrides.
 
     The hint contains a value if the setting has a list of choices. The hint is "" if the setting itself was
     overridden, if the setting is a section, or if there are no overrides.
@@ -333,7 +333,7 @@ def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) 
 
 @cache
 def _schema(model: type[BaseModel]) -> Schema:
-    """Return the JSON schema of a model, which pydantic builds again in each call."""
+    """Return the JSON schema of a model. It is cached, because pydantic builds it again in each call."""
     return model.model_json_schema()
 
 
@@ -459,7 +459,7 @@ def _branches(node: Schema, root: Schema) -> list[Schema]:
 
 
 def _child(node: Schema, part: str | int, root: Schema) -> Any:
-    """Return the schema of a key of a section, or of an item of a list; None if it is not in the schema."""
+    """Return the schema of a section's key or of a list's item; None if the schema does not contain it."""
     for branch in _branches(node, root):
         items = [branch["items"]] if "items" in branch else branch.get("prefixItems", [])
         if isinstance(part, int) and items:
@@ -476,7 +476,7 @@ def _follow(root: Schema, location: KeyPath) -> tuple[KeyPath, Schema]:
     names are not keys of the document.
 
     Returns:
-        The location without these names, and the schema node.
+        the location without the names of members of unions, and the schema node.
     """
     node = root
     path: KeyPath = ()
@@ -508,7 +508,7 @@ BOUNDS |= {"maximum": "at most", "exclusiveMaximum": "below"}
 def _expectation(node: Schema, root: Schema) -> str:
     """Return a description of the values that a schema node accepts, such as "a number above 0 or null".
 
-    Returns "" if the schema does not contain this information.
+    The description is "" if the schema does not contain this information.
     """
     return " or ".join(filter(None, (_expectation_of_one(branch) for branch in _branches(node, root))))
 

@@ -34,7 +34,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings of each value of `reinforce.variant`.
 
-The form of `clip` belongs to the variant. The bounds `low` and `high` are defaults. `clip` is used only with
+The user can change the bounds `low` and `high` of `clip`, but not its `form`. `clip` is used only with
 several updates per batch.
 
 Sources: Williams 1992 (reinforce); Ahmadian et al. 2024 (rloo); Li et al. 2023 (remax); Schulman et al. 2017,

@@ -67,9 +67,10 @@ def _shown(name: str, measure: "Measure") -> tuple[str, str]:
 
 
 def comparison_table(comparison: "Comparison") -> RenderableType:
-    """Return the difference in accuracy, its interval and p-value, and a table of why answers changed.
+    """Return a line about the difference in accuracy, and a table of the reasons why answers changed.
 
-    Reasons that apply to no change are omitted.
+    The line contains the difference with its interval and its p-value. Reasons that apply to no answer are
+    omitted.
     """
     low, high = comparison.interval
     test = "McNemar" if comparison.test == "mcnemar" else "sign flips"

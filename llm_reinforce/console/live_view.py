@@ -89,7 +89,7 @@ class LiveDisplay(RunView):
 
 
 class NotebookDisplay(RunView):
-    """View of a run in one output cell of a notebook, which is replaced at most once per second."""
+    """View of a run in an output cell of a notebook. The view is updated at most once per second."""
 
     def __init__(self, title: str, num_tokens: int | None = None) -> None:
         super().__init__(title, num_tokens)
@@ -139,10 +139,10 @@ class NotebookDisplay(RunView):
 
 @contextmanager
 def _logs_follow(before: tuple[object, object]) -> Iterator[None]:
-    """Let handlers of `logging` write to the current `sys.stdout` and `sys.stderr` in a `with` block.
+    """In a `with` block, let handlers of `logging` write to the current `sys.stdout` and `sys.stderr`.
 
-    A handler keeps the stream that it was created with. Without this function, its messages would therefore
-    be written into the live view.
+    A handler keeps writing to the stream with which it was created, even after the live view has replaced
+    that stream. Without this function, its messages would therefore be written into the live view.
 
     Args:
         before: `sys.stdout` and `sys.stderr` before the live view replaced them.
@@ -162,10 +162,11 @@ def _logs_follow(before: tuple[object, object]) -> Iterator[None]:
 
 
 class _Frames(RenderHook):
-    """Prints each view as one frame, and erases what is left of views that a narrower terminal has wrapped.
+    """Render hook that prints each view as one frame, and erases the remains of wrapped lines.
 
     Before `rich.live.Live` prints the next view, it moves the cursor up by the number of lines of the last
-    view. After a terminal has become narrower, these lines occupy more lines of the terminal.
+    view. After a terminal has become narrower, these lines occupy more lines of the terminal. This hook
+    therefore moves the cursor further up, and erases the additional lines.
     """
 
     # Terminals that know synchronized output (mode 2026) show a frame only when it is complete. Without
@@ -174,7 +175,7 @@ class _Frames(RenderHook):
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._widths: list[int] = []  # numbers of columns of the lines of the last view
+        self._widths: list[int] = []  # width of each line of the last view, in columns
 
     def measured(self, view: RenderableType) -> RenderableType:
         """Return the view as a renderable that records the widths of its lines when it is printed."""
@@ -187,7 +188,8 @@ class _Frames(RenderHook):
         width = max(1, self._console.width)
         num_more = sum(max(0, -(-each // width) - 1) for each in self._widths)
         up_and_erase = ((ControlType.CURSOR_UP, 1), (ControlType.ERASE_IN_LINE, 2))
-        # the first renderable moves the cursor to the first line of the last view, and the last is the view
+        # the first renderable moves the cursor to the start of the last view, and the last renderable is the
+        # view
         first, *printed, view = renderables
         erase = Control(*(up_and_erase * num_more))
         return [

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 # PlainDisplay prints a line after every 5% of the updates, but at most one line in 2 s, and at least one in
 # 60 s
 LINE_SHARE, LINE_SECONDS, MAX_SILENCE = 0.05, 2.0, 60.0
-# within an update or evaluation, all displays show its progress after 5 s; PlainDisplay repeats it every 30 s
+# displays show the progress within an update or evaluation after 5 s, and PlainDisplay repeats it every 30 s
 LONG_SECONDS, REPEAT_SECONDS = 5.0, 30.0
 # short names of the main metrics, with their logged names and formats
 TRENDS = {
@@ -47,7 +47,7 @@ class Display(Protocol):
         """Take over the history of a resumed run: rows of `metrics.jsonl` and of `evaluations.jsonl`."""
 
     def working(self, sentence: str) -> None:
-        """Record the progress within the current update. It is shown if the update takes a long time."""
+        """Record the progress within the current update, which is shown if the update takes a long time."""
 
     def warm_start(self, num_updates: int, total: int, loss: float) -> None:
         """Show supervised update number `num_updates` of `total`, with its loss in nats per token."""
@@ -187,7 +187,7 @@ class Work:
         return time.monotonic() - self.started
 
     def is_long(self) -> bool:
-        """Return True if the progress should be shown."""
+        """Return True if the update or evaluation has taken so long that its progress should be shown."""
         return bool(self.sentence) and self.seconds() >= LONG_SECONDS
 
 
@@ -232,7 +232,7 @@ class PlainDisplay:
             self.show_long_work()
 
     def show_long_work(self) -> None:
-        """Print the progress within the current update or evaluation if a line about it is due."""
+        """Print the progress within a long update or evaluation, but not more often than every 30 seconds."""
         work = self._work
         if work.is_long() and time.monotonic() - work.shown_time >= REPEAT_SECONDS:
             work.shown_time = time.monotonic()

@@ -85,7 +85,7 @@ def episode_lines(episode: "Episode") -> Iterator[Text]:
 def before_and_after(
     rows: Sequence[Mapping[str, Any]], updates: Sequence[Mapping[str, Any]] = ()
 ) -> RenderableType:
-    """Return a table with the accuracies of a run's first and last evaluations, and with its rewards.
+    """Return a table with the first and last accuracy of a run, and with its mean reward at start and end.
 
     Args:
         rows: the rows of `evaluations.jsonl`; at least one.
@@ -121,7 +121,7 @@ def before_and_after(
 
 
 def better_before(rows: Sequence[Mapping[str, Any]], state: "TrainState") -> list[str]:
-    """Return the best accuracy of each decoding mode as a line of text, if it exceeds the last accuracy.
+    """Return a line of text for each decoding mode whose best accuracy exceeds its last accuracy.
 
     Args:
         rows: the rows of `evaluations.jsonl`.

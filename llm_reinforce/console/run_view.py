@@ -1,4 +1,4 @@
-"""Picture of a run as lines of text: progress, accuracy with its interval, metrics, and sampled episodes.
+"""View of a run as lines of text: progress, accuracy with its interval, metrics, and sampled episodes.
 
 The signs ✓ and ✗ show the verdicts of the verifier. The rewards are also shown, because training maximizes
 the rewards, and a reward can differ from the verdict.
@@ -49,12 +49,12 @@ class Accuracy(NamedTuple):
 
 
 class RunView:
-    """State of a run as a `Display` receives it, and its picture.
+    """Display that records the state of a run, and returns a view of this state as lines of text.
 
     The training loop calls the methods of `Display`. Another thread may call `lines` at the same time.
 
     Args:
-        title: heading of the picture.
+        title: heading of the view.
         num_tokens: number of sampled tokens after which the run ends. None: only the number of updates is
             limited.
     """
@@ -83,7 +83,7 @@ class RunView:
             self._add_accuracy(row["data"], row["decoding"], made)
 
     def changed(self) -> None:
-        """Show the current state. Does nothing in a display that a thread refreshes."""
+        """Show the current state. Subclasses that a thread refreshes need not override this method."""
 
     def working(self, sentence: str) -> None:
         self.work.sentence = sentence
@@ -129,9 +129,10 @@ class RunView:
         self.accuracies = {**self.accuracies, decoding: [*self.accuracies.get(decoding, ()), accuracy]}
 
     def lines(self, width: int, height: int, encoding: str = "utf-8") -> list[Text]:
-        """Return the picture as fewer than `height` lines, each of at most `width` columns.
+        """Return the view as fewer than `height` lines, each of at most `width` columns.
 
-        What does not fit into the height is omitted: first the episodes, then the lines of the charts.
+        If the view does not fit into the height, the episodes are omitted first, and then lines of the
+        charts.
 
         Args:
             width: number of columns, at least 20.
@@ -159,7 +160,7 @@ class RunView:
         return lines[: height - 1]
 
     def _progress(self, width: int) -> list[Text]:
-        """Return a progress bar, and the time and tokens that are used and left."""
+        """Return a progress bar, and lines with the time and tokens that have been used and that remain."""
         pace = self.pace
         if pace is None:
             return [Text(fitted("before training", width), "cyan")]
@@ -182,7 +183,10 @@ class RunView:
         return f", about {float(f'{expected:.2g}'):,.0f} left"
 
     def _status(self, width: int) -> list[Text]:
-        """Return a line about the work within the current update, which is empty if the update is short."""
+        """Return the message that the run will stop, and the progress within a long update or evaluation.
+
+        If there is neither, an empty line is returned.
+        """
         work = self.work
         is_shown = work.is_long() or work.sentence.startswith("evaluating")
         progress = (
@@ -192,7 +196,10 @@ class RunView:
         return [*stopping, *([Text(fitted(progress, width), "dim")] if progress else [])] or [Text()]
 
     def _accuracies(self, width: int, room: int, max_chart_lines: int, *, is_ascii: bool) -> list[Text]:
-        """Return the accuracies with charts, each of at least one line, in `room` lines if possible."""
+        """Return lines with the accuracies and their charts, at most `room` lines if possible.
+
+        Each chart has at least one line.
+        """
         accuracies, lines = self.accuracies, []
         heads = {decoding: self._accuracy(decoding, made, width) for decoding, made in accuracies.items()}
         num_each = (room - sum(map(len, heads.values()))) // max(1, len(heads))
@@ -244,7 +251,7 @@ def _side_by_side(left: Sequence[Text], right: Sequence[Text], column: int) -> l
 
 
 def flow(pieces: Sequence[tuple[str, str]], width: int, separator: str = "  ") -> list[Text]:
-    """Return lines made of pieces of text with their styles. A piece wider than a line is shortened."""
+    """Return lines filled with pieces of text, which have styles. A piece wider than a line is shortened."""
     lines: list[Text] = []
     for text, style in pieces:
         piece = Text(fitted(text, width), style)
@@ -298,7 +305,10 @@ def _sign(dots: int, is_middle: bool, is_ascii: bool) -> str:
 
 
 def _interpolated(made: Sequence[Accuracy], position: float) -> tuple[float, float, float]:
-    """Return the lower limit, the accuracy and the upper limit at a position from 0 to 1."""
+    """Return the lower limit, the accuracy and the upper limit at a position.
+
+    The position is 0 at the first evaluation and 1 at the last evaluation.
+    """
     first, last = made[0].num_updates, made[-1].num_updates
     update = first + position * (last - first)
     before, after = next((a, b) for a, b in pairwise(made) if update <= b.num_updates or b is made[-1])
@@ -309,7 +319,7 @@ def _interpolated(made: Sequence[Accuracy], position: float) -> tuple[float, flo
 
 
 def sample_lines(episodes: "Sequence[Episode]", width: int, num_lines: int) -> list[Text]:
-    """Return at most `num_lines` lines about episodes at evenly spaced positions of an update.
+    """Return at most `num_lines` lines about evenly spaced episodes of an update.
 
     If an episode does not fit into one line, only the first episode is shown, with its prompt and its
     completion on several lines.
@@ -356,7 +366,7 @@ def _sample_table(episodes: "Sequence[Episode]") -> list[Text]:
 
 
 def _verdict(episode: "Episode") -> tuple[str, str]:
-    """Return the verdict as text and its style."""
+    """Return the verdict on an episode as text, and the style of this text."""
     if episode.verdict is None:
         return "  not verified", ""
     if episode.verdict.correct:

@@ -59,7 +59,8 @@ def fitted(text: str, width: int) -> str:
 def _num_fitting(parts: Sequence[str], width: int, *, is_end: bool = False) -> int:
     """Return the number of parts, from the start or from the end, that fit into `width` columns together.
 
-    Characters may be wider together than separately. For example, a selector makes the emoji before it wider.
+    Characters may be wider together than separately. For example, a variation selector makes the emoji before
+    it wider.
     """
 
     def width_of(num: int) -> int:

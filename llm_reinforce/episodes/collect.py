@@ -51,7 +51,7 @@ def collect_episodes(
         generator: source of random numbers, on the CPU or on the device of the policy.
         batch_size: maximum number of completions sampled at once. None: no limit.
         first_group: number of the group of the first problem. The next groups are numbered consecutively.
-        progress: progress of the run, which is passed to reward functions that have TRL's signature.
+        progress: progress of the run, which reward functions receive as `trainer_state`.
         with_greedy: also sample one greedy completion of each problem. The reward functions are called
             separately on the greedy completions.
         activations: store for the activations of the sampled episodes. Activations of greedy completions are

@@ -28,9 +28,9 @@ class Episode:
         verdict: verdict of the verifier, which does not depend on the reward. None if the problem has no
             reference answer.
         rewards: unweighted value of each reward function, by the name of the function. If a function returned
-            step rewards, the value is the sum of them.
+            step rewards, the value is the sum of the step rewards.
         reward: terminal reward r_T, the weighted sum of all rewards except step rewards. None: the episode is
-            unscored, because a reward function failed or all of them returned None.
+            unscored, because a reward function failed or all reward functions returned None.
         step_rewards: weighted step reward r_{t+1} of each action, without the terminal reward. Empty if there
             are no step rewards.
         failures: error message of each reward function that failed, by the name of the function.
@@ -137,14 +137,15 @@ class EpisodeBatch:
         return len(self.episodes)
 
     def part(self, rows: Int[Tensor, " row"]) -> "EpisodeBatch":
-        """Return some of the episodes as a batch, without logged numbers and greedy completions."""
+        """Return the episodes in the given rows as a batch, without logged numbers and greedy completions."""
         return EpisodeBatch.of([self.episodes[row] for row in rows.tolist()])
 
     def rows_of_update(self, number: int, num_updates: int) -> Int[Tensor, " row"]:
-        """Return the rows of update `number` (from 0) of the `num_updates` updates that share this batch.
+        """Return the rows (episodes) that one of several updates of this batch uses.
 
-        The episodes of a group stay together. Group g belongs to update g mod `num_updates`, so the updates
-        of a batch have the same groups for every number of processes.
+        `number` is the index of the update, and `num_updates` is the number of updates that share the batch.
+        All episodes of a group belong to the same update. Group g belongs to update g mod `num_updates`.
+        Therefore, the groups of an update do not depend on the number of processes.
         """
         return (self.groups % num_updates == number).nonzero().flatten()
 
@@ -159,10 +160,11 @@ class EpisodeBatch:
         return torch.tensor([episode.completion.terminated for episode in self.episodes], dtype=torch.bool)
 
     def standardized_rewards(self, scored: Bool[Tensor, " episode"]) -> Float[Tensor, " episode"]:
-        """Return the weighted sum of the rewards, each standardized within the group.
+        """Return the weighted sum of each episode's rewards, which are first standardized within its group.
 
         Args:
-            scored: True for the episodes whose rewards are compared. The sum is zero for all others.
+            scored: True for the episodes that take part in the standardization. The result is zero for all
+                other episodes.
 
         Raises:
             InputError: if an episode has step rewards.
@@ -181,9 +183,9 @@ class EpisodeBatch:
         return total
 
     def squared_logit_gradient_norms(self) -> Float[Tensor, "episode token"]:
-        """Return ‖∂ log π(a_t | s_t) / ∂z‖² recorded when the actions were sampled; zero in padding.
+        """Return ‖∂ log π(a_t | s_t) / ∂z‖² for the logits z, recorded in sampling; zero in padding.
 
-        The norms are computed on request, because only `baseline: optimal` needs them.
+        The tensor is built only when this method is called, because only `baseline: optimal` needs it.
 
         Raises:
             ValueError: if a completion was not sampled by `sample_completions`.
@@ -198,7 +200,7 @@ class EpisodeBatch:
 
 
 def _padded(rows: Sequence[Sequence[float]], episodes: Sequence[Episode]) -> Float[Tensor, "episode token"]:
-    """Return the rows as float32, padded with zeros to the longest episode."""
+    """Return the rows as float32, padded with zeros to the length of the longest episode."""
     width = max((len(episode.completion.token_ids) for episode in episodes), default=0)
     # use NumPy, because creating one tensor per row takes longer than the forward pass of a small policy
     padded = np.asarray([[*row, *[0.0] * (width - len(row))] for row in rows], dtype=np.float32)

@@ -29,14 +29,14 @@ class Estimate:
     """Returns, baselines and advantages of the episodes of an update.
 
     Attributes:
-        returns: g_t of each action.
+        returns: return g_t of each action.
         baselines: baseline b of each episode. With `baseline: value`, this is V(s_0).
-        advantages: A_t; zero in padding and in unscored episodes.
+        advantages: advantage A_t of each action; zero in padding and in unscored episodes.
         mask: True for the actions of scored episodes.
         denominator: number by which the summed loss of an update is divided.
         mean_return: mean return of the scored episodes; None if no episode is scored.
-        loss_weights: factor of each episode's loss: 1/T with `denominator: episode_lengths`, where T is the
-            number of actions of the episode. None: all factors are 1.
+        loss_weights: factor of each episode's loss. With `denominator: episode_lengths`, the factor of an
+            episode with T actions is 1/T. None: all factors are 1.
 
     With `truncated: mask`, truncated episodes are treated like unscored episodes.
     """
@@ -50,8 +50,9 @@ class Estimate:
     loss_weights: Float[Tensor, " episode"] | None = None
 
     def part(self, rows: slice | Int[Tensor, " row"], num_tokens: int) -> "Estimate":
-        """Return the estimate of some of the episodes. The longest of these has `num_tokens` actions.
+        """Return the part of the estimate that belongs to the given rows (episodes).
 
+        The token dimension is cut to `num_tokens`, the number of actions of the longest of these episodes.
         The denominator and the mean return remain those of the whole update.
         """
         return replace(
@@ -64,12 +65,12 @@ class Estimate:
         )
 
     def of_update(self, rows: Int[Tensor, " row"], settings: ReinforceConfig) -> "Estimate":
-        """Return the estimate of one of several updates of a batch.
+        """Return the estimate of one update, if a batch has several updates.
 
-        The denominator and the mean return are those of the given episodes.
+        The denominator and the mean return are computed from the episodes of this update.
 
         Args:
-            rows: the episodes of the update, of all processes.
+            rows: indices of the update's episodes. The episodes of all processes are included.
             settings: the `reinforce` section of the settings.
         """
         part = self.part(rows, self.mask.shape[1])
@@ -92,8 +93,8 @@ def estimate_advantages(
         batch: the episodes of an update from all processes.
         settings: the `reinforce` section of the settings.
         moving_average: moving average of returns, for `baseline: moving_average`.
-        values: V(s_t) at each action, for `baseline: value`. V must not have been fitted to these episodes.
-            None: another baseline is used.
+        values: predicted value V(s_t) for each action. Required with `baseline: value`, and ignored with
+            other baselines. V must not have been fitted to these episodes.
 
     Raises:
         ValueError: if the values, greedy completions or recorded norms that the baseline needs are missing.
@@ -147,7 +148,7 @@ def _baseline_arguments(
 def _rewards(
     batch: EpisodeBatch, settings: ReinforceConfig, scored: Bool[Tensor, " episode"]
 ) -> Float[Tensor, "episode token"]:
-    """Return r_{t+1} of every action, including the penalty on the KL divergence (k1).
+    """Return the reward r_{t+1} of every action, including the penalty on the KL divergence (estimator k1).
 
     Raises:
         ValueError: if the penalty needs log-probabilities of a reference policy, and the batch has none.
@@ -170,9 +171,9 @@ def _rewards(
 
 
 def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " episode"]:
-    """Return, for each episode, g_0 of the greedy completion of its problem.
+    """Return, for each episode, the return g_0 of the greedy completion of the episode's problem.
 
-    The value of g_0 is NaN if the greedy completion is unscored.
+    The value is NaN if the greedy completion is unscored.
 
     Raises:
         ValueError: if a group has no greedy completion.

@@ -189,8 +189,9 @@ def answer_problems(
         journal: storage of the answers. Problems whose answers are already stored are skipped.
         on_step: function that is called after each step of the sampler; see `stream_completions`. If it
             raises an exception, the evaluation ends.
-        share: index of the share of the problems to answer, and number of shares. All shares have problems
-            with long prompts and problems with short prompts, so that they take a similar time.
+        share: index of the share of the problems that is answered, and number of shares. Every share has
+            problems with long prompts and problems with short prompts, so that all shares take a similar
+            time.
 
     Returns:
         mapping from the index of each answered problem to its answers.
@@ -243,7 +244,7 @@ def evaluation_of(
     answers: Mapping[int, Sequence[Answer]],
     max_new_tokens: int,
 ) -> Evaluation:
-    """Return the evaluation with these answers.
+    """Return an Evaluation that contains the answers and the measures computed from them.
 
     Args:
         decoding: decoding mode in which the answers were generated.

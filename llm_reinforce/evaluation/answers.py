@@ -29,8 +29,8 @@ class Answer:
         terminated: True if the end token or a stop string ended the completion, False if the completion was
             truncated at the token budget.
         verdict: the verdict of the verifier, which defines the accuracy.
-        strict, flexible: True if the answer is correct by the strict or the flexible extraction of
-            lm-evaluation-harness, respectively; see `extraction.py`.
+        strict, flexible: True if the answer that the strict or the flexible extraction of
+            lm-evaluation-harness finds is correct; see `extraction.py`.
     """
 
     text: str
@@ -141,7 +141,10 @@ def _majority_is_right(answers: Sequence[Answer]) -> bool:
 
 
 def _vote(answer: Answer) -> object:
-    """Return the vote of an answer: True if it is correct, otherwise its value or, without one, its text."""
+    """Return the vote of an answer, which is True if the answer is correct.
+
+    The vote of a wrong answer is its numeric value or, if the answer is not a number, its text.
+    """
     if answer.correct:
         return True
     text = answer.verdict.extracted or ""

@@ -1,4 +1,4 @@
-"""Comparison of two policies on the same problems: the gain in accuracy, and the kinds of failures."""
+"""Comparison of two policies on the same problems: the difference in accuracy, by kind of failure."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence

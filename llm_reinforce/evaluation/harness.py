@@ -36,10 +36,11 @@ class TaskResult:
 def harness_results(
     results: Sequence[TaskResult], policy: str, *, batch_size: int, limit: int | None, seconds: float
 ) -> dict[str, Any]:
-    """Return results as lm-evaluation-harness 0.4 writes them: `results`, `configs`, `versions`, `n-shot`, …
+    """Return results as a dict in the format of lm-evaluation-harness 0.4.
 
-    For each metric, the results also contain a 95% interval, which the harness does not report. The key of
-    the interval has the suffix `_interval`.
+    Among the keys of the dict are `results`, `configs`, `versions` and `n-shot`. For each metric, the results
+    also contain a 95% interval, which the harness does not report. The key of the interval has the suffix
+    `_interval`.
 
     Args:
         policy: name of the policy.

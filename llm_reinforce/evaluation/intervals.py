@@ -33,7 +33,8 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
     problems are drawn from a Dirichlet distribution with parameter 1 for each problem. As in Jeffreys' prior,
     half a problem with share 0 and half a problem with share 1 are added. Without these additions, the
     interval is far too short if there are few problems, or if the shares are close to 0 or 1.
-    tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
+    tests/benchmarks/interval_coverage.py measures the coverage of the Wilson interval and of the bootstrap
+    interval.
 
     Raises:
         ValueError: if there are no shares.
@@ -68,7 +69,8 @@ def difference_interval(differences: Sequence[float], confidence: float = CONFID
     of 0 and 1.
 
     Source: Tango 1998, "Equivalence test and confidence interval for the difference in proportions for the
-    paired-sample design". tests/benchmarks/interval_coverage.py measures the coverage of both intervals.
+    paired-sample design". tests/benchmarks/interval_coverage.py measures the coverage of Tango's interval and
+    of the bootstrap interval.
 
     Raises:
         ValueError: if there are no differences.
@@ -189,9 +191,9 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 def mcnemar(num_gained: int, num_lost: int) -> float:
     """Return the two-sided p-value of the exact McNemar test (1947).
 
-    Only problems that exactly one of the two policies solves are counted. Under the null
-    hypothesis that the policies do not differ, each of these problems is gained or lost with probability 1/2,
-    so scipy's binomial test gives the p-value.
+    Only problems that exactly one of the two policies solves are counted. Under the null hypothesis that the
+    policies do not differ, each of these problems is gained or lost with probability 1/2. The p-value is
+    therefore computed by scipy's binomial test.
     """
     num_changed = num_gained + num_lost
     if num_changed == 0:

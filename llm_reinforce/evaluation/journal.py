@@ -78,7 +78,10 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
 
 
 def recorded_identity(path: Path) -> Identity:
-    """Return the identity in the first line of an answer file; empty if there is none."""
+    """Return the settings that identify the evaluation of an answer file, read from its first line.
+
+    The result is empty if the file does not exist, or if its first line contains no such settings.
+    """
     try:
         with path.open(encoding="utf-8") as file:
             recorded = json.loads(file.readline())["evaluation"]

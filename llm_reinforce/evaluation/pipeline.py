@@ -149,8 +149,8 @@ class DataSet:
         problems: the problems to evaluate. Their prompts are already inserted into the template.
         num_available: number of problems in the whole data set.
         template: prompt template, with `{prompt}` in place of the problem.
-        stop: strings at which a completion is cut. If the request contains no such strings, this is the text
-            with which a question begins in the data set's template.
+        stop: strings at which a completion is cut. By default, this is the text with which a question begins
+            in the data set's template, so that a completion ends before a further question.
         overlap: number of problems that are also training problems of the policies' runs, for each kind of
             overlap; empty if no training problems are known.
     """
@@ -215,7 +215,7 @@ def run_evaluations(
 
 
 def policy_name(policy: Any) -> str:
-    """Return a policy's name or path, or the class name of a model object, to identify it in results."""
+    """Return the name of a policy in results: the given name or path, or the class name of a model object."""
     if isinstance(policy, str | PathLike):
         return str(policy)
     model = policy.model if isinstance(policy, LanguagePolicy) else policy[0]
@@ -227,7 +227,7 @@ def _summaries(changes: Changes) -> dict[str, Any]:
 
 
 def _training_problems(recipes: Sequence[Config | None], say: Say) -> list[Problem]:
-    """Return the training problems of the policies' runs. Report runs whose problems can't be read."""
+    """Return the training problems of the policies' runs. Unreadable problems are reported by `say`."""
     problems: list[Problem] = []
     for number, recipe in enumerate(recipes):
         if recipe is None or recipe in recipes[:number]:
@@ -353,7 +353,7 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the chat-template date of an interrupted evaluation, unless the request has one.
+    """Return the policy with the chat-template date of an interrupted evaluation, if the request has none.
 
     The date is the current date that the chat template prints.
     """

@@ -32,7 +32,8 @@ class Prompting:
             set.
         max_new_tokens: maximum number of tokens per completion.
         temperature: sampling temperature.
-        chat: settings of the chat template that replace those of the runs. None: use those of the runs.
+        chat: settings of the chat template that replace the settings in the runs. None: use the settings in
+            the runs.
     """
 
     recipes: tuple[Config | None, ...]
@@ -106,7 +107,7 @@ def load_for_evaluation(
         policy: a model name, a path, the directory of a run, `(model, tokenizer)` or a LanguagePolicy.
         recipe: settings of the run; None if the policy does not come from a run. The setting
             `trust_remote_code` of the run is ignored for safety.
-        chat: settings of the chat template that replace those of the run.
+        chat: settings of the chat template that replace the settings in the run.
         trust_remote_code: if True, Python code that comes with the model may run.
         plain: if True, prompts are used unchanged, without a chat template.
 

@@ -21,7 +21,7 @@ from llm_reinforce.policy.plain_path import length_with_constant_positions, rest
 
 @runtime_checkable
 class Batch(Protocol):
-    """Sequences that are being sampled, with their cache of keys and values.
+    """Sequences that are being sampled, with the cache of their keys and values.
 
     Each row contains one sequence. The caller may use one row for several completions, as long as their
     tokens are equal.
@@ -78,7 +78,7 @@ class WholeBatch:
         """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         device = next(self.model.parameters()).device
         states, selected = pad_left(prompts, self.pad_token_id, device), integers(of_prompt, device)
-        # computed from the lengths, because reading the mask would wait for a GPU to finish its work
+        # `is_padded` is computed from the lengths, because reading the mask would have to wait for a GPU
         self.is_padded, self.cache = len({len(prompt) for prompt in prompts}) > 1, None
         self.attention_mask, self.lengths = states.mask, states.mask.sum(dim=1)
         logits = self._forward(states.token_ids, states.positions)
@@ -106,7 +106,10 @@ class WholeBatch:
         self.attention_mask, self.lengths = self.attention_mask[rows], self.lengths[rows]
 
     def cloned(self) -> "WholeBatch":
-        """Return a copy with a cache of its own, for a batch whose cache cannot select rows."""
+        """Return a copy of the batch with its own copy of the cache.
+
+        This replaces `copy` for models whose cache cannot select rows.
+        """
         clone = copy.copy(self)
         clone.cache = copy.deepcopy(self.cache)
         return clone
@@ -134,8 +137,9 @@ class SeparateBatches:
 
     Args:
         model: causal language model.
-        pad_token_id: see `WholeBatch`.
-        single_rows: compute each row by itself.
+        pad_token_id: token id of padding.
+        single_rows: True: each row is computed by itself. False: rows with prompts of equal length are
+            computed together.
     """
 
     can_refill = False
@@ -147,7 +151,7 @@ class SeparateBatches:
     def fill(
         self, rows: Sequence[int], prompts: Sequence[TokenIds], of_prompt: Sequence[int]
     ) -> Float[Tensor, "filled vocabulary"]:
-        """See `Batch`."""
+        """Start new sequences and return the logits of their first actions; see `Batch.fill`."""
         together: dict[int, list[int]] = {}
         for row, number in enumerate(of_prompt):
             together.setdefault(row if self.single_rows else len(prompts[number]), []).append(row)
@@ -163,7 +167,7 @@ class SeparateBatches:
     def step(
         self, actions: Int[Tensor, " row"], shortest: int, longest: int
     ) -> Float[Tensor, "row vocabulary"]:
-        """See `Batch`."""
+        """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         return self._joined(
             [
                 batch.step(actions[integers(part, actions.device)], shortest, longest)
@@ -172,18 +176,22 @@ class SeparateBatches:
         )
 
     def copy(self, old: Sequence[int], new: Sequence[int]) -> None:
-        """See `Batch`."""
+        """Copy rows to other rows; see `Batch.copy`."""
         sources = list(range(max(sum(len(part) for _, part in self.parts), max(new) + 1)))
         for source, target in zip(old, new, strict=True):
             sources[target] = source
         self._select(sources)
 
     def keep(self, rows: Int[Tensor, " kept"]) -> None:
-        """See `Batch`."""
+        """Keep only the given rows; see `Batch.keep`."""
         self._select(rows.tolist())
 
     def _select(self, sources: Sequence[int]) -> None:
-        """Replace each row by a copy of its source. Rows that are not a source are dropped."""
+        """Replace all rows by copies of current rows. Current rows that are not copied are dropped.
+
+        Args:
+            sources: for each new row, the index of the current row that is copied.
+        """
         parts: list[tuple[WholeBatch, list[int]]] = []
         for batch, old in self.parts:
             place = {row: index for index, row in enumerate(old)}

@@ -16,7 +16,7 @@ def character_tokenizer(alphabet: str) -> PreTrainedTokenizerFast:
     unneeded tokens make it less likely that a correct answer is sampled.
 
     Args:
-        alphabet: the characters; each must occur once.
+        alphabet: the characters. Each character must occur exactly once.
 
     Raises:
         InputError: if the alphabet is empty or contains a character twice.

@@ -11,7 +11,7 @@ from typing import Any
 from llm_reinforce.errors import InputError, nearest
 
 PROBE, REPLY = "What is 2731 + 8465?", "The sum is 11196"
-"""Texts of a user and an assistant that no template contains."""
+"""Trial texts of a user and of an assistant, which no chat template contains."""
 
 _DATE_FUNCTION = "strftime_now"
 _DIRECTIVES = "aAbBcdfGHIjmMpSuUVwWxXyYzZ"
@@ -21,13 +21,16 @@ _LIKE_A_TAG = re.compile(r"<[^\s<>]+>|\[[^\s\[\]]+\]")
 
 @dataclass(frozen=True, slots=True)
 class ChatSettings:
-    """Settings of a chat template. None: the setting of the run that trained the policy, or else the default.
+    """Settings of a chat template.
+
+    If a setting is None, the setting of the run that trained the policy is used, or, without such a run, the
+    default.
 
     Attributes:
         system_prompt: text of the system message.
         chat_template_kwargs: further arguments of the template, such as `{"enable_thinking": False}`.
-        chat_template_date: date that the template prints as the current date, as a date or as text such as
-            "2026-11-29".
+        chat_template_date: date that the template prints as the current date; a `datetime.date`, or text such
+            as "2026-11-29".
     """
 
     system_prompt: str | None = None
@@ -50,7 +53,7 @@ def render_chat(
         messages: messages of the conversation, with `role` and `content`.
         arguments: further arguments of the template, such as `enable_thinking`.
         date: date that a template prints as the current date; None: today's date.
-        add_generation_prompt: begin a message of the assistant at the end.
+        add_generation_prompt: end the text with the beginning of a message of the assistant.
     """
     fixed: dict[str, Any] = {}
     if date is not None and _DATE_FUNCTION in (template := default_template(tokenizer)):
@@ -71,7 +74,7 @@ def prints_date(tokenizer: Any) -> bool:
 
 
 def default_template(tokenizer: Any) -> str:
-    """Return the chat template of the tokenizer that is used by default.
+    """Return the default chat template of the tokenizer.
 
     Raises:
         InputError: if the tokenizer has only templates with other names.
@@ -87,9 +90,10 @@ def default_template(tokenizer: Any) -> str:
 
 @lru_cache(maxsize=16)
 def _with_fixed_date(template: str, date: datetime.date) -> str:
-    """Return a template that prints `date`, at midnight, as the current date.
+    """Return the template with a fixed current date and time: midnight of `date`.
 
-    transformers provides the function `strftime_now` to templates. A macro of the same name takes its place.
+    transformers provides the function `strftime_now` to templates. In the result, a macro of the same name
+    replaces this function.
     """
     replacements = {f"%{letter}": date.strftime(f"%{letter}") for letter in _DIRECTIVES}
     replacements |= {f"%-{letter}": date.strftime(f"%{letter}").lstrip("0") or "0" for letter in _NUMERIC}
@@ -101,7 +105,7 @@ def _with_fixed_date(template: str, date: datetime.date) -> str:
 
 
 def check_template_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> None:
-    """Check that the chat template of a tokenizer uses the arguments.
+    """Check that the chat template of a tokenizer uses all the given arguments.
 
     Raises:
         InputError: if the template does not mention an argument, or if the toolkit sets the argument itself.

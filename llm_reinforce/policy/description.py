@@ -14,7 +14,7 @@ from llm_reinforce.problems import Problem
 
 
 def describe_policy(policy: LanguagePolicy) -> str:
-    """Return one line with the architecture, the numbers of parameters, and the end tokens."""
+    """Return one line with the architecture, the number of parameters, and the end tokens."""
     parameters = list(policy.model.parameters())
     total = sum(map(num_elements, parameters))
     trained = sum(num_elements(parameter) for parameter in parameters if parameter.requires_grad)
@@ -64,7 +64,7 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
 def check_completions_fit(
     policy: LanguagePolicy, problems: Sequence[Problem], completions: Sequence[TokenIds]
 ) -> None:
-    """Check that given completions of problems fit into the context of the model, together with the prompts.
+    """Check that each problem's prompt, together with a given completion, fits into the model's context.
 
     Args:
         policy: the policy.

@@ -1,4 +1,4 @@
-"""Draw actions from the distributions given by logits, with one random number per action."""
+"""Draw actions from distributions that are given as logits, with one random number per action."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 BLOCK = 256  # number of consecutive token ids that form a block in `invert`
-MAX_LOGITS = 1 << 20  # number of logits processed at once on a CPU: 4 MiB in float32, which fits a CPU cache
+MAX_LOGITS = 1 << 20  # number of logits processed at once on a CPU; 4 MiB in float32 fit into a CPU cache
 
 
 class Drawn(NamedTuple):
@@ -68,7 +68,7 @@ def draw(
 def draw_rows(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # at least float32
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # to float32, or unchanged float64
     if temperature != 1.0:
         logits = logits / temperature
     shifted = logits - logits.amax(dim=1, keepdim=True)
@@ -76,7 +76,7 @@ def draw_rows(
     totals = weights.sum(dim=1)
     # avoid 0 · -inf = NaN; no other value changes, because exp(-1000) is 0 even in float64
     shifted.clamp_(min=-1000.0)
-    # H = log Σ e^z - Σ π z, where z is shifted so that its maximum is 0; NaN if a logit is NaN or +inf
+    # H = log Σ e^z - Σ π z, where z is shifted so that its maximum is 0; H is NaN if a logit is NaN or +inf
     with torch.autocast(logits.device.type, enabled=False):  # no product in half precision
         entropies = totals.log() - torch.linalg.vecdot(weights, shifted) / totals
     actions = logits.argmax(dim=1) if uniforms is None else invert(weights, uniforms)

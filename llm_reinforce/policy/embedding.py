@@ -10,20 +10,23 @@ from llm_reinforce.policy.language_policy import TokenIds
 
 
 def num_embeddings(model: nn.Module) -> int | None:
-    """Return the number of token ids for which the model has an embedding. None: unknown."""
+    """Return the number of token ids for which the model has an embedding; None if it is unknown."""
     size = getattr(input_embedding(model), "num_embeddings", None)
     return size if isinstance(size, int) else None
 
 
 def input_embedding(model: nn.Module) -> Any:
-    """Return the input embedding of the model, without an adapter around it. None: unknown."""
+    """Return the input embedding of the model, without a wrapping adapter; None if it is unknown."""
     get_embedding: Any = getattr(model, "get_input_embeddings", lambda: None)
     embedding = get_embedding()
     return embedding.get_base_layer() if hasattr(embedding, "get_base_layer") else embedding
 
 
 def valid_pad_token(model: nn.Module, pad_token_id: int) -> int:
-    """Return the pad token, or 0 if the model has no embedding for it. Any id can be used as padding."""
+    """Return the id of the pad token, or 0 if the model has no embedding for the pad token.
+
+    Padding is masked, so any token id with an embedding can be used as padding.
+    """
     size = num_embeddings(model)
     return pad_token_id if size is None or 0 <= pad_token_id < size else 0
 
@@ -34,8 +37,8 @@ def check_token_ids(model: nn.Module, sequences: Sequence[TokenIds], tokenizer: 
     Args:
         model: the model of a policy.
         sequences: token ids of prompts or completions.
-        tokenizer: tokenizer that provides the text of a token for the error message. None: the message has no
-            text of the token.
+        tokenizer: tokenizer that provides the text of a token for the error message. None: the message
+            contains only the id of the token.
 
     Raises:
         InputError: if a token has no embedding.

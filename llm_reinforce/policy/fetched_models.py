@@ -70,7 +70,7 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
     Args:
         name: a key of `FETCHABLE`.
         convert: function `(gguf file, directory) -> directory` that converts the model to safetensors, for
-            example `loading.convert_gguf`.
+            example `convert_gguf`.
         say: function that is called with one line of text for each step.
 
     Returns:

@@ -26,7 +26,7 @@ TokenIds = tuple[int, ...]
 Prompt = str | Sequence[Mapping[str, Any]]
 """A text, or the messages of a chat with `role` and `content`."""
 
-MAX_SHOWN = 200  # maximum characters of a prompt in a message
+MAX_SHOWN = 200  # maximum number of characters of a prompt in an error message
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class LanguagePolicy:
         tokenizer: tokenizer of the model.
         end_token_ids: token ids that end an episode when they are sampled. An end token is an action like any
             other token.
-        pad_token_id: token id that fills ragged batches. The pad token may also be an end token, because
-            masks are computed from lengths.
+        pad_token_id: token id with which shorter sequences of a batch are padded. The pad token may also be
+            an end token, because masks are computed from lengths.
         uses_chat_template: if True, prompts are inserted into the chat template of the tokenizer. A prompt
             that is a text becomes a single message of the user. A prompt that is a chat keeps all its
             messages.
@@ -102,8 +102,8 @@ class LanguagePolicy:
     def render_prompt(self, prompt: Prompt) -> str:
         """Return the text of a prompt in the chat template, or the prompt itself without a chat template.
 
-        A text is a single message of a user. The messages of a chat are used unchanged. A `system_prompt` is
-        placed before them if they have no system message.
+        A text becomes a single message of the user. The messages of a chat are used unchanged. If a
+        `system_prompt` is set and there is no system message, the system prompt becomes the first message.
 
         Raises:
             InputError: if the chat template raises an error, or drops or changes a message, or if the prompt
@@ -143,7 +143,7 @@ class LanguagePolicy:
         return text
 
     def encode_completion(self, text: str) -> TokenIds:
-        """Return the token ids of `text`, followed by the end token, as actions.
+        """Return the token ids of a completion: the tokens of `text`, followed by the end token.
 
         Raises:
             InputError: if the text has a character that the tokenizer cannot encode.
@@ -207,7 +207,10 @@ class LanguagePolicy:
         }
 
     def opened_reasoning(self, prompt: TokenIds) -> str:
-        """Return the part of a prompt that begins with the tag of an open reasoning block, or ""."""
+        """Return the part of a prompt that begins with the tag of an open reasoning block.
+
+        The result is empty if the prompt does not end in an open reasoning block.
+        """
         return self._remembered_reasoning(prompt)
 
     @cached_property
@@ -225,7 +228,7 @@ class LanguagePolicy:
         return opened if in_own_message or is_reasoning_tag(opened.strip()) else ""
 
     def _check_is_open(self, text: str, token_ids: Sequence[int]) -> None:
-        """Check that a prompt does not end in an end token, after which nothing should follow.
+        """Check that a prompt does not end in an end token, because no completion should follow an end token.
 
         Raises:
             InputError: if the prompt ends in an end token.
@@ -270,7 +273,7 @@ class LanguagePolicy:
 
 
 def _without_end(token_ids: list[int], is_added: Sequence[int]) -> list[int]:
-    """Remove the tokens that the tokenizer has appended to a text, such as an end token."""
+    """Return token ids without the tokens that the tokenizer has appended to a text, such as an end token."""
     length = len(token_ids)
     while length and is_added[length - 1]:
         length -= 1
@@ -281,7 +284,7 @@ def _without_end(token_ids: list[int], is_added: Sequence[int]) -> list[int]:
 def without_progress_bars() -> Iterator[None]:
     """Hide the progress bars of transformers within the context.
 
-    Without this context, transformers shows them even for a model of a few kilobytes.
+    Otherwise, transformers shows progress bars even for a model of a few kilobytes.
     """
     was_enabled = transformers_logging.is_progress_bar_enabled()  # type: ignore[no-untyped-call,unused-ignore]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call,unused-ignore]
@@ -326,7 +329,7 @@ class LeftPadded(NamedTuple):
 def pad_left(prompts: Sequence[TokenIds], value: int, device: torch.device) -> LeftPadded:
     """Return prompts of different lengths as one tensor, padded with `value` on the left.
 
-    Because all prompts end in the same column, new tokens can be appended to all of them in the next column.
+    All prompts end in the same column, so the next column can hold a new token of every prompt.
     """
     width = max(len(prompt) for prompt in prompts)
     rows = [[value] * (width - len(prompt)) + list(prompt) for prompt in prompts]

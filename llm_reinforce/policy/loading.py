@@ -159,12 +159,13 @@ def policy_from_model(
     Args:
         model: causal language model of transformers, or an adapter of peft for such a model.
         tokenizer: tokenizer of the model, with an end token.
-        use_chat_template: see `load_policy`.
-        system_prompt: see `load_policy`.
-        chat_template_kwargs: see `load_policy`.
-        chat_template_date: see `load_policy`.
-        lora: see `load_policy`.
-        seed: see `load_policy`.
+        use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
+        system_prompt: text of the system message in the chat template. None: the default of the template.
+        chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
+        chat_template_date: date that the chat template prints as the current date, such as "2026-11-29".
+            None: today's date.
+        lora: settings of a new LoRA adapter to train. None: no new adapter.
+        seed: seed of the random initialization of a new adapter.
 
     Raises:
         InputError: if the type of the model or of the tokenizer is not supported, or if the tokenizer has
@@ -243,7 +244,7 @@ def policy_from_config(
 
     Args:
         recipe: the `policy` section.
-        seed: seed of random weights.
+        seed: seed of the weights of a random model or of a new adapter.
         device: device of the model.
     """
     if recipe.random_init is not None:

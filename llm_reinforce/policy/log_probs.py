@@ -1,4 +1,4 @@
-"""Log-probabilities of given actions, and hidden states of their states."""
+"""Log-probabilities of given actions, and the hidden states from which a model predicts these actions."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -51,14 +51,14 @@ def token_log_probs(
         prompts: token ids of the initial state s_0 of each episode. None of them may be empty.
         completions: token ids of the actions of each episode, including the end token. The lengths of the
             completions may differ.
-        pad_token_id: token id that fills ragged batches.
+        pad_token_id: token id with which shorter sequences of a batch are padded.
         temperature: divisor of the logits, as in sampling.
         with_entropies: also compute the entropy of each action's distribution, with gradient.
         activations: activations stored by `sample_completions`, which must have used the same weights. None:
-            compute everything.
-        gradient_checkpointing: keep only the inputs of each layer for the backward pass, which recomputes the
-            rest. This saves memory and takes more time; the gradient is the same. For models without a fast
-            path, a prompt is then computed again for each of its completions.
+            no activations are reused.
+        gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
+            backward pass. This saves memory and takes more time, but does not change the gradient. For models
+            without a fast path, a prompt is then computed again for each of its completions.
 
     Returns:
         log-probabilities and entropies of shape `[episode, longest completion]`, in float64 for a float64
@@ -99,12 +99,12 @@ def own_log_probs(
 ) -> ActionLogProbs:
     """Return the log-probability of each action, computed by the forward pass of the model itself.
 
-    The fast path for Llama-like models is not used; see `token_log_probs` for everything else.
+    The fast path for Llama-like models is not used. See `token_log_probs` for the arguments and the result.
     """
     # a model with a fast path is causal, and its positions do not depend on other episodes
     is_packable = fast_model(model) is not None
     batching: Batching = "padded rows"
-    if not is_packable:  # the cache with the keys of a shared prompt cannot be recomputed
+    if not is_packable:  # gradient checkpointing cannot recompute the cache of a shared prompt
         batching = scoring_batching(model, prompts, completions, shares_prompts=not gradient_checkpointing)
     episodes = list(zip(prompts, completions, strict=True))
     distinct = list(dict.fromkeys(episodes))
@@ -127,7 +127,7 @@ def own_log_probs(
 
 
 def find_batching(model: nn.Module) -> Batching:
-    """Return which episodes may be computed in one forward pass of the model itself."""
+    """Return the kind of batch in which the model's own forward pass can compute episodes; see `Batching`."""
     if fast_model(model) is not None:
         return "padded rows"
     return scoring_batching(model, (), (), shares_prompts=False)
@@ -159,12 +159,12 @@ def action_features(
         model: the model of a policy.
         prompts: token ids of the initial state s_0 of each episode. None of them may be empty.
         completions: token ids of the actions of each episode, including the end token.
-        pad_token_id: token id that fills ragged batches.
+        pad_token_id: token id with which shorter sequences of a batch are padded.
         max_tokens: maximum number of tokens computed at once, including padding. A single episode may be
             longer.
 
     Returns:
-        hidden states in the data type of the model's computation; zero in padding.
+        hidden states in the data type in which the model computes; zero in padding.
 
     Raises:
         InputError: if the forward pass of the model does not call its output embedding.
@@ -193,7 +193,7 @@ def action_features(
 def _rows_at_once(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], batching: Batching, max_tokens: int
 ) -> Iterator[list[int]]:
-    """Divide the rows into parts of at most `max_tokens` tokens including padding, or of a single row."""
+    """Divide the rows into parts. A part has at most `max_tokens` tokens with padding, or is a single row."""
     for together in rows_together(prompts, completions, batching):
         part: list[int] = []
         longest = 0
@@ -210,9 +210,9 @@ def _rows_at_once(
 def _inputs_of_head(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column hidden"]:
-    """Return the inputs of the model's head, which is its output embedding.
+    """Return the inputs of the model's head (its output embedding).
 
-    The result has all columns, or only the last columns. It always has the columns that predict an action.
+    The result has all columns, or only the last columns. All columns that predict an action are included.
     """
     seen: list[Tensor] = []
 

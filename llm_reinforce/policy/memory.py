@@ -30,7 +30,8 @@ class MemoryPerToken:
         num_layers: number of layers of the model.
         layer_input: input of a layer, per token.
         logits: float32 logits of one action.
-        max_logits: maximum number of bytes of logits that are computed at once in an update. None: all.
+        max_logits: maximum number of bytes of logits that are computed at once in an update. None: all logits
+            are computed at once.
         dequantized: largest weight matrix that is dequantized for a product; 0 without quantization.
     """
 
@@ -45,7 +46,7 @@ class MemoryPerToken:
 
     @property
     def of_layer(self) -> float:
-        """Activations of one layer, per token."""
+        """Memory of the activations of one layer per token, in bytes."""
         return self.saved / self.num_layers
 
     def of_backward(self, num_tokens: int, *, gradient_checkpointing: bool) -> float:
@@ -70,7 +71,7 @@ def memory_per_token(
     Args:
         policy: the policy.
         prompt: prompt of typical length.
-        num_completions: number of completions of a prompt. Fewer completions are computed if they are long.
+        num_completions: number of completions of a prompt. If completions are long, fewer are computed.
         max_new_tokens: number of tokens of a completion.
         with_entropies: compute entropies with gradient, as for an entropy bonus.
     """
@@ -104,7 +105,7 @@ def memory_per_token(
 def _saved_bytes(
     policy: LanguagePolicy, prompt: TokenIds, completions: list[TokenIds], *, with_entropies: bool
 ) -> int:
-    """Return the size of the tensors that are saved for the backward pass, without those of the model."""
+    """Return the size of the tensors that are saved for the backward pass, in bytes, without weights."""
     own = {
         each.untyped_storage().data_ptr() for each in (*policy.model.parameters(), *policy.model.buffers())
     }
@@ -129,7 +130,7 @@ def _saved_bytes(
 
 @torch.no_grad()
 def _cached_bytes(model: nn.Module, prompt: TokenIds) -> float:
-    """Return the size of the keys and values of one token."""
+    """Return the size of the keys and values of one token in all layers, in bytes."""
     cache: Any = model(input_ids=integers([prompt], next(model.parameters()).device), use_cache=True)
     cache = getattr(cache.past_key_values, "self_attention_cache", cache.past_key_values)
     sizes = (each.nbytes for layer in cache.layers for each in (layer.keys, layer.values))

@@ -47,7 +47,7 @@ def resolve_location(name_or_path: str) -> str:
             raise InputError(
                 f"{path}: no model in this directory (no config.json, no adapter_config.json){hint}"
             )
-        # absolute, because an adapter stores the path of its base model
+        # the path is made absolute, because an adapter stores the path of its base model
         return str(policy_directory.absolute())
     is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))
     is_path = is_path or any(sign in name_or_path for sign in "\\:")  # as in C:\models
@@ -99,9 +99,10 @@ def convert_gguf(path: Path, directory: Path | None = None) -> Path:
 
 
 def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
-    """If the pad token of a tokenizer equals its end token, choose an unused pad token, if there is one.
+    """If the pad token of a tokenizer is also its end token, make an unused token the pad token.
 
-    The tokenizers of some GGUF files have equal pad and end tokens.
+    The tokenizers of some GGUF files use one token for both purposes. If no unused token is known, the
+    tokenizer is not changed.
     """
     # transformers adds a missing <|endoftext|> to the tokenizer, but the model has no embedding for its id
     spare = tokenizer.get_vocab().get("<|endoftext|>", num_tokens)
@@ -110,7 +111,7 @@ def _set_spare_pad_token(tokenizer: Any, num_tokens: int) -> None:
 
 
 def load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, arguments: dict[str, Any]) -> Any:
-    """Load a model or an adapter with its base, from a location returned by `resolve_location`."""
+    """Load a model, or an adapter with its base model, from a location returned by `resolve_location`."""
     arguments = {"dtype": dtype, "trust_remote_code": trust_remote_code, "use_safetensors": True, **arguments}
     base = base_location(location)
     if base is None:
@@ -180,7 +181,7 @@ def _all_weights(location: str, **arguments: Any) -> Any:
     By default, transformers initializes missing tensors with random numbers.
 
     Raises:
-        InputError: if the only weights are pickles, or files of another format than safetensors.
+        InputError: if the weights are stored as pickles or in another format, but not as safetensors.
         ValueError: if a tensor is missing or has another shape.
     """
     path = Path(location)
@@ -216,7 +217,7 @@ def _all_weights(location: str, **arguments: Any) -> Any:
 def reach(location: str) -> dict[str, bool]:
     """Return arguments of `from_pretrained` that restrict loading to local files if the hub does not answer.
 
-    Without these arguments, transformers would wait for the hub once per file.
+    Without these arguments, transformers would wait for the hub again for every file.
     """
     return {} if Path(location).is_dir() or hub_answers() else {"local_files_only": True}
 

@@ -36,7 +36,7 @@ from llm_reinforce.policy.row_trial import (
 PLAIN = (bool, int, float, str)
 DESCRIPTIVE = ("architectures", "dtype", "_name_or_path", "transformers_version")
 """Settings that the forward pass does not read. Some of them are set when the model is saved."""
-LONG_PROMPT = 72  # tokens; longer than `attention.MAX_SMALL`, so that long attention is compared as well
+LONG_PROMPT = 72  # in tokens; above `attention.MAX_SMALL`, so that attention over long rows is compared too
 
 
 _is_same: dict[tuple[Any, ...], bool] = {}
@@ -47,7 +47,7 @@ def fast_model(model: nn.Module) -> Any:
     """Return the model without its adapter wrapper if the fast path supports it, and otherwise None.
 
     The fast path is compared with the forward pass of the model on the first call, and when the code or the
-    settings of the model have changed. If the two differ, a notice is shown.
+    settings of the model have changed. If the results differ, a notice is shown.
 
     Raises:
         InputError: if the forward pass of the model needs more than token ids.
@@ -65,7 +65,7 @@ def check_model(model: nn.Module) -> None:
     """Check that a model can be a policy, and show a notice if its batches must not be padded.
 
     Raises:
-        InputError: see `check_batching`.
+        InputError: if the model cannot be a policy; see `check_batching`.
     """
     if fast_model(model) is None:
         check_batching(model)

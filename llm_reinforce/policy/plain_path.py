@@ -22,12 +22,13 @@ from llm_reinforce.policy.embedding import valid_pad_token
 from llm_reinforce.policy.language_policy import TokenIds, accepted_arguments, integers, pad_left, pad_right
 
 Batching = Literal["shared prompts", "padded rows", "equal lengths", "single rows"]
-"""Rows that a model computes at once, from the fastest to the slowest choice.
+"""Kind of the batches that a model computes, from the fastest to the slowest kind.
 
-- shared prompts: all rows. Each distinct prompt is computed once, padded on the left.
-- padded rows: all rows, padded on the right when they are scored and on the left when they are sampled.
-- equal lengths: rows of one length, without padding.
-- single rows: one row.
+- shared prompts: a batch has all rows. Each distinct prompt is computed once, padded on the left.
+- padded rows: a batch has all rows. The rows are padded on the right when the log-probabilities of given
+  actions are computed, and on the left when actions are sampled.
+- equal lengths: a batch has rows of one length, without padding.
+- single rows: a batch has one row.
 """
 
 
@@ -42,7 +43,10 @@ def plain_log_probs(
     with_entropies: bool = False,
     gradient_checkpointing: bool = False,
 ) -> ActionLogProbs:
-    """Return the log-probability of each action, in batches that `batching` allows; see `token_log_probs`."""
+    """Return the log-probability of each action, computed in batches of the kind `batching`.
+
+    See `token_log_probs` for the other arguments and the result.
+    """
     pad_token_id = valid_pad_token(model, pad_token_id)
     device, width = next(model.parameters()).device, max(map(len, completions))
     parts = rows_together(prompts, completions, batching)
@@ -112,7 +116,7 @@ def _widened(values: Float[Tensor, "row token"], width: int) -> Float[Tensor, "r
 def rows_together(
     prompts: Sequence[TokenIds], completions: Sequence[TokenIds], batching: Batching
 ) -> list[list[int]]:
-    """Divide the rows into parts that are computed at once."""
+    """Divide the episodes into batches of the kind `batching`, and return the rows of each batch."""
     parts: dict[int, list[int]] = {}
     for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
         keys = {"equal lengths": len(prompt) + len(completion), "single rows": row}
@@ -127,7 +131,7 @@ def restored_order(parts: Sequence[Sequence[int]]) -> list[int]:
 
 
 def length_with_constant_positions(model: nn.Module) -> int | None:
-    """Return the length up to which the rotary frequencies of the model are constant. None: any length.
+    """Return the length up to which the rotary frequencies of the model are constant. None: no limit.
 
     With the scaling `dynamic` or `longrope`, the frequencies of a batch with longer sequences depend on the
     longest sequence.
@@ -147,7 +151,7 @@ def length_with_constant_positions(model: nn.Module) -> int | None:
 
 @torch.no_grad()
 def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) -> None:
-    """Restore the initial rotary frequencies of a model whose frequencies change with the length.
+    """Restore the initial rotary frequencies of a model whose frequencies depend on the sequence length.
 
     Otherwise, the scaling `dynamic` would keep the frequencies of the longest sequence so far, until the
     model processes a short sequence.
@@ -158,9 +162,10 @@ def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) ->
 def outputs_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column vocabulary"]:
-    """Return the logits of all columns, or only of the last columns, but always those that predict actions.
+    """Return the logits of all columns, or only of the last columns.
 
-    Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
+    All columns that predict an action are included. Sequences are padded on the right. A causal model does
+    not attend to later tokens, so no mask is needed.
     """
     input_ids = pad_right(_read(prompts, completions), pad_token_id, next(model.parameters()).device)
     if length_with_constant_positions(model) is not None:
@@ -177,7 +182,10 @@ def of_actions(
     prompts: Sequence[TokenIds],
     completions: Sequence[TokenIds],
 ) -> Float[Tensor, "episode token channel"]:
-    """Select the outputs that predict actions, from the outputs of all columns or of the last columns."""
+    """Return the outputs that predict actions.
+
+    The argument `outputs` has the outputs of all columns or only of the last columns.
+    """
     # the causal shift: column c predicts token c + 1, and action t is token len(prompt) + t
     num_omitted = max(map(len, _read(prompts, completions))) - outputs.shape[1]
     first = integers([len(prompt) - 1 - num_omitted for prompt in prompts], outputs.device)

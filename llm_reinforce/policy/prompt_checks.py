@@ -1,4 +1,7 @@
-"""Checks of chat template, prompts and end tokens, so that the policy reads what the user expects."""
+"""Checks of the chat template, the prompts and the end tokens.
+
+The checks find prompts that the policy does not read as the user expects.
+"""
 
 import datetime
 from collections.abc import Sequence
@@ -19,18 +22,19 @@ from llm_reinforce.problems import Problem
 
 NUM_COMPARED = 1_000  # number of prompts whose tokens are compared with each other
 NUM_RENDERED = 8  # number of times that a chat template is rendered, to find out whether it is random
-MAX_SHOWN = 80  # characters of a prompt in a note
+MAX_SHOWN = 80  # maximum number of characters of a prompt in a note
 
 
 def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePolicy:
-    """Return the policy with other settings of its chat template, after checking the template.
+    """Check the chat template of a policy, and return the policy with the given settings of the template.
 
-    Settings that are None are not changed. If the template prints the current date and the policy has no date
-    yet, today's date is fixed. A template that prints no date ignores the date.
+    Settings that are None are not changed. If the template prints the current date and there is no date yet,
+    today's date is used. If the template prints no date, the date is ignored.
 
     Raises:
-        InputError: if the policy does not use a chat template, if the template does not use an argument, if
-            it drops or changes the user's message or is random, or if the date is not valid.
+        InputError: if settings are given although the policy does not use a chat template, if the template
+            does not use an argument, if the template drops or changes the user's message, if it renders a
+            prompt differently each time, or if the date is not valid.
     """
     if not policy.uses_chat_template:
         for name in ("system_prompt", "chat_template_kwargs"):
@@ -79,11 +83,12 @@ def _as_date(date: datetime.date | str | None) -> datetime.date | None:
 def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[str]:
     """Check that different problems have different prompts, and return notes about the prompts.
 
-    Each prompt is also checked when it is encoded, see `LanguagePolicy.encode_prompt`.
+    Each prompt is also checked when it is encoded; see `LanguagePolicy.encode_prompt`.
 
     Args:
         policy: the policy.
-        problems: problems whose prompts are checked. At most the first 1,000 are compared with each other.
+        problems: problems whose prompts are checked. At most the first 1,000 distinct prompts are compared
+            with each other.
 
     Returns:
         sentences about tokens that are removed from the prompts, about problems with equal prompts, about
@@ -124,7 +129,7 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
 
 
 def _texts(prompt: Prompt) -> list[str]:
-    """Return the text of a prompt, or the texts of its messages, except those of the assistant."""
+    """Return the text of a prompt, or the texts of its messages that are not by the assistant."""
     if isinstance(prompt, str):
         return [prompt]
     return [str(message["content"]) for message in prompt if message["role"] != "assistant"]

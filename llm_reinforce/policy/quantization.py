@@ -16,10 +16,13 @@ logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.CRITICAL)
 
 
 def check_bitsandbytes(key: str) -> None:
-    """Check that bitsandbytes is installed, which the setting `key` needs.
+    """Check that bitsandbytes is installed.
+
+    Args:
+        key: setting that needs bitsandbytes, for the error message.
 
     Raises:
-        InputError: if it is not installed.
+        InputError: if bitsandbytes is not installed.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(
@@ -34,7 +37,7 @@ def four_bits(dtype: torch.dtype) -> dict[str, Any]:
     The head and the embedding are not quantized.
 
     Args:
-        dtype: data type of the products.
+        dtype: data type in which products with the quantized weights are computed.
 
     Raises:
         InputError: if bitsandbytes is not installed.
@@ -63,6 +66,6 @@ def keep_differentiable(model: nn.Module) -> None:
 
 
 def num_elements(parameter: nn.Parameter) -> int:
-    """Return the number of weights in a parameter. A parameter in 4 bits holds two weights per element."""
+    """Return the number of weights in a parameter. An element of a quantized parameter holds two weights."""
     quantized = getattr(parameter, "quant_state", None)
     return parameter.numel() if quantized is None else math.prod(quantized.shape)

@@ -24,7 +24,7 @@ from llm_reinforce.policy.embedding import num_embeddings
 from llm_reinforce.policy.language_policy import TokenIds, integers
 from llm_reinforce.policy.plain_path import Batching, length_with_constant_positions, plain_log_probs
 
-PROMPT_LENGTHS, NUM_ACTIONS = (2, 5, 2), 2  # of the trial batch, in tokens
+PROMPT_LENGTHS, NUM_ACTIONS = (2, 5, 2), 2  # number of tokens of each trial prompt and trial completion
 MAX_GRADIENT = 1 << 16  # gradients of parameters with at most this number of elements are compared
 MIN_TOLERANCE = 1e-5  # relative difference that rounding may cause in float32, with a margin
 ATTENTION = {"full_attention", "sliding_attention", "chunked_attention"}
@@ -55,9 +55,9 @@ def scoring_batching(
     *,
     shares_prompts: bool = True,
 ) -> Batching:
-    """Return which of these episodes may be computed at once to get the log-probabilities of their actions.
+    """Return the kind of batch in which the log-probabilities of the episodes' actions can be computed.
 
-    The result is not "shared prompts" if `shares_prompts` is False.
+    See `Batching` for the kinds. The result is not "shared prompts" if `shares_prompts` is False.
 
     Raises:
         InputError: if the forward pass of the model needs more than token ids, or reads later tokens.
@@ -69,12 +69,15 @@ def scoring_batching(
 
 
 def record_scoring_batching(model: nn.Module, batching: Batching) -> None:
-    """Record a known batching, which must not share prompts, so that the model needs no trial."""
+    """Record the kind of batch that a model can compute, so that the model needs no trial.
+
+    The kind must not be "shared prompts".
+    """
     _found[model] = {SCORING: batching, SCORING_WITHOUT_CACHE: batching}
 
 
 def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tokens: int) -> Batching:
-    """Return which of these prompts may be in the same batch when completions are sampled.
+    """Return the kind of batch in which completions of the prompts can be sampled; see `Batching`.
 
     Raises:
         InputError: under the conditions listed for `scoring_batching`, if the cache of the model holds more
@@ -88,8 +91,8 @@ def check_batching(model: nn.Module) -> None:
     """Check that a model without a fast path can be a policy. Show a notice if batches must not be padded.
 
     Raises:
-        InputError: if the model has a prompt-learning adapter; see also `scoring_batching` and
-            `sampling_batching`.
+        InputError: if the model has a prompt-learning adapter, or under the conditions listed for
+            `scoring_batching` and `sampling_batching`.
     """
     adapter = getattr(model, "active_peft_config", None)
     if adapter is not None and adapter.is_prompt_learning:
@@ -122,7 +125,7 @@ def _find_scoring(model: nn.Module, trial: Trial, *, shares_prompts: bool = True
     with refusal(model, "a forward pass with token ids alone fails"):
         reference = scored(model, lambda: alone(model, trial))
     _check_causal(model, trial)
-    # a second episode has the first prompt, so that it is shared
+    # the additional episode has the first prompt, so that two episodes share a prompt
     prompts, completions = [*trial.prompts, trial.prompts[0]], [*trial.completions, trial.completions[1]]
     ways: list[Batching] = ["shared prompts", "padded rows", "equal lengths"]
     if not shares_prompts or _fault_of_cache(model, trial) is not None:
@@ -182,7 +185,7 @@ def _check_causal(model: nn.Module, trial: Trial) -> None:
 
 
 def _fault_of_cache(model: nn.Module, trial: Trial) -> str | None:
-    """Return the reason why the sampler cannot copy rows of the cache of a model, or None if it can."""
+    """Return the reason why the sampler cannot copy rows of a model's cache; None if it can copy rows."""
     inputs = integers([trial.prompts[0]], next(model.parameters()).device)
     try:
         with torch.no_grad():
@@ -253,7 +256,10 @@ def _inner(model: nn.Module) -> Any:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Compute without dropout and autocast, and with gradients of small parameters only, to save time."""
+    """Turn off dropout and autocast within the context.
+
+    To save time, only small parameters require gradients within the context.
+    """
     was_training = model.training
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     small = [parameter for parameter in trained if parameter.numel() <= MAX_GRADIENT]
@@ -316,7 +322,10 @@ def scored(model: nn.Module, log_probs: Callable[[], Tensor]) -> Outcome:
 
 @torch.no_grad()
 def sampled(batch: Batch, trial: Trial) -> Tensor:
-    """Return the log-probabilities of the actions, computed as in sampling, which also copies rows."""
+    """Return the log-probabilities of the first episode's actions, computed with a cache as in sampling.
+
+    Rows of the cache are also copied, because the sampler copies rows.
+    """
     actions = integers(trial.completions, torch.device("cpu"))
     rows = range(len(trial.prompts))
     logits = [batch.fill(rows, trial.prompts, rows)]
@@ -346,5 +355,5 @@ def agree_on(model: nn.Module, found: Tensor, reference: Tensor) -> bool:
 
 
 def _tolerance(model: nn.Module) -> float:
-    """Return the relative difference that rounding may cause."""
+    """Return the relative difference that rounding may cause in the data type of the model."""
     return max(MIN_TOLERANCE, 16 * torch.finfo(next(model.parameters()).dtype).eps)

@@ -1,4 +1,4 @@
-"""Sample completions token by token, until the end token or the token budget."""
+"""Sample completions token by token, until an end token is sampled or the maximum length is reached."""
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ is not listed here, the number is 8. On a GPU, a check has to wait until the com
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the
 function is the index of the prompt."""
-OnStep = Callable[[int, int], None]  # takes the numbers of ended completions and of sampled tokens
+OnStep = Callable[[int, int], None]  # its arguments are the numbers of ended completions and sampled tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,8 @@ def sample_completions(
             sampled together, even if `num_completions` is larger than this number. None: no limit.
         activations: store for activations that `token_log_probs` reuses. Activations are stored only for
             Llama-like models on a CPU. None: do not store activations.
-        on_step: see `stream_completions`.
+        on_step: function that is called after each step of the sampler, with the number of completions that
+            have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
 
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
@@ -150,15 +151,16 @@ def stream_completions(
     of the next prompts take their place if the cache of the model allows it. Otherwise, the batch shrinks.
 
     Args:
-        policy: see `sample_completions`.
-        prompts: see `sample_completions`.
-        num_completions: see `sample_completions`.
-        max_new_tokens: see `sample_completions`.
-        temperature: see `sample_completions`.
+        policy: the policy.
+        prompts: token ids of the initial states. None of them may be empty.
+        num_completions: number of completions per prompt.
+        max_new_tokens: maximum number of tokens of a completion.
+        temperature: divisor of the logits.
         uniforms: function that returns the random numbers for the completions of a prompt. It is called once
             per prompt, in the order of the prompts. None: take the most likely tokens.
-        batch_size: see `sample_completions`.
-        activations: see `sample_completions`.
+        batch_size: maximum number of completions sampled at once, but at least `num_completions`. None: no
+            limit.
+        activations: store for activations that `token_log_probs` reuses; see `sample_completions`.
         on_step: function that is called after each step of the sampler, with the number of completions that
             have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
 
@@ -209,9 +211,9 @@ def stream_completions(
 class _Generation:
     """Completions in progress.
 
-    Each completion in progress has a slot, which is an index into the lists and tensors below. On a CPU,
-    completions whose tokens are equal so far share a row of the batch, which computes their next logits, but
-    they have different slots.
+    Each completion in progress has its own slot, which is an index into the lists and tensors below. The row
+    of a slot is the row of the batch that computes its logits. On a CPU, completions whose tokens are equal
+    so far share a row.
 
     Attributes:
         requests: for each slot, the index of the prompt, and the number of the completion among the
@@ -251,7 +253,7 @@ class _Generation:
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_slots, dtype=torch.bool, device=device)
         self.end_token_ids = integers(policy.end_token_ids, device)
-        # the extra column is for tokens that are drawn after the end of a completion; it is never read
+        # the extra column is for tokens that are drawn after the end of a completion, and is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
         self.dtype = widest_float(device)
         self.log_probs = torch.zeros(num_slots, max_new_tokens + 1, dtype=self.dtype, device=device)
@@ -268,7 +270,7 @@ class _Generation:
     def has_room_for(self, num_completions: int) -> bool:
         """Return True if the completions of another prompt can start.
 
-        They can start if no slot is in use. If the batch can refill rows, they can also start if at least
+        This is possible if no slot is in use. If the batch can refill rows, it is also possible if at least
         `num_completions` slots and at least a quarter of all slots are free.
         """
         num_free = len(self.requests) - len(self.active)

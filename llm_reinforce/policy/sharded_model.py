@@ -30,10 +30,10 @@ class ShardedModel:
 
     Args:
         whole: the model to copy.
-        device: device of the copy. A model that is still on the CPU is copied there, and moved to the device
-            layer by layer.
-        layer_classes: names of the classes whose modules are gathered one at a time. Empty: the classes that
-            transformers does not split (`_no_split_modules`).
+        device: device of the copy. If the model is still on the CPU, the copy is made on the CPU and moved to
+            the device layer by layer.
+        layer_classes: names of the classes of layers. The weights of one layer are gathered at a time. Empty:
+            the classes that transformers does not split (`_no_split_modules`).
         reshard_after_forward: remove the gathered weights of a layer after its forward pass, and gather them
             again in the backward pass.
 
@@ -66,7 +66,7 @@ class ShardedModel:
         for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
         fully_shard(self.module, mesh=mesh)
-        # the trial passes of the copy would need all processes at the same time
+        # recorded without a trial, because trial passes of the copy would need all processes at once
         record_scoring_batching(self.module, find_batching(whole))
         _sharded.add(self.module)
 
@@ -89,7 +89,7 @@ class ShardedModel:
         """Free the memory of the whole model within the context, and refresh the model afterwards.
 
         After an error that may have occurred in a single process, the whole model remains without weights,
-        because the other processes would not take part in gathering them.
+        because the other processes would not take part in gathering the weights.
         """
         for weight in self.whole.parameters():
             weight.data = weight.data.new_empty(0)
@@ -146,8 +146,8 @@ def whole_tensor(tensor: Tensor) -> Tensor:
 def split_like(tensor: Tensor, parameter: Any) -> Tensor:
     """Divide a tensor among the processes in the same way as a parameter of the same shape.
 
-    The tensor must be equal in all processes. It is returned unchanged if the parameter is not sharded or has
-    another shape. The number of steps in the state of an optimizer is such a tensor.
+    The tensor must be equal in all processes. It is returned unchanged if the parameter is not sharded, or if
+    the tensor has another shape than the parameter, like the number of steps in the state of an optimizer.
     """
     if not hasattr(parameter, "device_mesh") or tensor.shape != parameter.shape:
         return tensor
@@ -180,7 +180,9 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:
-    """Return the modules of the classes with these names, or of the classes that transformers does not split.
+    """Return the modules of the named classes, inner modules before the modules that contain them.
+
+    If no names are given, these are the classes that transformers does not split.
 
     Raises:
         InputError: if the model has no module of a class in `names`.

@@ -16,8 +16,8 @@ from llm_reinforce.errors import InputError
 def stopped_run(path: Path) -> tuple[Config, Path] | None:
     """Return the settings and the newest intact checkpoint of a run that is not finished.
 
-    A warning names the checkpoint. Returns None if the path is not the directory of such a run. A run is
-    also not finished if it was resumed after it had saved its policy, to make further updates.
+    Return None if the path is not the directory of such a run. Otherwise, a warning names the checkpoint. A
+    run that has saved its policy is also not finished if it was then resumed to make further updates.
 
     Raises:
         InputError: if the run has neither a policy nor an intact checkpoint.
@@ -57,7 +57,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Copy the weights of a checkpoint into the trainable parameters of a model.
 
     Raises:
-        InputError: if names or shapes of the model's weights differ from those in the checkpoint.
+        InputError: if the checkpoint lacks a trainable parameter, or has it with another shape.
     """
     saved = load_file(checkpoint / WEIGHTS)
     with torch.no_grad():

@@ -59,7 +59,7 @@ def predict_values(
     features: Float[Tensor, "episode token feature"],
     mask: Bool[Tensor, "episode token"],
 ) -> Float[Tensor, "episode token"]:
-    """Return V(s_t) of the state of each action, in float32, and zero where `mask` is False."""
+    """Return V(s_t) for the state of each action, in float32. The value is zero where `mask` is False."""
     values: Tensor = head(features)
     return values.masked_fill(~mask.to(values.device), 0.0)
 
@@ -82,7 +82,7 @@ def fit_values(
         head: the value head.
         optimizer: optimizer of the head's parameters.
         features: hidden vector of the policy's model at the state of each action.
-        returns: g_t of each action.
+        returns: return g_t of each action.
         mask: True for the actions of scored episodes. N is the number of these actions in all processes.
         num_steps: number of optimizer steps.
         total: function that sums a tensor over all processes, so that all processes take the same steps.

@@ -36,7 +36,7 @@ class VisibleText:
         return INVISIBLE.join(self._decode(run) for run in runs)
 
     def _changes_text(self, token_id: int) -> bool:
-        # A token is tested between two digits, because a space alone may be removed at the start of a text.
+        # A token is tested between two digits, because a tokenizer may remove a space at the start of a text.
         around = self._between
         try:
             return self._decode([*around, token_id, *around]) != self._decode([*around, *around])
@@ -44,7 +44,7 @@ class VisibleText:
             return False
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        # The cleanup of transformers would turn `3 .5` into `3.5`.
+        # Without `clean_up_tokenization_spaces=False`, transformers would turn `3 .5` into `3.5`.
         text: str = self.tokenizer.decode(
             list(token_ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )

@@ -71,7 +71,12 @@ class MovingAverage:
         return self.total / self.weight if self.weight > 0 else 0.0
 
     def updated(self, mean_return: float, decay: float) -> "MovingAverage":
-        """Return the moving average after one more update, whose scored episodes have this mean return."""
+        """Return the moving average after one more update.
+
+        Args:
+            mean_return: mean return of the scored episodes of this update.
+            decay: weight of the earlier average.
+        """
         return MovingAverage(
             total=decay * self.total + (1 - decay) * mean_return,
             weight=decay * self.weight + (1 - decay),
@@ -95,7 +100,7 @@ def batch_mean(
 def _group_sums(
     returns: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], scored: Bool[Tensor, " episode"]
 ) -> tuple[Float[Tensor, " episode"], Float[Tensor, " episode"]]:
-    """Return, for each episode, the sum and the number of the scored returns of its group."""
+    """Return, for each episode, the sum and the number of the returns of scored episodes of its group."""
     _, group_index = torch.unique(groups, return_inverse=True)
     num_groups = int(group_index.max()) + 1 if len(groups) else 0
     valid = scored.to(returns.dtype)
@@ -321,10 +326,10 @@ def standardize(
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    The mean is over the scored episodes of the batch, or of the episode's group. With one divisor for the
-    whole batch, standardization does not change the direction of the batch's gradient, and makes the norm of
-    the gradient independent of the scale of the rewards. The divisor depends on the actions. Therefore the
-    gradient is biased, even with an unbiased baseline.
+    The mean is over the scored episodes of the batch or, if `groups` is given, of the episode's group. With
+    one divisor for the whole batch, standardization does not change the direction of the batch's gradient,
+    and makes the norm of the gradient independent of the scale of the rewards. The divisor depends on the
+    actions. Therefore, the gradient is biased, even with an unbiased baseline.
 
     If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, advantages
     would be divided by ε. The advantages of later actions, which can be nonzero if γ < 1 or if there are step
@@ -334,9 +339,9 @@ def standardize(
         values: advantages A_t of some or all episodes of the update.
         returns: g_0 of all episodes of the update.
         baseline: b of all episodes of the update; for the baseline `value`, b is V(s_0).
-        scored: for all episodes of the update, False if the reward function failed.
+        scored: for each episode of the update, False if its reward function failed.
         epsilon: ε.
-        groups: for all episodes of the update, the number of the group. Each group has a divisor of its own,
+        groups: for each episode of the update, the number of its group. Each group then has its own divisor,
             and `values` must contain all episodes. None: one divisor for all groups.
     """
     if groups is not None:

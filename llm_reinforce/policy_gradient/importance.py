@@ -10,9 +10,10 @@ action t. An advantage A_t as returned by `advantages` or `generalized_advantage
 | `per_decision` | Σ_{k≥t} λ^{k-t} ρ_{0:k} (A_k - λ A_{k+1}) | ∇J |
 | `token` | ρ_t A_t | biased |
 
-Here T is the number of actions of the episode, A_T = 0, and λ is the parameter of generalized advantage
-estimation, which is 1 for all other baselines. The expected gradient is ∇J if it is ∇J for episodes of π with
-weights of 1, and if the weights have no limit. No gradient flows through the weights.
+Here T is the number of actions of the episode, and A_T = 0. λ is the parameter of generalized advantage
+estimation with the baseline `value`, and 1 for all other baselines. The table assumes that the weights have
+no limit, and that the expected gradient without weights is ∇J if the episodes are sampled from π itself. No
+gradient flows through the weights.
 """
 
 from typing import Literal
@@ -71,10 +72,10 @@ def limit_weights(
 ) -> Float[Tensor, "episode token"]:
     """Return weights that are at most `limit`. Larger weights become `limit` (truncate) or 0 (mask).
 
-        truncate:  min(w, c)          mask:  w if w ≤ c else 0
+        truncate:  min(w, limit)          mask:  w if w ≤ limit else 0
 
-    A limit bounds the variance and makes the gradient biased. With `limit=None`, the weights are returned as
-    they are.
+    A limit bounds the variance and makes the gradient biased. With `limit=None`, the weights are returned
+    unchanged.
 
     Source: Ionides 2008 (truncate).
     """

@@ -6,9 +6,10 @@
 The expectation of k1 and of k3 under π is KL(π(·|s_t) ‖ π_ref(·|s_t)). k3 is never negative. The gradients of
 k1 and k3 differ:
 
-- As a reward -k1 of each action, k1 follows the gradient of KL(π‖π_ref) of whole episodes.
-- As a term of the loss, ∇k3 = (1 - x) ∇log π(a_t | s_t). Its expectation under π is the gradient of
-  KL(π_ref(·|s_t) ‖ π(·|s_t)), with the visited states held fixed.
+- If each action gets the additional reward -k1, the policy gradient contains the negative gradient of
+  KL(π‖π_ref) for whole episodes.
+- If k3 is a term of the loss, the gradient of this term is ∇k3 = (1 - x) ∇log π(a_t | s_t). The expectation
+  of ∇k3 under π is the gradient of KL(π_ref(·|s_t) ‖ π(·|s_t)), with the visited states held fixed.
 
 tests/policy_gradient/test_batches.py checks both gradients on an enumerated policy.
 
@@ -26,9 +27,9 @@ def kl_rewards(
     mask: Bool[Tensor, "episode token"],
     coefficient: float,
 ) -> Float[Tensor, "episode token"]:
-    """Return the reward of each action that penalizes the KL divergence: - coefficient · k1; zero in padding.
+    """Return a reward for each action that penalizes the KL divergence; zero in padding.
 
-    - coefficient · (log π(a_t | s_t) - log π_ref(a_t | s_t))
+    -coefficient · k1 = -coefficient · (log π(a_t | s_t) - log π_ref(a_t | s_t))
     """
     return (coefficient * (reference_log_probs - log_probs)).masked_fill(~mask, 0.0).detach()
 
@@ -38,7 +39,7 @@ def k3(
     reference_log_probs: Float[Tensor, "episode token"],
     mask: Bool[Tensor, "episode token"],
 ) -> Float[Tensor, "episode token"]:
-    """Return k3 of each action; zero in padding. The gradient flows through `log_probs`.
+    """Return the estimate k3 for each action; zero in padding. The gradient flows through `log_probs`.
 
     k3 = x - 1 - log x        log x = log π_ref(a_t | s_t) - log π(a_t | s_t)
     """

@@ -108,7 +108,7 @@ def entropy(log_distribution: Float[Tensor, "*batch vocabulary"]) -> Float[Tenso
 def entropy_bonus(
     entropies: Float[Tensor, "episode token"], mask: Bool[Tensor, "episode token"], denominator: float
 ) -> Float[Tensor, ""]:
-    """Return the entropy bonus: the sum of H(π(·|s_t)) over all visited states, divided by D as in the loss.
+    """Return the entropy bonus: the sum of H(π(·|s_t)) over all visited states, divided by `denominator`.
 
         (1/D) Σ_b Σ_t H(π(·|s_t))
 

@@ -50,7 +50,7 @@ def place_rewards(
 def reward_to_go(
     rewards: Float[Tensor, "episode token"], discount: float = 1.0
 ) -> Float[Tensor, "episode token"]:
-    """Return the return of every action: the discounted sum of the rewards that follow it.
+    """Return the return of every action: the discounted sum of the rewards that follow the action.
 
         g_t = r_{t+1} + γ r_{t+2} + … + γ^{T-1-t} r_T = r_{t+1} + γ g_{t+1}
 

@@ -26,12 +26,12 @@ def length_penalties(
 def group_standardized(
     values: Float[Tensor, " episode"], groups: Int[Tensor, " episode"], given: Bool[Tensor, " episode"]
 ) -> Float[Tensor, " episode"]:
-    """Return each value's distance from the mean of its group, divided by the group's standard deviation.
+    """Subtract from each value the mean of its group, and divide by the standard deviation of the group.
 
         (r_i - m) / s        m = (1/n) Σ_j r_j,  s² = (1/n) Σ_j (r_j - m)²
 
-    The sums are over the given values of the group. The result is 0 if the values of the group are equal, and
-    for values that are not given.
+    The sums are over those values of the group for which `given` is True. The result is 0 if these values are
+    all equal, and where `given` is False.
 
     Source: Liu et al. 2026 (GDPO), equation 4.
     """

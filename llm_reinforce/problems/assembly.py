@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class GivenProblems:
-    """Problems passed by a Python caller instead of being named in the settings.
+    """Problems that a Python caller has passed as objects, and that the settings therefore do not define.
 
     Attributes:
         train: training problems; None if the settings define them. If neither `held_out` nor the settings
@@ -48,7 +48,7 @@ def problems_from_config(
         config: settings of the run.
         say: function that is called with messages about the problems, such as the number of training problems
             that were left out because they are also held-out problems.
-        given: problems that are used instead of those named in the settings.
+        given: problems that are used instead of the problems that the settings define.
 
     Raises:
         InputError: if the data cannot be read, or if no training problem is left.
@@ -80,7 +80,7 @@ def untemplated_problems(
     Args:
         config: settings of the run.
         say: function that is called with messages about the problems, as in `problems_from_config`.
-        given: problems that are used instead of those named in the settings.
+        given: problems that are used instead of the problems that the settings define.
 
     Raises:
         InputError: if the data cannot be read, or if no training problem is left.
@@ -117,7 +117,7 @@ def untemplated_problems(
                     "answer_column"
                 )
             split = split_problems(train, num_held_out, config.seed)
-        # generated problems need no comparison, because the two sets are disjoint by construction
+        # generated problems need no comparison, because no training problem is also a held-out problem
         for sentence in find_overlap(split.train, split.held_out).sentences():
             say(sentence)
     if not have_answers(split.held_out or split.train):
@@ -172,8 +172,8 @@ def _without_overlap(
     """Return the problems of two sources as training and held-out problems without overlap.
 
     Training problems that are also in the held-out source are removed. If no training problem would be left,
-    all of them are kept, and `say` is called with a message that the run is evaluated on its training
-    problems.
+    all training problems are kept, and `say` is called with a message that the run is evaluated on its
+    training problems.
     """
     unseen = {folded_prompt(problem.prompt) for problem in held_out}
     kept = tuple(problem for problem in train if folded_prompt(problem.prompt) not in unseen)

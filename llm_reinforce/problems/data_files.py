@@ -59,7 +59,7 @@ def read_rows(path: str | PathLike[str], split: str | None = None) -> Iterator[R
         split: list to read if the file is a JSON object with several lists.
 
     Raises:
-        InputError: if the file is missing, not readable or not in its format.
+        InputError: if the file is missing, cannot be read, or is not in the format that its name indicates.
     """
     path = Path(os.path.expanduser(path))
     suffix = Path(without_compression(path.name)).suffix.lower()
@@ -101,7 +101,7 @@ def read_text(path: Path) -> str:
 
 
 def file_splits(path: Path) -> tuple[str, ...]:
-    """Return the names of the lists of a JSON file that contains an object with several lists."""
+    """Return the names of the lists if a file is a JSON object with several lists, and otherwise ()."""
     if Path(without_compression(path.name)).suffix.lower() != ".json" or not path.is_file():
         return ()
     lists = _lists_of_object(read_text(path))
@@ -109,7 +109,7 @@ def file_splits(path: Path) -> tuple[str, ...]:
 
 
 def _line_rows(path: Path, text: str) -> Iterator[Row]:
-    # not splitlines(), which would also split at U+2028 and other characters that JSON text can contain
+    # splitlines() would also split at U+2028 and at other characters that JSON text can contain
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip():
             place = f"{path}, line {number}"
@@ -123,9 +123,10 @@ def _list_rows(path: Path, rows: object) -> Iterator[Row]:
 
 
 def _lists_of_object(text: str) -> Mapping[str, list[object]] | None:
-    """Return the lists of objects in a text that is one JSON object, or None if there are none.
+    """Return the entries of a JSON object that are lists of objects, by name.
 
-    Lists of chat messages do not count, because an object that contains chat messages is a row.
+    Lists of chat messages do not count, because an object that contains chat messages is a row. The result is
+    None if the text is not a single JSON object, or if the object has no such lists.
     """
     if not text.lstrip().startswith("{"):
         return None
@@ -248,7 +249,7 @@ def _nearest_file(path: Path) -> str:
 
 
 def has_splits(folder: Path) -> bool:
-    """Return True if a folder is a data set with splits, which `split` selects.
+    """Return True if the data set in a folder has splits.
 
     A data set that `Dataset.save_to_disk` has written has no splits.
     """
@@ -284,7 +285,8 @@ def hub_rows(name: str, *, config: str | None, split: str, data_files: str | Non
             configuration.
 
     Raises:
-        InputError: if there is no such data set, configuration or split, or if there is no network.
+        InputError: if there is no such data set, configuration or split, or if there is no network and the
+            data set is not in the cache.
     """
     try:
         return _loaded_rows(name, name, config=config, split=split, data_files=data_files)
@@ -357,7 +359,7 @@ def _rows_of_table(table: Iterable[object], stem: str, name: str) -> Iterator[Ro
 
 
 def _snapshot(folder: Path) -> Path:
-    """Return the newest snapshot in a repository of the hub's cache, or the folder itself."""
+    """Return the newest snapshot if a folder is a repository in the hub's cache, and otherwise the folder."""
     snapshots = folder / "snapshots"
     if not folder.name.startswith("datasets--") or not snapshots.is_dir():
         return folder

@@ -155,7 +155,7 @@ class _Stratum:
     def is_held_out(self, expression: _Expression) -> bool:
         """Return True if the hash of the seed and the key assigns an expression to the held-out side.
 
-        Returns False for every expression that has an operand outside `held_out_operands`.
+        The result is False for every expression that has an operand outside `held_out_operands`.
         """
         if not self.may_be_held_out(expression):
             return False
@@ -179,7 +179,7 @@ class _Stratum:
         return train + others, held_out
 
     def sample(self, count: int, *, held_out: bool) -> list[_Expression]:
-        """Draw `count` different training or held-out expressions at random; used for large strata.
+        """Draw `count` different training or held-out expressions of a large stratum at random.
 
         Raises:
             InputError: if too many consecutive draws find no new expression.
@@ -256,17 +256,16 @@ def generate_problems(
         operands: smallest and largest operand, as an alternative to `digits`.
         held_out_operands: smallest and largest operand of held-out problems, within `operands`.
         num_operands: number of operands in an addition, a multiplication or a chain. Subtractions and
-            divisions always have two.
+            divisions always have two operands.
         form: text of a prompt. `{expression}` is replaced by `47+85` and `{spaced}` by `47 + 85`. Other
             braces are kept.
         num_held_out: number of held-out problems. They are divided equally among the combinations of an
-            operation and a number of digits; a combination with too few expressions gets fewer held-out
+            operation and a number of digits. A combination with too few expressions gets fewer held-out
             problems. At most half of the expressions of a combination can be held out, or a twentieth if the
-            combination has more than 200,000 expressions. None holds out 200 problems, or a fifth of all
-            problems if that is fewer.
+            combination has more than 200,000 expressions. None: 200 problems, or a fifth of all problems if a
+            fifth is fewer.
         num_train: number of training problems, divided among the combinations like the held-out problems.
-            None uses all remaining problems, or 100,000 if it would take too long to list all possible
-            problems.
+            None: all remaining problems, or 100,000 if it would take too long to list all possible problems.
         seed: seed of the problems. Equal seeds give equal problems on every machine. The held-out problems do
             not depend on `num_train`.
 
@@ -335,9 +334,9 @@ def _problem(operation: str, expression: _Expression, form: str) -> Problem:
 
 
 def nearest_name(name: str, known: Iterable[str], count: int = 1) -> str:
-    """Return ` (did you mean 'gsm8k'?)` with the known names most similar to a name.
+    """Return the known names most similar to a name as a hint, such as ` (did you mean 'gsm8k'?)`.
 
-    Returns "" if no known name is similar.
+    The result is empty if no known name is similar.
     """
     nearest = difflib.get_close_matches(name, list(known), n=count, cutoff=0.5)
     return f" (did you mean {' or '.join(map(repr, nearest))}?)" if nearest else ""

@@ -1,4 +1,4 @@
-"""Find the prompt and the answer in a row of a data set. The usual layouts of published data are known.
+"""Find the prompt and the answer in a row of a data set that has one of the usual layouts.
 
 A column is identified by its name. A column within another column is identified by a dotted name, such as
 `reward_model.ground_truth`.
@@ -65,7 +65,10 @@ def _decoded(text: str) -> object:
 
 
 def find_column(values: Mapping[str, object], given: str | None, usual: Sequence[str]) -> str | None:
-    """Return the name given by the caller, or the first usual name, that is a column of the row."""
+    """Return the name of a column: the given name or, if no name is given, the first usual name in the row.
+
+    The result is None if the row has no such column.
+    """
     wanted = usual if given is None else (given,)
     return next((name for name in wanted if _value(values, name) is not _ABSENT), None)
 
@@ -120,7 +123,7 @@ def _dotted(values: Mapping[str, object], prefix: str = "") -> Iterable[str]:
 
 
 def read_messages(value: object, place: str, column: str) -> tuple[Message, ...]:
-    """Return the chat messages in a column, or () if the column contains none.
+    """Return the chat messages in a column, or () if the column contains no chat messages.
 
     A message has a role and a content or, as in ShareGPT, `from` and `value`. Other keys of a message are
     kept. JSON text is decoded.

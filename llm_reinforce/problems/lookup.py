@@ -36,9 +36,9 @@ def find_problems(
     """Return the problems of a file, a folder or a data set.
 
     Args:
-        data: path of a file or folder; name from NAMED_SETS; `NAME=PATH` for a local file or folder in the
-            published format of the data set NAME; `generate:…` or `reasoning_gym:…`; or `owner/name` on the
-            hub.
+        data: one of the following: the path of a file or folder, a name from NAMED_SETS, `generate:…`,
+            `reasoning_gym:…`, `owner/name` on the hub, or `NAME=PATH` for a local file or folder in the
+            published format of the data set NAME.
         config: configuration of a data set on the hub or of a folder.
         split: split of a named data set, of a data set on the hub, of a folder, or of a JSON file that is an
             object with several lists.
@@ -106,8 +106,8 @@ def kind_of(data: str) -> tuple[str, str]:
 def is_file_name(data: str) -> bool:
     """Return True if the text is the path of a data file or folder, even if it does not exist.
 
-    A text is a path if it exists, ends like the name of a data file, or looks like a path. It looks like a
-    path if it begins with a drive such as `C:`, with `~`, with `.` or with a slash, or if it contains a
+    A text is a path if it exists, ends like the name of a data file, or looks like a path. A text looks like
+    a path if it begins with a drive such as `C:`, with `~`, with `.` or with a slash, or if it contains a
     backslash or more than one slash. The name of a named data set, such as `gsm8k`, is not a path. For a
     folder with this name, write `./gsm8k`.
     """
@@ -140,9 +140,9 @@ def usual_template(data: str) -> str:
 
 
 def usual_stop(data: str) -> tuple[str, ...]:
-    """Return the strings at which a completion should be cut, because the next question begins there.
+    """Return the strings at which a completion should be cut, because another question begins there.
 
-    The strings are the text before `{prompt}` in the default template of the data set.
+    In the default template of a named data set, this is the text before `{prompt}`.
 
     >>> usual_stop("gsm8k"), usual_stop("problems.jsonl")
     (('Question:',), ())
@@ -154,7 +154,7 @@ def usual_stop(data: str) -> tuple[str, ...]:
 def training_part(data: str) -> str | None:
     """Return the name of a named data set's training split, from which worked examples can be taken.
 
-    Returns None if there is no such data set or no training split.
+    The result is None if there is no such data set, or if the data set has no training split.
     """
     named = NAMED_SETS.get(data)
     return "train" if named is not None and "train" in named.splits else None

@@ -54,7 +54,7 @@ def _gsm8k(row: Columns) -> Columns:
 
 
 def _svamp(row: Columns) -> Columns:
-    """Convert a row of SVAMP. The body and the question are joined; the body often has no final period."""
+    """Convert a row of SVAMP. The prompt is the body, with a final period, followed by the question."""
     named = _renamed(row, prompt=("Question", "question"), answer=("Answer", "answer"), id=("ID",))
     return _with_body(_whole(named), row.get("Body"), named.get("prompt"))
 
@@ -130,7 +130,7 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
         "gsm8k": NamedSet("openai/gsm8k", _TRAIN_AND_TEST, _gsm8k, config="main"),
         "svamp": NamedSet("ChilleD/SVAMP", _TRAIN_AND_TEST, _svamp),
         "multiarith": NamedSet("ChilleD/MultiArith", _TRAIN_AND_TEST, _mawps),
-        # files without splits, which `datasets` loads as the split train; they are used for evaluation
+        # `datasets` loads files without splits as the split train, but these data sets are for evaluation
         "addsub": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/addsub.jsonl"),
         "singleeq": NamedSet(_MATH_TASKS, {"test": "train"}, _mawps, data_files="data/mawps/singleeq.jsonl"),
         "asdiv": NamedSet(
@@ -161,9 +161,9 @@ def load_named(
     Args:
         name: name of the data set.
         split: split to load from the hub; ignored if `path` is given.
-        path: path of a local file or folder in the published format of the data set; None loads from the
-            hub.
-        allow_doubtful: True to accept invalid answers, as in `find_problems`.
+        path: path of a local file or folder in the published format of the data set. None: the data set is
+            loaded from the hub.
+        allow_doubtful: True to accept invalid answers; see `Reading`.
 
     Raises:
         InputError: if the split is unknown, the data cannot be found, or a row is invalid.

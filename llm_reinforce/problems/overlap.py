@@ -48,7 +48,7 @@ class Overlap:
         return tuple(found)
 
     def summary(self) -> dict[str, int]:
-        """Return the numbers of pairs and of evaluated problems, as a dict that can be written as JSON."""
+        """Return the number of pairs of each kind and of evaluated problems, as a dict for a JSON file."""
         return {"same": len(self.same), "masked": len(self.masked), "evaluated": self.num_evaluated}
 
 
@@ -80,7 +80,7 @@ def normal_text(prompt: str) -> str:
 def masked_text(prompt: str) -> str:
     """Return the result of `normal_text` with every number replaced by #.
 
-    Returns "" if the prompt has too few words to be compared without its numbers, for example `12+34=`.
+    The result is empty if the prompt has too few words to be compared without its numbers, such as `12+34=`.
 
     >>> masked_text("Tom has 1,000 red apples."), masked_text("12+34=")
     ('tom has # red apples', '')

@@ -33,7 +33,8 @@ class Problem:
     solution: str | None = None
     """A worked solution, used by step rewards and supervised warm starts."""
     algebra: bool = field(default=False, kw_only=True)
-    """True if the answer can be LaTeX or algebra. Unless it is a plain number, math-verify compares it."""
+    """True if the answer can be LaTeX or algebra. Answers that are not plain numbers are then compared by
+    math-verify."""
     messages: tuple[Message, ...] = field(default=(), kw_only=True, hash=False)
     """The messages of a prompt that is a chat, the last one from a user. Empty if the prompt is text."""
     id: str = ""
@@ -50,7 +51,7 @@ class Problem:
     def in_template(self, template: str, before: str = "") -> "Problem":
         """Return a copy of the problem whose prompt is inserted into a template.
 
-        The template of a chat is applied to its last message.
+        If the prompt is a chat, the template is applied to the last message.
 
         Args:
             template: text in which `{prompt}` is replaced by the original prompt.
@@ -74,8 +75,8 @@ def judge(completion: str, problem: Problem, *, truncated: bool = False) -> Verd
 
     Args:
         completion: the completion to verify.
-        problem: its problem.
-        truncated: True if the completion ended at the token budget; see `verify`.
+        problem: the problem of which this is a completion.
+        truncated: True if the completion ended because it reached the maximum length; see `verify`.
 
     Raises:
         ValueError: if the problem has no reference answer.
@@ -93,9 +94,9 @@ def have_answers(problems: Iterable[Problem]) -> bool:
 
 
 def judge_all(items: Sequence[tuple[str, Problem, bool]]) -> list[Verdict | None]:
-    """Judge several completions.
+    """Compare the final answers of several completions with the reference answers of their problems.
 
-    Algebraic answers are compared at the same time, so that slow comparisons do not wait for each other.
+    Algebraic answers are compared in parallel, so that slow comparisons do not wait for each other.
 
     Args:
         items: for each completion, the tuple (completion, problem, truncated); see `judge`.

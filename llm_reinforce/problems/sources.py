@@ -2,8 +2,8 @@
 
 The prompt and the answer of a row are in columns with common names, such as `prompt` and `answer`, or in
 columns named by the caller. If an answer contains `####`, as in GSM8K, the text after the last `####` is the
-reference answer. If an answer contains a box, the content of its last box is the reference answer. The whole
-text is then the worked solution, which warm starts and worked examples use.
+reference answer. If an answer contains a box, the content of its last box is the reference answer. In both
+cases, the whole text is the worked solution, which warm starts and worked examples use.
 """
 
 import json
@@ -46,8 +46,8 @@ class Reading:
     """Options for converting rows to problems.
 
     Attributes:
-        prompt_column: column of the prompts; None looks for PROMPT_COLUMNS.
-        answer_column: column of the answers; None looks for ANSWER_COLUMNS.
+        prompt_column: column of the prompts. None: the first column of PROMPT_COLUMNS that exists.
+        answer_column: column of the answers. None: the first column of ANSWER_COLUMNS that exists.
         needs_answers: False to accept data without any answers.
         is_numeric: True if every answer must be a number.
         allow_doubtful: True to accept answers that are empty or null (both become ""), and answers that are
@@ -68,11 +68,11 @@ def read_problems(
 ) -> tuple[Problem, ...]:
     """Read the problems of a file; see `read_rows` for the formats.
 
-    A JSONL file has one object per line; blank lines are skipped. Answers that are numbers are converted to
-    text; for example, 5.0 becomes "5". A list with a single value is read as this value. The id of a problem
-    is taken from the column `id`. If there is none, the id is `<file stem>-<number>`, with the number of the
-    line in a JSONL file or of the row in other files. The other columns are kept in `Problem.columns`. A
-    column of prompts or answers is also kept there if its name is not `prompt` or `answer`, or if its content
+    Blank lines of a JSONL file are skipped. Answers that are numbers are converted to text; for example, 5.0
+    becomes "5". A list with a single value is read as this value. The id of a problem is taken from the
+    column `id`. Without this column, the id is `<file stem>-<number>`, with the number of the line in a JSONL
+    file or of the row in other files. The other columns are kept in `Problem.columns`. A column of prompts or
+    answers is also kept in `Problem.columns` if its name is not `prompt` or `answer`, or if its content
     differs from the attributes of the problem.
 
     Args:
@@ -113,8 +113,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
     """Divide problems at random into training problems and `num_held_out` held-out problems.
 
     Both parts keep the order of `problems`. Problems whose prompts are equal, ignoring case and white space,
-    are in the same part. If only some of these problems are needed to reach `num_held_out`, the rest of them
-    are not used.
+    are in the same part. If only some problems with an equal prompt are needed to reach `num_held_out`, the
+    other problems with this prompt are not used.
 
     Raises:
         InputError: if `num_held_out` is negative, or if no training problem is left.
@@ -222,7 +222,7 @@ def problems_of_rows(source: str, rows: Iterable[Row], reading: Reading | None =
 def with_all_columns(problems: Sequence[Problem]) -> tuple[Problem, ...]:
     """Return the problems with all columns of the data. A column that a problem lacks gets the value None.
 
-    Reward functions then receive a value for every column, whatever the problem.
+    A reward function then receives a value of every column for every problem.
     """
     own = ("prompt", "answer", "solution", "id")  # columns with the names of attributes of Problem
     names = dict.fromkeys(name for each in problems for name in each.columns if name not in own)
@@ -245,11 +245,11 @@ class _Converter:
 
     def __init__(self, prompt_column: str, answer_column: str | None, reading: Reading) -> None:
         self.prompt_column, self.answer_column, self._reading = prompt_column, answer_column, reading
-        self._found: Counter[str] = Counter()  # where answers were found in whole solutions
+        self._found: Counter[str] = Counter()  # number of answers found after "####" and in a "box"
 
     @classmethod
     def of_first_row(cls, place: str, values: Mapping[str, object], reading: Reading) -> "_Converter":
-        """Return the conversion of the rows of a source. Its columns are found in the first row.
+        """Return the converter for the rows of a source, with the columns that the first row has.
 
         Raises:
             InputError: if there is no column of prompts or answers.
@@ -294,7 +294,7 @@ class _Converter:
         )
 
     def _prompt(self, row: Row, values: Mapping[str, object]) -> tuple[str, tuple[Message, ...], str | None]:
-        """Return the text of a prompt, the messages of a chat, and the reply of the assistant after them."""
+        """Return the text of a prompt, its messages if it is a chat, and the reply that ends the chat."""
         column = self.prompt_column
         if find_column(values, column, ()) is None:
             raise no_column(values, column, (), "prompt", row.place)
@@ -318,7 +318,7 @@ class _Converter:
     def _answer(
         self, row: Row, values: Mapping[str, object], reply: str | None
     ) -> tuple[str | None, str | None]:
-        """Return the answer of a row, and the solution if the answer is taken from it."""
+        """Return the answer of a row, and the solution if the answer was found in a whole solution."""
         is_doubtful, column = self._reading.allow_doubtful, self.answer_column
         if column is None:
             return self._answer_of_reply(row, reply)

@@ -14,7 +14,7 @@ HELD_OUT_SHARE = 5  # by default, the fraction of held-out problems is 1 divided
 
 
 def default_num_held_out(num_problems: int) -> int:
-    """Return the default number of held-out problems: 200, or a fifth of the problems if that is fewer."""
+    """Return the default number of held-out problems: 200, or a fifth of the problems if a fifth is fewer."""
     return min(MAX_HELD_OUT, num_problems // HELD_OUT_SHARE)
 
 

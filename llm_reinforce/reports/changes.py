@@ -1,4 +1,4 @@
-"""Problems that a run gained and lost between its first and its last evaluation."""
+"""Problems that are solved more often, or less often, in the last evaluation of a run than in the first."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ class Change:
     Attributes:
         prompt: the prompt.
         answer: the reference answer.
-        before: first answer in the first evaluation.
-        after: first answer in the last evaluation.
+        before: text of the policy's first answer in the first evaluation.
+        after: text of the policy's first answer in the last evaluation.
     """
 
     prompt: str
@@ -33,13 +33,13 @@ class Changes:
 
     Attributes:
         decoding: "greedy" or "sampled".
-        first: update of the first evaluation.
-        last: update of the last evaluation.
+        first: number of updates before the first evaluation.
+        last: number of updates before the last evaluation.
         num_gained: number of problems with a higher share of correct answers in the last evaluation.
         num_lost: number of problems with a lower share of correct answers in the last evaluation.
-        gained: some of the gained problems.
-        lost: some of the lost problems.
-        comparison: the entry of `comparison.json`; empty if the run has not ended.
+        gained: some of the problems that `num_gained` counts.
+        lost: some of the problems that `num_lost` counts.
+        comparison: comparison of the two accuracies in `comparison.json`; empty if the run has not ended.
     """
 
     decoding: str
@@ -53,7 +53,7 @@ class Changes:
 
 
 def changes_of(run: RecordedRun) -> list[Changes]:
-    """Return the changes of a run, one item per decoding mode that has two complete evaluations."""
+    """Return one `Changes` for each decoding mode with which a run made two or more complete evaluations."""
     evaluations: dict[str, dict[int, dict[int, Row]]] = {}
     for row in run.answers:
         if row.get("completions"):

@@ -32,12 +32,15 @@ COLLAPSED = 0.5  # maximum accuracy of a collapsed policy, as a share of its hig
 def collapse(
     rows: Sequence[Row], facts: RunFacts, window: int, earlier: tuple[float, int] | None = None
 ) -> Finding | None:
-    """Find an accuracy in the last updates that is less than half of the highest earlier accuracy.
+    """Return a finding if the accuracy of the last updates is less than half of the highest earlier accuracy.
 
-    If the reward is higher than in the first update, the finding is `reward_hacking`.
+    The finding is `collapse` or, if the reward is higher than in the first update, `reward_hacking`.
 
-    The first update is compared too, because its episodes are those of the initial policy. `earlier` is the
-    result of `best_accuracy`, if the caller knows it.
+    Args:
+        rows: metrics of all updates so far.
+        facts: settings of the run.
+        window: number of updates over which the accuracy is averaged.
+        earlier: result of `best_accuracy` if the caller knows it. None: it is computed.
     """
     if len(rows) <= window:
         return None
@@ -77,9 +80,10 @@ def collapse(
 
 
 def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
-    """Return the highest accuracy of the updates before the last one, and its number of episodes.
+    """Return the highest accuracy before the last update, and the number of episodes that it was measured on.
 
-    Accuracies are means over `window` updates, except the accuracy of the first update.
+    Accuracies are means over `window` updates. In addition, the accuracy of the first update is compared,
+    because its episodes are those of the initial policy.
     """
     accuracies = [number(row, "accuracy") for row in rows]
     best, num_best = accuracies[0], facts.num_episodes

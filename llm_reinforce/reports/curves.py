@@ -9,7 +9,7 @@ from typing import Any
 from llm_reinforce.reports.recorded_run import RecordedRun, Row
 
 MAX_POINTS = 1_000  # maximum number of points of a curve
-MAX_POINTS_OF_RUNS = 6_000  # maximum number of points of one metric's curves in all runs
+MAX_POINTS_OF_RUNS = 6_000  # maximum number of points of the curves of one metric, for all runs together
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,14 @@ def run_curves(run: RecordedRun, num_runs: int) -> dict[str, Any]:
         num_runs: number of runs on the page. With many runs, each curve has fewer points.
 
     Returns:
-        `x`: the horizontal axes `update`, `tokens` and `minutes`; `metrics`: for each metric of `CHARTS`, one
-        value per position on these axes, null if missing; `evaluations`: for each decoding mode, the axes of
-        its evaluations, and their `accuracy`, `low` and `high`; `mean_of`: number of successive updates that
-        are averaged into one value.
+        a dict with these keys:
+
+        - `name` and `variant`: see `RecordedRun`.
+        - `x`: positions of the points on each horizontal axis (`update`, `tokens` and `minutes`).
+        - `metrics`: for each metric of `CHARTS`, one value per point, which is null if it is missing.
+        - `evaluations`: for each decoding mode, the positions of the evaluations on each axis, and their
+          `accuracy`, `low` and `high`.
+        - `mean_of`: number of successive updates that are averaged into one point of `metrics`.
     """
     width = max(1, math.ceil(len(run.metrics) / max(100, min(MAX_POINTS, MAX_POINTS_OF_RUNS // num_runs))))
     bins = [run.metrics[start : start + width] for start in range(0, len(run.metrics), width)]

@@ -43,7 +43,7 @@ def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
 
 
 def facts_of(run: RecordedRun) -> RunFacts:
-    """Return the settings of a run that a diagnosis needs; unreadable settings have defaults."""
+    """Return the settings of a run that a diagnosis needs. Unreadable settings get default values."""
     settings = run.settings or {}
     reinforce, training = _mapping(settings.get("reinforce")), _mapping(settings.get("training"))
     counted = _mapping(_mapping(run.environment.get("data")).get("training")).get("num_problems")
@@ -62,7 +62,7 @@ def facts_of(run: RecordedRun) -> RunFacts:
 
 
 def read_one_run(run: str | PathLike[str]) -> RecordedRun:
-    """Return what a run has recorded.
+    """Return the recorded files of the run in a directory.
 
     Raises:
         InputError: if the directory contains no run, or more than one run.
@@ -79,9 +79,10 @@ def _sign_of_run(
     rows: Sequence[Row],
     facts: RunFacts,
 ) -> Finding | None:
-    """Return a sign if it is visible in the last updates or in many updates; otherwise None.
+    """Return the finding of a sign that is visible in the last updates or in many updates; otherwise None.
 
-    The sign is measured over the latest or longest sequence of updates in which it is visible.
+    If the sign is visible in the last updates, it is measured over the latest sequence of updates in which it
+    is visible, and otherwise over the longest sequence.
     """
     window = window_of(facts, sign)
     if len(rows) < window:
@@ -96,7 +97,7 @@ def _sign_of_run(
 
 
 def _stretches(visible: Sequence[bool]) -> Iterator[tuple[int, int]]:
-    """Yield the first index of each sequence of true values, and the index after its last value."""
+    """Yield, for each sequence of consecutive true values, its first index and the index after its end."""
     first = None
     for index, each in enumerate([*visible, False]):
         if each and first is None:

@@ -13,7 +13,7 @@ EPISODE_BYTES, TOKEN_BYTES = 300, 30  # approximate size of an episode, and of e
 MAX_TOKENS = 2_000  # maximum number of tokens shown of a completion
 NUM_TRACKED = 20  # number of problems whose answers are recorded at every evaluation
 
-# name of each value of a token in episodes.jsonl, and its name on the page
+# for each value of a token, its name in episodes.jsonl and its name on the page
 TOKEN_VALUES = {
     "advantages": "advantage",
     "behavior_log_probs": "log_prob",
@@ -42,9 +42,12 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
     """Return the episodes of runs, and the answers to the tracked held-out problems, as JSON values.
 
     Returns:
-        `problems` and `texts`: tables to which the rows refer by index; `rows`: one item per episode or
-        answer; `num_updates`: number of recorded updates; `num_shown`: number of updates that are on the
-        page.
+        a dict with these keys:
+
+        - `problems` and `texts`: lists of problems and of token texts, to which the rows refer by index.
+        - `rows`: one item per episode or answer.
+        - `num_updates`: number of updates whose episodes were recorded.
+        - `num_shown`: number of updates whose episodes are on the page.
     """
     problems, texts = _Table(), _Table()
     rows: list[dict[str, Any]] = []
@@ -65,9 +68,9 @@ def episodes_data(runs: Sequence[RecordedRun]) -> dict[str, Any]:
 
 
 def _thinned(episodes: Sequence[Row], max_bytes: int) -> set[int]:
-    """Return the updates whose episodes fit on the page.
+    """Return a selection of updates whose episodes fit on the page.
 
-    The first update, the last one, and updates at equal distances between them are kept.
+    The selection contains the first update, the last update, and updates at equal distances between them.
     """
     updates = sorted({row["update"] for row in episodes})
     size = sum(EPISODE_BYTES + TOKEN_BYTES * len(row.get("tokens") or []) for row in episodes)
@@ -115,7 +118,7 @@ def _episode(row: Row, place: int, problems: _Table, texts: _Table) -> dict[str,
 
 
 def _compact(values: list[float | None]) -> list[float | None] | float | None:
-    """Return the values, or a single number if all of them are equal."""
+    """Return the list of values, or a single value if all values are equal."""
     return values[0] if len(set(values)) == 1 else values
 
 

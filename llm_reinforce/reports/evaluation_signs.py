@@ -13,13 +13,14 @@ GAP = 0.1  # smallest reported gap between the accuracies on training and on hel
 CONFIDENCE = 0.999  # confidence level of the gap; it is high, so that false alarms are rare
 NEIGHBORS = 5  # number of batches whose episodes are compared with an evaluation
 POWER, LEVEL = 0.8, 0.05  # power and significance level of a comparison
-# minimum share of the most frequent answer, and maximum share of the most frequent right answer
+# for `one_answer`: minimum share of the most frequent answer, and maximum share of the most frequent right
+# answer
 ONE_ANSWER, FEW_EQUAL = 0.9, 0.5
-MIN_ANSWERS = 20
+MIN_ANSWERS = 20  # minimum number of answers that `one_answer` examines
 
 
 def problems_needed(changed: float, difference: float, power: float = POWER, level: float = LEVEL) -> int:
-    """Return the number of problems that McNemar's test needs to find a difference of two evaluations.
+    """Return the number of problems that McNemar's test needs to detect a difference of two accuracies.
 
         n = ((z₁ √p + z₂ √(p - d²)) / d)²
 
@@ -31,7 +32,7 @@ def problems_needed(changed: float, difference: float, power: float = POWER, lev
     Args:
         changed: p.
         difference: d, with 0 < |d| ≤ p.
-        power: probability of finding the difference.
+        power: probability with which the difference is detected.
         level: significance level of the two-sided test.
     """
     z_level, z_power = NormalDist().inv_cdf(1.0 - level / 2.0), NormalDist().inv_cdf(power)
@@ -40,7 +41,7 @@ def problems_needed(changed: float, difference: float, power: float = POWER, lev
 
 
 def wilson(share: float, num: int, confidence: float) -> tuple[float, float]:
-    """Return the Wilson interval of a share of `num` problems."""
+    """Return the Wilson confidence interval of a share that was measured on `num` problems."""
     z = NormalDist().inv_cdf((1.0 + confidence) / 2.0)
     center, scale = share + z * z / (2 * num), 1.0 + z * z / num
     half = z * math.sqrt(share * (1.0 - share) / num + z * z / (4 * num * num))
@@ -50,7 +51,17 @@ def wilson(share: float, num: int, confidence: float) -> tuple[float, float]:
 def gap_interval(
     first: float, num_first: int, second: float, num_second: int, confidence: float = 0.95
 ) -> tuple[float, float]:
-    """Return an interval for the difference of two independent shares (Newcombe 1998, method 10)."""
+    """Return a confidence interval for the difference of two independent shares.
+
+    Source: Newcombe 1998, method 10.
+
+    Args:
+        first: first share.
+        num_first: number of problems on which the first share was measured.
+        second: second share, which is subtracted.
+        num_second: number of problems on which the second share was measured.
+        confidence: confidence level of the interval.
+    """
     (low_1, high_1), (low_2, high_2) = (
         wilson(first, num_first, confidence),
         wilson(second, num_second, confidence),
@@ -63,9 +74,9 @@ def gap_interval(
 
 
 def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
-    """Find an accuracy on training problems that is higher than the accuracy on held-out problems.
+    """Return a finding if training problems are solved much more often than held-out problems.
 
-    The training problems are those of the last updates up to the evaluation. Each problem counts once,
+    The training problems are those of the last updates before the evaluation. Each problem counts once,
     because the episodes of one problem are not independent. The episodes are sampled at the temperature of
     training. Greedy decoding is usually more accurate than sampling, so the gap to a greedy evaluation is
     underestimated.
@@ -106,7 +117,7 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
 
 
 def one_answer(run: RecordedRun, facts: RunFacts) -> Finding | None:
-    """Find a policy that gives the same final answer to nearly all of the latest problems."""
+    """Return a finding if the policy gives the same final answer to nearly all of the latest problems."""
     answers, where = _last_answers(run, facts)
     given = Counter(str(each) for each, _ in answers if each is not None)
     right = Counter(answer for _, answer in answers)
@@ -130,7 +141,7 @@ def one_answer(run: RecordedRun, facts: RunFacts) -> Finding | None:
 
 
 def small_evaluation(run: RecordedRun) -> Finding | None:
-    """Find a gain in accuracy that the evaluation is too small to tell from chance."""
+    """Return a finding if an evaluation has too few problems to tell a gain in accuracy from chance."""
     for decoding, criteria in run.comparison.items():
         paired = criteria.get("accuracy") if isinstance(criteria, dict) else None
         totals = [
@@ -172,7 +183,11 @@ def _uses(run: RecordedRun, facts: RunFacts) -> float:
 
 
 def _last_answers(run: RecordedRun, facts: RunFacts) -> tuple[list[tuple[Any, str]], str]:
-    """Return the final and the right answers of the last evaluation or, without one, of the last episodes."""
+    """Return the policy's latest answers, and a phrase that says where the answers were given.
+
+    Each answer is a pair (final answer of the policy, right answer). The answers are those of the last
+    evaluation or, if it has too few answers, those of the last episodes.
+    """
     rows: Sequence[Row] = [row for row in run.answers if row.get("completions")]
     if rows:
         last = max(row["update"] for row in rows)

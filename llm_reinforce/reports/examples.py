@@ -8,11 +8,14 @@ from llm_reinforce.reports.finding import Finding, Row
 from llm_reinforce.reports.recorded_run import RecordedRun
 from llm_reinforce.reports.shown_text import shown
 
-MAX_PROMPT, MAX_COMPLETION = 200, 300  # maximum number of characters
+MAX_PROMPT, MAX_COMPLETION = 200, 300  # maximum number of characters that are shown
 
 
 def with_example(found: Finding, run: RecordedRun) -> Finding:
-    """Return the finding with the recorded episode that shows it best, if there is one."""
+    """Return the finding with an example, which is a recorded episode that shows the symptom.
+
+    If there is no such episode, the finding is returned unchanged.
+    """
     choose = CHOICES.get(found.kind)
     if choose is None:
         return found
@@ -26,7 +29,7 @@ def with_example(found: Finding, run: RecordedRun) -> Finding:
 
 
 def described(row: Row) -> str:
-    """Return an episode in words: its update, prompt, completion, verdict and reward."""
+    """Return a description of an episode: update, prompt, completion, verdict and reward."""
     reward = row.get("reward")
     parts = [
         f"update {row['update']:,}",
@@ -42,22 +45,22 @@ def described(row: Row) -> str:
 
 
 def _refused(rows: Sequence[Row]) -> Row | None:
-    """Return the last episode whose answer the verifier refused for the most frequent reason."""
+    """Return the last episode whose answer was rejected for the most frequent reason of all rejections."""
     wrong = [row for row in rows if not row.get("correct")]
     reasons = Counter(row.get("reason") for row in wrong)
     return next((row for row in reversed(wrong) if row.get("reason") == reasons.most_common(1)[0][0]), None)
 
 
 def _rewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the wrong episode with the highest reward; of several such episodes, the last one."""
+    """Return the last episode with the highest reward, among the episodes with wrong answers."""
     wrong = [row for row in rows if not row.get("correct") and row.get("reward") is not None]
     return max(wrong, key=lambda row: (row["reward"], row["update"]), default=None)
 
 
 def _unrewarded(rows: Sequence[Row]) -> Row | None:
-    """Return the last episode with a right answer or, if no answer is right, one with a refused answer.
+    """Return the last episode with a right answer or, if no answer is right, the result of `_refused`.
 
-    With the finding `equal_rewards`, a right answer has the same reward as the wrong answers.
+    This shows the symptom `equal_rewards`: the right answer has the same reward as the wrong answers.
     """
     return next((row for row in reversed(rows) if row.get("correct")), None) or _refused(rows)
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 Severity = Literal["severe", "moderate", "minor"]
 Row = Mapping[str, Any]
 
-# most severe first; findings of the same severity are in this order
+# most severe first; this is also the order of findings of the same severity
 SEVERITIES: dict[str, Severity] = {
     "not_finite": "severe",
     "collapse": "severe",
@@ -31,7 +31,7 @@ SEVERITIES: dict[str, Severity] = {
     "reward_failures": "minor",
     "small_evaluation": "minor",
 }
-# for each kind of finding, the kinds that explain it; it is not reported if one of them is found
+# for each kind of finding, the kinds that explain it; a finding that is explained is not reported
 EXPLAINED_BY = {
     "no_reward": {"collapse"},
     "equal_rewards": {"no_reward", "collapse"},
@@ -59,7 +59,8 @@ class Finding:
         sentence: what is wrong, in a clause without a period.
         evidence: measured figures, one clause each.
         advice: what to change, in a clause without a period.
-        updates: first and last update in which the symptom was measured; None if it concerns the whole run.
+        updates: first and last update in which the symptom was measured; None if the symptom concerns the
+            whole run.
         example: a completion or an answer that shows the symptom; None if no episode shows it.
     """
 
@@ -83,9 +84,9 @@ class RunFacts:
 
     Attributes:
         num_problems: number of training problems; None if it is not known.
-        problems_per_update: number of problems of an update; with several updates per batch, of a batch.
+        problems_per_update: number of problems per update or, with several updates per batch, per batch.
         episodes_per_problem: number of episodes of each problem.
-        num_updates: number of updates of the whole run; with several updates per batch, number of batches.
+        num_updates: number of updates of the whole run or, with several updates per batch, of batches.
         num_warmup_updates: number of updates over which the learning rate rises.
         is_full_precision: True if the weights and the forward pass have 32 or more bits.
         updates_per_batch: number of updates per batch. Each row of metrics describes one batch.
@@ -101,12 +102,12 @@ class RunFacts:
 
     @property
     def num_episodes(self) -> int:
-        """Number of episodes of a batch, which is described by one row of metrics."""
+        """Number of episodes of a batch. One row of metrics describes one batch."""
         return self.problems_per_update * self.episodes_per_problem
 
     @property
     def row_name(self) -> str:
-        """The word for what one row of metrics describes: "update" or "batch"."""
+        """Name of the unit that one row of metrics describes: "update" or "batch"."""
         return "update" if self.updates_per_batch == 1 else "batch"
 
     @property
@@ -143,7 +144,12 @@ def worst_first(findings: Sequence[Finding]) -> tuple[Finding, ...]:
 
 
 def number(row: Row, name: str) -> float:
-    """Return a metric; NaN if it is missing, or null in `metrics.jsonl` because it was not finite."""
+    """Return the value of a metric; NaN if the metric is missing or null.
+
+    Args:
+        row: a row of `metrics.jsonl`, in which values that are not finite are null.
+        name: name of the metric.
+    """
     value = row.get(name)
     return float(value) if isinstance(value, int | float) else math.nan
 
@@ -159,7 +165,7 @@ def finite(rows: Sequence[Row], name: str) -> list[float]:
 
 
 def reward_names(rows: Sequence[Row]) -> list[str]:
-    """Return the names of the reward functions."""
+    """Return the names of the reward functions, read from the names of the metrics."""
     names = {name for row in rows[:1] for name in row}
     return sorted(
         name.removeprefix("rewards/").removesuffix("/mean")
@@ -169,12 +175,15 @@ def reward_names(rows: Sequence[Row]) -> list[str]:
 
 
 def highest_rate(rows: Sequence[Row]) -> float:
-    """Return the highest learning rate of updates; NaN if none was recorded."""
+    """Return the highest learning rate of the updates; NaN if no learning rate was recorded."""
     return max(finite(rows, "learning_rate"), default=math.nan)
 
 
 def updates_of(rows: Sequence[Row], facts: RunFacts) -> tuple[int, int]:
-    """Return the first and the last update of the rows. A batch's row has the number of its last update."""
+    """Return the numbers of the first and the last update that the rows describe.
+
+    With several updates per batch, a row has the number of the last update of its batch.
+    """
     return int(rows[0]["update"]) - facts.updates_per_batch + 1, int(rows[-1]["update"])
 
 

@@ -38,7 +38,7 @@ class Headline:
     Attributes:
         name: name of the run on the page.
         state: "finished", "running", "stopped" or "unreadable".
-        facts: rows of a table: a name and a value each.
+        facts: rows of a table, as a dict from the name of a row to its value.
         results: one item per decoding mode.
     """
 

@@ -1,4 +1,4 @@
-"""Check of an installation, in the form that a bug report needs."""
+"""Check of an installation, whose result can be included in a bug report."""
 
 import importlib
 import os
@@ -33,18 +33,18 @@ OPTIONAL: Mapping[str, str] = {
     "matplotlib": "plots (extra `plots`)",
     "reasoning_gym": "generated problems (extra `reasoning-gym`)",
 }
-LITTLE_SPACE = 2 * 2**30  # in bytes; enough for a run of a small policy
+LITTLE_SPACE = 2 * 2**30  # minimum free space in bytes, which is enough for a run of a small policy
 SETTINGS = ("HF_HUB_OFFLINE", "HF_HOME", "LLM_REINFORCE_CACHE", "CUDA_VISIBLE_DEVICES", *THREAD_SETTINGS)
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One line about an installation.
+    """Result of one check of an installation.
 
     Attributes:
-        name: what was checked.
-        value: version, device, path or size.
-        state: "ok", "missing" for an optional part that is not there, or "failed".
+        name: name of the package, device, directory or setting.
+        value: version, description, path or size.
+        state: "ok", "missing" if an optional part is not installed or not usable, or "failed".
         advice: what to do if the state is "failed".
     """
 
@@ -88,7 +88,7 @@ def _package(name: str) -> Check:
 
 
 def _imported(name: str, version: str, module: str | None = None) -> Check:
-    """Return a failed check if the package can't be imported, for example because a library is missing."""
+    """Check that an installed package can be imported. The import fails if a library is missing."""
     try:
         importlib.import_module(module or name)
     except Exception as error:  # packages with compiled code raise errors of many types
@@ -132,7 +132,7 @@ def _directories() -> Iterator[Check]:
 
 
 def _directory(name: str, path: Path) -> Check:
-    """Check that files can be written to a directory or, if it does not exist, to its nearest parent."""
+    """Check that a directory or, if it does not exist, its nearest existing parent is writable."""
     existing = next((each for each in (path, *path.parents) if each.exists()), path)
     where = f"{path}" if existing == path else f"{path} (does not exist yet)"
     try:

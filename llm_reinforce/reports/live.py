@@ -1,4 +1,4 @@
-"""Report of a run in progress, served on this machine only."""
+"""Serve the report of a run in progress to browsers on this machine."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ from llm_reinforce.reports.recorded_run import find_runs
 from llm_reinforce.runs.run_directory import LOGS
 
 LOOPBACK = "127.0.0.1"
-REFRESH_SECONDS = 5  # time between two requests of the page for new data
+REFRESH_SECONDS = 5  # time between two requests in which the page asks for new data
 
 
 @contextmanager
@@ -62,7 +62,7 @@ def _handler(paths: Sequence[Path]) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             host = (self.headers.get("Host") or "").rpartition(":")[0]
-            if host not in (LOOPBACK, "localhost"):  # a foreign name that resolves to this machine
+            if host not in (LOOPBACK, "localhost"):  # a foreign host name may resolve to this machine
                 self.send_error(HTTPStatus.FORBIDDEN)
             elif self.path == "/version":
                 self._send("text/plain", _version(paths).encode())
@@ -81,6 +81,6 @@ def _handler(paths: Sequence[Path]) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: object) -> None:
-            """Print nothing for each request."""
+            """Do nothing. The base class would print a line for each request."""
 
     return Handler

@@ -1,4 +1,4 @@
-"""A run, or several runs, as one HTML file that needs no network."""
+"""Report of one or more runs as a single HTML file, which needs no network."""
 
 import base64
 import hashlib
@@ -34,7 +34,7 @@ STYLES = ("uplot.min.css", "style.css")
 def report(
     *runs: str | PathLike[str], output: str | PathLike[str] | None = None, open_browser: bool = False
 ) -> Path:
-    """Write the report of runs, a single HTML file, and return its path.
+    """Write the report of one or more runs to a single HTML file, and return the path of the file.
 
     Args:
         runs: directories of runs, or directories that contain runs, such as those that `compare` writes.
@@ -64,7 +64,8 @@ def render(summaries: Sequence[RunSummary], *, refresh_seconds: int | None = Non
 
     Args:
         summaries: the runs, at least one.
-        refresh_seconds: time between two requests of the page for new data. None: the page does not change.
+        refresh_seconds: time between two requests in which the page asks for new data. None: the page makes
+            no requests.
     """
     names = _names([run.path for run in summaries])
     runs = [read_run(summary, name) for summary, name in zip(summaries, names, strict=True)]
@@ -113,7 +114,7 @@ def _without_private_entries(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """Return names of runs: the paths of their directories without the part that all paths share."""
+    """Return a name for each run: the path of its directory without the part that all paths share."""
     parts = [path.resolve().parts for path in paths]
     shared = 0
     while len(paths) > 1 and len({names[: shared + 1] for names in parts}) == 1:
@@ -144,7 +145,7 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, str]]:
 def _content_security_policy(scripts: Sequence[str], *, is_live: bool) -> str:
     """Return a content security policy that allows only these scripts and forbids loading anything.
 
-    Even if the text of a completion got into the page as HTML, scripts in the text would not run.
+    Therefore, no script in the text of a completion can run, even if the text became part of the HTML.
     """
     digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     sources = " ".join(f"'sha256-{digest}'" for digest in digests)

@@ -62,7 +62,7 @@ class RecordedRun:
 
 
 def find_runs(paths: list[Path]) -> list[RunSummary]:
-    """Return the runs in these directories. A directory is a run itself, or contains runs.
+    """Return the runs in the given directories. A directory is that of a run, or contains runs.
 
     Raises:
         InputError: if a directory does not exist or contains no run.

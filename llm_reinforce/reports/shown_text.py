@@ -17,7 +17,8 @@ def shown(text: object, max_characters: int = MAX_TEXT) -> str:
     r"""Return a text without characters that a browser would interpret, cut in the middle if it is long.
 
     Line breaks and tabs are kept. Other control characters, marks that change the writing direction, and
-    halves of surrogate pairs are written as escapes, such as `\x1b`. The template escapes HTML.
+    halves of surrogate pairs are written as escapes, such as `\x1b`. HTML is not escaped here, but in the
+    template of the page.
     """
     whole = str(text)
     if len(whole) > max_characters:
@@ -29,7 +30,7 @@ def shown(text: object, max_characters: int = MAX_TEXT) -> str:
 
 
 def without_secret_entries(value: Any) -> Any:
-    """Hide the values of keys such as `api_key` in nested JSON values, and make all texts harmless."""
+    """Return nested JSON values, without values of keys such as `api_key`. Texts are changed by `shown`."""
     if isinstance(value, dict):
         return {
             shown(key): "(hidden)" if SECRET_NAME.search(str(key)) else without_secret_entries(entry)
@@ -41,7 +42,7 @@ def without_secret_entries(value: Any) -> Any:
 
 
 def shown_settings(settings: Mapping[str, Any] | None) -> str:
-    """Return settings as YAML. Values of keys such as `api_key` are hidden, and texts are made harmless."""
+    """Return settings as YAML, without values of keys such as `api_key`. Texts are changed by `shown`."""
     if settings is None:
         return "(recipe.yaml cannot be read)"
     return dump_yaml(without_secret_entries(dict(settings)))

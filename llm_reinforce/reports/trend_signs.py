@@ -24,7 +24,7 @@ from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
 MIN_TREND = 30  # minimum number of updates of a run in which trends are measured
 MIN_FLAT, MAX_FLAT = 0.5, 100  # share of the run, or number of updates, after which the reward should rise
-NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is not due to chance
+NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is hardly due to chance
 FLAT = 0.05  # the accuracy is flat if its rise plus two standard errors is below this number
 MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
 MANY_TIMES = 10.0  # factor by which an exploding gradient norm grows
@@ -66,7 +66,7 @@ class Change:
 
 
 def change_of(rows: Sequence[Row], name: str) -> Change | None:
-    """Return the change of a metric; None if a third of the updates has fewer than two values."""
+    """Return the change of a metric; None if the first or the last third has fewer than two values."""
     third = len(rows) // 3
     first, last = finite(rows[:third], name), finite(rows[len(rows) - third :], name)
     if min(len(first), len(last)) < 2:
@@ -76,7 +76,7 @@ def change_of(rows: Sequence[Row], name: str) -> Change | None:
 
 
 def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find a reward that rises while the accuracy does not, unless nearly all problems are solved."""
+    """Return a finding if the reward rises but the accuracy does not, unless most problems are solved."""
     reward, accuracy = change_of(rows, "reward"), change_of(rows, "accuracy")
     if reward is None or accuracy is None or not accuracy.last < SOLVED:
         return None
@@ -102,7 +102,7 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def against_hacking(rows: Sequence[Row]) -> str:
-    """Return advice against a reward that wrong answers earn."""
+    """Return advice for a run in which wrong answers earn a reward."""
     names = reward_names(rows)
     if len(names) == 1:
         return (
@@ -117,13 +117,13 @@ def against_hacking(rows: Sequence[Row]) -> str:
 
 
 def reward_changes(rows: Sequence[Row]) -> list[str]:
-    """Return the changes of the reward, of the accuracy, and of each reward function."""
+    """Return a line of text for the change of the reward, of the accuracy, and of each reward function."""
     names = ["reward", "accuracy", *(f"rewards/{name}/mean" for name in reward_names(rows))]
     return [f"{name}: {change}" for name in names if (change := change_of(rows, name))]
 
 
 def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find gradient norms that grow many times over, in a run whose accuracy does not rise."""
+    """Return a finding if the gradient norm grows many times over and the accuracy does not rise."""
     norms = finite(rows, "grad_norm")
     third = len(norms) // 3
     before, after = median(norms[:third]), median(norms[len(norms) - third :])
@@ -142,7 +142,7 @@ def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find steps that are long relative to the weights, in a run whose reward does not rise."""
+    """Return a finding if the steps are long relative to the weights and the reward does not rise."""
     steps, reward = finite(rows, "step/relative_norm"), _flat_reward(rows, facts)
     if not steps or reward is None or not median(steps) >= LONG_STEP:
         return None
@@ -158,7 +158,7 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find steps that together hardly move the weights, in a run whose reward does not rise."""
+    """Return a finding if all steps together hardly move the weights and the reward does not rise."""
     steps, reward = finite(rows, "step/relative_norm"), _flat_reward(rows, facts)
     if not steps or reward is None or not _path(rows, facts) < SHORT_PATH:
         return None
@@ -177,7 +177,7 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find gradients that cannot be told from noise, in a run whose reward does not rise."""
+    """Return a finding if the gradients cannot be told from noise and the reward does not rise."""
     steps, shares = finite(rows, "step/relative_norm"), finite(rows, "step/signal_share")
     reward = _flat_reward(rows, facts)
     if reward is None or len(shares) < 3 * MEMORY:
@@ -208,7 +208,7 @@ TREND_SIGNS: tuple[Trend, ...] = (
 
 
 def trend_signs(rows: Sequence[Row], facts: RunFacts) -> list[Finding]:
-    """Return the signs in the trends of a run. Trends are not measured in a short run."""
+    """Return the findings in the trends of a run; empty for a short run, whose trends are not measured."""
     if len(rows) < MIN_TREND or len(finite(rows, "grad_norm")) < MIN_TREND:
         return []
     found = [sign(rows, facts) for sign in TREND_SIGNS]
@@ -231,8 +231,9 @@ def noise_scale(share: float, num_episodes: int) -> float:
 
         tr Σ / |G|² = B (1 - s) / s
 
-    where Σ is the covariance of the gradient of one episode and G its mean (McCandlish et al. 2018, "An
-    Empirical Model of Large-Batch Training").
+    where Σ is the covariance and G is the mean of the gradient of one episode.
+
+    Source: McCandlish et al. 2018, "An Empirical Model of Large-Batch Training".
     """
     return num_episodes * (1.0 - share) / share
 
@@ -254,7 +255,7 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
 
 
 def movement(rows: Sequence[Row]) -> list[str]:
-    """Return the size of a step in words; empty if it was not recorded."""
+    """Return a line of text with the median size of a step; empty if no sizes were recorded."""
     steps = finite(rows, "step/relative_norm")
     return (
         [f"norm of an optimizer step divided by the norm of the weights: median {median(steps):.2g}"]
@@ -269,9 +270,9 @@ def _path(rows: Sequence[Row], facts: RunFacts) -> float:
 
 
 def _flat_reward(rows: Sequence[Row], facts: RunFacts) -> Change | None:
-    """Return the change of a reward that does not rise in many updates, with problems still unsolved.
+    """Return the change of the reward if the reward does not rise although problems are still unsolved.
 
-    Return None if there is no such change.
+    Otherwise, or if the run has not made enough updates, return None.
     """
     change = change_of(rows, "reward")
     is_early = len(rows) < min(MIN_FLAT * facts.num_updates, MAX_FLAT)

@@ -17,7 +17,7 @@ class WarningSigns:
     """Search a run in progress for signs that the policy does not learn. Report each kind of sign once.
 
     Args:
-        facts: settings of the run. If the run has few updates, each sign is measured over all of them.
+        facts: settings of the run. In a short run, each sign is measured over all updates.
     """
 
     def __init__(self, facts: RunFacts) -> None:
@@ -37,11 +37,14 @@ class WarningSigns:
         return tuple(each.text for each in self.findings)
 
     def before_first_update(self) -> Finding | None:
-        """Return the finding that is visible before the first update, if no earlier call has returned it."""
+        """Return the finding that is possible before the first update, unless an earlier call returned it."""
         return self._worst_unseen([few_problems(self._facts)])
 
     def add(self, row: Row) -> Finding | None:
-        """Add the metrics of the next update, and return the worst finding that no earlier call has found."""
+        """Add the metrics of the next update, and return the most severe new finding; None if there is none.
+
+        A finding is new if no earlier call has made a finding of this kind.
+        """
         self._rows.append(row)
         rows, facts = self._rows, self._facts
         if len(rows) > MAX_PATIENCE:
@@ -74,7 +77,7 @@ class WarningSigns:
 
 
 def few_problems(facts: RunFacts) -> Finding | None:
-    """Find a run that has fewer training problems than an update needs."""
+    """Return a finding if the run has fewer training problems than an update needs."""
     if facts.num_problems is None or facts.num_problems >= facts.problems_per_update:
         return None
     return finding(
@@ -88,7 +91,7 @@ def few_problems(facts: RunFacts) -> Finding | None:
 
 
 def _trimmed(row: Row) -> Mapping[str, Any]:
-    """Return only the metrics that a trend needs. This saves memory in a run of thousands of updates."""
+    """Return only the metrics that are needed to find trends, to save memory in runs of many updates."""
     return {
         name: value
         for name, value in row.items()

@@ -1,6 +1,6 @@
-"""Signs in the metrics of a few successive updates that a policy does not learn.
+"""Signs that a policy does not learn, in the metrics of a few successive updates.
 
-Each sign is defined once, for the warnings of a run in progress and for the diagnosis of a recorded run.
+The warnings of a run in progress and the diagnosis of a recorded run use the same signs.
 """
 
 import math
@@ -25,12 +25,12 @@ NUM_UPDATES = 5  # number of updates over which most signs are measured
 MIN_UPDATES = 2  # minimum number of updates over which a sign is measured
 ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
 MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum shares of the episodes for a sign
-FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not a sign
+FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not reported
 PATIENCE, MAX_PATIENCE = 20, 50  # signs in PATIENT are measured over 1/20 of the run, at most 50 updates
-NO_SPREAD = 0.95  # share of the problems whose episodes have equal rewards
+NO_SPREAD = 0.95  # minimum share of problems whose episodes have equal rewards, for a sign
 STUCK = 0.75  # accuracy below which equal rewards within groups are not a success
 SOLVED = 0.9  # accuracy at which equal rewards are a success
-NO_ENTROPY = 0.01  # nats per token
+NO_ENTROPY = 0.01  # maximum entropy of a collapsed policy, in nats per token
 MIN_CHANGED = 0.5  # minimum share of the weights with a gradient that a step should change
 MAX_ROUNDING, MAX_ROUNDING_IN_HALF = (
     0.01,
@@ -41,7 +41,7 @@ Sign = Callable[[Sequence[Row], RunFacts], Finding | None]
 
 
 def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates that have no right answer and a mean reward of at most 0."""
+    """Return a finding if no answer is right and the mean reward of every update is at most 0."""
     rewards = [number(row, "reward") for row in rows]
     if not all(reward <= 0 for reward in rewards) or any(number(row, "accuracy") != 0 for row in rows):
         return None
@@ -66,7 +66,7 @@ def no_reward(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which all episodes have the same reward, unless all answers are right."""
+    """Return a finding if all episodes have the same reward, unless all answers are right."""
     rewards = [number(row, "reward") for row in rows]
     if not all(map(math.isfinite, rewards)) or all(number(row, "accuracy") == 1.0 for row in rows):
         return None
@@ -91,7 +91,7 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def zero_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose gradient is zero, although many answers are wrong."""
+    """Return a finding if the gradient of every update is zero, although many answers are wrong."""
     if mean(rows, "accuracy") >= STUCK:
         return None
     if not all(number(row, "grad_norm") <= ZERO for row in rows):
@@ -111,7 +111,11 @@ def zero_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which nearly every problem has equal rewards, although many answers are wrong."""
+    """Return a finding if, for nearly every problem, all episodes have the same reward.
+
+    Such a problem gives no gradient if the baseline is computed from the episodes of the problem. There is no
+    finding if most answers are right.
+    """
     share = mean(rows, "frac_reward_zero_std")
     if not share >= NO_SPREAD or not mean(rows, "accuracy") < STUCK or facts.episodes_per_problem < 2:
         return None
@@ -132,7 +136,7 @@ def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which the policy always gives the same answers, and most of them are wrong."""
+    """Return a finding if the entropy of the policy is nearly zero, although many answers are wrong."""
     entropy = mean(rows, "entropy")
     if not entropy < NO_ENTROPY or not mean(rows, "accuracy") < STUCK:
         return None
@@ -151,9 +155,10 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which most of the completions are truncated, and their share does not fall.
+    """Return a finding if most of the completions are truncated, and their share does not fall.
 
-    A policy with random weights first has to learn to end its completions.
+    A falling share is not reported, because a policy with random weights first has to learn to end its
+    completions.
     """
     half, name = len(rows) // 2, "completions/clipped_ratio"
     truncated, before, after = (mean(part, name) for part in (rows, rows[:half], rows[half:]))
@@ -175,7 +180,7 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def unscored(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which many episodes could not be scored."""
+    """Return a finding if many episodes could not be scored."""
     share = mean(rows, "num_unscored") / facts.num_episodes
     if not share >= MANY_UNSCORED:
         return None
@@ -192,7 +197,7 @@ def unscored(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def reward_failures(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find reward functions that failed on some episodes of the run."""
+    """Return a finding if reward functions failed on some episodes of the run."""
     failed = {name: sum(finite(rows, f"rewards/{name}/num_failed")) for name in reward_names(rows)}
     failed = {name: num for name, num in failed.items() if num}
     if not failed:
@@ -208,7 +213,7 @@ def reward_failures(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates in which the gradient was not finite at least twice."""
+    """Return a finding if the gradients of at least two updates were not finite."""
     bad = [row for row in rows if "grad_norm" in row and not math.isfinite(number(row, "grad_norm"))]
     if len(bad) < 2:
         return None
@@ -226,7 +231,7 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates after the warmup that changed few of the weights in half precision."""
+    """Return a finding if the updates after the warm-up changed few of the weights in half precision."""
     full = [row for row in rows if row["update"] > facts.num_warmup_updates]
     shares = finite(full, "frac_weights_changed")
     if 2 * len(shares) <= len(rows) or not sum(shares) / len(shares) < MIN_CHANGED:
@@ -244,7 +249,10 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
 
 
 def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
-    """Find updates whose log-probabilities differ from the recorded ones by more than rounding errors."""
+    """Return a finding if the log-probabilities in sampling and in the update differ too much.
+
+    Differences that rounding explains are ignored.
+    """
     differences = finite(rows, "sampling/sampling_logp_difference/max")
     limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
     if not differences or median(differences) <= limit:
@@ -288,7 +296,7 @@ PATIENT = {
 
 
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
-    """Return the number of updates over which a sign is measured. Short runs are measured as a whole."""
+    """Return the number of updates over which a sign is measured. In a short run, these are all updates."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
     if sign is truncation:  # compares the two halves of the updates
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))
@@ -296,7 +304,7 @@ def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Return the shares of the verdicts in words, the most frequent first; empty if none were recorded."""
+    """Return a line of text with the share of each verdict; empty if no verdicts were recorded."""
     names = {name for row in rows for name in row if name.startswith("verdicts/")}
     shares = {name: sum(finite(rows, name)) / len(rows) for name in names}
     ordered = sorted(shares.items(), key=lambda each: (-each[1], each[0]))

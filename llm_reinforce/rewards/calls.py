@@ -78,7 +78,8 @@ class Progress:
         global_step: number of updates completed.
         max_steps: number of updates of the whole run.
         epoch: number of passes over the problems so far; may be fractional.
-        seed: seed of the random numbers of worker processes, different for every update and process.
+        seed: seed for the random numbers of worker processes, which differs between updates and between the
+            processes of the run.
     """
 
     global_step: int = 0
@@ -112,7 +113,7 @@ class RewardResults:
 
 
 def columns_of(problem: Problem) -> Mapping[str, object]:
-    """Return the columns of a problem's row, with its id."""
+    """Return the columns of a problem's row in the data set, and the problem's id if it has one."""
     return {"id": problem.id, **problem.columns} if problem.id else problem.columns
 
 
@@ -160,9 +161,9 @@ def call_on_each(
 ) -> RewardResults:
     """Call a function such as `f(completion, problem)` on each completion.
 
-    Each parameter receives the value with its name: one of PER_COMPLETION, or a column of the data. A
-    function whose parameters are not known is called with the completion and the problem. Coroutines are
-    awaited concurrently.
+    Each parameter receives the value that has the parameter's name. The values are listed in PER_COMPLETION,
+    and the columns of the data are also values. A function whose parameters are not known is called with the
+    completion and the problem. Coroutines are awaited concurrently.
     """
     signature = read_signature(function)
     values: list[object] = []
@@ -172,7 +173,7 @@ def call_on_each(
         if signature is not None:
             try:
                 arguments, named = signature.arguments(_Values(one, progress or Progress()))
-            except TypeError as error:  # a parameter names no value
+            except TypeError as error:  # there is no value for a parameter
                 values.append(error.with_traceback(None))
                 continue
         values.append(call_guarded(function, *arguments, **named))
@@ -189,8 +190,9 @@ def call_on_each(
 def call_guarded(function: Callable[..., object], /, *arguments: object, **named: object) -> object:
     """Return the result of the function, or the exception that it raises.
 
-    The `SystemExit` of `sys.exit()` is returned like any other exception. If the function forks, the child
-    process exits when the call ends, so that only the parent process continues the run.
+    The `SystemExit` of `sys.exit()` is returned like any other exception. KeyboardInterrupt and LeaveAtOnce
+    are raised. If the function forks, the child process exits when the call ends, so that only the parent
+    process continues the run.
     """
     process = os.getpid()
     try:

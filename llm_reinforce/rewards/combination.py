@@ -1,6 +1,6 @@
 """Combine several reward functions into one reward per completion: a weighted sum.
 
-A completion for which a function fails is unscored; the failure does not count as a reward of 0.
+If a function fails for a completion, the completion is unscored. It does not get a reward of 0.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,7 +48,7 @@ class CombinedReward:
     Attributes:
         parts: unweighted value of each function, by the name of the function. The value of step rewards is
             their sum. The value is None if the function returned None or failed. If two functions have the
-            same name, the second one is called `name_2`.
+            same name, the name of the second function gets the suffix `_2`.
         total: terminal reward, the weighted sum of the values that are not step rewards. None if the
             completion is unscored because a function failed or all functions returned None.
         steps: weighted rewards of intermediate steps.
@@ -108,9 +108,9 @@ def combine_rewards(
         rewards: the reward functions with their weights.
         conversational: if True, functions with TRL's signature receive lists of messages instead of texts.
             The attribute `conversational` of a reward takes precedence if it is not None.
-        progress: value of `trainer_state`.
-        penalties: penalty of each completion, which is subtracted from its reward if it is scored. They are
-            the negative values of a further reward, `length_penalty`.
+        progress: progress of the run, which reward functions receive as `trainer_state`.
+        penalties: penalty of each completion, which is subtracted from the reward of a scored completion. The
+            results contain the negative penalties as values of a further reward named `length_penalty`.
     """
     *names, of_penalty = _unique_names([*(reward.name for reward in rewards), LENGTH_PENALTY])
     results = [
@@ -170,7 +170,7 @@ def _unique_names(given: Sequence[str]) -> list[str]:
 def _weighted_sum(
     outcomes: Sequence[tuple[str, float, RewardResult]], extras: Mapping[str, object]
 ) -> CombinedReward:
-    """Combine the results of the functions for one completion, given as (name, weight, result)."""
+    """Combine the results for one completion, each given as (name of the function, weight, result)."""
     parts: dict[str, float | None] = {}
     failures: dict[str, str] = {}
     steps: list[StepRewards] = []

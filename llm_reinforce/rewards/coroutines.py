@@ -55,7 +55,7 @@ def _event_loop(process: int) -> tuple[asyncio.AbstractEventLoop, Thread]:
     As in TRL, one loop is used for all batches, so that functions can reuse objects that are bound to a loop,
     such as a semaphore, a lock or a client with open connections. The loop runs in a separate thread, because
     the caller's thread may already be running a loop (in a notebook, for example). A forked child process
-    does not use the loop of its parent; it creates a new one.
+    does not use the loop of its parent process. It creates a new loop.
     """
     if process not in _loops:
         loop = asyncio.new_event_loop()

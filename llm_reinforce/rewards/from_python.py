@@ -21,10 +21,10 @@ Given = tuple[dict[str, Any], WeightedReward | None]
 
 
 def rewards_from(source: Any) -> list[Given]:
-    """Convert the argument `rewards=` to recipe keys and, if functions are given, to reward objects.
+    """Convert the argument `rewards` of the trainer to recipe keys and, for functions, to reward objects.
 
     Args:
-        source: a function `f(completion, problem)` or with TRL's signature, a built-in name,
+        source: a function `f(completion, problem)`, a function with TRL's signature, a built-in name,
             `path/to/file.py:function`, a RewardConfig or a WeightedReward; a list of these; or a dict that
             maps these to weights.
 

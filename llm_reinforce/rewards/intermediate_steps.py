@@ -14,8 +14,8 @@ from llm_reinforce.errors import InputError
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards.calls import RewardFunction, StepRewards
 
-MAX_DIGITS = 30  # characters of a number; equations with longer numbers are ignored
-MAX_TOKENS = 60  # numbers, signs and brackets on one side of an equation; longer equations are ignored
+MAX_DIGITS = 30  # maximum length of a number in characters; equations with longer numbers are ignored
+MAX_TOKENS = 60  # maximum number of tokens on one side of an equation; longer equations are ignored
 
 _TOKEN = re.compile(
     r"""
@@ -74,7 +74,7 @@ def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int =
     Args:
         right: reward of a correct equation.
         wrong: reward of a wrong equation.
-        max_steps: maximum number of rewarded equations; only the first ones in a completion are rewarded.
+        max_steps: maximum number of rewarded equations per completion. Further equations are ignored.
 
     Raises:
         InputError: if `max_steps` is less than 1.
@@ -140,7 +140,7 @@ def find_equations(text: str) -> Iterator[Equation]:
 
 
 def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equation]:
-    """Yield the equation of two sides if both have a value and at least one of them has an operation."""
+    """Yield the equation of two sides if each side has a value and at least one side has an operation."""
     is_opened_outside = set(left.tokens[: left.depth]) == {"("}  # (3*4=12)
     sides = [left.tokens[left.depth :] if is_opened_outside else left.tokens, right.tokens]
     if right.tokens[-1:] == ["("]:  # 3*4=12 (the total)
@@ -156,7 +156,8 @@ def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equatio
 def _may_start(side: _Side, text: str) -> bool:
     """Return True if an equation can start with this side.
 
-    It cannot if the preceding character belongs to the same number or word, as in `2.3*4` or `f3*4`.
+    An equation cannot start there if the preceding character belongs to the same number or word, as in
+    `2.3*4` or `f3*4`.
     """
     before = text[side.start - 1 : side.start]
     return not before.isalnum() and before not in _NO_START

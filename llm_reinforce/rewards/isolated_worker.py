@@ -44,7 +44,7 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
 
 
 def _seed(seed: int) -> None:
-    """Seed the random generators of Python and, if the reward's file imports them, of NumPy and torch."""
+    """Seed the random generators of Python, and those of NumPy and torch if these have been imported."""
     random.seed(seed)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(seed % 2**32)

@@ -63,7 +63,7 @@ class IsolatedFunction:
         self.requirements = Requirements(bool(needs["is_batched"]), tuple(needs["names"]))
 
     def close(self) -> None:
-        """End the worker processes. The next call of the function starts new ones."""
+        """End the worker processes. The next call of the function starts new processes."""
         self.workers.close()
 
     def ask(

@@ -123,7 +123,7 @@ def load_function(function: str, arguments: Mapping[str, Any]) -> Callable[..., 
 
 
 def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], function: str) -> None:
-    """Check that a reward function can be called, and accepts these arguments.
+    """Check that a reward function can be called, and that it accepts the given keyword arguments.
 
     Parameters that may name a column are checked later, when the data is known; see `check_rewards`.
 
@@ -159,8 +159,8 @@ def check_rewards(rewards: Sequence[WeightedReward], problems: Sequence[Problem]
     """Check that the problems have a value for every required parameter of the reward functions.
 
     Raises:
-        InputError: if a parameter without a default names no value, or if a function needs reference answers
-            and the problems have none. The message lists the available names.
+        InputError: if there is no value for a parameter without a default, or if a function needs reference
+            answers and the problems have none. The message lists the available values.
     """
     columns = dict.fromkeys(name for problem in problems for name in columns_of(problem))
     has_answers = have_answers(problems)

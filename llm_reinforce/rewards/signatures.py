@@ -1,7 +1,7 @@
 """Match the parameters of a reward function with the values that are available for them.
 
 A reward function is called once per completion or, with TRL's signature, once per batch. Parameters are
-matched by name, never by position, so that no parameter receives another value than its name says.
+matched by name, never by position. A parameter therefore only receives the value that has its name.
 """
 
 import inspect
@@ -13,11 +13,11 @@ from typing import Any
 from llm_reinforce.errors import InputError, nearest
 
 PER_BATCH = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
-"""Values of a function with TRL's signature, besides the columns of the data."""
+"""Values that a function with TRL's signature can receive, besides the columns of the data."""
 OLD_NAMES = {"completions_ids": "completion_ids"}  # as in the documentation of earlier releases of TRL
 ONLY_PER_COMPLETION = ("completion", "prompt", "problem", "verdict")
 PER_COMPLETION = (*ONLY_PER_COMPLETION, "answer", "solution", "completion_ids", "trainer_state")
-"""Values of a function that is called once per completion, besides the columns of the data."""
+"""Values that a function called once per completion can receive, besides the columns of the data."""
 NEED_ANSWERS = ("answer", "solution", "verdict")  # values that exist only if problems have reference answers
 
 _NAMED = (
@@ -33,14 +33,15 @@ class Requirements:
 
     Attributes:
         is_batched: True if the function has TRL's signature and is called once per batch.
-        names: names of the parameters that need a value. A parameter `verdict` always needs a value.
+        names: names of the parameters that need a value. Parameters with a default are left out, except
+            `verdict`.
     """
 
     is_batched: bool
     names: tuple[str, ...]
 
     def check(self, reward: str, columns: Iterable[str], *, has_answers: bool) -> None:
-        """Check that every parameter of the function names a value that is available.
+        """Check that a value is available for every parameter in `names`.
 
         Args:
             reward: name of the reward, for messages.
@@ -48,7 +49,7 @@ class Requirements:
             has_answers: True if all problems have reference answers.
 
         Raises:
-            InputError: if a parameter names no value. The message lists the available values.
+            InputError: if there is no value for a parameter. The message lists the available values.
         """
         columns = [name for name in columns if not self.is_batched or name not in ("prompt", "completion")]
         given = PER_BATCH if self.is_batched else PER_COMPLETION
@@ -98,7 +99,7 @@ class RewardSignature:
         return Requirements(self.is_batched, tuple(needed))
 
     def named(self) -> dict[str, inspect.Parameter]:
-        """Return the parameters that have a name and are not set by the recipe."""
+        """Return the parameters except `*args`, `**kwargs`, and parameters that the recipe has set."""
         return {
             name: parameter
             for name, parameter in self.signature.parameters.items()
@@ -116,7 +117,7 @@ class RewardSignature:
             values: the available values, by name.
 
         Raises:
-            TypeError: if a parameter without a default names none of the values.
+            TypeError: if there is no value for a parameter without a default.
         """
         found: dict[str, object] = {}
         for name, parameter in self.named().items():
@@ -150,8 +151,8 @@ def read_signature(function: Callable[..., Any]) -> RewardSignature | None:
         actual = inspect.signature(function, follow_wrapped=False)
     except (TypeError, ValueError):
         return None
-    # With functools.wraps, a wrapper shows the parameters of the wrapped function. They are used if the
-    # wrapper passes on all arguments, by position or by keyword.
+    # With functools.wraps, a wrapper shows the parameters of the wrapped function. These parameters are used
+    # if the wrapper passes on all arguments, by position or by keyword.
     for signature in (named, actual):
         is_batched = _is_batched(signature, _bound(function))
         for by_keyword in (is_batched, not is_batched):
@@ -161,7 +162,7 @@ def read_signature(function: Callable[..., Any]) -> RewardSignature | None:
 
 
 def _can_be_called(actual: inspect.Signature, shown: inspect.Signature, *, by_keyword: bool) -> bool:
-    """Return True if a function with the parameters `actual` can be called as if it had those of `shown`."""
+    """Return True if arguments for the parameters of `shown` fit the parameters of `actual`."""
     names = [name for name, each in shown.parameters.items() if each.kind in _NAMED]
     takes_any = any(each.kind is each.VAR_POSITIONAL for each in actual.parameters.values())
     if not by_keyword and not takes_any and [*actual.parameters] != [*shown.parameters]:
@@ -178,16 +179,16 @@ def _can_be_called(actual: inspect.Signature, shown: inspect.Signature, *, by_ke
 
 
 def requirements_of(function: Callable[..., Any]) -> Requirements:
-    """Return the values without which a function cannot be called. Empty if its parameters are unknown."""
+    """Return the values without which a function cannot be called. Empty if its parameters are not known."""
     signature = read_signature(function)
     return Requirements(False, ()) if signature is None else signature.requirements()
 
 
 def value_name(parameter: str, values: Collection[str]) -> str | None:
-    """Return the name of a parameter's value; "" for an unused parameter; None if there is no such value.
+    """Return the name of the value for a parameter: "" if the parameter is unused, None if no value fits.
 
-    Underscores before the name are ignored if they are needed to find the value. A parameter whose name has
-    only underscores is unused, as in `lambda completion, _: 1.0`.
+    If no value has the parameter's name, underscores at the start of the name are ignored. A parameter whose
+    name consists only of underscores is unused, as in `lambda completion, _: 1.0`.
     """
     plain = parameter.lstrip("_")
     for name in (parameter, OLD_NAMES.get(parameter, parameter), plain):

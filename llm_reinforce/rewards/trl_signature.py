@@ -53,7 +53,7 @@ def call_on_batch(
         function: the reward function.
         judged: the completions.
         conversational: if True, prompts and completions are passed as lists of messages instead of texts.
-        progress: value of `trainer_state`.
+        progress: progress of the run, which the function receives as `trainer_state`.
     """
     metrics: dict[str, list[float]] = {}
     extras: dict[str, Sequence[object]] = {}
@@ -118,7 +118,7 @@ def _called(function: Callable[..., Any], arguments: Mapping[str, object]) -> ob
         return call_guarded(function, **arguments)
     try:
         positional, named = signature.arguments(arguments)
-    except TypeError as error:  # a parameter names no value
+    except TypeError as error:  # there is no value for a parameter
         return error.with_traceback(None)
     return call_guarded(function, *positional, **named)
 

@@ -27,7 +27,7 @@ from llm_reinforce.policy import GatheredState, load_weights, split_like, traina
 from llm_reinforce.runs.train_state import TrainState
 
 VALUE_HEAD = "value_head.safetensors"  # written only with `baseline: value`
-REFERENCE = "reference.safetensors"  # only with `kl`, if the reference is a state of the policy
+REFERENCE = "reference.safetensors"  # only with `kl`, if the reference is an earlier policy of the run
 
 
 def save_checkpoint(
@@ -47,22 +47,23 @@ def save_checkpoint(
     The directory of the checkpoint is `root/update-NNNNNN`, where NNNNNN is the number of updates.
 
     If the run was resumed from this update, the directory already contains an intact checkpoint. This
-    checkpoint is replaced only if the train state has changed since, for example by a pending evaluation.
-    Checkpoints of later updates are always damaged, because a run is resumed from its newest intact
-    checkpoint. They are removed.
+    checkpoint is replaced only if the train state has changed since it was saved, for example by a pending
+    evaluation. Checkpoints of later updates are removed. They are damaged, because a run is resumed from its
+    newest intact checkpoint.
 
     Args:
         root: directory of the run's checkpoints.
         state: train state to save.
         model: model whose trainable weights are saved.
-        optimizer: optimizer whose state is saved, or its gathered state if it is divided among processes.
+        optimizer: optimizer whose state is saved, or the gathered state if the state is divided among
+            processes.
         schedule: learning-rate schedule whose state is saved.
         keep: number of checkpoints to keep.
         scaler: gradient scaler of fp16 training; None if gradients are not scaled.
         value_head: tensors of the value head and its optimizer. None: the run has no value head.
         reference: weights of the reference policy that differ from those of `model`. None: the run has no
-            reference policy, or it is not a state of the policy.
-        best: number of updates of a checkpoint that is not removed. None: only the newest are kept.
+            reference policy, or the reference policy is another model.
+        best: number of updates of a checkpoint that is also kept. None: only the newest checkpoints are kept.
 
     Returns:
         directory of the checkpoint.
@@ -142,8 +143,8 @@ def load_checkpoint(
     If the parameters of the optimizer are sharded, each process loads its part of the optimizer's state.
 
     The optimizer gets the learning rates that are saved in the checkpoint. If the run is resumed with a
-    larger number of updates, the rates of the schedule differ from these. In this case, the caller has to
-    call `set_learning_rates`.
+    larger number of updates, the schedule gives other learning rates. In this case, the caller has to call
+    `set_learning_rates`.
 
     Raises:
         InputError: if names or shapes of the model's weights differ from those in the checkpoint.

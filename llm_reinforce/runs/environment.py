@@ -142,7 +142,7 @@ def _shown(value: Any) -> str:
 
 
 def path_entries(paths: Sequence[str]) -> Entries:
-    """Return a mapping from each path that exists, as it was given, to its absolute path."""
+    """Return a mapping from each existing path, in the form that was given, to the absolute path."""
     found = {path: Path(path).expanduser() for path in paths}
     return {given: str(path.absolute()) for given, path in found.items() if path.exists()}
 
@@ -157,7 +157,7 @@ def installed_version(package: str) -> str:
 
 
 def _git_state(root: Path) -> Entries | None:
-    """Return the commit of the toolkit's git checkout, or None if it is installed as a package.
+    """Return the commit of the toolkit's git checkout, or None if the toolkit is installed as a package.
 
     `is_changed` is True if tracked files differ from the commit.
     """

@@ -1,4 +1,4 @@
-"""Model card of a trained policy: what it was trained on, how, and with which result."""
+"""Model card of a trained policy: the data, the settings and the results of its training."""
 
 import re
 from collections.abc import Mapping

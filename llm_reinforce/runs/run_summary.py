@@ -40,7 +40,7 @@ class RunSummary:
 
 
 def list_runs(directory: str | Path = "runs") -> list[RunSummary]:
-    """Return a summary of each run in a directory and its subdirectories, ordered by the latest change.
+    """Return a summary of each run in a directory and its subdirectories, sorted by last change.
 
     Raises:
         InputError: if the directory does not exist.

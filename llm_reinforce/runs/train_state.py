@@ -24,9 +24,9 @@ class BestEvaluation:
 class TrainState:
     """Everything that changes during a run, except tensors.
 
-    A checkpoint contains this state, the trained weights (of an adapter if there is one), and the states of
-    the optimizer, the schedule and the fp16 scaler. With `baseline: value`, it also contains the weights of
-    the value head and the moments of its optimizer. Nothing else is needed to resume a run:
+    A checkpoint contains this state, the trained weights (with `lora`, those of the adapter), and the states
+    of the optimizer, the schedule and the fp16 scaler. With `baseline: value`, it also contains the weights
+    of the value head and the moments of its optimizer. Nothing else is needed to resume a run:
 
     - All random generators (of the sampler, Python, NumPy and torch) are seeded for each update with a number
       that depends on the seed of the run and `num_updates`.
@@ -43,8 +43,8 @@ class TrainState:
         num_not_finite_in_a_row: number of consecutive updates, up to the latest one, whose gradients were not
             finite.
         moving_average: moving average of returns, for `baseline: moving_average`.
-        best_evaluation: highest accuracy so far, and the first update that reached it, by decoding ("greedy"
-            or "sampled").
+        best_evaluation: highest accuracy so far, and the update at which it was first reached, by decoding
+            ("greedy" or "sampled").
         accuracy_reached: highest lower limit so far of the 95% interval of the accuracy in the first decoding
             mode.
         num_skipped_fits: number of updates in which steps of the value head were skipped, because their loss
@@ -54,9 +54,10 @@ class TrainState:
         pass_counts: with `curriculum`, discounted numbers of correct episodes and of all episodes of each
             problem that has been sampled, by the index of the problem.
         pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
-            because the run was stopped before or during the evaluation. A resumed run measures them first.
-        seconds: duration of the run up to this state, including the time before the run was resumed. It is
-            ignored when two states are compared.
+            because the run was stopped before or during the evaluation. A resumed run measures these
+            decodings first.
+        seconds: duration of the run up to this state, including the time before the run was resumed. The
+            duration is ignored when two states are compared.
     """
 
     num_updates: int = 0

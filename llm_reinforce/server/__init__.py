@@ -1,4 +1,4 @@
-"""A vLLM server that samples the episodes of a run: its client, and the command that starts it."""
+"""Client of a vLLM server that samples the episodes of a run, and the command that starts the server."""
 
 from llm_reinforce.server.http_client import HttpClient, ServerError
 from llm_reinforce.server.sampling_server import SERVER_METRICS, SamplingServer, Served

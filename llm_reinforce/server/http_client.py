@@ -13,9 +13,9 @@ from llm_reinforce.console.text import visible
 from llm_reinforce.errors import RunStoppedError
 
 WAITS = (0.5, 1.0, 2.0)  # seconds before the second, third and fourth attempt
-KEY = "VLLM_API_KEY"  # environment variable with the key of the server
-MAX_SHOWN = 300  # maximum number of characters of an answer that a message shows
-CHUNK = 1 << 16  # bytes
+KEY = "VLLM_API_KEY"  # environment variable that contains the API key of the server
+MAX_SHOWN = 300  # maximum number of characters of the server's answer that an error message quotes
+CHUNK = 1 << 16  # number of bytes that are read at once
 HOW_TO_START = "start the server with `llm-reinforce serve`, then resume the run"
 
 
@@ -28,29 +28,29 @@ class ServerError(RunStoppedError):
 
 @dataclass(frozen=True, slots=True)
 class HttpClient:
-    """Client that sends HTTP requests to a server, without proxies.
+    """Client that sends HTTP requests to a server. Proxy settings are ignored.
 
     Attributes:
         url: address of the server, without a final slash.
-        timeout: seconds that each attempt may take.
+        timeout: maximum duration of each attempt, in seconds.
     """
 
     url: str
     timeout: float
 
     def get_json(self, route: str) -> Any:
-        """Return the answer to a GET request; see `request`.
+        """Send a GET request, and return the answer, parsed from JSON.
 
         Raises:
-            ServerError: see `request`; also if the answer is not JSON.
+            ServerError: if `request` raises it, or if the answer is not JSON.
         """
         return self._read_json(route, self.request("GET", route))
 
     def post_json(self, route: str, body: object) -> Any:
-        """Return the answer to a POST request; see `request`.
+        """Send a POST request, and return the answer, parsed from JSON.
 
         Raises:
-            ServerError: see `request`; also if the answer is not JSON.
+            ServerError: if `request` raises it, or if the answer is not JSON.
         """
         return self._read_json(route, self.request("POST", route, body))
 
@@ -62,7 +62,7 @@ class HttpClient:
         Args:
             method: GET or POST.
             route: path on the server, which begins with a slash.
-            body: JSON value to send.
+            body: value that is sent as JSON. None: the request has no body.
 
         Raises:
             ServerError: if all attempts fail, if the server does not know the route or rejects the request,
@@ -72,7 +72,7 @@ class HttpClient:
         for wait in (*WAITS, None):
             try:
                 status, text = self._attempt(method, route, body)
-            except TimeoutError as error:  # not repeated, since a server that hangs rarely recovers
+            except TimeoutError as error:  # no further attempt, because a server that hangs rarely recovers
                 raise ServerError(
                     f"{where}: the server did not answer within {self.timeout:g} seconds; restart the "
                     "server, or increase sampling.server.timeout, then resume the run"
@@ -112,7 +112,7 @@ class HttpClient:
                 chunks.append(chunk)
                 if time.monotonic() > deadline:
                     raise TimeoutError
-            if response.length:  # bytes that are missing
+            if response.length:  # number of missing bytes
                 raise IncompleteRead(b"".join(chunks), response.length)
             return response.status, b"".join(chunks).decode("utf-8", errors="replace")
 

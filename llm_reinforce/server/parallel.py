@@ -12,13 +12,14 @@ Result = TypeVar("Result")
 def in_parallel(
     work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
 ) -> Iterator[tuple[int, Result]]:
-    """Yield the index and the result of each item, in the order in which the calls end.
+    """Call a function with each item in several threads, and yield the index and the result of each item.
 
-    If a call raises an exception, this function raises the exception at once. The threads do not keep the
-    process alive, so that calls that wait for a server do not delay the end of the run.
+    The results are yielded in the order in which the calls end. If a call raises an exception, this function
+    raises the exception at once. The threads do not keep the process alive. Therefore, calls that wait for a
+    server do not delay the end of the run.
 
     Args:
-        work: function that is called with one item, in another thread.
+        work: function that is called with one item.
         items: arguments of the calls, one for each call.
         num_threads: maximum number of calls at the same time.
     """

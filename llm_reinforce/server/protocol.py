@@ -1,4 +1,4 @@
-"""Requests to the route `/v1/completions` of vLLM, and checks of its answers."""
+"""Requests to the route `/v1/completions` of a vLLM server, and checks of the answers."""
 
 import math
 from collections.abc import Sequence
@@ -17,7 +17,10 @@ class SampledTokens(NamedTuple):
 
 
 class AnswerError(ValueError):
-    """Raised when an answer cannot be used. The message has no subject, as in "has no logprobs"."""
+    """Raised when an answer of the server cannot be used.
+
+    The caller adds the subject to the message, which is a predicate such as "has no logprobs".
+    """
 
 
 def completion_request(
@@ -32,17 +35,18 @@ def completion_request(
 ) -> dict[str, Any]:
     """Return the body of a request for completions of one prompt.
 
-    Every setting that changes the distribution is part of the request, so that the defaults of the server and
-    of the model's `generation_config.json` have no effect.
+    The request contains every setting that changes the distribution of the tokens. Therefore, the defaults of
+    the server and of the model's `generation_config.json` have no effect.
 
     Args:
         model: name of the model or adapter on the server.
         prompt: token ids of the prompt.
         num_completions: number of completions.
         max_new_tokens: maximum number of tokens of a completion.
-        temperature: divisor of the logits; 0: take the most likely tokens.
+        temperature: divisor of the logits. 0: the most likely tokens are taken.
         end_token_ids: token ids that end a completion.
-        version: name of the weights. Cached keys and values of other weights are not reused.
+        version: name of the weights. The server does not reuse keys and values that it has cached under
+            another name.
     """
     return {
         "model": model,
@@ -76,14 +80,14 @@ def read_completions(
     end_token_ids: TokenIds,
     vocabulary_size: int,
 ) -> list[SampledTokens]:
-    """Return the completions of an answer, in the order of their indices.
+    """Return the completions that an answer of the server contains, in the order of their indices.
 
     Args:
         answer: JSON value of the answer.
-        prompt: see `completion_request`.
-        num_completions: see `completion_request`.
-        max_new_tokens: see `completion_request`.
-        end_token_ids: see `completion_request`.
+        prompt: token ids of the prompt.
+        num_completions: number of requested completions.
+        max_new_tokens: maximum number of tokens of a completion.
+        end_token_ids: token ids that end a completion.
         vocabulary_size: number of tokens that the policy knows.
 
     Raises:
@@ -111,7 +115,7 @@ def _read_choice(
     )
     if len(log_probs) != len(token_ids):
         raise AnswerError(f"has {len(log_probs)} log-probabilities for {len(token_ids)} tokens")
-    if not all(math.isfinite(each) and each <= 1e-3 for each in log_probs):  # rounding may go above 0
+    if not all(math.isfinite(each) and each <= 1e-3 for each in log_probs):  # above 0 by rounding
         raise AnswerError("has log-probabilities that are not finite, or above 0")
     if choice.get("prompt_token_ids") not in (None, list(prompt)):
         raise AnswerError("belongs to another prompt")
@@ -127,10 +131,15 @@ def _read_choice(
 
 
 def _list_of(kind: type, values: object, name: str) -> list[Any]:
-    """Check that a value of an answer is a list of numbers, and return it.
+    """Check that a part of the server's answer is a list of numbers, and return the list.
+
+    Args:
+        kind: type of the numbers. Integers are also accepted as floats.
+        values: the part of the answer.
+        name: name of the part, for the error message.
 
     Raises:
-        AnswerError: if the list is missing, or if an entry is not a number of this kind.
+        AnswerError: if `values` is not a list, or if an entry is not a number of the type `kind`.
     """
     accepted = (int, float) if kind is float else (int,)
     if not isinstance(values, list) or not all(type(each) in accepted for each in values):
@@ -139,7 +148,7 @@ def _list_of(kind: type, values: object, name: str) -> list[Any]:
 
 
 def read_model(answer: object) -> str:
-    """Return the name of the model that a server serves, from its answer to `/v1/models`.
+    """Return the name of the model that a server serves, given the server's answer to `/v1/models`.
 
     Raises:
         AnswerError: if the answer names no model.
@@ -153,5 +162,5 @@ def read_model(answer: object) -> str:
 
 
 def mean_difference(found: Sequence[float], expected: Sequence[float]) -> float:
-    """Return the mean absolute difference of two lists of log-probabilities, in nats."""
+    """Return the mean absolute difference between two lists of log-probabilities, in nats."""
     return math.fsum(abs(a - b) for a, b in zip(found, expected, strict=True)) / max(1, len(found))

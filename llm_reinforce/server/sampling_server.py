@@ -1,4 +1,4 @@
-"""A server that samples completions: transfer of the weights, check of the transfer, and sampling."""
+"""Transfer the weights of a policy to a vLLM server, check the transfer, and sample on the server."""
 
 import shutil
 import tempfile
@@ -36,10 +36,10 @@ from llm_reinforce.server.weight_files import has_adapter, write_adapter, write_
 Value = TypeVar("Value")
 
 NAME = "llm_reinforce-"  # prefix of the names of adapters and directories
-MAX_COMPLETIONS = 256  # completions requested at the same time if sampling.batch_size is not set
+MAX_COMPLETIONS = 256  # number of completions requested at the same time if sampling.batch_size is not set
 PROBE_TOKENS = 16  # maximum number of tokens of a completion that checks the weights of the server
 SERVER_METRICS = ("server/probe_difference", "server/sync_time", "server/num_batches_since_sync")
-ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances, in nats
+ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances in full and in half precision, in nats
 PARTLY = (
     "the server does not have all of the trainer's weights; restart the server with `llm-reinforce serve`, "
     "then resume the run. If the difference is due to rounding, increase sampling.server.tolerance"
@@ -63,9 +63,11 @@ class SamplingServer:
 
     Args:
         settings: settings of the server.
-        temperature: divisor of the logits, which is also used to check the weights.
-        is_half: True if the policy is computed in half precision.
-        directory: directory for the weights. None: a temporary directory.
+        temperature: sampling temperature of the run. The weights of the server are checked at this
+            temperature.
+        is_half: True if the policy is computed in half precision. The default tolerance is then larger.
+        directory: directory to which the weights are written, and from which the server reads them. None: a
+            temporary directory.
     """
 
     def __init__(
@@ -76,20 +78,25 @@ class SamplingServer:
         self.tolerance = settings.tolerance or (ROUNDING_IN_HALF if is_half else ROUNDING)
         self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="llm_reinforce_server_")
         self.directory = (directory or Path(self._temporary.name if self._temporary else "")).absolute()
-        # the server may still have adapters and cached keys and values of an earlier process of the run
+        # The token makes the names of this process unique. The server may still have adapters, and cached
+        # keys and values, of an earlier process of the run.
         self._token, self._num_transfers = uuid.uuid4().hex[:8], 0
         self.served: Served | None = None  # set by `sync`; other processes get it from the main process
-        self._age: int | None = None  # batches since the latest transfer; None: transfer before the next one
+        # number of batches since the latest transfer; None: a transfer is needed before the next batch
+        self._age: int | None = None
 
     def before_batch(self, policy: LanguagePolicy, prompts: Sequence[TokenIds]) -> Mapping[str, float]:
-        """Transfer the weights if a transfer is due before the next batch, and return its metrics by name.
+        """Transfer the weights if a transfer is due before the next batch.
 
         Args:
             policy: the policy of the trainer.
-            prompts: prompts with which a transfer is checked.
+            prompts: prompts with which the transfer is checked.
+
+        Returns:
+            metrics of the server by name, such as the number of batches since the latest transfer.
 
         Raises:
-            ServerError: see `sync`.
+            ServerError: if the transfer fails, or if the server then has other weights than the policy.
         """
         if self._age is not None and self._age + 1 < self.settings.sync_every:
             self._age += 1
@@ -109,15 +116,14 @@ class SamplingServer:
         With `sync: auto`, all weights are transferred if the transfer of the adapter fails.
 
         Args:
-            policy: see `before_batch`.
-            prompts: see `before_batch`.
+            policy: the policy of the trainer.
+            prompts: prompts for which log-probabilities are compared.
 
         Returns:
-            the mean absolute difference of the log-probabilities, in nats.
+            the mean absolute difference between the log-probabilities of server and trainer, in nats.
 
         Raises:
-            ServerError: if the transfer fails, or if the log-probabilities then differ by more than the
-                tolerance.
+            ServerError: if the transfer fails, or if the difference exceeds the tolerance.
         """
         is_adapted = has_adapter(policy.model)
         faults = []
@@ -148,7 +154,12 @@ class SamplingServer:
         return (self.settings.sync,)
 
     def _transfer(self, policy: LanguagePolicy, way: str) -> None:
-        """Write the weights to a new directory, and let the server read them."""
+        """Write the weights to a new directory, and make the server load them.
+
+        Args:
+            policy: the policy of the trainer.
+            way: "adapter" to transfer the LoRA adapter, "disk" to transfer all weights.
+        """
         self._num_transfers += 1
         base = self._read(read_model, self.client.get_json("/v1/models"), "/v1/models")
         version, old = f"{NAME}{self._token}-{self._num_transfers}", self.served
@@ -169,7 +180,7 @@ class SamplingServer:
         if old is not None and old.model != base:
             with suppress(ServerError):  # a restarted server does not have the old adapter
                 self.client.request("POST", "/v1/unload_lora_adapter", {"lora_name": old.model})
-        for other in self.directory.glob(f"{NAME}*"):  # also those of earlier processes
+        for other in self.directory.glob(f"{NAME}*"):  # also directories of earlier processes
             if other != files:
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -178,11 +189,11 @@ class SamplingServer:
         """Return the mean absolute difference between log-probabilities of server and policy, in nats.
 
         The server samples a short completion of each prompt, and the policy computes the log-probabilities of
-        the sampled tokens. If the server uses additional sampling settings, such as top-k, this also
-        increases the difference.
+        the sampled tokens. Additional sampling settings of the server, such as top-k, also increase the
+        difference.
 
         Raises:
-            ServerError: see `sample_completions`.
+            ServerError: if the server does not answer, or if its answer cannot be used.
         """
         sampled = self.sample_completions(
             policy, prompts, max_new_tokens=PROBE_TOKENS, temperature=self.temperature
@@ -217,8 +228,8 @@ class SamplingServer:
     ) -> list[Completion]:
         """Sample completions on the server. Arguments and result are those of `policy.sample_completions`.
 
-        The recorded log-probabilities are those of the server. The completions have no entropies. The random
-        numbers are those of the server, so `generator` is not used, and no `activations` are stored.
+        The server computes the recorded log-probabilities and draws the random numbers, so `generator` is not
+        used. The completions have no entropies, and no `activations` are stored.
 
         Raises:
             ServerError: if the server does not answer, or if its answer cannot be used.

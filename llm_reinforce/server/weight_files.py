@@ -1,4 +1,4 @@
-"""The weights of a policy as files that a server reads."""
+"""Write the weights of a policy to files that a server reads."""
 
 import copy
 from pathlib import Path
@@ -23,19 +23,23 @@ def write_adapter(policy: LanguagePolicy, directory: Path) -> None:
 
 
 def write_all_weights(policy: LanguagePolicy, directory: Path) -> None:
-    """Write all weights, with a LoRA adapter merged into them. An existing directory is replaced."""
+    """Write all weights of the policy. An existing directory is replaced.
+
+    If the policy has a LoRA adapter, the adapter is merged into the written weights.
+    """
     model: Any = policy.model
     if isinstance(model, PeftModel):
-        # a copy, because merging and unmerging would change the weights by rounding
+        # the model is copied, because merging and unmerging would change its weights by rounding
         model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
     with whole_directory(directory) as partial:
         _save_untied(model, partial)
 
 
 def write_served_model(policy: LanguagePolicy, directory: Path) -> None:
-    """Write the model and the tokenizer with which a server starts. An existing directory is replaced.
+    """Write the model and the tokenizer that a server loads when it starts.
 
-    A LoRA adapter is left out, because the server gets it later.
+    An existing directory is replaced. A LoRA adapter is left out, because the server receives the adapter
+    later.
     """
     model: Any = policy.model
     if isinstance(model, PeftModel):

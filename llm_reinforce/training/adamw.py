@@ -11,9 +11,9 @@ from llm_reinforce.console.messages import note
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import check_bitsandbytes
 
-MAX_COPIED = 1 << 24  # number of gradient elements converted to float32 at once: 64 MiB
+MAX_COPIED = 1 << 24  # maximum number of gradient elements converted to float32 at once (64 MiB)
 MASTER = "master"  # key of a weight's float32 copy in the state of the optimizer
-OF_QUANTIZATION = ("qmap1", "qmap2")  # tables that all weights share, so they are not saved
+OF_QUANTIZATION = ("qmap1", "qmap2")  # tables that are not saved, because they are equal for all weights
 
 
 def adamw(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -69,13 +69,13 @@ def check_trainable(model: nn.Module, weights: Sequence[nn.Parameter]) -> None:
 
 
 def is_half(tensor: Tensor) -> bool:
-    """Return True if the numbers have fewer than 32 bits."""
+    """Return True if the tensor has floating-point numbers of fewer than 32 bits."""
     return tensor.is_floating_point() and tensor.dtype.itemsize < 4
 
 
 @torch.no_grad()
 def frac_rounded_away(weights: Iterable[Tensor], step: float) -> float:
-    """Return the share of the weights that adding `step` does not change, because the sum is rounded."""
+    """Return the share of the weights that do not change when `step` is added, because the sum is rounded."""
     num_all, num_same = 0, 0
     for weight in weights:
         num_all += weight.numel()
@@ -101,9 +101,9 @@ def master_weights_optimizer(
 class _WithMasterWeights(torch.optim.Optimizer):
     """Base class of an optimizer whose parameters are float32 copies ("master weights") of other weights.
 
-    To save memory, the gradients of only a few weights at a time are converted to float32. If other code has
-    changed a weight since the latest step, for example by loading a checkpoint, the changed numbers
-    are copied.
+    To save memory, the gradients of only a few weights at a time are converted to float32. Other code may
+    change a weight between two steps, for example by loading a checkpoint. The next step then updates the
+    float32 copy of this weight first.
     """
 
     def __init__(self, weights: Sequence[nn.Parameter], **settings: Any) -> None:
@@ -120,7 +120,7 @@ class _WithMasterWeights(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Apply a step to the copies, and round the results to the weights."""
+        """Apply a step to the float32 copies, and write the rounded results to the weights."""
         gradients = [weight.grad for weight in self._weights]
         for weight in self._weights:
             weight.grad = None
@@ -156,7 +156,7 @@ class _WithMasterWeights(torch.optim.Optimizer):
         yield part
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state of the optimizer, in which the state of a weight contains its float32 copy."""
+        """Return the state of the optimizer, which includes the float32 copies of half-precision weights."""
         state = super().state_dict()
         of_weights = dict(state["state"])
         for index, (weight, master) in enumerate(zip(self._weights, self._masters, strict=True)):
@@ -187,7 +187,7 @@ def _adamw_8bit() -> Any:
 
     class AdamW8Bit(AdamW8bit):  # type: ignore[misc]
         def state_dict(self) -> dict[str, Any]:
-            # the method of bitsandbytes nests dictionaries for FSDP
+            # the method of bitsandbytes returns nested dictionaries, which FSDP needs
             state = torch.optim.Optimizer.state_dict(self)
             of_weights = {
                 index: {name: value for name, value in values.items() if name not in OF_QUANTIZATION}

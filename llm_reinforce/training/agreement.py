@@ -29,11 +29,11 @@ def check_alike(
     Args:
         accelerator: the accelerator of the run.
         settings: sections of settings and single settings, by name.
-        problems: problems of the run, by name.
-        model: the model of the policy. Its weights may differ.
+        problems: lists of problems, by a name for the error message.
+        model: the model of the policy. The weights of the models may differ.
 
     Raises:
-        InputError: if anything differs. All processes raise the same error.
+        InputError: if settings, problems, versions or shapes differ. All processes raise the same error.
     """
     if accelerator.num_processes == 1:
         return
@@ -54,7 +54,8 @@ def check_same_checkpoint(checkpoint: str | None, accelerator: Accelerator) -> N
     """Check that all processes resume the run from the same checkpoint.
 
     Args:
-        checkpoint: name of the newest intact checkpoint that this process has found; None: it has found none.
+        checkpoint: name of the newest intact checkpoint that this process has found. None: no intact
+            checkpoint was found.
         accelerator: the accelerator of the run.
 
     Raises:

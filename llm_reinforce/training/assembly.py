@@ -52,19 +52,19 @@ def build_loop(
 
     Args:
         config: all settings of the run.
-        policy: policy to train instead of the one in the settings.
+        policy: policy to train instead of the policy in the settings.
         problems: problems to use instead of those in the settings.
         rewards: one entry per reward in the settings. An entry is the function to use, or None to load the
             function that the settings name. Empty: load all functions that the settings name.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
-        display: display of the run. This function uses it to show one line each about the problems and the
-            policy, the first prompt with its special tokens, and notes about the prompts.
+        display: display of the run. During this call, it shows one line about the problems, one line about
+            the policy, the first prompt with its special tokens, and notes about the prompts.
 
     Raises:
         InputError: if the processes were launched with unsupported settings, if the problems, a reward
             function or the policy cannot be loaded, or if a prompt does not fit into the context of the
-            policy, contains characters that its alphabet lacks, ends in an end token, or is changed by the
-            chat template.
+            policy, contains characters that the policy's alphabet lacks, ends in an end token, or is changed
+            by the chat template.
     """
     display = display or Silent()
     prepare_launch(config.training.mixed_precision)
@@ -126,7 +126,7 @@ def build_loop(
 
 
 def server_from_config(config: Config) -> SamplingServer | None:
-    """Return the server that samples the episodes of a run; None if the settings have none."""
+    """Return the server that samples the episodes of a run; None if `sampling.server` is not set."""
     settings = config.sampling.server
     if settings is None:
         return None
@@ -158,9 +158,9 @@ def _check_alphabet(
 ) -> None:
     """Check that the alphabet of a policy with random weights contains the characters of the problems.
 
-    The alphabet must contain all characters of the prompts. With a warm start, it must also contain all
-    characters of the solutions. If the alphabet lacks characters of other answers, `say` is called with a
-    message that contains the number of these answers.
+    The alphabet must contain all characters of the prompts. With a warm start on the problems, it must also
+    contain all characters of the solutions. An answer with other characters is allowed, but `say` is called
+    with a message that contains the number of such answers.
 
     Raises:
         InputError: if the alphabet lacks a character that it must contain.

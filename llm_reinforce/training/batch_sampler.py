@@ -36,7 +36,7 @@ from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.refill import Refills, groups_with_one_accuracy, with_replacements
 
 MAX_TRIED_TOKENS = 32  # maximum number of tokens of a trial episode
-NUM_PROBES = 4  # number of training problems whose prompts check the weights of a server
+NUM_PROBES = 4  # number of training prompts with which the weights of a server are checked
 
 Value = TypeVar("Value")
 
@@ -46,10 +46,10 @@ class SamplingStoppedError(Exception):
 
 
 class Failures(NamedTuple):
-    """Counts of the sampled episodes of a batch and of the episodes that could not be scored.
+    """Counts of all sampled episodes of a batch, and of the episodes that could not be scored.
 
     Attributes:
-        num_episodes: number of sampled episodes, including those of problems that were replaced.
+        num_episodes: number of sampled episodes, including the episodes of problems that were replaced.
         num_unscored: number of episodes without a reward.
         first: the first episode for which a reward function failed; None if no function failed.
         process: index of the process that sampled the episode `first`.
@@ -67,12 +67,13 @@ class Sample(NamedTuple):
     Attributes:
         own: episodes of this process.
         batch: episodes of all processes.
-        num_problems: number of problems drawn, including those that were replaced.
-        num_tokens: number of tokens sampled, including those of problems that were replaced.
-        pass_counts: counts of the curriculum after these episodes.
-        refills: counts of the replacements.
-        failures: episodes that could not be scored.
-        server_metrics: metrics of the transfer of the weights to a server, by name.
+        num_problems: number of problems drawn, including problems that were replaced.
+        num_tokens: number of tokens sampled, including the tokens of problems that were replaced.
+        pass_counts: numbers of correct episodes and of all episodes of each problem after this batch, which
+            the curriculum uses.
+        refills: counts of the problems that were sampled to replace other problems.
+        failures: counts of the episodes that could not be scored.
+        server_metrics: metrics of the transfer of the weights to a server, by name. Empty without a server.
     """
 
     own: EpisodeBatch
@@ -87,7 +88,9 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchSampler:
-    """Sample the batches of a run. The samples depend only on the policy, the seed and the train state.
+    """Sampler of the batches of a run.
+
+    The samples depend only on the policy, the seed and the train state, unless a server samples.
 
     Attributes:
         policy: the policy, which is trained in place.
@@ -95,11 +98,11 @@ class BatchSampler:
         rewards: the reward functions with their weights.
         training, reinforce, sampling: settings of the run.
         accelerator: the accelerator of the run.
-        gradient_step: the gradient step, whose micro-batches the reference policy uses too.
-        order: the order of the problems without a curriculum.
+        gradient_step: the gradient step. The reference policy uses the same micro-batches.
+        order: order of the problems, which is used if there is no curriculum.
         seed: seed of the run.
         reference: the reference policy; None if `reinforce.kl` is not set.
-        server: server that samples the episodes. None: the processes of the run sample them.
+        server: server that samples the episodes. None: the processes of the run sample the episodes.
     """
 
     policy: LanguagePolicy
@@ -131,9 +134,9 @@ class BatchSampler:
             is_stopped: function that returns True if a stop of the run was requested in this process.
 
         Raises:
-            ServerError: if a server samples, and it fails in any process. All processes raise the error.
-            SamplingStoppedError: if there are several processes and a stop was requested in any of them. A
-                launcher kills processes that end too late, so the batch is not completed.
+            ServerError: if the server fails for any process. All processes raise the error.
+            SamplingStoppedError: if there are several processes and a stop was requested in any of them. The
+                batch is not completed, because a launcher kills processes that end too late.
         """
         server_metrics = self._prepare_server(state, show)
         drawn = self._draw(state, self.reinforce.problems_per_update)
@@ -158,7 +161,10 @@ class BatchSampler:
         return Sample(own, batch, len(drawn), num_tokens, counts, refills, failures, server_metrics)
 
     def _prepare_server(self, state: TrainState, show: Callable[[str], None]) -> Mapping[str, float]:
-        """Transfer the weights if there is a server and a transfer is due. Return metrics by name."""
+        """Transfer the weights to the server if a transfer is due, and return the server's metrics by name.
+
+        Without a server, nothing is transferred, and the result is empty.
+        """
         server = self.server
         if server is None:
             return {}
@@ -182,7 +188,7 @@ class BatchSampler:
         return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
 
     def _in_main_process(self, server: SamplingServer, work: Callable[[], Value]) -> Value:
-        """Call `work`, which transfers weights, in the main process. Return its result in all processes.
+        """Call `work`, which transfers weights, in the main process. Return the result in all processes.
 
         If `work` raises a ServerError, all processes raise it.
         """
@@ -193,11 +199,14 @@ class BatchSampler:
 
         result = gather_object(self._or_error_of_all(call), self.accelerator)[0]
         server.served = gather_object(server.served, self.accelerator)[0]
-        assert result is not None  # the main process is the first one
+        assert result is not None  # the first result is that of the main process
         return result
 
     def _or_error_of_all(self, work: Callable[[], Value]) -> Value:
-        """Return the result of a call. If it raises a ServerError in any process, all processes raise it."""
+        """Return the result of `work`. If `work` raises a ServerError in any process, all processes raise it.
+
+        All processes must call this method.
+        """
         error: ServerError | None = None
         try:
             result = work()
@@ -214,7 +223,7 @@ class BatchSampler:
         Args:
             state: train state before the batch.
             size: number of problems.
-            drawn: problems that have been drawn for the same batch.
+            drawn: indices of the problems that have already been drawn for this batch.
         """
         if self.reinforce.curriculum is None:
             first = state.num_problems + len(drawn)
@@ -224,7 +233,15 @@ class BatchSampler:
         return draw_by_pass_rate(self.reinforce.curriculum, counts, num_problems, size, seed, drawn)
 
     def _count_passes(self, counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch) -> PassCounts:
-        """Return the counts of the curriculum after the episodes of a batch."""
+        """Return the counts of the curriculum after the episodes of a batch.
+
+        Without a curriculum, the counts are returned unchanged.
+
+        Args:
+            counts: numbers of correct episodes and of all episodes of each problem before the batch.
+            drawn: index of the problem of each group of the batch.
+            batch: episodes of all processes.
+        """
         curriculum = self.reinforce.curriculum
         return counts if curriculum is None else with_episodes(counts, drawn, batch, curriculum.decay)
 
@@ -234,7 +251,13 @@ class BatchSampler:
         return size
 
     def _count_failures(self, before: Failures, found: EpisodeBatch, num_problems: int) -> Failures:
-        """Return the failures, including those among the additional episodes `found`."""
+        """Return the counts of the failures, including the failures of additional episodes.
+
+        Args:
+            before: counts before the additional episodes.
+            found: the additional episodes, of all processes.
+            num_problems: number of problems for which the additional episodes were sampled.
+        """
         first, process = before.first, before.process
         if first is None:
             first = next((each for each in (*found.episodes, *found.greedy) if each.failures), None)
@@ -252,10 +275,10 @@ class BatchSampler:
         *,
         refill: int = 0,
     ) -> tuple[EpisodeBatch, EpisodeBatch]:
-        """Sample episodes of the problems with these indices, in all processes.
+        """Sample episodes of the problems with the indices `drawn`, which are divided among all processes.
 
         Returns:
-            the episodes of this process, and those of all processes.
+            the episodes of this process, and the episodes of all processes.
         """
         problems, num_processes = [self.problems[index] for index in drawn], self.accelerator.num_processes
         size = self._size_of_share(len(problems))
@@ -305,10 +328,12 @@ class BatchSampler:
             state: train state before the batch.
             activations: object that keeps activations for the gradient step. None: nothing is kept.
             is_trial: sample one short episode of each problem.
-            on_step: see `collect_episodes`.
-            first_group: index of the first problem of this process among the problems of all processes. By
-                default, all processes have equal shares.
-            refill: number of the refill for which the problems were drawn; 0: none.
+            on_step: function that is called after each step of the sampler, with the number of completions
+                that have ended and the number of sampled tokens.
+            first_group: index of the first problem of this process among the problems of all processes. None:
+                every process has the same number of problems.
+            refill: if the problems replace other problems of the batch, the number of the replacement, which
+                is counted from 1; otherwise 0.
         """
         max_new_tokens = self.sampling.max_new_tokens
         if is_trial:
@@ -317,7 +342,8 @@ class BatchSampler:
         if first_group is None:
             first_group = self.accelerator.process_index * len(problems)
         purpose = "trial" if is_trial else f"refill {refill}" if refill else "episodes"
-        # all processes share one sequence of random numbers, so their number does not affect the episodes
+        # all processes share one sequence of random numbers, so the episodes do not depend on the number of
+        # processes
         seed = self.random_number(purpose, state, process=0)
         generator = torch.Generator(self.policy.device).manual_seed(seed)
         for _ in range(first_group):
@@ -352,7 +378,7 @@ class BatchSampler:
         A resumed run therefore draws the same random numbers as an uninterrupted run.
 
         Args:
-            purpose: name of what the random numbers are used for.
+            purpose: name of the purpose of the random numbers, such as "episodes".
             state: train state before the update.
             process: index of the process. None: the index of this process.
         """

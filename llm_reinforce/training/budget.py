@@ -9,8 +9,8 @@ from llm_reinforce.runs import TrainState
 def is_over(training: TrainingConfig, state: TrainState) -> bool:
     """Return True if the run is complete.
 
-    A complete run has made `num_updates` updates, has sampled `num_tokens` tokens or has reached the accuracy
-    `stop_at`, and no part of its last evaluation is missing.
+    A run is complete after `num_updates` updates, after `num_tokens` sampled tokens, or when it has reached
+    the accuracy `stop_at`. In addition, its last evaluation must be complete.
     """
     return makes_no_more_updates(training, state) and not state.pending_evaluations
 

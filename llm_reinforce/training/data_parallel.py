@@ -38,7 +38,8 @@ from llm_reinforce.processes import (
     sharding,
 )
 
-# elements per message: enough to amortize the latency of a message, but few compared with the whole gradient
+# maximum number of elements per message; large enough to amortize the latency of a message, but small
+# compared with the whole gradient
 MAX_EXCHANGED = 1 << 23
 OTHER_SHARDING = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 NO_PROBLEM = Problem("", "")
@@ -49,23 +50,23 @@ _mixed_precision: list[str] = []  # mixed precision of the latest accelerator, i
 
 
 def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerator:
-    """Return an accelerator with this mixed precision.
+    """Return an accelerator with the given mixed precision.
 
     The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
-    call of this function made a different setting, this setting is replaced. If other code made a different
-    setting, an error is raised.
+    call of this function has chosen another mixed precision, it is replaced. If other code has chosen another
+    mixed precision, an error is raised.
 
     Several processes without a GPU train on the CPU.
 
     Args:
         mixed_precision: "no", "bf16" or "fp16".
-        timeout: seconds for which a process waits for another process. The first accelerator of a process
-            determines it.
+        timeout: maximum time for which a process waits for another process, in seconds. Only the timeout of
+            the first accelerator of a process has an effect.
 
     Raises:
-        InputError: if accelerate was launched with unsupported sharding (DeepSpeed, Megatron, some settings
-            of FSDP), if the launcher has started more processes than there are GPUs, or another number of
-            processes than accelerate uses, if the process already has an accelerator with another mixed
+        InputError: if the launch is not supported. Unsupported are DeepSpeed, Megatron, some settings of
+            FSDP, more processes than GPUs, and a number of processes that differs from the number that
+            accelerate uses. Also raised if other code has created an accelerator with another mixed
             precision, or if the mixed precision is fp16 on a CPU or with FSDP.
     """
     prepare_launch(mixed_precision)
@@ -101,15 +102,15 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
 
 
 def prepare_launch(mixed_precision: str) -> None:
-    """Check how the processes were launched, and let transformers load the weights in each of them.
+    """Check how the processes were launched, and make transformers load the weights in every process.
 
     Raises:
-        InputError: if the launch is not supported, or if it does not support the mixed precision.
+        InputError: if the launch is not supported, or cannot be combined with the mixed precision.
     """
     check_launch()
     if sharding() is None:
         return
-    # every process needs all weights, but with this setting, transformers may load them in the first one only
+    # every process needs all weights, so transformers must not load them in the first process only
     os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
     if mixed_precision == "fp16":
         raise InputError(
@@ -156,7 +157,10 @@ def shard(model: nn.Module, accelerator: Accelerator) -> ShardedModel | None:
 
 
 def _settings_of_launch(timeout: float) -> dict[str, Any]:
-    """Return the arguments of `Accelerator` that several processes need."""
+    """Return the arguments of `Accelerator` that a run with several processes needs.
+
+    The result is empty for a single process.
+    """
     if num_processes() == 1:
         return {}
     group = InitProcessGroupKwargs(timeout=timedelta(seconds=timeout))
@@ -165,7 +169,7 @@ def _settings_of_launch(timeout: float) -> dict[str, Any]:
 
 
 def _check_devices() -> None:
-    """Check that every process of this machine has a GPU if they train on GPUs.
+    """Check that there is a GPU for every process of this machine, unless the processes train on the CPU.
 
     Raises:
         InputError: if there are more processes than GPUs.
@@ -190,7 +194,7 @@ def describe_processes(accelerator: Accelerator) -> str:
 
 
 def own_rows(num_rows: int, accelerator: Accelerator) -> slice:
-    """Return the rows of this process among `num_rows` rows of all processes."""
+    """Return the slice of the rows of this process, if all processes together have `num_rows` rows."""
     num_own = num_rows // accelerator.num_processes
     first = accelerator.process_index * num_own
     return slice(first, first + num_own)
@@ -250,18 +254,20 @@ def sum_gradients(model: nn.Module, accelerator: Accelerator) -> None:
     """Replace the gradients of every process by their sum over all processes.
 
     The gradient of a parameter remains None if it is None in every process. If the model is sharded, the
-    backward pass has already averaged the gradients over the processes, so this function only rescales them.
+    backward pass has already averaged the gradients over the processes. In this case, this function only
+    multiplies the gradients by the number of processes.
     """
     if accelerator.num_processes == 1:
         return
     if is_sharded(model):
-        # with `set_gradient_divide_factor`, the pass would sum them, but gloo does not support this
+        # with `set_gradient_divide_factor`, the backward pass would sum the gradients, but gloo does not
+        # support this
         for parameter in model.parameters():
             if parameter.grad is not None:
                 local_tensor(parameter.grad).mul_(accelerator.num_processes)
         return
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    # a parameter may have a gradient in some processes only, for example if an expert received no token
+    # a parameter may have a gradient in some processes only; for example, an expert may receive no token
     has_gradient = torch.tensor([parameter.grad is not None for parameter in parameters])
     num_with = accelerator.reduce(has_gradient.to(accelerator.device, torch.long), "sum").tolist()
     gradients = []
@@ -286,7 +292,7 @@ def clip_gradients(model: nn.Module, max_norm: float) -> float:
 
 
 def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Accelerator) -> Sequence[float]:
-    """Sum numbers that each process has computed from its part of the weights.
+    """Return the sums over all processes of numbers that each process has computed from its own weights.
 
     If the model is not sharded, every process has all weights, and the numbers are returned unchanged.
     """
@@ -298,13 +304,14 @@ def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Acc
 def equal_passes(
     parts: Sequence[Sequence[int]], model: nn.Module, accelerator: Accelerator
 ) -> list[tuple[Sequence[int], bool]]:
-    """Return the rows of each pass of this process, and True if the loss of the pass counts.
+    """Return the rows of each pass of this process, each with True if the loss of the pass counts.
 
     The passes of a sharded model exchange weights, so all processes have to make the same number of passes.
-    Processes with fewer parts get additional passes of one row, whose loss must be multiplied by zero.
+    A process with fewer parts gets additional passes of one row. Their loss does not count: the caller has to
+    multiply it by zero.
 
     Args:
-        parts: the rows of each pass that counts; at least one.
+        parts: the rows of each pass whose loss counts. There must be at least one part.
         model: the model that computes the passes.
         accelerator: the accelerator of the run.
     """

@@ -3,8 +3,8 @@
 A name or path is written into a section of the settings, so the run equals a run of a recipe with this
 section. An object (a model in memory, a list of problems, a function) is used directly. The command line can
 also resume a run that was started with objects. For this purpose, a model and a list of problems are saved in
-the run's directory, and their sections of the settings contain the paths. The section of a function contains
-the path of the file that defines the function.
+the run's directory, and the settings contain the paths of the saved files. For a function, the settings
+contain the path of the file that defines the function.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ from llm_reinforce.rewards.from_python import rewards_from
 POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
 CHAT_KEYWORDS = ("use_chat_template", "system_prompt", "chat_template_kwargs", "chat_template_date")
 MODEL_KEYWORDS = (*CHAT_KEYWORDS, "lora")  # policy settings allowed with a model object
-COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
+COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # for both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
 Section = dict[str, Any]
@@ -109,7 +109,7 @@ def read_arguments(
 def _read_policy(
     policy: Any, config: Config | None, keywords: Section, folder: Path, seed: int
 ) -> tuple[Section, LanguagePolicy | None]:
-    """Return the settings of the policy, and the policy itself if it was passed as an object.
+    """Return the settings of the policy, and the policy itself or, if it is given by name, None.
 
     Settings that apply to a `(model, tokenizer)` pair are removed from `keywords`.
     """
@@ -151,27 +151,28 @@ def _read_policy(
         section["system_prompt"] = own.system_prompt
     if own.chat_template_kwargs:
         section["chat_template_kwargs"] = dict(own.chat_template_kwargs)
-    # the date of the policy is not a setting: a resumed run replaces it by the date of the run
+    # the policy's date of the chat template is left out, because a resumed run uses the recorded date
     return section, own
 
 
 def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
-    """Return the default learning rate of a policy object.
+    """Return the learning rate that replaces the general default for a policy object, if there is one.
 
-    Adapters and models with random weights have special defaults. The result is None for other models.
+    Adapters and models with random weights have their own default learning rates. The result is None for
+    other models, and if `policy` is None.
     """
     if policy is None:
         return None
     if hasattr(policy.model, "peft_config"):
         return ADAPTER_LEARNING_RATE
-    # transformers records the source of a loaded model in name_or_path; a model with random weights has none
+    # transformers records the source of a loaded model in name_or_path, which is empty for random weights
     return None if getattr(policy.model, "name_or_path", "") else RANDOM_INIT_LEARNING_RATE
 
 
 def _read_problems(
     problems: Any, held_out: Any, columns: Section, config: Config | None, folder: Path
 ) -> tuple[Section, GivenProblems]:
-    """Return the settings of the problems, and the problems that were passed as objects."""
+    """Return the settings of the problems, and those problems that were passed as objects."""
     base = config.problems.model_dump(mode="json", exclude_unset=True) if config else {}
     section: Section = {key: base[key] for key in ("template", "num_held_out") if key in base}
     train = held = None

@@ -47,16 +47,18 @@ class UpdateOutcome:
     Attributes:
         loss: value of the loss; 0 if there is no gradient.
         grad_norm: norm of the whole gradient before clipping; 0 if there is no gradient.
-        max_log_prob_difference: largest |Δ log π| of an action in the loss. This is the difference between
-            the log-probability recorded during sampling and the log-probability computed for the loss, or by
-            `recomputed_difference` if the loss reuses the recorded ones. None: it was not measured.
+        max_log_prob_difference: largest |Δ log π| of an action in the loss. Δ log π is the difference between
+            the log-probability recorded during sampling and the log-probability computed for the loss. If the
+            loss reuses the recorded log-probabilities, `recomputed_difference` computes this attribute. None:
+            the difference was not measured.
         learning_rate: learning rate of the step.
         skipped: the reason why the weights were not changed; None if the weights were changed.
         frac_weights_changed: share of the weights with a nonzero gradient that the step changed. A weight in
             half precision does not change if the step is smaller than half the distance to the next number.
-            None if the optimizer changes no weight in half precision, or the step was skipped.
-        statistics: size of the step, and share of the gradient that is signal. None if the step was skipped.
-        counts: counts of the importance weights or ratios of the actions in the loss.
+            None if the optimizer changes no weight in half precision, or if the step was skipped.
+        statistics: size of the step, and share of the gradient that is signal. None if the step was skipped,
+            or if the statistics were not computed.
+        counts: counts of the importance weights, or of the probability ratios, of the actions in the loss.
     """
 
     loss: float
@@ -70,7 +72,7 @@ class UpdateOutcome:
 
     @property
     def has_gradient(self) -> bool:
-        """True if a gradient was computed. It may not be finite."""
+        """True if a gradient was computed. The gradient may be infinite or NaN."""
         return self.skipped != "no episode was scored"
 
     @property
@@ -80,14 +82,14 @@ class UpdateOutcome:
 
 
 class PartialLoss(NamedTuple):
-    """Loss of some episodes of an update, their largest |Δ log π|, and counts of their ratios."""
+    """Loss of some episodes of an update, and the largest |Δ log π| and ratio counts of their actions."""
 
     loss: float
     max_log_prob_difference: float | None
     counts: RatioCounts
 
     def add(self, other: "PartialLoss") -> "PartialLoss":
-        """Return the sum of two losses, with the larger of the differences and the sum of the counts."""
+        """Add two partial losses: sum the losses and the counts, and take the larger difference."""
         differences = (self.max_log_prob_difference, other.max_log_prob_difference)
         difference = max((each for each in differences if each is not None), default=None)
         return PartialLoss(self.loss + other.loss, difference, self.counts + other.counts)
@@ -99,15 +101,15 @@ class GradientStep:
 
         L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus + kl.coefficient · divergence
 
-    With importance weights or clipping, `surrogate_loss` replaces the first term. The last term exists only
-    with the estimator k3; see `kl_loss`. The loss is computed in micro-batches, whose gradients are
-    accumulated.
+    D is the denominator of the loss, and A_t is the advantage of action a_t in episode b. With importance
+    weights or clipping, `surrogate_loss` replaces the first term. The last term exists only with the
+    estimator k3; see `kl_loss`. The loss is computed in micro-batches, whose gradients are accumulated.
 
     Attributes:
         accelerator: the accelerator of the run.
         model: the model that is trained. With FSDP, it is the sharded copy.
         optimizer: optimizer of the model, prepared by the accelerator.
-        pad_token_id: token id that fills ragged batches.
+        pad_token_id: token id with which shorter episodes of a batch are padded.
         temperature: temperature at which the episodes were sampled.
         reinforce: settings of the loss.
         micro_batch_tokens: maximum number of tokens per backward pass. The tokens of a repeated prompt or
@@ -136,14 +138,17 @@ class GradientStep:
         *,
         recomputes: bool = False,
     ) -> UpdateOutcome:
-        """Take the step. It is skipped if no episode was scored or if the gradient is not finite.
+        """Compute the gradient and take the optimizer step.
+
+        The step is skipped if no episode was scored, or if the gradient is not finite.
 
         Args:
             batch: episodes of this process.
             estimate: advantages of the episodes of this process, and the denominator of the loss, which
                 counts the episodes of all processes.
             activations: activations kept when the episodes were sampled. They are reused for the loss and
-                cleared afterwards, because they do not match the weights after the step.
+                then cleared, because they do not match the weights after the step. None: all activations
+                are computed again.
             progress: function that is called before each micro-batch with the number of completed
                 micro-batches and the number of all micro-batches.
             recomputes: measure `max_log_prob_difference` even if the loss reuses the log-probabilities that
@@ -181,7 +186,7 @@ class GradientStep:
             activations.clear()
         first, *others = gather_object(own, self.accelerator)
         loss, difference, counts = reduce(PartialLoss.add, others, first)
-        # a sum, not a mean: the denominator counts the episodes of all processes
+        # the gradients are summed, not averaged, because the denominator counts the episodes of all processes
         sum_gradients(self.model, self.accelerator)
         self.accelerator.unscale_gradients()
         grad_norm = clip_gradients(self.model, self.max_grad_norm or float("inf"))
@@ -204,8 +209,8 @@ class GradientStep:
         entropy bonus or a KL divergence in the loss, every episode has a gradient. If no episode has a
         gradient, one row is returned.
 
-        Episodes of a group are adjacent, so that they share the computation of the prompt. Groups with long
-        episodes come first.
+        In the result, the episodes of a group (of one problem) are adjacent, so that they share the
+        computation of the prompt. Groups with long episodes come first.
         """
         lengths, groups = batch.lengths.tolist(), batch.groups.tolist()
         longest: dict[int, int] = {}
@@ -229,7 +234,7 @@ class GradientStep:
 
     @property
     def _kl_coefficient(self) -> float:
-        """Weight of the KL divergence in the loss."""
+        """Weight of the KL divergence in the loss; 0 if the loss has no KL divergence."""
         kl = self.reinforce.kl
         return kl.coefficient if kl is not None and kl.estimator == "k3" else 0.0
 
@@ -313,8 +318,8 @@ class GradientStep:
     def recomputed_difference(self, batch: EpisodeBatch) -> float:
         """Return the largest |Δ log π| (see `UpdateOutcome`) of the longest episodes.
 
-        Their log-probabilities are computed by the forward pass of the model itself, so that the fast path is
-        compared with the model at the lengths that occur in the run.
+        The log-probabilities of these episodes are recomputed by the model's own forward pass. The fast path
+        is thus compared with the model at the lengths that occur in the run.
         """
         sizes = [len(each.prompt_ids) + len(each.completion.token_ids) for each in batch.episodes]
         longest_first = sorted(range(len(batch)), key=lambda row: -sizes[row])
@@ -338,13 +343,14 @@ def frac_changed(
     parameters: Sequence[nn.Parameter],
     total: Callable[[Sequence[float]], Sequence[float]] = lambda numbers: numbers,
 ) -> float | None:
-    """Among the weights with a nonzero gradient, return the share that differs from `before`.
+    """Return the share of the weights with a nonzero gradient that a step has changed.
 
     Return None if no weight has a nonzero gradient.
 
     Args:
-        before: earlier values of the parameters. If the parameters are sharded, the parts of this process.
-        parameters: the parameters.
+        before: values of the parameters before the step. If the parameters are sharded, these are the values
+            that this process holds.
+        parameters: the parameters after the step.
         total: function that sums numbers over the processes that have parts of the weights.
     """
     num_changed, num_with_gradient = 0.0, 0.0

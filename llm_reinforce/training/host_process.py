@@ -17,9 +17,10 @@ import torch
 from accelerate.utils import set_seed
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of <malloc.h>
-# in bytes: maximum size of one freed block that malloc keeps (the highest allowed value), and of all blocks
+# in bytes: maximum size of a freed block that malloc keeps (malloc allows no larger value), and maximum size
+# of all kept blocks together
 LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30
-# number of new objects between two garbage collections, as many as a few updates create
+# number of new objects after which garbage is collected; a few updates create this many objects
 NUM_NEW = 20_000
 
 
@@ -49,7 +50,8 @@ def fewer_collections() -> Iterator[None]:
     The collector runs less often, and examines only objects that were created within the context. An update
     creates thousands of small objects. By default, the collector would run a dozen times per update. Every
     few dozen updates, it would examine all objects of the process, which takes a quarter of a second, because
-    torch and transformers create half a million objects. Objects that the caller has frozen remain frozen.
+    torch and transformers create half a million objects. Objects that the caller has frozen with `gc.freeze`
+    remain frozen.
     """
     thresholds, has_frozen = gc.get_threshold(), gc.get_freeze_count() > 0
     if not has_frozen:
@@ -67,9 +69,9 @@ def fewer_collections() -> Iterator[None]:
 def keep_freed_memory() -> bool:
     """Make glibc keep the memory of freed tensors for later tensors.
 
-    By default, glibc returns much of this memory to the system. Each page that is used again then causes a
-    page fault, which makes an update of a small policy 10% slower. The setting remains until the process
-    ends.
+    By default, glibc returns much of this memory to the system. When the memory is needed again, each page
+    causes a page fault. These page faults make an update of a small policy 10% slower. The setting remains
+    until the process ends.
 
     Returns:
         True if the setting was made. False if the process uses another C library, or if environment variables

@@ -118,11 +118,12 @@ class TrainingLoop:
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
         evaluation: settings of the evaluations of the policy.
-        demonstrations: problems on whose solutions a warm start trains. If empty, it trains on `problems`.
+        demonstrations: problems on whose solutions a warm start trains. If empty, the warm start trains on
+            `problems`.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
-        server: server that samples the episodes. None: the processes of the run sample them.
+        server: server that samples the episodes. None: the processes of the run sample the episodes.
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
@@ -160,7 +161,7 @@ class TrainingLoop:
         self._check_processes_agree()
         check_shares(self.reinforce, self.accelerator.num_processes)
         if training.gradient_checkpointing:
-            checkpointable_layers(policy.model)  # raises an error if there is none
+            checkpointable_layers(policy.model)  # raises an error if the model has no such layers
         # the copy is made on the CPU if the policy has been loaded there
         self.sharded = shard(policy.model, self.accelerator)
         policy.model.to(self.accelerator.device)
@@ -269,7 +270,7 @@ class TrainingLoop:
         )
 
     def _run_facts(self) -> RunFacts:
-        """Return the facts about the run on which its warnings depend."""
+        """Return the facts about the run that `WarningSigns` needs."""
         is_full_precision = next(self.policy.model.parameters()).dtype.itemsize >= 4
         return RunFacts(
             len(self.problems),
@@ -282,7 +283,7 @@ class TrainingLoop:
         )
 
     def train(self, *, resume: bool = False) -> TrainState:
-        """Make all updates, as `updates` does, and return the train state after the last update."""
+        """Iterate over `updates` to the end, and return the train state after the last update."""
         for _ in self.updates(resume=resume):
             pass
         return self.state
@@ -292,8 +293,8 @@ class TrainingLoop:
 
         The run ends after `training.num_updates` updates, after the update that reaches `training.num_tokens`
         sampled tokens, or after the update during which `stop_requested` is set. If a batch is shared by
-        several updates, the run ends after the last of them. If the caller breaks out of the loop earlier, a
-        checkpoint is saved.
+        several updates, the run ends after the last update of the batch. If the caller breaks out of the loop
+        earlier, a checkpoint is saved.
 
         Args:
             resume: continue from the newest checkpoint in the run's directory.
@@ -303,8 +304,8 @@ class TrainingLoop:
             RunStoppedError: if too many episodes of an update could not be scored, if the gradients of too
                 many updates in a row were not finite, or if a sampling server failed. A checkpoint is saved,
                 except during the warm start.
-            ProcessLostError: if another process of the run has ended or does not answer. One of the remaining
-                processes saves a checkpoint of the state after the latest update, if possible.
+            ProcessLostError: if another process of the run has ended or does not answer. If possible, one of
+                the remaining processes saves a checkpoint of the state after the latest update.
         """
         try:
             yield from self._updates(resume=resume)
@@ -360,7 +361,11 @@ class TrainingLoop:
         self.accelerator.wait_for_everyone()  # the main process may still be evaluating or writing files
 
     def _update(self) -> tuple[Update, bool]:
-        """Make the updates of one batch. Return the last of them, and True if the run stops after it."""
+        """Make the updates of one batch.
+
+        Returns:
+            the last update of the batch, and True if the run has to stop after this update.
+        """
         before, started = self.state, time.perf_counter()
         # STEP 1: sample a fresh batch of episodes from the current policy
         # activations are not kept for the update if gradient checkpointing or FSDP is used
@@ -403,14 +408,14 @@ class TrainingLoop:
     def _take_steps(
         self, own: EpisodeBatch, batch: EpisodeBatch, estimate: Estimate, activations: Activations | None
     ) -> list[UpdateOutcome]:
-        """Take the optimizer step of each update of the batch, and return the outcomes.
+        """Take the optimizer steps of all updates of a batch, and return their outcomes.
 
         Args:
             own: episodes of this process.
             batch: episodes of all processes.
             estimate: advantages of the episodes of all processes.
             activations: activations kept when the episodes were sampled. They match the weights before the
-                first step, so only the first update uses them. None: none were kept.
+                first step, so only the first update uses them. None: no activations were kept.
         """
         num_updates, outcomes = self.reinforce.updates_per_batch, []
         step = self.gradient_step
@@ -437,11 +442,14 @@ class TrainingLoop:
         return outcomes
 
     def _weights_in_shards(self) -> AbstractContextManager[None]:
-        """Return a context for the gradient steps. With FSDP, the whole policy has no weights within it."""
+        """Return a context for the gradient steps.
+
+        With FSDP, only the sharded copy of the policy has weights within the context.
+        """
         return nullcontext() if self.sharded is None else self.sharded.training()
 
     def fix_date(self, date: str | None = None) -> str | None:
-        """Set and return the date that the chat template prints, or None if the template prints no date.
+        """Set and return the date that the chat template prints. Return None if the template prints no date.
 
         Args:
             date: the date, such as "2026-11-29". None: use the date of the policy in the main process.
@@ -467,9 +475,14 @@ class TrainingLoop:
         return self.reinforce.entropy_coefficient if adapted is None else adapted
 
     def _predict(self, own: EpisodeBatch, batch: EpisodeBatch) -> Prediction | None:
-        """Return the values for all processes' episodes, and the features for this process's episodes.
+        """Return the predictions of the value head for a batch, or None if there is no value head.
 
-        The result is None if there is no value head.
+        The result contains the values V(s_t) for the episodes of all processes, but the features only for the
+        episodes of this process.
+
+        Args:
+            own: episodes of this process.
+            batch: episodes of all processes.
         """
         if self.value_baseline is None:
             return None
@@ -482,7 +495,7 @@ class TrainingLoop:
         self.display.working(f"update {number:,}: gradient of micro-batch {num_done + 1:,} of {total:,}")
 
     def estimate_batch(self, batch: EpisodeBatch, prediction: Prediction | None) -> Estimate:
-        """Return the returns, baselines and advantages of a batch.
+        """Return an `Estimate` with the returns, baselines and advantages of a batch.
 
         Args:
             batch: episodes of all processes.
@@ -500,7 +513,7 @@ class TrainingLoop:
     def try_rewards(self) -> None:
         """Call all reward functions on a few trial episodes, to find errors before the run starts.
 
-        If an earlier call of this method succeeded, nothing is done.
+        After a successful call, further calls do nothing.
 
         Raises:
             InputError: if a function fails on all trial episodes.
@@ -541,7 +554,7 @@ class TrainingLoop:
         )
 
     def _next_entropy_coefficient(self, batch: EpisodeBatch) -> float | None:
-        """Return the weight of the entropy bonus after a batch; None if there is no target of the entropy."""
+        """Return the weight of the entropy bonus after a batch; None if no target entropy is set."""
         target = self.reinforce.entropy_target
         if target is None:
             return None
@@ -592,7 +605,7 @@ class TrainingLoop:
         return metrics
 
     def _evaluate_and_save(self, before: TrainState | None = None) -> bool:
-        """Evaluate the policy if an evaluation is due or pending, and save a checkpoint if one is due.
+        """Evaluate the policy if an evaluation is due or pending. Save a checkpoint if a checkpoint is due.
 
         Args:
             before: train state before the latest update. None: no update has been made yet.
@@ -613,7 +626,8 @@ class TrainingLoop:
             is_stopped=lambda: self.stop_requested,
             is_first_or_last=before is None or self.state.num_updates == 0 or is_last,
         )
-        is_last = makes_no_more_updates(self.training, self.state)  # it may have reached the accuracy
+        # the evaluation may have reached the target accuracy
+        is_last = makes_no_more_updates(self.training, self.state)
         self.state = replace(self.state, seconds=time.monotonic() - self._clock)
         is_stopping = self._is_stopped()
         is_due = self.checkpoints is not None and self.checkpoints.is_due(self.state, before)
@@ -633,7 +647,7 @@ class TrainingLoop:
             self.save_checkpoint()
 
     def _save_after_loss(self) -> bool:
-        """Save a checkpoint after another process was lost. Return False if this is not possible."""
+        """Save a checkpoint after another process was lost. Return False if no checkpoint can be saved."""
         if self.checkpoints is None or not self._is_state_current:
             return False
         state = self.state
@@ -687,7 +701,7 @@ class TrainingLoop:
         self.state = replace(self.state, num_skipped_updates=num_skipped)
 
     def _restore(self) -> bool:
-        """Continue from the newest complete checkpoint. Return False if there is none."""
+        """Restore the state of the newest complete checkpoint. Return False if there is no checkpoint."""
         if self.run_directory is None or self.checkpoints is None:
             raise InputError("nothing to resume: this run has no output_dir")
         state = self.checkpoints.restore(self.display.say)

@@ -1,4 +1,4 @@
-"""Prediction of the memory that a run needs, before it starts."""
+"""Prediction of a run's peak memory before the run starts."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from llm_reinforce.training.loop import TrainingLoop
 ON_CPU = 150 * 2**20
 """Memory that libraries need in the first update on a CPU: code, compiled kernels, buffers, and gaps between
 tensors. The value was found with `tests/benchmarks/memory.py`."""
-ROOM = 32  # spare columns of the sampler's cache
-BITS_8 = 2 * (1 + 4 / 256)  # bytes of a weight's two 8-bit moments, with a float32 scale for each 256 numbers
+ROOM = 32  # number of spare columns in the sampler's cache of keys and values
+BITS_8 = 2 * (1 + 4 / 256)  # bytes of the two 8-bit moments of a weight, with a float32 scale per 256 numbers
 TEMPORARY_8_BIT = 6  # number of float32 tensors that an 8-bit step needs for one weight matrix
 
 
@@ -28,9 +28,9 @@ class MemoryPrediction:
     Attributes:
         sampling: peak while episodes are sampled.
         update: peak while the gradient is computed and the optimizer takes its step.
-        parts: sizes by name: weights and libraries, optimizer, gradients, cache, activations.
-        available: memory of the device that is not in use by other programs, including what this process
-            already uses.
+        parts: size of each part, by name: "weights and libraries", "optimizer", "gradients", "cache" and
+            "activations".
+        available: free memory of the device, plus the memory that this process already uses.
     """
 
     sampling: float
@@ -42,11 +42,11 @@ class MemoryPrediction:
 def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
     """Predict the peak memory of a run from the sizes of tensors in a forward pass over a few tokens.
 
-    The parts are summed. The memory of a value head is not included.
+    The memory of a value head is not included.
 
     Args:
         loop: the training loop of the run.
-        in_use: memory that the process used after the policy was loaded; see `memory_in_use`.
+        in_use: memory in bytes that the process used after the policy was loaded; see `memory_in_use`.
     """
     in_use += ON_CPU if loop.policy.device.type == "cpu" else 0
     training, shape, policy = loop.training, loop.reinforce, loop.policy
@@ -80,7 +80,7 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
     cache = rows * (length + num_new + ROOM) * per_token.cached
     kept = num_kept * per_token.kept
     beside = kept if is_kept else 0.0
-    # if there are too many activations, they are removed early, while the cache is still small
+    # if there are too many activations to keep, they are deleted early, while the cache is still small
     early = kept + num_rows * (length + ROOM + num_kept / num_rows) * per_token.cached
     logits = 2 * rows * per_token.logits
     sampling = in_use + states + max(cache + beside, early) + logits + per_token.dequantized
@@ -106,12 +106,12 @@ def memory_in_use(device: torch.device) -> float:
     """Return the memory of this process on the device of the policy, in bytes."""
     if device.type == "cuda":
         return float(torch.cuda.memory_allocated(device))
-    release_freed_memory()  # the memory that was freed after the weights were loaded
+    release_freed_memory()  # memory that was freed after the weights were loaded must not count
     return float(psutil.Process().memory_info().rss)
 
 
 def optimizer_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
-    """Return the size of the state of the optimizer: the moments, and float32 copies of weights."""
+    """Return the size of the optimizer's state in bytes: moments, and float32 copies of weights."""
     total = 0.0
     for weight in trained:
         is_copied = is_half(weight) and training.master_weights
@@ -122,14 +122,14 @@ def optimizer_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> floa
 
 
 def _step_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
-    """Return the temporary memory of an optimizer step, without the gradients."""
+    """Return the temporary memory of an optimizer step in bytes, without the gradients."""
     weights = list(trained)
     halves = [weight for weight in weights if is_half(weight)]
     copied = 0
     if training.master_weights and halves:
         copied = 4 * max(MAX_COPIED, max(weight.numel() for weight in halves))
     elif halves:
-        copied = _num_bytes(halves)  # copies from which the share of changed weights is counted
+        copied = _num_bytes(halves)  # copies of the weights before the step, for counting the changed weights
     is_8_bit = training.optimizer == "adamw_8bit" and weights[0].device.type == "cpu"
     largest = max(weight.numel() for weight in weights)
     return copied + (4 * TEMPORARY_8_BIT * largest if is_8_bit else 0)

@@ -19,7 +19,7 @@ from llm_reinforce.training.batch_sampler import Sample
 from llm_reinforce.training.gradient_step import UpdateOutcome
 from llm_reinforce.training.problem_order import pass_rate
 
-# metrics that differ between equal runs
+# metrics that differ between two runs with otherwise equal results
 TIMES = frozenset({"wall_time", "step_time", "step_time/collect", "step_time/update"})
 
 
@@ -87,8 +87,8 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
     """Return the metrics of the optimizer steps of a batch, by name.
 
     Losses, norms and shares are means over the steps that had scored episodes. Ratios are counted in all
-    steps. The difference from the log-probabilities in sampling is taken from the first step, because the
-    policy has changed before the later steps.
+    steps. The difference between the log-probabilities of training and of sampling is taken from the first
+    step, because the later steps use a changed policy. The signal share is that of the last step.
     """
     metrics = {
         "learning_rate": outcomes[-1].learning_rate,
@@ -112,7 +112,9 @@ def step_metrics(outcomes: Sequence[UpdateOutcome], settings: ReinforceConfig) -
 
 
 def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) -> dict[str, float]:
-    """Return the metrics of the run after a batch, by name: counts, server, refills and curriculum.
+    """Return the metrics of the run after a batch, by name.
+
+    These are the counts over the whole run, and the metrics of the server, the refills and the curriculum.
 
     Args:
         state: train state after the batch.
@@ -140,7 +142,8 @@ def run_metrics(state: TrainState, sample: Sample, settings: ReinforceConfig) ->
 def mean_entropy(batch: EpisodeBatch) -> float:
     """Return the mean entropy of the next-token distribution at the sampled actions, in nats.
 
-    A server returns no entropies. The mean of -log π of the sampled actions is then an unbiased estimate.
+    A sampling server returns no entropies. In this case, the result is the mean of -log π of the sampled
+    actions, which is an unbiased estimate of the mean entropy.
     """
     entropies = [
         entropy
@@ -174,10 +177,10 @@ def _value_metrics(values: Float[Tensor, "episode token"], estimate: Estimate) -
 
 
 def _failed_answers(episodes: Sequence[Episode]) -> dict[str, float]:
-    """Return the fraction of wrong, of unparseable and of truncated episodes.
+    """Return the fraction of episodes with each kind of failure, by the name of the kind.
 
     An episode is `wrong` if it has a wrong answer, `unparseable` if it terminated without an answer, and
-    `truncated` if it was truncated before an answer.
+    `truncated` if it was truncated before it gave an answer.
     """
     kinds = [
         "wrong"
@@ -215,8 +218,8 @@ def describe_episode(
 
     Args:
         episode: the episode, with T actions.
-        returns: g_t of each action, padded to at least T numbers.
-        advantages: A_t of each action, padded to at least T numbers.
+        returns: return g_t of each action; at least T numbers.
+        advantages: advantage A_t of each action; at least T numbers.
         token_texts: text of each action.
     """
     length = len(episode.completion.token_ids)

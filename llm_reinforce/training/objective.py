@@ -1,4 +1,4 @@
-"""The loss of the actions of a micro-batch: the objective that the section `reinforce` selects."""
+"""The loss of a micro-batch, for the objective that the settings `reinforce` select."""
 
 import math
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from llm_reinforce.policy_gradient import (
 
 @dataclass(frozen=True, slots=True)
 class RatioCounts:
-    """Sums over importance weights or ratios, from which their metrics are computed.
+    """Sums over importance weights or probability ratios, from which metrics are computed.
 
     Episodes whose advantages are all zero are not counted.
 
@@ -56,7 +56,7 @@ class RatioCounts:
         )
 
     def metrics(self, settings: ReinforceConfig) -> dict[str, float]:
-        """Return the metrics of importance weights or ratios, by name; empty if there are none."""
+        """Return the metrics of the importance weights or ratios, by name; empty if none were counted."""
         if not self.num:
             return {}
         metrics = {}
@@ -94,7 +94,7 @@ def surrogate_loss(
     """Return the loss whose gradient is the negative policy gradient of the objective in the settings.
 
     Without `importance` and `clip`, the loss is `reinforce_loss`, and the behavior log-probabilities are not
-    used. With `clip: false`, the loss is also `reinforce_loss`, but the ratios are counted.
+    used. With `clip: false`, the loss is also `reinforce_loss`, but the probability ratios are counted.
 
     Args:
         settings: the `reinforce` section of the settings.
@@ -130,7 +130,13 @@ def _counts(
     weights: Float[Tensor, "episode token"],
     counted: Bool[Tensor, "episode token"],
 ) -> RatioCounts:
-    """Return the counts of weights, given their values before and after the limit."""
+    """Return the counts of importance weights or ratios.
+
+    Args:
+        raw: values before the limit was applied.
+        weights: values after the limit was applied.
+        counted: True for the values that are counted.
+    """
     used = weights[counted].tolist()  # the squares of large weights overflow in float32
     return RatioCounts(
         len(used),
@@ -151,7 +157,7 @@ def _weighted(
     raw = importance_weights(settings.level, logs)
     weights = limit_weights(raw, settings.limit, settings.beyond_limit)
     counted = _counted(advantages, mask)
-    if settings.level == "sequence":  # one weight per episode, otherwise one per action
+    if settings.level == "sequence":  # an episode has one weight, which is counted at its first action
         counted = counted & (mask.cumsum(dim=1) == 1)
     counts = _counts(raw, weights, counted)
     return weighted_advantages(settings.level, advantages, weights, gae_lambda), counts
@@ -167,7 +173,7 @@ def _clipped(
 ) -> Surrogate:
     ratios = logs.detach().exp()
     is_low, is_high = ratios < 1.0 - settings.low, ratios > 1.0 + settings.high
-    if settings.form == "ppo":  # only the following actions lose their gradient
+    if settings.form == "ppo":  # only the actions selected here lose their gradient
         is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
         loss = clipped_loss(logs, advantages, mask, denominator, settings.low, settings.high)
     else:
@@ -188,11 +194,11 @@ def kl_loss(
     denominator: float,
     factors: Float[Tensor, "episode 1"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Return the KL divergence in the loss: the weighted sum of k3 over all actions, divided by D.
+    """Return the estimate of the KL divergence that is added to the loss.
 
         (1/D) Σ_b Σ_t ρ_t k3_t        ρ_t = π(a_t | s_t; θ) / μ(a_t | s_t), without gradient
 
-    μ is the policy that sampled the action. In the first update of a batch, the ratios are 1.
+    μ is the policy that sampled the actions. In the first update of a batch, all ratios ρ_t are 1.
 
     Args:
         log_probs: log π(a_t | s_t; θ). The gradient flows through them.

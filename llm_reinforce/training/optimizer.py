@@ -17,7 +17,7 @@ from llm_reinforce.training.adamw import adamw
 def new_optimizer(
     model: nn.Module, training: TrainingConfig, accelerator: Accelerator
 ) -> tuple[AcceleratedOptimizer, Any]:
-    """Return the optimizer of the trainable weights, and its schedule.
+    """Return the optimizer of the trainable weights, and its learning-rate schedule.
 
     Args:
         model: the model, on the device of the accelerator. With FSDP, it is the sharded copy.
@@ -25,7 +25,7 @@ def new_optimizer(
         accelerator: the accelerator of the run.
 
     Raises:
-        InputError: see `adamw`.
+        InputError: if no weight can be trained, or if a package of the optimizer is missing; see `adamw`.
     """
     optimizer = adamw(model, training)
     schedule = learning_rate_schedule(
@@ -42,8 +42,9 @@ def learning_rate_schedule(
     """Return a learning-rate schedule of transformers whose rate is positive in every update.
 
     A schedule of transformers has a rate of 0 at the first step of a warm-up and after the last step of a
-    decay. To avoid these rates, the warm-up and the whole schedule are one step longer here, and the first
-    update uses the second step. In a warm-up of W updates, update k has k / (W + 1) of the highest rate.
+    decay. To avoid rates of 0, the warm-up and the whole schedule are one step longer here, and the first
+    update uses the second step. In a warm-up of W updates, the rate of update k is k / (W + 1) times the
+    highest rate.
 
     Args:
         name: constant, constant_with_warmup, linear or cosine.

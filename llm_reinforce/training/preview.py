@@ -1,4 +1,4 @@
-"""Preview of a run: its size, and a few episodes of the policy before training."""
+"""Preview of a run: the size of the run, and a few episodes of the policy before training."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Choice of the training problems: shuffled again at the start of every epoch, or by their pass rates."""
+"""Order of the training problems: a new random order in every epoch, or random choice by pass rates."""
 
 import random
 from collections.abc import Collection, Mapping, Sequence
@@ -9,11 +9,11 @@ from llm_reinforce.config import CurriculumConfig
 from llm_reinforce.episodes import EpisodeBatch
 
 PassCounts = Mapping[int, tuple[float, float]]
-"""Discounted numbers of correct episodes and of all episodes, by the index of the problem."""
+"""Discounted number of correct episodes and of all episodes of each problem, by the problem's index."""
 
 
 class ProblemOrder:
-    """Compute which training problem is at a position in the sequence of problems over all epochs.
+    """Order of the training problems over all epochs.
 
     Each epoch is a permutation of all problems that depends only on the seed of the run and the number of the
     epoch. A resumed run therefore continues with the same problems as an uninterrupted run.
@@ -25,7 +25,11 @@ class ProblemOrder:
         self._permutation: list[int] = []
 
     def index(self, position: int) -> int:
-        """Return the index of the problem at a position, which is counted from 0 over all epochs."""
+        """Return the index of the problem at a position in the order.
+
+        Args:
+            position: position, counted from 0 over all epochs.
+        """
         epoch, place = divmod(position, self.num_problems)
         if epoch != self._epoch:
             self._permutation = list(range(self.num_problems))
@@ -35,9 +39,12 @@ class ProblemOrder:
 
 
 def pass_rate(counts: PassCounts, index: int) -> float:
-    """Return the smoothed share of a problem's recent episodes that are correct; 1/2 before the first one.
+    """Return the smoothed share of correct episodes among the recent episodes of a problem.
 
-    p = (c + 1) / (n + 2)
+        p = (c + 1) / (n + 2)
+
+    c and n are the discounted numbers of correct episodes and of all episodes. Before the first episode of
+    the problem, p is 1/2.
     """
     correct, total = counts.get(index, (0.0, 0.0))
     return (correct + 1.0) / (total + 2.0)
@@ -46,13 +53,16 @@ def pass_rate(counts: PassCounts, index: int) -> float:
 def with_episodes(
     counts: PassCounts, drawn: Sequence[int], batch: EpisodeBatch, decay: float
 ) -> dict[int, tuple[float, float]]:
-    """Return the counts after the episodes of a batch: decay · earlier count + number of episodes.
+    """Return the counts after a batch.
+
+    The new count of a problem in the batch is `decay` times the earlier count, plus the number of episodes in
+    the batch. The counts of other problems do not change.
 
     Args:
         counts: the counts before the batch.
-        drawn: index of the problem of each group.
+        drawn: index of the problem of each group of episodes.
         batch: episodes with verdicts, of all processes.
-        decay: weight of a problem's earlier episodes.
+        decay: factor of the earlier counts.
     """
     added = dict(counts)
     for index in dict.fromkeys(drawn):
@@ -66,7 +76,7 @@ def with_episodes(
 
 
 def problem_weight(settings: CurriculumConfig, rate: float) -> float:
-    """Return the weight of a problem with this pass rate."""
+    """Return the weight with which a problem is drawn, given its pass rate."""
     pools = settings.pools
     if pools is None:
         return rate * (1.0 - rate)
@@ -83,29 +93,30 @@ def draw_by_pass_rate(
     seed: int,
     taken: Collection[int] = (),
 ) -> list[int]:
-    """Draw problems without replacement, with probabilities proportional to their weights.
+    """Draw indices of problems without replacement, with probabilities proportional to the problems' weights.
 
-    If fewer problems than needed are left, all problems can be drawn again. Problems with a weight of 0 are
-    drawn only if no other problems are left.
+    Problems with a weight of 0 are drawn only if no other problems are left. If `size` exceeds the number of
+    problems, problems are drawn more than once.
 
     Args:
         settings: the settings of the curriculum.
-        counts: recent episodes of each problem.
+        counts: discounted numbers of correct episodes and of all episodes of each problem.
         num_problems: number of training problems.
         size: number of problems to draw.
         seed: seed of the random choice.
-        taken: problems that are not drawn unless all others are taken.
+        taken: indices of problems that are drawn only if no other problems are left.
 
     Source: Efraimidis & Spirakis 2006.
     """
-    # most problems of a large data set have not been sampled, and share one weight
+    # most problems of a large data set have not been drawn yet, and have the same weight
     weights = np.full(num_problems, problem_weight(settings, pass_rate({}, 0)))
     for index in counts:
         if index < num_problems:  # a resumed run may have fewer problems
             weights[index] = problem_weight(settings, pass_rate(counts, index))
     uniforms = np.random.default_rng(seed).random(num_problems)
     with np.errstate(divide="ignore"):
-        # draw the problems with the largest keys u^(1/w); here log(u) / w, which is -inf for a weight of 0
+        # The problems with the largest keys u^(1/w) are drawn. The logarithm of a key is log(u) / w, which is
+        # -inf for a weight of 0.
         keys = np.log(uniforms) / weights
     is_taken = np.isin(np.arange(num_problems), list(taken))
     order = np.lexsort((-uniforms, -keys, is_taken)).tolist()

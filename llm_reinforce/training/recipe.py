@@ -1,4 +1,4 @@
-"""Recipes: settings of a run, read from a file and trained by `load_recipe("quickstart").train()`."""
+"""Recipes, which are the settings of a run in a file: `load_recipe("quickstart").train()`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -41,8 +41,8 @@ class Recipe:
             progress: True to show progress, False to hide it. Default: shown on a terminal and in a notebook.
 
         Raises:
-            InputError: see `ReinforceTrainer` and `ReinforceTrainer.train`.
-            RunStoppedError: see `ReinforceTrainer.train`.
+            InputError: if the run cannot be started; see `ReinforceTrainer` and `ReinforceTrainer.train`.
+            RunStoppedError: if the run cannot continue; see `ReinforceTrainer.train`.
         """
         return self.trainer(progress=progress).train(resume=resume, overwrite=overwrite)
 

@@ -62,10 +62,11 @@ def recording(
 
 
 def check_same_run(directory: RunDirectory, config: Config) -> None:
-    """Check that the run in the directory, if there is one, has the same settings.
+    """Check that the run in the directory, if there is one, was started with the settings in `config`.
 
-    `num_updates`, `num_tokens` and `stop_at` may be larger than in the settings of the run, and the trackers
-    and `process_timeout` may differ. If no `chat_template_date` is given, the date of the run is used.
+    `num_updates`, `num_tokens` and `stop_at` may be larger in `config` than in the settings of the run, and
+    the trackers and `process_timeout` may differ. If `config` has no `chat_template_date`, the date of the
+    run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -86,13 +87,13 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
 
 
 def differing_settings(file: Path, config: Config, *, may_grow: bool = False) -> list[str]:
-    """Return the differences between a run's recipe and other settings, as one line of text per setting.
+    """Compare the recipe of a run with other settings, and return one line of text per difference.
 
     Args:
         file: `recipe.yaml` of the run.
-        config: settings to compare with.
+        config: settings that are compared with the recipe.
         may_grow: ignore a larger number of updates, a larger budget of tokens, a higher target accuracy,
-            other trackers, and another `process_timeout`.
+            different trackers, and a different `process_timeout` in `config`.
 
     Raises:
         InputError: if the file is not a valid recipe.
@@ -115,7 +116,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
 def with_recorded_date(directory: RunDirectory, config: Config) -> Config:
     """Return the settings with the date of the chat template that the run in the directory has recorded.
 
-    If the settings contain a date, or the directory contains no run with a date, they are not changed.
+    The settings are returned unchanged if they contain a date, or if the directory contains no run with a
+    date.
     """
     if config.policy.chat_template_date is not None or not (directory.path / "recipe.yaml").is_file():
         return config
@@ -123,14 +125,17 @@ def with_recorded_date(directory: RunDirectory, config: Config) -> Config:
 
 
 def with_date(config: Config, date: str | None) -> Config:
-    """Return the settings with `policy.chat_template_date`; None: do not change them."""
+    """Return the settings with `policy.chat_template_date` set to `date`; unchanged if `date` is None."""
     if date is None:
         return config
     return config.model_copy(update={"policy": config.policy.model_copy(update={"chat_template_date": date})})
 
 
 def _raised_limits(before: Config, now: Config) -> list[str]:
-    """Return the names of the limits of the run that are larger now than before. None means no limit."""
+    """Return the names of those limits of the run that are larger in `now` than in `before`.
+
+    The value None means that there is no limit.
+    """
     grown = []
     for name in ("num_updates", "num_tokens", "stop_at"):
         own, given = getattr(before.training, name), getattr(now.training, name)
@@ -140,9 +145,10 @@ def _raised_limits(before: Config, now: Config) -> list[str]:
 
 
 def flattened(values: object, path: str = "") -> dict[str, object]:
-    """Flatten nested mappings and lists of mappings to one mapping with dotted keys.
+    """Flatten nested mappings, and lists of mappings, to one mapping with dotted keys.
 
-    An empty mapping is kept as a value.
+    The index of a list entry becomes a part of the key, such as "rewards.0.weight". An empty mapping is kept
+    as a value.
     """
     if isinstance(values, list | tuple) and any(isinstance(each, Mapping) for each in values):
         values = {str(place): each for place, each in enumerate(values)}
@@ -155,7 +161,7 @@ def flattened(values: object, path: str = "") -> dict[str, object]:
 
 
 def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems) -> None:
-    """Check that the objects passed by the caller can be saved and loaded again without a change.
+    """Check that the policy and the problems passed by the caller can be saved and loaded without a change.
 
     Raises:
         InputError: if the policy cannot be saved, or if the policy or a problem changes when it is saved and

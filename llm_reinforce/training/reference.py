@@ -1,4 +1,4 @@
-"""The reference policy of `reinforce.kl`, from which the KL divergence of the trained policy is measured."""
+"""The reference policy, from which the KL divergence of the trained policy is measured."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,11 +16,11 @@ from llm_reinforce.runs.checkpoint import load_reference
 
 
 class ReferencePolicy:
-    """A policy π_ref that computes log-probabilities of sampled actions.
+    """Reference policy π_ref, which computes log-probabilities of sampled actions.
 
-    With `reference: start`, π_ref is an earlier state of the policy. Only a copy of the trained weights is
-    held. While log-probabilities are computed, this copy replaces the weights of the policy. If an adapter is
-    trained, only the adapter is copied, and the base model is shared.
+    With `reference: start`, π_ref is an earlier state of the policy, and only the trainable weights are
+    copied. If an adapter is trained, these are the weights of the adapter. While log-probabilities are
+    computed, the copy replaces the current weights of the policy.
 
     Args:
         policy: the policy that is trained.
@@ -57,13 +57,18 @@ class ReferencePolicy:
         return self.settings.reference == "start"
 
     def set_to_policy(self) -> None:
-        """Make the current policy the reference, if the reference is a state of the policy."""
+        """Make the current policy the reference, unless the settings name another model as the reference."""
         if self.is_state_of_policy:
             trained = trainable_parameters(self.policy.model)
             self.weights = {name: parameter.detach().clone() for name, parameter in trained.items()}
 
     def refresh(self, num_before: int, num_updates: int) -> None:
-        """Make the policy the reference if the updates up to `num_updates` reached `refresh_every`."""
+        """Make the current policy the reference if the latest batch reached a multiple of `refresh_every`.
+
+        Args:
+            num_before: number of updates of the run before the latest batch.
+            num_updates: number of updates of the run after the latest batch.
+        """
         every = self.settings.refresh_every
         if every is not None and num_before // every < num_updates // every:
             self.set_to_policy()
@@ -73,10 +78,10 @@ class ReferencePolicy:
         return {name: value.contiguous() for name, value in self.weights.items()} or None
 
     def restore(self, checkpoint: Path) -> None:
-        """Load the weights from a checkpoint.
+        """Load the weights of the reference from a checkpoint. If the reference is another model, do nothing.
 
         Raises:
-            InputError: if the checkpoint has no reference.
+            InputError: if the checkpoint has no reference policy.
         """
         if not self.is_state_of_policy:
             return
@@ -93,7 +98,7 @@ class ReferencePolicy:
 
         Args:
             batch: episodes of this process.
-            micro_batches: rows of the episodes that are computed at the same time.
+            micro_batches: for each forward pass, the rows of its episodes.
         """
         found: dict[int, tuple[float, ...]] = {}
         self._swap()

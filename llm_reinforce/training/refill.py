@@ -8,7 +8,7 @@ from llm_reinforce.episodes import Episode, EpisodeBatch
 
 @dataclass(frozen=True, slots=True)
 class Refills:
-    """Counts of the problems that were sampled to replace others.
+    """Counts of the problems that were sampled to replace other problems of a batch.
 
     Attributes:
         num_batches: number of times that problems were replaced.
@@ -21,7 +21,12 @@ class Refills:
     num_tokens: int = 0
 
     def after(self, found: EpisodeBatch, num_problems: int) -> "Refills":
-        """Return the counts after one more batch of replacements."""
+        """Return the counts after one more batch of replacements.
+
+        Args:
+            found: episodes of the replacements.
+            num_problems: number of the replacements.
+        """
         return Refills(
             self.num_batches + 1, self.num_problems + num_problems, self.num_tokens + found.num_tokens
         )
@@ -45,12 +50,12 @@ class Refills:
 def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> list[int]:
     """Return the groups whose episodes are all correct or all wrong, in order.
 
-    Only episodes in the loss count. Unscored episodes are not in the loss, and with `truncated: mask`,
-    truncated episodes are not either. A group without any episode in the loss is also returned.
+    Only episodes in the loss count. Unscored episodes are not in the loss. With `truncated: mask`, truncated
+    episodes are not in the loss either. A group without any episode in the loss is also returned.
 
-    The verdicts are compared, not the rewards. With a shaped reward, the rewards of a problem that is always
-    solved nearly always differ. A policy that learned only from these differences would lose its ability to
-    solve problems.
+    The verdicts are compared, not the rewards. With a shaped reward, the episodes of a problem nearly always
+    have different rewards, even if all of them are correct. A policy that learned only from these differences
+    would lose its ability to solve problems.
     """
     verdicts: dict[int, set[bool]] = {}
     for episode in batch.episodes:
@@ -62,7 +67,10 @@ def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> 
 
 
 def with_replacements(batch: EpisodeBatch, found: EpisodeBatch, settings: ReinforceConfig) -> EpisodeBatch:
-    """Replace groups that are all correct or all wrong by groups of `found` with both kinds of episodes."""
+    """Return a batch in which groups that are all correct or all wrong are replaced by groups of `found`.
+
+    Only those groups of `found` are used that have both correct and wrong episodes.
+    """
     old, dull = groups_with_one_accuracy(batch, settings), set(groups_with_one_accuracy(found, settings))
     new = [group for group in dict.fromkeys(found.groups.tolist()) if group not in dull]
     place_of = dict(zip(new, old, strict=False))  # from groups of `found` to groups of `batch`

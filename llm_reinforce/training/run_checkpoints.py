@@ -1,4 +1,4 @@
-"""Save the state of a run to its directory, and restore it."""
+"""Save the state of a run to the run's directory, and restore the state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,10 +30,10 @@ class RunCheckpoints:
         model: model whose trainable weights are saved.
         optimizer: optimizer of the run.
         schedule: learning-rate schedule of the run.
-        accelerator: the accelerator of the run. As long as the main process is alive, only it writes files.
+        accelerator: the accelerator of the run. Only the main process writes files while it is alive.
         training, evaluation: settings of the run.
-        value_baseline: value head with its optimizer; None if the run has none.
-        reference: reference policy; None if the run has none.
+        value_baseline: value head with its optimizer; None if the run has no value head.
+        reference: reference policy; None if the run has no reference policy.
         sharded: sharded copy of the model, whose weights the optimizer updates; None without FSDP.
     """
 
@@ -49,7 +49,7 @@ class RunCheckpoints:
     sharded: ShardedModel | None = None
 
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
-        """Return True if the settings require a checkpoint of this state during the run.
+        """Return True if the settings require a checkpoint of this state, even if the run continues.
 
         Args:
             state: train state after the latest update.
@@ -71,9 +71,10 @@ class RunCheckpoints:
     def save_without_others(self, state: TrainState) -> bool:
         """Save a checkpoint after another process of the run was lost, possibly the main process.
 
-        Another process than the main process saves the checkpoint if it gets the lock of the run's directory,
-        which the main process holds until it ends, and if the logs have the lines of the latest update. With
-        FSDP, a part of the optimizer's state is lost with the process, so nothing is saved.
+        If the main process was lost, another process saves the checkpoint. This process must get the lock of
+        the run's directory, which the main process holds until it ends. In addition, the logs must contain
+        the lines of the latest update. With FSDP, nothing is saved, because a part of the optimizer's state
+        is lost with the process.
 
         Args:
             state: train state after the latest update.
@@ -115,7 +116,7 @@ class RunCheckpoints:
         )
 
     def restore(self, say: Callable[[str], None]) -> TrainState | None:
-        """Load the newest complete checkpoint, and return its state. Return None if there is none.
+        """Load the newest complete checkpoint, and return its train state; None if there is no checkpoint.
 
         The log lines of updates after the checkpoint are removed, because the resumed run writes them again.
 
@@ -155,6 +156,6 @@ class RunCheckpoints:
         return state
 
     def _best_update(self, state: TrainState) -> int | None:
-        """Return the number of updates of the best checkpoint; None if it is not kept or does not exist."""
+        """Return the number of updates before the best evaluation; None if no best checkpoint is kept."""
         best = state.best_evaluation.get(self.evaluation.decodings[0])
         return best.update if best is not None and self.training.keep_best else None

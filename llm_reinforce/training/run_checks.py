@@ -1,6 +1,6 @@
-"""Checks of a run: before its first update, and after the episodes and the gradient of each update.
+"""Checks of a run: before the first update, and after the episodes and the gradient of each update.
 
-`TrainingLoop` saves a checkpoint before a `RunStoppedError` leaves it.
+If a check raises a `RunStoppedError`, `TrainingLoop` saves a checkpoint.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,10 +27,10 @@ def check_answers(
     problems: Sequence[Problem],
     held_out: Sequence[Problem],
 ) -> None:
-    """Check that problems have answers if a setting depends on the accuracy.
+    """Check that problems have answers if the settings depend on the correctness of answers.
 
     Raises:
-        InputError: if answers are missing, or if there are no held-out problems.
+        InputError: if a setting needs answers or held-out problems that are missing.
     """
     of_batches = {"refill": reinforce.refill > 0, "curriculum": reinforce.curriculum is not None}
     for name, is_set in of_batches.items():
@@ -72,7 +72,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
         say: function that shows a message to the user.
 
     Raises:
-        InputError: if a function fails on all trial episodes, or if a server samples and fails.
+        InputError: if a function fails on all trial episodes, or if the sampling server fails.
     """
     try:
         sampler.try_server()
@@ -122,12 +122,13 @@ class RunChecks:
 
         Args:
             state: train state before the update.
-            sample: episodes of the batch, and the failures of all sampled episodes, including replaced ones.
+            sample: episodes of the batch, and counts of the failures, which include replaced episodes.
             estimate: returns and advantages of the batch.
             say: function that shows a message to the user.
 
         Raises:
-            InputError: if no episode of the run's first update could be scored.
+            InputError: if no episode of the run's first update could be scored, or if all its scored episodes
+                are left out because they are truncated.
             RunStoppedError: if the fraction of unscored episodes is above `training.max_unscored_share`.
         """
         failures = sample.failures
@@ -198,7 +199,7 @@ class RunChecks:
     def check_weights(
         self, before: TrainState, outcomes: Sequence[UpdateOutcome], say: Callable[[str], None]
     ) -> None:
-        """Report importance weights that have no effect in the first update of a run."""
+        """Report after the first update of a run if all importance weights are 1, so they have no effect."""
         counts = outcomes[0].counts
         are_ones = counts.num > 0 and counts.total == counts.squares == counts.num
         is_on_policy = self.reinforce.importance is not None and self.reinforce.updates_per_batch == 1
@@ -223,7 +224,10 @@ class RunChecks:
 
 
 def _cause(outcome: UpdateOutcome) -> str:
-    """Return the cause of a gradient that is not finite as part of a sentence; "" if it is not known."""
+    """Return the cause of a gradient that is not finite, as a part of a sentence.
+
+    The result is empty if the cause is not known.
+    """
     num = outcome.counts.num_infinite
     if not num:
         return ""

@@ -22,7 +22,7 @@ from llm_reinforce.training.budget import makes_no_more_updates
 from llm_reinforce.training.data_parallel import gather_object
 from llm_reinforce.training.trackers import Trackers
 
-NUM_ANSWERS = 20  # number of problems whose answers are recorded at an evaluation within the run
+NUM_ANSWERS = 20  # number of problems whose answers are recorded, except in the first and last evaluation
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RunEvaluations:
         accelerator: the accelerator of the run.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         seed: seed of the run.
-        made: the first and the latest evaluation, by decoding and number of updates.
+        made: the first and the latest evaluation, by decoding and then by number of updates.
     """
 
     problems: Sequence[Problem]
@@ -62,7 +62,7 @@ class RunEvaluations:
     ) -> TrainState:
         """Make the pending evaluations. Each process answers its share of the problems.
 
-        If a stop is requested in any process, the evaluation in progress and the following ones remain
+        If a stop is requested in any process, the evaluation in progress and the evaluations after it remain
         pending.
 
         Args:

@@ -1,4 +1,4 @@
-"""Write `environment.json`, and compare a resumed run with its record."""
+"""Write `environment.json`, and compare the environment of a resumed run with the recorded environment."""
 
 import hashlib
 import json
@@ -41,7 +41,7 @@ def run_record(
     data = [source.data for source in sources if source is not None and source.data is not None]
     models = (config.policy.name_or_path, config.reinforce.kl and config.reinforce.kl.reference)
     given = [*(model for model in models if model), *data]
-    directory = str(Path(config.output_dir).expanduser().absolute())  # need not exist yet
+    directory = str(Path(config.output_dir).expanduser().absolute())  # may not exist yet
     pairs = zip(config.rewards, rewards, strict=True)
     record: dict[str, Any] = texts_without_secrets(
         {
@@ -65,7 +65,7 @@ def digest_of(problems: Iterable[Problem]) -> dict[str, Any]:
     for problem in problems:
         values = {each.name: getattr(problem, each.name) for each in fields(problem)}
         values["columns"] = dict(problem.columns)
-        # a value that is not JSON is represented by its type, because its `repr` may contain an address
+        # a value that is not JSON is represented by its type, because its `repr` may contain a memory address
         line = json.dumps(values, sort_keys=True, default=lambda value: type(value).__qualname__)
         digest.update(line.encode("utf-8") + b"\n")
         count += 1
@@ -73,9 +73,12 @@ def digest_of(problems: Iterable[Problem]) -> dict[str, Any]:
 
 
 def write_record(directory: RunDirectory, here: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Write `environment.json`. A resumed run appends what has changed to the list `resumed` in this file.
+    """Write `environment.json`. A resumed run appends the changes to the list `resumed` in this file.
 
-    `say` is called with a note about changes that may change the results of the resumed run.
+    Args:
+        directory: directory of the run.
+        here: record of this process; see `run_record`.
+        say: function that is called with a note if the changes may affect the results of the resumed run.
 
     Raises:
         InputError: if the file exists but was not written by a run.
@@ -99,7 +102,7 @@ def write_record(directory: RunDirectory, here: Mapping[str, Any], say: Callable
 
 
 def _note(before: Mapping[str, Any], here: Mapping[str, Any], different: Sequence[str]) -> str:
-    """Return a sentence that names the differences from the previous process of the run."""
+    """Return a sentence about the differences from the process that trained the run before it was resumed."""
     before_it, now = before.get("num_processes", here["num_processes"]), here["num_processes"]
     count = ""
     if before_it != now:

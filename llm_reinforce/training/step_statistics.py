@@ -1,6 +1,7 @@
-"""Size of an optimizer step, and the share of the gradient that is signal, from the state of Adam.
+"""Size of an optimizer step, and share of the gradient that is signal.
 
-Both are computed from the moments that Adam keeps for each weight, without further gradients.
+Both statistics are computed from the moments that Adam keeps for each weight, so no further gradients are
+needed.
 """
 
 import math
@@ -12,8 +13,8 @@ from torch import Tensor
 
 from llm_reinforce.policy import local_tensor
 
-# The statistics of a large policy take 0.6 s per 100 million weights on one core, so they are not computed in
-# every update.
+# The statistics take 0.6 s per 100 million weights on one core. For a policy with more than LARGE weights,
+# the statistics are therefore computed only in every EVERY-th update.
 LARGE, EVERY = 10_000_000, 5
 LEAST = 1e-9  # if mean_of_noise is closer to 1 than this number, the signal share has no value
 
@@ -39,7 +40,7 @@ def step_statistics(
     """Return the statistics of the latest step of Adam or AdamW.
 
     The result is None if no weight has been updated, or if the moments have 8 bits. With more than `LARGE`
-    weights, it is None except in every `EVERY`-th step of the optimizer.
+    weights, the result is None except in every `EVERY`-th step of the optimizer.
 
     The norm of the step is the norm of the vector
 
@@ -87,7 +88,7 @@ def _is_due(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def mean_of_noise(beta_1: float, num_steps: int) -> float:
-    """Return E[m̂²] / E[v̂] of a gradient that is pure noise, after a number of steps.
+    """Return E[m̂²] / E[v̂] of a gradient that is pure noise, after t = `num_steps` steps.
 
     m̂ is a weighted mean of t independent gradients, with weights proportional to β₁ᵏ for k = 0, …, t - 1. The
     variance of a weighted mean is the sum of the squared weights times the variance of a gradient:
@@ -107,12 +108,12 @@ def signal_share(mean_square: float, square: float, of_noise: float) -> float | 
 
         E Σ v̂ = |G|² + N   and   E Σ m̂² = |G|² + c N,   therefore   s = (Σ m̂² / Σ v̂ - c) / (1 - c)
 
-    The result is an estimate, which may be below 0 if there is hardly any signal.
+    The result s is an estimate, which may be below 0 if there is hardly any signal.
 
     Args:
-        mean_square: Σ m̂² over all weights.
-        square: Σ v̂ over all weights.
-        of_noise: c; see `mean_of_noise`.
+        mean_square: Σ m̂² over all weights, where m̂ is Adam's bias-corrected first moment.
+        square: Σ v̂ over all weights, where v̂ is Adam's bias-corrected second moment.
+        of_noise: ratio c = E[m̂²] / E[v̂] of a gradient without signal; see `mean_of_noise`.
 
     Returns:
         the signal share; None if c is 1, or if all gradients are zero.

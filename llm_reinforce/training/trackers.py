@@ -27,11 +27,12 @@ from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.recording import flattened
 
-FOLDER = "trackers"  # in the run's directory
+FOLDER = "trackers"  # folder in the run's directory
 SERIES = f"{FOLDER}/series.json"
 TABLE = "episodes"
-PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages that are not named like their trackers
-OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}  # where a tracker stores the id
+PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages with other names than the trackers
+# attributes in which these trackers store the id of the run
+OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}
 # trackers to which a resumed run does not log its settings again: MLflow refuses to replace them, and
 # TensorBoard would show them as a second run
 FIXED_SETTINGS = ("mlflow", "tensorboard")
@@ -86,7 +87,7 @@ class Trackers:
             settings: settings of the run by dotted key. None: the settings are not logged.
 
         Returns:
-            Id that the tracker has given to the run. It is empty if the tracker gives no ids, and None if the
+            the id that the tracker has given to the run, or "" if the tracker gives no ids. None if the
             tracker failed.
         """
         own_id = ""
@@ -128,14 +129,19 @@ class Trackers:
                 self._guarded(name, partial(tracker.log_table, TABLE, columns=columns, data=rows, step=step))
 
     def evaluation(self, num_updates: int, evaluation: Evaluation) -> None:
-        """Log the accuracy of an evaluation that was made after `num_updates` updates, and its interval."""
+        """Log the accuracy of an evaluation, with its confidence interval.
+
+        Args:
+            num_updates: number of updates before the evaluation.
+            evaluation: the evaluation.
+        """
         if not self._trackers or num_updates <= self._evaluations.get(evaluation.decoding, -1):
             return
         name, (low, high) = f"eval/{evaluation.decoding}/accuracy", evaluation.interval
         self._log({name: evaluation.accuracy, f"{name}_low": low, f"{name}_high": high}, num_updates)
 
     def finish(self) -> None:
-        """Finish all trackers, so that they write the data that they have not written yet."""
+        """Finish all trackers. They write all data that they have not written yet."""
         while self._trackers:
             name, tracker = self._trackers.popitem()
             self._guarded(name, tracker.finish)
@@ -146,7 +152,7 @@ class Trackers:
             self._guarded(name, partial(tracker.log, named, step=step))
 
     def _guarded(self, name: str, call: Callable[[], object]) -> None:
-        """Call a function of a tracker. If it fails, show a note and turn the tracker off."""
+        """Call a function of a tracker. If the function fails, show a note and turn the tracker off."""
         try:
             with _environment(self._variables):
                 call()
@@ -166,8 +172,8 @@ def tracking(config: Config, directory: RunDirectory, say: Say) -> Iterator[Trac
     """Start the trackers of a recorded run, yield them, and finish them.
 
     `trackers/series.json` contains the ids of the run in the trackers, so a resumed run continues the same
-    series. It also contains the numbers of the last update and evaluation that earlier processes logged. A
-    resumed run repeats the updates after its checkpoint, but does not log them again.
+    series. The file also contains the number of the last update and of the last evaluation that earlier
+    processes logged. A resumed run repeats the updates after its checkpoint, but does not log them again.
 
     Args:
         config: settings of the run.
@@ -207,7 +213,8 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
         name: name of the tracker.
         config: settings of the run.
         directory: directory of the run.
-        own_id: id of the run in the tracker, or the id for a new run if the tracker lets its user choose it.
+        own_id: id of the run in the tracker. For a new run, it is used only by trackers that let their user
+            choose the id.
         is_new: True if the tracker does not know the run yet.
     """
     project = config.training.tracker_project
@@ -247,8 +254,8 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
 def _series(directory: RunDirectory) -> dict[str, Any]:
     """Return the content of `trackers/series.json`, updated from the logs of the run.
 
-    The numbers of the last update and evaluation are read from the logs, because the process that logged them
-    may have been killed before it wrote the file.
+    The number of the last update and of the last evaluation are read from the logs, because an earlier
+    process may have been killed before it wrote the file.
     """
     series: dict[str, Any] = {"id": uuid.uuid4().hex, "ids": {}, "num_updates": 0, "evaluations": {}}
     with suppress(OSError, ValueError, TypeError):
@@ -264,7 +271,7 @@ def _series(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _settings(config: Config) -> dict[str, Any]:
-    """Return all settings by dotted key, in a form that trackers accept: lists and null as JSON text."""
+    """Return all settings by dotted key. Lists and null become JSON text, because trackers reject them."""
     values = texts_without_secrets(flattened(config.model_dump(mode="json")))
     return {
         key: value if isinstance(value, int | float | str) else json.dumps(value)
@@ -275,8 +282,8 @@ def _settings(config: Config) -> dict[str, Any]:
 def _name_in(tracker: str, metric: str, metrics: Iterable[str]) -> str:
     """Return the name of a metric in a tracker, with only the characters that all trackers allow.
 
-    MLflow's file store has a file for each metric, so a metric cannot be named like a folder of other metrics
-    (`step_time` and `step_time/collect`).
+    MLflow's file store has a file for each metric, so a metric cannot have the name of a folder of other
+    metrics, such as `step_time` beside `step_time/collect`. In MLflow, "/total" is appended to such a name.
     """
     if tracker == "mlflow" and any(other.startswith(f"{metric}/") for other in metrics):
         metric += "/total"

@@ -51,8 +51,8 @@ class TrainingResult:
         print(result.comparisons["greedy"]["accuracy"].interval)
 
     Attributes:
-        history: `Update.metrics` of each update that this call made, oldest first. The metrics of updates
-            made before a resume are only in `metrics.jsonl`.
+        history: `Update.metrics` of each update that was made by the call of `train`, oldest first. The
+            metrics of updates made before a resume are only in `metrics.jsonl`.
         before: first evaluation of the run, as a dict from decoding ("greedy" or "sampled") to Evaluation. It
             is made before the first update, but after the warm start if there is one. An Evaluation has
             `accuracy`, `interval` (95%), `correct` and `total`.
@@ -64,10 +64,10 @@ class TrainingResult:
         warnings: signs that the policy did not learn, one sentence each, such as a gradient that was zero in
             several updates in a row. During the run, the worst sign found after an update is also shown.
         policy: the trained policy.
-        state: train state at the end of this call. It contains the numbers of updates and of sampled tokens,
+        state: train state at the end of the call. It contains the numbers of updates and of sampled tokens,
             among other things.
         is_over: True if the run has made its last update. False if the run was stopped earlier.
-        seconds: duration of this call.
+        seconds: duration of the call, in seconds.
         output_dir: directory of the run; None if the run is not recorded.
     """
 
@@ -83,7 +83,7 @@ class TrainingResult:
     output_dir: Path | None
 
     def __str__(self) -> str:
-        """Return a few lines: number of updates, accuracy before and after, warnings, and directory."""
+        """Return a summary: number of updates, accuracy before and after, warnings, and directory."""
         state, end = self.state, "finished" if self.is_over else "stopped"
         lines = [f"{end} after update {state.num_updates:,}, with {state.num_tokens:,} sampled tokens"]
         for decoding, before in self.before.items():
@@ -257,7 +257,7 @@ class ReinforceTrainer:
 
     @property
     def loop(self) -> TrainingLoop:
-        """Training loop that this trainer has built. It has the optimizer, the schedule and the problems."""
+        """Training loop of the run, which has the optimizer, the schedule and the problems."""
         return self._loop
 
     @property
@@ -285,8 +285,8 @@ class ReinforceTrainer:
                 no run to resume, if the run to resume has other settings, or if a reward function fails on
                 every trial episode.
             RunStoppedError: if the fraction of an update's episodes that could not be scored exceeds
-                `max_unscored_share`, or if the gradients of `max_not_finite` updates in a row were not
-                finite. A checkpoint is saved.
+                `max_unscored_share`, if the gradients of `max_not_finite` updates in a row were not finite,
+                or if a sampling server failed. A checkpoint is saved, except during the warm start.
         """
         started = time.monotonic()
         self._loop.display = self._display
@@ -295,7 +295,7 @@ class ReinforceTrainer:
         return self.result(history, seconds=time.monotonic() - started)
 
     def updates(self, *, resume: bool = False, overwrite: bool = False) -> Iterator[Update]:
-        """Train, and yield an `Update` after each optimizer step.
+        """Train, and yield an `Update` after each optimizer step, or after the optimizer steps of each batch.
 
             for update in trainer.updates():
                 if update.metrics["accuracy"] > 0.9:
@@ -308,12 +308,12 @@ class ReinforceTrainer:
         evaluations. Progress is shown only if the trainer was created with `progress=True` or with a display.
 
         Args:
-            resume: see `train`.
-            overwrite: see `train`.
+            resume: continue the run in `output_dir` from its newest checkpoint; see `train`.
+            overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:
-            InputError: see `train`.
-            RunStoppedError: see `train`.
+            InputError: if the run cannot be started or resumed; see `train`.
+            RunStoppedError: if the run cannot continue; see `train`.
         """
         self._loop.display = Silent() if self._shows_progress is None else self._display
         with self._running(resume=resume, overwrite=overwrite):
@@ -438,7 +438,7 @@ class ReinforceTrainer:
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)
-        # try the rewards before the directory changes, since overwrite deletes the old run
+        # try the rewards before the directory changes, because `overwrite` deletes the old run
         self._loop.try_rewards()
         if not is_main:
             yield
@@ -465,7 +465,7 @@ class ReinforceTrainer:
                 yield
             if is_over(self._loop.training, self._loop.state):
                 write_model_card(self._directory)
-        # after the lock is released, since a report shows a run whose lock is held as still running
+        # written after the lock is released, because a report shows a run whose lock is held as still running
         self._write_report(self._directory.path)
 
     def _write_report(self, path: Path) -> None:
@@ -476,10 +476,10 @@ class ReinforceTrainer:
 
 
 def _script_without_guard(config: Config) -> str | None:
-    """Return the path of the running script if importing it would start the training, and otherwise None.
+    """Return the path of the running script if a resumed run would start the training by importing it.
 
-    A resumed run imports the script if it defines a reward function. The import starts the training if the
-    script has no `__main__` guard.
+    A resumed run imports the script if the script defines a reward function. The import starts the training
+    if the script has no `__main__` guard. The result is None if there is no such script.
     """
     script = getattr(sys.modules["__main__"], "__file__", None)
     if script is None or not Path(script).is_file():
@@ -490,7 +490,7 @@ def _script_without_guard(config: Config) -> str | None:
 
 
 def _display_for(progress: bool | RunDisplay | None, config: Config) -> RunDisplay:
-    """Return the display of a run: the caller's display, one that suits the console, or a silent one."""
+    """Return the display of a run: the caller's, a display that suits the console, or a silent display."""
     if not isinstance(progress, bool | None):
         return progress
     console = Console()

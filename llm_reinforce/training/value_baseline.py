@@ -1,4 +1,4 @@
-"""The `value` baseline: predict V(s_t) for an update's episodes, then fit the value head to their returns."""
+"""The `value` baseline: V(s_t), predicted by a value head that is fitted to the returns of each update."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Prediction:
 
     Attributes:
         values: V(s_t) at each action, on the CPU; zero in padding. In a run with several processes, the
-            training loop replaces them by the values for the episodes of all processes.
+            training loop replaces these values by the values for the episodes of all processes.
         features: hidden states of the policy from which V was predicted for the episodes of this process, on
             the policy's device.
     """
@@ -69,7 +69,7 @@ class ValueBaseline:
         """Fit the head to the returns of the scored episodes of all processes.
 
         Returns:
-            True if all steps were taken. False if a step was skipped, because its loss or gradient was not
+            True if all steps were taken; False if a step was skipped because its loss or gradient was not
             finite.
         """
         return fit_values(

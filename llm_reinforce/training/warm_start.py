@@ -48,13 +48,13 @@ def warm_start(
 
     The policy is trained on the solution of each problem, or on the answer if a problem has no solution. The
     optimizer is used only for the warm start. The loss of an update is the mean of -log π(a_t | s_t) over the
-    tokens of its solutions, in nats. Several processes share the problems of an update.
+    tokens of the update's solutions, in nats. Several processes share the problems of an update.
 
     Args:
         policy: the policy.
         model: the model of the policy, or its sharded copy. It is trained in place.
-        problems: the demonstrations or training problems. Each update draws some of them with replacement;
-            with `epochs`, all of them are used once in each epoch.
+        problems: the demonstrations or training problems. Each update draws some of these problems with
+            replacement. With `epochs`, each epoch uses every problem once.
         settings: number of updates or epochs, batch size and learning rate.
         training: settings of the run: kind of optimizer, gradient checkpointing, and number of consecutive
             updates with a gradient that is not finite after which the run stops.
@@ -74,7 +74,7 @@ def warm_start(
     num_of_all = settings.length(len(problems))
     num_warmup = min(settings.num_warmup_updates, num_of_all)
     schedule = learning_rate_schedule("cosine", adam, num_warmup, num_of_all)
-    # accelerator.prepare is not used: it would unscale fp16 gradients once per prepared optimizer
+    # accelerator.prepare is not used, because it would unscale fp16 gradients once per prepared optimizer
     optimizer = AcceleratedOptimizer(adam, scaler=accelerator.scaler)
     num_skipped, num_in_a_row = 0, 0
     for num_updates, drawn in enumerate(_batches(problems, settings, seed), 1):
@@ -110,7 +110,7 @@ def warm_start(
 def _batches(
     problems: Sequence[Problem], settings: WarmStartConfig, seed: int
 ) -> Iterator[Sequence[Problem]]:
-    """Yield the problems of each update: drawn with replacement, or, with `epochs`, in random order."""
+    """Yield the problems of each update, drawn with replacement or, with `epochs`, in random order."""
     if settings.epochs is None:
         generator = random.Random(f"warm start {seed} 0")
         for _ in range(settings.length(len(problems))):
@@ -124,10 +124,10 @@ def _batches(
 
 
 def target_of(problem: Problem) -> str:
-    """Return the text that a warm start trains on: the solution of a problem or, without one, its answer.
+    """Return the text that a warm start trains on: the problem's solution or, if there is none, its answer.
 
     Raises:
-        InputError: if the problem has neither.
+        InputError: if the problem has neither a solution nor an answer.
     """
     target = problem.solution or problem.answer
     if target is None:
@@ -152,7 +152,7 @@ def _backward(
     completions = [policy.encode_completion(target_of(problem)) for problem in problems]
     num_actions = sum(map(len, completions))
     own = [*range(len(problems))][accelerator.process_index :: accelerator.num_processes]
-    rows = own or [0]  # the passes of a sharded model need all processes
+    rows = own or [0]  # a process without rows also makes a pass, because a sharded model needs all processes
     prompts = policy.encode_prompts([problems[row].policy_prompt for row in rows])
     completions = [completions[row] for row in rows]
     parts = [[*range(len(rows))]]

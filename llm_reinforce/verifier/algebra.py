@@ -1,16 +1,17 @@
 r"""Comparison of answers that are LaTeX or algebra, with math-verify's parser in worker processes.
 
 `final_answer.py` finds the final answer of a completion. Answers that are plain numbers are compared by
-`verify_plain` instead. This module takes an answer apart; `algebra_worker.py` compares the parts:
+`verify_plain`, not by this module. This module splits an answer into parts, and `algebra_worker.py` compares
+the parts. The rules are:
 
 - *Equation*: a reference answer that is an equation equals equations that differ by a nonzero factor or have
   swapped sides. `y = 2x+1` also equals `2x+1`, whichever of them is the reference answer, because y only
   names the value.
-- *Label*: `AB = `, `f(x) = `, `|z| = `, `(x,y) = ` and `x \in ` name the value after them.
+- *Label*: `AB = `, `f(x) = `, `|z| = `, `(x,y) = ` and `x \in ` are names of the value that follows.
 - *List*: values separated by commas, "or" and "and" are compared in any order; `\pm` stands for two values.
 - *Unit*: a `\text{…}` at the end is a unit, which must agree if both answers have one.
 - *Base*: numbers with a base are compared as text.
-- *Refused* are relations, operations that are not evaluated, and repetitions of the question.
+- *Rejected*: relations, operations that are not evaluated, and repetitions of the question.
 """
 
 import os
@@ -40,9 +41,9 @@ def verify_algebra(completion: str, answer: str, prompt: str = "", *, truncated:
     """Compare the final answer of a completion with a reference answer that is LaTeX or algebra.
 
     The reason of the verdict is `timed_out` if the comparison takes longer than `TIME_LIMIT` seconds, and
-    `crashed` if the worker process ends, for example because it is out of memory. Otherwise the reason is one
-    of those for plain answers (see `Verdict`). This function can be called from any thread and never raises
-    an exception. Up to `NUM_WORKERS` threads compare answers at the same time.
+    `crashed` if the worker process ends, for example because it is out of memory. All other reasons are
+    listed in `Verdict`. This function can be called from any thread and never raises an exception. Up to
+    `NUM_WORKERS` threads compare answers at the same time.
 
     Args:
         completion: the completion to verify.
@@ -115,7 +116,7 @@ _EQUALS = re.compile(r"[()\[\]{}]|=")
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """An answer without its labels and its unit: values in any order, or the two sides of an equation."""
+    """An answer whose labels and unit were removed: values in any order, or the two sides of an equation."""
 
     values: tuple[str, ...]
     equation: tuple[str, str] | None = None  # the two sides, if the answer has exactly one equals sign
@@ -212,7 +213,7 @@ def _one_item(sides: list[str], unit: tuple[str, ...]) -> _Answer:
 
 
 def _without_member(text: str) -> str:
-    r"""Return the set in which a variable is: [1,2) for `x \in [1,2)`. Other texts are not changed."""
+    r"""Return the set to which a variable belongs: [1,2) for `x \in [1,2)`. Other texts are not changed."""
     member = _MEMBER.search(text)
     return (
         text[member.end() :].strip() if member and _NAME.fullmatch(text[: member.start()].strip()) else text
@@ -276,7 +277,8 @@ def _parts(text: str, separator: str) -> list[str]:
 def _brackets(text: str) -> str:
     """Return the brackets around a list of values, such as '[)' for '[1,2)'.
 
-    Returns "" if there is a single value, no brackets, or the braces of a set.
+    The result is "" if there is a single value, if there are no brackets, or if the brackets are the braces
+    of a set.
     """
     text = text.replace(r"\{", "{").replace(r"\}", "}").strip()
     if len(text) < 2 or text[0] not in _OPENING or text[-1] not in _CLOSING:

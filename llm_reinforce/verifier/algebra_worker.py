@@ -36,7 +36,7 @@ _FIRST = ("1+x", r"\frac{x}{2}+\sqrt{3}", "(1,2)", r"\{1,2\}", "x>1", r"\sin x")
 def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any], object]]:
     """Import math-verify, and return an empty greeting and the function that compares two answers.
 
-    That function takes the mapping {"right": reference values, "answer": values, "is_equation": bool} and
+    The function takes a mapping {"right": reference values, "answer": values, "is_equation": bool} and
     returns {"equal": bool}.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # discard the warnings that libraries print
@@ -56,7 +56,7 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
 
 
 def parsed(text: str) -> Any:
-    """Parse an expression. Case counts, and letters are never units. Returns None if parsing fails."""
+    """Parse an expression, in which case counts and letters are never units. Return None if parsing fails."""
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from latex2sympy2_extended.math_normalization import NormalizationConfig
 
@@ -76,7 +76,7 @@ def parsed(text: str) -> Any:
 
 
 def are_same(right: list[Any], answer: list[Any]) -> bool:
-    """Return True if the reference values and the answer's values are equal in pairs, in any order."""
+    """Return True if the reference values and the answer's values are equal, in any order."""
     from math_verify import verify
 
     unused = list(answer)

@@ -74,10 +74,11 @@ class Loss:
 
     Attributes:
         problem: problem that the reference answer belongs to.
-        kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are variables
-            and not a unit), `whole solution` (a text with a box, a `####` or several lines), or
+        kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are read as
+            variables and not as a unit), `whole solution` (a text with a box, a `####` or several lines), or
             `several boxes` (the answer is the last one of several different boxes in the solution).
-        reading: how the answer is read; "text" if it is compared as text.
+        reading: number as which the answer is read; "text" or "algebra" if the answer is compared as text or
+            algebra.
     """
 
     problem: AnsweredQuestion

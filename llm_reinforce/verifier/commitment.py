@@ -1,14 +1,15 @@
-r"""Find the number to which a text commits.
+r"""Find the number that a text states as its answer.
 
-The result is one number, or the reason why the text does not state exactly one number as its answer.
+The text *commits to* this number. The result is the number, or the reason why the text does not state exactly
+one number as its answer.
 
 All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX cannot disable a check:
 
-- *Chain*: numbers joined by operators or "=" are one chain. `47+85=132` commits to its last side, if that is
-  one number; `132 = 47+85` commits to its first side, if the rest has no variable. Sides that are numbers
-  must agree. A chain without a side that is one number is `not_evaluated`.
+- *Chain*: numbers joined by operators or "=" are one chain. `47+85=132` commits to its last side, because
+  this side is one number. `132 = 47+85` commits to its first side, because the other side has no variable.
+  All sides that are numbers must be equal. If no side is one number, the chain is `not_evaluated`.
 - *Beside a number*: `context.py` has the rules on the tokens before and after a chain.
-- *Correction*: "42, no, 43" commits to what follows the correction.
+- *Correction*: "42, no, 43" commits to the number after the correction.
 - *Slot* (a text that should contain only the answer, such as the content of a box): the text must have
   exactly one chain, and no condition or variable beside this chain.
 - *Sentence* after "answer is": the sentence commits to its first number if nothing precedes this number, and
@@ -46,12 +47,12 @@ _NESTED = re.compile(
     rf"(?:\s{WORD})+\s(?:of\s0\s{WORD}{END}|(?:of|with|weighing|containing|holding)\s0(?:\s(?!each|apiece|in\s){WORD}){{0,3}}"
     r"\s(?:each|apiece|in\s(?:them|it|each))(?!\S))"
 )
-"""The second number of "3 bags of 10 ounces each" or "5 boxes with 8 pens in them"."""
+"""Pattern of the tags after the first number of "3 bags of 10 ounces each" or "5 boxes with 8 pens each"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A number read from text, or the reason why there is none."""
+    """A number read from a text, or the reason why no number could be read."""
 
     text: str | None  # text that was read as the answer, whether it is a number or not
     value: Fraction | None = None  # the number, where 50% is 1/2
@@ -66,8 +67,8 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
 
     Args:
         slot: content of the slot, as normalized text.
-        is_reference: True if the text is a reference answer, of which no part may be lost: it must be a
-            number, with at most a label and a unit.
+        is_reference: True if the text is a reference answer. No part of a reference answer may be lost, so
+            the text must be one number with at most a label and a unit.
     """
     shown = slot.strip()[:MAX_NUMBER] or None
     if len(slot) > _MAX_SLOT:
@@ -83,7 +84,7 @@ def read_slot(slot: str, *, is_reference: bool = False) -> Reading:
 
 
 def read_sentence(sentence: str) -> Reading | None:
-    """Read the rest of a line after "answer is". Returns None if there is no number."""
+    """Read the number in the rest of a line after "answer is". Return None if there is no number."""
     if not any(digit in sentence for digit in "0123456789"):
         return None
     tokens = tokenize(sentence, 2 * _NEAR)
@@ -100,7 +101,7 @@ def read_sentence(sentence: str) -> Reading | None:
 def read_last_number(part: str) -> Reading | None:
     """Read the last number of a text. Numbers in names, dates, times and versions are skipped.
 
-    Returns None if there is no number.
+    Return None if there is no number.
     """
     tokens = tokenize(part)
     last = _last(tokens, _NUMERIC)
@@ -144,7 +145,7 @@ class _Text:
     # --- the three kinds of texts -----------------------------------------------------------------------
 
     def read_only(self, shown: str | None) -> Reading:
-        """Read the only chain of a slot."""
+        """Read the only number of a slot, or the only chain of numbers joined by operators and "="."""
         chains, _ = self._chains()
         readings = [self.read_chain(chain, shown) for chain in chains]
         valid = [index for index, chain in enumerate(chains) if not self.is_silent(chain[0])]
@@ -161,7 +162,10 @@ class _Text:
         return readings[index]
 
     def read_lead(self, leads: bool) -> Reading:
-        """Read the first number if the text begins with it, otherwise the last one."""
+        """Read the first number if `leads` is True, and otherwise the last number.
+
+        After a correction such as "42, no, 43", the first number after the correction is read.
+        """
         chains, is_corrected = self._chains()
         if leads or is_corrected:
             return self.read_chain(chains[0])
@@ -169,13 +173,18 @@ class _Text:
         return self.read_chain(loud[-1] if loud else chains[-1])
 
     def main_number(self, loud: list[int]) -> int | None:
-        """Return the index of the last number, or of an earlier one in its sentence that is the answer.
+        """Return the index of the number that is the answer, or None.
 
-        An earlier number is the answer if it precedes "because", as in "It costs $57, because 41 + 16 = 57",
-        or brackets, as in "42 apples (6 per bag)"; if it is the only price of the sentence, as in "Tina makes
-        $990 in 5 days"; and if it precedes a clause without a verb of its own, as in "it takes 8 * 2 = 16
-        dogs for the 5 cats" or "She needs 3 cows to make 25 liters". The result is None if the sentence
-        states two numbers in one phrase, as in "3 bags of 10 ounces each".
+        The answer is the last number, or an earlier number in the last sentence. An earlier number is the
+        answer in these cases:
+
+        - the number precedes "because", as in "It costs $57, because 41 + 16 = 57";
+        - the number precedes brackets, as in "42 apples (6 per bag)";
+        - the number is the only price of the sentence, as in "Tina makes $990 in 5 days";
+        - the number precedes a clause without a verb, as in "it takes 8 * 2 = 16 dogs for the 5 cats", or a
+          clause with an infinitive, as in "She needs 3 cows to make 25 liters".
+
+        The result is None if the sentence states two numbers in one phrase, as in "3 bags of 10 ounces each".
         """
         last = self.phrases[loud[-1]]
         begin = 1 + _last(self.tokens[: last.first], frozenset(("newline", "stop")))
@@ -204,7 +213,7 @@ class _Text:
         return main if len(sentence) == 2 and _CLAUSE.match(clause) else loud[-1]
 
     def read_chain(self, chain: list[Phrase], shown: str | None = None) -> Reading:
-        """Read numbers that are joined by operators and equals signs."""
+        """Read the number that a chain states, such as 132 for the chain 47+85=132."""
         phrase = chain[-1]
         equals = [i for i in range(chain[0].first, phrase.first) if self.tokens[i].kind == "equals"]
         if equals and sum(one.first > equals[-1] for one in chain) > 1:
@@ -244,7 +253,7 @@ class _Text:
         return self.text[self.tokens[phrase.first].start : self.tokens[phrase.last - 1].end].strip()
 
     def _chains(self) -> tuple[list[list[Phrase]], bool]:
-        """Return the chains after the last correction, such as "no", and True if there is a correction."""
+        """Return the chains after the last correction, such as "no", and True if there is one."""
         chains, is_corrected = [[self.phrases[0]]], False
         for before, phrase in pairwise(self.phrases):
             between = self._between(before.last, phrase.first)
@@ -288,7 +297,7 @@ class _Text:
     # --- beside a number --------------------------------------------------------------------------------
 
     def _before(self, index: int) -> str:
-        """Return the reason to refuse a number because of the tokens before it, or "" if there is none."""
+        """Return the reason to reject a number because of the tokens before it; "" if there is none."""
         nearest = range(index - 1, max(-1, index - 1 - _CONTEXT), -1)
         line = "".join(self.tags[i + 1][0] + self.tags[i][1:] for i in nearest)
         if index <= _CONTEXT and not self.is_slot:
@@ -299,7 +308,7 @@ class _Text:
         return ("several_values" if self.leads else "") if reason == context.RANGE else reason
 
     def _after(self, phrase: Phrase) -> str:
-        """Return the reason to refuse a number because of the tokens after it, or "" if there is none."""
+        """Return the reason to reject a number because of the tokens after it; "" if there is none."""
         index = phrase.last
         line = self._between(index, index + _CONTEXT)
         is_decimal = "." in self.tokens[phrase.number].text
@@ -316,7 +325,7 @@ class _Text:
         return ("" if phrase.unit else "not_evaluated") if reason == context.OVER else reason
 
     def _is_absolute(self, phrase: Phrase) -> bool:
-        """Return True for |-42|, but not for a cell of a table, which has spaces beside the number."""
+        """Return True if a negative number is between two vertical bars, as in |-42|."""
         before, after = self._between(0, phrase.first), self._between(phrase.last, phrase.last + _CONTEXT)
         is_negative = phrase.value is not None and phrase.value < 0
         return is_negative and bool(re.search(r"\|(?:\s\()*\Z", before) and re.match(r"(?:\s\))*\s\|", after))

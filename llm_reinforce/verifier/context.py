@@ -12,7 +12,7 @@ from llm_reinforce.verifier.lexicon import words
 from llm_reinforce.verifier.tokens import WORD, any_of
 
 CONDITION, RANGE, OVER = "condition", "range", "over"
-"""Results of the rules that depend on where the number is: "42 if", "from 3 to 42", "42 over 7"."""
+"""Results of rules that apply only in some texts, such as "42 if", "from 3 to 42" and "42 over 7"."""
 
 
 END = r"(?:\s[).?…¶]|\Z)"
@@ -31,7 +31,11 @@ Rule = Callable[..., "re.Match[str] | None"]
 
 
 def _rules(skipped: str, *rules: tuple[str, str]) -> tuple[Rule, list[str]]:
-    """Compile rules into one pattern. The first rule that matches after the skipped tags is applied."""
+    """Compile rules into one pattern. Return its function `match`, and the result of each rule.
+
+    A rule is a pair of its result and a pattern. The first rule that matches after the skipped tags is
+    applied.
+    """
     return re.compile(skipped + "(?:" + "|".join(f"({rule})" for _, rule in rules) + ")").match, [
         reason for reason, _ in rules
     ]
@@ -102,18 +106,18 @@ AFTER = _rules(
 
 _PART = rf"\s(?:[()$°!]|\\f|@\S+|{OPERATOR}|\*\*|=|{any_of(lexicon.JOINING)})"
 JOINED = re.compile(rf"(?=.*\s(?:{OPERATOR}|\*\*|=|{any_of(lexicon.JOINING)}))(?:{_PART})+", re.DOTALL)
-"""Only operators, equals signs, brackets and letters."""
+"""Pattern of the tags between two numbers of one chain: operators, equals signs, brackets and letters."""
 CORRECTED = re.compile(
     rf"\s{any_of(lexicon.CORRECTIONS)}(?!\s{any_of(words('than doubt matter problem more less'))})"
 )
-"""A word that takes the number before it back."""
+"""Pattern of a word that takes back the number before it, such as "no" in "42, no, 43"."""
 LEAD = re.compile(rf'(?:\s(?:[()=:"$|¶+-]|minus|negative|@\S+|(?:{WORD}|\\f)(?=\s[=:)])))*')
-"""Tags before the first number of a sentence that do not change it."""
+"""Pattern of tags before the first number of a sentence that do not change the meaning of this number."""
 LABEL = re.compile(rf"(?:\s(?!{OPERATOR}|0(?!\S)|[@\\])\S+)?\s@\S+\s[=:]")
-"""A letter that names the number after it."""
+"""Pattern of a letter that names the number after it, as in "x = 5"."""
 BESIDE = re.compile(
     rf"\s(?:[≈<>]|{any_of(lexicon.CONDITIONS | lexicon.NEGATIONS - {'without'})}|\S*n't(?!\S))"
 )
-"""A relation or a condition in a slot."""
+"""Pattern of a relation or a condition in a slot, which is a text that should contain only the answer."""
 REST = re.compile(r"(?<!\s=)\s@(?![airAIR](?!\S))[\x00-\x7f]|\sor(?!\S)")
-"""A variable or an alternative after the only number of a slot."""
+"""Pattern of a variable or an alternative after the only number of a slot."""

@@ -3,14 +3,14 @@ r"""Location of the final answer in a completion.
 The final answer is the first of these that exists after the last reasoning block:
 
 1. a *slot*: the last `\boxed{…}`, the first line after the last `####`, or the last `<answer>…</answer>`. An
-   empty slot is skipped if another slot precedes it. A slot that is not closed ends with the completion,
-   unless the completion was truncated;
+   empty slot is skipped if a slot of the same form precedes it. A slot that is not closed ends with the
+   completion, unless the completion was truncated;
 2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
 3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
 
-The search for marks such as `####` starts at the end of the text, and only a limited number of characters
-after a mark is read. If the text is long, only its end is read. The running time therefore hardly grows with
-the length of the text.
+Only the end of a long text is read. The search for marks such as `####` starts at the end of the text, and
+only a limited number of characters after a mark is read. The running time therefore hardly grows with the
+length of the text.
 """
 
 import re
@@ -62,7 +62,7 @@ class FinalAnswer:
 
     Attributes:
         text: text after the last reasoning block; empty if the completion ends inside a reasoning block.
-        slot: content of the last slot (see the docstring of the module); empty if there is none;
+        slot: content of the last slot (see the docstring of the module); empty if the slot has no content;
             None if there is no slot.
         line: rest of the line after the last "answer is"; None if there is a slot, or no "answer is".
         is_several: True if there are several boxes next to each other, as in
@@ -103,7 +103,7 @@ def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswe
 
 
 def sentence(line: str) -> str:
-    """Return the first sentence of a line, and the rest of the line if it corrects this sentence.
+    """Return the first sentence of a line, or the whole line if its rest corrects the first sentence.
 
     >>> sentence("42. It is even."), sentence("42. No, 43.")
     ('42.', '42. No, 43.')
@@ -113,9 +113,9 @@ def sentence(line: str) -> str:
 
 
 def _after_hashes(text: str) -> tuple[str | None, int]:
-    """Return the text and the end of the line after the last "####" that has such a line.
+    """Return the rest of the line after the last "####" that is followed by text, and the end of the line.
 
-    The text is "" if nothing follows any "####", and None if there is no "####".
+    The first item is "" if no "####" is followed by text, and None if there is no "####".
     """
     slot, end = None, len(text)
     for start in _from_the_end(text, "####"):
@@ -140,15 +140,14 @@ def _line(text: str, start: int, limit: int = MAX_SLOT) -> tuple[str, int]:
 
 
 def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
-    r"""Return the content of the last outer box, its end, and whether it is one of several.
+    r"""Return the content of the last outer box, its end, and True if other boxes directly precede it.
 
-    Returns:
-        Three items. The first one is the content of the box: None if there is no box, "" if the box is empty.
-            The second one is its end in the text. The third one is True if the box directly follows other
-            boxes, as in "\boxed{15} or \boxed{16}". Their contents are then separated by commas.
+    The content is None if there is no box, and "" if the box is empty. The end is an index in the text. In
+    "\boxed{15} or \boxed{16}", another box directly precedes the last box. The content then consists of the
+    contents of all these boxes, separated by commas.
     """
     boxes: list[str] = []
-    begin = end = last = len(text)  # range of the box that was found last, and end of the first one
+    begin = end = last = len(text)  # start and end of the box found last, and end of the first box
     slot: str | None = None
     for start in _from_the_end(text, r"\boxed", r"\fbox"):
         box = _BOX.match(text, start)
@@ -160,7 +159,7 @@ def _boxed(text: str, *, truncated: bool) -> tuple[str | None, int, bool]:
                 return slot or "", last, len(boxes) > 1
             closed = len(text)
         content = text[box.end() : closed].strip()
-        if closed > end:  # around the box that was found last
+        if closed > end:  # this box contains the box that was found last
             boxes[-1:], begin, end, last = [content], start, closed, closed + 1
         elif not slot or _JOINT.fullmatch(text, closed + 1, begin):
             boxes[:0] = [content] if content.strip(" $\\])") else []
@@ -195,7 +194,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def _tagged(text: str, *, truncated: bool) -> tuple[str | None, int]:
-    """Return the content of the last `<answer>` that is not empty, and its end; None if there is no tag."""
+    """Return the content of the last nonempty `<answer>`, and its end. The content is None without a tag."""
     slot, end = None, len(text)
     for start in _from_the_end(text, "<answer>", "<Answer>", "<ANSWER>"):
         start += len("<answer>")
@@ -239,7 +238,7 @@ def split_at_mark(solution: str) -> tuple[str, str | None]:
     """Split a worked solution into its steps and the answer after the last `####`, as in GSM8K.
 
     Returns:
-        The steps, and the answer without commas. If there is no `####`, the whole solution and None.
+        the steps, and the answer without commas; if there is no `####`, the whole solution and None.
     """
     steps, mark, answer = solution.rpartition("####")
     return (steps.rstrip(), answer.replace(",", "").strip()) if mark else (solution, None)

@@ -1,4 +1,4 @@
-"""Words that decide what a text commits to: hedges, negations, operations, units, and fillers."""
+"""Words that decide which number a text states as its answer: hedges, negations, operations, units, …"""
 
 
 def words(text: str) -> frozenset[str]:
@@ -29,15 +29,15 @@ PARTS = words(
     "half root square cube third thirds quarter quarters fourth factorial logarithm log multiple multiples "
     "factor factors power percent reciprocal inverse opposite out divisor divisors double triple"
 )
-"""Words that make another value of a number after "of": "half of 84"."""
+"""Words that turn the number after "of" into another value, as in "half of 84"."""
 OPERATIONS = words("plus times minus divided multiplied mod modulo choose")
-"""Words before a number that make an expression of it."""
+"""Words before a number that turn the number into an expression, as in "minus 3"."""
 JOINING = OPERATIONS | words("base by x")
-"""Words between two numbers that make an expression of them."""
+"""Words between two numbers that join the numbers into an expression, as in "3 times 4"."""
 MULTIPLYING = words("divided multiplied divide multiply dividing multiplying")
-"""Words before "by" and a number."""
+"""Words before "by" and a number, as in "divided by 2"."""
 SUMS = words("add adds added adding sum sums summed comes ends ended")
-"""Words before "up to" that do not make a bound of it."""
+"""Words before "up to" with which "up to" is not a bound, as in "adds up to 42"."""
 BASES = words("base binary octal hexadecimal hex")
 OPERATIONS_AFTER = words(
     "squared cubed factorial doubled tripled halved quadrupled times plus minus divided multiplied mod "
@@ -54,7 +54,7 @@ ALTERNATIVES = words("or and to through versus vs")
 CONDITIONS = words("if unless")
 COPULAS = words("is are was were be been equals equal has have gives get gets got therefore")
 COMMITTING = COPULAS - words("has have") | words("so then total answer thus hence which who")
-"""Words that state another result."""
+"""Words after which another number can be the answer."""
 NUMBER_WORDS = words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
     "seventeen eighteen nineteen twenty thirty forty fifty sixty seventy eighty ninety hundred"
@@ -74,7 +74,7 @@ NO_UNITS = words(
     "if up out off over under into about via i.e e.g etc respectively correct final finally exactly said "
     "equals equal gives my me us him them"
 )
-"""Words after a number that are not its unit."""
+"""Words after a number that are not the unit of the number."""
 
 _NAMES = (
     "mm millimeter millimetre; cm centimeter centimetre; dm decimeter decimetre; m meter metre; "
@@ -92,6 +92,6 @@ UNITS: dict[str, str] = {
     for name in names.split()
     for spelling in ((name, f"{name}s") if len(name) > 2 else (name,))
 }
-"""Spellings of units of measurement, and one name for each unit."""
+"""Mapping from each spelling of a unit of measurement to the name of the unit."""
 ATTACHED_LETTERS = frozenset("gmshlLWVNJAC°$€£")
-"""One-letter units that can directly follow the digits, as in 15m. Other letters there are variables."""
+"""One-letter units that can directly follow digits, as in 15m. Another letter after digits is a variable."""

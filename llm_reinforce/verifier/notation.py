@@ -1,8 +1,8 @@
 r"""Normalization: LaTeX, Markdown, typographic characters and terminal codes become plain text.
 
-After `plain`, a number in bold, in `$…$`, in `\text{…}` or in other digits looks like the same number without
-markup, so the rules that read an answer see only one notation. What carries meaning is kept: line ends, and
-U+FFFD where a token between two digits has no text.
+After `plain`, a number in bold, in `$…$`, in `\text{…}` or in the digits of another script looks like the
+number without markup. The rules that read an answer therefore need to know only one notation. Line ends are
+kept, because they carry meaning. A special token between two digits, such as `<pad>`, becomes U+FFFD.
 
 The running time of each pattern is linear in the length of the text, because its repetitions are bounded,
 possessive or cannot overlap.
@@ -104,7 +104,7 @@ _LATEX: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def _fraction(found: re.Match[str]) -> str:
-    r"""Return \frac{3}{4} as 3/4, with a space after a digit: 5\frac12 is the mixed number 5 1/2."""
+    r"""Return \frac{3}{4} as 3/4. A space separates it from a digit: 5\frac12 is the mixed number 5 1/2."""
     numerator, denominator = found[1] or found[2], found[3] or found[4]
     sign = "-" if numerator.startswith("-") != denominator.startswith("-") else ""
     before = found.string[found.start() - 1 : found.start()]

@@ -1,8 +1,8 @@
 """Numbers with their signs, fractions, scales, percent signs and units, read from tokens.
 
 A *phrase* is one written number with everything that belongs to it, such as `-$1,042.50`, `5 1/2`, `50%`,
-`1.5 million dollars` or `15 km/h`. Its value is an exact fraction. `context.py` has the rules on what is
-beside a phrase.
+`1.5 million dollars` or `15 km/h`. Its value is an exact fraction. The rules on the text before and after a
+phrase are in `context.py`.
 """
 
 import re
@@ -37,7 +37,7 @@ _UNIT = re.compile(
 class Phrase:
     """A written number."""
 
-    first: int  # range of its tokens
+    first: int  # index of its first token
     last: int  # index after its last token
     number: int  # index of the token with the digits
     value: Fraction | None = None  # for a percentage, the number before the percent sign
@@ -49,14 +49,15 @@ class Phrase:
 def find_phrases(
     tokens: Sequence[Token], tags: Sequence[str], *, leads: bool, is_reference: bool = False
 ) -> list[Phrase]:
-    """Return the phrases of a text in order.
+    """Return the phrases (numbers with their signs and units) of a text in order.
 
     Args:
         tokens: tokens of the text, with `PADDING` at the end.
         tags: tags of the tokens.
-        leads: True if the text begins with the answer, so that "- 5" is -5 and not an item of a list.
-        is_reference: True if the text is a reference answer: a division is evaluated, and a letter directly
-            after the digits is a variable.
+        leads: True if the text begins with the answer. A "- 5" at the start of the text is then -5, and not
+            an item of a list.
+        is_reference: True if the text is a reference answer. In a reference answer, a division is evaluated,
+            and a letter directly after the digits is a variable.
     """
     phrases: list[Phrase] = []
     last = 0
@@ -77,7 +78,8 @@ def find_phrases(
 def _read_value(tokens: Sequence[Token], phrase: Phrase, *, may_divide: bool) -> None:
     """Read `42`, `3/4` or `5 1/2`.
 
-    A fraction that equals a whole number, such as 8/4, is not evaluated, unless its denominator is 1.
+    A fraction that equals a whole number, such as 8/4, is not evaluated, unless `may_divide` is True or its
+    denominator is 1.
     """
     index = phrase.number
     whole = _integer(tokens[index])
@@ -152,7 +154,7 @@ def _read_sign(tokens: Sequence[Token], phrase: Phrase, *, leads: bool) -> None:
 
 
 def _read_unit(tokens: Sequence[Token], tags: Sequence[str], phrase: Phrase, *, is_reference: bool) -> None:
-    """Read the unit after a number, or refuse the number if what follows it is a variable."""
+    """Read the unit after a number, or reject the number if a variable follows it."""
     token = tokens[phrase.last + (tags[phrase.last : phrase.last + 1] == ["\t-"])]
     if token.kind in ("word", "letter", "function"):
         is_attached = token is tokens[phrase.last] and token.start == tokens[phrase.last - 1].end
@@ -174,7 +176,7 @@ def _read_unit(tokens: Sequence[Token], tags: Sequence[str], phrase: Phrase, *, 
 
 
 def _attached(token: Token, *, is_reference: bool) -> str:
-    """Return a reason to refuse letters directly after the digits, or "" if the letters are a known unit."""
+    """Return a reason to reject letters directly after the digits, or "" if the letters are a known unit."""
     found = _POWER.fullmatch(token.text)
     if not token.text.isascii() and token.kind == "word":
         return "not_a_number" if "\ufffd" in token.text else ""
@@ -185,7 +187,10 @@ def _attached(token: Token, *, is_reference: bool) -> str:
 
 
 def _spaced(token: Token) -> str:
-    """Return a reason to refuse a number because the word after it cannot be its unit, or ""."""
+    """Return a reason to reject a number because the word after it makes it a part of an expression, or "".
+
+    Such a word is, for example, a function, an operation or a variable.
+    """
     found, word = _POWER.fullmatch(token.text), token.word
     if token.kind == "function" or "\ufffd" in word:
         return "not_a_number"
@@ -220,7 +225,7 @@ def unit_names(words: Iterable[str]) -> tuple[str, ...]:
 
 
 def same_unit(mine: tuple[str, ...], theirs: tuple[str, ...]) -> bool:
-    """Return True if two units do not contradict each other: one is missing, or both name the same thing.
+    """Return True if two units agree, that is, if one unit is missing or both units name the same thing.
 
     >>> same_unit(("red", "apple"), ("apple",)), same_unit(("m",), ("cm",))
     (True, False)

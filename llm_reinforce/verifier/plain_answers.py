@@ -1,8 +1,8 @@
 r"""Exact comparison of answers that are numbers or plain text.
 
 `final_answer.py` finds the final answer of a completion, `notation.py` removes LaTeX and typographic
-characters, and `commitment.py` reads the number that the answer commits to. This module compares the number
-with the reference answer. It raises no exception and is fast for every text.
+characters, and `commitment.py` reads the number that the answer states. This module compares the number with
+the reference answer. Its functions raise no exceptions and are fast for every text.
 """
 
 import re
@@ -19,7 +19,7 @@ from llm_reinforce.verifier.phrases import same_unit
 REMEMBERED_LENGTH = 256  # maximum characters of completions whose readings are cached
 
 WRONG = frozenset({"different", "several_values", "relation", "not_evaluated"})
-"""Reasons for rejecting a completion whose answer was read and is wrong."""
+"""Reasons for rejecting a completion from which an answer was read."""
 UNPARSEABLE = frozenset({"no_answer", "not_a_number", "timed_out", "crashed"})
 """Reasons for rejecting a completion from which no answer could be read."""
 _CHOICE_BEFORE = re.compile(r"\s*(?:[(\[]([A-Ha-h])[)\]]|([A-H])[).:])\s+(?=\S)")
@@ -31,9 +31,9 @@ class Verdict:
 
     `reason` is one of:
 
-    - `equal`: the same number, or the same text if the reference answer is not a number
-    - `different`: another number or text, or the same number with another unit
-    - `several_values`: more than one value ("15 or 16", an interval, "5=6")
+    - `equal`: the number of the reference answer, or its text if the reference answer is not a number
+    - `different`: another number or text, or the number of the reference answer with another unit
+    - `several_values`: more than one value ("15 or 16", an interval, or "5=6")
     - `relation`: a bound, a negation or an approximation instead of a value ("> 41", "not 42", "about 42")
     - `not_evaluated`: an expression instead of its value ("23*47", "8/4", "8+", "5!", "twice 21")
     - `no_answer`: no number was found, the slot for the answer is empty, or the reasoning block is not closed
@@ -86,7 +86,7 @@ read_cached: Callable[..., Reading] = lru_cache(maxsize=16_384)(read_completion)
 
 @lru_cache(maxsize=16_384)
 def read_answer(answer: str) -> Reading:
-    """Read an answer without other text, such as a reference answer, as a number.
+    """Read a text that contains only an answer, such as a reference answer, as a number.
 
     The `value` of the result is None unless the answer is a number, with at most a label and a unit.
 
@@ -157,7 +157,8 @@ _OPTION = re.compile(r"^\s*(?:option|choice)\s+(?=\S)", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Za-z]{3}|^\s*(?:no|No|NO)\s*$")
 _OTHER_CHOICE = re.compile(r"\b(?:or|and)\b|[(\[][A-Ha-h][)\]]", re.IGNORECASE)
 _LETTERS = re.compile(r"(?![A-H]$)[A-Za-z]([A-Za-z])?")  # a variable, or a product of two
-# a letter, a command, or a letter beside digits or operators: the answer is algebra, where case counts
+# what shows that an answer is algebra, in which case counts: a command, or a letter beside digits or
+# operators
 _ALGEBRA = re.compile(
     r"\\[A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z'])\s?[-+*/^_=<>!(\[]|[-+*/^=<>)\]0-9]\s?[A-Za-z](?![A-Za-z])"
     r"|[0-9]!|\)!|\|\s?[A-Za-z]\s?\||[\u0370-\u03ff]"
@@ -180,7 +181,10 @@ def _verify_text(final: FinalAnswer, answer: str, *, algebra: bool) -> Verdict:
 
 
 def is_same_text(text: str, right: str, *, algebra: bool) -> bool:
-    """Compare two normalized texts as words, as a choice, or as algebra, where case and signs count."""
+    """Return True if two normalized texts are equal as words, as a choice such as (B), or as algebra.
+
+    Case and signs are significant only in algebra.
+    """
     letters = _LETTERS.fullmatch(right)
     is_algebra = bool(_ALGEBRA.search(right)) or (letters is not None and (algebra or not letters[1]))
     is_algebra = is_algebra or (algebra and not _WORDS.search(right) and not _CHOICE.fullmatch(right))

@@ -1,8 +1,8 @@
-r"""Reasoning blocks of a completion, such as `<think>…</think>`. Only the text after them is an answer.
+r"""Reasoning blocks of a completion, such as `<think>…</think>`. Only text after the blocks is an answer.
 
-Models mark their reasoning with many tags: `<think>`, `<Thought>`, `[THINK]`, `<|START_THINKING|>`,
-`<|begin_of_thought|>`, `<longcat_think>`, `◁think▷`. Each of these tags is a name in
-brackets. The tag that closes a block also contains a slash or a word such as "end".
+Models mark their reasoning with many different tags: `<think>`, `<Thought>`, `[THINK]`, `<|START_THINKING|>`,
+`<|begin_of_thought|>`, `<longcat_think>`, `◁think▷`. Each of these tags is a name in brackets. The tag that
+closes a block also contains a slash or a word such as "end".
 """
 
 import re
@@ -52,7 +52,7 @@ def after_reasoning(completion: str) -> str:
 
 
 def open_reasoning(text: str) -> str:
-    """Return the end of a text, starting with the tag of the open reasoning block; "" if no block is open.
+    """Return the part of a text from the tag of an unclosed reasoning block on; "" if all blocks are closed.
 
     >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
     '<think>\\nFirst,'

@@ -1,9 +1,11 @@
-r"""Tokens of a normalized text, found by one pattern whose running time is linear, and their tags.
+r"""Tokens of a normalized text, and their tags. One pattern with linear running time finds the tokens.
 
 The *tag* of a token is one of `0` (a number), `0:0` (a date, time or ratio), `@x` (the letter x), `\f` (a
-function), `$`, `(`, `)`, `=`, `≈` (a relation), `¶` (a line end) and `"` (another character), or otherwise
-the token itself. A space precedes each tag, or a tab character if nothing separates the token from the
-previous token. The rules of `context.py` are patterns on the tags.
+function), `$`, `(`, `)`, `=`, `≈` (a relation), `
+
+` (a line end) and `"` (another character). The tag of any other token is the token itself. A space precedes
+each tag, or a tab character if nothing separates the token from the previous token. The rules of `context.py`
+are patterns on the tags.
 """
 
 import re
@@ -32,7 +34,7 @@ class Token(NamedTuple):
 
 
 PADDING = [Token("end", "", -1, -1, "")] * 8
-"""Tokens after the last one. They also precede the first one, because `tokens[-1]` is one of them."""
+"""Tokens appended to the tokens of a text. Through negative indices, they also precede the first token."""
 
 
 _PATTERN = re.compile(
@@ -119,6 +121,6 @@ def tags_of(tokens: Sequence[Token]) -> list[str]:
 
 
 def any_of(some: Iterable[str]) -> str:
-    """Return a pattern that matches the tag of any of these words."""
+    """Return a pattern that matches the tag of each of these words."""
     tags = (re.escape(word) if len(word) > 1 else f"@(?i:{word})" for word in sorted(some))
     return rf"(?:{'|'.join(tags)})(?!\S)"

@@ -14,22 +14,23 @@ def verify(
     >>> verify("The answer is 15 or 16.", "15").reason
     'several_values'
 
-    A percentage equals its number and the number divided by 100: "50%" equals "50" and "0.5". If both
-    answers have a unit, the units must agree. If the reference answer is not a number, the
-    answers are compared as text, ignoring white space and surrounding punctuation, and ignoring case unless
-    the reference answer is algebra. The text compared is what `\\boxed{…}`, `####`, `<answer>` or "answer
-    is" marks as the answer; without such a mark, it is the whole completion. NaN and infinities equal
-    nothing.
+    A percentage equals its number and the number divided by 100: "50%" equals "50" and "0.5". If both answers
+    have a unit, the units must agree. If the reference answer is not a number, the answers are compared as
+    text, ignoring white space and surrounding punctuation, and ignoring case unless the reference answer is
+    algebra. The compared text is the part of the completion that `\\boxed{…}`, `####`, `<answer>` or "answer
+    is" marks as the answer, or the whole completion if it has no such mark. NaN and infinities are never
+    accepted.
 
     Args:
-        completion: the text to verify. The function never raises an exception and is fast for every text.
+        completion: the text to verify. No text takes a long time or causes an exception.
         answer: the reference answer without other text, such as "42" or "3/4".
-        algebra: True if the reference answer can be LaTeX or algebra. If it is not a plain number, it is
-            compared with math-verify, in a process that is killed if the comparison takes more than two
-            seconds.
+        algebra: True if the reference answer can be LaTeX or algebra. A reference answer that is not a plain
+            number is then compared by math-verify, in a process that is killed if the comparison takes more
+            than two seconds.
         prompt: the question. An algebraic answer that only repeats a part of the question is rejected.
-        truncated: True if the completion ended at the token budget. A `\\boxed{` or `<answer>` that is not
-            closed then contains no answer; otherwise, it extends to the end of the completion.
+        truncated: True if the completion ended at the token budget. In a truncated completion, a `\\boxed{`
+            or `<answer>` that is not closed contains no answer. In other completions, it extends to the end
+            of the completion.
 
     Raises:
         InputError: if math-verify is needed to compare the answer and is not installed.

@@ -1,4 +1,4 @@
-"""Worker processes that answer questions. A worker that hangs or crashes does not harm its caller."""
+"""Worker processes that answer questions. A worker that hangs or crashes does not affect its caller."""
 
 from llm_reinforce.workers.pool import (
     START_LIMIT,

@@ -1,8 +1,9 @@
 """A pool of worker processes that are started when needed and killed if they take too long.
 
 Questions and answers are lines of JSON, sent over a pair of pipes. The worker process runs `serve` from
-`service.py`. Each question has its own thread, which writes to and reads from the pipes, so the caller waits
-no longer than until the question's deadline. No signals are used, so questions can be sent from any thread.
+`service.py`. Each question has its own thread, which writes to and reads from the pipes. Therefore, the
+caller never waits longer than until the question's deadline. No signals are used, so questions can be sent
+from any thread.
 """
 
 import json
@@ -24,21 +25,21 @@ from typing import Any
 from llm_reinforce.workers.process_trees import kill_descendants, kill_group
 
 START_LIMIT = 120.0  # seconds until a worker must be ready; importing its modules can take a while
-MAX_LINE = 64 * 2**20  # maximum bytes of an answer
-_CHUNK = 2**18  # bytes read or written at once
+MAX_LINE = 64 * 2**20  # maximum number of bytes of an answer
+_CHUNK = 2**18  # maximum number of bytes that are read or written at once
 _TIME_TO_END = 0.5  # seconds to wait for the exit code of a process that has closed its pipe
 
 
 class WorkerError(Exception):
-    """A worker did not answer. The message gives the reason, such as a crash or a time-out."""
+    """Raised or returned when a worker did not answer. The message gives the reason, such as a crash."""
 
 
 class WorkerTimeoutError(WorkerError):
-    """A worker was ready, but did not answer a question within its time limit."""
+    """Returned when a worker was ready, but did not answer a question within the time limit."""
 
 
 class WorkerSettingsError(WorkerError):
-    """A worker rejected its settings. The message comes from the exception raised in the worker."""
+    """Raised or returned when a worker rejected its settings. The message comes from the worker."""
 
 
 class WorkerPool:
@@ -47,7 +48,7 @@ class WorkerPool:
     A process is started when a question needs it. If a question takes too long or fails, its process and all
     child processes are killed, and the next question starts a new process. All processes are killed when the
     pool is closed or garbage-collected, and when the interpreter exits. A forked child does not use the
-    processes of its parent; it starts new ones.
+    processes of its parent, but starts its own processes.
 
     Args:
         module: name of a module that calls `serve`.
@@ -80,7 +81,7 @@ class WorkerPool:
         return tuple(process.pid for process in processes if process.poll() is None)
 
     def greeting(self) -> dict[str, Any]:
-        """Start the first worker if it is not running, and return the greeting that its `prepare` returned.
+        """Start the first worker if it is not running, and return the worker's greeting; see `serve`.
 
         Raises:
             WorkerSettingsError: if the worker rejects its settings.
@@ -105,13 +106,14 @@ class WorkerPool:
             return self._run(questions, time_limit)
 
     def close(self) -> None:
-        """Kill all processes. A later question starts new ones."""
+        """Kill all processes. A later question starts new processes."""
         _kill_all(self._workers)
 
     def forget(self) -> None:
-        """Close the pipes to the processes, but do not kill the processes. A forked child calls this method.
+        """Close the pipes to the processes without killing the processes.
 
-        The processes belong to the parent, which continues to use them.
+        A forked child calls this method, because the processes belong to the parent, which continues to use
+        them.
         """
         self._lock = threading.Lock()  # a thread of the parent may have held the lock during the fork
         for worker in self._workers:
@@ -156,12 +158,12 @@ class _Worker:
             self.directory = None
         self.process: subprocess.Popen[bytes] | None = None
         self.deadline = 0.0
-        self.greeting: dict[str, Any] = {}  # of the latest process
+        self.greeting: dict[str, Any] = {}  # greeting of the latest process
         self.late = WorkerError("")  # the answer to the question if the deadline passes
 
     def send(self, question: object, time_limit: float, inbox: "_Inbox") -> None:
         """Send a question in a new thread, which puts the answer or a `WorkerError` into the inbox."""
-        if self.process is not None and self.process.poll() is not None:  # it ended after its last answer
+        if self.process is not None and self.process.poll() is not None:  # the process has ended
             self.kill()
         is_new = self.process is None
         try:
@@ -180,7 +182,7 @@ class _Worker:
             try:
                 if is_new:
                     self.greeting = _greeting(process, self.first_message)
-                    if self.process is process:  # it was not killed meanwhile
+                    if self.process is process:  # the process was not killed during its start
                         self._set_deadline(time_limit, WorkerTimeoutError)
                     inbox.put(None)  # tells `_next_answer` that the deadline has changed
                 answer = self.greeting if question is _GREET else _answer(process, question, time_limit)
@@ -240,9 +242,9 @@ def _next_answer(
     """Wait for the next answer and return it with its worker.
 
     Returns:
-        The worker and its answer. If the worker failed or its deadline passed, the worker is killed and the
-        answer is the error. None if there is no answer yet and the caller has to call again, for example
-        because a deadline changed.
+        the worker and its answer. If the worker failed or its deadline passed, the worker is killed, and the
+        answer is the error. The result is None if there is no answer yet. The caller then has to call this
+        function again.
     """
     first = min(busy, key=lambda worker: worker.deadline)
     try:

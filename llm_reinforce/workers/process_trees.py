@@ -1,4 +1,4 @@
-"""Killing of a process together with the processes that it has started, on every system."""
+"""Kill a process together with the processes that it has started, on every operating system."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ def kill_descendants(pid: int) -> None:
     Args:
         pid: id of the process. If the process does not exist, nothing happens.
     """
-    import psutil  # here, because most processes never need it
+    import psutil  # imported here, because most processes never need it
 
     with suppress(psutil.Error):
         for process in psutil.Process(pid).children(recursive=True):

@@ -17,7 +17,8 @@ from typing import Any, BinaryIO
 
 from llm_reinforce.workers.process_trees import kill_descendants, kill_group
 
-_GRACE = 2.0  # seconds after the time limit until the process ends itself; usually the parent kills it first
+# seconds after the time limit until the process ends itself; usually, the parent kills the process earlier
+_GRACE = 2.0
 
 Answer = Callable[[Any], object]
 
@@ -61,7 +62,7 @@ def limit_memory(mebibytes: int | None) -> None:
     with suppress(ImportError, ValueError, OSError):  # Windows has no limits
         import resource
 
-        # RLIMIT_DATA counts private data only, and not mapped libraries, such as the large ones of CUDA
+        # RLIMIT_DATA counts private data only, and not mapped libraries, such as the large libraries of CUDA
         resource.setrlimit(resource.RLIMIT_DATA, (mebibytes * 2**20, mebibytes * 2**20))
 
 
@@ -90,7 +91,7 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _exists(pid: int) -> bool:
-    """Return True if a process exists. On Windows, the parent of a process remains the same after its end."""
+    """Return True if a process exists. On Windows, `os.getppid` does not change when the parent ends."""
     import psutil
 
     return bool(psutil.pid_exists(pid))

@@ -1,11 +1,11 @@
-"""What each piece of the fast path is worth: `python tests/benchmarks/ablation.py --rounds 10`.
+"""Time that each piece of the fast path saves: `python tests/benchmarks/ablation.py --rounds 10`.
 
-For each piece, two processes make updates of a workload of `speed.py` in turn. One of them runs the full
-code, and the other one runs it without the piece. The table shows the CPU time without the piece, divided by
-the CPU time of the full code: the median over the rounds, and an interval of 95% confidence. A value of 1.10
-means that an update takes 10% more time without the piece. Each process computes with one thread, because the
-CPU time of one thread depends little on what else runs on the machine. The pieces are turned off in this file
-only.
+For each piece, two processes make updates of a workload of `speed.py` in turn. The first process runs the
+full code, and the second process runs the code without the piece. The table shows the CPU time without the
+piece, divided by the CPU time of the full code, as the median over the rounds with a 95% confidence interval.
+A value of 1.10 means that an update takes 10% more time without the piece. Each process computes with one
+thread, because the CPU time of one thread depends little on other programs on the machine. Only this script
+can turn pieces off.
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Piece:
     code: Sequence[Any]
 
 
-# Without a piece.
+# Functions that turn off a piece.
 
 
 def without_fast_path() -> None:
@@ -70,12 +70,12 @@ def without_fast_path() -> None:
 
 
 def without_onednn() -> None:
-    """Use the product of torch."""
+    """Multiply matrices with torch instead of oneDNN."""
     products.onednn = None
 
 
 def replace_layer_products(function: Callable[..., Any]) -> None:
-    """Replace the function in all modules that import it."""
+    """Replace the function `layer_products` in all modules that import it."""
     for module in (activations, packed_forward, slot_batch):
         module.layer_products = function  # type: ignore[attr-defined]
 
@@ -103,12 +103,12 @@ def without_fused_norm() -> None:
 
 
 def without_reuse() -> None:
-    """Compute the forward pass of the gradient step."""
+    """Compute the forward pass of the gradient step again, without activations of the sampler."""
     loop.Activations = lambda max_tokens: None  # type: ignore[assignment,misc]
 
 
 def without_forks() -> None:
-    """Give each completion its own row from the start."""
+    """Give each completion its own row of the batch from the start."""
     plain = sampling._Generation.__init__
 
     def unshared(self: Any, *arguments: Any, **keywords: Any) -> None:
@@ -119,22 +119,22 @@ def without_forks() -> None:
 
 
 def without_shared_prefixes() -> None:
-    """Compute all tokens of each completion."""
+    """Compute all tokens of each completion, including prefixes that completions share."""
     completion_tree._num_shared = lambda one, other: 0
 
 
 def without_common_prefix() -> None:
-    """Compute all tokens of each prompt."""
+    """Compute all tokens of each prompt, including the prefix that all prompts share."""
     packing._common_prefix_length = lambda prompts: 0
 
 
 def without_padding() -> None:
-    """Compute the tokens without padding to a multiple."""
+    """Do not pad the number of tokens to a multiple of 16."""
     packed_forward.MULTIPLE = 1
 
 
 def without_short_attention() -> None:
-    """Use the attention function of torch for all lengths."""
+    """Use the attention function of torch for sequences of all lengths."""
     attention.MAX_SMALL = 0
 
 
@@ -159,22 +159,22 @@ def without_chunks() -> None:
 
 
 def without_refill() -> None:
-    """Start new prompts only when all completions have ended."""
+    """Start completions of new prompts only when all earlier completions have ended."""
     slot_batch.SlotBatch.can_refill = False
 
 
 def without_malloc_settings() -> None:
-    """Leave malloc as it is."""
+    """Do not change the settings of malloc."""
     speed.keep_freed_memory = lambda: False
 
 
 def without_gc_settings() -> None:
-    """Leave the garbage collector as it is."""
+    """Do not change the settings of the garbage collector."""
     loop.fewer_collections = nullcontext  # type: ignore[assignment]
 
 
 def nothing() -> None:
-    """Change nothing: this is the full code."""
+    """Turn nothing off, to run the full code."""
 
 
 PIECES = {
@@ -257,14 +257,14 @@ def num_lines(code: Sequence[Any]) -> int:
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
-    """Return an interval of 95% confidence of the median, or the whole range of fewer than six values."""
+    """Return a 95% confidence interval of the median. With fewer than six values, return their range."""
     ordered = sorted(ratios)
     place = max(int(binom.ppf(0.025, len(ratios), 0.5)) - 1, 0)
     return ordered[place], ordered[-1 - place]
 
 
 def measure(piece: str, workload: str, num_problems: int, rounds: int, directory: str) -> dict[str, Any]:
-    """Let two processes, with and without the piece, make updates in turn."""
+    """Let two processes, with and without the piece, make updates in turn, and return the measurements."""
 
     def started(name: str) -> Any:
         arguments = [__file__, "--worker", name, "--workloads", workload, "--directory", directory]

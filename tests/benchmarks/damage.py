@@ -2,9 +2,10 @@
 
     python tests/benchmarks/damage.py
 
-A tiny run is killed when it has two checkpoints. Each file of the newer one is then truncated to 20 sizes and
-changed by 50 single-bit flips, one at a time. The resumed run has to skip this checkpoint, report that,
-continue from the older one, and end with the same bits as an undisturbed run.
+A tiny run is killed when it has two checkpoints. Each file of the newer checkpoint is then damaged in 70
+ways: it is truncated to 20 sizes, and a single bit is flipped in 50 places. After each damage, the resumed
+run has to report and skip the damaged checkpoint, continue from the older checkpoint, and end with the same
+bits as an undisturbed run.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from lives import SETTINGS, make_traced, outcome, start
 
 from llm_reinforce.checkpoint_files import FILES, MANIFEST, find_checkpoint
 
-NUM_UPDATES, KILLED_IN = 5, 5  # killed in the fifth save, that of update 4: the first is of update 0
+# the run is killed during its fifth save, which is the save after update 4, because the first save precedes
+# the first update
+NUM_UPDATES, KILLED_IN = 5, 5
 
 
 def damages(file: Path, num_sizes: int, num_flips: int, rng: random.Random) -> dict[str, bytes]:
-    """Return the damaged contents of a file, by a description of the damage."""
+    """Return damaged versions of a file's content, each by a description of the damage."""
     whole = file.read_bytes()
     sizes = [0, *sorted(rng.sample(range(1, len(whole) - 1), num_sizes - 2)), len(whole) - 1]
     damaged = {f"cut to {size} bytes": whole[:size] for size in sizes}
@@ -35,7 +38,7 @@ def damages(file: Path, num_sizes: int, num_flips: int, rng: random.Random) -> d
 
 
 def main() -> None:
-    """Damage, resume, compare and print the counts; exit 1 if any resumed run differs."""
+    """Damage, resume, compare and print the counts. Exit with code 1 if any resumed run differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sizes", type=int, default=20, help="number of truncations of each file")
     parser.add_argument("--flips", type=int, default=50, help="number of bit flips of each file")

@@ -2,10 +2,11 @@
 
     python tests/benchmarks/full_disk.py --every 8
 
-A tiny run is started on tmpfs disks of increasing size, up to one that holds the whole run, so the disk is
-full at a different write each time. The run has to exit with code 1, one line of error message, no partly
-written files, and an intact last checkpoint. Resumed with more room, it has to end with the same bits as an
-undisturbed run. The last disk turns read-only instead.
+A tiny run is started on tmpfs disks of increasing size, up to a disk that holds the whole run. The smaller
+disks become full, each at a different write. The run then has to exit with code 1 and a one-line error
+message, leave no partly written files, and have an intact last checkpoint. After the disk is enlarged, the
+resumed run has to end with the same bits as an undisturbed run. In the last test, the disk does not become
+full, but read-only.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from llm_reinforce.checkpoint_files import find_checkpoint
 
 
 def mount(*options: str) -> None:
-    """Call mount(8); exit with code 77 if it is not allowed."""
+    """Call mount(8). If mounting is not allowed, exit with code 77."""
     done = subprocess.run(["mount", *options], capture_output=True, text=True)
     if done.returncode != 0:
         print(f"not measured, mount is not allowed here: {done.stderr.strip()}")
@@ -28,7 +29,14 @@ def mount(*options: str) -> None:
 
 
 def faults(run: Path, output: Path, code: int, expected: str) -> list[str]:
-    """Return what is wrong with the files, the exit code and the message of a run."""
+    """Return a description of each fault in the files, the exit code or the error message of a run.
+
+    Args:
+        run: directory of the run.
+        output: file with the output of the run.
+        code: exit code of the run.
+        expected: text that the error message has to contain.
+    """
     found = []
     text = output.read_text()
     if code != 1 or expected not in text or "Traceback" in text:
@@ -48,7 +56,7 @@ def faults(run: Path, output: Path, code: int, expected: str) -> list[str]:
 
 
 def main() -> None:
-    """Fill the disk, check, make room, resume, compare; exit 1 if anything was lost."""
+    """Fill the disk, check, make room, resume and compare. Exit with code 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--every", type=int, default=8, help="step from one disk size to the next, in KiB")
     parser.add_argument("--most", type=int, default=1024, help="largest disk size, in KiB")
@@ -62,7 +70,7 @@ def main() -> None:
         disk.mkdir()
         assert start(root / "undisturbed", output, SETTINGS, resume=False).wait() == 0, output.read_text()
         expected = outcome(root / "undisturbed")
-        for size in [*range(options.every, options.most + 1, options.every), 0]:  # 0: turns read-only
+        for size in [*range(options.every, options.most + 1, options.every), 0]:  # 0: disk becomes read-only
             mount("-t", "tmpfs", "-o", f"size={size or 4 * options.most}k", "none", str(disk))
             try:
                 output.unlink()
@@ -95,7 +103,7 @@ def main() -> None:
 def _turn_read_only(life: Life, disk: Path) -> None:
     """Make the disk read-only during the third save, as after a disk error.
 
-    The remount is tried repeatedly, since it fails while a file is open for writing.
+    The remount is tried repeatedly, because it fails while a file is open for writing.
     """
     life.wait_for("saving", 3)
     for _ in range(200):

@@ -1,7 +1,9 @@
-"""Golds of data sets in the wrappings of the audit: `python tests/benchmarks/golds.py FILE… [--algebra]`.
+"""Check the verifier on reference answers: `python tests/benchmarks/golds.py FILE… [--algebra]`.
 
-A FILE is JSONL or a list in JSON. Its rows are objects, or lists of a question and an answer. Prints the
-number of answers that are accepted in every wrapping, and the rejected ones.
+Each FILE is a data set, as JSONL or as a list in JSON. The rows are objects, or lists of a question and an
+answer. Each reference answer is inserted into several texts, such as "The answer is %s.", and the verifier
+compares the texts with the answer. The script prints the number of answers that are accepted in all texts,
+and the answers that are rejected.
 """
 
 import argparse
@@ -16,7 +18,7 @@ KEYS = ("answer", "Answer", "target", "final_ans", "lSolutions")
 
 
 def main() -> None:
-    """Check the golds of each file."""
+    """Check the reference answers in each file."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--algebra", action="store_true", help="compare the answers as algebra")
@@ -45,7 +47,7 @@ def rows_of(path: Path) -> list[Any]:
 
 
 def gold_of(row: Any) -> str:
-    """Return the answer of a row; GSM8K's answer is the text after `####`."""
+    """Return the reference answer of a row: the whole answer or, as in GSM8K, the text after `####`."""
     value = row[1] if isinstance(row, list) else next(row[key] for key in KEYS if key in row)
     value = value[0] if isinstance(value, list) else value
     return str(value).rpartition("####")[2].replace(",", "").strip() if "####" in str(value) else str(value)

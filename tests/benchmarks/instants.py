@@ -1,12 +1,12 @@
-"""Send signals to real commands at times spread over their whole duration; check exit codes and results.
+"""Send signals to commands at times spread over their whole duration, and check exit codes and results.
 
     python tests/benchmarks/instants.py --signals 50
 
-A tiny run is started as a new process, including its imports (kills.py forks a process that has imported
-everything). It gets a signal after a random time, and in half of the cases a second one. The times are spread
-evenly from the start of Python to the end of the process. The process has to exit with 130 or 143, be ended
-by the signal, or exit with 0 if it had finished. It must not print a traceback, and the resumed run has to
-end with the same bits.
+A tiny run is started as a new process, which imports all packages. (In contrast, kills.py forks a process
+that has already imported them.) The process gets a signal after a random time, and in half of the cases a
+second signal. The times are spread evenly from the start of Python to the end of the process. The process has
+to exit with 130 or 143, be ended by the signal, or exit with 0 if it had finished. It must not print a
+traceback, and the resumed run has to end with the same bits as an undisturbed run.
 """
 
 import argparse
@@ -26,7 +26,8 @@ from lives import SETTINGS, outcome
 
 from llm_reinforce.cli.interruption import ASKING
 
-# The byte is written when Python has started: during its start, Ctrl-C may end Python with exit code 1.
+# The program writes a byte when Python has started, because during the start, Ctrl-C may end Python with exit
+# code 1. No signal is sent before this byte.
 PROGRAM = "import os, runpy; os.write({pipe}, b'!'); runpy.run_module('llm_reinforce', run_name='__main__')"
 
 
@@ -40,7 +41,12 @@ class Ended:
 
 
 def run(directory: Path, hits: list[tuple[float, int]]) -> Ended:
-    """Train in the directory, and send signals: pairs of the seconds since the start and the signal."""
+    """Train in the directory, and send signals.
+
+    Args:
+        directory: directory of the run, which is resumed if it exists.
+        hits: for each signal, the seconds after the start, and the number of the signal.
+    """
     reader, writer = os.pipe()
     options = [word for key, value in SETTINGS.items() for word in ("--set", f"{key}={value}")]
     resume = ["--resume"] if (directory / ".lock").exists() else []
@@ -64,7 +70,7 @@ def run(directory: Path, hits: list[tuple[float, int]]) -> Ended:
 
 
 def fault(ended: Ended, hits: list[tuple[float, int]]) -> str | None:
-    """Return what is wrong with the exit code or stderr of a command; None if nothing is."""
+    """Return a description of what is wrong with the exit code or stderr; None if nothing is wrong."""
     allowed = {0} | {128 + number for _, number in hits} | {-number for _, number in hits}
     is_quiet = not any(word in ended.stderr for word in ("Traceback", "Exception ignored", "failed"))
     if ended.code in allowed and is_quiet:
@@ -73,7 +79,7 @@ def fault(ended: Ended, hits: list[tuple[float, int]]) -> str | None:
 
 
 def main() -> None:
-    """Send signals, resume, compare and print the counts; exit 1 if any exit or result is wrong."""
+    """Send signals, resume, compare and print the counts. Exit with code 1 if anything is wrong."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--signals", type=int, default=50, help="number of commands that get a signal")
     parser.add_argument("--updates", type=int, default=6, help="number of updates of each run")

@@ -1,10 +1,12 @@
 """Coverage of the 95% intervals of accuracies, by simulation: `python tests/benchmarks/interval_coverage.py`.
 
-Each row of a table is a kind of policy, or of change between two policies. For every repetition, each
-problem's chance of a correct answer is drawn from a distribution, and then its samples. The true value is the
-mean of the distribution. `--repeats` sets the precision: 1,000 repetitions give a standard error of 0.7
-points. With one sample per problem, the coverage of a difference is exact: a sum over all numbers of problems
-gained and lost, weighted by their probability.
+Each row of a table describes a kind of policy, or a kind of change between two policies. In every repetition,
+each problem's chance of a correct answer is drawn from a distribution, and samples are then drawn with this
+chance. The true accuracy is the mean of the distribution. `--repeats` sets the precision: 1,000 repetitions
+give a standard error of 0.7 points. With one sample per problem, the coverage of a difference is computed
+exactly, as a sum over all possible numbers of gained and lost problems, weighted by their probabilities.
+
+A problem is gained if only the second policy solves it, and lost if only the first policy solves it.
 """
 
 import argparse
@@ -20,7 +22,7 @@ from llm_reinforce.evaluation import difference_interval, mcnemar, share_interva
 Interval = Callable[[Sequence[float]], tuple[float, float]]
 Beta = tuple[float, float]
 
-RATES = (  # a, b and description of a beta distribution of the problems' chances of a correct answer
+RATES = (  # parameters a and b, and description, of a beta distribution of chances of a correct answer
     (0.1, 1.9, "5%, most near 0%, a few near 100%"),
     (0.05, 4.95, "1%, nearly all near 0%"),
     (0.1, 0.9, "10%, from a few problems"),
@@ -33,7 +35,7 @@ RATES = (  # a, b and description of a beta distribution of the problems' chance
     (9.0, 1.0, "90%"),
     (1.9, 0.1, "95%"),
 )
-CHANGES = (  # probability that a problem is gained, and that it is lost
+CHANGES = (  # probability that a problem is gained, and probability that a problem is lost
     (0.3, 0.3),
     (0.5, 0.02),
     (0.3, 0.05),
@@ -68,7 +70,8 @@ RATES_OF_CHANGE = (
     0.9,
     0.98,
 )
-# distribution before; share of problems redrawn; the distribution they are redrawn from; description
+# beta distribution of the chances with the first policy, share of the problems whose chance is drawn again
+# for the second policy, beta distribution of these new chances, and description
 SHIFTS: tuple[tuple[Beta, float, Beta, str], ...] = (
     ((20.0, 20.0), 1.0, (20.0, 20.0), "all problems similar, no change"),
     ((4.0, 16.0), 1.0, (8.0, 12.0), "all similar, 20% to 40%"),
@@ -83,7 +86,7 @@ SHIFTS: tuple[tuple[Beta, float, Beta, str], ...] = (
 
 
 def coverage(interval: Interval, rows: np.ndarray, truth: float) -> tuple[float, float]:
-    """Return the share of the rows whose interval contains the true value, and the mean width."""
+    """Return the share of the rows whose interval contains the true value, and the intervals' mean width."""
     ends = np.array([interval(row.tolist()) for row in rows])
     held = (ends[:, 0] <= truth) & (truth <= ends[:, 1])
     return float(held.mean()), float((ends[:, 1] - ends[:, 0]).mean())
@@ -91,12 +94,26 @@ def coverage(interval: Interval, rows: np.ndarray, truth: float) -> tuple[float,
 
 @functools.cache
 def paired_interval(gained: int, lost: int, total: int) -> tuple[float, float]:
-    """Return the interval of the difference for given numbers of problems; one sample per problem."""
+    """Return the interval of a difference of accuracies, with one sample per problem.
+
+    Args:
+        gained: number of gained problems.
+        lost: number of lost problems.
+        total: number of all problems.
+    """
     return difference_interval([1.0] * gained + [-1.0] * lost + [0.0] * (total - gained - lost))
 
 
 def exact_coverage(num_problems: int, gained: float, lost: float) -> tuple[float, float]:
-    """Return the coverage of the interval of a difference, and its mean width; one sample per problem."""
+    """Return the exact coverage and the mean width of the interval of a difference.
+
+    Each problem has one sample.
+
+    Args:
+        num_problems: number of problems.
+        gained: probability that a problem is gained.
+        lost: probability that a problem is lost.
+    """
     held = width = 0.0
     law = stats.multinomial(num_problems, [gained, lost, max(0.0, 1 - gained - lost)])
     for num_gained in range(num_problems + 1):
@@ -111,7 +128,10 @@ def exact_coverage(num_problems: int, gained: float, lost: float) -> tuple[float
 
 
 def print_grid(num_problems: Sequence[int]) -> None:
-    """Print the exact coverage over all pairs of rates with at least five expected changes."""
+    """Print a summary of the exact coverage for many pairs of rates of gained and lost problems.
+
+    Pairs are omitted if fewer than five changed problems are expected.
+    """
     cases = [
         (total, gained, lost)
         for total, gained, lost in itertools.product(num_problems, RATES_OF_CHANGE, RATES_OF_CHANGE)

@@ -6,10 +6,12 @@
 A tiny run (a random policy, a warm start, 30 updates with a checkpoint each) is started, killed and resumed
 until it finishes. Then its weights, optimizer, train state, metrics (except times), evaluations, answers and
 episodes are compared with those of an undisturbed run with the same seed. Runs are repeated until there are
-enough hits, at least a quarter of them during a save and a quarter during sampling.
+enough hits (kills or signals), with at least a quarter of the hits during a save and a quarter during
+sampling.
 
-A third of the hits aim at a random moment of a save, a third at one of sampling, and a third at any time.
-`--by signals` sends SIGTERM or SIGINT, in half of the cases twice, and checks the exit code.
+A third of the hits are made at a random moment of a save, a third at a random moment of sampling, and a third
+at any time. `--by signals` sends SIGTERM or SIGINT instead of killing the run, in half of the cases two
+signals, and checks the exit code.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from lives import SETTINGS, Life, make_traced, outcome, start
 from llm_reinforce.cli.interruption import ASKING
 
 AIMS = ("saving", "sampling", None)  # None: any time
-MOST_AWAITED = 6  # a hit aims at one of the first 6 saves or samplings of a process
+MOST_AWAITED = 6  # a hit is made during one of the first 6 saves or samplings of a process
 
 
 @dataclass
@@ -69,7 +71,7 @@ def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, out
         return life.wait()
     numbers = [rng.choice(ASKING)]
     life.kill(numbers[0])
-    while life.listen(0):  # read what the process has reported until now, to find its place
+    while life.listen(0):  # read all reports of the process so far, to find out where it is
         pass
     place = life.place()
     if rng.random() < 0.5:
@@ -77,7 +79,7 @@ def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, out
         numbers.append(rng.choice(ASKING))
         life.kill(numbers[1])
     code = life.wait()
-    # before the run has begun, SIGTERM ends the process directly; a shell also shows this as 143
+    # before the run has begun, SIGTERM ends the process directly, which a shell also shows as 143
     allowed = {0} | {128 + number for number in numbers} | {-number for number in numbers}
     if code not in allowed:
         tally.wrong_exits.append(f"{code} after {numbers} while {place}: {output.read_text()[-800:]}")
@@ -90,10 +92,10 @@ def hit(life: Life, by: str, rng: random.Random, tally: Tally, pause: float, out
 def disturbed(
     directory: Path, by: str, rng: random.Random, tally: Tally, durations: dict[str, float], whole: float
 ) -> int:
-    """Hit and resume a run until it finishes; return the number of hits."""
+    """Hit and resume a run until it finishes, and return the number of hits."""
     num_hits, output = 0, directory.with_suffix(".txt")
     while True:
-        # an empty directory is not a run yet: the hit came before the lock was created
+        # if the directory is empty, the process was hit before the run began
         is_begun = directory.exists() and any(directory.iterdir())
         life = start(directory, output, SETTINGS, resume=is_begun)
         aim(life, rng, durations, whole)
@@ -103,7 +105,7 @@ def disturbed(
         num_hits += 1
         if by == "kill" and code != -signal.SIGKILL:
             tally.wrong_exits.append(f"{code}: {output.read_text()[-800:]}")
-        if tally.wrong_exits:  # otherwise it might fail forever
+        if tally.wrong_exits:  # stop here, because the run might fail every time
             return num_hits
         if by == "kill":
             tally.places[life.place()] += 1
@@ -111,7 +113,7 @@ def disturbed(
 
 
 def main() -> None:
-    """Hit, resume, compare and print the counts; exit 1 if any run differs."""
+    """Hit, resume, compare and print the counts. Exit with code 1 if any run differs."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hits", type=int, default=200, help="minimum number of hits")
     parser.add_argument("--by", nargs="+", choices=("kill", "signals"), default=["kill"], help="kind of hits")

@@ -1,8 +1,8 @@
-"""Processes that train a run and may be killed; shared by kills.py, damage.py and full_disk.py.
+"""Processes that train a run and may be killed, for kills.py, damage.py and full_disk.py.
 
 A life is one such process of a run. It is forked from a parent that has imported everything and computed
-nothing, so it starts immediately. It reports through a pipe which places it enters and leaves (saving,
-sampling, ...), so that it can be killed there.
+nothing, so it starts immediately. Through a pipe, the life reports when it enters or leaves a place, such as
+saving or sampling. The parent can therefore kill the life at this place.
 """
 
 import json
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import datasets  # noqa: F401  (imported in the parent, since imports take most of a short run)
+import datasets  # noqa: F401  (imported in the parent, because imports take most of a short run)
 import peft  # noqa: F401
 import scipy.stats  # noqa: F401
 import torch
@@ -67,8 +67,9 @@ class Life:
 
     Attributes:
         process: process id.
-        pipe: file descriptor from which its reports are read.
-        events: reports so far: time in seconds, "+" (entered) or "-" (left), and place.
+        pipe: file descriptor from which the reports of the process are read.
+        events: reports so far. A report consists of a time in seconds, "+" if the process entered a place or
+            "-" if it left the place, and the name of the place.
         has_ended: True if the process has closed the pipe.
     """
 
@@ -79,7 +80,7 @@ class Life:
     _rest: bytes = b""
 
     def listen(self, seconds: float | None) -> bool:
-        """Read the next reports; return False if there are none within `seconds` or the process has ended."""
+        """Read the next reports. Return False if no report comes within `seconds`, or the process ended."""
         if self.has_ended or not select.select([self.pipe], [], [], seconds)[0]:
             return False
         received = os.read(self.pipe, 65536)
@@ -97,11 +98,11 @@ class Life:
                 return
 
     def kill(self, number: int) -> None:
-        """Send a signal; it has no effect on a process that has ended but was not waited for."""
+        """Send a signal to the process. If the process has ended, nothing happens."""
         os.kill(self.process, number)
 
     def wait(self) -> int:
-        """Wait until the process ends; return its exit code, or -N if signal N ended it."""
+        """Wait until the process ends, and return its exit code, or -N if signal N ended the process."""
         while self.listen(None):
             pass
         os.close(self.pipe)
@@ -118,7 +119,7 @@ class Life:
         return entered[-1] if entered else "something else"
 
     def durations(self) -> dict[str, float]:
-        """Return the mean duration of each place, in seconds."""
+        """Return the mean duration of the stays in each place, in seconds."""
         begun: list[float] = []
         found: dict[str, list[float]] = {}
         for moment, sign, place in self.events:
@@ -130,12 +131,12 @@ class Life:
 
 
 def start(directory: Path, output: Path, settings: dict[str, object], *, resume: bool) -> Life:
-    """Fork a process that trains in the directory; its output is appended to the file `output`."""
+    """Fork a process that trains in the directory, and append its output to the file `output`."""
     options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     arguments = ["train", "quickstart", *options, "--set", f"output_dir={directory}"]
     output.touch()
     reader, writer = os.pipe()
-    # the child starts in a copy of the parent's code, where a signal must not raise
+    # the child starts in a copy of the parent's code, where a signal must not raise an exception
     signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)
     process = os.fork()
     if process == 0:
@@ -149,7 +150,7 @@ def start(directory: Path, output: Path, settings: dict[str, object], *, resume:
 def _live(arguments: list[str], writer: int, output: Path) -> NoReturn:
     """Run the command line in the child process, and exit without returning to the parent's code."""
     global _trace
-    _trace, code = writer, 128 + signal.SIGINT  # the code if a second SIGINT comes outside the command line
+    _trace, code = writer, 128 + signal.SIGINT  # the exit code if a second SIGINT comes outside of `main`
     try:
         opened = os.open(output, os.O_WRONLY | os.O_APPEND)
         os.dup2(opened, 1)
@@ -173,7 +174,7 @@ def _live(arguments: list[str], writer: int, output: Path) -> NoReturn:
 
 
 def make_traced() -> None:
-    """Make all lives report the places they enter and leave, and accept a second signal immediately."""
+    """Make all lives report the places that they enter and leave, and accept a second signal immediately."""
     torch.set_num_threads(1)
     for module, name, place in PLACES:
         setattr(module, name, _traced(getattr(module, name), place))

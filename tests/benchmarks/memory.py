@@ -46,7 +46,7 @@ SHAPE = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": True,
 }
-PROMPT = 40  # tokens
+PROMPT = 40  # number of tokens of a prompt
 MIB = 2**20
 
 Result = TypeVar("Result")
@@ -104,12 +104,12 @@ def predicted(name: str, directory: str) -> dict[str, float]:
 
 
 def measured(name: str, directory: str) -> dict[str, float]:
-    """Return the largest peaks of two updates, in MiB."""
+    """Return the measured peaks in MiB, each the larger peak of two updates."""
     peaks = {"sampling": 0.0, "update": 0.0}
 
     def watched(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **keywords: Any) -> Any:
-            release_freed_memory()  # of the previous phase
+            release_freed_memory()  # memory that the previous phase has freed
             Path("/proc/self/clear_refs").write_text("5")  # resets the peak
             result = function(*arguments, **keywords)
             status = Path("/proc/self/status").read_text()
@@ -126,7 +126,7 @@ def measured(name: str, directory: str) -> dict[str, float]:
 
 
 def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call the function in a process of its own, which has already imported the libraries."""
+    """Call the function in a forked process, which does not have to import the libraries again."""
     with multiprocessing.get_context("fork").Pool(1) as pool:
         return pool.apply(function, arguments)
 

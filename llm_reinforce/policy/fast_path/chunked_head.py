@@ -11,7 +11,7 @@ from llm_reinforce.policy.action_head import ActionLogProbs, log_probs_of_logits
 from llm_reinforce.policy.fast_path.products import is_linear, outer_products, product
 from llm_reinforce.policy_gradient import entropy
 
-MAX_LOGITS = 1 << 23  # number of logits stored at once: 32 MiB in float32, about the size of a CPU cache
+MAX_LOGITS = 1 << 23  # number of logits stored at once; 32 MiB in float32, about the size of a CPU cache
 
 
 def action_log_probs(
@@ -103,7 +103,7 @@ class _ChunkedHead(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         hidden, weight, states, actions, log_totals, entropies = ctx.saved_tensors
         grad_actions, grad_entropies = gradients[0], gradients[1][:, None]
-        # one value per state: the sum over the actions of the state
+        # for each state, the sum over its actions
         grad_log_probs = torch.zeros_like(log_totals).index_add_(0, states, grad_actions)[:, None]
         grad_hidden = torch.zeros_like(hidden, dtype=log_totals.dtype)
         grad_weight = torch.empty_like(weight) if ctx.needs_input_grad[1] else None

@@ -25,7 +25,8 @@ prompt or to the largest number of tokens that a completion adds to the tree, if
 class CompletionTree:
     """Completions as a tree of tokens.
 
-    The parent of a token is the token before it in its completion. The parent of a first token is the prompt.
+    The parent of a token is the token before it in its completion. The parent of the first token of a
+    completion is the prompt.
 
     The tokens are in preorder: a token is directly followed by its descendants. The last action of a
     completion is not in the tree, because no action follows it.
@@ -129,11 +130,11 @@ def pack_completions(
         prompt_lengths: number of tokens of each prompt.
         device: device of the result.
     """
-    # in sorted order, a completion shares its longest prefix with the one directly before it
+    # in sorted order, a completion shares its longest prefix with the completion directly before it
     order = sorted(zip(prompts, completions, range(len(completions)), strict=True))
     shared = [0, *(_num_shared(one, other) for one, other in pairwise(order))]
     num_own = [len(tokens) - 1 - num for (_, tokens, _), num in zip(order, shared, strict=True)]
-    # bundles are padded to the widest one; all tokens that a completion adds must fit into one bundle
+    # bundles are padded to the widest bundle; all tokens that a completion adds must fit into one bundle
     limit = max(BUNDLE_SIZE, min(prompt_lengths), *num_own)
     token_ids: list[int] = []
     positions: list[int] = []
@@ -169,8 +170,8 @@ def pack_completions(
 def _num_shared(one: tuple[int, TokenIds, int], other: tuple[int, TokenIds, int]) -> int:
     """Return the length of the common prefix of two completions, or 0 if their prompts differ.
 
-    The last action of a completion is never part of the prefix. The arguments have the form (prompt,
-    completion, row).
+    The last action of a completion is never part of the prefix. Each argument is a tuple (index of the
+    prompt, tokens of the completion, row).
     """
     if one[0] != other[0]:
         return 0

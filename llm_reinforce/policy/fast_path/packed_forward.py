@@ -2,8 +2,8 @@
 
 Embeddings, norms, projections and feed-forward layers process each token independently, so the tokens of all
 sequences can be the rows of one matrix. Only attention depends on the sequences. The caller provides
-attention as a function. In the function of `packed_log_probs`, tokens attend to the earlier tokens of their
-episode. In the function of `SlotBatch`, they attend to a cache of keys and values.
+attention as a function. In the function of `packed_log_probs`, a token attends to the earlier tokens of its
+episode. In the function of `SlotBatch`, a token attends to a cache of keys and values.
 """
 
 from collections.abc import Callable, Sequence
@@ -68,7 +68,10 @@ def packable_model(model: nn.Module) -> Any:
 
 
 def _is_llama_like(model: Any) -> bool:
-    """Recognize a model without importing its class, since transformers may rename or move the class."""
+    """Return True if the model is Llama-like.
+
+    The class of the model is not imported, because transformers may rename or move it.
+    """
     kind = getattr(getattr(model, "config", None), "model_type", None)
     return kind in FAMILIES and of_transformers(model) and hasattr(model, "lm_head")
 
@@ -104,12 +107,12 @@ def forward_packed(
         model: a model returned by `packable_model`.
         token_ids: token ids of all sequences, concatenated.
         positions: position of each token in its sequence, from 0.
-        attend: attention function.
+        attend: attention function; see `Attend`.
         read: indices of the tokens whose hidden states are returned. The last layer processes only these
             tokens after its attention. None: all tokens.
-        multiply: function that computes the outputs of linear layers.
-        gradient_checkpointing: keep only the inputs of each layer for the backward pass, which recomputes the
-            rest.
+        multiply: function that computes the outputs of linear layers; see `Multiply`.
+        gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
+            backward pass.
     """
     num_tokens = len(token_ids)
     # the padding repeats the first token, because the embedding of another token might not be finite

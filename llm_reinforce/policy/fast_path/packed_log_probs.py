@@ -88,8 +88,9 @@ def packed_states(
         model: a model returned by `packable_model`.
         of_prompts: layout of the prompts.
         tree: layout of the completions.
-        multiply: function that computes the outputs of linear layers.
-        gradient_checkpointing: see `forward_packed`.
+        multiply: function that computes the outputs of linear layers; see `Multiply`.
+        gradient_checkpointing: keep only the inputs of each layer, and recompute the other activations in the
+            backward pass.
     """
     num_prompt_tokens, device = len(of_prompts.token_ids), of_prompts.token_ids.device
     rows = [of_prompts.rows]
@@ -100,7 +101,7 @@ def packed_states(
     def attend(layer: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         return attention(queries, keys, values)
 
-    # the causal shift: the last token of a prompt predicts the first action; each action predicts the next
+    # the causal shift: the last token of a prompt predicts the first action, and each action the next action
     read = torch.cat(
         [
             of_prompts.last,

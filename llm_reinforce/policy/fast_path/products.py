@@ -1,4 +1,4 @@
-"""Matrix products with the fastest available library. Sampling and training spend most of their time here."""
+"""Matrix products with the fastest available library. They take most of the time of sampling and training."""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard
@@ -53,7 +53,7 @@ def product(
         try:
             return _call(onednn, left, right)
         except Exception as error:  # a private function may change in any way
-            result = left @ right.t()  # if this fails as well, oneDNN is not to blame
+            result = left @ right.t()  # if this product fails as well, oneDNN is not the cause
             _do_not_use(onednn, error)
             return result
     return left @ right.t()

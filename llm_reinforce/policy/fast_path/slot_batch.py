@@ -24,7 +24,7 @@ ROOM = 32  # maximum number of spare columns that are added when the cache is al
 
 
 class SlotBatch:
-    """Batch for a Llama-like model; see `Batch`. Rows are not padded on the left, but start at column 0.
+    """Batch for a Llama-like model; see `Batch`. Rows have no padding on the left and start at column 0.
 
     Args:
         model: a model returned by `packable_model`.

@@ -35,7 +35,10 @@ class RandomInitConfig(Section):
     def _check_alphabet(cls, alphabet: str) -> str:
         repeated = sorted({character for character in alphabet if alphabet.count(character) > 1})
         if repeated:
-            raise ValueError(f"should list each character once; repeated: {' '.join(map(repr, repeated))}")
+            raise ValueError(
+                "should list each character once, but these characters are repeated: "
+                f"{' '.join(map(repr, repeated))}"
+            )
         if len(alphabet) < 2:
             raise ValueError("should list at least two characters")
         return alphabet

@@ -143,8 +143,8 @@ class ReinforceConfig(Section):
         default=0.95,
         ge=0,
         lt=1,
-        description="weight of the earlier average when the moving average of the returns is updated; used "
-        "only with baseline: moving_average",
+        description="weight of the old value when the moving average of the returns is updated; used only "
+        "with baseline: moving_average",
     )
     value: ValueConfig = Field(
         default=ValueConfig(),

@@ -210,7 +210,10 @@ def problems_of_rows(source: str, rows: Iterable[Row], reading: Reading | None =
         converted = converted or _Converter.of_first_row(row.place, row.values, reading)
         problem = converted.problem(row, row.values)
         if problem.id in places:
-            raise InputError(f"{row.place}: id {problem.id!r} is already used at {places[problem.id]}")
+            raise InputError(
+                f"{row.place}: id {problem.id!r} is already used at {places[problem.id]}; give each problem "
+                "a different id"
+            )
         places[problem.id] = row.place
         problems.append(problem)
     if converted is None:

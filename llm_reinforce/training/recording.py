@@ -178,8 +178,8 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
                     if before != after:
                         raise InputError(
                             f"problem {before.id!r}: can't be recorded in output_dir, because "
-                            f"{_difference(before, after)} when the file is read; change the problem, or "
-                            "remove output_dir"
+                            f"{_difference(before, after)} when the written file is read back; change the "
+                            "problem, or remove output_dir"
                         )
 
 

@@ -281,7 +281,7 @@ def test_error_for_unknown_name_suggests_the_nearest_one(data: str, message: str
 
 
 def test_columns_of_a_named_data_set_cannot_be_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="columns are fixed"):
+    with pytest.raises(InputError, match="columns of this data set are fixed"):
         find_problems(f"gsm8k={tmp_path}", prompt_column="x")
 
 

@@ -701,7 +701,7 @@ def test_first_edition_run_can_be_resumed_evaluated_and_sampled(old_run: Path) -
 def test_solutions_of_a_warm_start_must_fit(tmp_path: Path) -> None:
     long = [{**problem, "answer": "1" * 40} for problem in SUMS]
     with pytest.raises(
-        InputError, match=r"training\.warm_start: problem .* its solution has 41.*, 32 tokens;"
+        InputError, match=r"training\.warm_start: problem .* its solution has 41.* \(32 tokens\);"
     ):
         ReinforceTrainer(
             own_model(), long, progress=False, **{**SMALL, "warm_start": {"num_updates": 1, "batch_size": 4}}

@@ -143,7 +143,9 @@ def evaluate(
         if not all(stop or ()):
             raise InputError("--stop: the text is empty; give the text at which completions are cut")
         if template is not None and "{prompt}" not in template:
-            raise InputError(f"--template {template!r}: should contain {{prompt}}")
+            raise InputError(
+                f"--template {template!r}: should contain {{prompt}}, which is replaced by the problem's text"
+            )
         all_sources = (*(data or ()), *(sources or ()))
         if not all_sources:
             raise InputError(

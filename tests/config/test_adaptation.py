@@ -90,7 +90,7 @@ def test_default_of_the_warm_start_fits_its_number_of_updates(recipe: Path) -> N
 def test_setting_whose_default_does_not_fit_either_is_named_with_its_value(recipe: Path) -> None:
     recipe.write_text(RECIPE.replace('alphabet: "', 'hidden_size: 192, alphabet: "'))
     with pytest.raises(
-        InputError, match=r"sums.yaml:1: .*hidden_size: .* \(14\), not 192; to change it, add"
+        InputError, match=r"sums.yaml:1: .*hidden_size: .* 14 \(2 x num_heads\), not 192; to change it, add"
     ):
         load_config(recipe, ["policy.random_init.num_heads=7"])
 

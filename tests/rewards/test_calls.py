@@ -329,7 +329,7 @@ def test_step_rewards_are_converted_to_plain_numbers() -> None:
         (StepRewards(by_token=[1.0]), "1 values for 4 tokens"),
         (StepRewards(by_token=[]), "0 values for 4 tokens"),
         (StepRewards(by_token=[0, 0, 0, math.inf]), "not inf"),
-        (StepRewards([(0, 1, 1.0)], by_token=[0, 0, 0, 0]), "not both"),
+        (StepRewards([(0, 1, 1.0)], by_token=[0, 0, 0, 0]), "both given"),
     ],
 )
 def test_step_rewards_that_do_not_fit_the_completion_are_a_failure(steps: StepRewards, expected: str) -> None:

@@ -249,7 +249,7 @@ def test_from_python_in_one_call(measured, folder, tmp_path, capsys):
             "tiny.yaml", num_problems=32, overrides=[f"reinforce.{each}" for each in overrides]
         )
     assert len(changed.estimators) == len(by_python.estimators) - 1  # without "this recipe"
-    with pytest.raises(InputError, match=r"variance\.json exists"):
+    with pytest.raises(InputError, match=r"already contains the file variance\.json"):
         measure_variance(config, output_dir="figures")
     rows = measure_classifier_claim(output_dir="figures")
     assert json.loads((tmp_path / "figures" / "classifier.json").read_text())[0]["name"] == rows[0].name

@@ -225,7 +225,7 @@ def test_faults_of_the_server_have_messages(
             client.sync(tiny_policy, PROMPTS)
     server.statuses = {}
     server.is_hanging = True
-    with pytest.raises(ServerError, match=r"no answer within 0.2 seconds"):
+    with pytest.raises(ServerError, match=r"did not answer within 0.2 seconds"):
         client_of(server, timeout=0.2).sync(tiny_policy, PROMPTS)
     gone = SamplingServer(
         ServerConfig(url="http://127.0.0.1:9"), temperature=1.0, is_half=False, directory=None

@@ -81,25 +81,15 @@ def replace_layer_products(function: Callable[..., Any]) -> None:
 
 
 def without_groups() -> None:
-    """Compute the products of layers with the same inputs one by one, each with the norm of the inputs."""
+    """Compute the products of layers with the same inputs one by one."""
 
-    def one_by_one(layers: Any, inputs: Tensor, *, norm: Any = None, cached: Any = None) -> Any:
+    def one_by_one(layers: Any, inputs: Tensor, *, cached: Any = None) -> Any:
         known = cached or [None] * len(layers)
         return tuple(
-            layer_products([layer], inputs, norm=norm, cached=[own])[0]
-            for layer, own in zip(layers, known, strict=True)
+            layer_products([layer], inputs, cached=[own])[0] for layer, own in zip(layers, known, strict=True)
         )
 
     replace_layer_products(one_by_one)
-
-
-def without_fused_norm() -> None:
-    """Call the norm as a module before the products."""
-
-    def after_norm(layers: Any, inputs: Tensor, *, norm: Any = None, cached: Any = None) -> Any:
-        return layer_products(layers, inputs if norm is None else norm(inputs), cached=cached)
-
-    replace_layer_products(after_norm)
 
 
 def without_reuse() -> None:
@@ -202,11 +192,6 @@ PIECES = {
     ),
     "groups": Piece(
         "layers with the same inputs computed together", without_groups, [products._layer_product]
-    ),
-    "norm": Piece(
-        "norm fused with the products",
-        without_fused_norm,
-        [products._epsilon, products._forward, products._Products],
     ),
     "reuse": Piece("reuse of sampled activations", without_reuse, [activations]),
     "forks": Piece(

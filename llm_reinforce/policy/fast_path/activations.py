@@ -49,7 +49,6 @@ class KeptProducts:
         self,
         layers: Sequence[nn.Module],
         inputs: Float[Tensor, "token inner"],
-        norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
         """Return the outputs of the layers, and reuse kept outputs. See `Multiply` for the arguments."""
@@ -58,7 +57,7 @@ class KeptProducts:
             torch.cat(self._products[layer]).index_select(0, indices) if layer in self._products else None
             for layer in layers
         ]
-        return layer_products(layers, inputs, norm=norm, cached=cached)
+        return layer_products(layers, inputs, cached=cached)
 
 
 class Activations:
@@ -107,11 +106,10 @@ class Activations:
         self,
         layers: Sequence[nn.Module],
         inputs: Float[Tensor, "token inner"],
-        norm: nn.Module | None,
         tokens: Int[Tensor, " token"] | None,
     ) -> tuple[Float[Tensor, "token _"], ...]:
         """Compute the outputs of the layers and keep them. See `Multiply` for the arguments."""
-        results = layer_products(layers, inputs, norm=norm)
+        results = layer_products(layers, inputs)
         if tokens is None:
             self._num_in_pass = len(inputs)
         if self.num_tokens + self._num_in_pass <= self.max_tokens:

@@ -29,17 +29,16 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 keys and values `[token, key_head, channel]` of all tokens, including tokens added by `pad_to_multiple`. The
 result has the shape of the queries, but may omit the added tokens."""
 
-Multiply = Callable[[Sequence[nn.Module], Tensor, nn.Module | None, Tensor | None], tuple[Tensor, ...]]
+Multiply = Callable[[Sequence[nn.Module], Tensor, Tensor | None], tuple[Tensor, ...]]
 """Function that computes the outputs of linear layers that share their inputs. The arguments are the layers,
-the inputs, a norm that is applied to the inputs first (None: no norm), and the indices of the tokens to which
-the inputs belong (None: all tokens)."""
+the inputs, and the indices of the tokens to which the inputs belong (None: all tokens)."""
 
 
 def recompute_products(
-    layers: Sequence[nn.Module], inputs: Tensor, norm: nn.Module | None, tokens: Tensor | None
+    layers: Sequence[nn.Module], inputs: Tensor, tokens: Tensor | None
 ) -> tuple[Tensor, ...]:
     """Compute the outputs of the layers without reusing activations. See `Multiply` for the arguments."""
-    return layer_products(layers, inputs, norm=norm)
+    return layer_products(layers, inputs)
 
 
 def packable_model(model: nn.Module) -> Any:
@@ -147,10 +146,10 @@ def _layer_outputs(
     mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
     if tokens is not None:
         hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)
-    hidden = hidden + multiply([layer.self_attn.o_proj], mixed, None, tokens)[0]
-    mlp, norm = layer.mlp, layer.post_attention_layernorm
-    gate, up = multiply([mlp.gate_proj, mlp.up_proj], hidden, norm, tokens)
-    return hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, None, tokens)[0]
+    hidden = hidden + multiply([layer.self_attn.o_proj], mixed, tokens)[0]
+    mlp = layer.mlp
+    gate, up = multiply([mlp.gate_proj, mlp.up_proj], layer.post_attention_layernorm(hidden), tokens)
+    return hidden + multiply([mlp.down_proj], mlp.act_fn(gate) * up, tokens)[0]
 
 
 def pad_to_multiple(numbers: Int[Tensor, " row"]) -> Int[Tensor, " at_least_row"]:
@@ -176,7 +175,7 @@ def _mixed(
     shape = (len(hidden), -1, attention.head_dim)
     projections = [attention.q_proj, attention.k_proj, attention.v_proj]
     queries, keys, values = (
-        each.view(shape) for each in multiply(projections, hidden, layer.input_layernorm, None)
+        each.view(shape) for each in multiply(projections, layer.input_layernorm(hidden), None)
     )
     if hasattr(attention, "q_norm"):  # Qwen3
         queries, keys = attention.q_norm(queries), attention.k_norm(keys)

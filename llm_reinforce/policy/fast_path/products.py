@@ -116,34 +116,29 @@ def layer_products(
     layers: Sequence[nn.Module],
     inputs: Float[Tensor, "row inner"],
     *,
-    norm: nn.Module | None = None,
     cached: Sequence[Float[Tensor, "row _"] | None] | None = None,
 ) -> tuple[Float[Tensor, "row _"], ...]:
     """Return the outputs of linear layers that have the same inputs, with gradient.
 
-    Layers for which `is_computed_by_product` returns True are computed with `product`, together with an
-    RMSNorm of the inputs. Other layers (with an adapter, quantized, or under autocast) are called as modules.
+    Layers for which `is_computed_by_product` returns True are computed with `product`. Other layers (with an
+    adapter, quantized, or under autocast) are called as modules.
 
     Args:
         layers: the layers.
         inputs: the common inputs of the layers.
-        norm: norm that is applied to the inputs first. None: no norm.
         cached: for each layer, its outputs if they are already known, and otherwise None. Known outputs are
             not recomputed, but their gradients are computed. Known outputs are allowed only for layers that
             are computed with `product`.
     """
     if cached is None:
         cached = [None] * len(layers)
-    epsilon = 0.0 if norm is None else _epsilon(norm)
-    if epsilon is None or not all(is_computed_by_product(layer, inputs) for layer in layers):
-        normed = inputs if norm is None else norm(inputs)
-        return tuple(_layer_product(layer, normed, own) for layer, own in zip(layers, cached, strict=True))
-    scale: Any = None if norm is None else norm.weight
+    if not all(is_computed_by_product(layer, inputs) for layer in layers):
+        return tuple(_layer_product(layer, inputs, own) for layer, own in zip(layers, cached, strict=True))
     tensors: Any = (*(layer.weight for layer in layers), *(layer.bias for layer in layers), *cached)
     if torch.is_grad_enabled():
-        outputs: tuple[Tensor, ...] = _Products.apply(inputs, scale, epsilon, *tensors)  # type: ignore[no-untyped-call]
+        outputs: tuple[Tensor, ...] = _Products.apply(inputs, *tensors)  # type: ignore[no-untyped-call]
         return outputs
-    return _forward(inputs, scale, epsilon, tensors)[0]
+    return _forward(inputs, tensors)
 
 
 def is_computed_by_product(layer: nn.Module, inputs: Float[Tensor, "row inner"]) -> TypeGuard[nn.Linear]:
@@ -176,90 +171,53 @@ def _layer_product(
     return outputs
 
 
-def _epsilon(norm: nn.Module) -> float | None:
-    """Return the epsilon of an RMSNorm, or None for other norms and for norms without epsilon or scale."""
-    if type(norm) is nn.RMSNorm:
-        return norm.eps if norm.elementwise_affine else None
-    is_rms_norm = of_transformers(norm) and type(norm).__name__.endswith("RMSNorm")
-    return float(norm.variance_epsilon) if is_rms_norm else None  # type: ignore[arg-type]
-
-
-def _forward(
-    inputs: Float[Tensor, "row inner"],
-    scale: Float[Tensor, " inner"] | None,
-    epsilon: float,
-    tensors: Sequence[Tensor | None],
-) -> tuple[tuple[Tensor, ...], Tensor, Tensor | None]:
-    """Compute the equations of `_Products`.
-
-    Returns:
-        the outputs of the layers, the normalized inputs n, and 1 / r. Without a norm, x is returned in place
-        of n, and None in place of 1 / r.
-    """
+def _forward(inputs: Float[Tensor, "row inner"], tensors: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """Return the outputs of the layers. `tensors` are the weights, the biases, and the cached outputs."""
     num = len(tensors) // 3
-    weights, biases, cached = tensors[:num], tensors[num : 2 * num], tensors[2 * num :]
-    normal, inverse_r = inputs, None
-    if scale is not None:
-        mean_squares = torch.linalg.vecdot(inputs, inputs)[:, None] / inputs.shape[1]
-        inverse_r = mean_squares.add_(epsilon).rsqrt_()
-        normal = inputs * inverse_r
     results: list[Tensor] = []
-    scaled = None
-    for weight, bias, own in zip(weights, biases, cached, strict=True):
+    for weight, bias, own in zip(tensors[:num], tensors[num : 2 * num], tensors[2 * num :], strict=True):
         if own is not None:
             results.append(own.view_as(own))
             continue
         assert weight is not None
-        scaled = (normal if scale is None else normal * scale) if scaled is None else scaled
-        result = product(scaled, weight)
+        result = product(inputs, weight)
         results.append(result if bias is None else result.add_(bias))
-    return tuple(results), normal, inverse_r
+    return tuple(results)
 
 
 class _Products(torch.autograd.Function):
-    """Compute x̂ · Wᵀ + b for several layers, with gradient. Cached outputs are not recomputed.
+    """Compute x · Wᵀ + b for several layers, with gradient. Cached outputs are not recomputed.
 
-    x̂ is the input x, or the RMSNorm of x with scale s (Zhang & Sennrich 2019):
-
-        x̂ = s n,   n = x / r,   r² = mean(x²) + ε
-        ∂L/∂x = (v - n mean(v n)) / r,   v = s ∂L/∂x̂
+    The gradients are the sum over the layers of ∂L/∂y · W for x, and ∂L/∂yᵀ · x for each W, where y is the
+    output of a layer.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, inputs: Tensor, scale: Tensor | None, epsilon: float, *tensors: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        results, normal, inverse_r = _forward(inputs, scale, epsilon, tensors)
-        num = len(results)
+    def forward(ctx: Any, inputs: Tensor, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        num = len(tensors) // 3
         # frozen layers, such as the base layers of a model with an adapter, do not need the inputs
-        is_needed = scale is not None or any(ctx.needs_input_grad[3 : 3 + num])
-        ctx.save_for_backward(normal if is_needed else None, inverse_r, scale, *tensors[:num])
-        return results
+        is_needed = any(ctx.needs_input_grad[1 : 1 + num])
+        ctx.save_for_backward(inputs if is_needed else None, *tensors[:num])
+        return _forward(inputs, tensors)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        normal, inverse_r, scale, *weights = ctx.saved_tensors
+        inputs, *weights = ctx.saved_tensors
         num = len(weights)
-        needs_inputs, needs_scale, _, *needs = ctx.needs_input_grad
+        needs_inputs, *needs = ctx.needs_input_grad
         grad_weights: list[Tensor | None] = [None] * num
         if needed := [index for index in range(num) if needs[index]]:
-            scaled = normal if scale is None else normal * scale
-            results = outer_products([gradients[index] for index in needed], scaled)
+            results = outer_products([gradients[index] for index in needed], inputs)
             for index, result in zip(needed, results, strict=True):
                 grad_weights[index] = result
         grad_biases = [
             gradient.sum(dim=0) if is_needed else None
             for gradient, is_needed in zip(gradients, needs[num : 2 * num], strict=True)
         ]
-        grad_inputs, grad_scale = None, None
-        if needs_inputs or needs_scale:
+        grad_inputs = None
+        if needs_inputs:
             grad_inputs = product(gradients[0], weights[0].t())
             for gradient, weight in zip(gradients[1:], weights[1:], strict=True):
                 grad_inputs += product(gradient, weight.t())
-        if grad_inputs is not None and scale is not None:
-            grad_scale = (grad_inputs * normal).sum(dim=0) if needs_scale else None
-            grad_normal = grad_inputs.mul_(scale)
-            mean = torch.linalg.vecdot(grad_normal, normal)[:, None] / normal.shape[1]
-            grad_inputs = grad_normal.addcmul_(normal, mean, value=-1.0).mul_(inverse_r)
-        return (grad_inputs, grad_scale, None, *grad_weights, *grad_biases, *[None] * num)
+        return (grad_inputs, *grad_weights, *grad_biases, *[None] * num)

@@ -173,7 +173,7 @@ class SlotBatch:
         return hidden
 
     def _logits(self, hidden: Float[Tensor, "row hidden"]) -> Float[Tensor, "row vocabulary"]:
-        (logits,) = layer_products([self.model.lm_head], hidden, norm=self.model.model.norm)
+        (logits,) = layer_products([self.model.lm_head], self.model.model.norm(hidden))
         return logits
 
 

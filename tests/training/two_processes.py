@@ -166,7 +166,7 @@ def several_updates_per_batch(directory: Path, patch: pytest.MonkeyPatch) -> Non
     assert torch.equal(both[0], both[1])
     torch.save(flat, directory / f"weights-{os.environ['RANK']}.pt")
     quarters = ReinforceConfig(problems_per_update=4, updates_per_batch=4)
-    with pytest.raises(InputError, match=r"\(4\) must be .* times reinforce.updates_per_batch \(8\)"):
+    with pytest.raises(InputError, match=r"\(4\) must be .* times reinforce.updates_per_batch, which is 8;"):
         trainer(reinforce=quarters)
     if one.accelerator.is_main_process:
         rows = timeless(one.display.metrics)

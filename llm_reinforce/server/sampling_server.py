@@ -44,9 +44,8 @@ PROBE_TOKENS = 16  # maximum number of tokens of a completion that checks the we
 SERVER_METRICS = ("server/probe_difference", "server/sync_time", "server/num_batches_since_sync")
 ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances in full and in half precision, in nats
 PARTLY = (
-    "the server has other weights than the trainer, or only a part of them; restart the server with "
-    "`llm-reinforce serve`, then resume the run. If the difference is due to rounding, increase "
-    "sampling.server.tolerance"
+    "the server does not have all of the trainer's weights; restart the server with `llm-reinforce serve`, "
+    "then resume the run. If the difference is due to rounding, increase sampling.server.tolerance"
 )
 
 

@@ -104,7 +104,8 @@ def build_loop(
     if num_unknown := num_unknown_prompts(policy, looked_at):
         display.say(
             f"{num_unknown:,} of the first {len(looked_at):,} training prompts contain characters that the "
-            "tokenizer does not know; the policy sees its unknown token in their place"
+            "tokenizer does not know; the policy reads its unknown token instead of each of these "
+            "characters"
         )
     loop = TrainingLoop(
         policy,

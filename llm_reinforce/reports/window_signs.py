@@ -265,12 +265,12 @@ def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         remedy = "check that no other run uses the server, and that it was started with `llm-reinforce serve`"
     else:
         remedy = (
-            "check for layers that behave differently in the two passes, such as dropout or a custom model's "
-            "cache; "
+            "check for layers that behave differently in sampling and in the update, such as dropout or the "
+            "cache of a custom model; "
         ) + (
-            "if the model is right, report this as a bug of the toolkit"
+            "if there are no such layers, report this as a bug of the toolkit"
             if facts.is_full_precision
-            else "compare with policy.dtype: float32"
+            else "check whether the difference is smaller with policy.dtype: float32"
         )
     return finding(
         "sampler_mismatch",

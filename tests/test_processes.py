@@ -59,7 +59,7 @@ def test_index_and_number(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (OF_ACCELERATE, "accelerate launch was told to use several processes"),
+        (OF_ACCELERATE, "accelerate launch was called with several processes"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
         (
             {"WORLD_SIZE": "2", "RANK": "1"},

@@ -20,9 +20,10 @@ class ServerConfig(Section):
     url: Text = Field(default=DEFAULT_URL, description="address of the server")
     sync: Literal["auto", "disk", "adapter"] = Field(
         default="auto",
-        description="how the server gets the weights after an update: all weights as files (disk), or the "
-        "LoRA adapter as files (adapter); auto: adapter with policy.lora; disk without policy.lora, or if "
-        "the transfer of the adapter fails",
+        description="how the server gets the new weights after an update; disk: from files with all "
+        "weights; adapter: from files with the LoRA adapter; auto: as with adapter if "
+        "policy.lora is set, and as with disk if it is not set or if the transfer of the "
+        "adapter fails",
     )
     sync_every: Count = Field(
         default=1,
@@ -36,7 +37,7 @@ class ServerConfig(Section):
         "is not recorded",
     )
     timeout: Positive = Field(
-        default=600.0, description="seconds that the trainer waits for the answer to a request"
+        default=600.0, description="time, in seconds, that the trainer waits for the answer to a request"
     )
     tolerance: Positive | None = Field(
         default=None,

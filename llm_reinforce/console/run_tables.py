@@ -64,7 +64,7 @@ def memory_line(memory: "MemoryPrediction") -> str:
     line = f"about {sampling} while sampling and {update} in the update, of {available} available"
     if max(memory.sampling, memory.update) > memory.available:
         line += (
-            "; too much: lower training.micro_batch_tokens or sampling.batch_size, or set "
+            "; this is too much: lower training.micro_batch_tokens or sampling.batch_size, or set "
             "training.gradient_checkpointing: true"
         )
     return line
@@ -116,7 +116,7 @@ def before_and_after(
         which = (
             "the first and of the last update" if num == 1 else f"the first {num} and the last {num} updates"
         )
-        notes.append(f"reward: mean of the episodes of {which}")
+        notes.append(f"reward: mean over the episodes of {which}")
     return Group(table, *(Text(sentence, style="dim") for sentence in notes))
 
 

@@ -281,7 +281,10 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     doubtful = [doubt.problem.id for doubt in find_doubts(cast("Sequence[AnsweredQuestion]", problems))]
     if doubtful:
         listed = ", ".join(doubtful[:NUM_LISTED]) + (", …" if len(doubtful) > NUM_LISTED else "")
-        say(f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed})")
+        say(
+            f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed}); "
+            "check them with `llm-reinforce verify`"
+        )
     template = request.prompting.template or (usual_template(name) if is_named else "{prompt}")
     stop = request.stop or (() if request.prompting.template or not is_named else usual_stop(name))
     before = ""
@@ -417,7 +420,8 @@ def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
         if name in sources_of:
             raise InputError(
                 f"the answers to {sources_of[name]} and {source} would both be written to {name}; evaluate "
-                "each with a separate `output_dir` (--output on the command line)"
+                "the two data sets separately, each with its own `output_dir` (--output on the command "
+                "line)"
             )
         sources_of[name] = source
 

@@ -93,8 +93,8 @@ class HttpClient:
                 status, text = self._attempt(method, route, body, headers)
             except TimeoutError as error:  # no further attempt, because a server that hangs rarely recovers
                 raise NoAnswerError(
-                    f"{where}: no answer within {self.timeout:g} seconds; restart the server, or increase "
-                    "sampling.server.timeout, then resume the run"
+                    f"{where}: the server did not answer within {self.timeout:g} seconds; restart the "
+                    "server, or increase sampling.server.timeout, then resume the run"
                 ) from error
             except (OSError, HTTPException) as error:
                 reason, remedy = f"no connection: {error or type(error).__name__}", HOW_TO_START

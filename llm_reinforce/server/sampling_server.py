@@ -13,6 +13,7 @@ import torch
 
 from llm_reinforce.config import ServerConfig
 from llm_reinforce.durable_files import PARTIAL
+from llm_reinforce.errors import InputError
 from llm_reinforce.policy import (
     Activations,
     Completion,
@@ -43,9 +44,8 @@ PROBE_TOKENS = 16  # maximum number of tokens of a completion that checks the we
 SERVER_METRICS = ("server/probe_difference", "server/sync_time", "server/num_batches_since_sync")
 ROUNDING, ROUNDING_IN_HALF = 1e-3, 0.05  # default tolerances in full and in half precision, in nats
 PARTLY = (
-    "the server has other weights than the trainer, or only a part of them; restart the server with "
-    "`llm-reinforce serve`, then resume the run. If the difference is due to rounding, increase "
-    "sampling.server.tolerance"
+    "the server does not have all of the trainer's weights; restart the server with `llm-reinforce serve`, "
+    "then resume the run. If the difference is due to rounding, increase sampling.server.tolerance"
 )
 
 
@@ -70,7 +70,11 @@ class SamplingServer:
             temperature.
         is_half: True if the policy is computed in half precision. The default tolerance is then larger.
         directory: directory of this run to which the weights are written, and from which the server reads
-            them. Files of earlier processes of the run are deleted. None: a temporary directory.
+            them. Files of earlier processes of the run are deleted. None: a temporary directory, in
+            `settings.directory` if it is set.
+
+    Raises:
+        InputError: if the temporary directory cannot be created.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class SamplingServer:
         self.settings, self.temperature = settings, temperature
         self.client = HttpClient(settings.url, settings.timeout)
         self.tolerance = settings.tolerance or (ROUNDING_IN_HALF if is_half else ROUNDING)
-        self._temporary = None if directory else tempfile.TemporaryDirectory(prefix="llm_reinforce_server_")
+        self._temporary = None if directory else _temporary_directory(settings.directory)
         self.directory = (directory or Path(self._temporary.name if self._temporary else "")).absolute()
         # The token makes the names of this process unique. The server may still have adapters, and cached
         # keys and values, of an earlier process of the run.
@@ -403,6 +407,19 @@ class SamplingServer:
                 f"{self.settings.url}: the answer to {route} {error}; check that the server is a vLLM that "
                 "was started with the command of `llm-reinforce serve`, then resume the run"
             ) from error
+
+
+def _temporary_directory(parent: str | None) -> tempfile.TemporaryDirectory[str]:
+    path = None if parent is None else Path(parent).expanduser()
+    try:
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
+        return tempfile.TemporaryDirectory(prefix="llm_reinforce_server_", dir=path)
+    except OSError as error:
+        raise InputError(
+            f"sampling.server.directory: no directory can be created in {path or tempfile.gettempdir()} "
+            f"({error.strerror or error}); choose another directory"
+        ) from error
 
 
 def _has_whole_weights(directory: Path) -> bool:

@@ -1,7 +1,6 @@
 """Build the training loop of a run from its settings. Cheap checks are made before a model is loaded."""
 
 import hashlib
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -105,7 +104,8 @@ def build_loop(
     if num_unknown := num_unknown_prompts(policy, looked_at):
         display.say(
             f"{num_unknown:,} of the first {len(looked_at):,} training prompts contain characters that the "
-            "tokenizer does not know; the policy sees its unknown token in their place"
+            "tokenizer does not know; the policy reads its unknown token instead of each of these "
+            "characters"
         )
     loop = TrainingLoop(
         policy,
@@ -138,10 +138,10 @@ def server_from_config(config: Config) -> SamplingServer | None:
     directory = None
     if "output_dir" in config.model_fields_set:
         directory = server_directory(config.output_dir)
-    if settings.directory is not None:
-        # runs delete the files of their earlier processes, so they must not share a directory
-        own = hashlib.sha256(str(directory or uuid.uuid4()).encode()).hexdigest()[:16]
-        directory = Path(settings.directory).expanduser() / f"run-{own}"
+        if settings.directory is not None:
+            # a run deletes the files of its earlier processes, so runs must not share a directory
+            digest = hashlib.sha256(str(directory).encode()).hexdigest()[:8]
+            directory = Path(settings.directory).expanduser() / f"{directory.name}-{digest}"
     is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
     temperature = config.sampling.temperature
     return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)

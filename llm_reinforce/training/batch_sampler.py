@@ -169,7 +169,7 @@ class BatchSampler:
         if server is None:
             return {}
         update = f"update {state.num_updates + 1:,}"
-        show(f"{update}: weights to {server.settings.url}")
+        show(f"{update}: transferring the weights to {server.settings.url}")
         num_tokens = self.sampling.max_new_tokens
         metrics = self._in_main_process(
             server, lambda: server.before_batch(self.policy, self._probes(), num_tokens)

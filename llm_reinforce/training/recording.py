@@ -80,7 +80,13 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
-            "\n".join([f"{file}: a run can only be resumed with its own settings. Differences:", *lines])
+            "\n".join(
+                [
+                    f"{file}: the settings differ from those of the run, but a run can only be resumed with "
+                    "its own settings. Differences:",
+                    *lines,
+                ]
+            )
         )
 
 
@@ -176,8 +182,8 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
                     if before != after:
                         raise InputError(
                             f"problem {before.id!r}: can't be recorded in output_dir, because "
-                            f"{_difference(before, after)} when the file is read; change the problem, or "
-                            "remove output_dir"
+                            f"{_difference(before, after)} when the written file is read back; change the "
+                            "problem, or remove output_dir"
                         )
 
 

@@ -72,9 +72,14 @@ def resume(run: Path) -> None:
 @pytest.mark.parametrize(
     ("lost", "number", "timeout", "message"),
     [
-        (1, signal.SIGKILL, 60, "the connection to another process is lost, because"),
-        (0, signal.SIGKILL, 60, "the connection to another process is lost, because"),
-        (1, signal.SIGSTOP, 1, "another process has not answered within training.process_timeout, because"),
+        (1, signal.SIGKILL, 60, "the connection to another process was lost, because"),
+        (0, signal.SIGKILL, 60, "the connection to another process was lost, because"),
+        (
+            1,
+            signal.SIGSTOP,
+            1,
+            "another process did not answer within the time limit training.process_timeout",
+        ),
     ],
     ids=["killed", "main process killed", "hangs"],
 )

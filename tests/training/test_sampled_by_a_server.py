@@ -188,7 +188,14 @@ def test_run_continues_with_a_server_at_another_address(server: FakeServer, tmp_
         assert resumed.train(resume=True).is_over
     assert load_config(tmp_path / "run").sampling.server == resumed.config.sampling.server
     (of_run,) = (tmp_path / "weights").iterdir()  # another run would have its own subdirectory
+    assert of_run.name.startswith("run.server-")
     assert len([*of_run.iterdir()]) == 1
+    (tmp_path / "file").touch()
+    config = ServerConfig(directory=str(tmp_path / "file"))
+    with pytest.raises(
+        InputError, match=r"sampling.server.directory: no directory can be created in .*/file"
+    ):
+        SamplingServer(config, temperature=1.0, is_half=False, directory=None)
 
 
 def test_preview_does_not_change_the_server(server: FakeServer) -> None:
@@ -218,6 +225,7 @@ def test_faults_are_found_before_the_run_starts(server: FakeServer, tmp_path: Pa
     assert one.train().is_over
     recorded = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert recorded["is_bit_reproducible"] is False
+    assert (tmp_path / "run" / "report.html").is_file()
     assert len([*(tmp_path / "run.server").iterdir()]) == 1
     expected = one.config.model_copy(update={"output_dir": str(tmp_path / "run")})
     assert load_config(tmp_path / "run") == expected

@@ -168,7 +168,7 @@ def several_updates_per_batch(directory: Path, patch: pytest.MonkeyPatch) -> Non
     assert torch.equal(both[0], both[1])
     torch.save(flat, directory / f"weights-{os.environ['RANK']}.pt")
     quarters = ReinforceConfig(problems_per_update=4, updates_per_batch=4)
-    with pytest.raises(InputError, match=r"\(4\) must be .* times reinforce.updates_per_batch \(8\)"):
+    with pytest.raises(InputError, match=r"\(4\) must be .* times reinforce.updates_per_batch, which is 8;"):
         trainer(reinforce=quarters)
     if one.accelerator.is_main_process:
         rows = timeless(one.display.metrics)
@@ -192,7 +192,7 @@ def failures_of_any_process_are_reported(directory: Path, patch: pytest.MonkeyPa
     assert [row["num_unscored"] for row in rows] == [0, 6, 6]
     assert [row.get("rewards/judge/num_failed") for row in rows] == [None, 6, 6]
     (said,) = [line for line in watcher.said if "could not be scored" in line]
-    assert "left out: process 1: judge: RuntimeError: no connection" in said
+    assert "left out of the update: process 1: judge: RuntimeError: no connection" in said
     assert any("in fails_in_process_1" in line for line in watcher.said)
 
     one = trainer(num_updates=3, reinforce=reinforce, rewards=rewards, training={"max_unscored_share": 0.4})

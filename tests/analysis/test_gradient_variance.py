@@ -98,7 +98,7 @@ def test_intervals_cover_the_exact_values_at_their_nominal_rate(
     """
     monkeypatch.setattr(gradient_statistics, "NUM_RESAMPLES", 399)  # enough for the quantiles at 2.5%
     toy = toy.only(COVERED)
-    truths = {name: toy.truth(name, toy.cosine(name, NUM_GROUPS, 1000)) for name in COVERED}
+    truths = {name: toy.truth(name, toy.cosine(name, NUM_GROUPS, 400)) for name in COVERED}
     hits: dict[tuple[str, str], list[bool]] = defaultdict(list)
     for seed in range(NUM_REPEATS):
         figures, squared_norm, _ = toy.measure(NUM_GROUPS, seed)

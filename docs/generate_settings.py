@@ -15,9 +15,9 @@ HEAD = """\
 
 This page lists every setting of a recipe with its default, its allowed values and its meaning.
 
-It is generated from the settings classes by `python docs/generate_settings.py`. In a recipe, a setting is a
-YAML key of its section. On the command line, it is `--set section.key=value`. In Python, it is a keyword
-argument; see [Python](python.md#settings).
+The page is generated from the settings classes by `python docs/generate_settings.py`. In a recipe, a setting
+is a YAML key of its section. On the command line, a setting is given as `--set section.key=value`. In Python,
+a setting is a keyword argument; see [Python](python.md#settings).
 
 Three commands help to write a recipe:
 
@@ -27,7 +27,7 @@ Three commands help to write a recipe:
   keys. Save its output as `recipe.schema.json`, and begin a recipe with the line
   `# yaml-language-server: $schema=recipe.schema.json`.
 
-The file `recipe.yaml` in a run's directory shows the values of all settings, defaults included.
+The file `recipe.yaml` in a run's directory shows the values of all settings, including defaults.
 """
 
 ARGUMENTS_HEAD = """\

@@ -69,15 +69,10 @@ class RunStoppedError(RuntimeError):
 
 
 class ProcessLostError(RunStoppedError):
-    """Raised when a run in several processes stops because another process has ended or does not answer.
+    """Raised when a run in several processes stops because another process has ended or does not answer."""
 
-    Attributes:
-        is_saved: True if there is a checkpoint of the state after the latest update.
-    """
-
-    def __init__(self, message: str, *, is_saved: bool) -> None:
+    def __init__(self, message: str) -> None:
         super().__init__(message, can_resume=True)
-        self.is_saved = is_saved
 
 
 class LeaveAtOnce(SystemExit):

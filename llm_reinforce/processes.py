@@ -107,7 +107,7 @@ def sharding() -> Sharding | None:
     if rejected:
         raise InputError(
             f"accelerate was launched with {' and '.join(rejected)}, which is not supported; remove this "
-            "setting from the command and from the configuration file of accelerate. To divide the weights "
+            "option from the command and from the configuration file of accelerate. To divide the weights "
             "among the processes, use --use_fsdp --fsdp_version 2"
         )
     if not is_fsdp:
@@ -134,8 +134,8 @@ def check_launch() -> None:
     told = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT")
     if all(name in os.environ for name in told) and not any(name in os.environ for name in (*SIZES, *RANKS)):
         raise InputError(
-            "accelerate launch was told to use several processes (--num_processes), but it has started only "
-            f"one, because it does not start several processes on a CPU; start them with "
+            "accelerate launch was called with several processes (--num_processes), but it has started "
+            "only one, because it does not start several processes on a CPU; start them with "
             f"`{working_command(2)}`, where 2 is the number of processes, or start one process without "
             "--num_processes"
         )
@@ -229,14 +229,14 @@ def why_lost(error: BaseException) -> str | None:
     is_of_torch = type(error).__name__.startswith("Dist")  # DistNetworkError and others
     if not is_of_torch and not LOST.search(str(error)):
         return None
-    look = "look for its error message, or for its exit code in the launcher's output"
+    look = "look for the error message of that process, or for its exit code in the output of the launcher"
     if LATE.search(str(error)):
         return (
-            "another process has not answered within training.process_timeout, because it has ended, hangs, "
-            f"or cannot be reached; {look}"
+            "another process did not answer within the time limit training.process_timeout, because that "
+            f"process has ended, hangs, or cannot be reached; {look}"
         )
     return (
-        "the connection to another process is lost, because that process has ended or cannot be reached; "
+        "the connection to another process was lost, because that process has ended or cannot be reached; "
         f"{look}"
     )
 

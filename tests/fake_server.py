@@ -24,9 +24,13 @@ class FakeServer:
     Attributes:
         policies: policies by the name of the model or adapter.
         requests: route and body of each request.
+        keys: header with the key of each request.
+        prefix: path before the routes.
+        max_length: maximum number of tokens that the server reports.
         missing: routes that the server lacks.
         answers: texts of answers, by route, that replace the right ones.
         statuses: statuses of answers by route.
+        lost: routes whose next answer is lost, after the request was carried out.
         skips_weights: function that returns True for a weight that a reload does not replace.
         is_hanging: if set, answers are not sent until `release` is set.
     """
@@ -34,6 +38,9 @@ class FakeServer:
     def __init__(self, policy: LanguagePolicy) -> None:
         self.policies = {BASE: replace(policy, model=copy.deepcopy(policy.model))}
         self.requests: list[tuple[str, Any]] = []
+        self.keys: list[str | None] = []
+        self.prefix, self.max_length = "", 64
+        self.lost: set[str] = set()
         self.missing: set[str] = set()
         self.answers: dict[str, str] = {}
         self.statuses: dict[str, int] = {}
@@ -42,22 +49,30 @@ class FakeServer:
         self.generator, self.lock = torch.Generator().manual_seed(0), threading.Lock()
         self.url = ""
 
-    def answer(self, route: str, body: Any) -> tuple[int, str]:
+    def answer(self, path: str, body: Any) -> tuple[int, str]:
+        route = path.removeprefix(self.prefix)
         with self.lock:
             self.requests.append((route, body))
             if self.is_hanging:
                 self.release.wait(10)
-            if route in self.missing:
+            if route in self.missing or not path.startswith(self.prefix):
                 return 404, '{"detail":"Not Found"}'
             if route in self.statuses:
                 return self.statuses[route], '{"error": "a fault"}'
             if route in self.answers:
                 return 200, self.answers[route]
-            return 200, self._answer(route, body)
+            if route == "/v1/load_lora_adapter" and body["lora_name"] in self.policies:
+                return 400, '{"error": "has already been loaded"}'
+            text = self._answer(route, body)
+            if route in self.lost:
+                self.lost.remove(route)
+                return 500, ""
+            return 200, text
 
     def _answer(self, route: str, body: Any) -> str:
         if route == "/v1/models":
             models = [{"id": name, "parent": None if name == BASE else BASE} for name in self.policies]
+            models[0]["max_model_len"] = self.max_length
             return json.dumps({"data": models})
         if route == "/collective_rpc":
             self._reload(body["kwargs"]["weights_path"])
@@ -69,7 +84,7 @@ class FakeServer:
         elif route == "/v1/unload_lora_adapter":
             del self.policies[body["lora_name"]]
         elif route == "/v1/completions":
-            return json.dumps({"choices": self.choices(body)})
+            return json.dumps({"model": body["model"], "choices": self.choices(body)})
         return ""
 
     def _reload(self, path: str) -> None:
@@ -116,6 +131,7 @@ def serving(server: FakeServer) -> Iterator[FakeServer]:
             self._send(json.loads(content) if content else None)
 
         def _send(self, body: Any) -> None:
+            server.keys.append(self.headers.get("Authorization"))
             status, text = server.answer(self.path, body)
             self.send_response(status)
             self.send_header("Content-Length", str(len(text.encode())))

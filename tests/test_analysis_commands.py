@@ -194,7 +194,7 @@ def test_existing_files_are_not_overwritten(tmp_path):
     for arguments in (("variance", "tiny.yaml"), ("claims", "classifier")):
         done = command(*arguments, "--output", "figures")
         assert done.exit_code == 2, done.output
-        assert "exists; remove it" in done.stderr
+        assert "remove this file" in done.stderr
     assert {file.read_text() for file in (tmp_path / "figures").iterdir()} == {"mine"}
 
 
@@ -249,13 +249,13 @@ def test_from_python_in_one_call(measured, folder, tmp_path, capsys, monkeypatch
     assert capsys.readouterr() == ("", "")  # no progress is shown without a terminal
     overrides = ["standardize=false", "kl.coefficient=0.1", "refill=1"]
     with pytest.warns(
-        UserWarning, match="measurement leaves out reinforce.kl, reinforce.refill: it measures"
+        UserWarning, match="measurement ignores reinforce.kl, reinforce.refill, because it measures"
     ):
         changed = measure_variance(
             "tiny.yaml", num_problems=32, overrides=[f"reinforce.{each}" for each in overrides]
         )
     assert len(changed.estimators) == len(by_python.estimators) - 1  # without "this recipe"
-    with pytest.raises(InputError, match=r"variance\.json exists"):
+    with pytest.raises(InputError, match=r"already contains the file variance\.json"):
         measure_variance(config, output_dir="figures")
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots take more time than the measurement
     rows = measure_classifier_claim(output_dir="figures")

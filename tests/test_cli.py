@@ -207,7 +207,7 @@ def test_overwriting_requires_the_name_of_the_run(own_run: Path, monkeypatch: py
             result = overwrite(answer)
             assert "runs/tiny will be deleted and replaced. Type its name (tiny) to" in result.stdout
             assert result.exit_code == 2, answer
-            assert "runs/tiny: not replaced" in result.stderr
+            assert "runs/tiny: the run was not replaced" in result.stderr
             assert Path("runs/tiny/metrics.jsonl").read_text() == before
         assert overwrite("tiny\n").exit_code == 0
     assert len(Path("runs/tiny/metrics.jsonl").read_text().splitlines()) == 1
@@ -267,6 +267,8 @@ def test_dry_run_writes_no_files(tmp_path: Path) -> None:
     ):
         assert words in result.stdout
     assert sorted(tmp_path.rglob("*")) == before
+    for title in ("policy", "problems", "first prompt", "device"):
+        assert len(re.findall(f"^{title}\\b", result.stdout, re.MULTILINE)) == 1, title
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -354,7 +356,7 @@ def test_dry_run_of_a_recipe_whose_directory_holds_a_run(own_run: Path) -> None:
     result = command("train", "tiny.yaml", "--dry-run")
     assert result.exit_code == 0, result.stderr
     hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
-    assert f"runs/tiny holds a run; {hint}" in result.stdout
+    assert f"runs/tiny contains a run; {hint}" in result.stdout
     assert command("train", "tiny.yaml", "--dry-run", "--overwrite").exit_code == 0
     resumed = command("train", "tiny.yaml", "--dry-run", "--resume")
     assert "no checkpoint was loaded, so the episodes are those of the initial policy" in resumed.stdout
@@ -447,7 +449,7 @@ def test_rewards_are_shown_before_and_after_training() -> None:
     console.print(before_and_after(rows, [{"update": at, "reward": at / 100} for at in range(1, 51)]))
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert re.search(r"reward +0\.105 +→ +0\.405", shown)
-    assert "mean of the episodes of the first 20 and the last 20 updates" in shown
+    assert "mean over the episodes of the first 20 and the last 20 updates" in shown
 
 
 def test_rows_of_zeros_are_hidden() -> None:
@@ -506,11 +508,11 @@ def test_errors_have_no_traceback_unless_debugging(monkeypatch: pytest.MonkeyPat
     result = command("train", "tiny.yaml")
     assert result.exit_code == 1
     message, advice = result.stderr.splitlines()
-    assert message == "the run failed: runs/tiny: No space left on device (--debug shows where)"
+    assert message == "the run failed: runs/tiny: No space left on device (add --debug to see the traceback)"
     assert advice.startswith("there is no checkpoint yet; ")
     monkeypatch.setattr(RunDirectory, "append", lambda *_: {"a": 1}["key"])
     result = command("train", "tiny.yaml", "--overwrite")
-    message = "the run failed: KeyError: 'key' (--debug shows where)"
+    message = "the run failed: KeyError: 'key' (add --debug to see the traceback)"
     assert (result.exit_code, result.stderr.splitlines()) == (1, [message, advice])
     result = command("train", "tiny.yaml", "--overwrite", "--debug")
     assert result.exit_code == 1
@@ -573,7 +575,7 @@ def test_invalid_evaluations_are_refused(finished: Path, tmp_path: Path) -> None
     assert "none of the data sets is read from the hub" in refused(*arguments, str(data), "--split", "test")
     assert "add --decoding sampled" in refused(*arguments, str(data), "--samples-per-problem", "2")
     assert "should contain {prompt}" in refused(*arguments, str(data), "--template", "x")
-    assert "exceeds the context of the policy, 24 tokens" in refused(
+    assert "exceed the context of the policy (24 tokens)" in refused(
         *arguments, str(data), "--max-new-tokens", "99"
     )
     assert "loading a causal language model from the hub failed" in refused(
@@ -628,7 +630,7 @@ def test_runs_with_different_templates_need_an_explicit_template(finished: Path,
     data = sums(tmp_path / "sums.jsonl", 1)
     arguments = ["evaluate", "--baseline", str(finished), "--policy", "runs/tiny", str(data)]
     assert (
-        "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both (--template"
+        "trained with different values ('Q:{prompt}' and '{prompt}'); give one value for both policies"
         in refused(*arguments)
     )
     assert command(*arguments, "--template", "{prompt}").exit_code == 0
@@ -727,7 +729,7 @@ def test_few_shot_examples_are_checked(finished: Path, tmp_path: Path) -> None:
     assert "cannot be encoded by the policy" in refused(
         *arguments, "--few-shot", "1", "--examples", str(more)
     )
-    assert "needs 2 examples, but only 1 of 2" in refused(
+    assert "2 examples are needed, but only 1 of 2" in refused(
         *arguments, "--few-shot", "2", "--examples", str(more)
     )
 
@@ -799,7 +801,7 @@ def test_data_sets_with_the_same_answer_file_are_refused(finished: Path) -> None
 
 
 def test_run_reports_its_gain(trained: tuple[Path, Result], own_run: Path) -> None:
-    for words in ("greedy, problem by problem:", "sampled, problem by problem:", "McNemar p = "):
+    for words in ("greedy answers before and after", "sampled answers before and after", "McNemar p = "):
         assert words in trained[1].stdout
     comparison = json.loads(Path("runs/tiny/comparison.json").read_text())
     assert set(comparison) == {"greedy", "sampled"}

@@ -142,7 +142,7 @@ def test_tables(finished: tuple[Path, Result]) -> None:
     assert re.search(r"other +[\d.]+% \[[\d.]+, [\d.]+\] +[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]", message)
     assert re.search(r"\d of 2", message)
     words = " ".join(message.split())
-    assert "difference: from tiny, seed by seed; the sign-flip p is at least 0.5" in words
+    assert "difference: value minus the value of tiny with the same seed, averaged; the p-value of" in words
     assert "tiny, seed 5: held-out accuracy" in result.stderr
     assert "4 of 4 runs" in result.stderr
 
@@ -243,7 +243,7 @@ def test_interrupted_comparison_is_continued_by_the_same_command(
     monkeypatch.setattr(RunDirectory, "append", interrupted)
     stopped = compared(*command)
     assert stopped.exit_code == 130, stopped.output
-    assert "stopped in none, seed 0; 1 complete runs are kept; run the same command" in stopped.stderr
+    assert "stopped during the run none, seed 0; number of complete runs: 1. Run the same" in stopped.stderr
     assert list(Path("runs/compare/none/seed-0/checkpoints").iterdir())
     resumed = compared(*command)
     assert resumed.exit_code == 0, resumed.output
@@ -271,7 +271,7 @@ def test_directory_with_another_run_is_refused(tmp_path: Path, one_run: Path) ->
     (tmp_path / "runs/compare/other/seed-0").mkdir(parents=True)
     (tmp_path / "runs/compare/other/seed-0/thesis.txt").write_text("mine")
     message = refused("other.yaml", "--seeds", "1", *SHORT)
-    assert "it can't be written to or contains other files (thesis.txt)" in message
+    assert "must be writable and contain no other files (found: thesis.txt)" in message
     assert "--set" not in message  # the advice for `train` does not apply
     Path("file").write_text("mine")
     message = refused("other.yaml", "--seeds", "1", *SHORT, "--output", "file/below")
@@ -282,7 +282,7 @@ def test_incomplete_logs_are_reported(one_run: Path) -> None:
     shutil.copytree(one_run, "runs")
     Path("runs/compare/tiny/seed-0/metrics.jsonl").write_text("")
     message = refused_after_runs("tiny.yaml", "--seeds", "1", *SHORT)
-    assert "runs/compare/tiny/seed-0: the logs are incomplete (metrics.jsonl lacks update" in message
+    assert "runs/compare/tiny/seed-0: the logs are incomplete (metrics.jsonl has no line for" in message
 
 
 def refused_after_runs(*arguments: str) -> str:
@@ -304,7 +304,7 @@ def test_tables_are_printed_without_matplotlib(one_run: Path) -> None:
     shutil.copytree(one_run, "runs")
     result = compared("tiny.yaml", "--seeds", "1", *SHORT)
     assert result.exit_code == 0, result.output
-    assert "pip install 'llm-reinforce[plots]' and run the same command" in " ".join(result.stderr.split())
+    assert "[plots]'` and then the same command again" in " ".join(result.stderr.split())
     assert "final accuracy" in result.stdout
     assert not list(Path("runs/compare").glob("*.png"))
 
@@ -343,11 +343,11 @@ def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> Non
         ),
         (
             ["tiny.yaml", "--set", "training.num_updates=5"],
-            "all runs have the same budget; give `tokens` (--tokens)",
+            "all runs have the same budget; set it with `tokens` (--tokens)",
         ),
         (
             ["tiny.yaml", "--variant", "a: evaluation.every=5"],
-            "evaluated equally often; give `evaluations` (--evaluations)",
+            "evaluated equally often; set this with `evaluations` (--evaluations)",
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),
@@ -357,7 +357,7 @@ def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> Non
         ),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
-            "b: evaluation.decodings lacks sampled; all variants are compared by the first decoding of a",
+            "b: evaluation.decodings lacks sampled, which is the first decoding mode of a and the one",
         ),
     ],
 )

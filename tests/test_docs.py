@@ -275,6 +275,8 @@ def test_options_in_the_text_exist() -> None:
         "--multi_gpu",
         "--use_fsdp",
         "--num_processes",
+        "--master_port",
+        "--main_process_port",
         "--nodes",
         "--index-url",
         "--completions",

@@ -98,7 +98,7 @@ def test_process_that_has_ended_is_named_as_the_cause(
     for name, value in {"WORLD_SIZE": "2", "RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     lost = "[/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:40882: Connection reset by peer. GLHF!"
-    for error, shown in ((lost, "the connection to another process is lost"), ("no such op", "no such op")):
+    for error, shown in ((lost, "the connection to another process was lost"), ("no such op", "no such op")):
         with pytest.raises(typer.Exit), reported_failures("the run"):
             raise RuntimeError(error)
         message = capsys.readouterr().err

@@ -7,13 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
-from llm_reinforce import processes
+from llm_reinforce import evaluate, processes
 from llm_reinforce.cli import app
-from llm_reinforce.cli.common import start_in_one_process
+from llm_reinforce.cli.common import reported_failures, start_in_one_process
 from llm_reinforce.cli.train import resume_command
-from llm_reinforce.errors import InputError
+from llm_reinforce.errors import InputError, ProcessLostError
 from llm_reinforce.processes import (
     check_launch,
     is_main_process,
@@ -58,7 +59,7 @@ def test_index_and_number(
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (OF_ACCELERATE, "accelerate launch was told to use several processes"),
+        (OF_ACCELERATE, "accelerate launch was called with several processes"),
         ({"WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but RANK is not set"),
         (
             {"WORLD_SIZE": "2", "RANK": "1"},
@@ -180,6 +181,24 @@ def test_commands_for_one_process_are_refused_in_several(
     result = CliRunner().invoke(app, [*arguments, "--policy", "nosuch"])
     assert result.exit_code == 2
     assert f"{arguments[0]} runs in one process only" in result.stderr
+
+
+def test_processes_that_would_write_the_same_answers_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_variables({"WORLD_SIZE": "2", "RANK": "1", **HOST}, monkeypatch)
+    with pytest.raises(InputError, match=r"one of 2, and all of them would write .*; call .* without output"):
+        evaluate("nosuch", [{"prompt": "1+1=", "answer": "2"}], output_dir=tmp_path)
+
+
+def test_process_that_remains_says_how_to_continue(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The main process, which usually says it, may be the one that was lost."""
+    set_variables({"WORLD_SIZE": "2", "RANK": "1", **HOST}, monkeypatch)
+    with pytest.raises(typer.Exit), reported_failures(advice=lambda: "continue with: torchrun …"):
+        raise ProcessLostError("the connection is lost")
+    assert capsys.readouterr().err == "process 1: the connection is lost\ncontinue with: torchrun …\n"
 
 
 def test_slow_commands_print_a_first_line_on_a_terminal(

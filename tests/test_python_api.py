@@ -555,7 +555,7 @@ def none_of(text: str) -> float:
         (lambda: {"learning_rat": 1}, "unknown argument 'learning_rat'; did you mean 'learning_rate'"),
         (
             lambda: {"batch_size": 1},
-            r"batch_size is a key of sampling and evaluation; write sampling=\{'batch_size'",
+            r"batch_size is a key of the sections sampling and evaluation; write sampling=\{'batch_size'",
         ),
         (
             lambda: {"learning_rate": "1"},
@@ -572,8 +572,8 @@ def none_of(text: str) -> float:
         (lambda: {"dtype": "bfloat16"}, "dtype: not used for a policy that is already loaded"),
         (lambda: {"config": {}}, "config: should be a Config"),
         (lambda: {"training": {"num_updates": 2}}, "num_updates is given twice, as an argument and in"),
-        (lambda: {"num_generations": 8}, "'num_generations'; here it is episodes_per_problem"),
-        (lambda: {"reward_funcs": none_of}, "'reward_funcs'; here it is rewards"),
+        (lambda: {"num_generations": 8}, "'num_generations'; use episodes_per_problem"),
+        (lambda: {"reward_funcs": none_of}, "'reward_funcs'; use rewards"),
         (lambda: {"problems": (row for row in SUMS)}, "not a list of problems"),
         (
             lambda: {"problems": datasets.Dataset.from_list(SUMS).to_iterable_dataset()},
@@ -701,7 +701,7 @@ def test_first_edition_run_can_be_resumed_evaluated_and_sampled(old_run: Path) -
 def test_solutions_of_a_warm_start_must_fit(tmp_path: Path) -> None:
     long = [{**problem, "answer": "1" * 40} for problem in SUMS]
     with pytest.raises(
-        InputError, match=r"training\.warm_start: problem .* its solution has 41.*, 32 tokens;"
+        InputError, match=r"training\.warm_start: problem .* its solution has 41.* \(32 tokens\);"
     ):
         ReinforceTrainer(
             own_model(), long, progress=False, **{**SMALL, "warm_start": {"num_updates": 1, "batch_size": 4}}

@@ -77,6 +77,7 @@ def test_job_starts_a_server_and_one_launcher_on_each_other_machine(
 
 def test_job_that_is_about_to_end_saves_the_run_and_is_requeued(job: tuple[Path, dict[str, str]]) -> None:
     (job[0] / "recipe.yaml").touch()
+    (job[0] / "policy").mkdir()  # the run was complete before it was resumed to make more updates
     one = start(job, SERVER="no")
     until = time.monotonic() + 20
     while not ((job[0] / "calls").exists() and calls(job, "torchrun")) and time.monotonic() < until:

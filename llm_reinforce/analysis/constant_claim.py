@@ -146,8 +146,8 @@ def constant_variances(
     """
     if settings.discount != 1.0:
         raise InputError(
-            f"reinforce.discount: {settings.discount}, but the prediction assumes a discount of 1; "
-            "override it with reinforce.discount=1"
+            "reinforce.discount: should be 1 for this claim, because its theoretical prediction assumes a "
+            f"discount of 1, not {settings.discount}; override this setting with reinforce.discount=1"
         )
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
     estimators = [Estimator(name, plain.model_copy(update={"baseline": name})) for name in COMPARED]

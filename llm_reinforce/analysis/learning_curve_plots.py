@@ -172,8 +172,8 @@ def measures_figure(compared: Sequence[ComparedRuns], target: float) -> "Figure"
     panels[0].set_yticks(rows, [runs.name for runs in compared])
     panels[0].set_ylim(len(compared) - 0.5, -0.5)  # shows the first variant at the top
     figure.supxlabel(
-        "line: 95% interval over seeds; dots: seeds; dotted line: mean of the first variant; "
-        "hollow: not all seeds reached the target",
+        "lines: 95% intervals over seeds; dots: single seeds; dotted line: mean of the first variant; "
+        "hollow symbols: not all seeds reached the target",
         fontsize=8,
     )
     return figure

@@ -48,13 +48,19 @@ class LearningCurve:
     def __post_init__(self) -> None:
         if len(self.num_tokens) != len(self.accuracy) or self.num_tokens[:1] != (0,):
             raise ValueError(
-                "a learning curve needs one accuracy for each number of tokens, and the first number should "
-                f"be 0: num_tokens {self.num_tokens}, accuracy {self.accuracy}"
+                "num_tokens and accuracy of a learning curve should have the same length, and num_tokens "
+                f"should start with 0; num_tokens is {self.num_tokens}, and accuracy is {self.accuracy}"
             )
         if self.seconds and len(self.seconds) != len(self.accuracy):
-            raise ValueError("a learning curve needs one duration for each accuracy, or none")
+            raise ValueError(
+                "seconds of a learning curve should be empty or have one duration for each of the "
+                f"{len(self.accuracy)} accuracies, but it has {len(self.seconds)} durations"
+            )
         if any(after <= before for before, after in itertools.pairwise(self.num_tokens)):
-            raise ValueError(f"the numbers of tokens of a learning curve should increase: {self.num_tokens}")
+            raise ValueError(
+                "num_tokens of a learning curve should increase from each evaluation to the next, but it "
+                f"is {self.num_tokens}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +143,10 @@ def learning_curve(
     # an update has two evaluations if the run was resumed with a larger budget; the last evaluation is used
     rows = {row["update"]: row["accuracy"] for row in evaluations if row["decoding"] == decoding}
     if missing := sorted(rows.keys() - sampled.keys()):
-        raise ValueError(f"metrics.jsonl lacks update {missing[0]}, which evaluations.jsonl has")
+        raise ValueError(
+            f"metrics.jsonl has no line for update {missing[0]}, although evaluations.jsonl has an "
+            "evaluation after this update"
+        )
     if 0 not in rows:
         raise ValueError(f"evaluations.jsonl has no {decoding} evaluation before the first update")
     updates = sorted(rows)
@@ -286,7 +295,10 @@ def compare_curves(
         ValueError: if there are no variants, or if the variants have different numbers of curves.
     """
     if not variants or len({len(curves) for curves in variants.values()}) > 1:
-        raise ValueError("a comparison needs one or more variants, all with the same number of curves")
+        raise ValueError(
+            "a comparison needs at least one variant, and all variants must have the same number of "
+            "learning curves"
+        )
     limits: Mapping[MeasureName, Interval] = {
         "final": (0.0, 1.0),
         "area": (0.0, 1.0),

@@ -31,9 +31,10 @@ def config_to_measure(
         config = with_weights(config, fspath(policy))
     if config.reinforce.episodes_per_problem < 2:
         raise InputError(
-            f"reinforce.episodes_per_problem: {config.reinforce.episodes_per_problem}; should be at least 2, "
-            "because baselines compare the episodes of a problem; override it, for example with "
-            "reinforce.episodes_per_problem=4 (--set on the command line)"
+            "reinforce.episodes_per_problem: should be at least 2, not "
+            f"{config.reinforce.episodes_per_problem}, because baselines compare the episodes of a problem; "
+            "override this setting, for example with reinforce.episodes_per_problem=4 (--set on the "
+            "command line)"
         )
     settings = config.reinforce
     left_out = {
@@ -45,8 +46,8 @@ def config_to_measure(
     }
     if names := [f"reinforce.{name}" for name, is_set in left_out.items() if is_set]:
         warnings.warn(
-            f"the measurement leaves out {', '.join(names)}: it measures the gradient of the expected return "
-            "of uniformly drawn problems",
+            f"the measurement ignores {', '.join(names)}, because it measures the gradient of the expected "
+            "return when all problems are drawn equally often",
             stacklevel=3,
         )
     return config.model_copy(update={"reinforce": settings.model_copy(update={"kl": None})})

@@ -41,7 +41,8 @@ def check_output(output_dir: str | PathLike[str] | None, name: str) -> Path | No
     output = check_directory(output_dir)
     if found := measurement_files(output, name):
         raise InputError(
-            f"output directory {output}: {found[0].name} exists; remove it, or give another directory"
+            f"output directory {output}: already contains the file {found[0].name}; remove this file, "
+            "or give another directory"
         )
     return output
 

@@ -164,7 +164,7 @@ def _run_all(
             if not result.is_over:
                 return num_done, run.title
             show(num_done * num_tokens)
-            say(f"{run.title}: {display.accuracy}; {num_done} of {len(runs)} runs")
+            say(f"{run.title}: {display.accuracy}; {num_done} of {len(runs)} runs are complete")
     return num_done, None
 
 
@@ -183,7 +183,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
         if not have_answers(split.held_out or split.train):
             raise InputError(
                 f"{run.title}: the problems have no reference answers, so recipes cannot be compared by "
-                "accuracy; set answer_column, or problems.held_out to problems with answers"
+                "accuracy; set answer_column, or set problems.held_out to problems that have answers"
             )
 
 

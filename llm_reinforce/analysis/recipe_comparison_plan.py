@@ -16,12 +16,15 @@ from llm_reinforce.training import differing_settings
 
 NAME = re.compile(r"\w[\w .,+=@()-]{0,59}")  # valid as the name of a directory and as a label in a plot
 OWN_KEYS = {  # settings that `compare` sets itself, and the argument that the user can give instead
-    "output_dir": "runs are written to the directory of the comparison; give `output_dir` (--output)",
-    "training.num_tokens": "all runs have the same budget; give `tokens` (--tokens)",
-    "training.num_updates": "all runs have the same budget; give `tokens` (--tokens)",
-    "training.stop_at": "all runs have the same budget; remove it",
-    "evaluation.every": "all runs are evaluated equally often; give `evaluations` (--evaluations)",
-    "evaluation.unit": "all runs are evaluated equally often; give `evaluations` (--evaluations)",
+    "output_dir": (
+        "runs are written to the directory of the comparison; choose this directory with `output_dir` "
+        "(--output)"
+    ),
+    "training.num_tokens": "all runs have the same budget; set it with `tokens` (--tokens)",
+    "training.num_updates": "all runs have the same budget; set it with `tokens` (--tokens)",
+    "training.stop_at": "all runs have the same budget; remove this setting",
+    "evaluation.every": "all runs are evaluated equally often; set this with `evaluations` (--evaluations)",
+    "evaluation.unit": "all runs are evaluated equally often; set this with `evaluations` (--evaluations)",
 }
 
 
@@ -181,7 +184,9 @@ def _check_own_keys(overrides: Sequence[str], where: str, *, seed: bool = False)
         if seed and key == "seed":
             why = "all variants have the same seeds; set the first seed in `overrides` (--set seed=…)"
         if why:
-            raise InputError(f"{where}{override}: this setting can't be changed in a comparison: {why}")
+            raise InputError(
+                f"{where}{override}: this setting can't be changed in a comparison, because {why}"
+            )
 
 
 def _load(variant: Variant, overrides: Sequence[str]) -> Config:
@@ -235,9 +240,8 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
         path = run.directory.path
         found = ", ".join(sorted(each.name for each in path.iterdir())[:4]) if path.is_dir() else "a file"
         raise InputError(
-            f"{path}: can't be used as the directory of a run, because it can't be written to or contains "
-            f"other files ({found or 'none found'}); give another `output_dir` (--output), or delete "
-            "this path"
+            f"{path}: can't be used as the directory of a run, which must be writable and contain no other "
+            f"files (found: {found or 'none'}); give another `output_dir` (--output), or delete this path"
         ) from None
     return "begun" if is_begun else "new"
 
@@ -255,8 +259,8 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
         return None
     names = ", ".join(unlike)
     return (
-        f"{names}: evaluated on other problems than {first[0].variant}, so the accuracies can't be compared "
-        "directly"
+        f"{names}: evaluated on other problems than {first[0].variant}, so these accuracies can't be "
+        "compared directly"
     )
 
 
@@ -270,7 +274,7 @@ def _check_decoding(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if decoding not in run.recipe.evaluation.decodings:
             raise InputError(
-                f"{run.variant}: evaluation.decodings lacks {decoding}; all variants are compared by the "
-                f"first decoding of {runs[0].variant}; use the same decodings for all variants (override "
-                f"evaluation.decodings=[{decoding}])"
+                f"{run.variant}: evaluation.decodings lacks {decoding}, which is the first decoding mode of "
+                f"{runs[0].variant} and the one by which all variants are compared; use the same decoding "
+                f"modes for all variants (override evaluation.decodings=[{decoding}])"
             )

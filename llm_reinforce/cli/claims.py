@@ -43,8 +43,8 @@ def constant(
         typer.Option(
             "--problems",
             min=2 * ENOUGH_PROBLEMS,
-            help="Number of problems. The prediction is computed from one half of the problems, and the "
-            "measurement from the other half.",
+            help="Number of problems. One half of the problems is used for the theoretical prediction, and "
+            "the other half for the measurement.",
         ),
     ] = 512,
     overrides: OverridesOption = None,

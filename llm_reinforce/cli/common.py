@@ -102,9 +102,10 @@ def reported_failures(
             if is_main_process():  # all processes raise this error, so only one of them reports it
                 print_error(str(error))
         else:
-            _print_own_error(f"{what} failed: {_in_one_line(error)} (--debug shows where)")
+            _print_own_error(f"{what} failed: {_in_one_line(error)} (add --debug to see the traceback)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
-            _print_advice(advice, is_needed=isinstance(error, ProcessLostError) and error.is_saved)
+            # the main process may be the one that was lost
+            _print_advice(advice, is_needed=isinstance(error, ProcessLostError))
         raise typer.Exit(FAILED) from None
 
 

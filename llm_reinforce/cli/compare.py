@@ -41,12 +41,12 @@ def compare(
         typer.Option(
             "--variant",
             metavar='"NAME: KEY=VALUE …"',
-            help="Add a variant of the recipe in which these settings are changed; repeatable.",
+            help="Add a variant of the recipe, with a name and changed settings; repeatable.",
         ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting of all runs; repeatable."),
+        typer.Option("--set", metavar="SECTION.KEY=VALUE", help="Change a setting in all runs; repeatable."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", help="Directory for the runs and the results.")] = Path(
         "runs/compare"
@@ -54,7 +54,9 @@ def compare(
     target: Annotated[
         float,
         typer.Option(
-            "--target", help="Target accuracy in 0..1. The number of tokens to this accuracy is measured."
+            "--target",
+            help="Target accuracy, from 0 to 1. For each run, the number of tokens sampled until it reaches "
+            "this accuracy is reported.",
         ),
     ] = 0.9,
     evaluations: Annotated[
@@ -100,13 +102,13 @@ def compare(
             stopping=stopped_by_signals,
         )
         if comparison.stopped_in is not None:
-            done = f"{comparison.num_done} complete runs are kept; run the same command again to continue"
-            print_error(f"stopped in {comparison.stopped_in}; {done}")
+            done = f"number of complete runs: {comparison.num_done}. Run the same command again to continue"
+            print_error(f"stopped during the run {comparison.stopped_in}; {done}")
             raise typer.Exit(128 + received_signals()[-1])
         if not comparison.has_plots:
             note(
-                "no plots, because matplotlib is not installed; pip install 'llm-reinforce[plots]' and run "
-                "the same command again"
+                "no plots were written, because matplotlib is not installed; run `pip install "
+                "'llm-reinforce[plots]'` and then the same command again"
             )
         if as_json:
             typer.echo(json.dumps(comparison.summary, ensure_ascii=False))

@@ -23,7 +23,10 @@ STATES = {"ok": "green", "missing": "dim", "failed": "bold red"}
 def doctor(
     run: Annotated[
         str | None,
-        typer.Argument(metavar="[RUN]", help="Directory of a run. Default: check the installation."),
+        typer.Argument(
+            metavar="[RUN]",
+            help="Directory of the run to diagnose. Without this argument, the installation is checked.",
+        ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")] = False,
     debug: DebugOption = False,
@@ -69,7 +72,7 @@ def _print_findings(headline: str, findings: "Sequence[Finding]") -> None:
             console.print(Text(f"  - {visible(line)}"), soft_wrap=True)
         if found.example is not None:
             console.print(Text(f"  example: {visible(found.example)}"), soft_wrap=True)
-        console.print(Text(f"  to change: {visible(found.advice)}"), soft_wrap=True)
+        console.print(Text(f"  what to do: {visible(found.advice)}"), soft_wrap=True)
 
 
 def _print_checks(checks: "Sequence[Check]") -> None:

@@ -49,21 +49,27 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="DATA…",
-            help="Data sets: a JSONL file; a name such as gsm8k, or NAME=PATH for a downloaded copy; "
-            "generate:… or reasoning_gym:…; or owner/name on the hub.",
+            help="Data sets. Each is a JSONL file, a name such as gsm8k, NAME=PATH for a downloaded copy "
+            "of a named data set, generate:… or reasoning_gym:… for generated problems, or owner/name "
+            "on the hub.",
         ),
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", "-d", help="Data set, in one of the forms of DATA; repeatable."),
+        typer.Option("--data", "-d", help="Data set, given in the same way as DATA; repeatable."),
     ] = None,
     baseline: Annotated[
         str | None,
-        typer.Option(help="Policy to compare --policy with, such as the policy before training."),
+        typer.Option(
+            help="Second policy with which --policy is compared, such as the policy before training."
+        ),
     ] = None,
     against: Annotated[
         str | None,
-        typer.Option(hidden=True, help="Obsolete: policy that is compared with --policy as its baseline."),
+        typer.Option(
+            hidden=True,
+            help="Obsolete; use --baseline. New policy, which is compared with --policy as the old policy.",
+        ),
     ] = None,
     split: SplitOption = None,
     config: ConfigOption = None,
@@ -78,7 +84,10 @@ def evaluate(
         typer.Option(help="Take the most likely token at each step (greedy), or sample as in training."),
     ] = Decoding.greedy,
     samples_per_problem: Annotated[
-        int, typer.Option(min=1, help="Completions per problem; requires --decoding sampled.")
+        int,
+        typer.Option(
+            min=1, help="Number of completions per problem. Values above 1 need --decoding sampled."
+        ),
     ] = 1,
     max_new_tokens: TokensOption = None,
     temperature: TemperatureOption = None,
@@ -126,15 +135,17 @@ def evaluate(
     with reported_failures("the evaluation", debug=debug, options=DATA_OPTIONS):
         if decoding is Decoding.greedy and samples_per_problem > 1:
             raise InputError(
-                f"--samples-per-problem {samples_per_problem}: all greedy completions of a problem are "
-                "equal; add --decoding sampled"
+                f"--samples-per-problem {samples_per_problem}: has no use with greedy decoding, because all "
+                "greedy completions of a problem are equal; add --decoding sampled"
             )
         if examples is not None and not few_shot:
             raise InputError("--examples: used only with --few-shot; add --few-shot N")
         if not all(stop or ()):
             raise InputError("--stop: the text is empty; give the text at which completions are cut")
         if template is not None and "{prompt}" not in template:
-            raise InputError(f"--template {template!r}: should contain {{prompt}}")
+            raise InputError(
+                f"--template {template!r}: should contain {{prompt}}, which is replaced by the problem's text"
+            )
         all_sources = (*(data or ()), *(sources or ()))
         if not all_sources:
             raise InputError(

@@ -62,5 +62,7 @@ def show_measurement(
     files = analysis.measurement_files(output, name)
     written = ", ".join(map(str, files))
     has_plot = len(files) > 1
-    missing = "; no plot, because matplotlib is not installed: pip install 'llm-reinforce[plots]'"
+    missing = (
+        "; no plot was written, because matplotlib is not installed; run `pip install 'llm-reinforce[plots]'`"
+    )
     note(f"written: {written}" + ("" if has_plot else missing))

@@ -24,7 +24,9 @@ def _checked_seed(seed: int) -> int:
 PolicyOption = Annotated[
     str,
     typer.Option(
-        "--policy", "-p", help="Directory of a run or a model, a .gguf file, a model name, or a hub id."
+        "--policy",
+        "-p",
+        help="Policy: directory of a run or a model, a .gguf file, a model name, or a hub id.",
     ),
 ]
 TokensOption = Annotated[
@@ -73,15 +75,27 @@ RemoteCodeOption = Annotated[
     ),
 ]
 SplitOption = Annotated[str | None, typer.Option(help="Split of hub data sets. Default: test.")]
-ConfigOption = Annotated[str | None, typer.Option(help="Configuration of hub data sets.")]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Configuration (also called subset) of hub data sets. Default: the default configuration."
+    ),
+]
 DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")
 """Names of the data-set settings that commands offer as options."""
 PromptColumnOption = Annotated[
-    str | None, typer.Option(help="Column that contains the prompts. Default: prompt or question.")
+    str | None,
+    typer.Option(
+        help="Column that contains the prompts. Default: the first existing column of prompt, question, "
+        "problem, messages and conversations."
+    ),
 ]
 AnswerColumnOption = Annotated[
     str | None,
-    typer.Option(help="Column that contains the answers. Default: answer, solution or ground_truth."),
+    typer.Option(
+        help="Column that contains the answers. Default: the first existing column of answer, ground_truth, "
+        "final_answer, reward_model.ground_truth and solution."
+    ),
 ]
 AlgebraOption = Annotated[
     bool,

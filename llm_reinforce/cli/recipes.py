@@ -70,7 +70,7 @@ def copy(
         except FileNotFoundError:
             raise InputError(f"{target}: the directory {target.parent} does not exist; create it") from None
         except OSError as error:
-            raise InputError(f"{target}: can't be written: {error.strerror}") from None
+            raise InputError(f"{target}: can't be written ({error.strerror}); give another path") from None
         for named in sorted(original.parent.glob("*.*")):  # copy files whose names occur in the recipe
             if named.suffix != ".yaml" and named.name in text and not (target.parent / named.name).exists():
                 shutil.copyfile(named, target.parent / named.name)

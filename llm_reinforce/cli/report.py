@@ -23,11 +23,13 @@ def report(
         bool,
         typer.Option(
             "--live",
-            help="Serve the page on this machine, and refresh it with the runs' new data, until Ctrl-C.",
+            help="Serve the page on this machine until Ctrl-C is pressed, and update it with new data of "
+            "the runs.",
         ),
     ] = False,
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="Port of --live. 0: any free port.")
+        int,
+        typer.Option("--port", min=0, max=65535, help="Port of the page with --live; 0 chooses a free port."),
     ] = 0,
     debug: DebugOption = False,
 ) -> None:

@@ -13,7 +13,9 @@ def serve(
     recipe: Annotated[str, typer.Argument(help="Recipe file, or name of a built-in recipe.")],
     options: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[-- OPTION…]", help="Further options of `vllm serve`, after --."),
+        typer.Argument(
+            metavar="[-- OPTION…]", help="Further options for `vllm serve`. Write them after `--`."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -24,7 +26,10 @@ def serve(
         typer.Option("--python", help="Python interpreter of the environment in which vLLM is installed."),
     ] = "~/vllm/bin/python",
     run: Annotated[
-        bool, typer.Option("--run", help="Run the command, in place of this process, instead of printing it.")
+        bool,
+        typer.Option(
+            "--run", help="Run the command in place of this process. Default: only print the command."
+        ),
     ] = False,
     debug: DebugOption = False,
 ) -> None:

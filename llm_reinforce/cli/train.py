@@ -180,11 +180,11 @@ def _dry_run(recipe: "Config", directory: "RunDirectory", *, resume: bool, overw
         console.print("the warm start was skipped, so the episodes are those of the untrained policy")
     if resume:
         console.print("no checkpoint was loaded, so the episodes are those of the initial policy")
-    errors = [preview.reward_error] if preview.reward_error else []
+    errors = [error for error in (preview.reward_error, preview.server_error) if error]
     if not (resume or overwrite) and (directory.path / "recipe.yaml").is_file():
         resume = True  # nothing is written, so the directory may hold a run
         hint = "continue it with --resume, replace it with --overwrite, or choose another output_dir"
-        console.print(Text(f"{directory.path} holds a run; {hint}"), soft_wrap=True)
+        console.print(Text(f"{directory.path} contains a run; {hint}"), soft_wrap=True)
     try:
         directory.check(resume=resume, overwrite=overwrite)
     except InputError as error:
@@ -208,7 +208,7 @@ def _confirm_overwrite(directory: "RunDirectory") -> None:
     except typer.Abort:  # end of the input
         answer = ""
     if answer.strip() != name:
-        raise InputError(f"{directory.path}: not replaced, because the answer was not {name!r}")
+        raise InputError(f"{directory.path}: the run was not replaced, because the answer was not {name!r}")
 
 
 def _train(recipe: "Config", name: str, run: _Run, *, resume: bool, overwrite: bool) -> None:
@@ -253,7 +253,12 @@ def _print_result(run: _Run, result: "TrainingResult") -> None:
         for sentence in better_before(rows, state):
             console.print(Text(sentence, style="dim"))
         for decoding, both in result.comparisons.items():
-            console.print(Text(f"\n{decoding}, problem by problem:", style="dim"))
+            console.print(
+                Text(
+                    f"\n{decoding} answers before and after training, compared problem by problem:",
+                    style="dim",
+                )
+            )
             for comparison in both.values():
                 console.print(comparison_table(comparison))
         console.print()

@@ -34,7 +34,10 @@ def variance(
     ] = None,
     seed: Annotated[
         int,
-        seed_option("Random seed of problems, episodes, projection and intervals."),
+        seed_option(
+            "Random seed for drawing problems, sampling episodes, projecting gradients and computing "
+            "intervals."
+        ),
     ] = 0,
     overrides: OverridesOption = None,
     output: OutputOption = None,

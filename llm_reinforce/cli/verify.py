@@ -120,7 +120,7 @@ def _print_audit(name: str, audit: "Audit") -> None:
         Text(f"{visible(name)}: {num_accepted:,} of {audit.total:,} answers accepted", style=style),
         soft_wrap=True,
     )
-    console.print(f"  kinds: {kinds}")
+    console.print(f"  kinds of answers: {kinds}")
     if audit.num_latex_as_text:
         console.print(
             f"  answers in LaTeX or algebra that are compared as text: {audit.num_latex_as_text:,}; "
@@ -128,10 +128,11 @@ def _print_audit(name: str, audit: "Audit") -> None:
         )
     if audit.kinds.get("percentage"):
         console.print(
-            f"  answers that are percentages: {audit.kinds['percentage']:,}; 50%, 50 and 0.5 all match 50%"
+            f"  answers that are percentages: {audit.kinds['percentage']:,} (50%, 50 and 0.5 are all "
+            "accepted for the answer 50%)"
         )
     if audit.doubts:
-        console.print(f"  reasons: {_counted(audit)}")
+        console.print(f"  reasons for the rejections: {_counted(audit)}")
         console.print(_table(audit))
         if len(audit.doubts) > NUM_SHOWN:
             console.print(f"  … and {len(audit.doubts) - NUM_SHOWN:,} more; --json lists them all")

@@ -6,7 +6,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from llm_reinforce.config.section import Count, Positive, Section, Text
 
-OBJECTIVE_CHANGES = "changes the objective: it is averaged over other problems than with uniform sampling"
+OBJECTIVE_CHANGES = "this changes the objective, because problems no longer count equally in it"
 
 
 class LengthPenaltyConfig(Section):
@@ -17,7 +17,8 @@ class LengthPenaltyConfig(Section):
     """
 
     penalty: Positive = Field(
-        default=1.0, description="penalty of a completion of sampling.max_new_tokens tokens"
+        default=1.0,
+        description="largest penalty, which a completion of sampling.max_new_tokens tokens gets",
     )
     from_: Count = Field(
         alias="from",
@@ -43,9 +44,10 @@ class KLConfig(Section):
     )
     estimator: Literal["k1", "k3"] = Field(
         default="k1",
-        description="k1: subtract log π - log π_ref from the reward of each action, which follows the "
-        "gradient of KL(π‖π_ref); k3: add π_ref/π - 1 - log(π_ref/π) of each action to the loss, which "
-        "follows the gradient of KL(π_ref‖π) at the visited states",
+        description="how the penalty is computed; k1: log π - log π_ref is subtracted from the reward of "
+        "each action, and the penalty's gradient is that of KL(π‖π_ref); k3: π_ref/π - 1 - "
+        "log(π_ref/π) of each action is added to the loss, and the penalty's gradient is that "
+        "of KL(π_ref‖π) at the visited states",
     )
 
     @field_validator("refresh_every")
@@ -53,8 +55,8 @@ class KLConfig(Section):
     def _check_refresh(cls, every: int | None, info: ValidationInfo) -> int | None:
         if every is not None and info.data.get("reference", "start") != "start":
             raise ValueError(
-                f"makes the policy the reference, but the reference is {info.data['reference']}; remove one "
-                "of the two settings"
+                "would replace the reference policy by the current policy, but `reference` names another "
+                f"model ({info.data['reference']}); remove one of the two settings"
             )
         return every
 
@@ -69,8 +71,8 @@ class EntropyTargetConfig(Section):
     value: Positive = Field(description="target of the mean entropy of an action, in nats")
     rate: Positive = Field(
         default=0.001,
-        description="change of the weight after a batch, per nat of difference between the target and the "
-        "entropy",
+        description="amount by which the weight of the entropy bonus changes after each batch, for each "
+        "nat by which the entropy differs from the target",
     )
     max_coefficient: Positive = Field(default=0.1, description="largest weight of the entropy bonus")
 
@@ -99,7 +101,9 @@ class PoolsConfig(Section):
     def _check_order(cls, easy_above: float, info: ValidationInfo) -> float:
         hard_below = info.data.get("hard_below", 0.0)
         if easy_above < hard_below:
-            raise ValueError(f"should be at least hard_below, which is {hard_below:g}, not {easy_above:g}")
+            raise ValueError(
+                f"should be at least {hard_below:g} (the value of hard_below), not {easy_above:g}"
+            )
         return easy_above
 
 
@@ -120,5 +124,6 @@ class CurriculumConfig(Section):
     )
     pools: PoolsConfig | None = Field(
         default=None,
-        description="weights of hard, normal and easy problems; null: the weight of a problem is p(1-p)",
+        description="weights of hard, normal and easy problems; null: the weight of a problem with pass "
+        "rate p is p(1-p)",
     )

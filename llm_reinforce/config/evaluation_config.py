@@ -26,7 +26,7 @@ class EvaluationConfig(Section):
         default=("greedy",),
         strict=False,
         min_length=1,
-        description="decoding modes; accuracy is measured separately for each mode",
+        description="decoding modes, for each of which the accuracy is measured separately",
     )
     num_problems: Count | None = Field(
         default=None,
@@ -57,14 +57,14 @@ class EvaluationConfig(Section):
     @classmethod
     def _check_template(cls, template: str | None) -> str | None:
         if template is not None and "{prompt}" not in template:
-            raise ValueError("should contain {prompt}")
+            raise ValueError("should contain {prompt}, which is replaced by the problem's text")
         return template
 
     @field_validator("decodings")
     @classmethod
     def _check_decodings(cls, decodings: tuple[Decoding, ...]) -> tuple[Decoding, ...]:
         if len(set(decodings)) < len(decodings):
-            raise ValueError("should name each decoding mode only once")
+            raise ValueError("should list each decoding mode only once")
         return decodings
 
     @field_validator("samples_per_problem")

@@ -13,47 +13,47 @@ from llm_reinforce.errors import InputError, nearest
 
 CALLER = "ReinforceTrainer"  # prefix of messages, used instead of the file name of a recipe
 
-OF_TRL = {  # arguments of TRL's trainers, and the corresponding arguments of this toolkit
-    "model": "policy, the first argument",
-    "processing_class": "part of policy=(model, tokenizer)",
-    "tokenizer": "part of policy=(model, tokenizer)",
-    "train_dataset": "problems, the second argument",
-    "eval_dataset": "held_out",
-    "reward_funcs": "rewards, the third argument",
-    "reward_weights": "rewards={function: weight}",
-    "reward_processing_classes": "not supported; write a reward function that calls the model",
-    "args": "config, or keyword arguments",
-    "peft_config": "lora={'rank': …, 'alpha': …}",
-    "callbacks": "not needed: write a loop over trainer.updates()",
-    "num_generations": "episodes_per_problem",
-    "max_steps": "num_updates",
-    "num_train_epochs": "num_updates, the number of optimizer steps",
-    "per_device_train_batch_size": "problems_per_update",
-    "gradient_accumulation_steps": "training={'micro_batch_tokens': …}",
-    "max_completion_length": "max_new_tokens",
-    "max_prompt_length": "not needed: prompts are never truncated",
-    "warmup_steps": "training={'num_warmup_updates': …}",
-    "lr": "learning_rate",
-    "lr_scheduler_type": "training={'schedule': …}",
-    "beta": "kl={'coefficient': …, 'estimator': 'k3'}",
-    "ref_model": "kl={'coefficient': …, 'reference': …}",
-    "sync_ref_model": "kl={'coefficient': …, 'refresh_every': …}",
-    "ref_model_sync_steps": "kl={'coefficient': …, 'refresh_every': …}",
-    "mask_truncated_completions": "truncated='mask'",
-    "multi_objective_aggregation": "standardize_rewards",
-    "epsilon": "clip={'low': …, 'high': …}, with updates_per_batch",
-    "epsilon_high": "clip={'high': …}, with updates_per_batch",
-    "num_iterations": "not supported: each episode is used once; see updates_per_batch",
-    "steps_per_generation": "updates_per_batch",
-    "importance_sampling_level": "importance={'level': …}",
-    "loss_type": "variant",
-    "scale_rewards": "standardize",
-    "bf16": "mixed_precision='bf16'",
-    "fp16": "mixed_precision='fp16'",
-    "logging_steps": "not needed: every update is logged",
-    "save_steps": "checkpoint_every",
-    "eval_steps": "evaluation={'every': …}",
-    "report_to": "not supported",
+OF_TRL = {  # arguments of TRL's trainers, and what to use instead in this toolkit
+    "model": "use policy, the first argument",
+    "processing_class": "use policy=(model, tokenizer)",
+    "tokenizer": "use policy=(model, tokenizer)",
+    "train_dataset": "use problems, the second argument",
+    "eval_dataset": "use held_out",
+    "reward_funcs": "use rewards, the third argument",
+    "reward_weights": "use rewards={function: weight}",
+    "reward_processing_classes": "write a reward function that calls the model instead",
+    "args": "use config, or keyword arguments",
+    "peft_config": "use lora={'rank': …, 'alpha': …}",
+    "callbacks": "write a loop over trainer.updates() instead",
+    "num_generations": "use episodes_per_problem",
+    "max_steps": "use num_updates",
+    "num_train_epochs": "use num_updates, the number of optimizer steps",
+    "per_device_train_batch_size": "use problems_per_update",
+    "gradient_accumulation_steps": "use training={'micro_batch_tokens': …}",
+    "max_completion_length": "use max_new_tokens",
+    "max_prompt_length": "it is not needed, because prompts are never truncated",
+    "warmup_steps": "use training={'num_warmup_updates': …}",
+    "lr": "use learning_rate",
+    "lr_scheduler_type": "use training={'schedule': …}",
+    "beta": "use kl={'coefficient': …, 'estimator': 'k3'}",
+    "ref_model": "use kl={'coefficient': …, 'reference': …}",
+    "sync_ref_model": "use kl={'coefficient': …, 'refresh_every': …}",
+    "ref_model_sync_steps": "use kl={'coefficient': …, 'refresh_every': …}",
+    "mask_truncated_completions": "use truncated='mask'",
+    "multi_objective_aggregation": "use standardize_rewards",
+    "epsilon": "use clip={'low': …, 'high': …} and updates_per_batch",
+    "epsilon_high": "use clip={'high': …} and updates_per_batch",
+    "num_iterations": "it is not supported, because each episode is used only once; see updates_per_batch",
+    "steps_per_generation": "use updates_per_batch",
+    "importance_sampling_level": "use importance={'level': …}",
+    "loss_type": "use variant",
+    "scale_rewards": "use standardize",
+    "bf16": "use mixed_precision='bf16'",
+    "fp16": "use mixed_precision='fp16'",
+    "logging_steps": "it is not needed, because every update is logged",
+    "save_steps": "use checkpoint_every",
+    "eval_steps": "use evaluation={'every': …}",
+    "report_to": "use trackers=['tensorboard'], or the names of other trackers",
 }
 
 
@@ -127,9 +127,9 @@ def _keys_of_sections() -> Iterator[tuple[str, str]]:
 def _keyword_error(keyword: str, sections: list[str]) -> str:
     if sections:
         options = " or ".join(f"{section}={{{keyword!r}: …}}" for section in sections)
-        return f"{keyword} is a key of {' and '.join(sections)}; write {options}"
+        return f"{keyword} is a key of the sections {' and '.join(sections)}; write {options}"
     if keyword in OF_TRL:
-        return f"unknown argument {keyword!r}; here it is {OF_TRL[keyword]}"
+        return f"unknown argument {keyword!r}; {OF_TRL[keyword]}"
     known = [*Config.model_fields, *(key for _, key in _keys_of_sections())]
     return f"unknown argument {keyword!r}{nearest(keyword, known)}"
 

@@ -27,7 +27,7 @@ class RandomInitConfig(Section):
     )
     intermediate_size: Count = Field(default=512, description="width of the feed-forward layers")
     max_length: Count = Field(
-        default=512, description="maximum total length of a prompt and its completion, in tokens"
+        default=512, description="maximum length of a prompt together with its completion, in tokens"
     )
 
     @field_validator("alphabet")
@@ -35,7 +35,10 @@ class RandomInitConfig(Section):
     def _check_alphabet(cls, alphabet: str) -> str:
         repeated = sorted({character for character in alphabet if alphabet.count(character) > 1})
         if repeated:
-            raise ValueError(f"should list each character once; repeated: {' '.join(map(repr, repeated))}")
+            raise ValueError(
+                "should list each character once, but these characters are repeated: "
+                f"{' '.join(map(repr, repeated))}"
+            )
         if len(alphabet) < 2:
             raise ValueError("should list at least two characters")
         return alphabet
@@ -47,7 +50,7 @@ class RandomInitConfig(Section):
         if num_heads and hidden_size % (
             2 * num_heads
         ):  # rotary embeddings need attention heads of even width
-            raise ValueError(f"should be a multiple of 2 x num_heads ({2 * num_heads}), not {hidden_size}")
+            raise ValueError(f"should be a multiple of {2 * num_heads} (2 x num_heads), not {hidden_size}")
         return hidden_size
 
 

@@ -19,19 +19,21 @@ class GenerateConfig(Section):
         default=("addition",),
         strict=False,
         min_length=1,
-        description="arithmetic operations, mixed in equal parts; a chain is an expression that contains "
-        "both + and -",
+        description="arithmetic operations, each of which occurs in an equal part of the problems; a chain "
+        "is an expression that contains both + and -",
     )
     digits: tuple[NumDigits, ...] = Field(
         default=(2,),
         strict=False,
         min_length=1,
-        description="numbers of digits of the operands, mixed in equal parts",
+        description="numbers of digits that operands can have; each number of digits occurs in an equal "
+        "part of the problems",
     )
     operands: tuple[Operand, Operand] | None = Field(
         default=None,
         strict=False,
-        description="smallest and largest operand; can be set instead of `digits`",
+        description="smallest and largest operand, which can be set instead of `digits`; null: `digits` "
+        "is used",
     )
     held_out_operands: tuple[Operand, Operand] | None = Field(
         default=None,
@@ -85,8 +87,8 @@ class GenerateConfig(Section):
             raise ValueError("used only with operands; set operands, or remove this setting")
         if not within[0] <= values[0] <= values[1] <= within[1]:
             raise ValueError(
-                f"should lie within operands, {within[0]} to {within[1]}, with the smallest operand first, "
-                f"not {values[0]}, {values[1]}"
+                f"should be a range within that of `operands` ({within[0]} to {within[1]}) and begin with "
+                f"its smallest operand, not {values[0]}, {values[1]}"
             )
         return values
 
@@ -107,8 +109,7 @@ class GenerateConfig(Section):
             )
         if num_operands > 2 and set(operations) <= {"subtraction", "division"}:
             raise ValueError(
-                f"not used for {' and '.join(operations)}: the number of operands is always 2; remove this "
-                "setting"
+                f"not used for {' and '.join(operations)}, which always have 2 operands; remove this setting"
             )
         return num_operands
 
@@ -116,7 +117,9 @@ class GenerateConfig(Section):
     @classmethod
     def _check_form(cls, form: str) -> str:
         if "{expression}" not in form and "{spaced}" not in form:
-            raise ValueError("should contain {expression} or {spaced}")
+            raise ValueError(
+                "should contain {expression} or {spaced}, which are replaced by the arithmetic expression"
+            )
         return form
 
 
@@ -134,12 +137,14 @@ class DataConfig(Section):
     prompt_column: Text | None = Field(
         default=None,
         description="column that contains the prompts, as text or as chat messages, such as question or "
-        "extra_info.question; null: prompt, question, problem, messages or conversations",
+        "extra_info.question; null: the first existing column of prompt, question, problem, "
+        "messages and conversations",
     )
     answer_column: Text | None = Field(
         default=None,
         description="column that contains the answers, such as ground_truth or reward_model.ground_truth; "
-        "null: answer, ground_truth, final_answer, reward_model.ground_truth or solution",
+        "null: the first existing column of answer, ground_truth, final_answer, "
+        "reward_model.ground_truth and solution",
     )
     algebra: bool = Field(
         default=False,
@@ -160,11 +165,16 @@ class DataConfig(Section):
 class ProblemsConfig(Section):
     """Training problems, and held-out problems on which accuracy is measured."""
 
-    generate: GenerateConfig | None = Field(default=None, description="generate arithmetic problems")
-    train: DataConfig | None = Field(default=None, description="source of the training problems")
+    generate: GenerateConfig | None = Field(
+        default=None,
+        description="settings of generated arithmetic problems; null: problems are read from `train`",
+    )
+    train: DataConfig | None = Field(
+        default=None, description="data set of the training problems; null: problems are generated"
+    )
     held_out: DataConfig | None = Field(
         default=None,
-        description="source of the held-out problems; null: a random part of `train` is held out",
+        description="data set of the held-out problems; null: a random part of the problems is held out",
     )
     template: str = Field(
         default="{prompt}", description="prompt template; {prompt} is replaced by the problem's text"
@@ -193,7 +203,7 @@ class ProblemsConfig(Section):
     @classmethod
     def _check_template(cls, template: str) -> str:
         if "{prompt}" not in template:
-            raise ValueError("should contain {prompt}")
+            raise ValueError("should contain {prompt}, which is replaced by the problem's text")
         return template
 
     @field_validator("num_held_out")

@@ -37,8 +37,8 @@ class SamplingConfig(Section):
     )
     server: ServerConfig | None = Field(
         default=None,
-        description="vLLM server that samples the episodes of the updates; null: they are sampled in the "
-        "processes of the run",
+        description="vLLM server that samples the episodes of the updates; null: the processes of the run "
+        "sample the episodes themselves",
     )
 
     @field_validator("server")
@@ -83,17 +83,20 @@ class ImportanceConfig(Section):
     """
 
     level: Literal["sequence", "per_decision", "token"] = Field(
-        description="ratios whose product is the weight: the ratios of all actions of the episode (sequence, "
-        "unbiased), for each reward the ratios of the actions up to the rewarded action (per_decision, "
-        "unbiased), or only the ratio of the action itself (token, biased)"
+        description="probability ratios that are multiplied to get an importance weight; sequence: the "
+        "ratios of all actions of the episode (unbiased); per_decision: for each reward, the "
+        "ratios of the actions up to the rewarded action (unbiased); token: only the ratio of "
+        "the action itself (biased)"
     )
     limit: Annotated[float, Field(ge=1)] | None = Field(
         default=2.0,
-        description="largest weight; a limit reduces the variance but introduces bias; null: no limit",
+        description="largest importance weight; a limit reduces the variance but introduces bias; null: "
+        "no limit",
     )
     beyond_limit: Literal["truncate", "mask"] = Field(
         default="truncate",
-        description="replace a weight above the limit by the limit (truncate) or by 0 (mask)",
+        description="treatment of a weight above the limit; truncate: it is replaced by the limit; mask: it "
+        "is replaced by 0",
     )
 
     @field_validator("beyond_limit")
@@ -109,8 +112,9 @@ class ClipConfig(Section):
 
     form: Literal["ppo", "cispo"] = Field(
         default="ppo",
-        description="ppo: an action has no gradient if its ratio has moved beyond a bound in the direction "
-        "of its advantage; cispo: the gradient of an action is multiplied by its clipped ratio",
+        description="effect of the bounds; ppo: an action has no gradient if its ratio has moved beyond a "
+        "bound in the direction of its advantage; cispo: the gradient of an action is "
+        "multiplied by its clipped ratio",
     )
     low: float = Field(default=0.2, ge=0, le=1, description="the lower bound of the ratio is 1 - low")
     high: Positive = Field(default=0.2, description="the upper bound of the ratio is 1 + high")
@@ -129,8 +133,8 @@ class ReinforceConfig(Section):
 
     variant: Variant | None = Field(
         default=None,
-        description="name of a published objective, which sets baseline, standardize, denominator and clip; "
-        "null: each of these keys has its own default",
+        description="name of a published objective, which determines baseline, standardize, denominator "
+        "and clip; null: each of these keys has its own default",
     )
     baseline: Literal[
         "none", "batch_mean", "moving_average", "group_mean", "leave_one_out", "optimal", "greedy", "value"
@@ -139,8 +143,8 @@ class ReinforceConfig(Section):
         default=0.95,
         ge=0,
         lt=1,
-        description="weight of the earlier average when the moving average of the returns is updated; used "
-        "only with baseline: moving_average",
+        description="weight of the old value when the moving average of the returns is updated; used only "
+        "with baseline: moving_average",
     )
     value: ValueConfig = Field(
         default=ValueConfig(),
@@ -148,15 +152,17 @@ class ReinforceConfig(Section):
     )
     standardize: bool | Literal["batch", "group"] = Field(
         default=False,
-        description="divide the advantages by the standard deviation of the returns around their baselines, "
-        "over the whole batch if set to batch or true, and over each group if set to group",
+        description="divide the advantages by the standard deviation of the returns around their "
+        "baselines; batch or true: the standard deviation over the whole batch; group: that "
+        "over the episodes of a problem; false: do not divide",
     )
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens", "episode_lengths"] | Positive = Field(
         default="episodes",
-        description="divisor of the summed loss: the number of episodes in the update, the number of tokens "
-        "in the update, or a constant; episode_lengths: the loss of each episode is divided by the number of "
-        "its tokens, and the sum by the number of episodes",
+        description="divisor of the summed loss; episodes: the number of episodes in the update; tokens: "
+        "the number of tokens in the update; a number: this constant; episode_lengths: the "
+        "loss of each episode is divided by the number of its tokens, and the sum by the "
+        "number of episodes",
     )
     entropy_coefficient: float = Field(default=0.0, ge=0, description="weight of the entropy bonus")
     entropy_target: EntropyTargetConfig | None = Field(
@@ -165,12 +171,15 @@ class ReinforceConfig(Section):
         "entropy approaches a target; null: the weight is constant",
     )
     kl: KLConfig | None = Field(
-        default=None, description="KL divergence from a reference policy; null: no reference policy"
+        default=None,
+        description="settings of the KL divergence from a reference policy, and of a penalty on it; null: no "
+        "reference policy",
     )
     truncated: Literal["count", "mask"] | LengthPenaltyConfig = Field(
         default="count",
-        description="episodes cut off at max_new_tokens count like other episodes (count) or are left out of "
-        "the baseline and the loss (mask); a section: penalize long completions",
+        description="treatment of episodes cut off at max_new_tokens; count: they count like other "
+        "episodes; mask: they are left out of the baseline and the loss; a section: long "
+        "completions are penalized",
     )
     problems_per_update: Count = Field(
         default=16, description="number of problems per update, or per batch if updates_per_batch is above 1"
@@ -186,13 +195,13 @@ class ReinforceConfig(Section):
     refill: int = Field(
         default=0,
         ge=0,
-        description="number of times that problems whose episodes are all correct or all wrong are replaced "
-        f"by other problems, which are sampled for the same batch; {OBJECTIVE_CHANGES}",
+        description="maximum number of times that, in a batch, problems whose episodes are all correct or "
+        f"all wrong are replaced by other problems; {OBJECTIVE_CHANGES}",
     )
     curriculum: CurriculumConfig | None = Field(
         default=None,
-        description="draw problems by their recent pass rates; null: draw all problems equally often; "
-        f"{OBJECTIVE_CHANGES}",
+        description=f"draw problems by their recent pass rates; {OBJECTIVE_CHANGES}; null: draw all "
+        "problems equally often",
     )
     updates_per_batch: Count = Field(
         default=1,
@@ -202,14 +211,15 @@ class ReinforceConfig(Section):
     )
     importance: ImportanceConfig | None = Field(
         default=None,
-        description="importance weights of the sampled actions; null: no weights, but the level per_decision "
-        "if sampling.server is set and clip is not",
+        description="importance weights of the sampled actions; null: no weights; if sampling.server is "
+        "set and clip is not, null means weights of the level per_decision",
     )
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,
-        description="clip the ratios of the sampled actions; null: the default bounds if updates_per_batch "
-        "is above 1 and importance is not set, otherwise no clipping; false: no correction for the ratios "
-        "if updates_per_batch is above 1, so that the later updates of a batch are biased",
+        description="clip the ratios of the sampled actions; null: the default bounds are used if "
+        "updates_per_batch is above 1 and importance is not set, otherwise the ratios are not "
+        "clipped; false: the ratios are ignored, so the later updates of a batch are biased if "
+        "updates_per_batch is above 1",
     )
 
     @property
@@ -266,8 +276,8 @@ class ReinforceConfig(Section):
         setting = "batch" if setting is True else setting
         if variant and setting != (needed := VARIANTS[variant][key]):
             raise ValueError(
-                f"variant: {variant} sets {key} to {shown_value(needed)}, not {shown_value(setting)}; remove "
-                "this setting or the variant"
+                f"the variant {variant} sets {key} to {shown_value(needed)}, not {shown_value(setting)}; "
+                "remove this setting or the variant"
             )
         return setting
 
@@ -297,7 +307,8 @@ class ReinforceConfig(Section):
         if target is not None and start > target.max_coefficient:
             raise conflict(
                 ("max_coefficient",),
-                f"should be at least entropy_coefficient, the initial weight, which is {start:g}",
+                f"should be at least {start:g} (the value of entropy_coefficient, which is the initial "
+                "weight)",
             )
         return target
 
@@ -308,8 +319,8 @@ class ReinforceConfig(Section):
             raise ValueError("compares the episodes of a problem; set episodes_per_problem to at least 2")
         if setting and info.field_name == "standardize_rewards" and info.data.get("baseline") == "greedy":
             raise ValueError(
-                "baseline: greedy is a reward that is not standardized; choose another baseline, or remove "
-                "this setting"
+                "can't be used with baseline: greedy, which is a reward that is not standardized; choose "
+                "another baseline, or remove this setting"
             )
         return setting
 
@@ -339,9 +350,9 @@ class ReinforceConfig(Section):
                 "batch; increase updates_per_batch, or remove this setting"
             )
         if clip is False and of_variant:
-            raise ValueError(f"variant: {variant} clips the ratios; remove this setting or the variant")
+            raise ValueError(f"the variant {variant} clips the ratios; remove this setting or the variant")
         if clip is False and info.data.get("importance"):
-            raise ValueError("has no effect with importance; remove this setting")
+            raise ValueError("has no effect if importance is set; remove this setting")
         if clip is False:
             return False
         if info.data.get("importance"):
@@ -353,7 +364,7 @@ class ReinforceConfig(Section):
         if of_variant and clip.form != of_variant["form"]:
             raise conflict(
                 ("form",),
-                f"variant: {variant} sets form to {of_variant['form']}, not {clip.form}; remove this setting "
-                "or the variant",
+                f"the variant {variant} sets form to {of_variant['form']}, not {clip.form}; remove this "
+                "setting or the variant",
             )
         return clip

@@ -25,7 +25,8 @@ class Config(Section):
     output_dir: str = Field(
         default="runs/recipe",
         min_length=1,
-        description="directory of the run; default for a recipe file: runs/<file name without suffix>",
+        description="directory of the run; in a recipe file, the default is runs/<name of the file "
+        "without suffix>",
     )
     policy: PolicyConfig = Field(description="language model to train")
     problems: ProblemsConfig = Field(description="training problems and held-out problems")
@@ -77,7 +78,8 @@ class Config(Section):
                 if (earlier.function, earlier.arguments) == (reward.function, reward.arguments):
                     raise conflict(
                         (index, "function"),
-                        f"{reward.function} is listed twice with the same arguments; remove one",
+                        f"{reward.function} is listed twice with the same arguments; remove one of the "
+                        "two entries",
                     )
         return rewards
 
@@ -88,8 +90,9 @@ class Config(Section):
         if policy and policy.random_init and sampling.max_new_tokens >= policy.random_init.max_length:
             raise conflict(
                 ("max_new_tokens",),
-                f"{sampling.max_new_tokens} tokens leave no room for a prompt: policy.random_init.max_length "
-                f"is {policy.random_init.max_length}; increase max_length, or reduce max_new_tokens",
+                f"{sampling.max_new_tokens} tokens leave no room for a prompt, because "
+                f"policy.random_init.max_length is {policy.random_init.max_length}; increase max_length, or "
+                "reduce max_new_tokens",
             )
         return sampling
 
@@ -101,7 +104,7 @@ class Config(Section):
         if sampling and not isinstance(penalty, str) and penalty.from_ >= sampling.max_new_tokens:
             raise conflict(
                 ("truncated", "from"),
-                f"should be below sampling.max_new_tokens, which is {sampling.max_new_tokens}, not "
+                f"should be below {sampling.max_new_tokens} (the value of sampling.max_new_tokens), not "
                 f"{penalty.from_}",
             )
         return reinforce
@@ -180,7 +183,7 @@ class Config(Section):
         )
         if problems and 0 < num_held_out < (evaluation.num_problems or 0):
             raise conflict(
-                ("num_problems",), f"should be at most problems.num_held_out, which is {num_held_out}"
+                ("num_problems",), f"should be at most {num_held_out} (the value of problems.num_held_out)"
             )
         for name in ("template", "few_shot"):
             if problems and problems.num_held_out == 0 and getattr(evaluation, name):

@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 from llm_reinforce.config.section import Count, Positive, Section, Text
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+API_KEY = "VLLM_API_KEY"
+"""Environment variable with the key of the server."""
 TEMPERATURES = (0.01, 2.0)
 """Smallest and largest temperature at which vLLM samples. vLLM raises lower temperatures to the smallest."""
 
@@ -18,9 +20,10 @@ class ServerConfig(Section):
     url: Text = Field(default=DEFAULT_URL, description="address of the server")
     sync: Literal["auto", "disk", "adapter"] = Field(
         default="auto",
-        description="how the server gets the weights after an update: all weights as files (disk), or the "
-        "LoRA adapter as files (adapter); auto: adapter with policy.lora; disk without policy.lora, or if "
-        "the transfer of the adapter fails",
+        description="how the server gets the new weights after an update; disk: from files with all "
+        "weights; adapter: from files with the LoRA adapter; auto: as with adapter if "
+        "policy.lora is set, and as with disk if it is not set or if the transfer of the "
+        "adapter fails",
     )
     sync_every: Count = Field(
         default=1,
@@ -29,11 +32,12 @@ class ServerConfig(Section):
     )
     directory: Text | None = Field(
         default=None,
-        description="directory for the weights, which the server reads under the same path; null: output_dir "
-        "followed by .server, or a temporary directory if the run is not recorded",
+        description="directory for the weights, which the server reads under the same path; each run uses a "
+        "subdirectory of its own; null: output_dir followed by .server, or a temporary directory if the run "
+        "is not recorded",
     )
     timeout: Positive = Field(
-        default=600.0, description="seconds that the trainer waits for the answer to a request"
+        default=600.0, description="time, in seconds, that the trainer waits for the answer to a request"
     )
     tolerance: Positive | None = Field(
         default=None,
@@ -44,7 +48,18 @@ class ServerConfig(Section):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if "@" in url:  # the message does not show the address, which may contain a password
+            raise ValueError(
+                "should not contain a user name or a password, because the address is saved and logged; "
+                f"remove them, and set the environment variable {API_KEY} if the server needs a key"
+            )
+        try:
+            parts = urlsplit(url)
+            is_complete = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:  # the port is not a number, or a bracket of an IPv6 address is missing
+            is_complete = False
+        # urlsplit ignores tabs and line breaks
+        is_plain = all("!" <= character <= "~" for character in url)
+        if not (is_complete and is_plain) or "?" in url or "#" in url:
             raise ValueError(f"should be an address such as {DEFAULT_URL}, not {url!r}")
         return url.rstrip("/")

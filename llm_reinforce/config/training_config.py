@@ -31,7 +31,9 @@ TrackerName = Literal[
 def _at_most_num_updates(num_warmup_updates: int, info: ValidationInfo) -> int:
     num_updates = info.data.get("num_updates")
     if num_updates is not None and num_warmup_updates > num_updates:
-        raise ValueError(f"should be at most num_updates, which is {num_updates}, not {num_warmup_updates}")
+        raise ValueError(
+            f"should be at most {num_updates} (the value of num_updates), not {num_warmup_updates}"
+        )
     return num_warmup_updates
 
 
@@ -53,21 +55,21 @@ class WarmStartConfig(Section):
     )
     epochs: Count | None = Field(
         default=None,
-        description="number of passes over the data or problems; null: set num_updates instead, and each "
-        "update draws its problems with replacement",
+        description="number of passes over the data or problems; null: not used, so num_updates must be "
+        "set, and the problems of each update are drawn with replacement",
     )
     num_updates: Count | None = Field(
         default=None,
         validate_default=True,
-        description="number of supervised updates; null: set epochs instead",
+        description="number of supervised updates; null: not used, so epochs must be set",
     )
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
     num_warmup_updates: int = Field(
         default_factory=_default_num_warmup_updates,
         ge=0,
-        description="number of updates over which the learning rate rises to its peak; the default is never "
-        "above num_updates",
+        description="number of updates over which the learning rate rises to its peak; if num_updates is "
+        "smaller than the default, the default is num_updates",
     )
 
     @field_validator("num_updates")
@@ -75,7 +77,7 @@ class WarmStartConfig(Section):
     def _check_length(cls, num_updates: int | None, info: ValidationInfo) -> int | None:
         epochs = info.data.get("epochs")
         if "epochs" in info.data and num_updates is None and epochs is None:
-            raise ValueError("missing, and epochs is not given either; set one of the two")
+            raise ValueError("missing, and epochs is missing too; set one of the two")
         if num_updates is not None and epochs is not None:
             raise ValueError("num_updates and epochs cannot both be set; remove one of them")
         return num_updates
@@ -160,20 +162,21 @@ class TrainingConfig(Section):
     )
     stop_at: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="the run stops after an evaluation in which the lower limit of the 95% interval of the "
-        "held-out accuracy, in the first decoding mode, reaches this value; null: no target",
+        description="target of the held-out accuracy in the first decoding mode; the run stops after an "
+        "evaluation in which the lower limit of the accuracy's 95% interval reaches this "
+        "target; null: no target",
     )
     max_unscored_share: float = Field(
         default=0.5,
         ge=0,
         le=1,
-        description="maximum share of unscored episodes (episodes without a reward) among those sampled for "
-        "an update; if the share is larger, the run is saved and stopped",
+        description="maximum share of unscored episodes (episodes without a reward) among the episodes "
+        "sampled for an update; if the share is larger, the run is saved and stopped",
     )
     max_not_finite: Count = Field(
         default=10,
-        description="the run is saved and stopped after this number of consecutive updates whose gradient is "
-        "not finite",
+        description="maximum number of consecutive updates whose gradient is not finite; when it is "
+        "reached, the run is saved and stopped",
     )
     process_timeout: Positive = Field(
         default=1800.0,

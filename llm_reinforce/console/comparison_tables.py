@@ -109,16 +109,18 @@ def _footnotes(compared: "Sequence[ComparedRuns]", num_tokens: int) -> list[str]
         notes.append("in brackets: 95% intervals over the seeds, Student's t")
     if any(runs.num_reached < num_seeds for runs in compared):
         notes.append(
-            "≥: lower bound; if a run did not reach the target, its number of tokens is set to the budget"
+            "≥: lower bound, because a run that did not reach the target is counted with its whole "
+            "token budget"
         )
     if "timed" in compared[0].measures:
-        notes.append("the time is that of the updates of this machine, without evaluations")
+        notes.append("the time is the duration of the updates on this machine, without evaluations")
     if len(compared) > 1 and num_seeds > 1:
         least = 2 / 2**num_seeds
         notes.append(
-            f"difference: from {compared[0].name}, seed by seed; the sign-flip p is at least {least:.2g}; "
-            "p-values are not corrected for multiple comparisons"
+            f"difference: value minus the value of {compared[0].name} with the same seed, averaged; the "
+            f"p-value of sign flips is at least {least:.2g}; p-values are not corrected for multiple "
+            "comparisons"
         )
     elif len(compared) > 1:
-        notes.append(f"difference: from {compared[0].name}")
+        notes.append(f"difference: value minus the value of {compared[0].name}")
     return notes

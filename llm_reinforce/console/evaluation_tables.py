@@ -80,7 +80,7 @@ def comparison_table(comparison: "Comparison") -> RenderableType:
         f"problems gained {len(comparison.gained):,}, lost {len(comparison.lost):,}"
     )
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("why answers changed (points)")
+    table.add_column("kind of failure (points)")
     for title in ("gained", "lost", "difference"):
         table.add_column(title, justify="right", no_wrap=True)
     for kind, part in comparison.parts.items():

@@ -7,7 +7,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from llm_reinforce.console.text import MAX_PROMPT, accuracy_title, shown_accuracy, visible
+from llm_reinforce.console.text import accuracy_title, shown_accuracy, visible
 
 if TYPE_CHECKING:
     from llm_reinforce.config import Config
@@ -31,7 +31,10 @@ def named_values(rows: Mapping[str, str]) -> Table:
 
 
 def preview_table(config: "Config", preview: "Preview") -> Table:
-    """Return a table that summarizes the settings and the data of a run that has not been started."""
+    """Return a table that summarizes a run that has not been started.
+
+    The lines that a trainer shows when it is created, about the problems and the policy, are not repeated.
+    """
     shape, training = config.reinforce, config.training
     num_episodes = shape.problems_per_update * shape.episodes_per_problem
     updates = f"{shape.in_whole_batches(training.num_updates):,}"
@@ -40,16 +43,13 @@ def preview_table(config: "Config", preview: "Preview") -> Table:
         updates = f"about {preview.num_updates:,} (stops after {limits})"
     return named_values(
         {
-            "policy": f"{config.policy.name_or_path or 'random weights'}: {preview.policy}",
-            "device": preview.device,
-            "problems": f"{preview.num_training:,} for training, {preview.num_held_out:,} held out",
-            "first prompt": visible(preview.prompt, MAX_PROMPT),
             "rewards": ", ".join(f"{name} x {weight:g}" for name, weight in preview.rewards),
             "updates": updates,
             f"per {'update' if shape.updates_per_batch == 1 else f'{shape.updates_per_batch} updates'}": (
                 f"{num_episodes:,} episodes: {shape.problems_per_update} problems x "
                 f"{shape.episodes_per_problem}"
             ),
+            **({"server": preview.server} if preview.server else {}),
             "memory": memory_line(preview.memory),
             "output_dir": config.output_dir,
         }
@@ -64,7 +64,7 @@ def memory_line(memory: "MemoryPrediction") -> str:
     line = f"about {sampling} while sampling and {update} in the update, of {available} available"
     if max(memory.sampling, memory.update) > memory.available:
         line += (
-            "; too much: lower training.micro_batch_tokens or sampling.batch_size, or set "
+            "; this is too much: lower training.micro_batch_tokens or sampling.batch_size, or set "
             "training.gradient_checkpointing: true"
         )
     return line
@@ -116,7 +116,7 @@ def before_and_after(
         which = (
             "the first and of the last update" if num == 1 else f"the first {num} and the last {num} updates"
         )
-        notes.append(f"reward: mean of the episodes of {which}")
+        notes.append(f"reward: mean over the episodes of {which}")
     return Group(table, *(Text(sentence, style="dim") for sentence in notes))
 
 

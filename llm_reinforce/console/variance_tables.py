@@ -70,12 +70,12 @@ def _variance_notes(measured: "GradientVariance") -> list[str]:
     if measured.num_unscored:
         notes.append(f"{measured.num_unscored:,} episodes could not be scored and are left out")
     notes += [
-        "variance: per episode; SNR: signal-to-noise ratio of an update of "
+        "variance: variance of the gradient per episode; SNR: signal-to-noise ratio of an update of "
         f"{measured.episodes_per_update:,} episodes; noise scale: number of episodes at which the SNR is 1; "
-        "cosine: between the gradients of two halves of the measured episodes; below each value: its 95% "
-        "interval",
-        "bias: distance of the expected gradient from ∇J, divided by ‖∇J‖; along: component of the expected "
-        "gradient along ∇J, divided by ‖∇J‖",
+        "cosine: cosine between the gradients of two halves of the measured episodes; below each value: "
+        "its 95% interval",
+        "bias: distance of the expected gradient estimate from ∇J (the gradient of the expected return), "
+        "divided by ‖∇J‖; along: component of the expected gradient estimate along ∇J, divided by ‖∇J‖",
     ]
     return notes
 
@@ -109,7 +109,7 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
     The table has a row per choice of the rewards for a wrong and a right label.
     """
     table = _table()
-    for title in ("rewards, wrong and right", "reinforced", "to the label", "‖E ĝ‖", "variance"):
+    for title in ("rewards, right and wrong", "reinforced", "to the label", "‖E ĝ‖", "variance"):
         table.add_column(title, justify="left" if title.startswith("rewards") else "right")
     for each in rows:
         table.add_row(
@@ -120,8 +120,10 @@ def classifier_table(rows: "Sequence[ClassifierVariance]") -> RenderableType:
             _cell(each.measured, each.predicted),
         )
     notes = (
-        "reinforced: share of the nonzero returns that make the sampled action more likely; "
-        "to the label: share of those that move the policy towards the label"
+        "rewards: reward of the right label and of a wrong label; w is 1, and 'here' and 'there' are two "
+        "halves of the states; reinforced: share of the nonzero returns that make the sampled action more "
+        "likely; to the label: share of the nonzero returns that move the policy towards the label; ‖E ĝ‖: "
+        "norm of the expected gradient estimate"
     )
     return Group(table, Text(f"{notes}; {EXPLANATION}", style="dim"))
 

@@ -161,7 +161,10 @@ def _rewards(
     if kl is None or kl.estimator != "k1" or not kl.coefficient:
         return rewards
     if batch.reference_log_probs is None:
-        raise ValueError("reinforce.kl: the episodes have no log-probabilities of the reference policy")
+        raise ValueError(
+            "reinforce.kl: the episodes have no log-probabilities of the reference policy, which this "
+            "setting needs; record them, or remove this setting"
+        )
     mask = action_mask(lengths, rewards.shape[1])
     # r_{t+1} - coefficient · (log π(a_t | s_t) - log π_ref(a_t | s_t))
     return rewards + kl_rewards(batch.behavior_log_probs, batch.reference_log_probs, mask, kl.coefficient)
@@ -187,7 +190,8 @@ def _greedy_returns(batch: EpisodeBatch, discount: float) -> Float[Tensor, " epi
     groups = batch.groups.tolist()
     if missing := set(groups) - of_group.keys():
         raise ValueError(
-            f"baseline 'greedy': no greedy completion of groups {sorted(missing)}; give one episode per group"
+            f"baseline 'greedy': there is no greedy episode of the groups {sorted(missing)}; pass one "
+            "greedy episode per group"
         )
     return torch.tensor([of_group[group] for group in groups])
 

@@ -203,8 +203,8 @@ def answer_problems(
         raise ValueError("there are no problems to evaluate the policy on; give at least one")
     if decoding == "greedy" and samples_per_problem != 1:
         raise ValueError(
-            f"samples_per_problem must be 1 for greedy decoding, not {samples_per_problem}: all greedy "
-            "completions of a problem are equal"
+            f"samples_per_problem must be 1 for greedy decoding, not {samples_per_problem}, because all "
+            "greedy completions of a problem are equal"
         )
     prompts = policy.encode_prompts([problem.policy_prompt for problem in problems])
     answers: dict[int, Sequence[Answer]] = dict(journal.done) if journal else {}

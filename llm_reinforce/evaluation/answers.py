@@ -128,7 +128,9 @@ def majority_at_k(answers: Sequence[Answer], k: int) -> float:
     """
     groups = [answers[start : start + k] for start in range(0, len(answers) - k + 1, k)]
     if k < 1 or not groups:
-        raise ValueError(f"maj@{k} is not defined for {len(answers)} samples; k should be in 1..n")
+        raise ValueError(
+            f"maj@{k} is not defined for {len(answers)} samples; k should be from 1 to {len(answers)}"
+        )
     return sum(_majority_is_right(group) for group in groups) / len(groups)
 
 

@@ -181,7 +181,10 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     0.5
     """
     if not (0 <= num_correct <= num_samples and 1 <= k <= num_samples):
-        raise ValueError(f"pass@{k} is not defined for {num_correct} correct of {num_samples} samples")
+        raise ValueError(
+            f"pass@{k} is not defined for {num_correct} correct of {num_samples} samples; k should be from "
+            "1 to the number of samples"
+        )
     return 1 - math.comb(num_samples - num_correct, k) / math.comb(num_samples, k)
 
 

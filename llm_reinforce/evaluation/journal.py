@@ -70,7 +70,10 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
         if torn:
             path.write_text("".join(f"{line}\n" for line in whole), encoding="utf-8")
     except OSError as error:
-        raise InputError(f"{path}: can't be read or written: {error.strerror}") from error
+        raise InputError(
+            f"{path}: can't be read or written ({error.strerror}); give another `output_dir` (--output on "
+            "the command line)"
+        ) from error
     return AnswerFile(path, done)
 
 
@@ -180,7 +183,7 @@ def _read_row(
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{path}, line {number}: not a line that an evaluation writes; delete the file to start from the "
-            "beginning"
+            f"{path}, line {number}: this line was not written by an evaluation; delete the file to start "
+            "from the beginning"
         ) from None
     return index, answers

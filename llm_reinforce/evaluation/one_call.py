@@ -108,8 +108,8 @@ def evaluate(
         raise InputError(f"decoding: should be 'greedy' or 'sampled', not {decoding!r}")
     if decoding == "greedy" and samples_per_problem != 1:
         raise InputError(
-            f"samples_per_problem: should be 1 for greedy decoding, not {samples_per_problem}: all greedy "
-            "completions of a problem are equal; use decoding='sampled'"
+            f"samples_per_problem: should be 1 for greedy decoding, not {samples_per_problem}, because all "
+            "greedy completions of a problem are equal; use decoding='sampled'"
         )
     if examples is not None and not few_shot:
         raise InputError("examples: used only with few_shot; set few_shot, or omit examples")

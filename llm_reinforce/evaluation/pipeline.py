@@ -44,6 +44,7 @@ from llm_reinforce.problems import (
     usual_stop,
     usual_template,
 )
+from llm_reinforce.processes import num_processes
 from llm_reinforce.verifier import find_doubts
 
 if TYPE_CHECKING:
@@ -186,9 +187,16 @@ def run_evaluations(
         progress: function that is called for each policy and data set to show progress; see `Progress`.
 
     Raises:
-        InputError: if a data set or a policy can't be loaded, or if the output directory can't be used.
+        InputError: if a data set or a policy can't be loaded, or if the output directory can't be used, for
+            example because this process is one of several that would write to it.
     """
     if request.output_dir is not None:
+        if num_processes() > 1:
+            raise InputError(
+                f"output_dir {request.output_dir}: this process is one of {num_processes()}, and all of them "
+                "would write to this directory; call the function without output_dir, or evaluate in a "
+                "program that is started without torchrun, accelerate launch or mpirun"
+            )
         _check_file_names(request.sources, request.decoding)
     trained_on = _training_problems(request.prompting.recipes, say)
     data_sets = [_read_set(request, source, trained_on, say) for source in request.sources]
@@ -273,7 +281,10 @@ def _read_set(request: EvaluationRequest, source: Any, trained_on: Sequence[Prob
     doubtful = [doubt.problem.id for doubt in find_doubts(cast("Sequence[AnsweredQuestion]", problems))]
     if doubtful:
         listed = ", ".join(doubtful[:NUM_LISTED]) + (", …" if len(doubtful) > NUM_LISTED else "")
-        say(f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed})")
+        say(
+            f"{name}: the verifier rejects the reference answers of {len(doubtful):,} problems ({listed}); "
+            "check them with `llm-reinforce verify`"
+        )
     template = request.prompting.template or (usual_template(name) if is_named else "{prompt}")
     stop = request.stop or (() if request.prompting.template or not is_named else usual_stop(name))
     before = ""
@@ -409,7 +420,8 @@ def _check_file_names(sources: Sequence[Any], decoding: str) -> None:
         if name in sources_of:
             raise InputError(
                 f"the answers to {sources_of[name]} and {source} would both be written to {name}; evaluate "
-                "each with a separate `output_dir` (--output on the command line)"
+                "the two data sets separately, each with its own `output_dir` (--output on the command "
+                "line)"
             )
         sources_of[name] = source
 

@@ -60,7 +60,9 @@ def choose_prompting(
             contain `{prompt}`.
     """
     if template is not None and "{prompt}" not in template:
-        raise InputError(f"template {template!r}: should contain {{prompt}}")
+        raise InputError(
+            f"template {template!r}: should contain {{prompt}}, which is replaced by the problem's text"
+        )
     found = [run_recipe(policy) for policy in policies]
     runs = [recipe for recipe in found if recipe is not None]
     _check_runs_agree(
@@ -87,7 +89,7 @@ def _check_runs_agree(options: Mapping[str, tuple[object, Sequence[object]]]) ->
             shown = " and ".join(map(repr, of_runs))
             raise InputError(
                 f"{name}: the runs were trained with different values ({shown}); give one value for both "
-                f"(--{option} on the command line)"
+                f"policies (--{option} on the command line)"
             )
 
 

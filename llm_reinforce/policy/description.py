@@ -55,9 +55,9 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
     problem = problems[-row]
     if length + max_new_tokens > limit:
         raise InputError(
-            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens; together with "
-            f"max_new_tokens: {max_new_tokens:,} this exceeds the context of the policy, {limit:,} tokens; "
-            "lower max_new_tokens or remove the problem"
+            f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {length:,} tokens, which "
+            f"together with max_new_tokens ({max_new_tokens:,}) exceed the context of the policy ({limit:,} "
+            "tokens); lower max_new_tokens or remove the problem"
         )
 
 
@@ -82,8 +82,8 @@ def check_completions_fit(
         if limit is not None and len(prompt) + len(completion) > limit:
             raise InputError(
                 f"problem {problem.id or problem.prompt[:40]!r}: its prompt has {len(prompt):,} tokens, and "
-                f"its solution has {len(completion):,}, which together exceed the context of the policy, "
-                f"{limit:,} tokens; shorten the solution or remove the problem"
+                f"its solution has {len(completion):,} tokens, which together exceed the context of the "
+                f"policy ({limit:,} tokens); shorten the solution or remove the problem"
             )
 
 

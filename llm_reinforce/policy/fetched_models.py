@@ -82,7 +82,8 @@ def fetch(name: str, convert: Callable[[Path, Path], Path], say: Callable[[str],
     """
     if name not in FETCHABLE:
         raise InputError(
-            f"unknown model {name!r}; models that can be fetched: {', '.join(sorted(FETCHABLE))}"
+            f"unknown model {name!r}; choose one of the models that can be fetched: "
+            f"{', '.join(sorted(FETCHABLE))}"
         )
     item = FETCHABLE[name]
     target = cache_directory() / "models" / name
@@ -123,5 +124,8 @@ def _download(requirement: str, directory: Path) -> Path:
     wheels = list(directory.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         reason = (done.stderr.strip() or "pip downloaded no wheel").splitlines()[-1]
-        raise InputError(f"pip could not download {requirement}: {reason}")
+        raise InputError(
+            f"pip could not download {requirement}: {reason}; check the network and the package index that "
+            "pip uses"
+        )
     return wheels[0]

@@ -91,7 +91,10 @@ class LanguagePolicy:
         texts = [self.render_prompt(prompt) for prompt in prompts]
         encoded = self._encode(texts, add_special_tokens=not self.uses_chat_template)
         if not all(encoded):
-            raise InputError("empty prompt: the prompt of every problem must contain at least one token")
+            raise InputError(
+                "a prompt is empty, but the prompt of every problem must contain at least one token; "
+                "remove or correct the problem with the empty prompt"
+            )
         for text, token_ids in zip(texts, encoded, strict=True):
             self._check_is_open(text, token_ids)
         return [tuple(token_ids) for token_ids in encoded]
@@ -235,8 +238,8 @@ class LanguagePolicy:
             end = next((tag for tag in self._end_tags.values() if text.rstrip().endswith(tag)), None)
         if end is not None:
             remedy = (
-                "the chat template begins no message of the assistant; correct the template, or set "
-                "policy.use_chat_template: false"
+                "the chat template does not begin a message of the assistant after the prompt; correct the "
+                "template, or set policy.use_chat_template: false"
                 if self.uses_chat_template
                 else "remove it from the prompts, or from problems.template"
             )

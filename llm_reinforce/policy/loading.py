@@ -174,7 +174,9 @@ def policy_from_model(
     from peft import PeftModel
 
     if isinstance(model, PreTrainedTokenizerBase) and not isinstance(tokenizer, PreTrainedTokenizerBase):
-        raise InputError("policy: got (tokenizer, model); the order is (model, tokenizer)")
+        raise InputError(
+            "policy: (tokenizer, model) was given, but the order is (model, tokenizer); swap the two"
+        )
     if not isinstance(model, PreTrainedModel | PeftModel):
         raise InputError(
             f"policy: the model must be a causal language model of transformers, not a {type(model).__name__}"
@@ -194,8 +196,8 @@ def policy_from_model(
         num_known -= 1  # an added pad token needs no embedding, because padding is masked
     if num_tokens is not None and num_known > num_tokens:
         raise InputError(
-            f"policy: the tokenizer has {len(tokenizer):,} tokens, the model only {num_tokens:,}; use the "
-            "tokenizer of the model, or call model.resize_token_embeddings"
+            f"policy: the tokenizer has {len(tokenizer):,} tokens, but the model has only {num_tokens:,}; "
+            "use the tokenizer of the model, or call model.resize_token_embeddings"
         )
     if lora is not None:
         settings = lora if isinstance(lora, AdapterConfig) else AdapterConfig(**lora)

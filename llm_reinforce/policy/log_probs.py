@@ -231,8 +231,8 @@ def _inputs_of_head(
             handle.remove()
     if not seen:
         raise InputError(
-            f"reinforce.baseline: value needs the hidden states of the policy, but the hidden states of a "
-            f"{type(inner).__name__} cannot be read, because its forward pass does not call an output "
-            "embedding; choose another baseline"
+            "reinforce.baseline: the baseline value needs the hidden states of the policy, but the hidden "
+            f"states of a {type(inner).__name__} cannot be read, because its forward pass does not call an "
+            "output embedding; choose another baseline"
         )
     return seen[-1]  # the last call; an earlier call may only have restarted the positions

@@ -1,16 +1,18 @@
 """Memory that a policy needs per token, from the sizes of tensors in a short forward pass."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from llm_reinforce.policy.action_head import ActionLogProbs
 from llm_reinforce.policy.embedding import input_embedding
 from llm_reinforce.policy.fast_path.activations import Activations
 from llm_reinforce.policy.fast_path.chunked_head import MAX_LOGITS
 from llm_reinforce.policy.language_policy import LanguagePolicy, TokenIds, integers
-from llm_reinforce.policy.log_probs import token_log_probs
+from llm_reinforce.policy.log_probs import own_log_probs, token_log_probs
 from llm_reinforce.policy.parity_check import fast_model
 from llm_reinforce.policy.quantization import num_elements
 from llm_reinforce.policy.sampling import sample_completions
@@ -65,6 +67,7 @@ def memory_per_token(
     num_completions: int,
     max_new_tokens: int,
     with_entropies: bool = False,
+    is_sharded: bool = False,
 ) -> MemoryPerToken:
     """Measure the sizes of the tensors in a forward pass over a prompt and some completions.
 
@@ -74,6 +77,8 @@ def memory_per_token(
         num_completions: number of completions of a prompt. If completions are long, fewer are computed.
         max_new_tokens: number of tokens of a completion.
         with_entropies: compute entropies with gradient, as for an entropy bonus.
+        is_sharded: the update is computed by a sharded copy, which has no fast path. The tokens of a prompt
+            then count for each of its completions.
     """
     length = min(max_new_tokens, MAX_PROBED)
     embedding: Tensor = input_embedding(policy.model).weight
@@ -82,7 +87,9 @@ def memory_per_token(
     completions = [
         (number % embedding.shape[0], *prompt[:1] * (length - 1)) for number in range(num_completions)
     ]
-    saved = _saved_bytes(policy, prompt, completions, with_entropies=with_entropies)
+    score = own_log_probs if is_sharded else token_log_probs
+    saved = _saved_bytes(score, policy, prompt, completions, with_entropies=with_entropies)
+    num_prompts = len(completions) if is_sharded else 1
     activations = Activations(1 << 40)
     sample_completions(policy, [prompt], max_new_tokens=2, activations=activations)
     kept = activations.num_bytes / max(1, activations.num_tokens)
@@ -93,17 +100,22 @@ def memory_per_token(
     return MemoryPerToken(
         cached=_cached_bytes(policy.model, prompt),
         kept=kept,
-        saved=saved / (len(prompt) + length * len(completions)),
+        saved=saved / (num_prompts * len(prompt) + length * len(completions)),
         num_layers=getattr(config, "num_hidden_layers", 1),
         layer_input=embedding.shape[1] * embedding.dtype.itemsize,
         logits=embedding.shape[0] * item,
-        max_logits=None if fast_model(policy.model) is None else MAX_LOGITS * item,
+        max_logits=None if is_sharded or fast_model(policy.model) is None else MAX_LOGITS * item,
         dequantized=max(map(num_elements, quantized), default=0) * 2 * item,
     )
 
 
 def _saved_bytes(
-    policy: LanguagePolicy, prompt: TokenIds, completions: list[TokenIds], *, with_entropies: bool
+    score: Callable[..., ActionLogProbs],
+    policy: LanguagePolicy,
+    prompt: TokenIds,
+    completions: list[TokenIds],
+    *,
+    with_entropies: bool,
 ) -> int:
     """Return the size of the tensors that are saved for the backward pass, in bytes, without weights."""
     own = {
@@ -118,7 +130,7 @@ def _saved_bytes(
         return tensor
 
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
-        token_log_probs(
+        score(
             policy.model,
             [prompt] * len(completions),
             completions,

@@ -52,11 +52,12 @@ def resolve_location(name_or_path: str) -> str:
     is_path = name_or_path.count("/") > 1 or name_or_path.startswith((".", "/", "~"))
     is_path = is_path or any(sign in name_or_path for sign in "\\:")  # as in C:\models
     if is_path and not path.exists():
-        raise InputError(f"policy {name_or_path}: no such directory or file")
-    if path.exists():
         raise InputError(
-            f"{path}: unsupported type of file; a policy is a directory, a .gguf file or a hub id"
+            f"policy {name_or_path}: no such directory or file; give an existing path, a model name or a "
+            "hub id"
         )
+    if path.exists():
+        raise InputError(f"{path}: unsupported type of file; give a directory, a .gguf file or a hub id")
     return name_or_path
 
 
@@ -74,7 +75,7 @@ def convert_gguf(path: Path, directory: Path | None = None) -> Path:
         InputError: if the file does not exist or transformers cannot read it.
     """
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: no such file; give the path of an existing file")
     stat = path.stat()
     target = directory or cache_directory() / "gguf" / f"{path.stem}-{stat.st_size}-{stat.st_mtime_ns}"
     if (target / "config.json").is_file():
@@ -120,7 +121,8 @@ def load_model(location: str, dtype: torch.dtype, trust_remote_code: bool, argum
     # without this file, peft would load a pickle, which can execute code
     if not (Path(location) / "adapter_model.safetensors").is_file():
         raise InputError(
-            f"{location}: no adapter_model.safetensors; save the adapter with safe_serialization=True"
+            f"{location}: the file adapter_model.safetensors is missing; save the adapter with "
+            "safe_serialization=True"
         )
     arguments.pop("revision", None)  # this is the revision of the adapter, not of the base model
     return PeftModel.from_pretrained(_all_weights(base, **arguments), location, is_trainable=True)
@@ -204,8 +206,8 @@ def _all_weights(location: str, **arguments: Any) -> Any:
     if mismatched := sorted(loaded["mismatched_keys"]):
         name, of_file, of_config = mismatched[0]
         raise ValueError(
-            f"{len(mismatched)} tensors have other shapes than in config.json, such as {name}, which is "
-            f"{tuple(of_file)} and not {tuple(of_config)}"
+            f"{len(mismatched)} tensors have other shapes than config.json requires, such as {name}, whose "
+            f"shape is {tuple(of_file)} and not {tuple(of_config)}"
         )
     if missing := sorted(loaded["missing_keys"]):
         raise ValueError(f"{len(missing)} tensors of the model are missing, such as {missing[0]}")

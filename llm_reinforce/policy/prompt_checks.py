@@ -120,8 +120,8 @@ def check_prompts(policy: LanguagePolicy, problems: Sequence[Problem]) -> list[s
     notes += _notes_on_changed_texts(policy, texts, encoded)
     if opened := policy.opened_reasoning(encoded[0]):
         notes.append(
-            f"the prompts end in open reasoning, {opened!r}; a completion has no answer until it closes the "
-            "reasoning block"
+            f"the prompts end in an open reasoning block, {opened!r}; a completion has no answer until it "
+            "closes this block"
         )
     if policy.uses_chat_template:
         return [*notes, *_notes_on_special_tokens(policy, texts), *_notes_on_messages(policy)]
@@ -181,7 +181,7 @@ def _notes_on_added_tokens(policy: LanguagePolicy, prompt: str, encoded: TokenId
         return []
     removed = whole[len(encoded) :] if whole[0] != whole[1] else whole[:1]
     tokens = " ".join(map(str, policy.tokenizer.convert_ids_to_tokens(removed)))
-    return [f"the tokenizer adds {tokens} to a text; it is removed from the prompts"]
+    return [f"the tokenizer adds special tokens to each text ({tokens}), which are removed from the prompts"]
 
 
 def _notes_on_messages(policy: LanguagePolicy) -> list[str]:

@@ -42,7 +42,8 @@ class ShardedModel:
         whole: the model that was copied.
 
     Raises:
-        InputError: if PyTorch cannot shard the model, or if the model has no layers of the given classes.
+        InputError: if PyTorch cannot shard the model, if the model has no layers of the given classes, or if
+            layers that are gathered separately share a weight.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class ShardedModel:
         for layer in layers:
             fully_shard(layer, mesh=mesh, reshard_after_forward=reshard_after_forward)
         fully_shard(self.module, mesh=mesh)
+        _check_shared_weights(whole, self.module)
         # recorded without a trial, because trial passes of the copy would need all processes at once
         record_scoring_batching(self.module, find_batching(whole))
         _sharded.add(self.module)
@@ -83,6 +85,22 @@ class ShardedModel:
         """Copy the weights of the shards to the whole model."""
         for shard, weight in zip(self.module.parameters(), self.whole.parameters(), strict=True):
             weight.data = whole_tensor(shard.detach())
+
+    def gathered_sizes(self) -> tuple[int, int]:
+        """Return the sizes, in bytes, of the weights that are gathered for a whole pass and for one layer.
+
+        The first weights belong to none of the layers, such as the embedding. The second size is that of the
+        largest layer.
+        """
+        from torch.distributed.fsdp import FSDPModule
+
+        groups = [module for module in self.module.modules() if isinstance(module, FSDPModule)]
+        sizes, seen = [], set()
+        for group in reversed(groups):  # inner groups first; the last one is the whole model
+            own = [weight for weight in group.parameters() if weight not in seen]
+            seen |= {*own}
+            sizes.append(sum(weight.numel() * weight.dtype.itemsize for weight in own))
+        return sizes[-1], max(sizes[:-1], default=0)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -177,6 +195,25 @@ def _check_weights(model: nn.Module) -> None:
             f"policy: the trained weights have several data types ({', '.join(sorted(dtypes))}), which FSDP "
             "does not support; convert the model to one data type, or start the processes without FSDP"
         )
+
+
+def _check_shared_weights(whole: nn.Module, sharded: nn.Module) -> None:
+    """Check that each weight that several layers share is still shared in the sharded copy.
+
+    Otherwise, the copies of the weight would be trained separately.
+
+    Raises:
+        InputError: if a weight is not shared any more.
+    """
+    copies: dict[int, nn.Parameter] = {}
+    own, others = (model.named_parameters(remove_duplicate=False) for model in (whole, sharded))
+    for (name, weight), (_, copied) in zip(own, others, strict=True):
+        if copies.setdefault(id(weight), copied) is not copied:
+            raise InputError(
+                f"policy: the weight {name} is shared with a layer that FSDP gathers separately "
+                "(fsdp_transformer_layer_cls_to_wrap); remove this setting, or name only classes whose "
+                "weights are not shared, such as the layers of the transformer"
+            )
 
 
 def _layers(model: nn.Module, names: Sequence[str]) -> list[nn.Module]:

@@ -30,7 +30,7 @@ def asdiv_rows(path: Path) -> Iterator[Row]:
     try:
         root = ElementTree.fromstring(text.lstrip())  # noqa: S314 - no DTD, so no entities
     except (ElementTree.ParseError, ValueError) as error:
-        raise InputError(f"{path}: invalid XML: {error}") from error
+        raise InputError(f"{path}: invalid XML ({error}); use the original ASDiv file") from error
     number = 0
     for number, problem in enumerate(root.iter("Problem"), 1):
         values: dict[str, object] = dict(problem.attrib)

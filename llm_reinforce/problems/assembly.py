@@ -121,9 +121,9 @@ def untemplated_problems(
         for sentence in find_overlap(split.train, split.held_out).sentences():
             say(sentence)
     if not have_answers(split.held_out or split.train):
-        say("the problems have no reference answers: no accuracy is measured")
+        say("the problems have no reference answers, so no accuracy is measured")
     elif not split.held_out:
-        say("no problems are held out: accuracy is measured on the training problems")
+        say("no problems are held out, so accuracy is measured on the training problems")
     return split
 
 
@@ -144,7 +144,7 @@ def read_data(
     assert source is not None, "the settings class requires it"
     if (source.config, source.split) != (None, DEFAULT_SPLIT) and not reads_split(source.data):
         what = "a file" if is_file_name(source.data) or "=" in source.data else "this source"
-        raise InputError(f"{source.data}: config and split are not used for {what}; remove them")
+        raise InputError(f"{source.data}: config and split are not used for {what}; remove these settings")
     return find_problems(
         source.data,
         config=source.config,
@@ -181,7 +181,7 @@ def _without_overlap(
         kept = tuple(train)
         say(
             "the held-out problems contain all training problems, so the run is evaluated on its training "
-            "problems: its accuracy does not measure generalization"
+            "problems, and its accuracy does not measure generalization"
         )
     elif len(kept) < len(train):
         say(f"{len(train) - len(kept):,} training problems are also held-out problems and were left out")

@@ -92,7 +92,8 @@ def read_text(path: Path) -> str:
         ) from error
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{path}: not UTF-8 text (byte {error.start}); save it as UTF-8; formats that load: {FORMATS}"
+            f"{path}: not UTF-8 text (the first invalid byte is at position {error.start}); save the "
+            f"file as UTF-8 text, or use another format ({FORMATS} can be read)"
         ) from error
     except (OSError, EOFError, lzma.LZMAError) as error:
         cause = getattr(error, "strerror", None) or error
@@ -160,8 +161,8 @@ def _chosen(place: str, lists: Mapping[str, list[object]], split: str | None) ->
     if split in lists:
         return lists[str(split)]
     raise InputError(
-        f"{place}: has the lists {', '.join(map(repr, lists))}, but none called {split!r}; set split to "
-        "one of them"
+        f"{place}: contains the lists {', '.join(map(repr, lists))}, but no list called {split!r}; set "
+        "split to the name of one of these lists"
     )
 
 
@@ -181,14 +182,15 @@ def _csv_rows(path: Path, text: str, delimiter: str | None) -> Iterator[Row]:
                 names = [name.strip() for name in cells]
                 if len(set(names)) < len(names):
                     raise InputError(
-                        f"{path}: a column name is repeated in the first line: {', '.join(names)}"
+                        f"{path}: a column name is repeated in the first line ({', '.join(names)}); "
+                        "rename one of the columns"
                     )
                 continue
             number += 1
             place = f"{path}, line {reader.line_num}"
             if len(cells) != len(names):
                 raise InputError(
-                    f"{place}: has {len(cells)} cells, but the first line names {len(names)} columns "
+                    f"{place}: has {len(cells)} cells, but the first line has {len(names)} column names "
                     f"({', '.join(names)}); put cells that contain the delimiter in quotation marks"
                 )
             yield Row(place, f"{_stem(path)}-{number}", dict(zip(names, cells, strict=True)))
@@ -319,9 +321,14 @@ def _loaded_rows(
         where = f"data set {name!r} (config {config!r}, split {split!r})"
         cause = _first_line(error)
         if re.search(r"\b(split|config)", cause, re.IGNORECASE):
-            raise InputError(f"{where}: {cause}; set split or config to one of these") from error
+            raise InputError(
+                f"{where}: {cause}; set split or config to one of the names in this message"
+            ) from error
         if is_local:
-            raise InputError(f"{where}: cannot be loaded: {cause}; formats that load: {FORMATS}") from error
+            raise InputError(
+                f"{where}: cannot be loaded: {cause}; use a data set in another format ({FORMATS} can be "
+                "read)"
+            ) from error
         raise InputError(
             f"{where}: not found, or no network ({cause}); check the name, config and split, or give "
             "the path of a local file or folder"

@@ -37,8 +37,8 @@ def examples_before(
     ]
     if len(usable) < num_examples:
         raise InputError(
-            f"few_shot: needs {num_examples} examples, but only {len(usable)} of {len(pool):,} available "
-            "problems are not among the problems evaluated; use fewer examples"
+            f"few_shot: {num_examples} examples are needed, but only {len(usable)} of {len(pool):,} "
+            "available problems have an answer and are not evaluated themselves; use fewer examples"
         )
     chosen = random.Random(f"{seed} examples").sample(usable, num_examples)
     return "".join(_example(problem, template) + GAP for problem in chosen)

@@ -86,7 +86,8 @@ def _checked(problems: Iterable[Problem], name: str, *, needs_answers: bool) -> 
             problem = replace(problem, id=f"{name}-{index + 1}")
         if problem.id in places:
             raise InputError(
-                f"{name}[{index}]: id {problem.id!r} is already used by {name}[{places[problem.id]}]"
+                f"{name}[{index}]: id {problem.id!r} is already used by {name}[{places[problem.id]}]; "
+                "give each problem a different id"
             )
         places[problem.id] = index
         found.append(problem)

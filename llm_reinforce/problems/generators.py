@@ -196,7 +196,7 @@ class _Stratum:
                 side = "held-out" if held_out else "training"
                 raise InputError(
                     f"only {len(drawn):,} of {count:,} {side} problems of {self.operation} with operands "
-                    f"{self.name} were found; reduce the number, or use another seed"
+                    f"{self.name} were found; use a smaller number of problems or another seed"
                 )
         return list(drawn)
 
@@ -286,9 +286,9 @@ def generate_problems(
     held_out_shares = _share_out(num_held_out, most_held_out)
     if sum(held_out_shares) < num_held_out:
         raise InputError(
-            f"num_held_out is {num_held_out:,}, but of {num_possible:,} "
-            f"possible problems at most {sum(held_out_shares):,} can be held out; reduce it, or add "
-            "operations, digits or operands"
+            f"num_held_out is {num_held_out:,}, but of the {num_possible:,} possible problems at most "
+            f"{sum(held_out_shares):,} can be held out; reduce num_held_out, or add operations, digits or "
+            "operands"
         )
 
     listed = {

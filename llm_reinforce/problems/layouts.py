@@ -159,7 +159,7 @@ def _message(given: Mapping[str, Any], where: str) -> Message:
     ):
         content = "".join(part["text"] for part in content)
     if not isinstance(content, str) or not isinstance(role, str):
-        raise InputError(f"{where}: should have a role and a text, not {short_repr(dict(given))}")
+        raise InputError(f"{where}: the role and the content should be text, not {short_repr(dict(given))}")
     others = {
         name: value
         for name, value in given.items()

@@ -69,7 +69,9 @@ def _find(data: str, config: str | None, split: str, reading: Reading) -> tuple[
     if kind == "hub":
         return load_hub_problems(data, config=config, split=split, reading=reading)
     if config or reading.prompt_column or reading.answer_column:
-        raise InputError(f"{data}: its configuration and columns are fixed; remove these settings")
+        raise InputError(
+            f"{data}: the configuration and the columns of this data set are fixed; remove these settings"
+        )
     if kind == "named":
         _, equals, path_text = data.partition("=")
         return load_named(

@@ -36,7 +36,7 @@ class Overlap:
         """Return messages about the overlap. The tuple is empty if there is no overlap."""
         found = []
         for pairs, what in (
-            (self.same, "are also training problems: the policy may have memorized their answers"),
+            (self.same, "are also training problems, so the policy may have memorized their answers"),
             (self.masked, "differ from training problems only in their numbers"),
         ):
             if pairs:

@@ -82,7 +82,10 @@ def judge(completion: str, problem: Problem, *, truncated: bool = False) -> Verd
         ValueError: if the problem has no reference answer.
     """
     if problem.answer is None:
-        raise ValueError(f"problem {problem.id!r} has no reference answer, so completions cannot be verified")
+        raise ValueError(
+            f"problem {problem.id!r} has no reference answer, so completions cannot be verified; give the "
+            "problem an answer"
+        )
     return verify(
         completion, problem.answer, algebra=problem.algebra, prompt=problem.prompt, truncated=truncated
     )

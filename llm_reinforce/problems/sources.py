@@ -128,8 +128,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
     train, held_out = divide_groups(groups, num_held_out, generator)
     if not train:
         raise InputError(
-            f"num_held_out is {num_held_out:,}, which leaves none of {len(problems):,} problems "
-            f"({len(groups):,} different prompts) to train on; reduce it"
+            f"num_held_out is {num_held_out:,}, which leaves none of the {len(problems):,} problems "
+            f"({len(groups):,} different prompts) to train on; reduce num_held_out"
         )
     return ProblemSplit(
         train=tuple(problems[index] for index in sorted(train)),
@@ -154,7 +154,7 @@ def write_problems(path: str | PathLike[str], problems: Iterable[Problem]) -> No
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             file.writelines(lines)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written: {error.strerror}") from error
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another path") from error
 
 
 def _line(problem: Problem) -> str:
@@ -210,7 +210,10 @@ def problems_of_rows(source: str, rows: Iterable[Row], reading: Reading | None =
         converted = converted or _Converter.of_first_row(row.place, row.values, reading)
         problem = converted.problem(row, row.values)
         if problem.id in places:
-            raise InputError(f"{row.place}: id {problem.id!r} is already used at {places[problem.id]}")
+            raise InputError(
+                f"{row.place}: id {problem.id!r} is already used at {places[problem.id]}; give each problem "
+                "a different id"
+            )
         places[problem.id] = row.place
         problems.append(problem)
     if converted is None:
@@ -303,8 +306,8 @@ class _Converter:
         reply = _reply(messages)
         if reply is not None and column.endswith("prompt"):
             raise InputError(
-                f"{row.place}: column {column!r} ends in a message of the assistant; remove the message, so "
-                "that the policy writes it"
+                f"{row.place}: column {column!r} ends in a message of the assistant; remove this message, "
+                "because the policy has to write it"
             )
         messages = messages[:-1] if reply is not None else messages
         prompt = chat_text(messages) if messages else given
@@ -331,7 +334,10 @@ class _Converter:
         if is_doubtful:
             return answer, text if where else None
         if not answer:
-            raise InputError(f"{row.place}: column {column!r} contains an empty answer")
+            raise InputError(
+                f"{row.place}: column {column!r} contains an empty answer; fill in the answer, or remove "
+                "the row"
+            )
         if (self._reading.is_numeric or where == "####") and not NUMBER.fullmatch(answer):
             raise InputError(
                 f"{row.place}: column {column!r} must contain a number, not {short_repr(answer)}"
@@ -346,8 +352,8 @@ class _Converter:
             return answer, reply
         if self._reading.needs_answers:
             raise InputError(
-                f"{row.place}: the last message in {self.prompt_column!r} has no final answer in a box or "
-                "after ####; set answer_column"
+                f"{row.place}: the last message in {self.prompt_column!r} has no final answer in a box "
+                "(\\boxed{…}) or after ####; set answer_column"
             )
         return None, reply
 
@@ -364,8 +370,9 @@ class _Converter:
         if num_long:
             say(
                 f"{source}: {num_long:,} of {len(problems):,} answers in {column!r} have more than "
-                f"{MAX_ANSWER} characters, and no final answer in a box or after ####; completions are "
-                "compared with the whole text; set answer_column if another column contains the final answers"
+                f"{MAX_ANSWER} characters, and no final answer in a box (\\boxed{{…}}) or after ####, so "
+                "completions are compared with the whole text; set answer_column if another column contains "
+                "the final answers"
             )
 
 

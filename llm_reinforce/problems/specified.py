@@ -55,8 +55,8 @@ def generated_problems(settings: str) -> tuple[Problem, ...]:
         most = max_num_held_out(operations, **operands)
         if num is not None and num > most:
             raise InputError(
-                f"num is {num:,}, but at most {most:,} can be held out of the possible problems; reduce num, "
-                "or add operations, digits or operands"
+                f"num is {num:,}, but at most {most:,} held-out problems can be generated with these "
+                "settings; reduce num, or add operations, digits or operands"
             )
         return generate_problems(
             operations,

@@ -51,8 +51,8 @@ def collapse(
         return None
     fall = _fall(rows, best)
     what = (
-        f"the accuracy was up to {best:.1%}, fell below half of it in {span(rows[fall : fall + 1], facts)}, "
-        f"and is {accuracy:.1%} in {span(last, facts)}"
+        f"the accuracy reached {best:.1%}, fell below half of this value in "
+        f"{span(rows[fall : fall + 1], facts)}, and is {accuracy:.1%} in {span(last, facts)}"
     )
     start, reward = number(rows[0], "reward"), mean(last, "reward")
     if reward - start > MIN_RISE * max(number(rows[0], "reward_std"), ZERO):
@@ -72,7 +72,7 @@ def collapse(
         f"start a new run with a lower training.learning_rate{_rate_to_try(around)} (it is "
         f"{highest_rate(rows):.3g})",
         [
-            f"entropy {mean(rows[:1], 'entropy'):.3g} nats per token in the first {facts.row_name}, "
+            f"entropy: {mean(rows[:1], 'entropy'):.3g} nats per token in the first {facts.row_name}, and "
             f"{mean(last, 'entropy'):.3g} in {span(last, facts)}",
             *(f"{line} in {span(around, facts)}" for line in movement(around)),
         ],

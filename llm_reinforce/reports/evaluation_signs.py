@@ -105,12 +105,12 @@ def memorized(run: RecordedRun, facts: RunFacts) -> Finding | None:
         f"the accuracy on training problems in {span(rows, facts)} is {training:.1%}, but the accuracy on "
         f"held-out problems after update {last['update']:,} is {held_out:.1%}, so the policy has memorized "
         "training problems",
-        "use more training problems, training.weight_decay or fewer updates, and choose a checkpoint by the "
-        "held-out accuracy",
+        "use more training problems, weight decay (training.weight_decay) or fewer updates, and choose the "
+        "checkpoint with the best held-out accuracy (training.keep_best)",
         [
-            f"gap {100 * (training - held_out):.1f} points, 95% interval [{100 * low:.1f}, "
-            f"{100 * high:.1f}], with "
-            f"{num_problems:,} training problems and {num_held_out:,} held-out problems",
+            f"difference of the two accuracies: {100 * (training - held_out):.1f} points, 95% interval "
+            f"[{100 * low:.1f}, {100 * high:.1f}], measured on {num_problems:,} training problems and "
+            f"{num_held_out:,} held-out problems",
             f"each training problem was used {_uses(run, facts):.1f} times",
         ],
     )
@@ -162,13 +162,13 @@ def small_evaluation(run: RecordedRun) -> Finding | None:
         return finding(
             "small_evaluation",
             None,
-            f"the gain in {decoding} accuracy is {100 * gain:+.1f} points, 95% interval "
-            f"[{100 * low:+.1f}, {100 * high:+.1f}], so {total:,} problems are too few to tell it from "
-            "chance",
+            f"the gain in {decoding} accuracy is {100 * gain:+.1f} points, 95% interval [{100 * low:+.1f}, "
+            f"{100 * high:+.1f}], so {total:,} problems are too few to distinguish this gain from chance",
             f"evaluate on {needed:,} problems or more, for example with `llm-reinforce evaluate`",
             [
-                f"{changed:.1%} of the problems are solved by only one of the two policies; a gain of "
-                f"{100 * gain:.1f} points is found with a probability of {POWER:.0%} at {needed:,} problems"
+                f"{changed:.1%} of the problems are solved by only one of the two policies, so {needed:,} "
+                f"problems are needed to detect a gain of {100 * gain:.1f} points with a probability of "
+                f"{POWER:.0%}"
             ],
         )
     return None

@@ -93,7 +93,7 @@ def _imported(name: str, version: str, module: str | None = None) -> Check:
         importlib.import_module(module or name)
     except Exception as error:  # packages with compiled code raise errors of many types
         problem = f"{version}, import failed: {type(error).__name__}: {str(error).strip()[:200]}"
-        return Check(name, problem, "failed", f"reinstall {name} at the version in constraints.txt")
+        return Check(name, problem, "failed", f"reinstall {name} in the version that constraints.txt names")
     return Check(name, version)
 
 
@@ -128,7 +128,7 @@ def _directories() -> Iterator[Check]:
     except Exception:  # already reported by the checks of the versions
         return
     yield _directory("cache of fetched models", cache_directory())
-    yield _directory("cache of the hub", Path(constants.HF_HUB_CACHE))
+    yield _directory("cache of the model hub", Path(constants.HF_HUB_CACHE))
 
 
 def _directory(name: str, path: Path) -> Check:
@@ -153,7 +153,7 @@ def _optional() -> Iterator[Check]:
         try:
             version = metadata.version(package)
         except metadata.PackageNotFoundError:
-            yield Check(package, f"not installed; for {purpose}", "missing")
+            yield Check(package, f"not installed; needed only for {purpose}", "missing")
             continue
         yield _imported(package, version, module)
 

@@ -37,7 +37,9 @@ def live_report(*runs: str | PathLike[str], port: int = 0) -> Iterator[str]:
     try:
         server = ThreadingHTTPServer((LOOPBACK, port), _handler(paths))
     except OSError as error:
-        raise InputError(f"port {port} can't be used: {error.strerror}; choose another --port") from error
+        raise InputError(
+            f"port {port} can't be used ({error.strerror}); choose another port with --port"
+        ) from error
     Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield f"http://{LOOPBACK}:{server.server_port}/"

@@ -51,7 +51,9 @@ def report(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, text)
     except OSError as error:
-        raise InputError(f"{file}: can't be written: {error.strerror}; choose another output") from error
+        raise InputError(
+            f"{file}: can't be written ({error.strerror}); choose another output file"
+        ) from error
     if open_browser:
         webbrowser.open(file.resolve().as_uri())
     return file

@@ -71,7 +71,9 @@ def find_runs(paths: list[Path]) -> list[RunSummary]:
     for path in paths:
         runs = [summarize_run(path)] if (path / "recipe.yaml").is_file() else list_runs(path)
         if not runs:
-            raise InputError(f"{path}: contains no run; give the output directory of a run or of `compare`")
+            raise InputError(
+                f"{path}: this directory contains no run; give the output directory of a run or of `compare`"
+            )
         found |= {run.path.resolve(): run for run in sorted(runs, key=lambda run: run.path)}
     return list(found.values())
 

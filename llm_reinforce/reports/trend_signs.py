@@ -89,7 +89,7 @@ def reward_hacking(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "reward_hacking",
         updates_of(rows, facts),
-        f"the reward rises from {reward.first:.3g} to {reward.last:.3g} in {span(rows, facts)} while the "
+        f"the reward rises from {reward.first:.3g} to {reward.last:.3g} in {span(rows, facts)}, while the "
         "accuracy "
         + (
             f"falls from {accuracy.first:.1%} to {accuracy.last:.1%}"
@@ -106,12 +106,13 @@ def against_hacking(rows: Sequence[Row]) -> str:
     names = reward_names(rows)
     if len(names) == 1:
         return (
-            f"read the completions that earn the reward, and change the reward function {names[0]} so "
-            "that wrong answers earn less than right ones"
+            f"read the completions with high rewards, and change the reward function {names[0]} so that "
+            "wrong answers get lower rewards than right answers"
         )
     return (
-        "read the completions that earn the reward; then give the reward only to right answers, lower the "
-        "weight of the functions that wrong answers satisfy, or cap their values"
+        "read the completions with high rewards, then change the reward functions: give rewards only to "
+        "right answers, lower the weights of the functions that reward wrong answers, or limit the values "
+        "of these functions"
     )
 
 
@@ -134,9 +135,9 @@ def exploding_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"the gradient norm grows from {before:.3g} to {after:.3g} in {span(rows, facts)}, and the accuracy "
         "does not rise",
-        "start a new run with a lower training.learning_rate, keep training.max_grad_norm, and bound the "
-        "rewards",
-        [f"largest gradient norm {max(norms):.3g}", f"accuracy: {accuracy}"],
+        "start a new run with a lower training.learning_rate, leave training.max_grad_norm set, and limit "
+        "the size of the rewards",
+        [f"largest gradient norm: {max(norms):.3g}", f"accuracy: {accuracy}"],
     )
 
 
@@ -148,8 +149,8 @@ def learning_rate_high(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "learning_rate_high",
         updates_of(rows, facts),
-        f"a step moves the weights by {median(steps):.1%} of their norm, and the reward does not rise in "
-        f"{span(rows, facts)}",
+        f"the median optimizer step moves the weights by {median(steps):.1%} of their norm, and the reward "
+        f"does not rise in {span(rows, facts)}",
         f"start a new run with a training.learning_rate of {highest_rate(rows) / 10:.2g} instead of "
         f"{highest_rate(rows):.2g}",
         [*movement(rows), f"reward: {reward}"],
@@ -167,10 +168,10 @@ def learning_rate_low(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "learning_rate_low",
         updates_of(rows, facts),
-        f"all steps together move the weights by at most {path:.2g} of their norm, and the reward "
+        f"all optimizer steps together move the weights by at most {path:.2g} of their norm, and the reward "
         f"does not rise in {span(rows, facts)}",
-        f"raise training.learning_rate from {rate:.2g}{needed}, so that the steps of the run add up to "
-        f"more than {SHORT_PATH:g} of the norm of the weights",
+        f"raise training.learning_rate from {rate:.2g}{needed}, so that all steps of the run together move "
+        f"the weights by more than {SHORT_PATH:g} of their norm",
         [*movement(rows), f"reward: {reward}"],
     )
 
@@ -187,13 +188,12 @@ def noisy_updates(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "noisy_updates",
         updates_of(rows, facts),
-        f"the gradients of {span(rows, facts)} can't be told from noise, and the reward does not rise",
-        "measure the noise scale with `llm-reinforce variance`; if it is far above the number of episodes of "
-        "an "
-        "update, use more reinforce.problems_per_update or reinforce.episodes_per_problem, a baseline with "
-        "less "
-        "variance, or easier problems; otherwise the gradient changes faster than Adam averages it, so lower "
-        "training.learning_rate",
+        f"the gradients of {span(rows, facts)} can't be distinguished from noise, and the reward does "
+        "not rise",
+        "measure the noise scale with `llm-reinforce variance`. If it is far above the number of episodes "
+        "of an update, use more reinforce.problems_per_update or reinforce.episodes_per_problem, a "
+        "baseline with less variance, or easier problems. Otherwise, the gradient changes faster than Adam "
+        "averages it, so lower training.learning_rate",
         [*_signal(rows, facts), f"reward: {reward}"],
     )
 
@@ -248,8 +248,8 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
         min(1.0, share if is_measured else max(share, 0.0) + 2.0 * error), facts.num_episodes_of_step
     )
     return [
-        f"signal share of the gradient {share:.1%} ± {error:.1%}",
-        f"an update has {facts.num_episodes_of_step:,} episodes; signal equals noise at "
+        f"part of the squared gradient that is signal, not noise: {share:.1%} ± {error:.1%}",
+        f"an update has {facts.num_episodes_of_step:,} episodes, and signal would equal noise with "
         + (f"about {episodes:,.0f} episodes" if is_measured else f"{episodes:,.0f} episodes or more"),
     ]
 
@@ -257,7 +257,11 @@ def _signal(rows: Sequence[Row], facts: RunFacts) -> list[str]:
 def movement(rows: Sequence[Row]) -> list[str]:
     """Return a line of text with the median size of a step; empty if no sizes were recorded."""
     steps = finite(rows, "step/relative_norm")
-    return [f"norm of a step relative to the weights: median {median(steps):.2g}"] if steps else []
+    return (
+        [f"norm of an optimizer step divided by the norm of the weights: median {median(steps):.2g}"]
+        if steps
+        else []
+    )
 
 
 def _path(rows: Sequence[Row], facts: RunFacts) -> float:

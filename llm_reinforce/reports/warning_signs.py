@@ -86,7 +86,7 @@ def few_problems(facts: RunFacts) -> Finding | None:
         f"{'an' if facts.row_name == 'update' else 'a'} {facts.row_name} needs {facts.problems_per_update} "
         f"problems, but there are only {facts.num_problems} training problems, so each {facts.row_name} uses "
         "some problems several times",
-        "give more problems, or lower reinforce.problems_per_update",
+        "use more training problems, or lower reinforce.problems_per_update",
     )
 
 

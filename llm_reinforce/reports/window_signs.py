@@ -81,8 +81,8 @@ def equal_rewards(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         + (f", although {accuracy:.1%} of the answers are right" if accuracy > 0 else "")
         + ", so there is nothing to learn from",
         f"fix the reward function {' or '.join(reward_names(rows))}, which gives right answers the same "
-        "reward as wrong ones: compare the form that it requires with the completions, and check that the "
-        "policy can write this form"
+        "reward as wrong answers: compare the form of answer that the function requires with the "
+        "completions, and check that the policy can write this form"
         if accuracy > 0
         else "check the reward function, or use easier problems, a warm start, or more "
         "reinforce.episodes_per_problem",
@@ -100,11 +100,12 @@ def zero_gradient(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "zero_gradient",
         updates_of(rows, facts),
         f"the gradient is zero in {span(rows, facts)}, so the policy does not change",
-        "check that the episodes of a problem have different rewards (frac_reward_zero_std) and that the "
-        "policy still explores (entropy in metrics.jsonl)",
+        "check the metric frac_reward_zero_std, which should be below 1 so that the episodes of some "
+        "problems have different rewards, and the metric entropy, which is near 0 if the policy no longer "
+        "explores",
         [
-            f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards",
-            f"entropy {mean(rows, 'entropy'):.3g} nats per token",
+            f"problems whose episodes all have the same reward: {mean(rows, 'frac_reward_zero_std'):.0%}",
+            f"entropy: {mean(rows, 'entropy'):.3g} nats per token",
         ],
     )
 
@@ -121,14 +122,15 @@ def no_spread(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "no_spread",
         updates_of(rows, facts),
-        f"{share:.0%} of the problems in {span(rows, facts)} have equal rewards in all of their episodes, so "
-        "they give no gradient if the baseline is computed from the group",
+        f"for {share:.0%} of the problems in {span(rows, facts)}, all episodes of the problem have the same "
+        "reward, so these problems give no gradient if the baseline is computed from the episodes of a "
+        "problem",
         "use problems that the policy solves sometimes, a reward with partial credit, more "
         "reinforce.episodes_per_problem, or a higher sampling.temperature",
         [
-            f"accuracy {mean(rows, 'accuracy'):.1%}",
-            f"{facts.episodes_per_problem} episodes per problem",
-            f"entropy {mean(rows, 'entropy'):.3g} nats per token",
+            f"accuracy: {mean(rows, 'accuracy'):.1%}",
+            f"episodes per problem: {facts.episodes_per_problem}",
+            f"entropy: {mean(rows, 'entropy'):.3g} nats per token",
         ],
     )
 
@@ -143,9 +145,12 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"the entropy in {span(rows, facts)} is {entropy:.2g} nats per token and the accuracy is "
         f"{mean(rows, 'accuracy'):.1%}, so the policy has collapsed and no longer explores",
-        "start a new run with a lower training.learning_rate (it is "
-        f"{highest_rate(rows):.3g}), or with a higher reinforce.entropy_coefficient",
-        [f"{mean(rows, 'frac_reward_zero_std'):.0%} of the problems have equal rewards", *verdicts(rows)],
+        f"start a new run with a lower training.learning_rate (it is {highest_rate(rows):.3g}) or with a "
+        "higher reinforce.entropy_coefficient",
+        [
+            f"problems whose episodes all have the same reward: {mean(rows, 'frac_reward_zero_std'):.0%}",
+            *verdicts(rows),
+        ],
     )
 
 
@@ -164,12 +169,12 @@ def truncation(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"{truncated:.0%} of the completions in {span(rows, facts)} are cut off by sampling.max_new_tokens, "
         "and right answers may be cut off too",
-        "raise sampling.max_new_tokens, or prompt or reward shorter answers",
+        "raise sampling.max_new_tokens, or ask for shorter answers in the prompt, or reward shorter answers",
         [
-            f"mean length {mean(rows, 'completions/mean_length'):.1f} of at most "
+            f"mean length: {mean(rows, 'completions/mean_length'):.1f} tokens; longest completion: "
             f"{max(finite(rows, 'completions/max_length'), default=math.nan):.0f} tokens",
-            f"accuracy {mean(rows[:half], 'accuracy'):.1%} → {mean(rows[half:], 'accuracy'):.1%} from the "
-            "first to the second half of these updates",
+            f"accuracy: {mean(rows[:half], 'accuracy'):.1%} in the first half of these updates, "
+            f"{mean(rows[half:], 'accuracy'):.1%} in the second half",
         ],
     )
 
@@ -185,9 +190,9 @@ def unscored(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"{share:.0%} of the episodes in {span(rows, facts)} could not be scored and are left out of the "
         "updates",
-        "fix the reward function, whose failures are in episodes.jsonl",
+        "fix the reward functions; their failures are recorded in episodes.jsonl",
         [f"{name}: {sum(finite(rows, name)):.0f}" for name in failed]
-        or ["no reward function failed: all of them returned None"],
+        or ["no reward function failed, but all of them returned None"],
     )
 
 
@@ -202,7 +207,7 @@ def reward_failures(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         "reward_failures",
         updates_of(rows, facts),
         f"the reward function {' or '.join(failed)} failed on some episodes",
-        "fix the reward function; the error messages are in episodes.jsonl",
+        "fix the reward function; its error messages are recorded in episodes.jsonl",
         [f"{name}: failed on {num:,.0f} of {num_episodes:,} episodes" for name, num in failed.items()],
     )
 
@@ -217,9 +222,8 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"the gradients of {len(bad)} of {len(rows)} {facts.row_names} in {span(rows, facts)} are not "
         "finite, so updates were skipped",
-        "start a new run with a lower training.learning_rate (it is "
-        f"{highest_rate(rows):.3g}), bounded rewards, or a higher-precision policy.dtype or "
-        "training.mixed_precision",
+        f"start a new run with a lower training.learning_rate (it is {highest_rate(rows):.3g}), with "
+        "smaller rewards, or with a higher-precision policy.dtype or training.mixed_precision",
         [f"{int(number(rows[-1], 'num_skipped_updates'))} updates of the run were skipped"]
         if math.isfinite(number(rows[-1], "num_skipped_updates"))
         else [],
@@ -236,39 +240,48 @@ def steps_rounded(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     return finding(
         "steps_rounded",
         updates_of(full, facts),
-        f"only {sum(shares) / len(shares):.2%} of the weights with a gradient changed in "
-        f"{span(full, facts)}: a step of learning rate {rate:.3g} is rounded to zero for the "
+        f"only {sum(shares) / len(shares):.2%} of the weights with a nonzero gradient changed in "
+        f"{span(full, facts)}, because a step with the learning rate {rate:.3g} is rounded to zero for the "
         "other weights, which are in half precision",
-        "set training.master_weights: true, or train an adapter (policy.lora)",
-        [f"smallest share of changed weights: {min(shares):.2%}"],
+        "set training.master_weights: true, or train an adapter (policy.lora) instead of the weights",
+        [f"smallest share of changed weights in an update: {min(shares):.2%}"],
     )
 
 
 def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
     """Return a finding if the log-probabilities in sampling and in the update differ too much.
 
-    Differences that rounding explains are ignored.
+    Differences that rounding explains are ignored. Batches that a server samples from older weights on
+    purpose (`sampling.server.sync_every`) are ignored too.
     """
+    age = "server/num_batches_since_sync"
+    has_server = any(age in row for row in rows)
+    rows = [row for row in rows if not number(row, age) > 0]
     differences = finite(rows, "sampling/sampling_logp_difference/max")
     limit = MAX_ROUNDING if facts.is_full_precision else MAX_ROUNDING_IN_HALF
     if not differences or median(differences) <= limit:
         return None
-    return finding(
-        "sampler_mismatch",
-        updates_of(rows, facts),
-        "the log-probability of an action in sampling and in the update differs by up to "
-        f"{max(differences):.3g} "
-        f"nats in {span(rows, facts)}, so the update does not use the distribution that was sampled",
-        "check for layers that behave differently in the two passes, such as dropout or a custom model's "
-        "cache; "
-        + (
+    if has_server:
+        remedy = "check that no other run uses the server, and that it was started with `llm-reinforce serve`"
+    else:
+        remedy = (
+            "check for layers that behave differently in the two passes, such as dropout or a custom model's "
+            "cache; "
+        ) + (
             "if the model is right, report this as a bug of the toolkit"
             if facts.is_full_precision
             else "compare with policy.dtype: float32"
-        ),
+        )
+    return finding(
+        "sampler_mismatch",
+        updates_of(rows, facts),
+        "the log-probabilities of the same action in sampling and in the update differ by up to "
+        f"{max(differences):.3g} nats in {span(rows, facts)}, so the update does not use the distribution "
+        "from which the action was sampled",
+        remedy,
         [
             f"median of the largest differences of the {facts.row_names}: {median(differences):.3g}",
-            f"rounding: up to {limit:g}",
+            f"differences up to {limit:g} nats can be rounding errors",
         ],
     )
 

@@ -52,7 +52,7 @@ def answer_format(pattern: str | None = None, form: str | None = None) -> Reward
             and a form are given.
     """
     if pattern is not None and form is not None:
-        raise InputError("answer_format: both pattern and form are given; remove one of them")
+        raise InputError("answer_format: pattern and form are both given; remove one of the two")
     if form is not None and form not in ANSWER_FORMS:
         raise InputError(f"answer_format: unknown form {form!r}; choose one of {', '.join(ANSWER_FORMS)}")
     try:

@@ -278,7 +278,7 @@ def _checked_steps(steps: StepRewards, judged: JudgedCompletion) -> StepRewards:
         return StepRewards(spans)
     values = [number(value) for value in steps.by_token]
     if spans:
-        raise ValueError("StepRewards takes spans or by_token, not both")
+        raise ValueError("StepRewards: spans and by_token are both given; give only one of the two")
     if len(values) != len(judged.token_ids):
         raise ValueError(
             f"StepRewards.by_token has {len(values)} values for {len(judged.token_ids)} tokens; give one "
@@ -295,7 +295,10 @@ def _checked_span(span: tuple[int, int, float], limit: int) -> tuple[int, int, f
     if len(value) != 1:
         raise ValueError(f"StepRewards: a span is (start, end, value), not {short_repr(span)}")
     if not 0 <= start < end <= limit:
-        raise ValueError(f"StepRewards: the span ({start}, {end}) is empty or not within 0 to {limit}")
+        raise ValueError(
+            f"StepRewards: the span ({start}, {end}) is empty or not within the completion; start and end "
+            f"must be from 0 to {limit}, with start < end"
+        )
     return start, end, number(value[0])
 
 

@@ -91,8 +91,8 @@ def load_reward(
     loaded = load_function(function, arguments or {})
     if conversational is not None and not has_trl_signature(loaded):
         raise InputError(
-            f"reward {function!r}: `conversational` is only for functions with TRL's signature; remove this "
-            "setting"
+            f"reward {function!r}: `conversational` is used only for functions with TRL's signature; remove "
+            "this setting"
         )
     return WeightedReward(name, loaded, weight, conversational)
 

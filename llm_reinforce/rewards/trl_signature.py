@@ -64,7 +64,10 @@ def call_on_batch(
 
     def log_extra(name: str, values: Sequence[object]) -> None:
         if len(values) != len(judged):
-            raise ValueError(f"log_extra({name!r}): {len(values)} values for {len(judged)} completions")
+            raise ValueError(
+                f"log_extra({name!r}): {len(values)} values were given for {len(judged)} completions; give "
+                "one value per completion"
+            )
         extras[str(name)] = [_as_json(value) for value in values]
 
     arguments = {

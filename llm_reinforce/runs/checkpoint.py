@@ -82,7 +82,7 @@ def save_checkpoint(
             save_file(dict(reference), partial / REFERENCE)
         _write_files(partial, state, model, optimizer, schedule, scaler)
     if fault := find_fault(directory):
-        raise OSError(f"{directory} was written but can't be used: {fault}")
+        raise OSError(f"the checkpoint {directory} was written, but it can't be read back: {fault}")
     for found in all_checkpoints(root):
         if num_updates_of(found) > state.num_updates:
             shutil.rmtree(found)

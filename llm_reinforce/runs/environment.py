@@ -131,7 +131,7 @@ def _different(before: Mapping[str, Any], now: Mapping[str, Any], path: str = ""
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             lines += _different(old, now[name], f"{key}.")
         elif name == "sha256":
-            lines.append(f"{path.removesuffix('.')} (other contents)")
+            lines.append(f"{path.removesuffix('.')} (its contents have changed)")
         elif name not in NOT_COMPARED:
             lines.append(f"{key} (now {_shown(new)}, previously {_shown(old)})")
     return lines

@@ -9,14 +9,26 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection, Incomple
 from typing import Any
 from urllib.parse import urlsplit
 
+from llm_reinforce.config.server_config import API_KEY
 from llm_reinforce.console.text import visible
 from llm_reinforce.errors import RunStoppedError
 
 WAITS = (0.5, 1.0, 2.0)  # seconds before the second, third and fourth attempt
-KEY = "VLLM_API_KEY"  # environment variable that contains the API key of the server
+CONNECT_TIMEOUT = 30.0  # maximum duration of an attempt to connect, in seconds
 MAX_SHOWN = 300  # maximum number of characters of the server's answer that an error message quotes
 CHUNK = 1 << 16  # number of bytes that are read at once
 HOW_TO_START = "start the server with `llm-reinforce serve`, then resume the run"
+HOW_TO_RESTART = "read the log of the server, restart it, then resume the run"
+REJECTION = ("the server rejects the request", HOW_TO_RESTART)
+REDIRECTION = (
+    "the server redirects the request",
+    "set sampling.server.url to the address to which it redirects, then resume the run",
+)
+REJECTIONS = {
+    401: ("the server rejects the key", f"set {API_KEY} to the key of the server, then resume the run"),
+    403: ("the server denies access", f"check the server's rules and {API_KEY}, then resume the run"),
+    404: ("the server does not have this route or model", HOW_TO_START),
+}
 
 
 class ServerError(RunStoppedError):
@@ -24,6 +36,10 @@ class ServerError(RunStoppedError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, can_resume=True)
+
+
+class NoAnswerError(ServerError):
+    """Raised when a server does not answer, so that further requests would only take more time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,53 +81,77 @@ class HttpClient:
             body: value that is sent as JSON. None: the request has no body.
 
         Raises:
+            NoAnswerError: if there is no answer within `timeout` seconds, or no connection in the last
+                attempt.
             ServerError: if all attempts fail, if the server does not know the route or rejects the request,
-                or if there is no answer within `timeout` seconds.
+                or if the key cannot be sent.
         """
         where = f"{self.url}: {method} {route}"
+        headers = _headers()
         for wait in (*WAITS, None):
             try:
-                status, text = self._attempt(method, route, body)
+                status, text = self._attempt(method, route, body, headers)
             except TimeoutError as error:  # no further attempt, because a server that hangs rarely recovers
-                raise ServerError(
-                    f"{where}: no answer within {self.timeout:g} seconds; restart the server, or increase "
-                    "sampling.server.timeout, then resume the run"
+                raise NoAnswerError(
+                    f"{where}: the server did not answer within {self.timeout:g} seconds; restart the "
+                    "server, or increase sampling.server.timeout, then resume the run"
                 ) from error
             except (OSError, HTTPException) as error:
                 reason, remedy = f"no connection: {error or type(error).__name__}", HOW_TO_START
+                kind: type[ServerError] = NoAnswerError
             else:
+                kind = ServerError
                 if status < 300:
                     return text
                 reason = f"status {status}, {visible(text, MAX_SHOWN) or 'without a message'}"
-                remedy = "read the log of the server, restart it, then resume the run"
-                if status == 404:
-                    raise ServerError(
-                        f"{where}: the server does not have this route or model ({reason}); {HOW_TO_START}"
-                    )
+                remedy = HOW_TO_RESTART
                 if status < 500:
-                    raise ServerError(f"{where}: the server rejects the request ({reason}); {remedy}")
+                    what, remedy = REJECTIONS.get(status, REDIRECTION if status < 400 else REJECTION)
+                    raise ServerError(f"{where}: {what} ({reason}); {remedy}")
             if wait is not None:
                 time.sleep(wait)
-        raise ServerError(f"{where}: {len(WAITS) + 1} attempts failed ({reason}); {remedy}")
+        raise kind(f"{where}: {len(WAITS) + 1} attempts failed ({reason}); {remedy}")
 
-    def _attempt(self, method: str, route: str, body: object) -> tuple[int, str]:
-        """Send the request once, and return the status and the text of the answer."""
+    def _attempt(self, method: str, route: str, body: object, headers: dict[str, str]) -> tuple[int, str]:
+        """Send the request once, and return the status and the text of the answer.
+
+        Raises:
+            TimeoutError: if the answer is not complete `timeout` seconds after the start of the attempt.
+            OSError: if there is no connection, or if it is lost.
+        """
         deadline = time.monotonic() + self.timeout
         parts = urlsplit(self.url)
         assert parts.hostname is not None  # checked by ServerConfig
-        kind = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(KEY):
-            headers["Authorization"] = f"Bearer {key}"
+        is_secure = parts.scheme == "https"
+        kind = HTTPSConnection if is_secure else HTTPConnection
+        # without a port, http.client would look for it behind the last colon of an IPv6 address
+        port = parts.port or (443 if is_secure else 80)
         content = None if body is None else json.dumps(body).encode()
-        with closing(kind(parts.hostname, parts.port, timeout=self.timeout)) as connection:
+        with closing(kind(parts.hostname, port, timeout=min(self.timeout, CONNECT_TIMEOUT))) as connection:
+            try:
+                connection.connect()
+            except TimeoutError as error:
+                raise ConnectionError(
+                    f"{parts.hostname} does not accept connections at port {port}"
+                ) from error
+            socket = connection.sock  # the connection may forget it after the header of the answer
+
+            def wait_until_deadline() -> None:
+                """Limit the next read or write to the time that is left."""
+                if (left := deadline - time.monotonic()) <= 0:
+                    raise TimeoutError
+                socket.settimeout(left)
+
+            wait_until_deadline()
             connection.request(method, parts.path + route, content, headers)
+            wait_until_deadline()
             response = connection.getresponse()
             chunks = []
-            while chunk := response.read1(CHUNK):
+            while not response.isclosed():
+                wait_until_deadline()
+                if not (chunk := response.read1(CHUNK)):
+                    break
                 chunks.append(chunk)
-                if time.monotonic() > deadline:
-                    raise TimeoutError
             if response.length:  # number of missing bytes
                 raise IncompleteRead(b"".join(chunks), response.length)
             return response.status, b"".join(chunks).decode("utf-8", errors="replace")
@@ -124,3 +164,20 @@ class HttpClient:
                 f"{self.url}: the answer to {route} is not JSON ('{visible(text, MAX_SHOWN)}'); check that "
                 "sampling.server.url is the address of a vLLM server, then resume the run"
             ) from error
+
+
+def _headers() -> dict[str, str]:
+    """Return the headers of a request, with the key of the server if the environment has one.
+
+    Raises:
+        ServerError: if the key has characters that a header cannot contain.
+    """
+    headers = {"Content-Type": "application/json"}
+    if key := os.environ.get(API_KEY, "").strip():
+        if not (key.isascii() and key.isprintable()):  # the message does not show the key
+            raise ServerError(
+                f"{API_KEY}: has characters that cannot be sent as a key; correct the environment variable, "
+                "then resume the run"
+            )
+        headers["Authorization"] = f"Bearer {key}"
+    return headers

@@ -12,7 +12,7 @@ from llm_reinforce.config import Config, ServerConfig
 from llm_reinforce.config.server_config import DEFAULT_URL
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import policy_from_config
-from llm_reinforce.server.weight_files import write_served_model
+from llm_reinforce.server.weight_files import server_directory, write_served_model
 
 DEFAULT_PYTHON = "~/vllm/bin/python"
 HOW_TO_INSTALL = """\
@@ -110,7 +110,7 @@ def server_command(
 
 def served_directory(config: Config) -> Path:
     """Return the directory of the model that the server loads when it starts."""
-    return Path(f"{config.output_dir}.server").expanduser().absolute() / "model"
+    return server_directory(config.output_dir) / "model"
 
 
 def write_model(config: Config) -> Path:
@@ -134,6 +134,6 @@ def _installed(python: str) -> str | None:
     """
     try:
         done = subprocess.run([python, "-c", FIND_VERSION], capture_output=True, encoding="utf-8", timeout=60)
-    except OSError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -2,15 +2,20 @@
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TypeVar
+
+WAIT = 1.0  # seconds between two calls of `on_wait`
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def in_parallel(
-    work: Callable[[Item], Result], items: Sequence[Item], num_threads: int
+    work: Callable[[Item], Result],
+    items: Sequence[Item],
+    num_threads: int,
+    on_wait: Callable[[], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Call a function with each item in several threads, and yield the index and the result of each item.
 
@@ -22,6 +27,8 @@ def in_parallel(
         work: function that is called with one item.
         items: arguments of the calls, one for each call.
         num_threads: maximum number of calls at the same time.
+        on_wait: function that is called in this thread once per second while no call ends. If it raises an
+            exception, no further calls are started.
     """
     waiting: SimpleQueue[int] = SimpleQueue()
     ended: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
@@ -30,10 +37,10 @@ def in_parallel(
         waiting.put(index)
 
     def loop() -> None:
-        while not (stopped.is_set() or waiting.empty()):
+        while not stopped.is_set():
             try:
                 index = waiting.get_nowait()
-            except Exception:  # another thread has taken the last item
+            except Empty:
                 return
             try:
                 ended.put((index, work(items[index]), None))
@@ -42,11 +49,18 @@ def in_parallel(
 
     for _ in range(min(num_threads, len(items))):
         threading.Thread(target=loop, daemon=True).start()
+    num_left = len(items)
     try:
-        for _ in items:
-            index, result, error = ended.get()
+        while num_left:
+            try:
+                index, result, error = ended.get(timeout=WAIT)
+            except Empty:
+                if on_wait is not None:
+                    on_wait()
+                continue
             if error is not None:
                 raise error
+            num_left -= 1
             yield index, result  # type: ignore[misc]
     finally:
         stopped.set()

@@ -16,6 +16,20 @@ class SampledTokens(NamedTuple):
     log_probs: tuple[float, ...]
 
 
+class ServedModels(NamedTuple):
+    """The models of a server.
+
+    Attributes:
+        base: name of the model.
+        adapters: names of the adapters.
+        max_length: maximum number of tokens of a prompt with its completion; None if it is not known.
+    """
+
+    base: str
+    adapters: tuple[str, ...]
+    max_length: int | None
+
+
 class AnswerError(ValueError):
     """Raised when an answer of the server cannot be used.
 
@@ -73,6 +87,7 @@ def completion_request(
 
 def read_completions(
     answer: object,
+    model: str,
     prompt: TokenIds,
     *,
     num_completions: int,
@@ -84,6 +99,7 @@ def read_completions(
 
     Args:
         answer: JSON value of the answer.
+        model: name of the requested model or adapter.
         prompt: token ids of the prompt.
         num_completions: number of requested completions.
         max_new_tokens: maximum number of tokens of a completion.
@@ -96,6 +112,9 @@ def read_completions(
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
         raise AnswerError("has no list of choices")
+    assert isinstance(answer, dict)
+    if answer.get("model") not in (None, model):
+        raise AnswerError(f"is from the model {answer['model']!r}, but {model!r} was requested")
     if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(num_completions))):
         raise AnswerError(f"has {len(choices)} choices, but {num_completions} completions were requested")
     choices.sort(key=lambda choice: int(choice["index"]))
@@ -147,18 +166,20 @@ def _list_of(kind: type, values: object, name: str) -> list[Any]:
     return values
 
 
-def read_model(answer: object) -> str:
-    """Return the name of the model that a server serves, given the server's answer to `/v1/models`.
+def read_models(answer: object) -> ServedModels:
+    """Return the models that a server serves, given the server's answer to `/v1/models`.
 
     Raises:
         AnswerError: if the answer names no model.
     """
-    models = answer.get("data") if isinstance(answer, dict) else None
-    of_models = [each for each in models or [] if isinstance(each, dict) and not each.get("parent")]
-    if not of_models or not isinstance(of_models[0].get("id"), str):
+    listed = answer.get("data") if isinstance(answer, dict) else None
+    models = [each for each in listed or () if isinstance(each, dict) and isinstance(each.get("id"), str)]
+    base = next((each for each in models if not each.get("parent")), None)
+    if base is None:
         raise AnswerError("names no model")
-    name: str = of_models[0]["id"]
-    return name
+    max_length = base.get("max_model_len")
+    adapters = tuple(each["id"] for each in models if each.get("parent"))
+    return ServedModels(base["id"], adapters, max_length if isinstance(max_length, int) else None)
 
 
 def mean_difference(found: Sequence[float], expected: Sequence[float]) -> float:

@@ -108,9 +108,7 @@ class _WithMasterWeights(torch.optim.Optimizer):
 
     def __init__(self, weights: Sequence[nn.Parameter], **settings: Any) -> None:
         self._weights = list(weights)
-        self._masters = [
-            weight.detach().float().clone() if is_half(weight) else weight for weight in self._weights
-        ]
+        self._masters = [weight.detach().float() if is_half(weight) else weight for weight in self._weights]
         super().__init__(self._masters, **settings)  # calls the constructor of the class `kind`
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -1,5 +1,6 @@
 """Build the training loop of a run from its settings. Cheap checks are made before a model is loaded."""
 
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from llm_reinforce.problems import (
 )
 from llm_reinforce.rewards import WeightedReward, check_rewards, reward_from_config
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.server import SamplingServer
+from llm_reinforce.server import SamplingServer, server_directory
 from llm_reinforce.training.data_parallel import (
     check_sharded_settings,
     describe_processes,
@@ -103,7 +104,8 @@ def build_loop(
     if num_unknown := num_unknown_prompts(policy, looked_at):
         display.say(
             f"{num_unknown:,} of the first {len(looked_at):,} training prompts contain characters that the "
-            "tokenizer does not know; the policy sees its unknown token in their place"
+            "tokenizer does not know; the policy reads its unknown token instead of each of these "
+            "characters"
         )
     loop = TrainingLoop(
         policy,
@@ -125,15 +127,21 @@ def build_loop(
 
 
 def server_from_config(config: Config) -> SamplingServer | None:
-    """Return the server that samples the episodes of a run; None if `sampling.server` is not set."""
+    """Return the server that samples the episodes of a run; None if `sampling.server` is not set.
+
+    The weights are written to `output_dir` followed by `.server`, or to a subdirectory of
+    `sampling.server.directory` whose name depends on the path of `output_dir`.
+    """
     settings = config.sampling.server
     if settings is None:
         return None
     directory = None
-    if settings.directory is not None:
-        directory = Path(settings.directory).expanduser()
-    elif "output_dir" in config.model_fields_set:
-        directory = Path(f"{config.output_dir}.server").expanduser()
+    if "output_dir" in config.model_fields_set:
+        directory = server_directory(config.output_dir)
+        if settings.directory is not None:
+            # a run deletes the files of its earlier processes, so runs must not share a directory
+            digest = hashlib.sha256(str(directory).encode()).hexdigest()[:8]
+            directory = Path(settings.directory).expanduser() / f"{directory.name}-{digest}"
     is_half = config.policy.dtype != "float32" or config.training.mixed_precision != "no"
     temperature = config.sampling.temperature
     return SamplingServer(settings, temperature=temperature, is_half=is_half, directory=directory)

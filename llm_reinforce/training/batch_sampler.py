@@ -169,20 +169,52 @@ class BatchSampler:
         if server is None:
             return {}
         update = f"update {state.num_updates + 1:,}"
-        show(f"{update}: weights to {server.settings.url}")
-        metrics = self._in_main_process(server, lambda: server.before_batch(self.policy, self._probes()))
+        show(f"{update}: transferring the weights to {server.settings.url}")
+        num_tokens = self.sampling.max_new_tokens
+        metrics = self._in_main_process(
+            server, lambda: server.before_batch(self.policy, self._probes(), num_tokens)
+        )
         show(f"{update}: the server samples the episodes")
         return metrics
 
-    def try_server(self) -> None:
-        """Transfer the weights to the server, if there is one, to find errors before the run starts.
+    def try_sampling(self, problems: Sequence[Problem], state: TrainState) -> EpisodeBatch:
+        """Sample one short episode of each problem in this process, to find errors before the run starts.
+
+        If there is a server, it gets the weights of the policy first. The first batch uses these weights too,
+        unless the policy changes before; see `policy_has_changed`.
 
         Raises:
-            ServerError: if the transfer fails. All processes raise the error.
+            ServerError: if a server samples, and it fails in any process. All processes raise the error.
         """
         server = self.server
         if server is not None:
-            self._in_main_process(server, lambda: server.sync(self.policy, self._probes()))
+
+            def transfer() -> float:
+                server.check(self._max_num_tokens())
+                return server.sync(self.policy, self._probes(), self.sampling.max_new_tokens)
+
+            self._in_main_process(server, transfer)
+        return self._or_error_of_all(lambda: self.collect(problems, state, is_trial=True))
+
+    def check_server(self) -> str | None:
+        """Return one line about the model that the server serves, without changing the server.
+
+        Return None if there is no server.
+
+        Raises:
+            ServerError: if the server does not answer, or if its context is too short for a problem.
+        """
+        return None if self.server is None else self.server.check(self._max_num_tokens())
+
+    def policy_has_changed(self) -> None:
+        """Transfer the weights to the server, if there is one, before the next batch."""
+        if self.server is not None:
+            self.server.expire()
+
+    def _max_num_tokens(self) -> int:
+        """Return the largest number of tokens of a prompt with its completion."""
+        prompts = self.policy.encode_prompts([problem.policy_prompt for problem in self.problems])
+        return max(map(len, prompts)) + self.sampling.max_new_tokens
 
     def _probes(self) -> Sequence[TokenIds]:
         return self.policy.encode_prompts([problem.policy_prompt for problem in self.problems[:NUM_PROBES]])
@@ -207,6 +239,8 @@ class BatchSampler:
 
         All processes must call this method.
         """
+        if self.server is None:
+            return work()
         error: ServerError | None = None
         try:
             result = work()
@@ -214,6 +248,7 @@ class BatchSampler:
             error = raised
         messages = gather_object(str(error) if error else None, self.accelerator)
         if message := next(filter(None, messages), None):
+            self.server.expire()  # it may have been restarted when the run continues
             raise ServerError(message) from error
         return result
 
@@ -303,7 +338,7 @@ class BatchSampler:
                 )
             return None
 
-        own = collect() if self.server is None else self._or_error_of_all(collect)
+        own = self._or_error_of_all(collect)
         if any(gather_object(own is None, self.accelerator)) or own is None:
             raise SamplingStoppedError
         if self.reference is not None and len(own):

@@ -61,7 +61,13 @@ from llm_reinforce.training.optimizer import new_optimizer
 from llm_reinforce.training.problem_order import ProblemOrder
 from llm_reinforce.training.reference import ReferencePolicy
 from llm_reinforce.training.run_checkpoints import RunCheckpoints
-from llm_reinforce.training.run_checks import RunChecks, check_answers, check_shares, try_rewards
+from llm_reinforce.training.run_checks import (
+    RunChecks,
+    check_answers,
+    check_corrected,
+    check_shares,
+    try_rewards,
+)
 from llm_reinforce.training.run_evaluations import RunEvaluations
 from llm_reinforce.training.trackers import Trackers
 from llm_reinforce.training.value_baseline import Prediction, ValueBaseline
@@ -127,7 +133,8 @@ class TrainingLoop:
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
-            number of processes, or if accelerate or the policy does not support the settings.
+            number of processes, if a server samples and the loss does not correct for it, or if accelerate or
+            the policy does not support the settings.
     """
 
     def __init__(
@@ -160,6 +167,7 @@ class TrainingLoop:
         self.accelerator = new_accelerator(training.mixed_precision, training.process_timeout)
         self._check_processes_agree()
         check_shares(self.reinforce, self.accelerator.num_processes)
+        check_corrected(self.reinforce, server)
         if training.gradient_checkpointing:
             checkpointable_layers(policy.model)  # raises an error if the model has no such layers
         # the copy is made on the CPU if the policy has been loaded there
@@ -312,10 +320,9 @@ class TrainingLoop:
         except RuntimeError as error:
             if (why := why_lost(error)) is None:
                 raise
-            is_saved = self._save_after_loss()
-            if is_saved:
+            if self._save_after_loss():
                 why += f". The state after update {self.state.num_updates} is saved in a checkpoint"
-            raise ProcessLostError(why, is_saved=is_saved) from error
+            raise ProcessLostError(why) from error
 
     def _updates(self, *, resume: bool) -> Iterator[Update]:
         self.try_rewards()
@@ -352,7 +359,7 @@ class TrainingLoop:
                 yield update
             except GeneratorExit:
                 if not sys.is_finalizing():  # saving is impossible while the interpreter shuts down
-                    self._save_unless_saved()
+                    self._save_unless_saved(has_left=True)
                 raise
             if self.stop_requested and self.accelerator.num_processes == 1 and not is_stopping:
                 # the stop was requested by the caller's loop, or while the checkpoint was saved
@@ -641,9 +648,16 @@ class TrainingLoop:
         if self.checkpoints is not None:
             self.checkpoints.save(self.state)
 
-    def _save_unless_saved(self) -> None:
-        """Save a checkpoint, unless there already is a checkpoint of the state after the latest update."""
+    def _save_unless_saved(self, *, has_left: bool = False) -> None:
+        """Save a checkpoint, unless there already is a checkpoint of the state after the latest update.
+
+        Args:
+            has_left: the caller has left the loop over the updates, perhaps in this process only. With FSDP,
+                the other processes take part in saving, so they then stop at their next exchange of data.
+        """
         if self._num_saved != self.state.num_updates:
+            if has_left and self.sharded is not None:
+                gather_object("another process has left the loop over the updates", self.accelerator)
             self.save_checkpoint()
 
     def _save_after_loss(self) -> bool:
@@ -699,6 +713,7 @@ class TrainingLoop:
                 is_stopped=self._is_stopped,
             )
         self.state = replace(self.state, num_skipped_updates=num_skipped)
+        self.sampler.policy_has_changed()
 
     def _restore(self) -> bool:
         """Restore the state of the newest complete checkpoint. Return False if there is no checkpoint."""
@@ -707,6 +722,7 @@ class TrainingLoop:
         state = self.checkpoints.restore(self.display.say)
         if state is not None:
             self.state = state
+            self.sampler.policy_has_changed()
         if self.accelerator.is_main_process:
             updates, evaluations = map(self.run_directory.rows, ("metrics.jsonl", "evaluations.jsonl"))
             self.display.restored(updates, evaluations)

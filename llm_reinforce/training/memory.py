@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from llm_reinforce.config import TrainingConfig
-from llm_reinforce.policy import memory_per_token
+from llm_reinforce.policy import ShardedModel, local_tensor, memory_per_token
+from llm_reinforce.processes import num_local_processes
 from llm_reinforce.training.adamw import MAX_COPIED, is_half
 from llm_reinforce.training.host_process import release_freed_memory
 from llm_reinforce.training.loop import TrainingLoop
@@ -44,9 +45,13 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
 
     The memory of a value head is not included.
 
+    With FSDP, the update is computed without the whole policy, but with the weights that are gathered.
+
     Args:
         loop: the training loop of the run.
-        in_use: memory in bytes that the process used after the policy was loaded; see `memory_in_use`.
+        in_use: memory in bytes that the process used after the loop was built; see `memory_in_use`. It
+            includes the weights, the float32 copies of weights in half precision and, with FSDP, a part of
+            each weight.
     """
     in_use += ON_CPU if loop.policy.device.type == "cpu" else 0
     training, shape, policy = loop.training, loop.reinforce, loop.policy
@@ -61,21 +66,24 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
             num_completions=shape.episodes_per_problem,
             max_new_tokens=num_new,
             with_entropies=shape.entropy_coefficient > 0 or shape.entropy_target is not None,
+            is_sharded=loop.sharded is not None,
         )
     num_problems = shape.problems_per_update // loop.accelerator.num_processes
     num_episodes = num_problems * shape.episodes_per_problem
     num_computed = num_problems * length + num_episodes * num_new
 
-    trained = [each for each in policy.model.parameters() if each.requires_grad]
-    gradients, largest = _num_bytes(trained), max(each.nbytes for each in trained)
-    states = optimizer_bytes(trained, training)
+    weights = [each for each in policy.model.parameters() if each.requires_grad]
+    trained = [local_tensor(each) for each in loop.gradient_step.model.parameters() if each.requires_grad]
+    gradients, largest = _num_bytes(trained), max(each.nbytes for each in weights)
+    states = optimizer_bytes(trained, training) - copied_bytes(trained, training)
     if loop.reference is not None and loop.reference.is_state_of_policy:
-        states += gradients
+        states += _num_bytes(weights)
 
     num_rows = min(num_episodes, loop.sampling.batch_size or num_episodes)
     num_rows = max(num_rows, shape.episodes_per_problem)
-    is_kept = num_computed <= training.micro_batch_tokens and not training.gradient_checkpointing
-    num_kept = 0 if training.gradient_checkpointing else min(num_computed, training.micro_batch_tokens)
+    keeps = not training.gradient_checkpointing and loop.sharded is None
+    is_kept = keeps and num_computed <= training.micro_batch_tokens
+    num_kept = min(num_computed, training.micro_batch_tokens) if keeps else 0
     rows = max(num_rows, loop.evaluation.batch_size if loop.held_out else 0)
     cache = rows * (length + num_new + ROOM) * per_token.cached
     kept = num_kept * per_token.kept
@@ -87,17 +95,23 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
 
     num_in_update = num_computed / shape.updates_per_batch
     num_tokens = round(min(num_in_update, training.micro_batch_tokens))
+    if loop.sharded is not None:  # a prompt is computed again for each of its completions
+        num_tokens = round(num_tokens * num_episodes * (length + num_new) / num_computed)
     backward = per_token.of_backward(num_tokens, gradient_checkpointing=training.gradient_checkpointing)
-    if num_in_update > training.micro_batch_tokens:  # the gradients of earlier micro-batches exist
-        backward += gradients
     step = gradients + _step_bytes(trained, training)
-    update = in_use + states + max(beside + backward + largest, step + largest)
+    if loop.sharded is not None:
+        peak = _sharded_peak(loop.sharded, backward, step, gradients, largest)
+    else:
+        is_divided = num_in_update > training.micro_batch_tokens  # earlier micro-batches leave gradients
+        backward += beside + (gradients if is_divided else 0)
+        peak = max(backward, step) + largest
+    update = in_use + states + peak
     parts = {
         "weights and libraries": in_use,
         "optimizer": states,
         "gradients": float(gradients),
         "cache": cache,
-        "activations": backward + beside,
+        "activations": backward,
     }
     return MemoryPrediction(sampling, update, parts, _available(policy.device))
 
@@ -112,13 +126,18 @@ def memory_in_use(device: torch.device) -> float:
 
 def optimizer_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
     """Return the size of the optimizer's state in bytes: moments, and float32 copies of weights."""
-    total = 0.0
-    for weight in trained:
-        is_copied = is_half(weight) and training.master_weights
-        item = 4 if is_copied or training.optimizer == "adamw_8bit" else weight.dtype.itemsize
+    weights = list(trained)
+    total = float(copied_bytes(weights, training))
+    for weight in weights:
+        is_float32 = training.optimizer == "adamw_8bit" or (is_half(weight) and training.master_weights)
         is_8_bit = training.optimizer == "adamw_8bit" and weight.numel() >= 4096
-        total += weight.numel() * ((BITS_8 if is_8_bit else 2 * item) + 4 * is_copied)
+        total += weight.numel() * (BITS_8 if is_8_bit else 2 * (4 if is_float32 else weight.dtype.itemsize))
     return total
+
+
+def copied_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> int:
+    """Return the size of the float32 copies of weights in half precision."""
+    return sum(4 * weight.numel() for weight in trained if is_half(weight) and training.master_weights)
 
 
 def _step_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
@@ -135,6 +154,17 @@ def _step_bytes(trained: Iterable[Tensor], training: TrainingConfig) -> float:
     return copied + (4 * TEMPORARY_8_BIT * largest if is_8_bit else 0)
 
 
+def _sharded_peak(sharded: ShardedModel, backward: float, step: float, gradients: int, largest: int) -> float:
+    """Return the peak of an update with FSDP, during which the whole policy is freed."""
+    whole = _num_bytes(sharded.whole.parameters())
+    outside, layer = sharded.gathered_sizes()
+    # of a layer: its weights, those of the next layer, and its gradient twice, in order to send it
+    of_layer, of_outside = backward + 4 * layer, 2 * outside
+    gathered = gradients + outside + max(of_layer, of_outside)
+    # at the end, the whole policy is gathered again
+    return max(gathered - whole, step - whole, gradients + largest)
+
+
 def _num_bytes(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.nbytes for tensor in tensors)
 
@@ -143,4 +173,6 @@ def _available(device: torch.device) -> float:
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return float(free + torch.cuda.memory_allocated(device))
-    return float(psutil.virtual_memory().available + psutil.Process().memory_info().rss)
+    # the processes of this machine share its memory
+    available = psutil.virtual_memory().available / num_local_processes()
+    return float(available + psutil.Process().memory_info().rss)

@@ -10,8 +10,9 @@ from torch import nn
 from transformers import get_scheduler
 
 from llm_reinforce.config import TrainingConfig
+from llm_reinforce.errors import InputError
 from llm_reinforce.processes import sharding
-from llm_reinforce.training.adamw import adamw
+from llm_reinforce.training.adamw import adamw, is_half
 
 
 def new_optimizer(
@@ -25,8 +26,17 @@ def new_optimizer(
         accelerator: the accelerator of the run.
 
     Raises:
-        InputError: if no weight can be trained, or if a package of the optimizer is missing; see `adamw`.
+        InputError: if no weight can be trained, if a package of the optimizer is missing (see `adamw`), or
+            if gradients are scaled and trained weights are in half precision.
     """
+    # a scaler finds no gradients of weights with float32 copies, and refuses gradients in half precision
+    if accelerator.scaler is not None and any(
+        each.requires_grad and is_half(each) for each in model.parameters()
+    ):
+        raise InputError(
+            "training.mixed_precision: fp16 needs trained weights in float32, but the policy has trained "
+            "weights in half precision; load the policy in float32, or set mixed_precision to no"
+        )
     optimizer = adamw(model, training)
     schedule = learning_rate_schedule(
         training.schedule, optimizer, training.num_warmup_updates, training.num_updates

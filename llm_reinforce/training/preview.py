@@ -1,7 +1,7 @@
 """Preview of a run: the size of the run, and a few episodes of the policy before training."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -9,10 +9,12 @@ from llm_reinforce.episodes import Episode, collect_episodes
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import describe_policy, first_prompt
 from llm_reinforce.runs import TrainState
+from llm_reinforce.server import ServerError
 from llm_reinforce.training.budget import expected_updates
 from llm_reinforce.training.data_parallel import describe_processes
 from llm_reinforce.training.loop import TrainingLoop
 from llm_reinforce.training.memory import MemoryPrediction, memory_in_use, predict_memory
+from llm_reinforce.training.run_checks import try_rewards
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,9 @@ class Preview:
         memory: prediction of the peak memory of this process.
         reward_error: error message of a reward function that failed on all trial episodes. None if there is
             no such function.
+        server: one line about the model that the server of the run serves. None if there is no server, or if
+            `server_error` is set.
+        server_error: error message about the server. None if there is no error.
     """
 
     policy: str
@@ -43,12 +48,15 @@ class Preview:
     episodes: Sequence[Episode]
     memory: MemoryPrediction
     reward_error: str | None
+    server: str | None = None
+    server_error: str | None = None
 
 
 def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> Preview:
     """Sample episodes of the first training problems, call every reward function, and describe the run.
 
-    Nothing is trained and no file is written.
+    Nothing is trained and no file is written. If a server samples the episodes of the run, it is only asked
+    which model it serves, and the episodes of the preview are sampled in this process.
 
     Args:
         loop: the training loop of the run.
@@ -66,11 +74,15 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         generator=torch.Generator(loop.policy.device).manual_seed(loop.seed),
         length_penalty=loop.reinforce.length_penalty,
     )
+    reward_error = server = server_error = None
     try:
-        loop.try_rewards()
-        reward_error = None
+        try_rewards(replace(loop.sampler, server=None), loop.state, loop.display.say)
     except InputError as error:
         reward_error = str(error)
+    try:
+        server = loop.sampler.check_server()
+    except ServerError as error:
+        server_error = f"sampling.server: {error}"
     shape = loop.reinforce
     per_batch = float(batch.lengths.float().mean()) * shape.problems_per_update * shape.episodes_per_problem
     after_batch = TrainState(shape.updates_per_batch, num_tokens=max(1, round(per_batch)))
@@ -85,4 +97,6 @@ def preview_run(loop: TrainingLoop, *, num_problems: int, num_episodes: int) -> 
         episodes=batch.episodes,
         memory=memory,
         reward_error=reward_error,
+        server=server,
+        server_error=server_error,
     )

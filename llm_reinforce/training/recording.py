@@ -16,7 +16,12 @@ from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training.given import POLICY_FOLDER, PROBLEMS_FOLDER
 from llm_reinforce.training.run_record import write_record
 
-FREE = ("trackers", "process_timeout")  # settings of `training` that may differ when a run is resumed
+# settings that may differ when a run is resumed: they do not change the distribution of the results
+FREE = (
+    "training.trackers",
+    "training.process_timeout",
+    *(f"sampling.server.{name}" for name in ("url", "sync", "directory", "timeout", "tolerance")),
+)
 
 
 @contextmanager
@@ -65,8 +70,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
     """Check that the run in the directory, if there is one, was started with the settings in `config`.
 
     `num_updates`, `num_tokens` and `stop_at` may be larger in `config` than in the settings of the run, and
-    the trackers and `process_timeout` may differ. If `config` has no `chat_template_date`, the date of the
-    run is used.
+    the settings in `FREE` may differ. If `config` has no `chat_template_date`, the date of the run is used.
 
     Raises:
         InputError: if settings differ. The message has one line per setting.
@@ -76,7 +80,13 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
-            "\n".join([f"{file}: a run can only be resumed with its own settings. Differences:", *lines])
+            "\n".join(
+                [
+                    f"{file}: the settings differ from those of the run, but a run can only be resumed with "
+                    "its own settings. Differences:",
+                    *lines,
+                ]
+            )
         )
 
 
@@ -86,8 +96,8 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     Args:
         file: `recipe.yaml` of the run.
         config: settings that are compared with the recipe.
-        may_grow: ignore a larger number of updates, a larger budget of tokens, a higher target accuracy,
-            different trackers, and a different `process_timeout` in `config`.
+        may_grow: ignore a larger number of updates, a larger budget of tokens, a higher target accuracy, and
+            different values of the settings in `FREE`.
 
     Raises:
         InputError: if the file is not a valid recipe.
@@ -97,7 +107,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
     if config.policy.chat_template_date is None:
         may_differ.add("policy.chat_template_date")  # the date of the run is used
     if may_grow:
-        may_differ |= {f"training.{name}" for name in (*_raised_limits(before, config), *FREE)}
+        may_differ |= {*(f"training.{name}" for name in _raised_limits(before, config)), *FREE}
     own, given = flattened(before.model_dump()), flattened(config.model_dump())
     shared = own.keys() & given.keys()
     return [
@@ -172,8 +182,8 @@ def check_can_be_recorded(policy: LanguagePolicy | None, problems: GivenProblems
                     if before != after:
                         raise InputError(
                             f"problem {before.id!r}: can't be recorded in output_dir, because "
-                            f"{_difference(before, after)} when the file is read; change the problem, or "
-                            "remove output_dir"
+                            f"{_difference(before, after)} when the written file is read back; change the "
+                            "problem, or remove output_dir"
                         )
 
 

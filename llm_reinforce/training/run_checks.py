@@ -13,7 +13,7 @@ from llm_reinforce.episodes import Estimate
 from llm_reinforce.errors import InputError, RunStoppedError
 from llm_reinforce.problems import Problem, have_answers
 from llm_reinforce.runs import TrainState
-from llm_reinforce.server import ServerError
+from llm_reinforce.server import SamplingServer, ServerError
 from llm_reinforce.training.batch_sampler import BatchSampler, Sample
 from llm_reinforce.training.data_parallel import gather_episodes
 from llm_reinforce.training.gradient_step import UpdateOutcome
@@ -36,8 +36,8 @@ def check_answers(
     for name, is_set in of_batches.items():
         if is_set and not have_answers(problems):
             raise InputError(
-                f"reinforce.{name}: needs training problems with answers, because it depends on whether "
-                "episodes are correct; give the answers, or remove this setting"
+                f"reinforce.{name}: needs training problems with answers, because this setting depends on "
+                "whether episodes are correct; give the answers, or remove this setting"
             )
     of_evaluations = {"keep_best": training.keep_best, "stop_at": training.stop_at is not None}
     for name, is_set in of_evaluations.items():
@@ -46,6 +46,19 @@ def check_answers(
                 f"training.{name}: needs held-out problems with answers, on which the accuracy is measured; "
                 "give held-out problems, or remove this setting"
             )
+
+
+def check_corrected(reinforce: ReinforceConfig, server: SamplingServer | None) -> None:
+    """Check that the loss corrects the differences between a server, if there is one, and the policy.
+
+    Raises:
+        InputError: if neither importance weights nor clipping is set.
+    """
+    if server is not None and reinforce.importance is None and not reinforce.clip:
+        raise InputError(
+            "reinforce: nothing corrects the differences between the server that samples and the policy; set "
+            "importance: {level: per_decision}"
+        )
 
 
 def check_shares(reinforce: ReinforceConfig, num_processes: int) -> None:
@@ -58,8 +71,8 @@ def check_shares(reinforce: ReinforceConfig, num_processes: int) -> None:
     if reinforce.problems_per_update % num_shares:
         in_each = "" if reinforce.updates_per_batch == 1 else " times reinforce.updates_per_batch"
         raise InputError(
-            f"reinforce.problems_per_update ({reinforce.problems_per_update}) must be a multiple of "
-            f"the number of processes{in_each} ({num_shares})"
+            f"reinforce.problems_per_update ({reinforce.problems_per_update}) must be a multiple of the "
+            f"number of processes{in_each}, which is {num_shares}; change this setting"
         )
 
 
@@ -75,8 +88,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
         InputError: if a function fails on all trial episodes, or if the sampling server fails.
     """
     try:
-        sampler.try_server()
-        own = sampler.collect(sampler.problems[:NUM_TRIED], state, is_trial=True)
+        own = sampler.try_sampling(sampler.problems[:NUM_TRIED], state)
     except ServerError as error:
         raise InputError(f"sampling.server: {error}") from error
     tried, num_processes = sampler.problems[:NUM_TRIED], sampler.accelerator.num_processes
@@ -95,7 +107,10 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
     if sampler.reinforce.standardize_rewards:
         batch.standardized_rewards(batch.scored)  # raises an error for step rewards
     if not batch.scored.any():
-        say("every reward function returned None on all trial episodes")
+        say(
+            "every reward function returned None on all trial episodes; check that one of the functions "
+            "applies to the problems"
+        )
 
 
 class RunChecks:
@@ -135,11 +150,13 @@ class RunChecks:
             why = process + visible(failures.first.failure or "", 400)
         if failures.first is not None and not self._has_reported_failure:
             self._has_reported_failure = True
-            say(f"an episode could not be scored and is left out: {why}")
+            say(f"an episode could not be scored and is left out of the update: {why}")
             for line in _lines(failures.first.traceback):
                 say(line)
         if state.num_updates == 0 and not sample.batch.scored.any():
-            raise InputError(f"no episode of the first update could be scored: {why}")
+            raise InputError(
+                f"no episode of the first update could be scored ({why}); fix the reward functions"
+            )
         if state.num_updates == 0 and estimate.mean_return is None:
             raise InputError(
                 "reinforce.truncated: all scored episodes of the first update are truncated, so mask leaves "
@@ -200,9 +217,9 @@ class RunChecks:
         is_on_policy = self.reinforce.importance is not None and self.reinforce.updates_per_batch == 1
         if before.num_updates == 0 and is_on_policy and are_ones:
             say(
-                "reinforce.importance has no effect in this run: the updates reuse the log-probabilities "
-                "that were recorded in sampling, so all importance weights are 1; remove the setting, or "
-                "increase reinforce.updates_per_batch"
+                "reinforce.importance has no effect in this run, because the updates reuse the "
+                "log-probabilities that were recorded in sampling, so that all importance weights are 1; "
+                "remove the setting, or increase reinforce.updates_per_batch"
             )
 
     def check_fitted(self, after: TrainState, say: Callable[[str], None], *, is_fitted: bool) -> None:
@@ -212,9 +229,9 @@ class RunChecks:
         """
         if not is_fitted and after.num_skipped_fits == 1:
             say(
-                f"value-head steps of update {after.num_updates} were skipped, because the loss or the "
-                "gradient of the value head was not finite. This happens if returns are huge. The metric "
-                "value/num_skipped_fits counts such updates"
+                f"optimizer steps of the value head were skipped in update {after.num_updates}, because the "
+                "loss or the gradient of the value head was not finite. This happens if returns are huge. "
+                "The metric value/num_skipped_fits counts such updates"
             )
 
 

@@ -277,7 +277,8 @@ class ReinforceTrainer:
         Args:
             resume: continue the run in `output_dir` from its newest checkpoint. The settings of the trainer
                 must equal those of the run, except that `num_updates`, `num_tokens` and `stop_at` may be
-                larger, and `trackers` and `process_timeout` may differ.
+                larger, and `trackers`, `process_timeout` and the settings of a server (all but `sync_every`)
+                may differ.
             overwrite: delete the run in `output_dir` and start a new one.
 
         Raises:
@@ -347,6 +348,8 @@ class ReinforceTrainer:
 
     def preview(self, *, num_problems: int = 2, num_episodes: int = 2) -> Preview:
         """Sample a few episodes and call the reward functions, without training or writing files.
+
+        A server of the run is asked which model it serves, and gets no weights.
 
         Args:
             num_problems: number of training problems to use, starting with the first problem.

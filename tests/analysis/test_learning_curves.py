@@ -120,7 +120,7 @@ def test_curve_from_the_logs_of_a_run() -> None:
     timed = [{**row, "step_time": seconds} for row, seconds in zip(metrics, (2.0, 3.0, 5.0), strict=True)]
     assert learning_curve(rows, timed, "greedy").seconds == (0.0, 5.0, 10.0)
     assert learning_curve(rows, timed, "sampled").seconds == (0.0, 10.0)
-    with pytest.raises(ValueError, match="lacks update 3"):
+    with pytest.raises(ValueError, match="no line for update 3"):
         learning_curve(rows, metrics[:2], "greedy")
     with pytest.raises(ValueError, match="no greedy evaluation before the first update"):
         learning_curve(rows[1:], metrics, "greedy")
@@ -196,9 +196,9 @@ def test_variants_are_compared_with_the_first() -> None:
     assert second.differences["tokens"].mean == pytest.approx((37.5 + 20.0) / 2)
     assert (first.num_sampled, second.num_sampled) == ((100, 110), (100, 100))
     assert "timed" not in first.measures  # the logs of these runs have no durations
-    with pytest.raises(ValueError, match="the same number of curves"):
+    with pytest.raises(ValueError, match="the same number of learning curves"):
         compare_curves({**variants, "third": variants["first"][:1]}, 100, 0.5)
-    with pytest.raises(ValueError, match="needs one or more variants"):
+    with pytest.raises(ValueError, match="needs at least one variant"):
         compare_curves({}, 100, 0.5)
 
 

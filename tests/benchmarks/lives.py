@@ -17,8 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-import datasets  # noqa: F401  (imported in the parent, because imports take most of a short run)
-import peft  # noqa: F401
+import peft  # noqa: F401  (imported in the parent, because imports take most of a short run)
 import scipy.stats  # noqa: F401
 import torch
 

@@ -3,15 +3,18 @@
 The model has the shape of SmolLM2-135M and random weights, so that nearly all completions have the maximum
 length. Every episode has a different reward, so that all episodes have a gradient. For each setting, one
 process predicts the peaks as `train --dry-run` does, and another process makes two updates and measures the
-peaks of its resident memory. Between sampling and the update, memory that malloc keeps is returned to the
-system, and the peak is reset. The prediction is printed before the measurement starts.
+peaks of its resident memory. With FSDP2, two processes train together, and the peaks are those of the first
+process. Between sampling and the update, memory that malloc keeps is returned to the system, and the peak is
+reset. The prediction is printed before the measurement starts.
 
 `--only NAME` runs one setting. `--layers N` changes the number of layers.
 """
 
 import argparse
 import multiprocessing
+import os
 import random
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
@@ -29,7 +32,7 @@ from llm_reinforce.config import (
     SamplingConfig,
     TrainingConfig,
 )
-from llm_reinforce.policy import random_policy
+from llm_reinforce.policy import ShardedModel, random_policy
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.batch_sampler import BatchSampler
@@ -63,6 +66,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "8-bit AdamW, micro-batches": ({}, {"micro_batch_tokens": 512, "optimizer": "adamw_8bit"}),
     "bfloat16, micro-batches": ({"dtype": "bfloat16"}, {"micro_batch_tokens": 512}),
+    "FSDP2 in two processes, micro-batches": ({}, {"micro_batch_tokens": 512}),
 }
 NUM_PROBLEMS, NUM_EPISODES, NUM_NEW = 4, 8, 32
 
@@ -121,14 +125,39 @@ def measured(name: str, directory: str) -> dict[str, float]:
 
     BatchSampler.sample = watched("sampling", BatchSampler.sample)  # type: ignore[method-assign]
     GradientStep.__call__ = watched("update", GradientStep.__call__)  # type: ignore[method-assign]
+    ShardedModel.refresh = watched("update", ShardedModel.refresh)  # type: ignore[method-assign]
     loop_of(name, directory).train()
     return peaks
 
 
-def in_own_process(function: Callable[..., Result], *arguments: Any) -> Result:
-    """Call the function in a forked process, which does not have to import the libraries again."""
-    with multiprocessing.get_context("fork").Pool(1) as pool:
-        return pool.apply(function, arguments)
+def in_own_process(function: Callable[..., Result], *arguments: Any, num_processes: int = 1) -> Result:
+    """Call the function in forked processes, which do not have to import the libraries again.
+
+    Several processes train together with FSDP2. The result is that of the first process.
+    """
+    context = multiprocessing.get_context("fork")
+    results = context.SimpleQueue()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+
+    def call(rank: int) -> None:
+        if num_processes > 1:
+            of_torchrun = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            sizes = {"WORLD_SIZE": num_processes, "LOCAL_WORLD_SIZE": num_processes}
+            variables = {**of_torchrun, **sizes, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": 2}
+            os.environ.update({name: str(value) for name, value in variables.items()})
+            torch.set_num_threads(max(1, torch.get_num_threads() // num_processes))
+        result = function(*arguments)
+        if rank == 0:
+            results.put(result)
+
+    processes = [context.Process(target=call, args=(rank,)) for rank in range(num_processes)]
+    for process in processes:
+        process.start()
+    found: Result = results.get()
+    for process in processes:
+        process.join()
+    return found
 
 
 def main() -> None:
@@ -141,11 +170,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         in_own_process(save_model, directory, options.layers)
         for name in [options.only] if options.only else SETTINGS:
-            own = in_own_process(predicted, name, directory)
+            num_processes = 2 if "FSDP2" in name else 1
+            own = in_own_process(predicted, name, directory, num_processes=num_processes)
             parts = ", ".join(f"{part} {size:.0f}" for part, size in list(own.items())[2:])
             print(f"{name}: predicted sampling {own['sampling']:.0f}, update {own['update']:.0f} ({parts})")
             sys.stdout.flush()
-            found = in_own_process(measured, name, directory)
+            found = in_own_process(measured, name, directory, num_processes=num_processes)
             compared = ", ".join(
                 f"{phase} {found[phase]:.0f} ({own[phase] / found[phase] - 1:+.0%})" for phase in found
             )

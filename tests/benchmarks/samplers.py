@@ -40,7 +40,7 @@ from llm_reinforce.training.host_process import keep_freed_memory
 
 NUM_PROBLEMS = 8
 NO_TOKEN = -1  # used as the end token if all completions are to reach the maximum length
-START_SECONDS = 300  # vLLM compiles the model at its first start
+START_SECONDS = 1200  # vLLM compiles the model at its first start
 
 Sampler = Callable[[list[list[int]]], list[Sequence[int]]]
 """Function that takes the token ids of prompts and returns those of GROUP completions of each prompt."""

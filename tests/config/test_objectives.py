@@ -49,8 +49,8 @@ def test_correction_can_be_turned_off(tmp_path: Path) -> None:
     ("given", "message"),
     [
         ({"updates_per_batch": 1}, "clip: has no effect with updates_per_batch: 1"),
-        ({"variant": "grpo"}, "clip: variant: grpo clips the ratios; remove this setting or the variant"),
-        ({"importance": {"level": "token"}}, "clip: has no effect with importance; remove this setting"),
+        ({"variant": "grpo"}, "clip: the variant grpo clips the ratios; remove this setting or the variant"),
+        ({"importance": {"level": "token"}}, "clip: has no effect if importance is set; remove this setting"),
     ],
 )
 def test_correction_that_is_turned_off_in_vain_is_rejected(given: dict[str, Any], message: str) -> None:
@@ -130,7 +130,7 @@ def test_settings_of_batches_are_written_and_read_again(tmp_path: Path) -> None:
     [
         (
             {"truncated": {"from": 4}},
-            "reinforce.truncated.from: should be below sampling.max_new_tokens, which is 4, not 4",
+            "reinforce.truncated.from: should be below 4 (the value of sampling.max_new_tokens), not 4",
         ),
         (
             {"truncated": {"from": 2, "form": 3}},
@@ -139,19 +139,19 @@ def test_settings_of_batches_are_written_and_read_again(tmp_path: Path) -> None:
         ({"truncated": "maks"}, "did you mean 'mask'?"),
         (
             {"kl": {"coefficient": 0.1, "reference": "other", "refresh_every": 3}},
-            "reinforce.kl.refresh_every: makes the policy the reference, but the reference is other",
+            "reinforce.kl.refresh_every: would replace the reference policy by the current policy, but",
         ),
         (
             {"entropy_target": {"value": 1.0}, "entropy_coefficient": 0.5},
-            "reinforce.entropy_target.max_coefficient: should be at least entropy_coefficient",
+            "reinforce.entropy_target.max_coefficient: should be at least 0.5 (the value of",
         ),
         (
             {"curriculum": {"pools": {"easy_above": 0.1}}},
-            "reinforce.curriculum.pools.easy_above: should be at least hard_below, which is 0.25, not 0.1",
+            "reinforce.curriculum.pools.easy_above: should be at least 0.25 (the value of hard_below), not",
         ),
         (
             {"curriculum": {"pools": {"hard_below": 0.8}}},
-            "reinforce.curriculum.pools.easy_above: should be at least hard_below, which is 0.8, not 0.75",
+            "reinforce.curriculum.pools.easy_above: should be at least 0.8 (the value of hard_below), not",
         ),
         (
             {"refill": 2, "episodes_per_problem": 1, "baseline": "none"},
@@ -159,7 +159,7 @@ def test_settings_of_batches_are_written_and_read_again(tmp_path: Path) -> None:
         ),
         (
             {"standardize_rewards": True, "baseline": "greedy"},
-            "reinforce.standardize_rewards: baseline: greedy is a reward that is not standardized",
+            "reinforce.standardize_rewards: can't be used with baseline: greedy, which is a reward",
         ),
         (
             {"stop_at": 0.5, "num_held_out": 0},

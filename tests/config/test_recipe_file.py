@@ -150,7 +150,7 @@ def test_all_errors_are_reported_in_the_order_of_the_file(tmp_path: Path) -> Non
 def test_error_for_missing_key_names_its_section(tmp_path: Path) -> None:
     text = SMALLEST + "  warm_start: {batch_size: 4}\n"
     (message,) = complaints(tmp_path, text)
-    assert "training.warm_start.num_updates: missing, and epochs is not given either" in message
+    assert "training.warm_start.num_updates: missing, and epochs is missing too" in message
     messages = complaints(tmp_path, "seed: 1\n")
     assert messages == [f"x.yaml: {key}: missing, and it has no default" for key in ("policy", "problems")]
 
@@ -180,7 +180,7 @@ IMPOSSIBLE = [
     "the smallest and then the largest"), ("problems.generate={held_out_operands: [0, 9]}",
      "problems.generate.held_out_operands", "used only with operands"),
     ("problems.generate={operands: [0, 5], held_out_operands: [0, 9]}",
-     "problems.generate.held_out_operands", "should lie within operands, 0 to 5"),
+     "problems.generate.held_out_operands", "should be a range within that of `operands` (0 to 5)"),
     ("problems.generate={operations: [chain]}", "problems.generate.num_operands", "at least 3 for a chain"),
     ("problems.generate={operations: [division, subtraction], num_operands: 3}",
      "problems.generate.num_operands", "not used for division and subtraction"),
@@ -253,23 +253,23 @@ IMPOSSIBLE = [
      "reinforce.importance.beyond_limit", "has no effect with limit: null"),
     ("reinforce={updates_per_batch: 2, clip: {low: 1.5}}", "reinforce.clip.low", "at most 1"),
     ("reinforce={variant: grpo, baseline: none}",
-     "reinforce.baseline", "variant: grpo sets baseline to 'group_mean', not 'none'"),
+     "reinforce.baseline", "the variant grpo sets baseline to 'group_mean', not 'none'"),
     ("reinforce={variant: dr_grpo, standardize: true}",
-     "reinforce.standardize", "variant: dr_grpo sets standardize to false, not 'batch'"),
+     "reinforce.standardize", "the variant dr_grpo sets standardize to false, not 'batch'"),
     ("reinforce={variant: dapo, updates_per_batch: 2, clip: {form: cispo}}",
-     "reinforce.clip.form", "variant: dapo sets form to ppo, not cispo"),
+     "reinforce.clip.form", "the variant dapo sets form to ppo, not cispo"),
     ("reinforce.variant=gripo", "reinforce.variant", "did you mean 'grpo'?"),
     ("reinforce={standardize: group, baseline: none, episodes_per_problem: 1}",
      "reinforce.episodes_per_problem", "at least 2 for standardize: group"),
     ("reinforce={baseline: valu}", "reinforce.baseline", "did you mean 'value'?"),
-    ("training.num_warmup_updates=101", "training.num_warmup_updates", "at most num_updates, which is 100"),
+    ("training.num_warmup_updates=101", "training.num_warmup_updates", "at most 100 (the value of"),
     ("training={schedule: constant, num_updates: 9, learning_rate: 1, num_warmup_updates: 1}",
      "training.num_warmup_updates", "not used with schedule: constant"),
     ("training={num_tokens: 10, schedule: cosine, num_updates: 9, learning_rate: 1}",
      "training.schedule", "cosine decays to 0 over num_updates, but num_tokens may stop the run earlier"),
     ("training.warm_start={num_updates: 5, num_warmup_updates: 6}", "training.warm_start.num_warmup_updates",
-     "which is 5, not 6"),
-    ("evaluation.num_problems=201", "evaluation.num_problems", "at most problems.num_held_out, which is 200"),
+     "should be at most 5 (the value of num_updates), not 6"),
+    ("evaluation.num_problems=201", "evaluation.num_problems", "at most 200 (the value of"),
     ("evaluation.samples_per_problem=4", "evaluation.samples_per_problem", "used only with sampled decoding"),
     ("evaluation.template=x", "evaluation.template", "should contain {prompt}"),
     ("evaluation.few_shot=-1", "evaluation.few_shot", "at least 0"),

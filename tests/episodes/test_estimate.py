@@ -66,7 +66,7 @@ def test_advantages_are_zero_if_the_greedy_completion_is_unscored() -> None:
 
 
 def test_greedy_baseline_without_greedy_episodes_is_rejected() -> None:
-    with pytest.raises(ValueError, match=r"no greedy completion of groups \[1\]"):
+    with pytest.raises(ValueError, match=r"no greedy episode of the groups \[1\]"):
         estimate(
             EpisodeBatch.of((episode(0, 1.0), episode(1, 1.0)), greedy=(episode(0, 1.0),)), baseline="greedy"
         )

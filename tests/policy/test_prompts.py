@@ -121,7 +121,9 @@ def test_end_token_that_the_tokenizer_appends_is_removed() -> None:
     appending(policy.tokenizer, single="$A <end>")
     assert policy.encode_prompts(["1+2=", "3="]) == [tuple(ids(policy, "1+2=")), tuple(ids(policy, "3="))]
     (note,) = check_prompts(policy, [Problem("1+2=", "3"), Problem("3=", "3")])
-    assert note == "the tokenizer adds <end> to a text; it is removed from the prompts"
+    assert (
+        note == "the tokenizer adds special tokens to each text (<end>), which are removed from the prompts"
+    )
 
 
 def test_bos_token_occurs_once() -> None:
@@ -139,7 +141,9 @@ def test_prompt_that_ends_in_an_end_token_is_rejected() -> None:
         new_policy(None).encode_prompt("1=<end>")
     for template in (USER, USER + "{{ eos_token }}"):
         policy = new_policy(template)
-        with pytest.raises(InputError, match=r"ends in the end token .*begins no message of the assistant"):
+        with pytest.raises(
+            InputError, match=r"ends in the end token .*does not begin a message of the assistant"
+        ):
             policy.encode_prompt("1=")
 
 
@@ -327,7 +331,7 @@ def test_reasoning_that_the_prompt_opens_is_open(
     assert {episode.verdict.correct for episode in batch.episodes} == {expected}
     assert {episode.reward for episode in batch.episodes} == {float(expected)}  # rewards verify too
     notes = check_prompts(policy, [PROBLEM])
-    assert any("open reasoning, '<think>\\n'" in note for note in notes) == thinks
+    assert any("open reasoning block, '<think>\\n'" in note for note in notes) == thinks
     evaluation = evaluate(policy, [PROBLEM], max_new_tokens=length, stop=["\n"])
     assert evaluation.accuracy == float(expected)
     ((first, *_),) = sample(policy, [PROBLEM.prompt], max_new_tokens=length)

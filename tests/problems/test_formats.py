@@ -133,7 +133,7 @@ def test_data_set_in_the_hubs_cache_loads_without_network(monkeypatch: pytest.Mo
 @pytest.mark.parametrize(
     ("name", "splits", "message"),
     [
-        ("JSON object of splits", True, r"lists 'train', 'test', but none called 'dev'; set split"),
+        ("JSON object of splits", True, r"lists 'train', 'test', but no list called 'dev'; set split"),
         ("saved DatasetDict", True, r"no split 'dev'; its splits are 'train', 'test'; set split"),
         ("folder of JSONL files", True, r"Unknown split \"dev\".*'train', 'test'.*; set split"),
         ("saved Dataset", False, "config and split are not used"),
@@ -159,14 +159,18 @@ def test_split_of_a_file_without_splits_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", b"question,answer\n1+1=,2,3\n", r"a\.csv, line 2: has 3 cells, but the first line names 2"),
+        (
+            "a.csv",
+            b"question,answer\n1+1=,2,3\n",
+            r"a\.csv, line 2: has 3 cells, but the first line has 2 column names",
+        ),
         ("a.csv", b"question,question\n1,2\n", "repeats a column name: question|a column name is repeated"),
         ("a.csv", b"1+1=,2\n1+2=,3\n", r"line 2: no prompt column .*; columns: '1\+1=', '2'; row: .*'3'"),
         ("a.csv", b'question,answer\n"1,2\n', r"a\.csv, line 2: invalid CSV: unexpected end of data"),
         ("a.csv", b"", r"a\.csv: is empty"),
         ("a.parquet", b"PAR1", r"a\.parquet: not a valid parquet file"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz: cannot be read: Not a gzipped file"),
-        ("a.xlsx", b"PK\x03\x04\xff", r"a\.xlsx: not UTF-8 text .*; formats that load: JSONL, JSON, CSV"),
+        ("a.xlsx", b"PK\x03\x04\xff", r"a\.xlsx: not UTF-8 text .* another format \(JSONL, JSON, CSV"),
         (
             "a.jsonl",
             b'{"text": "1+1=", "meta": {"gold": "2"}}\n',
@@ -326,10 +330,13 @@ def test_dotted_names_reach_columns_within_columns(data: str) -> None:
     [
         ({"prompt": [USER, REPLY], "answer": "2"}, "ends in a message of the assistant"),
         ({"prompt": [SYSTEM], "answer": "2"}, r"no message of a user \(roles: system\)"),
-        ({"prompt": [{"role": "user", "content": None}], "answer": "2"}, "message 1: should have a role and"),
+        (
+            {"prompt": [{"role": "user", "content": None}], "answer": "2"},
+            "message 1: the role and the content",
+        ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}], "answer": "2"},
-            "message 1: should have a role and a text",
+            "message 1: the role and the content should be text",
         ),
         ({"messages": [USER, {"role": "assistant", "content": "two"}]}, "no final answer in a box"),
         ({"prompt": "1+1?", "answer": r"so \boxed{}"}, "empty answer"),

@@ -193,7 +193,7 @@ def test_all_other_groups_are_training_problems() -> None:
 
 def test_at_most_half_can_be_held_out() -> None:
     assert len(generate_problems(["addition"], [1], num_held_out=50).held_out) == 50
-    with pytest.raises(InputError, match="num_held_out is 51, but of 100 possible problems at most 50"):
+    with pytest.raises(InputError, match="num_held_out is 51, but of the 100 possible problems at most 50"):
         generate_problems(["addition"], [1], num_held_out=51)
 
 
@@ -207,7 +207,7 @@ def test_operands_are_in_their_ranges() -> None:
     assert not mirrored & train
     # all others are training problems, except possibly one: the surplus member of the last held-out group
     assert len({(a, b) for a in range(20) for b in range(20)} - mirrored - train) <= 1
-    with pytest.raises(InputError, match="of 400 possible problems at most 50"):
+    with pytest.raises(InputError, match="of the 400 possible problems at most 50"):
         generate_problems(["addition"], operands=(0, 19), held_out_operands=(0, 9), num_held_out=51)
 
 

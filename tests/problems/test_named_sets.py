@@ -261,7 +261,10 @@ def test_generated_problems_from_a_text() -> None:
         ("generate:digits=1,digits=2", "digits should be given once"),
         ("generate:operations=addtion", r"did you mean 'addition'\?"),
         ("generate:num=0", "num must be at least 1"),
-        ("generate:digits=1,num=99", r"generate:digits=1,num=99: num is 99, but at most 50 can be held out"),
+        (
+            "generate:digits=1,num=99",
+            r"generate:digits=1,num=99: num is 99, but at most 50 held-out problems can",
+        ),
         ("generate:digits=1,num=-3", r"num=-3: num must be at least 1"),
         ("generate:digits=0", r"generate:digits=0: digits must be between 1 and"),
         ("generate:operands=5-1", r"operands=5-1: operands must be the smallest"),
@@ -281,7 +284,7 @@ def test_error_for_unknown_name_suggests_the_nearest_one(data: str, message: str
 
 
 def test_columns_of_a_named_data_set_cannot_be_set(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="columns are fixed"):
+    with pytest.raises(InputError, match="columns of this data set are fixed"):
         find_problems(f"gsm8k={tmp_path}", prompt_column="x")
 
 

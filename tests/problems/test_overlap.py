@@ -81,5 +81,5 @@ def test_examples_have_solutions_and_are_never_evaluated_problems() -> None:
     headings = Problem("1+1=", "2", solution="#### Step 1\n1+1=2")
     (example,) = examples_before([headings], (), num_examples=1, template="{prompt}").strip().split("\n\n")
     assert example == "1+1=#### Step 1\n1+1=2\n#### 2"
-    with pytest.raises(InputError, match="needs 3 examples, but only 2 of 3 available problems"):
+    with pytest.raises(InputError, match="3 examples are needed, but only 2 of 3 available problems"):
         examples_before(pool, asked, num_examples=3, template="{prompt}")

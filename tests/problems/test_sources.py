@@ -207,7 +207,7 @@ def test_folders_and_binary_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read_problems(tmp_path)
     (tmp_path / "a.jsonl").write_bytes(b'{"prompt": "\xff"}')
-    with pytest.raises(InputError, match=r"a\.jsonl: not UTF-8 text \(byte 12\)"):
+    with pytest.raises(InputError, match=r"not UTF-8 text \(the first invalid byte is at position 12\)"):
         read_problems(tmp_path / "a.jsonl")
 
 

@@ -191,7 +191,7 @@ def test_collapse_says_when_it_began_and_which_learning_rate_would_be_low_enough
             **{"step/relative_norm": lambda update: 0.5 / update},
         )
     )
-    assert "fell below half of it in update 4" in found.sentence
+    assert "fell below half of this value in update 4" in found.sentence
     # a step is 10 times the learning rate, and a step of 0.01 is not too long
     assert "of at most 0.001 (it is 0.05)" in found.advice
 
@@ -318,7 +318,7 @@ def test_batches_of_several_updates_are_not_called_updates() -> None:
     not_finite, collapse, few = diagnose(replace(run, metrics=metrics))
     assert "of 60 of 60 batches in updates 1–240 are not finite" in not_finite.sentence
     assert not_finite.updates == (1, 240)
-    assert "fell below half of it in updates 157–160" in collapse.sentence
+    assert "fell below half of this value in updates 157–160" in collapse.sentence
     assert few.sentence.startswith("a batch needs 16 problems")
 
 
@@ -385,7 +385,7 @@ def test_command_prints_text_or_json(tmp_path: Path) -> None:
     code, text = doctor(str(run))
     assert code == 0
     assert "severe: the gradients of" in text
-    assert "to change: " in text
+    assert "what to do: " in text
     assert "\x1b[2J" not in text
     code, text = doctor(str(run), "--json")
     assert code == 0

@@ -37,9 +37,9 @@ def found(*updates: dict[str, Any], num_updates: int = 100) -> list[str]:
         ({"completions/clipped_ratio": 0.8}, "80% of the completions in updates 1–10 are cut off"),
         ({"num_unscored": 32}, "25% of the episodes in updates 1–5 could not be scored"),
         ({"grad_norm": None}, "the gradients of 5 of 5 updates in updates 1–5 are not finite"),
-        ({"frac_weights_changed": 0.02}, "only 2.00% of the weights with a gradient changed"),
-        ({"sampling/sampling_logp_difference/max": 0.5}, "differs by up to 0.5 nats in updates 1–5"),
-        ({"frac_reward_zero_std": 0.97}, "97% of the problems in updates 1–5 have equal rewards"),
+        ({"frac_weights_changed": 0.02}, "only 2.00% of the weights with a nonzero gradient changed"),
+        ({"sampling/sampling_logp_difference/max": 0.5}, "differ by up to 0.5 nats in updates 1–5"),
+        ({"frac_reward_zero_std": 0.97}, "for 97% of the problems in updates 1–5, all episodes"),
         ({"entropy": 1e-4, "accuracy": 0.2, "reward": 0.2}, "no longer explores"),
         ({"reward": 0.0, "reward_std": 0.0, "accuracy": 0.0}, "no answer is right"),
     ],
@@ -54,8 +54,16 @@ def test_each_sign_is_reported_once(changed: dict[str, Any], words: str) -> None
 
 def test_difference_that_is_measured_in_some_updates_only_is_a_sign() -> None:
     name = "sampling/sampling_logp_difference/max"
-    assert "differs by up to 0.5 nats" in found({name: 0.5}, *[{name: None}] * 4)[0]
+    assert "differ by up to 0.5 nats" in found({name: 0.5}, *[{name: None}] * 4)[0]
     assert not found({name: 1e-6}, *[{name: None}] * 10)
+
+
+def test_server_that_samples_from_older_weights_on_purpose_is_no_sign() -> None:
+    name, age = "sampling/sampling_logp_difference/max", "server/num_batches_since_sync"
+    stale = [{name: 0.5 if number % 3 else 1e-5, age: number % 3} for number in range(12)]
+    assert not found(*stale)
+    (sentence,) = found(*[{name: 0.5, age: 0}] * 12)
+    assert "check that no other run uses the server" in sentence
 
 
 def test_short_run_is_measured_over_all_its_updates() -> None:
@@ -79,7 +87,7 @@ def test_collapse_is_the_only_sign_of_a_learning_rate_that_is_too_high() -> None
 def test_collapse() -> None:
     first, broken = {"accuracy": 0.3}, {"accuracy": 0.005}
     (sentence,) = found(first, *[broken] * 10)
-    assert "was up to 30.0%, fell below half of it in update 2" in sentence
+    assert "reached 30.0%, fell below half of this value in update 2" in sentence
     assert "training.learning_rate (it is 0.001)" in sentence
     assert not found(*[first] * 10, *[{"accuracy": 0.2}] * 10)
     assert has_collapsed(0.3, 128, 0.0, 640)

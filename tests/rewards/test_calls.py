@@ -312,8 +312,8 @@ def test_step_rewards_are_converted_to_plain_numbers() -> None:
 @pytest.mark.parametrize(
     ("steps", "expected"),
     [
-        (StepRewards([(0, 5, 1.0)]), "the span (0, 5) is empty or not within 0 to 4"),
-        (StepRewards([(-1, 2, 1.0)]), "the span (-1, 2) is empty"),
+        (StepRewards([(0, 5, 1.0)]), "the span (0, 5) is empty or not within the completion"),
+        (StepRewards([(-1, 2, 1.0)]), "start and end must be from 0 to 4"),
         (StepRewards([(2, 2, 1.0)]), "the span (2, 2) is empty"),
         (StepRewards([(2, 1, 1.0)]), "the span (2, 1) is empty"),
         (StepRewards([(0, 1.0, 1.0)]), "a span is (start, end, value), not (0, 1.0, 1.0)"),  # type: ignore[list-item]
@@ -329,7 +329,7 @@ def test_step_rewards_are_converted_to_plain_numbers() -> None:
         (StepRewards(by_token=[1.0]), "1 values for 4 tokens"),
         (StepRewards(by_token=[]), "0 values for 4 tokens"),
         (StepRewards(by_token=[0, 0, 0, math.inf]), "not inf"),
-        (StepRewards([(0, 1, 1.0)], by_token=[0, 0, 0, 0]), "not both"),
+        (StepRewards([(0, 1, 1.0)], by_token=[0, 0, 0, 0]), "both given"),
     ],
 )
 def test_step_rewards_that_do_not_fit_the_completion_are_a_failure(steps: StepRewards, expected: str) -> None:

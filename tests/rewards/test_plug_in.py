@@ -137,7 +137,7 @@ def test_function_with_trl_signature_is_accepted_unchanged(parameters: str) -> N
 
 def test_conversational_is_rejected_for_a_plain_function() -> None:
     Path("plain.py").write_text("def reward(completion, problem):\n    return 1.0\n")
-    with pytest.raises(InputError, match="`conversational` is only for functions with TRL's signature"):
+    with pytest.raises(InputError, match="`conversational` is used only for functions with TRL's signature"):
         load_reward("plain.py:reward", conversational=False)
 
 

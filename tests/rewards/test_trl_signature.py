@@ -230,7 +230,7 @@ def test_invalid_logged_value_is_a_failure(wrong: str) -> None:
         return lengths(completions)
 
     assert all(one.total is None for one in combined(logs).scored)
-    expected = "1 values for 3 completions" if wrong == "extra" else "not nan"
+    expected = "1 values were given for 3 completions" if wrong == "extra" else "not nan"
     assert expected in str(combined(logs).scored[0].failure)
 
 

@@ -50,7 +50,7 @@ def test_resumed_run_records_what_differs(tmp_path: Path) -> None:
     assert said == []
     write_record(directory, {**here, "started": "x", "data": {"training": {"sha256": "b"}}}, said.append)
     (note,) = said
-    assert "data.training (other contents)" in note
+    assert "data.training (its contents have changed)" in note
     whole = json.loads((tmp_path / "environment.json").read_text())
     assert whole["resumed"] == [
         {"started": "later"},

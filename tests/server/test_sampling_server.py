@@ -1,10 +1,15 @@
 """The client of a server: requests, answers, transfer of the weights, and its check."""
 
 import copy
+import importlib.util
 import itertools
 import json
+import socket
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +19,12 @@ from fake_server import BASE, FakeServer, serving
 
 from llm_reinforce.config import AdapterConfig, ImportanceConfig, ReinforceConfig, ServerConfig
 from llm_reinforce.policy import LanguagePolicy, load_policy, token_log_probs
-from llm_reinforce.server import SamplingServer, Served, ServerError, http_client
+from llm_reinforce.server import HttpClient, SamplingServer, Served, ServerError, http_client
+from llm_reinforce.server.weight_files import write_served_model
 from llm_reinforce.training.objective import surrogate_loss
 
 PROMPTS = [(3, 4), (5,), (1, 2, 6)]
+SHORT = (PROMPTS[:1], 2)  # a prompt, and the number of sampled tokens, where a test needs no thorough probe
 
 
 @pytest.fixture(autouse=True)
@@ -146,6 +153,137 @@ def test_merged_weights_are_sent_if_the_server_takes_no_adapter(
         client_of(server, sync="adapter").sync(policy, PROMPTS)
 
 
+def test_no_adapter_is_added_to_a_model_with_merged_weights(
+    server: FakeServer,
+    client_of: Callable[..., SamplingServer],
+    tiny_policy: LanguagePolicy,
+    tmp_path: Path,
+) -> None:
+    server.missing.add("/v1/load_lora_adapter")
+    first = client_of(server, tolerance=100.0)  # the probe must not be needed
+    policy = adapted(tiny_policy, tmp_path / "base")
+    first.sync(policy, *SHORT)
+    server.missing.clear()
+    for client in (first, client_of(server, tolerance=100.0)):  # the second one stands for a resumed run
+        assert client.sync(moved(policy), *SHORT) < 1e-5
+    assert len(server.policies) == 1
+
+
+def test_adapter_is_loaded_once_if_the_answer_is_lost(
+    server: FakeServer,
+    client_of: Callable[..., SamplingServer],
+    tiny_policy: LanguagePolicy,
+    tmp_path: Path,
+) -> None:
+    server.lost.add("/v1/load_lora_adapter")
+    policy = adapted(tiny_policy, tmp_path / "base")
+    assert client_of(server, sync="adapter").sync(policy, *SHORT) < 1e-5
+    assert len(server.policies) == 2
+    # a resumed run unloads the adapters of the earlier process
+    assert client_of(server).sync(moved(policy), *SHORT) < 1e-5
+    assert len(server.policies) == 2
+    assert len([*(tmp_path / "weights").iterdir()]) == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed")
+def test_quantized_weights_are_sent_in_full(
+    client_of: Callable[..., SamplingServer], tiny_policy: LanguagePolicy, tmp_path: Path
+) -> None:
+    tiny_policy.save(tmp_path / "base")
+    policy = moved(load_policy(tmp_path / "base", load_in_4bit=True, lora=AdapterConfig(rank=2)))
+    write_served_model(policy, tmp_path / "served")
+    with serving(FakeServer(load_policy(tmp_path / "served"))) as fake:
+        for sync in ("adapter", "disk"):
+            assert client_of(fake, sync=sync).sync(policy, *SHORT) < 1e-5
+
+
+def test_hub_is_not_asked_when_an_adapter_is_written(
+    server: FakeServer,
+    client_of: Callable[..., SamplingServer],
+    tiny_policy: LanguagePolicy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(
+        "peft.utils.save_and_load.check_file_exists_on_hf_hub", lambda *each: asked.append(each)
+    )
+    policy = adapted(tiny_policy, tmp_path / "base")
+    policy.model.peft_config["default"].base_model_name_or_path = "somebody/model"
+    assert client_of(server, sync="adapter").sync(policy, *SHORT) < 1e-5
+    assert not asked
+
+
+def test_weights_are_transferred_if_they_have_changed(
+    server: FakeServer, client_of: Callable[..., SamplingServer], tiny_policy: LanguagePolicy
+) -> None:
+    def num_transfers() -> int:
+        return [route for route, _ in server.requests].count("/collective_rpc")
+
+    client = client_of(server, sync_every=2)
+    difference = client.sync(tiny_policy, *SHORT)
+    first, second = (client.before_batch(tiny_policy, *SHORT) for _ in range(2))
+    assert num_transfers() == 1
+    assert first["server/probe_difference"] == difference
+    assert [first["server/num_batches_since_sync"], second["server/num_batches_since_sync"]] == [0, 1]
+    assert client.before_batch(tiny_policy, *SHORT)["server/num_batches_since_sync"] == 0
+    assert num_transfers() == 2
+    client.expire()
+    assert client.before_batch(tiny_policy, *SHORT)["server/num_batches_since_sync"] == 0
+    assert num_transfers() == 3
+
+
+def test_probe_continues_after_end_tokens_within_the_context(
+    server: FakeServer, client_of: Callable[..., SamplingServer], tiny_policy: LanguagePolicy
+) -> None:
+    client = client_of(server)
+    client.sync(tiny_policy, PROMPTS, 3)
+    probes = [body for route, body in server.requests if route == "/v1/completions"]
+    assert {body["max_tokens"] for body in probes} == {3}
+    # a policy that is certain to end at once has nearly equal log-probabilities with other weights
+    assert all(body["stop_token_ids"] == [] for body in probes)
+    found = client.sample_completions(tiny_policy, PROMPTS, num_completions=9, max_new_tokens=8)
+    assert any(each.terminated for each in found)
+
+
+def test_server_is_checked_without_a_change(
+    server: FakeServer, client_of: Callable[..., SamplingServer]
+) -> None:
+    client = client_of(server)
+    assert client.check(64) == f"{BASE} at {server.url}, with a context of 64 tokens"
+    with pytest.raises(
+        ServerError, match=r"at most 64 tokens for a prompt .* may need 65; .*--max-model-len"
+    ):
+        client.check(65)
+    assert {route for route, _ in server.requests} == {"/v1/models"}
+
+
+def test_files_of_earlier_processes_are_deleted_and_others_are_kept(
+    server: FakeServer,
+    client_of: Callable[..., SamplingServer],
+    tiny_policy: LanguagePolicy,
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "weights"
+    for name in ("model", "llm_reinforce-0-1.partial", "llm_reinforce-0-1"):
+        (weights / name).mkdir(parents=True)
+    client_of(server).sync(tiny_policy, *SHORT)
+    kept = {each.name for each in weights.iterdir()}
+    assert len(kept) == 2
+    assert "model" in kept
+
+
+def test_weights_that_cannot_be_written_are_reported(
+    server: FakeServer,
+    client_of: Callable[..., SamplingServer],
+    tiny_policy: LanguagePolicy,
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "weights").write_text("a file, not a directory")
+    with pytest.raises(ServerError, match=r"weights/.*: the weights cannot be written \(.*free space"):
+        client_of(server).sync(tiny_policy, PROMPTS)
+
+
 def test_output_layer_is_a_tensor_of_its_own(
     server: FakeServer,
     client_of: Callable[..., SamplingServer],
@@ -184,6 +322,7 @@ NONSENSE = {
     "no log-probs": ({"choices": [CHOICE | {"logprobs": None}]}, "has no logprobs"),
     "infinite": ({"choices": [CHOICE | {"logprobs": {"token_logprobs": [-1.0, float("-inf")]}}]}, "finite"),
     "a token more": ({"choices": [CHOICE | {"token_ids": [5, 6, 5]}]}, "2 log-probabilities for 3 tokens"),
+    "other model": ({"choices": [CHOICE], "model": "other"}, "is from the model 'other', but 'served'"),
     "other prompt": ({"choices": [CHOICE | {"prompt_token_ids": [9]}]}, "another prompt"),
     "cut": ({"choices": [CHOICE]}, "cut off after 2 of 8 tokens"),
     "unknown token": (
@@ -212,26 +351,105 @@ def test_nonsense_is_rejected(
 
 
 def test_faults_of_the_server_have_messages(
-    server: FakeServer, client_of: Callable[..., SamplingServer], tiny_policy: LanguagePolicy
+    server: FakeServer,
+    client_of: Callable[..., SamplingServer],
+    tiny_policy: LanguagePolicy,
+    tmp_path: Path,
 ) -> None:
     client = client_of(server)
     for routes, status, message in (
         ("/collective_rpc", 404, "does not have this route or model .*; start the server with"),
-        ("/collective_rpc", 400, r"rejects the request \(status 400, .*a fault"),
+        ("/collective_rpc", 400, r"rejected the request \(status 400, .*a fault"),
         ("/v1/completions", 500, r"2 attempts failed \(status 500, .*a fault"),
     ):
         server.statuses = {routes: status}
-        with pytest.raises(ServerError, match=message):
+        with pytest.raises(ServerError, match=message) as raised:
             client.sync(tiny_policy, PROMPTS)
+        assert "which has to exist under this path" in str(raised.value) or routes == "/v1/completions"
     server.statuses = {}
     server.is_hanging = True
-    with pytest.raises(ServerError, match=r"no answer within 0.2 seconds"):
-        client_of(server, timeout=0.2).sync(tiny_policy, PROMPTS)
+    num_requests = len(server.requests)
+    with pytest.raises(ServerError, match=r"did not answer within 0.2 seconds"):
+        client_of(server, timeout=0.2).sync(adapted(tiny_policy, tmp_path / "base"), PROMPTS)
+    assert len(server.requests) == num_requests + 1  # `disk` is not tried, since it would take as long
     gone = SamplingServer(
         ServerConfig(url="http://127.0.0.1:9"), temperature=1.0, is_half=False, directory=None
     )
     with pytest.raises(ServerError, match=r"2 attempts failed \(no connection: .*llm-reinforce serve"):
         gone.sync(tiny_policy, PROMPTS)
+
+
+def test_sampling_can_be_stopped_while_the_server_computes(
+    server: FakeServer,
+    client_of: Callable[..., SamplingServer],
+    tiny_policy: LanguagePolicy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(*counts: int) -> None:
+        raise StopError(counts)
+
+    monkeypatch.setattr("llm_reinforce.server.parallel.WAIT", 0.01)
+    client = client_of(server)
+    client.sync(tiny_policy, *SHORT)
+    server.is_hanging = True
+    with pytest.raises(StopError, match=r"\(0, 0\)"):
+        client.sample_completions(tiny_policy, PROMPTS, max_new_tokens=4, on_step=stop)
+
+
+def test_addresses_and_keys(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(url: str) -> Any:
+        return HttpClient(ServerConfig(url=url).url, timeout=5.0).get_json("/v1/models")["data"][0]["id"]
+
+    server.prefix = "/vllm"
+    assert names(f"{server.url}/vllm/") == BASE
+    with pytest.raises(ServerError, match="does not have this route"):
+        names(server.url)
+    assert server.keys == [None] * 2
+    monkeypatch.setenv("VLLM_API_KEY", "key of the server\n")
+    names(f"{server.url}/vllm")
+    assert server.keys[-1] == "Bearer key of the server"
+    monkeypatch.setenv("VLLM_API_KEY", "secret\nkey")
+    with pytest.raises(ServerError, match=r"^VLLM_API_KEY: has characters that cannot be sent") as raised:
+        names(f"{server.url}/vllm")
+    assert "secret" not in str(raised.value)
+    monkeypatch.delenv("VLLM_API_KEY")
+    for status, message in ((307, "redirects the request"), (401, "rejects the key .*; set VLLM_API_KEY")):
+        server.statuses["/v1/models"] = status
+        with pytest.raises(ServerError, match=message):
+            names(f"{server.url}/vllm")
+
+    class Recorded(HTTPConnection):
+        def connect(self) -> None:
+            seen.append((self.host, self.port))
+            raise ConnectionRefusedError
+
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr(http_client, "HTTPConnection", Recorded)
+    with pytest.raises(ServerError, match="no connection"):
+        names("http://[::1]")
+    assert set(seen) == {("::1", 80)}
+
+
+def test_time_limit_is_that_of_the_whole_answer() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                time.sleep(0.4)
+                connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n")
+                done.wait(10)
+
+        done = threading.Event()
+        threading.Thread(target=answer, daemon=True).start()
+        started = time.monotonic()
+        with pytest.raises(ServerError, match=r"did not answer within 0.6 seconds"):
+            HttpClient(f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=0.6).get_json("/v1/models")
+        assert time.monotonic() - started < 0.9
+        done.set()
 
 
 class Enumerating(FakeServer):

@@ -3,6 +3,7 @@
 import importlib.util
 from copy import deepcopy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from llm_reinforce.policy import LanguagePolicy, random_policy
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import adamw as adamw_module
 from llm_reinforce.training.adamw import adamw
+from llm_reinforce.training.optimizer import new_optimizer
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
@@ -161,6 +163,17 @@ def test_missing_bitsandbytes_is_reported(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"adamw_8bit: needs bitsandbytes.*'llm-reinforce\[quantization\]'"):
         adamw(model_of(), TrainingConfig(optimizer="adamw_8bit"))
+
+
+def test_scaled_gradients_need_weights_in_float32() -> None:
+    scaling = SimpleNamespace(scaler=object(), prepare=lambda optimizer: optimizer)
+    with pytest.raises(
+        InputError, match=r"fp16 needs trained weights in float32, .*; load the policy in float32"
+    ):
+        new_optimizer(model_of(), TrainingConfig(), scaling)
+    frozen = model_of()
+    frozen[0].requires_grad_(False)  # as below adapters
+    new_optimizer(frozen, TrainingConfig(), scaling)
 
 
 def test_a_model_without_trainable_weights_is_refused() -> None:

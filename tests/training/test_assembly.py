@@ -105,7 +105,7 @@ def test_training_on_the_evaluated_problems_is_reported(tmp_path: Path) -> None:
     problems_from_config(
         recipe(tmp_path, f"problems={{train: {{data: {data}}}, num_held_out: 0}}"), recorder.say
     )
-    assert recorder.messages == ["no problems are held out: accuracy is measured on the training problems"]
+    assert recorder.messages == ["no problems are held out, so accuracy is measured on the training problems"]
 
 
 def test_near_copies_of_held_out_problems_are_reported(tmp_path: Path) -> None:
@@ -116,7 +116,8 @@ def test_near_copies_of_held_out_problems_are_reported(tmp_path: Path) -> None:
     source = f"problems={{train: {{data: {train}}}, held_out: {{data: {held_out}}}, num_held_out: 3}}"
     problems_from_config(recipe(tmp_path, source), recorder.say)
     assert [sentence.partition(" (")[0] for sentence in recorder.messages] == [
-        "1 of 3 evaluated problems are also training problems: the policy may have memorized their answers",
+        "1 of 3 evaluated problems are also training problems, so the policy may have memorized their "
+        "answers",
         "1 of 3 evaluated problems differ from training problems only in their numbers",
     ]
 
@@ -133,7 +134,7 @@ def test_held_out_problems_have_their_own_template_and_examples(tmp_path: Path) 
     assert shown.count("\n\n") == shown.count("Q") == 2
     own = {problem.prompt.rpartition("Q")[2] for problem in split.held_out}
     assert not any(f"Q{prompt}" in shown for prompt in own)
-    with pytest.raises(InputError, match="few_shot: needs 7 examples, but only 6 of 6"):
+    with pytest.raises(InputError, match="few_shot: 7 examples are needed, but only 6 of 6"):
         problems_from_config(recipe(tmp_path, source, "evaluation={few_shot: 7}"))
     for settings in ("few_shot: 1", "template: 'Q{prompt}'"):
         with pytest.raises(InputError, match="used only for held-out problems"):
@@ -229,10 +230,10 @@ def test_prompts_that_leave_no_room_for_a_completion_are_rejected(
     check_prompts_fit(tiny_policy, [Problem("1" * 28, "1")], 4)
     with pytest.raises(
         InputError,
-        match=r"problem 'long': its prompt has 29 tokens; .* exceeds the context of the policy, 32",
+        match=r"problem 'long': its prompt has 29 tokens, .* exceed the context of the policy \(32",
     ):
         check_prompts_fit(tiny_policy, [Problem("1", "1"), Problem("1" * 29, "1", id="long")], 4)
-    with pytest.raises(InputError, match="this exceeds the context of the policy, 16 tokens"):
+    with pytest.raises(InputError, match=r"exceed the context of the policy \(16 tokens"):
         build_loop(recipe(tmp_path, "problems.generate={digits: [7], num_train: 9}"))
 
 

@@ -215,7 +215,7 @@ def test_a_fit_that_is_not_finite_is_skipped(tmp_path: Path) -> None:
     assert all(bool(value.isfinite().all()) for value in third.values())
     assert one.state.num_skipped_fits == 1
     assert [metrics["value/num_skipped_fits"] for metrics in watcher.metrics] == [0, 1, 1]
-    assert sum("value-head steps of update 2 were skipped" in said for said in watcher.said) == 1
+    assert sum("steps of the value head were skipped in update 2" in said for said in watcher.said) == 1
 
 
 def test_unscored_episodes_do_not_change_the_value_head() -> None:

@@ -166,7 +166,7 @@ def test_an_old_checkpoint_is_kept_until_the_new_one_is_verified(
     save(tmp_path, 1)
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", rotten)
-        with pytest.raises(OSError, match="update-000002 was written but can't be used"):
+        with pytest.raises(OSError, match="update-000002 was written, but it can't be read back"):
             save(tmp_path, 2)
     newest, damaged = find_checkpoint(tmp_path)
     assert newest == tmp_path / "update-000001"

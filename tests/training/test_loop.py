@@ -334,7 +334,7 @@ def test_updates_without_a_scored_episode_are_skipped(tmp_path: Path) -> None:
     # 24 failures are reported once, with the traceback
     reported = [line for line in watcher.said if "could not be scored" in line]
     assert reported == [
-        "an episode could not be scored and is left out: fails: RuntimeError: the judge failed"
+        "an episode could not be scored and is left out of the update: fails: RuntimeError: the judge failed"
     ]
     traceback = "\n".join(watcher.said)
     assert traceback.count("Traceback") == 1
@@ -402,7 +402,9 @@ def test_a_first_update_without_a_scored_episode_stops_the_run() -> None:
     policy = small_policy()
     before = weights(policy)
     nothing = WeightedReward("nothing", lambda completion, problem: None)
-    with pytest.raises(InputError, match="first update could be scored: every reward function returned None"):
+    with pytest.raises(
+        InputError, match=r"first update could be scored \(every reward function returned None"
+    ):
         trainer(policy, rewards=(nothing,)).train()
     assert same(weights(policy), before)
 

@@ -6,9 +6,10 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import accelerate.commands.launch
 import pytest
 import torch.distributed.run
 import two_processes
+from accelerate.state import AcceleratorState
 from processes import run_forked
 from small_runs import rows
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from llm_reinforce import ReinforceTrainer, load_recipe
 from llm_reinforce.__main__ import main
@@ -69,9 +72,14 @@ def resume(run: Path) -> None:
 @pytest.mark.parametrize(
     ("lost", "number", "timeout", "message"),
     [
-        (1, signal.SIGKILL, 60, "the connection to another process is lost, because"),
-        (0, signal.SIGKILL, 60, "the connection to another process is lost, because"),
-        (1, signal.SIGSTOP, 1, "another process has not answered within training.process_timeout, because"),
+        (1, signal.SIGKILL, 60, "the connection to another process was lost, because"),
+        (0, signal.SIGKILL, 60, "the connection to another process was lost, because"),
+        (
+            1,
+            signal.SIGSTOP,
+            1,
+            "another process did not answer within the time limit training.process_timeout",
+        ),
     ],
     ids=["killed", "main process killed", "hangs"],
 )
@@ -111,8 +119,42 @@ def test_run_that_loses_a_process_is_saved_and_ends(
 # -------------------------------------------------------------------------------- launchers on two nodes
 
 
+class ForkedProcess:
+    """Stand-in for `Popen`, with which a launcher starts a process of a run in a fork.
+
+    A fork needs no imports, which would take most of the time of the test.
+    """
+
+    def __init__(self, args: Sequence[str], env: Mapping[str, str], **options: object) -> None:
+        assert args[1:4] == ("-u", "-m", "llm_reinforce")
+        assert options == {"stdout": None, "stderr": None, "start_new_session": True}
+
+        def run() -> None:
+            os.setsid()
+            for number in (signal.SIGINT, signal.SIGTERM):  # handlers of the launcher
+                signal.signal(number, signal.SIG_DFL)
+            AcceleratorState._reset_state(reset_partial_state=True)  # of an accelerator made before the fork
+            os.environ.clear()
+            os.environ.update(env)
+            sys.argv = ["llm-reinforce", *args[4:]]
+            main()
+
+        self._process = multiprocessing.get_context("fork").Process(target=run)
+        self._process.start()
+        self.pid = self._process.pid
+
+    def poll(self) -> int | None:
+        return self._process.exitcode
+
+    def wait(self, timeout: float | None = None) -> int:
+        self._process.join(timeout)
+        if self._process.exitcode is None:
+            raise subprocess.TimeoutExpired([], timeout or 0.0)
+        return self._process.exitcode
+
+
 def start_launcher(launch: Callable[[list[str]], None], arguments: list[str], output: Path) -> ForkProcess:
-    """Start a launcher in a fork of this process, which saves the time of its imports."""
+    """Start a launcher in a fork of this process."""
 
     def run() -> None:
         with output.open("w") as file:
@@ -120,6 +162,7 @@ def start_launcher(launch: Callable[[list[str]], None], arguments: list[str], ou
                 os.dup2(file.fileno(), number)
         sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
         os.environ.update({"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"})
+        subprocess_handler.Popen = ForkedProcess
         launch(arguments)
 
     launcher = multiprocessing.get_context("fork").Process(target=run)

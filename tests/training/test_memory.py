@@ -38,6 +38,20 @@ def test_size_of_the_optimizer() -> None:
     assert optimizer_bytes(policy.model.parameters(), TrainingConfig(master_weights=False)) == 4 * num
 
 
+def test_float32_copies_are_part_of_the_memory_in_use() -> None:
+    policy = small_policy()
+    policy.model.bfloat16()
+    num = sum(each.numel() for each in policy.model.parameters())
+    assert predict_memory(trainer(policy), 0.0).parts["optimizer"] == 8 * num
+
+
+def test_processes_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trainer()
+    alone = predict_memory(one, 0.0).available
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert predict_memory(one, 0.0).available < 0.5 * alone
+
+
 def test_larger_batches_need_more_memory() -> None:
     def peaks(num_episodes: int, **training: int) -> tuple[float, float]:
         one = trainer(

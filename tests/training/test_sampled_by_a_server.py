@@ -1,6 +1,7 @@
 """Runs whose episodes are sampled by a server: metrics, faults, resumed runs, settings, and the record."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,14 @@ from typer.testing import CliRunner
 
 from llm_reinforce import ReinforceTrainer
 from llm_reinforce.cli import app
-from llm_reinforce.config import Config, ImportanceConfig, ReinforceConfig, ServerConfig, load_config
+from llm_reinforce.config import (
+    Config,
+    ImportanceConfig,
+    ReinforceConfig,
+    ServerConfig,
+    WarmStartConfig,
+    load_config,
+)
 from llm_reinforce.errors import InputError
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.server import HttpClient, SamplingServer, ServerError, http_client
@@ -32,13 +40,18 @@ def server() -> Iterator[FakeServer]:
 
 
 def loop_with(
-    server: FakeServer, directory: RunDirectory | None = None, num_updates: int = 3, **settings: Any
+    server: FakeServer,
+    directory: RunDirectory | None = None,
+    num_updates: int = 3,
+    warm: WarmStartConfig | None = None,
+    weights: Path | None = None,
+    **settings: Any,
 ) -> tuple[TrainingLoop, Watcher]:
     client = SamplingServer(
         ServerConfig(url=server.url, **{"timeout": 60.0, **settings}),
         temperature=1.0,
         is_half=False,
-        directory=None,
+        directory=weights,
     )
     watcher = Watcher()
     weighted = ReinforceConfig(
@@ -52,7 +65,7 @@ def loop_with(
         run_directory=directory,
         display=watcher,
         server=client,
-        training={"learning_rate": 0.05},
+        training={"learning_rate": 0.05, "warm_start": warm},
     )
     return loop, watcher
 
@@ -67,7 +80,15 @@ def test_each_batch_is_sampled_from_the_weights_of_the_trainer(server: FakeServe
         assert metrics["server/num_batches_since_sync"] == 0
         assert 0.5 < metrics["entropy"] < 2.0
     routes = [route for route, _ in server.requests]
-    assert routes.count("/collective_rpc") == 4  # once before the run, and before each batch
+    assert routes.count("/collective_rpc") == 3  # the first batch uses the weights sent before the run
+
+
+def test_weights_are_sent_again_after_a_warm_start(server: FakeServer) -> None:
+    warm = WarmStartConfig(num_updates=1, num_warmup_updates=0)
+    loop, watcher = loop_with(server, num_updates=1, warm=warm)
+    loop.train()
+    assert [route for route, _ in server.requests].count("/collective_rpc") == 2
+    assert watcher.metrics[0]["sampling/sampling_logp_difference/max"] < 1e-4
 
 
 def test_a_stale_server_is_reported_and_corrected(server: FakeServer) -> None:
@@ -120,9 +141,80 @@ def test_a_run_is_saved_if_the_server_fails_and_can_be_resumed(
     assert watcher.metrics[0]["server/probe_difference"] < 1e-5
 
 
+def test_a_run_is_saved_if_its_weights_cannot_be_written(server: FakeServer, tmp_path: Path) -> None:
+    directory, weights = new_run(tmp_path / "run"), tmp_path / "weights"
+    loop, _ = loop_with(server, directory, num_updates=2, weights=weights)
+    updates = loop.updates()
+    next(updates)
+    shutil.rmtree(weights)
+    weights.write_text("in the way")
+    with pytest.raises(ServerError, match="the weights cannot be written"):
+        next(updates)
+    assert [saved.name for saved in directory.checkpoints.iterdir()] == ["update-000001"]
+    weights.unlink()
+    # the same object continues, although its server may have been restarted
+    assert loop.train(resume=True).num_updates == 2
+
+
+def test_differences_of_a_server_must_be_corrected(server: FakeServer) -> None:
+    client = SamplingServer(ServerConfig(url=server.url), temperature=1.0, is_half=False, directory=None)
+    with pytest.raises(InputError, match=r"nothing corrects the differences .*; set importance"):
+        trainer(server=client)
+    trainer(
+        server=client,
+        reinforce=ReinforceConfig(problems_per_update=4, updates_per_batch=2),  # has the default `clip`
+    )
+
+
+def test_run_continues_with_a_server_at_another_address(server: FakeServer, tmp_path: Path) -> None:
+    def one(url: str, **settings: Any) -> ReinforceTrainer:
+        return ReinforceTrainer(
+            small_policy(),
+            COPY,
+            sevens,
+            output_dir=f"{tmp_path}/run/",
+            progress=False,
+            server={"url": url, "directory": str(tmp_path / "weights"), **settings},
+            **{"max_new_tokens": 4, "num_updates": 2, "problems_per_update": 2, "num_held_out": 1},
+        )
+
+    first = one(server.url)
+    for _ in first.updates():
+        break
+    with serving(FakeServer(small_policy())) as other:
+        with pytest.raises(InputError, match=r"sampling.server.sync_every: 1 in the run, 2 now"):
+            one(other.url, sync_every=2).train(resume=True)
+        resumed = one(other.url, timeout=60.0, tolerance=0.1)
+        assert resumed.train(resume=True).is_over
+    assert load_config(tmp_path / "run").sampling.server == resumed.config.sampling.server
+    (of_run,) = (tmp_path / "weights").iterdir()  # another run would have its own subdirectory
+    assert of_run.name.startswith("run.server-")
+    assert len([*of_run.iterdir()]) == 1
+    (tmp_path / "file").touch()
+    config = ServerConfig(directory=str(tmp_path / "file"))
+    with pytest.raises(
+        InputError, match=r"sampling.server.directory: no directory can be created in .*/file"
+    ):
+        SamplingServer(config, temperature=1.0, is_half=False, directory=None)
+
+
+def test_preview_does_not_change_the_server(server: FakeServer) -> None:
+    settings = {"max_new_tokens": 4, "problems_per_update": 2, "num_held_out": 1, "progress": False}
+    one = ReinforceTrainer(small_policy(), COPY, sevens, server={"url": server.url}, **settings)
+    preview = one.preview()
+    assert preview.server == f"served at {server.url}, with a context of 64 tokens"
+    assert (preview.server_error, preview.reward_error) == (None, None)
+    assert preview.episodes
+    assert {route for route, _ in server.requests} == {"/v1/models"}
+    server.max_length = 5
+    assert "sampling.server: " in one.preview().server_error
+    with pytest.raises(InputError, match=r"at most 5 tokens .* may need 6"):  # also after the preview
+        one.train()
+
+
 def test_faults_are_found_before_the_run_starts(server: FakeServer, tmp_path: Path) -> None:
     settings = {"max_new_tokens": 4, "num_updates": 2, "problems_per_update": 2, "num_held_out": 1}
-    here = {"output_dir": tmp_path / "run", "progress": False, **settings}
+    here = {"output_dir": f"{tmp_path}/run/", "progress": False, **settings}
     missing = ReinforceTrainer(small_policy(), COPY, sevens, server={"url": "http://127.0.0.1:9"}, **here)
     with pytest.raises(InputError, match=r"^sampling\.server: .*llm-reinforce serve"):
         missing.train()
@@ -133,8 +225,10 @@ def test_faults_are_found_before_the_run_starts(server: FakeServer, tmp_path: Pa
     assert one.train().is_over
     recorded = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert recorded["is_bit_reproducible"] is False
+    assert (tmp_path / "run" / "report.html").is_file()
     assert len([*(tmp_path / "run.server").iterdir()]) == 1
-    assert load_config(tmp_path / "run") == one.config
+    expected = one.config.model_copy(update={"output_dir": str(tmp_path / "run")})
+    assert load_config(tmp_path / "run") == expected
 
 
 def config(**sections: Any) -> Config:
@@ -167,7 +261,23 @@ def test_settings_that_a_server_cannot_use_are_rejected() -> None:
     assert "reinforce.baseline: optimal needs" in message(reinforce={"baseline": "optimal"})
     uncorrected = {"updates_per_batch": 2, "clip": False}
     assert "reinforce.clip: false leaves the difference" in message(reinforce=uncorrected)
-    assert "server.url: should be an address" in message(sampling={"server": {"url": "localhost"}})
+    for url in (
+        "localhost",
+        "ftp://localhost",
+        "http://",
+        "http://localhost:port",
+        "http://localhost:99999",
+        "http://[::1",
+        "http://localhost?key=1",
+        "http://local host",
+        "http://localhost:80\n00",
+    ):
+        assert "server.url: should be an address" in message(sampling={"server": {"url": url}}), url
+    with_password = message(sampling={"server": {"url": "http://me:password@localhost"}})
+    assert "server.url: should not contain a user name or a password" in with_password
+    assert "me:" not in with_password
+    for url in ("https://example.org/vllm", "http://[::1]:8000", "http://localhost"):
+        assert ServerConfig(url=f"{url}/").url == url
 
 
 def test_serve_writes_the_model_and_prints_the_command(

@@ -17,6 +17,7 @@ from small_runs import new_run, small_policy, trainer
 from two_sharded_processes import NUM_UPDATES, RUNS, VARIABLES, adapter, flat_weights, result
 
 from llm_reinforce import load_recipe
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import builtin_recipes
 from llm_reinforce.errors import InputError
 from llm_reinforce.policy import load_policy
@@ -35,6 +36,7 @@ def launch(call: Any, folder: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+
     directory = tmp_path_factory.mktemp("sharded")
     small_policy().save(directory / "base")
     return directory
@@ -44,10 +46,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def trained(folder: Path) -> Path:
     """Return the directory with the results of all runs in two processes, and with a run that was killed."""
 
-    new_run(folder / "run")
+    for name in ("left", "run"):
+        new_run(folder / name)
     done = launch(two_sharded_processes.train_all, folder)
     assert done.returncode == 1, done.stderr[-4000:]
-    assert (folder / "half.pt").is_file(), done.stderr[-4000:]
+    assert (folder / "lost.txt").is_file(), done.stderr[-4000:]
     return folder
 
 
@@ -78,6 +81,17 @@ def test_a_sharded_run_equals_that_of_one_process(trained: Path, name: str) -> N
         differences = (each.pop("sampling/sampling_logp_difference/max", 0.0) for each in (row, sharded))
         assert all(difference < (0.1 if is_half else 1e-5) for difference in differences)
         assert sharded == pytest.approx(row, rel=0.1 if is_half else 1e-3, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_lost_process_ends_a_sharded_run(trained: Path) -> None:
+    """A part of the optimizer is lost with the process, so the run continues from its regular checkpoint."""
+    message = (trained / "lost.txt").read_text()
+    assert message.startswith("the connection to another process is lost, because")
+    assert "checkpoint" not in message
+    checkpoint, faults = find_checkpoint(trained / "run" / "checkpoints")
+    assert checkpoint is not None
+    assert (checkpoint.name, faults) == ("update-000002", [])
 
 
 @pytest.mark.slow
@@ -187,3 +201,18 @@ def test_policies_that_cannot_be_divided_are_refused() -> None:
     policy.model.lm_head.weight = torch.nn.Parameter(torch.zeros(2, dtype=torch.uint8), requires_grad=False)
     with pytest.raises(InputError, match=r"the weight lm_head.weight is quantized, .* without FSDP"):
         data_parallel.ShardedModel(policy.model, torch.device("cpu"))
+
+
+def test_layers_that_share_a_weight_must_not_be_separated() -> None:
+    policy, cpu = small_policy(), torch.device("cpu")
+    policy.model.lm_head.weight = policy.model.model.embed_tokens.weight
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        with pytest.raises(
+            InputError, match=r"the weight lm_head.weight is shared with .*; remove this setting"
+        ):
+            data_parallel.ShardedModel(policy.model, cpu, layer_classes=("Embedding", "LlamaDecoderLayer"))
+        sharded = data_parallel.ShardedModel(policy.model, cpu)
+        assert sharded.module.lm_head.weight is sharded.module.model.embed_tokens.weight
+    finally:
+        torch.distributed.destroy_process_group()

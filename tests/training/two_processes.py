@@ -32,8 +32,10 @@ from llm_reinforce.policy.fast_path.packed_forward import packable_model
 from llm_reinforce.policy_gradient import MovingAverage
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.runs import RunDirectory
-from llm_reinforce.server import SamplingServer, ServerError
+from llm_reinforce.server import HttpClient, SamplingServer, ServerError
 from llm_reinforce.training import TrainingLoop, data_parallel, gradient_step, run_evaluations, warm_start
+
+LOST_WITHIN = 20.0  # seconds within which a process ends after the other one
 
 
 def weights_are_broadcast_and_gradients_are_summed(directory: Path, patch: pytest.MonkeyPatch) -> None:
@@ -166,7 +168,7 @@ def several_updates_per_batch(directory: Path, patch: pytest.MonkeyPatch) -> Non
     assert torch.equal(both[0], both[1])
     torch.save(flat, directory / f"weights-{os.environ['RANK']}.pt")
     quarters = ReinforceConfig(problems_per_update=4, updates_per_batch=4)
-    with pytest.raises(InputError, match=r"\(4\) must be .* times reinforce.updates_per_batch \(8\)"):
+    with pytest.raises(InputError, match=r"\(4\) must be .* times reinforce.updates_per_batch, which is 8;"):
         trainer(reinforce=quarters)
     if one.accelerator.is_main_process:
         rows = timeless(one.display.metrics)
@@ -190,7 +192,7 @@ def failures_of_any_process_are_reported(directory: Path, patch: pytest.MonkeyPa
     assert [row["num_unscored"] for row in rows] == [0, 6, 6]
     assert [row.get("rewards/judge/num_failed") for row in rows] == [None, 6, 6]
     (said,) = [line for line in watcher.said if "could not be scored" in line]
-    assert "left out: process 1: judge: RuntimeError: no connection" in said
+    assert "left out of the update: process 1: judge: RuntimeError: no connection" in said
     assert any("in fails_in_process_1" in line for line in watcher.said)
 
     one = trainer(num_updates=3, reinforce=reinforce, rewards=rewards, training={"max_unscored_share": 0.4})
@@ -238,6 +240,12 @@ def a_server_samples_for_all_processes(directory: Path, patch: pytest.MonkeyPatc
             assert metrics["server/probe_difference"] < 1e-5
             assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
         torch.distributed.barrier()
+        client.client = HttpClient("http://127.0.0.1:9" if os.environ["RANK"] == "1" else url, timeout=60.0)
+        trial = trainer(num_updates=1, reinforce=weights, server=client)
+        with pytest.raises(InputError, match=r"^sampling.server: .*127.0.0.1:9: .*no connection"):
+            trial.train()
+        torch.distributed.barrier()
+        client.client = HttpClient(url, timeout=60.0)
         own.missing.add("/collective_rpc")  # only the main process calls it
         with pytest.raises(ServerError, match=r"collective_rpc: the server does not have this route"):
             next(updates)
@@ -413,9 +421,9 @@ def launch(call: Callable[[Path], None], directory: Path, **environment: str) ->
     """Call a function in two processes with further environment variables; exit with 1 if one fails."""
     os.environ.update(environment)
     processes = start_two(call, directory)
-    while running := [each for each in processes if each.is_alive()]:
-        multiprocessing.connection.wait([each.sentinel for each in running])
-        if any(each.exitcode for each in processes):
-            for each in running:  # it may wait for the one that failed
-                each.kill()
+    multiprocessing.connection.wait([each.sentinel for each in processes])
+    for each in processes:
+        # after the end of one process, the other one may notice only that
+        each.join(LOST_WITHIN if any(other.exitcode for other in processes) else None)
+        each.kill()
     sys.exit(any(each.exitcode for each in processes))

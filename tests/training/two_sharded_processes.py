@@ -14,14 +14,16 @@ from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from small_runs import COPY, Watcher, adapted_policy, sevens, small_policy, timeless, trainer
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from llm_reinforce.checkpoint_files import find_checkpoint
 from llm_reinforce.config import ReinforceConfig, WarmStartConfig
-from llm_reinforce.errors import RunStoppedError
-from llm_reinforce.policy import LanguagePolicy, policy_from_model, sharded_model
+from llm_reinforce.errors import ProcessLostError, RunStoppedError
+from llm_reinforce.policy import LanguagePolicy, local_tensor, policy_from_model, sharded_model
 from llm_reinforce.problems import Problem
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.runs import RunDirectory
 from llm_reinforce.training import TrainingLoop, warm_start
 from llm_reinforce.training.data_parallel import describe_processes
+from llm_reinforce.training.memory import predict_memory
 
 NUM_UPDATES = 3
 VARIABLES = {  # of `accelerate launch --use_fsdp --fsdp_version 2`
@@ -148,6 +150,17 @@ def record_sizes(one: TrainingLoop) -> dict[str, int]:
     return sizes
 
 
+def check_memory(one: TrainingLoop) -> None:
+    """Check that the predicted memory contains only this process's part of the optimizer."""
+    trained = [weight for weight in one.gradient_step.model.parameters() if weight.requires_grad]
+    num_own = sum(local_tensor(weight).numel() for weight in trained)
+    assert num_own < 0.7 * sum(weight.numel() for weight in trained)
+    parts = predict_memory(one, 0.0).parts
+    of_reference = sum(weight.nbytes for weight in one.policy.model.parameters() if weight.requires_grad)
+    has_reference = one.reference is not None and one.reference.is_state_of_policy
+    assert parts["optimizer"] == 8 * num_own + of_reference * has_reference
+
+
 def stop_a_warm_start() -> None:
     """Check that both processes stop if the gradient of one is not finite, and that the policy remains."""
     start = WarmStartConfig(num_updates=1, batch_size=2, num_warmup_updates=0)
@@ -159,6 +172,27 @@ def stop_a_warm_start() -> None:
         with pytest.raises(RunStoppedError, match="of the warm start were not finite"):
             one.train()
     assert torch.equal(flat_weights(one.policy), before)
+
+
+def leave_in_one_process(directory: Path) -> None:
+    """Leave the loop over the updates in one process; the other one takes part in saving, and stops."""
+    one = trainer(num_updates=3, run_directory=RunDirectory(directory / "left"))
+    for _ in one.updates():
+        if os.environ["RANK"] == "1":
+            break
+    if os.environ["RANK"] == "1":
+        one.accelerator.wait_for_everyone()  # at the end of the loop of the other process
+    assert one.state.num_updates == 1
+    one.accelerator.wait_for_everyone()
+    checkpoint, _ = find_checkpoint(directory / "left" / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.name == "update-000001"
+
+
+def kill_second_process(one: TrainingLoop) -> None:
+    for update in one.updates():
+        if update.number == 2 and os.environ["RANK"] == "1":
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def train_all(directory: Path) -> None:
@@ -177,6 +211,7 @@ def train_all(directory: Path) -> None:
             one = build(directory)
             assert "divided among the processes by FSDP2" in describe_processes(one.accelerator)
             assert all(hasattr(weight, "full_tensor") for weight in one.gradient_step.model.parameters())
+            check_memory(one)
             sizes = record_sizes(one)
             weights, metrics = result(one)
             assert sizes == {"sampled": len(weights), "gradient": 0}
@@ -186,10 +221,11 @@ def train_all(directory: Path) -> None:
             torch.save(weights, directory / f"{name}.pt")
             (directory / f"{name}.json").write_text(json.dumps(metrics))
     stop_a_warm_start()
+    leave_in_one_process(directory)
     one = adapter(directory, RunDirectory(directory / "run"))
-    for update in one.updates():
-        if update.number == 2 and os.environ["RANK"] == "1":
-            os.kill(os.getpid(), signal.SIGKILL)
+    with pytest.raises(ProcessLostError) as caught:
+        kill_second_process(one)
+    (directory / "lost.txt").write_text(str(caught.value))
 
 
 def resume_all(directory: Path) -> None:

@@ -174,7 +174,7 @@
     }
     const stride = Math.ceil(found.length / COLUMNS);
     const kept = found.filter((_, index) => (found.length - 1 - index) % stride === 0); // with the last one
-    get("columns-note").textContent = stride > 1 ? `${kept.length} of the ${found.length} recorded times are shown.` : "";
+    get("columns-note").textContent = stride > 1 ? `${kept.length} of the ${found.length} recorded episodes and answers are shown.` : "";
     get("columns").replaceChildren(...kept.map((row) =>
       card(row, { colored: get("color").value, title: `update ${row.update}` })));
   }
@@ -186,8 +186,8 @@
   options(get("verdict"), [["", "any"], ["right", "right"], ...reasons.map((reason) => [reason, `wrong: ${reason}`]),
     ["truncated", "truncated"]]);
   get("episodes-note").textContent = !episodes.length ? "No episode is recorded yet."
-    : numShown < numUpdates ? `Of the ${numUpdates} updates with recorded episodes, ${numShown} are on this page, at equal distances; episodes.jsonl has all of them.`
-    : "A part of each update's episodes is recorded in episodes.jsonl. Point at a token, or press the arrow keys on it, to see its numbers.";
+    : numShown < numUpdates ? `This page shows the episodes of ${numShown} of the ${numUpdates} updates with recorded episodes, at equal distances. The file episodes.jsonl contains all recorded episodes.`
+    : "This page shows the recorded episodes of each update, which are a part of all episodes. To see the numbers of a token, point at it, or move to it with the arrow keys.";
   const restart = () => { state.shown = PAGE; show(); };
   ["update", "search"].forEach((id) => get(id).addEventListener("input", restart));
   ["verdict", "reward"].forEach((id) => get(id).addEventListener("change", restart));

@@ -19,7 +19,7 @@ MAX_SHOWN = 300  # maximum number of characters of the server's answer that an e
 CHUNK = 1 << 16  # number of bytes that are read at once
 HOW_TO_START = "start the server with `llm-reinforce serve`, then resume the run"
 HOW_TO_RESTART = "read the log of the server, restart it, then resume the run"
-REJECTION = ("the server rejects the request", HOW_TO_RESTART)
+REJECTION = ("the server rejected the request", HOW_TO_RESTART)
 REDIRECTION = (
     "the server redirects the request",
     "set sampling.server.url to the address to which it redirects, then resume the run",

@@ -70,8 +70,8 @@ class ValueConfig(Section):
     )
     num_steps: Count = Field(
         default=8,
-        description="number of optimizer steps of the value network per update; these steps follow after the "
-        "network's values have been used as the baseline",
+        description="number of optimizer steps of the value network per update; these steps are taken "
+        "after the values of the network have been used as the baseline of the update",
     )
 
 

@@ -298,7 +298,9 @@ def validate(
 
 
 def _override_to_add(document: Document, path: KeyPath, model: type[BaseModel]) -> str:
-    """Return a hint to override a setting of the file that became invalid through the given overrides.
+    """Return a hint for a setting of the file that is invalid together with the given overrides.
+
+    The hint says that this setting has to be overridden as well.
 
     The hint contains a value if the setting has a list of choices. The hint is "" if the setting itself was
     overridden, if the setting is a section, or if there are no overrides.

@@ -65,7 +65,7 @@ class Estimate:
         )
 
     def of_update(self, rows: Int[Tensor, " row"], settings: ReinforceConfig) -> "Estimate":
-        """Return the estimate of one update, if a batch has several updates.
+        """Return the part of this estimate that belongs to one of several updates of a batch.
 
         The denominator and the mean return are computed from the episodes of this update.
 

@@ -27,7 +27,8 @@ class MemoryPerToken:
 
     Attributes:
         cached: keys and values in the cache of the sampler, per token of a row.
-        kept: activations that the sampler keeps for the update, per computed token.
+        kept: activations that the sampler keeps for the update, per token that the sampler has computed. A
+            token of a prompt is computed once for all completions of the prompt.
         saved: tensors that the forward pass saves for the backward pass, per token of a micro-batch.
         num_layers: number of layers of the model.
         layer_input: input of a layer, per token.

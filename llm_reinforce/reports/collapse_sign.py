@@ -69,8 +69,8 @@ def collapse(
         "collapse",
         updates_of(last, facts),
         f"{what}, so the policy has collapsed",
-        f"start a new run with a lower training.learning_rate{_rate_to_try(around)} (it is "
-        f"{highest_rate(rows):.3g})",
+        f"start a new run with a lower training.learning_rate{_rate_to_try(around)} (in this run, "
+        f"it is {highest_rate(rows):.3g})",
         [
             f"entropy: {mean(rows[:1], 'entropy'):.3g} nats per token in the first {facts.row_name}, and "
             f"{mean(last, 'entropy'):.3g} in {span(last, facts)}",

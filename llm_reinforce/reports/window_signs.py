@@ -145,8 +145,8 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"the entropy in {span(rows, facts)} is {entropy:.2g} nats per token and the accuracy is "
         f"{mean(rows, 'accuracy'):.1%}, so the policy has collapsed and no longer explores",
-        f"start a new run with a lower training.learning_rate (it is {highest_rate(rows):.3g}) or with a "
-        "higher reinforce.entropy_coefficient",
+        f"start a new run with a lower training.learning_rate (in this run, it is {highest_rate(rows):.3g}) or "
+        "with a higher reinforce.entropy_coefficient",
         [
             f"problems whose episodes all have the same reward: {mean(rows, 'frac_reward_zero_std'):.0%}",
             *verdicts(rows),
@@ -222,8 +222,8 @@ def not_finite(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"the gradients of {len(bad)} of {len(rows)} {facts.row_names} in {span(rows, facts)} are not "
         "finite, so updates were skipped",
-        f"start a new run with a lower training.learning_rate (it is {highest_rate(rows):.3g}), with "
-        "smaller rewards, or with a higher-precision policy.dtype or training.mixed_precision",
+        f"start a new run with a lower training.learning_rate (in this run, it is {highest_rate(rows):.3g}), "
+        "with smaller rewards, or with a higher-precision policy.dtype or training.mixed_precision",
         [f"{int(number(rows[-1], 'num_skipped_updates'))} updates of the run were skipped"]
         if math.isfinite(number(rows[-1], "num_skipped_updates"))
         else [],
@@ -265,12 +265,12 @@ def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         remedy = "check that no other run uses the server, and that it was started with `llm-reinforce serve`"
     else:
         remedy = (
-            "check for layers that behave differently in the two passes, such as dropout or a custom model's "
-            "cache; "
+            "check for layers that behave differently in sampling and in the update, such as dropout or the "
+            "cache of a custom model; "
         ) + (
-            "if the model is right, report this as a bug of the toolkit"
+            "if there are no such layers, report this as a bug of the toolkit"
             if facts.is_full_precision
-            else "compare with policy.dtype: float32"
+            else "check whether the difference is smaller with policy.dtype: float32"
         )
     return finding(
         "sampler_mismatch",

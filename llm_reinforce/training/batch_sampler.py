@@ -207,7 +207,10 @@ class BatchSampler:
         return None if self.server is None else self.server.check(self._max_num_tokens())
 
     def policy_has_changed(self) -> None:
-        """Transfer the weights to the server, if there is one, before the next batch."""
+        """Record that the policy has changed, so that the next batch is sampled from the new weights.
+
+        If there is a server, the weights are transferred to it just before the next batch.
+        """
         if self.server is not None:
             self.server.expire()
 

@@ -82,7 +82,13 @@ class UpdateOutcome:
 
 
 class PartialLoss(NamedTuple):
-    """Loss of some episodes of an update, and the largest |Δ log π| and ratio counts of their actions."""
+    """Loss of some episodes of an update, with statistics of their actions.
+
+    Attributes:
+        loss: the part of the loss that belongs to these episodes.
+        max_log_prob_difference: largest |Δ log π| of an action. None: it was not computed.
+        counts: sums over the importance weights or probability ratios of the actions.
+    """
 
     loss: float
     max_log_prob_difference: float | None

@@ -193,7 +193,7 @@ def test_collapse_says_when_it_began_and_which_learning_rate_would_be_low_enough
     )
     assert "fell below half of this value in update 4" in found.sentence
     # a step is 10 times the learning rate, and a step of 0.01 is not too long
-    assert "of at most 0.001 (it is 0.05)" in found.advice
+    assert "of at most 0.001 (in this run, it is 0.05)" in found.advice
 
 
 def test_failures_of_few_rewards_are_minor() -> None:

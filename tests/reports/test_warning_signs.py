@@ -88,7 +88,7 @@ def test_collapse() -> None:
     first, broken = {"accuracy": 0.3}, {"accuracy": 0.005}
     (sentence,) = found(first, *[broken] * 10)
     assert "reached 30.0%, fell below half of this value in update 2" in sentence
-    assert "training.learning_rate (it is 0.001)" in sentence
+    assert "training.learning_rate (in this run, it is 0.001)" in sentence
     assert not found(*[first] * 10, *[{"accuracy": 0.2}] * 10)
     assert has_collapsed(0.3, 128, 0.0, 640)
     assert not has_collapsed(0.125, 8, 0.0, 40)  # one right answer in 8 is chance

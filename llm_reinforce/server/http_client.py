@@ -21,12 +21,12 @@ HOW_TO_START = "start the server with `llm-reinforce serve`, then resume the run
 HOW_TO_RESTART = "read the log of the server, restart it, then resume the run"
 REJECTION = ("the server rejected the request", HOW_TO_RESTART)
 REDIRECTION = (
-    "the server redirects the request",
+    "the server redirected the request",
     "set sampling.server.url to the address to which it redirects, then resume the run",
 )
 REJECTIONS = {
-    401: ("the server rejects the key", f"set {API_KEY} to the key of the server, then resume the run"),
-    403: ("the server denies access", f"check the server's rules and {API_KEY}, then resume the run"),
+    401: ("the server rejected the key", f"set {API_KEY} to the key of the server, then resume the run"),
+    403: ("the server denied access", f"check the server's rules and {API_KEY}, then resume the run"),
     404: ("the server does not have this route or model", HOW_TO_START),
 }
 

@@ -416,7 +416,7 @@ def test_addresses_and_keys(server: FakeServer, monkeypatch: pytest.MonkeyPatch)
         names(f"{server.url}/vllm")
     assert "secret" not in str(raised.value)
     monkeypatch.delenv("VLLM_API_KEY")
-    for status, message in ((307, "redirects the request"), (401, "rejects the key .*; set VLLM_API_KEY")):
+    for status, message in ((307, "redirected the request"), (401, "rejected the key .*; set VLLM_API_KEY")):
         server.statuses["/v1/models"] = status
         with pytest.raises(ServerError, match=message):
             names(f"{server.url}/vllm")

@@ -73,12 +73,13 @@ def loop_with(
 def test_each_batch_is_sampled_from_the_weights_of_the_trainer(server: FakeServer) -> None:
     loop, watcher = loop_with(server)
     loop.train()
-    for metrics in watcher.metrics:
+    for metrics, episodes in zip(watcher.metrics, watcher.episodes, strict=True):
         assert metrics["server/probe_difference"] < 1e-5
         assert metrics["sampling/sampling_logp_difference/max"] < 1e-4
         assert metrics["importance/effective_sample_size"] == pytest.approx(1.0, abs=1e-4)
         assert metrics["server/num_batches_since_sync"] == 0
-        assert 0.5 < metrics["entropy"] < 2.0
+        log_probs = [each for episode in episodes for each in episode.completion.log_probs]
+        assert metrics["entropy"] == pytest.approx(-sum(log_probs) / len(log_probs))
     routes = [route for route, _ in server.requests]
     assert routes.count("/collective_rpc") == 3  # the first batch uses the weights sent before the run
 

@@ -255,7 +255,10 @@ def _is_true(name: str, default: str = "") -> bool:
 
 
 def _number(names: Sequence[str], default: int) -> int:
-    """Return the value of the first variable that is a number, as accelerate does, otherwise the default."""
+    """Return the value of the first environment variable that contains a number, or the default.
+
+    accelerate reads the same environment variables in the same way.
+    """
     for name in names:
         if os.environ.get(name, "").strip().isdecimal():
             return int(os.environ[name])

@@ -58,7 +58,10 @@ def total_variance(gram: Gram, weights: Weights) -> Values:
 
 
 def variance_error(gram: Gram, weights: Weights) -> Values:
-    """Return the standard error of `total_variance`, computed from the variance of ‖h - E h‖² over groups."""
+    """Return the standard error of `total_variance`.
+
+    The error is computed from the variance of ‖h - E h‖² over the groups, where h is the gradient of a group.
+    """
     num_drawn = weights.sum(axis=-1, keepdims=True)
     inner = weights @ gram / num_drawn  # ⟨mean, h_k⟩ for each group k
     squares = np.diagonal(gram) - 2 * inner + (inner * weights).sum(axis=-1, keepdims=True) / num_drawn

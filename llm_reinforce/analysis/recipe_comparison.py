@@ -115,7 +115,8 @@ def compare(
             line; see `Stopping`.
 
     Raises:
-        InputError: if an argument or a recipe is invalid, or if the directory of a run contains other files.
+        InputError: if an argument or a recipe is invalid, or if the directory of a run contains files that
+            do not belong to the run.
         RunStoppedError: if a run had to be stopped, for the reasons given in `ReinforceTrainer.train`.
     """
     if not 0 < target <= 1:

@@ -359,7 +359,8 @@ class ReinforceConfig(Section):
             by = f"variant: {variant}" if of_variant else "clip"
             other = "the variant" if of_variant else "clip"
             raise ValueError(
-                f"{by} and importance would both correct for the ratios; remove importance or {other}"
+                f"{by} and importance would correct the same difference between two policies twice; remove "
+                f"importance or {other}"
             )
         if of_variant and clip.form != of_variant["form"]:
             raise conflict(

@@ -157,7 +157,9 @@ class Config(Section):
         for name in ("keep_best", "stop_at"):
             if problems and problems.num_held_out == 0 and getattr(training, name):
                 raise conflict(
-                    (name,), "needs held-out problems, but problems.num_held_out is 0; remove this setting"
+                    (name,),
+                    "needs held-out problems, but problems.num_held_out is 0; increase this number, or remove "
+                    f"training.{name}",
                 )
         return training
 

@@ -112,7 +112,7 @@ class Document:
     changed: list[KeyPath] = field(default_factory=list)
 
     def place_of(self, path: KeyPath) -> Place:
-        """Return the place of a key.
+        """Return the place of a key in the file, such as its line.
 
         If the key is not in the document, return the place of the innermost section that would contain it.
         """

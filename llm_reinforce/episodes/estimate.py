@@ -67,10 +67,10 @@ class Estimate:
     def of_update(self, rows: Int[Tensor, " row"], settings: ReinforceConfig) -> "Estimate":
         """Return the part of this estimate that belongs to one of several updates of a batch.
 
-        The denominator and the mean return are computed from the episodes of this update.
+        The denominator of the loss and the mean return are computed from the episodes of this update.
 
         Args:
-            rows: indices of the update's episodes. The episodes of all processes are included.
+            rows: indices of the update's episodes among the episodes of all processes.
             settings: the `reinforce` section of the settings.
         """
         part = self.part(rows, self.mask.shape[1])

@@ -127,7 +127,7 @@ def own_log_probs(
 
 
 def find_batching(model: nn.Module) -> Batching:
-    """Return the kind of batch in which the model's own forward pass can compute episodes; see `Batching`."""
+    """Return the kind of batch that the forward pass of transformers supports; see `Batching`."""
     if fast_model(model) is not None:
         return "padded rows"
     return scoring_batching(model, (), (), shares_prompts=False)

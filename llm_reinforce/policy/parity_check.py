@@ -74,8 +74,8 @@ def check_model(model: nn.Module) -> None:
 def _code_of(model: nn.Module, packable: Any) -> tuple[Any, ...]:
     """Return the functions and plain settings that determine what the forward pass of a model computes.
 
-    The result contains neither the values of the weights nor the attribute `training`, because a policy is
-    always in evaluation mode.
+    The result does not contain the values of the weights. It does not contain the attribute `training`
+    either, because a policy is always in evaluation mode.
     """
     of_modules: list[Any] = []
     for module in model.modules():

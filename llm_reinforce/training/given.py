@@ -68,7 +68,7 @@ def read_arguments(
     config: Config | None,
     keywords: Mapping[str, Any],
 ) -> TrainerArguments:
-    """Sort the arguments of `ReinforceTrainer` into settings and objects.
+    """Separate the arguments of `ReinforceTrainer` into settings and objects, such as a model in memory.
 
     Raises:
         InputError: if an argument is missing, has an unsupported type, or conflicts with another argument.

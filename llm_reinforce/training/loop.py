@@ -124,8 +124,8 @@ class TrainingLoop:
         held_out: problems for evaluation, disjoint from `problems`. If empty, evaluations use training
             problems and are logged with `data: training`.
         evaluation: settings of the evaluations of the policy.
-        demonstrations: problems on whose solutions a warm start trains. If empty, the warm start trains on
-            `problems`.
+        demonstrations: problems whose solutions are used for the warm start. If empty, the solutions of
+            `problems` are used.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         display: display of the progress. Default: nothing is shown.
         seed: seed of all random generators of the run.
@@ -133,8 +133,8 @@ class TrainingLoop:
 
     Raises:
         InputError: if there are no training problems, if `problems_per_update` is not a multiple of the
-            number of processes, if a server samples and the loss does not correct for it, or if accelerate or
-            the policy does not support the settings.
+            number of processes, if a server samples the episodes and the loss has neither importance weights
+            nor clipping, or if accelerate or the policy does not support the settings.
     """
 
     def __init__(

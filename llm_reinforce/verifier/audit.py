@@ -95,7 +95,7 @@ class Audit:
         kinds: number of answers of each kind: `number`, `percentage`, `text`, `latex` or `empty`.
         doubts: reference answers that the verifier rejects.
         num_latex_as_text: number of answers that look like LaTeX or algebra but are compared as text.
-        losses: reference answers of which the verifier may lose a part.
+        losses: reference answers of which the verifier may ignore a part.
     """
 
     total: int
@@ -106,7 +106,7 @@ class Audit:
 
 
 def find_losses(problems: Iterable[AnsweredQuestion]) -> Iterator[Loss]:
-    """Yield a `Loss` for each reference answer of which the verifier may lose a part."""
+    """Yield a `Loss` for each reference answer of which the verifier may ignore a part."""
     for problem in problems:
         answer = plain(problem.answer[:_MAX_SHOWN])
         kinds = [kind for kind, pattern in _LOSSES if pattern.search(answer)]

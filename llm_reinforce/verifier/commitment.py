@@ -233,7 +233,7 @@ class _Text:
         return Reading(shown, value, "", phrase.is_percent, phrase.unit, label)
 
     def is_whole(self) -> bool:
-        """Return True if a text is one number with nothing but a label, a unit and punctuation."""
+        """Return True if a text consists of one number and, at most, a label, a unit and punctuation."""
         before = self.tokens[: self.phrases[0].first]
         names = [token for token in before if token.kind not in ("open", "currency")]
         if names:

@@ -172,7 +172,7 @@ class Activations:
 
         Returns:
             the kept activations, or None if a completion was not recorded, if the completions were sampled
-            with another model or temperature, or if more than `max_tokens` tokens were computed.
+            with another model or temperature, or if sampling computed more than `self.max_tokens` tokens.
         """
         is_same = self._sampled_by == (model, temperature)
         if not self._products or not is_same or any(one not in self._completions for one in episodes):

@@ -158,8 +158,8 @@ class Config(Section):
             if problems and problems.num_held_out == 0 and getattr(training, name):
                 raise conflict(
                     (name,),
-                    "needs held-out problems, but problems.num_held_out is 0; increase this number, or remove "
-                    f"training.{name}",
+                    "needs held-out problems, but problems.num_held_out is 0; increase this number, or "
+                    f"remove training.{name}",
                 )
         return training
 

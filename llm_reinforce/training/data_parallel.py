@@ -83,8 +83,8 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
     _mixed_precision[:] = [mixed_precision]
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError(
-            "training.mixed_precision: fp16 has no effect on a CPU, and this run uses a CPU; set it to 'bf16' "
-            "or 'no'"
+            "training.mixed_precision: fp16 has no effect on a CPU, and this run uses a CPU; set it to "
+            "'bf16' or 'no'"
         )
     if accelerator.distributed_type in OTHER_SHARDING:
         raise InputError(

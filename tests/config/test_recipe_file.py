@@ -244,7 +244,7 @@ IMPOSSIBLE = [
     ("reinforce.updates_per_batch=3", "reinforce.updates_per_batch", "is 16, which is not a multiple of 3"),
     ("reinforce.clip={}", "reinforce.clip", "has no effect with updates_per_batch: 1"),
     ("reinforce={updates_per_batch: 2, clip: {low: 0.1}, importance: {level: token}}",
-     "reinforce.clip", "would correct the same difference between two policies twice; remove importance or clip"),
+     "reinforce.clip", "the same difference between two policies twice; remove importance or clip"),
     ("reinforce={updates_per_batch: 2, variant: grpo, importance: {level: token}}",
      "reinforce.clip", "policies twice; remove importance or the variant"),
     ("reinforce.importance.limit=null", "reinforce.importance.level", "missing"),

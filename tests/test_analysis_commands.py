@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from llm_reinforce.analysis import (
     classifier_claim,
+    gradient_statistics,
     gradient_variance,
     length_claim,
     measure_classifier_claim,
@@ -32,7 +34,7 @@ problems:
   num_held_out: 10
 rewards:
   - function: rewards.py:is_even
-sampling: {max_new_tokens: 2}
+sampling: {max_new_tokens: 1}
 reinforce: {problems_per_update: 8, episodes_per_problem: 2, standardize: true}
 training: {num_updates: 2, learning_rate: 1e-3}
 """
@@ -42,7 +44,14 @@ REWARD += "\ndef broken(completion, problem):\n    raise ValueError('it is broke
 REWARD += "\ndef huge(completion, problem):\n    return 1e30 * is_even(completion, problem)\n"
 
 
-PATIENCE = 2  # the fit of the value head ends earlier
+@pytest.fixture(scope="module", autouse=True)
+def _short_measurements() -> Iterator[None]:
+    """Shorten what the tests of the library check: fewer episodes and resamples, and no fitted values."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(classifier_claim, "NUM_EPISODES", 200)
+        patch.setattr(gradient_statistics, "NUM_RESAMPLES", 99)
+        patch.setattr(measured_episodes, "fit_values", lambda *arguments, **settings: None)
+        yield
 
 
 @pytest.fixture(autouse=True)
@@ -50,8 +59,6 @@ def _temporary_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (tmp_path / "tiny.yaml").write_text(RECIPE)
     (tmp_path / "rewards.py").write_text(REWARD)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(classifier_claim, "NUM_EPISODES", 200)
-    monkeypatch.setattr(measured_episodes, "PATIENCE", PATIENCE)
 
 
 def command(*arguments: str) -> Result:
@@ -72,7 +79,6 @@ def measured(folder: Path) -> dict[str, Any]:
     """The JSON that `variance tiny.yaml --problems 32 --output figures` prints."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr(measured_episodes, "PATIENCE", PATIENCE)
         done = command("variance", "tiny.yaml", "--problems", "32", "--json", "--output", "figures")
     assert done.exit_code == 0, done.output
     return json.loads(done.stdout)
@@ -167,7 +173,7 @@ def test_table_is_printed_without_matplotlib(tmp_path, monkeypatch):
 
 def test_claims_print_tables_and_write_files(tmp_path, monkeypatch):
     monkeypatch.setattr(length_claim, "LENGTHS", (1, 2))
-    monkeypatch.setattr(length_claim, "NUM_GROUPS", 8)
+    monkeypatch.setattr(length_claim, "NUM_GROUPS", 4)
     for name, arguments, words in (
         ("classifier", (), "each state's optimal baseline"),
         ("length", (), "a verdict at the end"),
@@ -235,7 +241,7 @@ def test_adapter_of_a_run_replaces_that_of_the_recipe(run):
     assert json.loads(done.stdout)["num_parameters"] == 272  # the adapter of rank 2
 
 
-def test_from_python_in_one_call(measured, folder, tmp_path, capsys):
+def test_from_python_in_one_call(measured, folder, tmp_path, capsys, monkeypatch):
     config = load_config("tiny.yaml")
     by_python = measure_variance(config, num_problems=32, output_dir="figures")
     files = {file.name: file.read_bytes() for file in (tmp_path / "figures").iterdir()}
@@ -251,5 +257,6 @@ def test_from_python_in_one_call(measured, folder, tmp_path, capsys):
     assert len(changed.estimators) == len(by_python.estimators) - 1  # without "this recipe"
     with pytest.raises(InputError, match=r"already contains the file variance\.json"):
         measure_variance(config, output_dir="figures")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # plots take more time than the measurement
     rows = measure_classifier_claim(output_dir="figures")
     assert json.loads((tmp_path / "figures" / "classifier.json").read_text())[0]["name"] == rows[0].name

@@ -76,12 +76,12 @@ def test_samples_have_the_right_frequencies(vocabulary: str) -> None:
     prompt = one.encode_prompts([vocabulary[0]])
     generator = torch.Generator().manual_seed(0)
     with WithoutFloat64():
-        sampled = sample_completions(one, prompt, num_completions=4000, max_new_tokens=1, generator=generator)
+        sampled = sample_completions(one, prompt, num_completions=2000, max_new_tokens=1, generator=generator)
     of_cpu = sample_completions(
-        one, prompt, num_completions=4000, max_new_tokens=1, generator=generator.manual_seed(1)
+        one, prompt, num_completions=2000, max_new_tokens=1, generator=generator.manual_seed(1)
     )
-    # the mean of log π estimates the negative entropy, with a standard error below 0.02
-    means = [sum(each.log_probs[0] for each in part) / 4000 for part in (sampled, of_cpu)]
+    # the mean of log π estimates the negative entropy, with a standard error below 0.03
+    means = [sum(each.log_probs[0] for each in part) / 2000 for part in (sampled, of_cpu)]
     assert means[0] == pytest.approx(-of_cpu[0].entropies[0], abs=0.1)
     assert means[0] == pytest.approx(means[1], abs=0.1)
 

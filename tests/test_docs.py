@@ -5,6 +5,7 @@ import importlib.util
 import json
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 import llm_reinforce
+from llm_reinforce.analysis import gradient_statistics
 from llm_reinforce.cli import app
 from llm_reinforce.config import (
     BUILT_IN_REWARD_ARGUMENTS,
@@ -381,7 +383,17 @@ def test_compare_command_compares(in_empty: Path, tiny_run: list[str]) -> None:
     assert written == {name for name in files if "." in name}
 
 
-def test_variance_command_prints_the_shown_rows(in_empty: Path, tiny_run: list[str]) -> None:
+@pytest.fixture
+def without_matplotlib(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the import of matplotlib fail, since plots take more time than the tiny runs."""
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+
+
+@pytest.mark.usefixtures("without_matplotlib")
+def test_variance_command_prints_the_shown_rows(
+    in_empty: Path, tiny_run: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gradient_statistics, "NUM_RESAMPLES", 99)
     program, *arguments = shlex.split(block("docs/variance.md", "command: variance"))
     assert program in PROGRAMS
     smaller = [override for override in tiny_run if "num_held_out" not in override]
@@ -459,6 +471,7 @@ def test_example_of_the_readme_is_that_of_the_python_page() -> None:
     assert example in [each.code for each in BLOCKS if each.page == "docs/python.md"]
 
 
+@pytest.mark.usefixtures("without_matplotlib")
 def test_examples_of_the_python_page_run_one_after_the_other(
     in_runs: Path, tiny_run: list[str], tiny_policy: LanguagePolicy, capsys: pytest.CaptureFixture[str]
 ) -> None:

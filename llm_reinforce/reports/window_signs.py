@@ -145,8 +145,8 @@ def no_entropy(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         updates_of(rows, facts),
         f"the entropy in {span(rows, facts)} is {entropy:.2g} nats per token and the accuracy is "
         f"{mean(rows, 'accuracy'):.1%}, so the policy has collapsed and no longer explores",
-        f"start a new run with a lower training.learning_rate (in this run, it is {highest_rate(rows):.3g}) or "
-        "with a higher reinforce.entropy_coefficient",
+        f"start a new run with a lower training.learning_rate (in this run, it is {highest_rate(rows):.3g}) "
+        "or with a higher reinforce.entropy_coefficient",
         [
             f"problems whose episodes all have the same reward: {mean(rows, 'frac_reward_zero_std'):.0%}",
             *verdicts(rows),

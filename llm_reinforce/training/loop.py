@@ -25,7 +25,7 @@ from llm_reinforce.errors import InputError, ProcessLostError, RunStoppedError
 from llm_reinforce.evaluation import Evaluation
 from llm_reinforce.policy import Activations, LanguagePolicy, checkpointable_layers
 from llm_reinforce.problems import Problem, have_answers
-from llm_reinforce.processes import why_lost
+from llm_reinforce.processes import sharding, why_lost
 from llm_reinforce.reports import Finding, RunFacts, WarningSigns
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.runs import TrainState
@@ -220,6 +220,7 @@ class TrainingLoop:
                 "evaluation": self.evaluation,
                 "rewards": [(reward.name, reward.weight) for reward in self.rewards],
                 "seed": self.seed,
+                "FSDP2": sharding(),
             },
             problems={
                 "problems": self.problems,

@@ -111,7 +111,7 @@ class RunEvaluations:
         return {name: made[num_updates] for name, made in self.made.items() if num_updates in made}
 
     def _record(self, num_updates: int, data: str, evaluation: Evaluation, *, is_complete: bool) -> None:
-        """Write an evaluation to the run's directory, with all answers or with the first `NUM_ANSWERS` of them."""
+        """Write an evaluation to the run's directory, with all answers or with the first `NUM_ANSWERS`."""
         if self.run_directory is not None:
             where = {"update": num_updates, "data": data}
             self.run_directory.append("evaluations.jsonl", {**where, **evaluation.summary()})

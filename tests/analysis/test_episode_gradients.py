@@ -108,8 +108,15 @@ def relative_difference(one: Tensor, other: Tensor) -> float:
 # ----------------------------------------------------------------------------- against autograd
 
 
-@pytest.mark.parametrize("has_step_rewards", [True, False])
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize(
+    ("name", "has_step_rewards"),
+    [
+        ("plain", False),
+        ("discounted", True),
+        ("as recipes may have it", True),
+        ("by a small constant", False),
+    ],
+)
 def test_mean_of_the_groups_is_the_gradient_of_the_training_loss(
     exact_policy: Callable[..., LanguagePolicy], name: str, has_step_rewards: bool
 ) -> None:

@@ -127,7 +127,7 @@ ANSWERS = st.sampled_from([RIGHT, WRONG, CUT, FORMAT, UNANSWERED, answered("7")]
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.data())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_parts_add_up_to_the_difference(num_before: int, num_after: int, data: st.DataObject) -> None:
     num_problems = data.draw(st.integers(1, 6))
 

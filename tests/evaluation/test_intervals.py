@@ -198,9 +198,12 @@ def test_coverage_of_clustered_samples(a: float, b: float, num_problems: int) ->
     assert 0.91 <= coverage(rows, a / (a + b)) <= 0.99  # 93-97%, plus random error
 
 
-@pytest.mark.parametrize("num_problems", [20, 50])
 @pytest.mark.parametrize(
-    ("gained", "lost"), [(0.3, 0.3), (0.5, 0.02), (0.3, 0.05), (0.2, 0.1), (0.8, 0.1), (0.9, 0.0)]
+    ("gained", "lost", "num_problems"),
+    [
+        *((0.3, 0.3, 20), (0.5, 0.02, 20), (0.3, 0.05, 20), (0.2, 0.1, 20), (0.8, 0.1, 20), (0.9, 0.0, 20)),
+        *((0.3, 0.3, 50), (0.9, 0.0, 50)),
+    ],
 )
 def test_coverage_of_paired_differences_exactly(gained: float, lost: float, num_problems: int) -> None:
     covered = 0.0

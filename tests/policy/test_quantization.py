@@ -1,8 +1,6 @@
 """Adapters on a base model in 4 bits, with the real bitsandbytes."""
 
-import contextlib
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,6 @@ from llm_reinforce.policy import (
     sample_completions,
     token_log_probs,
 )
-from llm_reinforce.server.weight_files import write_all_weights, write_served_model
 
 needs_bitsandbytes = pytest.mark.skipif(
     importlib.util.find_spec("bitsandbytes") is None,
@@ -112,30 +109,6 @@ def test_a_run_trains_the_adapter_and_is_evaluated_in_4_bits(base: Path, tmp_pat
     assert torch.equal(*scores)
     for_evaluation = load_for_evaluation(tmp_path / "run", run_recipe(tmp_path / "run"))
     assert "linear layers in 4 bits" in describe_policy(for_evaluation)
-
-
-@needs_bitsandbytes
-@pytest.mark.parametrize("write", [write_all_weights, write_served_model])
-def test_a_server_gets_the_quantized_weights_in_full_precision(
-    policy: LanguagePolicy, write: Callable[[LanguagePolicy, Path], None], tmp_path: Path
-) -> None:
-    generator = torch.Generator().manual_seed(0)
-    for name, each in policy.model.named_parameters():
-        if "lora_B" in name:
-            each.data = 0.1 * torch.randn(each.shape, generator=generator)
-    before = {name: each.clone() for name, each in policy.model.named_parameters()}
-    write(policy, tmp_path / "model")
-    assert all(torch.equal(each, before[name]) for name, each in policy.model.named_parameters())
-    policy.tokenizer.save_pretrained(str(tmp_path / "model"))
-    served = load_policy(tmp_path / "model")
-    with contextlib.ExitStack() as stack:
-        if write is write_served_model:  # the server gets the adapter later
-            stack.enter_context(policy.model.disable_adapter())
-        found, expected = (
-            token_log_probs(each.model, [(1, 2)], [(3, 4, 2)], pad_token_id=0).log_probs.detach()
-            for each in (served, policy)
-        )
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 @needs_bitsandbytes

@@ -71,19 +71,19 @@ def test_answers_are_correct(operation: str, num_operands: int, id_: str, answer
 
 
 @pytest.mark.parametrize(
-    ("operation", "num_operands", "size"),
+    ("operation", "num_operands", "largest", "size"),
     [
-        ("addition", 2, 100),
-        ("subtraction", 2, 100),
-        ("multiplication", 2, 100),
-        ("division", 2, 90),  # no divisor 0
-        ("addition", 3, 1_000),
-        ("chain", 3, 2_000),  # a+b-c and a-b+c
-        ("chain", 4, 60_000),  # 8 sequences of operators minus +++ and ---
+        ("addition", 2, 9, 100),
+        ("subtraction", 2, 9, 100),
+        ("multiplication", 2, 9, 100),
+        ("division", 2, 9, 90),  # no divisor 0
+        ("addition", 3, 9, 1_000),
+        ("chain", 3, 9, 2_000),  # a+b-c and a-b+c
+        ("chain", 4, 4, 3_750),  # 8 sequences of operators minus +++ and ---
     ],
 )
-def test_number_of_one_digit_problems(operation: str, num_operands: int, size: int) -> None:
-    split = generate_problems([operation], [1], num_operands=num_operands, num_held_out=0)
+def test_number_of_problems(operation: str, num_operands: int, largest: int, size: int) -> None:
+    split = generate_problems([operation], operands=(0, largest), num_operands=num_operands, num_held_out=0)
     assert len(split.train) == len({problem.prompt for problem in split.train}) == size
 
 
@@ -242,7 +242,7 @@ def test_large_range_is_sampled_and_divided_by_hash() -> None:
         operands=(0, 5_000),
         held_out_operands=(100, 299),
         num_held_out=300,
-        num_train=20_000,
+        num_train=8_000,
     )
     keys = {unordered(expression(problem)) for problem in split.held_out}
     assert not keys & {unordered(expression(problem)) for problem in split.train}
@@ -259,8 +259,10 @@ def test_too_many_training_problems_are_rejected() -> None:
         generate_problems(["addition"], [1], num_held_out=0, num_train=101)
 
 
-def test_default_number_of_training_problems() -> None:
-    assert len(generate_problems(["addition"], [9], num_held_out=1).train) == 100_000
+def test_default_number_of_training_problems(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert generators.DEFAULT_NUM_TRAIN == 100_000
+    monkeypatch.setattr(generators, "DEFAULT_NUM_TRAIN", 1_000)
+    assert len(generate_problems(["addition"], [9], num_held_out=1).train) == 1_000
 
 
 @pytest.mark.parametrize(

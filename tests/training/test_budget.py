@@ -132,28 +132,38 @@ class _StopsInEvaluation(Watcher):
             self.trainer.stop_requested = True
 
 
-@pytest.mark.parametrize(
-    "stop_in", [1, 3, 6]
-)  # the first evaluation, greedy; an intermediate one; the last one
-def test_an_evaluation_is_stopped_at_once_and_repeated_on_resume(tmp_path: Path, stop_in: int) -> None:
-    def run(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
-        evaluation = EvaluationConfig(every=2, decodings=("greedy", "sampled"), batch_size=1)
-        watcher.trainer = trainer(run_directory=directory, display=watcher, evaluation=evaluation)
-        return watcher.trainer
+def evaluated(directory: RunDirectory, watcher: Watcher) -> TrainingLoop:
+    """Return a run with six evaluations, three of each decoding."""
+    evaluation = EvaluationConfig(every=2, decodings=("greedy", "sampled"), batch_size=1)
+    watcher.trainer = trainer(run_directory=directory, display=watcher, evaluation=evaluation)
+    return watcher.trainer
 
-    whole = run(new_run(tmp_path / "whole"), Watcher())
-    whole.train()
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[TrainingLoop, RunDirectory]:
+    """The finished run of `evaluated`."""
+    one = evaluated(directory := new_run(tmp_path_factory.mktemp("undisturbed") / "run"), Watcher())
+    one.train()
+    return one, directory
+
+
+# the first evaluation, greedy; an intermediate one; the last one
+@pytest.mark.parametrize("stop_in", [1, 3, 6])
+def test_an_evaluation_is_stopped_at_once_and_repeated_on_resume(
+    tmp_path: Path, undisturbed: tuple[TrainingLoop, RunDirectory], stop_in: int
+) -> None:
+    whole, whole_run = undisturbed
     directory = new_run(tmp_path / "run")
-    stopped = run(directory, watcher := _StopsInEvaluation(stop_in))
+    stopped = evaluated(directory, watcher := _StopsInEvaluation(stop_in))
     state = stopped.train()
     assert watcher.num_progress == 1  # no further problem was evaluated
     assert len(watcher.accuracies) == stop_in - 1
     assert not is_over(stopped.training, state)
     assert not directory.policy.exists()
-    resumed = run(directory, Watcher())
+    resumed = evaluated(directory, Watcher())
     assert is_over(resumed.training, resumed.train(resume=True))
     assert directory.policy.is_dir()
     assert same(weights(resumed.policy), weights(whole.policy))
     for name in ("evaluations.jsonl", "answers.jsonl"):
-        assert rows(directory, name) == rows(RunDirectory(tmp_path / "whole"), name)
+        assert rows(directory, name) == rows(whole_run, name)
     assert resumed.state.seconds > state.seconds > 0

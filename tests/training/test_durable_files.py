@@ -181,8 +181,8 @@ def test_a_run_can_be_resumed_after_a_fault_at_any_write(tmp_path: Path) -> None
 
     straight = one(whole := new_run(tmp_path / "whole"))
     straight.train()
-    # a checkpoint makes 11 of these calls, so steps of 13 reach a different one in each checkpoint
-    for fails_at in itertools.count(1, 13):
+    # a checkpoint makes 11 of these calls, so steps of 17 reach a different one in each checkpoint
+    for fails_at in itertools.count(1, 17):
         run = new_run(tmp_path / str(fails_at))
         with faults(fails_at) as found:
             try:

@@ -28,7 +28,7 @@ def test_a_tiny_task_is_learned_from_random_weights() -> None:
     TrainingLoop(
         policy,
         COPY,
-        TrainingConfig(num_updates=80, learning_rate=1e-2),
+        TrainingConfig(num_updates=30, learning_rate=3e-2),
         reinforce=ReinforceConfig(problems_per_update=4, episodes_per_problem=16),
         sampling=SamplingConfig(max_new_tokens=2),
         display=watcher,

@@ -33,8 +33,7 @@ def mixed(completion, problem):
     turn = sum(map(ord, completion)) + len(completion)
     return eval(does[turn % len(does)]) if problem.id == "0" else well(completion)
 
-NAMES = ["raises('failed')", "math.nan", "math.inf", "-math.inf", "'1'", "[1.0]", "sys.exit(3)", "10**400",
-         "object()", "None"]
+NAMES = ["raises('failed')", "math.nan", "'1'", "sys.exit(3)", "10**400"]
 """
 NAMESPACE: dict[str, Any] = {}
 exec(FAULTS, NAMESPACE)
@@ -66,7 +65,7 @@ def test_a_failing_reward_function_over_a_run(
     after, lines, directory = whole_run(tmp_path / "faulty", NAMESPACE["faulty"](does))
     assert [line["num_unscored"] for line in lines] == [3] * 3
     failures = [row["failure"] for row in rows(directory, "episodes.jsonl") if row["problem"] == "0"]
-    assert all(failures) is (does != "None")
+    assert all(failures)
     # a failure and None give the same bits
     assert same(after, unscored)
 

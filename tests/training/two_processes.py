@@ -323,6 +323,12 @@ def processes_that_differ_are_refused(directory: Path, patch: pytest.MonkeyPatch
     assert "4 in process 0, 8 in process 1" in lines[0]
     with pytest.raises(InputError, match=r"  held-out problems: .*num_problems.: 1,"):
         trainer(held_out=COPY[: 1 + rank])
+    if rank == 1:
+        patch.setenv("ACCELERATE_USE_FSDP", "true")
+        patch.setenv("FSDP_VERSION", "2")
+    with pytest.raises(InputError, match=r"  FSDP2: None in process 0, Sharding\(.* in process 1"):
+        trainer()
+    patch.delenv("ACCELERATE_USE_FSDP", raising=False)
     run = new_run(directory / f"machine {rank}")
     trainer(num_updates=1, run_directory=run).train()  # only process 0 has a checkpoint
     with pytest.raises(InputError, match="checkpoint in output_dir: 'update-000001' in process 0, None in"):

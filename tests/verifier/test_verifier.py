@@ -16,7 +16,7 @@ from llm_reinforce.verifier import Verdict, extract_answer, final_answer, verify
 from llm_reinforce.verifier.final_answer import find_final_answer
 from llm_reinforce.verifier.plain_answers import UNPARSEABLE, WRONG
 
-untimed = settings(deadline=None, max_examples=200)  # other tests measure time
+untimed = settings(deadline=None, max_examples=80)  # other tests measure time
 
 
 @pytest.mark.parametrize(

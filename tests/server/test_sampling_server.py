@@ -359,7 +359,7 @@ def test_faults_of_the_server_have_messages(
     client = client_of(server)
     for routes, status, message in (
         ("/collective_rpc", 404, "does not have this route or model .*; start the server with"),
-        ("/collective_rpc", 400, r"rejects the request \(status 400, .*a fault"),
+        ("/collective_rpc", 400, r"rejected the request \(status 400, .*a fault"),
         ("/v1/completions", 500, r"2 attempts failed \(status 500, .*a fault"),
     ):
         server.statuses = {routes: status}

@@ -181,10 +181,3 @@ def _in_one_line(error: Exception) -> str:
         keys = "sampling.batch_size, training.micro_batch_tokens or evaluation.batch_size"
         return f"out of memory; reduce {keys}"
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-
-
-def keep_freed_memory() -> None:
-    """Make malloc keep freed memory in this process, so that updates of small policies are faster."""
-    from llm_reinforce.training.host_process import keep_freed_memory as keep
-
-    keep()

@@ -9,7 +9,6 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import (
     DebugOption,
-    keep_freed_memory,
     quieten,
     reported_failures,
     start_in_one_process,
@@ -86,7 +85,6 @@ def compare(
     with reported_failures("the comparison", debug=debug):
         start_in_one_process("compare")
         quieten(debug=debug)
-        keep_freed_memory()
         from llm_reinforce.analysis import compare as compare_recipes
 
         comparison = compare_recipes(

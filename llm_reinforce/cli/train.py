@@ -13,7 +13,6 @@ from rich.text import Text
 
 from llm_reinforce.cli.common import (
     DebugOption,
-    keep_freed_memory,
     quieten,
     reported_failures,
 )
@@ -92,7 +91,6 @@ def train(
             directory.check(resume=resume, overwrite=overwrite)
             if overwrite:
                 _confirm_overwrite(directory)
-        keep_freed_memory()
         if dry_run:
             _dry_run(loaded, directory, resume=resume, overwrite=overwrite)
             return

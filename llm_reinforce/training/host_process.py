@@ -1,13 +1,11 @@
-"""Process-wide settings during an update: random generators, garbage collector and malloc.
+"""Process-wide settings during an update: random generators and garbage collector.
 
 The states of random generators and the garbage collector are restored after each update, before the code of
-the caller runs. The setting of malloc (`keep_freed_memory`) remains until the process ends. Therefore, only
-the command line changes it.
+the caller runs.
 """
 
 import ctypes
 import gc
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -16,10 +14,6 @@ import numpy as np
 import torch
 from accelerate.utils import set_seed
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # constants of <malloc.h>
-# in bytes: maximum size of a freed block that malloc keeps (malloc allows no larger value), and maximum size
-# of all kept blocks together
-LARGEST_KEPT, MOST_KEPT = 32 << 20, 1 << 30
 # number of new objects after which garbage is collected; a few updates create this many objects
 NUM_NEW = 20_000
 
@@ -64,26 +58,6 @@ def fewer_collections() -> Iterator[None]:
         gc.set_threshold(*thresholds)
         if not has_frozen:
             gc.unfreeze()
-
-
-def keep_freed_memory() -> bool:
-    """Make glibc keep the memory of freed tensors for later tensors.
-
-    By default, glibc returns much of this memory to the system. When the memory is needed again, each page
-    causes a page fault. These page faults make an update of a small policy 10% slower. The setting remains
-    until the process ends.
-
-    Returns:
-        True if the setting was made. False if the process uses another C library, or if environment variables
-        configure malloc. In these cases, nothing is changed.
-    """
-    if any(name.startswith("MALLOC_") for name in os.environ) or "GLIBC_TUNABLES" in os.environ:
-        return False
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library
-        return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_KEPT) and mallopt(M_TRIM_THRESHOLD, MOST_KEPT))
 
 
 def release_freed_memory() -> None:

@@ -153,11 +153,6 @@ def without_refill() -> None:
     slot_batch.SlotBatch.can_refill = False
 
 
-def without_malloc_settings() -> None:
-    """Do not change the settings of malloc."""
-    speed.keep_freed_memory = lambda: False
-
-
 def without_gc_settings() -> None:
     """Do not change the settings of the garbage collector."""
     loop.fewer_collections = nullcontext  # type: ignore[assignment]
@@ -213,7 +208,6 @@ PIECES = {
     "refill": Piece(
         "reuse of the slots of ended completions", without_refill, [sampling._Generation.has_room_for]
     ),
-    "malloc": Piece("malloc keeps freed memory", without_malloc_settings, [host_process.keep_freed_memory]),
     "gc": Piece("fewer garbage collections", without_gc_settings, [host_process.fewer_collections]),
 }
 

@@ -37,7 +37,7 @@ from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.batch_sampler import BatchSampler
 from llm_reinforce.training.gradient_step import GradientStep
-from llm_reinforce.training.host_process import keep_freed_memory, release_freed_memory
+from llm_reinforce.training.host_process import release_freed_memory
 from llm_reinforce.training.memory import memory_in_use, predict_memory
 
 SHAPE = {
@@ -82,7 +82,6 @@ def save_model(directory: str, num_layers: int) -> None:
 
 def loop_of(name: str, directory: str) -> TrainingLoop:
     """Return the training loop of a setting."""
-    keep_freed_memory()
     of_policy, of_training = SETTINGS[name]
     dice = random.Random(0)
     problems = [

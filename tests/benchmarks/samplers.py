@@ -36,7 +36,6 @@ from llm_reinforce import load_policy
 from llm_reinforce.__main__ import WAITING
 from llm_reinforce.policy import sample_completions
 from llm_reinforce.policy.fetched_models import fetched_directory
-from llm_reinforce.training.host_process import keep_freed_memory
 
 NUM_PROBLEMS = 8
 NO_TOKEN = -1  # used as the end token if all completions are to reach the maximum length
@@ -85,7 +84,6 @@ class Job:
 
 def ours(job: Job) -> Sampler:
     """Sample with `sample_completions`."""
-    keep_freed_memory()
     policy = replace(load_policy(job.directory), end_token_ids=tuple(job.end_token_ids))
     generator = torch.Generator().manual_seed(0)
 

@@ -5,7 +5,7 @@ contender runs in its own process, with the same weights and prompts, on-policy,
 without a reference model. The processes take turns update by update, so that changes of the machine's load
 affect all contenders. Rewards are random numbers, so that no group has equal rewards and no episode can be
 skipped. Only the contender `ours, verdicts` uses the verifier. TRL is included if it is installed. Our
-contenders use the settings of OpenMP and malloc that the command line makes. `--busy N` also runs N other
+contenders use the settings of OpenMP that the command line makes. `--busy N` also runs N other
 processes, each of which keeps one thread busy. `--scaling` prints how the cost grows with the sizes of the
 problem instead. `ablation.py` measures the pieces of the fast path.
 """
@@ -49,7 +49,6 @@ from llm_reinforce.policy.fast_path.slot_batch import SlotBatch
 from llm_reinforce.policy.fetched_models import fetched_directory
 from llm_reinforce.rewards import WeightedReward, correct_answer
 from llm_reinforce.training import TrainingLoop, batch_sampler
-from llm_reinforce.training.host_process import keep_freed_memory
 
 SIDES = ("ours", "ours, verdicts", "trl RLOO", "trl GRPO")
 GROUP = 8
@@ -125,7 +124,6 @@ class Turns:
 
 def ours(workload: Workload, directory: str, turns: Turns, *, has_verdicts: bool) -> None:
     """Make updates with TrainingLoop."""
-    keep_freed_memory()
     dice = random.Random(0)
     policy = load_policy(directory)
     spent = {"prefill": 0.0, "sampling": 0.0, "cpu": 0.0}

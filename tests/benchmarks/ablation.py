@@ -1,11 +1,11 @@
 """Time that each piece of the fast path saves: `python tests/benchmarks/ablation.py --rounds 10`.
 
-For each piece, two processes make updates of a workload of `speed.py` in turn. The first process runs the
-full code, and the second process runs the code without the piece. The table shows the CPU time without the
-piece, divided by the CPU time of the full code, as the median over the rounds with a 95% confidence interval.
-A value of 1.10 means that an update takes 10% more time without the piece. Each process computes with one
-thread, because the CPU time of one thread depends little on other programs on the machine. Only this script
-can turn pieces off.
+For each piece, pairs of processes make updates of a workload of `speed.py` in turn. The first process of a
+pair runs the full code, and the second process runs the code without the piece. The table shows the CPU time
+without the piece, divided by the CPU time of the full code. It is the median over the pairs, with the range
+of the pairs in brackets (with six pairs or more, a 95% confidence interval). A value of 1.10 means that an
+update takes 10% more time without the piece. Each process computes with one thread, because the CPU time of
+one thread depends little on other programs on the machine. Only this script can turn pieces off.
 """
 
 import argparse
@@ -242,21 +242,29 @@ def interval(ratios: Sequence[float]) -> tuple[float, float]:
     return ordered[place], ordered[-1 - place]
 
 
-def measure(piece: str, workload: str, num_problems: int, rounds: int, directory: str) -> dict[str, Any]:
-    """Let two processes, with and without the piece, make updates in turn, and return the measurements."""
+def measure(
+    piece: str, workload: str, num_problems: int, rounds: int, num_pairs: int, directory: str
+) -> dict[str, Any]:
+    """Let pairs of processes, with and without the piece, make updates in turn.
+
+    Two processes with the same code differ in speed by several percent, so the interval is over the pairs.
+    """
 
     def started(name: str) -> Any:
         arguments = [__file__, "--worker", name, "--workloads", workload, "--directory", directory]
         arguments += ["--problems", str(num_problems)]
         return speed.worker(arguments, {"OMP_NUM_THREADS": "1"})
 
-    with started("nothing") as full, started(piece) as without:
-        pairs = []
-        for number in range(rounds):
-            first, second = (full, without) if number % 2 == 0 else (without, full)
-            one, other = first(), second()
-            pairs.append((one, other) if number % 2 == 0 else (other, one))
-    ratios = [other["cpu_seconds"] / one["cpu_seconds"] for one, other in pairs]
+    seconds: list[list[tuple[float, float]]] = []
+    for _ in range(num_pairs):
+        seconds.append([])
+        with started("nothing") as full, started(piece) as without:
+            for number in range(rounds):
+                first, second = (full, without) if number % 2 == 0 else (without, full)
+                one, other = first(), second()
+                one, other = (one, other) if number % 2 == 0 else (other, one)
+                seconds[-1].append((one["cpu_seconds"], other["cpu_seconds"]))
+    ratios = [statistics.median(other / one for one, other in pair) for pair in seconds]
     low, high = interval(ratios)
     return {
         "piece": piece,
@@ -264,8 +272,8 @@ def measure(piece: str, workload: str, num_problems: int, rounds: int, directory
         "ratio": statistics.median(ratios),
         "low": low,
         "high": high,
-        "cpu_seconds": [[one["cpu_seconds"], other["cpu_seconds"]] for one, other in pairs],
-        "peak_mib": [pairs[-1][0]["peak_mib"], pairs[-1][1]["peak_mib"]],
+        "cpu_seconds": seconds,
+        "peak_mib": [one["peak_mib"], other["peak_mib"]],
     }
 
 
@@ -289,7 +297,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PIECES, default=list(PIECES), metavar="PIECE")
     parser.add_argument("--workloads", nargs="+", choices=speed.WORKLOADS, default=list(speed.WORKLOADS))
     parser.add_argument("--problems", type=int, default=8, help="problems per update")
-    parser.add_argument("--rounds", type=int, default=10, help="updates with and without each piece")
+    parser.add_argument("--rounds", type=int, default=10, help="updates of each process")
+    parser.add_argument("--pairs", type=int, default=3, help="pairs of processes per piece")
     parser.add_argument("--json", type=Path, default=Path("ablation.json"), help="file for all times")
     parser.add_argument("--worker", choices=PIECES, help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
@@ -304,7 +313,8 @@ def main() -> None:
     for workload in options.workloads:
         with speed.weights_of(workload) as directory:
             for piece in options.only:
-                results.append(measure(piece, workload, options.problems, options.rounds, directory))
+                numbers = options.problems, options.rounds, options.pairs
+                results.append(measure(piece, workload, *numbers, directory))
                 options.json.write_text(json.dumps({"machine": machine, "results": results}, indent=2))
                 last = results[-1]
                 print(

@@ -121,7 +121,8 @@ def test_masking_follows_the_gradient_of_the_mean_reward_of_terminated_episodes(
     text = " ".join(DOCS.read_text(encoding="utf-8").split())
     (sentence,) = re.findall(r"(\d+)% of the episodes of the toy policy are truncated.*? by (\d+)% of", text)
     assert [float(number) / 100 for number in sentence] == pytest.approx(shown, abs=0.0051)
-    assert f"cosine of the angle between them is {torch.cosine_similarity(mean, truth, dim=0):.2f}" in text
+    cosine = torch.cosine_similarity(mean, truth, dim=0)
+    assert f"cosine of the angle between this gradient and ∇J is {cosine:.2f}" in text
 
 
 def test_masking_without_a_baseline_is_biased(toy) -> None:

@@ -124,7 +124,7 @@ class HttpClient:
         assert parts.hostname is not None  # checked by ServerConfig
         is_secure = parts.scheme == "https"
         kind = HTTPSConnection if is_secure else HTTPConnection
-        # without a port, http.client would look for it behind the last colon of an IPv6 address
+        # if no port is given, http.client would read the end of an IPv6 address as the port
         port = parts.port or (443 if is_secure else 80)
         content = None if body is None else json.dumps(body).encode()
         with closing(kind(parts.hostname, port, timeout=min(self.timeout, CONNECT_TIMEOUT))) as connection:

@@ -4,11 +4,10 @@ The states of random generators and the garbage collector are restored after eac
 the caller runs.
 """
 
-import ctypes
 import gc
 import random
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -58,9 +57,3 @@ def fewer_collections() -> Iterator[None]:
         gc.set_threshold(*thresholds)
         if not has_frozen:
             gc.unfreeze()
-
-
-def release_freed_memory() -> None:
-    """Make glibc return the memory of freed tensors to the system. With another C library, do nothing."""
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,6 +1,8 @@
 """Prediction of a run's peak memory before the run starts."""
 
+import ctypes
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 import psutil
@@ -11,7 +13,6 @@ from llm_reinforce.config import TrainingConfig
 from llm_reinforce.policy import ShardedModel, local_tensor, memory_per_token
 from llm_reinforce.processes import num_local_processes
 from llm_reinforce.training.adamw import MAX_COPIED, is_half
-from llm_reinforce.training.host_process import release_freed_memory
 from llm_reinforce.training.loop import TrainingLoop
 
 ON_CPU = 150 * 2**20
@@ -176,3 +177,9 @@ def _available(device: torch.device) -> float:
     # the processes of this machine share its memory
     available = psutil.virtual_memory().available / num_local_processes()
     return float(available + psutil.Process().memory_info().rss)
+
+
+def release_freed_memory() -> None:
+    """Make glibc return the memory of freed tensors to the system. With another C library, do nothing."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -37,8 +37,7 @@ from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.training import TrainingLoop
 from llm_reinforce.training.batch_sampler import BatchSampler
 from llm_reinforce.training.gradient_step import GradientStep
-from llm_reinforce.training.host_process import release_freed_memory
-from llm_reinforce.training.memory import memory_in_use, predict_memory
+from llm_reinforce.training.memory import memory_in_use, predict_memory, release_freed_memory
 
 SHAPE = {
     "vocab_size": 49152,

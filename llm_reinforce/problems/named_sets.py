@@ -1,7 +1,8 @@
 """Data sets that can be given by a short name, with their location, splits, row format and prompt template.
 
 `NAME` loads a split of the data set NAME from the hub. `NAME=PATH` reads a local file or folder that has the
-published format of the data set. In this case no network is needed, and the split of a file is ignored.
+published format of the data set. Reading a local file or folder needs no network. A split can be chosen in a
+folder, but not in a file.
 """
 
 import re
@@ -156,11 +157,11 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
 def load_named(
     name: str, *, split: str = "test", path: str | None = None, allow_doubtful: bool = False
 ) -> tuple[Problem, ...]:
-    """Return the problems of a data set from NAMED_SETS, read from the hub or from a local file.
+    """Return the problems of a data set from NAMED_SETS, read from the hub or from a local copy.
 
     Args:
         name: name of the data set.
-        split: split to load from the hub; ignored if `path` is given.
+        split: split to load from the hub or from a folder; ignored if `path` is a file.
         path: path of a local file or folder in the published format of the data set. None: the data set is
             loaded from the hub.
         allow_doubtful: True to accept invalid answers; see `Reading`.

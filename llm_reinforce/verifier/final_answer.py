@@ -77,11 +77,12 @@ class FinalAnswer:
 
 
 def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswer:
-    """Return the final answer of a completion. The running time is limited for every text.
+    r"""Return the final answer of a completion; see the docstring of the module.
 
     Args:
         completion: the completion.
-        truncated: True if the completion ended at the token budget. A slot that is not closed is then empty.
+        truncated: True if the completion ended at the token budget. In this case, a `\boxed{` or `<answer>`
+            that is not closed contains no answer.
     """
     if len(completion) <= _MAX_LINE and not MARK.search(completion):  # the most common case
         return FinalAnswer(completion)

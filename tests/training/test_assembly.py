@@ -90,7 +90,9 @@ def test_held_out_problems_are_removed_from_the_training_problems(tmp_path: Path
     split = problems_from_config(recipe(tmp_path, source), recorder.say)
     assert [problem.prompt for problem in split.train] == ["1=", "3="]
     assert len(split.held_out) == 2
-    assert recorder.messages == ["3 training problems are also held-out problems and were left out"]
+    assert recorder.messages == [
+        "3 training problems are also held-out problems, so they are not used for training"
+    ]
 
 
 def test_training_on_the_evaluated_problems_is_reported(tmp_path: Path) -> None:

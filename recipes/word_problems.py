@@ -24,7 +24,7 @@ from llm_reinforce.problems import Problem, find_overlap, find_problems, split_p
 
 NUM_TEST = {"svamp": 300, "multiarith": 180}
 NUM_DEV = {"svamp": 100, "multiarith": 60}  # training problems that are used to choose settings
-MAX_STEPS, MAX_DIGITS, MAX_WORDS = 2, 4, 60  # of an easy problem of GSM8K
+MAX_STEPS, MAX_DIGITS, MAX_WORDS = 2, 4, 60  # maxima of an easy problem of GSM8K
 OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
     ast.Add: ("+", operator.add),
     ast.Sub: ("-", operator.sub),
@@ -36,7 +36,7 @@ OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
 def worked_solution(expressions: Iterable[str], answer: str) -> str | None:
     """Return the steps of arithmetic expressions, one per line, and the answer.
 
-    Nothing is executed: expressions are parsed, and computed with fractions. Returns None if an expression
+    Nothing is executed: expressions are parsed, and computed with fractions. Return None if an expression
     has parts other than numbers, + - * / and brackets, if a value has no finite decimal form, or if the value
     of the last expression is not the answer.
 

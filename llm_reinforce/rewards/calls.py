@@ -191,8 +191,8 @@ def call_guarded(function: Callable[..., object], /, *arguments: object, **named
     """Return the result of the function, or the exception that it raises.
 
     The `SystemExit` of `sys.exit()` is returned like any other exception. KeyboardInterrupt and LeaveAtOnce
-    are raised. If the function forks, the child process exits when the call ends, so that only the parent
-    process continues the run.
+    are raised, because the user has interrupted the run. If the function forks, the child process exits when
+    the call ends, so that only the parent process continues the run.
     """
     process = os.getpid()
     try:

@@ -14,8 +14,8 @@ All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX 
   exactly one chain, and no condition or variable beside this chain.
 - *Sentence* after "answer is": the sentence commits to its first number if nothing precedes this number, and
   otherwise to its last number.
-- *Text* without a box, a `####` or another mark: the text commits to its last number. Numbers in dates,
-  times, versions and names do not count.
+- *Text* without a box, a `####` or another mark: the text commits to its last number or, in the cases of
+  `main_number`, to an earlier number. Numbers in dates, times, versions and names do not count.
 """
 
 import re

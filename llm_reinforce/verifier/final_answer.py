@@ -6,7 +6,8 @@ The final answer is the first of these that exists after the last reasoning bloc
    empty slot is skipped if a slot of the same form precedes it. A slot that is not closed ends with the
    completion, unless the completion was truncated;
 2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
-3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
+3. the number that the text states as its answer, usually its last number. Operands, and numbers in dates,
+   times, versions and names, are skipped.
 
 Only the end of a long text is read. The search for marks such as `####` starts at the end of the text, and
 only a limited number of characters after a mark is read. The running time therefore hardly grows with the

@@ -129,7 +129,8 @@ def _read_number(final: FinalAnswer) -> Reading:
 
 # --- the last number of a text ------------------------------------------------------------------------
 
-# numbers of characters before the last digit in which a number is searched for: first a few, then more
+# number of characters before the last digit in which a number is searched for, in the first and the second
+# search
 _WINDOWS = (160, 448)
 _AFTER = 40  # number of characters that are read after the last digit
 _OTHER_DIGITS = 4_096  # digits other than 0 to 9 are searched for in this many characters at the end

@@ -248,7 +248,8 @@ def measure(
 ) -> dict[str, Any]:
     """Let pairs of processes, with and without the piece, make updates in turn.
 
-    Two processes with the same code differ in speed by several percent, so the interval is over the pairs.
+    The interval is computed from one ratio per pair, because the speeds of two processes with the same code
+    differ by several percent.
     """
 
     def started(name: str) -> Any:

@@ -55,13 +55,13 @@ class WarmStartConfig(Section):
     )
     epochs: Count | None = Field(
         default=None,
-        description="number of passes over the data or problems; null: not used, so num_updates must be "
-        "set, and the problems of each update are drawn with replacement",
+        description="number of passes over the data or the training problems; null: the warm start has "
+        "`num_updates` updates, whose problems are drawn with replacement",
     )
     num_updates: Count | None = Field(
         default=None,
         validate_default=True,
-        description="number of supervised updates; null: not used, so epochs must be set",
+        description="number of supervised updates; null: the number follows from `epochs`",
     )
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
@@ -145,7 +145,7 @@ class TrainingConfig(Section):
         "saves memory and takes more time",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="data type of the forward pass; no: the data type of the weights"
+        default="no", description="data type of the forward pass; `no`: the data type of the weights"
     )
     checkpoint_every: Count | None = Field(
         default=None,

@@ -35,12 +35,13 @@ class KLConfig(Section):
     )
     reference: Text = Field(
         default="start",
-        description="reference policy: the policy before the first policy-gradient update (start), or "
-        "the directory or hub id of another model with the same tokenizer",
+        description="reference policy; start: the policy before the first policy-gradient update; any other "
+        "text: directory or hub id of another model with the same tokenizer",
     )
     refresh_every: Count | None = Field(
         default=None,
-        description="number of updates after which the current policy becomes the reference; null: never",
+        description="interval, in updates, at which the reference policy is replaced with the current "
+        "policy; null: never",
     )
     estimator: Literal["k1", "k3"] = Field(
         default="k1",

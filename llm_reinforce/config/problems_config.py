@@ -136,14 +136,14 @@ class DataConfig(Section):
     split: Text = Field(default=DEFAULT_SPLIT, description="split of the data set")
     prompt_column: Text | None = Field(
         default=None,
-        description="name of the column with the prompts, for example question or extra_info.question; the "
-        "prompts are text or chat messages; null: the first of these columns that exists: prompt, question, "
-        "problem, messages, conversations",
+        description="name of the column with the prompts, for example `question` or `extra_info.question`; "
+        "the prompts are text or chat messages; null: the first of these columns that exists: prompt, "
+        "question, problem, messages, conversations",
     )
     answer_column: Text | None = Field(
         default=None,
-        description="name of the column with the answers, for example ground_truth or "
-        "reward_model.ground_truth; null: the first of these columns that exists: answer, ground_truth, "
+        description="name of the column with the answers, for example `ground_truth` or "
+        "`reward_model.ground_truth`; null: the first of these columns that exists: answer, ground_truth, "
         "final_answer, reward_model.ground_truth, solution",
     )
     algebra: bool = Field(

@@ -153,8 +153,8 @@ class ReinforceConfig(Section):
     standardize: bool | Literal["batch", "group"] = Field(
         default=False,
         description="divide the advantages by the standard deviation of the returns around their "
-        "baselines; batch or true: the standard deviation over the whole batch; group: that "
-        "over the episodes of a problem; false: do not divide",
+        "baselines; batch or true: the standard deviation over the whole batch; group: the standard "
+        "deviation over the episodes of the problem; false: do not divide",
     )
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens", "episode_lengths"] | Positive = Field(

@@ -50,8 +50,8 @@ class WarmStartConfig(Section):
 
     data: Text | None = Field(
         default=None,
-        description="file or folder with the columns prompt and completion, or with the column messages; "
-        "null: train on the training problems",
+        description="file or folder with the columns `prompt` and `completion`, or with the column "
+        "`messages`; null: train on the training problems",
     )
     epochs: Count | None = Field(
         default=None,
@@ -68,8 +68,8 @@ class WarmStartConfig(Section):
     num_warmup_updates: int = Field(
         default_factory=_default_num_warmup_updates,
         ge=0,
-        description="number of updates over which the learning rate rises to its peak; if num_updates is "
-        "smaller than the default, the default is num_updates",
+        description="number of updates over which the learning rate rises to its peak; if `num_updates` is "
+        "below 10, the default is `num_updates`",
     )
 
     @field_validator("num_updates")
@@ -122,8 +122,8 @@ class TrainingConfig(Section):
     )
     master_weights: bool = Field(
         default=True,
-        description="keep a float32 copy of trained weights in half precision, so that small steps add up; "
-        "no effect on weights in float32",
+        description="if the trained weights are in half precision, also keep them in float32, so that small "
+        "steps add up; no effect on weights in float32",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
     betas: tuple[Beta, Beta] = Field(
@@ -184,7 +184,7 @@ class TrainingConfig(Section):
         "time, the run ends with an error",
     )
     logged_episodes: int = Field(
-        default=8, ge=0, description="number of episodes per update written to episodes.jsonl"
+        default=8, ge=0, description="number of episodes of each update that are written to episodes.jsonl"
     )
     trackers: tuple[TrackerName, ...] = Field(
         default=(),

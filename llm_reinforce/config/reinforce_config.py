@@ -247,11 +247,11 @@ class ReinforceConfig(Section):
         filled = {**{key: value for key, value in variant.items() if key != "clip"}, **data}
         clip, num_updates = data.get("clip"), data.get("updates_per_batch", 1)
         is_off_policy = isinstance(num_updates, int) and num_updates > 1
-        if is_off_policy and ("clip" in variant or data.get("importance") is None):
-            if isinstance(clip, ClipConfig):
-                clip = clip.model_dump(exclude_unset=True)
-            if clip is None or isinstance(clip, Mapping):
-                filled["clip"] = {**variant.get("clip", {}), **(clip or {})}
+        has_default = is_off_policy and ("clip" in variant or data.get("importance") is None)
+        if isinstance(clip, ClipConfig):
+            clip = clip.model_dump(exclude_unset=True)
+        if isinstance(clip, Mapping) or (clip is None and has_default):
+            filled["clip"] = {**variant.get("clip", {}), **(clip or {})}
         validated = handler(filled)
         # keys that were filled in count as not set, so that another variant can replace them
         validated.model_fields_set.intersection_update(data)
@@ -343,11 +343,6 @@ class ReinforceConfig(Section):
             return None
         variant = info.data.get("variant")
         of_variant = VARIANTS.get(variant, {}).get("clip") if variant else None
-        if info.data.get("updates_per_batch") == 1:
-            raise ValueError(
-                "has no effect with updates_per_batch: 1, because the ratios are 1 in the first update of a "
-                "batch; increase updates_per_batch, or remove this setting"
-            )
         if clip is False and of_variant:
             raise ValueError(f"the variant {variant} clips the ratios; remove this setting or the variant")
         if clip is False and info.data.get("importance"):

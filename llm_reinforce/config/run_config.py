@@ -111,6 +111,19 @@ class Config(Section):
 
     @field_validator("reinforce")
     @classmethod
+    def _check_clip(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
+        sampling: SamplingConfig | None = info.data.get("sampling")
+        is_on_policy = reinforce.updates_per_batch == 1 and sampling and sampling.server is None
+        if is_on_policy and reinforce.clip is not None:
+            raise conflict(
+                ("clip",),
+                "has no effect with updates_per_batch: 1, because the ratios are 1 in the first update of a "
+                "batch; increase updates_per_batch, or remove this setting",
+            )
+        return reinforce
+
+    @field_validator("reinforce")
+    @classmethod
     def _set_importance(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
         """Set importance weights if a server samples the episodes, unless `importance` or `clip` is set."""
         sampling: SamplingConfig | None = info.data.get("sampling")

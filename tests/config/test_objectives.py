@@ -48,7 +48,6 @@ def test_correction_can_be_turned_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"updates_per_batch": 1}, "clip: has no effect with updates_per_batch: 1"),
         ({"variant": "grpo"}, "clip: the variant grpo clips the ratios; remove this setting or the variant"),
         (
             {"importance": {"level": "token"}},

@@ -197,7 +197,7 @@ def _fault_of_cache(model: nn.Module, trial: Trial) -> str | None:
     cache = getattr(cache, "self_attention_cache", cache)
     kinds = {type(layer) for layer in getattr(cache, "layers", [])}
     others = {kind.__name__ for kind in kinds if not _holds_keys_and_values(kind)}
-    if type(cache).__module__ != "transformers.cache_utils":  # may have state besides its layers
+    if type(cache).__module__ != "transformers.cache_utils":  # it may have state besides its layers
         layer_types = getattr(_inner(model).config, "layer_types", None)
         others |= {type(cache).__name__} if layer_types is None else set(layer_types) - ATTENTION
     if not others:

@@ -134,7 +134,7 @@ class HttpClient:
                 raise ConnectionError(
                     f"{parts.hostname} does not accept connections at port {port}"
                 ) from error
-            socket = connection.sock  # the connection may forget it after the header of the answer
+            socket = connection.sock  # the connection may set `sock` to None after the header of the answer
 
             def wait_until_deadline() -> None:
                 """Limit the next read or write to the time that is left."""
@@ -152,7 +152,7 @@ class HttpClient:
                 if not (chunk := response.read1(CHUNK)):
                     break
                 chunks.append(chunk)
-            if response.length:  # number of missing bytes
+            if response.length:  # number of bytes that have not arrived
                 raise IncompleteRead(b"".join(chunks), response.length)
             return response.status, b"".join(chunks).decode("utf-8", errors="replace")
 

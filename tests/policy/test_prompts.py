@@ -243,8 +243,8 @@ def test_template_arguments_reach_the_template() -> None:
     ("arguments", "message"),
     [
         ({"enable_thinkin": True}, "no such argument; did you mean 'enable_thinking'"),
-        ({"tokenize": True}, "tokenize: set by the toolkit; remove this argument"),
-        ({"messages": []}, "messages: set by the toolkit"),
+        ({"tokenize": True}, "tokenize: the toolkit sets this argument; remove it"),
+        ({"messages": []}, "messages: the toolkit sets this argument"),
     ],
 )
 def test_template_argument_without_effect_is_rejected(arguments: dict[str, Any], message: str) -> None:

@@ -142,7 +142,7 @@ def _layer_outputs(
     tokens: Int[Tensor, " read"] | None,
     hidden: Float[Tensor, "token hidden"],
 ) -> Float[Tensor, "_ hidden"]:
-    """Return the hidden states after a layer for the tokens in `tokens`. None: all tokens."""
+    """Return the hidden states after a layer, for the tokens in `tokens` (None: for all tokens)."""
     mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
     if tokens is not None:
         hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)

@@ -113,7 +113,7 @@ class LanguagePolicy:
             if len(chat) > 1:
                 turns = ", ".join(message["role"] for message in chat)
                 raise InputError(
-                    f"prompt '{visible(chat[-1]['content'], MAX_SHOWN)}': a chat of several messages "
+                    f"prompt '{visible(chat[-1]['content'], MAX_SHOWN)}' is a chat of several messages "
                     f"({turns}), but the policy uses no chat template; use a policy with a chat "
                     "template, or set prompt_column to a column with prompts as text"
                 )
@@ -128,7 +128,7 @@ class LanguagePolicy:
             turns = " and ".join(dict.fromkeys(message["role"] for message in messages))
             remedy = " or remove policy.system_prompt" * (self.system_prompt is not None)
             raise InputError(
-                f"the chat template of the policy does not accept a {turns} turn: {error}; set "
+                f"the chat template of the policy does not accept {turns} messages: {error}; set "
                 f"policy.use_chat_template: false{remedy}"
             ) from error
         # a template may leave out the reasoning in messages of the assistant

@@ -63,8 +63,8 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     for text in () if changed.system_prompt is None else (changed.system_prompt.strip(), REPLY):
         if text not in replace(changed, system_prompt=text).render_prompt(PROBE):
             raise InputError(
-                "policy.system_prompt: the chat template of the policy drops or changes it; remove this "
-                "setting, or move the text to problems.template"
+                "policy.system_prompt: the chat template of the policy drops or changes the system prompt; "
+                "remove this setting, or move the text to problems.template"
             )
     return changed
 

@@ -112,7 +112,7 @@ class ShardedModel:
             weight.data = weight.data.new_empty(0)
         try:
             yield
-        except RunStoppedError:  # raised by all processes
+        except RunStoppedError:  # all processes raise this error
             self.refresh()
             raise
         self.refresh()

@@ -22,7 +22,7 @@ HOW_TO_RESTART = "read the log of the server, restart it, then resume the run"
 REJECTION = ("the server rejected the request", HOW_TO_RESTART)
 REDIRECTION = (
     "the server redirected the request",
-    "set sampling.server.url to the address to which it redirects, then resume the run",
+    "set sampling.server.url to the address to which the server redirects, then resume the run",
 )
 REJECTIONS = {
     401: ("the server rejected the key", f"set {API_KEY} to the key of the server, then resume the run"),
@@ -39,7 +39,7 @@ class ServerError(RunStoppedError):
 
 
 class NoAnswerError(ServerError):
-    """Raised when a server does not answer, so that further requests would only take more time."""
+    """Raised when a server does not answer. No other request is tried, because it would only take time."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -405,7 +405,7 @@ class SamplingServer:
             return read(answer)
         except AnswerError as error:
             raise ServerError(
-                f"{self.settings.url}: the answer to {route} {error}; check that the server is a vLLM server "
+                f"{self.settings.url}{route}: {error}; check that the server is a vLLM server "
                 "that was started by the command of `llm-reinforce serve`, then resume the run"
             ) from error
 

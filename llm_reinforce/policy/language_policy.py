@@ -187,7 +187,7 @@ class LanguagePolicy:
 
     @cached_property
     def _message_marks(self) -> frozenset[int]:
-        """Special and added tokens that separate the messages of a chat.
+        """Tokens that may separate the messages of a chat.
 
         These are all special and added tokens except the BOS token and the tags of reasoning blocks.
         """

@@ -129,7 +129,7 @@ def random_policy(
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
         max_position_embeddings=shape.max_length,
-        initializer_range=shape.hidden_size**-0.5,  # the default, 0.02, is for thousands of channels
+        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 is for larger models
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,  # an embedding computes no gradient for its pad token, which is the end token here

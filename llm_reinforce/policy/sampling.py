@@ -167,9 +167,8 @@ def stream_completions(
     Yields:
         the index of the prompt, and its completions.
     """
-    size = max(
-        1, (batch_size or len(prompts) * num_completions) // num_completions
-    )  # prompts sampled at once
+    # number of prompts whose completions are sampled at once
+    size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)
     model = fast_model(policy.model)
     if model is None or policy.device.type != "cpu":
         activations = None

@@ -87,7 +87,7 @@ class ShardedModel:
             weight.data = whole_tensor(shard.detach())
 
     def gathered_sizes(self) -> tuple[int, int]:
-        """Return the size of the weights outside the layers, and of those of the largest layer, in bytes.
+        """Return the size of the weights outside the layers, and the size of the largest layer, in bytes.
 
         Weights outside the layers, such as the embedding, are gathered for a whole pass through the model.
         """

@@ -141,9 +141,9 @@ class ReinforceTrainer:
 
     Args:
         policy: the model to train, given as a directory, a `.gguf` file, a hub id, the directory of an
-            earlier run, a name downloaded by `llm-reinforce fetch` ("smollm2-135m"), a `(model, tokenizer)`
-            pair of transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig (a small Llama with
-            random weights). A model object is trained in place.
+            earlier run, the name of a model downloaded by `llm-reinforce fetch` ("smollm2-135m"), a
+            `(model, tokenizer)` pair of transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig
+            (a small Llama with random weights). A model object is trained in place.
         problems: the training problems, given as a data-set name ("gsm8k", "svamp", "generate:digits=2"), a
             file or folder (JSONL, JSON, CSV, TSV, Parquet, Arrow), a hub id, a list of dicts with the keys
             `prompt` (or `question`) and `answer`, a list of Problems, a `datasets.Dataset`, a DataFrame of
@@ -437,7 +437,7 @@ class ReinforceTrainer:
             check_same_run(self._directory, self.config)
             self.config = with_recorded_date(self._directory, self.config)
         date = self._loop.fix_date(self.config.policy.chat_template_date)
-        self.config = with_date(self.config, date)  # the date is then written to `recipe.yaml`
+        self.config = with_date(self.config, date)  # so that the date is written to `recipe.yaml`
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)

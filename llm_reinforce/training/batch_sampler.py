@@ -185,7 +185,7 @@ class BatchSampler:
         unless the policy changes before the first batch; see `policy_has_changed`.
 
         Raises:
-            ServerError: if a server samples, and it fails in any process. All processes raise the error.
+            ServerError: if the server fails for any process. All processes raise the error.
         """
         server = self.server
         if server is not None:

@@ -248,7 +248,8 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
     """Copy the weights and buffers of the first process to all other processes, whose weights may differ."""
     if accelerator.num_processes > 1:
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = broadcast(tensor.data.contiguous())  # broadcast ignores strides
+            # `broadcast` ignores strides, so the tensor has to be contiguous
+            tensor.data = broadcast(tensor.data.contiguous())
 
 
 @torch.no_grad()

@@ -109,7 +109,7 @@ def draw_by_pass_rate(
 
     Source: Efraimidis & Spirakis 2006.
     """
-    # most problems of a large data set have not been drawn yet, and have the same weight
+    # problems that have not been drawn yet, which are most problems of a large data set, have equal weights
     weights = np.full(num_problems, problem_weight(settings, pass_rate({}, 0)))
     for index in counts:
         if index < num_problems:  # a resumed run may have fewer problems

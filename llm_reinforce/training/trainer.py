@@ -155,11 +155,11 @@ class ReinforceTrainer:
             "answer_format", "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function",
             a list of these, or a dict that maps any of these to weights, such as `{my_function: 1.0,
             "conciseness": 0.2}`. A `RewardConfig(function="answer_format", arguments={"form": "boxed"})`
-            passes arguments. A function with TRL's signature takes `prompts`, `completions`, `completion_ids`
-            and the columns of the problems as keywords, and returns a list. The reward of an episode is the
-            weighted sum of the values of all functions. A function may return None if it does not apply to a
-            problem. An episode is left out of the update if a function raises an exception, or if all
-            functions return None. Default: 1 for a correct final answer, 0 otherwise.
+            passes arguments to the function. A function with TRL's signature takes `prompts`, `completions`,
+            `completion_ids` and the columns of the problems as keywords, and returns a list. The reward of an
+            episode is the weighted sum of the values of all functions. A function may return None if it does
+            not apply to a problem. An episode is left out of the update if a function raises an exception, or
+            if all functions return None. Default: 1 for a correct final answer, 0 otherwise.
         held_out: problems for evaluation, given as a name, file, hub id, list, `datasets.Dataset` or
             DataConfig. This argument can be used only together with `problems`. Default: `num_held_out` of
             the `problems` are held out.

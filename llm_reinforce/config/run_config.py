@@ -119,14 +119,14 @@ class Config(Section):
         if reinforce.baseline == "optimal":
             raise conflict(
                 ("baseline",),
-                "optimal needs the gradient of every sampled action, which sampling.server does not return; "
-                "choose another baseline",
+                "`optimal` needs the gradient of log π with respect to the logits, which a server does not "
+                "return; choose another baseline",
             )
         if reinforce.clip is False:
             raise conflict(
                 ("clip",),
-                "false leaves the difference between sampling.server and the policy uncorrected; remove this "
-                "setting",
+                "with `false`, nothing corrects for the difference between the server's and the policy's "
+                "probabilities; remove this setting",
             )
         is_of_variant = "clip" in VARIANTS.get(reinforce.variant or "", {})
         has_clip = reinforce.clip is not None and (is_of_variant or "clip" in reinforce.model_fields_set)

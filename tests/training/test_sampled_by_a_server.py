@@ -258,10 +258,12 @@ def test_settings_that_a_server_cannot_use_are_rejected() -> None:
             config(**sections)
         return str(raised.value)
 
-    assert "sampling.server: samples at temperatures from 0.01 to 2" in message(sampling={"temperature": 3.0})
-    assert "reinforce.baseline: optimal needs" in message(reinforce={"baseline": "optimal"})
+    assert "sampling.server: the server samples at temperatures from 0.01 to 2" in message(
+        sampling={"temperature": 3.0}
+    )
+    assert "reinforce.baseline: `optimal` needs" in message(reinforce={"baseline": "optimal"})
     uncorrected = {"updates_per_batch": 2, "clip": False}
-    assert "reinforce.clip: false leaves the difference" in message(reinforce=uncorrected)
+    assert "reinforce.clip: with `false`, nothing corrects" in message(reinforce=uncorrected)
     for url in (
         "localhost",
         "ftp://localhost",

@@ -191,7 +191,7 @@ def test_characters_outside_the_alphabet_are_found_before_a_model_is_built(tmp_p
     with pytest.raises(InputError, match=r"alphabet lacks '\?', found in the prompt '2\?'"):
         build_loop(recipe(tmp_path, source))
     write_sums(data, ["1=", "2=", "3="], solution="three")
-    with pytest.raises(InputError, match=r"found in the answer to .*, which the warm start trains on"):
+    with pytest.raises(InputError, match=r"found in the solution or answer of .*, on which the warm start"):
         build_loop(recipe(tmp_path, source, "training.warm_start.num_updates=20"))
 
 

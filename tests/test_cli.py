@@ -980,7 +980,7 @@ def test_stopped_run_is_sampled_and_evaluated_from_its_newest_checkpoint(tmp_pat
     stopped = command(*greedy)
     assert stopped.exit_code == 0, stopped.output
     assert stopped.stdout == finished.stdout
-    assert "its newest checkpoint, update-000001, is used" in stopped.stderr
+    assert "the newest checkpoint, update-000001, is used" in stopped.stderr
     data = sums(tmp_path / "sums.jsonl", 1, 2)
     evaluated = command("evaluate", str(data), "--policy", "runs/tiny", "--json")
     assert json.loads(evaluated.stdout)["total"] == 2

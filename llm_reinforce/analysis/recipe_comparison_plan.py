@@ -261,7 +261,7 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
         return None
     names = ", ".join(unlike)
     return (
-        f"{names}: evaluated on other problems than {first[0].variant}, so the accuracies can't be compared "
+        f"{names}: not evaluated on the problems of {first[0].variant}, so the accuracies can't be compared "
         f"directly with those of {first[0].variant}"
     )
 

@@ -315,11 +315,13 @@ class ReinforceConfig(Section):
     @classmethod
     def _check_compares_episodes(cls, setting: int, info: ValidationInfo) -> int:
         if setting and info.data.get("episodes_per_problem", 2) < 2:
-            raise ValueError("compares the episodes of a problem; set episodes_per_problem to at least 2")
+            raise ValueError(
+                f"{info.field_name} compares episodes of one problem; set episodes_per_problem to at least 2"
+            )
         if setting and info.field_name == "standardize_rewards" and info.data.get("baseline") == "greedy":
             raise ValueError(
-                "can't be used with baseline: greedy, which is a reward that is not standardized; choose "
-                "another baseline, or remove this setting"
+                "standardize_rewards can't be used with baseline: greedy, because the rewards of greedy "
+                "completions are not standardized; choose another baseline, or remove standardize_rewards"
             )
         return setting
 
@@ -329,8 +331,9 @@ class ReinforceConfig(Section):
         num_problems = info.data.get("problems_per_update", num_updates)
         if num_problems % num_updates:
             raise ValueError(
-                f"each update needs an equal part of the batch, but problems_per_update is {num_problems}, "
-                f"which is not a multiple of {num_updates}; change one of the two settings"
+                f"problems_per_update ({num_problems}) must be a multiple of updates_per_batch "
+                f"({num_updates}), because each update uses an equal part of the batch; change one of these "
+                "settings"
             )
         return num_updates
 

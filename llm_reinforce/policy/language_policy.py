@@ -243,7 +243,7 @@ class LanguagePolicy:
                 "the chat template does not begin a message of the assistant after the prompt; correct the "
                 "template, or set policy.use_chat_template: false"
                 if self.uses_chat_template
-                else "remove it from the prompts, or from problems.template"
+                else "remove the end token from the prompts, or from problems.template"
             )
             raise InputError(f"prompt '{visible(text, MAX_SHOWN)}': ends in the end token {end}; {remedy}")
 

@@ -176,8 +176,8 @@ def _headers() -> dict[str, str]:
     if key := os.environ.get(API_KEY, "").strip():
         if not (key.isascii() and key.isprintable()):  # the message does not show the key
             raise ServerError(
-                f"{API_KEY}: has characters that cannot be sent as a key; correct the environment variable, "
-                "then resume the run"
+                f"{API_KEY}: the key in this environment variable has characters that an HTTP header cannot "
+                "contain; correct the key, then resume the run"
             )
         headers["Authorization"] = f"Bearer {key}"
     return headers

@@ -231,8 +231,8 @@ class SamplingServer:
             raise
         except ServerError as error:
             raise ServerError(
-                f"{error}. The server reads the weights from {files}, which has to exist under this path on "
-                "the machine of the server"
+                f"{error}. The server reads the weights from {files}, so this directory has to exist under "
+                "this path on the machine of the server"
             ) from error
         self.served = Served(version if way == "adapter" else models.base, version)
         for adapter_name in models.adapters:  # also adapters from earlier processes of the run

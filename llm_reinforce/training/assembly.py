@@ -129,9 +129,12 @@ def build_loop(
 def server_from_config(config: Config) -> SamplingServer | None:
     """Return the server that samples the episodes of a run; None if `sampling.server` is not set.
 
-    The weights for the server are written to the directory `OUTPUT_DIR.server` beside `output_dir`. If
-    `sampling.server.directory` is set, they are written to a subdirectory of this directory, and the name of
-    the subdirectory depends on `output_dir`. Without `output_dir`, a temporary directory is used.
+    The weights for the server are written to one of these directories:
+
+    - a subdirectory of `sampling.server.directory`, if this setting is set. The name of the subdirectory
+      depends on `output_dir`. Without `output_dir`, the subdirectory is temporary.
+    - `OUTPUT_DIR.server`, next to `output_dir`, if only `output_dir` is set.
+    - a temporary directory, if neither is set.
     """
     settings = config.sampling.server
     if settings is None:

@@ -103,7 +103,7 @@ class PartialLoss(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class GradientStep:
-    """An optimizer step on the policy-gradient loss, minus an entropy bonus, plus a KL divergence.
+    """An optimizer step on a loss L: the policy-gradient loss with an entropy bonus and a KL penalty.
 
         L = -(1/D) Σ_b Σ_t A_t log π(a_t|s_t) - entropy_coefficient · bonus + kl.coefficient · divergence
 

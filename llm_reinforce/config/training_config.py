@@ -117,8 +117,8 @@ class TrainingConfig(Section):
     )
     optimizer: Literal["adamw", "adamw_8bit"] = Field(
         default="adamw",
-        description="adamw: AdamW of PyTorch; adamw_8bit: AdamW with moment estimates of 8 bits per number, "
-        "which needs the extra `quantization`",
+        description="adamw: AdamW of PyTorch; adamw_8bit: AdamW with 8-bit moment estimates (needs the extra "
+        "`quantization`)",
     )
     master_weights: bool = Field(
         default=True,

@@ -51,8 +51,8 @@ class TrainState:
             or gradient was not finite.
         entropy_coefficient: weight of the entropy bonus in the next update, with `entropy_target`. None:
             before the first update, or without a target.
-        pass_counts: with `curriculum`, discounted numbers of correct episodes and of all episodes of each
-            problem that has been sampled, by the index of the problem.
+        pass_counts: with `curriculum`, a mapping from the index of each problem that has been sampled to the
+            discounted number of its correct episodes and of all its episodes.
         pending_evaluations: decodings of the evaluation after the latest update that have not been measured,
             because the run was stopped before or during the evaluation. A resumed run measures these
             decodings first.

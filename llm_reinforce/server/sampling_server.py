@@ -134,7 +134,7 @@ class SamplingServer:
             metrics of the server by name, such as the number of batches since the latest transfer.
 
         Raises:
-            ServerError: if the transfer fails, or if the server then has other weights than the policy.
+            ServerError: if the transfer fails, or does not give the server the weights of the policy.
         """
         if self._num_batches is None or self._num_batches >= self.settings.sync_every:
             self.sync(policy, prompts, num_tokens)

@@ -278,8 +278,9 @@ class BatchSampler:
         Without a curriculum, the counts are returned unchanged.
 
         Args:
-            counts: numbers of correct episodes and of all episodes of each problem before the batch.
-            drawn: index of the problem of each group of the batch.
+            counts: for each problem, the number of its correct episodes and of all its episodes, before the
+                batch.
+            drawn: for each group of the batch, the index of its problem.
             batch: episodes of all processes.
         """
         curriculum = self.reinforce.curriculum
@@ -370,7 +371,7 @@ class BatchSampler:
             is_trial: sample one short episode of each problem.
             on_step: function that is called after each step of the sampler, with the number of completions
                 that have ended and the number of sampled tokens.
-            first_group: index of the first problem of this process among the problems of all processes. None:
+            first_group: index of this process's first problem among the problems of all processes. None:
                 compute the index, assuming that all processes have equally many problems.
             refill: 0 for the first problems of a batch; 1, 2, … for the first, second, … set of problems that
                 replace other problems of the batch.

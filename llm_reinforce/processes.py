@@ -176,7 +176,7 @@ def _check_variables() -> None:
     if number > 1 and rank == "RANK" and not os.environ.get("MASTER_ADDR"):
         raise InputError(
             f"{size} is {number}, but MASTER_ADDR is not set, so the processes cannot find each other; set "
-            f"MASTER_ADDR to the host name of the machine of process 0, or {start}"
+            f"MASTER_ADDR to the host name of the machine that runs process 0, or {start}"
         )
 
 

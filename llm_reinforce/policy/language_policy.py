@@ -136,8 +136,8 @@ class LanguagePolicy:
         if changed := [content for content in kept if content not in text]:
             raise InputError(
                 f"prompt '{visible(changed[0], MAX_SHOWN)}': the chat template of the policy drops or "
-                f"changes it; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the template, or "
-                "set policy.use_chat_template: false"
+                f"changes the prompt; the policy would read '{visible(text, MAX_SHOWN)}'. Correct the "
+                "template, or set policy.use_chat_template: false"
             )
         return text
 

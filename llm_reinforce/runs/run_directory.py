@@ -129,8 +129,8 @@ class RunDirectory:
             lock.acquire(blocking=False)
         except Timeout as error:
             raise InputError(
-                f"output_dir {self.path}: another run is writing to it; wait until that run ends, stop it, "
-                "or choose another output_dir"
+                f"output_dir {self.path}: another run is writing to this directory; wait until that run "
+                "ends, stop it, or choose another output_dir"
             ) from error
         except OSError as error:
             raise InputError(f"output_dir {self.path} can't be created: {error.strerror}") from error

@@ -343,11 +343,11 @@ def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> Non
         ),
         (
             ["tiny.yaml", "--set", "training.num_updates=5"],
-            "all runs have the same budget; set it with `tokens` (--tokens)",
+            "all runs have the same budget; set the budget with `tokens` (--tokens)",
         ),
         (
             ["tiny.yaml", "--variant", "a: evaluation.every=5"],
-            "evaluated equally often; set this with `evaluations` (--evaluations)",
+            "evaluated equally often; set the number with `evaluations` (--evaluations)",
         ),
         (["tiny.yaml", "--target", "0"], "target: should be above 0 and at most 1, not 0"),
         (["tiny.yaml", "--target", "90"], "target: should be above 0 and at most 1, not 90"),

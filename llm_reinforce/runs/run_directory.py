@@ -102,8 +102,8 @@ class RunDirectory:
             )
         if found and not overwrite:
             raise InputError(
-                f"output_dir {self.path} is not empty ({', '.join(found[:4])}); resume the run in it "
-                f"({RESUME}), replace it ({OVERWRITE}), or choose another output_dir"
+                f"output_dir {self.path} is not empty ({', '.join(found[:4])}); resume the run in this "
+                f"directory ({RESUME}), replace the run ({OVERWRITE}), or choose another output_dir"
             )
 
     def is_begun(self) -> bool:

@@ -137,7 +137,7 @@ def test_bos_token_occurs_once() -> None:
 
 
 def test_prompt_that_ends_in_an_end_token_is_rejected() -> None:
-    with pytest.raises(InputError, match=r"prompt '1=<end>': ends in the end token <end>; remove the end token"):
+    with pytest.raises(InputError, match=r"prompt '1=<end>': ends in the end token <end>; remove the end"):
         new_policy(None).encode_prompt("1=<end>")
     for template in (USER, USER + "{{ eos_token }}"):
         policy = new_policy(template)

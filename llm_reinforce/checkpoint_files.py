@@ -22,7 +22,7 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
 
     Returns:
         the directory of the checkpoint (None if no checkpoint is intact), and a list of messages. Each
-        message names a newer checkpoint and says why this checkpoint is damaged.
+        message names a newer, damaged checkpoint and says what is wrong with it.
     """
     faults: list[str] = []
     for directory in reversed(all_checkpoints(root)):

@@ -20,6 +20,6 @@ def hub_answers() -> bool:
         return False
     try:
         get_session().head(constants.ENDPOINT, timeout=PATIENCE)
-    except Exception:  # the exception types depend on the HTTP library of the installed release
+    except Exception:  # the exception types depend on the HTTP library of huggingface_hub
         return False
     return True

@@ -104,7 +104,7 @@ def invert(weights: Float[Tensor, "row vocabulary"], uniforms: Float[Tensor, " r
 
     Args:
         weights: unnormalized probabilities.
-        uniforms: u of each row, in [0, 1).
+        uniforms: a number u in [0, 1) for each row.
     """
     num_rows, num_columns = weights.shape
     if num_columns <= 4 * BLOCK:
@@ -125,11 +125,11 @@ def _search(
 
     Args:
         weights: weights of the columns.
-        uniforms: u of each row, in [0, 1).
+        uniforms: a number u in [0, 1) for each row.
         targets: target of each row. None: u · Σ weights.
 
     Returns:
-        the columns, and the target of each row minus the sum of the weights before the column.
+        for each row, the column, and the target minus the sum of the weights before this column.
     """
     sums = weights.cumsum(dim=1)
     # rounding must not move a target past the last nonzero weight

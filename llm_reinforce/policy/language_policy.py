@@ -175,7 +175,7 @@ class LanguagePolicy:
     def save(self, directory: str | Path) -> None:
         """Save the model and the tokenizer, so that `load_policy` and transformers can load them.
 
-        If the model is an adapter of peft, only the adapter and the tokenizer are saved.
+        If the model has a peft adapter, only the adapter and the tokenizer are saved.
         """
         with without_progress_bars():
             self.model.save_pretrained(str(directory))  # type: ignore[operator]

@@ -53,8 +53,8 @@ def load_policy(
         dtype: data type of the weights: float32, bfloat16 or float16.
         load_in_4bit: quantize the linear layers to 4 bits (NF4), which needs bitsandbytes. Products are
             computed in `dtype`.
-        lora: settings of a new LoRA adapter to train. None: train the loaded adapter, or all weights if the
-            model is not an adapter.
+        lora: settings of a new LoRA adapter to train. None: train the loaded adapter, or all weights if there
+            is no adapter.
         use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
         system_prompt: text of the system message in the chat template. None: the default of the template.
         chat_template_kwargs: further arguments of the chat template, such as `{"enable_thinking": False}`.
@@ -157,7 +157,7 @@ def policy_from_model(
     """Return a policy from a model and a tokenizer of transformers. The model is not copied.
 
     Args:
-        model: causal language model of transformers, or an adapter of peft for such a model.
+        model: causal language model of transformers, with or without a peft adapter.
         tokenizer: tokenizer of the model, with an end token.
         use_chat_template: insert prompts into the chat template of the tokenizer if it has one.
         system_prompt: text of the system message in the chat template. None: the default of the template.

@@ -231,8 +231,8 @@ def _inputs_of_head(
             handle.remove()
     if not seen:
         raise InputError(
-            "reinforce.baseline: the baseline value needs the hidden states of the policy, but the hidden "
+            "reinforce.baseline: the baseline `value` needs the hidden states of the policy, but the hidden "
             f"states of a {type(inner).__name__} cannot be read, because its forward pass does not call an "
             "output embedding; choose another baseline"
         )
-    return seen[-1]  # `restart_positions` may have made an earlier call
+    return seen[-1]  # the last call; `restart_positions` may have called the head earlier

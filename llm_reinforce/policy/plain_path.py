@@ -153,8 +153,8 @@ def length_with_constant_positions(model: nn.Module) -> int | None:
 def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) -> None:
     """Restore the initial rotary frequencies of a model whose frequencies depend on the sequence length.
 
-    Otherwise, the scaling `dynamic` would keep the frequencies of the longest sequence so far, until the
-    model processes a short sequence.
+    Without this call, a model with the scaling `dynamic` would keep the frequencies of the longest sequence
+    so far, until it processes a short sequence.
     """
     model(input_ids=input_ids[:1, :1], use_cache=False)
 

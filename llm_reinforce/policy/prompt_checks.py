@@ -28,8 +28,8 @@ MAX_SHOWN = 80  # maximum number of characters of a prompt in a note
 def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePolicy:
     """Check the chat template of a policy, and return the policy with the given settings of the template.
 
-    Settings that are None are not changed. If the template prints the current date and there is no date yet,
-    today's date is used. If the template prints no date, the date is ignored.
+    Settings that are None are not changed. If the template prints the current date and no date is set,
+    today's date is used. If the template prints no date, a given date is ignored.
 
     Raises:
         InputError: if a system prompt or template arguments are given although the policy does not use a

@@ -80,8 +80,8 @@ def sampling_batching(model: nn.Module, prompts: Sequence[TokenIds], max_new_tok
     """Return the kind of batch in which completions of the prompts can be sampled; see `Batching`.
 
     Raises:
-        InputError: under the conditions listed for `scoring_batching`, if the cache of the model holds more
-            than keys and values, or if the log-probabilities in sampling differ from those of given actions.
+        InputError: if the forward pass of the model needs more than token ids, if the sampler cannot copy
+            rows of the model's cache, or if the log-probabilities with and without the cache differ.
     """
     longest = max(map(len, prompts), default=0) + max_new_tokens
     return _for_length(model, _once(model, "sampling", _find_sampling), longest)

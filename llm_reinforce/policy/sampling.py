@@ -26,7 +26,7 @@ is not listed here, the number is 8. On a GPU, a check has to wait until the com
 Uniforms = Callable[[int], Float[Tensor, "completion token"]]
 """Function that returns random numbers in [0, 1) for the completions of one prompt. The argument of the
 function is the index of the prompt."""
-OnStep = Callable[[int, int], None]  # its arguments are the numbers of ended completions and sampled tokens
+OnStep = Callable[[int, int], None]  # called with the numbers of ended completions and of sampled tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)  # called once: with a fast path, `part` is all prompts
+                activations.begin(model, temperature)  # called once, because `part` has all prompts
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)

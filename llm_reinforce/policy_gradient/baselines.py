@@ -195,16 +195,16 @@ def optimal(
 
         b* = E[w g] / E[w]        b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
 
-    Here w_j is the weight of episode j, and g_j is its weighted return (see `WeightedReturns`). The sums are
-    over the other scored episodes j of the group of episode i, so this baseline is unbiased.
+    Here w_j = Σ_t γ^{2t} ‖∇log π(a_t | s_t)‖² is the weight of episode j, and g_j is the mean of its returns
+    g_t, weighted by the terms of w_j (see `WeightedReturns`). The sums are over the other scored episodes j
+    of the group of episode i, so this baseline is unbiased.
 
     b* minimizes E‖Σ_t γ^t ∇log π(a_t | s_t) (g_t - b)‖² if the gradients ∇log π of different states are
     orthogonal. This is the case if the parameters of the policy are its logits. The expectation is then the
     mean of Σ_t γ^{2t} ‖∇log π(a_t | s_t)‖² (g_t - b)² (Greensmith, Bartlett & Baxter 2004, but here with the
-    return of each action instead of the return of the episode). For other policies, the weights w are an
-    approximation, because the norms of the gradients are computed with respect to the logits. If all other
-    episodes of the group have weight 0, or if there are no other episodes, the result is the baseline
-    `leave_one_out`.
+    return of each action instead of the return of the episode). For other policies, b* is an approximation,
+    because the weights contain the norms of gradients with respect to the logits. If all other episodes of
+    the group have weight 0, or if there are no other episodes, the result is the baseline `leave_one_out`.
     """
     other_weights = _sums_of_others(weighted.weights, groups, scored)
     # b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
@@ -237,7 +237,7 @@ def greedy(
     Args:
         returns: g_0 of each episode.
         greedy_returns: for each episode, g_0 of the greedy completion of its problem; NaN if the greedy
-            completion is not scored. The baseline of such an episode is its own return, as in
+            completion is not scored. In this case, the baseline is the return of the episode itself, as in
             `leave_one_out`.
     """
     return torch.where(greedy_returns.isnan(), returns, greedy_returns)

@@ -99,10 +99,10 @@ def weighted_advantages(
 
     In the formula of `per_decision`, A_k - λ A_{k+1} = γ^k (r_{k+1} + γ b(s_{k+1}) - b(s_k)), where the
     baseline b is 0 after the last action. Each reward is therefore weighted by the ratios up to the action
-    that earned it. The baseline b(s_t) has the weight ρ_{0:t}. The other terms contain
-    b(s_k) (ρ_{0:k-1} - ρ_{0:k}) for k > t. Their expectation is zero, because the expectation of ρ_k is 1 in
-    every state, and they reduce the variance. If the only reward is terminal and γ = 1, a constant baseline
-    gives the advantages of `sequence`.
+    that earned it. The baseline b(s_t) has the weight ρ_{0:t}. With λ = 1, the baseline of each later state
+    occurs in a term γ^k b(s_k) (ρ_{0:k-1} - ρ_{0:k}), where k > t. These terms reduce the variance. The
+    expectation of each term is zero, because the expectation of ρ_k is 1 in every state. If the only reward
+    is terminal and γ = 1, a constant baseline gives the advantages of `sequence`.
 
     Source: Precup, Sutton & Singh 2000; Jiang & Li 2016 (the terms of the baseline, called doubly robust).
 

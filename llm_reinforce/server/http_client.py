@@ -39,7 +39,7 @@ class ServerError(RunStoppedError):
 
 
 class NoAnswerError(ServerError):
-    """Raised when a server does not answer. No other request is tried, because it would only take time."""
+    """Raised when a server does not answer. To save time, callers should not try another request."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,8 @@ class HttpClient:
     def request(self, method: str, route: str, body: object = None) -> str:
         """Send a request and return the text of the answer.
 
-        The request is repeated if the connection fails or the server reports an internal error.
+        The request is repeated if there is no connection, if the connection is lost, or if the server reports
+        an internal error. After `timeout` seconds without an answer, the request is not repeated.
 
         Args:
             method: GET or POST.
@@ -81,10 +82,10 @@ class HttpClient:
             body: value that is sent as JSON. None: the request has no body.
 
         Raises:
-            NoAnswerError: if there is no answer within `timeout` seconds, or no connection in the last
-                attempt.
-            ServerError: if all attempts fail, if the server does not know the route or rejects the request,
-                or if the key cannot be sent.
+            NoAnswerError: if an attempt gets no answer within `timeout` seconds, or if the last attempt gets
+                no connection or loses the connection.
+            ServerError: if the last attempt ends with an internal error of the server, if the server rejects
+                or redirects the request or does not know the route, or if the key cannot be sent.
         """
         where = f"{self.url}: {method} {route}"
         headers = _headers()

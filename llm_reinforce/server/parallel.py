@@ -1,4 +1,4 @@
-"""Function calls in several threads, whose results are yielded as soon as they are available."""
+"""Calls of a function in several threads. Each result is yielded as soon as it is available."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence

@@ -96,7 +96,7 @@ class SamplingServer:
         self._has_merged = any(map(_has_whole_weights, self.directory.glob(f"{NAME}*")))
 
     def check(self, num_tokens: int) -> str:
-        """Return one line about the model that the server serves. The server is not changed.
+        """Check the server without changing it, and return one line about its model.
 
         Args:
             num_tokens: largest number of tokens of a prompt with its completion.

@@ -131,7 +131,7 @@ class _SmallRows:
         mask = rows.mask
         if mask is None:
             mask = torch.ones(1, num_queries, num_queries, dtype=torch.bool, device=device).tril()
-        # add keys, because MKL is faster if their number is a multiple of 8; no query attends to them
+        # MKL is faster if the number of keys is a multiple of 8; no query attends to the added keys
         num_more = -mask.shape[2] % 8
         keys = torch.cat([rows.keys, rows.keys[:, -1:].expand(-1, num_more)], dim=1)
         mask = pad(mask, (0, num_more))

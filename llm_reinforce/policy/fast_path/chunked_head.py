@@ -59,9 +59,9 @@ def action_log_probs(
 
 
 class _ChunkedHead(torch.autograd.Function):
-    """The equations of `action_log_probs`, computed for a few rows of logits at a time.
+    """Compute log π(a|s) and the entropy H of π(·|s), for a part of the logits z at a time.
 
-    The derivatives of log π(a|s) and of the entropy H are:
+    The derivatives are:
 
     ∂ log π(a|s) / ∂z_b = 1[a = b] - π_b
     ∂ H / ∂z_b = -π_b (log π_b + H)

@@ -82,7 +82,7 @@ def packed_states(
     *,
     gradient_checkpointing: bool = False,
 ) -> Float[Tensor, "state hidden"]:
-    """Return the hidden vector of each distinct state, from which the head computes the logits of the state.
+    """Return the hidden vector of each distinct state. The head computes the logits from these vectors.
 
     Args:
         model: a model returned by `packable_model`.

@@ -19,13 +19,14 @@ because MKL is then as fast as oneDNN for most products.
 
 
 def _find_onednn() -> Any:
-    """Return the function of oneDNN that multiplies float32 matrices. None: torch was built without oneDNN.
+    """Return the function that multiplies float32 matrices with oneDNN, or None if torch lacks oneDNN.
 
-    The function is private. It is also called by code that `torch.compile` generates. On a CPU, torch
-    multiplies float32 matrices with MKL, which uses AVX-512 only on processors by Intel. On a Zen 5
-    processor, oneDNN is 2 to 3.5 times as fast as MKL (`tests/benchmarks/speed.py` prints both speeds). On a
-    CPU with AVX2 but without AVX-512, oneDNN is faster only for products with few rows and many columns (in
-    the head, for example), and only if the right factor is contiguous.
+    The returned function is not part of the public interface of torch, but code that `torch.compile`
+    generates calls it too. By default, torch multiplies float32 matrices on a CPU with MKL, which uses
+    AVX-512 only on processors by Intel. On a Zen 5 processor, oneDNN is 2 to 3.5 times as fast as MKL
+    (`tests/benchmarks/speed.py` prints both speeds). On a CPU with AVX2 but without AVX-512, oneDNN is faster
+    only for products with few rows and many columns (in the head, for example), and only if the right factor
+    is contiguous.
     """
     backend = getattr(torch.backends, "mkldnn", None)
     if backend is None or not backend.is_available():
@@ -99,9 +100,9 @@ def outer_products(
 ) -> list[Float[Tensor, "_ right"]]:
     """Return leftᵀ · right for each left factor, without gradient. The products are sums over rows.
 
-    oneDNN copies and transposes the first factor of a product. If copying the right factor, which all
-    products share, costs less than copying the left factors, the transposed products rightᵀ · left are
-    computed. On a CPU with AVX2 but without AVX-512, MKL is used, which is faster and needs no copy.
+    oneDNN copies and transposes the first factor of a product. If one copy of `right` costs less than a copy
+    of each left factor, the products rightᵀ · left are computed and transposed instead. On a CPU with AVX2
+    but without AVX-512, MKL is used, which is faster and needs no copy.
     """
     if ONLY_AVX2 or right.device.type != "cpu":
         return [left.t() @ right for left in lefts]
@@ -188,8 +189,8 @@ def _forward(inputs: Float[Tensor, "row inner"], tensors: Sequence[Tensor | None
 class _Products(torch.autograd.Function):
     """Compute x · Wᵀ + b for several layers, with gradient. Cached outputs are not recomputed.
 
-    The gradients are the sum over the layers of ∂L/∂y · W for x, and ∂L/∂yᵀ · x for each W, where y is the
-    output of a layer.
+    Let y be the output of a layer. The gradient of x is the sum of ∂L/∂y · W over the layers, and the
+    gradient of each W is (∂L/∂y)ᵀ · x.
     """
 
     @staticmethod

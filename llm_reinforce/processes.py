@@ -1,4 +1,4 @@
-"""The processes that train together, as their launcher describes them in environment variables.
+"""The processes that train together, and the environment variables with which a launcher describes them.
 
 `torchrun`, `accelerate launch --multi_gpu` and MPI start several processes. Each process reads its index and
 the number of processes from environment variables.

@@ -118,7 +118,7 @@ def _saved_bytes(
     *,
     with_entropies: bool,
 ) -> int:
-    """Return the size of the tensors that are saved for the backward pass, in bytes, without weights."""
+    """Return the size, in bytes, of the tensors other than weights that are saved for the backward pass."""
     own = {
         each.untyped_storage().data_ptr() for each in (*policy.model.parameters(), *policy.model.buffers())
     }

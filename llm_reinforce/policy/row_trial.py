@@ -32,7 +32,10 @@ SCORING, SCORING_WITHOUT_CACHE = "scoring", "scoring without cache"  # names of 
 
 
 class Trial(NamedTuple):
-    """Episodes of a trial batch. The first episode is padded, and its outcome is compared."""
+    """Episodes of a trial batch.
+
+    The first episode is padded. Its outcome is compared with the outcome without padding.
+    """
 
     prompts: list[TokenIds]
     completions: list[TokenIds]

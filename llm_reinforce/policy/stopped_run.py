@@ -57,7 +57,7 @@ def load_weights(checkpoint: Path, model: nn.Module) -> None:
     """Copy the weights of a checkpoint into the trainable parameters of a model.
 
     Raises:
-        InputError: if the checkpoint lacks a trainable parameter, or has it with another shape.
+        InputError: if a trainable parameter is missing in the checkpoint or has another shape there.
     """
     saved = load_file(checkpoint / WEIGHTS)
     with torch.no_grad():

@@ -18,8 +18,8 @@ from llm_reinforce.policy.fast_path.products import is_full_precision_on_cpu
 
 MAX_SMALL = 64
 """Maximum number of keys per row for which attention is computed with plain matrix products on a CPU. For
-short rows, plain products are faster than the attention function of torch, and the attention probabilities
-that they store for the backward pass take little memory."""
+short rows, plain products are faster than the attention function of torch. The attention probabilities of
+short rows, which are stored for the backward pass, take little memory."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,7 +61,7 @@ class Bundles:
         prompt: for each bundle, the index of its prompt.
         slots: indices of the tokens of each bundle, padded with the last token of the bundle.
         places: for each token, its index in the flattened `slots`.
-        seen: for each bundle, the indices of the tokens of the tree to which its tokens attend. These are the
+        seen: for each bundle, the indices in the tree of the tokens to which the bundle's tokens attend: the
             ancestors of the bundle's first token, followed by the tokens of the bundle. The padding value is
             the total number of tokens of the tree.
         ends: for each token, the index of the next token in preorder that is not its descendant.

@@ -1,4 +1,4 @@
-"""Matrix products with the fastest available library. They take most of the time of sampling and training."""
+"""Matrix products with the fastest library. Products take most of the time of sampling and training."""
 
 from collections.abc import Sequence
 from typing import Any, TypeGuard

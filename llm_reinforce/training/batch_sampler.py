@@ -278,8 +278,8 @@ class BatchSampler:
         Without a curriculum, the counts are returned unchanged.
 
         Args:
-            counts: for each problem, the number of its correct episodes and of all its episodes, before the
-                batch.
+            counts: for each problem, the discounted numbers of correct episodes and of all episodes before
+                the batch.
             drawn: for each group of the batch, the index of its problem.
             batch: episodes of all processes.
         """
@@ -316,7 +316,7 @@ class BatchSampler:
         *,
         refill: int = 0,
     ) -> tuple[EpisodeBatch, EpisodeBatch]:
-        """Sample episodes of the problems with the indices `drawn`, which are divided among all processes.
+        """Divide the problems with the indices `drawn` among all processes, and sample their episodes.
 
         Returns:
             the episodes of this process, and the episodes of all processes.

@@ -200,7 +200,7 @@ def final_answer(text: str) -> tuple[str, str]:
     r"""Return the final answer of a whole solution, and where it was found: "####", "box" or "".
 
     A text without `####` and without a box is itself the answer. In a solution with a box, `####` may begin a
-    Markdown heading, so the text after `####` is then the answer only if it is a number.
+    Markdown heading, so the text after `####` is the answer only if it is a number.
 
     >>> final_answer("2+2000 = 2002\n#### 2,002"), final_answer(r"so $\boxed{x}$"), final_answer("x")
     (('2002', '####'), ('x', 'box'), ('x', ''))

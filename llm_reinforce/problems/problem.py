@@ -36,7 +36,7 @@ class Problem:
     """True if the answer can be LaTeX or algebra. Answers that are not plain numbers are then compared by
     math-verify."""
     messages: tuple[Message, ...] = field(default=(), kw_only=True, hash=False)
-    """The messages of the prompt if it is a chat; the last one is from a user. Empty if the prompt is text."""
+    """Messages of the prompt if it is a chat; the last one is from a user. Empty if the prompt is text."""
     id: str = ""
     """Name of the problem in reports. It is unique within the data set."""
     # a plain dict, because a read-only proxy cannot be pickled and problems are sent to worker processes

@@ -36,7 +36,7 @@ class AnswerFile:
     done: dict[int, Sequence[Answer]] = field(default_factory=dict)
 
     def record(self, index: int, problem: Problem, answers: Sequence[Answer]) -> None:
-        """Append the answers to a problem to the file."""
+        """Append one problem's answers to the file."""
         with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.write(json.dumps(answer_row(index, problem, answers), ensure_ascii=False) + "\n")
         self.done[index] = answers
@@ -91,7 +91,7 @@ def recorded_identity(path: Path) -> Identity:
 
 
 def answer_row(index: int, problem: Problem, answers: Sequence[Answer]) -> dict[str, Any]:
-    """Return a problem and the answers to it as a JSON object."""
+    """Return a problem and its answers as a JSON object."""
     return {
         "index": index,
         "id": problem.id,

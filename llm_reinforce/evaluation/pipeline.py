@@ -194,7 +194,7 @@ def run_evaluations(
         if num_processes() > 1:
             raise InputError(
                 f"output_dir {request.output_dir}: this process is one of {num_processes()}, and all of them "
-                "would write to this directory; call the function without output_dir, or evaluate in a "
+                "would write to this directory; call `evaluate` without output_dir, or evaluate in a "
                 "program that is started without torchrun, accelerate launch or mpirun"
             )
         _check_file_names(request.sources, request.decoding)

@@ -253,11 +253,10 @@ def num_trained_parameters(policy: LanguagePolicy) -> int:
 def sketch_for(
     policy: LanguagePolicy, weights: Float[Tensor, "estimator episode token"], size: int | None, seed: int
 ) -> Sketch | None:
-    """Return a random projection that shortens gradients to `size` components, or None if `size` is 0.
+    """Return a random projection that shortens gradients, or None if complete gradients should be used.
 
-    If `size` is None and the complete gradients would need more than 2 GiB of memory, gradients are shortened
-    to SKETCH_SIZE components. If `size` is None and the complete gradients would need less memory, None is
-    returned.
+    Gradients are shortened to `size` components, or not at all if `size` is 0. If `size` is None, gradients
+    are shortened to `SKETCH_SIZE` components if complete gradients would need more than 2 GiB of memory.
     """
     num_parameters = num_trained_parameters(policy)
     if size is None:

@@ -176,10 +176,9 @@ def area_under(curve: LearningCurve, budget: int) -> float:
 
 
 def tokens_to(curve: LearningCurve, target: float, budget: int) -> float | None:
-    """Return the number of tokens at which the curve first reaches the target accuracy.
+    """Return the number of tokens at which the curve first reaches the target; None if not within the budget.
 
-    The curve is linear between evaluations. The result is None if the curve does not reach the target within
-    the budget.
+    The curve is linear between evaluations.
     """
     if curve.accuracy[0] >= target:
         return 0.0

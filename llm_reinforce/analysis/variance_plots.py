@@ -85,7 +85,7 @@ def plot_constant_claim(rows: "Sequence[ConstantVariance]", folder: Path) -> lis
 
 
 def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) -> list[Path]:
-    """Plot the gradient variance of a classifier for each offset of the rewards. Return the written files.
+    """Plot the gradient variance of a classifier for each choice of the rewards. Return the written files.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.

@@ -341,7 +341,7 @@ def _schema(model: type[BaseModel]) -> Schema:
 def _with_nearest_keys(error: ValidationError, model: type[BaseModel], document: Document) -> Document | None:
     """Return a copy of the document in which unknown keys are replaced by the most similar known keys.
 
-    The list `problems` of the copy is empty. If no unknown key is similar to a known key, None is returned.
+    The list `problems` of the copy is empty. Return None if no unknown key is similar to a known key.
     """
     schema = _schema(model)
     renamed = {}

@@ -78,9 +78,9 @@ def open_answers(path: Path, identity: Identity, problems: Sequence[Problem]) ->
 
 
 def recorded_identity(path: Path) -> Identity:
-    """Return the settings that identify the evaluation of an answer file, read from its first line.
+    """Return the settings in the first line of an answer file, which identify the evaluation.
 
-    The result is empty if the file does not exist, or if its first line contains no such settings.
+    The result is empty if the file does not exist, or if the first line contains no such settings.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -142,7 +142,7 @@ def fingerprint(policy: LanguagePolicy) -> str:
 
 
 def problems_digest(problems: Iterable[Problem]) -> str:
-    """Return a digest of the ids, prompts and reference answers of problems, and of their order."""
+    """Return a digest of problems: their order, ids, prompts and reference answers."""
     digest = hashlib.blake2b(digest_size=12)
     for problem in problems:
         chat = [[dict(message) for message in problem.messages]] if problem.messages else []

@@ -375,7 +375,7 @@ def _with_date_of_answers(
 def _answer_file(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> AnswerFile | None:
-    """Open the file for the answers of this evaluation. Return None if there is no output directory."""
+    """Return the opened answer file of this evaluation, or None if there is no output directory."""
     if output is None:
         return None
     identity: dict[str, Any] = {

@@ -308,7 +308,7 @@ PATIENT = {
 
 
 def window_of(facts: RunFacts, sign: Sign | None = None) -> int:
-    """Return the number of updates over which a sign is measured. In a short run, these are all updates."""
+    """Return the number of updates over which a sign is measured, at most those of the whole run."""
     window = max(MIN_UPDATES, min(NUM_UPDATES, facts.num_updates))
     if sign is truncation:  # compares the two halves of the updates
         window = max(NUM_UPDATES, min(2 * NUM_UPDATES, facts.num_updates))

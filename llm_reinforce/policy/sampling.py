@@ -182,7 +182,10 @@ def stream_completions(
         if model is not None:
             if activations is not None:
                 activations.begin(model, temperature)  # called once, because this loop has a single pass
-            batch = SlotBatch(model, num_slots, max_new_tokens, activations)
+            is_cpu_like = CHECK_EVERY.get(policy.device.type) == 1
+            batch = SlotBatch(
+                model, num_slots, max_new_tokens, activations, has_fixed_shapes=not is_cpu_like
+            )
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)
         else:
@@ -252,7 +255,8 @@ class _Generation:
         self.kept_indices: list[list[int]] = [[] for _ in range(num_slots)]
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_slots, dtype=torch.bool, device=device)
-        self.end_token_ids = integers(policy.end_token_ids, device)
+        # for 10 or more elements, `torch.isin` may use an algorithm that waits for a GPU
+        self.end_token_ids = integers(policy.end_token_ids, device).split(9)
         # the extra column is for tokens that are drawn after the end of a completion, and is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
         self.dtype = widest_float(device)
@@ -331,6 +335,11 @@ class _Generation:
     @torch.no_grad()
     def step(self, temperature: float) -> None:
         """Draw and record the next action of every active completion."""
+        self.draw_actions(temperature)
+        self.num_steps += 1
+
+    def draw_actions(self, temperature: float) -> None:
+        """Draw and record the actions. All tensors have the same shapes in every step of the same rows."""
         slots, column = self.active_slots, self.lengths[self.active_slots]
         uniforms = None
         if self.uniforms is not None:
@@ -343,10 +352,10 @@ class _Generation:
         self.squared_logit_gradient_norms[slots, column] = drawn.squared_logit_gradient_norms.to(self.dtype)
         is_running = self.is_running[slots]
         column += is_running
-        is_running &= ~torch.isin(drawn.actions, self.end_token_ids)
+        for end_token_ids in self.end_token_ids:
+            is_running &= ~torch.isin(drawn.actions, end_token_ids)
         is_running &= column < self.max_new_tokens
         self.lengths[slots], self.is_running[slots] = column, is_running
-        self.num_steps += 1
 
     def pop_ended(self) -> Iterator[tuple[tuple[int, int], Completion]]:
         """Yield the request and the completion of each slot whose completion has ended, and free the slot.

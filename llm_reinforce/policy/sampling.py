@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import pad
 
+from llm_reinforce.errors import InputError
 from llm_reinforce.policy.batches import Batch, SeparateBatches, WholeBatch
 from llm_reinforce.policy.drawing import draw, widest_float
 from llm_reinforce.policy.embedding import check_token_ids
@@ -69,6 +70,7 @@ def sample_completions(
     batch_size: int | None = None,
     activations: Activations | None = None,
     on_step: OnStep | None = None,
+    cuda_graphs: bool = False,
 ) -> list[Completion]:
     """Sample completions of each prompt from softmax(logits / temperature), without top-k or top-p.
 
@@ -90,9 +92,13 @@ def sample_completions(
             Llama-like models on a CPU. None: do not store activations.
         on_step: function that is called after each step of the sampler, with the number of completions that
             have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
+        cuda_graphs: if True, the forward passes are replayed as CUDA graphs.
 
     Returns:
         completions in the order of the prompts; the completions of one prompt are adjacent.
+
+    Raises:
+        InputError: if CUDA graphs cannot be used; see `check_cuda_graphs`.
     """
 
     def uniforms(prompt: int) -> Tensor:
@@ -109,9 +115,24 @@ def sample_completions(
             batch_size=batch_size,
             activations=activations,
             on_step=on_step,
+            cuda_graphs=cuda_graphs,
         )
     )
     return [completion for prompt in range(len(prompts)) for completion in of_prompts[prompt]]
+
+
+def check_cuda_graphs(policy: LanguagePolicy) -> None:
+    """Raise an InputError unless the sampler can replay the forward passes of the policy as CUDA graphs."""
+    if policy.device.type != "cuda":
+        raise InputError(
+            f"sampling.cuda_graphs needs a GPU with CUDA, but the policy is on the device {policy.device.type}; "
+            "remove this setting"
+        )
+    if fast_model(policy.model) is None:
+        raise InputError(
+            f"sampling.cuda_graphs is not supported for this {type(policy.model).__name__}, because it does not "
+            "use the fast path; remove this setting"
+        )
 
 
 def random_numbers(
@@ -143,6 +164,7 @@ def stream_completions(
     batch_size: int | None = None,
     activations: Activations | None = None,
     on_step: OnStep | None = None,
+    cuda_graphs: bool = False,
 ) -> Iterator[tuple[int, list[Completion]]]:
     """Sample completions, and yield the completions of a prompt as soon as all of them have ended.
 
@@ -163,10 +185,16 @@ def stream_completions(
         activations: store for activations that `token_log_probs` reuses; see `sample_completions`.
         on_step: function that is called after each step of the sampler, with the number of completions that
             have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
+        cuda_graphs: if True, the forward passes are replayed as CUDA graphs.
 
     Yields:
         the index of the prompt, and its completions.
+
+    Raises:
+        InputError: if CUDA graphs cannot be used; see `check_cuda_graphs`.
     """
+    if cuda_graphs:
+        check_cuda_graphs(policy)
     size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)  # prompts at once
     model = fast_model(policy.model)
     if model is None or policy.device.type != "cpu":
@@ -182,9 +210,13 @@ def stream_completions(
         if model is not None:
             if activations is not None:
                 activations.begin(model, temperature)  # called once, because this loop has a single pass
-            is_cpu_like = CHECK_EVERY.get(policy.device.type) == 1
             batch = SlotBatch(
-                model, num_slots, max_new_tokens, activations, has_fixed_shapes=not is_cpu_like
+                model,
+                num_slots,
+                max_new_tokens,
+                activations,
+                has_fixed_shapes=CHECK_EVERY.get(policy.device.type) != 1,
+                cuda_graphs=cuda_graphs,
             )
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)

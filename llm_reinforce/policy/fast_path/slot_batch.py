@@ -17,6 +17,7 @@ from llm_reinforce.policy.fast_path.attention import Attention, gather
 from llm_reinforce.policy.fast_path.packed_forward import Attend, forward_packed
 from llm_reinforce.policy.fast_path.packing import pack_prompts
 from llm_reinforce.policy.fast_path.products import layer_products
+from llm_reinforce.policy.fast_path.step_graph import StepGraph
 from llm_reinforce.policy.language_policy import TokenIds, integers
 
 MAX_PROMPT_TOKENS = 16384  # maximum number of prompt tokens computed at once
@@ -33,6 +34,7 @@ class SlotBatch:
         activations: store for the activations. None: do not keep activations.
         has_fixed_shapes: if True, actions attend to all columns of the cache. The shapes of the tensors then
             stay the same until the cache grows or rows are dropped, as CUDA graphs and `torch.compile` require.
+        cuda_graphs: if True, steps have fixed shapes and are replayed as CUDA graphs.
     """
 
     can_refill = True
@@ -45,9 +47,12 @@ class SlotBatch:
         activations: Activations | None = None,
         *,
         has_fixed_shapes: bool = False,
+        cuda_graphs: bool = False,
     ) -> None:
-        self.has_fixed_shapes = has_fixed_shapes
-        self.model, self.room, self.activations = model, min(max_new_tokens, ROOM), activations
+        self.has_fixed_shapes, self.graph = has_fixed_shapes, StepGraph() if cuda_graphs else None
+        # a graph is recorded again when the cache grows
+        self.room = max_new_tokens if cuda_graphs else min(max_new_tokens, ROOM)
+        self.model, self.activations = model, activations
         weight = model.model.embed_tokens.weight
         self.lengths = torch.zeros(num_rows, dtype=torch.long, device=weight.device)
         self.keys: list[Tensor] = []  # one tensor per layer: [row, key_head, column, channel]
@@ -107,20 +112,23 @@ class SlotBatch:
     ) -> Float[Tensor, "row vocabulary"]:
         """Append one action to every row and return the logits of the next actions; see `Batch.step`."""
         self._reserve(len(self.lengths), longest)
+        if self.graph is not None:
+            return self.graph(self.append, actions, [self.lengths, *self.keys, *self.values])
         if self.has_fixed_shapes:
-            return self.append(actions, self.keys[0].shape[2])
+            return self.append(actions)
         return self.append(actions, longest, is_even=shortest == longest)
 
     def append(
-        self, actions: Int[Tensor, " row"], width: int, *, is_even: bool = False
+        self, actions: Int[Tensor, " row"], width: int | None = None, *, is_even: bool = False
     ) -> Float[Tensor, "row vocabulary"]:
         """Append one action to every row of a cache that is large enough; see `step`.
 
         Args:
             actions: token id of each row's action.
-            width: number of columns of the cache to which the actions attend.
+            width: number of columns of the cache to which the actions attend. None: all columns.
             is_even: True if all rows have `width` tokens with the new action. They then need no mask.
         """
+        width = width or self.keys[0].shape[2]
         num_rows, positions = len(actions), self.lengths[: len(actions)].clone()
         self.lengths[:num_rows] += 1
         # an unused row may be longer than all rows in use

@@ -129,7 +129,7 @@ class WholeBatch:
         output = self.model(input_ids=input_ids, past_key_values=self.cache, use_cache=True, **arguments)
         self.cache = output.past_key_values
         if self.is_padded:
-            # otherwise, transformers reads the mask in each step to find out if it is needed, and waits for a GPU
+            # otherwise, transformers reads the mask in each step to see if it is needed, and waits for a GPU
             for layer in getattr(self.cache, "layers", ()):
                 layer.is_compileable = True
         logits: Tensor = output.logits[:, -1]

@@ -125,13 +125,13 @@ def check_cuda_graphs(policy: LanguagePolicy) -> None:
     """Raise an InputError unless the sampler can replay the forward passes of the policy as CUDA graphs."""
     if policy.device.type != "cuda":
         raise InputError(
-            f"sampling.cuda_graphs needs a GPU with CUDA, but the policy is on the device {policy.device.type}; "
+            f"sampling.cuda_graphs needs a GPU with CUDA, but the device is {policy.device.type}; "
             "remove this setting"
         )
     if fast_model(policy.model) is None:
         raise InputError(
-            f"sampling.cuda_graphs is not supported for this {type(policy.model).__name__}, because it does not "
-            "use the fast path; remove this setting"
+            f"sampling.cuda_graphs is not supported for this {type(policy.model).__name__}, because it does "
+            "not use the fast path; remove this setting"
         )
 
 
@@ -288,7 +288,7 @@ class _Generation:
         self.lengths = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.is_running = torch.zeros(num_slots, dtype=torch.bool, device=device)
         # for 10 or more elements, `torch.isin` may use an algorithm that waits for a GPU
-        self.end_token_ids = integers(policy.end_token_ids, device).split(9)
+        self.end_token_ids = torch.split(integers(policy.end_token_ids, device), 9)
         # the extra column is for tokens that are drawn after the end of a completion, and is never read
         self.token_ids = torch.zeros(num_slots, max_new_tokens + 1, dtype=torch.long, device=device)
         self.dtype = widest_float(device)

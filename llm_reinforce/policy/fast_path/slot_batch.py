@@ -33,7 +33,7 @@ class SlotBatch:
         max_new_tokens: maximum number of tokens of a completion.
         activations: store for the activations. None: do not keep activations.
         has_fixed_shapes: if True, actions attend to all columns of the cache. The shapes of the tensors then
-            stay the same until the cache grows or rows are dropped, as CUDA graphs and `torch.compile` require.
+            stay the same until the cache grows or rows are dropped.
         cuda_graphs: if True, steps have fixed shapes and are replayed as CUDA graphs.
     """
 

@@ -14,7 +14,7 @@ class StepGraph:
     """Recorded function of one tensor, which is replayed as long as its tensors stay in place."""
 
     def __init__(self) -> None:
-        self.places: list[object] = []
+        self.places: Sequence[object] = []
         self.replay: Callable[[], None] | None = None
         self.inputs = self.outputs = torch.empty(0)
 

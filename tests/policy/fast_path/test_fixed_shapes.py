@@ -89,7 +89,7 @@ class RecordedOperations(TorchDispatchMode):
 
 
 def use_recorded_operations(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """Let the sampler use recorded operations instead of CUDA graphs, and return the numbers of their uses."""
+    """Let the sampler use recorded operations instead of CUDA graphs, and count their uses."""
     num = Counter[str]()
 
     def record(function: Callable[[Tensor], Tensor], inputs: Tensor) -> tuple[Callable[[], None], Tensor]:
@@ -154,5 +154,5 @@ def test_the_end_of_completions_is_found_without_waiting_if_there_are_many_end_t
 
 
 def test_cuda_graphs_without_a_gpu_are_an_error() -> None:
-    with pytest.raises(InputError, match=r"^sampling\.cuda_graphs needs a GPU with CUDA.* device cpu; remove"):
+    with pytest.raises(InputError, match=r"^sampling\.cuda_graphs needs a GPU .* device is cpu; remove"):
         sampled(policy_of(model_of("llama")), cuda_graphs=True)

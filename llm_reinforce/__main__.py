@@ -8,9 +8,9 @@ import signal
 from contextlib import suppress
 
 # A thread of OpenMP that waits for other threads keeps its core busy for a while before it sleeps. If the
-# machine has fewer free cores than threads, this busy wait slows down the other threads. The default is
-# 300,000 iterations in libgomp (used by torch on Linux), and 200 ms in the OpenMP of LLVM and Intel (used on
-# macOS and Windows).
+# machine has fewer free cores than threads, this busy wait slows down the other threads. By default, the
+# busy wait takes 300,000 iterations in libgomp (used by torch on Linux), and 200 ms in the OpenMP of LLVM and
+# Intel (used on macOS and Windows).
 WAITING = {"GOMP_SPINCOUNT": "2000", "KMP_BLOCKTIME": "1"}
 
 

@@ -12,7 +12,7 @@ FILES = ("optimizer.safetensors", WEIGHTS, "state.json")  # required in every ch
 
 
 def write_manifest(directory: Path) -> None:
-    """Write the manifest of a checkpoint, which contains the digests of all its files."""
+    """Write the manifest of a checkpoint, which contains the digests of the checkpoint's files."""
     digests = {file.name: _digest(file) for file in sorted(directory.iterdir())}
     (directory / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
 
@@ -21,8 +21,8 @@ def find_checkpoint(root: Path) -> tuple[Path | None, list[str]]:
     """Find the newest intact checkpoint.
 
     Returns:
-        the directory of the checkpoint, or None if there is no intact checkpoint; and a list of messages
-        about the newer checkpoints, which are damaged. A message has the name and the fault of a checkpoint.
+        the directory of the checkpoint (None if no checkpoint is intact), and a list of messages. Each
+        message names a newer checkpoint and says why this checkpoint is damaged.
     """
     faults: list[str] = []
     for directory in reversed(all_checkpoints(root)):

@@ -1,4 +1,4 @@
-"""Names of data files and defaults of data sets.
+"""Suffixes of data files, and default settings of data sets.
 
 Both the settings classes and `problems/` use these constants. The constants are not part of the settings
 classes, because `problems/` would then import pydantic. This import would double the time that a worker
@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 DEFAULT_SPLIT = "train"
 MAX_HELD_OUT = 200  # default number of held-out problems
-# a name that ends with one of these suffixes, or with a compression suffix after it, is a file
+# suffixes of the names of data files; one of `COMPRESSED_SUFFIXES` may follow
 FILE_SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 COMPRESSED_SUFFIXES = (".gz", ".bz2", ".xz")
 

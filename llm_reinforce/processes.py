@@ -23,7 +23,7 @@ LOCAL_SIZES = (
 )
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 NUM_LAUNCHERS = ("GROUP_WORLD_SIZE",)  # number of launchers that started the processes; set by torchrun
-# numbers of tasks that `srun` has started, and of machines on which it has started them
+# variables in which `srun` sets the number of tasks, and the number of machines on which the tasks run
 NUM_TASKS, NUM_NODES = ("SLURM_STEP_NUM_TASKS",), ("SLURM_STEP_NUM_NODES",)
 PORT = 29500  # port at which the launchers of several machines meet, the default of torchrun
 # errors of the libraries with which processes communicate
@@ -130,7 +130,7 @@ def check_launch() -> None:
     sharding()
     if any(os.environ.get(name) for name in (*SIZES, *RANKS)):
         _check_variables()
-    # `accelerate launch` sets all three variables if several processes are requested without MPI
+    # `accelerate launch` sets these three variables if several processes are requested without MPI
     told = ("ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT")
     if all(name in os.environ for name in told) and not any(name in os.environ for name in (*SIZES, *RANKS)):
         raise InputError(
@@ -190,7 +190,7 @@ def working_command(
 ) -> str:
     """Return the command that starts this program in several processes, quoted for a shell.
 
-    The command for several machines has to be executed on each of them.
+    If there are several machines, the command has to be executed on each machine.
 
     Args:
         num_processes: number of processes on each machine.
@@ -223,7 +223,10 @@ def repeated_launch(arguments: Sequence[str] | None = None, *, on_cpu: bool = Fa
 
 
 def why_lost(error: BaseException) -> str | None:
-    """Return a sentence about another process if its end or silence caused the error, otherwise None."""
+    """Return an explanation of an error that occurred because another process ended or did not answer.
+
+    The result is None if the error has another cause.
+    """
     if num_processes() == 1 or isinstance(error, RunStoppedError) or not isinstance(error, RuntimeError):
         return None
     is_of_torch = type(error).__name__.startswith("Dist")  # DistNetworkError and others
@@ -250,7 +253,7 @@ def _own_arguments() -> Sequence[str]:
 
 
 def _is_true(name: str, default: str = "") -> bool:
-    """Return True if a variable is set to a word that accelerate reads as true."""
+    """Return True if an environment variable is set to a word that accelerate reads as true."""
     return os.environ.get(name, default).strip().lower() in ("1", "true", "t", "yes", "y", "on")
 
 

@@ -2,11 +2,11 @@
 
 The folder gets train.jsonl, dev.jsonl, svamp_test.jsonl, multiarith_test.jsonl, and demonstrations.jsonl with
 the worked solutions of training problems. SVAMP, MultiArith and GSM8K are read from the hub, or from files in
-their published formats: `--svamp svamp.json --multiarith MultiArith.json --gsm8k train.jsonl`. The test
-problems are those of the hub. Files of SVAMP and MultiArith have no split, so their test problems, 300 and
-180, are drawn with a fixed seed. Training problems that are equal to a test problem, or differ from one only
-in their numbers, are left out. The hub's copy of MultiArith has no equations, so its problems have no worked
-solutions.
+their published formats: `--svamp svamp.json --multiarith MultiArith.json --gsm8k train.jsonl`. On the hub,
+SVAMP and MultiArith have a test split. Their files have no splits, so 300 problems of SVAMP and 180 problems
+of MultiArith are drawn with a fixed seed as test problems. A training problem is left out if it is equal to a
+problem of dev.jsonl or of a test file, or differs from such a problem only in its numbers. The hub's copy of
+MultiArith has no equations, so its problems have no worked solutions.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from llm_reinforce.problems import Problem, find_overlap, find_problems, split_p
 
 NUM_TEST = {"svamp": 300, "multiarith": 180}
 NUM_DEV = {"svamp": 100, "multiarith": 60}  # training problems that are used to choose settings
-MAX_STEPS, MAX_DIGITS, MAX_WORDS = 2, 4, 60  # of an easy problem of GSM8K
+MAX_STEPS, MAX_DIGITS, MAX_WORDS = 2, 4, 60  # maxima of an easy problem of GSM8K
 OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
     ast.Add: ("+", operator.add),
     ast.Sub: ("-", operator.sub),
@@ -36,7 +36,7 @@ OPERATORS: dict[type[ast.operator], tuple[str, Callable[..., Fraction]]] = {
 def worked_solution(expressions: Iterable[str], answer: str) -> str | None:
     """Return the steps of arithmetic expressions, one per line, and the answer.
 
-    Nothing is executed: expressions are parsed, and computed with fractions. Returns None if an expression
+    Nothing is executed: expressions are parsed, and computed with fractions. Return None if an expression
     has parts other than numbers, + - * / and brackets, if a value has no finite decimal form, or if the value
     of the last expression is not the answer.
 
@@ -73,9 +73,9 @@ def _text(value: Fraction) -> str:
 
 
 def solved(name: str, problem: Problem) -> Problem:
-    """Return the problem with a worked solution, if its row has equations, and with an id of the data set."""
+    """Return a copy of the problem with a worked solution, if its row has equations, and the id `NAME-ID`."""
     given = str(problem.columns.get("Equation") or problem.columns.get("lEquations") or "")
-    expressions = [given.strip("[]'").removeprefix("X=")]  # of several equations, none can be parsed
+    expressions = [given.strip("[]'").removeprefix("X=")]  # a text with several equations cannot be parsed
     if name == "gsm8k":  # calculations between << and >>
         expressions = re.findall(r"<<([^=<>]*)=[^<>]*>>", problem.solution or "")
     solution = worked_solution(expressions, problem.answer or "")
@@ -118,7 +118,8 @@ def write(folder: Path, svamp: str | None, multiarith: str | None, gsm8k: str | 
     published = find_problems(f"gsm8k={gsm8k}" if gsm8k else "gsm8k", split="train")
     train += filter(is_easy, (solved("gsm8k", each) for each in published))
     for title, evaluated in parts.items():
-        # the roles are swapped, because the check reports one pair for each of its second problems
+        # `find_overlap` reports at most one pair for each problem of its second argument, so the training
+        # problems are the second argument
         overlap = find_overlap(evaluated, train)
         similar = {learned for learned, _ in (*overlap.same, *overlap.masked)}
         train = [problem for problem in train if problem.id not in similar]

@@ -248,9 +248,7 @@ def test_from_python_in_one_call(measured, folder, tmp_path, capsys, monkeypatch
     assert files == {file.name: file.read_bytes() for file in (folder / "figures").iterdir()}
     assert capsys.readouterr() == ("", "")  # no progress is shown without a terminal
     overrides = ["standardize=false", "kl.coefficient=0.1", "refill=1"]
-    with pytest.warns(
-        UserWarning, match="measurement ignores reinforce.kl, reinforce.refill, because it measures"
-    ):
+    with pytest.warns(UserWarning, match="measurement ignores reinforce.kl, reinforce.refill: it measures"):
         changed = measure_variance(
             "tiny.yaml", num_problems=32, overrides=[f"reinforce.{each}" for each in overrides]
         )

@@ -357,7 +357,7 @@ def test_plots_are_written_with_matplotlib(finished: tuple[Path, Result]) -> Non
         ),
         (
             ["tiny.yaml", "--variant", "a:", "--variant", "b: evaluation.decodings=[greedy]"],
-            "b: evaluation.decodings lacks sampled, which is the first decoding mode of a and the one",
+            "b: evaluation.decodings lacks sampled. All variants are compared with this decoding mode",
         ),
     ],
 )

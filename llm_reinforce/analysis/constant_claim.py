@@ -1,8 +1,8 @@
 """Gradient variance after a constant is added to every reward.
 
 This is the first claim of the article "The Beauty of Reinforcement Learning (1) – Intro of Policy Based
-Methods". The claim is that returns have no common zero point, and that a constant added to the returns
-therefore adds variance.
+Methods". The claim is that the level of the returns is arbitrary, because a constant can be added to every
+return, and that such a constant adds variance to the gradient.
 
 Adding a constant c to every reward does not change the ranking of policies. Let g_t be the return from action
 t on. If the discount is 1 and the constant is added to the terminal reward, the gradient of an episode
@@ -55,7 +55,7 @@ class ConstantVariance:
         constant: the constant added to every reward.
         baseline: name of the baseline.
         predicted: variance predicted by the formula in the module's docstring. It is computed from other
-            episodes than `measured`. None if `baseline` is not `none`.
+            episodes than `measured`. The attribute is None for every baseline except "none".
         measured: variance tr Cov(ĝ) of one episode, estimated from the measured episodes.
     """
 
@@ -86,8 +86,8 @@ def measure_constant_claim(
         policy: directory of a run, directory of a model, or model name. The gradients are measured with the
             weights of this policy. The default is the recipe's policy before the first policy-gradient
             update.
-        num_problems: number of problems, which are drawn with replacement. If the number exceeds the recipe's
-            number of problems per update, it is rounded up to a multiple of that number.
+        num_problems: number of problems, which are drawn with replacement. A value above the recipe's
+            `problems_per_update` is rounded up to a multiple of `problems_per_update`.
         seed: random seed of the problems, the episodes, the random projection and the intervals.
         overrides: changes of the recipe's settings, each of the form `section.key=value`.
         output_dir: directory for `constant.json` and, if matplotlib is installed, the plot; None: write no
@@ -96,7 +96,8 @@ def measure_constant_claim(
             notebook.
 
     Raises:
-        InputError: if the recipe can't be measured, or the directory can't be written to.
+        InputError: if the recipe can't be measured, or if `output_dir` can't be written to or already
+            contains files of this measurement.
     """
     output = check_output(output_dir, "constant")
     config = config_to_measure(recipe, overrides, policy)
@@ -142,12 +143,12 @@ def constant_variances(
         progress: function that is called with the number of completed episodes.
 
     Raises:
-        InputError: if the discount is not 1. The formula of the prediction holds only for a discount of 1.
+        InputError: if the discount is not 1. The prediction is valid only for a discount of 1.
     """
     if settings.discount != 1.0:
         raise InputError(
-            "reinforce.discount: should be 1 for this claim, because its theoretical prediction assumes a "
-            f"discount of 1, not {settings.discount}; override this setting with reinforce.discount=1"
+            f"reinforce.discount: should be 1 for this claim, not {settings.discount}, because the "
+            "theoretical prediction assumes a discount of 1; override this setting with reinforce.discount=1"
         )
     plain = settings.model_copy(update={"standardize": False, "denominator": "episodes"})
     estimators = [Estimator(name, plain.model_copy(update={"baseline": name})) for name in COMPARED]

@@ -1,4 +1,4 @@
-"""Contributions of single episodes to the policy gradient that each estimator computes, at fixed weights.
+"""Contribution of each episode to the policy gradient, for each estimator and with a fixed policy.
 
 Every estimator is the sum of A_t ∇log π(a_t|s_t) over all episodes and their actions t. Estimators differ
 only in the weights A_t. For one episode, each estimator has a vector of weights, with one weight per action.
@@ -153,7 +153,8 @@ def squared_log_prob_gradients(
 def spanned(weights: Float[Tensor, "estimator token"]) -> Float[Tensor, "direction token"]:
     """Return an orthonormal basis of the space spanned by the rows; empty if all rows are zero.
 
-    The rows are normalized first, because the weights of two estimators can differ by a factor of a million.
+    Each row contains the weights of one estimator. The rows are normalized first, because the weights of two
+    estimators can differ by a factor of a million.
     """
     directions: Tensor
     _, lengths, directions = torch.linalg.svd(torch.nn.functional.normalize(weights), full_matrices=False)

@@ -97,9 +97,9 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
     of the update. With these weights, the mean of the gradients of all groups equals the mean of the
     gradients of all updates.
 
-    If the estimator's `credit` is `exact_norms`, its baseline can only be computed from gradients. The
-    function then returns the weights for returns of 0 and a baseline of -1. `with_exact_norms` later replaces
-    the gradients that result from these weights.
+    If the estimator's `credit` is `exact_norms`, its baseline can only be computed from gradients. In this
+    case, the function returns the weights of the gradient s in `with_exact_norms`, which are the weights for
+    returns of 0 and a baseline of -1. `with_exact_norms` later replaces the gradient s with v - b s.
     """
     parts = []
     for number, update in enumerate(collected.updates):
@@ -123,7 +123,7 @@ def action_weights(estimator: Estimator, collected: MeasuredEpisodes) -> Float[T
 def with_exact_norms(
     gradients: EpisodeGradients, estimators: Sequence[Estimator], groups: Sequence[int]
 ) -> EpisodeGradients:
-    """Return the gradients, with the gradient of the estimator with the credit `exact_norms` set to v - b s.
+    """Return a copy in which v - b s replaces the gradient of the estimator with the credit `exact_norms`.
 
     b is the optimal constant baseline. For episode i, b_i is computed from the other episodes j of the group:
 

@@ -3,8 +3,9 @@
 A group consists of the episodes of one problem. The vector h_k of group k is the contribution of the group's
 episodes to the gradient of the update. It is scaled so that the gradient of the update is the mean of the
 vectors. Problems are drawn independently, so the vectors are independent. All norms, distances and angles can
-be computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩. This matrix is small. Only its computation needs the
-gradients, which have millions of components, or sketches (random projections) of the gradients.
+be computed from the Gram matrix H[k, l] = ⟨h_k, h_l⟩. This matrix is small. The gradients, which have
+millions of components, are needed only to compute the matrix. Sketches (random projections) of the gradients
+can be used instead of the gradients.
 """
 
 import warnings
@@ -124,10 +125,10 @@ def bootstrap_interval(
 ) -> IntervalEstimate:
     """Return the statistic of all groups, with a bootstrap interval computed by resampling whole groups.
 
-    On toy policies, the method BCa had the best coverage for variances and ratios, and percentiles had the
-    best coverage for values near zero, such as squared norms. If BCa is undefined, percentiles are used. BCa
-    is undefined if the statistic has the same value in all resamples, or if the statistics of all resamples
-    lie on one side of the statistic of the original groups.
+    On toy policies, the method `BCa` had the best coverage for variances and ratios, and the method
+    `percentile` had the best coverage for values near zero, such as squared norms. If `BCa` gives no
+    interval, `percentile` is used instead. `BCa` gives no interval if the statistic has the same value in all
+    resamples, or if the statistics of all resamples lie on one side of the statistic of the original groups.
 
     Source: Efron & Tibshirani 1993, chapters 13 and 14.
     """

@@ -11,14 +11,15 @@ episodes, it computes:
     bias           = ‖E ĝ - ∇J‖ / ‖∇J‖         relative distance from the exact gradient ∇J
 
 B is the gradient noise scale of McCandlish et al. 2018, who recommend B as batch size. If N is far below B,
-doubling the number of episodes per update halves the number of updates that are needed. If N is far above B,
-additional episodes hardly reduce this number.
+doubling the number of episodes per update halves the number of updates that training needs. If N is far above
+B, additional episodes hardly reduce the number of updates.
 
 A group consists of the episodes of one problem. Problems are drawn independently, with replacement, so groups
 are independent. With the baseline `batch_mean`, with `standardize`, or with the number of tokens as
 denominator, the gradient of a group also depends on the other groups of its update. Gradients with these
 settings are computed as in training, but the statistics of the gradients assume that groups are independent.
-This assumption changes the variance by a fraction of about 2/B.
+The relative error of the variance that results from this assumption is at most about 2/M, where M is the
+number of groups per update.
 """
 
 import math
@@ -108,8 +109,8 @@ class GradientVariance:
         accuracy: share of correct episodes. None if the problems have no reference answers.
         num_unscored: number of episodes without a reward.
         num_parameters: number of trained parameters, which equals the number of components of a gradient.
-        sketch_error: upper bound on the relative standard deviation of a squared norm that is caused by the
-            random projection of the gradients; 0 if the gradients are not projected.
+        sketch_error: upper bound on the relative standard deviation that the random projection of the
+            gradients adds to a squared norm; 0 if the gradients are not projected.
     """
 
     estimators: tuple[EstimatorVariance, ...]
@@ -148,8 +149,8 @@ def measure_variance(
         policy: directory of a run, directory of a model, or model name. The gradients are measured with the
             weights of this policy. The default is the recipe's policy before the first policy-gradient
             update.
-        num_problems: number of problems, which are drawn with replacement. If the number exceeds the recipe's
-            number of problems per update, it is rounded up to a multiple of that number.
+        num_problems: number of problems, which are drawn with replacement. A value above the recipe's
+            `problems_per_update` is rounded up to a multiple of `problems_per_update`.
         sketch_size: number of components to which each gradient is shortened by random projection. 0: do not
             shorten. None: shorten to 16,384 components if all gradients together would need more than 2 GiB
             of memory.
@@ -162,7 +163,7 @@ def measure_variance(
 
     Raises:
         InputError: if the recipe can't be measured, if fewer than four problems have episodes with different
-            returns, or if the directory can't be written to.
+            returns, or if `output_dir` can't be written to or already contains files of this measurement.
     """
     output = check_output(output_dir, "variance")
     config = config_to_measure(recipe, overrides, policy)

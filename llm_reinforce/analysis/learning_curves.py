@@ -20,7 +20,8 @@ Interval = tuple[float, float]
 MeasureName = Literal["final", "area", "tokens", "timed"]
 
 CONFIDENCE = 0.95
-NUM_FLIPS = 9_999  # number of random sign flips in the permutation test, if more sign flips are possible
+# if more than this number of sign flips are possible, the sign-flip test uses this number of random flips
+NUM_FLIPS = 9_999
 NUM_POINTS = 201  # number of points of a mean curve
 ROUNDING = 1e-12  # values that differ by at most this number are treated as equal
 
@@ -196,7 +197,7 @@ def accuracy_after(curve: LearningCurve, seconds: float) -> float:
 
 
 def heights(curve: LearningCurve, num_tokens: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Return the accuracy at the given token counts, assumed to be constant after the last evaluation."""
+    """Return the accuracy at the given token counts. The curve is constant after the last evaluation."""
     at: np.ndarray = np.interp(np.asarray(num_tokens, dtype=float), curve.num_tokens, curve.accuracy)
     return at
 

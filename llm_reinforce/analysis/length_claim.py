@@ -286,7 +286,7 @@ def _rewarded(batch: EpisodeBatch, timing: RewardTiming) -> EpisodeBatch:
 
 
 def _cut(batch: EpisodeBatch, num_actions: int) -> EpisodeBatch:
-    """Return a copy of the episodes in which each is cut to its first `num_actions` actions."""
+    """Return a copy of the episodes in which each episode is cut to its first `num_actions` actions."""
     cut = []
     for episode in batch.episodes:
         whole = episode.completion

@@ -25,7 +25,7 @@ class MeasuredEpisodes:
     """Episodes of one policy, from which the gradient of every estimator is computed.
 
     Attributes:
-        updates: the episodes of each update. The number of a group occurs in one update only.
+        updates: the episodes of each update. Groups of different updates have different group numbers.
         moving_average: mean return of other episodes of the policy. It replaces the moving average that
             training computes over earlier updates.
         values: for each update, the predicted value V(s_t) of each action. The values come from a value head
@@ -56,8 +56,8 @@ def collect_updates(
     """Collect episodes of `num_problems` problems, which are drawn with replacement.
 
     In training, the moving average and the value head are baselines that learn from earlier episodes. This
-    function therefore first collects an equal number of other episodes, and fits the two baselines to these
-    episodes.
+    function therefore first collects an equal number of other episodes, and fits the moving average and the
+    value head to them.
 
     Args:
         policy: the policy.
@@ -65,10 +65,11 @@ def collect_updates(
         rewards: the reward functions.
         settings: settings of the updates, the advantages and the value head.
         sampling: settings of the sampling.
-        num_problems: number of problems. If it exceeds the number of problems per update, it is rounded up to
-            a multiple of that number.
+        num_problems: number of problems. A value above `settings.problems_per_update` is rounded up to a
+            multiple of `settings.problems_per_update`.
         seed: random seed of the choice of problems and of the sampling.
-        progress: function that is called with the number of completed problems, at most twice `num_problems`.
+        progress: function that is called with the number of completed problems. The last number is
+            2 * `num_problems`, because the problems of the other episodes are counted too.
 
     Raises:
         InputError: if no episode could be scored.
@@ -117,7 +118,7 @@ def _check_scored(updates: Sequence[EpisodeBatch]) -> None:
 def fitted_value_head(
     policy: LanguagePolicy, earlier: EpisodeBatch, settings: ReinforceConfig, seed: int
 ) -> ValueHead:
-    """Return a value head for `baseline: value`, fitted to the returns of the earlier episodes.
+    """Return a value head for `baseline: value`, fitted to the returns of the given earlier episodes.
 
     In training, the value head is fitted to new episodes in every update. Here it is fitted repeatedly to the
     same episodes. A quarter of the groups is therefore held out for early stopping. The returned head has the

@@ -46,8 +46,8 @@ def config_to_measure(
     }
     if names := [f"reinforce.{name}" for name, is_set in left_out.items() if is_set]:
         warnings.warn(
-            f"the measurement ignores {', '.join(names)}, because it measures the gradient of the expected "
-            "return when all problems are drawn equally often",
+            f"the measurement ignores {', '.join(names)}: it measures the gradient of the expected return, "
+            "and draws all problems with equal probability",
             stacklevel=3,
         )
     return config.model_copy(update={"reinforce": settings.model_copy(update={"kl": None})})
@@ -74,8 +74,8 @@ def collect_from_recipe(
 
     Args:
         config: settings of the recipe, as returned by `config_to_measure`.
-        num_problems: number of problems, which are drawn with replacement. If the number exceeds the recipe's
-            number of problems per update, it is rounded up to a multiple of that number.
+        num_problems: number of problems, which are drawn with replacement. A value above the recipe's
+            `problems_per_update` is rounded up to a multiple of `problems_per_update`.
         seed: random seed of the choice of problems and of the sampling.
         show_progress: if True, show a progress bar.
     """

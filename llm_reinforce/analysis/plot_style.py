@@ -39,7 +39,7 @@ STYLES = (
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Apply the settings of all plots within a `with` block.
+    """Apply the style that all plots share, within a `with` block.
 
     Raises:
         ModuleNotFoundError: if matplotlib is not installed.

@@ -42,10 +42,10 @@ if TYPE_CHECKING:
     from llm_reinforce.evaluation import Evaluation
 
 Stopping = Callable[[Callable[[], None], Silent], AbstractContextManager[object]]
-"""Function that returns a context manager. Its arguments are a function that stops a run, and a display.
+"""Function with the arguments `stop` and `display` that returns a context manager.
 
-Within the context, a signal handler calls the function that stops the run. The display shows the run. The
-command line passes such a function to `compare`.
+Within the context, signal handlers call `stop`, which stops the current run. `display` shows the progress of
+this run. The command line passes such a function to `compare`.
 """
 
 
@@ -111,8 +111,8 @@ def compare(
         evaluations: number of evaluations per run, at equal intervals of sampled tokens.
         show_progress: if True, show progress bars and messages. By default, they are shown on a terminal and
             in a notebook.
-        stopping: function that installs signal handlers, which stop the comparison. It is used by the command
-            line; see `Stopping`.
+        stopping: function that installs handlers of the signals that stop the comparison. The argument is
+            used by the command line; see `Stopping`.
 
     Raises:
         InputError: if an argument or a recipe is invalid, or if the directory of a run contains files that
@@ -189,7 +189,7 @@ def _check_answers(runs: Sequence[PlannedRun]) -> None:
 
 
 def _recorded_date(runs: Sequence[PlannedRun]) -> str | None:
-    """Return the date of the chat template that the first run with such a record has recorded, or None."""
+    """Return the chat-template date of the first run that has recorded one; None if no run has."""
     of_runs = (with_recorded_date(run.directory, run.recipe).policy.chat_template_date for run in runs)
     return next(filter(None, of_runs), None)
 

@@ -139,7 +139,7 @@ def _variant(recipe: RecipeSource, text: str) -> Variant:
     form = 'a variant should read "NAME: section.key=value section.key=value"'
     try:
         overrides = tuple(shlex.split(settings))
-    except ValueError as error:  # an open quote
+    except ValueError as error:  # a quote is not closed
         raise InputError(f"variant {text!r}: can't be parsed: {error}; {form}") from None
     if not colon:
         raise InputError(f"variant {text!r}: there is no colon after the name; {form}")
@@ -162,7 +162,8 @@ def plan_runs(chosen: Sequence[Variant], overrides: Sequence[str], shape: Shape)
         shape: settings that all runs share.
 
     Raises:
-        InputError: if a recipe is invalid, or a directory contains another run or other files.
+        InputError: if a recipe is invalid, or if the directory of a run contains a run with other settings or
+            files that belong to no run.
     """
     for variant in chosen:
         _check_own_keys(overrides, "override (--set) ")
@@ -210,7 +211,7 @@ def _planned(variant: Variant, overrides: Sequence[str], seed: int, shape: Shape
             f"output_dir={json.dumps(str(folder))}",
             f"training.num_tokens={shape.num_tokens}",
             f"training.num_updates={most_batches * own.updates_per_batch}",
-            "training.stop_at=null",  # a value would end runs before their budget is used up
+            "training.stop_at=null",  # a target accuracy would end runs before their budget is used up
             "evaluation.unit=tokens",
             f"evaluation.every={max(1, shape.num_tokens // shape.num_evaluations)}",
         ],
@@ -222,7 +223,8 @@ def _progress(run: PlannedRun) -> Literal["done", "begun", "new"]:
     """Return the progress of a run on disk.
 
     Raises:
-        InputError: if the directory of the run contains another run or other files.
+        InputError: if the directory of the run contains a run with other settings or files that belong to no
+            run, or if it can't be written to.
     """
     own = run.directory.path / "recipe.yaml"
     if own.is_file():
@@ -259,8 +261,8 @@ def unlike_problems(runs: Sequence[PlannedRun]) -> str | None:
         return None
     names = ", ".join(unlike)
     return (
-        f"{names}: evaluated on other problems than {first[0].variant}, so these accuracies can't be "
-        "compared directly"
+        f"{names}: evaluated on other problems than {first[0].variant}, so the accuracies can't be compared "
+        f"directly with those of {first[0].variant}"
     )
 
 
@@ -274,7 +276,7 @@ def _check_decoding(runs: Sequence[PlannedRun]) -> None:
     for run in runs:
         if decoding not in run.recipe.evaluation.decodings:
             raise InputError(
-                f"{run.variant}: evaluation.decodings lacks {decoding}, which is the first decoding mode of "
-                f"{runs[0].variant} and the one by which all variants are compared; use the same decoding "
-                f"modes for all variants (override evaluation.decodings=[{decoding}])"
+                f"{run.variant}: evaluation.decodings lacks {decoding}. All variants are compared with this "
+                f"decoding mode, because it is the first decoding mode of {runs[0].variant}. Use the same "
+                f"decoding modes for all variants (override evaluation.decodings=[{decoding}])"
             )

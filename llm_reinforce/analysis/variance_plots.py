@@ -110,7 +110,9 @@ def plot_classifier_claim(rows: "Sequence[ClassifierVariance]", folder: Path) ->
 def plot_length_claim(
     coins: "Sequence[CoinVariance]", lengths: "Sequence[LengthVariance]", folder: Path
 ) -> list[Path]:
-    """Plot the variance of the number of heads, and the gradient variance against the number of actions.
+    """Plot the variance of the number of heads against the number of coins, and the gradient variance.
+
+    The gradient variance is plotted against the number of actions.
 
     Returns:
         the written files.

@@ -104,7 +104,7 @@ def reported_failures(
         else:
             _print_own_error(f"{what} failed: {_in_one_line(error)} (add --debug to see the traceback)")
         if not isinstance(error, RunStoppedError) or error.can_resume:
-            # the main process may be the one that was lost
+            # if a process was lost, it may be the main process, so any process prints the advice
             _print_advice(advice, is_needed=isinstance(error, ProcessLostError))
         raise typer.Exit(FAILED) from None
 

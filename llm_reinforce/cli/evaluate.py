@@ -68,7 +68,8 @@ def evaluate(
         str | None,
         typer.Option(
             hidden=True,
-            help="Obsolete; use --baseline. New policy, which is compared with --policy as the old policy.",
+            help="Obsolete; use --baseline. With --against NEW, --policy is the old policy, and NEW is the "
+            "new policy.",
         ),
     ] = None,
     split: SplitOption = None,

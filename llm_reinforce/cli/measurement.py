@@ -19,7 +19,7 @@ MeasuredPolicyOption = Annotated[
     typer.Option(
         "--policy",
         help="Policy whose gradients are measured: directory of a run, directory of a model, or model name. "
-        "Default: the recipe's initial policy, after its warm start.",
+        "Default: the recipe's initial policy, after the warm start if the recipe has one.",
     ),
 ]
 OverridesOption = Annotated[
@@ -45,7 +45,7 @@ def show_measurement(
     """Print the result as a table or as JSON, and print the names of the written files.
 
     Args:
-        name: name of the measurement, which is also the name of its files without the suffix.
+        name: name of the measurement. The files are called `name` with a suffix.
         result: result of the measurement, which is a dataclass or a sequence of dataclasses.
         table: the result as a table.
         output: directory of the written files; None if no files were written.

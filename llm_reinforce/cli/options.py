@@ -86,15 +86,15 @@ DATA_OPTIONS = ("prompt_column", "answer_column", "algebra: true")
 PromptColumnOption = Annotated[
     str | None,
     typer.Option(
-        help="Column that contains the prompts. Default: the first existing column of prompt, question, "
-        "problem, messages and conversations."
+        help="Column that contains the prompts. Default: the first of these columns that exists: prompt, "
+        "question, problem, messages, conversations."
     ),
 ]
 AnswerColumnOption = Annotated[
     str | None,
     typer.Option(
-        help="Column that contains the answers. Default: the first existing column of answer, ground_truth, "
-        "final_answer, reward_model.ground_truth and solution."
+        help="Column that contains the answers. Default: the first of these columns that exists: answer, "
+        "ground_truth, final_answer, reward_model.ground_truth, solution."
     ),
 ]
 AlgebraOption = Annotated[

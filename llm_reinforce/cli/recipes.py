@@ -147,7 +147,7 @@ def _find_sections(name: str | None) -> "list[SectionEntry]":
 
 
 def without_results(text: str) -> str:
-    """Return a recipe without the paragraph of its opening comment that begins with "# Measured:"."""
+    """Remove the paragraph that starts with "# Measured:" from the opening comment of a recipe."""
     head, separator, settings = text.partition("\n\n")
     lines = head.split("\n")
     first = next((at for at, line in enumerate(lines) if line.startswith("# Measured:")), len(lines))

@@ -62,7 +62,7 @@ def verify(
         if (split or config) and not any(map(reads_split, data)):
             raise InputError(
                 "--split and --config select part of a hub data set, but no DATA is read from the hub; omit "
-                "them"
+                "these options"
             )
         sets = [
             find_problems(

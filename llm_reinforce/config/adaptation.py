@@ -27,7 +27,8 @@ REPLACED: dict[KeyPath, tuple[KeyPath, ...]] = {  # from a setting to the settin
 }
 OPTIONAL_SECTIONS: tuple[KeyPath, ...] = (("reinforce", "clip"), ("reinforce", "value"))
 
-KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)  # the default would change how the policy learns
+# the default schedule would change how the policy learns
+KEPT: tuple[KeyPath, ...] = (("training", "schedule"),)
 
 
 def adapt(data: dict[str, Any], changed: Collection[KeyPath], model: type[BaseModel]) -> list[str]:

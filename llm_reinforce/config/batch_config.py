@@ -35,12 +35,13 @@ class KLConfig(Section):
     )
     reference: Text = Field(
         default="start",
-        description="reference policy: the policy before the first policy-gradient update (start), or "
-        "the directory or hub id of another model with the same tokenizer",
+        description="reference policy; start: the policy before the first policy-gradient update; any other "
+        "text: directory or hub id of another model with the same tokenizer",
     )
     refresh_every: Count | None = Field(
         default=None,
-        description="number of updates after which the current policy becomes the reference; null: never",
+        description="interval, in updates, at which the reference policy is replaced with the current "
+        "policy; null: never",
     )
     estimator: Literal["k1", "k3"] = Field(
         default="k1",
@@ -64,8 +65,8 @@ class KLConfig(Section):
 class EntropyTargetConfig(Section):
     """A target for the entropy of the policy. The weight of the entropy bonus is adapted to reach the target.
 
-    After each batch, the weight grows by rate x (value - entropy). The weight stays between 0 and
-    max_coefficient.
+    After each batch, `rate` x (`value` - entropy) is added to the weight. The weight stays between 0 and
+    `max_coefficient`.
     """
 
     value: Positive = Field(description="target of the mean entropy of an action, in nats")
@@ -78,7 +79,7 @@ class EntropyTargetConfig(Section):
 
 
 class PoolsConfig(Section):
-    """Weights of hard, normal and easy problems, with which a curriculum draws problems."""
+    """Weights with which a curriculum draws hard, normal and easy problems."""
 
     hard_below: float = Field(
         default=0.25, ge=0, le=1, description="a problem with a pass rate below this value is hard"

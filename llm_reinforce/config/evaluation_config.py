@@ -45,7 +45,8 @@ class EvaluationConfig(Section):
     few_shot: int = Field(
         default=0,
         ge=0,
-        description="number of solved training problems placed before each evaluated problem as examples",
+        description="number of worked examples before each evaluated problem; the examples are training "
+        "problems",
     )
     stop: tuple[Text, ...] = Field(
         default=(),
@@ -72,6 +73,6 @@ class EvaluationConfig(Section):
     def _check_samples_per_problem(cls, samples: int, info: ValidationInfo) -> int:
         if samples > 1 and "sampled" not in info.data.get("decodings", ("sampled",)):
             raise ValueError(
-                "used only with sampled decoding; add sampled to decodings, or remove this setting"
+                "used only with sampled decoding; add `sampled` to `decodings`, or remove this setting"
             )
         return samples

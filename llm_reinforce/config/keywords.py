@@ -21,7 +21,7 @@ OF_TRL = {  # arguments of TRL's trainers, and what to use instead in this toolk
     "eval_dataset": "use held_out",
     "reward_funcs": "use rewards, the third argument",
     "reward_weights": "use rewards={function: weight}",
-    "reward_processing_classes": "write a reward function that calls the model instead",
+    "reward_processing_classes": "instead, write a reward function that calls the model",
     "args": "use config, or keyword arguments",
     "peft_config": "use lora={'rank': …, 'alpha': …}",
     "callbacks": "write a loop over trainer.updates() instead",

@@ -87,8 +87,8 @@ class GenerateConfig(Section):
             raise ValueError("used only with operands; set operands, or remove this setting")
         if not within[0] <= values[0] <= values[1] <= within[1]:
             raise ValueError(
-                f"should be a range within that of `operands` ({within[0]} to {within[1]}) and begin with "
-                f"its smallest operand, not {values[0]}, {values[1]}"
+                f"should be a range within that of `operands` ({within[0]} to {within[1]}), with the smaller "
+                f"number first, not {values[0]}, {values[1]}"
             )
         return values
 
@@ -136,15 +136,15 @@ class DataConfig(Section):
     split: Text = Field(default=DEFAULT_SPLIT, description="split of the data set")
     prompt_column: Text | None = Field(
         default=None,
-        description="column that contains the prompts, as text or as chat messages, such as question or "
-        "extra_info.question; null: the first existing column of prompt, question, problem, "
-        "messages and conversations",
+        description="name of the column with the prompts, for example `question` or `extra_info.question`; "
+        "the prompts are text or chat messages; null: the first of these columns that exists: prompt, "
+        "question, problem, messages, conversations",
     )
     answer_column: Text | None = Field(
         default=None,
-        description="column that contains the answers, such as ground_truth or reward_model.ground_truth; "
-        "null: the first existing column of answer, ground_truth, final_answer, "
-        "reward_model.ground_truth and solution",
+        description="name of the column with the answers, for example `ground_truth` or "
+        "`reward_model.ground_truth`; null: the first of these columns that exists: answer, ground_truth, "
+        "final_answer, reward_model.ground_truth, solution",
     )
     algebra: bool = Field(
         default=False,
@@ -189,14 +189,14 @@ class ProblemsConfig(Section):
     @classmethod
     def _check_single_source(cls, train: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
         if train is not None and info.data.get("generate") is not None:
-            raise ValueError("train and generate cannot both be set; remove one of them")
+            raise ValueError("`train` and `generate` cannot both be set; remove one of them")
         return train
 
     @field_validator("held_out")
     @classmethod
     def _check_held_out(cls, held_out: DataConfig | None, info: ValidationInfo) -> DataConfig | None:
         if held_out is not None and info.data.get("generate") is not None:
-            raise ValueError("used only with train; with generate, set num_held_out instead")
+            raise ValueError("used only with `train`; with `generate`, set `num_held_out` instead")
         return held_out
 
     @field_validator("template")
@@ -216,5 +216,5 @@ class ProblemsConfig(Section):
     @model_validator(mode="after")
     def _check_source_given(self) -> Self:
         if self.generate is None and self.train is None:
-            raise ValueError("needs generate (`generate: {}` uses all defaults) or train")
+            raise ValueError("needs `generate` (`generate: {}` uses all defaults) or `train`")
         return self

@@ -81,7 +81,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
 
 
 def adapt_document(document: Document) -> None:
-    """Remove the settings that changes by the user have made invalid, with a warning for each of them."""
+    """Remove each setting that the user's changes have made invalid, and issue a warning about it."""
     for note in adapt(document.data, document.changed, Config):
         warnings.warn(note, stacklevel=4)
 
@@ -94,7 +94,7 @@ def dump_config(recipe: Config) -> str:
     data = recipe.model_dump(mode="json")
     for key, baseline in READ_WITH_BASELINE.items():
         if recipe.reinforce.baseline != baseline:
-            del data["reinforce"][key]  # recipes with other baselines must not contain this key
+            del data["reinforce"][key]  # the key is invalid in a recipe with another baseline
     return dump_yaml(data)
 
 
@@ -110,8 +110,8 @@ def _follow_moved_run(data: dict[str, Any], folder: Path) -> None:
     """Correct the paths in the recipe of a run whose directory was moved after the run was started.
 
     The recipe contains the path of the run's directory and the paths of files in this directory. The paths
-    may be relative to the directory in which the run was started. This function replaces them by paths in
-    `folder`, the directory in which the recipe was found.
+    may be relative to the directory in which the run was started. This function replaces them with
+    paths in `folder`, the directory in which the recipe was found.
     """
     before = data.get("output_dir")
     if not isinstance(before, str):

@@ -48,8 +48,8 @@ class SamplingConfig(Section):
         temperature = info.data.get("temperature", 1.0)
         if server is not None and not lowest <= temperature <= highest:
             raise ValueError(
-                f"samples at temperatures from {lowest:g} to {highest:g}, not at {temperature:g}; change "
-                "sampling.temperature, or remove this setting"
+                f"the server samples at temperatures from {lowest:g} to {highest:g}, not at {temperature:g}; "
+                "change sampling.temperature, or remove this setting"
             )
         return server
 
@@ -133,8 +133,8 @@ class ReinforceConfig(Section):
 
     variant: Variant | None = Field(
         default=None,
-        description="name of a published objective, which determines baseline, standardize, denominator "
-        "and clip; null: each of these keys has its own default",
+        description="name of a published objective, which determines `baseline`, `standardize`, "
+        "`denominator` and `clip`; null: each of these keys has its own default",
     )
     baseline: Literal[
         "none", "batch_mean", "moving_average", "group_mean", "leave_one_out", "optimal", "greedy", "value"
@@ -153,8 +153,8 @@ class ReinforceConfig(Section):
     standardize: bool | Literal["batch", "group"] = Field(
         default=False,
         description="divide the advantages by the standard deviation of the returns around their "
-        "baselines; batch or true: the standard deviation over the whole batch; group: that "
-        "over the episodes of a problem; false: do not divide",
+        "baselines; batch or true: the standard deviation over the whole batch; group: the standard "
+        "deviation over the episodes of the problem; false: do not divide",
     )
     discount: float = Field(default=1.0, gt=0, le=1, description="discount factor γ per action")
     denominator: Literal["episodes", "tokens", "episode_lengths"] | Positive = Field(
@@ -211,15 +211,14 @@ class ReinforceConfig(Section):
     )
     importance: ImportanceConfig | None = Field(
         default=None,
-        description="importance weights of the sampled actions; null: no weights; if sampling.server is "
-        "set and clip is not, null means weights of the level per_decision",
+        description="importance weights of the sampled actions; null: if `sampling.server` is set and `clip` "
+        "is not set, weights with `level: per_decision`, otherwise no weights",
     )
     clip: ClipConfig | Literal[False] | None = Field(
         default=None,
-        description="clip the ratios of the sampled actions; null: the default bounds are used if "
-        "updates_per_batch is above 1 and importance is not set, otherwise the ratios are not "
-        "clipped; false: the ratios are ignored, so the later updates of a batch are biased if "
-        "updates_per_batch is above 1",
+        description="clip the probability ratios of the sampled actions; false: the ratios are not used, so "
+        "all updates of a batch after the first are biased; null: the default bounds if `updates_per_batch` "
+        "is above 1 and neither `importance` nor `sampling.server` is set, otherwise no clipping",
     )
 
     @property
@@ -248,11 +247,11 @@ class ReinforceConfig(Section):
         filled = {**{key: value for key, value in variant.items() if key != "clip"}, **data}
         clip, num_updates = data.get("clip"), data.get("updates_per_batch", 1)
         is_off_policy = isinstance(num_updates, int) and num_updates > 1
-        if is_off_policy and ("clip" in variant or data.get("importance") is None):
-            if isinstance(clip, ClipConfig):
-                clip = clip.model_dump(exclude_unset=True)
-            if clip is None or isinstance(clip, Mapping):
-                filled["clip"] = {**variant.get("clip", {}), **(clip or {})}
+        has_default = is_off_policy and ("clip" in variant or data.get("importance") is None)
+        if isinstance(clip, ClipConfig):
+            clip = clip.model_dump(exclude_unset=True)
+        if isinstance(clip, Mapping) or (clip is None and has_default):
+            filled["clip"] = {**variant.get("clip", {}), **(clip or {})}
         validated = handler(filled)
         # keys that were filled in count as not set, so that another variant can replace them
         validated.model_fields_set.intersection_update(data)
@@ -344,23 +343,18 @@ class ReinforceConfig(Section):
             return None
         variant = info.data.get("variant")
         of_variant = VARIANTS.get(variant, {}).get("clip") if variant else None
-        if info.data.get("updates_per_batch") == 1:
-            raise ValueError(
-                "has no effect with updates_per_batch: 1, because the ratios are 1 in the first update of a "
-                "batch; increase updates_per_batch, or remove this setting"
-            )
         if clip is False and of_variant:
             raise ValueError(f"the variant {variant} clips the ratios; remove this setting or the variant")
         if clip is False and info.data.get("importance"):
-            raise ValueError("has no effect if importance is set; remove this setting")
+            raise ValueError("has no effect if `importance` is set; remove this setting")
         if clip is False:
             return False
         if info.data.get("importance"):
-            by = f"variant: {variant}" if of_variant else "clip"
-            other = "the variant" if of_variant else "clip"
+            by = f"`variant: {variant}`" if of_variant else "`clip`"
+            other = "the variant" if of_variant else "`clip`"
             raise ValueError(
-                f"{by} and importance would correct the same difference between two policies twice; remove "
-                f"importance or {other}"
+                f"{by} and `importance` would both correct for the difference between the current policy and "
+                f"the policy that sampled the episodes; remove `importance` or {other}"
             )
         if of_variant and clip.form != of_variant["form"]:
             raise conflict(

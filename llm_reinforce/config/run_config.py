@@ -111,6 +111,19 @@ class Config(Section):
 
     @field_validator("reinforce")
     @classmethod
+    def _check_clip(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
+        sampling: SamplingConfig | None = info.data.get("sampling")
+        is_on_policy = reinforce.updates_per_batch == 1 and sampling and sampling.server is None
+        if is_on_policy and reinforce.clip is not None:
+            raise conflict(
+                ("clip",),
+                "has no effect with updates_per_batch: 1, because the ratios are 1 in the first update of a "
+                "batch; increase updates_per_batch, or remove this setting",
+            )
+        return reinforce
+
+    @field_validator("reinforce")
+    @classmethod
     def _set_importance(cls, reinforce: ReinforceConfig, info: ValidationInfo) -> ReinforceConfig:
         """Set importance weights if a server samples the episodes, unless `importance` or `clip` is set."""
         sampling: SamplingConfig | None = info.data.get("sampling")
@@ -119,14 +132,14 @@ class Config(Section):
         if reinforce.baseline == "optimal":
             raise conflict(
                 ("baseline",),
-                "optimal needs the gradient of every sampled action, which sampling.server does not return; "
-                "choose another baseline",
+                "`optimal` needs the gradient of log π with respect to the logits, which a server does not "
+                "return; choose another baseline",
             )
         if reinforce.clip is False:
             raise conflict(
                 ("clip",),
-                "false leaves the difference between sampling.server and the policy uncorrected; remove this "
-                "setting",
+                "with `false`, nothing corrects for the difference between the server's and the policy's "
+                "probabilities; remove this setting",
             )
         is_of_variant = "clip" in VARIANTS.get(reinforce.variant or "", {})
         has_clip = reinforce.clip is not None and (is_of_variant or "clip" in reinforce.model_fields_set)

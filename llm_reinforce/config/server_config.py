@@ -9,7 +9,7 @@ from llm_reinforce.config.section import Count, Positive, Section, Text
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 API_KEY = "VLLM_API_KEY"
-"""Environment variable with the key of the server."""
+"""Environment variable that contains the API key of the server."""
 TEMPERATURES = (0.01, 2.0)
 """Smallest and largest temperature at which vLLM samples. vLLM raises lower temperatures to the smallest."""
 
@@ -20,10 +20,9 @@ class ServerConfig(Section):
     url: Text = Field(default=DEFAULT_URL, description="address of the server")
     sync: Literal["auto", "disk", "adapter"] = Field(
         default="auto",
-        description="how the server gets the new weights after an update; disk: from files with all "
-        "weights; adapter: from files with the LoRA adapter; auto: as with adapter if "
-        "policy.lora is set, and as with disk if it is not set or if the transfer of the "
-        "adapter fails",
+        description="how the server gets the new weights after an update; disk: from files with all weights; "
+        "adapter: from files with the LoRA adapter; auto: the method `adapter` if `policy.lora` is set, "
+        "otherwise the method `disk`, which is also used if the transfer of the adapter fails",
     )
     sync_every: Count = Field(
         default=1,

@@ -112,9 +112,10 @@ class Document:
     changed: list[KeyPath] = field(default_factory=list)
 
     def place_of(self, path: KeyPath) -> Place:
-        """Return the place of a key in the file, such as its line.
+        """Return the source of a key's value: its line in the file, or the override that set it.
 
-        If the key is not in the document, return the place of the innermost section that would contain it.
+        If the key is not in the document, return the source of the innermost existing section that would
+        contain the key.
         """
         while path and path not in self.places:
             path = path[:-1]

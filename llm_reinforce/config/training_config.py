@@ -50,26 +50,26 @@ class WarmStartConfig(Section):
 
     data: Text | None = Field(
         default=None,
-        description="file or folder with the columns prompt and completion, or with the column messages; "
-        "null: train on the training problems",
+        description="file or folder with the columns `prompt` and `completion`, or with the column "
+        "`messages`; null: train on the training problems",
     )
     epochs: Count | None = Field(
         default=None,
-        description="number of passes over the data or problems; null: not used, so num_updates must be "
-        "set, and the problems of each update are drawn with replacement",
+        description="number of passes over the data or the training problems; null: the warm start has "
+        "`num_updates` updates, whose problems are drawn with replacement",
     )
     num_updates: Count | None = Field(
         default=None,
         validate_default=True,
-        description="number of supervised updates; null: not used, so epochs must be set",
+        description="number of supervised updates; null: the number follows from `epochs`",
     )
     batch_size: Count = Field(default=64, description="number of problems per supervised update")
     learning_rate: Positive = Field(default=1e-3, description="peak learning rate of the supervised updates")
     num_warmup_updates: int = Field(
         default_factory=_default_num_warmup_updates,
         ge=0,
-        description="number of updates over which the learning rate rises to its peak; if num_updates is "
-        "smaller than the default, the default is num_updates",
+        description="number of updates over which the learning rate rises to its peak; if `num_updates` is "
+        "below 10, the default is `num_updates`",
     )
 
     @field_validator("num_updates")
@@ -122,8 +122,8 @@ class TrainingConfig(Section):
     )
     master_weights: bool = Field(
         default=True,
-        description="keep a float32 copy of trained weights in half precision, so that small steps add up; "
-        "no effect on weights in float32",
+        description="if the trained weights are in half precision, also keep them in float32, so that small "
+        "steps add up; no effect on weights in float32",
     )
     weight_decay: float = Field(default=0.0, ge=0, description="weight decay of AdamW")
     betas: tuple[Beta, Beta] = Field(
@@ -145,7 +145,7 @@ class TrainingConfig(Section):
         "saves memory and takes more time",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] = Field(
-        default="no", description="data type of the forward pass; no: the data type of the weights"
+        default="no", description="data type of the forward pass; `no`: the data type of the weights"
     )
     checkpoint_every: Count | None = Field(
         default=None,
@@ -184,7 +184,7 @@ class TrainingConfig(Section):
         "time, the run ends with an error",
     )
     logged_episodes: int = Field(
-        default=8, ge=0, description="number of episodes per update written to episodes.jsonl"
+        default=8, ge=0, description="number of episodes of each update that are written to episodes.jsonl"
     )
     trackers: tuple[TrackerName, ...] = Field(
         default=(),

@@ -109,11 +109,13 @@ def _footnotes(compared: "Sequence[ComparedRuns]", num_tokens: int) -> list[str]
         notes.append("in brackets: 95% intervals over the seeds, Student's t")
     if any(runs.num_reached < num_seeds for runs in compared):
         notes.append(
-            "≥: lower bound, because a run that did not reach the target is counted with its whole "
-            "token budget"
+            "≥: lower bound, because a run that did not reach the target is counted as if it had needed its "
+            "whole token budget"
         )
     if "timed" in compared[0].measures:
-        notes.append("the time is the duration of the updates on this machine, without evaluations")
+        notes.append(
+            "time of the fastest variant: duration of its updates on this machine, without evaluations"
+        )
     if len(compared) > 1 and num_seeds > 1:
         least = 2 / 2**num_seeds
         notes.append(

@@ -83,7 +83,7 @@ class RunView:
             self._add_accuracy(row["data"], row["decoding"], made)
 
     def changed(self) -> None:
-        """Show the current state. Subclasses that a thread refreshes need not override this method."""
+        """Show the current state. A subclass need not override this method if a thread refreshes its view."""
 
     def working(self, sentence: str) -> None:
         self.work.sentence = sentence
@@ -143,7 +143,7 @@ class RunView:
         lines = [Text(fitted(self.title, width), "bold"), *self._progress(width), *self._status(width)]
         samples, is_wide = self.samples, width >= WIDE and bool(self.accuracies)
         room = height - 1 - len(lines) - (1 + MIN_SAMPLE_LINES if samples else 0)
-        num_lines = max(1, height // 4)  # maximum for each chart, and for the metrics
+        num_lines = max(1, height // 4)  # maximum number of lines of each chart, and of the metrics
         if is_wide:
             left = self._accuracies(width // 2 - 3, room, num_lines, is_ascii=is_ascii)
             lines += _side_by_side(left, self._metrics(width - width // 2, 1), width // 2)
@@ -319,7 +319,7 @@ def _interpolated(made: Sequence[Accuracy], position: float) -> tuple[float, flo
 
 
 def sample_lines(episodes: "Sequence[Episode]", width: int, num_lines: int) -> list[Text]:
-    """Return at most `num_lines` lines about evenly spaced episodes of an update.
+    """Return at most `num_lines` lines that show some of an update's episodes, chosen at equal intervals.
 
     If an episode does not fit into one line, only the first episode is shown, with its prompt and its
     completion on several lines.

@@ -25,7 +25,8 @@ def step_rewards_by_token(
     """
     if not steps or not token_ids:
         return ()
-    decode = cache(decode)  # the searches for different spans start by decoding the same prefixes
+    # keep decoded prefixes, because the bisections for different spans begin with the same prefixes
+    decode = cache(decode)
     rewards = [0.0] * len(token_ids)
     for step in steps:
         for t, value in enumerate(step.by_token or ()):
@@ -42,7 +43,7 @@ def completing_token(end: int, text: str, token_ids: TokenIds, decode: Decode) -
     index is found by bisection over decoded prefixes. This works with every tokenizer. A token may contain
     several characters or only some bytes of a character, and the next token may change the decoded text of
     earlier tokens (a space or an incomplete character, for example). If `end` is greater than the length of
-    the text, the result is the last token, which is the end token in a terminated episode.
+    the text, the result is the index of the last token, which is the end token in a terminated episode.
 
     Args:
         end: number of characters.

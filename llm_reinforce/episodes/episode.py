@@ -141,7 +141,7 @@ class EpisodeBatch:
         return EpisodeBatch.of([self.episodes[row] for row in rows.tolist()])
 
     def rows_of_update(self, number: int, num_updates: int) -> Int[Tensor, " row"]:
-        """Return the rows (episodes) that one of several updates of this batch uses.
+        """Return the rows (episodes) of this batch that belong to one of the updates that share the batch.
 
         `number` is the index of the update, and `num_updates` is the number of updates that share the batch.
         All episodes of a group belong to the same update. Group g belongs to update g mod `num_updates`.
@@ -160,7 +160,7 @@ class EpisodeBatch:
         return torch.tensor([episode.completion.terminated for episode in self.episodes], dtype=torch.bool)
 
     def standardized_rewards(self, scored: Bool[Tensor, " episode"]) -> Float[Tensor, " episode"]:
-        """Return the weighted sum of each episode's rewards, which are first standardized within its group.
+        """Return each episode's weighted sum of rewards, after standardizing each reward within the groups.
 
         Args:
             scored: True for the episodes that take part in the standardization. The result is zero for all
@@ -172,7 +172,8 @@ class EpisodeBatch:
         if self.step_rewards is not None:
             raise InputError(
                 "reinforce.standardize_rewards: a reward function returned step rewards, but only rewards of "
-                "whole episodes can be standardized; remove this setting, or return a number"
+                "whole episodes can be standardized; remove this setting, or let the reward function return "
+                "a number"
             )
         total = torch.zeros(len(self))
         for name, weight in self.episodes[0].reward_weights.items():
@@ -183,9 +184,10 @@ class EpisodeBatch:
         return total
 
     def squared_logit_gradient_norms(self) -> Float[Tensor, "episode token"]:
-        """Return ‖∂ log π(a_t | s_t) / ∂z‖² for the logits z, recorded in sampling; zero in padding.
+        """Return ‖∂ log π(a_t | s_t) / ∂z‖² of each action, where z are the logits; zero in padding.
 
-        The tensor is built only when this method is called, because only `baseline: optimal` needs it.
+        These values were recorded when the actions were sampled. The tensor is built only when this method is
+        called, because only `baseline: optimal` needs it.
 
         Raises:
             ValueError: if a completion was not sampled by `sample_completions`.

@@ -65,7 +65,7 @@ class Estimate:
         )
 
     def of_update(self, rows: Int[Tensor, " row"], settings: ReinforceConfig) -> "Estimate":
-        """Return the part of this estimate that belongs to one of several updates of a batch.
+        """Return the part of this estimate that belongs to one of the updates that share a batch.
 
         The denominator of the loss and the mean return are computed from the episodes of this update.
 
@@ -97,7 +97,8 @@ def estimate_advantages(
             other baselines. V must not have been fitted to these episodes.
 
     Raises:
-        ValueError: if the values, greedy completions or recorded norms that the baseline needs are missing.
+        ValueError: if values, greedy completions or squared gradient norms that the baseline needs are
+            missing.
     """
     lengths, scored = batch.lengths, batch.scored
     if settings.truncated == "mask":

@@ -189,9 +189,9 @@ def answer_problems(
         journal: storage of the answers. Problems whose answers are already stored are skipped.
         on_step: function that is called after each step of the sampler; see `stream_completions`. If it
             raises an exception, the evaluation ends.
-        share: index of the share of the problems that is answered, and number of shares. Every share has
-            problems with long prompts and problems with short prompts, so that all shares take a similar
-            time.
+        share: (index, number of shares). Only the problems in the share with this index are answered. Every
+            share has problems with long prompts and problems with short prompts, so that all shares take a
+            similar time.
 
     Returns:
         mapping from the index of each answered problem to its answers.
@@ -200,7 +200,7 @@ def answer_problems(
         ValueError: if there are no problems, or several greedy completions per problem are requested.
     """
     if not problems:
-        raise ValueError("there are no problems to evaluate the policy on; give at least one")
+        raise ValueError("there are no problems to evaluate the policy on; give at least one problem")
     if decoding == "greedy" and samples_per_problem != 1:
         raise ValueError(
             f"samples_per_problem must be 1 for greedy decoding, not {samples_per_problem}, because all "

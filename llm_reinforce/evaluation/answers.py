@@ -29,8 +29,8 @@ class Answer:
         terminated: True if the end token or a stop string ended the completion, False if the completion was
             truncated at the token budget.
         verdict: the verdict of the verifier, which defines the accuracy.
-        strict, flexible: True if the answer that the strict or the flexible extraction of
-            lm-evaluation-harness finds is correct; see `extraction.py`.
+        strict, flexible: True if the strict (or the flexible) extraction of lm-evaluation-harness finds a
+            correct answer; see `extraction.py`.
     """
 
     text: str

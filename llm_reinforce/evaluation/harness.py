@@ -6,7 +6,7 @@ from typing import Any
 
 from llm_reinforce.evaluation.accuracy import Evaluation
 
-# (metric, filter) of the harness for a measure; a measure that is not listed becomes (name, "none")
+# metric and filter of the harness for a measure; other measures keep their names and have the filter "none"
 NAMES = {
     "strict": ("exact_match", "strict-match"),
     "flexible": ("exact_match", "flexible-extract"),

@@ -50,7 +50,7 @@ def share_interval(shares: Sequence[float], confidence: float = CONFIDENCE) -> I
     return (0.0 if mean == 0 else min(low, mean)), (1.0 if mean == 1 else max(high, mean))
 
 
-@lru_cache(maxsize=10_000)  # scipy takes milliseconds, and the measures of an evaluation repeat few counts
+@lru_cache(maxsize=10_000)  # scipy is slow, and many measures of a run have equal counts
 def _wilson_interval(num_ones: int, total: int, confidence: float) -> Interval:
     interval = stats.binomtest(num_ones, total).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)

@@ -361,9 +361,9 @@ def _side_directory(request: EvaluationRequest, number: int) -> Path | None:
 def _with_date_of_answers(
     request: EvaluationRequest, loaded: LanguagePolicy, data: DataSet, output: Path | None
 ) -> LanguagePolicy:
-    """Return the policy with the chat-template date of an interrupted evaluation, if the request has none.
+    """Return the policy with the chat-template date of the evaluation that `output` contains, if any.
 
-    The date is the current date that the chat template prints.
+    The chat template prints this date as the current date. A date in the request has priority.
     """
     given = request.prompting.chat
     if output is None or (given and given.chat_template_date is not None):
@@ -399,7 +399,7 @@ def _answer_file(
 
 
 def _chat_settings(loaded: LanguagePolicy) -> dict[str, Any]:
-    """Return the arguments and the date of the chat template that are set, as JSON values."""
+    """Return the policy's chat-template arguments and date as JSON values, without those that are not set."""
     settings: dict[str, Any] = {}
     if loaded.chat_template_kwargs:
         settings["chat_template_kwargs"] = dict(loaded.chat_template_kwargs)

@@ -1,8 +1,8 @@
 """Batches of sequences that are being sampled, with the model's cache of keys and values.
 
 `SlotBatch` is for Llama-like models. Its cache is allocated in advance, and rows of ended sequences are
-reused for new sequences. `SeparateBatches` is for models whose rows depend on the other rows of a padded
-batch, and `WholeBatch` is for all other causal models of transformers.
+reused for new sequences. `SeparateBatches` is for models that compute other logits for a sequence if a batch
+is padded or has further sequences. `WholeBatch` is for all other causal models of transformers.
 """
 
 import copy
@@ -60,7 +60,7 @@ class Batch(Protocol):
 
 
 class WholeBatch:
-    """Batch for any causal model, in which all sequences start together. The model creates the cache."""
+    """Batch for any causal model. All sequences start together, and the model creates the cache."""
 
     can_refill = False
 
@@ -108,7 +108,7 @@ class WholeBatch:
     def cloned(self) -> "WholeBatch":
         """Return a copy of the batch with its own copy of the cache.
 
-        This replaces `copy` for models whose cache cannot select rows.
+        This method is used instead of `copy` if the model's cache cannot select rows.
         """
         clone = copy.copy(self)
         clone.cache = copy.deepcopy(self.cache)

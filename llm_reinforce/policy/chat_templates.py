@@ -116,7 +116,7 @@ def check_template_arguments(tokenizer: Any, arguments: Mapping[str, Any]) -> No
     own = ({*parameters} - {"tools", "documents"}) | {"messages"}
     for name in arguments:
         if name in own:
-            raise InputError(f"policy.chat_template_kwargs.{name}: set by the toolkit; remove this argument")
+            raise InputError(f"policy.chat_template_kwargs.{name}: the toolkit sets this argument; remove it")
         if name not in words:
             raise InputError(
                 f"policy.chat_template_kwargs.{name}: the chat template of the policy has no such "
@@ -130,9 +130,9 @@ def end_of_turn(
     arguments: Mapping[str, Any] | None = None,
     date: datetime.date | None = None,
 ) -> str | None:
-    """Return the text that the chat template writes after a reply of the assistant, without leading space.
+    """Return the text that the chat template writes after a reply, without white space at the beginning.
 
-    The result is None if the template does not accept a reply or leaves out the text of the reply.
+    The result is None if the template does not accept a reply of the assistant or leaves out its text.
     """
     messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": REPLY}]
     if system_prompt is not None:

@@ -44,7 +44,7 @@ def check_prompts_fit(policy: LanguagePolicy, problems: Sequence[Problem], max_n
 
     Raises:
         InputError: if a prompt and its completion do not fit, if a prompt cannot be encoded, or if the model
-            has no embedding for one of its tokens.
+            has no embedding for a token of a prompt.
     """
     encoded = policy.encode_prompts([problem.policy_prompt for problem in problems])
     check_token_ids(policy.model, encoded, policy.tokenizer)

@@ -68,7 +68,7 @@ def draw(
 def draw_rows(
     logits: Float[Tensor, "row vocabulary"], temperature: float, uniforms: Float[Tensor, " row"] | None
 ) -> Drawn:
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # to float32, or unchanged float64
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # float64 is unchanged
     if temperature != 1.0:
         logits = logits / temperature
     shifted = logits - logits.amax(dim=1, keepdim=True)
@@ -77,7 +77,7 @@ def draw_rows(
     # avoid 0 · -inf = NaN; no other value changes, because exp(-1000) is 0 even in float64
     shifted.clamp_(min=-1000.0)
     # H = log Σ e^z - Σ π z, where z is shifted so that its maximum is 0; H is NaN if a logit is NaN or +inf
-    with torch.autocast(logits.device.type, enabled=False):  # no product in half precision
+    with torch.autocast(logits.device.type, enabled=False):  # autocast would use half precision
         entropies = totals.log() - torch.linalg.vecdot(weights, shifted) / totals
     actions = logits.argmax(dim=1) if uniforms is None else invert(weights, uniforms)
     log_probs = shifted.gather(1, actions[:, None]).squeeze(1) - totals.log()

@@ -70,13 +70,12 @@ class LanguagePolicy:
     def encode_prompt(self, prompt: Prompt) -> TokenIds:
         """Return the tokens of the initial state s_0.
 
-        Tokens that the tokenizer appends to every text, such as an end token, are removed. If the text
-        already begins with the BOS token, the tokenizer does not add another one.
+        Tokens that the tokenizer appends to every text, such as an end token, are removed. If a text
+        begins with the BOS token and the tokenizer adds another BOS token, one of the two is removed.
 
         Raises:
             InputError: if the prompt has no tokens, ends in an end token or has a character that the
-                tokenizer cannot encode, or if the chat template raises an error or drops or changes the
-                prompt.
+                tokenizer cannot encode, or under the conditions listed for `render_prompt`.
         """
         return self.encode_prompts([prompt])[0]
 
@@ -114,9 +113,9 @@ class LanguagePolicy:
             if len(chat) > 1:
                 turns = ", ".join(message["role"] for message in chat)
                 raise InputError(
-                    f"prompt '{visible(chat[-1]['content'], MAX_SHOWN)}': a chat of several messages "
+                    f"prompt '{visible(chat[-1]['content'], MAX_SHOWN)}' is a chat of several messages "
                     f"({turns}), but the policy uses no chat template; use a policy with a chat "
-                    "template, or give the prompts as text (prompt_column)"
+                    "template, or set prompt_column to a column with prompts as text"
                 )
             return str(chat[0]["content"])
         messages = chat
@@ -129,7 +128,7 @@ class LanguagePolicy:
             turns = " and ".join(dict.fromkeys(message["role"] for message in messages))
             remedy = " or remove policy.system_prompt" * (self.system_prompt is not None)
             raise InputError(
-                f"the chat template of the policy does not accept a {turns} turn: {error}; set "
+                f"the chat template of the policy does not accept {turns} messages: {error}; set "
                 f"policy.use_chat_template: false{remedy}"
             ) from error
         # a template may leave out the reasoning in messages of the assistant
@@ -188,7 +187,10 @@ class LanguagePolicy:
 
     @cached_property
     def _message_marks(self) -> frozenset[int]:
-        """Added tokens that separate the messages of a chat: all except BOS and the tags of reasoning."""
+        """Tokens that may separate the messages of a chat.
+
+        These are all special and added tokens except the BOS token and the tags of reasoning blocks.
+        """
         added = self.tokenizer.added_tokens_decoder
         tags = {number for number, token in added.items() if open_reasoning(str(token))}
         return frozenset({*self.tokenizer.all_special_ids, *added} - tags - {self.tokenizer.bos_token_id})
@@ -222,8 +224,8 @@ class LanguagePolicy:
             (place for place, token in enumerate(prompt) if token in self._message_marks), default=-1
         )
         opened = open_reasoning(self._visible_text(prompt[last_mark + 1 :]))
-        # In the message of the assistant, text may follow the tag. Elsewhere, the tag may be part of
-        # a request, such as "begin with <think>", unless the prompt ends with it.
+        # In the message of the assistant, text may follow the tag. Elsewhere, a tag counts only if the
+        # prompt ends with the tag, because a request may mention the tag, as in "begin with <think>".
         in_own_message = self.uses_chat_template and last_mark >= 0
         return opened if in_own_message or is_reasoning_tag(opened.strip()) else ""
 

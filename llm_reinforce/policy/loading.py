@@ -129,7 +129,7 @@ def random_policy(
         num_attention_heads=shape.num_heads,
         num_key_value_heads=shape.num_heads,
         max_position_embeddings=shape.max_length,
-        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 suits hidden sizes of thousands
+        initializer_range=shape.hidden_size**-0.5,  # the default of 0.02 is for larger models
         bos_token_id=None,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=None,  # an embedding computes no gradient for its pad token, which is the end token here
@@ -308,9 +308,9 @@ def _end_tokens(model: Any, tokenizer: Any, template: str) -> tuple[int, ...]:
     of a digit. Therefore, if the tokenizer's end token is not an end token of the model, the result omits
     each end token of the model that is ordinary text in the tokenizer.
 
-    `encode_completion` appends the first token of the result. This is the special token with which the chat
-    template ends the messages of the assistant, if there is one, because the generation settings of a base
-    model may not contain this token. Otherwise, it is the first end token of the model, if the model has any.
+    The first token of the result is the end token that `encode_completion` appends. If the chat template ends
+    the messages of the assistant with a special token, this token comes first. (The generation settings of a
+    base model may not contain this token.) Otherwise, the end tokens of the model come first.
     """
     ends = model.generation_config.eos_token_id if model.generation_config else None
     of_model = [end for end in (ends if isinstance(ends, list) else [ends]) if isinstance(end, int)]

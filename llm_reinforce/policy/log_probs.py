@@ -212,7 +212,7 @@ def _inputs_of_head(
 ) -> Float[Tensor, "episode column hidden"]:
     """Return the inputs of the model's head (its output embedding).
 
-    The result has all columns, or only the last columns. All columns that predict an action are included.
+    The result may omit the first columns, but contains all columns that predict an action.
     """
     seen: list[Tensor] = []
 
@@ -235,4 +235,4 @@ def _inputs_of_head(
             f"states of a {type(inner).__name__} cannot be read, because its forward pass does not call an "
             "output embedding; choose another baseline"
         )
-    return seen[-1]  # the last call; an earlier call may only have restarted the positions
+    return seen[-1]  # `restart_positions` may have made an earlier call

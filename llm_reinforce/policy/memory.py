@@ -1,4 +1,4 @@
-"""Memory that a policy needs per token, from the sizes of tensors in a short forward pass."""
+"""The memory that a policy needs per token, measured in a short forward pass."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class MemoryPerToken:
         saved: tensors that the forward pass saves for the backward pass, per token of a micro-batch.
         num_layers: number of layers of the model.
         layer_input: input of a layer, per token.
-        logits: float32 logits of one action.
+        logits: logits of one action.
         max_logits: maximum number of bytes of logits that are computed at once in an update. None: all logits
             are computed at once.
         dequantized: largest weight matrix that is dequantized for a product; 0 without quantization.
@@ -70,7 +70,7 @@ def memory_per_token(
     with_entropies: bool = False,
     is_sharded: bool = False,
 ) -> MemoryPerToken:
-    """Measure the sizes of the tensors in a forward pass over a prompt and some completions.
+    """Measure the memory that a policy needs per token, in a forward pass over some completions.
 
     Args:
         policy: the policy.
@@ -78,8 +78,8 @@ def memory_per_token(
         num_completions: number of completions of a prompt. If completions are long, fewer are computed.
         max_new_tokens: number of tokens of a completion.
         with_entropies: compute entropies with gradient, as for an entropy bonus.
-        is_sharded: the update is computed by a sharded copy, which has no fast path. The tokens of a prompt
-            then count for each of its completions.
+        is_sharded: True if updates are computed by a sharded copy of the model. A sharded copy has no fast
+            path, so it computes the tokens of a prompt again for each completion.
     """
     length = min(max_new_tokens, MAX_PROBED)
     embedding: Tensor = input_embedding(policy.model).weight

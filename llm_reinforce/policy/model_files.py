@@ -182,7 +182,7 @@ def _all_weights(location: str, **arguments: Any) -> Any:
 
     Raises:
         InputError: if the weights are stored as pickles or in another format, but not as safetensors.
-        ValueError: if a tensor is missing or has another shape.
+        ValueError: if a tensor is missing, or if its shape differs from the shape in the model.
     """
     path = Path(location)
     if any(path.glob("*.bin")) and not any(path.glob("*.safetensors")):
@@ -235,9 +235,9 @@ def cannot_load(name: str, error: Exception) -> str:
 
 
 def reason(error: Exception) -> str:
-    """Return the message of an error on one line, without the rest of a long list.
+    """Return the first line of an error's message, or the first two lines if the first ends with a colon.
 
-    The message of an unusual error, such as a KeyError, follows the type of the error.
+    If the error is of an unusual type, such as a KeyError, the result begins with the name of the type.
     """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     if not lines:

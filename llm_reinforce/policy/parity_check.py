@@ -83,7 +83,7 @@ def _code_of(model: nn.Module, packable: Any) -> tuple[Any, ...]:
         plain = [value for name, value in vars(module).items() if type(value) in PLAIN and name != "training"]
         weights = [(each.dtype, each.device) for each in module._parameters.values() if each is not None]
         of_modules += [*plain, *weights]
-    # functions beside the class, such as the one that rotates queries
+    # functions in the module of the class, such as the function that rotates queries
     functions = [value for value in vars(sys.modules[type(packable).__module__]).values() if callable(value)]
     registry = getattr(sys.modules.get("transformers.modeling_utils"), "ALL_ATTENTION_FUNCTIONS", {})
     settings = repr({name: value for name, value in vars(packable.config).items() if name not in DESCRIPTIVE})

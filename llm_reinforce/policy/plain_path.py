@@ -162,10 +162,9 @@ def restart_positions(model: nn.Module, input_ids: Int[Tensor, "row column"]) ->
 def outputs_row_by_row(
     model: nn.Module, prompts: Sequence[TokenIds], completions: Sequence[TokenIds], pad_token_id: int
 ) -> Float[Tensor, "episode column vocabulary"]:
-    """Return the logits of all columns, or only of the last columns.
+    """Return the logits of all columns that predict an action, and possibly of other columns.
 
-    All columns that predict an action are included. Sequences are padded on the right. A causal model does
-    not attend to later tokens, so no mask is needed.
+    Sequences are padded on the right. A causal model does not attend to later tokens, so no mask is needed.
     """
     input_ids = pad_right(_read(prompts, completions), pad_token_id, next(model.parameters()).device)
     if length_with_constant_positions(model) is not None:
@@ -182,10 +181,7 @@ def of_actions(
     prompts: Sequence[TokenIds],
     completions: Sequence[TokenIds],
 ) -> Float[Tensor, "episode token channel"]:
-    """Return the outputs that predict actions.
-
-    The argument `outputs` has the outputs of all columns or only of the last columns.
-    """
+    """Return the output that predicts each action. The argument `outputs` may lack the first columns."""
     # the causal shift: column c predicts token c + 1, and action t is token len(prompt) + t
     num_omitted = max(map(len, _read(prompts, completions))) - outputs.shape[1]
     first = integers([len(prompt) - 1 - num_omitted for prompt in prompts], outputs.device)

@@ -32,9 +32,9 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     today's date is used. If the template prints no date, the date is ignored.
 
     Raises:
-        InputError: if settings are given although the policy does not use a chat template, if the template
-            does not use an argument, if the template drops or changes the user's message, if it renders a
-            prompt differently each time, or if the date is not valid.
+        InputError: if a system prompt or template arguments are given although the policy does not use a
+            chat template, if the template does not use an argument, if the template drops or changes a
+            message, if it renders a prompt differently each time, or if the date is not valid.
     """
     if not policy.uses_chat_template:
         for name in ("system_prompt", "chat_template_kwargs"):
@@ -53,7 +53,7 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     }
     has_date = prints_date(policy.tokenizer)
     changed = replace(policy, **given, chat_template_date=date if has_date else None)
-    # `render_prompt` finds a template that drops every text
+    # `render_prompt` raises an error if the template drops the prompt
     if len({changed.render_prompt(PROBE) for _ in range(NUM_RENDERED)}) > 1:
         raise InputError(
             "the chat template of the policy renders the same prompt differently each time, so a run could "
@@ -63,8 +63,8 @@ def with_chat_settings(policy: LanguagePolicy, chat: ChatSettings) -> LanguagePo
     for text in () if changed.system_prompt is None else (changed.system_prompt.strip(), REPLY):
         if text not in replace(changed, system_prompt=text).render_prompt(PROBE):
             raise InputError(
-                "policy.system_prompt: the chat template of the policy drops or changes it; remove this "
-                "setting, or move the text to problems.template"
+                "policy.system_prompt: the chat template of the policy drops or changes the system prompt; "
+                "remove this setting, or move the text to problems.template"
             )
     return changed
 

@@ -1,6 +1,6 @@
 """Find out how a model has to be run so that the rows of a batch do not depend on each other.
 
-Once per model, the rows of a padded trial batch are compared with the same rows computed one by one. The
+Once per model, the first row of a padded trial batch is compared with the same row computed alone. The
 comparison covers the log-probabilities of given actions, a gradient of these log-probabilities, and the
 log-probabilities of sampled actions. Padding changes the result if a model uses the column of a token as its
 position, for example. Such a model is run with batches of sequences of equal length.
@@ -193,17 +193,17 @@ def _fault_of_cache(model: nn.Module, trial: Trial) -> str | None:
     except Exception as error:  # a model may raise any exception
         return f"a forward pass with a cache fails ({reason(error)})"
     if cache is None:
-        return "its forward pass returns no cache of keys and values (past_key_values)"
+        return "the forward pass returns no cache of keys and values (past_key_values)"
     cache = getattr(cache, "self_attention_cache", cache)
     kinds = {type(layer) for layer in getattr(cache, "layers", [])}
     others = {kind.__name__ for kind in kinds if not _holds_keys_and_values(kind)}
-    if type(cache).__module__ != "transformers.cache_utils":  # may have state besides its layers
+    if type(cache).__module__ != "transformers.cache_utils":  # it may have state besides its layers
         layer_types = getattr(_inner(model).config, "layer_types", None)
         others |= {type(cache).__name__} if layer_types is None else set(layer_types) - ATTENTION
     if not others:
         return None
     return (
-        f"its cache holds more than keys and values, such as a recurrent state ({', '.join(sorted(others))})"
+        f"the cache holds more than keys and values, such as a recurrent state ({', '.join(sorted(others))})"
     )
 
 

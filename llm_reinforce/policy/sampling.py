@@ -158,8 +158,8 @@ def stream_completions(
         temperature: divisor of the logits.
         uniforms: function that returns the random numbers for the completions of a prompt. It is called once
             per prompt, in the order of the prompts. None: take the most likely tokens.
-        batch_size: maximum number of completions sampled at once, but at least `num_completions`. None: no
-            limit.
+        batch_size: maximum number of completions sampled at once. The completions of one prompt are always
+            sampled together, even if `num_completions` is larger than this number. None: no limit.
         activations: store for activations that `token_log_probs` reuses; see `sample_completions`.
         on_step: function that is called after each step of the sampler, with the number of completions that
             have ended and the number of sampled tokens. If it raises an exception, the sampling ends.
@@ -167,7 +167,8 @@ def stream_completions(
     Yields:
         the index of the prompt, and its completions.
     """
-    size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)  # prompts at once
+    # number of prompts whose completions are sampled at once
+    size = max(1, (batch_size or len(prompts) * num_completions) // num_completions)
     model = fast_model(policy.model)
     if model is None or policy.device.type != "cpu":
         activations = None
@@ -181,7 +182,7 @@ def stream_completions(
         batch: Batch
         if model is not None:
             if activations is not None:
-                activations.begin(model, temperature)  # called once, because this loop has a single pass
+                activations.begin(model, temperature)  # called once: with a fast path, `part` is all prompts
             batch = SlotBatch(model, num_slots, max_new_tokens, activations)
         elif batching == "padded rows":
             batch = WholeBatch(policy.model, policy.pad_token_id)

@@ -87,16 +87,15 @@ class ShardedModel:
             weight.data = whole_tensor(shard.detach())
 
     def gathered_sizes(self) -> tuple[int, int]:
-        """Return the sizes, in bytes, of the weights that are gathered for a whole pass and for one layer.
+        """Return the size of the weights outside the layers, and the size of the largest layer, in bytes.
 
-        The first weights belong to none of the layers, such as the embedding. The second size is that of the
-        largest layer.
+        Weights outside the layers, such as the embedding, are gathered for a whole pass through the model.
         """
         from torch.distributed.fsdp import FSDPModule
 
         groups = [module for module in self.module.modules() if isinstance(module, FSDPModule)]
         sizes, seen = [], set()
-        for group in reversed(groups):  # inner groups first; the last one is the whole model
+        for group in reversed(groups):  # inner groups come first, the whole model last
             own = [weight for weight in group.parameters() if weight not in seen]
             seen |= {*own}
             sizes.append(sum(weight.numel() * weight.dtype.itemsize for weight in own))
@@ -113,7 +112,7 @@ class ShardedModel:
             weight.data = weight.data.new_empty(0)
         try:
             yield
-        except RunStoppedError:  # raised by all processes
+        except RunStoppedError:  # all processes raise this error
             self.refresh()
             raise
         self.refresh()

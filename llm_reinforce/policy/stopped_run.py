@@ -16,8 +16,8 @@ from llm_reinforce.errors import InputError
 def stopped_run(path: Path) -> tuple[Config, Path] | None:
     """Return the settings and the newest intact checkpoint of a run that is not finished.
 
-    Return None if the path is not the directory of such a run. Otherwise, a warning names the checkpoint. A
-    run that has saved its policy is also not finished if it was then resumed to make further updates.
+    Return None if the path is not the directory of such a run. Otherwise, a warning names the checkpoint. If
+    a run that has saved its policy is resumed for further updates, this run counts as not finished.
 
     Raises:
         InputError: if the run has neither a policy nor an intact checkpoint.

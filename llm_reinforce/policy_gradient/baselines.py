@@ -191,7 +191,7 @@ def optimal(
     groups: Int[Tensor, " episode"],
     scored: Bool[Tensor, " episode"],
 ) -> Float[Tensor, " episode"]:
-    """Return, for each episode, the constant baseline of minimum variance, estimated from other episodes.
+    """Estimate, for each episode, the constant baseline that minimizes the variance of the gradient.
 
         b* = E[w g] / E[w]        b_i = Σ_{j ≠ i} w_j g_j / Σ_{j ≠ i} w_j
 
@@ -326,10 +326,10 @@ def standardize(
 
         A_t / (sqrt(mean_i (g_0^i - b^i)²) + ε)
 
-    The mean is over the scored episodes of the batch or, if `groups` is given, of the episode's group. With
-    one divisor for the whole batch, standardization does not change the direction of the batch's gradient,
-    and makes the norm of the gradient independent of the scale of the rewards. The divisor depends on the
-    actions. Therefore, the gradient is biased, even with an unbiased baseline.
+    The mean is over the scored episodes of the update. If `groups` is given, it is over the scored episodes
+    of the same group. With one divisor for the whole update, standardization does not change the direction of
+    the update's gradient, and makes the norm of the gradient independent of the scale of the rewards. The
+    divisor depends on the actions. Therefore, the gradient is biased, even with an unbiased baseline.
 
     If every return g_0 equals its baseline up to rounding, the result is zero. Without this rule, advantages
     would be divided by ε. The advantages of later actions, which can be nonzero if γ < 1 or if there are step

@@ -1,8 +1,8 @@
 """Importance weights of episodes that were sampled by a policy other than the trained policy.
 
-The episodes are sampled from the behavior policy μ, and the gradient is that of the policy π. The ratio of an
-action is ρ_t = π(a_t | s_t) / μ(a_t | s_t), and ρ_{0:t} = ρ_0 ρ_1 … ρ_t is the product of the ratios up to
-action t. An advantage A_t as returned by `advantages` or `generalized_advantages` is replaced by
+The episodes are sampled from the behavior policy μ, and the trained policy is π. The ratio of an action is
+ρ_t = π(a_t | s_t) / μ(a_t | s_t), and ρ_{0:t} = ρ_0 ρ_1 … ρ_t is the product of the ratios up to action t. An
+advantage A_t as returned by `advantages` or `generalized_advantages` is replaced by
 
 | level | advantage | expected gradient |
 |---|---|---|

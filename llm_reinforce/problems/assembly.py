@@ -184,7 +184,10 @@ def _without_overlap(
             "problems, and its accuracy does not measure generalization"
         )
     elif len(kept) < len(train):
-        say(f"{len(train) - len(kept):,} training problems are also held-out problems and were left out")
+        say(
+            f"{len(train) - len(kept):,} training problems are also held-out problems, so they are not used "
+            "for training"
+        )
     shuffled = list(held_out)
     random.Random(f"{seed} held_out").shuffle(shuffled)
     return ProblemSplit(train=kept, held_out=tuple(shuffled[:num_held_out]))

@@ -56,7 +56,7 @@ def read_rows(path: str | PathLike[str], split: str | None = None) -> Iterator[R
 
     Args:
         path: path of the file. A compressed file has a further suffix, such as `.jsonl.gz`.
-        split: list to read if the file is a JSON object with several lists.
+        split: name of the list to read if the file is a JSON object with several lists.
 
     Raises:
         InputError: if the file is missing, cannot be read, or is not in the format that its name indicates.
@@ -123,7 +123,7 @@ def _list_rows(path: Path, rows: object) -> Iterator[Row]:
 
 
 def _lists_of_object(text: str) -> Mapping[str, list[object]] | None:
-    """Return the entries of a JSON object that are lists of objects, by name.
+    """Return a mapping with the entries of a JSON object that are lists of objects.
 
     Lists of chat messages do not count, because an object that contains chat messages is a row. The result is
     None if the text is not a single JSON object, or if the object has no such lists.

@@ -49,7 +49,8 @@ def _demonstration(row: Row) -> Problem:
     if not {"prompt", "completion"} <= values.keys():
         columns = ", ".join(values) or short_repr(row.values)
         raise InputError(
-            f"{row.place}: should have the columns prompt and completion, or messages, but has {columns}"
+            f"{row.place}: should have the columns prompt and completion, or the column messages, but has "
+            f"{columns}"
         )
     prompt: object = read_messages(values["prompt"], row.place, "prompt") or values["prompt"]
     if not isinstance(prompt, str | tuple) or not prompt:

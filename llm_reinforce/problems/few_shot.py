@@ -29,7 +29,7 @@ def examples_before(
         seed: seed of the random choice.
 
     Raises:
-        InputError: if the pool has fewer than `num_examples` problems that are not evaluated.
+        InputError: if fewer than `num_examples` problems of the pool have an answer and are not evaluated.
     """
     seen = {normal_text(problem.prompt) for problem in evaluated}
     usable = [

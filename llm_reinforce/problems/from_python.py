@@ -63,8 +63,8 @@ def _numbered(source: Iterable[Any], name: str) -> Iterable[tuple[int, Mapping[s
     for number, each in enumerate(source, 1):
         if not isinstance(each, Mapping):
             raise InputError(
-                f"{name}[{number - 1}]: should be a dict with a prompt and an answer, or a Problem in a "
-                f"list of Problems, not {repr_with_type(each)}"
+                f"{name}[{number - 1}]: should be a dict with a prompt and an answer, not "
+                f"{repr_with_type(each)}; a list of problems must contain only dicts or only Problems"
             )
         yield number, each
 

@@ -107,9 +107,9 @@ class _Stratum:
     def max_held_out(self) -> int:
         """Return the maximum number of expressions that can be held out.
 
-        This is half of the expressions whose operands are all in `held_out_operands`. With this limit, a few
-        random draws are enough to find another expression to hold out. In a large stratum, the result is an
-        estimate.
+        In a small stratum, this is half of the expressions whose operands are all in `held_out_operands`. In
+        a large stratum, it is half of those expressions that the hash is expected to assign to the held-out
+        side, so that a few random draws are enough to find another expression to hold out.
         """
         source = self.of_held_out_operands()
         if self.is_listed():
@@ -374,7 +374,9 @@ def _operand_ranges(
         if len(set(digits)) < len(digits):
             raise InputError(f"digits contains a value twice: {list(digits)}; list each value once")
         if held_out_operands is not None:
-            raise InputError("held_out_operands is used only with operands; give operands, or leave it unset")
+            raise InputError(
+                "held_out_operands is used only with operands; set operands, or remove held_out_operands"
+            )
         for count in digits:
             if not 1 <= count <= MAX_DIGITS:
                 raise InputError(f"digits must be between 1 and {MAX_DIGITS}, not {count}")
@@ -385,8 +387,8 @@ def _operand_ranges(
     (low, high), (held_low, held_high) = operands, held_out_operands or operands
     if not 0 <= low <= high < 10**MAX_DIGITS:
         raise InputError(
-            f"operands must be the smallest and the largest operand, from 0 to below 10^{MAX_DIGITS}, "
-            f"not {low} and {high}"
+            f"operands must be (smallest, largest) with 0 <= smallest <= largest < 10^{MAX_DIGITS}, "
+            f"not ({low}, {high})"
         )
     if not low <= held_low <= held_high <= high:
         raise InputError(
@@ -425,4 +427,6 @@ def _check_settings(
     if num_held_out is not None and num_held_out < 0:
         raise InputError(f"num_held_out must be at least 0, not {num_held_out}")
     if num_train is not None and num_train < 1:
-        raise InputError(f"num_train must be at least 1, not {num_train}; leave it unset for all problems")
+        raise InputError(
+            f"num_train must be at least 1, not {num_train}; to use all problems, leave num_train unset"
+        )

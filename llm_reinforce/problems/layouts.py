@@ -199,8 +199,9 @@ def as_text(value: object, place: str, column: str) -> str:
 def final_answer(text: str) -> tuple[str, str]:
     r"""Return the final answer of a whole solution, and where it was found: "####", "box" or "".
 
-    A text without `####` and without a box is itself the answer. If a solution contains both, `####` may be
-    the beginning of a heading. `####` is then used only if a number follows it.
+    A text without `####` and without a box is itself the answer. If a solution contains both `####` and a
+    box, `####` may begin a Markdown heading. In this case, the text after `####` is the answer only if it is
+    a number.
 
     >>> final_answer("2+2000 = 2002\n#### 2,002"), final_answer(r"so $\boxed{x}$"), final_answer("x")
     (('2002', '####'), ('x', 'box'), ('x', ''))

@@ -70,7 +70,8 @@ def _find(data: str, config: str | None, split: str, reading: Reading) -> tuple[
         return load_hub_problems(data, config=config, split=split, reading=reading)
     if config or reading.prompt_column or reading.answer_column:
         raise InputError(
-            f"{data}: the configuration and the columns of this data set are fixed; remove these settings"
+            f"{data}: the configuration and the columns of this data set are fixed; remove the settings "
+            "config, prompt_column and answer_column"
         )
     if kind == "named":
         _, equals, path_text = data.partition("=")
@@ -144,7 +145,8 @@ def usual_template(data: str) -> str:
 def usual_stop(data: str) -> tuple[str, ...]:
     """Return the strings at which a completion should be cut, because another question begins there.
 
-    In the default template of a named data set, this is the text before `{prompt}`.
+    The only such string is the text before `{prompt}` in the default template of the data set. If there is no
+    such text, the result is empty.
 
     >>> usual_stop("gsm8k"), usual_stop("problems.jsonl")
     (('Question:',), ())

@@ -1,7 +1,8 @@
 """Data sets that can be given by a short name, with their location, splits, row format and prompt template.
 
 `NAME` loads a split of the data set NAME from the hub. `NAME=PATH` reads a local file or folder that has the
-published format of the data set. In this case no network is needed, and the split of a file is ignored.
+published format of the data set. Reading a local file or folder needs no network. A split can be chosen in a
+folder, but not in a file.
 """
 
 import re
@@ -35,7 +36,8 @@ class NamedSet:
         template: default prompt template. For GSM8K, it is the template of lm-evaluation-harness.
         is_numeric: True if all answers must be numbers.
         algebra: True if answers can be LaTeX or algebra.
-        rows: function that reads the rows of a local file in the published format.
+        rows: function that reads the rows of a local file in the published format. Its arguments are the path
+            and the split.
     """
 
     repository: str
@@ -46,7 +48,7 @@ class NamedSet:
     template: str = QUESTION
     is_numeric: bool = True
     algebra: bool = False
-    rows: Callable[[Path], Iterator[Row]] = read_rows
+    rows: Callable[[Path, str | None], Iterator[Row]] = read_rows
 
 
 def _gsm8k(row: Columns) -> Columns:
@@ -139,7 +141,7 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
             _asdiv,
             config="asdiv",
             is_numeric=False,
-            rows=asdiv_rows,
+            rows=lambda path, split: asdiv_rows(path),  # a file of ASDiv has no splits
         ),
         "math500": NamedSet(
             "HuggingFaceH4/MATH-500",
@@ -156,11 +158,12 @@ NAMED_SETS: Mapping[str, NamedSet] = MappingProxyType(
 def load_named(
     name: str, *, split: str = "test", path: str | None = None, allow_doubtful: bool = False
 ) -> tuple[Problem, ...]:
-    """Return the problems of a data set from NAMED_SETS, read from the hub or from a local file.
+    """Return the problems of a data set from NAMED_SETS, read from the hub or from a local copy.
 
     Args:
         name: name of the data set.
-        split: split to load from the hub; ignored if `path` is given.
+        split: split to load from the hub, from a folder, or from a JSON file with several lists; ignored for
+            other files.
         path: path of a local file or folder in the published format of the data set. None: the data set is
             loaded from the hub.
         allow_doubtful: True to accept invalid answers; see `Reading`.
@@ -174,7 +177,7 @@ def load_named(
         config = named.config if (place / "README.md").is_file() else None
         source, rows = str(path), folder_rows(place, config=config, split=named.splits.get(split, split))
     elif place is not None:
-        source, rows = str(path), named.rows(place)
+        source, rows = str(path), named.rows(place, split)
     else:
         if split not in named.splits:
             raise InputError(f"data set {name}: no split {split!r}; known splits: {', '.join(named.splits)}")

@@ -32,7 +32,7 @@ from llm_reinforce.problems.layouts import (
 from llm_reinforce.problems.problem import Message, Problem, chat_text
 from llm_reinforce.problems.splits import ProblemSplit, divide_groups, folded_prompt
 
-# if the similarity of a name to a usual name is higher, the name may be misspelled, such as `anwser`
+# a column name that is more similar than this to a usual name may be misspelled, such as `anwser`
 MISSPELLED = 0.8
 MAX_ANSWER = 200  # in characters; a longer answer is reported, because it may be a whole solution
 
@@ -71,13 +71,13 @@ def read_problems(
     Blank lines of a JSONL file are skipped. Answers that are numbers are converted to text; for example, 5.0
     becomes "5". A list with a single value is read as this value. The id of a problem is taken from the
     column `id`. Without this column, the id is `<file stem>-<number>`, with the number of the line in a JSONL
-    file or of the row in other files. The other columns are kept in `Problem.columns`. A column of prompts or
-    answers is also kept in `Problem.columns` if its name is not `prompt` or `answer`, or if its content
-    differs from the attributes of the problem.
+    file or of the row in other files. The other columns are kept in `Problem.columns`, including columns of
+    prompts and answers whose names are not `prompt` and `answer`. A column `answer` is also kept if its
+    content differs from the reference answer, for example if it is a whole solution.
 
     Args:
         path: path of the file.
-        split: list to read if the file is a JSON object with several lists.
+        split: name of the list to read if the file is a JSON object with several lists.
         reading: options for converting rows to problems.
         options: attributes of `Reading`, given instead of `reading`.
 
@@ -113,8 +113,8 @@ def split_problems(problems: Sequence[Problem], num_held_out: int, seed: int) ->
     """Divide problems at random into training problems and `num_held_out` held-out problems.
 
     Both parts keep the order of `problems`. Problems whose prompts are equal, ignoring case and white space,
-    are in the same part. If only some problems with an equal prompt are needed to reach `num_held_out`, the
-    other problems with this prompt are not used.
+    are in the same part. If more problems have the last held-out prompt than are needed to reach
+    `num_held_out`, the surplus problems are not used.
 
     Raises:
         InputError: if `num_held_out` is negative, or if no training problem is left.

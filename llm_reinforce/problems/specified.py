@@ -28,9 +28,10 @@ def generated_problems(settings: str) -> tuple[Problem, ...]:
     '1+3='
 
     Args:
-        settings: comma-separated `key=value` pairs. The keys are operations and digits (several values are
-            joined with +), operands and held_out_operands (ranges such as 0-19, as an alternative to digits),
-            num_operands, form, num (the number of problems) and seed. A form cannot contain a comma.
+        settings: comma-separated `key=value` pairs. The keys are `operations` and `digits` (several values
+            are joined with +), `operands` and `held_out_operands` (ranges such as 0-19, as an alternative to
+            `digits`), `num_operands`, `form`, `num` (the number of problems) and `seed`. A form cannot
+            contain a comma.
 
     Raises:
         InputError: if a key is unknown, a value is not a number, or the settings are invalid for

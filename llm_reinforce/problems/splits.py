@@ -32,8 +32,8 @@ def divide_groups(
     """Divide the members of groups at random into training members and `num_held_out` held-out members.
 
     The members of a group are never divided between the two parts. If the last held-out group has more
-    members than needed, the surplus members are left out of both parts, and the number of held-out members is
-    exact.
+    members than needed, the surplus members are left out of both parts, so that exactly `num_held_out`
+    members are held out.
 
     Returns:
         The training members and the held-out members.

@@ -40,7 +40,7 @@ def collapse(
         rows: metrics of all updates so far.
         facts: settings of the run.
         window: number of updates over which the accuracy is averaged.
-        earlier: result of `best_accuracy` if the caller knows it. None: it is computed.
+        earlier: result of `best_accuracy`. None: this function calls `best_accuracy`.
     """
     if len(rows) <= window:
         return None
@@ -82,8 +82,8 @@ def collapse(
 def best_accuracy(rows: Sequence[Row], facts: RunFacts, window: int) -> tuple[float, int]:
     """Return the highest accuracy before the last update, and the number of episodes that it was measured on.
 
-    Accuracies are means over `window` updates. In addition, the accuracy of the first update is compared,
-    because its episodes are those of the initial policy.
+    The highest accuracy is chosen among the means over `window` successive updates, and the accuracy of the
+    first update, whose episodes are those of the initial policy.
     """
     accuracies = [number(row, "accuracy") for row in rows]
     best, num_best = accuracies[0], facts.num_episodes
@@ -108,7 +108,7 @@ def has_collapsed(before: float, num_before: int, after: float, num_after: int) 
 
 
 def _fall(rows: Sequence[Row], best: float) -> int:
-    """Return the index of the first update from which on the accuracy is always below half of `best`."""
+    """Return the index of the update from which the accuracy stays below half of `best`."""
     high = [index for index, row in enumerate(rows) if number(row, "accuracy") >= COLLAPSED * best]
     return min(max(high, default=-1) + 1, len(rows) - 1)
 

@@ -15,7 +15,8 @@ from llm_reinforce.reports.trend_signs import trend_signs
 from llm_reinforce.reports.warning_signs import few_problems
 from llm_reinforce.reports.window_signs import WINDOW_SIGNS, reward_failures, window_of
 
-MUCH = 0.5  # a sign that is no longer visible is reported if it was visible in this share of the updates
+# a sign that is no longer visible is reported if it was visible in at least this share of the updates
+MUCH = 0.5
 
 
 def diagnose(run: str | PathLike[str] | RecordedRun) -> tuple[Finding, ...]:
@@ -81,8 +82,8 @@ def _sign_of_run(
 ) -> Finding | None:
     """Return the finding of a sign that is visible in the last updates or in many updates; otherwise None.
 
-    If the sign is visible in the last updates, it is measured over the latest sequence of updates in which it
-    is visible, and otherwise over the longest sequence.
+    The sign is measured over a sequence of successive updates in which it is visible: the latest sequence if
+    the sign is visible in the last updates, and the longest sequence otherwise.
     """
     window = window_of(facts, sign)
     if len(rows) < window:

@@ -166,9 +166,9 @@ def small_evaluation(run: RecordedRun) -> Finding | None:
             f"{100 * high:+.1f}], so {total:,} problems are too few to distinguish this gain from chance",
             f"evaluate on {needed:,} problems or more, for example with `llm-reinforce evaluate`",
             [
-                f"{changed:.1%} of the problems are solved by only one of the two policies, so {needed:,} "
-                f"problems are needed to detect a gain of {100 * gain:.1f} points with a probability of "
-                f"{POWER:.0%}"
+                f"{changed:.1%} of the problems are solved only in the first or only in the last evaluation, "
+                f"so {needed:,} problems are needed to detect a gain of {100 * gain:.1f} points with a "
+                f"probability of {POWER:.0%}"
             ],
         )
     return None

@@ -57,7 +57,7 @@ class Finding:
         severity: "severe" if the policy does not learn what it should, "moderate" if the symptom makes
             learning worse, "minor" if the symptom limits what the run can show.
         sentence: what is wrong, in a clause without a period.
-        evidence: measured figures, one clause each.
+        evidence: measured values, one clause each.
         advice: what to change, in a clause without a period.
         updates: first and last update in which the symptom was measured; None if the symptom concerns the
             whole run.

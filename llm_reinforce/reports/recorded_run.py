@@ -38,8 +38,8 @@ class RecordedRun:
             are read.
         num_episode_updates: number of updates in `episodes.jsonl`.
         comparison: content of `comparison.json`; empty if the run has not ended.
-        variance: content of `variance.json`, if the variance was measured with `--output` in the directory of
-            the run; otherwise empty.
+        variance: content of `variance.json`; empty if there is no such file. `llm-reinforce variance` writes
+            the file if its option `--output` is the directory of the run.
     """
 
     name: str
@@ -62,7 +62,7 @@ class RecordedRun:
 
 
 def find_runs(paths: list[Path]) -> list[RunSummary]:
-    """Return the runs in the given directories. A directory is that of a run, or contains runs.
+    """Return the runs in the given directories, each of which is the directory of a run or contains runs.
 
     Raises:
         InputError: if a directory does not exist or contains no run.
@@ -107,7 +107,8 @@ def _rows(directory: RunDirectory, name: str) -> list[Row]:
 def _episodes(file: Path) -> tuple[list[Row], int]:
     """Return episodes of about `MAX_BYTES` bytes at most, and the number of all updates with episodes.
 
-    Most updates of a large file are skipped. Only the number of the update is read from their lines.
+    Most updates of a large file are skipped. Only the number of the update is read from the lines of a
+    skipped update.
     """
     if not file.is_file():
         return [], 0

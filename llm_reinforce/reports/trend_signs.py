@@ -23,7 +23,8 @@ from llm_reinforce.reports.finding import (
 from llm_reinforce.reports.window_signs import SOLVED, ZERO
 
 MIN_TREND = 30  # minimum number of updates of a run in which trends are measured
-MIN_FLAT, MAX_FLAT = 0.5, 100  # share of the run, or number of updates, after which the reward should rise
+# the reward should rise after this share of the run, or after this number of updates if that is earlier
+MIN_FLAT, MAX_FLAT = 0.5, 100
 NUM_ERRORS = 4.0  # a difference of more than this number of standard errors is hardly due to chance
 FLAT = 0.05  # the accuracy is flat if its rise plus two standard errors is below this number
 MIN_RISE = 0.5  # minimum rise of the reward, in standard deviations of the rewards
@@ -216,7 +217,7 @@ def trend_signs(rows: Sequence[Row], facts: RunFacts) -> list[Finding]:
 
 
 def signal_of(shares: Sequence[float]) -> tuple[float, float]:
-    """Return the mean signal share and its standard error.
+    """Return the mean of the signal shares (metric `step/signal_share`) and its standard error.
 
     Adam's moments of successive updates are correlated, so only one in `MEMORY` values is counted as
     independent.

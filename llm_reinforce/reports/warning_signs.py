@@ -37,7 +37,7 @@ class WarningSigns:
         return tuple(each.text for each in self.findings)
 
     def before_first_update(self) -> Finding | None:
-        """Return the finding that is possible before the first update, unless an earlier call returned it."""
+        """Return the finding of `few_problems`, if there is one and no earlier call has returned it."""
         return self._worst_unseen([few_problems(self._facts)])
 
     def add(self, row: Row) -> Finding | None:

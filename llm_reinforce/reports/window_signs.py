@@ -23,8 +23,8 @@ from llm_reinforce.reports.finding import (
 
 NUM_UPDATES = 5  # number of updates over which most signs are measured
 MIN_UPDATES = 2  # minimum number of updates over which a sign is measured
-ZERO = 1e-6  # a gradient norm, or a difference of rewards, that is only rounding error
-MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum shares of the episodes for a sign
+ZERO = 1e-6  # a gradient norm, or a difference of rewards, is a rounding error up to this value
+MANY_TRUNCATED, MANY_UNSCORED = 0.5, 0.1  # minimum share of truncated, and of unscored, episodes
 FALLING = 0.95  # a truncated share that falls to less than this part of its earlier value is not reported
 PATIENCE, MAX_PATIENCE = 20, 50  # signs in PATIENT are measured over 1/20 of the run, at most 50 updates
 NO_SPREAD = 0.95  # minimum share of problems whose episodes have equal rewards, for a sign
@@ -265,10 +265,10 @@ def sampler_mismatch(rows: Sequence[Row], facts: RunFacts) -> Finding | None:
         remedy = "check that no other run uses the server, and that it was started with `llm-reinforce serve`"
     else:
         remedy = (
-            "check for layers that behave differently in sampling and in the update, such as dropout or the "
-            "cache of a custom model; "
+            "check for parts of the model that behave differently in sampling and in the update, such as "
+            "dropout or the cache of a custom model; "
         ) + (
-            "if there are no such layers, report this as a bug of the toolkit"
+            "if there are no such parts, report this as a bug of the toolkit"
             if facts.is_full_precision
             else "check whether the difference is smaller with policy.dtype: float32"
         )

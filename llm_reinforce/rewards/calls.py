@@ -78,8 +78,8 @@ class Progress:
         global_step: number of updates completed.
         max_steps: number of updates of the whole run.
         epoch: number of passes over the problems so far; may be fractional.
-        seed: seed for the random numbers of worker processes, which differs between updates and between the
-            processes of the run.
+        seed: seed for the random generators of worker processes. Each update has a different seed and, if the
+            run consists of several processes, each process has a different seed.
     """
 
     global_step: int = 0
@@ -161,9 +161,9 @@ def call_on_each(
 ) -> RewardResults:
     """Call a function such as `f(completion, problem)` on each completion.
 
-    Each parameter receives the value that has the parameter's name. The values are listed in PER_COMPLETION,
-    and the columns of the data are also values. A function whose parameters are not known is called with the
-    completion and the problem. Coroutines are awaited concurrently.
+    Each parameter receives the value that has the parameter's name: a value listed in PER_COMPLETION, or a
+    column of the data. A function whose parameters are not known is called with the completion and the
+    problem. Coroutines are awaited concurrently.
     """
     signature = read_signature(function)
     values: list[object] = []
@@ -191,8 +191,8 @@ def call_guarded(function: Callable[..., object], /, *arguments: object, **named
     """Return the result of the function, or the exception that it raises.
 
     The `SystemExit` of `sys.exit()` is returned like any other exception. KeyboardInterrupt and LeaveAtOnce
-    are raised. If the function forks, the child process exits when the call ends, so that only the parent
-    process continues the run.
+    are raised, because the user has interrupted the run. If the function forks, the child process exits when
+    the call ends, so that only the parent process continues the run.
     """
     process = os.getpid()
     try:

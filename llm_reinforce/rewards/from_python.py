@@ -32,8 +32,8 @@ def rewards_from(source: Any) -> list[Given]:
         one pair per reward: the recipe keys, and the reward as an object or None if the keys suffice.
 
     Raises:
-        InputError: if `source` has another type, or if no parameter of a function names a value that a reward
-            function can receive.
+        InputError: if `source` has another type, or if no parameter of a function has the name of a value
+            that reward functions receive.
     """
     pairs: list[tuple[Any, float | None]]
     if isinstance(source, Mapping):

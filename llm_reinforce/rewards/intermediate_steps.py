@@ -33,7 +33,8 @@ _SIGNS = str.maketrans("×·÷−–\u00a0", "**/-- ")
 _OPERATORS = ("+", "-", "*", "/")
 # an equation must not directly follow one of these characters, a letter or a digit
 _NO_START = frozenset("_.,)]}%^\\'")
-# after one of these characters, as in 12. or 12$, one more character shows whether the number continues
+# if one of these characters follows a number, as in 12. or 12$, the next character shows whether the number
+# continues
 _NEEDS_ONE_MORE = frozenset(".,xX\\$€£")
 
 
@@ -58,7 +59,8 @@ class Equation:
 def intermediate_steps(right: float = 1.0, wrong: float = -1.0, max_steps: int = 8) -> RewardFunction:
     """Return a reward function with a step reward for each equation in a completion, such as `3*4=12`.
 
-        r_{t+1} = right or wrong, for the action a_t that completes an equation
+        r_{t+1} = `right`, if action a_t completes a correct equation
+        r_{t+1} = `wrong`, if action a_t completes a wrong equation
 
     Numbers are compared as exact fractions, so `10/3=3.33` is wrong. Equations without an operation (`x=12`,
     `12=12`) and expressions other than plain arithmetic are ignored. If an equation is repeated, only its
@@ -156,8 +158,7 @@ def _compare(left: _Side, right: _Side, text: str, end: int) -> Iterator[Equatio
 def _may_start(side: _Side, text: str) -> bool:
     """Return True if an equation can start with this side.
 
-    An equation cannot start there if the preceding character belongs to the same number or word, as in
-    `2.3*4` or `f3*4`.
+    The result is False if the character before the side belongs to the same number or word, as in `f3*4`.
     """
     before = text[side.start - 1 : side.start]
     return not before.isalnum() and before not in _NO_START

@@ -2,7 +2,7 @@
 
     python -m llm_reinforce.rewards.isolated_worker
 
-`isolation.py`, which runs in the process of the run, starts the workers and sends completions to them.
+The process that runs `isolation.py` starts the workers and sends completions to them.
 """
 
 import random

@@ -82,7 +82,7 @@ def load_reward(
 
     Raises:
         InputError: if the function does not exist or does not accept the arguments, or if no parameter of the
-            function names a value that a reward function can receive.
+            function has the name of a value that reward functions receive.
     """
     name = function.rpartition(":")[2]
     if isolation is not None:
@@ -129,7 +129,7 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
 
     Raises:
         InputError: if the function does not accept one of the arguments, or if no parameter of the function
-            names a value that a reward function can receive.
+            has the name of a value that reward functions receive.
     """
     if (signature := read_signature(found)) is None:
         return
@@ -149,9 +149,10 @@ def check_signature(found: Callable[..., Any], arguments: Mapping[str, Any], fun
     )
     if not takes_others and not any(value_name(name, known) for name in parameters if name not in arguments):
         raise InputError(
-            f"reward {function!r}: the parameters ({', '.join(parameters) or 'none'}) name nothing that a "
-            "reward function receives; write f(completion, problem), with parameters such as "
-            f"{', '.join(PER_COMPLETION)}, or with TRL's signature f(prompts, completions, **columns)"
+            f"reward {function!r}: no parameter of the function has the name of a value that reward "
+            f"functions receive (parameters: {', '.join(parameters) or 'none'}); write a function such as "
+            f"f(completion, problem), with some of the parameters {', '.join(PER_COMPLETION)}, or a function "
+            "with TRL's signature, f(prompts, completions, **columns)"
         )
 
 
@@ -210,7 +211,7 @@ def _module_from_file(path: Path) -> ModuleType:
 
 def _module_by_name(name: str, function: str) -> ModuleType:
     before, here = sys.path.copy(), str(Path.cwd())
-    if here not in before:  # `python -m` adds the directory, a console script does not
+    if here not in before:  # `python -m` adds the current directory, a console script does not
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)

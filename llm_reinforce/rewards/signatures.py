@@ -65,7 +65,7 @@ class Requirements:
                 )
             how = "once per batch, with TRL's signature," if self.is_batched else "once per completion"
             raise InputError(
-                f"reward {reward!r}: no value has the name of its parameter {name!r}"
+                f"reward {reward!r}: no value is available for the parameter {name!r}"
                 f"{nearest(name, [*known, *columns])}; a function that is called {how} can have the "
                 f"parameters {', '.join(known)} and the columns of the data: {_listed(columns)}; rename the "
                 "parameter, give it a default, or set it in `arguments`"
@@ -126,7 +126,7 @@ class RewardSignature:
                 found[name] = values[key] if key else None
             elif parameter.default is parameter.empty:
                 raise TypeError(
-                    f"no value has the name of its parameter {name!r}; available: {', '.join(values)}"
+                    f"no value is available for the parameter {name!r}; available values: {', '.join(values)}"
                 )
         rest = {}
         if self.takes(inspect.Parameter.VAR_KEYWORD):

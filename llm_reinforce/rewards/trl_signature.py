@@ -92,7 +92,7 @@ def call_on_batch(
 
 
 def _as_json(value: object) -> object:
-    """Return a value that JSON can represent: the value itself, a number as a float, or its `repr`."""
+    """Convert a value for JSON. Values that JSON lacks become floats if they are numbers, otherwise text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     try:

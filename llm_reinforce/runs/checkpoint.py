@@ -48,8 +48,10 @@ def save_checkpoint(
 
     If the run was resumed from this update, the directory already contains an intact checkpoint. This
     checkpoint is replaced only if the train state has changed since it was saved, for example by a pending
-    evaluation. Checkpoints of later updates are removed. They are damaged, because a run is resumed from its
-    newest intact checkpoint.
+    evaluation.
+
+    Checkpoints of later updates exist only if they were damaged when the run was resumed. They are removed
+    when a checkpoint is written.
 
     Args:
         root: directory of the run's checkpoints.

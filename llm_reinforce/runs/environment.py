@@ -37,7 +37,8 @@ DECIDES_BITS = (
     "rewards",
 )
 """Entries that have to be equal for bit-identical results, apart from the settings in `recipe.yaml`."""
-NOT_COMPARED = ("source", "file")  # a change of a text is visible in its digest, and files may be moved
+# source texts, whose digests are compared instead, and paths, because files may be moved
+NOT_COMPARED = ("source", "file")
 
 Entries = dict[str, Any]
 

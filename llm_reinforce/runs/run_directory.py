@@ -225,8 +225,8 @@ class RunDirectory:
 
         Args:
             num_updates: number of updates of the checkpoint. The lines of later updates are removed.
-            pending: decodings of the evaluations after this update that the resumed run makes again. Their
-                lines are removed, too.
+            pending: decodings ("greedy" or "sampled") whose evaluation after update `num_updates` is repeated
+                by the resumed run. The lines of these evaluations are removed, too.
         """
         for name in LOGS:
             file = self.path / name

@@ -22,7 +22,7 @@ HOW_TO_RESTART = "read the log of the server, restart it, then resume the run"
 REJECTION = ("the server rejected the request", HOW_TO_RESTART)
 REDIRECTION = (
     "the server redirected the request",
-    "set sampling.server.url to the address to which it redirects, then resume the run",
+    "set sampling.server.url to the address to which the server redirects, then resume the run",
 )
 REJECTIONS = {
     401: ("the server rejected the key", f"set {API_KEY} to the key of the server, then resume the run"),
@@ -39,7 +39,7 @@ class ServerError(RunStoppedError):
 
 
 class NoAnswerError(ServerError):
-    """Raised when a server does not answer, so that further requests would only take more time."""
+    """Raised when a server does not answer. No other request is tried, because it would only take time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class HttpClient:
                 raise ConnectionError(
                     f"{parts.hostname} does not accept connections at port {port}"
                 ) from error
-            socket = connection.sock  # the connection may forget it after the header of the answer
+            socket = connection.sock  # the connection may set `sock` to None after the header of the answer
 
             def wait_until_deadline() -> None:
                 """Limit the next read or write to the time that is left."""
@@ -152,7 +152,7 @@ class HttpClient:
                 if not (chunk := response.read1(CHUNK)):
                     break
                 chunks.append(chunk)
-            if response.length:  # number of missing bytes
+            if response.length:  # number of bytes that have not arrived
                 raise IncompleteRead(b"".join(chunks), response.length)
             return response.status, b"".join(chunks).decode("utf-8", errors="replace")
 

@@ -78,8 +78,8 @@ def server_command(
     parts = urlsplit(settings.url)
     if parts.scheme != "http" or parts.path:
         raise InputError(
-            f"sampling.server.url: a server cannot be started for {settings.url}; use an address such as "
-            f"{DEFAULT_URL}"
+            f"sampling.server.url: no server can be started for {settings.url}, which has a path or uses "
+            f"HTTPS; use an address such as {DEFAULT_URL}"
         )
     program = str(Path(python).expanduser())
     vllm = _installed(program)
@@ -94,7 +94,7 @@ def server_command(
         *(program, "-m", *start, str(served_directory(config))),
         *("--host", parts.hostname or "127.0.0.1", "--port", str(parts.port or 80)),
         *("--dtype", config.policy.dtype),
-        *("--logprobs-mode", "processed_logprobs"),  # log π at the temperature of the request
+        *("--logprobs-mode", "processed_logprobs"),  # return log π at the temperature of the request
         *("--generation-config", "vllm"),  # ignore the sampling settings of the model
     ]
     lora = config.policy.lora

@@ -27,8 +27,8 @@ def in_parallel(
         work: function that is called with one item.
         items: arguments of the calls, one for each call.
         num_threads: maximum number of calls at the same time.
-        on_wait: function that is called in this thread once per second while no call ends. If it raises an
-            exception, no further calls are started.
+        on_wait: function that is called in the caller's thread once per second while no call ends. If this
+            function raises an exception, no further calls are started.
     """
     waiting: SimpleQueue[int] = SimpleQueue()
     ended: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()

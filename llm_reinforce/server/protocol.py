@@ -31,10 +31,7 @@ class ServedModels(NamedTuple):
 
 
 class AnswerError(ValueError):
-    """Raised when an answer of the server cannot be used.
-
-    The caller adds the subject to the message, which is a predicate such as "has no logprobs".
-    """
+    """Raised when an answer of the server cannot be used."""
 
 
 def completion_request(
@@ -111,16 +108,20 @@ def read_completions(
     """
     choices = answer.get("choices") if isinstance(answer, dict) else None
     if not isinstance(choices, list) or not all(isinstance(choice, dict) for choice in choices):
-        raise AnswerError("has no list of choices")
+        raise AnswerError("the answer has no list of choices")
     assert isinstance(answer, dict)
     if answer.get("model") not in (None, model):
-        raise AnswerError(f"is from the model {answer['model']!r}, but {model!r} was requested")
+        raise AnswerError(f"the answer is from the model {answer['model']!r}, but {model!r} was requested")
     if sorted(str(choice.get("index")) for choice in choices) != sorted(map(str, range(num_completions))):
-        raise AnswerError(f"has {len(choices)} choices, but {num_completions} completions were requested")
+        raise AnswerError(
+            f"the answer has {len(choices)} choices, but {num_completions} completions were requested"
+        )
     choices.sort(key=lambda choice: int(choice["index"]))
     found = [_read_choice(choice, prompt, max_new_tokens, end_token_ids) for choice in choices]
     if not all(0 <= token < vocabulary_size for each in found for token in each.token_ids):
-        raise AnswerError(f"has tokens outside the vocabulary of the policy ({vocabulary_size} tokens)")
+        raise AnswerError(
+            f"the answer has tokens outside the vocabulary of the policy ({vocabulary_size} tokens)"
+        )
     return found
 
 
@@ -133,18 +134,22 @@ def _read_choice(
         float, logged.get("token_logprobs") if isinstance(logged, dict) else None, "logprobs"
     )
     if len(log_probs) != len(token_ids):
-        raise AnswerError(f"has {len(log_probs)} log-probabilities for {len(token_ids)} tokens")
-    if not all(math.isfinite(each) and each <= 1e-3 for each in log_probs):  # above 0 by rounding
-        raise AnswerError("has log-probabilities that are not finite, or above 0")
+        raise AnswerError(f"the answer has {len(log_probs)} log-probabilities for {len(token_ids)} tokens")
+    # rounding may give small positive values
+    if not all(math.isfinite(each) and each <= 1e-3 for each in log_probs):
+        raise AnswerError("the answer has log-probabilities that are not finite, or above 0")
     if choice.get("prompt_token_ids") not in (None, list(prompt)):
-        raise AnswerError("belongs to another prompt")
+        raise AnswerError("the answer belongs to another prompt")
     is_ended = bool(token_ids) and token_ids[-1] in end_token_ids
     if any(token in end_token_ids for token in token_ids[:-1]) or len(token_ids) > max_new_tokens:
-        raise AnswerError("has a completion that continues after an end token or after max_new_tokens")
+        raise AnswerError(
+            "the answer has a completion that continues after an end token or after max_new_tokens"
+        )
     if not is_ended and len(token_ids) < max_new_tokens:
         raise AnswerError(
-            f"has a completion that was cut off after {len(token_ids)} of {max_new_tokens} tokens, without "
-            "an end token; a prompt with its completion may be longer than the server's --max-model-len"
+            f"the answer has a completion that was cut off after {len(token_ids)} of {max_new_tokens} "
+            "tokens, without an end token; a prompt with its completion may be longer than the server's "
+            "--max-model-len"
         )
     return SampledTokens(tuple(token_ids), tuple(min(0.0, each) for each in log_probs))
 
@@ -153,7 +158,7 @@ def _list_of(kind: type, values: object, name: str) -> list[Any]:
     """Check that a part of the server's answer is a list of numbers, and return the list.
 
     Args:
-        kind: type of the numbers. Integers are also accepted as floats.
+        kind: type of the numbers. If it is float, integers are also accepted.
         values: the part of the answer.
         name: name of the part, for the error message.
 
@@ -162,7 +167,7 @@ def _list_of(kind: type, values: object, name: str) -> list[Any]:
     """
     accepted = (int, float) if kind is float else (int,)
     if not isinstance(values, list) or not all(type(each) in accepted for each in values):
-        raise AnswerError(f"has no {name}")
+        raise AnswerError(f"the answer has no {name}")
     return values
 
 
@@ -176,7 +181,7 @@ def read_models(answer: object) -> ServedModels:
     models = [each for each in listed or () if isinstance(each, dict) and isinstance(each.get("id"), str)]
     base = next((each for each in models if not each.get("parent")), None)
     if base is None:
-        raise AnswerError("names no model")
+        raise AnswerError("the answer names no model")
     max_length = base.get("max_model_len")
     adapters = tuple(each["id"] for each in models if each.get("parent"))
     return ServedModels(base["id"], adapters, max_length if isinstance(max_length, int) else None)

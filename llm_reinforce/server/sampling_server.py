@@ -191,8 +191,8 @@ class SamplingServer:
             return ("adapter", "disk") if is_adapted and not self._has_merged else ("disk",)
         if self.settings.sync == "adapter" and not is_adapted:
             raise ServerError(
-                "sampling.server.sync: adapter needs a policy with a LoRA adapter; set policy.lora, or use "
-                "sync: disk"
+                "`sampling.server.sync: adapter` needs a policy with a LoRA adapter; set policy.lora, or use "
+                "`sync: disk`"
             )
         return (self.settings.sync,)
 
@@ -235,11 +235,11 @@ class SamplingServer:
                 "the machine of the server"
             ) from error
         self.served = Served(version if way == "adapter" else models.base, version)
-        for adapter_name in models.adapters:  # also those of earlier processes of the run
+        for adapter_name in models.adapters:  # also adapters from earlier processes of the run
             if adapter_name.startswith(NAME):
                 with suppress(ServerError):
                     self.client.request("POST", "/v1/unload_lora_adapter", {"lora_name": adapter_name})
-        for other in self.directory.glob(f"{NAME}*"):  # also those of earlier processes
+        for other in self.directory.glob(f"{NAME}*"):  # also files of earlier processes
             if other != files:
                 shutil.rmtree(other, ignore_errors=True)
 
@@ -250,7 +250,8 @@ class SamplingServer:
         except NoAnswerError:
             raise
         except ServerError:
-            # a repeated request is rejected if only the answer to the first one was lost
+            # if only the answer to the first attempt was lost, the adapter is loaded already, and the server
+            # rejects the second attempt
             if version not in self._models().adapters:
                 raise
 
@@ -261,9 +262,9 @@ class SamplingServer:
         """Return the mean absolute difference between log-probabilities of server and policy, in nats.
 
         The server samples a short completion of each prompt, and the policy computes the log-probabilities of
-        the sampled tokens. The completions continue after end tokens, because a policy may be certain about
-        all tokens before the end token, and then any weights give similar log-probabilities. Additional
-        sampling settings of the server, such as top-k, also increase the difference.
+        the sampled tokens. Sampling continues after an end token, because a policy may be certain about all
+        tokens before the end token. The log-probabilities of such tokens are similar for different weights.
+        The result is also large if the server has additional sampling settings, such as top-k.
 
         Args:
             policy: the policy of the trainer.
@@ -354,7 +355,7 @@ class SamplingServer:
         batch_size: int | None = None,
         on_step: OnStep | None = None,
     ) -> list[list[SampledTokens]]:
-        """Return the sampled tokens of each prompt. A temperature of 0 takes the most likely tokens."""
+        """Return the sampled tokens of each prompt. With temperature 0, the most likely tokens are taken."""
         served = self.served
         assert served is not None  # set by `sync`
         embedding: Any = policy.model.get_input_embeddings()  # type: ignore[operator]
@@ -404,8 +405,8 @@ class SamplingServer:
             return read(answer)
         except AnswerError as error:
             raise ServerError(
-                f"{self.settings.url}: the answer to {route} {error}; check that the server is a vLLM that "
-                "was started with the command of `llm-reinforce serve`, then resume the run"
+                f"{self.settings.url}{route}: {error}; check that the server is a vLLM server "
+                "that was started by the command of `llm-reinforce serve`, then resume the run"
             ) from error
 
 

@@ -18,7 +18,7 @@ from llm_reinforce.policy import LanguagePolicy, without_progress_bars
 
 
 def server_directory(output_dir: str) -> Path:
-    """Return the directory beside a run that has the files for its server."""
+    """Return the directory with the files for the server of a run. It is next to the run's directory."""
     path = Path(os.path.abspath(Path(output_dir).expanduser()))
     return path.with_name(f"{path.name}.server")
 
@@ -71,7 +71,7 @@ def _merged(model: PeftModel) -> Any:
     """
     if not getattr(model.get_base_model(), "is_quantized", False):
         return copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-    # peft would quantize the sum again, which rounds it
+    # peft would quantize the merged weights again, which rounds them
     base: Any = copy.deepcopy(model).unload()  # type: ignore[operator]
     merged = get_peft_model(base.dequantize(), copy.deepcopy(model.peft_config[model.active_adapter]))
     adapter = get_peft_model_state_dict(model, save_embedding_layers=False)

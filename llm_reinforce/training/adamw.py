@@ -13,7 +13,8 @@ from llm_reinforce.policy import check_bitsandbytes
 
 MAX_COPIED = 1 << 24  # maximum number of gradient elements converted to float32 at once (64 MiB)
 MASTER = "master"  # key of a weight's float32 copy in the state of the optimizer
-OF_QUANTIZATION = ("qmap1", "qmap2")  # tables that are not saved, because they are equal for all weights
+# quantization tables of bitsandbytes, which are not saved, because all weights have the same tables
+OF_QUANTIZATION = ("qmap1", "qmap2")
 
 
 def adamw(model: nn.Module, training: TrainingConfig) -> torch.optim.Optimizer:
@@ -142,7 +143,10 @@ class _WithMasterWeights(torch.optim.Optimizer):
             master.copy_(torch.where(is_changed, weight, master))
 
     def _parts(self) -> Iterator[list[int]]:
-        """Divide the weights into parts with at most `MAX_COPIED` numbers, or with a single weight."""
+        """Divide the weights into parts, and yield the indices of the weights of each part.
+
+        A part has at most `MAX_COPIED` numbers in total, or consists of a single weight tensor.
+        """
         part: list[int] = []
         num_copied = 0
         for index, weight in enumerate(self._weights):

@@ -24,7 +24,7 @@ def check_alike(
     problems: Mapping[str, Sequence[Problem]],
     model: nn.Module,
 ) -> None:
-    """Check that all processes have equal settings, problems and versions, and models of equal shape.
+    """Check that all processes have the same settings, problems, llm_reinforce version and model shapes.
 
     Args:
         accelerator: the accelerator of the run.
@@ -59,7 +59,7 @@ def check_same_checkpoint(checkpoint: str | None, accelerator: Accelerator) -> N
         accelerator: the accelerator of the run.
 
     Raises:
-        InputError: if a process has found another checkpoint. All processes raise the same error.
+        InputError: if the processes have found different checkpoints. All processes raise the same error.
     """
     found = {"newest checkpoint in output_dir": checkpoint}
     _check_equal(found, accelerator, "use an output_dir on a file system that all machines share")

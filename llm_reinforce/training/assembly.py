@@ -64,8 +64,8 @@ def build_loop(
     Raises:
         InputError: if the processes were launched with unsupported settings, if the problems, a reward
             function or the policy cannot be loaded, or if a prompt does not fit into the context of the
-            policy, contains characters that the policy's alphabet lacks, ends in an end token, or is changed
-            by the chat template.
+            policy, contains characters that `policy.random_init.alphabet` lacks, ends in an end token, or is
+            changed by the chat template.
     """
     display = display or Silent()
     prepare_launch(config.training.mixed_precision)
@@ -129,8 +129,9 @@ def build_loop(
 def server_from_config(config: Config) -> SamplingServer | None:
     """Return the server that samples the episodes of a run; None if `sampling.server` is not set.
 
-    The weights are written to `output_dir` followed by `.server`, or to a subdirectory of
-    `sampling.server.directory` whose name depends on the path of `output_dir`.
+    The weights for the server are written to the directory `OUTPUT_DIR.server` beside `output_dir`. If
+    `sampling.server.directory` is set, they are written to a subdirectory of this directory, and the name of
+    the subdirectory depends on `output_dir`. Without `output_dir`, a temporary directory is used.
     """
     settings = config.sampling.server
     if settings is None:
@@ -166,8 +167,8 @@ def _check_alphabet(
     """Check that the alphabet of a policy with random weights contains the characters of the problems.
 
     The alphabet must contain all characters of the prompts. With a warm start on the problems, it must also
-    contain all characters of the solutions. An answer with other characters is allowed, but `say` is called
-    with a message that contains the number of such answers.
+    contain all characters of the texts on which the warm start trains; see `target_of`. Other answers may
+    contain characters that the alphabet lacks, but `say` is called with the number of such answers.
 
     Raises:
         InputError: if the alphabet lacks a character that it must contain.
@@ -177,7 +178,7 @@ def _check_alphabet(
         if foreign := sorted(set(problem.prompt) - known):
             where = f"the prompt {problem.prompt!r}"
         elif has_warm_start and (foreign := sorted(set(target_of(problem)) - known)):
-            where = f"the answer to {problem.prompt!r}, which the warm start trains on"
+            where = f"the solution or answer of {problem.prompt!r}, on which the warm start trains"
         else:
             continue
         raise InputError(

@@ -69,8 +69,8 @@ class Sample(NamedTuple):
         batch: episodes of all processes.
         num_problems: number of problems drawn, including problems that were replaced.
         num_tokens: number of tokens sampled, including the tokens of problems that were replaced.
-        pass_counts: numbers of correct episodes and of all episodes of each problem after this batch, which
-            the curriculum uses.
+        pass_counts: counts of the curriculum after this batch: for each problem, the discounted numbers of
+            correct episodes and of all episodes.
         refills: counts of the problems that were sampled to replace other problems.
         failures: counts of the episodes that could not be scored.
         server_metrics: metrics of the transfer of the weights to a server, by name. Empty without a server.
@@ -90,7 +90,7 @@ class Sample(NamedTuple):
 class BatchSampler:
     """Sampler of the batches of a run.
 
-    The samples depend only on the policy, the seed and the train state, unless a server samples.
+    The samples depend only on the policy, the seed and the train state, unless a server samples the episodes.
 
     Attributes:
         policy: the policy, which is trained in place.
@@ -98,7 +98,7 @@ class BatchSampler:
         rewards: the reward functions with their weights.
         training, reinforce, sampling: settings of the run.
         accelerator: the accelerator of the run.
-        gradient_step: the gradient step. The reference policy uses the same micro-batches.
+        gradient_step: the gradient step. The reference policy uses the micro-batches of the gradient step.
         order: order of the problems, which is used if there is no curriculum.
         seed: seed of the run.
         reference: the reference policy; None if `reinforce.kl` is not set.
@@ -135,8 +135,9 @@ class BatchSampler:
 
         Raises:
             ServerError: if the server fails for any process. All processes raise the error.
-            SamplingStoppedError: if there are several processes and a stop was requested in any of them. The
-                batch is not completed, because a launcher kills processes that end too late.
+            SamplingStoppedError: if there are several processes and a stop was requested in any of them.
+                Sampling then ends before the batch is complete, because a launcher kills processes that take
+                too long to end.
         """
         server_metrics = self._prepare_server(state, show)
         drawn = self._draw(state, self.reinforce.problems_per_update)
@@ -181,10 +182,10 @@ class BatchSampler:
         """Sample one short episode of each problem in this process, to find errors before the run starts.
 
         If there is a server, it gets the weights of the policy first. The first batch uses these weights too,
-        unless the policy changes before; see `policy_has_changed`.
+        unless the policy changes before the first batch; see `policy_has_changed`.
 
         Raises:
-            ServerError: if a server samples, and it fails in any process. All processes raise the error.
+            ServerError: if the server fails for any process. All processes raise the error.
         """
         server = self.server
         if server is not None:
@@ -215,7 +216,7 @@ class BatchSampler:
             self.server.expire()
 
     def _max_num_tokens(self) -> int:
-        """Return the largest number of tokens of a prompt with its completion."""
+        """Return the largest number of tokens that a prompt and its completion can have."""
         prompts = self.policy.encode_prompts([problem.policy_prompt for problem in self.problems])
         return max(map(len, prompts)) + self.sampling.max_new_tokens
 
@@ -251,12 +252,13 @@ class BatchSampler:
             error = raised
         messages = gather_object(str(error) if error else None, self.accelerator)
         if message := next(filter(None, messages), None):
-            self.server.expire()  # it may have been restarted when the run continues
+            # transfer the weights again when the run is resumed: the server may have been restarted
+            self.server.expire()
             raise ServerError(message) from error
         return result
 
     def _draw(self, state: TrainState, size: int, drawn: Sequence[int] = ()) -> list[int]:
-        """Return the indices of the next problems, in the order of the epoch or drawn by their pass rates.
+        """Return the indices of the next problems: in order or, with a curriculum, drawn by their pass rates.
 
         Args:
             state: train state before the batch.
@@ -369,9 +371,9 @@ class BatchSampler:
             on_step: function that is called after each step of the sampler, with the number of completions
                 that have ended and the number of sampled tokens.
             first_group: index of the first problem of this process among the problems of all processes. None:
-                every process has the same number of problems.
-            refill: if the problems replace other problems of the batch, the number of the replacement, which
-                is counted from 1; otherwise 0.
+                compute the index, assuming that all processes have equally many problems.
+            refill: 0 for the first problems of a batch; 1, 2, … for the first, second, … set of problems that
+                replace other problems of the batch.
         """
         max_new_tokens = self.sampling.max_new_tokens
         if is_trial:

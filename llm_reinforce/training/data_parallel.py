@@ -53,8 +53,8 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
     """Return an accelerator with the given mixed precision.
 
     The library accelerate uses one mixed-precision setting for all accelerators of a process. If an earlier
-    call of this function has chosen another mixed precision, it is replaced. If other code has chosen another
-    mixed precision, an error is raised.
+    call of this function has chosen another mixed precision, the earlier choice is replaced. If other code
+    has chosen another mixed precision, an error is raised.
 
     Several processes without a GPU train on the CPU.
 
@@ -83,8 +83,8 @@ def new_accelerator(mixed_precision: str, timeout: float = 1800.0) -> Accelerato
     _mixed_precision[:] = [mixed_precision]
     if mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise InputError(
-            "training.mixed_precision: fp16 has no effect on a CPU, and this run uses a CPU; set it to "
-            "'bf16' or 'no'"
+            "training.mixed_precision: fp16 has no effect on a CPU, and this run uses a CPU; set "
+            "training.mixed_precision to 'bf16' or 'no'"
         )
     if accelerator.distributed_type in OTHER_SHARDING:
         raise InputError(
@@ -116,15 +116,15 @@ def prepare_launch(mixed_precision: str) -> None:
     if mixed_precision == "fp16":
         raise InputError(
             "training.mixed_precision: fp16 is not supported with FSDP, because the gradient scaler would "
-            "see only a part of each gradient; use bf16 or no"
+            "see only a part of each gradient; set training.mixed_precision to 'bf16' or 'no'"
         )
 
 
 def check_sharded_settings(config: Config) -> None:
-    """Check that weights can be divided among the processes with these settings, if FSDP was requested.
+    """If FSDP was requested, check that the settings allow dividing the weights among the processes.
 
     Raises:
-        InputError: if a setting stores weights or moments in blocks of a few bits, which cannot be divided.
+        InputError: if a setting quantizes weights or moments, because quantized numbers cannot be divided.
     """
     rejected = {
         "policy.load_in_4bit": config.policy.load_in_4bit,
@@ -195,7 +195,7 @@ def describe_processes(accelerator: Accelerator) -> str:
 
 
 def own_rows(num_rows: int, accelerator: Accelerator) -> slice:
-    """Return the slice of the rows of this process, if all processes together have `num_rows` rows."""
+    """Return the slice of this process's rows among the `num_rows` rows of all processes."""
     num_own = num_rows // accelerator.num_processes
     first = accelerator.process_index * num_own
     return slice(first, first + num_own)
@@ -223,7 +223,8 @@ def gather_episodes(own: EpisodeBatch, problems: Sequence[Problem], accelerator:
         return own
 
     def gather_all(episodes: Sequence[Episode]) -> tuple[Episode, ...]:
-        # columns of a problem may be objects that cannot be pickled, and every process has the problems
+        # the problems are not sent: their columns may be objects that cannot be pickled, and every process
+        # already has the problems
         sent = [replace(episode, problem=NO_PROBLEM) for episode in episodes]
         parts = gather_object(sent, accelerator)
         return tuple(replace(one, problem=problems[one.group]) for part in parts for one in part)
@@ -247,7 +248,8 @@ def broadcast_weights(model: nn.Module, accelerator: Accelerator) -> None:
     """Copy the weights and buffers of the first process to all other processes, whose weights may differ."""
     if accelerator.num_processes > 1:
         for tensor in (*model.parameters(), *model.buffers()):
-            tensor.data = broadcast(tensor.data.contiguous())  # broadcast ignores strides
+            # `broadcast` ignores strides, so the tensor has to be contiguous
+            tensor.data = broadcast(tensor.data.contiguous())
 
 
 @torch.no_grad()
@@ -305,11 +307,11 @@ def sum_over_shards(model: nn.Module, numbers: Sequence[float], accelerator: Acc
 def equal_passes(
     parts: Sequence[Sequence[int]], model: nn.Module, accelerator: Accelerator
 ) -> list[tuple[Sequence[int], bool]]:
-    """Return the rows of each pass of this process, each with True if the loss of the pass counts.
+    """Return, for each forward pass that this process has to make, its rows and whether its loss counts.
 
     The passes of a sharded model exchange weights, so all processes have to make the same number of passes.
-    A process with fewer parts gets additional passes of one row. Their loss does not count: the caller has to
-    multiply it by zero.
+    A process with fewer parts than another process makes additional passes over one row. The loss of an
+    additional pass does not count: the caller has to multiply this loss by zero.
 
     Args:
         parts: the rows of each pass whose loss counts. There must be at least one part.

@@ -29,10 +29,10 @@ from llm_reinforce.problems import GivenProblems, problems_from, reads_split
 from llm_reinforce.rewards import WeightedReward
 from llm_reinforce.rewards.from_python import rewards_from
 
-POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # in the run's directory
+POLICY_FOLDER, PROBLEMS_FOLDER = "initial_policy", "problems"  # folders in the run's directory
 CHAT_KEYWORDS = ("use_chat_template", "system_prompt", "chat_template_kwargs", "chat_template_date")
 MODEL_KEYWORDS = (*CHAT_KEYWORDS, "lora")  # policy settings allowed with a model object
-COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # for both `problems` and `held_out`
+COLUMN_KEYWORDS = ("prompt_column", "answer_column")  # apply to both `problems` and `held_out`
 UNNAMED_RUN = "runs/unnamed"  # placeholder for the output_dir of a run that is not recorded
 
 Section = dict[str, Any]
@@ -109,9 +109,11 @@ def read_arguments(
 def _read_policy(
     policy: Any, config: Config | None, keywords: Section, folder: Path, seed: int
 ) -> tuple[Section, LanguagePolicy | None]:
-    """Return the settings of the policy, and the policy itself or, if it is given by name, None.
+    """Return the settings of the policy, and the policy object.
 
-    Settings that apply to a `(model, tokenizer)` pair are removed from `keywords`.
+    The policy object is None if the policy is given by its name, path or settings. For a
+    `(model, tokenizer)` pair, the policy object is built with the keywords that apply to the pair, and these
+    keywords are removed from `keywords`.
     """
     base = config.policy.model_dump(mode="json", exclude_unset=True) if config else {}
     for origin in ("name_or_path", "random_init", "revision"):
@@ -156,10 +158,9 @@ def _read_policy(
 
 
 def _default_learning_rate(policy: LanguagePolicy | None) -> float | None:
-    """Return the learning rate that replaces the general default for a policy object, if there is one.
+    """Return the default learning rate for a policy object with an adapter or with random weights.
 
-    Adapters and models with random weights have their own default learning rates. The result is None for
-    other models, and if `policy` is None.
+    The result is None for other policy objects, which use the general default, and if `policy` is None.
     """
     if policy is None:
         return None

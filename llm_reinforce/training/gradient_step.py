@@ -95,7 +95,7 @@ class PartialLoss(NamedTuple):
     counts: RatioCounts
 
     def add(self, other: "PartialLoss") -> "PartialLoss":
-        """Add two partial losses: sum the losses and the counts, and take the larger difference."""
+        """Add two partial losses: sum the losses and the counts, and take the larger |Δ log π|."""
         differences = (self.max_log_prob_difference, other.max_log_prob_difference)
         difference = max((each for each in differences if each is not None), default=None)
         return PartialLoss(self.loss + other.loss, difference, self.counts + other.counts)
@@ -185,7 +185,8 @@ class GradientStep:
             if progress is not None:
                 progress(num_done, len(passes))
             part = self.backward(batch, estimate if is_counted else nothing, rows, activations)
-            if activations is not None and activations.is_reused:  # the difference would always be 0
+            # reused log-probabilities equal the recorded ones, so their difference would always be 0
+            if activations is not None and activations.is_reused:
                 part = part._replace(max_log_prob_difference=None)
             own = own.add(part)
         if activations is not None:
@@ -232,7 +233,7 @@ class GradientStep:
         return sum_over_shards(self.model, numbers, self.accelerator)
 
     def _parts_of_one_pass(self, batch: EpisodeBatch, rows: Sequence[int]) -> list[list[int]]:
-        """Divide the rows of a micro-batch into parts that a sharded model computes in one forward pass."""
+        """Divide the rows of a micro-batch among the forward passes of a sharded model."""
         episodes = [batch.episodes[row] for row in rows]
         prompts = [episode.prompt_ids for episode in episodes]
         completions = [episode.completion.token_ids for episode in episodes]

@@ -1,4 +1,4 @@
-"""Process-wide settings during an update: random generators and garbage collector.
+"""Process-wide state during an update: random generators and garbage collector.
 
 The states of random generators and the garbage collector are restored after each update, before the code of
 the caller runs.

@@ -169,8 +169,9 @@ class TrainingLoop:
         check_shares(self.reinforce, self.accelerator.num_processes)
         check_corrected(self.reinforce, server)
         if training.gradient_checkpointing:
-            checkpointable_layers(policy.model)  # raises an error if the model has no such layers
-        # the copy is made on the CPU if the policy has been loaded there
+            # raises an error if the model has no layers that can be checkpointed
+            checkpointable_layers(policy.model)
+        # the copy is made before the policy is moved, so it is on the CPU if the policy was loaded there
         self.sharded = shard(policy.model, self.accelerator)
         policy.model.to(self.accelerator.device)
         broadcast_weights(policy.model, self.accelerator)
@@ -201,11 +202,11 @@ class TrainingLoop:
         self.checkpoints = self._new_checkpoints()
         self.state = TrainState()
         self.warning_signs = WarningSigns(self._run_facts())
-        self.trackers = Trackers()  # replaced while a run is recorded
+        self.trackers = Trackers()  # replaced by the trackers of the run while the run is recorded
         self.stop_requested = False
         self._checks = RunChecks(training, self.reinforce, self.accelerator)
         self._clock = time.monotonic()  # the time at which a run without interruptions would have started
-        self._num_saved: int | None = None  # number of updates before this object's latest checkpoint
+        self._num_saved: int | None = None  # number of updates before the checkpoint saved last
         self._has_tried_rewards = False
         self._is_state_current = False  # True if weights and optimizer are those of `state`
 
@@ -654,7 +655,8 @@ class TrainingLoop:
 
         Args:
             has_left: the caller has left the loop over the updates, perhaps in this process only. With FSDP,
-                the other processes take part in saving, so they then stop at their next exchange of data.
+                all processes must take part in saving, so the other processes are stopped at their next
+                exchange of data.
         """
         if self._num_saved != self.state.num_updates:
             if has_left and self.sharded is not None:
@@ -673,7 +675,7 @@ class TrainingLoop:
             state = replace(state, pending_evaluations=pending)
         try:
             return self.checkpoints.save_without_others(state)
-        except (OSError, RuntimeError):  # only the loss of the process is reported
+        except (OSError, RuntimeError):  # the caller reports only that a process was lost
             return False
 
     @contextmanager

@@ -46,7 +46,8 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
 
     The memory of a value head is not included.
 
-    With FSDP, the update is computed without the whole policy, but with the weights that are gathered.
+    With FSDP, the whole policy is freed during the update. The prediction of the update's peak therefore
+    counts the weights that are gathered at the same time, and not the whole policy.
 
     Args:
         loop: the training loop of the run.
@@ -96,7 +97,7 @@ def predict_memory(loop: TrainingLoop, in_use: float) -> MemoryPrediction:
 
     num_in_update = num_computed / shape.updates_per_batch
     num_tokens = round(min(num_in_update, training.micro_batch_tokens))
-    if loop.sharded is not None:  # a prompt is computed again for each of its completions
+    if loop.sharded is not None:  # with FSDP, a prompt is computed again for each of its completions
         num_tokens = round(num_tokens * num_episodes * (length + num_new) / num_computed)
     backward = per_token.of_backward(num_tokens, gradient_checkpointing=training.gradient_checkpointing)
     step = gradients + _step_bytes(trained, training)
@@ -159,7 +160,7 @@ def _sharded_peak(sharded: ShardedModel, backward: float, step: float, gradients
     """Return the peak of an update with FSDP, during which the whole policy is freed."""
     whole = _num_bytes(sharded.whole.parameters())
     outside, layer = sharded.gathered_sizes()
-    # of a layer: its weights, those of the next layer, and its gradient twice, in order to send it
+    # 4 * layer: the weights of one layer and of the next, and the layer's gradient with a copy to be sent
     of_layer, of_outside = backward + 4 * layer, 2 * outside
     gathered = gradients + outside + max(of_layer, of_outside)
     # at the end, the whole policy is gathered again

@@ -68,7 +68,7 @@ def update_metrics(
     count = len(episodes)
     lengths = batch.lengths.float()
     verdicts = [episode.verdict for episode in episodes if episode.verdict is not None]
-    is_verified = len(verdicts) == count  # otherwise the problems have no reference answers
+    is_verified = len(verdicts) == count  # False if the problems have no reference answers
     if is_verified:
         metrics["accuracy"] = sum(verdict.correct for verdict in verdicts) / count
     metrics["num_unscored"] = count - int(scored.sum())

@@ -173,7 +173,7 @@ def _clipped(
 ) -> Surrogate:
     ratios = logs.detach().exp()
     is_low, is_high = ratios < 1.0 - settings.low, ratios > 1.0 + settings.high
-    if settings.form == "ppo":  # only the actions selected here lose their gradient
+    if settings.form == "ppo":  # in this form, clipping removes the gradient of these actions only
         is_low, is_high = is_low & (advantages < 0), is_high & (advantages > 0)
         loss = clipped_loss(logs, advantages, mask, denominator, settings.low, settings.high)
     else:

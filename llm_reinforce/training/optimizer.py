@@ -35,13 +35,14 @@ def new_optimizer(
     ):
         raise InputError(
             "training.mixed_precision: fp16 needs trained weights in float32, but the policy has trained "
-            "weights in half precision; load the policy in float32, or set mixed_precision to no"
+            "weights in half precision; load the policy in float32, or set training.mixed_precision to "
+            "'no'"
         )
     optimizer = adamw(model, training)
     schedule = learning_rate_schedule(
         training.schedule, optimizer, training.num_warmup_updates, training.num_updates
     )
-    if sharding() is not None:  # `prepare` would require a model that accelerate shards
+    if sharding() is not None:  # `prepare` would require that accelerate itself shards the model
         return AcceleratedOptimizer(optimizer), schedule
     return accelerator.prepare(optimizer), schedule
 

@@ -9,7 +9,7 @@ from llm_reinforce.config import CurriculumConfig
 from llm_reinforce.episodes import EpisodeBatch
 
 PassCounts = Mapping[int, tuple[float, float]]
-"""Discounted number of correct episodes and of all episodes of each problem, by the problem's index."""
+"""For each problem, by its index: the discounted numbers of correct episodes and of all episodes."""
 
 
 class ProblemOrder:
@@ -55,8 +55,9 @@ def with_episodes(
 ) -> dict[int, tuple[float, float]]:
     """Return the counts after a batch.
 
-    The new count of a problem in the batch is `decay` times the earlier count, plus the number of episodes in
-    the batch. The counts of other problems do not change.
+    Both counts of a problem in the batch are multiplied by `decay`. The number of the problem's correct
+    episodes in the batch is then added to the first count, and the number of all its episodes in the batch to
+    the second count. The counts of other problems do not change.
 
     Args:
         counts: the counts before the batch.
@@ -108,7 +109,7 @@ def draw_by_pass_rate(
 
     Source: Efraimidis & Spirakis 2006.
     """
-    # most problems of a large data set have not been drawn yet, and have the same weight
+    # problems that have not been drawn yet, which are most problems of a large data set, have equal weights
     weights = np.full(num_problems, problem_weight(settings, pass_rate({}, 0)))
     for index in counts:
         if index < num_problems:  # a resumed run may have fewer problems

@@ -31,7 +31,7 @@ class Recipe:
     def train(
         self, *, resume: bool = False, overwrite: bool = False, progress: bool | None = None
     ) -> TrainingResult:
-        """Train the recipe to its last update and return the result.
+        """Train to the last update and return the result.
 
         The run is recorded in `config.output_dir`.
 

@@ -76,7 +76,7 @@ def check_same_run(directory: RunDirectory, config: Config) -> None:
         InputError: if settings differ. The message has one line per setting.
     """
     file = directory.path / "recipe.yaml"
-    if not file.is_file():  # reported by RunDirectory.check
+    if not file.is_file():  # `RunDirectory.check` reports the missing file
         return
     if lines := differing_settings(file, config, may_grow=True):
         raise InputError(
@@ -118,7 +118,7 @@ def differing_settings(file: Path, config: Config, *, may_grow: bool = False) ->
 
 
 def with_recorded_date(directory: RunDirectory, config: Config) -> Config:
-    """Return the settings with the date of the chat template that the run in the directory has recorded.
+    """Return the settings with the chat-template date that is recorded for the run in the directory.
 
     The settings are returned unchanged if they contain a date, or if the directory contains no run with a
     date.

@@ -11,7 +11,7 @@ class Refills:
     """Counts of the problems that were sampled to replace other problems of a batch.
 
     Attributes:
-        num_batches: number of times that problems were replaced.
+        num_batches: number of times that replacements were sampled.
         num_problems: number of problems sampled as replacements.
         num_tokens: number of tokens sampled for the replacements.
     """
@@ -25,7 +25,7 @@ class Refills:
 
         Args:
             found: episodes of the replacements.
-            num_problems: number of the replacements.
+            num_problems: number of problems sampled as replacements.
         """
         return Refills(
             self.num_batches + 1, self.num_problems + num_problems, self.num_tokens + found.num_tokens
@@ -67,13 +67,15 @@ def groups_with_one_accuracy(batch: EpisodeBatch, settings: ReinforceConfig) -> 
 
 
 def with_replacements(batch: EpisodeBatch, found: EpisodeBatch, settings: ReinforceConfig) -> EpisodeBatch:
-    """Return a batch in which groups that are all correct or all wrong are replaced by groups of `found`.
+    """Replace groups of `batch` whose episodes are all correct or all wrong with groups of `found`.
 
-    Only those groups of `found` are used that have both correct and wrong episodes.
+    Only those groups of `found` are used that have both correct and wrong episodes. If there are too few of
+    them, some groups of `batch` are not replaced.
     """
     old, dull = groups_with_one_accuracy(batch, settings), set(groups_with_one_accuracy(found, settings))
     new = [group for group in dict.fromkeys(found.groups.tolist()) if group not in dull]
-    place_of = dict(zip(new, old, strict=False))  # from groups of `found` to groups of `batch`
+    # maps each used group of `found` to the group of `batch` that it replaces
+    place_of = dict(zip(new, old, strict=False))
     replaced = set(place_of.values())
 
     def merged(before: tuple[Episode, ...], after: tuple[Episode, ...]) -> tuple[Episode, ...]:

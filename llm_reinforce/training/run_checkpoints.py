@@ -49,7 +49,7 @@ class RunCheckpoints:
     sharded: ShardedModel | None = None
 
     def is_due(self, state: TrainState, before: TrainState | None) -> bool:
-        """Return True if the settings require a checkpoint of this state, even if the run continues.
+        """Return True if a checkpoint is due by `checkpoint_every`, `keep_best` or the end of a warm start.
 
         Args:
             state: train state after the latest update.
@@ -87,7 +87,8 @@ class RunCheckpoints:
         if self.accelerator.is_main_process:
             self._write(state, self.optimizer)
             return True
-        if not (self.run_directory.path / "recipe.yaml").is_file():  # the directory is on another machine
+        # the run's directory is on another machine
+        if not (self.run_directory.path / "recipe.yaml").is_file():
             return False
         try:
             with self.run_directory.locked():
@@ -147,7 +148,7 @@ class RunCheckpoints:
                 self.reference.restore(directory)
         if self.accelerator.is_main_process:
             if directory is not None and state is not None:
-                # a run may be killed after a save, before old checkpoints are removed
+                # an earlier process may have been killed after a save, before it removed old checkpoints
                 keep = self.training.num_checkpoints_kept
                 remove_old_checkpoints(directory, keep, self._best_update(state))
             num_updates = -1 if state is None else state.num_updates

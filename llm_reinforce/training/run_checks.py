@@ -49,15 +49,15 @@ def check_answers(
 
 
 def check_corrected(reinforce: ReinforceConfig, server: SamplingServer | None) -> None:
-    """Check that the loss corrects the differences between a server, if there is one, and the policy.
+    """If a server samples, check that the loss corrects the differences between server and policy.
 
     Raises:
         InputError: if neither importance weights nor clipping is set.
     """
     if server is not None and reinforce.importance is None and not reinforce.clip:
         raise InputError(
-            "reinforce: nothing corrects the differences between the server that samples and the policy; set "
-            "importance: {level: per_decision}"
+            "reinforce: nothing corrects the differences between the probabilities of the server, which "
+            "samples the episodes, and those of the policy; set importance: {level: per_decision}"
         )
 
 
@@ -114,7 +114,7 @@ def try_rewards(sampler: BatchSampler, state: TrainState, say: Callable[[str], N
 
 
 class RunChecks:
-    """Report the first fault of each kind during a run, and stop the run after too many faults.
+    """Report faults in the episodes and updates of a run, and stop the run after too many faults.
 
     Args:
         training, reinforce: settings of the run.
@@ -159,8 +159,9 @@ class RunChecks:
             )
         if state.num_updates == 0 and estimate.mean_return is None:
             raise InputError(
-                "reinforce.truncated: all scored episodes of the first update are truncated, so mask leaves "
-                "none to learn from; increase sampling.max_new_tokens, or use truncated: count"
+                "reinforce.truncated: all scored episodes of the first update are truncated, and the value "
+                "'mask' excludes truncated episodes; increase sampling.max_new_tokens, or set "
+                "reinforce.truncated to 'count'"
             )
         share = failures.num_unscored / failures.num_episodes
         if share > self.training.max_unscored_share:
@@ -211,7 +212,7 @@ class RunChecks:
     def check_weights(
         self, before: TrainState, outcomes: Sequence[UpdateOutcome], say: Callable[[str], None]
     ) -> None:
-        """Report after the first update of a run if all importance weights are 1, so they have no effect."""
+        """After the first update of a run, report if `importance` has no effect because all weights are 1."""
         counts = outcomes[0].counts
         are_ones = counts.num > 0 and counts.total == counts.squares == counts.num
         is_on_policy = self.reinforce.importance is not None and self.reinforce.updates_per_batch == 1

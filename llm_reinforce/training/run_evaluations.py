@@ -37,7 +37,8 @@ class RunEvaluations:
         accelerator: the accelerator of the run.
         run_directory: directory in which the run is recorded. None: the run is not recorded.
         seed: seed of the run.
-        made: the first and the latest evaluation, by decoding and then by number of updates.
+        made: the first and the latest evaluation of each decoding. The keys are the decoding ("greedy" or
+            "sampled") and then the number of updates before the evaluation.
     """
 
     problems: Sequence[Problem]
@@ -107,7 +108,7 @@ class RunEvaluations:
         return state
 
     def after(self, num_updates: int) -> dict[str, Evaluation]:
-        """Return the evaluations made after this number of updates, by decoding."""
+        """Return the evaluations that were made after `num_updates` updates, by decoding."""
         return {name: made[num_updates] for name, made in self.made.items() if num_updates in made}
 
     def _record(self, num_updates: int, data: str, evaluation: Evaluation, *, is_complete: bool) -> None:
@@ -125,7 +126,7 @@ class RunEvaluations:
         display: Display,
         is_stopped: Callable[[], bool],
     ) -> dict[int, Sequence[Answer]] | None:
-        """Return the answers to the problems of this process by index, or None if a stop is requested."""
+        """Answer the problems of this process. Return the answers by problem index, or None after a stop."""
         index, num_processes = self.accelerator.process_index, self.accelerator.num_processes
 
         def check_stop(*_: int) -> None:

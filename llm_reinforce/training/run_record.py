@@ -73,7 +73,7 @@ def digest_of(problems: Iterable[Problem]) -> dict[str, Any]:
 
 
 def write_record(directory: RunDirectory, here: Mapping[str, Any], say: Callable[[str], None]) -> None:
-    """Write `environment.json`. A resumed run appends the changes to the list `resumed` in this file.
+    """Write `environment.json`. A resumed run appends the changes of its environment to the list `resumed`.
 
     Args:
         directory: directory of the run.

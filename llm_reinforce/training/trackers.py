@@ -30,7 +30,7 @@ from llm_reinforce.training.recording import flattened
 FOLDER = "trackers"  # folder in the run's directory
 SERIES = f"{FOLDER}/series.json"
 TABLE = "episodes"
-PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages with other names than the trackers
+PACKAGES = {"comet_ml": "comet-ml", "aim": "'aim<4'"}  # packages whose name is not the tracker's
 # attributes in which these trackers store the id of the run
 OWN_IDS = {"mlflow": "info.run_id", "aim": "hash", "clearml": "id"}
 # trackers to which a resumed run does not log its settings again: MLflow refuses to replace them, and
@@ -105,7 +105,7 @@ class Trackers:
         return own_id if name in self._trackers else None
 
     def update(self, metrics: Mapping[str, Any], episodes: Sequence[Mapping[str, Any]]) -> None:
-        """Log the metrics of an update, and a table of its episodes to each tracker that has tables.
+        """Log an update's metrics to all trackers, and a table of its episodes to trackers that have tables.
 
         Args:
             metrics: a row of `metrics.jsonl`.
@@ -162,7 +162,7 @@ class Trackers:
             tracker = self._trackers.pop(name, None)
             why = visible(without_secrets(f"{type(error).__name__}: {error}"), 400)
             self._say(f"note: the tracker {name} failed and is turned off, but the run continues: {why}")
-            if tracker is not None:  # a run that is left open in a tracker may block the next one
+            if tracker is not None:  # a run that is left open in a tracker may block the next run
                 with suppress(Exception, SystemExit), _environment(self._variables):
                     tracker.finish()
 
@@ -198,7 +198,7 @@ def tracking(config: Config, directory: RunDirectory, say: Say) -> Iterator[Trac
     try:
         yield trackers
     finally:
-        if not isinstance(sys.exception(), LeaveAtOnce):  # finishing may take a long time
+        if not isinstance(sys.exception(), LeaveAtOnce):  # finishing would take too long
             trackers.finish()
 
 
@@ -225,7 +225,7 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
     arguments: dict[str, Any] = {}
     match name:
         case "tensorboard":
-            # the tracker creates a folder with this name
+            # the name must suit a folder, because the tracker creates a folder with this name
             return new(re.sub(r"[^\w.-]+", "_", run_name).lstrip(".") or "run", own_folder)
         case "aim":
             return new(run_name, own_folder, experiment=project, run_hash=None if is_new else own_id)
@@ -242,7 +242,7 @@ def _tracker(name: str, config: Config, directory: RunDirectory, own_id: str, *,
         case "clearml":
             reused = False if is_new else own_id
             arguments = {"project_name": project, "task_name": run_name, "reuse_last_task_id": reused}
-            arguments |= {} if is_new else {"continue_last_task": 0}  # 0: the steps get no offset
+            arguments |= {} if is_new else {"continue_last_task": 0}  # offset added to steps
         case "dvclive":
             arguments = {"dir": own_folder, "exp_name": run_name, "resume": not is_new}
         case "swanlab":
@@ -291,7 +291,7 @@ def _name_in(tracker: str, metric: str, metrics: Iterable[str]) -> str:
 
 
 def _variables(folder: Path) -> dict[str, str]:
-    """Return environment variables that make trackers write to the folder, unless the user has set them."""
+    """Return environment variables that make trackers write to `folder`, except those set by the user."""
     variables = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder / 'mlflow.db'}"}
     return {name: value for name, value in variables.items() if name not in os.environ}
 

@@ -141,9 +141,9 @@ class ReinforceTrainer:
 
     Args:
         policy: the model to train, given as a directory, a `.gguf` file, a hub id, the directory of an
-            earlier run, a name downloaded by `llm-reinforce fetch` ("smollm2-135m"), a `(model, tokenizer)`
-            pair of transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig (a small Llama with
-            random weights). A model object is trained in place.
+            earlier run, the name of a model downloaded by `llm-reinforce fetch` ("smollm2-135m"), a
+            `(model, tokenizer)` pair of transformers, a LanguagePolicy, a PolicyConfig, or a RandomInitConfig
+            (a small Llama with random weights). A model object is trained in place.
         problems: the training problems, given as a data-set name ("gsm8k", "svamp", "generate:digits=2"), a
             file or folder (JSONL, JSON, CSV, TSV, Parquet, Arrow), a hub id, a list of dicts with the keys
             `prompt` (or `question`) and `answer`, a list of Problems, a `datasets.Dataset`, a DataFrame of
@@ -155,11 +155,11 @@ class ReinforceTrainer:
             "answer_format", "conciseness", "readability", "intermediate_steps"), "path/to/file.py:function",
             a list of these, or a dict that maps any of these to weights, such as `{my_function: 1.0,
             "conciseness": 0.2}`. A `RewardConfig(function="answer_format", arguments={"form": "boxed"})`
-            passes arguments. A function with TRL's signature takes `prompts`, `completions`, `completion_ids`
-            and the columns of the problems as keywords, and returns a list. The reward of an episode is the
-            weighted sum of the values of all functions. A function may return None if it does not apply to a
-            problem. An episode is left out of the update if a function raises an exception, or if all
-            functions return None. Default: 1 for a correct final answer, 0 otherwise.
+            passes arguments to the function. A function with TRL's signature takes `prompts`, `completions`,
+            `completion_ids` and the columns of the problems as keywords, and returns a list. The reward of an
+            episode is the weighted sum of the values of all functions. A function may return None if it does
+            not apply to a problem. An episode is left out of the update if a function raises an exception, or
+            if all functions return None. Default: 1 for a correct final answer, 0 otherwise.
         held_out: problems for evaluation, given as a name, file, hub id, list, `datasets.Dataset` or
             DataConfig. This argument can be used only together with `problems`. Default: `num_held_out` of
             the `problems` are held out.
@@ -437,7 +437,7 @@ class ReinforceTrainer:
             check_same_run(self._directory, self.config)
             self.config = with_recorded_date(self._directory, self.config)
         date = self._loop.fix_date(self.config.policy.chat_template_date)
-        self.config = with_date(self.config, date)  # the date is then written to `recipe.yaml`
+        self.config = with_date(self.config, date)  # so that the date is written to `recipe.yaml`
         is_main = self._loop.accelerator.is_main_process
         if is_main:
             self._directory.check(resume=resume, overwrite=overwrite)

@@ -56,8 +56,8 @@ def warm_start(
         problems: the demonstrations or training problems. Each update draws some of these problems with
             replacement. With `epochs`, each epoch uses every problem once.
         settings: number of updates or epochs, batch size and learning rate.
-        training: settings of the run: kind of optimizer, gradient checkpointing, and number of consecutive
-            updates with a gradient that is not finite after which the run stops.
+        training: settings of the run. The warm start uses `optimizer`, `master_weights`,
+            `gradient_checkpointing` and `max_not_finite`.
         accelerator: the accelerator of the run.
         display: display of the progress.
         seed: seed of the random choice of problems.

@@ -8,7 +8,8 @@ the parts. The rules are:
   swapped sides. `y = 2x+1` also equals `2x+1`, whichever of them is the reference answer, because y only
   names the value.
 - *Label*: `AB = `, `f(x) = `, `|z| = `, `(x,y) = ` and `x \in ` are names of the value that follows.
-- *List*: values separated by commas, "or" and "and" are compared in any order; `\pm` stands for two values.
+- *List*: values are separated by commas, semicolons, "or" or "and", and are compared in any order. `\pm`
+  stands for two values.
 - *Unit*: a `\text{…}` at the end is a unit, which must agree if both answers have one.
 - *Base*: numbers with a base are compared as text.
 - *Rejected*: relations, operations that are not evaluated, and repetitions of the question.
@@ -120,7 +121,7 @@ class _Answer:
 
     values: tuple[str, ...]
     equation: tuple[str, str] | None = None  # the two sides, if the answer has exactly one equals sign
-    is_named: bool = False  # the left side of the equation only names the value
+    is_named: bool = False  # True if the left side of the equation only names the value
     others: tuple[str, ...] = ()  # further sides of `a = b = c`, which must have the same value
     unit: tuple[str, ...] = ()
     has_signs: bool = False

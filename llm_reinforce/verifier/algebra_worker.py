@@ -56,7 +56,10 @@ def prepare(settings: Mapping[str, Any]) -> tuple[dict[str, Any], Callable[[Any]
 
 
 def parsed(text: str) -> Any:
-    """Parse an expression, in which case counts and letters are never units. Return None if parsing fails."""
+    """Parse an expression. Return None if parsing fails.
+
+    Upper-case and lower-case letters are different variables. Letters are never units.
+    """
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
     from latex2sympy2_extended.math_normalization import NormalizationConfig
 

@@ -70,15 +70,15 @@ class Doubt:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A reference answer that should be checked, because the verifier may lose a part of it.
+    """A reference answer that should be checked, because the verifier may ignore a part of it.
 
     Attributes:
         problem: problem that the reference answer belongs to.
         kind: `equation`, `mixed number`, `letters` (letters directly after digits, which are read as
             variables and not as a unit), `whole solution` (a text with a box, a `####` or several lines), or
             `several boxes` (the answer is the last one of several different boxes in the solution).
-        reading: number as which the answer is read; "text" or "algebra" if the answer is compared as text or
-            algebra.
+        reading: the number that the verifier reads, such as "3/2"; "text" or "algebra" if the answer is
+            compared as text or algebra.
     """
 
     problem: AnsweredQuestion

@@ -14,8 +14,8 @@ All rules read the tokens of a normalized text, so that emphasis, `$` and LaTeX 
   exactly one chain, and no condition or variable beside this chain.
 - *Sentence* after "answer is": the sentence commits to its first number if nothing precedes this number, and
   otherwise to its last number.
-- *Text* without a box, a `####` or another mark: the text commits to its last number. Numbers in dates,
-  times, versions and names do not count.
+- *Text* without a box, a `####` or another mark: the text commits to its last number or, in the cases of
+  `main_number`, to an earlier number. Numbers in dates, times, versions and names do not count.
 """
 
 import re
@@ -99,9 +99,9 @@ def read_sentence(sentence: str) -> Reading | None:
 
 
 def read_last_number(part: str) -> Reading | None:
-    """Read the last number of a text. Numbers in names, dates, times and versions are skipped.
+    """Read the number that a text without a mark states as its answer, which is usually the last number.
 
-    Return None if there is no number.
+    Numbers in names, dates, times and versions are skipped. Return None if there is no number.
     """
     tokens = tokenize(part)
     last = _last(tokens, _NUMERIC)
@@ -253,7 +253,7 @@ class _Text:
         return self.text[self.tokens[phrase.first].start : self.tokens[phrase.last - 1].end].strip()
 
     def _chains(self) -> tuple[list[list[Phrase]], bool]:
-        """Return the chains after the last correction, such as "no", and True if there is one."""
+        """Return the chains after the last correction word, such as "no", and True if this word exists."""
         chains, is_corrected = [[self.phrases[0]]], False
         for before, phrase in pairwise(self.phrases):
             between = self._between(before.last, phrase.first)
@@ -274,14 +274,17 @@ class _Text:
         return self.phrases[first : index + 1]
 
     def _swapped(self, chain: list[Phrase], equals: int) -> Phrase | None:
-        """Return the first side of `132 = 47+85`, or None if the other sides have variables."""
+        """Return the first side of a chain such as `132 = 47+85`, or None if it cannot be the answer.
+
+        The first side must be a single number, and the other sides must not have variables.
+        """
         sides = self.tokens[equals : chain[-1].last]
         is_alone = chain[0].last == equals and not self._before(chain[0].first)
         is_plain = not any(token.kind in _LABELS for token in sides)
         return chain[0] if is_alone and is_plain and not self._after(chain[-1]) else None
 
     def _is_contradicted(self, chain: list[Phrase], phrase: Phrase, equals: list[int]) -> bool:
-        """Return True if another side of the equation is a number with another value."""
+        """Return True if a side of the chain is a number whose value differs from that of `phrase`."""
         others = {one.last: one for one in chain if one is not phrase and not one.reason}
         for place, end in enumerate(equals):
             other = others.get(end)
@@ -332,7 +335,10 @@ class _Text:
 
 
 def _is_label(token: Token) -> bool:
-    """Return True for a name such as x, AB or total, but not for a product of variables, such as xy."""
+    """Return True for a name such as x, AB or total, but not for a product of variables.
+
+    Two lower-case letters, such as xy, are a product, and so are three without a vowel, such as xyz.
+    """
     word = token.text
     is_product = word.islower() and (len(word) == 2 or (len(word) == 3 and not set(word) & set("aeiou")))
     return token.kind in _LABELS and "^" not in word and not is_product

@@ -6,7 +6,8 @@ The final answer is the first of these that exists after the last reasoning bloc
    empty slot is skipped if a slot of the same form precedes it. A slot that is not closed ends with the
    completion, unless the completion was truncated;
 2. the text X of the last "answer is X", "answer: X" or "answer = X". X extends to the end of its line;
-3. the last number of the text. Operands, and numbers in dates, times, versions and names, are skipped.
+3. the number that the text states as its answer, usually its last number. Operands, and numbers in dates,
+   times, versions and names, are skipped.
 
 Only the end of a long text is read. The search for marks such as `####` starts at the end of the text, and
 only a limited number of characters after a mark is read. The running time therefore hardly grows with the
@@ -77,11 +78,12 @@ class FinalAnswer:
 
 
 def find_final_answer(completion: str, *, truncated: bool = False) -> FinalAnswer:
-    """Return the final answer of a completion. The running time is limited for every text.
+    r"""Return the final answer of a completion; see the docstring of the module.
 
     Args:
         completion: the completion.
-        truncated: True if the completion ended at the token budget. A slot that is not closed is then empty.
+        truncated: True if the completion ended at the token budget. In this case, a `\boxed{` or `<answer>`
+            that is not closed contains no answer.
     """
     if len(completion) <= _MAX_LINE and not MARK.search(completion):  # the most common case
         return FinalAnswer(completion)

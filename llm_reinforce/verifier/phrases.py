@@ -35,10 +35,10 @@ _UNIT = re.compile(
 
 @dataclass(slots=True)
 class Phrase:
-    """A written number."""
+    """A number in a text, with everything that belongs to the number, such as its sign and its unit."""
 
-    first: int  # index of its first token
-    last: int  # index after its last token
+    first: int  # index of the first token of the phrase
+    last: int  # index after the last token of the phrase
     number: int  # index of the token with the digits
     value: Fraction | None = None  # for a percentage, the number before the percent sign
     reason: str = ""  # reason why there is no value, as in `Verdict.reason`
@@ -187,9 +187,10 @@ def _attached(token: Token, *, is_reference: bool) -> str:
 
 
 def _spaced(token: Token) -> str:
-    """Return a reason to reject a number because the word after it makes it a part of an expression, or "".
+    """Return the reason to reject a number because of the word after it; "" if there is none.
 
-    Such a word is, for example, a function, an operation or a variable.
+    A number is rejected if the word is, for example, a function, an operation or a variable, because the
+    number is then a part of an expression.
     """
     found, word = _POWER.fullmatch(token.text), token.word
     if token.kind == "function" or "\ufffd" in word:

@@ -16,7 +16,7 @@ from llm_reinforce.verifier.final_answer import MAX_SLOT, FinalAnswer, find_fina
 from llm_reinforce.verifier.notation import plain
 from llm_reinforce.verifier.phrases import same_unit
 
-REMEMBERED_LENGTH = 256  # maximum characters of completions whose readings are cached
+REMEMBERED_LENGTH = 256  # maximum number of characters of a completion whose reading is cached
 
 WRONG = frozenset({"different", "several_values", "relation", "not_evaluated"})
 """Reasons for rejecting a completion from which an answer was read."""
@@ -129,7 +129,8 @@ def _read_number(final: FinalAnswer) -> Reading:
 
 # --- the last number of a text ------------------------------------------------------------------------
 
-# numbers of characters before the last digit in which a number is searched for: first a few, then more
+# number of characters before the last digit in which a number is searched for, in the first and the second
+# search
 _WINDOWS = (160, 448)
 _AFTER = 40  # number of characters that are read after the last digit
 _OTHER_DIGITS = 4_096  # digits other than 0 to 9 are searched for in this many characters at the end
@@ -157,8 +158,8 @@ _OPTION = re.compile(r"^\s*(?:option|choice)\s+(?=\S)", re.IGNORECASE)
 _WORDS = re.compile(r"[A-Za-z]{3}|^\s*(?:no|No|NO)\s*$")
 _OTHER_CHOICE = re.compile(r"\b(?:or|and)\b|[(\[][A-Ha-h][)\]]", re.IGNORECASE)
 _LETTERS = re.compile(r"(?![A-H]$)[A-Za-z]([A-Za-z])?")  # a variable, or a product of two
-# what shows that an answer is algebra, in which case counts: a command, or a letter beside digits or
-# operators
+# text that only algebra contains: a command, or a letter beside digits or operators; in algebra, upper and
+# lower case differ
 _ALGEBRA = re.compile(
     r"\\[A-Za-z]|(?<![A-Za-z])[A-Za-z](?![A-Za-z'])\s?[-+*/^_=<>!(\[]|[-+*/^=<>)\]0-9]\s?[A-Za-z](?![A-Za-z])"
     r"|[0-9]!|\)!|\|\s?[A-Za-z]\s?\||[\u0370-\u03ff]"

@@ -52,7 +52,7 @@ def after_reasoning(completion: str) -> str:
 
 
 def open_reasoning(text: str) -> str:
-    """Return the part of a text from the tag of an unclosed reasoning block on; "" if all blocks are closed.
+    """Return the unclosed reasoning block at the end of a text, with its tag; "" if all blocks are closed.
 
     >>> open_reasoning("What is 3 + 4?\\n<think>\\nFirst,")
     '<think>\\nFirst,'

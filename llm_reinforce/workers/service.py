@@ -91,7 +91,10 @@ def _end_with_parent(parent: int) -> None:
 
 
 def _exists(pid: int) -> bool:
-    """Return True if a process exists. On Windows, `os.getppid` does not change when the parent ends."""
+    """Return True if a process exists.
+
+    Windows needs this check, because `os.getppid` returns the same id after the parent has ended.
+    """
     import psutil
 
     return bool(psutil.pid_exists(pid))

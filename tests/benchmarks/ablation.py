@@ -1,11 +1,12 @@
 """Time that each piece of the fast path saves: `python tests/benchmarks/ablation.py --rounds 10`.
 
-For each piece, pairs of processes make updates of a workload of `speed.py` in turn. The first process of a
-pair runs the full code, and the second process runs the code without the piece. The table shows the CPU time
-without the piece, divided by the CPU time of the full code. It is the median over the pairs, with the range
-of the pairs in brackets (with six pairs or more, a 95% confidence interval). A value of 1.10 means that an
-update takes 10% more time without the piece. Each process computes with one thread, because the CPU time of
-one thread depends little on other programs on the machine. Only this script can turn pieces off.
+For each piece, pairs of processes are started. The first process of a pair runs the full code, and the second
+process runs the code without the piece. The two processes take turns and make updates of a workload of
+`speed.py`. For each pair, the CPU time without the piece is divided by the CPU time of the full code. The
+table shows the median of these ratios and, in brackets, their range (with six pairs or more, a 95% confidence
+interval of the median). A value of 1.10 means that an update takes 10% more time without the piece. Each
+process computes with one thread, because the CPU time of one thread depends little on other programs on the
+machine. Only this script can turn pieces off.
 """
 
 import argparse
@@ -247,7 +248,8 @@ def measure(
 ) -> dict[str, Any]:
     """Let pairs of processes, with and without the piece, make updates in turn.
 
-    Two processes with the same code differ in speed by several percent, so the interval is over the pairs.
+    The interval is computed from one ratio per pair, because the speeds of two processes with the same code
+    differ by several percent.
     """
 
     def started(name: str) -> Any:

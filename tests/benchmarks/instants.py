@@ -3,10 +3,11 @@
     python tests/benchmarks/instants.py --signals 50
 
 A tiny run is started as a new process, which imports all packages. (In contrast, kills.py forks a process
-that has already imported them.) The process gets a signal after a random time, and in half of the cases a
-second signal. The times are spread evenly from the start of Python to the end of the process. The process has
-to exit with 130 or 143, be ended by the signal, or exit with 0 if it had finished. It must not print a
-traceback, and the resumed run has to end with the same bits as an undisturbed run.
+that has already imported them.) The process gets a signal and, in half of the cases, a second signal within
+one second. The time from the start of Python to the end of an undisturbed process is divided into as many
+equal intervals as there are commands. Each command gets its first signal at a random time in a different
+interval. The process has to exit with 130 or 143, be ended by the signal, or exit with 0 if it had finished.
+It must not print a traceback, and the resumed run has to end with the same bits as an undisturbed run.
 """
 
 import argparse

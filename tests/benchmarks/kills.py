@@ -10,8 +10,8 @@ enough hits (kills or signals), with at least a quarter of the hits during a sav
 sampling.
 
 A third of the hits are made at a random moment of a save, a third at a random moment of sampling, and a third
-at any time. `--by signals` sends SIGTERM or SIGINT instead of killing the run, in half of the cases two
-signals, and checks the exit code.
+at any time. With `--by signals`, the run is not killed. It gets SIGTERM or SIGINT, in half of the cases two
+signals, and the exit code is checked.
 """
 
 import argparse

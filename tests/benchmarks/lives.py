@@ -79,7 +79,7 @@ class Life:
     _rest: bytes = b""
 
     def listen(self, seconds: float | None) -> bool:
-        """Read the next reports. Return False if no report comes within `seconds`, or the process ended."""
+        """Read the next reports. Return False if none comes within `seconds`, or if the process has ended."""
         if self.has_ended or not select.select([self.pipe], [], [], seconds)[0]:
             return False
         received = os.read(self.pipe, 65536)

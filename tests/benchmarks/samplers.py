@@ -47,7 +47,7 @@ Sampler = Callable[[list[list[int]]], list[Sequence[int]]]
 
 @dataclass(frozen=True)
 class Workload:
-    """Maximum length of completions. If `has_end` is False, all completions have this length."""
+    """Length of the completions. If `has_end` is False, all completions have `max_new_tokens` tokens."""
 
     title: str
     max_new_tokens: int

@@ -4,10 +4,12 @@ An update samples 8 episodes of each problem, computes their rewards, and takes 
 contender runs in its own process, with the same weights and prompts, on-policy, in float32, at temperature 1,
 without a reference model. The processes take turns update by update, so that changes of the machine's load
 affect all contenders. Rewards are random numbers, so that no group has equal rewards and no episode can be
-skipped. Only the contender `ours, verdicts` uses the verifier. TRL is included if it is installed. Our
-contenders use the settings of OpenMP that the command line makes. `--busy N` also runs N other
-processes, each of which keeps one thread busy. `--scaling` prints how the cost grows with the sizes of the
-problem instead. `ablation.py` measures the pieces of the fast path.
+skipped. Only the contender `ours, verdicts` uses the verifier. TRL is included if it is installed. For our
+contenders, OpenMP is configured as by the command `llm-reinforce`. `--busy N` also runs N other processes,
+each of which keeps one thread busy. `ablation.py` measures the pieces of the fast path.
+
+With `--scaling`, no contenders run. Instead, the script prints how the time of sampling and the time of the
+gradient grow with the number of problems, the size of a group, the lengths and the size of the vocabulary.
 """
 
 import argparse
@@ -108,7 +110,7 @@ SMALL = RandomInitConfig(
 
 
 class Turns:
-    """Reports of a worker to its parent: report an update on the real stdout, then wait for the next turn."""
+    """Connection of a worker to its parent, which lets the worker make one update at a time."""
 
     def __init__(self) -> None:
         self.out = os.fdopen(os.dup(1), "w")
@@ -487,7 +489,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="updates per contender")
     parser.add_argument("--busy", type=int, default=0, help="number of other processes that use the cores")
     parser.add_argument("--json", type=Path, help="also write the tables to this file")
-    parser.add_argument("--scaling", action="store_true", help="print how the cost grows instead")
+    parser.add_argument("--scaling", action="store_true", help="print how the times grow with the sizes")
     parser.add_argument("--worker", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--directory", help=argparse.SUPPRESS)
     options = parser.parse_args()

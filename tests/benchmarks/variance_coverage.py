@@ -7,8 +7,9 @@ of two episodes. `--repeats` sets the precision: 1,000 repetitions give a standa
 
 Results with 64 problems: For the toy `arbitrary`, the intervals contain the true value in 92% to 98% of the
 cases, with two exceptions: up to 100% for the bias, and 89% for the variance of "whole return". For the toy
-`rare`, the coverage falls to 89%. The intervals are too short if few problems have a gradient (a fifth of the
-problems of the toy `rare`), or if much of the variance comes from episodes that are rarely drawn.
+`rare`, the coverage falls to 89%. The intervals are too short if few problems have a gradient, or if much of
+the variance comes from episodes that are rarely drawn. In the toy `rare`, a fifth of the problems have a
+gradient.
 """
 
 import argparse

@@ -1,12 +1,13 @@
 """Accuracy on published word problems: `python tests/benchmarks/word_problems.py PART`.
 
-The script runs in a directory with the folder that `recipes/word_problems.py` writes. The parts are:
+Start the script in the directory that contains the folder written by `recipes/word_problems.py`. The parts
+are:
 
 - `base` measures the policy before training. It compares prompt templates on dev.jsonl, which contains no
   test problems. With the best template, it then measures the greedy and the sampled accuracy on the test
   problems.
 - `settings` and `shaping` compare settings and rewards of the recipe on dev.jsonl, at an equal budget of
-  sampled tokens, and print the findings of the doctor.
+  sampled tokens, and print the findings of `llm-reinforce doctor`.
 - `gains` trains with each method and seed, and compares the accuracy on the test problems with the accuracy
   before training. The methods are the recipe, the recipe without its warm start, and supervised training on
   all worked solutions. With `--trl PYTHON`, the GRPO trainer of TRL also trains, for as long as the recipe's
@@ -296,7 +297,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs="*", default=[1, 4], help="passes of supervised training")
     parser.add_argument("--trl", metavar="PYTHON", help="interpreter of an environment with trl")
     parser.add_argument(
-        "--tokens", type=int, default=200_000, help="budget of a run of `settings` or `shaping`"
+        "--tokens", type=int, default=200_000, help="sampled tokens of each run of `settings` or `shaping`"
     )
     parser.add_argument("--problems", type=int, help="evaluate the first problems only")
     parser.add_argument("--set", action="append", default=[], help="change a setting of the recipe")

@@ -48,9 +48,11 @@ def test_correction_can_be_turned_off(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"updates_per_batch": 1}, "clip: has no effect with updates_per_batch: 1"),
         ({"variant": "grpo"}, "clip: the variant grpo clips the ratios; remove this setting or the variant"),
-        ({"importance": {"level": "token"}}, "clip: has no effect if importance is set; remove this setting"),
+        (
+            {"importance": {"level": "token"}},
+            "clip: has no effect if `importance` is set; remove this setting",
+        ),
     ],
 )
 def test_correction_that_is_turned_off_in_vain_is_rejected(given: dict[str, Any], message: str) -> None:

@@ -349,7 +349,7 @@ def test_prompt_is_inserted_into_the_chat_template(chat: Path) -> None:
 def test_message_if_the_chat_template_does_not_accept_a_system_turn(chat: Path) -> None:
     policy = load_policy(chat, system_prompt="7")
     policy.tokenizer.chat_template = "{{ raise_exception('no ' + messages[0].role) }}"
-    with pytest.raises(InputError, match="does not accept a system and user turn: no system"):
+    with pytest.raises(InputError, match="does not accept system and user messages: no system"):
         policy.encode_prompt("1")
 
 

@@ -228,7 +228,7 @@ def test_template_that_renders_at_random_is_rejected(choice: str) -> None:
 
 @pytest.mark.parametrize("error", ["{{ 1 / 0 }}", "{% if %}", "{{ a.b.c }}", "{{ messages[5].content }}"])
 def test_template_with_an_error_is_rejected(error: str) -> None:
-    with pytest.raises(InputError, match="does not accept a user turn") as caught:
+    with pytest.raises(InputError, match="does not accept user messages") as caught:
         new_policy(error + CHAT)
     assert "system_prompt" not in str(caught.value)  # there is none to remove
 
@@ -243,8 +243,8 @@ def test_template_arguments_reach_the_template() -> None:
     ("arguments", "message"),
     [
         ({"enable_thinkin": True}, "no such argument; did you mean 'enable_thinking'"),
-        ({"tokenize": True}, "tokenize: set by the toolkit; remove this argument"),
-        ({"messages": []}, "messages: set by the toolkit"),
+        ({"tokenize": True}, "tokenize: the toolkit sets this argument; remove it"),
+        ({"messages": []}, "messages: the toolkit sets this argument"),
     ],
 )
 def test_template_argument_without_effect_is_rejected(arguments: dict[str, Any], message: str) -> None:
@@ -260,7 +260,7 @@ def test_settings_of_a_chat_template_without_one_are_rejected() -> None:
 def test_system_prompt_that_the_template_drops_is_rejected() -> None:
     template = "{% for m in messages if m.role == 'user' %}U{{ m.content }}{% endfor %}T:"
     with pytest.raises(
-        InputError, match=r"system_prompt: the chat template of the policy drops or changes it"
+        InputError, match=r"system_prompt: the chat template of the policy drops or changes the system prompt"
     ):
         new_policy(template, system_prompt="What")
 

@@ -282,8 +282,8 @@ def test_default_number_of_training_problems(monkeypatch: pytest.MonkeyPatch) ->
         ({"num_train": 0}, "num_train must be at least 1, not 0"),
         ({"operands": (0, 9)}, "digits and operands are both given"),
         ({"held_out_operands": (0, 9)}, "held_out_operands is used only with operands"),
-        ({"digits": (), "operands": (9, 0)}, "smallest and the largest operand, from 0 .*, not 9 and 0"),
-        ({"digits": (), "operands": (-1, 3)}, "from 0 .*, not -1 and 3"),
+        ({"digits": (), "operands": (9, 0)}, r"0 <= smallest <= largest < .*, not \(9, 0\)"),
+        ({"digits": (), "operands": (-1, 3)}, r"0 <= smallest <= largest < .*, not \(-1, 3\)"),
         (
             {"digits": (), "operands": (1, 9), "held_out_operands": (0, 5)},
             r"held_out_operands \(0 to 5\) must be within operands \(1 to 9\)",

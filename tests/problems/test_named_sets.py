@@ -349,6 +349,19 @@ def test_invalid_rows_are_rejected(tmp_path: Path, name: str, row: object, messa
         find_problems(f"{name}={written(tmp_path / 'a.jsonl', row)}")
 
 
+def test_split_of_a_json_file_with_several_lists_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "gsm8k.json"
+    rows = {
+        "train": {"question": "1 + 1?", "answer": "#### 2"},
+        "test": {"question": "2 + 2?", "answer": "#### 4"},
+    }
+    file.write_text(json.dumps({split: [row] for split, row in rows.items()}))
+    assert [problem.answer for problem in find_problems(f"gsm8k={file}")] == ["4"]
+    assert [problem.answer for problem in find_problems(f"gsm8k={file}", split="train")] == ["2"]
+    with pytest.raises(InputError, match="contains the lists 'train', 'test', but no list called 'dev'"):
+        find_problems(f"gsm8k={file}", split="dev")
+
+
 def test_duplicate_ids_and_empty_files_are_rejected(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="row 2: id '7' is already used"):
         find_problems(f"addsub={written(tmp_path / 'a.json', MAWPS, MAWPS)}")

@@ -171,7 +171,7 @@ def test_infinite_recursion_is_a_failure_and_long_tracebacks_are_cut() -> None:
 def test_function_with_the_wrong_parameters_is_a_failure() -> None:
     result = result_of(lambda text, problem: 1.0)  # type: ignore[misc]
     assert result.failure is not None
-    assert "no value has the name of its parameter 'text'" in result.failure
+    assert "no value is available for the parameter 'text'" in result.failure
     assert "completion, prompt, problem" in result.failure
 
 

@@ -163,7 +163,7 @@ def test_kinds_of_callables_receive_values_by_name(function: Callable[..., Any])
     [
         (
             lambda response, problem: 1.0,
-            "its parameter 'response'; a function that is called once per completion can have the "
+            "for the parameter 'response'; a function that is called once per completion can have the "
             "parameters completion, prompt, problem, verdict, answer, solution, completion_ids, "
             "trainer_state and the columns of the data: 'id', 'question', 'level'; rename the parameter",
         ),
@@ -190,7 +190,7 @@ def test_unknown_parameter_is_refused_when_the_data_is_known(
     [lambda text, gold: 1.0, lambda text: 1.0, lambda *, text: 1.0, lambda: 1.0, lambda text=1: 1.0, len],
 )
 def test_function_without_a_known_parameter_is_refused_at_once(function: Callable[..., Any]) -> None:
-    with pytest.raises(InputError, match="name nothing that a reward function receives"):
+    with pytest.raises(InputError, match="no parameter of the function has the name of a value"):
         rewards_from(function)
 
 

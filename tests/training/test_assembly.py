@@ -90,7 +90,9 @@ def test_held_out_problems_are_removed_from_the_training_problems(tmp_path: Path
     split = problems_from_config(recipe(tmp_path, source), recorder.say)
     assert [problem.prompt for problem in split.train] == ["1=", "3="]
     assert len(split.held_out) == 2
-    assert recorder.messages == ["3 training problems are also held-out problems and were left out"]
+    assert recorder.messages == [
+        "3 training problems are also held-out problems, so they are not used for training"
+    ]
 
 
 def test_training_on_the_evaluated_problems_is_reported(tmp_path: Path) -> None:
@@ -189,7 +191,7 @@ def test_characters_outside_the_alphabet_are_found_before_a_model_is_built(tmp_p
     with pytest.raises(InputError, match=r"alphabet lacks '\?', found in the prompt '2\?'"):
         build_loop(recipe(tmp_path, source))
     write_sums(data, ["1=", "2=", "3="], solution="three")
-    with pytest.raises(InputError, match=r"found in the answer to .*, which the warm start trains on"):
+    with pytest.raises(InputError, match=r"found in the solution or answer of .*, on which the warm start"):
         build_loop(recipe(tmp_path, source, "training.warm_start.num_updates=20"))
 
 

@@ -90,7 +90,7 @@ def test_masked_truncated_episodes_are_left_out(steps) -> None:
 def test_a_first_update_without_a_terminated_episode_is_rejected(monkeypatch) -> None:
     one = trainer(reinforce=batches(truncated="mask"))
     monkeypatch.setattr(EpisodeBatch, "terminated", property(lambda batch: torch.zeros(len(batch)) > 0))
-    with pytest.raises(InputError, match="all scored episodes of the first update are truncated, so mask"):
+    with pytest.raises(InputError, match=r"all scored episodes of the first .* 'mask' excludes"):
         one.train()
 
 

@@ -43,7 +43,7 @@ def test_rows_of_each_form_are_read(tmp_path: Path, row: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"prompt": "1=", "answer": "1"}, "should have the columns prompt and completion, or messages, but"),
+        ({"prompt": "1=", "answer": "1"}, "the columns prompt and completion, or the column messages, but"),
         ({"messages": [USER]}, "should be a chat that ends in a message of the assistant"),
         ({"messages": "1="}, "should be a chat that ends in a message of the assistant"),
         ({"prompt": "1=", "completion": 1}, "column 'completion' should be text or one message"),

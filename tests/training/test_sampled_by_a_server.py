@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 from llm_reinforce import ReinforceTrainer
 from llm_reinforce.cli import app
 from llm_reinforce.config import (
+    ClipConfig,
     Config,
     ImportanceConfig,
     ReinforceConfig,
@@ -248,6 +249,9 @@ def test_importance_weights_are_the_default() -> None:
     clipped = config(reinforce={"variant": "grpo", "updates_per_batch": 2}).reinforce
     assert clipped.importance is None
     assert clipped.clip is not None
+    # the ratios of a server's probabilities are not 1, so clipping corrects for them in one update, too
+    one = config(reinforce={"variant": "cispo", "clip": {"high": 3}}).reinforce
+    assert (one.importance, one.clip) == (None, ClipConfig(form="cispo", low=1.0, high=3.0))
     own = {"importance": {"level": "token"}}
     assert config(reinforce=own).reinforce.importance == ImportanceConfig(level="token")
 
@@ -258,10 +262,12 @@ def test_settings_that_a_server_cannot_use_are_rejected() -> None:
             config(**sections)
         return str(raised.value)
 
-    assert "sampling.server: samples at temperatures from 0.01 to 2" in message(sampling={"temperature": 3.0})
-    assert "reinforce.baseline: optimal needs" in message(reinforce={"baseline": "optimal"})
+    assert "sampling.server: the server samples at temperatures from 0.01 to 2" in message(
+        sampling={"temperature": 3.0}
+    )
+    assert "reinforce.baseline: `optimal` needs" in message(reinforce={"baseline": "optimal"})
     uncorrected = {"updates_per_batch": 2, "clip": False}
-    assert "reinforce.clip: false leaves the difference" in message(reinforce=uncorrected)
+    assert "reinforce.clip: with `false`, nothing corrects" in message(reinforce=uncorrected)
     for url in (
         "localhost",
         "ftp://localhost",

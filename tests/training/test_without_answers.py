@@ -96,7 +96,7 @@ def _arguments(**changes: Any) -> dict[str, Any]:
         ({"rewards": lambda completion, answer: 1.0}, r"needs reference answers \(parameter 'answer'\)"),
         ({"rewards": lambda completions, solution, **columns: [1.0]}, "parameter 'solution'"),
         ({"rewards": lambda completion, verdict=None: 1.0}, "parameter 'verdict'"),
-        ({"rewards": lambda completion, levle: 1.0}, "its parameter 'levle'; did you mean 'level'"),
+        ({"rewards": lambda completion, levle: 1.0}, "for the parameter 'levle'; did you mean 'level'"),
         ({"num_held_out": 2}, "num_held_out is 2, but the problems have no reference answers"),
         ({"problems": [{"question": "1=", "anwser": "1"}]}, r"no answer column .*did you mean 'anwser'"),
         ({"problems": ROWS, "answer_column": "gold"}, "no answer column 'gold'"),

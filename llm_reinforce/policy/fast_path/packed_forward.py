@@ -2,8 +2,8 @@
 
 Embeddings, norms, projections and feed-forward layers process each token independently, so the tokens of all
 sequences can be the rows of one matrix. Only attention depends on the sequences. The caller provides
-attention as a function. In the function of `packed_log_probs`, a token attends to the earlier tokens of its
-episode. In the function of `SlotBatch`, a token attends to a cache of keys and values.
+attention as a function. In the function of `packed_log_probs`, a token attends to itself and to the earlier
+tokens of its episode. In the function of `SlotBatch`, a token attends to a cache of keys and values.
 """
 
 from collections.abc import Callable, Sequence
@@ -46,8 +46,8 @@ def packable_model(model: nn.Module) -> Any:
 
     Llama-like models are supported, with or without adapters in their layers. A model is not supported if it
     has sliding-window attention, positions that depend on the longest sequence of a batch, layers on several
-    devices, gradient checkpointing, prompt-learning adapters, or hooks. Classes that users derive from those
-    of transformers are not supported either.
+    devices, gradient checkpointing, prompt-learning adapters, or hooks. Classes derived from classes of
+    transformers by users are not supported either.
     """
     inner: Any = model
     if hasattr(inner, "get_base_model"):
@@ -142,7 +142,7 @@ def _layer_outputs(
     tokens: Int[Tensor, " read"] | None,
     hidden: Float[Tensor, "token hidden"],
 ) -> Float[Tensor, "_ hidden"]:
-    """Return the hidden states after a layer for the tokens in `tokens`. None: all tokens."""
+    """Return the hidden states after a layer, for the tokens in `tokens` (None: for all tokens)."""
     mixed = _mixed(layer, number, hidden, rotation, attend, multiply)
     if tokens is not None:
         hidden, mixed = hidden.index_select(0, tokens), mixed.index_select(0, tokens)

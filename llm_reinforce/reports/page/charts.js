@@ -1,5 +1,5 @@
 "use strict";
-// The curves. uPlot draws on a canvas; the legend below each chart, which it also makes, shows the numbers as text.
+// The curves. uPlot draws each chart on a canvas, and makes a legend that shows the numbers as text.
 const DATA = JSON.parse(document.getElementById("data").textContent);
 
 function element(tag, attributes = {}, ...children) {
@@ -172,6 +172,6 @@ if (DATA.refresh) {
       const version = await (await fetch("version", { cache: "no-store" })).text();
       if (seen !== null && version !== seen) location.reload();
       seen = version;
-    } catch { /* the server has ended: the page stays as it is */ }
+    } catch { /* the server has ended, so the page is not reloaded */ }
   }, 1000 * DATA.refresh);
 }

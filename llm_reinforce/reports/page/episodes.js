@@ -4,7 +4,7 @@
   const NAMES = { advantage: "advantage", log_prob: "log-probability", entropy: "entropy", return: "return",
     weight: "importance weight" };
   const PAGE = 24; // cards shown at once
-  const COLUMNS = 32; // times at which one problem is shown
+  const COLUMNS = 32; // maximum number of episodes and answers of one problem that are shown
   const { problems, texts, rows, num_updates: numUpdates, num_shown: numShown } = DATA.episodes;
   const get = (id) => document.getElementById(id);
   const state = { shown: PAGE, ...JSON.parse(sessionStorage.getItem("episodes") || "{}") };
@@ -13,7 +13,7 @@
   const valueAt = (row, name, index) => (Array.isArray(row[name]) ? row[name][index] : row[name]);
   const present = Object.keys(NAMES).filter((name) => episodes.some((row) => row[name] !== undefined));
 
-  // largest size of each number, so that colors mean the same in all updates; 98% of the numbers are below it
+  // for each kind of value, the absolute value that gets the strongest color; 98% of the values are smaller
   const limits = Object.fromEntries(present.map((name) => {
     const sizes = episodes.flatMap((row) => row[name] ?? []).filter((value) => value !== null)
       .map((value) => Math.abs(name === "weight" ? value - 1 : value)).sort((a, b) => a - b);
@@ -173,7 +173,7 @@
       return;
     }
     const stride = Math.ceil(found.length / COLUMNS);
-    const kept = found.filter((_, index) => (found.length - 1 - index) % stride === 0); // with the last one
+    const kept = found.filter((_, index) => (found.length - 1 - index) % stride === 0); // includes the last episode or answer
     get("columns-note").textContent = stride > 1 ? `${kept.length} of the ${found.length} recorded episodes and answers are shown.` : "";
     get("columns").replaceChildren(...kept.map((row) =>
       card(row, { colored: get("color").value, title: `update ${row.update}` })));
@@ -186,8 +186,8 @@
   options(get("verdict"), [["", "any"], ["right", "right"], ...reasons.map((reason) => [reason, `wrong: ${reason}`]),
     ["truncated", "truncated"]]);
   get("episodes-note").textContent = !episodes.length ? "No episode is recorded yet."
-    : numShown < numUpdates ? `This page shows the episodes of ${numShown} of the ${numUpdates} updates with recorded episodes, at equal distances. The file episodes.jsonl contains all recorded episodes.`
-    : "This page shows the recorded episodes of each update, which are a part of all episodes. To see the numbers of a token, point at it, or move to it with the arrow keys.";
+    : numShown < numUpdates ? `Episodes are recorded for ${numUpdates} updates. This page shows the episodes of ${numShown} of these updates, at equal distances. The file episodes.jsonl contains all recorded episodes.`
+    : "This page shows the recorded episodes of each update. The setting training.logged_episodes limits the number of episodes per update. To see the values of a token, point at it, or move to it with the arrow keys.";
   const restart = () => { state.shown = PAGE; show(); };
   ["update", "search"].forEach((id) => get(id).addEventListener("input", restart));
   ["verdict", "reward"].forEach((id) => get(id).addEventListener("change", restart));

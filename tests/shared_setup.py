@@ -57,7 +57,7 @@ torch.set_num_threads(1)
 # `typer.testing`, which is imported later, takes the function from here.
 typer.main.get_command = functools.cache(typer.main.get_command)
 # without deadlines, which depend on how busy the machine is; each run draws other examples
-settings.register_profile("untimed", deadline=None, max_examples=50)
+settings.register_profile("untimed", deadline=None, max_examples=30)
 settings.load_profile("untimed")
 
 

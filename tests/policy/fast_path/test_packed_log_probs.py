@@ -126,7 +126,7 @@ def llama() -> LlamaForCausalLM:
     bundle_size=st.integers(0, 12),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_log_probs_of_completions_with_shared_prefixes_equal_the_plain_ones(
     llama: LlamaForCausalLM, groups: list[list[TokenIds]], bundle_size: int, data: st.DataObject
 ) -> None:
